@@ -1,0 +1,1 @@
+"""Change the virtual CPUs of a running QEMU."""
