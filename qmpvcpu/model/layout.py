@@ -1,0 +1,265 @@
+"""Layout: all slots of a VM with their vCPU ids at one moment."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from qmpvcpu.model.ost import OstAnswer, OstStatus
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import VmInfo
+
+__all__ = ["CpuProps", "Layout", "Slot", "Vcpu"]
+
+_PERIPHERAL = "/machine/peripheral/"
+
+
+class CpuProps(Mapping[str, Any]):
+    """A slot's properties, as QEMU names and orders them (``socket-id``, ``core-id``, ``node-id``, ...).
+
+    A read-only mapping. Properties that this version does not know are kept and passed through, since all of
+    them must be given back to ``device_add``.
+
+    Source: QEMU qapi/machine.json, CpuInstanceProperties.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, props: Mapping[str, Any]) -> None:
+        self._items = dict(props)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return f"CpuProps({self._items!r})"
+
+    def number(self, key: str) -> int | None:
+        """Return the id named *key*, or None where the machine has no such level."""
+        value = self._items.get(key)
+        return value if isinstance(value, int) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One entry of ``query-hotpluggable-cpus``: one or more vCPUs that are plugged and unplugged together.
+
+    Attributes:
+        first: vCPU id of its first vCPU, which names the slot.
+        count: How many vCPUs it holds (a whole core on pseries, one elsewhere).
+        type: The CPU type to give to ``device_add``.
+        props: Its properties, to be given to ``device_add`` unchanged.
+        cpu_index: QEMU's cpu-index of its first vCPU; on ACPI machines the guest's answers name it as slot.
+        qom_path: Path of the CPU in it, or None while it is empty.
+        host_tids: Host thread id of each vCPU; None where not known (not read yet, or empty).
+        answer: The guest's last answer to the plug of the CPU in it, or None.
+    """
+
+    first: int
+    count: int
+    type: str
+    props: CpuProps
+    cpu_index: int
+    qom_path: str | None = None
+    host_tids: tuple[int | None, ...] = ()
+    answer: OstAnswer | None = None
+
+    @property
+    def ids(self) -> VcpuMap:
+        """The vCPU ids that it holds."""
+        return VcpuMap(range(self.first, self.first + self.count))
+
+    @property
+    def present(self) -> bool:
+        """True if there is a CPU in it."""
+        return self.qom_path is not None
+
+    @property
+    def device_id(self) -> str | None:
+        """The device id of the CPU in it; None if it is empty, or its CPU has none (boot CPUs)."""
+        path = self.qom_path or ""
+        return path.removeprefix(_PERIPHERAL) if path.startswith(_PERIPHERAL) else None
+
+    @property
+    def new_device_id(self) -> str:
+        """The device id that a CPU plugged by us gets: libvirt loses a VM whose ids do not start with "vcpu"."""
+        return f"vcpu{self.first}"
+
+    @property
+    def new_qom_path(self) -> str:
+        """The QOM path of a CPU plugged by us."""
+        return _PERIPHERAL + self.new_device_id
+
+    def filled(self, qom_path: str) -> "Slot":
+        """Return this slot with a newly plugged CPU in it."""
+        return replace(self, qom_path=qom_path, host_tids=(None,) * self.count, answer=None)
+
+    def emptied(self) -> "Slot":
+        """Return this slot without its CPU."""
+        return replace(self, qom_path=None, host_tids=(), answer=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Vcpu:
+    """One vCPU, present or not.
+
+    Attributes:
+        id: libvirt's number for it.
+        slot: The slot that it is part of.
+        enabled: True if it is plugged.
+        hotpluggable: True if it can be unplugged by us now (libvirt's attribute of this name says more about
+            how a VM is to be started; see ``domainxml``).
+        order: Place of its slot in QEMU's creation order, from 1; None while absent.
+        pending: True if a removal of it is accepted and unanswered.
+        host_tid: Thread id on QEMU's host, or None where not known.
+        acknowledged: What the guest said of its plug: True, False (a failure), or None (nothing, or not seen).
+    """
+
+    id: int
+    slot: Slot
+    enabled: bool
+    hotpluggable: bool
+    order: int | None
+    pending: bool
+    host_tid: int | None
+    acknowledged: bool | None
+
+    @property
+    def device_id(self) -> str | None:
+        """Device id of its CPU, or None."""
+        return self.slot.device_id
+
+    @property
+    def qom_path(self) -> str | None:
+        """QOM path of its slot's CPU, or None while absent."""
+        return self.slot.qom_path
+
+    @property
+    def type(self) -> str:
+        """QEMU's CPU type."""
+        return self.slot.type
+
+    @property
+    def props(self) -> CpuProps:
+        """Its slot's properties."""
+        return self.slot.props
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All slots of a VM at one moment; ``layout[3]`` is vCPU 3.
+
+    Attributes:
+        vm: What is known of the VM besides.
+        slots: Every slot, by ascending vCPU id.
+        creation: First vCPU ids of the occupied slots, in the order in which QEMU created their CPUs.
+        pending_slots: First vCPU ids of the slots whose removal is accepted and unanswered.
+        generation: Counts the changes seen since attach.
+    """
+
+    vm: VmInfo
+    slots: tuple[Slot, ...]
+    creation: tuple[int, ...] = ()
+    pending_slots: frozenset[int] = field(default_factory=frozenset)
+    generation: int = 0
+
+    @cached_property
+    def max(self) -> int:
+        """How many vCPUs the machine can have."""
+        return self.slots[-1].first + self.slots[-1].count if self.slots else 0
+
+    @cached_property
+    def enabled(self) -> VcpuMap:
+        """The vCPUs that are plugged."""
+        return VcpuMap(each for slot in self.slots if slot.present for each in slot.ids)
+
+    @cached_property
+    def free(self) -> VcpuMap:
+        """The vCPUs that are not plugged."""
+        return VcpuMap(each for slot in self.slots if not slot.present for each in slot.ids)
+
+    @cached_property
+    def pending(self) -> VcpuMap:
+        """The vCPUs whose removal QEMU accepted and the guest has not answered; a subset of ``enabled``."""
+        return VcpuMap(each for first in self.pending_slots for each in self.slot_of(first).ids)
+
+    @cached_property
+    def vcpus(self) -> tuple[Vcpu, ...]:
+        """Every vCPU, present or not, by id."""
+        return tuple(self[each] for each in range(self.max))
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """First vCPU ids of the occupied slots, in QEMU's creation order."""
+        return self.creation
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {first: place for place, first in enumerate(self.creation, start=1)}
+
+    def slot_of(self, vcpu: int) -> Slot:
+        """Return the slot that holds *vcpu*.
+
+        Raises:
+            IndexError: There is no such vCPU.
+        """
+        if not 0 <= vcpu < self.max:
+            raise IndexError(f"no vCPU {vcpu}: this machine has 0 to {self.max - 1}")
+        return self.slots[self.index_of(vcpu)]
+
+    def index_of(self, vcpu: int) -> int:
+        """Return the index in ``slots`` of the slot that holds *vcpu*, which must exist."""
+        return bisect_right(self.slots, vcpu, key=lambda slot: slot.first) - 1
+
+    def __getitem__(self, vcpu: int) -> Vcpu:
+        slot = self.slot_of(vcpu)
+        tids = slot.host_tids
+        answer = slot.answer
+        settled = answer is not None and answer.status is not OstStatus.IN_PROGRESS
+        return Vcpu(
+            id=vcpu,
+            slot=slot,
+            enabled=slot.present,
+            hotpluggable=self._can_leave(slot),
+            order=self._places.get(slot.first),
+            pending=slot.first in self.pending_slots,
+            host_tid=tids[vcpu - slot.first] if tids else None,
+            acknowledged=answer.status is OstStatus.SUCCESS if answer is not None and settled else None,
+        )
+
+    def __len__(self) -> int:
+        return self.max
+
+    def __iter__(self) -> Iterator[Vcpu]:
+        return iter(self.vcpus)
+
+    def _can_leave(self, slot: Slot) -> bool:
+        boot = slot.device_id is None
+        return slot.present and slot.first != 0 and self.vm.can_unplug and not (boot and self.vm.libvirt_owned)
+
+    def with_slot(self, slot: Slot) -> "Layout":
+        """Return the next layout: *slot* in the place of the one with its first id, newest if newly filled."""
+        index = self.index_of(slot.first)
+        before = self.slots[index]
+        creation = self.creation
+        if before.present and (not slot.present or slot.qom_path != before.qom_path):
+            creation = tuple(first for first in creation if first != slot.first)
+        if slot.present and slot.first not in creation[-1:] and slot.first not in creation:
+            creation = (*creation, slot.first)
+        return replace(
+            self,
+            slots=(*self.slots[:index], slot, *self.slots[index + 1 :]),
+            creation=creation,
+            pending_slots=self.pending_slots if slot.present else self.pending_slots - {slot.first},
+            generation=self.generation + 1,
+        )

@@ -1,0 +1,116 @@
+"""From QEMU's two replies to slots with vCPU ids: libvirt's rules, exactly.
+
+Source: libvirt src/qemu/qemu_monitor.c, ``qemuMonitorGetCPUInfoHotplug`` and ``qemuMonitorQueryHotpluggableCpus``
+as measured with libvirt 9.0.0, and QEMU qapi/machine.json (HotpluggableCPU, CpuInfoFast).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qmpvcpu.model.layout import CpuProps, Slot
+
+__all__ = ["SlotReading", "ThreadReading", "build_slots", "creation_order"]
+
+# node-id is not part of the key (nodes may interleave). module-id is QEMU's level that libvirt does not know: without
+# it two CPUs would share a key and vCPU 0 would not be the boot CPU; it sits where QEMU nests it.
+_KEY = ("socket-id", "die-id", "cluster-id", "module-id", "core-id", "thread-id")
+
+
+@dataclass(frozen=True, slots=True)
+class SlotReading:
+    """One entry of ``query-hotpluggable-cpus``.
+
+    Attributes:
+        type: CPU type.
+        count: ``vcpus-count``.
+        props: The entry's properties.
+        qom_path: Path of the CPU in it, or None.
+    """
+
+    type: str
+    count: int
+    props: CpuProps
+    qom_path: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadReading:
+    """One entry of ``query-cpus-fast``.
+
+    Attributes:
+        qom_path: Path of the vCPU; on pseries below its core's path.
+        host_tid: Its thread on QEMU's host.
+        cpu_index: QEMU's number for it.
+    """
+
+    qom_path: str
+    host_tid: int
+    cpu_index: int
+
+    @property
+    def core_path(self) -> str:
+        """The path of the slot that it belongs to."""
+        return self.qom_path.partition("/thread")[0]
+
+
+def build_slots(readings: Sequence[SlotReading], threads: Sequence[ThreadReading]) -> tuple[Slot, ...]:
+    """Give every entry its vCPU ids, and every thread its place.
+
+    Entries are sorted by (socket, die, cluster, module, core, thread), a missing id counting as -1; an entry of
+    n vCPUs takes the next n ids. Threads are joined by QOM path and given out in reply order. QEMU lists entries
+    by descending cpu-index, which is what the guest's ACPI answers name as slot.
+
+    Thread ids are dropped for the whole VM if two vCPUs share one (single-threaded TCG), as libvirt does.
+
+    Args:
+        readings: ``query-hotpluggable-cpus``, in QEMU's order.
+        threads: ``query-cpus-fast``, in QEMU's order (that of creation); may be empty where it cannot be read.
+
+    Returns:
+        The slots, by ascending vCPU id.
+    """
+    indexes: list[int] = []
+    total = sum(reading.count for reading in readings)
+    for reading in readings:
+        total -= reading.count
+        indexes.append(total)
+    by_path: dict[str, list[int]] = {}
+    shared = len({thread.host_tid for thread in threads}) < len(threads)
+    for thread in threads:
+        by_path.setdefault(thread.core_path, []).append(thread.host_tid)
+    slots: list[Slot] = []
+    first = 0
+    for reading, cpu_index in sorted(zip(readings, indexes, strict=True), key=lambda pair: _sort_key(pair[0])):
+        tids: list[int | None] = []
+        if reading.qom_path is not None:
+            tids += [] if shared else by_path.get(reading.qom_path, [])[: reading.count]
+            tids += [None] * (reading.count - len(tids))
+        slots.append(
+            Slot(
+                first=first,
+                count=reading.count,
+                type=reading.type,
+                props=reading.props,
+                cpu_index=cpu_index,
+                qom_path=reading.qom_path,
+                host_tids=tuple(tids),
+            )
+        )
+        first += reading.count
+    return tuple(slots)
+
+
+def creation_order(slots: Sequence[Slot], threads: Sequence[ThreadReading]) -> tuple[int, ...]:
+    """Return the first ids of the occupied slots in the order in which QEMU created their CPUs.
+
+    ``query-cpus-fast`` is in that order. Occupied slots that it does not name come last, by id.
+    """
+    by_path = {slot.qom_path: slot.first for slot in slots if slot.qom_path is not None}
+    seen = dict.fromkeys(by_path[thread.core_path] for thread in threads if thread.core_path in by_path)
+    seen.update(dict.fromkeys(sorted(set(by_path.values()) - set(seen))))
+    return tuple(seen)
+
+
+def _sort_key(reading: SlotReading) -> tuple[int, ...]:
+    numbers = (reading.props.number(name) for name in _KEY)
+    return tuple(-1 if number is None else number for number in numbers)
