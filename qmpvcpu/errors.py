@@ -7,9 +7,9 @@ Floor 0: imports nothing of the package.
     QmpVcpuError
      ├ InvalidMapError (ValueError)      a set of vCPU ids that cannot be read
      ├ DomainXmlError (ValueError)       a domain document that is not what libvirt means
-     ├ UnsupportedMachineError           the machine has no hotpluggable CPUs
      ├ PlanError
      │  └ StepDeniedError                not sent: known beforehand that it cannot or must not be
+     │     └ UnsupportedMachineError     the machine cannot do this to any of its CPUs
      ├ MonitorError                      the QMP connection
      │  ├ MonitorConnectError            no session came about
      │  ├ MonitorTimeoutError            no reply within the command's deadline
@@ -29,7 +29,7 @@ Floor 0: imports nothing of the package.
 
 import enum
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 __all__ = [
@@ -117,20 +117,6 @@ class DomainXmlError(QmpVcpuError, ValueError):
         self.line = line
 
 
-class UnsupportedMachineError(QmpVcpuError):
-    """The VM's machine has no hotpluggable CPUs.
-
-    Attributes:
-        machine: The machine type, as in QEMU's ``-machine``.
-        reason: What QEMU answered.
-    """
-
-    def __init__(self, machine: str, reason: str) -> None:
-        super().__init__(f"machine {machine!r} cannot change its vCPUs at run time: {reason}")
-        self.machine = machine
-        self.reason = reason
-
-
 class PlanError(QmpVcpuError):
     """What was asked cannot be planned; nothing was sent."""
 
@@ -145,12 +131,26 @@ class StepDeniedError(PlanError):
         detail: Why, as a sentence.
     """
 
-    def __init__(self, action: str, vcpus: Sequence[int], reason: DenialReason, detail: str) -> None:
+    def __init__(self, action: str, vcpus: Collection[int], reason: DenialReason, detail: str) -> None:
         super().__init__(f"{describe(action, vcpus)} denied, nothing was sent: {detail}")
         self.action = action
         self.vcpus = tuple(vcpus)
         self.reason = reason
         self.detail = detail
+
+
+class UnsupportedMachineError(StepDeniedError):
+    """The VM's machine cannot do this to any of its CPUs, whichever is named.
+
+    Attributes:
+        machine: The machine type, as in QEMU's ``-machine``.
+    """
+
+    def __init__(
+        self, action: str, vcpus: Collection[int], reason: DenialReason, detail: str, *, machine: str
+    ) -> None:
+        super().__init__(action, vcpus, reason, detail)
+        self.machine = machine
 
 
 class MonitorError(QmpVcpuError):
@@ -230,7 +230,7 @@ class StepError(QmpVcpuError):
         vcpus: The vCPU ids concerned.
     """
 
-    def __init__(self, message: str, *, action: str | None = None, vcpus: Sequence[int] = ()) -> None:
+    def __init__(self, message: str, *, action: str | None = None, vcpus: Collection[int] = ()) -> None:
         super().__init__(message)
         self.action = action
         self.vcpus = tuple(vcpus)
@@ -256,7 +256,7 @@ class CommandRejectedError(StepError):
         sent: Mapping[str, Any],
         *,
         action: str | None = None,
-        vcpus: Sequence[int] = (),
+        vcpus: Collection[int] = (),
         hint: str = "",
     ) -> None:
         what = describe(action, vcpus) if action else str(sent.get("execute", "command"))
@@ -276,7 +276,7 @@ class UnplugRefusedError(StepError):
         reason: The code in words.
     """
 
-    def __init__(self, vcpus: Sequence[int], code: int | None, reason: str) -> None:
+    def __init__(self, vcpus: Collection[int], code: int | None, reason: str) -> None:
         shown = "" if code is None else f" with OST status {code:#04x}"
         super().__init__(
             f"{describe('unplug', vcpus)} refused by the guest{shown}: {reason}; still plugged, may be asked again",
@@ -297,7 +297,7 @@ class UnplugPendingError(StepError):
 
     outcome = Outcome.UNKNOWN
 
-    def __init__(self, vcpus: Sequence[int], deadline_s: float, *, acknowledged: bool) -> None:
+    def __init__(self, vcpus: Collection[int], deadline_s: float, *, acknowledged: bool) -> None:
         seen = "the guest works on it" if acknowledged else "the guest has not reacted"
         super().__init__(
             f"{describe('unplug', vcpus)} pending after {deadline_s:g} s: {seen}; still plugged. QEMU never forgets"
@@ -319,7 +319,7 @@ class PlugUnprovenError(StepError):
 
     outcome = Outcome.CHANGED
 
-    def __init__(self, vcpus: Sequence[int], code: int | None, reason: str) -> None:
+    def __init__(self, vcpus: Collection[int], code: int | None, reason: str) -> None:
         shown = "" if code is None else f" (OST status {code:#04x})"
         super().__init__(
             f"{describe('plug', vcpus)}: plugged, but not acknowledged by the guest: {reason}{shown}",
@@ -333,7 +333,7 @@ class PlugUnprovenError(StepError):
 class PlugUndoneError(StepError):
     """A vCPU was plugged, and at once ejected by an earlier removal that had been asked for twice."""
 
-    def __init__(self, vcpus: Sequence[int]) -> None:
+    def __init__(self, vcpus: Collection[int]) -> None:
         super().__init__(
             f"{describe('plug', vcpus)}: plugged, then ejected by the guest, which still had a second removal of this"
             " slot queued (another QMP client asked for it too); the slot is empty, and may be plugged again",
@@ -347,7 +347,7 @@ class OutcomeUnknownError(StepError):
 
     outcome = Outcome.UNKNOWN
 
-    def __init__(self, action: str, vcpus: Sequence[int], why: str) -> None:
+    def __init__(self, action: str, vcpus: Collection[int], why: str) -> None:
         super().__init__(
             f"{describe(action, vcpus)} was sent, its outcome is unknown: {why}", action=action, vcpus=vcpus
         )
@@ -365,13 +365,13 @@ class RecordError(QmpVcpuError):
         self.path = str(path)
 
 
-def describe(action: str, vcpus: Sequence[int]) -> str:
+def describe(action: str, vcpus: Collection[int]) -> str:
     """Name a step as errors and logs do, such as ``unplug of vCPU 3``."""
     if not vcpus:
         return f"{action} of a vCPU"
     if len(vcpus) == 1:
-        return f"{action} of vCPU {vcpus[0]}"
-    return f"{action} of vCPUs {vcpus[0]}-{vcpus[-1]}"
+        return f"{action} of vCPU {next(iter(vcpus))}"
+    return f"{action} of vCPUs {min(vcpus)}-{max(vcpus)}"
 
 
 def shorten(value: object, limit: int = 300) -> str:

@@ -124,7 +124,8 @@ def parse_cpus_fast(reply: object) -> tuple[ThreadReading, ...]:
         path, tid, index = entry.get("qom-path"), entry.get("thread-id"), entry.get("cpu-index")
         if not isinstance(path, str) or not isinstance(tid, int) or not isinstance(index, int):
             raise MalformedReplyError(command, "an entry lacks qom-path, thread-id or cpu-index", entry)
-        threads.append(ThreadReading(path, tid, index))
+        props = entry.get("props")
+        threads.append(ThreadReading(path, tid, index, CpuProps(props if isinstance(props, dict) else {})))
     return tuple(threads)
 
 

@@ -21,7 +21,14 @@ from qmpvcpu.model.events import (
     VmStopped,
 )
 from qmpvcpu.model.layout import CpuProps, Layout, Slot, Vcpu
-from qmpvcpu.model.mapping import SlotReading, ThreadReading, build_slots, creation_order
+from qmpvcpu.model.mapping import (
+    SlotReading,
+    ThreadReading,
+    build_fixed_slots,
+    build_slots,
+    creation_order,
+    runs_single_threaded,
+)
 from qmpvcpu.model.ost import OstAnswer, OstStatus
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import (
@@ -34,8 +41,10 @@ from qmpvcpu.model.verdicts import (
     Unknown,
     Unplugged,
     Verdict,
+    as_json,
+    verdict_of,
 )
-from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo
+from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatus, needs_x2apic
 
 __all__ = [
     "Capabilities",
@@ -73,7 +82,13 @@ __all__ = [
     "VmInfo",
     "VmReset",
     "VmResumed",
+    "VmStatus",
     "VmStopped",
+    "as_json",
+    "build_fixed_slots",
     "build_slots",
     "creation_order",
+    "needs_x2apic",
+    "runs_single_threaded",
+    "verdict_of",
 ]

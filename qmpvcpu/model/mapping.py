@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from qmpvcpu.model.layout import CpuProps, Slot
 
-__all__ = ["SlotReading", "ThreadReading", "build_slots", "creation_order"]
+__all__ = [
+    "SlotReading",
+    "ThreadReading",
+    "build_fixed_slots",
+    "build_slots",
+    "creation_order",
+    "runs_single_threaded",
+]
 
 # node-id is not part of the key (nodes may interleave). module-id is QEMU's level that libvirt does not know: without
 # it two CPUs would share a key and vCPU 0 would not be the boot CPU; it sits where QEMU nests it.
@@ -41,11 +48,13 @@ class ThreadReading:
         qom_path: Path of the vCPU; on pseries below its core's path.
         host_tid: Its thread on QEMU's host.
         cpu_index: QEMU's number for it.
+        props: Its properties, empty where the machine has none.
     """
 
     qom_path: str
     host_tid: int
     cpu_index: int
+    props: CpuProps
 
     @property
     def core_path(self) -> str:
@@ -75,7 +84,7 @@ def build_slots(readings: Sequence[SlotReading], threads: Sequence[ThreadReading
         total -= reading.count
         indexes.append(total)
     by_path: dict[str, list[int]] = {}
-    shared = len({thread.host_tid for thread in threads}) < len(threads)
+    shared = runs_single_threaded(threads)
     for thread in threads:
         by_path.setdefault(thread.core_path, []).append(thread.host_tid)
     slots: list[Slot] = []
@@ -109,6 +118,28 @@ def creation_order(slots: Sequence[Slot], threads: Sequence[ThreadReading]) -> t
     seen = dict.fromkeys(by_path[thread.core_path] for thread in threads if thread.core_path in by_path)
     seen.update(dict.fromkeys(sorted(set(by_path.values()) - set(seen))))
     return tuple(seen)
+
+
+def build_fixed_slots(threads: Sequence[ThreadReading]) -> tuple[Slot, ...]:
+    """Return the slots of a machine that cannot hotplug: the i-th thread is vCPU i, as libvirt numbers them."""
+    shared = runs_single_threaded(threads)
+    return tuple(
+        Slot(
+            first=first,
+            count=1,
+            type="",
+            props=thread.props,
+            cpu_index=thread.cpu_index,
+            qom_path=thread.qom_path,
+            host_tids=(None if shared else thread.host_tid,),
+        )
+        for first, thread in enumerate(threads)
+    )
+
+
+def runs_single_threaded(threads: Sequence[ThreadReading]) -> bool:
+    """Return True if vCPUs share a host thread (``-accel tcg,thread=single``)."""
+    return len({thread.host_tid for thread in threads}) < len(threads)
 
 
 def _sort_key(reading: SlotReading) -> tuple[int, ...]:

@@ -10,13 +10,33 @@ told apart with ``match``::
 """
 
 import enum
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
-from qmpvcpu.errors import DenialReason
+from qmpvcpu.errors import (
+    CommandRejectedError,
+    DenialReason,
+    OutcomeUnknownError,
+    QmpVcpuError,
+    StepDeniedError,
+    UnplugPendingError,
+    UnplugRefusedError,
+)
 from qmpvcpu.model.vcpumap import VcpuMap
 
-__all__ = ["Denied", "Pending", "Plugged", "Proof", "Refused", "Rejected", "Unknown", "Unplugged", "Verdict"]
+__all__ = [
+    "Denied",
+    "Pending",
+    "Plugged",
+    "Proof",
+    "Refused",
+    "Rejected",
+    "Unknown",
+    "Unplugged",
+    "Verdict",
+    "as_json",
+    "verdict_of",
+]
 
 
 class Proof(enum.Enum):
@@ -150,3 +170,34 @@ class Unknown:
 
 
 Verdict = Plugged | Unplugged | Refused | Pending | Rejected | Denied | Unknown
+
+
+def verdict_of(error: QmpVcpuError) -> Verdict | None:
+    """Return the verdict that *error* stands for, or None if it is not about one vCPU's change."""
+    match error:
+        case StepDeniedError():
+            return Denied(VcpuMap(error.vcpus), error.reason, error.detail)
+        case CommandRejectedError():
+            return Rejected(VcpuMap(error.vcpus), error.error_class, error.desc, error.hint)
+        case UnplugRefusedError():
+            return Refused(VcpuMap(error.vcpus), error.code, error.reason)
+        case UnplugPendingError():
+            return Pending(VcpuMap(error.vcpus), acknowledged=error.acknowledged, seconds=error.deadline_s)
+        case OutcomeUnknownError():
+            return Unknown(VcpuMap(error.vcpus), str(error))
+    return None
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """Return *verdict* as a JSON object: ``verdict`` is its word, ``ids`` the map's text, then its attributes."""
+    shown: dict[str, Any] = {"verdict": verdict.name}
+    for field in fields(verdict):
+        value = getattr(verdict, field.name)
+        if isinstance(value, VcpuMap):
+            value = str(value)
+        elif isinstance(value, enum.Enum):
+            value = value.name
+        elif isinstance(value, float):
+            value = round(value, 6)
+        shown[field.name] = value
+    return shown

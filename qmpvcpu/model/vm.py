@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass
 from functools import cached_property
 
-__all__ = ["Capabilities", "KnownFault", "Topology", "VmInfo"]
+__all__ = ["Capabilities", "KnownFault", "Topology", "VmInfo", "VmStatus", "needs_x2apic"]
 
 _FIRST_APIC_ID_OF_X2APIC = 255  # 0xff is the broadcast id of an xAPIC
 _APIC_MACHINES = ("i386", "x86_64")
@@ -88,6 +88,38 @@ class VmInfo:
         if self.arch in _APIC_MACHINES and not self.x2apic:
             faults.add(KnownFault.TCG_APIC_ID_255)
         return frozenset(faults)
+
+
+# MigrationStatus values (QEMU qapi/migration.json) in which a migration is not under way.
+_IDLE_MIGRATIONS = frozenset({"none", "completed", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class VmStatus:
+    """What the VM is doing at one moment.
+
+    Attributes:
+        run_state: QEMU's RunState, such as ``running``, ``paused``, ``postmigrate``.
+        migration: QEMU's MigrationStatus, ``none`` where there never was one.
+    """
+
+    run_state: str
+    migration: str = "none"
+
+    @property
+    def migrating(self) -> bool:
+        """True while a migration is under way, in or out."""
+        return self.migration not in _IDLE_MIGRATIONS or self.run_state == "finish-migrate"
+
+    @property
+    def migrated_away(self) -> bool:
+        """True on a source whose VM now runs elsewhere."""
+        return self.run_state == "postmigrate"
+
+    @property
+    def is_steady(self) -> bool:
+        """True if it cannot leave this status without an event of QEMU's (STOP)."""
+        return self.run_state == "running" and not self.migrating
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,370 @@
+"""One VM: its layout, its removals, and what subscribers are told. Fed with what QMP says, never asks.
+
+Rules that live here:
+
+- A slot is filled on an accepted ``device_add`` or a read; it is emptied on ``DEVICE_DELETED`` for its exact QOM path
+  or a read. Nothing else changes the layout.
+- Events and replies may overtake each other. Whatever arrives before the reply to its command is kept until then.
+- A read tells nothing of a slot that changed after the read was sent.
+- OST success of a removal (3/0) is a reason to read, never evidence: a guest can answer it and keep the CPU, and a
+  stale one can arrive after a re-plug.
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from qmpvcpu import qapi
+from qmpvcpu.engine.removal import Evidence, Removal, State
+from qmpvcpu.errors import MalformedReplyError
+from qmpvcpu.model import (
+    Event,
+    Layout,
+    LayoutChanged,
+    MigrationChanged,
+    Origin,
+    OstAnswer,
+    OstStatus,
+    Slot,
+    ThreadReading,
+    UnplugAcknowledged,
+    UnplugPending,
+    UnplugRefused,
+    UnplugRequested,
+    VcpuPlugged,
+    VcpuUnplugged,
+    VmReset,
+    VmResumed,
+    VmStatus,
+    VmStopped,
+    creation_order,
+    runs_single_threaded,
+)
+from qmpvcpu.planning import Situation
+
+__all__ = ["Engine", "Read"]
+
+
+class Read(enum.IntEnum):
+    """Which read the engine wants next."""
+
+    NONE = 0
+    SLOTS = 1  # query-hotpluggable-cpus: is the CPU there
+    FULL = 2  # query-cpus-fast too: whose it is, in which order, on which thread
+
+
+class Engine:
+    """What is known of one VM.
+
+    Not safe for threads; every method is synchronous and leaves the object consistent. After each call the owner
+    takes ``take_events()`` and ``take_settled()``, and looks at ``wanted``.
+
+    Args:
+        layout: The first read.
+        status: What the VM was doing then.
+        single_threaded: Whether one host thread runs all vCPUs; None where it could not be told.
+        answers: The guest's last answer per cpu-index (``query-acpi-ospm-status``), if QEMU has it.
+        now: The caller's clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        status: VmStatus,
+        single_threaded: bool | None,
+        answers: Mapping[int, OstAnswer],
+        now: float,
+    ) -> None:
+        self.layout = layout
+        self.status: VmStatus | None = status  # None: QEMU said that it changed, not to what
+        self.single_threaded = single_threaded
+        self.removals: dict[int, Removal] = {}
+        self.wanted = Read.NONE
+        self.doubled: set[int] = set()  # slots in which a second removal may be queued
+        self._plugging: set[int] = set()
+        self._early_answers: dict[int, OstAnswer] = {}
+        self._early_gone: set[int] = set()
+        self._events: list[Event] = []
+        self._settled: list[Removal] = []
+        self._tick = 0
+        self._changed: dict[int, int] = {}
+        self._by_index = {slot.cpu_index: slot.first for slot in layout.slots}
+        self._by_path = {slot.qom_path: slot.first for slot in layout.slots if slot.qom_path is not None}
+        # A slot that is empty now and has ever been answered for was filled before: QEMU keeps the answers.
+        left = [s for s in layout.slots if not s.present and answers.get(s.cpu_index, OstAnswer(0, 0)).source]
+        self._created = len(layout.enabled) + sum(slot.count for slot in left)
+        self._unplug_seen = bool(left)
+        for slot in layout.slots:
+            answer = answers.get(slot.cpu_index)
+            if answer and slot.present and answer.is_ejection and answer.status is OstStatus.IN_PROGRESS:
+                self._adopt(slot, Origin.UNKNOWN, now).advance(Evidence.IN_PROGRESS, now)
+                self._set_pending(slot.first, pending=True)
+
+    @property
+    def situation(self) -> Situation:
+        """What decides whether a step may be sent."""
+        return Situation(
+            layout=self.layout,
+            status=self.status or VmStatus("unknown"),
+            created=self._created + sum(self.layout.slot_of(first).count for first in self._plugging),
+            unplug_seen=self._unplug_seen,
+            single_threaded=self.single_threaded,
+            in_flight=frozenset(self._plugging),
+        )
+
+    def take_events(self) -> list[Event]:
+        """Return the events since the last call, oldest first."""
+        events, self._events = self._events, []
+        return events
+
+    def take_settled(self) -> list[Removal]:
+        """Return the removals that became final since the last call."""
+        settled, self._settled = self._settled, []
+        return settled
+
+    # Our own commands.
+
+    def plug_sent(self, first: int) -> None:
+        """Note that ``device_add`` for the slot of vCPU *first* is about to be sent."""
+        self._plugging.add(first)
+
+    def plug_accepted(self, first: int, now: float) -> None:
+        """Take QEMU's acceptance of our ``device_add`` (or a read that shows it); idempotent."""
+        if first not in self._plugging:
+            return
+        self._plugging.discard(first)
+        slot = self.layout.slot_of(first)
+        slot = slot.filled(slot.new_qom_path)
+        answer = self._early_answers.pop(first, None)
+        self._fill(replace(slot, answer=answer), Origin.US)
+        if first in self._early_gone:
+            self._early_gone.discard(first)
+            self._empty(first, Origin.UNKNOWN, now)
+
+    def plug_failed(self, first: int) -> None:
+        """Take QEMU's rejection of our ``device_add``; idempotent."""
+        self._plugging.discard(first)
+        self._early_answers.pop(first, None)
+        self._early_gone.discard(first)
+
+    def unplug_sent(self, first: int, now: float) -> Removal:
+        """Note that ``device_del`` for the slot of vCPU *first* is about to be sent."""
+        return self._adopt(self.layout.slot_of(first), Origin.US, now)
+
+    def unplug_replied(self, removal: Removal, evidence: Evidence, now: float) -> None:
+        """Take the reply to our ``device_del``: ACCEPTED, REJECTION or LOST."""
+        self._advance(removal, evidence, now)
+
+    def deadline_passed(self, removal: Removal) -> None:
+        """Note that somebody stopped waiting for *removal*: its answer will be a late one."""
+        if not removal.state.is_final and not removal.overdue:
+            removal.overdue = True
+            working = removal.state is State.WORKING
+            self._tell(UnplugPending, removal.origin, ids=removal.ids, acknowledged=working)
+
+    # What QEMU and the guest say.
+
+    def receive(self, event: qapi.QemuEvent, now: float) -> None:
+        """Take one event of QEMU's in."""
+        match event:
+            case qapi.OstEvent():
+                self._receive_ost(event, now)
+            case qapi.Deleted():
+                self._receive_deleted(event.path, now)
+            case qapi.GuestError():
+                first = self._by_path.get(event.path)
+                if first is not None:
+                    self._refuse(first, None, "the guest rejected the request", now)
+            case qapi.GuestReset():
+                for removal in self.removals.values():
+                    removal.advance(Evidence.RESET, now)
+                self._tell(VmReset, Origin.UNKNOWN)
+            case qapi.Stopped():
+                self.status = None  # paused, or migrated away: QEMU does not say which
+                self._tell(VmStopped, Origin.UNKNOWN)
+            case qapi.Resumed():
+                self.status = VmStatus("running", self.status.migration if self.status else "none")
+                self._tell(VmResumed, Origin.UNKNOWN)
+            case qapi.MigrationStatus():
+                self.status = None
+                self._tell(MigrationChanged, Origin.UNKNOWN, status=event.status)
+
+    def _receive_ost(self, event: qapi.OstEvent, now: float) -> None:
+        first = self._by_index.get(event.cpu_index)
+        if first is None:
+            self._want(Read.FULL)
+            return
+        slot = self.layout.slot_of(first)
+        if event.answer.is_insertion:
+            self._receive_insertion(slot, event.answer)
+        elif event.answer.is_ejection and slot.present:
+            self._receive_ejection(slot, event.answer, now)
+        elif event.answer.status is OstStatus.IN_PROGRESS:
+            # The guest ejects what we do not see there: a second removal, or a CPU that somebody plugged.
+            self.doubled.add(first)
+            self._want(Read.NONE if first in self._plugging else Read.FULL)
+
+    def _receive_insertion(self, slot: Slot, answer: OstAnswer) -> None:
+        if slot.first in self._plugging:
+            self._early_answers[slot.first] = answer
+        elif not slot.present:
+            self._want(Read.FULL)  # somebody else's plug: only a read tells its path
+        else:
+            self._replace(replace(slot, answer=answer))
+
+    def _receive_ejection(self, slot: Slot, answer: OstAnswer, now: float) -> None:
+        if answer.status is OstStatus.SUCCESS:
+            self._want(Read.SLOTS)
+        elif answer.status is OstStatus.FAILURE:
+            self._refuse(slot.first, answer.code, answer.reason, now)
+        else:
+            removal = self.removals.get(slot.first)
+            if removal is None:
+                removal = self._adopt(slot, Origin.OTHER, now)
+            elif removal.state is State.WORKING:
+                self.doubled.add(slot.first)
+            self._advance(removal, Evidence.IN_PROGRESS, now)
+
+    def _receive_deleted(self, path: str, now: float) -> None:
+        first = self._by_path.get(path)
+        if first is not None:
+            self._empty(first, Origin.OTHER, now)
+            return
+        for plugging in self._plugging:
+            if self.layout.slot_of(plugging).new_qom_path == path:
+                self._early_gone.add(plugging)
+
+    # Reads.
+
+    def read_sent(self) -> int:
+        """Note that a read is about to be sent; hand the number back with what it shows."""
+        self.wanted = Read.NONE
+        return self._tick
+
+    def observed(self, sent: int, slots: Sequence[Slot], threads: Sequence[ThreadReading] | None, now: float) -> None:
+        """Take a read in: only of slots that have not changed since it was sent.
+
+        Args:
+            sent: What ``read_sent`` returned.
+            slots: The slots as read.
+            threads: ``query-cpus-fast``, or None if it was not asked (then the slots' host_tids tell nothing).
+            now: The caller's clock.
+
+        Raises:
+            MalformedReplyError: It shows other slots than the first read; nothing was taken in.
+        """
+        if [slot.first for slot in slots] != [slot.first for slot in self.layout.slots]:
+            shown = [str(slot.ids) for slot in slots]
+            raise MalformedReplyError("query-hotpluggable-cpus", "its slots are not those of the first read", shown)
+        unannounced = False
+        for slot in slots:
+            if self._changed.get(slot.first, 0) <= sent:
+                unannounced |= self._observe(slot, now, full=threads is not None)
+        if threads is not None:
+            self._take_creation(slots, threads)
+        if unannounced:
+            self._tell(LayoutChanged, Origin.UNKNOWN)
+
+    def _observe(self, seen: Slot, now: float, *, full: bool) -> bool:
+        """Take one slot of a read in; return True if it showed what no event had announced."""
+        known = self.layout.slot_of(seen.first)
+        if seen.first in self._plugging:
+            if seen.qom_path == known.new_qom_path:
+                self.plug_accepted(seen.first, now)
+            return False
+        if seen.qom_path == known.qom_path:
+            if full and seen.host_tids != known.host_tids:
+                self._replace(replace(known, host_tids=seen.host_tids), silent=True)
+            return False
+        ours = seen.first in self.removals
+        if known.present:
+            self._empty(seen.first, Origin.UNKNOWN, now)
+        if seen.qom_path is not None:
+            self._fill(replace(known.filled(seen.qom_path), host_tids=seen.host_tids), Origin.OTHER)
+            if not full:
+                self._want(Read.FULL)
+        return not ours
+
+    def _take_creation(self, seen: Sequence[Slot], threads: Sequence[ThreadReading]) -> None:
+        self.single_threaded = runs_single_threaded(threads) if len(threads) > 1 else self.single_threaded
+        known = self.layout.creation
+        read = dict.fromkeys(first for first in creation_order(seen, threads) if first in known)
+        order = (*read, *(first for first in known if first not in read))
+        if order != known:
+            self.layout = replace(self.layout, creation=order)
+
+    # Changes.
+
+    def _want(self, read: Read) -> None:
+        self.wanted = max(self.wanted, read)
+
+    def _adopt(self, slot: Slot, origin: Origin, now: float) -> Removal:
+        path = slot.qom_path or slot.new_qom_path
+        removal = self.removals[slot.first] = Removal(slot.ids, path, origin, requested_at=now)
+        return removal
+
+    def _advance(self, removal: Removal, evidence: Evidence, now: float) -> None:
+        before = removal.advance(evidence, now)
+        after = removal.state
+        first = min(removal.ids)
+        if before is State.SENT and after not in {State.SENT, State.REJECTED, State.UNKNOWN}:
+            self._set_pending(first, pending=True)
+            self._tell(UnplugRequested, removal.origin, ids=removal.ids)
+        if before is not State.WORKING and after is State.WORKING:
+            self._tell(UnplugAcknowledged, removal.origin, ids=removal.ids)
+        if after.is_final and not before.is_final:
+            self.removals.pop(first, None)
+            self._settled.append(removal)
+            self._set_pending(first, pending=False)
+
+    def _refuse(self, first: int, code: int | None, reason: str, now: float) -> None:
+        removal = self.removals.get(first)
+        ids = self.layout.slot_of(first).ids
+        if removal is None:  # somebody else's, answered at once
+            self._tell(UnplugRefused, Origin.OTHER, ids=ids, code=code, reason=reason)
+            return
+        removal.code, removal.reason = code, reason
+        self._advance(removal, Evidence.FAILURE, now)
+        late = removal.overdue
+        self._tell(UnplugRefused, removal.origin, ids=ids, code=code, reason=reason, late=late)
+
+    def _fill(self, slot: Slot, origin: Origin) -> None:
+        self._created += slot.count
+        self._replace(slot)
+        self._tell(VcpuPlugged, origin, ids=slot.ids)
+
+    def _empty(self, first: int, origin: Origin, now: float) -> None:
+        slot = self.layout.slot_of(first)
+        removal = self.removals.get(first)
+        if removal is not None:
+            self._advance(removal, Evidence.GONE, now)
+            origin = removal.origin
+        self._unplug_seen = True
+        self._replace(slot.emptied())
+        self._tell(
+            VcpuUnplugged,
+            origin,
+            ids=slot.ids,
+            late=removal is not None and removal.overdue,
+            requested_at=removal.requested_at if removal and origin is Origin.US else None,
+        )
+
+    def _replace(self, slot: Slot, *, silent: bool = False) -> None:
+        before = self.layout.slot_of(slot.first).qom_path
+        if before is not None:
+            self._by_path.pop(before, None)
+        if slot.qom_path is not None:
+            self._by_path[slot.qom_path] = slot.first
+        self._tick += 0 if silent else 1
+        self._changed[slot.first] = self._tick
+        self.layout = self.layout.with_slot(slot)
+
+    def _set_pending(self, first: int, *, pending: bool) -> None:
+        slots = self.layout.pending_slots
+        slots = slots | {first} if pending else slots - {first}
+        if slots != self.layout.pending_slots:
+            self.layout = replace(self.layout, pending_slots=slots, generation=self.layout.generation + 1)
+
+    def _tell(self, kind: type[Event], origin: Origin, **details: object) -> None:
+        self._events.append(kind(generation=self.layout.generation, origin=origin, **details))

@@ -1,0 +1,147 @@
+"""Floor 2: what may be done to a VM, decided from what is known of it. Pure: no I/O, no clock.
+
+Every check either returns the slot to act on, or raises StepDeniedError with a named reason: a denied step costs
+nothing and changes nothing.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
+from qmpvcpu.model import KnownFault, Layout, Slot, VmStatus, needs_x2apic
+
+__all__ = ["Situation", "check_plug", "check_unplug"]
+
+PLUG: Final = "plug"
+UNPLUG: Final = "unplug"
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Everything that decides whether a step may be sent.
+
+    Attributes:
+        layout: The slots.
+        status: What the VM is doing.
+        created: How many vCPUs this QEMU has created, as far as is known (a lower bound).
+        unplug_seen: True if this QEMU is known to have completed an unplug.
+        single_threaded: True if one host thread runs all vCPUs (TCG), None if that cannot be told yet.
+        in_flight: First ids of the slots with a plug that QEMU has not answered.
+    """
+
+    layout: Layout
+    status: VmStatus
+    created: int
+    unplug_seen: bool = False
+    single_threaded: bool | None = None
+    in_flight: frozenset[int] = field(default_factory=frozenset)
+
+
+def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -> Slot:
+    """Return the slot that plugging *vcpu* (None: the first free one) fills.
+
+    Raises:
+        StepDeniedError: It cannot or must not be sent.
+    """
+    layout = now.layout
+    named = () if vcpu is None else (vcpu,)
+    if not layout.vm.can_plug:
+        detail = f"machine {layout.vm.machine!r} has no hotpluggable CPUs"
+        raise UnsupportedMachineError(
+            PLUG, named, DenialReason.MACHINE_CANNOT_PLUG, detail, machine=layout.vm.machine
+        )
+    slot = _first_free(now) if vcpu is None else _slot_named(PLUG, layout, vcpu)
+    if slot.first in now.in_flight:
+        raise StepDeniedError(PLUG, slot.ids, DenialReason.IN_PROGRESS, "another plug of it is in flight")
+    if slot.present:
+        held = f"it is plugged already, as {slot.qom_path}"
+        if slot.first in layout.pending_slots:
+            held += ", and a removal of it is pending: wait for the guest's answer first"
+        raise StepDeniedError(PLUG, slot.ids, DenialReason.SLOT_OCCUPIED, held)
+    _check_status(PLUG, slot, now.status)
+    if not allow_fatal:
+        _check_fatal_plug(now, slot)
+    return slot
+
+
+def check_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_boot_vcpus: bool = False) -> Slot:
+    """Return the slot that unplugging *vcpu* empties.
+
+    Raises:
+        StepDeniedError: It cannot or must not be sent.
+    """
+    layout = now.layout
+    slot = _slot_named(UNPLUG, layout, vcpu)
+    if not slot.present:
+        raise StepDeniedError(UNPLUG, slot.ids, DenialReason.SLOT_EMPTY, "it is not plugged")
+    if slot.first == 0:
+        raise StepDeniedError(
+            UNPLUG, slot.ids, DenialReason.BOOT_VCPU, "vCPU 0 is the one that booted the VM, it never leaves"
+        )
+    if not layout.vm.can_unplug:
+        detail = f"machine {layout.vm.machine!r} does not give CPUs back"
+        raise UnsupportedMachineError(
+            UNPLUG, slot.ids, DenialReason.MACHINE_CANNOT_UNPLUG, detail, machine=layout.vm.machine
+        )
+    if slot.device_id is None and layout.vm.libvirt_owned and not allow_boot_vcpus:
+        raise StepDeniedError(
+            UNPLUG,
+            slot.ids,
+            DenialReason.LIBVIRT_OWNED,
+            "it was there at boot and libvirt runs this VM: libvirtd would forget the VM at its second restart after"
+            " this (allow_boot_vcpus=True does it all the same)",
+        )
+    _check_status(UNPLUG, slot, now.status)
+    if not allow_fatal and now.single_threaded and KnownFault.TCG_SINGLE_THREAD_UNPLUG in layout.vm.known_faults:
+        raise _fatal(UNPLUG, slot, KnownFault.TCG_SINGLE_THREAD_UNPLUG)
+    return slot
+
+
+def _slot_named(action: str, layout: Layout, vcpu: int) -> Slot:
+    try:
+        slot = layout.slot_of(vcpu)
+    except IndexError as error:
+        raise StepDeniedError(action, (vcpu,), DenialReason.UNKNOWN_VCPU, str(error)) from None
+    if vcpu != slot.first:
+        raise StepDeniedError(
+            action,
+            (vcpu,),
+            DenialReason.PART_OF_SLOT,
+            f"it is part of the slot of vCPUs {slot.ids}, which move together: name it by the first, {slot.first}",
+        )
+    return slot
+
+
+def _first_free(now: Situation) -> Slot:
+    for slot in now.layout.slots:
+        if not slot.present and slot.first not in now.in_flight:
+            return slot
+    detail = f"all {now.layout.max} vCPUs of this machine are plugged or being plugged"
+    raise StepDeniedError(PLUG, (), DenialReason.MACHINE_FULL, detail)
+
+
+def _check_status(action: str, slot: Slot, status: VmStatus) -> None:
+    if status.migrated_away:
+        detail = "the VM has migrated away; what runs is its other side"
+        raise StepDeniedError(action, slot.ids, DenialReason.MIGRATED_AWAY, detail)
+    if status.migrating:
+        detail = f"the VM is migrating (status {status.migration}); CPUs must stay as they are until it is over"
+        raise StepDeniedError(action, slot.ids, DenialReason.MIGRATING, detail)
+
+
+def _check_fatal_plug(now: Situation, slot: Slot) -> None:
+    vm = now.layout.vm
+    faults = vm.known_faults
+    if KnownFault.TCG_REPLUG_CORRUPTS_HEAP in faults and now.unplug_seen:
+        raise _fatal(PLUG, slot, KnownFault.TCG_REPLUG_CORRUPTS_HEAP)
+    if KnownFault.TCG_CREATED_BEYOND_MAX in faults and now.created + slot.count > now.layout.max:
+        raise _fatal(PLUG, slot, KnownFault.TCG_CREATED_BEYOND_MAX)
+    if KnownFault.TCG_APIC_ID_255 in faults and vm.topology is not None:
+        numbers = {name: value for name, value in slot.props.items() if isinstance(value, int)}
+        if needs_x2apic(vm.topology, numbers):
+            raise _fatal(PLUG, slot, KnownFault.TCG_APIC_ID_255)
+
+
+def _fatal(action: str, slot: Slot, fault: KnownFault) -> StepDeniedError:
+    detail = f"{fault.value} (allow_fatal=True sends it all the same)"
+    return StepDeniedError(action, slot.ids, DenialReason.FATAL, detail)
