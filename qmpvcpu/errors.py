@@ -22,6 +22,7 @@ Floor 0: imports nothing of the package.
      │  ├ PlugUnprovenError              plugged, but the proof that was required did not come
      │  ├ PlugUndoneError                plugged, and ejected again by a removal asked for twice
      │  └ OutcomeUnknownError            sent, and nobody knows what became of it
+     ├ WaitTimeoutError (TimeoutError)   a condition did not come true in time
      └ RecordError                       the record on disk
 
 ``outcome`` tells what became of the VM: unchanged, changed, or unknown.
@@ -54,6 +55,7 @@ __all__ = [
     "UnplugPendingError",
     "UnplugRefusedError",
     "UnsupportedMachineError",
+    "WaitTimeoutError",
 ]
 
 
@@ -351,6 +353,23 @@ class OutcomeUnknownError(StepError):
         super().__init__(
             f"{describe(action, vcpus)} was sent, its outcome is unknown: {why}", action=action, vcpus=vcpus
         )
+
+
+class WaitTimeoutError(QmpVcpuError, TimeoutError):
+    """A condition that was waited for did not come true in time; nothing was changed by waiting.
+
+    Attributes:
+        timeout: The deadline, in seconds.
+        enabled: The vCPUs that are plugged, as text.
+        pending: The vCPUs whose removal is unanswered, as text.
+    """
+
+    def __init__(self, timeout: float, enabled: str, pending: str) -> None:
+        waiting = f", of which {pending} pending" if pending else ""
+        super().__init__(f"the condition did not hold within {timeout:g} s; plugged are {enabled}{waiting}")
+        self.timeout = timeout
+        self.enabled = enabled
+        self.pending = pending
 
 
 class RecordError(QmpVcpuError):

@@ -10,7 +10,7 @@ from typing import Final
 from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
 from qmpvcpu.model import KnownFault, Layout, Slot, VmStatus, needs_x2apic
 
-__all__ = ["Situation", "check_plug", "check_unplug"]
+__all__ = ["Situation", "check_plug", "check_unplug", "find_slot"]
 
 PLUG: Final = "plug"
 UNPLUG: Final = "unplug"
@@ -50,7 +50,7 @@ def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -
         raise UnsupportedMachineError(
             PLUG, named, DenialReason.MACHINE_CANNOT_PLUG, detail, machine=layout.vm.machine
         )
-    slot = _first_free(now) if vcpu is None else _slot_named(PLUG, layout, vcpu)
+    slot = _first_free(now) if vcpu is None else find_slot(PLUG, layout, vcpu)
     if slot.first in now.in_flight:
         raise StepDeniedError(PLUG, slot.ids, DenialReason.IN_PROGRESS, "another plug of it is in flight")
     if slot.present:
@@ -71,7 +71,7 @@ def check_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_
         StepDeniedError: It cannot or must not be sent.
     """
     layout = now.layout
-    slot = _slot_named(UNPLUG, layout, vcpu)
+    slot = find_slot(UNPLUG, layout, vcpu)
     if not slot.present:
         raise StepDeniedError(UNPLUG, slot.ids, DenialReason.SLOT_EMPTY, "it is not plugged")
     if slot.first == 0:
@@ -97,7 +97,12 @@ def check_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_
     return slot
 
 
-def _slot_named(action: str, layout: Layout, vcpu: int) -> Slot:
+def find_slot(action: str, layout: Layout, vcpu: int) -> Slot:
+    """Return the slot whose first vCPU is *vcpu*; *action* is for the error.
+
+    Raises:
+        StepDeniedError: There is no such vCPU, or it is part of a slot that another one names.
+    """
     try:
         slot = layout.slot_of(vcpu)
     except IndexError as error:

@@ -237,9 +237,10 @@ class Engine:
 
     # Reads.
 
-    def read_sent(self) -> int:
+    def read_sent(self, read: Read) -> int:
         """Note that a read is about to be sent; hand the number back with what it shows."""
-        self.wanted = Read.NONE
+        if self.wanted <= read:
+            self.wanted = Read.NONE
         return self._tick
 
     def observed(self, sent: int, slots: Sequence[Slot], threads: Sequence[ThreadReading] | None, now: float) -> None:

@@ -1,0 +1,8 @@
+"""Floor 5: one running VM. The shell around the engine: sends, reads, waits, records; decides nothing by itself."""
+
+from qmpvcpu.controller.attach import attach
+from qmpvcpu.controller.controller import VcpuController
+from qmpvcpu.controller.request import UnplugRequest
+from qmpvcpu.controller.stream import EventStream
+
+__all__ = ["EventStream", "UnplugRequest", "VcpuController", "attach"]

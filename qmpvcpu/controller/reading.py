@@ -1,0 +1,167 @@
+"""What is read from QEMU, and how: a constant number of queries, whatever the VM's size."""
+
+import asyncio
+from pathlib import PurePath
+from typing import Any
+
+from qmpvcpu import qapi
+from qmpvcpu.errors import CommandRejectedError, MalformedReplyError
+from qmpvcpu.model import (
+    OstAnswer,
+    Slot,
+    ThreadReading,
+    Topology,
+    VmInfo,
+    VmStatus,
+    build_fixed_slots,
+    build_slots,
+    needs_x2apic,
+)
+from qmpvcpu.monitor import Monitor
+
+__all__ = ["Reader", "Reading"]
+
+Reading = tuple[tuple[Slot, ...], tuple[ThreadReading, ...] | None]
+
+_NIL_UUID = "00000000-0000-0000-0000-000000000000"
+# libvirt gives every QEMU this secret to encrypt its other secrets with; nobody else names one so.
+_LIBVIRT_SECRET = "masterKey0"  # noqa: S105 - the name of an object, no password
+
+
+class Reader:
+    """Reads one VM over one monitor.
+
+    Args:
+        monitor: The connection.
+        timeout: Deadline of each command, in seconds.
+    """
+
+    def __init__(self, monitor: Monitor, timeout: float) -> None:
+        self._monitor = monitor
+        self._timeout = timeout
+        self._fixed = False  # the machine cannot hotplug: asked once
+
+    async def slots(self, *, full: bool = True) -> Reading:
+        """Read the slots; *full* also tells threads and creation order.
+
+        Raises:
+            MonitorError: No reply, or none that can be understood.
+        """
+        if self._fixed:
+            threads = await self._threads()
+            return build_fixed_slots(threads), threads
+        if not full:
+            return build_slots(qapi.parse_hotpluggable_cpus(await self._ask("query-hotpluggable-cpus")), ()), None
+        # Both go out before either is answered, in libvirt's order.
+        cpus, threads = await asyncio.gather(
+            self._ask("query-hotpluggable-cpus"), self._threads(), return_exceptions=True
+        )
+        if isinstance(threads, BaseException):
+            raise threads
+        if isinstance(cpus, CommandRejectedError):
+            self._fixed = True
+            return build_fixed_slots(threads), threads
+        if isinstance(cpus, BaseException):
+            raise cpus
+        return build_slots(qapi.parse_hotpluggable_cpus(cpus), threads), threads
+
+    async def _threads(self) -> tuple[ThreadReading, ...]:
+        # Before machine initialisation (-preconfig) there are no CPUs yet, and QEMU rejects the question.
+        reply = await self._try("query-cpus-fast")
+        return () if reply is None else qapi.parse_cpus_fast(reply)
+
+    async def status(self) -> VmStatus:
+        """Read what the VM is doing.
+
+        Raises:
+            MonitorError: No reply, or none that can be understood.
+        """
+        status, migration = await asyncio.gather(self._ask("query-status"), self._try("query-migrate"))
+        run_state = _text(status, "status")
+        if run_state is None:
+            raise MalformedReplyError("query-status", "it has no status", status)
+        return VmStatus(run_state, _text(migration, "status") or "none")
+
+    async def answers(self) -> dict[int, OstAnswer]:
+        """Read the guest's last answer for each slot; empty where the machine has no ACPI hotplug.
+
+        Raises:
+            MonitorError: No reply, or none that can be understood.
+        """
+        reply = await self._try("query-acpi-ospm-status")
+        return {} if reply is None else qapi.parse_ospm_status(reply)
+
+    async def vm_info(self, name: str | None, slots: tuple[Slot, ...]) -> VmInfo:
+        """Read what never changes while this QEMU runs.
+
+        Raises:
+            MonitorError: No reply, or none that can be understood.
+        """
+        kvm, target, known_name, uuid, memory, machine, smp, objects = await asyncio.gather(
+            self._try("query-kvm"),
+            self._try("query-target"),
+            self._try("query-name"),
+            self._try("query-uuid"),
+            self._try("query-memory-size-summary"),
+            self._try("qom-get", {"path": "/machine", "property": "type"}),
+            self._try("qom-get", {"path": "/machine", "property": "smp"}),
+            self._try("qom-list", {"path": "/objects"}),
+        )
+        arch = _text(target, "arch") or "unknown"
+        machine_type = machine.removesuffix("-machine") if isinstance(machine, str) else "unknown"
+        accelerator = "kvm" if isinstance(kvm, dict) and kvm.get("enabled") is True else "tcg"
+        topology = qapi.parse_topology(smp)
+        found_uuid = _text(uuid, "UUID")
+        return VmInfo(
+            name=name or _text(known_name, "name") or _name_from(self._monitor.address),
+            uuid=None if found_uuid == _NIL_UUID else found_uuid,
+            arch=arch,
+            machine=machine_type,
+            accelerator=accelerator,
+            qemu_version=self._monitor.version,
+            package=self._monitor.package,
+            memory_kib=_memory_kib(memory),
+            topology=topology,
+            can_plug=not self._fixed,
+            # s390x hardware cannot take a CPU back; isapc has no ACPI to ask the guest with.
+            can_unplug=not self._fixed and arch != "s390x" and machine_type != "isapc",
+            libvirt_owned=isinstance(objects, list) and any(_text(o, "name") == _LIBVIRT_SECRET for o in objects),
+            x2apic=await self._x2apic(accelerator, topology, slots),
+        )
+
+    async def _x2apic(self, accelerator: str, topology: Topology | None, slots: tuple[Slot, ...]) -> bool | None:
+        if accelerator != "tcg" or topology is None or not slots or slots[0].qom_path is None:
+            return None
+        last = {name: value for name, value in slots[-1].props.items() if isinstance(value, int)}
+        if not needs_x2apic(topology, last):
+            return None
+        reply = await self._try("qom-get", {"path": slots[0].qom_path, "property": "x2apic"})
+        return reply is True
+
+    async def _ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        return await self._monitor.execute(command, arguments, timeout=self._timeout)
+
+    async def _try(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        """Ask what this QEMU may not know; None if it does not."""
+        try:
+            return await self._ask(command, arguments)
+        except CommandRejectedError:
+            return None
+
+
+def _text(reply: object, key: str) -> str | None:
+    value = reply.get(key) if isinstance(reply, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _memory_kib(reply: object) -> int | None:
+    if not isinstance(reply, dict) or not isinstance(reply.get("base-memory"), int):
+        return None
+    plugged = reply.get("plugged-memory")
+    total: int = reply["base-memory"] + (plugged if isinstance(plugged, int) else 0)
+    return total // 1024
+
+
+def _name_from(address: str) -> str:
+    kind, _, rest = address.partition(":")
+    return (PurePath(rest).stem if kind == "unix" else "") or "qemu"
