@@ -1,0 +1,131 @@
+"""The small values: OST answers, verdicts, what a QEMU does not survive."""
+
+import pytest
+
+from qmpvcpu import (
+    Capabilities,
+    CommandRejectedError,
+    Denied,
+    DenialReason,
+    KnownFault,
+    MonitorLostError,
+    OutcomeUnknownError,
+    Pending,
+    Plugged,
+    Refused,
+    Rejected,
+    StepDeniedError,
+    Unknown,
+    Unplugged,
+    UnplugPendingError,
+    UnplugRefusedError,
+    VcpuMap,
+)
+from qmpvcpu.model import OstAnswer, OstStatus, Topology, VmInfo, VmStatus, as_json, needs_x2apic, verdict_of
+from qmpvcpu.model.vm import apic_id
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "status", "reason"),
+    [
+        (3, 0, OstStatus.SUCCESS, "success"),
+        (3, 0x84, OstStatus.IN_PROGRESS, "in progress"),
+        (0x103, 0x84, OstStatus.IN_PROGRESS, "in progress"),
+        (3, 0x82, OstStatus.FAILURE, "device is busy"),
+        (3, 1, OstStatus.FAILURE, "non-specific failure"),
+        (0x103, 0x83, OstStatus.FAILURE, "ejection dependency is busy or not supported"),
+        (3, 0x99, OstStatus.FAILURE, "status 0x99, unknown to ACPI"),
+        (1, 0, OstStatus.SUCCESS, "success"),
+        (1, 0x80, OstStatus.IN_PROGRESS, "in progress"),
+        (0x200, 0x81, OstStatus.FAILURE, "device driver load failure"),
+        (1, 0x84, OstStatus.FAILURE, "status 0x84, unknown to ACPI"),
+    ],
+)
+def test_an_ost_answer_is_read_as_acpi_means_it(source: int, code: int, status: OstStatus, reason: str) -> None:
+    answer = OstAnswer(source, code)
+    assert answer.status is status
+    assert answer.reason == reason
+    assert answer.is_ejection == (source in {3, 0x103})
+    assert answer.is_insertion == (source in {1, 0x200})
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            StepDeniedError("unplug", (0,), DenialReason.BOOT_VCPU, "never"),
+            Denied(VcpuMap([0]), DenialReason.BOOT_VCPU, "never"),
+        ),
+        (
+            CommandRejectedError("GenericError", "no", {"execute": "device_del"}, action="unplug", vcpus=(3,), hint="h"),
+            Rejected(VcpuMap([3]), "GenericError", "no", "h"),
+        ),
+        (UnplugRefusedError((3,), 0x82, "busy"), Refused(VcpuMap([3]), 0x82, "busy")),
+        (UnplugPendingError((3,), 2.0, acknowledged=True), Pending(VcpuMap([3]), acknowledged=True, seconds=2.0)),
+    ],
+)
+def test_every_step_error_is_a_verdict(error: StepDeniedError, expected: object) -> None:
+    assert verdict_of(error) == expected
+
+
+def test_an_unknown_outcome_is_a_verdict_and_a_lost_monitor_alone_is_none() -> None:
+    error = OutcomeUnknownError("plug", (1,), "gone")
+    assert verdict_of(error) == Unknown(VcpuMap([1]), str(error))
+    assert verdict_of(MonitorLostError("gone")) is None
+
+
+def test_verdicts_are_json() -> None:
+    assert as_json(Refused(VcpuMap([4, 5]), 0x82, "device is busy", seconds=0.06312345678)) == {
+        "verdict": "REFUSED",
+        "ids": "4-5",
+        "code": 130,
+        "reason": "device is busy",
+        "seconds": 0.063123,
+    }
+    assert as_json(Denied(VcpuMap([0]), DenialReason.BOOT_VCPU, "d"))["reason"] == "BOOT_VCPU"
+    assert as_json(Plugged(VcpuMap([1])))["verdict"] == "PLUGGED"
+    assert as_json(Unplugged(VcpuMap([1])))["verdict"] == "UNPLUGGED"
+
+
+def vm(accelerator: str, version: tuple[int, int, int], *, x2apic: bool | None = None) -> VmInfo:
+    return VmInfo("test", "x86_64", "pc-q35", accelerator, version, x2apic=x2apic)
+
+
+def test_kvm_has_no_known_faults_and_each_tcg_has_its_own() -> None:
+    assert vm("kvm", (7, 2, 22)).known_faults == frozenset()
+    both = {KnownFault.TCG_CREATED_BEYOND_MAX, KnownFault.TCG_SINGLE_THREAD_UNPLUG, KnownFault.TCG_APIC_ID_255}
+    assert vm("tcg", (10, 0, 2)).known_faults == both
+    assert vm("tcg", (7, 2, 22)).known_faults == both | {KnownFault.TCG_REPLUG_CORRUPTS_HEAP}
+    assert KnownFault.TCG_APIC_ID_255 not in vm("tcg", (10, 0, 2), x2apic=True).known_faults
+
+
+def test_capabilities_say_what_the_vm_info_says() -> None:
+    info = vm("tcg", (10, 0, 2))
+    can = Capabilities.of(info)
+    assert (can.can_plug, can.can_unplug, can.machine, can.accelerator) == (True, True, "pc-q35", "tcg")
+    assert can.known_faults == info.known_faults
+
+
+def test_apic_ids_leave_room_for_sizes_that_are_no_power_of_two() -> None:
+    topology = Topology(max_cpus=12, sockets=2, cores=3, threads=2)
+    assert apic_id(topology, {"socket-id": 1, "core-id": 2, "thread-id": 1}) == 0b1101
+    wide = Topology(max_cpus=300, sockets=300)
+    assert not needs_x2apic(wide, {"socket-id": 254, "core-id": 0, "thread-id": 0})
+    assert needs_x2apic(wide, {"socket-id": 255, "core-id": 0, "thread-id": 0})
+
+
+@pytest.mark.parametrize(
+    ("status", "migrating", "away", "steady"),
+    [
+        (VmStatus("running"), False, False, True),
+        (VmStatus("running", "completed"), False, False, True),
+        (VmStatus("running", "active"), True, False, False),
+        (VmStatus("finish-migrate", "device"), True, False, False),
+        (VmStatus("postmigrate", "completed"), False, True, False),
+        (VmStatus("paused"), False, False, False),
+        (VmStatus("inmigrate", "none"), False, False, False),
+        (VmStatus("running", "some-future-phase"), True, False, False),
+    ],
+)
+def test_a_status_knows_a_migration(status: VmStatus, migrating: bool, away: bool, steady: bool) -> None:  # noqa: FBT001 - a table
+    assert (status.migrating, status.migrated_away, status.is_steady) == (migrating, away, steady)

@@ -1,0 +1,87 @@
+"""VcpuMap: libvirt's cpuset grammar and byte form."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpvcpu import InvalidMapError, VcpuMap
+
+ids = st.sets(st.integers(0, 16383), max_size=60)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", {0}),
+        ("0-3,^2", {0, 1, 3}),
+        ("0,2-5", {0, 2, 3, 4, 5}),
+        (" 1 , 3 - 4 ", {1, 3, 4}),
+        ("5,5,5", {5}),
+        ("^1,1", {1}),  # what is excluded must stand before
+        ("0,^0", set()),
+        ("", set()),
+        ("007", {7}),
+        ("16383", {16383}),
+    ],
+)
+def test_text_of_libvirts_grammar_is_read(text: str, expected: set[int]) -> None:
+    assert set(VcpuMap.parse(text)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a", "1,", ",1", "-1", "1-", "3-1", "^1-2", "1;2", "1.0", "0x1", "16384", "0-16384", "9" * 100_000, "²", "1 2"],
+)
+def test_text_outside_the_grammar_is_refused_by_name(text: str) -> None:
+    with pytest.raises(InvalidMapError) as caught:
+        VcpuMap.parse(text)
+    assert caught.value.text == text
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("bad", [-1, 16384, 1.5, "3", None, True])
+def test_what_is_no_vcpu_id_is_refused(bad: object) -> None:
+    with pytest.raises(InvalidMapError):
+        VcpuMap([bad])  # type: ignore[list-item]  # the wrong type is the test
+
+
+@given(ids)
+def test_text_bytes_and_int_all_lead_back_to_the_map(members: set[int]) -> None:
+    vcpus = VcpuMap(members)
+    assert VcpuMap.parse(str(vcpus)) == vcpus
+    assert VcpuMap.from_bytes(vcpus.to_bytes()) == vcpus
+    assert vcpus.to_int() == sum(2**member for member in members)
+    assert list(vcpus) == sorted(members)
+    assert len(vcpus) == len(members)
+    assert hash(vcpus) == hash(VcpuMap(sorted(members, reverse=True)))
+
+
+@given(ids, ids)
+def test_set_operators_keep_the_type_and_agree_with_sets(left: set[int], right: set[int]) -> None:
+    mine, yours = VcpuMap(left), VcpuMap(right)
+    for result, expected in [
+        (mine | yours, left | right),
+        (mine & yours, left & right),
+        (mine - yours, left - right),
+        (mine ^ yours, left ^ right),
+    ]:
+        assert isinstance(result, VcpuMap)
+        assert set(result) == expected
+    assert (mine <= yours) == (left <= right)
+    assert mine == left
+
+
+def test_the_text_is_the_shortest() -> None:
+    assert str(VcpuMap([7, 0, 1, 3, 4, 5])) == "0-1,3-5,7"
+    assert repr(VcpuMap([2])) == "VcpuMap('2')"
+    assert str(VcpuMap()) == ""
+
+
+def test_bytes_are_little_endian_as_virsh_has_them() -> None:
+    assert VcpuMap([0, 2, 9]).to_bytes() == b"\x05\x02"
+    assert VcpuMap([0]).to_bytes(4) == b"\x01\x00\x00\x00"
+    assert VcpuMap().to_bytes() == b"\x00"
+    with pytest.raises(OverflowError):
+        VcpuMap([8]).to_bytes(1)
+    assert 9 in VcpuMap([9])
+    assert "9" not in VcpuMap([9])

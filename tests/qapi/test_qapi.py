@@ -1,0 +1,154 @@
+"""qapi: QEMU's JSON, as recorded, and JSON that no QEMU should send."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpvcpu import MalformedReplyError, qapi
+from qmpvcpu.model import CpuProps, OstAnswer, Slot, Topology
+from tests.captures import FOLDER, all_captures
+
+ENTRY = {"props": {"core-id": 1, "socket-id": 0}, "vcpus-count": 1, "type": "t"}
+WIRES = [path for path in sorted(FOLDER.glob("*wire*.json")) if "qtest" not in path.stem and "stats" not in path.stem]
+
+
+@pytest.mark.parametrize("path", WIRES, ids=lambda path: path.stem)
+def test_our_commands_are_word_for_word_what_a_real_qemu_took(path: Any) -> None:
+    wire = json.loads(path.read_text())["wire"]
+    sent = {m["msg"]["id"]: m["msg"] for m in wire if m["dir"] == ">"}
+    replies = {m["msg"].get("id"): m["msg"] for m in wire if m["dir"] == "<" and "id" in m["msg"]}
+    slots: tuple[Any, ...] = ()
+    checked = 0
+    for key, command in sent.items():
+        reply = replies.get(key, {})
+        if command["execute"] == "query-hotpluggable-cpus" and "return" in reply:
+            slots = qapi.parse_hotpluggable_cpus(reply["return"])
+        if command["execute"] == "device_add" and "return" in reply and slots:
+            arguments = dict(command["arguments"])
+            ours = [
+                qapi.device_add(Slot(0, reading.count, reading.type, reading.props, 0))
+                for reading in slots
+                if all(arguments.get(name) == value for name, value in reading.props.items())
+            ]
+            if ours:
+                assert len(ours) == 1
+                assert {**ours[0], "id": arguments["id"]} == arguments
+                checked += 1
+    assert checked or not slots
+
+
+def test_device_del_names_the_id_or_else_the_path() -> None:
+    slot = Slot(3, 1, "t", CpuProps({"core-id": 3}), 3)
+    assert qapi.device_add(slot) == {"driver": "t", "id": "vcpu3", "core-id": 3}
+    assert qapi.device_del(slot.filled("/machine/peripheral/mine")) == {"id": "mine"}
+    boot = "/machine/unattached/device[4]"
+    assert qapi.device_del(slot.filled(boot)) == {"id": boot}
+    anon = "/machine/peripheral-anon/device[1]"
+    assert qapi.device_del(slot.filled(anon)) == {"id": anon}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {**ENTRY, "type": None},
+        {**ENTRY, "vcpus-count": 0},
+        {**ENTRY, "vcpus-count": True},
+        {**ENTRY, "vcpus-count": "1"},
+        {**ENTRY, "props": {}},
+        {**ENTRY, "props": []},
+        {**ENTRY, "qom-path": 7},
+        "text",
+    ],
+)
+def test_a_malformed_slot_is_refused_with_the_entry_in_the_error(entry: Any) -> None:
+    with pytest.raises(MalformedReplyError, match="malformed reply to query-hotpluggable-cpus") as caught:
+        qapi.parse_hotpluggable_cpus([ENTRY, entry])
+    assert caught.value.reply == entry
+
+
+@pytest.mark.parametrize("reply", [None, {}, 7, "x"])
+def test_a_reply_that_is_no_list_is_refused(reply: Any) -> None:
+    for parse in (qapi.parse_hotpluggable_cpus, qapi.parse_cpus_fast, qapi.parse_ospm_status):
+        with pytest.raises(MalformedReplyError, match="not a list"):
+            parse(reply)
+
+
+@pytest.mark.parametrize("missing", ["qom-path", "thread-id", "cpu-index"])
+def test_a_malformed_thread_is_refused(missing: str) -> None:
+    entry = {"qom-path": "/a", "thread-id": 1, "cpu-index": 0}
+    (thread,) = qapi.parse_cpus_fast([entry])
+    assert thread.props == {}
+    del entry[missing]
+    with pytest.raises(MalformedReplyError, match="lacks qom-path, thread-id or cpu-index"):
+        qapi.parse_cpus_fast([entry])
+
+
+def test_ospm_status_keeps_cpus_and_passes_over_memory() -> None:
+    cpu = {"slot": "3", "slot-type": "CPU", "source": 3, "status": 130}
+    assert qapi.parse_ospm_status([cpu, {"slot": "0", "slot-type": "DIMM", "source": 0, "status": 0}]) == {
+        3: OstAnswer(3, 130)
+    }
+    with pytest.raises(MalformedReplyError, match="no ACPIOSTInfo"):
+        qapi.parse_ospm_status([{**cpu, "slot": "three"}])
+
+
+def test_the_topology_of_every_version_is_read() -> None:
+    assert qapi.parse_topology({"maxcpus": 8, "cpus": 1, "sockets": 2, "cores": 2, "threads": 2}) == Topology(
+        8, sockets=2, cores=2, threads=2
+    )
+    assert qapi.parse_topology({"sockets": 2}) is None
+    assert qapi.parse_topology(None) is None
+
+
+def test_every_recorded_cpu_event_is_read() -> None:
+    seen: set[str] = set()
+    for path in WIRES:
+        for entry in json.loads(path.read_text())["wire"]:
+            message = entry["msg"]
+            if entry["dir"] == "<" and message.get("event") in {"ACPI_DEVICE_OST", "DEVICE_DELETED", "RESET", "STOP"}:
+                assert qapi.parse_event(message) is not None, message
+                seen.add(message["event"])
+    assert {"ACPI_DEVICE_OST", "DEVICE_DELETED"} <= seen
+    pseries = next(c for c in all_captures() if c.name == "10.0.2-pseries-threads4")
+    last = qapi.parse_event(pseries.data["events"][-1])
+    assert last == qapi.Deleted("/machine/peripheral/plug0", "plug0")
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            {"event": "DEVICE_UNPLUG_GUEST_ERROR", "data": {"device": "vcpu8", "path": "/machine/peripheral/vcpu8"}},
+            qapi.GuestError("/machine/peripheral/vcpu8", "vcpu8"),
+        ),
+        ({"event": "RESET", "data": {"guest": False, "reason": "host-qmp-system-reset"}}, qapi.GuestReset()),
+        ({"event": "STOP"}, qapi.Stopped()),
+        ({"event": "RESUME"}, qapi.Resumed()),
+        ({"event": "MIGRATION", "data": {"status": "active"}}, qapi.MigrationStatus("active")),
+        ({"event": "NIC_RX_FILTER_CHANGED", "data": {}}, None),
+        ({"event": "DEVICE_DELETED", "data": {"path": 3}}, None),
+        ({"event": "DEVICE_UNPLUG_GUEST_ERROR", "data": {}}, None),
+        ({"event": "ACPI_DEVICE_OST", "data": {"info": 7}}, None),
+        ({"event": "ACPI_DEVICE_OST", "data": {"info": {"slot-type": "DIMM", "slot": "0"}}}, None),
+        ({"event": "ACPI_DEVICE_OST", "data": {"info": {"slot-type": "CPU", "slot": "٣", "source": 1, "status": 0}}}, None),
+        ({"event": "MIGRATION", "data": {}}, None),
+        ({"event": None}, None),
+    ],
+)
+def test_an_event_is_read_or_passed_over(message: dict[str, Any], expected: object) -> None:
+    assert qapi.parse_event(message) == expected
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(["ACPI_DEVICE_OST", "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MIGRATION"]), json_values)
+def test_no_event_whatever_it_holds_breaks_the_reader(name: str, data: Any) -> None:
+    assert qapi.parse_event({"event": name, "data": data}) is None
