@@ -1,0 +1,301 @@
+"""A VM whose guest is a small real Linux: it brings plugged CPUs online, says what it sees, and refuses when told."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from qmpvcpu.errors import QmpVcpuError
+from qmpvcpu.model import VcpuMap
+from qmpvcpu.testing.qemu import Accelerator, QemuProcess, QemuProcessError, QemuStartError, _cache, best_qemu
+
+__all__ = ["LinuxGuest", "LinuxGuestMissingError"]
+
+_LOGGER = logging.getLogger(__name__)
+_FIRMWARE_TIMEOUT = (
+    2.0  # s: SeaBIOS speaks within 0.2 where KVM runs an operating system, and never where it does not
+)
+_BOOT_TIMEOUT = 60.0  # 3 s on a quiet machine under TCG
+_TIMEOUT = 10.0
+_POLL = 0.02
+_TAIL = 20  # lines of the console that an error shows
+_KERNEL_OPTIONS = "console=ttyS0 quiet nokaslr mitigations=off no_timer_check cryptomgr.notests audit=0 panic=0"
+
+
+class LinuxGuestMissingError(QmpVcpuError):
+    """The kernel or the initramfs of the Linux guest has not been made on this machine."""
+
+
+class LinuxGuest:
+    """A QEMU that runs the Linux guest; an async context manager.
+
+    When it is entered Linux is up. It brings every plugged CPU online by itself. It is killed at the end. The CPU
+    numbers that it tells are Linux's own, given in the order of plugging; they are not vCPU ids.
+
+    Args:
+        qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.qemu.best_qemu`. Under TCG only 10.0 and newer survive
+            an unplug.
+        machine: ``q35`` or ``pc``, also with a version, and with options after a comma.
+        accel: ``kvm`` or ``tcg``; None: KVM if it runs an operating system here, else TCG.
+        boot: How many vCPUs are there from the start.
+        max_vcpus: How many there can be.
+        topology: As in ``-smp``; None: ``sockets=2,cores=2,threads=2`` for 8 vCPUs, else one socket for each.
+        memory_mib: Memory of the VM in MiB.
+        kernel_options: Appended to the kernel's command line.
+        extra_args: More arguments for QEMU.
+        qmp_sockets: How many QMP sockets QEMU gets: each serves one client at a time.
+        timeout: Seconds that it may take to boot.
+
+    Attributes:
+        process: The :class:`~qmpvcpu.testing.qemu.QemuProcess`, once entered.
+        accelerator: What it runs under, once entered.
+
+    Example:
+        >>> async def a_busy_guest_refuses():
+        ...     async with LinuxGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+        ...         await vm.plug(2)
+        ...         await guest.wait_online(lambda cpus: len(cpus) == 3)
+        ...         await guest.refuse()
+        ...         await vm.unplug(2)  # raises UnplugRefusedError
+    """
+
+    process: QemuProcess
+    accelerator: Accelerator
+
+    def __init__(
+        self,
+        qemu: Path | None = None,
+        *,
+        machine: str = "q35",
+        accel: Accelerator | None = None,
+        boot: int = 2,
+        max_vcpus: int = 8,
+        topology: str | None = None,
+        memory_mib: int = 256,
+        kernel_options: str = "",
+        extra_args: Sequence[str] = (),
+        qmp_sockets: int = 2,
+        timeout: float = _BOOT_TIMEOUT,
+    ) -> None:
+        if topology is None:
+            topology = "sockets=2,cores=2,threads=2" if max_vcpus == 8 else f"sockets={max_vcpus}"  # noqa: PLR2004 - 2*2*2
+        self._qemu = qemu
+        self._accel = accel
+        self._qmp_sockets = qmp_sockets
+        self._timeout = timeout
+        self._args = [
+            *("-machine", machine, "-m", str(memory_mib)),
+            *("-smp", f"{boot},maxcpus={max_vcpus},{topology}"),
+            *("-append", f"{_KERNEL_OPTIONS} {kernel_options}".strip()),
+            # The first serial port is the kernel's console, the second (from QemuProcess) the control channel.
+            *("-serial", "file:console"),
+            *("-chardev", "file,id=firmware,path=firmware", "-device", "isa-debugcon,iobase=0x402,chardev=firmware"),
+            *extra_args,
+        ]
+        self._command = asyncio.Lock()
+        self._answers: asyncio.Queue[str | None] = asyncio.Queue()
+        self._news = asyncio.Condition()
+        self._online: VcpuMap | None = None
+        self._gone = False
+        self._listener: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        kernel, initramfs = _images()
+        qemu = self._qemu or best_qemu()
+        args = ["-kernel", str(kernel), "-initrd", str(initramfs), *self._args]
+        accel = self._accel
+        if accel is None:
+            try:
+                await self._start(qemu, "kvm", args)
+                await self._firmware_ran()
+            except QemuStartError as why:
+                _LOGGER.info("Linux does not run under KVM here: %s", why)
+                accel = "tcg"
+            except BaseException:
+                await self._stop()
+                raise
+        if accel is not None:
+            await self._stop()
+            await self._start(qemu, accel, args)
+        try:
+            await self._hear(lambda: self._online is not None, "ready", timeout=self._timeout)
+        except QemuProcessError as why:
+            failure = self._failure("Linux did not come up", start=True)
+            await self._stop()
+            raise failure from why
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    @property
+    def qmp(self) -> Path:
+        """Path of the first QMP socket."""
+        return self.process.qmp
+
+    @property
+    def sockets(self) -> tuple[Path, ...]:
+        """Paths of all QMP sockets."""
+        return self.process.sockets
+
+    @property
+    def console(self) -> str:
+        """What the kernel printed so far; empty once QEMU is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.process.directory / "console").read_text(errors="replace")
+        return ""
+
+    async def ping(self) -> None:
+        """Return when the guest has answered.
+
+        Raises:
+            QemuProcessError: It does not answer, or QEMU ended.
+        """
+        await self._ask("ping", "pong")
+
+    async def online(self) -> VcpuMap:
+        """The CPUs that Linux runs on now, asked from the guest; Linux's numbers.
+
+        Raises:
+            QemuProcessError: It does not answer, or QEMU ended.
+        """
+        return VcpuMap.parse(await self._ask("online", "online "))
+
+    async def present(self) -> VcpuMap:
+        """The CPUs that Linux knows to be plugged now, online or not; Linux's numbers.
+
+        Raises:
+            QemuProcessError: It does not answer, or QEMU ended.
+        """
+        return VcpuMap.parse(await self._ask("present", "present "))
+
+    async def wait_online(
+        self,
+        condition: Callable[[VcpuMap], bool],
+        *,
+        timeout: float = _TIMEOUT,  # noqa: ASYNC109 - a bound that names its failure
+    ) -> VcpuMap:
+        """Return the CPUs that Linux runs on as soon as they meet *condition*; Linux's numbers.
+
+        The guest announces each change, so nothing is polled.
+
+        Raises:
+            QemuProcessError: They did not within *timeout* seconds, or QEMU ended.
+        """
+        await self._hear(
+            lambda: self._online is not None and condition(self._online), "the awaited CPUs", timeout=timeout
+        )
+        assert self._online is not None  # noqa: S101 - just waited for
+        return self._online
+
+    async def refuse(self) -> None:
+        """Make Linux refuse to give up any CPU, as a guest does that has promised its CPUs to real-time tasks.
+
+        It answers a removal with OST status 0x82 (busy). Returns when that holds; it holds for CPUs plugged later as
+        well, from when they are online.
+
+        Raises:
+            QemuProcessError: It does not answer, or QEMU ended.
+        Source:
+            Linux vetoes taking a CPU offline that SCHED_DEADLINE reservations need: kernel/sched/core.c.
+        """
+        await self._ask("refuse on", "refuse on ")
+
+    async def comply(self) -> None:
+        """Make Linux give up CPUs again; returns when a removal would succeed.
+
+        Raises:
+            QemuProcessError: It does not answer, or QEMU ended.
+        """
+        await self._ask("refuse off", "refuse off")
+
+    async def _start(self, qemu: Path, accel: Accelerator, args: Sequence[str]) -> None:
+        self.accelerator = accel
+        self._online, self._gone = None, False
+        self._answers = asyncio.Queue()
+        self.process = QemuProcess(qemu, ["-accel", accel, *args], qmp_sockets=self._qmp_sockets, serials=1)
+        await self.process.__aenter__()
+        self._listener = asyncio.create_task(self._listen(self.process.serials[0].reader))
+
+    async def _stop(self) -> None:
+        if self._listener is not None:
+            await self.process.aclose()
+            await self._listener  # it ends with QEMU's end of the serial port
+            self._listener = None
+
+    async def _firmware_ran(self) -> None:
+        """Return when SeaBIOS has spoken: it does so in protected mode, which not every host's KVM runs."""
+        log = self.process.directory / "firmware"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRMWARE_TIMEOUT):
+                while self.process.returncode is None:
+                    if log.exists() and log.stat().st_size:
+                        return
+                    await asyncio.sleep(_POLL)
+        raise self._failure("the firmware did not run", start=True)
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError):
+            while said := (await reader.readline()).decode(errors="replace").strip():
+                word, _, rest = said.partition(" ")
+                if word in {"ready", "changed"}:
+                    async with self._news:
+                        self._online = VcpuMap.parse(rest)
+                        self._news.notify_all()
+                else:
+                    self._answers.put_nowait(said)
+        async with self._news:
+            self._gone = True
+            self._news.notify_all()
+        self._answers.put_nowait(None)
+
+    async def _ask(self, command: str, prefix: str) -> str:
+        """Send *command*; return what follows *prefix* in its answer."""
+        async with self._command:
+            # The answer to a command whose caller was cancelled may still be there.
+            while not self._answers.empty() and not self._gone:
+                self._answers.get_nowait()
+            self.process.serials[0].writer.write(f"{command}\n".encode())
+            try:
+                async with asyncio.timeout(_TIMEOUT):
+                    while (answer := await self._answers.get()) is not None:
+                        if answer.startswith(prefix):
+                            return answer.removeprefix(prefix)
+            except TimeoutError as why:
+                raise self._failure(f"Linux did not answer {command!r} within {_TIMEOUT} s") from why
+            self._answers.put_nowait(None)
+        raise self._failure(f"QEMU ended before Linux answered {command!r}")
+
+    async def _hear(self, condition: Callable[[], bool], what: str, *, timeout: float) -> None:  # noqa: ASYNC109 - as wait_online
+        try:
+            async with asyncio.timeout(timeout), self._news:
+                await self._news.wait_for(lambda: self._gone or condition())
+                if condition():
+                    return
+        except TimeoutError as why:
+            seen = "nothing" if self._online is None else f"CPUs {self._online}"
+            raise self._failure(f"Linux did not report {what} within {timeout} s; it reported {seen}") from why
+        await self.process.wait()
+        raise self._failure(f"QEMU ended before Linux reported {what}")
+
+    def _failure(self, why: str, *, start: bool = False) -> QemuProcessError:
+        """The error that says *why*, with the end of the console as evidence."""
+        tail = "\n".join(self.console.splitlines()[-_TAIL:])
+        return self.process.failure(f"{why}; the console ends with:\n{tail}" if tail else why, start=start)
+
+
+def _images() -> tuple[Path, Path]:
+    home = _cache() / "linux"
+    images = home / "vmlinuz", home / "initramfs.gz"
+    for image in images:
+        if not image.exists():
+            raise LinuxGuestMissingError(f"no {image}: make the Linux guest with `bash fixtures/linux/build.sh`")
+    return images

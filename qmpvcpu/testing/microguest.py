@@ -1,0 +1,259 @@
+"""A VM whose guest is the micro-guest: up in a tenth of a second, with the answers a test wants."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from qmpvcpu.testing.qemu import (
+    Accelerator,
+    QemuProcess,
+    QemuProcessError,
+    QemuStartError,
+    best_qemu,
+    probe_accelerator,
+)
+from qmpvcpu.testing.rom import RULE_SIZE, Personality, pack_rules, rom_image
+
+__all__ = ["MicroGuest"]
+
+_LOGGER = logging.getLogger(__name__)
+_KVM_TIMEOUT = 3.0  # s: the guest is ready in 0.1; where KVM cannot run it, nothing more comes
+_TIMEOUT = 10.0
+_GONE = b"\0"  # the guest says no such byte
+_LEVELS = {  # of -smp, with the property that places a CPU in it; outermost first
+    "sockets": "socket-id",
+    "dies": "die-id",
+    "modules": "module-id",
+    "cores": "core-id",
+    "threads": "thread-id",
+}
+
+
+class MicroGuest:
+    """A QEMU that runs the micro-guest; an async context manager.
+
+    When it is entered the guest is ready: it answers plugs and unplugs as its personalities say, and sleeps
+    otherwise. It is killed at the end.
+
+    Args:
+        qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.qemu.best_qemu`.
+        machine: ``q35`` or ``pc``, also with a version, and with options after a comma.
+        accel: ``kvm`` or ``tcg``; None: KVM if the guest runs under it, else TCG.
+        boot: vCPUs there from the start: a count, or ids with 0 among them. Those after the first gap are made with
+            ``-device`` under the ids ``vcpuN``.
+        max_vcpus: How many there can be.
+        topology: As in ``-smp``; None: ``sockets=2,cores=2,threads=2`` for 8 vCPUs, else one socket for each.
+        personality: How it answers: one, or several of which the first that fits a slot counts.
+        ready_after_ms: Time until the guest is ready, as in :func:`~qmpvcpu.testing.rom.rom_image`.
+        wait: Wait until it is ready when entered; False: only until QEMU answers QMP.
+        extra_args: More arguments for QEMU.
+        qmp_sockets: How many QMP sockets QEMU gets: each serves one client at a time.
+
+    Attributes:
+        process: The :class:`~qmpvcpu.testing.qemu.QemuProcess`, once entered.
+        accelerator: What it runs under, once entered.
+
+    Raises:
+        ValueError: *boot* and *topology* do not fit *max_vcpus*.
+
+    Example:
+        >>> async def plug_one():
+        ...     async with MicroGuest(personality=Personality.slow(300).for_slot(2)) as guest:
+        ...         async with qmpvcpu.attach(guest.qmp) as vm:
+        ...             await vm.plug(2)
+    """
+
+    process: QemuProcess
+    accelerator: Accelerator
+
+    def __init__(
+        self,
+        qemu: Path | None = None,
+        *,
+        machine: str = "q35",
+        accel: Accelerator | None = None,
+        boot: int | Collection[int] = 1,
+        max_vcpus: int = 8,
+        topology: str | None = None,
+        personality: Personality | Iterable[Personality] = (),
+        ready_after_ms: int = 0,
+        wait: bool = True,
+        extra_args: Sequence[str] = (),
+        qmp_sockets: int = 2,
+    ) -> None:
+        if topology is None:
+            topology = "sockets=2,cores=2,threads=2" if max_vcpus == 8 else f"sockets={max_vcpus}"  # noqa: PLR2004 - 2*2*2
+        self._qemu = qemu
+        self._accel = accel
+        self._wait = wait
+        self._qmp_sockets = qmp_sockets
+        self._rom = rom_image(personality, ready_after_ms=ready_after_ms)
+        self._args = [
+            *("-machine", machine, "-m", "16", "-bios", "microguest.rom"),
+            *_cpu_args(boot, max_vcpus, topology, model=_cpu_model(extra_args)),
+            *extra_args,
+        ]
+        self._heard = bytearray()  # what the guest said and nobody waited for yet
+        self._news = asyncio.Condition()
+        self._listener: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        qemu = self._qemu or best_qemu()
+        accel = self._accel
+        if accel is None and not self._wait:
+            accel = await probe_accelerator(qemu)
+        if accel is None:
+            try:
+                await self._start(qemu, "kvm", timeout=_KVM_TIMEOUT)
+            except QemuStartError as why:
+                _LOGGER.info("the micro-guest does not run under KVM here: %s", why)
+                accel = "tcg"
+        if accel is not None:
+            await self._start(qemu, accel, timeout=_TIMEOUT)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    @property
+    def qmp(self) -> Path:
+        """Path of the first QMP socket."""
+        return self.process.qmp
+
+    @property
+    def sockets(self) -> tuple[Path, ...]:
+        """Paths of all QMP sockets."""
+        return self.process.sockets
+
+    async def wait_ready(self, *, timeout: float = _TIMEOUT) -> None:  # noqa: ASYNC109 - a bound that names its failure
+        """Return when the guest has booted once more than this was answered; after a reset: when it is up again.
+
+        Entering answers it once, unless told not to wait.
+
+        Raises:
+            QemuProcessError: It did not come up within *timeout* seconds, or QEMU ended.
+        """
+        await self._hear(b"R", timeout=timeout)
+
+    async def become(self, personality: Personality | Iterable[Personality] = ()) -> None:
+        """Give the guest other personalities; returns when it has taken them up.
+
+        They outlive a reset, and count for a removal that the guest is waiting out (:meth:`Personality.slow`,
+        :meth:`Personality.held`): it is decided anew. Removals that were ignored are still pending in QEMU, and are
+        looked at with the next hot-plug event of any CPU, or :meth:`look`.
+
+        Raises:
+            ValueError: Too many personalities.
+            QemuProcessError: The guest does not listen, or QEMU ended.
+        """
+        rules = pack_rules(personality)
+        await self._say(b"T" + bytes([len(rules) // RULE_SIZE]) + rules, answer=b"t")
+
+    async def look(self) -> None:
+        """Make the guest look for hot-plug events now, as if one had come; returns when it is about to.
+
+        Raises:
+            QemuProcessError: The guest does not listen, or QEMU ended.
+        """
+        await self._say(b"S", answer=b"s")
+
+    async def _start(self, qemu: Path, accel: Accelerator, *, timeout: float) -> None:  # noqa: ASYNC109 - as wait_ready
+        self.accelerator = accel
+        self.process = QemuProcess(
+            qemu,
+            ["-accel", accel, *self._args],
+            qmp_sockets=self._qmp_sockets,
+            serials=1,
+            files={"microguest.rom": self._rom},
+        )
+        await self.process.__aenter__()
+        self._heard.clear()
+        self._listener = asyncio.create_task(self._listen(self.process.serials[0].reader))
+        try:
+            if self._wait:
+                await self.wait_ready(timeout=timeout)
+            else:
+                await self.process.wait_ready(timeout=timeout)
+        except QemuProcessError as why:
+            await self._stop()
+            raise self.process.failure("the micro-guest did not come up", start=True) from why
+        except BaseException:
+            await self._stop()
+            raise
+
+    async def _stop(self) -> None:
+        await self.process.aclose()
+        if self._listener is not None:
+            await self._listener  # it ends with QEMU's end of the serial port
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError):
+            while said := await reader.read(64):
+                async with self._news:
+                    self._heard += said
+                    self._news.notify_all()
+        async with self._news:
+            self._heard += _GONE
+            self._news.notify_all()
+
+    async def _say(self, message: bytes, *, answer: bytes) -> None:
+        await self._hear(b"B", consume=False)  # earlier it would be lost: the guest empties the port's buffer
+        self.process.serials[0].writer.write(message)
+        await self._hear(answer)
+
+    async def _hear(self, word: bytes, *, timeout: float = _TIMEOUT, consume: bool = True) -> None:  # noqa: ASYNC109 - as wait_ready
+        try:
+            async with asyncio.timeout(timeout), self._news:
+                await self._news.wait_for(lambda: word in self._heard or _GONE in self._heard)
+                if word in self._heard:
+                    if consume:
+                        self._heard.remove(word[0])
+                    return
+        except TimeoutError as why:
+            raise self.process.failure(f"the micro-guest did not say {word!r} within {timeout} s") from why
+        await self.process.wait()
+        raise self.process.failure(f"QEMU ended before the micro-guest said {word!r}")
+
+
+def _cpu_model(args: Sequence[str]) -> str:
+    """The CPU model that *args* choose, or the machines' default."""
+    for option, value in itertools.pairwise(args):
+        if option == "-cpu":
+            return value.split(",")[0]
+    return "qemu64"
+
+
+def _cpu_args(boot: int | Collection[int], max_vcpus: int, topology: str, *, model: str) -> list[str]:
+    """-smp for the unbroken start of *boot*, -device for the vCPUs after its first gap."""
+    ids = set(range(boot)) if isinstance(boot, int) else set(boot)
+    if 0 not in ids or min(ids) < 0 or max(ids) >= max_vcpus:
+        raise ValueError(f"boot is {boot!r}, must be within 0..{max_vcpus - 1} and have vCPU 0")
+    counts = {name: int(count) for name, _, count in (part.partition("=") for part in topology.split(","))}
+    if math.prod(counts.values()) != max_vcpus or not counts.keys() <= set(_LEVELS):
+        raise ValueError(f"{topology!r} does not make {max_vcpus} vCPUs of {', '.join(_LEVELS)}")
+    start = next(number for number in itertools.count() if number not in ids)
+    args = ["-smp", f"{start},maxcpus={max_vcpus},{topology}"]
+    for number in sorted(ids):
+        if number >= start:
+            place = ",".join(_place(number, counts))
+            args += ["-device", f"{model}-x86_64-cpu,id=vcpu{number},{place}"]
+    return args
+
+
+def _place(number: int, counts: Mapping[str, int]) -> list[str]:
+    """Where vCPU *number* sits: the last level counts fastest; dies and modules of one are not properties."""
+    place = []
+    for option, prop in reversed(_LEVELS.items()):
+        count = counts.get(option, 1)
+        if count > 1 or option in {"sockets", "cores", "threads"}:
+            place.append(f"{prop}={number % count}")
+        number //= count
+    return place

@@ -1,0 +1,374 @@
+"""Real QEMUs for tests: where they are, which accelerator runs a guest, one process with its sockets."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple, Self
+
+from qmpvcpu.errors import QmpVcpuError
+from qmpvcpu.testing.rom import rom_image
+
+__all__ = [
+    "Accelerator",
+    "QemuNotFoundError",
+    "QemuProcess",
+    "QemuProcessError",
+    "QemuStartError",
+    "Serial",
+    "best_qemu",
+    "find_qemus",
+    "probe_accelerator",
+]
+
+_LOGGER = logging.getLogger(__name__)
+_BINARY = "qemu-system-x86_64"
+
+Accelerator = Literal["kvm", "tcg"]
+
+
+class QemuNotFoundError(QmpVcpuError):
+    """No usable QEMU on this machine."""
+
+
+class QemuProcessError(QmpVcpuError):
+    """A QEMU, or the guest in it, did not do what a test needs.
+
+    Attributes:
+        argv: The command line.
+        stderr: All that QEMU wrote to its standard output and error, unfiltered.
+        returncode: How it ended, as in :mod:`subprocess`; None: it runs.
+    """
+
+    def __init__(self, why: str, *, argv: Sequence[str], stderr: str, returncode: int | None) -> None:
+        state = "it runs" if returncode is None else f"it ended with {returncode}"
+        super().__init__(f"{why} ({state})\n  {' '.join(argv)}\n{stderr}".rstrip())
+        self.argv = tuple(argv)
+        self.stderr = stderr
+        self.returncode = returncode
+
+
+class QemuStartError(QemuProcessError):
+    """QEMU, or the guest in it, did not come up."""
+
+
+class Serial(NamedTuple):
+    """Our end of one of the guest's serial ports."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+def find_qemus() -> dict[str, Path]:
+    """The machine's QEMUs for x86, by version.
+
+    Looks at ``QMPVCPU_QEMU``, then PATH, then the cache directory (``QMPVCPU_CACHE``, else ``qmpvcpu`` in the user's
+    cache). Of two with the same version the first found counts. Runs each with ``--version``, so it blocks for some
+    tens of milliseconds.
+
+    Returns:
+        ``{"7.2": path, "10.0": path}``, in the order in which they were found.
+
+    Raises:
+        QemuNotFoundError: ``QMPVCPU_QEMU`` names something that is no QEMU.
+    """
+    found: dict[str, Path] = {}
+    named = os.environ.get("QMPVCPU_QEMU")
+    if named:
+        version = _version(Path(named))
+        if version is None:
+            raise QemuNotFoundError(f"QMPVCPU_QEMU={named} is no QEMU: it does not answer --version")
+        found[version] = Path(named)
+    in_path = shutil.which(_BINARY)
+    candidates = [Path(in_path)] if in_path else []
+    candidates += sorted(_cache().glob(f"qemu-*/bin/{_BINARY}"))
+    for path in candidates:
+        version = _version(path)
+        if version is None:
+            _LOGGER.warning("%s does not answer --version: left out", path)
+        else:
+            found.setdefault(version, path)
+    return found
+
+
+def best_qemu() -> Path:
+    """The QEMU to use when nobody chose one: ``QMPVCPU_QEMU``, else the newest.
+
+    From 10.0 on unplugging is safe under TCG too; an older one is only to be trusted with it under KVM.
+
+    Raises:
+        QemuNotFoundError: None is there.
+    """
+    found = find_qemus()
+    if not found:
+        raise QemuNotFoundError(f"no {_BINARY} in PATH or in {_cache()}: install one, or name it in QMPVCPU_QEMU")
+    if os.environ.get("QMPVCPU_QEMU"):
+        return next(iter(found.values()))
+    return max(found.items(), key=lambda item: tuple(map(int, item[0].split("."))))[1]
+
+
+async def probe_accelerator(qemu: Path, *, timeout: float = 3.0) -> Accelerator:  # noqa: ASYNC109 - for the guest
+    """Which accelerator runs guests of *qemu*: found by running the micro-guest, never by looking at /dev/kvm.
+
+    A device node that opens says little: some hosts' KVM runs 16-bit real mode and nothing else. That is enough for
+    the micro-guest, not for an operating system.
+
+    Args:
+        qemu: The binary.
+        timeout: Seconds that the guest may take under KVM (it needs 0.1).
+
+    Returns:
+        ``"kvm"`` if the micro-guest came up under it, else ``"tcg"``.
+    """
+    args = ["-machine", "q35", "-accel", "kvm", "-m", "16", "-bios", "microguest.rom"]
+    try:
+        async with QemuProcess(qemu, args, files={"microguest.rom": rom_image()}, serials=1) as process:
+            async with asyncio.timeout(timeout):
+                await process.serials[0].reader.readuntil(b"R")
+    except (QemuStartError, TimeoutError, asyncio.IncompleteReadError) as why:
+        _LOGGER.info("KVM does not run guests of %s here: %s", qemu, why)
+        return "tcg"
+    return "kvm"
+
+
+class QemuProcess:
+    """One QEMU in a temporary directory of its own, killed and removed at the end.
+
+    An async context manager. QEMU runs with ``-nodefaults -display none`` and dies with this process, however that
+    ends. Its QMP sockets are listened on before it starts, so that a client may connect at once, and is greeted when
+    QEMU is up. Not reusable. Cancelling the entry or the exit kills QEMU just the same.
+
+    Args:
+        qemu: The binary.
+        args: Its arguments; it runs in its own directory, so relative paths mean *files*.
+        qmp_sockets: How many QMP sockets it gets: each serves one client at a time.
+        serials: How many of the guest's serial ports are connected to :attr:`serials`.
+        files: Files that are written to the directory first, by name.
+
+    Attributes:
+        argv: The whole command line.
+        directory: Its directory.
+        sockets: Paths of the QMP sockets.
+        serials: Our ends of the serial ports.
+    """
+
+    def __init__(
+        self,
+        qemu: Path,
+        args: Sequence[str],
+        *,
+        qmp_sockets: int = 1,
+        serials: int = 0,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        self._qemu = Path(qemu).absolute()
+        self._args = tuple(args)
+        self._files = dict(files or {})
+        self._serial_count = serials
+        self._socket_count = qmp_sockets
+        self._resources = contextlib.AsyncExitStack()
+        self._process: asyncio.subprocess.Process | None = None
+        self._monitor: Serial | None = None
+        self._last_words = ""
+        self.argv: tuple[str, ...] = ()
+        self.directory = Path()
+        self.sockets: tuple[Path, ...] = ()
+        self.serials: tuple[Serial, ...] = ()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def qmp(self) -> Path:
+        """Path of the first QMP socket."""
+        return self.sockets[0]
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id.
+
+        Raises:
+            RuntimeError: It was never started.
+        """
+        return self._running().pid
+
+    @property
+    def returncode(self) -> int | None:
+        """How QEMU ended, as in :mod:`subprocess`; None: it runs, or never started."""
+        return None if self._process is None else self._process.returncode
+
+    @property
+    def stderr(self) -> str:
+        """All that QEMU wrote to its standard output and error so far, unfiltered."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.directory / "stderr").read_text(errors="replace")
+        return self._last_words
+
+    async def wait_ready(self, *, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - a bound that names its failure
+        """Return when QEMU has built the machine and answers QMP.
+
+        It asks on a monitor of its own: the sockets stay untouched. Can be called once.
+
+        Raises:
+            QemuStartError: QEMU ended, or did not answer within *timeout* seconds.
+        """
+        if self._monitor is None:
+            raise RuntimeError("wait_ready() is for a QEMU that was started, once")
+        (reader, writer), self._monitor = self._monitor, None
+        try:
+            async with asyncio.timeout(timeout):
+                # The greeting may come before the machine is built; a reply may not.
+                writer.write(b'{"execute": "qmp_capabilities"}\n')
+                while line := await reader.readline():
+                    if "return" in json.loads(line):
+                        return
+                await self._running().wait()
+        except (TimeoutError, ConnectionError) as why:
+            raise self.failure("QEMU did not come up", start=True) from why
+        finally:
+            writer.close()
+        raise self.failure("QEMU did not come up", start=True)
+
+    async def wait(self) -> int:
+        """Return QEMU's return code when it has ended."""
+        return await self._running().wait()
+
+    def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        """Send *sig* to QEMU; nothing happens when it has ended."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._running().send_signal(sig)
+
+    def failure(self, why: str, *, start: bool = False) -> QemuProcessError:
+        """The error that says *why*, with the command line and QEMU's words as evidence."""
+        kind = QemuStartError if start else QemuProcessError
+        return kind(why, argv=self.argv, stderr=self.stderr, returncode=self.returncode)
+
+    async def aclose(self) -> None:
+        """Kill QEMU, wait for its end, remove the directory. Idempotent."""
+        self.kill()
+        try:
+            if self._process is not None:
+                await self._process.wait()
+        finally:
+            self._last_words = self.stderr
+            await self._resources.aclose()
+
+    def _running(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise RuntimeError("this QEMU was never started")
+        return self._process
+
+    async def _start(self) -> None:
+        self._make_directory()
+        if not os.access(self._qemu, os.X_OK):
+            raise self.failure(f"{self._qemu} is no program", start=True)
+        args = ["-nodefaults", "-display", "none", *self._args]
+        with contextlib.ExitStack() as theirs:  # QEMU's ends: ours to close once it has them
+            fds: list[int] = []
+
+            def lend(end: socket.socket, name: str, options: str = "") -> None:
+                theirs.enter_context(end)
+                fds.append(end.fileno())
+                args.extend(("-chardev", f"socket,id={name},fd={end.fileno()}{options}"))
+
+            for path in self.sockets:
+                lend(_listening(path), path.name, ",server=on,wait=off")
+                args.extend(("-mon", f"chardev={path.name},mode=control"))
+            for number in range(self._serial_count):
+                ours, end = await self._connection()
+                self.serials += (ours,)
+                lend(end, f"serial{number}")
+                args.extend(("-serial", f"chardev:serial{number}"))
+            self._monitor, end = await self._connection()
+            lend(end, "ready")
+            args.extend(("-mon", "chardev=ready,mode=control"))
+            self.argv = (str(self._qemu), *args)
+            self._process = await self._spawn(fds)
+
+    def _make_directory(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="qmpvcpu-"))
+        self._resources.callback(shutil.rmtree, self.directory, ignore_errors=True)
+        for name, content in self._files.items():
+            (self.directory / name).write_bytes(content)
+        self.sockets = tuple(self.directory / f"qmp{number}" for number in range(self._socket_count))
+
+    async def _connection(self) -> tuple[Serial, socket.socket]:
+        ours, theirs = socket.socketpair()
+        stream = Serial(*await asyncio.open_connection(sock=ours))
+        self._resources.push_async_callback(_close, stream.writer)
+        return stream, theirs
+
+    async def _spawn(self, fds: Sequence[int]) -> asyncio.subprocess.Process:
+        with (self.directory / "stderr").open("wb") as log:
+            return await asyncio.create_subprocess_exec(
+                *_tied_to_us(),
+                *self.argv,
+                cwd=self.directory,
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+def _listening(path: Path) -> socket.socket:
+    """A socket that listens at *path* already: whoever connects before QEMU is up is greeted later."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _tied_to_us() -> list[str]:
+    """The prefix of a command line that makes the program die with us (util-linux has it, so nearly every Linux)."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        _LOGGER.warning("no setpriv (util-linux): QEMU will survive if this process is killed")
+        return []
+    return [setpriv, "--pdeathsig", "KILL", "--"]
+
+
+def _cache() -> Path:
+    named = os.environ.get("QMPVCPU_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmpvcpu"
+
+
+def _version(qemu: Path) -> str | None:
+    """``"10.0"``, or None if *qemu* does not answer as a QEMU."""
+    try:
+        done = subprocess.run([str(qemu), "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.match(r"QEMU emulator version (\d+\.\d+)", done.stdout)
+    return match[1] if match else None
