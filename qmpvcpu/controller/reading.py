@@ -53,17 +53,11 @@ class Reader:
         if not full:
             return build_slots(qapi.parse_hotpluggable_cpus(await self._ask("query-hotpluggable-cpus")), ()), None
         # Both go out before either is answered, in libvirt's order.
-        cpus, threads = await asyncio.gather(
-            self._ask("query-hotpluggable-cpus"), self._threads(), return_exceptions=True
-        )
-        if isinstance(threads, BaseException):
-            raise threads
-        if isinstance(cpus, CommandRejectedError):
+        reply, threads = await asyncio.gather(self._try("query-hotpluggable-cpus"), self._threads())
+        if reply is None:
             self._fixed = True
             return build_fixed_slots(threads), threads
-        if isinstance(cpus, BaseException):
-            raise cpus
-        return build_slots(qapi.parse_hotpluggable_cpus(cpus), threads), threads
+        return build_slots(qapi.parse_hotpluggable_cpus(reply), threads), threads
 
     async def _threads(self) -> tuple[ThreadReading, ...]:
         # Before machine initialisation (-preconfig) there are no CPUs yet, and QEMU rejects the question.

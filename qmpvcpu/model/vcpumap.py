@@ -107,6 +107,10 @@ class VcpuMap(AbstractSet[int]):
     def __len__(self) -> int:
         return len(self._ids)
 
+    def __eq__(self, other: object) -> bool:
+        # Defined here, and not only inherited, so that type checkers let it be compared with plain sets.
+        return super().__eq__(other)
+
     def __hash__(self) -> int:
         return self._hash()
 

@@ -39,7 +39,10 @@ def test_ids_follow_socket_die_cluster_core_thread(capture: Capture) -> None:
         count = layout.slots[0].count
         assert ids == [(first, count) for first in range(0, layout.max, count)]
         keys = [
-            tuple(slot.props.get(f"{level}-id", -1) for level in ("socket", "die", "cluster", "module", "core", "thread"))
+            tuple(
+                slot.props.get(f"{level}-id", -1)
+                for level in ("socket", "die", "cluster", "module", "core", "thread")
+            )
             for slot in layout.slots
         ]
         assert keys == sorted(keys)
@@ -111,7 +114,9 @@ def test_node_ids_may_interleave() -> None:
 def small_layout(*present: int, libvirt_owned: bool = False) -> Layout:
     """Four slots; those *present* were created in this order, 0 at boot, the others as vcpuN."""
     props = [CpuProps({"socket-id": s, "core-id": c}) for s, c in product((1, 0), (1, 0))]
-    paths = {vcpu: "/machine/unattached/device[0]" if vcpu == 0 else f"/machine/peripheral/vcpu{vcpu}" for vcpu in present}
+    paths = {
+        vcpu: "/machine/unattached/device[0]" if vcpu == 0 else f"/machine/peripheral/vcpu{vcpu}" for vcpu in present
+    }
     readings = [SlotReading("cpu", 1, each, paths.get(3 - place)) for place, each in enumerate(props)]
     threads = [ThreadReading(paths[vcpu], 100 + vcpu, vcpu, CpuProps({})) for vcpu in present]
     slots = build_slots(readings, threads)

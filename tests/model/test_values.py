@@ -5,8 +5,8 @@ import pytest
 from qmpvcpu import (
     Capabilities,
     CommandRejectedError,
-    Denied,
     DenialReason,
+    Denied,
     KnownFault,
     MonitorLostError,
     OutcomeUnknownError,
@@ -57,7 +57,9 @@ def test_an_ost_answer_is_read_as_acpi_means_it(source: int, code: int, status: 
             Denied(VcpuMap([0]), DenialReason.BOOT_VCPU, "never"),
         ),
         (
-            CommandRejectedError("GenericError", "no", {"execute": "device_del"}, action="unplug", vcpus=(3,), hint="h"),
+            CommandRejectedError(
+                "GenericError", "no", {"execute": "device_del"}, action="unplug", vcpus=(3,), hint="h"
+            ),
             Rejected(VcpuMap([3]), "GenericError", "no", "h"),
         ),
         (UnplugRefusedError((3,), 0x82, "busy"), Refused(VcpuMap([3]), 0x82, "busy")),

@@ -11,6 +11,7 @@ from qmpvcpu import MalformedReplyError, qapi
 from qmpvcpu.model import CpuProps, OstAnswer, Slot, Topology
 from tests.captures import FOLDER, all_captures
 
+CPU_ANSWER = {"slot-type": "CPU", "slot": "3", "source": 1, "status": 0}
 ENTRY = {"props": {"core-id": 1, "socket-id": 0}, "vcpus-count": 1, "type": "t"}
 WIRES = [path for path in sorted(FOLDER.glob("*wire*.json")) if "qtest" not in path.stem and "stats" not in path.stem]
 
@@ -133,7 +134,13 @@ def test_every_recorded_cpu_event_is_read() -> None:
         ({"event": "DEVICE_UNPLUG_GUEST_ERROR", "data": {}}, None),
         ({"event": "ACPI_DEVICE_OST", "data": {"info": 7}}, None),
         ({"event": "ACPI_DEVICE_OST", "data": {"info": {"slot-type": "DIMM", "slot": "0"}}}, None),
-        ({"event": "ACPI_DEVICE_OST", "data": {"info": {"slot-type": "CPU", "slot": "٣", "source": 1, "status": 0}}}, None),
+        (
+            {
+                "event": "ACPI_DEVICE_OST",
+                "data": {"info": {"slot-type": "CPU", "slot": "٣", "source": 1, "status": 0}},
+            },
+            None,
+        ),
         ({"event": "MIGRATION", "data": {}}, None),
         ({"event": None}, None),
     ],

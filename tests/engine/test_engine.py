@@ -1,0 +1,446 @@
+"""The engine: one VM, fed with what QEMU says in any order."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qmpvcpu import (
+    Event,
+    Layout,
+    LayoutChanged,
+    MalformedReplyError,
+    MigrationChanged,
+    Origin,
+    UnplugAcknowledged,
+    UnplugPending,
+    UnplugRefused,
+    UnplugRequested,
+    VcpuPlugged,
+    VcpuUnplugged,
+    VmReset,
+    VmResumed,
+    VmStopped,
+    qapi,
+)
+from qmpvcpu.engine import Engine, Evidence, Read, Removal, State
+from qmpvcpu.model import CpuProps, OstAnswer, Slot, ThreadReading, VmInfo, VmStatus
+
+BOOT = "/machine/unattached/device[0]"
+FIRST_PATH = "/machine/peripheral/vcpu1"
+
+
+def slots(*present: int, count: int = 4) -> tuple[Slot, ...]:
+    def path(vcpu: int) -> str | None:
+        if vcpu not in present:
+            return None
+        return f"/machine/peripheral/vcpu{vcpu}" if vcpu else BOOT
+
+    return tuple(
+        Slot(vcpu, 1, "t", CpuProps({"core-id": vcpu}), vcpu, path(vcpu), (100 + vcpu,) if vcpu in present else ())
+        for vcpu in range(count)
+    )
+
+
+def threads(*present: int) -> tuple[ThreadReading, ...]:
+    return tuple(
+        ThreadReading(f"/machine/peripheral/vcpu{vcpu}" if vcpu else BOOT, 100 + vcpu, vcpu, CpuProps({}))
+        for vcpu in present
+    )
+
+
+def engine(*present: int, **changes: Any) -> Engine:
+    vm = VmInfo("test", "x86_64", "q35", "kvm", (10, 0, 2))
+    layout = Layout(vm=vm, slots=slots(*present), creation=present)
+    given: dict[str, Any] = {"status": VmStatus("running"), "single_threaded": None, "answers": {}, "now": 0.0}
+    return Engine(layout, **{**given, **changes})
+
+
+def ost(vcpu: int, code: int, *, source: int = 3) -> qapi.OstEvent:
+    return qapi.OstEvent(vcpu, OstAnswer(source, code), None)
+
+
+def deleted(vcpu: int) -> qapi.Deleted:
+    return qapi.Deleted(f"/machine/peripheral/vcpu{vcpu}", f"vcpu{vcpu}")
+
+
+def wanted(subject: Engine) -> Read:
+    # A function, since type checkers take an attribute that was compared once for constant.
+    return subject.wanted
+
+
+def state(removal: Removal) -> State:
+    return removal.state
+
+
+def words(subject: Engine) -> list[str]:
+    return [f"{type(event).__name__} {event.origin.value}" for event in subject.take_events()]
+
+
+def requested(subject: Engine, vcpu: int = 1, *, now: float = 1.0) -> Removal:
+    removal = subject.unplug_sent(vcpu, now)
+    subject.unplug_replied(removal, Evidence.ACCEPTED, now)
+    return removal
+
+
+# Plug.
+
+
+def test_an_accepted_plug_fills_the_slot_without_a_read() -> None:
+    subject = engine(0)
+    subject.plug_sent(2)
+    assert subject.situation.in_flight == {2}
+    assert subject.situation.created == 2
+    assert subject.layout.enabled == {0}
+    subject.plug_accepted(2, 1.0)
+    assert subject.layout.enabled == {0, 2}
+    assert subject.layout.order == (0, 2)
+    assert subject.layout[2].qom_path == "/machine/peripheral/vcpu2"
+    assert wanted(subject) is Read.NONE
+    assert words(subject) == ["VcpuPlugged us"]
+    assert subject.situation.created == 2
+
+
+def test_an_acknowledgement_that_overtakes_the_reply_is_kept() -> None:
+    subject = engine(0)
+    subject.plug_sent(2)
+    subject.receive(ost(2, 0, source=1), 1.0)
+    assert wanted(subject) is Read.NONE
+    subject.plug_accepted(2, 1.0)
+    assert subject.layout[2].acknowledged is True
+
+
+def test_an_acknowledgement_after_the_reply_may_be_a_failure() -> None:
+    subject = engine(0)
+    subject.plug_sent(2)
+    subject.plug_accepted(2, 1.0)
+    assert subject.layout[2].acknowledged is None
+    subject.receive(ost(2, 0x80, source=1), 1.0)  # insertion in progress
+    assert subject.layout[2].acknowledged is None
+    subject.receive(ost(2, 1, source=1), 1.0)
+    assert subject.layout[2].acknowledged is False
+
+
+def test_a_plug_that_is_ejected_before_its_reply_is_both_events() -> None:
+    subject = engine(0)
+    subject.plug_sent(2)
+    subject.receive(ost(2, 0x84), 1.0)
+    subject.receive(deleted(2), 1.0)
+    subject.plug_accepted(2, 1.0)
+    assert subject.layout.enabled == {0}
+    assert words(subject) == ["VcpuPlugged us", "VcpuUnplugged unknown"]
+    assert subject.doubled == {2}
+
+
+def test_a_rejected_plug_leaves_nothing_behind() -> None:
+    subject = engine(0)
+    subject.plug_sent(2)
+    subject.receive(ost(2, 0, source=1), 1.0)
+    subject.plug_failed(2)
+    assert subject.situation.in_flight == frozenset()
+    assert subject.layout.enabled == {0}
+    subject.plug_accepted(2, 1.0)  # a late word changes nothing
+    assert subject.layout.enabled == {0}
+
+
+def test_a_read_proves_a_plug_whose_reply_is_overdue() -> None:
+    subject = engine(0)
+    subject.plug_sent(2)
+    sent = subject.read_sent(Read.FULL)
+    subject.observed(sent, slots(0, 2), threads(0, 2), 1.0)
+    assert subject.layout.enabled == {0, 2}
+    subject.plug_accepted(2, 2.0)
+    assert words(subject) == ["VcpuPlugged us"]
+
+
+def test_a_read_without_a_plug_that_is_in_flight_says_nothing_about_it() -> None:
+    subject = engine(0)
+    subject.plug_sent(2)
+    subject.observed(subject.read_sent(Read.FULL), slots(0), threads(0), 1.0)
+    assert subject.situation.in_flight == {2}
+    assert words(subject) == []
+
+
+# Unplug.
+
+
+def test_the_path_under_kvm() -> None:
+    subject = engine(0, 1)
+    removal = subject.unplug_sent(1, 1.0)
+    assert not subject.layout.pending
+    subject.unplug_replied(removal, Evidence.ACCEPTED, 1.1)
+    assert subject.layout.pending == {1}
+    subject.receive(ost(1, 0x84), 1.2)
+    subject.receive(qapi.Deleted(FIRST_PATH + "/lapic", None), 1.2)
+    assert subject.layout.enabled == {0, 1}  # a child is not its parent
+    subject.receive(deleted(1), 1.5)
+    subject.receive(ost(1, 0), 1.6)
+    assert subject.layout.enabled == {0}
+    assert not subject.layout.pending
+    assert wanted(subject) is Read.NONE
+    assert state(removal) is State.UNPLUGGED
+    assert removal.seconds == 0.5
+    assert subject.take_settled() == [removal]
+    assert subject.take_settled() == []
+    assert words(subject) == ["UnplugRequested us", "UnplugAcknowledged us", "VcpuUnplugged us"]
+
+
+def test_every_event_may_overtake_the_reply() -> None:
+    subject = engine(0, 1)
+    removal = subject.unplug_sent(1, 1.0)
+    subject.receive(ost(1, 0x84), 1.0)
+    subject.receive(deleted(1), 1.0)
+    subject.receive(ost(1, 0), 1.0)
+    subject.unplug_replied(removal, Evidence.ACCEPTED, 1.1)
+    assert state(removal) is State.UNPLUGGED
+    assert words(subject) == ["UnplugRequested us", "UnplugAcknowledged us", "VcpuUnplugged us"]
+
+
+def test_under_tcg_success_is_a_reason_to_read_and_the_read_is_the_proof() -> None:
+    subject = engine(0, 1)
+    removal = requested(subject)
+    subject.receive(ost(1, 0x84), 1.0)
+    subject.receive(ost(1, 0), 1.0)
+    assert state(removal) is State.WORKING
+    assert wanted(subject) is Read.SLOTS
+    sent = subject.read_sent(Read.SLOTS)
+    assert wanted(subject) is Read.NONE
+    subject.observed(sent, slots(0), None, 2.0)
+    assert state(removal) is State.UNPLUGGED
+    assert subject.layout.enabled == {0}
+
+
+def test_a_lying_guest_keeps_the_vcpu_and_the_removal_stays_pending() -> None:
+    subject = engine(0, 1)
+    removal = requested(subject)
+    subject.receive(ost(1, 0x84), 1.0)
+    subject.receive(ost(1, 0), 1.0)
+    subject.observed(subject.read_sent(Read.SLOTS), slots(0, 1), None, 2.0)
+    assert state(removal) is State.WORKING
+    assert subject.layout.pending == {1}
+
+
+def test_a_refusal_is_known_at_once_and_another_request_may_follow() -> None:
+    subject = engine(0, 1)
+    removal = requested(subject)
+    subject.receive(ost(1, 0x84), 1.0)
+    subject.receive(ost(1, 0x82), 1.1)
+    assert (removal.state, removal.code, removal.reason) == (State.REFUSED, 0x82, "device is busy")
+    assert subject.removals == {}
+    assert subject.layout.enabled == {0, 1}
+    assert not subject.layout.pending
+    again = requested(subject)
+    assert again is not removal
+    assert subject.layout.pending == {1}
+
+
+def test_the_machine_that_has_no_ost_refuses_by_guest_error() -> None:
+    subject = engine(0, 1)
+    removal = requested(subject)
+    subject.receive(qapi.GuestError(FIRST_PATH, "vcpu1"), 1.0)
+    assert (removal.state, removal.code) == (State.REFUSED, None)
+    subject.receive(qapi.GuestError("/machine/peripheral/else", None), 1.0)
+    assert words(subject) == ["UnplugRequested us", "UnplugRefused us"]
+
+
+def test_a_rejection_leaves_the_vcpu_as_it_was() -> None:
+    subject = engine(0, 1)
+    removal = subject.unplug_sent(1, 1.0)
+    subject.unplug_replied(removal, Evidence.REJECTION, 1.0)
+    assert state(removal) is State.REJECTED
+    assert subject.removals == {}
+    assert words(subject) == []
+
+
+@pytest.mark.parametrize("answer", ["gone", "refused"])
+def test_an_answer_after_the_deadline_is_late(answer: str) -> None:
+    subject = engine(0, 1)
+    removal = requested(subject)
+    subject.receive(ost(1, 0x84), 1.0)
+    subject.deadline_passed(removal)
+    subject.deadline_passed(removal)  # a second waiter tells nothing new
+    events = subject.take_events()
+    assert [e for e in events if isinstance(e, UnplugPending)] == [
+        UnplugPending(generation=1, origin=Origin.US, ids=removal.ids, acknowledged=True)
+    ]
+    subject.receive(deleted(1) if answer == "gone" else ost(1, 0x81), 9.0)
+    (late,) = subject.take_events()
+    assert isinstance(late, VcpuUnplugged | UnplugRefused)
+    assert late.late
+    subject.deadline_passed(removal)
+    assert subject.take_events() == []
+
+
+def test_a_reset_makes_a_removal_latent_and_another_hotplug_fires_it() -> None:
+    subject = engine(0, 1)
+    removal = requested(subject)
+    subject.receive(ost(1, 0x84), 1.0)
+    subject.receive(qapi.GuestReset(), 2.0)
+    assert state(removal) is State.REQUESTED
+    assert subject.layout.pending == {1}
+    subject.receive(ost(1, 0x84), 3.0)
+    subject.receive(deleted(1), 3.0)
+    assert state(removal) is State.UNPLUGGED
+    assert subject.doubled == set()
+    assert any(isinstance(event, VmReset) for event in subject.take_events())
+
+
+def test_a_second_0x84_marks_the_slot_as_doubled() -> None:
+    subject = engine(0, 1)
+    requested(subject)
+    subject.receive(ost(1, 0x84), 1.0)
+    subject.receive(ost(1, 0x84), 1.0)
+    assert subject.doubled == {1}
+    subject = engine(0)
+    subject.receive(ost(1, 0x84), 1.0)  # the guest ejects what is not there
+    assert subject.doubled == {1}
+    assert wanted(subject) is Read.FULL
+
+
+# Others.
+
+
+def test_a_foreign_removal_is_adopted_when_the_guest_works_on_it() -> None:
+    subject = engine(0, 1)
+    subject.receive(ost(1, 0x84), 1.0)
+    assert subject.layout.pending == {1}
+    assert subject.removals[1].origin is Origin.OTHER
+    subject.receive(deleted(1), 1.0)
+    assert words(subject) == ["UnplugRequested other", "UnplugAcknowledged other", "VcpuUnplugged other"]
+
+
+def test_a_foreign_removal_that_nobody_announced_is_an_event_too() -> None:
+    subject = engine(0, 1)
+    subject.receive(deleted(1), 1.0)
+    assert words(subject) == ["VcpuUnplugged other"]
+    subject = engine(0, 1)
+    subject.receive(ost(1, 0x82), 1.0)
+    assert words(subject) == ["UnplugRefused other"]
+    subject.receive(ost(1, 0), 1.0)
+    assert wanted(subject) is Read.SLOTS
+
+
+def test_a_foreign_plug_is_read_when_the_guest_acknowledges_it() -> None:
+    subject = engine(0)
+    subject.receive(ost(2, 0, source=1), 1.0)
+    assert wanted(subject) is Read.FULL
+    seen = list(slots(0, 2))
+    seen[2] = replace(seen[2], qom_path="/machine/peripheral/cpu-x")
+    reading = (*threads(0), ThreadReading("/machine/peripheral/cpu-x", 102, 2, CpuProps({})))
+    subject.observed(subject.read_sent(Read.FULL), tuple(seen), reading, 2.0)
+    assert subject.layout[2].device_id == "cpu-x"
+    assert subject.layout[2].host_tid == 102
+    assert subject.layout.order == (0, 2)
+    assert words(subject) == ["VcpuPlugged other", "LayoutChanged unknown"]
+
+
+def test_a_slot_beyond_the_first_read_makes_us_read() -> None:
+    subject = engine(0)
+    subject.receive(ost(99, 0, source=1), 1.0)
+    assert wanted(subject) is Read.FULL
+
+
+def test_removal_and_replug_by_others_between_two_reads_is_two_changes() -> None:
+    subject = engine(0, 1)
+    seen = list(slots(0, 1))
+    seen[1] = replace(seen[1], qom_path="/machine/peripheral/theirs", host_tids=(None,))
+    subject.observed(subject.read_sent(Read.SLOTS), tuple(seen), None, 1.0)
+    assert subject.layout[1].device_id == "theirs"
+    assert words(subject) == ["VcpuUnplugged unknown", "VcpuPlugged other", "LayoutChanged unknown"]
+    assert wanted(subject) is Read.FULL
+
+
+# Reads.
+
+
+def test_a_read_that_was_sent_before_a_change_does_not_undo_it() -> None:
+    subject = engine(0, 1)
+    sent = subject.read_sent(Read.FULL)
+    subject.plug_sent(2)
+    subject.plug_accepted(2, 1.0)
+    subject.receive(deleted(1), 1.0)
+    subject.observed(sent, slots(0, 1), threads(0, 1), 2.0)
+    assert subject.layout.enabled == {0, 2}
+    subject.observed(subject.read_sent(Read.FULL), slots(0, 2), threads(0, 2), 3.0)
+    assert subject.layout.enabled == {0, 2}
+    assert subject.layout[2].host_tid == 102
+
+
+def test_a_read_that_agrees_changes_nothing_and_says_nothing() -> None:
+    subject = engine(0, 2)
+    before = subject.layout
+    subject.observed(subject.read_sent(Read.FULL), slots(0, 2), threads(0, 2), 1.0)
+    assert subject.layout is before
+    assert subject.take_events() == []
+    assert subject.single_threaded is False
+
+
+def test_the_creation_order_is_qemus() -> None:
+    subject = engine(0, 1, 2)
+    subject.observed(subject.read_sent(Read.FULL), slots(0, 1, 2), threads(0, 2, 1), 1.0)
+    assert subject.layout.order == (0, 2, 1)
+
+
+def test_a_read_of_other_slots_than_the_first_is_refused() -> None:
+    subject = engine(0)
+    with pytest.raises(MalformedReplyError, match="not those of the first read"):
+        subject.observed(subject.read_sent(Read.FULL), slots(0, count=3), threads(0), 1.0)
+
+
+def test_a_small_read_does_not_satisfy_the_wish_for_a_full_one() -> None:
+    subject = engine(0)
+    subject.receive(ost(2, 0, source=1), 1.0)
+    subject.read_sent(Read.SLOTS)
+    assert wanted(subject) is Read.FULL
+
+
+def test_one_shared_thread_is_noticed() -> None:
+    subject = engine(0, 1)
+    shared = tuple(replace(thread, host_tid=7) for thread in threads(0, 1))
+    seen = tuple(replace(slot, host_tids=(None,) if slot.present else ()) for slot in slots(0, 1))
+    subject.observed(subject.read_sent(Read.FULL), seen, shared, 1.0)
+    assert subject.situation.single_threaded is True
+
+
+# At attach, and the run state.
+
+
+def test_what_the_guest_worked_on_at_attach_is_joined() -> None:
+    subject = engine(0, 1, answers={1: OstAnswer(3, 0x84)})
+    assert subject.layout.pending == {1}
+    assert subject.removals[1].state is State.WORKING
+    assert subject.removals[1].origin is Origin.UNKNOWN
+    refused = engine(0, 1, answers={1: OstAnswer(3, 0x82), 0: OstAnswer(0, 0)})
+    assert refused.removals == {}
+
+
+def test_an_empty_slot_that_was_answered_for_was_filled_once() -> None:
+    fresh = engine(0, 1, answers={number: OstAnswer(0, 0) for number in range(4)})
+    assert (fresh.situation.created, fresh.situation.unplug_seen) == (2, False)
+    used = engine(0, 1, answers={2: OstAnswer(3, 0), 3: OstAnswer(0, 0)})
+    assert (used.situation.created, used.situation.unplug_seen) == (3, True)
+
+
+def test_the_run_state_is_known_until_qemu_says_that_it_changed() -> None:
+    subject = engine(0)
+    subject.receive(qapi.Stopped(), 1.0)
+    assert subject.status is None
+    assert subject.situation.status.run_state == "unknown"
+    subject.receive(qapi.Resumed(), 1.0)
+    assert subject.status == VmStatus("running")
+    subject.receive(qapi.MigrationStatus("setup"), 1.0)
+    assert subject.status is None
+    kinds: list[type[Event]] = [type(event) for event in subject.take_events()]
+    assert kinds == [VmStopped, VmResumed, MigrationChanged]
+
+
+def test_events_name_the_layout_that_they_led_to() -> None:
+    subject = engine(0)
+    subject.plug_sent(1)
+    subject.plug_accepted(1, 1.0)
+    (event,) = subject.take_events()
+    assert isinstance(event, VcpuPlugged)
+    assert event.generation == subject.layout.generation
+    assert event.ids == {1}
+    for kind in (LayoutChanged, UnplugAcknowledged, UnplugRequested):
+        assert issubclass(kind, Event)

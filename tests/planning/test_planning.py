@@ -1,0 +1,126 @@
+"""What may be sent, and the named reason why not."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qmpvcpu import DenialReason, Layout, StepDeniedError, UnsupportedMachineError
+from qmpvcpu.model import CpuProps, Slot, Topology, VmInfo, VmStatus
+from qmpvcpu.planning import Situation, check_plug, check_unplug
+
+KVM = VmInfo("test", "x86_64", "pc-q35-10.0", "kvm", (10, 0, 2))
+TCG = replace(KVM, accelerator="tcg")
+OLD_TCG = replace(TCG, qemu_version=(7, 2, 22))
+
+
+def situation(vm: VmInfo = KVM, *, present: tuple[int, ...] = (0, 2), count: int = 1, **changes: Any) -> Situation:
+    def path(first: int) -> str | None:
+        if first not in present:
+            return None
+        return f"/machine/peripheral/vcpu{first}" if first > 1 else f"/machine/unattached/device[{first}]"
+
+    slots = tuple(
+        Slot(first, count, "t", CpuProps({"socket-id": place}), first, path(first))
+        for place, first in enumerate(range(0, 4 * count, count))
+    )
+    layout = Layout(vm=vm, slots=slots, creation=present, pending_slots=changes.pop("pending", frozenset()))
+    given: dict[str, Any] = {"status": VmStatus("running"), "created": len(present)}
+    return Situation(layout=layout, **{**given, **changes})
+
+
+def test_a_free_slot_may_be_filled_and_the_lowest_is_taken_by_default() -> None:
+    assert check_plug(situation(), 3).first == 3
+    assert check_plug(situation(), None).first == 1
+    assert check_plug(situation(in_flight=frozenset({1})), None).first == 3
+
+
+def test_a_plugged_vcpu_may_leave_boot_vcpus_too() -> None:
+    assert check_unplug(situation(), 2).first == 2
+    assert check_unplug(situation(present=(0, 1)), 1).first == 1
+
+
+@pytest.mark.parametrize(
+    ("now", "vcpu", "reason", "says"),
+    [
+        (situation(), 9, DenialReason.UNKNOWN_VCPU, "no vCPU 9: this machine has 0 to 3"),
+        (situation(), -1, DenialReason.UNKNOWN_VCPU, "no vCPU -1"),
+        (situation(), 2, DenialReason.SLOT_OCCUPIED, "plugged already, as /machine/peripheral/vcpu2"),
+        (situation(pending=frozenset({2})), 2, DenialReason.SLOT_OCCUPIED, "a removal of it is pending"),
+        (situation(in_flight=frozenset({3})), 3, DenialReason.IN_PROGRESS, "in flight"),
+        (situation(present=(0,), count=4), 5, DenialReason.PART_OF_SLOT, "slot of vCPUs 4-7"),
+        (situation(present=(0, 1, 2, 3)), None, DenialReason.MACHINE_FULL, "all 4 vCPUs"),
+        (situation(status=VmStatus("running", "active")), 3, DenialReason.MIGRATING, "status active"),
+        (situation(status=VmStatus("postmigrate")), 3, DenialReason.MIGRATED_AWAY, "migrated away"),
+        (situation(OLD_TCG, unplug_seen=True), 3, DenialReason.FATAL, "corrupts its heap"),
+        (situation(TCG, created=4), 3, DenialReason.FATAL, "more vCPUs were ever created"),
+        (situation(replace(KVM, can_plug=False)), 3, DenialReason.MACHINE_CANNOT_PLUG, "no hotpluggable CPUs"),
+    ],
+)
+def test_a_plug_is_denied_with_its_reason(now: Situation, vcpu: int | None, reason: DenialReason, says: str) -> None:
+    with pytest.raises(StepDeniedError, match=says) as caught:
+        check_plug(now, vcpu)
+    assert caught.value.reason is reason
+    assert caught.value.action == "plug"
+    assert "nothing was sent" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("now", "vcpu", "reason", "says"),
+    [
+        (situation(), 4, DenialReason.UNKNOWN_VCPU, "no vCPU 4"),
+        (situation(), 3, DenialReason.SLOT_EMPTY, "not plugged"),
+        (situation(), 0, DenialReason.BOOT_VCPU, "vCPU 0"),
+        (situation(present=(0, 4), count=4), 6, DenialReason.PART_OF_SLOT, "name it by the first, 4"),
+        (situation(replace(KVM, can_unplug=False)), 2, DenialReason.MACHINE_CANNOT_UNPLUG, "does not give CPUs back"),
+        (
+            situation(replace(KVM, libvirt_owned=True), present=(0, 1)),
+            1,
+            DenialReason.LIBVIRT_OWNED,
+            "libvirtd would forget the VM",
+        ),
+        (situation(status=VmStatus("finish-migrate", "device")), 2, DenialReason.MIGRATING, "migrating"),
+        (situation(TCG, single_threaded=True), 2, DenialReason.FATAL, "single-threaded TCG"),
+    ],
+)
+def test_an_unplug_is_denied_with_its_reason(now: Situation, vcpu: int, reason: DenialReason, says: str) -> None:
+    with pytest.raises(StepDeniedError, match=says) as caught:
+        check_unplug(now, vcpu)
+    assert caught.value.reason is reason
+
+
+def test_what_is_fatal_goes_through_when_the_caller_insists() -> None:
+    assert check_plug(situation(OLD_TCG, unplug_seen=True), 3, allow_fatal=True).first == 3
+    assert check_plug(situation(TCG, created=9), 3, allow_fatal=True).first == 3
+    assert check_unplug(situation(TCG, single_threaded=True), 2, allow_fatal=True).first == 2
+    owned = situation(replace(KVM, libvirt_owned=True), present=(0, 1))
+    assert check_unplug(owned, 1, allow_boot_vcpus=True).first == 1
+
+
+def test_kvm_knows_none_of_tcgs_limits() -> None:
+    assert check_plug(situation(replace(KVM, qemu_version=(7, 2, 22)), unplug_seen=True, created=99), 3).first == 3
+    assert check_unplug(situation(single_threaded=True), 2).first == 2
+
+
+def test_an_apic_id_that_only_x2apic_reaches_is_fatal_under_tcg() -> None:
+    topology = Topology(max_cpus=256 * 2, sockets=2, cores=256)
+    props = CpuProps({"socket-id": 1, "core-id": 0, "thread-id": 0})
+    slots = (
+        Slot(0, 1, "t", CpuProps({"socket-id": 0, "core-id": 0, "thread-id": 0}), 0, "/machine/unattached/device[0]"),
+        Slot(1, 1, "t", props, 256),
+    )
+    for x2apic, denied in ((False, True), (True, False)):
+        vm = replace(TCG, topology=topology, x2apic=x2apic)
+        now = Situation(layout=Layout(vm=vm, slots=slots, creation=(0,)), status=VmStatus("running"), created=1)
+        if denied:
+            with pytest.raises(StepDeniedError, match="x2apic"):
+                check_plug(now, 1)
+        else:
+            assert check_plug(now, 1).first == 1
+
+
+def test_a_machine_that_cannot_is_named() -> None:
+    with pytest.raises(UnsupportedMachineError) as caught:
+        check_plug(situation(replace(KVM, machine="microvm", can_plug=False)), None)
+    assert caught.value.machine == "microvm"
+    assert caught.value.vcpus == ()
