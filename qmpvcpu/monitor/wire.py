@@ -1,0 +1,189 @@
+"""A QMPClient of our own on a connected socket: greeting, negotiation, its end, and the reason of its end."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from typing import Any, Final
+
+from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, Runstate, StateError
+from qemu.qmp.message import DeserializationError, UnexpectedTypeError
+from qemu.qmp.qmp_client import BadReplyError, GreetingError, ServerParseError
+
+from qmpvcpu.errors import MonitorConnectError, shorten
+from qmpvcpu.monitor.address import describe_peer, first_bytes, peer_pid
+
+__all__ = ["end", "establish", "explain", "make_client", "read_version"]
+
+_CLIENT_NAME: Final = "qmpvcpu"  # names its logger too
+logging.getLogger(f"qemu.qmp.protocol.{_CLIENT_NAME}").addHandler(logging.NullHandler())
+
+_SHOWN: Final = 80  # how much of a peer's nonsense an error quotes
+
+
+def make_client() -> QMPClient:
+    """Return a client for `establish`; listeners are registered before that, so that no event is missed."""
+    client = QMPClient(_CLIENT_NAME)
+    # Done by establish(): qemu.qmp asserts the reply, so a refusal has no text, and under -O goes unnoticed.
+    client.negotiate = False
+    # The default listener would keep all events for ever.
+    client.events.event_filter = lambda _event: False
+    return client
+
+
+async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadline: float, timeout_s: float) -> None:
+    """Take the greeting and negotiate; after a failure the caller still has to `end` the client.
+
+    Args:
+        client: From `make_client`.
+        sock: A connected non-blocking socket.
+        name: The address, for messages.
+        deadline: Time of the running loop's clock at which to give up.
+        timeout_s: The whole time there was, for messages.
+
+    Raises:
+        MonitorConnectError: The peer is silent, hangs up, speaks something else, or refuses.
+    """
+    start = b""
+    try:
+        async with asyncio.timeout_at(deadline):
+            # A look before qemu.qmp reads: it waits for a newline, whatever comes, and forgets what it read.
+            start = await first_bytes(sock)
+            _check_start(name, start)
+            await client.connect(sock)
+            await client.execute("qmp_capabilities")
+    except TimeoutError:
+        why = _silence(client, start, timeout_s)
+        raise MonitorConnectError(name, why, hint=describe_peer(peer_pid(sock))) from None
+    except ConnectError as err:
+        if isinstance(err.exc, GreetingError):
+            raise _nonsense(name, start) from err
+        raise MonitorConnectError(name, f"in its greeting: {explain(err.exc, client.readbuflen)}") from err
+    except OSError as err:
+        raise MonitorConnectError(name, explain(err)) from err
+    except ExecuteError as err:
+        raise MonitorConnectError(name, f"it rejects qmp_capabilities: {err.error_class}: {err}") from err
+    except BadReplyError as err:
+        why = f"its reply to qmp_capabilities is malformed: {shorten(dict(err.msg))}"
+        raise MonitorConnectError(name, why) from err
+    except (ExecInterruptedError, StateError) as err:
+        why = f"after its greeting: {explain(await end(client, sock, grace_s=0), client.readbuflen)}"
+        raise MonitorConnectError(name, why) from err
+
+
+def _check_start(name: str, start: bytes) -> None:
+    """Refuse at once what cannot become a greeting."""
+    if not start:
+        raise MonitorConnectError(name, "it hung up without a greeting", hint="QEMU may have ended this moment")
+    if start.lstrip() and not start.lstrip().startswith(b"{"):
+        raise _nonsense(name, start)
+
+
+def _nonsense(name: str, start: bytes) -> MonitorConnectError:
+    """Return the error for a peer that speaks something else."""
+    hint = ""
+    if b"monitor - type 'help'" in start:
+        hint = "this is QEMU's monitor for people (HMP); programs need -qmp, or -mon with mode=control"
+    elif start.startswith((b"{\r\n", b"{\n")):
+        hint = "is it a monitor with pretty=on? a program needs one without"
+    return MonitorConnectError(name, f"what it sends is no QMP greeting: {_quote(start)}", hint=hint)
+
+
+def _silence(client: QMPClient, start: bytes, timeout_s: float) -> str:
+    """Say what a peer left out that let the deadline pass."""
+    if client.greeting is not None:
+        return f"it greeted, but did not reply to qmp_capabilities within {timeout_s:g} s"
+    if start:
+        return f"its greeting was not finished within {timeout_s:g} s: {_quote(start)}"
+    return (
+        f"no greeting within {timeout_s:g} s: another client holds this QMP socket, or QEMU is stopped"
+        " (or it is no QMP server)"
+    )
+
+
+def read_version(name: str, version: Any) -> tuple[tuple[int, int, int], str]:
+    """Return QEMU's version and package name, from a greeting or from ``query-version``.
+
+    Raises:
+        MonitorConnectError: It is no such thing.
+    """
+    try:
+        numbers = version["qemu"]
+        return (int(numbers["major"]), int(numbers["minor"]), int(numbers["micro"])), str(version.get("package", ""))
+    except (AttributeError, KeyError, TypeError, ValueError) as err:
+        raise MonitorConnectError(name, f"it names no QEMU version: {shorten(version)}") from err
+
+
+async def end(client: QMPClient, sock: socket.socket, *, grace_s: float) -> BaseException | None:
+    """Disconnect our own client and close its socket; never raises because of the peer.
+
+    Args:
+        client: From `make_client`, in any state.
+        sock: Its socket.
+        grace_s: Seconds after which a peer that does not read is cut off.
+
+    Returns:
+        What had ended the session before, or None.
+    """
+
+    def cut() -> None:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+    # disconnect() waits until all is sent: for ever, if the peer reads nothing.
+    timer = asyncio.get_running_loop().call_later(grace_s, cut)
+    try:
+        if client.runstate is not Runstate.IDLE:
+            await client.disconnect()
+    except Exception as err:  # noqa: BLE001 - it raises whatever ended its reader or writer: that is the answer
+        return err
+    finally:
+        timer.cancel()
+        sock.close()
+    return None
+
+
+def explain(cause: BaseException | None, limit: int = 0) -> str:
+    """Say what ended a session.
+
+    Args:
+        cause: What ended qemu.qmp's reader or writer.
+        limit: The client's longest line, in bytes.
+
+    Returns:
+        A sentence without a full stop, such as ``the peer hung up (end of file)``.
+    """
+    match cause:
+        case EOFError():
+            why = "the peer hung up (end of file)"
+        case ConnectionResetError():
+            why = "the peer reset the connection (ECONNRESET)"
+        case OSError():
+            why = cause.strerror or str(cause)
+        case ServerParseError():
+            why = f"the peer could not read a message of ours: {shorten(dict(cause.msg))}"
+        case UnexpectedTypeError():
+            why = f"the peer sent JSON that is no object: {shorten(cause.value, _SHOWN)}"
+        case _:
+            why = _explain_line(cause, limit)
+    return why
+
+
+def _explain_line(cause: BaseException | None, limit: int) -> str:
+    """Say what is wrong with a line that could not be read."""
+    match cause:
+        case DeserializationError(raw=raw) if not raw.endswith(b"\n"):
+            return f"the peer hung up in the middle of a message: {_quote(raw)}"
+        case DeserializationError(raw=raw):
+            return f"the peer sent a line that is no JSON: {_quote(raw)}"
+        case UnicodeDecodeError():
+            return f"the peer sent a line that is no UTF-8: {_quote(cause.object)}"
+        case ValueError() if isinstance(cause.__context__, asyncio.LimitOverrunError):
+            return f"the peer sent a line of more than {limit} bytes"
+        case _:
+            return f"the peer sent a message of the wrong shape: {type(cause).__name__}: {cause}"
+
+
+def _quote(data: bytes) -> str:
+    """Show the beginning of a peer's bytes."""
+    return repr(data[:_SHOWN]) + ("..." if len(data) > _SHOWN else "")
