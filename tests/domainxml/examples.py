@@ -1,0 +1,156 @@
+"""Layouts to render, and libvirt's rules for what comes out, written down a second time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from lxml import etree
+
+from qmpvcpu.model import CpuProps, Layout, Slot, Topology, VmInfo
+from tests.captures import Capture, all_captures
+
+GOLDEN = Path(__file__).parents[2] / "fixtures" / "domains"
+LEVELS = ("sockets", "dies", "clusters", "modules", "cores", "threads", "drawers", "books")
+Q35 = VmInfo(
+    name="vm", arch="x86_64", machine="pc-q35-7.2", accelerator="tcg", qemu_version=(7, 2, 22), memory_kib=65536
+)
+
+
+def captured_layouts() -> Iterator[tuple[str, Layout]]:
+    """Every layout of every capture, with the VM as its command line describes it."""
+    for capture in all_captures():
+        vm = _vm_of(capture)
+        for number, layout in enumerate(capture.layouts()):
+            yield f"{capture.name}-{number}", replace(layout, vm=vm)
+
+
+def _vm_of(capture: Capture) -> VmInfo:
+    argv = capture.data["argv"]
+    options = dict(pairwise(argv))
+    version = capture.data["greeting"]["QMP"]["version"]["qemu"]
+    return VmInfo(
+        name=capture.name,
+        arch=capture.arch,
+        machine=capture.data["query-machines-entry"][0]["name"],
+        accelerator="tcg",
+        qemu_version=(version["major"], version["minor"], version["micro"]),
+        memory_kib=int(options["-m"]) * 1024,
+        topology=_topology_of(options["-smp"]),
+    )
+
+
+def _topology_of(smp: str) -> Topology:
+    first, *rest = smp.split(",")
+    given = {key: int(value) for key, value in (part.split("=") for part in rest)}
+    most = given.pop("maxcpus", int(first))
+    product = 1
+    for level in given.values():
+        product *= level
+    # As QEMU does since 6.2: what is not given is cores.
+    given.setdefault("cores", max(1, most // product))
+    return Topology(max_cpus=most, **given)
+
+
+def layout_of(
+    slots: int, created: Sequence[int], *, boot: int, count: int = 1, vm: VmInfo = Q35, foreign: Sequence[int] = ()
+) -> Layout:
+    """Return a layout of *slots* slots, of which the numbers *created* are plugged, in this order.
+
+    The first *boot* that were created are boot CPUs; those in *foreign* have ids that are not libvirt's.
+    """
+    paths = {}
+    for place, number in enumerate(created):
+        name = f"cpu-{number}" if number in foreign else f"vcpu{number * count}"
+        paths[number] = f"/machine/unattached/device[{place}]" if place < boot else f"/machine/peripheral/{name}"
+    made = tuple(
+        Slot(
+            first=number * count,
+            count=count,
+            type="qemu64-x86_64-cpu",
+            props=CpuProps({"socket-id": number, "core-id": 0, "thread-id": 0}),
+            cpu_index=number * count,
+            qom_path=paths.get(number),
+            host_tids=(None,) * count if number in paths else (),
+        )
+        for number in range(slots)
+    )
+    return Layout(vm=vm, slots=made, creation=tuple(number * count for number in created))
+
+
+def complaints(xml: bytes, *, group: int = 1) -> list[str]:
+    """Return what libvirt would say against the vCPUs of *xml*, at define or at start; empty if nothing.
+
+    Source: measured with libvirt 9.0.0 (``tests/libvirt`` holds this list to it), for slots of *group* vCPUs.
+    """
+    root = etree.fromstring(xml)
+    most = int(root.findtext("vcpu") or 0)
+    given = {int(row.get("id") or -1): dict(row.attrib) for row in root.iterfind("vcpus/vcpu")}
+    rows = [given.get(each, {"enabled": "no"}) for each in range(most)]
+    orders = [int(row.get("order", 0)) for row in rows]
+    online = [row["enabled"] == "yes" for row in rows]
+    said = ["is out of range of maximum vcpu count"] if any(each >= most for each in given) else []
+    said += _complaints_about_the_first(rows[0], orders[0], on=online[0])
+    if len({order == 0 for order, on in zip(orders, online, strict=True) if on}) > 1:
+        said.append("all vcpus must have either set or unset order")
+    for number in range(1, most):
+        if rows[number].get("hotpluggable") == "no":
+            if not online[number]:
+                said.append("is both offline and not hotpluggable")
+            if rows[number - 1].get("hotpluggable") == "yes":
+                said.append("online non-hotpluggable vcpus need to be ordered prior to hotplugable vcpus")
+            if orders[number - 1] > orders[number]:
+                said.append("online non-hotpluggable vcpus must be ordered in ascending order")
+    return said + _complaints_at_start(rows, orders, group) + _complaints_about_topology(root, most)
+
+
+def _complaints_about_the_first(row: dict[str, str], order: int, *, on: bool) -> list[str]:
+    return [
+        text
+        for text, wrong in (
+            ("vcpu 0 can't be offline", not on),
+            ("vcpu0 can't be hotpluggable", row.get("hotpluggable") == "yes"),
+            ("vcpu0 must be enabled first", order not in {0, 1}),
+        )
+        if wrong
+    ]
+
+
+def _complaints_at_start(rows: Sequence[dict[str, str]], orders: Sequence[int], group: int) -> list[str]:
+    said = []
+    entities = [order for order in orders[::group] if order]
+    if len(set(entities)) < len(entities):
+        said.append("duplicate vcpu order")
+    if any(order > len(rows) for order in orders):
+        said.append("exceeds vcpu count")
+    slots = ([{**row, "id": ""} for row in rows[first : first + group]] for first in range(0, len(rows), group))
+    said += [
+        "are in the same hotplug group but differ in configuration"
+        for slot in slots
+        if any(row != slot[0] for row in slot)
+    ]
+    return said
+
+
+def _complaints_about_topology(root: "etree._Element", most: int) -> list[str]:
+    topology = root.find("cpu/topology")
+    if topology is None:
+        return []
+    product = 1
+    for level in ("sockets", "dies", "cores", "threads"):
+        product *= int(topology.get(level) or 1)
+    return [] if product == most else ["CPU topology doesn't match maximum vcpu count"]
+
+
+def vcpu_rows(xml: bytes) -> list[tuple[str, ...]]:
+    """Return the rows of ``<vcpus>`` as (id, enabled, hotpluggable, order), an order that is absent as ""."""
+    rows = etree.fromstring(xml).iterfind("vcpus/vcpu")
+    return [tuple(row.get(key) or "" for key in ("id", "enabled", "hotpluggable", "order")) for row in rows]
+
+
+def started_by_libvirt(xml: bytes, *, group: int = 1) -> list[int]:
+    """Return the vCPUs of a VM that libvirt starts from *xml*, one per slot, in the order of their creation."""
+    rows = [row for row in vcpu_rows(xml)[::group] if row[1] == "yes"]
+    boot = [int(row[0]) for row in rows if row[2] == "no"]
+    plugged = sorted((int(row[3]), int(row[0])) for row in rows if row[2] == "yes")
+    return [number * group for number in range(len(boot))] + [each for _, each in plugged]

@@ -1,0 +1,115 @@
+"""A document is told apart, or refused with its line, whatever somebody put into it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpvcpu.domainxml import NAMESPACE, Metadata, read_identity, render
+from qmpvcpu.errors import DomainXmlError
+from tests.domainxml.examples import layout_of
+
+LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
+HOSTILE = {
+    "billion laughs": f'<!DOCTYPE d [<!ENTITY l0 "ha">{LAUGHS}]><domain><name>&l9;</name></domain>',
+    "a local file": '<!DOCTYPE d [<!ENTITY e SYSTEM "file:///etc/passwd">]><domain><name>&e;</name></domain>',
+    "a network document type": '<!DOCTYPE domain SYSTEM "http://127.0.0.1:9/d.dtd"><domain><name>a</name></domain>',
+    "a parameter entity": '<!DOCTYPE d [<!ENTITY % p SYSTEM "http://127.0.0.1:9/">%p;]><domain><name>a</name></domain>',
+    "laughs in an attribute": f'<!DOCTYPE d [<!ENTITY l0 "ha">{LAUGHS}]><domain a="&l9;"><name>a</name></domain>',
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_document_is_refused_whatever_its_encoding(case: str, encoding: str) -> None:
+    with pytest.raises(DomainXmlError):
+        read_identity(HOSTILE[case].encode(encoding))
+
+
+def test_an_encoding_that_hides_a_document_type_is_not_believed() -> None:
+    hidden = '<?xml version="1.0" encoding="utf-7"?>+ADwAIQ-DOCTYPE d+AD4-<domain><name>a</name></domain>'
+    with pytest.raises(DomainXmlError):
+        read_identity(hidden.encode())
+
+
+def test_an_error_tells_the_line() -> None:
+    with pytest.raises(DomainXmlError, match="line 3") as refused:
+        read_identity(b"\n\n<!DOCTYPE d><domain/>")
+    assert refused.value.line == 3
+    with pytest.raises(DomainXmlError) as torn:
+        read_identity(b"<domain>\n<name>a</nme>\n</domain>")
+    assert torn.value.line == 2
+
+
+def test_a_document_torn_anywhere_is_refused() -> None:
+    layout = layout_of(4, [0, 2], boot=1)
+    whole = render(layout, metadata=Metadata.of(layout)).rstrip()
+    for cut in range(len(whole)):
+        with pytest.raises(DomainXmlError):
+            read_identity(whole[:cut])
+
+
+def test_nesting_without_end_is_refused_and_does_not_cost_the_process() -> None:
+    with pytest.raises(DomainXmlError):
+        read_identity(b"<domain><name>a</name>" + b"<a>" * 100_000)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    with pytest.raises(DomainXmlError):
+        read_identity(data)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("<network/>", "not a <domain>"),
+        ("<domain/>", "no name"),
+        ("<domain><name/></domain>", "no name"),
+        ("<domain><name>a</name><uuid>1234</uuid></domain>", "not a uuid"),
+        ('<domain xmlns="urn:x"><name>a</name></domain>', "not a <domain>"),
+        ("<domain><name>&e;</name></domain>", "not well-formed"),
+    ],
+)
+def test_what_is_no_domain_of_anybody_is_refused(body: str, told: str) -> None:
+    with pytest.raises(DomainXmlError, match=told):
+        read_identity(body.encode())
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "<q:record xmlns:q='{}'/>",
+        "<q:record xmlns:q='{}' generation='-1'/>",
+        "<q:record xmlns:q='{}' generation='1' made-up-uuid='x'/>",
+        "<q:record xmlns:q='{}' generation='1'><q:instance/></q:record>",
+        "<q:record xmlns:q='{}' generation='1'><q:instance host-tid='1' start-ticks='x'/></q:record>",
+        "<q:record xmlns:q='{}' generation='1'><q:pending vcpus='1-'/></q:record>",
+        "<q:record xmlns:q='{}' generation='1'><q:device id='a'/></q:record>",
+        "<q:record xmlns:q='{}' generation='" + "9" * 5000 + "'/>",
+    ],
+)
+def test_damaged_metadata_of_ours_is_refused_not_guessed(record: str) -> None:
+    document = f"<domain><name>a</name><metadata>{record.format(NAMESPACE)}</metadata></domain>"
+    with pytest.raises(DomainXmlError, match="our metadata is damaged"):
+        read_identity(document.encode())
+
+
+def test_a_document_without_our_element_is_nobodys_record() -> None:
+    found = read_identity(b"<?xml version='1.0'?><!-- mine --><domain type='kvm'><name>a</name></domain>")
+    assert (found.name, found.uuid, found.metadata) == ("a", None, None)
+
+
+def test_a_record_of_a_later_format_is_not_ours() -> None:
+    document = f"<domain><name>a</name><metadata><q:record xmlns:q='{NAMESPACE[:-1]}2'/></metadata></domain>"
+    assert read_identity(document.encode()).metadata is None
+
+
+def test_a_uuid_is_told_in_one_form() -> None:
+    found = read_identity(b"<domain><name>a</name><uuid> 6F9E0A3E6A2E4A8D9A380F6F4F8F4B8A\n</uuid></domain>")
+    assert found.uuid == "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"
+
+
+def test_elements_that_we_never_write_are_named() -> None:
+    document = b"""<domain><name>a</name><cputune/><metadata><x:y xmlns:x='urn:x'/></metadata>
+      <devices><emulator>/bin/qemu</emulator><!-- two --><disk/><disk/></devices></domain>"""
+    assert read_identity(document).foreign == ("cputune", "disk", "{urn:x}y")
