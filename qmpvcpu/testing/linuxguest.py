@@ -15,14 +15,14 @@ from qmpvcpu.testing.qemu import Accelerator, QemuProcess, QemuProcessError, Qem
 __all__ = ["LinuxGuest", "LinuxGuestMissingError"]
 
 _LOGGER = logging.getLogger(__name__)
-_FIRMWARE_TIMEOUT = (
-    2.0  # s: SeaBIOS speaks within 0.2 where KVM runs an operating system, and never where it does not
-)
+_KERNEL_TIMEOUT = 2.0  # s: under a KVM that runs operating systems the kernel prints within 0.5
 _BOOT_TIMEOUT = 60.0  # 3 s on a quiet machine under TCG
 _TIMEOUT = 10.0
 _POLL = 0.02
 _TAIL = 20  # lines of the console that an error shows
-_KERNEL_OPTIONS = "console=ttyS0 quiet nokaslr mitigations=off no_timer_check cryptomgr.notests audit=0 panic=0"
+_KERNEL_OPTIONS = (
+    "console=ttyS0 earlyprintk=ttyS0 quiet panic=0 nokaslr mitigations=off no_timer_check cryptomgr.notests audit=0"
+)
 
 
 class LinuxGuestMissingError(QmpVcpuError):
@@ -91,8 +91,7 @@ class LinuxGuest:
             *("-smp", f"{boot},maxcpus={max_vcpus},{topology}"),
             *("-append", f"{_KERNEL_OPTIONS} {kernel_options}".strip()),
             # The first serial port is the kernel's console, the second (from QemuProcess) the control channel.
-            *("-serial", "file:console"),
-            *("-chardev", "file,id=firmware,path=firmware", "-device", "isa-debugcon,iobase=0x402,chardev=firmware"),
+            *("-chardev", "file,id=console,path=console", "-serial", "chardev:console"),
             *extra_args,
         ]
         self._command = asyncio.Lock()
@@ -110,7 +109,7 @@ class LinuxGuest:
         if accel is None:
             try:
                 await self._start(qemu, "kvm", args)
-                await self._firmware_ran()
+                await self._kernel_speaks()
             except QemuStartError as why:
                 _LOGGER.info("Linux does not run under KVM here: %s", why)
                 accel = "tcg"
@@ -231,16 +230,15 @@ class LinuxGuest:
             await self._listener  # it ends with QEMU's end of the serial port
             self._listener = None
 
-    async def _firmware_ran(self) -> None:
-        """Return when SeaBIOS has spoken: it does so in protected mode, which not every host's KVM runs."""
-        log = self.process.directory / "firmware"
+    async def _kernel_speaks(self) -> None:
+        """Return when the kernel has printed: it does so in 64-bit mode, which not every host's KVM runs."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FIRMWARE_TIMEOUT):
+            async with asyncio.timeout(_KERNEL_TIMEOUT):
                 while self.process.returncode is None:
-                    if log.exists() and log.stat().st_size:
+                    if self.console:
                         return
                     await asyncio.sleep(_POLL)
-        raise self._failure("the firmware did not run", start=True)
+        raise self._failure("the kernel printed nothing", start=True)
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError):

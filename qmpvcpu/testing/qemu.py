@@ -47,12 +47,11 @@ class QemuProcessError(QmpVcpuError):
     Attributes:
         argv: The command line.
         stderr: All that QEMU wrote to its standard output and error, unfiltered.
-        returncode: How it ended, as in :mod:`subprocess`; None: it runs.
+        returncode: How it ended, as in :mod:`subprocess`; None: it runs, or never did.
     """
 
     def __init__(self, why: str, *, argv: Sequence[str], stderr: str, returncode: int | None) -> None:
-        state = "it runs" if returncode is None else f"it ended with {returncode}"
-        super().__init__(f"{why} ({state})\n  {' '.join(argv)}\n{stderr}".rstrip())
+        super().__init__(f"{why}\n  {' '.join(argv)}\n{stderr}".rstrip())
         self.argv = tuple(argv)
         self.stderr = stderr
         self.returncode = returncode
@@ -238,13 +237,14 @@ class QemuProcess:
         try:
             async with asyncio.timeout(timeout):
                 # The greeting may come before the machine is built; a reply may not.
-                writer.write(b'{"execute": "qmp_capabilities"}\n')
-                while line := await reader.readline():
-                    if "return" in json.loads(line):
-                        return
-                await self._running().wait()
-        except (TimeoutError, ConnectionError) as why:
-            raise self.failure("QEMU did not come up", start=True) from why
+                with contextlib.suppress(ConnectionError):
+                    writer.write(b'{"execute": "qmp_capabilities"}\n')
+                    while line := await reader.readline():
+                        if "return" in json.loads(line):
+                            return
+                await self.wait()
+        except TimeoutError as why:
+            raise self.failure(f"QEMU did not come up within {timeout} s", start=True) from why
         finally:
             writer.close()
         raise self.failure("QEMU did not come up", start=True)
@@ -255,13 +255,15 @@ class QemuProcess:
 
     def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
         """Send *sig* to QEMU; nothing happens when it has ended."""
-        if self.returncode is None:
+        if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._running().send_signal(sig)
+                self._process.send_signal(sig)
 
     def failure(self, why: str, *, start: bool = False) -> QemuProcessError:
         """The error that says *why*, with the command line and QEMU's words as evidence."""
         kind = QemuStartError if start else QemuProcessError
+        if self._process is not None:
+            why += " (it runs)" if self.returncode is None else f" (it ended with {self.returncode})"
         return kind(why, argv=self.argv, stderr=self.stderr, returncode=self.returncode)
 
     async def aclose(self) -> None:
@@ -281,6 +283,7 @@ class QemuProcess:
 
     async def _start(self) -> None:
         self._make_directory()
+        self.argv = (str(self._qemu), *self._args)
         if not os.access(self._qemu, os.X_OK):
             raise self.failure(f"{self._qemu} is no program", start=True)
         args = ["-nodefaults", "-display", "none", *self._args]

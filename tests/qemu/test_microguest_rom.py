@@ -1,0 +1,84 @@
+"""The ROM image: what it is built from, and what cannot be put into it."""
+
+import asyncio
+import contextlib
+import subprocess
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpvcpu.testing import QemuProcess, best_qemu
+from qmpvcpu.testing.rom import MAX_RULES, RULE_SIZE, Personality, pack_rules, rom_image
+
+BUILD = Path(__file__).parents[2] / "fixtures" / "microguest" / "build.sh"
+
+
+def test_the_shipped_guest_is_what_its_source_assembles_to(tmp_path: Path) -> None:
+    subprocess.run([BUILD, tmp_path / "rom"], check=True)
+    shipped = resources.files("qmpvcpu.testing").joinpath("microguest.rom").read_bytes()
+    assert (tmp_path / "rom").read_bytes() == shipped
+
+
+def test_the_image_is_a_bios_of_64_kib_that_starts_at_the_reset_vector() -> None:
+    image = rom_image()
+    assert len(image) == 0x10000
+    assert image[0xFFF0] == 0xEA  # a far jump
+    assert image[0xFFF3:0xFFF5] == b"\x00\xf0"
+
+
+def test_personalities_differ_in_the_configuration_alone() -> None:
+    plain, refusing = rom_image(), rom_image(Personality.refusing(0x82).for_slot(3), ready_after_ms=300)
+    changed = {offset for offset in range(len(plain)) if plain[offset] != refusing[offset]}
+    assert changed
+    assert changed <= {*range(0xFF00, 0xFF10), 0xFF90, 0xFF91}
+
+
+def test_eight_personalities_fit_and_a_ninth_is_refused() -> None:
+    eight = [Personality.slow(number).for_slot(number) for number in range(MAX_RULES)]
+    assert len(pack_rules(eight)) == MAX_RULES * RULE_SIZE
+    with pytest.raises(ValueError, match="9 personalities"):
+        pack_rules([*eight, Personality.obliging()])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("status", -1),
+        ("status", 1 << 32),
+        ("source", 1 << 16),
+        ("delay_ms", 1 << 16),
+        ("times", -1),
+        ("insert_status", 1 << 16),
+        ("slot", -1),
+        ("slot", 0xFFFE),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} is {value}"):
+        Personality(**{field: value})
+
+
+def test_a_silent_guest_cannot_count_what_it_does_not_look_at() -> None:
+    with pytest.raises(ValueError, match="looks at no removal"):
+        Personality.silent().for_first(2)
+
+
+def test_a_time_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="ready_after_ms is 65536"):
+        rom_image(ready_after_ms=0x10000)
+
+
+@pytest.mark.qemu
+async def test_the_image_alone_tells_on_the_debug_console_that_it_is_ready() -> None:
+    args = ["-accel", "tcg", "-machine", "q35", "-bios", "rom"]
+    args += ["-chardev", "file,id=console,path=console", "-device", "isa-debugcon,iobase=0xe9,chardev=console"]
+    async with QemuProcess(best_qemu(), args, files={"rom": rom_image()}) as process, asyncio.timeout(10):
+        console = process.directory / "console"
+        said = b""
+        while not said:
+            await asyncio.sleep(0.01)
+            with contextlib.suppress(FileNotFoundError):
+                said = console.read_bytes()
+    assert said == b"R"

@@ -1,0 +1,202 @@
+"""The process kit: which QEMUs there are, and one of them with its sockets, from start to end."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from qemu.qmp import QMPClient
+
+from qmpvcpu.testing import (
+    MicroGuest,
+    QemuNotFoundError,
+    QemuProcess,
+    QemuProcessError,
+    QemuStartError,
+    best_qemu,
+    find_qemus,
+    probe_accelerator,
+)
+
+pytestmark = pytest.mark.qemu
+
+PAUSED = ["-S", "-accel", "tcg", "-machine", "q35"]
+
+
+@pytest.fixture
+def fake_qemu(tmp_path: Path) -> Path:
+    """A program that answers as QEMU 99.1 and starts no VM."""
+    path = tmp_path / "qemu-system-x86_64"
+    path.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = --version ] && echo "QEMU emulator version 99.1.0" && exit\n'
+        "echo no machine today >&2\nexit 3\n"
+    )
+    path.chmod(0o755)
+    return path
+
+
+def is_gone(pid: int) -> bool:
+    """Whether there is no such process, or only its remains."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_qemu_is_found_by_its_version(fake_qemu: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cached = tmp_path / "cache" / "qemu-98" / "bin" / "qemu-system-x86_64"
+    cached.parent.mkdir(parents=True)
+    cached.write_text('#!/bin/sh\necho "QEMU emulator version 98.0.50 (some package)"\n')
+    cached.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake_qemu.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("QMPVCPU_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("QMPVCPU_QEMU", raising=False)
+    assert find_qemus() == {"99.1": fake_qemu, "98.0": cached}
+    assert best_qemu() == fake_qemu
+    monkeypatch.setenv("QMPVCPU_QEMU", str(cached))
+    assert best_qemu() == cached
+
+
+def test_a_chosen_qemu_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMPVCPU_QEMU", "/bin/true")
+    with pytest.raises(QemuNotFoundError, match="QMPVCPU_QEMU=/bin/true"):
+        best_qemu()
+
+
+def test_a_machine_without_qemu_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("QMPVCPU_CACHE", str(tmp_path))
+    monkeypatch.delenv("QMPVCPU_QEMU", raising=False)
+    assert find_qemus() == {}
+    with pytest.raises(QemuNotFoundError, match="install one"):
+        best_qemu()
+
+
+async def test_a_qemu_under_which_no_guest_comes_up_gets_tcg(fake_qemu: Path) -> None:
+    assert await probe_accelerator(fake_qemu) == "tcg"
+
+
+@pytest.mark.kvm
+async def test_a_qemu_under_which_the_micro_guest_comes_up_gets_kvm() -> None:
+    assert await probe_accelerator(best_qemu()) == "kvm"
+
+
+async def test_each_socket_greets_a_client_of_its_own() -> None:
+    async with QemuProcess(best_qemu(), PAUSED, qmp_sockets=2) as process, contextlib.AsyncExitStack() as stack:
+        clients = [QMPClient(path.name) for path in process.sockets]
+        for client, path in zip(clients, process.sockets, strict=True):
+            await client.connect(str(path))
+            stack.push_async_callback(client.disconnect)
+        replies = await asyncio.gather(*(client.execute("query-name") for client in clients))
+    assert replies == [{}, {}]
+
+
+async def test_ready_means_that_the_machine_is_built() -> None:
+    async with QemuProcess(best_qemu(), PAUSED) as process:
+        await process.wait_ready()
+        assert process.returncode is None
+        assert process.qmp.is_socket()
+        with pytest.raises(RuntimeError, match="once"):
+            await process.wait_ready()
+
+
+async def test_a_qemu_that_ends_instead_of_starting_is_told_with_its_words(fake_qemu: Path) -> None:
+    async with QemuProcess(fake_qemu, ["-foo"]) as process:
+        with pytest.raises(QemuStartError, match="no machine today") as caught:
+            await process.wait_ready()
+    assert caught.value.returncode == 3
+    assert caught.value.stderr == "no machine today\n"
+    assert "-foo" in caught.value.argv
+
+
+async def test_a_path_that_is_no_program_is_told(tmp_path: Path) -> None:
+    with pytest.raises(QemuStartError, match="is no program"):
+        async with QemuProcess(tmp_path / "nothing", []):
+            pass
+
+
+async def test_a_stopped_qemu_is_not_ready_and_is_killed_all_the_same() -> None:
+    async with QemuProcess(best_qemu(), PAUSED) as process:
+        process.kill(signal.SIGSTOP)
+        with pytest.raises(QemuStartError, match="it runs"):
+            await process.wait_ready(timeout=0.2)
+    assert process.returncode == -signal.SIGKILL
+
+
+async def test_nothing_is_left_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    async with QemuProcess(best_qemu(), PAUSED) as process:
+        await process.wait_ready()
+        assert process.directory.parent == tmp_path
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 - a path's own method is called blocking, this is not
+    assert is_gone(process.pid)
+    assert process.returncode == -signal.SIGKILL
+    await process.aclose()
+
+
+async def test_the_words_of_a_qemu_are_kept_after_its_end(fake_qemu: Path) -> None:
+    async with QemuProcess(fake_qemu, []) as process:
+        assert await process.wait() == 3
+    assert process.stderr == "no machine today\n"
+    process.kill()
+
+
+async def test_qemu_dies_with_the_program_that_started_it() -> None:
+    script = (
+        "import asyncio, sys\n"
+        "from qmpvcpu.testing import QemuProcess, best_qemu\n"
+        "async def main():\n"
+        f"    async with QemuProcess(best_qemu(), {PAUSED!r}) as process:\n"
+        "        await process.wait_ready()\n"
+        "        print(process.pid, process.directory, flush=True)\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pid, directory = (await parent.stdout.readline()).decode().split()
+    os.kill(int(pid), 0)
+    parent.kill()
+    await parent.wait()
+    async with asyncio.timeout(10):
+        while not is_gone(int(pid)):  # noqa: ASYNC110 - it is no child of ours: nothing announces its end
+            await asyncio.sleep(0.01)
+    shutil.rmtree(directory)
+
+
+async def test_a_guest_whose_qemu_dies_is_told_at_once() -> None:
+    async with MicroGuest() as guest:
+        guest.process.kill()
+        with pytest.raises(QemuProcessError, match="QEMU ended before"):
+            await guest.wait_ready()
+        with pytest.raises(QemuProcessError, match="QEMU ended before"):
+            await guest.become()
+
+
+async def test_boot_vcpus_can_have_gaps() -> None:
+    async with MicroGuest(boot=[0, 1, 5]) as guest:
+        argv = guest.process.argv
+    assert argv[argv.index("-smp") + 1] == "2,maxcpus=8,sockets=2,cores=2,threads=2"
+    assert argv[argv.index("-device") + 1] == "qemu64-x86_64-cpu,id=vcpu5,thread-id=1,core-id=0,socket-id=1"
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"boot": {1, 2}}, "have vCPU 0"),
+        ({"boot": 9}, "must be within 0..7"),
+        ({"boot": 0}, "have vCPU 0"),
+        ({"topology": "sockets=3"}, "does not make 8"),
+        ({"topology": "boards=8"}, "does not make 8"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_the_start(options: dict[str, object], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        MicroGuest(**options)  # type: ignore[arg-type]  # the options are of many types
