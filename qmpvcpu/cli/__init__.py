@@ -1,0 +1,38 @@
+"""Floor 7: the command line, extra ``cli``.
+
+Rule of this floor: parsing and printing only. What a command does is one call of the library; this floor decides
+nothing about a VM, and turns every outcome into words for people, one JSON document for programs, and an exit code.
+"""
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_EXTRA = ("typer", "rich")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Exit codes: 0 reached; 1 refused, rejected, pending or partial; 2 bad usage or input, denied, nothing sent;
+    3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT.
+
+    Args:
+        arguments: The words after the program's name; None: those of this process.
+
+    Returns:
+        The exit code, for ``sys.exit``.
+    """
+    try:
+        # Not at the top: without the extra, an import error here would be a traceback instead of a sentence.
+        from qmpvcpu.cli.app import run  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        print(
+            f"qmpvcpu: the command line needs {error.name}, which is not installed: pip install 'qmpvcpu[cli]'",
+            file=sys.stderr,
+        )
+        return 2
+    return run(sys.argv[1:] if arguments is None else arguments)

@@ -1,0 +1,181 @@
+"""What people and programs see: map rows, the table of vCPUs, JSON shapes. No I/O."""
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from qmpvcpu.errors import DomainXmlError, InvalidMapError, QmpVcpuError
+from qmpvcpu.model import Layout, Vcpu, VcpuMap, as_json, verdict_of
+
+__all__ = ["SCHEMA", "document", "error_json", "layout_json", "map_row", "milliseconds", "state_json", "vcpu_table"]
+
+SCHEMA = "qmpvcpu/1"
+
+# Wider rows wrap on a terminal of 80 columns; ids with ranges say it shorter then.
+_MOST_IN_ROW = 16
+# Longer tables name free vCPUs in one line instead.
+_MOST_IN_TABLE = 64
+_SECOND = 1.0
+# QEMU names them in no particular order.
+_LEVELS = ("drawer-id", "book-id", "socket-id", "die-id", "cluster-id", "module-id", "core-id", "thread-id")
+
+
+def document(**content: Any) -> dict[str, Any]:
+    """Return a JSON document with its schema first."""
+    return {"schema": SCHEMA, **content}
+
+
+def state_json(layout: Layout) -> dict[str, Any]:
+    """Return the map in short."""
+    return {"max": layout.max, "enabled": str(layout.enabled), "pending": str(layout.pending)}
+
+
+def layout_json(layout: Layout) -> dict[str, Any]:
+    """Return everything that is known of every vCPU."""
+    vm = layout.vm
+    return {
+        **state_json(layout),
+        "vm": {
+            "name": vm.name,
+            "uuid": vm.uuid,
+            "machine": vm.machine,
+            "accelerator": vm.accelerator,
+            "qemu": ".".join(map(str, vm.qemu_version)),
+        },
+        "vcpus": [_vcpu_json(vcpu) for vcpu in layout],
+    }
+
+
+def _vcpu_json(vcpu: Vcpu) -> dict[str, Any]:
+    return {
+        "id": vcpu.id,
+        "enabled": vcpu.enabled,
+        "hotpluggable": vcpu.hotpluggable,
+        "order": vcpu.order,
+        "pending": vcpu.pending,
+        "acknowledged": vcpu.acknowledged,
+        "device_id": vcpu.device_id,
+        "type": vcpu.type,
+        "props": dict(vcpu.props),
+        "qom_path": vcpu.qom_path,
+        "host_tid": vcpu.host_tid,
+    }
+
+
+def error_json(error: BaseException, message: str) -> dict[str, Any]:
+    """Return *error* with all its evidence; ``verdict`` is the step's, or null where it is about no step."""
+    if not isinstance(error, QmpVcpuError):
+        return {"kind": type(error).__name__, "message": message, "outcome": "unchanged", "verdict": None}
+    try:
+        verdict = verdict_of(error)
+    except InvalidMapError:  # it is about an id that no map can hold
+        verdict = None
+    evidence = {} if verdict is None else as_json(verdict)
+    evidence.pop("seconds", None)  # the step's, not the error's
+    evidence |= {name: _plain(value) for name, value in vars(error).items() if not name.startswith("_")}
+    if isinstance(error, DomainXmlError) and error.line is None:
+        del evidence["line"]
+    return {
+        "kind": type(error).__name__,
+        "message": message,
+        "outcome": error.outcome.value,
+        **({"verdict": None} | evidence),
+    }
+
+
+def _plain(value: object) -> object:
+    match value:
+        case enum.Enum():
+            return value.name
+        case VcpuMap():
+            return str(value)
+        case Mapping():
+            return {str(key): _plain(each) for key, each in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_plain(each) for each in value]
+        case None | bool() | int() | float() | str():
+            return value
+    return str(value)
+
+
+def map_row(layout: Layout) -> str:
+    """Return the map as a row of cells, such as ``[0][ ][ ][3]``; a pending removal is ``(3)``."""
+    if layout.max > _MOST_IN_ROW:
+        return f"{layout.enabled} of 0-{layout.max - 1}"
+    width = len(str(layout.max - 1))
+    return "".join(_cell(vcpu, width) for vcpu in layout)
+
+
+def _cell(vcpu: Vcpu, width: int) -> str:
+    if not vcpu.enabled:
+        return f"[{'':{width}}]"
+    return f"({vcpu.id:{width}})" if vcpu.pending else f"[{vcpu.id:{width}}]"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a duration as people read it."""
+    if seconds >= _SECOND:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1000:.1f} ms" if seconds < _SECOND / 10 else f"{seconds * 1000:.0f} ms"
+
+
+def headline(layout: Layout) -> str:
+    """Return the VM and its map in one line."""
+    vm = layout.vm
+    version = ".".join(map(str, vm.qemu_version))
+    pending = f", pending {layout.pending}" if layout.pending else ""
+    plugged = f"{len(layout.enabled)} of {layout.max} vCPUs plugged: {layout.enabled}"
+    return f"{vm.name} ({vm.machine}, {vm.accelerator}, QEMU {version})  {plugged}{pending}"
+
+
+def vcpu_table(layout: Layout) -> Table:
+    """Return every vCPU as a table; of a large machine, the free ones in one row."""
+    props = layout.slots[0].props if layout.slots else {}
+    levels = sorted((name for name in props if name != "node-id"), key=_depth)
+    nodes = any("node-id" in slot.props for slot in layout.slots)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("id", justify="right")
+    table.add_column("state")
+    table.add_column("order", justify="right")
+    table.add_column("/".join(name.removesuffix("-id") for name in levels) or "place", justify="center")
+    if nodes:
+        table.add_column("node", justify="right")
+    table.add_column("device id", overflow="fold")
+    table.add_column("QOM path", overflow="fold")
+    table.add_column("host tid", justify="right")
+    long = layout.max > _MOST_IN_TABLE
+    for vcpu in layout:
+        if long and not vcpu.enabled:
+            continue
+        place = "/".join(str(vcpu.props.get(name, "")) for name in levels)
+        node = (str(vcpu.props.get("node-id", "")),) if nodes else ()
+        table.add_row(
+            str(vcpu.id),
+            _state(vcpu),
+            str(vcpu.order or ""),
+            place,
+            *node,
+            vcpu.device_id or "",
+            vcpu.qom_path or "",
+            str(vcpu.host_tid or ""),
+            style=None if vcpu.enabled else "dim",
+        )
+    if long and layout.free:
+        table.add_row("", f"free: {layout.free}", style="dim")
+    return table
+
+
+def _depth(level: str) -> int:
+    """Return how deep a level of the topology is; one that this version does not know is innermost."""
+    return _LEVELS.index(level) if level in _LEVELS else len(_LEVELS)
+
+
+def _state(vcpu: Vcpu) -> str:
+    if not vcpu.enabled:
+        return "free"
+    if vcpu.pending:
+        return "pending"
+    return "plugged" if vcpu.hotpluggable else "fixed"
