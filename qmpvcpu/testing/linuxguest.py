@@ -269,7 +269,8 @@ class LinuxGuest:
                             return answer.removeprefix(prefix)
             except TimeoutError as why:
                 raise self._failure(f"Linux did not answer {command!r} within {_TIMEOUT} s") from why
-            self._answers.put_nowait(None)
+            self._answers.put_nowait(None)  # for whoever asks next
+        await self.process.wait()
         raise self._failure(f"QEMU ended before Linux answered {command!r}")
 
     async def _hear(self, condition: Callable[[], bool], what: str, *, timeout: float) -> None:  # noqa: ASYNC109 - as wait_online

@@ -1,0 +1,134 @@
+"""The Linux guest does what a test needs of it: says what it sees, takes CPUs, gives them up, refuses when told."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qemu.qmp import EventListener, QMPClient
+
+from qmpvcpu import VcpuMap
+from qmpvcpu.testing.linuxguest import LinuxGuest, LinuxGuestMissingError
+from qmpvcpu.testing.qemu import Accelerator, QemuProcessError, QemuStartError
+
+pytestmark = pytest.mark.guest
+
+UNPLUG = 3  # the source in ACPI_DEVICE_OST
+DONE, BUSY, IN_PROGRESS = 0, 0x82, 0x84
+
+
+class RawVm:
+    """The VM through nothing but QMP, so that the guest is tested and not the package."""
+
+    def __init__(self, client: QMPClient, answers: EventListener) -> None:
+        self.client = client
+        self.answers = answers
+
+    async def plug(self, slot: int) -> None:
+        # QEMU lists slots from the last to the first.
+        slots: Any = await self.client.execute("query-hotpluggable-cpus")
+        place = slots[-1 - slot]
+        await self.client.execute("device_add", {"driver": place["type"], "id": f"vcpu{slot}", **place["props"]})
+
+    async def request_unplug(self, slot: int) -> None:
+        await self.client.execute("device_del", {"id": f"vcpu{slot}"})
+
+    async def unplug_answer(self, slot: int) -> int:
+        """The status of the guest's next final word about a removal."""
+        async with asyncio.timeout(10):
+            while True:
+                data: Any = (await self.answers.get())["data"]
+                info = data["info"]
+                if info["slot"] == str(slot) and info["source"] == UNPLUG and info["status"] != IN_PROGRESS:
+                    return int(info["status"])
+
+
+@contextlib.asynccontextmanager
+async def raw_vm(guest: LinuxGuest) -> AsyncIterator[RawVm]:
+    client = QMPClient("raw")
+    with client.listener("ACPI_DEVICE_OST") as answers:
+        await client.connect(str(guest.qmp))
+        try:
+            yield RawVm(client, answers)
+        finally:
+            await client.disconnect()
+
+
+async def test_the_guest_boots_with_its_boot_cpus_online(guest: LinuxGuest) -> None:
+    await guest.ping()
+    assert await guest.online() == VcpuMap([0, 1])
+    assert await guest.present() == VcpuMap([0, 1])
+
+
+async def test_a_plugged_cpu_comes_online_and_goes_with_the_unplug(guest: LinuxGuest) -> None:
+    async with raw_vm(guest) as vm:
+        await vm.plug(5)
+        # Linux numbers CPUs as they come: slot 5 is its CPU 2.
+        assert await guest.wait_online(lambda cpus: len(cpus) == 3) == VcpuMap([0, 1, 2])
+        assert await guest.present() == VcpuMap([0, 1, 2])
+        await vm.request_unplug(5)
+        assert await vm.unplug_answer(5) == DONE
+        assert await guest.wait_online(lambda cpus: len(cpus) == 2) == VcpuMap([0, 1])
+        assert await guest.online() == VcpuMap([0, 1])
+
+
+async def test_a_guest_told_to_refuse_answers_busy_until_told_to_comply(guest: LinuxGuest) -> None:
+    async with raw_vm(guest) as vm:
+        await vm.plug(2)
+        await guest.wait_online(lambda cpus: len(cpus) == 3)
+        await guest.refuse()
+        await vm.request_unplug(2)
+        assert await vm.unplug_answer(2) == BUSY
+        assert await guest.online() == VcpuMap([0, 1, 2])
+        await guest.comply()
+        await vm.request_unplug(2)
+        assert await vm.unplug_answer(2) == DONE
+        assert await guest.online() == VcpuMap([0, 1])
+
+
+async def test_a_refusing_guest_keeps_a_cpu_plugged_after_it_was_told(guest: LinuxGuest) -> None:
+    await guest.refuse()
+    async with raw_vm(guest) as vm:
+        await vm.plug(3)
+        await guest.wait_online(lambda cpus: len(cpus) == 3)
+        await guest.ping()  # commands and changes are served in turn, so the new reservation is made
+        await vm.request_unplug(3)
+        assert await vm.unplug_answer(3) == BUSY
+        assert await guest.online() == VcpuMap([0, 1, 2])
+
+
+async def test_what_the_guest_never_reports_is_an_error_with_what_it_did_report(guest: LinuxGuest) -> None:
+    with pytest.raises(QemuProcessError, match=r"within 0.1 s; it reported CPUs 0-1; the console ends with"):
+        await guest.wait_online(lambda cpus: 7 in cpus, timeout=0.1)
+
+
+async def test_a_qemu_that_dies_ends_every_wait_with_an_error(guest: LinuxGuest) -> None:
+    wait = asyncio.create_task(guest.wait_online(lambda cpus: 7 in cpus))
+    await guest.ping()
+    guest.process.kill()
+    with pytest.raises(QemuProcessError, match="QEMU ended before Linux reported the awaited CPUs"):
+        await wait
+    with pytest.raises(QemuProcessError, match="QEMU ended before Linux answered 'online'"):
+        await guest.online()
+    with pytest.raises(QemuProcessError, match="QEMU ended before Linux answered 'ping'"):
+        await guest.ping()
+
+
+async def test_a_guest_that_does_not_come_up_is_an_error_with_its_console(qemu: Path, accel: Accelerator) -> None:
+    with pytest.raises(QemuStartError, match="Unable to mount root fs") as caught:
+        async with LinuxGuest(qemu, accel=accel, kernel_options="rdinit=/missing", timeout=10):
+            pass
+    assert "Linux did not come up" in str(caught.value)
+
+
+async def test_a_guest_that_was_never_made_names_what_makes_it(
+    tmp_path: Path, qemu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QMPVCPU_CACHE", str(tmp_path))
+    with pytest.raises(
+        LinuxGuestMissingError, match=r"vmlinuz: make the Linux guest with `bash fixtures/linux/build.sh`"
+    ):
+        async with LinuxGuest(qemu):
+            pass
