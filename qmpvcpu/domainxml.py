@@ -163,7 +163,7 @@ def omissions(layout: Layout) -> tuple[str, ...]:
         found.append("QEMU did not tell its CPU topology: <topology> is left out, libvirt gives every vCPU a socket")
     elif not _sayable(topology, layout.max):
         found.append(
-            "libvirt has no word for this CPU topology: <topology> is left out, libvirt gives every vCPU a socket"
+            "libvirt cannot say this CPU topology: <topology> is left out, and libvirt gives every vCPU a socket"
         )
     nodes = {slot.props.number("node-id") for slot in layout.slots} - {None}
     if len(nodes) > 1:

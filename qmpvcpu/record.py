@@ -128,8 +128,8 @@ class Record:
         does not recall its layout.
 
         Raises:
-            RecordError: As ``save``.
-            DomainXmlError: As ``domainxml.render``; nothing is written.
+            RecordError: As ``save``; or libvirt has no domain for this layout (as ``domainxml.render``), and
+                nothing is written.
         """
         done = self._next[1] if self._next else asyncio.get_running_loop().create_future()
         self._next = layout, done
@@ -148,7 +148,7 @@ class Record:
             self._next = None
             try:
                 await self._write_one(layout)
-            except (RecordError, DomainXmlError) as error:
+            except RecordError as error:
                 done.set_exception(error)
             except BaseException:
                 done.cancel()
@@ -158,7 +158,10 @@ class Record:
 
     async def _write_one(self, layout: Layout) -> None:
         metadata = Metadata.of(layout, generation=self._generation + 1, uuid=self.uuid, instance=self._instance)
-        data = render(layout, emulator=self._emulator, metadata=metadata)
+        try:
+            data = render(layout, emulator=self._emulator, metadata=metadata)
+        except DomainXmlError as error:
+            raise RecordError(self.path, str(error)) from error
         # Counted even if the save fails: a generation that may have reached the disk is never given out twice.
         self._generation += 1
         await save(self.path, data)

@@ -1,0 +1,58 @@
+"""File systems that fail: real ones, in a mount namespace that ends with the test."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Saves at the path given, twice, in a directory that is a file system of its own; tells what became of each.
+SAVER = """
+import asyncio, os, sys
+from qmpvcpu.errors import RecordError
+from qmpvcpu.record import save
+
+async def main():
+    for data in sys.argv[2:]:
+        try:
+            await save(sys.argv[1], data.encode() * int(os.environ.get("REPEAT", "1")))
+            print("saved")
+        except RecordError as error:
+            print("RecordError:", error)
+    print(sorted(os.listdir(os.path.dirname(sys.argv[1]))), open(sys.argv[1]).read(5))
+
+asyncio.run(main())
+"""
+
+RunInNamespace = Callable[[str], list[str]]
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def in_namespace(tmp_path: Path) -> RunInNamespace:
+    """Run a shell script in a mount namespace of its own; ``$DISK`` is an empty folder, ``$SAVE`` saves."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    saver = tmp_path / "saver.py"
+    saver.write_text(SAVER)
+
+    def run(script: str) -> list[str]:
+        user = [] if os.geteuid() == 0 else ["--map-root-user"]
+        result = subprocess.run(
+            ["unshare", *user, "--mount", "sh", "-ec", script],
+            env={**os.environ, "DISK": str(disk), "SAVE": f"{sys.executable} {saver}"},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout.splitlines()
+
+    return run

@@ -1,0 +1,187 @@
+"""The record of one VM: its own and nobody else's, and never smaller than what was there."""
+
+import asyncio
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qmpvcpu.domainxml import Instance, Metadata, read_identity, render
+from qmpvcpu.errors import RecordError
+from qmpvcpu.record import Record
+from tests.domainxml.examples import Q35, layout_of, vcpu_rows
+from tests.record.conftest import listing
+
+LAYOUT = layout_of(4, [0, 2], boot=1)
+UUID = "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"
+
+
+async def test_a_vm_without_uuid_keeps_the_one_made_up_for_it_from_run_to_run(tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    first = await Record.open(path, name="vm", uuid=None)
+    assert first.previous is None
+    await first.write(LAYOUT)
+    again = await Record.open(path, name="vm", uuid=None)
+    assert again.uuid == first.uuid == read_identity(path.read_bytes()).uuid
+    await again.write(LAYOUT)
+    assert read_identity(path.read_bytes()).uuid == first.uuid
+
+
+async def test_a_vm_that_libvirt_started_from_the_record_has_that_uuid_and_is_the_same_vm(tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    before = await Record.open(path, name="vm", uuid=None)
+    await before.write(LAYOUT)
+    after = await Record.open(path, name="vm", uuid=before.uuid)
+    assert after.uuid is None
+    assert after.previous is not None
+
+
+async def test_what_is_written_tells_the_state_the_emulator_and_the_instance(tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    record = await Record.open(path, name="vm", uuid=UUID, emulator="/bin/qemu", instance=Instance(7, 8))
+    layout = replace(LAYOUT, vm=replace(Q35, uuid=UUID), pending_slots=frozenset({2}))
+    await record.write(layout)
+    assert path.read_bytes() == render(
+        layout, emulator="/bin/qemu", metadata=Metadata.of(layout, generation=1, instance=Instance(7, 8))
+    )
+
+
+async def test_the_generation_goes_on_from_the_last_run(tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    for expected in (1, 2, 3):
+        record = await Record.open(path, name="vm", uuid=UUID)
+        await record.write(replace(LAYOUT, vm=replace(Q35, uuid=UUID)))
+        metadata = read_identity(path.read_bytes()).metadata
+        assert metadata is not None
+        assert metadata.generation == expected
+
+
+OURS = render(replace(LAYOUT, vm=replace(Q35, uuid=UUID)), metadata=Metadata(generation=1)).decode()
+REFUSED = {
+    "not ours": ("<domain type='kvm'><name>vm</name><devices><disk/></devices></domain>", "not ours"),
+    "another name": (OURS.replace("<name>vm<", "<name>other<"), "VM 'other', not of 'vm'"),
+    "another uuid": (OURS.replace(UUID, UUID.replace("6f", "7f")), "a VM with uuid 7f9e"),
+    "no uuid": (re.sub("<uuid>.*</uuid>", "", OURS), "a VM with uuid None"),
+    "torn": (OURS[: len(OURS) // 2], "cannot be trusted"),
+    "empty": ("", "cannot be trusted"),
+    "hostile": ("<!DOCTYPE domain [<!ENTITY e 'x'>]>" + OURS, "document type"),
+    "more than ours": (OURS.replace("</features>", "</features><cputune/>"), "<cputune>"),
+    "more devices than ours": (OURS.replace("</domain>", "<devices><disk/></devices></domain>"), "<disk>"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_a_file_that_is_not_this_vms_record_is_refused_and_left_alone(tmp_path: Path, case: str) -> None:
+    text, told = REFUSED[case]
+    path = tmp_path / "vm.xml"
+    path.write_text(text)
+    with pytest.raises(RecordError, match=re.escape(told)):
+        await Record.open(path, name="vm", uuid=UUID)
+    assert path.read_text() == text
+
+
+async def test_the_record_of_a_vm_that_has_a_uuid_is_not_taken_for_one_that_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    path.write_text(OURS)
+    with pytest.raises(RecordError, match="not None"):
+        await Record.open(path, name="vm", uuid=None)
+
+
+async def test_a_record_cannot_be_opened_in_a_missing_folder_or_through_a_symlink(tmp_path: Path) -> None:
+    (tmp_path / "link.xml").symlink_to(tmp_path / "target.xml")
+    for path in (tmp_path / "link.xml", tmp_path / "missing" / "vm.xml"):
+        with pytest.raises(RecordError):
+            await Record.open(path, name="vm", uuid=UUID)
+
+
+async def test_opening_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f".vm.xml.0000000{number}.tmp").touch()
+    (tmp_path / ".other.xml.00000000.tmp").touch()
+    await Record.open(tmp_path / "vm.xml", name="vm", uuid=UUID)
+    assert listing(tmp_path) == [".other.xml.00000000.tmp"]
+
+
+async def test_a_layout_that_libvirt_has_no_domain_for_is_an_error_and_the_record_stays(tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    record = await Record.open(path, name="vm", uuid=UUID)
+    await record.write(LAYOUT)
+    before = path.read_bytes()
+    with pytest.raises(RecordError, match="memory size"):
+        await record.write(replace(LAYOUT, vm=replace(Q35, memory_kib=None)))
+    assert path.read_bytes() == before
+    await record.write(layout_of(4, [0], boot=1))
+    assert path.read_bytes() != before
+
+
+async def test_of_many_writes_at_once_the_last_is_on_disk_after_two_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "vm.xml"
+    record = await Record.open(path, name="vm", uuid=UUID)
+    rename = os.rename
+    saves: list[str] = []
+
+    def count_and_rename(old: str, new: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        saves.append(new)
+        rename(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    monkeypatch.setattr(os, "rename", count_and_rename)
+    plugged = [[0, *range(1, most + 1)] for most in range(8)]
+    first = asyncio.create_task(record.write(layout_of(8, plugged[0], boot=1)))
+    await asyncio.sleep(0)
+    await asyncio.gather(*(record.write(layout_of(8, each, boot=1)) for each in plugged[1:]))
+    await first
+    assert saves == ["vm.xml"] * 2
+    assert [row[1] for row in vcpu_rows(path.read_bytes())] == ["yes"] * 8
+
+
+async def test_a_write_returns_when_its_layout_or_a_later_one_is_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    record = await Record.open(path, name="vm", uuid=UUID)
+
+    async def write_and_look(most: int) -> None:
+        await record.write(layout_of(9, range(most), boot=1))
+        enabled = [row for row in vcpu_rows(path.read_bytes()) if row[1] == "yes"]
+        assert len(enabled) >= most
+
+    await asyncio.gather(*(write_and_look(most) for most in range(1, 10)))
+
+
+async def test_a_cancelled_write_is_written_all_the_same_and_can_be_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    record = await Record.open(path, name="vm", uuid=UUID)
+    await record.wait_written()
+    write = asyncio.create_task(record.write(LAYOUT))
+    await asyncio.sleep(0)
+    write.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await write
+    await record.wait_written()
+    assert len(vcpu_rows(path.read_bytes())) == LAYOUT.max
+
+
+async def test_a_save_that_fails_is_told_to_all_who_wait_for_it_and_the_next_one_is_tried(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    record = await Record.open(folder / "vm.xml", name="vm", uuid=UUID)
+    folder.rmdir()
+    failed = await asyncio.gather(*(record.write(LAYOUT) for _ in range(3)), return_exceptions=True)
+    assert [type(each) for each in failed] == [RecordError] * 3
+    folder.mkdir()
+    await record.write(LAYOUT)
+    assert (folder / "vm.xml").exists()
+
+
+async def test_the_end_of_the_loop_in_the_middle_of_a_write_cancels_who_waits(tmp_path: Path) -> None:
+    record = await Record.open(tmp_path / "vm.xml", name="vm", uuid=UUID)
+    write = asyncio.create_task(record.write(LAYOUT))
+    await asyncio.sleep(0)
+    writer = next(task for task in asyncio.all_tasks() if task.get_name() == "record vm.xml")
+    await asyncio.sleep(0)
+    writer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await write
+    assert (tmp_path / "vm.xml").exists()
