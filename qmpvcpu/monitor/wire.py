@@ -45,6 +45,7 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
         MonitorConnectError: The peer is silent, hangs up, speaks something else, or refuses.
     """
     start = b""
+    pid = peer_pid(sock)  # asked now: qemu.qmp closes the socket on failure
     try:
         async with asyncio.timeout_at(deadline):
             # A look before qemu.qmp reads: it waits for a newline, whatever comes, and forgets what it read.
@@ -54,7 +55,7 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
             await client.execute("qmp_capabilities")
     except TimeoutError:
         why = _silence(client, start, timeout_s)
-        raise MonitorConnectError(name, why, hint=describe_peer(peer_pid(sock))) from None
+        raise MonitorConnectError(name, why, hint=describe_peer(pid)) from None
     except ConnectError as err:
         if isinstance(err.exc, GreetingError):
             raise _nonsense(name, start) from err
@@ -66,7 +67,8 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
     except BadReplyError as err:
         why = f"its reply to qmp_capabilities is malformed: {shorten(dict(err.msg))}"
         raise MonitorConnectError(name, why) from err
-    except (ExecInterruptedError, StateError) as err:
+    except (ExecInterruptedError, StateError, AssertionError) as err:
+        # AssertionError: qemu.qmp's, where the end comes right behind the greeting.
         why = f"after its greeting: {explain(await end(client, sock, grace_s=0), client.readbuflen)}"
         raise MonitorConnectError(name, why) from err
 

@@ -103,7 +103,7 @@ Answer = Any
 
 
 class ScriptedPeer:
-    """A QMP server on a UNIX or TCP socket; an async context manager.
+    """A QMP server on a UNIX or TCP socket; an async context manager, which raises at its end what an answer raised.
 
     Like QEMU it serves one client at a time: another one connects, and waits ungreeted until the first has left.
 
@@ -140,6 +140,7 @@ class ScriptedPeer:
         self._turn = asyncio.Lock()
         self._writer: asyncio.StreamWriter | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._faults: list[BaseException] = []
         self._server: asyncio.Server | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._address = ""
@@ -199,6 +200,8 @@ class ScriptedPeer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._folder is not None:
             self._folder.cleanup()
+        if self._faults and error is None:
+            raise self._faults[0]
 
     async def send(self, message: Mapping[str, Any] | bytes) -> None:
         """Send a message, or raw bytes as they are, to the client that is being served."""
@@ -292,7 +295,14 @@ class ScriptedPeer:
         """Serve a client in a task that the peer can end."""
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._served)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        """Keep what an answer raised, for the end of the test."""
+        self._tasks.discard(task)
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None:
+            self._faults.append(fault)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client, when its turn has come, until it leaves."""

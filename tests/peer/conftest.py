@@ -1,0 +1,70 @@
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpvcpu.errors import MonitorLostError
+from qmpvcpu.monitor import Monitor, Target
+
+Open = Callable[..., Awaitable[Monitor]]
+
+
+@dataclass
+class Heard:
+    """What a monitor told us, in order."""
+
+    events: list[Mapping[str, Any]] = field(default_factory=list)
+    lost: list[MonitorLostError] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[Any]:
+        return [event["event"] for event in self.events]
+
+
+def sockets() -> set[str]:
+    """The sockets that this process has open."""
+    links = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            links.add(os.readlink(entry))
+        except FileNotFoundError:  # the folder's own
+            continue
+    return {link for link in links if link.startswith("socket:")}
+
+
+@pytest.fixture(autouse=True)
+async def nothing_leaks() -> AsyncIterator[None]:
+    """Every test ends with the tasks and sockets that it began with."""
+    before = sockets()
+    yield
+    current = asyncio.current_task()
+    for _ in range(100):
+        left = [task for task in asyncio.all_tasks() if task is not current], sockets() - before
+        if not any(left):
+            break
+        await asyncio.sleep(0.01)
+    assert left == ([], set())
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+async def connect(heard: Heard) -> AsyncIterator[Open]:
+    """Open monitors, and close them after the test."""
+    opened: list[Monitor] = []
+
+    async def _open(target: Target, timeout: float = 5) -> Monitor:
+        monitor = await Monitor.open(target, timeout=timeout, on_event=heard.events.append, on_lost=heard.lost.append)
+        opened.append(monitor)
+        return monitor
+
+    yield _open
+    for monitor in opened:
+        await monitor.close()

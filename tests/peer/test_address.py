@@ -1,0 +1,249 @@
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from qmpvcpu.errors import MonitorConnectError
+from qmpvcpu.monitor.address import Address, connect, connected_socket, describe_peer, first_bytes, peer_pid
+
+
+def soon(seconds: float = 5) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+@pytest.mark.parametrize(
+    ("target", "address", "text"),
+    [
+        ("/run/vm.qmp", Address(path="/run/vm.qmp"), "unix:/run/vm.qmp"),
+        ("./vm:1", Address(path="./vm:1"), "unix:./vm:1"),
+        (Path("/run/vm.qmp"), Address(path="/run/vm.qmp"), "unix:/run/vm.qmp"),
+        ("unix:vm.qmp", Address(path="vm.qmp"), "unix:vm.qmp"),
+        ("tcp:localhost:4444", Address(host="localhost", port=4444), "tcp:localhost:4444"),
+        ("tcp:[::1]:4444", Address(host="::1", port=4444), "tcp:[::1]:4444"),
+        (("::1", 4444), Address(host="::1", port=4444), "tcp:[::1]:4444"),
+        (("host", 65535), Address(host="host", port=65535), "tcp:host:65535"),
+    ],
+)
+def test_an_address_is_read_and_shown_in_one_form(target: object, address: Address, text: str) -> None:
+    assert Address.parse(target) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("", "'': the path is empty"),
+        ("unix:", "'unix:': the path is empty"),
+        ("a\0b", "the path is empty or holds a NUL"),
+        ("tcp:", "a TCP address is tcp:HOST:PORT"),
+        ("tcp:host", "cannot speak QMP on tcp:host: a TCP address is tcp:HOST:PORT"),
+        ("tcp:::1:4444", "with a numeric IPv6 host in brackets"),
+        ("tcp:host:notaport", "the port is 'notaport', not a number from 1 to 65535"),
+        ("tcp:host:", "the port is ''"),
+        ("tcp:host:0", "the port is '0'"),
+        ("tcp:host:65536", "the port is '65536'"),
+        ("tcp:host:\u0664", "the port is"),
+        (("host", 0), "tcp:host:0: the port is '0'"),
+        (("host", -1), "the port is '-1'"),
+        (("", 4444), "the host is missing"),
+        ("/" + "x" * 107, "the path has 108 bytes, a UNIX socket's can have 107 (a relative path"),
+    ],
+)
+def test_a_malformed_address_is_refused_before_anything_is_tried(target: object, message: str) -> None:
+    with pytest.raises(MonitorConnectError) as caught:
+        Address.parse(target)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("target", [None, 5, b"/run/x", ("host",), ("host", "1"), ("host", True), {"host": 1}])
+def test_what_is_no_kind_of_target_is_a_type_error(target: object) -> None:
+    with pytest.raises(TypeError, match=r"a QMP server is given as a path, .* not as"):
+        Address.parse(target)
+
+
+async def test_a_path_of_107_bytes_connects(tmp_path: Path) -> None:
+    stem = str(tmp_path / "q")
+    path = stem + "x" * (107 - len(stem))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        sock = await connect(Address.parse(path), deadline=soon())
+        assert peer_pid(sock) == os.getpid()
+        sock.close()
+
+
+async def test_each_kind_of_wrong_path_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "stale"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
+        datagram.bind(str(tmp_path / "datagram"))
+        expected = {
+            tmp_path / "none": "no such path (is QEMU running, with -qmp unix:PATH,server=on,wait=off?)",
+            tmp_path / "file" / "x": "Not a directory",
+            tmp_path / "loop": "Too many levels of symbolic links",
+            tmp_path: "the path is a directory, no socket",
+            tmp_path / "file": "the path is a regular file, no socket",
+            tmp_path / "fifo": "the path is a FIFO, no socket",
+            Path("/dev/null"): "the path is a device, no socket",
+            tmp_path / "stale": "connection refused: nobody listens, the socket was left behind",
+            tmp_path / "datagram": "Protocol wrong type for socket",
+        }
+        for path, message in expected.items():
+            with pytest.raises(MonitorConnectError) as caught:
+                await connect(Address.parse(path), deadline=soon())
+            assert str(caught.value).startswith(f"cannot speak QMP on unix:{path}: {message}")
+
+
+async def test_a_missing_permission_is_named() -> None:
+    folder = Path("/tmp") / f"qmp-{os.getpid()}"  # noqa: S108 - where another user may look
+    locked = folder / "locked"
+    locked.mkdir(parents=True)
+    locked.chmod(0)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "qmp"))
+        (folder / "qmp").chmod(0)
+        server.listen()
+        user = os.geteuid()
+        if user == 0:  # root may everything
+            os.seteuid(65534)
+        try:
+            for path in (folder / "qmp", locked / "qmp"):
+                with pytest.raises(MonitorConnectError, match="permission denied: it takes write permission"):
+                    await connect(Address.parse(path), deadline=soon())
+        finally:
+            os.seteuid(user)
+            (folder / "qmp").unlink()
+            locked.rmdir()
+            folder.rmdir()
+
+
+async def test_a_full_queue_of_waiting_clients_is_waited_for_and_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "qmp")
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as first:
+        server.bind(path)
+        server.listen(0)
+        first.connect(path)
+        with pytest.raises(MonitorConnectError) as caught:
+            await connect(Address.parse(path), deadline=soon(0.1))
+        assert "its queue of waiting clients is full: another client holds this QMP socket" in str(caught.value)
+        assert "give QEMU a second -qmp" in caught.value.hint
+
+        waiting = asyncio.create_task(connect(Address.parse(path), deadline=soon()))
+        await asyncio.sleep(0)
+        server.accept()[0].close()
+        (await waiting).close()
+
+
+async def test_cancelling_a_connection_leaves_no_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "qmp")
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as first:
+        server.bind(path)
+        server.listen(0)
+        first.connect(path)
+        waiting = asyncio.create_task(connect(Address.parse(path), deadline=soon()))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+def full_tcp_port(server: socket.socket) -> tuple[int, list[socket.socket]]:
+    """A loopback port that answers no further connection."""
+    server.bind(("127.0.0.1", 0))
+    server.listen(0)
+    clients = []
+    for _ in range(4):
+        client = socket.socket()
+        client.settimeout(0)
+        client.connect_ex(server.getsockname())
+        clients.append(client)
+    return server.getsockname()[1], clients
+
+
+async def test_a_tcp_host_that_does_not_answer_is_given_up_at_the_deadline() -> None:
+    with socket.socket() as server:
+        port, clients = full_tcp_port(server)
+        try:
+            with pytest.raises(MonitorConnectError, match="the host did not answer within the deadline"):
+                await connect(Address(host="127.0.0.1", port=port), deadline=soon(0.1))
+        finally:
+            for client in clients:
+                client.close()
+
+
+async def test_tcp_failures_are_named() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    with pytest.raises(MonitorConnectError, match=f"tcp:127.0.0.1:{port}: connection refused: nobody listens on"):
+        await connect(Address(host="127.0.0.1", port=port), deadline=soon())
+    with pytest.raises(MonitorConnectError, match="the host name cannot be resolved"):
+        await connect(Address(host="no-such-host.invalid", port=1), deadline=soon())
+    with pytest.raises(MonitorConnectError, match="the host name cannot be resolved"):
+        await connect(Address(host="x" * 70 + ".example", port=1), deadline=soon())
+
+
+async def test_the_next_address_of_a_host_is_tried() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+
+        async def two(*_: object, **__: object) -> list[object]:
+            kind = socket.SOCK_STREAM
+            return [(socket.AF_INET6, kind, 6, "", ("::1", port)), (socket.AF_INET, kind, 6, "", ("127.0.0.1", port))]
+
+        loop = asyncio.get_running_loop()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "getaddrinfo", two)
+            sock = await connect(Address(host="both", port=port), deadline=soon())
+        assert sock.getpeername() == ("127.0.0.1", port)
+        assert peer_pid(sock) is None
+        sock.close()
+
+
+async def test_only_a_connected_stream_socket_is_taken() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
+        with pytest.raises(MonitorConnectError, match="it is no stream socket"):
+            connected_socket(datagram)
+    with socket.socket() as lonely:
+        with pytest.raises(MonitorConnectError, match=r"it is no connected socket: Transport endpoint is not connected"):
+            connected_socket(lonely)
+    with pytest.raises(MonitorConnectError, match=r"fd -1: it is no connected socket: Bad file descriptor"):
+        connected_socket(lonely)
+
+
+async def test_the_first_bytes_stay_on_the_socket() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(0)
+        theirs.send(b"hello")
+        assert await first_bytes(ours, 2) == b"he"
+        assert ours.recv(10) == b"hello"
+        theirs.close()
+        assert await first_bytes(ours) == b""
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("T", "pid 7 (qemu (x) y) is stopped (SIGSTOP)"),
+        ("t", "pid 7 (qemu (x) y) is stopped by a debugger"),
+        ("Z", "pid 7 (qemu (x) y) has ended"),
+        ("D", "pid 7 (qemu (x) y) is blocked in the kernel"),
+        ("S", "pid 7 (qemu (x) y) runs, so most likely another client holds the socket"),
+    ],
+)
+def test_the_state_of_a_silent_peer_is_told(state: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"7 (qemu (x) y) {state} 1 7 7 0")
+    assert describe_peer(7).startswith(message)
+
+
+def test_a_peer_without_a_process_still_gets_advice() -> None:
+    assert describe_peer(None) == "a QMP socket serves one client at a time; give QEMU a second -qmp"
+    assert describe_peer(2**22 + 1).startswith("the process that opened it, pid 4194305, has ended")
