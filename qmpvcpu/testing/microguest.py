@@ -25,6 +25,12 @@ __all__ = ["MicroGuest"]
 _LOGGER = logging.getLogger(__name__)
 _KVM_TIMEOUT = 3.0  # s: the guest is ready in 0.1; where KVM cannot run it, nothing more comes
 _TIMEOUT = 10.0
+_WORDS = {  # that the guest says
+    b"B": "that it listens",
+    b"R": "that it is ready",
+    b"t": "that it took up its personalities",
+    b"s": "that it looks",
+}
 _GONE = b"\0"  # the guest says no such byte
 _LEVELS = {  # of -smp, with the property that places a CPU in it; outermost first
     "sockets": "socket-id",
@@ -51,7 +57,7 @@ class MicroGuest:
         topology: As in ``-smp``; None: ``sockets=2,cores=2,threads=2`` for 8 vCPUs, else one socket for each.
         personality: How it answers: one, or several of which the first that fits a slot counts.
         ready_after_ms: Time until the guest is ready, as in :func:`~qmpvcpu.testing.rom.rom_image`.
-        wait: Wait until it is ready when entered; False: only until QEMU answers QMP.
+        wait: Wait until it is ready when entered; False (as needed with ``-S``): only until QEMU answers QMP.
         extra_args: More arguments for QEMU.
         qmp_sockets: How many QMP sockets QEMU gets: each serves one client at a time.
 
@@ -218,9 +224,9 @@ class MicroGuest:
                         self._heard.remove(word[0])
                     return
         except TimeoutError as why:
-            raise self.process.failure(f"the micro-guest did not say {word!r} within {timeout} s") from why
+            raise self.process.failure(f"the micro-guest did not say {_WORDS[word]} within {timeout} s") from why
         await self.process.wait()
-        raise self.process.failure(f"QEMU ended before the micro-guest said {word!r}")
+        raise self.process.failure(f"QEMU ended before the micro-guest said {_WORDS[word]}")
 
 
 def _cpu_model(args: Sequence[str]) -> str:

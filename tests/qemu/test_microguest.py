@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from qemu.qmp import ExecuteError
 
-from qmpvcpu.testing import UNTIL_TOLD, MicroGuest, Personality, QemuStartError
+from qmpvcpu.testing import UNTIL_TOLD, MicroGuest, Personality, QemuProcessError, QemuStartError
 
 if TYPE_CHECKING:
     from tests.qemu.conftest import StartVm, Substrate
@@ -202,6 +202,15 @@ async def test_a_plug_before_the_guest_is_ready_is_never_acknowledged(start: "St
     assert await vm.present() == {0, 6}
 
 
+async def test_a_guest_can_take_its_time_to_get_ready(on: "Substrate") -> None:
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    async with MicroGuest(on.qemu, machine=on.machine, accel=on.accel, ready_after_ms=300) as guest:
+        assert clock() - began > 0.3
+        with pytest.raises(QemuProcessError, match="did not say that it is ready within"):
+            await guest.wait_ready(timeout=0.1)  # it said it once
+
+
 async def test_each_slot_can_have_a_personality_of_its_own(start: "StartVm") -> None:
     vm = await start(
         boot={0, 1, 3, 5, 6},
@@ -256,8 +265,11 @@ async def test_sixty_three_cpus_come_and_go_at_once(start: "StartVm") -> None:
 
 
 async def test_an_idle_guest_costs_no_cpu_time(start: "StartVm") -> None:
-    vm = await start()
+    vm = await start(personality=Personality.slow(60))  # the timer was used, and the serial port
+    await vm.guest.become(Personality.slow(30))
     await vm.plugged(1)
+    await vm.unplug(1)
+    assert [await vm.ost(), await vm.ost()] == [(1, *TAKEN), (1, *DONE)]
 
     def ticks() -> int:
         fields = Path(f"/proc/{vm.guest.process.pid}/stat").read_text().rpartition(")")[2].split()

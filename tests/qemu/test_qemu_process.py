@@ -13,6 +13,7 @@ import pytest
 from qemu.qmp import QMPClient
 
 from qmpvcpu.testing import (
+    UNTIL_TOLD,
     MicroGuest,
     QemuNotFoundError,
     QemuProcess,
@@ -28,17 +29,21 @@ pytestmark = pytest.mark.qemu
 PAUSED = ["-S", "-accel", "tcg", "-machine", "q35"]
 
 
+def program(path: Path, script: str) -> Path:
+    """A shell script at *path* that can be run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
 @pytest.fixture
 def fake_qemu(tmp_path: Path) -> Path:
     """A program that answers as QEMU 99.1 and starts no VM."""
-    path = tmp_path / "qemu-system-x86_64"
-    path.write_text(
-        "#!/bin/sh\n"
-        '[ "$1" = --version ] && echo "QEMU emulator version 99.1.0" && exit\n'
-        "echo no machine today >&2\nexit 3\n"
+    return program(
+        tmp_path / "qemu-system-x86_64",
+        '[ "$1" = --version ] && echo "QEMU emulator version 99.1.0" && exit\necho no machine today >&2\nexit 3',
     )
-    path.chmod(0o755)
-    return path
 
 
 def is_gone(pid: int) -> bool:
@@ -51,17 +56,19 @@ def is_gone(pid: int) -> bool:
 
 
 def test_a_qemu_is_found_by_its_version(fake_qemu: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    cached = tmp_path / "cache" / "qemu-98" / "bin" / "qemu-system-x86_64"
-    cached.parent.mkdir(parents=True)
-    cached.write_text('#!/bin/sh\necho "QEMU emulator version 98.0.50 (some package)"\n')
-    cached.chmod(0o755)
+    cache = tmp_path / "cache"
+    cached = program(cache / "qemu-98" / "bin" / fake_qemu.name, "echo QEMU emulator version 98.0.50")
+    program(cache / "qemu-97" / "bin" / fake_qemu.name, "exit 1")
+    other = program(tmp_path / "other", "exec " + str(fake_qemu) + ' "$@"')
     monkeypatch.setenv("PATH", f"{fake_qemu.parent}:/usr/bin:/bin")
-    monkeypatch.setenv("QMPVCPU_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("QMPVCPU_CACHE", str(cache))
     monkeypatch.delenv("QMPVCPU_QEMU", raising=False)
     assert find_qemus() == {"99.1": fake_qemu, "98.0": cached}
     assert best_qemu() == fake_qemu
     monkeypatch.setenv("QMPVCPU_QEMU", str(cached))
     assert best_qemu() == cached
+    monkeypatch.setenv("QMPVCPU_QEMU", str(other))
+    assert find_qemus() == {"99.1": other, "98.0": cached}
 
 
 def test_a_chosen_qemu_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +185,45 @@ async def test_a_guest_whose_qemu_dies_is_told_at_once() -> None:
             await guest.wait_ready()
         with pytest.raises(QemuProcessError, match="QEMU ended before"):
             await guest.become()
+
+
+async def test_where_kvm_does_not_run_the_guest_tcg_does(tmp_path: Path) -> None:
+    without_kvm = program(
+        tmp_path / "qemu",
+        f'case "$*" in *"-accel kvm"*) echo no KVM here >&2; exit 1;; esac\nexec {best_qemu()} "$@"',
+    )
+    async with MicroGuest(without_kvm) as guest:
+        assert guest.accelerator == "tcg"
+    async with MicroGuest(without_kvm, wait=False) as guest:
+        assert guest.accelerator == "tcg"
+        await guest.wait_ready()
+    with pytest.raises(QemuStartError, match="no KVM here"):
+        async with MicroGuest(without_kvm, accel="kvm"):
+            pass
+
+
+async def test_cancelling_the_start_of_a_guest_leaves_no_qemu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    guest = MicroGuest(accel="tcg", ready_after_ms=UNTIL_TOLD)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await guest.__aenter__()
+    assert is_gone(guest.process.pid)
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 - a path's own method is called blocking, this is not
+
+
+async def test_a_paused_guest_is_ready_once_it_runs() -> None:
+    async with MicroGuest(extra_args=["-S"], wait=False) as guest:
+        client = QMPClient("test")
+        await client.connect(str(guest.qmp))
+        await client.execute("cont")
+        await guest.wait_ready()
+        status = await client.execute("query-status")
+        await client.disconnect()
+    assert isinstance(status, dict)
+    assert status["status"] == "running"
 
 
 async def test_boot_vcpus_can_have_gaps() -> None:
