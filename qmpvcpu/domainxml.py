@@ -113,6 +113,11 @@ class _Node:
     content: "str | tuple[_Node, ...]" = ()
 
 
+# libvirt gives every VM a USB controller and a balloon on PCI unless told not to, and refuses one that has no PCI.
+_WITHOUT_PCI = frozenset({"microvm", "isapc"})
+_NO_PCI_DEVICES = (_Node("controller", {"type": "usb", "model": "none"}), _Node("memballoon", {"model": "none"}))
+
+
 def render(layout: Layout, *, emulator: str | None = None, metadata: Metadata | None = None) -> bytes:
     """Return the live state of a VM as a ``<domain>`` that ``virsh define`` accepts.
 
@@ -192,8 +197,11 @@ def _domain(layout: Layout, emulator: str | None, metadata: Metadata | None) -> 
         yield _Node("features", content=(_Node("acpi"),))
     if vm.topology is not None and _sayable(vm.topology, layout.max):
         yield _Node("cpu", content=(_topology(vm.topology),))
-    if emulator is not None:
-        yield _Node("devices", content=(_Node("emulator", content=emulator),))
+    devices: tuple[_Node, ...] = () if emulator is None else (_Node("emulator", content=emulator),)
+    if vm.machine in _WITHOUT_PCI:
+        devices += _NO_PCI_DEVICES
+    if devices:
+        yield _Node("devices", content=devices)
 
 
 def _vcpus(layout: Layout) -> Iterator[_Node]:
@@ -308,7 +316,9 @@ def read_identity(xml: bytes) -> Identity:
         raise DomainXmlError(f"not a uuid: {error}", line=_line(root)) from error
     record = root.find(f"metadata/{_RECORD}")
     foreign = [child.tag for child in root.iterchildren(tag=etree.Element) if child.tag not in _WRITTEN]
-    foreign += [child.tag for child in root.iterfind("devices/*") if child.tag != "emulator"]
+    nothing = [(node.tag, node.attributes) for node in _NO_PCI_DEVICES]
+    devices = (child for child in root.iterfind("devices/*") if child.tag != "emulator")
+    foreign += [child.tag for child in devices if (child.tag, dict(child.items())) not in nothing]
     foreign += [child.tag for child in root.iterfind("metadata/*") if child.tag != _RECORD]
     return Identity(
         name=name,

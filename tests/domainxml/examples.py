@@ -79,21 +79,24 @@ def layout_of(
 
 
 def complaints(xml: bytes, *, group: int = 1) -> list[str]:
-    """Return what libvirt would say against the vCPUs of *xml*, at define or at start; empty if nothing.
+    """Return what libvirt would say against the vCPUs of *xml*; empty if it would define and start it.
 
-    Source: measured with libvirt 9.0.0 (``tests/libvirt`` holds this list to it), for slots of *group* vCPUs.
+    Source: measured with libvirt 9.0.0 (``tests/libvirt`` holds these lists to it), for slots of *group* vCPUs.
     """
+    return complaints_at_define(xml) + complaints_at_start(xml, group=group)
+
+
+def complaints_at_define(xml: bytes) -> list[str]:
+    """Return what libvirt would say when *xml* is defined; each with the words that libvirt has for it."""
     root = etree.fromstring(xml)
-    most = int(root.findtext("vcpu") or 0)
-    given = {int(row.get("id") or -1): dict(row.attrib) for row in root.iterfind("vcpus/vcpu")}
-    rows = [given.get(each, {"enabled": "no"}) for each in range(most)]
+    rows, beyond = _rows(root)
     orders = [int(row.get("order", 0)) for row in rows]
     online = [row["enabled"] == "yes" for row in rows]
-    said = ["is out of range of maximum vcpu count"] if any(each >= most for each in given) else []
+    said = ["is out of range of maximum vcpu count"] if beyond else []
     said += _complaints_about_the_first(rows[0], orders[0], on=online[0])
     if len({order == 0 for order, on in zip(orders, online, strict=True) if on}) > 1:
         said.append("all vcpus must have either set or unset order")
-    for number in range(1, most):
+    for number in range(1, len(rows)):
         if rows[number].get("hotpluggable") == "no":
             if not online[number]:
                 said.append("is both offline and not hotpluggable")
@@ -101,7 +104,14 @@ def complaints(xml: bytes, *, group: int = 1) -> list[str]:
                 said.append("online non-hotpluggable vcpus need to be ordered prior to hotplugable vcpus")
             if orders[number - 1] > orders[number]:
                 said.append("online non-hotpluggable vcpus must be ordered in ascending order")
-    return said + _complaints_at_start(rows, orders, group) + _complaints_about_topology(root, most)
+    return said + _complaints_about_topology(root, len(rows))
+
+
+def _rows(root: "etree._Element") -> tuple[list[dict[str, str]], bool]:
+    """Return one row per possible vCPU, and whether there were more."""
+    most = int(root.findtext("vcpu") or 0)
+    given = {int(row.get("id") or -1): dict(row.attrib) for row in root.iterfind("vcpus/vcpu")}
+    return [given.get(each, {"enabled": "no"}) for each in range(most)], any(each >= most for each in given)
 
 
 def _complaints_about_the_first(row: dict[str, str], order: int, *, on: bool) -> list[str]:
@@ -116,7 +126,10 @@ def _complaints_about_the_first(row: dict[str, str], order: int, *, on: bool) ->
     ]
 
 
-def _complaints_at_start(rows: Sequence[dict[str, str]], orders: Sequence[int], group: int) -> list[str]:
+def complaints_at_start(xml: bytes, *, group: int = 1) -> list[str]:
+    """Return what libvirt would say when the domain is started."""
+    rows, _ = _rows(etree.fromstring(xml))
+    orders = [int(row.get("order", 0)) for row in rows]
     said = []
     entities = [order for order in orders[::group] if order]
     if len(set(entities)) < len(entities):

@@ -1,12 +1,14 @@
 """A document is told apart, or refused with its line, whatever somebody put into it."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu.domainxml import NAMESPACE, Metadata, read_identity, render
 from qmpvcpu.errors import DomainXmlError
-from tests.domainxml.examples import layout_of
+from tests.domainxml.examples import Q35, layout_of
 
 LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
 HOSTILE = {
@@ -113,3 +115,11 @@ def test_elements_that_we_never_write_are_named() -> None:
     document = b"""<domain><name>a</name><cputune/><metadata><x:y xmlns:x='urn:x'/></metadata>
       <devices><emulator>/bin/qemu</emulator><!-- two --><disk/><disk/></devices></domain>"""
     assert read_identity(document).foreign == ("cputune", "disk", "{urn:x}y")
+
+
+def test_the_devices_that_keep_libvirt_off_a_missing_pci_bus_are_ours() -> None:
+    layout = replace(layout_of(1, [0], boot=1), vm=replace(Q35, machine="microvm"))
+    document = render(layout)
+    assert document.count(b"none") == 2
+    assert read_identity(document).foreign == ()
+    assert read_identity(document.replace(b"none", b"virtio")).foreign == ("controller", "memballoon")

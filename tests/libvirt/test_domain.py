@@ -1,0 +1,207 @@
+"""libvirt's own QEMU driver, asked: what it takes, what it makes of it, and what it starts from it."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qmpvcpu import qapi
+from qmpvcpu.domainxml import Instance, Metadata, read_identity, render
+from qmpvcpu.model import Layout, Topology, VcpuMap, build_slots, creation_order
+from qmpvcpu.record import Record
+from qmpvcpu.testing.qemu import find_qemus
+from tests.domainxml.examples import (
+    Q35,
+    captured_layouts,
+    complaints_at_define,
+    complaints_at_start,
+    layout_of,
+)
+from tests.libvirt.conftest import Libvirt, VirshError
+
+pytestmark = pytest.mark.libvirt
+
+QEMUS = find_qemus()
+NEWEST = max(QEMUS, key=lambda version: tuple(map(int, version.split("."))))
+EIGHT = replace(Q35, topology=Topology(8, sockets=2, cores=2, threads=2))
+STATES = {
+    "all plugged": layout_of(8, range(8), boot=8, vm=EIGHT),
+    "a hole": layout_of(8, [0, 2], boot=1, vm=EIGHT),
+    "plugged backwards": layout_of(8, [0, 7, 6, 5, 4, 3, 2, 1], boot=1, vm=EIGHT),
+    "half of the cores": layout_of(8, [0, 1, 2, 5, 3], boot=3, vm=EIGHT),
+    "a boot CPU left": layout_of(8, [0, 2, 3], boot=3, vm=EIGHT),
+    "all boot CPUs but 0 left": layout_of(8, [0], boot=1, vm=EIGHT),
+    "a boot CPU left and came back": layout_of(8, [0, 2, 3, 1], boot=3, vm=EIGHT),
+    "the last boot CPU left and came back": layout_of(8, [0, 1, 2, 3], boot=3, vm=EIGHT),
+    "foreign device ids": layout_of(8, [0, 1, 4, 2, 7], boot=2, vm=EIGHT, foreign=[2, 7]),
+    "boot CPUs in another order": layout_of(8, [0, 1, 4, 5, 2, 3], boot=6, vm=EIGHT),
+    "pending": replace(layout_of(8, [0, 3, 6], boot=1, vm=EIGHT), pending_slots=frozenset({3, 6})),
+    "no topology": layout_of(6, [0, 3], boot=1),
+}
+
+
+def machine_of(layout: Layout, version: str) -> Layout:
+    """Put a layout on the machine type of a QEMU that is here."""
+    machine = re.sub(r"\d+\.\d+$", version, layout.vm.machine)
+    return replace(layout, vm=replace(layout.vm, machine=machine))
+
+
+def excerpt(xml: bytes, *tags: str) -> list[str]:
+    """Return the text of elements, as it stands there."""
+    found = []
+    for tag in tags:
+        found += re.findall(rf"<{tag}\b[^>]*/>|<{tag}\b.*?</{tag}>", xml.decode(), re.DOTALL)
+    return found
+
+
+def captured_on_x86() -> Iterator[tuple[str, Layout, str]]:
+    for name, layout in captured_layouts():
+        if layout.vm.arch == "x86_64":
+            version = ".".join(map(str, layout.vm.qemu_version[:2]))
+            known = version if version in QEMUS else NEWEST
+            yield name, machine_of(layout, known), known
+
+
+CAPTURED = {name: (layout, version) for name, layout, version in captured_on_x86()}
+
+
+def assert_libvirt_keeps(libvirt: Libvirt, xml: bytes) -> None:
+    printed = libvirt.inactive(libvirt.define(xml))
+    ours = ("name", "metadata", "memory", "currentMemory", "vcpu", "vcpus", "topology", "emulator", "acpi")
+    assert excerpt(printed, *ours) == excerpt(xml, *ours)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_libvirt_defines_every_state_and_prints_it_as_we_do(libvirt: Libvirt, state: str) -> None:
+    layout = machine_of(STATES[state], NEWEST)
+    metadata = Metadata.of(layout, generation=3, instance=Instance(17, 42))
+    assert_libvirt_keeps(libvirt, render(layout, emulator=str(QEMUS[NEWEST]), metadata=metadata))
+
+
+@pytest.mark.parametrize("case", CAPTURED)
+def test_libvirt_defines_every_recorded_x86_machine_and_prints_it_as_we_do(libvirt: Libvirt, case: str) -> None:
+    layout, version = CAPTURED[case]
+    assert_libvirt_keeps(libvirt, render(layout, emulator=str(QEMUS[version]), metadata=Metadata.of(layout)))
+
+
+@pytest.mark.parametrize("name", ["vm & <co>", "\u00fcml\u00e4ut \U0001f600", "a'b\"c", " edged ", "-x", "a;b$c"])
+def test_libvirt_keeps_an_odd_name(libvirt: Libvirt, name: str) -> None:
+    layout = machine_of(STATES["a hole"], NEWEST)
+    xml = render(replace(layout, vm=replace(layout.vm, name=name)), emulator=str(QEMUS[NEWEST]))
+    libvirt.define(xml)
+    assert libvirt.virsh("list", "--all", "--name").strip("\n") == name
+
+
+async def test_libvirt_defines_the_record_file_and_gives_back_what_makes_it_ours(
+    libvirt: Libvirt, tmp_path: Path
+) -> None:
+    layout = machine_of(STATES["pending"], NEWEST)
+    record = await Record.open(tmp_path / "vm.xml", name="vm", uuid=None, emulator=str(QEMUS[NEWEST]))
+    await record.write(layout)
+    libvirt.virsh("define", "--validate", record.path)
+    found = read_identity(libvirt.inactive("vm"))
+    assert found.uuid == record.uuid
+    assert found.metadata is not None
+    assert found.metadata.pending == VcpuMap([3, 6])
+    assert "on_poweroff" in found.foreign
+
+
+@pytest.mark.parametrize("version", QEMUS)
+@pytest.mark.parametrize(
+    "state", ["a hole", "plugged backwards", "a boot CPU left and came back", "boot CPUs in another order"]
+)
+def test_a_vm_that_libvirt_starts_from_it_has_the_same_vcpus_in_the_same_order(
+    libvirt: Libvirt, version: str, state: str
+) -> None:
+    layout = machine_of(STATES[state], version)
+    xml = render(layout, emulator=str(QEMUS[version]))
+    name = libvirt.define(xml)
+    libvirt.virsh("start", name, "--paused")
+    assert excerpt(libvirt.virsh("dumpxml", name).encode(), "vcpu", "vcpus") == excerpt(xml, "vcpu", "vcpus")
+
+    def ask(command: str) -> object:
+        return json.loads(libvirt.virsh("qemu-monitor-command", name, json.dumps({"execute": command})))["return"]
+
+    threads = qapi.parse_cpus_fast(ask("query-cpus-fast"))
+    slots = build_slots(qapi.parse_hotpluggable_cpus(ask("query-hotpluggable-cpus")), threads)
+    rebuilt = replace(layout, slots=slots, creation=creation_order(slots, threads), pending_slots=frozenset())
+    assert rebuilt.enabled == layout.enabled
+    assert rebuilt.creation == layout.creation
+    assert render(rebuilt, emulator=str(QEMUS[version])) == xml
+
+
+# What libvirt says to documents that we never write: holds the rules in tests/domainxml to the real ones.
+WRONG = {
+    "is out of range of maximum vcpu count": {8: "enabled='yes' hotpluggable='yes' order='2'"},
+    "vcpu 0 can't be offline": {0: "enabled='no' hotpluggable='yes'"},
+    "vcpu0 can't be hotpluggable": {0: "enabled='yes' hotpluggable='yes' order='1'"},
+    "vcpu0 must be enabled first": {0: "enabled='yes' hotpluggable='no' order='2'"},
+    "all vcpus must have either set or unset order": {2: "enabled='yes' hotpluggable='yes'"},
+    "is both offline and not hotpluggable": {1: "enabled='no' hotpluggable='no'"},
+    "online non-hotpluggable vcpus need to be ordered prior to hotplugable vcpus": {
+        2: "enabled='yes' hotpluggable='no' order='2'"
+    },
+    "online non-hotpluggable vcpus must be ordered in ascending order": {
+        1: "enabled='yes' hotpluggable='no' order='3'",
+        2: "enabled='yes' hotpluggable='no' order='2'",
+    },
+}
+WRONG_AT_START = {
+    "duplicate vcpu order": {1: "enabled='yes' hotpluggable='yes' order='2'"},
+    "exceeds vcpu count": {2: "enabled='yes' hotpluggable='yes' order='9'"},
+}
+
+
+def with_rows(rows: dict[int, str]) -> bytes:
+    """Return a document with some rows of ``<vcpus>`` as given."""
+    xml = render(machine_of(STATES["a hole"], NEWEST), emulator=str(QEMUS[NEWEST])).decode()
+    for number, attributes in rows.items():
+        xml = re.sub(rf" *<vcpu id='{number}'.*\n", "", xml)
+        xml = xml.replace("</vcpus>", f"<vcpu id='{number}' {attributes}/></vcpus>")
+    return xml.encode()
+
+
+@pytest.mark.parametrize("complaint", WRONG)
+def test_libvirt_refuses_at_define_what_our_rules_say_that_it_refuses(libvirt: Libvirt, complaint: str) -> None:
+    xml = with_rows(WRONG[complaint])
+    assert complaint in complaints_at_define(xml)
+    told = libvirt.refusal(xml)
+    assert any(each in told for each in complaints_at_define(xml)), told
+
+
+@pytest.mark.parametrize("complaint", WRONG_AT_START)
+def test_libvirt_refuses_at_start_what_our_rules_say_that_it_refuses(libvirt: Libvirt, complaint: str) -> None:
+    xml = with_rows(WRONG_AT_START[complaint])
+    assert complaints_at_define(xml) == []
+    assert complaint in complaints_at_start(xml)
+    name = libvirt.define(xml)
+    with pytest.raises(VirshError, match=complaint):
+        libvirt.virsh("start", name, "--paused")
+
+
+@st.composite
+def any_rows(draw: st.DrawFn) -> dict[int, str]:
+    """Right and wrong rows for the first few vCPUs."""
+    rows = {}
+    for number in range(draw(st.integers(1, 4))):
+        enabled = draw(st.sampled_from(["yes", "yes", "no"]))
+        hotpluggable = draw(st.sampled_from(["yes", "no"]))
+        order = draw(st.sampled_from(["", *(f"order='{each}'" for each in (1, 1, 2, 3, 4))]))
+        rows[number] = f"enabled='{enabled}' hotpluggable='{hotpluggable}' {order}"
+    return rows
+
+
+@given(rows=any_rows())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_libvirt_takes_what_our_rules_allow_and_nothing_else(libvirt: Libvirt, rows: dict[int, str]) -> None:
+    libvirt.forget_all()
+    xml = with_rows(rows)
+    expected = complaints_at_define(xml)
+    told = libvirt.refusal(xml)
+    assert bool(told) == bool(expected), told
+    assert not told or any(each in told for each in expected), told
