@@ -141,8 +141,7 @@ class ScriptedPeer:
         self._writer: asyncio.StreamWriter | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._faults: list[BaseException] = []
-        self._server: asyncio.Server | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._resources = contextlib.ExitStack()
         self._address = ""
 
     @classmethod
@@ -182,24 +181,22 @@ class ScriptedPeer:
 
     async def __aenter__(self) -> Self:
         if self._tcp:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-            self._address = f"tcp:127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+            server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+            self._address = f"tcp:127.0.0.1:{server.sockets[0].getsockname()[1]}"
         else:
-            self._folder = tempfile.TemporaryDirectory(prefix="qmp-peer-")
-            self._address = f"unix:{self._folder.name}/qmp"
-            self._server = await asyncio.start_unix_server(self._accept, self.path)
+            folder = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="qmp-peer-"))
+            self._address = f"unix:{folder}/qmp"
+            server = await asyncio.start_unix_server(self._accept, self.path)
+        self._resources.callback(server.close)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._server is not None:
-            self._server.close()
+        self._resources.close()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._folder is not None:
-            self._folder.cleanup()
         if self._faults and error is None:
             raise self._faults[0]
 

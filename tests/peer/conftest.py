@@ -1,6 +1,5 @@
 import asyncio
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 from qmpvcpu.errors import MonitorLostError
 from qmpvcpu.monitor import Monitor, Target
 
-Open = Callable[..., Awaitable[Monitor]]
+Open = Callable[..., Coroutine[Any, Any, Monitor]]
 
 
 @dataclass
@@ -30,7 +29,7 @@ def sockets() -> set[str]:
     links = set()
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            links.add(os.readlink(entry))
+            links.add(str(entry.readlink()))
         except FileNotFoundError:  # the folder's own
             continue
     return {link for link in links if link.startswith("socket:")}
@@ -60,8 +59,8 @@ async def connect(heard: Heard) -> AsyncIterator[Open]:
     """Open monitors, and close them after the test."""
     opened: list[Monitor] = []
 
-    async def _open(target: Target, timeout: float = 5) -> Monitor:
-        monitor = await Monitor.open(target, timeout=timeout, on_event=heard.events.append, on_lost=heard.lost.append)
+    async def _open(target: Target, within: float = 5) -> Monitor:
+        monitor = await Monitor.open(target, timeout=within, on_event=heard.events.append, on_lost=heard.lost.append)
         opened.append(monitor)
         return monitor
 

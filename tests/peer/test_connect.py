@@ -16,12 +16,12 @@ from qmpvcpu.testing.peer import GREETING, HANG, Failure, ScriptedPeer
 from .conftest import Heard, Open
 
 
-async def refusal(target: Any, connect: Open, timeout: float = 5) -> MonitorConnectError:
+async def refusal(target: Any, connect: Open, within: float = 5) -> MonitorConnectError:
     """The error that connecting ends in."""
     began = time.monotonic()
     with pytest.raises(MonitorConnectError) as caught:
-        await connect(target, timeout=timeout)
-    assert time.monotonic() - began < timeout + 0.5
+        await connect(target, within=within)
+    assert time.monotonic() - began < within + 0.5
     return caught.value
 
 
@@ -84,7 +84,7 @@ async def test_what_is_no_target_is_a_type_error(connect: Open) -> None:
 
 async def test_a_silent_peer_is_one_error_that_names_both_causes(connect: Open) -> None:
     async with ScriptedPeer(greeting=None) as peer:
-        error = await refusal(peer.address, connect, timeout=0.1)
+        error = await refusal(peer.address, connect, within=0.1)
     assert "no greeting within 0.1 s: another client holds this QMP socket, or QEMU is stopped" in error.why
     assert "runs, so most likely another client holds the socket" in error.hint
     assert error.address == peer.address
@@ -93,7 +93,7 @@ async def test_a_silent_peer_is_one_error_that_names_both_causes(connect: Open) 
 async def test_a_held_socket_is_found_out_and_free_again_afterwards(connect: Open) -> None:
     async with ScriptedPeer() as peer:
         holder = await connect(peer.address)
-        error = await refusal(peer.address, connect, timeout=0.1)
+        error = await refusal(peer.address, connect, within=0.1)
         assert "another client holds this QMP socket" in error.why
         await holder.close()
         assert (await connect(peer.address)).lost is None
@@ -101,7 +101,7 @@ async def test_a_held_socket_is_found_out_and_free_again_afterwards(connect: Ope
 
 async def test_over_tcp_the_hint_is_advice_only(connect: Open) -> None:
     async with ScriptedPeer(greeting=None, tcp=True) as peer:
-        error = await refusal(peer.address, connect, timeout=0.1)
+        error = await refusal(peer.address, connect, within=0.1)
     assert error.hint == "a QMP socket serves one client at a time; give QEMU a second -qmp"
 
 
@@ -141,7 +141,7 @@ async def test_a_greeting_of_20_mb_is_over_the_limit(connect: Open) -> None:
 
 async def test_an_unfinished_greeting_is_quoted_at_the_deadline(connect: Open) -> None:
     async with ScriptedPeer(greeting=b'{"QMP": {"versi') as peer:
-        error = await refusal(peer.address, connect, timeout=0.1)
+        error = await refusal(peer.address, connect, within=0.1)
     assert """its greeting was not finished within 0.1 s: b'{"QMP": {"versi'""" in error.why
 
 
@@ -176,7 +176,7 @@ async def test_a_peer_that_rejects_the_negotiation_is_quoted(connect: Open) -> N
 
 async def test_a_peer_that_does_not_answer_the_negotiation_is_told_from_a_silent_one(connect: Open) -> None:
     async with ScriptedPeer(answers={"qmp_capabilities": HANG}) as peer:
-        error = await refusal(peer.address, connect, timeout=0.1)
+        error = await refusal(peer.address, connect, within=0.1)
     assert error.why == "it greeted, but did not reply to qmp_capabilities within 0.1 s"
 
 
@@ -255,4 +255,4 @@ async def test_an_event_right_after_the_negotiation_is_not_missed(connect: Open,
 
 async def test_opening_takes_its_options_by_keyword() -> None:
     with pytest.raises(TypeError):
-        await Monitor.open("/x", 5, print, print)  # type: ignore[misc, call-arg] # the mistake is the test
+        await Monitor.open("/x", 5, print, print)  # type: ignore[call-arg] # the mistake is the test

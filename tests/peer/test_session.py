@@ -1,6 +1,7 @@
 """A session that came about: commands, events, loss, closing."""
 
 import asyncio
+import errno
 import gc
 import logging
 import time
@@ -18,6 +19,7 @@ from qmpvcpu.errors import (
     Outcome,
 )
 from qmpvcpu.monitor import Monitor
+from qmpvcpu.monitor.wire import explain
 from qmpvcpu.testing.peer import HANG, Failure, ScriptedPeer
 
 from .conftest import Heard, Open
@@ -38,12 +40,12 @@ async def test_a_command_returns_what_qemu_returned(connect: Open) -> None:
         ]
 
 
-@pytest.mark.parametrize("timeout", [None, 5])
-async def test_a_rejection_carries_class_text_and_what_was_sent(timeout: float | None, connect: Open) -> None:
+@pytest.mark.parametrize("within", [None, 5])
+async def test_a_rejection_carries_class_text_and_what_was_sent(within: float | None, connect: Open) -> None:
     async with ScriptedPeer(answers={"device_del": Failure("Device 'v7' not found", "DeviceNotFound")}) as peer:
         monitor = await connect(peer.address)
         with pytest.raises(CommandRejectedError) as caught:
-            await monitor.execute("device_del", {"id": "v7"}, timeout=timeout)
+            await monitor.execute("device_del", {"id": "v7"}, timeout=within)
     error = caught.value
     assert (error.error_class, error.desc) == ("DeviceNotFound", "Device 'v7' not found")
     assert error.sent["execute"] == "device_del"
@@ -125,6 +127,17 @@ async def test_a_caller_that_is_cancelled_under_a_deadline_leaves_the_reply_some
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+async def test_a_command_that_is_cancelled_from_below_cancels_its_caller(connect: Open) -> None:
+    async with ScriptedPeer() as peer:
+        monitor = await connect(peer.address)
+        asking = asyncio.create_task(monitor.execute("stop", timeout=5))
+        await peer.expect("stop")
+        next(iter(monitor._running)).cancel()  # as asyncio.run() does at its end
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert monitor.lost is None
+
+
 async def test_a_reply_that_comes_twice_or_to_nobody_disturbs_nobody(connect: Open, heard: Heard) -> None:
     async with ScriptedPeer(answers={"query-status": 1}) as peer:
         monitor = await connect(peer.address)
@@ -164,7 +177,7 @@ async def test_events_are_calls_in_wire_order_before_the_reply_behind_them(conne
         assert set(heard.events[3]) == {"event", "timestamp"}
 
 
-async def test_events_are_not_kept(connect: Open) -> None:
+async def test_events_are_not_kept() -> None:
     count = 0
 
     def listen(_: object) -> None:
@@ -173,7 +186,9 @@ async def test_events_are_not_kept(connect: Open) -> None:
 
     async with ScriptedPeer() as peer:
         monitor = await Monitor.open(peer.address, timeout=5, on_event=listen, on_lost=print)
-        line = b'{"event": "E", "data": {"x": "' + b"x" * 1000 + b'"}, "timestamp": {"seconds": 1, "microseconds": 1}}\n'
+        line = (
+            b'{"event": "E", "data": {"x": "' + b"x" * 1000 + b'"}, "timestamp": {"seconds": 1, "microseconds": 1}}\n'
+        )
         await peer.send(line * 100)
         await until(lambda: count == 100)
         gc.collect()
@@ -262,13 +277,11 @@ async def send_and_hang_up(peer: ScriptedPeer, said: bytes) -> None:
     await peer.hang_up()
 
 
-@pytest.mark.parametrize("timeout", [None, 5])
-async def test_a_loss_ends_all_commands_in_flight_at_once(
-    timeout: float | None, connect: Open, heard: Heard
-) -> None:
+@pytest.mark.parametrize("within", [None, 5])
+async def test_a_loss_ends_all_commands_in_flight_at_once(within: float | None, connect: Open, heard: Heard) -> None:
     async with ScriptedPeer() as peer:
         monitor = await connect(peer.address)
-        asking = [asyncio.create_task(monitor.execute(name, timeout=timeout)) for name in ("stop", "cont")]
+        asking = [asyncio.create_task(monitor.execute(name, timeout=within)) for name in ("stop", "cont")]
         await peer.expect("stop")
         await (await peer.expect("cont")).cut({"some": "value"})
         began = time.monotonic()
@@ -290,6 +303,11 @@ async def test_a_reset_connection_is_told_from_one_that_was_hung_up(connect: Ope
         peer.reset()
         await until(lambda: heard.lost)
     assert heard.lost[0].why == "the peer reset the connection (ECONNRESET)"
+
+
+def test_a_failure_of_the_network_is_told_in_the_kernels_words() -> None:
+    assert explain(OSError(errno.EHOSTUNREACH, "No route to host")) == "No route to host"
+    assert explain(OSError("just so")) == "just so"
 
 
 async def test_a_reply_right_before_the_end_still_counts(connect: Open, heard: Heard) -> None:
@@ -399,9 +417,7 @@ async def test_events_after_closing_reach_nobody(connect: Open, heard: Heard) ->
     assert heard.events == []
 
 
-async def test_the_exchange_is_logged_as_data(
-    connect: Open, caplog: pytest.LogCaptureFixture, heard: Heard
-) -> None:
+async def test_the_exchange_is_logged_as_data(connect: Open, caplog: pytest.LogCaptureFixture, heard: Heard) -> None:
     caplog.set_level(logging.DEBUG, logger="qmpvcpu.monitor")
     async with ScriptedPeer(answers={"stop": {}, "cont": Failure("no"), "qom-get": "x" * 5000}) as peer:
         monitor = await connect(peer.address)
