@@ -4,8 +4,7 @@ Every check either returns the slot to act on, or raises StepDeniedError with a 
 nothing and changes nothing.
 """
 
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
 from qmpvcpu.model import KnownFault, Layout, Slot, VmStatus, needs_x2apic
@@ -16,8 +15,7 @@ PLUG: Final = "plug"
 UNPLUG: Final = "unplug"
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
+class Situation(NamedTuple):
     """Everything that decides whether a step may be sent.
 
     Attributes:
@@ -34,7 +32,7 @@ class Situation:
     created: int
     unplug_seen: bool = False
     single_threaded: bool | None = None
-    in_flight: frozenset[int] = field(default_factory=frozenset)
+    in_flight: frozenset[int] = frozenset()
 
 
 def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -> Slot:

@@ -13,7 +13,6 @@ from qmpvcpu.engine import Engine
 from qmpvcpu.errors import MonitorLostError
 from qmpvcpu.model import Layout, creation_order, runs_single_threaded
 from qmpvcpu.monitor import Monitor, Target
-from qmpvcpu.record import Record
 
 __all__ = ["Attaching", "attach"]
 
@@ -128,6 +127,9 @@ async def _open(
         )
         kept = None
         if record is not None:
+            # Here, and not above: XML and files are a third of the time that importing us would take.
+            from qmpvcpu.record import Record  # noqa: PLC0415
+
             kept = await Record.open(record, name=layout.vm.name, uuid=layout.vm.uuid)
             await kept.write(engine.layout)
         session = Session(monitor, reader, engine, record=kept, timeout=timeout, resync_interval=resync_interval)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qmpvcpu import qapi
 from qmpvcpu.controller.reading import Reader
@@ -25,7 +25,9 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model import Disconnected, Layout, Pending, VcpuMap
 from qmpvcpu.monitor import Monitor
-from qmpvcpu.record import Record
+
+if TYPE_CHECKING:
+    from qmpvcpu.record import Record
 
 __all__ = ["Session"]
 
@@ -54,7 +56,7 @@ class Session:
         reader: Reader,
         engine: Engine,
         *,
-        record: Record | None,
+        record: "Record | None",
         timeout: float,
         resync_interval: float | None,
     ) -> None:
@@ -237,7 +239,7 @@ class Session:
 
     # The record.
 
-    async def _save(self, record: Record) -> None:
+    async def _save(self, record: "Record") -> None:
         while self._saved != self.layout.generation:
             layout = self.layout
             await record.write(layout)

@@ -176,14 +176,14 @@ class Engine:
                 first = self._by_path.get(event.path)
                 if first is not None:
                     self._refuse(first, None, "the guest rejected the request", now)
-            case qapi.GuestReset():
+            case qapi.RunEvent.RESET:
                 for removal in self.removals.values():
                     removal.advance(Evidence.RESET, now)
                 self._tell(VmReset, Origin.UNKNOWN)
-            case qapi.Stopped():
+            case qapi.RunEvent.STOP:
                 self.status = None  # paused, or migrated away: QEMU does not say which
                 self._tell(VmStopped, Origin.UNKNOWN)
-            case qapi.Resumed():
+            case qapi.RunEvent.RESUME:
                 self.status = VmStatus("running", self.status.migration if self.status else "none")
                 self._tell(VmResumed, Origin.UNKNOWN)
             case qapi.MigrationStatus():

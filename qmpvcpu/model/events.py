@@ -3,6 +3,7 @@
 import enum
 from dataclasses import dataclass
 
+from qmpvcpu.model.value import Value
 from qmpvcpu.model.vcpumap import VcpuMap
 
 __all__ = [
@@ -31,9 +32,9 @@ class Origin(enum.Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Base of all events.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Event(Value):
+    """Base of all events: frozen values, equal if they are of one kind and all their attributes are.
 
     Attributes:
         generation: Counts the changes of the layout since attach; the layout that this event led to has it.
@@ -44,7 +45,7 @@ class Event:
     origin: Origin = Origin.UNKNOWN
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class VcpuPlugged(Event):
     """A slot is occupied now.
 
@@ -55,7 +56,7 @@ class VcpuPlugged(Event):
     ids: VcpuMap
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class UnplugRequested(Event):
     """QEMU accepted a request to unplug; nothing is removed yet.
 
@@ -66,7 +67,7 @@ class UnplugRequested(Event):
     ids: VcpuMap
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class UnplugAcknowledged(Event):
     """The guest says that it works on a removal (OST 0x84).
 
@@ -77,7 +78,7 @@ class UnplugAcknowledged(Event):
     ids: VcpuMap
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class VcpuUnplugged(Event):
     """A slot is empty now.
 
@@ -92,7 +93,7 @@ class VcpuUnplugged(Event):
     requested_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class UnplugRefused(Event):
     """The guest refused to give a slot up.
 
@@ -109,7 +110,7 @@ class UnplugRefused(Event):
     late: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class UnplugPending(Event):
     """A deadline passed without an answer; the request lives on in QEMU.
 
@@ -122,7 +123,7 @@ class UnplugPending(Event):
     acknowledged: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class LayoutChanged(Event):
     """A read showed something that no event had announced, or events were dropped.
 
@@ -133,22 +134,22 @@ class LayoutChanged(Event):
     resync: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class VmReset(Event):
     """The VM was reset. Pending unplugs stay pending: they fire at the next hotplug of any vCPU."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class VmStopped(Event):
     """The VM's vCPUs stopped running."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class VmResumed(Event):
     """The VM's vCPUs run again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class MigrationChanged(Event):
     """A migration changed its state (QEMU tells only where its ``events`` capability is on).
 
@@ -159,7 +160,7 @@ class MigrationChanged(Event):
     status: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Disconnected(Event):
     """The QMP connection is lost; no event follows.
 

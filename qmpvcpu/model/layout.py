@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from qmpvcpu.model.ost import OstAnswer, OstStatus
+from qmpvcpu.model.value import Value
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmInfo
 
@@ -109,8 +110,8 @@ class Slot:
         return replace(self, qom_path=None, host_tids=(), answer=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Vcpu:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Vcpu(Value):
     """One vCPU, present or not.
 
     Attributes:

@@ -5,7 +5,7 @@ as measured with libvirt 9.0.0, and QEMU qapi/machine.json (HotpluggableCPU, Cpu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from qmpvcpu.model.layout import CpuProps, Slot
 
@@ -23,25 +23,23 @@ __all__ = [
 _KEY = ("socket-id", "die-id", "cluster-id", "module-id", "core-id", "thread-id")
 
 
-@dataclass(frozen=True, slots=True)
-class SlotReading:
+class SlotReading(NamedTuple):
     """One entry of ``query-hotpluggable-cpus``.
 
     Attributes:
         type: CPU type.
-        count: ``vcpus-count``.
+        vcpus: ``vcpus-count``.
         props: The entry's properties.
         qom_path: Path of the CPU in it, or None.
     """
 
     type: str
-    count: int
+    vcpus: int
     props: CpuProps
     qom_path: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadReading:
+class ThreadReading(NamedTuple):
     """One entry of ``query-cpus-fast``.
 
     Attributes:
@@ -79,9 +77,9 @@ def build_slots(readings: Sequence[SlotReading], threads: Sequence[ThreadReading
         The slots, by ascending vCPU id.
     """
     indexes: list[int] = []
-    total = sum(reading.count for reading in readings)
+    total = sum(reading.vcpus for reading in readings)
     for reading in readings:
-        total -= reading.count
+        total -= reading.vcpus
         indexes.append(total)
     by_path: dict[str, list[int]] = {}
     shared = runs_single_threaded(threads)
@@ -92,12 +90,12 @@ def build_slots(readings: Sequence[SlotReading], threads: Sequence[ThreadReading
     for reading, cpu_index in sorted(zip(readings, indexes, strict=True), key=lambda pair: _sort_key(pair[0])):
         tids: list[int | None] = []
         if reading.qom_path is not None:
-            tids += [] if shared else by_path.get(reading.qom_path, [])[: reading.count]
-            tids += [None] * (reading.count - len(tids))
+            tids += [] if shared else by_path.get(reading.qom_path, [])[: reading.vcpus]
+            tids += [None] * (reading.vcpus - len(tids))
         slots.append(
             Slot(
                 first=first,
-                count=reading.count,
+                count=reading.vcpus,
                 type=reading.type,
                 props=reading.props,
                 cpu_index=cpu_index,
@@ -105,7 +103,7 @@ def build_slots(readings: Sequence[SlotReading], threads: Sequence[ThreadReading
                 host_tids=tuple(tids),
             )
         )
-        first += reading.count
+        first += reading.vcpus
     return tuple(slots)
 
 

@@ -22,6 +22,7 @@ from qmpvcpu.errors import (
     UnplugPendingError,
     UnplugRefusedError,
 )
+from qmpvcpu.model.value import Value
 from qmpvcpu.model.vcpumap import VcpuMap
 
 __all__ = [
@@ -50,8 +51,8 @@ class Proof(enum.Enum):
     ACKNOWLEDGED = "acknowledged"
 
 
-@dataclass(frozen=True, slots=True)
-class Plugged:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Plugged(Value):
     """QEMU accepted the vCPU.
 
     Attributes:
@@ -71,8 +72,8 @@ class Plugged:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Unplugged:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Unplugged(Value):
     """The slot is empty, on evidence: QEMU's ``DEVICE_DELETED``, or a read that was sent after the request.
 
     Attributes:
@@ -85,8 +86,8 @@ class Unplugged:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Refused(Value):
     """The guest said no; the vCPU is still plugged and may be asked for again.
 
     Attributes:
@@ -103,8 +104,8 @@ class Refused:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Pending(Value):
     """QEMU accepted the request, and the deadline passed without an answer; it lives on in QEMU.
 
     Attributes:
@@ -119,8 +120,8 @@ class Pending:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Rejected(Value):
     """QEMU answered the command with an error.
 
     Attributes:
@@ -139,8 +140,8 @@ class Rejected:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Denied:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Denied(Value):
     """Never sent: it could be known beforehand.
 
     Attributes:
@@ -155,8 +156,8 @@ class Denied:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Unknown(Value):
     """The connection was lost, or stayed silent, with the command in flight: the next read tells.
 
     Attributes:

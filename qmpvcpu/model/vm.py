@@ -4,6 +4,8 @@ import enum
 from dataclasses import dataclass
 from functools import cached_property
 
+from qmpvcpu.model.value import Value
+
 __all__ = ["Capabilities", "KnownFault", "Topology", "VmInfo", "VmStatus", "needs_x2apic"]
 
 _FIRST_APIC_ID_OF_X2APIC = 255  # 0xff is the broadcast id of an xAPIC
@@ -22,8 +24,8 @@ class KnownFault(enum.Enum):
     TCG_APIC_ID_255 = "QEMU under TCG aborts at a vCPU with an APIC id from 255 on without x2apic in its model"
 
 
-@dataclass(frozen=True, slots=True)
-class Topology:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Topology(Value):
     """The machine's CPU topology; every level is at least 1.
 
     Attributes:
@@ -43,8 +45,8 @@ class Topology:
     books: int = 1
 
 
-@dataclass(frozen=True)
-class VmInfo:
+@dataclass(frozen=True, eq=False, repr=False)
+class VmInfo(Value):
     """What QEMU tells once about the VM; none of it changes while this QEMU runs.
 
     Attributes:
@@ -94,8 +96,8 @@ class VmInfo:
 _IDLE_MIGRATIONS = frozenset({"none", "completed", "failed", "cancelled"})
 
 
-@dataclass(frozen=True, slots=True)
-class VmStatus:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class VmStatus(Value):
     """What the VM is doing at one moment.
 
     Attributes:
@@ -122,8 +124,8 @@ class VmStatus:
         return self.run_state == "running" and not self.migrating
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Capabilities(Value):
     """What this VM can do, and what its QEMU is known not to survive.
 
     Attributes:

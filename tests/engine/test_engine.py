@@ -57,11 +57,11 @@ def engine(*present: int, **changes: Any) -> Engine:
 
 
 def ost(vcpu: int, code: int, *, source: int = 3) -> qapi.OstEvent:
-    return qapi.OstEvent(vcpu, OstAnswer(source, code), None)
+    return qapi.OstEvent(vcpu, OstAnswer(source, code))
 
 
 def deleted(vcpu: int) -> qapi.Deleted:
-    return qapi.Deleted(f"/machine/peripheral/vcpu{vcpu}", f"vcpu{vcpu}")
+    return qapi.Deleted(f"/machine/peripheral/vcpu{vcpu}")
 
 
 def wanted(subject: Engine) -> Read:
@@ -171,7 +171,7 @@ def test_the_path_under_kvm() -> None:
     subject.unplug_replied(removal, Evidence.ACCEPTED, 1.1)
     assert subject.layout.pending == {1}
     subject.receive(ost(1, 0x84), 1.2)
-    subject.receive(qapi.Deleted(FIRST_PATH + "/lapic", None), 1.2)
+    subject.receive(qapi.Deleted(FIRST_PATH + "/lapic"), 1.2)
     assert subject.layout.enabled == {0, 1}  # a child is not its parent
     subject.receive(deleted(1), 1.5)
     subject.receive(ost(1, 0), 1.6)
@@ -237,9 +237,9 @@ def test_a_refusal_is_known_at_once_and_another_request_may_follow() -> None:
 def test_the_machine_that_has_no_ost_refuses_by_guest_error() -> None:
     subject = engine(0, 1)
     removal = requested(subject)
-    subject.receive(qapi.GuestError(FIRST_PATH, "vcpu1"), 1.0)
+    subject.receive(qapi.GuestError(FIRST_PATH), 1.0)
     assert (removal.state, removal.code) == (State.REFUSED, None)
-    subject.receive(qapi.GuestError("/machine/peripheral/else", None), 1.0)
+    subject.receive(qapi.GuestError("/machine/peripheral/else"), 1.0)
     assert words(subject) == ["UnplugRequested us", "UnplugRefused us"]
 
 
@@ -275,7 +275,7 @@ def test_a_reset_makes_a_removal_latent_and_another_hotplug_fires_it() -> None:
     subject = engine(0, 1)
     removal = requested(subject)
     subject.receive(ost(1, 0x84), 1.0)
-    subject.receive(qapi.GuestReset(), 2.0)
+    subject.receive(qapi.RunEvent.RESET, 2.0)
     assert state(removal) is State.REQUESTED
     assert subject.layout.pending == {1}
     subject.receive(ost(1, 0x84), 3.0)
@@ -396,7 +396,7 @@ def test_a_small_read_does_not_satisfy_the_wish_for_a_full_one() -> None:
 
 def test_one_shared_thread_is_noticed() -> None:
     subject = engine(0, 1)
-    shared = tuple(replace(thread, host_tid=7) for thread in threads(0, 1))
+    shared = tuple(thread._replace(host_tid=7) for thread in threads(0, 1))
     seen = tuple(replace(slot, host_tids=(None,) if slot.present else ()) for slot in slots(0, 1))
     subject.observed(subject.read_sent(Read.FULL), seen, shared, 1.0)
     assert subject.situation.single_threaded is True
@@ -423,10 +423,10 @@ def test_an_empty_slot_that_was_answered_for_was_filled_once() -> None:
 
 def test_the_run_state_is_known_until_qemu_says_that_it_changed() -> None:
     subject = engine(0)
-    subject.receive(qapi.Stopped(), 1.0)
+    subject.receive(qapi.RunEvent.STOP, 1.0)
     assert subject.status is None
     assert subject.situation.status.run_state == "unknown"
-    subject.receive(qapi.Resumed(), 1.0)
+    subject.receive(qapi.RunEvent.RESUME, 1.0)
     assert subject.status == VmStatus("running")
     subject.receive(qapi.MigrationStatus("setup"), 1.0)
     assert subject.status is None
