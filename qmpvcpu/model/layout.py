@@ -51,8 +51,8 @@ class CpuProps(Mapping[str, Any]):
         return value if isinstance(value, int) else None
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Slot(Value):
     """One entry of ``query-hotpluggable-cpus``: one or more vCPUs that are plugged and unplugged together.
 
     Attributes:
@@ -156,8 +156,8 @@ class Vcpu(Value):
         return self.slot.props
 
 
-@dataclass(frozen=True)
-class Layout:
+@dataclass(frozen=True, eq=False, repr=False)
+class Layout(Value):
     """All slots of a VM at one moment; ``layout[3]`` is vCPU 3.
 
     Attributes:

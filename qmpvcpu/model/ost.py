@@ -7,6 +7,8 @@ Source: ACPI 6.5, section 6.3.5 "_OST (OSPM Status Indication)"; the sources and
 import enum
 from dataclasses import dataclass
 
+from qmpvcpu.model.value import Value
+
 __all__ = ["OstAnswer", "OstStatus"]
 
 _INSERTION_SOURCES = frozenset({0x1, 0x200})  # device check; insertion processing
@@ -36,8 +38,8 @@ class OstStatus(enum.Enum):
     FAILURE = "failure"
 
 
-@dataclass(frozen=True, slots=True)
-class OstAnswer:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class OstAnswer(Value):
     """One _OST evaluation of the guest.
 
     Attributes:

@@ -12,8 +12,8 @@ import stat
 import struct
 from asyncio.trsock import TransportSocket
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from qmpvcpu.errors import MonitorConnectError
 
@@ -42,8 +42,7 @@ _STATES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """An address of a QMP server: a UNIX path, or a TCP host and port.
 
     Attributes:
