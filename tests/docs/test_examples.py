@@ -1,0 +1,92 @@
+"""What README and docs show is run."""
+
+import asyncio
+import re
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+
+import qmpvcpu
+from qmpvcpu.testing import MicroGuest, Personality
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def module_of(source: str) -> types.ModuleType:
+    module = types.ModuleType("example")
+    exec(compile(source, "example", "exec"), module.__dict__)  # noqa: S102 - the README's own code
+    return module
+
+
+@pytest.mark.qemu
+async def test_the_script_in_the_readme_does_the_job(tmp_path: Path) -> None:
+    script, _ = python_blocks(ROOT / "README.md")
+    statements = [line for line in script.splitlines() if line.strip()]
+    assert len(statements) <= 10
+    (tmp_path / "script.py").write_text(script)
+    async with MicroGuest() as guest:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "script.py",
+            str(guest.qmp),
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+    assert output.decode().splitlines() == ["plugged: 3 now: 0,3", "unplugged: 3 now: 0"]
+    assert process.returncode == 0
+    assert b"<vcpu placement='static' current='1'>8</vcpu>" in (tmp_path / "vm.xml").read_bytes()
+
+
+@pytest.mark.qemu
+async def test_every_way_an_unplug_can_end_is_told_by_the_readme() -> None:
+    take_out = module_of(python_blocks(ROOT / "README.md")[1]).take_out
+    refusing = Personality.refusing(0x82).for_slot(2)
+    async with MicroGuest(personality=refusing) as guest, qmpvcpu.attach(guest.qmp) as vm:
+        await vm.plug(2)
+        await vm.plug(3)
+        assert await take_out(vm, 2) == "refused: device is busy (130)"
+        assert re.fullmatch(r"gone after 0\.\d{3} s", await take_out(vm, 3))
+
+
+@pytest.mark.qemu
+async def test_the_example_of_the_testing_page_holds() -> None:
+    (example,) = python_blocks(ROOT / "docs" / "testing.md")
+    module = module_of(example)
+    await module.a_test_of_yours()
+    assert module.MicroGuest is MicroGuest
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_error_and_reason_is_on_the_errors_page() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text()
+    abstract = {"QmpVcpuError", "PlanError", "MonitorError", "StepError"}
+    errors = {name for name in qmpvcpu.__all__ if name.endswith("Error")} - abstract
+    assert [name for name in sorted(errors) if f"`{name}`" not in text] == []
+    assert [reason.name for reason in qmpvcpu.DenialReason if f"`{reason.name}`" not in text] == []
+
+
+def test_every_dependency_is_named_with_its_reason() -> None:
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    specs = [
+        *project["dependencies"],
+        *(spec for extra in project["optional-dependencies"].values() for spec in extra),
+    ]
+    named = {re.split(r"[\[<>=]", spec)[0] for spec in specs}
+    assert len(named) > 10
+    assert [name for name in sorted(named) if f"`{name}`" not in text] == []
