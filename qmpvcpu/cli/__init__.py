@@ -28,11 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Not at the top: without the extra, an import error here would be a traceback instead of a sentence.
         from qmpvcpu.cli.app import run  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA:
             raise
         print(
-            f"qmpvcpu: the command line needs {error.name}, which is not installed: pip install 'qmpvcpu[cli]'",
+            f"qmpvcpu: the command line needs {missing}, which is not installed: pip install 'qmpvcpu[cli]'",
             file=sys.stderr,
         )
         return 2
+    except KeyboardInterrupt:  # while the imports ran
+        return 130
     return run(sys.argv[1:] if arguments is None else arguments)

@@ -73,7 +73,7 @@ def _complain(error: BaseException, *, json: bool) -> int:
         return print_answer(failure(error, shell), shell)
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "qmpvcpu"
-    return print_answer(failure(BadUsageError(f"{say()} Try: {path} --help"), shell), shell)
+    return print_answer(failure(BadUsageError(f"{say()} ({path} --help tells more)"), shell), shell)
 
 
 @app.callback(invoke_without_command=True)

@@ -67,9 +67,10 @@ async def plug(shell: Shell, vcpu: int | None, proof: Proof) -> Answer:
 async def unplug(shell: Shell, vcpus: Sequence[int]) -> Answer:
     """Unplug vCPUs one by one; after one that does not leave, no other is asked for."""
     timeout = _guest_timeout(shell)
-    shell.not_sent = list(dict.fromkeys(vcpus))
+    wanted = list(dict.fromkeys(vcpus))
     async with shell.attach() as vm:
-        _check_all(vm, shell.not_sent)
+        _check_all(vm, wanted)
+        shell.not_sent = wanted
         while shell.not_sent:
             await _unplug_one(shell, vm, shell.not_sent.pop(0), timeout)
         layout = vm.layout

@@ -110,7 +110,7 @@ def _choose(qemu: Path | None) -> tuple[Path, str]:
         return best_qemu().absolute(), named
     found = shutil.which(qemu)
     if found is None:
-        raise QemuNotFoundError(f"--qemu {qemu}: no such program")
+        raise QemuNotFoundError(f"--qemu {qemu}: no program that can be run")
     return Path(found).absolute(), "named by --qemu"
 
 
@@ -218,7 +218,7 @@ def _say_head(shell: Shell, layout: Layout, words: str) -> None:
 
 def _say_step(shell: Shell, step: Step) -> None:
     seconds = milliseconds(getattr(step.verdict, "seconds", 0.0))
-    sees = "" if step.online is None else f"  guest: {step.online!s:4}"
+    sees = "" if step.online is None else f"  guest: {step.online!s:7}"
     style = _STYLES[step.expected] if step.as_expected else "bold red"
     word = (f"{step.verdict.name:9}", style)
     shell.say(Text.assemble(f"{step.call:9} {map_row(step.layout)} ", word, f" {seconds:>7}{sees}  {step.note}"))

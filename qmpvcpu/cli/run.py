@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 import qmpvcpu
 from qmpvcpu import VcpuController
@@ -78,12 +79,16 @@ class Shell:
         vm: The VM, once attached; still readable after it was let go.
         done: JSON of the steps so far, so that an error's document has them too.
         not_sent: The vCPU ids that were named and not asked for yet.
+        unprinted: Why standard output takes no more words, or None.
+        out: Standard output.
+        err: Standard error.
     """
 
     options: Options
     vm: VcpuController | None = None
     done: list[dict[str, Any]] = field(default_factory=list)
     not_sent: list[int] = field(default_factory=list)
+    unprinted: OSError | None = None
     out: Console = field(default_factory=lambda: _console(sys.stdout))
     err: Console = field(default_factory=lambda: _console(sys.stderr))
 
@@ -105,11 +110,31 @@ class Shell:
     def say(self, line: RenderableType) -> None:
         """Print *line* for people, now; programs read the document."""
         if not self.options.json:
-            self.out.print(line, soft_wrap=True)
+            self.put(lambda: self.out.print(line, soft_wrap=isinstance(line, str | Text)))
+
+    def put(self, write: Callable[[], object]) -> None:
+        """Do *write* to standard output; a command goes on where that takes no more."""
+        try:
+            write()
+            sys.stdout.flush()
+        except OSError as error:
+            # A reader that has seen enough (head, less) is no fault.
+            self.unprinted = None if isinstance(error, BrokenPipeError) else error
+            # Nothing more is printed, and Python's own flush at exit has nothing to complain of.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _PlainConsole(Console):
+    """A console of text as it is, that leaves the broken pipe to its user."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise, where rich would end the process in the middle of a command."""
+        raise BrokenPipeError
 
 
 def _console(file: TextIO) -> Console:
-    return Console(file=file, width=None if file.isatty() else _UNBOUNDED, highlight=False, markup=False, emoji=False)
+    width = None if file.isatty() else _UNBOUNDED
+    return _PlainConsole(file=file, width=width, highlight=False, markup=False, emoji=False)
 
 
 def carry_out(options: Options, command: Callable[[Shell], Coroutine[Any, Any, Answer]]) -> int:
@@ -161,22 +186,16 @@ def _code(error: BaseException) -> int:
 
 def print_answer(answer: Answer, shell: Shell) -> int:
     """Print *answer* where and how the options say, and return its exit code."""
-    try:
-        if shell.options.json:
-            sys.stdout.write(json.dumps(answer.document) + "\n")
-        elif answer.text is not None:
-            shell.out.print(answer.text, soft_wrap=isinstance(answer.text, str))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has seen enough (head, less). Python's own flush at exit must not complain of it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        shell.err.print(f"qmpvcpu: cannot print the answer: {error}", soft_wrap=True)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    complaint = () if shell.options.json else answer.complaint
+    if shell.options.json:
+        shell.put(lambda: sys.stdout.write(json.dumps(answer.document) + "\n"))
+    elif answer.text is not None:
+        shell.say(answer.text)
+    for line in complaint:
+        shell.err.print(line, soft_wrap=True)
+    if shell.unprinted is not None:
+        shell.err.print(f"qmpvcpu: cannot print the answer: {shell.unprinted}", soft_wrap=True)
         return answer.code or NOT_REACHED
-    if not shell.options.json:
-        for line in answer.complaint:
-            shell.err.print(line, soft_wrap=True)
     return answer.code
 
 

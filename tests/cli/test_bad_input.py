@@ -1,0 +1,197 @@
+import asyncio
+import json
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from qmpvcpu.cli import main
+from qmpvcpu.testing import UNTIL_TOLD, MicroGuest, Personality, QemuProcess, best_qemu
+from tests.cli.running import run, running
+from tests.substrates import Substrate, substrates
+
+pytestmark = pytest.mark.qemu
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("plug 99", "no vCPU 99: this machine has 0 to 7"),
+        ("plug 1", "plugged already, as /machine/unattached/"),
+        ("unplug 0", "vCPU 0 is the one that booted the VM"),
+        ("unplug 3", "it is not plugged"),
+        ("unplug 1 99", "no vCPU 99"),
+    ],
+)
+async def test_what_cannot_be_is_denied_and_nothing_is_sent(guest: MicroGuest, arguments: str, words: str) -> None:
+    ran = await run(*arguments.split(), "--qmp", guest.qmp, "--verbose")
+    assert ran.code == 2
+    assert words in ran.err
+    assert "nothing was sent" in ran.err
+    assert "now: [0][1][ ]" in ran.err
+    assert "device_" not in ran.err.replace("device_id", "")
+    document = (await run("--json", *arguments.split(), "--qmp", guest.qmp)).document
+    assert document["error"]["verdict"] == "DENIED"
+    assert document["error"]["outcome"] == "unchanged"
+    assert document["enabled"] == "0-1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("", "no command"),
+        ("frobnicate", "No such command"),
+        ("plug abc", "valid integer"),
+        ("plug -- -1", "greater than or equal to 0"),
+        ("plug 3 4", "unexpected extra argument"),
+        ("plug 16384", "16383"),
+        ("plug --proof enlightenment", "enlightenment"),
+        ("unplug", "Missing argument"),
+        ("unplug 1,2", "valid integer"),
+        ("list", "which VM?"),
+        ("list --qmp", "requires an argument"),
+        ("list --frob", "No such option"),
+        ("list --timeout soon", "--timeout"),
+        ("list --timeout nan --qmp /x", "finite number of seconds"),
+        ("list --timeout inf --qmp /x", "finite number of seconds"),
+        ("list --timeout=-1 --qmp /x", "finite number of seconds"),
+        ("list --timeout 0 --qmp /x", "QEMU needs some time"),
+        ("demo --guest windows", "windows"),
+        ("demo --qemu /nonexistent/qemu", "no program that can be run"),
+    ],
+)
+def test_bad_usage_is_one_sentence_or_one_document(
+    arguments: str, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("QMPVCPU_QMP", raising=False)
+    assert main(arguments.split()) == 2
+    spoken = capsys.readouterr()
+    assert words in spoken.err
+    assert spoken.out == ""
+    assert main(["--json", *arguments.split()]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert words in document["error"]["message"]
+    assert document["error"]["outcome"] == "unchanged"
+
+
+async def test_a_usage_error_reaches_the_exit_code_of_the_process() -> None:
+    ran = await run("plug", "abc", "--json")
+    assert ran.code == 2
+    assert ran.error["kind"] == "BadUsageError"
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("/nonexistent/vm.qmp", "no such path"),
+        ("/etc/passwd", "regular file, no socket"),
+        ("unix:/tmp", "directory"),
+        ("tcp:127.0.0.1:1", "connection refused"),
+        ("tcp:nowhere", "tcp:HOST:PORT"),
+        ("/" + "x" * 200, "a UNIX socket's can have 107"),
+    ],
+)
+async def test_an_address_without_a_vm_is_one_clear_error(address: str, words: str) -> None:
+    ran = await run("list", "--json", "--qmp", address)
+    assert ran.code == 3
+    assert ran.error["kind"] == "MonitorConnectError"
+    assert words in ran.error["message"]
+
+
+async def test_something_that_is_no_qmp_is_named_as_such(tmp_path: Path) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example ESMTP\r\n")
+        await writer.drain()
+        writer.close()
+
+    path = tmp_path / "mail"
+    async with await asyncio.start_unix_server(greet, path):
+        ran = await run("list", "--json", "--qmp", path)
+    assert ran.code == 3
+    assert "220 mail.example" in ran.error["message"]
+
+
+async def test_a_stopped_qemu_is_told_by_its_deadline(guest: MicroGuest) -> None:
+    guest.process.kill(signal.SIGSTOP)
+    try:
+        ran = await run("list", "--timeout", "0.5", "--json", "--qmp", guest.qmp)
+    finally:
+        guest.process.kill(signal.SIGCONT)
+    assert ran.code == 3
+    assert "stopped" in ran.error["message"]
+    assert "another client" in ran.error["message"]
+    assert str(guest.process.pid) in ran.error["hint"]
+
+
+async def test_a_socket_that_another_client_holds_is_told_with_what_to_do(guest: MicroGuest) -> None:
+    with socket.socket(socket.AF_UNIX) as holder:
+        holder.connect(str(guest.qmp))
+        assert b"QMP" in await asyncio.to_thread(holder.recv, 4096)
+        ran = await run("list", "--timeout", "0.5", "--qmp", guest.qmp)
+    assert ran.code == 3
+    assert "another client" in ran.err
+    assert "second -qmp" in ran.err
+
+
+async def test_a_qemu_that_dies_while_the_guest_works_leaves_the_outcome_unknown(guest: MicroGuest) -> None:
+    await guest.become(Personality.held())
+    async with running("unplug", "1", "--json", "--qmp", guest.qmp) as it:
+        await it.wait_said("the guest works on it")
+        guest.process.kill()
+        ran = await it.end()
+    assert ran.code == 3
+    assert ran.error["kind"] == "MonitorLostError"
+    assert ran.error["outcome"] == "unknown"
+
+
+@pytest.mark.parametrize("on", [each for each in substrates(["q35"]) if each.values[0].refuses_removal_before_ready])
+async def test_a_guest_that_is_not_up_yet_is_a_rejection_with_a_hint(on: Substrate) -> None:
+    async with MicroGuest(on.qemu, accel=on.accel, boot=2, ready_after_ms=UNTIL_TOLD, wait=False) as guest:
+        ran = await run("unplug", "1", "--json", "--qmp", guest.qmp)
+    assert ran.code == 1
+    assert ran.error["verdict"] == "REJECTED"
+    assert "ACPI hotplug is not up yet" in ran.error["hint"]
+
+
+async def test_a_full_machine_is_denied() -> None:
+    async with MicroGuest(boot=8) as guest:
+        ran = await run("plug", "--json", "--qmp", guest.qmp)
+    assert ran.code == 2
+    assert ran.error["reason"] == "MACHINE_FULL"
+
+
+async def test_a_machine_without_hotplug_is_listed_and_denied() -> None:
+    async with QemuProcess(best_qemu(), ["-machine", "microvm", "-S"]) as process:
+        listed = await run("list", "--qmp", process.qmp)
+        denied = await run("plug", "--json", "--qmp", process.qmp)
+    assert listed.code == 0
+    assert "1 of 1 vCPUs plugged" in listed.out
+    assert denied.code == 2
+    assert denied.error["reason"] == "MACHINE_CANNOT_PLUG"
+
+
+async def test_a_record_that_is_not_ours_is_left_alone(guest: MicroGuest, tmp_path: Path) -> None:
+    theirs = tmp_path / "vm.xml"
+    theirs.write_text("<domain><name>db1</name><devices><disk/></devices></domain>")
+    ran = await run("plug", "3", "--record", theirs, "--json", "--qmp", guest.qmp)
+    assert ran.code == 4
+    assert ran.error["kind"] == "RecordError"
+    assert theirs.read_text() == "<domain><name>db1</name><devices><disk/></devices></domain>"
+    assert (await run("list", "--json", "--qmp", guest.qmp)).document["enabled"] == "0-1"
+
+
+@pytest.mark.parametrize("target", ["missing/vm.xml", "."])
+async def test_xml_that_cannot_be_written_is_bad_input(guest: MicroGuest, tmp_path: Path, target: str) -> None:
+    ran = await run("xml", "--output", tmp_path / target, "--json", "--qmp", guest.qmp)
+    assert ran.code == 2
+    assert str(tmp_path) in ran.error["message"]
+
+
+@pytest.mark.parametrize("module", ["typer", "rich"])
+async def test_a_missing_extra_is_one_sentence(module: str) -> None:
+    ran = await run("list", code=f"sys.modules[{module!r}] = None")
+    assert ran.code == 2
+    assert ran.err == (
+        f"qmpvcpu: the command line needs {module}, which is not installed: pip install 'qmpvcpu[cli]'\n"
+    )

@@ -1,0 +1,194 @@
+import signal
+from pathlib import Path
+
+import pytest
+
+from qmpvcpu.domainxml import read_identity
+from qmpvcpu.testing import MicroGuest, Personality
+from tests.cli.running import environment, run, running
+
+pytestmark = pytest.mark.qemu
+
+
+async def test_list_shows_people_every_vcpu_with_its_place_and_path(guest: MicroGuest) -> None:
+    shown = await run("list", "--qmp", guest.qmp)
+    assert shown.code == 0
+    for word in ("id", "state", "order", "socket/core/thread", "device id", "QOM path", "host tid"):
+        assert word in shown.out
+    assert "2 of 8 vCPUs plugged: 0-1" in shown.out
+    assert "/machine/unattached/device[0]" in shown.out
+    assert shown.out.count("free") == 6
+    assert shown.err == ""
+
+
+async def test_list_gives_programs_one_document_with_the_promised_names(guest: MicroGuest) -> None:
+    document = (await run("list", "--qmp", guest.qmp, "--json")).document
+    assert (document["max"], document["enabled"], document["pending"]) == (8, "0-1", "")
+    first, *_, last = document["vcpus"]
+    assert first["id"] == 0
+    assert first["enabled"] is True
+    assert first["hotpluggable"] is False
+    assert first["order"] == 1
+    assert first["device_id"] is None
+    assert first["qom_path"].startswith("/machine/unattached/device[")
+    assert isinstance(first["host_tid"], int)
+    assert last["props"] == {"socket-id": 1, "core-id": 1, "thread-id": 1}
+    assert (last["enabled"], last["order"], last["qom_path"], last["host_tid"]) == (False, None, None, None)
+
+
+async def test_a_large_machine_is_listed_without_a_line_for_each_free_vcpu() -> None:
+    async with MicroGuest(boot=1, max_vcpus=200) as guest:
+        shown = await run("list", "--qmp", guest.qmp)
+    assert shown.code == 0
+    assert "free: 1-199" in shown.out
+    assert len(shown.out.splitlines()) < 10
+
+
+async def test_options_count_before_the_command_and_after_it(guest: MicroGuest) -> None:
+    before = await run("--json", "--qmp", guest.qmp, "list")
+    after = await run("list", "--json", "--qmp", guest.qmp)
+    assert before.document == after.document
+
+
+async def test_a_named_vm_counts_more_than_the_environments(guest: MicroGuest) -> None:
+    env = environment(QMPVCPU_QMP=str(guest.qmp))
+    assert (await run("list", "--json", env=env)).document["enabled"] == "0-1"
+    elsewhere = environment(QMPVCPU_QMP="/nonexistent")
+    for arguments in (("--qmp", guest.qmp, "list"), ("list", "--qmp", guest.qmp)):
+        assert (await run("--json", *arguments, env=elsewhere)).document["enabled"] == "0-1"
+
+
+async def test_plug_takes_the_chosen_vcpu_or_the_first_free_one(guest: MicroGuest) -> None:
+    chosen = await run("plug", "5", "--qmp", guest.qmp)
+    assert chosen.code == 0
+    assert "plugged vCPU 5 as vcpu5" in chosen.out
+    assert "[0][1][ ][ ][ ][5][ ][ ]" in chosen.out
+    first = (await run("plug", "--qmp", guest.qmp, "--json", "--proof", "acknowledged")).document
+    assert first["enabled"] == "0-2,5"
+    [step] = first["steps"]
+    assert (step["verdict"], step["ids"], step["acknowledged"]) == ("PLUGGED", "2", True)
+
+
+async def test_a_plug_without_the_proof_asked_for_is_partial() -> None:
+    async with MicroGuest(personality=Personality.silent_about_inserts()) as guest:
+        ran = await run("plug", "3", "--proof", "acknowledged", "--timeout", "0.2", "--json", "--qmp", guest.qmp)
+    assert ran.code == 1
+    assert ran.error["kind"] == "PlugUnprovenError"
+    assert ran.error["outcome"] == "changed"
+    [step] = ran.document["steps"]
+    assert (step["verdict"], step["acknowledged"]) == ("PLUGGED", False)
+    assert ran.document["enabled"] == "0,3"
+
+
+async def test_unplug_takes_vcpus_one_by_one_boot_vcpus_too(guest: MicroGuest) -> None:
+    await run("plug", "3", "--qmp", guest.qmp)
+    ran = await run("unplug", "3", "1", "--qmp", guest.qmp)
+    assert ran.code == 0
+    assert "unplugged vCPU 3 in" in ran.out
+    assert "unplugged vCPU 1 in" in ran.out
+    assert ran.out.endswith("[0][ ][ ][ ][ ][ ][ ][ ]\n")
+
+
+async def test_a_refusal_has_its_code_and_reason_and_the_same_call_succeeds_later(guest: MicroGuest) -> None:
+    await guest.become(Personality.refusing(0x82))
+    words = await run("unplug", "1", "--qmp", guest.qmp)
+    assert words.code == 1
+    assert "refused by the guest with OST status 0x82: device is busy" in words.err
+    assert "now: [0][1][ ]" in words.err
+    ran = await run("unplug", "1", "--json", "--qmp", guest.qmp)
+    assert ran.code == 1
+    assert (ran.error["verdict"], ran.error["code"], ran.error["reason"]) == ("REFUSED", 0x82, "device is busy")
+    assert ran.error["outcome"] == "unchanged"
+    await guest.become(Personality.obliging())
+    again = await run("unplug", "1", "--json", "--qmp", guest.qmp)
+    assert again.code == 0
+    assert [step["verdict"] for step in again.document["steps"]] == ["UNPLUGGED"]
+
+
+async def test_after_a_vcpu_that_stays_no_other_is_asked_for(guest: MicroGuest) -> None:
+    for vcpu in ("3", "5"):
+        await run("plug", vcpu, "--qmp", guest.qmp)
+    await guest.become(Personality.refusing(0x81).for_slot(3))
+    ran = await run("unplug", "5", "3", "1", "--json", "--qmp", guest.qmp)
+    assert ran.code == 1
+    assert [step["verdict"] for step in ran.document["steps"]] == ["UNPLUGGED", "REFUSED"]
+    assert ran.document["not_sent"] == "1"
+    assert ran.document["enabled"] == "0-1,3"
+
+
+async def test_a_pending_unplug_is_told_and_is_joined_by_the_next_one(guest: MicroGuest) -> None:
+    await guest.become(Personality.held())
+    ran = await run("unplug", "1", "--timeout", "0.7", "--json", "--qmp", guest.qmp)
+    assert ran.code == 1
+    assert (ran.error["verdict"], ran.error["acknowledged"], ran.error["outcome"]) == ("PENDING", True, "unknown")
+    assert ran.document["pending"] == "1"
+    assert "the guest works on it" in ran.err
+    async with running("unplug", "1", "--json", "--qmp", guest.qmp) as later:
+        await later.wait_said("nothing is sent")
+        await guest.become(Personality.obliging())
+        ended = await later.end()
+    assert ended.code == 0
+    [step] = ended.document["steps"]
+    assert (step["verdict"], step["joined"]) == ("UNPLUGGED", True)
+
+
+async def test_sigint_stops_the_waiting_and_tells_what_is_pending(guest: MicroGuest) -> None:
+    await guest.become(Personality.held())
+    async with running("unplug", "1", "--json", "--qmp", guest.qmp) as it:
+        await it.wait_said("the guest works on it")
+        it.process.send_signal(signal.SIGINT)
+        ran = await it.end()
+    assert ran.code == 130
+    assert ran.error["kind"] == "KeyboardInterrupt"
+    assert ran.document["pending"] == "1"
+
+
+async def test_xml_is_printed_or_replaces_a_file(guest: MicroGuest, tmp_path: Path) -> None:
+    await run("plug", "3", "--qmp", guest.qmp)
+    printed = await run("xml", "--emulator", "/opt/qemu", "--qmp", guest.qmp)
+    assert printed.code == 0
+    assert "<vcpu id='3' enabled='yes' hotpluggable='yes' order='3'/>" in printed.out
+    assert "<emulator>/opt/qemu</emulator>" in printed.out
+    target = tmp_path / "vm.xml"
+    target.write_text("what was there")
+    written = await run("xml", "--emulator", "/opt/qemu", "--output", target, "--qmp", guest.qmp)
+    assert written.code == 0
+    assert target.read_text() == printed.out
+    document = (await run("xml", "--emulator", "/opt/qemu", "--json", "--qmp", guest.qmp)).document
+    assert document["xml"] == printed.out
+
+
+async def test_a_record_follows_the_vm(guest: MicroGuest, tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    assert (await run("plug", "3", "--record", record, "--qmp", guest.qmp)).code == 0
+    assert "<vcpu id='3' enabled='yes'" in record.read_text()
+    assert read_identity(record.read_bytes()).metadata is not None
+    assert (await run("unplug", "3", "--record", record, "--qmp", guest.qmp)).code == 0
+    assert "<vcpu id='3' enabled='no'" in record.read_text()
+
+
+async def test_verbose_prints_the_exchange_on_standard_error_only(guest: MicroGuest) -> None:
+    ran = await run("plug", "3", "--verbose", "--json", "--qmp", guest.qmp)
+    assert ran.document["enabled"] == "0-1,3"
+    assert '"device_add"' in ran.err
+
+
+async def test_a_reader_that_stops_reading_is_no_error(guest: MicroGuest) -> None:
+    closes = "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, 1)"
+    ran = await run("list", "--qmp", guest.qmp, code=closes)
+    assert (ran.code, ran.err) == (0, "")
+
+
+async def test_an_answer_that_cannot_be_printed_is_an_error(guest: MicroGuest) -> None:
+    full = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
+    ran = await run("list", "--json", "--qmp", guest.qmp, code=full)
+    assert ran.code == 1
+    assert "cannot print the answer" in ran.err
+
+
+@pytest.mark.parametrize("command", ["", "demo", "list", "plug", "unplug", "xml"])
+async def test_help_teaches_with_an_example_and_the_exit_codes(command: str) -> None:
+    ran = await run(*command.split(), "--help")
+    assert ran.code == 0
+    assert f"  qmpvcpu {command}" in ran.out
+    assert "Exit codes: 0" in ran.out
