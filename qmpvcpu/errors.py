@@ -33,31 +33,6 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-__all__ = [
-    "CommandRejectedError",
-    "DenialReason",
-    "DomainXmlError",
-    "InvalidMapError",
-    "MalformedReplyError",
-    "MonitorConnectError",
-    "MonitorError",
-    "MonitorLostError",
-    "MonitorTimeoutError",
-    "Outcome",
-    "OutcomeUnknownError",
-    "PlanError",
-    "PlugUndoneError",
-    "PlugUnprovenError",
-    "QmpVcpuError",
-    "RecordError",
-    "StepDeniedError",
-    "StepError",
-    "UnplugPendingError",
-    "UnplugRefusedError",
-    "UnsupportedMachineError",
-    "WaitTimeoutError",
-]
-
 
 class Outcome(enum.Enum):
     """What became of the VM when an error was raised."""
@@ -377,11 +352,14 @@ class RecordError(QmpVcpuError):
 
     Attributes:
         path: The record's path.
+        why: What is wrong.
     """
 
-    def __init__(self, path: object, why: str) -> None:
+    def __init__(self, path: object, why: str, *, outcome: Outcome = Outcome.UNCHANGED) -> None:
         super().__init__(f"record {path}: {why}")
         self.path = str(path)
+        self.why = why
+        self.outcome = outcome
 
 
 def describe(action: str, vcpus: Collection[int]) -> str:

@@ -204,9 +204,8 @@ def _save(path: Path, data: bytes) -> None:
         try:
             os.fsync(directory)
         except OSError as error:
-            failure = RecordError(path, f"replaced, but it may not outlive a crash of the host: {error.strerror}")
-            failure.outcome = Outcome.UNKNOWN
-            raise failure from error
+            why = f"replaced, but it may not outlive a crash of the host: {error.strerror}"
+            raise RecordError(path, why, outcome=Outcome.UNKNOWN) from error
 
 
 def _load(path: Path) -> bytes | None:

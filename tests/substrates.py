@@ -25,8 +25,8 @@ class Substrate:
         return self.accel == "kvm" or int(self.version.split(".")[0]) >= 10
 
     @property
-    def refuses_removal_before_ready(self) -> bool:
-        """QEMU 11 has no legacy mode of the register block."""
+    def has_legacy_mode(self) -> bool:
+        """Before QEMU 11 the register block starts in a mode without removals, and without memory of inserts."""
         return int(self.version.split(".")[0]) < 11
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.model import VcpuMap
@@ -16,37 +16,49 @@ _BUSY = 0x82
 _MAX_VCPUS = 8
 
 
-class MicroDemoGuest:
-    """The micro-guest: some hundred bytes that answer as they are told, up in a tenth of a second.
+class _DemoGuest:
+    """A guest of the test kit, entered and left with this.
 
     Attributes:
+        name: What it is, for people.
         patience: Seconds to wait for a guest that hesitates.
     """
 
-    name: Final = "a VM with the micro-guest"
-    patience: Final = 0.2
+    name: str
+    patience: float
 
-    def __init__(self, qemu: Path) -> None:
-        self._guest = MicroGuest(qemu, boot=1, max_vcpus=_MAX_VCPUS)
+    def __init__(self, guest: MicroGuest | LinuxGuest) -> None:
+        self._running = guest
 
     async def __aenter__(self) -> Self:
-        await self._guest.__aenter__()
+        await self._running.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._guest.__aexit__(kind, value, trace)
+        await self._running.__aexit__(kind, value, trace)
 
     @property
     def qmp(self) -> Path:
         """Path of its QMP socket."""
-        return self._guest.qmp
+        return self._running.qmp
 
     @property
     def accelerator(self) -> str:
         """What it runs under."""
-        return self._guest.accelerator
+        return self._running.accelerator
+
+
+class MicroDemoGuest(_DemoGuest):
+    """The micro-guest: some hundred bytes that answer as they are told, up in a tenth of a second."""
+
+    name = "a VM with the micro-guest"
+    patience = 0.2
+
+    def __init__(self, qemu: Path) -> None:
+        self._guest = MicroGuest(qemu, boot=1, max_vcpus=_MAX_VCPUS)
+        super().__init__(self._guest)
 
     async def refuse(self) -> None:
         """Refuse removals from now on."""
@@ -65,37 +77,15 @@ class MicroDemoGuest:
         return None
 
 
-class LinuxDemoGuest:
-    """A real Linux. It refuses by real-time reservations that need every CPU, and tells the CPUs that it runs on.
+class LinuxDemoGuest(_DemoGuest):
+    """A real Linux. It refuses by real-time reservations that need every CPU, and tells the CPUs that it runs on."""
 
-    Attributes:
-        patience: Seconds to wait for a guest that hesitates: none, since this one does not.
-    """
-
-    name: Final = "a VM with Linux in it (a few seconds where KVM does not run it)"
-    patience: Final = 0.0
+    name = "a VM with Linux in it (a few seconds where KVM does not run it)"
+    patience = 0.0  # it does not hesitate: whoever does not wait at all is early
 
     def __init__(self, qemu: Path) -> None:
         self._guest = LinuxGuest(qemu, boot=1, max_vcpus=_MAX_VCPUS)
-
-    async def __aenter__(self) -> Self:
-        await self._guest.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._guest.__aexit__(kind, value, trace)
-
-    @property
-    def qmp(self) -> Path:
-        """Path of its QMP socket."""
-        return self._guest.qmp
-
-    @property
-    def accelerator(self) -> str:
-        """What it runs under."""
-        return self._guest.accelerator
+        super().__init__(self._guest)
 
     async def refuse(self) -> None:
         """Refuse removals from now on."""

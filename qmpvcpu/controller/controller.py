@@ -129,7 +129,7 @@ class VcpuController:
         slot = planning.check_plug(self._engine.situation, vcpu, allow_fatal=allow_fatal)
         self._engine.plug_sent(slot.first)
         await self._session.replied("plug", slot.ids, self._session.start(self._send_plug(slot)))
-        await self._session.recorded()
+        await self._session.recorded("plug", slot.ids)
         doubled = slot.first in self._engine.doubled
         if proof is Proof.ACKNOWLEDGED or require_proof or doubled:
             await self._prove(slot, timeout, require_proof=require_proof, doubled=doubled)
@@ -201,7 +201,7 @@ class VcpuController:
         error = error_for(verdict, timeout)
         if error is not None:
             raise error
-        await self._session.recorded()
+        await self._session.recorded("unplug", verdict.ids)
         return verdict.ids
 
     async def set_state(
@@ -255,6 +255,8 @@ class VcpuController:
             self._engine.plug_failed(slot.first)
             raise _rejected("plug", slot, error, await self._explain(slot, plug=True)) from error
         except MonitorError as error:
+            self._engine.plug_failed(slot.first)
+            self._session.want(Read.FULL)  # if it is there all the same, that is found
             raise OutcomeUnknownError("plug", slot.ids, str(error)) from error
         self._engine.plug_accepted(slot.first, self._session.loop.time())
         self._session.publish()
@@ -269,6 +271,7 @@ class VcpuController:
                 raise _rejected("unplug", slot, error, hint) from error
         except MonitorError as error:
             self._unplug_replied(removal, Evidence.LOST)
+            self._session.want(Read.FULL)
             raise OutcomeUnknownError("unplug", slot.ids, str(error)) from error
         else:
             self._unplug_replied(removal, Evidence.ACCEPTED)

@@ -20,7 +20,9 @@ from qmpvcpu.errors import (
     MonitorError,
     MonitorLostError,
     MonitorTimeoutError,
+    Outcome,
     OutcomeUnknownError,
+    RecordError,
     WaitTimeoutError,
 )
 from qmpvcpu.model import Disconnected, Layout, Pending, VcpuMap
@@ -124,10 +126,12 @@ class Session:
         for predicate, future in self._waiters:
             if not future.done():
                 _try(predicate, self.layout, future)
-        if self.engine.wanted is not Read.NONE and (self._reading is None or self._reading.done()):
+        idle = self._reading is None or self._reading.done()
+        if self.engine.wanted is not Read.NONE and idle and self.lost is None:
             self._reading = self.loop.create_task(self._read_wanted())
         if self._record is not None and (self._saving is None or self._saving.done()):
             self._saving = self.loop.create_task(self._save(self._record))
+            self._saving.add_done_callback(self._look_at_save)
 
     def stream(self) -> EventStream:
         """Return a stream of all events from now on."""
@@ -165,8 +169,7 @@ class Session:
         _, future = self._settling.setdefault(id(removal), (removal, self.loop.create_future()))
         await asyncio.wait({future}, timeout=limit)
         if not future.done() and limit:
-            self.engine.wanted = max(self.engine.wanted, Read.SLOTS)
-            self.publish()
+            self.want(Read.SLOTS)
             if self._reading is not None:
                 await asyncio.wait({self._reading}, timeout=min(_LAST_LOOK_S, self.timeout))
         if future.done():
@@ -219,6 +222,11 @@ class Session:
         self.engine.observed(sent, slots, threads, self.loop.time())
         self.publish()
 
+    def want(self, read: Read) -> None:
+        """Have the slots read, soon and by nobody in particular."""
+        self.engine.wanted = max(self.engine.wanted, read)
+        self.publish()
+
     async def _read_wanted(self) -> None:
         while self.engine.wanted is not Read.NONE and await self._read_quietly(self.engine.wanted):
             pass
@@ -245,10 +253,20 @@ class Session:
             await record.write(layout)
             self._saved = layout.generation
 
-    async def recorded(self) -> None:
-        """Wait until what is known now is on disk; raises RecordError if that failed."""
-        if self._saving is not None:
+    async def recorded(self, action: str, ids: VcpuMap) -> None:
+        """Wait until what is known now is on disk; if that fails, say that *action* was done all the same."""
+        if self._saving is None:
+            return
+        try:
             await asyncio.shield(self._saving)
+        except RecordError as error:
+            why = f"{error.why}; the {action} of vCPU {ids} is done, and not recorded"
+            raise RecordError(error.path, why, outcome=Outcome.CHANGED) from error
+
+    def _look_at_save(self, saving: "asyncio.Task[None]") -> None:
+        """Tell of a save that failed with nobody waiting for it; the next change tries again."""
+        if not saving.cancelled() and (error := saving.exception()) is not None:
+            _log.error("%s", error, extra={"vm": self.layout.vm.name})
 
     async def close(self) -> None:
         """End everything; a borrowed client and the VM stay as they are. Idempotent."""

@@ -21,11 +21,13 @@ import struct
 import tempfile
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+
+from qmpvcpu.testing.dialogue import HANG, Answer, Command, Failure, Hang
+from qmpvcpu.testing.replay import Replay
 
 __all__ = ["GREETING", "HANG", "Answer", "Command", "Failure", "Hang", "ScriptedPeer"]
 
@@ -35,71 +37,6 @@ GREETING: Final[Mapping[str, Any]] = {
         "capabilities": ["oob"],
     }
 }
-_QUERIES: Final = ("query-", "qom-get", "qom-list", "device-list-properties")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An answer: QMP's error reply.
-
-    Attributes:
-        desc: QEMU's text.
-        error_class: QEMU's error class.
-    """
-
-    desc: str
-    error_class: str = "GenericError"
-
-
-@dataclass(frozen=True, slots=True)
-class Hang:
-    """An answer: none, ever."""
-
-
-HANG: Final = Hang()
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One command that the peer received, and the ways to answer it.
-
-    Attributes:
-        name: The QMP command.
-        arguments: Its arguments, {} if it had none.
-        message: All of the message.
-    """
-
-    name: str
-    arguments: Mapping[str, Any]
-    message: Mapping[str, Any]
-    _peer: "ScriptedPeer" = field(repr=False)
-
-    def _reply(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a reply message, with this command's id if it had one."""
-        return {**content, **({"id": self.message["id"]} if "id" in self.message else {})}
-
-    async def reply(self, value: Any) -> None:
-        """Answer with a ``return``; may be called again, to answer twice."""
-        await self._peer.send(self._reply({"return": value}))
-
-    async def fail(self, desc: str, error_class: str = "GenericError") -> None:
-        """Answer with an ``error``."""
-        await self._peer.send(self._reply({"error": {"class": error_class, "desc": desc}}))
-
-    async def answer(self, content: Mapping[str, Any]) -> None:
-        """Answer with any message, such as one with neither ``return`` nor ``error``; the id is added."""
-        await self._peer.send(self._reply(content))
-
-    async def cut(self, value: Any) -> None:
-        """Send the first half of a reply, and hang up."""
-        data = json.dumps(self._reply({"return": value})).encode()
-        await self._peer.send(data[: len(data) // 2])
-        await self._peer.hang_up()
-
-
-# What stands in ScriptedPeer.answers: a value to return, a Failure, HANG, or a function of the command that returns
-# one of these, itself or awaited. A function may send events first, with the peer that it closes over.
-Answer = Any
 
 
 class ScriptedPeer:
@@ -164,7 +101,7 @@ class ScriptedPeer:
             The peer.
         """
         data = json.loads(capture.read_text()) if isinstance(capture, Path) else capture
-        replay = _Replay(data["steps"])
+        replay = Replay(data["steps"])
         return cls(
             answers={**replay.answers(), **(answers or {})}, greeting=data["greeting"], tcp=tcp, reject_others=True
         )
@@ -364,48 +301,3 @@ class ScriptedPeer:
 async def _awaited(answer: Awaitable[Any]) -> Any:
     """Await an answer whose type is only known now."""
     return await answer
-
-
-class _Replay:
-    """The steps of a recording, and how far they have been replayed."""
-
-    def __init__(self, steps: Iterable[Mapping[str, Any]]) -> None:
-        self._steps = tuple(steps)
-        self._at = 0
-
-    def answers(self) -> dict[str, Answer]:
-        """Return an answer for each command that the recording has."""
-        names = {step["execute"] for step in self._steps}
-        return {name: self._query if name.startswith(_QUERIES) else self._change for name in sorted(names)}
-
-    def _query(self, command: Command) -> Answer:
-        """Answer from here up to the next change, else from before."""
-        for step in self._steps[self._at :]:
-            if not step["execute"].startswith(_QUERIES):
-                break
-            if self._is(step, command):
-                return self._outcome(step)
-        for step in reversed(self._steps[: self._at]):
-            if self._is(step, command):
-                return self._outcome(step)
-        return Failure(f"the recording has no {command.name} with {dict(command.arguments)} up to here")
-
-    def _change(self, command: Command) -> Answer:
-        """Answer as recorded, and move to what follows."""
-        for number, step in enumerate(self._steps[self._at :], start=self._at + 1):
-            if self._is(step, command):
-                self._at = number
-                return self._outcome(step)
-        return Failure(f"the recording has no {command.name} with {dict(command.arguments)} from here")
-
-    @staticmethod
-    def _is(step: Mapping[str, Any], command: Command) -> bool:
-        """Tell whether a step is this command."""
-        return step["execute"] == command.name and (step.get("arguments") or {}) == dict(command.arguments)
-
-    @staticmethod
-    def _outcome(step: Mapping[str, Any]) -> Answer:
-        """Return a step's answer."""
-        if "error" in step:
-            return Failure(step["error"]["desc"], step["error"]["class"])
-        return step["return"]

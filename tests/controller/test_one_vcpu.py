@@ -282,7 +282,7 @@ async def test_a_wish_to_keep_a_vcpu_that_is_leaving_waits_and_plugs_it_again(on
         assert isinstance(request.verdict, Refused)
 
 
-@pytest.mark.parametrize("on", [p for p in substrates(["q35"]) if p.values[0].refuses_removal_before_ready])
+@pytest.mark.parametrize("on", [p for p in substrates(["q35"]) if p.values[0].has_legacy_mode])
 async def test_a_guest_whose_acpi_is_not_up_yet_gets_a_hint(on: Substrate) -> None:
     # No time is told the guest to come up in: it is held in reset by not being run at all.
     async with running(on, wait=False, extra_args=["-S"]) as (guest, vm), other_client(guest) as other:

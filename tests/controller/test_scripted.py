@@ -260,6 +260,10 @@ async def test_a_reply_that_is_none_leaves_the_outcome_unknown() -> None:
         await (await peer.expect("device_add")).answer({"neither": 1})
         with pytest.raises(OutcomeUnknownError, match="malformed reply to device_add"):
             await plugging
+        assert 5 not in vm.layout.enabled
+        cpus_with(peer, 5)  # QEMU did it all the same
+        await peer.event("ACPI_DEVICE_OST", ost(5, 0, source=1))
+        await vm.wait_for(lambda layout: 5 in layout.enabled, timeout=5)
         unplugging = asyncio.create_task(vm.unplug(2))
         await (await peer.expect("device_del")).answer({"neither": 1})
         with pytest.raises(OutcomeUnknownError, match="malformed reply to device_del"):

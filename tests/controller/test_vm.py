@@ -495,6 +495,24 @@ async def test_a_late_answer_reaches_the_record_without_anyone_waiting(guest: Mi
     assert b"<vcpu id='3' enabled='no'" in path.read_bytes()
 
 
+async def test_a_late_answer_that_cannot_be_recorded_is_told_in_the_log(
+    guest: MicroGuest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "records"
+    folder.mkdir()
+    await guest.become(Personality.held())
+    async with qmpvcpu.attach(guest.qmp, name="web", record=folder / "vm.xml") as vm:
+        await vm.plug(3)
+        await vm.request_unplug(3)
+        await vm.wait_for(lambda layout: 3 in layout.pending, timeout=10)
+        await vm._session.recorded("unplug", VcpuMap([3]))
+        (folder / "vm.xml").unlink()
+        folder.rmdir()
+        await guest.become(Personality.obliging())
+        await vm.wait_for(lambda layout: 3 not in layout.enabled, timeout=10)
+    assert "vm.xml" in caplog.text
+
+
 @pytest.mark.parametrize("content", [b"<domain type='kvm'><name>web</name><devices/></domain>", b"garbage", b""])
 async def test_a_file_that_is_no_record_of_ours_is_left_alone(
     guest: MicroGuest, tmp_path: Path, content: bytes
@@ -524,8 +542,9 @@ async def test_a_record_that_cannot_be_written_is_an_error_of_the_call(guest: Mi
     async with qmpvcpu.attach(guest.qmp, name="web", record=folder / "vm.xml") as vm:
         (folder / "vm.xml").unlink()
         folder.rmdir()
-        with pytest.raises(RecordError):
+        with pytest.raises(RecordError, match="the plug of vCPU 3 is done, and not recorded") as caught:
             await vm.plug(3)
+        assert caught.value.outcome is qmpvcpu.Outcome.CHANGED
         assert vm.layout.enabled == {0, 3}
         folder.mkdir()
         await vm.plug(4)

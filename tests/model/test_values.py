@@ -20,7 +20,11 @@ from qmpvcpu import (
     UnplugPendingError,
     UnplugRefusedError,
     VcpuMap,
+    VcpuPlugged,
+    VmResumed,
+    VmStopped,
 )
+from qmpvcpu.errors import describe, shorten
 from qmpvcpu.model import OstAnswer, OstStatus, Topology, VmInfo, VmStatus, as_json, needs_x2apic, verdict_of
 from qmpvcpu.model.vm import apic_id
 
@@ -131,3 +135,19 @@ def test_apic_ids_leave_room_for_sizes_that_are_no_power_of_two() -> None:
 )
 def test_a_status_knows_a_migration(status: VmStatus, migrating: bool, away: bool, steady: bool) -> None:  # noqa: FBT001 - a table
     assert (status.migrating, status.migrated_away, status.is_steady) == (migrating, away, steady)
+
+
+def test_values_of_one_kind_and_content_are_one() -> None:
+    one, same, other = (VcpuPlugged(generation=n, ids=VcpuMap([3])) for n in (1, 1, 2))
+    assert one == same
+    assert len({one, same, other}) == 2
+    assert VmStopped(generation=1) != VmResumed(generation=1)
+    assert repr(one) == "VcpuPlugged(generation=1, origin=<Origin.UNKNOWN: 'unknown'>, ids=VcpuMap('3'))"
+
+
+def test_what_an_error_quotes_is_short_and_never_fails() -> None:
+    assert shorten({"a": 1}) == '{"a": 1}'
+    assert shorten("x" * 1000, limit=10).endswith("(1002 characters)")
+    assert shorten({1}) == "{1}"
+    assert describe("plug", ()) == "plug of a vCPU"
+    assert describe("unplug", VcpuMap([4, 5, 6, 7])) == "unplug of vCPUs 4-7"

@@ -1,50 +1,17 @@
 """Every QEMU of the machine, under every accelerator, on every machine type that the micro-guest knows."""
 
 import asyncio
-import dataclasses
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 from qemu.qmp import EventListener, QMPClient
 
-from qmpvcpu.testing import MicroGuest, find_qemus
+from qmpvcpu.testing import MicroGuest
+from tests.substrates import Substrate, substrates
 
 OST = tuple[int, int, int]  # slot, source event, status
-
-
-@dataclasses.dataclass(frozen=True)
-class Substrate:
-    """What a VM runs on."""
-
-    version: str
-    qemu: Path
-    accel: Any
-    machine: str
-
-    @property
-    def survives_plug_after_unplug(self) -> bool:
-        """QEMU 7.2 under TCG crashes on it."""
-        return self.accel == "kvm" or int(self.version.split(".")[0]) >= 10
-
-    @property
-    def has_legacy_mode(self) -> bool:
-        """Before QEMU 11 the register block starts in a mode without removals, and without memory of inserts."""
-        return int(self.version.split(".")[0]) < 11
-
-
-def substrates(machines: Collection[str] = ("q35", "pc")) -> Iterator[Any]:
-    """A parameter for each combination; those under KVM are marked so."""
-    found = find_qemus()
-    assert found, "no QEMU to test with: run fixtures/install.sh"
-    for version, qemu in found.items():
-        for accel in ("kvm", "tcg"):
-            for machine in machines:
-                marks = [pytest.mark.kvm] if accel == "kvm" else []
-                on = Substrate(version, qemu, accel, machine)
-                yield pytest.param(on, id=f"{version}-{accel}-{machine}", marks=marks)
 
 
 class Vm:

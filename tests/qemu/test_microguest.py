@@ -10,7 +10,8 @@ from qemu.qmp import ExecuteError
 from qmpvcpu.testing import UNTIL_TOLD, MicroGuest, Personality, QemuProcessError, QemuStartError
 
 if TYPE_CHECKING:
-    from tests.qemu.conftest import StartVm, Substrate
+    from tests.qemu.conftest import StartVm
+from tests.substrates import Substrate
 
 pytestmark = pytest.mark.qemu
 
