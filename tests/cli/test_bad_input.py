@@ -145,7 +145,7 @@ async def test_a_qemu_that_dies_while_the_guest_works_leaves_the_outcome_unknown
     assert ran.error["outcome"] == "unknown"
 
 
-@pytest.mark.parametrize("on", [each for each in substrates(["q35"]) if each.values[0].refuses_removal_before_ready])
+@pytest.mark.parametrize("on", [each for each in substrates(["q35"]) if each.values[0].has_legacy_mode])
 async def test_a_guest_that_is_not_up_yet_is_a_rejection_with_a_hint(on: Substrate) -> None:
     async with MicroGuest(on.qemu, accel=on.accel, boot=2, ready_after_ms=UNTIL_TOLD, wait=False) as guest:
         ran = await run("unplug", "1", "--json", "--qmp", guest.qmp)

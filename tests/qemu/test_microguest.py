@@ -11,7 +11,7 @@ from qmpvcpu.testing import UNTIL_TOLD, MicroGuest, Personality, QemuProcessErro
 
 if TYPE_CHECKING:
     from tests.qemu.conftest import StartVm
-from tests.substrates import Substrate
+    from tests.substrates import Substrate
 
 pytestmark = pytest.mark.qemu
 
