@@ -5,11 +5,11 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.model import VcpuMap
+from qmpvcpu.testing.guest import GuestVm
 from qmpvcpu.testing.qemu import Accelerator, QemuProcess, QemuProcessError, QemuStartError, _cache, best_qemu
 
 __all__ = ["LinuxGuest", "LinuxGuestMissingError"]
@@ -29,7 +29,7 @@ class LinuxGuestMissingError(QmpVcpuError):
     """The kernel or the initramfs of the Linux guest has not been made on this machine."""
 
 
-class LinuxGuest:
+class LinuxGuest(GuestVm):
     """A QEMU that runs the Linux guest; an async context manager.
 
     When it is entered Linux is up. It brings every plugged CPU online by itself. It is killed at the end. The CPU
@@ -61,9 +61,6 @@ class LinuxGuest:
         ...         await guest.refuse()
         ...         await vm.unplug(2)  # raises UnplugRefusedError
     """
-
-    process: QemuProcess
-    accelerator: Accelerator
 
     def __init__(
         self,
@@ -129,21 +126,6 @@ class LinuxGuest:
             await self._stop()
             raise
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stop()
-
-    @property
-    def qmp(self) -> Path:
-        """Path of the first QMP socket."""
-        return self.process.qmp
-
-    @property
-    def sockets(self) -> tuple[Path, ...]:
-        """Paths of all QMP sockets."""
-        return self.process.sockets
 
     @property
     def console(self) -> str:

@@ -7,9 +7,9 @@ import logging
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from qmpvcpu.testing.guest import GuestVm
 from qmpvcpu.testing.qemu import (
     Accelerator,
     QemuProcess,
@@ -41,7 +41,7 @@ _LEVELS = {  # of -smp, with the property that places a CPU in it; outermost fir
 }
 
 
-class MicroGuest:
+class MicroGuest(GuestVm):
     """A QEMU that runs the micro-guest; an async context manager.
 
     When it is entered the guest is ready: it answers plugs and unplugs as its personalities say, and sleeps
@@ -74,9 +74,6 @@ class MicroGuest:
         ...         async with qmpvcpu.attach(guest.qmp) as vm:
         ...             await vm.plug(2)
     """
-
-    process: QemuProcess
-    accelerator: Accelerator
 
     def __init__(
         self,
@@ -123,21 +120,6 @@ class MicroGuest:
         if accel is not None:
             await self._start(qemu, accel, timeout=_TIMEOUT)
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stop()
-
-    @property
-    def qmp(self) -> Path:
-        """Path of the first QMP socket."""
-        return self.process.qmp
-
-    @property
-    def sockets(self) -> tuple[Path, ...]:
-        """Paths of all QMP sockets."""
-        return self.process.sockets
 
     async def wait_ready(self, *, timeout: float = _TIMEOUT) -> None:  # noqa: ASYNC109 - a bound that names its failure
         """Return when the guest has booted once more than this was answered; after a reset: when it is up again.

@@ -1,0 +1,38 @@
+"""What every VM of the test kit has, whatever guest runs in it."""
+
+from pathlib import Path
+from types import TracebackType
+
+from qmpvcpu.testing.qemu import Accelerator, QemuProcess
+
+__all__ = ["GuestVm"]
+
+
+class GuestVm:
+    """A QEMU with a guest in it; base of the kit's guests.
+
+    Attributes:
+        process: The :class:`~qmpvcpu.testing.qemu.QemuProcess`, once entered.
+        accelerator: What it runs under, once entered.
+    """
+
+    process: QemuProcess
+    accelerator: Accelerator
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    @property
+    def qmp(self) -> Path:
+        """Path of the first QMP socket."""
+        return self.process.qmp
+
+    @property
+    def sockets(self) -> tuple[Path, ...]:
+        """Paths of all QMP sockets."""
+        return self.process.sockets
+
+    async def _stop(self) -> None:
+        await self.process.aclose()
