@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -313,3 +314,35 @@ async def test_what_qemu_does_not_know_is_done_without() -> None:
         info = vm.layout.vm
         assert (info.uuid, info.memory_kib, info.topology, info.machine) == (None, None, None, "unknown")
         assert info.name  # from the socket's path
+
+
+async def test_what_happens_while_we_read_is_not_missed() -> None:
+    async def answer_late(_: Command) -> Any:
+        await peer.event("DEVICE_DELETED", {"path": BOOT_CPU_2})
+        return {"status": "running", "running": True}
+
+    capture = CAPTURES["10.0.2-q35-sct-2x2x2-boot3"]
+    answers = {**capture_answers(capture), "query-status": answer_late}
+    peer = ScriptedPeer.from_capture(capture.data, answers=answers)
+    async with peer, qmpvcpu.attach(peer.address) as vm:
+        assert vm.layout.enabled == {0, 1}
+        assert vm.address == peer.address
+
+
+BOOT_CPU_2 = next(CAPTURES["10.0.2-q35-sct-2x2x2-boot3"].layouts())[2].qom_path
+
+
+async def test_a_session_that_ends_at_the_end_of_the_reading_is_lost_from_the_start(tmp_path: Path) -> None:
+    async def leave(command: Command) -> Any:
+        await command.reply([])
+        await peer.hang_up()
+        return HANG
+
+    capture = CAPTURES["10.0.2-q35-sct-2x2x2-boot3"]
+    memory = {"base-memory": 2**26, "plugged-memory": 0}
+    answers = {**capture_answers(capture), "query-memory-size-summary": memory, "qom-list": leave}
+    async with ScriptedPeer.from_capture(capture.data, answers=answers) as peer:
+        vm = await qmpvcpu.attach(peer.address, name="web", record=tmp_path / "vm.xml")
+        with pytest.raises(qmpvcpu.MonitorLostError):
+            await vm.wait_for(lambda layout: 7 in layout.enabled, timeout=5)
+        await vm.close()
