@@ -25,7 +25,7 @@ from qmpvcpu.domainxml import Identity, Instance, Metadata, read_identity, rende
 from qmpvcpu.errors import DomainXmlError, Outcome, RecordError
 from qmpvcpu.model import Layout
 
-__all__ = ["Record", "load", "save"]
+__all__ = ["Record", "instance_of", "load", "save"]
 
 # 4096 vCPUs, the most that QEMU 11.1 takes, are a document of 300 KB.
 _MOST_BYTES = 4 * 1024 * 1024
@@ -58,6 +58,26 @@ async def load(path: str | os.PathLike[str]) -> bytes | None:
         RecordError: It is a symlink, no regular file, larger than 4 MiB, or cannot be read.
     """
     return await _load_in_thread(Path(path))
+
+
+def instance_of(host_tid: int | None, pid: int | None) -> Instance | None:
+    """Return which run of QEMU this is, or None where vCPU 0's thread is not known.
+
+    Args:
+        host_tid: Thread id of vCPU 0 on QEMU's host.
+        pid: QEMU's process id, or None where it runs on another host.
+
+    Source:
+        proc(5), ``/proc/pid/task/tid/stat``, field 22.
+    """
+    if host_tid is None:
+        return None
+    ticks = None
+    if pid is not None:
+        with contextlib.suppress(OSError):  # it may have ended, or be hidden from us: then only its number is known
+            fields = Path(f"/proc/{pid}/task/{host_tid}/stat").read_text().rpartition(")")[2].split()
+            ticks = int(fields[19])
+    return Instance(host_tid, ticks)
 
 
 class Record:

@@ -128,9 +128,10 @@ async def _open(
         kept = None
         if record is not None:
             # Here, and not above: XML and files are a third of the time that importing us would take.
-            from qmpvcpu.record import Record  # noqa: PLC0415
+            from qmpvcpu.record import Record, instance_of  # noqa: PLC0415
 
-            kept = await Record.open(record, name=layout.vm.name, uuid=layout.vm.uuid)
+            instance = instance_of(layout[0].host_tid if layout.max else None, monitor.peer_pid)
+            kept = await Record.open(record, name=layout.vm.name, uuid=layout.vm.uuid, instance=instance)
             await kept.write(engine.layout)
         session = Session(monitor, reader, engine, record=kept, timeout=timeout, resync_interval=resync_interval)
     except BaseException:

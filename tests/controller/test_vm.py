@@ -482,6 +482,11 @@ async def test_the_record_follows_the_vm(guest: MicroGuest, tmp_path: Path) -> N
         again = domainxml.read_identity(path.read_bytes())
         assert again.name == "web"
         assert again.uuid == domainxml.read_identity(recorded).uuid  # made up once
+        assert again.metadata is not None
+        instance = again.metadata.instance
+        assert instance is not None
+        assert instance.host_tid == vm.layout[0].host_tid
+        assert instance.start_ticks is not None
 
 
 async def test_a_late_answer_reaches_the_record_without_anyone_waiting(guest: MicroGuest, tmp_path: Path) -> None:

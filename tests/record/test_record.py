@@ -10,7 +10,7 @@ import pytest
 
 from qmpvcpu.domainxml import Instance, Metadata, read_identity, render
 from qmpvcpu.errors import RecordError
-from qmpvcpu.record import Record
+from qmpvcpu.record import Record, instance_of
 from tests.domainxml.examples import Q35, layout_of, vcpu_rows
 from tests.record.conftest import listing
 
@@ -185,3 +185,14 @@ async def test_the_end_of_the_loop_in_the_middle_of_a_write_cancels_who_waits(tm
     with pytest.raises(asyncio.CancelledError):
         await write
     assert (tmp_path / "vm.xml").exists()
+
+
+def test_an_instance_is_known_by_its_thread_and_when_that_started() -> None:
+    ours = instance_of(os.getpid(), os.getpid())
+    assert ours is not None
+    assert ours.host_tid == os.getpid()
+    assert ours.start_ticks is not None
+    assert instance_of(os.getpid(), os.getpid()) == ours
+    assert instance_of(7, None) == Instance(7)  # on another host
+    assert instance_of(2**22 + 1, os.getpid()) == Instance(2**22 + 1)  # it has ended
+    assert instance_of(None, os.getpid()) is None
