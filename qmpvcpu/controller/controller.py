@@ -33,6 +33,7 @@ class VcpuController:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._engine = session.engine
+        self._plugging: dict[int, asyncio.Task[None]] = {}
         self._unplugging: dict[int, asyncio.Task[None]] = {}
 
     # What is known.
@@ -128,7 +129,9 @@ class VcpuController:
         await self._session.know_status()
         slot = planning.check_plug(self._engine.situation, vcpu, allow_fatal=allow_fatal)
         self._engine.plug_sent(slot.first)
-        await self._session.replied("plug", slot.ids, self._session.start(self._send_plug(slot)))
+        task = self._plugging[slot.first] = self._session.start(self._send_plug(slot))
+        task.add_done_callback(lambda _: self._plugging.pop(slot.first, None))
+        await self._session.replied("plug", slot.ids, task)
         await self._session.recorded("plug", slot.ids)
         doubled = slot.first in self._engine.doubled
         if proof is Proof.ACKNOWLEDGED or require_proof or doubled:
@@ -155,15 +158,17 @@ class VcpuController:
             MonitorLostError: The connection was lost before.
         """
         self._session.check_open()
+        if vcpu not in self._engine.removals:
+            await self._session.know_status()
+            if self._engine.single_threaded is None and self.layout.vm.accelerator == "tcg":
+                await self._session.read(Read.FULL)  # only two vCPUs' threads tell, and there are two now
+        # From here to the command there is no await: whoever asked while we looked is joined.
         removal = self._engine.removals.get(vcpu)
         if removal is not None:
             task = self._unplugging.get(vcpu)
             if task is not None:
                 await self._session.replied("unplug", removal.ids, task)
             return UnplugRequest(removal, self._session.wait_answer, joined=True)
-        await self._session.know_status()
-        if self._engine.single_threaded is None and self.layout.vm.accelerator == "tcg":
-            await self._session.read(Read.FULL)  # only two vCPUs' threads tell, and there are two now
         slot = planning.check_unplug(
             self._engine.situation, vcpu, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus
         )
@@ -229,6 +234,9 @@ class VcpuController:
             slot = planning.find_slot("unplug", self.layout, vcpu)
             return await self.unplug(vcpu, timeout=timeout, allow_fatal=allow_fatal) if slot.present else slot.ids
         slot = planning.find_slot("plug", self.layout, vcpu)
+        if vcpu in self._plugging:  # another caller's wish is the same
+            await self._session.replied("plug", slot.ids, self._plugging[vcpu])
+            slot = self.layout.slot_of(vcpu)
         removal = self._engine.removals.get(vcpu)
         if removal is not None:
             verdict = await self._session.wait_answer(removal, timeout)

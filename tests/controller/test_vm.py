@@ -208,16 +208,27 @@ async def test_concurrent_callers_do_not_disturb_each_other(guest: MicroGuest) -
         assert vm.layout.enabled == {0}
 
 
-async def test_two_callers_for_one_vcpu(guest: MicroGuest) -> None:
-    async with qmpvcpu.attach(guest.qmp) as vm:
+@ON_Q35
+async def test_two_callers_for_one_vcpu(on: Substrate) -> None:
+    async with running(on) as (_, vm):
         results = await asyncio.gather(vm.plug(3), vm.plug(3), return_exceptions=True)
         assert results[0] == VcpuMap([3])
         assert isinstance(results[1], StepDeniedError)
         assert results[1].reason is DenialReason.IN_PROGRESS
         with exchange() as sent:
-            gone = await asyncio.gather(vm.unplug(3), vm.unplug(3))
-        assert [str(ids) for ids in gone] == ["3", "3"]
+            gone = await asyncio.gather(*(vm.unplug(3) for _ in range(4)))
+        assert [str(ids) for ids in gone] == ["3"] * 4
         assert sent.count("device_del") == 1
+
+
+async def test_callers_with_one_wish_send_one_command(guest: MicroGuest) -> None:
+    async with qmpvcpu.attach(guest.qmp) as vm:
+        for enabled, command in ((True, "device_add"), (False, "device_del")):
+            with exchange() as sent:
+                states = await asyncio.gather(*(vm.set_state(3, enabled=enabled) for _ in range(3)))
+            assert [str(ids) for ids in states] == ["3"] * 3
+            assert sent.count(command) == 1
+            assert vm.layout[3].enabled == enabled
 
 
 async def test_cancelling_a_caller_leaves_no_outcome_unread(guest: MicroGuest) -> None:
