@@ -200,7 +200,8 @@ class Session:
         await asyncio.wait({task}, timeout=self.timeout)
         if not task.done():
             silence = MonitorTimeoutError("device_add" if action == "plug" else "device_del", self.timeout)
-            raise OutcomeUnknownError(action, ids, f"{silence}; if it does yet, that is an event") from silence
+            why = f"{silence}; a late reply is taken in, and is an event"
+            raise OutcomeUnknownError(action, ids, why) from silence
         task.result()
 
     # Reading.
