@@ -192,7 +192,7 @@ def print_answer(answer: Answer, shell: Shell) -> int:
     elif answer.text is not None:
         shell.say(answer.text)
     for line in complaint:
-        shell.err.print(line, soft_wrap=True)
+        shell.err.print(line)
     if shell.unprinted is not None:
         shell.err.print(f"qmpvcpu: cannot print the answer: {shell.unprinted}", soft_wrap=True)
         return answer.code or NOT_REACHED

@@ -4,7 +4,6 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from qmpvcpu.errors import DomainXmlError, InvalidMapError, QmpVcpuError
@@ -136,11 +135,12 @@ def vcpu_table(layout: Layout) -> Table:
     props = layout.slots[0].props if layout.slots else {}
     levels = sorted((name for name in props if name != "node-id"), key=_depth)
     nodes = any("node-id" in slot.props for slot in layout.slots)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("id", justify="right")
     table.add_column("state")
     table.add_column("order", justify="right")
-    table.add_column("/".join(name.removesuffix("-id") for name in levels) or "place", justify="center")
+    # One below the other: the whole table fits 80 columns.
+    table.add_column("/\n".join(name.removesuffix("-id") for name in levels) or "place", justify="center")
     if nodes:
         table.add_column("node", justify="right")
     table.add_column("device id", overflow="fold")
