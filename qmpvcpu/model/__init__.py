@@ -7,9 +7,11 @@ names of QEMU's properties, which are passed through unchanged.
 from qmpvcpu.model.events import (
     Disconnected,
     Event,
+    InstanceChanged,
     LayoutChanged,
     MigrationChanged,
     Origin,
+    Reconnected,
     UnplugAcknowledged,
     UnplugPending,
     UnplugRefused,
@@ -30,6 +32,8 @@ from qmpvcpu.model.mapping import (
     runs_single_threaded,
 )
 from qmpvcpu.model.ost import OstAnswer, OstStatus
+from qmpvcpu.model.report import StepReport, TransitionError, TransitionOutcome, TransitionReport, succeeded
+from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import (
     Denied,
@@ -47,27 +51,38 @@ from qmpvcpu.model.verdicts import (
 from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatus, needs_x2apic
 
 __all__ = [
+    "Action",
     "Capabilities",
     "CpuProps",
     "Denied",
+    "Direction",
     "Disconnected",
     "Event",
+    "InstanceChanged",
+    "Intent",
     "KnownFault",
     "Layout",
     "LayoutChanged",
     "MigrationChanged",
+    "OnFailure",
     "Origin",
     "OstAnswer",
     "OstStatus",
     "Pending",
     "Plugged",
     "Proof",
+    "Reconnected",
     "Refused",
     "Rejected",
     "Slot",
     "SlotReading",
+    "Step",
+    "StepReport",
     "ThreadReading",
     "Topology",
+    "TransitionError",
+    "TransitionOutcome",
+    "TransitionReport",
     "Unknown",
     "UnplugAcknowledged",
     "UnplugPending",
@@ -90,5 +105,6 @@ __all__ = [
     "creation_order",
     "needs_x2apic",
     "runs_single_threaded",
+    "succeeded",
     "verdict_of",
 ]

@@ -9,9 +9,11 @@ from qmpvcpu.model.vcpumap import VcpuMap
 __all__ = [
     "Disconnected",
     "Event",
+    "InstanceChanged",
     "LayoutChanged",
     "MigrationChanged",
     "Origin",
+    "Reconnected",
     "UnplugAcknowledged",
     "UnplugPending",
     "UnplugRefused",
@@ -162,10 +164,20 @@ class MigrationChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Disconnected(Event):
-    """The QMP connection is lost; no event follows.
+    """The QMP connection is lost; no event follows, unless ``attach(reconnect=True)`` finds QEMU again.
 
     Attributes:
         why: What ended it.
     """
 
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Reconnected(Event):
+    """The QMP connection is back, and the VM has been read again; what happened meanwhile came before this event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class InstanceChanged(Event):
+    """The same VM runs in another QEMU than the record, or the lost connection, knew: pending removals are void."""

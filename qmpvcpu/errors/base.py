@@ -1,0 +1,82 @@
+"""What all errors share, and errors about input."""
+
+import enum
+import json
+from collections.abc import Collection
+
+
+class Outcome(enum.Enum):
+    """What became of the VM when an error was raised."""
+
+    UNCHANGED = "unchanged"
+    CHANGED = "changed"
+    UNKNOWN = "unknown"
+
+
+class QmpVcpuError(Exception):
+    """Base of all errors of qmpvcpu.
+
+    Attributes:
+        outcome: What became of the VM.
+    """
+
+    outcome: Outcome = Outcome.UNCHANGED
+
+
+class InvalidMapError(QmpVcpuError, ValueError):
+    """A set of vCPU ids cannot be read.
+
+    Attributes:
+        text: What was given.
+    """
+
+    def __init__(self, text: object, why: str) -> None:
+        super().__init__(f"{text!r} is no set of vCPU ids: {why}")
+        self.text = text
+
+
+class DomainXmlError(QmpVcpuError, ValueError):
+    """A domain document is not well-formed, not safe to read, or not what libvirt means.
+
+    Attributes:
+        line: Line of the document, from 1, or None.
+    """
+
+    def __init__(self, message: str, *, line: int | None = None) -> None:
+        super().__init__(message if line is None else f"line {line}: {message}")
+        self.line = line
+
+
+class WaitTimeoutError(QmpVcpuError, TimeoutError):
+    """A condition that was waited for did not come true in time; nothing was changed by waiting.
+
+    Attributes:
+        timeout: The deadline, in seconds.
+        enabled: The vCPUs that are plugged, as text.
+        pending: The vCPUs whose removal is unanswered, as text.
+    """
+
+    def __init__(self, timeout: float, enabled: str, pending: str) -> None:
+        waiting = f", of which {pending} pending" if pending else ""
+        super().__init__(f"the condition did not hold within {timeout:g} s; plugged are {enabled}{waiting}")
+        self.timeout = timeout
+        self.enabled = enabled
+        self.pending = pending
+
+
+def describe(action: str, vcpus: Collection[int]) -> str:
+    """Name a step as errors and logs do, such as ``unplug of vCPU 3``."""
+    if not vcpus:
+        return f"{action} of a vCPU"
+    if len(vcpus) == 1:
+        return f"{action} of vCPU {next(iter(vcpus))}"
+    return f"{action} of vCPUs {min(vcpus)}-{max(vcpus)}"
+
+
+def shorten(value: object, limit: int = 300) -> str:
+    """Return *value* as JSON text of at most about *limit* characters, for messages."""
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

@@ -1,0 +1,34 @@
+"""The record on disk."""
+
+from qmpvcpu.errors.base import Outcome, QmpVcpuError
+
+
+class RecordError(QmpVcpuError):
+    """The record on disk cannot be read, written or trusted; the file there is as it was.
+
+    Attributes:
+        path: The record's path.
+        why: What is wrong.
+    """
+
+    def __init__(self, path: object, why: str, *, outcome: Outcome = Outcome.UNCHANGED) -> None:
+        super().__init__(f"record {path}: {why}")
+        self.path = str(path)
+        self.why = why
+        self.outcome = outcome
+
+
+class RecordCorruptError(RecordError):
+    """What is on disk is no record that can be trusted: torn, hostile, or of a newer version; it is left alone."""
+
+
+class RecordLockedError(RecordError):
+    """Somebody else keeps this record.
+
+    Attributes:
+        pid: The process that holds it, or None where that cannot be told.
+    """
+
+    def __init__(self, path: object, pid: int | None, who: str) -> None:
+        super().__init__(path, f"locked by {who}: one record has one keeper")
+        self.pid = pid

@@ -1,0 +1,133 @@
+"""How a transition ended, slot by slot."""
+
+import enum
+from dataclasses import dataclass
+
+from qmpvcpu.errors import Outcome, QmpVcpuError
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.transition import Action, OnFailure
+from qmpvcpu.model.value import Value
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict
+
+__all__ = ["StepReport", "TransitionError", "TransitionOutcome", "TransitionReport", "succeeded"]
+
+
+class TransitionOutcome(enum.Enum):
+    """How a transition ended.
+
+    REACHED: the map is the target. PARTIAL: it is not, and nothing was undone. REVERTED: all that was done is undone.
+    REVERT_INCOMPLETE: some of it could not be.
+    """
+
+    REACHED = "reached"
+    PARTIAL = "partial"
+    REVERTED = "reverted"
+    REVERT_INCOMPLETE = "revert incomplete"
+
+
+def succeeded(action: Action, verdict: Verdict | None) -> bool:
+    """Return True if *verdict* is what *action* was for; a KEEP is content with a guest that refuses to let go."""
+    match action:
+        case Action.PLUG:
+            return isinstance(verdict, Plugged)
+        case Action.UNPLUG:
+            return isinstance(verdict, Unplugged)
+    return isinstance(verdict, Refused | Plugged)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class StepReport(Value):
+    """What became of one slot.
+
+    Attributes:
+        action: What was to be done.
+        ids: All vCPU ids of the slot.
+        verdict: How it ended, or None if it was never sent.
+        reason: Why it is not as wished, in words; "" if it is.
+        seconds: From sending to the verdict; 0 if it was never sent.
+        undo: How the undoing of it ended, or None if there was none.
+        undone: True if it was undone, False if it should have been and is not, None if there was nothing to undo.
+    """
+
+    action: Action
+    ids: VcpuMap
+    verdict: Verdict | None = None
+    reason: str = ""
+    seconds: float = 0.0
+    undo: Verdict | None = None
+    undone: bool | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True if the slot became what was wished, whether or not that was undone after."""
+        return succeeded(self.action, self.verdict)
+
+    def __str__(self) -> str:
+        said = "not sent" if self.verdict is None else self.verdict.name
+        undone = {None: "", True: ", undone", False: ", NOT undone"}[self.undone]
+        why = f": {self.reason}" if self.reason else ""
+        return f"{self.action.value} {self.ids}: {said}{undone}{why}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TransitionReport(Value):
+    """What became of a whole map; printable.
+
+    Attributes:
+        start: The vCPUs that were plugged before.
+        target: The vCPUs that were to be.
+        on_failure: The policy.
+        outcome: How it ended.
+        steps: Slot by slot, in the order of the plan.
+        layout: The VM at the end.
+        seconds: From the first command to the last answer.
+        cancelled: True if somebody stopped it.
+        unrecorded: Why the record does not have it, or "".
+    """
+
+    start: VcpuMap
+    target: VcpuMap
+    on_failure: OnFailure
+    outcome: TransitionOutcome
+    steps: tuple[StepReport, ...]
+    layout: Layout
+    seconds: float = 0.0
+    cancelled: bool = False
+    unrecorded: str = ""
+
+    def __str__(self) -> str:
+        layout = self.layout
+        pending = f", pending {layout.pending}" if layout.pending else ""
+        stopped = ", stopped by its caller" if self.cancelled else ""
+        head = (
+            f"{self.outcome.name}{stopped}: vCPUs {self.start} to {self.target}, on failure {self.on_failure.value};"
+            f" plugged now: {layout.enabled}{pending}"
+        )
+        unrecorded = [f"  not recorded: {self.unrecorded}"] if self.unrecorded else []
+        return "\n".join([head, *(f"  {step}" for step in self.steps), *unrecorded])
+
+
+class TransitionError(QmpVcpuError):
+    """A map was not reached; the report tells slot by slot what happened.
+
+    Attributes:
+        report: The report.
+    """
+
+    def __init__(self, report: TransitionReport) -> None:
+        wrong = [str(step) for step in report.steps if step.verdict is not None and not step.ok]
+        wrong += [str(step) for step in report.steps if step.ok and step.undone is False]
+        unsent = [str(step.ids) for step in report.steps if step.verdict is None]
+        wrong += [f"not sent: {', '.join(unsent)}"] if unsent else []
+        pending = f", pending {report.layout.pending}" if report.layout.pending else ""
+        super().__init__(
+            f"vCPUs {report.target} not reached ({report.outcome.value}): {'; '.join(wrong) or 'changed by other'};"
+            f" plugged now: {report.layout.enabled}{pending}"
+        )
+        self.report = report
+        verdicts = [verdict for step in report.steps for verdict in (step.verdict, step.undo)]
+        if any(isinstance(verdict, Unknown | Pending) for verdict in verdicts):
+            self.outcome = Outcome.UNKNOWN
+        elif any(step.ok and not step.undone for step in report.steps):
+            self.outcome = Outcome.CHANGED

@@ -1,0 +1,86 @@
+"""What a transition is made of: actions, steps, policies, and the intent that is recorded before the first command."""
+
+import enum
+from dataclasses import dataclass
+
+from qmpvcpu.model.value import Value
+from qmpvcpu.model.vcpumap import VcpuMap
+
+__all__ = ["Action", "Direction", "Intent", "OnFailure", "Step"]
+
+
+class Action(enum.Enum):
+    """What a step does to its slot.
+
+    KEEP is for a vCPU that shall stay while its removal is pending, which QEMU has no way to withdraw: the guest's
+    answer is waited for, and the vCPU is plugged again if it left.
+    """
+
+    PLUG = "plug"
+    UNPLUG = "unplug"
+    KEEP = "keep"
+
+
+class OnFailure(enum.Enum):
+    """What becomes of the other steps when one fails.
+
+    STOP: nothing more is sent; what is in flight is awaited. CONTINUE: the others are done all the same. REVERT:
+    nothing more is sent, what is in flight is awaited, and what this transition did is undone, in reverse order.
+    """
+
+    STOP = "stop"
+    CONTINUE = "continue"
+    REVERT = "revert"
+
+
+class Direction(enum.Enum):
+    """Whether a transition goes towards its target or back to its start."""
+
+    FORWARD = "forward"
+    REVERTING = "reverting"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Step(Value):
+    """One slot's part of a transition.
+
+    Attributes:
+        action: What is done.
+        ids: All vCPU ids of the slot, which move together.
+        qom_path: The CPU that is to go, or to stay; None for a plug.
+        joins: True for the unplug of a vCPU whose removal is pending already: nothing is sent, its answer is awaited.
+    """
+
+    action: Action
+    ids: VcpuMap
+    qom_path: str | None = None
+    joins: bool = False
+
+    @property
+    def first(self) -> int:
+        """The first vCPU id of the slot, which names it."""
+        return min(self.ids)
+
+    def __str__(self) -> str:
+        return f"{self.action.value} {self.ids}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Intent(Value):
+    """What is wanted of the VM and under way: in the record before its first command, until its outcome is known.
+
+    Attributes:
+        start: The vCPUs that were plugged before.
+        target: The vCPUs that are to be.
+        steps: The slots concerned, in order.
+        on_failure: The policy.
+        timeout: How long the guest has for each answer, in seconds.
+        direction: Which way it goes now.
+    """
+
+    start: VcpuMap
+    target: VcpuMap
+    steps: tuple[Step, ...]
+    on_failure: OnFailure = OnFailure.STOP
+    timeout: float = 30.0
+    direction: Direction = Direction.FORWARD
