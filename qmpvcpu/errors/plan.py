@@ -72,7 +72,7 @@ class StalePlanError(PlanError):
 
     def __init__(self, planned: str, observed: str) -> None:
         super().__init__(
-            f"the plan is stale, nothing was sent: it starts from {planned}, and the VM is at {observed} now; plan again"
+            f"the plan is stale, nothing was sent: it starts from {planned}, the VM is at {observed} now; plan again"
         )
         self.planned = planned
         self.observed = observed

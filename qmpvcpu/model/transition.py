@@ -1,4 +1,4 @@
-"""What a transition is made of: actions, steps, policies, and the intent that is recorded before the first command."""
+"""What a transition is made of: actions, steps, policies, and the intent that is recorded before it begins."""
 
 import enum
 from dataclasses import dataclass
