@@ -101,9 +101,23 @@ def test_a_document_without_our_element_is_nobodys_record() -> None:
     assert (found.name, found.uuid, found.metadata) == ("a", None, None)
 
 
-def test_a_record_of_a_later_format_is_not_ours() -> None:
-    document = f"<domain><name>a</name><metadata><q:record xmlns:q='{NAMESPACE[:-1]}2'/></metadata></domain>"
-    assert read_identity(document.encode()).metadata is None
+NEWER = {
+    "a later format": f"<q:record xmlns:q='{NAMESPACE[:-1]}2'/>",
+    "a much later format": f"<q:history xmlns:q='{NAMESPACE[:-1]}10'/>",
+    "another element of ours": f"<q:history xmlns:q='{NAMESPACE}'/>",
+    "an attribute": f"<q:record xmlns:q='{NAMESPACE}' generation='1' host='h'/>",
+    "an element": f"<q:record xmlns:q='{NAMESPACE}' generation='1'><q:pins/></q:record>",
+    "an element of nobody": f"<q:record xmlns:q='{NAMESPACE}' generation='1'><pins/></q:record>",
+    "an attribute further down": f"<q:record xmlns:q='{NAMESPACE}' generation='1'><q:pending since='1'/></q:record>",
+    "an element further down": f"<q:record xmlns:q='{NAMESPACE}'><q:pending vcpus=''><q:x/></q:pending></q:record>",
+}
+
+
+@pytest.mark.parametrize("case", NEWER)
+def test_what_only_a_newer_version_can_have_written_is_refused_and_said_to_be_so(case: str) -> None:
+    document = f"<domain><name>a</name>\n<metadata>{NEWER[case]}</metadata></domain>"
+    with pytest.raises(DomainXmlError, match="line 2: written by a newer version"):
+        read_identity(document.encode())
 
 
 def test_a_uuid_is_told_in_one_form() -> None:
@@ -114,7 +128,7 @@ def test_a_uuid_is_told_in_one_form() -> None:
 def test_elements_that_we_never_write_are_named() -> None:
     document = b"""<domain><name>a</name><cputune/><metadata><x:y xmlns:x='urn:x'/></metadata>
       <devices><emulator>/bin/qemu</emulator><!-- two --><disk/><disk/></devices></domain>"""
-    assert read_identity(document).foreign == ("cputune", "disk", "{urn:x}y")
+    assert read_identity(document).foreign == ("cputune", "{urn:x}y", "disk")
 
 
 def test_the_devices_that_keep_libvirt_off_a_missing_pci_bus_are_ours() -> None:

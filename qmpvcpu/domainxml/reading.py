@@ -1,0 +1,101 @@
+"""Whose document it is, and what it holds that a record of ours does not."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from lxml import etree
+
+from qmpvcpu.domainxml.metadata import Metadata, find_record, read_metadata
+from qmpvcpu.domainxml.nodes import line_of, parse_safely
+from qmpvcpu.domainxml.rendering import NO_PCI_DEVICES
+from qmpvcpu.errors import DomainXmlError
+
+__all__ = ["Identity", "read_identity"]
+
+# Everything that render() writes, by the way from <domain> down, with its attributes: a document with more than this
+# is not ours alone. Our own element is read, and checked, by itself.
+_WRITTEN = {
+    "domain": {"type"},
+    "domain/name": set(),
+    "domain/uuid": set(),
+    "domain/metadata": set(),
+    "domain/memory": {"unit"},
+    "domain/currentMemory": {"unit"},
+    "domain/vcpu": {"placement", "current"},
+    "domain/vcpus": set(),
+    "domain/vcpus/vcpu": {"id", "enabled", "hotpluggable", "order"},
+    "domain/os": set(),
+    "domain/os/type": {"arch", "machine"},
+    "domain/features": set(),
+    "domain/features/acpi": set(),
+    "domain/cpu": set(),
+    "domain/cpu/topology": {"sockets", "dies", "cores", "threads"},
+    "domain/devices": set(),
+    "domain/devices/emulator": set(),
+}
+_NO_PCI = [(f"domain/devices/{node.tag}", dict(node.attributes)) for node in NO_PCI_DEVICES]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose document it is.
+
+    Attributes:
+        name: The VM's name.
+        uuid: Lower-case text with dashes, or None where the document has none.
+        metadata: Our own element, or None where it has none: the document was not written by us.
+        foreign: Names of elements that ``render`` never writes (``disk``, ``cputune``, ...), and of attributes
+            (``vcpu cpuset``): to replace such a document by a rendered one would lose them.
+    """
+
+    name: str
+    uuid: str | None
+    metadata: Metadata | None
+    foreign: tuple[str, ...] = ()
+
+
+def read_identity(xml: bytes) -> Identity:
+    """Tell whose document this is, without trusting it.
+
+    Nothing is fetched or included, no entity is expanded, no document type is accepted, and the size of what is built
+    is bounded by that of *xml*, which the caller bounds.
+
+    Returns:
+        Name, uuid, our metadata if it has any, and what it holds that we would not write.
+
+    Raises:
+        DomainXmlError: Not well-formed (torn, empty, not UTF-8), a document type, not a ``<domain>``, no name, our
+            own element damaged, or written by a newer version; ``line`` says where.
+    """
+    root = parse_safely(xml)
+    if root.tag != "domain":
+        raise DomainXmlError(f"a <{root.tag}>, not a <domain>", line=line_of(root))
+    name = root.findtext("name")
+    if not name:
+        raise DomainXmlError("the domain has no name", line=line_of(root))
+    text = root.findtext("uuid")
+    try:
+        uuid = None if text is None else str(UUID(text.strip()))
+    except ValueError as error:
+        raise DomainXmlError(f"not a uuid: {error}", line=line_of(root)) from error
+    metadata = root.find("metadata")
+    record = None if metadata is None else find_record(metadata)
+    return Identity(
+        name=name,
+        uuid=uuid,
+        metadata=None if record is None else read_metadata(record),
+        foreign=tuple(dict.fromkeys(_foreign(root, "domain", record))),
+    )
+
+
+def _foreign(element: etree._Element, way: str, ours: etree._Element | None) -> Iterator[str]:
+    attributes = dict(element.items())
+    if (way, attributes) not in _NO_PCI:
+        if way not in _WRITTEN:
+            yield str(element.tag)
+            return
+        yield from (f"{element.tag!s} {name}" for name in attributes if name not in _WRITTEN[way])
+    for child in element.iterchildren(tag=etree.Element):
+        if child is not ours:
+            yield from _foreign(child, f"{way}/{child.tag}", ours)
