@@ -210,7 +210,7 @@ def read_metadata(record: etree._Element) -> Metadata:
 def _check_known(element: etree._Element, way: str) -> None:
     unknown = sorted(set(element.keys()) - _KNOWN[way])
     if unknown:
-        raise DomainXmlError(f"{_NEWER} (<{way} {unknown[0]}>)", line=line_of(element))
+        raise DomainXmlError(f"{_NEWER} (<{way} {unknown[0]!s}>)", line=line_of(element))
     seen = set()
     for child in element.iterchildren(tag=etree.Element):
         name = etree.QName(child)

@@ -95,7 +95,7 @@ def _foreign(element: etree._Element, way: str, ours: etree._Element | None) -> 
         if way not in _WRITTEN:
             yield str(element.tag)
             return
-        yield from (f"{element.tag!s} {name}" for name in attributes if name not in _WRITTEN[way])
+        yield from (f"{element.tag!s} {name!s}" for name in attributes if name not in _WRITTEN[way])
     for child in element.iterchildren(tag=etree.Element):
         if child is not ours:
             yield from _foreign(child, f"{way}/{child.tag}", ours)

@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+
+from qmpvcpu.domainxml import Instance
+from qmpvcpu.record import Record
 
 # Saves at the path given, twice, in a directory that is a file system of its own; tells what became of each.
 SAVER = """
@@ -25,6 +29,44 @@ async def main():
 
 asyncio.run(main())
 """
+
+UUID = "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"
+
+
+class OpenRecord(Protocol):
+    """``Record.open``, for a VM of the name "vm"; what it opens is closed when the test ends."""
+
+    async def __call__(
+        self,
+        path: Path,
+        *,
+        name: str = "vm",
+        uuid: str | None = UUID,
+        emulator: str | None = None,
+        instance: Instance | None = None,
+    ) -> Record: ...
+
+
+@pytest.fixture
+async def open_record() -> AsyncIterator[OpenRecord]:
+    opened = []
+
+    async def open_(
+        path: Path,
+        *,
+        name: str = "vm",
+        uuid: str | None = UUID,
+        emulator: str | None = None,
+        instance: Instance | None = None,
+    ) -> Record:
+        record = await Record.open(path, name=name, uuid=uuid, emulator=emulator, instance=instance)
+        opened.append(record)
+        return record
+
+    yield open_
+    for record in opened:
+        await record.close()
+
 
 RunInNamespace = Callable[[str], list[str]]
 

@@ -3,44 +3,65 @@
 import asyncio
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qmpvcpu.domainxml import Instance, Metadata, read_identity, render
-from qmpvcpu.errors import RecordError
-from qmpvcpu.record import Record, instance_of
+from qmpvcpu.errors import RecordCorruptError, RecordError
+from qmpvcpu.model import Action, Direction, Intent, OnFailure, Step, VcpuMap
+from qmpvcpu.record import instance_of
 from tests.domainxml.examples import Q35, layout_of, vcpu_rows
-from tests.record.conftest import listing
+from tests.record.conftest import UUID, OpenRecord, listing
 
 LAYOUT = layout_of(4, [0, 2], boot=1)
-UUID = "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"
+INTENT = Intent(
+    VcpuMap([0, 2]),
+    VcpuMap([0, 3]),
+    (
+        Step(Action.PLUG, VcpuMap([3])),
+        Step(Action.UNPLUG, VcpuMap([2]), "/machine/peripheral/vcpu2", joins=True),
+        Step(Action.KEEP, VcpuMap([0]), "/machine/unattached/device[0]"),
+    ),
+    OnFailure.REVERT,
+    12.5,
+    Direction.REVERTING,
+)
 
 
-async def test_a_vm_without_uuid_keeps_the_one_made_up_for_it_from_run_to_run(tmp_path: Path) -> None:
+async def test_a_vm_without_uuid_keeps_the_one_made_up_for_it_from_run_to_run(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
     path = tmp_path / "vm.xml"
-    first = await Record.open(path, name="vm", uuid=None)
+    first = await open_record(path, uuid=None)
     assert first.previous is None
     await first.write(LAYOUT)
-    again = await Record.open(path, name="vm", uuid=None)
+    await first.close()
+    again = await open_record(path, uuid=None)
     assert again.uuid == first.uuid == read_identity(path.read_bytes()).uuid
     await again.write(LAYOUT)
     assert read_identity(path.read_bytes()).uuid == first.uuid
 
 
-async def test_a_vm_that_libvirt_started_from_the_record_has_that_uuid_and_is_the_same_vm(tmp_path: Path) -> None:
+async def test_a_vm_that_libvirt_started_from_the_record_has_that_uuid_and_is_the_same_vm(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
     path = tmp_path / "vm.xml"
-    before = await Record.open(path, name="vm", uuid=None)
+    before = await open_record(path, uuid=None)
     await before.write(LAYOUT)
-    after = await Record.open(path, name="vm", uuid=before.uuid)
+    await before.close()
+    after = await open_record(path, uuid=before.uuid)
     assert after.uuid is None
     assert after.previous is not None
 
 
-async def test_what_is_written_tells_the_state_the_emulator_and_the_instance(tmp_path: Path) -> None:
+async def test_what_is_written_tells_the_state_the_emulator_and_the_instance(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
     path = tmp_path / "vm.xml"
-    record = await Record.open(path, name="vm", uuid=UUID, emulator="/bin/qemu", instance=Instance(7, 8))
+    record = await open_record(path, emulator="/bin/qemu", instance=Instance(7, 8))
     layout = replace(LAYOUT, vm=replace(Q35, uuid=UUID), pending_slots=frozenset({2}))
     await record.write(layout)
     assert path.read_bytes() == render(
@@ -48,11 +69,12 @@ async def test_what_is_written_tells_the_state_the_emulator_and_the_instance(tmp
     )
 
 
-async def test_the_generation_goes_on_from_the_last_run(tmp_path: Path) -> None:
+async def test_the_generation_goes_on_from_the_last_run(open_record: OpenRecord, tmp_path: Path) -> None:
     path = tmp_path / "vm.xml"
     for expected in (1, 2, 3):
-        record = await Record.open(path, name="vm", uuid=UUID)
+        record = await open_record(path)
         await record.write(replace(LAYOUT, vm=replace(Q35, uuid=UUID)))
+        await record.close()
         metadata = read_identity(path.read_bytes()).metadata
         assert metadata is not None
         assert metadata.generation == expected
@@ -73,40 +95,49 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-async def test_a_file_that_is_not_this_vms_record_is_refused_and_left_alone(tmp_path: Path, case: str) -> None:
+async def test_a_file_that_is_not_this_vms_record_is_refused_and_left_alone(
+    open_record: OpenRecord, tmp_path: Path, case: str
+) -> None:
     text, told = REFUSED[case]
     path = tmp_path / "vm.xml"
     path.write_text(text)
     with pytest.raises(RecordError, match=re.escape(told)):
-        await Record.open(path, name="vm", uuid=UUID)
+        await open_record(path)
     assert path.read_text() == text
+    assert listing(tmp_path) == ["vm.xml"]
 
 
-async def test_the_record_of_a_vm_that_has_a_uuid_is_not_taken_for_one_that_has_none(tmp_path: Path) -> None:
+async def test_the_record_of_a_vm_that_has_a_uuid_is_not_taken_for_one_that_has_none(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
     path = tmp_path / "vm.xml"
     path.write_text(OURS)
     with pytest.raises(RecordError, match="not None"):
-        await Record.open(path, name="vm", uuid=None)
+        await open_record(path, uuid=None)
 
 
-async def test_a_record_cannot_be_opened_in_a_missing_folder_or_through_a_symlink(tmp_path: Path) -> None:
+async def test_a_record_cannot_be_opened_in_a_missing_folder_or_through_a_symlink(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
     (tmp_path / "link.xml").symlink_to(tmp_path / "target.xml")
     for path in (tmp_path / "link.xml", tmp_path / "missing" / "vm.xml"):
         with pytest.raises(RecordError):
-            await Record.open(path, name="vm", uuid=UUID)
+            await open_record(path)
 
 
-async def test_opening_removes_what_killed_writers_left(tmp_path: Path) -> None:
+async def test_opening_removes_what_killed_writers_left(open_record: OpenRecord, tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f".vm.xml.0000000{number}.tmp").touch()
     (tmp_path / ".other.xml.00000000.tmp").touch()
-    await Record.open(tmp_path / "vm.xml", name="vm", uuid=UUID)
+    await (await open_record(tmp_path / "vm.xml")).close()
     assert listing(tmp_path) == [".other.xml.00000000.tmp"]
 
 
-async def test_a_layout_that_libvirt_has_no_domain_for_is_an_error_and_the_record_stays(tmp_path: Path) -> None:
+async def test_a_layout_that_libvirt_has_no_domain_for_is_an_error_and_the_record_stays(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
     path = tmp_path / "vm.xml"
-    record = await Record.open(path, name="vm", uuid=UUID)
+    record = await open_record(path)
     await record.write(LAYOUT)
     before = path.read_bytes()
     with pytest.raises(RecordError, match="memory size"):
@@ -117,10 +148,10 @@ async def test_a_layout_that_libvirt_has_no_domain_for_is_an_error_and_the_recor
 
 
 async def test_of_many_writes_at_once_the_last_is_on_disk_after_two_saves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_record: OpenRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "vm.xml"
-    record = await Record.open(path, name="vm", uuid=UUID)
+    record = await open_record(path)
     rename = os.rename
     saves: list[str] = []
 
@@ -138,9 +169,11 @@ async def test_of_many_writes_at_once_the_last_is_on_disk_after_two_saves(
     assert [row[1] for row in vcpu_rows(path.read_bytes())] == ["yes"] * 8
 
 
-async def test_a_write_returns_when_its_layout_or_a_later_one_is_on_disk(tmp_path: Path) -> None:
+async def test_a_write_returns_when_its_layout_or_a_later_one_is_on_disk(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
     path = tmp_path / "vm.xml"
-    record = await Record.open(path, name="vm", uuid=UUID)
+    record = await open_record(path)
 
     async def write_and_look(most: int) -> None:
         await record.write(layout_of(9, range(most), boot=1))
@@ -150,24 +183,27 @@ async def test_a_write_returns_when_its_layout_or_a_later_one_is_on_disk(tmp_pat
     await asyncio.gather(*(write_and_look(most) for most in range(1, 10)))
 
 
-async def test_a_cancelled_write_is_written_all_the_same_and_can_be_waited_for(tmp_path: Path) -> None:
+async def test_a_cancelled_write_is_written_all_the_same_and_closing_waits_for_it(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
     path = tmp_path / "vm.xml"
-    record = await Record.open(path, name="vm", uuid=UUID)
-    await record.wait_written()
+    record = await open_record(path)
     write = asyncio.create_task(record.write(LAYOUT))
     await asyncio.sleep(0)
     write.cancel()
     with pytest.raises(asyncio.CancelledError):
         await write
-    await record.wait_written()
+    await record.close()
     assert len(vcpu_rows(path.read_bytes())) == LAYOUT.max
 
 
-async def test_a_save_that_fails_is_told_to_all_who_wait_for_it_and_the_next_one_is_tried(tmp_path: Path) -> None:
+async def test_a_save_that_fails_is_told_to_all_who_wait_for_it_and_the_next_one_is_tried(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    record = await Record.open(folder / "vm.xml", name="vm", uuid=UUID)
-    folder.rmdir()
+    record = await open_record(folder / "vm.xml")
+    shutil.rmtree(folder)
     failed = await asyncio.gather(*(record.write(LAYOUT) for _ in range(3)), return_exceptions=True)
     assert [type(each) for each in failed] == [RecordError] * 3
     folder.mkdir()
@@ -175,8 +211,10 @@ async def test_a_save_that_fails_is_told_to_all_who_wait_for_it_and_the_next_one
     assert (folder / "vm.xml").exists()
 
 
-async def test_the_end_of_the_loop_in_the_middle_of_a_write_cancels_who_waits(tmp_path: Path) -> None:
-    record = await Record.open(tmp_path / "vm.xml", name="vm", uuid=UUID)
+async def test_the_end_of_the_loop_in_the_middle_of_a_write_cancels_who_waits(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
+    record = await open_record(tmp_path / "vm.xml")
     write = asyncio.create_task(record.write(LAYOUT))
     await asyncio.sleep(0)
     writer = next(task for task in asyncio.all_tasks() if task.get_name() == "record vm.xml")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qmpvcpu import record
-from qmpvcpu.errors import Outcome, RecordError
+from qmpvcpu.errors import Outcome, RecordCorruptError, RecordError
 from qmpvcpu.record import load, save
+from qmpvcpu.record.files import sweep
 from tests.record.conftest import RunInNamespace, listing
 
 
@@ -192,7 +192,7 @@ async def test_a_record_larger_than_the_bound_is_refused(tmp_path: Path) -> None
     os.truncate(path, 4 * 1024 * 1024)
     assert len(await load(path) or b"") == 4 * 1024 * 1024
     os.truncate(path, 4 * 1024 * 1024 + 1)
-    with pytest.raises(RecordError, match="larger"):
+    with pytest.raises(RecordCorruptError, match="larger"):
         await load(path)
 
 
@@ -231,13 +231,13 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_writers_is_not(tmp_pa
     assert len(left) == 2
     writers[0].send_signal(signal.SIGKILL)
     writers[0].communicate()
-    record._sweep(path)
+    sweep(path)
     alive = set(listing(tmp_path)) - {"vm.xml", ".vm.xml.0123abcd.tmp.bak"}
     assert len(alive) == 1
     assert alive < left
     writers[1].kill()
     writers[1].communicate()
-    record._sweep(path)
+    sweep(path)
     assert listing(tmp_path) == [".vm.xml.0123abcd.tmp.bak", "vm.xml"]
     assert path.read_bytes() == b"older"
 
@@ -251,5 +251,5 @@ async def test_a_file_system_without_locks_still_saves_and_its_temporaries_are_l
     monkeypatch.setattr(fcntl, "flock", unsupported)
     (tmp_path / ".vm.xml.0123abcd.tmp").touch()
     await save(tmp_path / "vm.xml", b"saved")
-    record._sweep(tmp_path / "vm.xml")
+    sweep(tmp_path / "vm.xml")
     assert listing(tmp_path) == [".vm.xml.0123abcd.tmp", "vm.xml"]

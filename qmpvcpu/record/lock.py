@@ -1,0 +1,124 @@
+"""The lock that makes one record have one keeper. What is here blocks."""
+
+import contextlib
+import fcntl
+import io
+import os
+import stat
+from pathlib import Path
+
+from qmpvcpu.errors import RecordError, RecordLockedError
+from qmpvcpu.record.files import directory_of, told_as_record_error
+
+__all__ = ["Lock"]
+
+
+class Lock:
+    """The keeping of the record at *path*, held from its making to ``release``.
+
+    The record itself cannot carry the lock: each save puts a new file in its place. The lock belongs to an open file,
+    so a second keeper in the same process is turned away too; a child that is forked, and lives on without an exec,
+    holds it on.
+
+    Raises:
+        RecordLockedError: Somebody else keeps the record.
+        RecordError: The lock's file cannot be made beside it, is no regular file, or its file system has no locks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._name = f".{path.name}.lock"
+        self._file: io.FileIO | None = self._take()
+
+    def renew(self) -> None:
+        """Take the lock again if somebody has removed its file, which lets others keep the record too.
+
+        Raises:
+            RecordLockedError: Somebody else keeps the record meanwhile.
+            RecordError: The lock's file cannot be made again.
+        """
+        with told_as_record_error(self._path), directory_of(self._path) as directory:
+            in_place = self._file is not None and self._is_in_place(self._file, directory)
+        if not in_place:
+            lost, self._file = self._file, self._take()
+            _close(lost)
+
+    def release(self) -> None:
+        """Let go, and remove the file. Idempotent; never fails: the lock is gone in any case."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        # While it is still locked: whoever locks it next finds it removed, and makes a new one.
+        with contextlib.suppress(OSError), directory_of(self._path) as directory:
+            if self._is_in_place(file, directory):
+                os.unlink(self._name, dir_fd=directory)
+        _close(file)
+
+    def _take(self) -> io.FileIO:
+        with told_as_record_error(self._path), directory_of(self._path) as directory:
+            while True:
+                file = self._open(directory)
+                try:
+                    self._lock(file)
+                    if self._is_in_place(file, directory):
+                        _sign(file)
+                        return file
+                except BaseException:
+                    _close(file)
+                    raise
+                _close(file)  # its last keeper removed it between our opening and our locking it
+
+    def _open(self, directory: int) -> io.FileIO:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            # A file object, since it says so (ResourceWarning) and closes if it is dropped without release().
+            file = io.FileIO(os.open(self._name, flags, 0o600, dir_fd=directory), "r+")
+        except OSError as error:
+            raise RecordError(self._path, f"cannot be locked with {self._name}: {error.strerror}") from error
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise RecordError(self._path, f"cannot be locked with {self._name}: no regular file")
+        return file
+
+    def _lock(self, file: io.FileIO) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RecordLockedError(self._path, *_keeper(file)) from error
+        except OSError as error:
+            why = f"{error.strerror}; it needs a file system with locks"
+            raise RecordError(self._path, f"cannot be locked with {self._name}: {why}") from error
+
+    def _is_in_place(self, file: io.FileIO, directory: int) -> bool:
+        try:
+            there = os.stat(self._name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(file.fileno()))
+
+
+def _sign(file: io.FileIO) -> None:
+    # For the message that others get, and for nothing else: on a full disk it stays away.
+    with contextlib.suppress(OSError):
+        os.ftruncate(file.fileno(), 0)
+        os.pwrite(file.fileno(), b"%d\n" % os.getpid(), 0)
+
+
+def _keeper(file: io.FileIO) -> tuple[int | None, str]:
+    """Return the process that signed *file*, and words for it."""
+    text = os.pread(file.fileno(), 20, 0).strip()
+    if not text.isdigit():
+        return None, "another process"
+    pid = int(text)
+    words = "this process" if pid == os.getpid() else "process"
+    try:
+        name = Path(f"/proc/{pid}/comm").read_bytes().decode(errors="replace").strip()
+    except OSError:
+        return pid, f"{words} {pid}"  # on another host, or hidden from us
+    return pid, f"{words} {pid} ({name})"
+
+
+def _close(file: io.FileIO | None) -> None:
+    if file is not None:
+        with contextlib.suppress(OSError):
+            file.close()

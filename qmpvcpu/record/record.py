@@ -1,0 +1,214 @@
+"""Record: one VM's state on disk, kept by one keeper, written in the order in which it was given."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import aiofiles.os
+
+from qmpvcpu.domainxml import Identity, Instance, Metadata, read_identity, render
+from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError
+from qmpvcpu.model import Intent, Layout, VcpuMap
+from qmpvcpu.record.files import read_file, replace_file, see_through, sweep
+from qmpvcpu.record.lock import Lock
+
+__all__ = ["Record"]
+
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What one save writes."""
+
+    layout: Layout
+    intent: Intent | None
+    desired: VcpuMap | None
+
+
+class Record:
+    """The record of one VM, locked; made by ``Record.open``, to be closed.
+
+    Attributes:
+        path: Where it is.
+        previous: What was on disk when it was opened, or None if there was nothing.
+        uuid: The uuid made up for a VM whose QEMU has none (kept from the first save on), or None.
+        instance: The QEMU that runs, or None where not known; what is set here is in the next save.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        lock: Lock,
+        *,
+        previous: Identity | None = None,
+        uuid: str | None = None,
+        emulator: str | None = None,
+        instance: Instance | None = None,
+    ) -> None:
+        self.path = path
+        self.previous = previous
+        self.uuid = uuid
+        self.instance = instance
+        self._lock = lock
+        self._emulator = emulator
+        self._generation = previous.metadata.generation if previous and previous.metadata else 0
+        self._next: tuple[_State, asyncio.Future[None]] | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        name: str,
+        uuid: str | None,
+        emulator: str | None = None,
+        instance: Instance | None = None,
+    ) -> "Record":
+        """Return the record of a VM at *path*, existing or to be, locked against every other keeper.
+
+        Nothing is written yet; what killed writers left beside the record is removed. Cancelling it leaves no lock.
+
+        Args:
+            path: The file; its directory must exist. A later change of the working directory does not move it.
+            name: The VM's name, which must be that of the record.
+            uuid: The uuid as QEMU tells it, which must be that of the record; None where QEMU has none: the record's
+                must then be one that was made up for it.
+            emulator: Absolute path of the QEMU that libvirt shall start from the record, or None.
+            instance: The QEMU that runs, or None where not known.
+
+        Raises:
+            RecordLockedError: Another process, or this one, has it open.
+            RecordCorruptError: What is there is damaged, hostile, written by a newer version, not a record of ours,
+                or holds more than one (a libvirt document of the user's own): it is left alone.
+            RecordError: It is that of another VM, cannot be read, or cannot be locked: it is left alone.
+        """
+        file = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
+        work = asyncio.ensure_future(_open_in_thread(file, name, uuid))
+        try:
+            lock, previous = await asyncio.shield(work)  # JUSTIFICATION: the thread goes on, and takes the lock
+        except asyncio.CancelledError:
+            work.add_done_callback(_release)
+            await asyncio.wait({work})
+            raise
+        kept = previous.uuid if previous else None
+        made_up = None if uuid is not None else kept or str(uuid4())
+        return cls(file, lock, previous=previous, uuid=made_up, emulator=emulator, instance=instance)
+
+    async def write(self, layout: Layout, *, intent: Intent | None = None, desired: VcpuMap | None = None) -> None:
+        """Save all of this; returns when it, or what was given later, is on disk.
+
+        Calls made while a save is under way are served by one save, of what was given last: nothing is kept of what
+        an earlier call gave, an intent neither. Cancelling a call does not recall it.
+
+        Args:
+            layout: The state of the VM.
+            intent: The transition under way, or None if there is none.
+            desired: The map that was last asked for, or None.
+
+        Raises:
+            RecordError: As ``save``; or libvirt has no domain for this layout (as ``domainxml.render``), and
+                nothing is written; or the record is closed, or its lock was lost to somebody else.
+        """
+        if self._closing is not None:
+            raise RecordError(self.path, "closed")
+        done = self._next[1] if self._next else asyncio.get_running_loop().create_future()
+        self._next = _State(layout, intent, desired), done
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_pending(), name=f"record {self.path.name}")
+        await asyncio.shield(done)  # JUSTIFICATION: one caller's cancel must not cancel the others' save
+
+    async def close(self) -> None:
+        """Wait until nothing is left to be written, and let go of the lock. Idempotent.
+
+        Cancelling it does not stop it.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name=f"record {self.path.name}: close")
+        await asyncio.shield(self._closing)  # JUSTIFICATION: a lock that is left would keep the next keeper out
+
+    async def _close(self) -> None:
+        if self._writer is not None:
+            await asyncio.wait({self._writer})
+        await _release_in_thread(self._lock)
+
+    async def _write_pending(self) -> None:
+        while self._next is not None:
+            state, done = self._next
+            self._next = None
+            try:
+                await self._write_one(state)
+            except RecordError as error:
+                done.set_exception(error)
+            except BaseException:
+                done.cancel()
+                raise
+            else:
+                done.set_result(None)
+
+    async def _write_one(self, state: _State) -> None:
+        metadata = Metadata.of(
+            state.layout,
+            generation=self._generation + 1,
+            uuid=self.uuid,
+            instance=self.instance,
+            intent=state.intent,
+            desired=state.desired,
+        )
+        try:
+            data = render(state.layout, emulator=self._emulator, metadata=metadata)
+        except DomainXmlError as error:
+            raise RecordError(self.path, str(error)) from error
+        # Counted even if the save fails: a generation that may have reached the disk is never given out twice.
+        self._generation += 1
+        await see_through(_write_in_thread(self._lock, self.path, data))
+
+
+def _open(path: Path, name: str, uuid: str | None) -> tuple[Lock, Identity | None]:
+    lock = Lock(path)
+    try:
+        sweep(path)
+        data = read_file(path)
+        return lock, None if data is None else _admit(path, data, name, uuid)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _write(lock: Lock, path: Path, data: bytes) -> None:
+    lock.renew()
+    replace_file(path, data)
+
+
+_open_in_thread = aiofiles.os.wrap(_open)
+_write_in_thread = aiofiles.os.wrap(_write)
+_release_in_thread = aiofiles.os.wrap(Lock.release)
+
+
+def _release(opening: "asyncio.Future[tuple[Lock, Identity | None]]") -> None:
+    """Let go of what a cancelled ``open`` has got all the same."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result()[0].release()
+
+
+def _admit(path: Path, data: bytes, name: str, uuid: str | None) -> Identity:
+    try:
+        found = read_identity(data)
+    except DomainXmlError as error:
+        raise RecordCorruptError(path, f"cannot be trusted and is left alone: {error}") from error
+    if found.metadata is None:
+        raise RecordCorruptError(path, f"a libvirt document of {found.name!r} that is not ours; it is left alone")
+    if found.foreign:
+        more = ", ".join(f"<{each}>" for each in found.foreign[:_MOST_NAMED])
+        raise RecordCorruptError(path, f"holds what a record of ours does not ({more}); it is left alone")
+    if found.name != name:
+        raise RecordError(path, f"the record of VM {found.name!r}, not of {name!r}; it is left alone")
+    # A VM without uuid has the one that we made up for it, and no other.
+    expected = uuid or found.metadata.uuid
+    if found.uuid is None or found.uuid != expected:
+        raise RecordError(path, f"the record of a VM with uuid {found.uuid}, not {uuid}; it is left alone")
+    return found
