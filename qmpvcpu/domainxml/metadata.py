@@ -272,7 +272,12 @@ def _value(element: etree._Element, name: str, read: Callable[[str], _T]) -> _T:
     try:
         return read(text)
     except (InvalidMapError, ValueError) as error:
-        raise _damaged(element, f"{name}: {str(error)[:_MOST_TOLD]}") from error
+        raise _damaged(element, f"{name}: {_shortened(str(error))}") from error
+
+
+def _shortened(text: str) -> str:
+    # The value comes first and what is wrong with it last.
+    return text if len(text) <= _MOST_TOLD else f"{text[: _MOST_TOLD // 2]}...{text[-_MOST_TOLD // 2 :]}"
 
 
 def _damaged(element: etree._Element, why: str) -> DomainXmlError:

@@ -59,6 +59,7 @@ class Lock:
             while True:
                 file = self._open(directory)
                 try:
+                    self._refuse_irregular(file)
                     self._lock(file)
                     if self._is_in_place(file, directory):
                         _sign(file)
@@ -71,14 +72,17 @@ class Lock:
     def _open(self, directory: int) -> io.FileIO:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            # A file object, since it says so (ResourceWarning) and closes if it is dropped without release().
-            file = io.FileIO(os.open(self._name, flags, 0o600, dir_fd=directory), "r+")
+            file = os.open(self._name, flags, 0o600, dir_fd=directory)
         except OSError as error:
-            raise RecordError(self._path, f"cannot be locked with {self._name}: {error.strerror}") from error
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise RecordError(self._path, f"cannot be locked with {self._name}: no regular file")
-        return file
+            raise self._cannot(error.strerror) from error
+        # A file object, since it says so (ResourceWarning) and closes if it is dropped without release().
+        return io.FileIO(file, "r+")
+
+    def _refuse_irregular(self, file: io.FileIO) -> None:
+        # It is going to be written to: a file that has another name too is somebody else's.
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise self._cannot("no regular file of its own")
 
     def _lock(self, file: io.FileIO) -> None:
         try:
@@ -86,8 +90,7 @@ class Lock:
         except BlockingIOError as error:
             raise RecordLockedError(self._path, *_keeper(file)) from error
         except OSError as error:
-            why = f"{error.strerror}; it needs a file system with locks"
-            raise RecordError(self._path, f"cannot be locked with {self._name}: {why}") from error
+            raise self._cannot(f"{error.strerror}; it takes a file system with locks") from error
 
     def _is_in_place(self, file: io.FileIO, directory: int) -> bool:
         try:
@@ -95,6 +98,9 @@ class Lock:
         except FileNotFoundError:
             return False
         return os.path.samestat(there, os.fstat(file.fileno()))
+
+    def _cannot(self, why: str | None) -> RecordError:
+        return RecordError(self._path, f"cannot be locked with {self._name}: {why}")
 
 
 def _sign(file: io.FileIO) -> None:
@@ -106,16 +112,18 @@ def _sign(file: io.FileIO) -> None:
 
 def _keeper(file: io.FileIO) -> tuple[int | None, str]:
     """Return the process that signed *file*, and words for it."""
-    text = os.pread(file.fileno(), 20, 0).strip()
+    text = b""
+    with contextlib.suppress(OSError):
+        text = os.pread(file.fileno(), 20, 0).strip()
     if not text.isdigit():
         return None, "another process"
     pid = int(text)
-    words = "this process" if pid == os.getpid() else "process"
-    try:
-        name = Path(f"/proc/{pid}/comm").read_bytes().decode(errors="replace").strip()
-    except OSError:
-        return pid, f"{words} {pid}"  # on another host, or hidden from us
-    return pid, f"{words} {pid} ({name})"
+    words = f"this process, {pid}" if pid == os.getpid() else f"process {pid}"
+    with contextlib.suppress(OSError):  # on another host, or hidden from us
+        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+        # Its name is its own choice, and this goes to terminals.
+        words += f" ({''.join(each if each.isprintable() else '?' for each in name)})"
+    return pid, words
 
 
 def _close(file: io.FileIO | None) -> None:

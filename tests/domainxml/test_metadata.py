@@ -1,0 +1,199 @@
+"""What was intended comes back exactly as it was meant, or not at all."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lxml import etree
+
+from qmpvcpu.domainxml import NAMESPACE, Instance, Metadata, read_identity, render
+from qmpvcpu.errors import DomainXmlError
+from qmpvcpu.model import Action, Direction, Intent, OnFailure, Step, VcpuMap
+from tests.domainxml.examples import layout_of
+
+LAYOUT = layout_of(4, [0, 2], boot=1)
+INTENT = Intent(
+    VcpuMap([0, 1, 6]),
+    VcpuMap([0, 2, 3, 4, 5]),
+    (
+        Step(Action.PLUG, VcpuMap([2, 3])),
+        Step(Action.UNPLUG, VcpuMap([6]), "/machine/peripheral/vcpu6", joins=True),
+        Step(Action.KEEP, VcpuMap([1]), "/machine/unattached/device[1]"),
+    ),
+    OnFailure.REVERT,
+    12.5,
+    Direction.REVERTING,
+)
+
+
+def read_back(metadata: Metadata) -> Metadata | None:
+    found = read_identity(render(LAYOUT, metadata=metadata))
+    assert found.foreign == ()
+    return found.metadata
+
+
+maps = st.builds(VcpuMap, st.sets(st.integers(0, 16383) | st.integers(0, 9), max_size=20))
+steps = st.builds(
+    Step,
+    st.sampled_from(Action),
+    maps.filter(bool),
+    st.none()
+    | st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="\u2028\ufffe\uffff")),
+    joins=st.booleans(),
+)
+intents = st.builds(
+    Intent,
+    maps,
+    maps,
+    st.lists(steps, max_size=8).map(tuple),
+    st.sampled_from(OnFailure),
+    st.floats(min_value=0, allow_nan=False) | st.integers(0, 10**6),
+    st.sampled_from(Direction),
+)
+
+
+@given(st.none() | intents, st.none() | maps)
+def test_any_intent_and_any_wish_come_back_as_they_were(intent: Intent | None, desired: VcpuMap | None) -> None:
+    metadata = Metadata(generation=1, intent=intent, desired=desired)
+    assert read_back(metadata) == metadata
+
+
+@given(intents, maps)
+def test_what_is_written_is_the_same_each_time(intent: Intent, desired: VcpuMap) -> None:
+    document = render(LAYOUT, metadata=Metadata(intent=intent, desired=desired))
+    found = read_identity(document).metadata
+    assert found is not None
+    assert render(LAYOUT, metadata=found) == document
+
+
+def test_a_transition_reads_as_a_person_would_write_it() -> None:
+    metadata = Metadata(
+        generation=7, instance=Instance(4711, 42), pending=VcpuMap([6]), intent=INTENT, desired=VcpuMap([0, 2])
+    )
+    document = render(LAYOUT, metadata=metadata).decode()
+    assert (
+        """  <metadata>
+    <qmpvcpu:record xmlns:qmpvcpu="urn:qmpvcpu:record:1" generation="7">
+      <qmpvcpu:instance host-tid="4711" start-ticks="42"/>
+      <qmpvcpu:pending vcpus="6"/>
+      <qmpvcpu:desired vcpus="0,2"/>
+      <qmpvcpu:transition start="0-1,6" target="0,2-5" on-failure="revert" timeout="12.5" direction="reverting">
+        <qmpvcpu:step action="plug" vcpus="2-3"/>
+        <qmpvcpu:step action="unplug" vcpus="6" path="/machine/peripheral/vcpu6" joins="yes"/>
+        <qmpvcpu:step action="keep" vcpus="1" path="/machine/unattached/device[1]"/>
+      </qmpvcpu:transition>
+    </qmpvcpu:record>
+  </metadata>
+"""
+        in document
+    )
+
+
+def test_a_wish_for_nothing_is_not_the_absence_of_a_wish() -> None:
+    assert read_back(Metadata(desired=VcpuMap())) == Metadata(desired=VcpuMap())
+    assert read_back(Metadata()) == Metadata()
+
+
+@pytest.mark.parametrize(
+    ("intent", "told"),
+    [
+        (replace(INTENT, timeout=float("nan")), "nan is no time"),
+        (replace(INTENT, timeout=-1.0), "-1.0 is no time"),
+        (replace(INTENT, steps=(Step(Action.PLUG, VcpuMap()),)), "a step without a vCPU"),
+        (replace(INTENT, steps=(Step(Action.UNPLUG, VcpuMap([1]), "/a\nb"),)), "cannot"),
+    ],
+)
+def test_an_intent_that_could_not_be_read_back_is_not_written(intent: Intent, told: str) -> None:
+    with pytest.raises(DomainXmlError, match=told):
+        render(LAYOUT, metadata=Metadata(intent=intent))
+
+
+STEP = "<q:step action='plug' vcpus='2'/>"
+JOINING = "<q:step action='unplug' vcpus='2' joins='1'/>"
+WHOLE = "start='0' target='0,2' on-failure='stop' timeout='30.0' direction='forward'"
+DAMAGED = {
+    "generation is missing": ("", "<record>: generation is missing"),
+    "generation below none": ("generation='-1'", "<record>: generation: '-1' is no number"),
+    "a number in other digits": ("generation='\u0661'", "is no number"),
+    "a number without end": (f"generation='{'9' * 5000}'", "is no number"),
+    "no uuid": ("generation='1' made-up-uuid='x'", "<record>: made-up-uuid"),
+    "an instance of no thread": ("<q:instance/>", "<instance>: host-tid is missing"),
+    "an instance without a time": ("<q:instance host-tid='1' start-ticks='x'/>", "<instance>: start-ticks"),
+    "pending half of a range": ("<q:pending vcpus='1-'/>", "<pending>: vcpus: '' is no number"),
+    "pending of nothing": ("<q:pending/>", "<pending>: vcpus is missing"),
+    "two pendings": ("<q:pending vcpus='1'/><q:pending vcpus='2'/>", "<pending>: it is there twice"),
+    "a device of no vCPU": ("<q:device id='a'/>", "<device>: vcpu is missing"),
+    "a device without id": ("<q:device vcpu='1'/>", "<device>: id is missing"),
+    "two devices in one slot": ("<q:device vcpu='1' id='a'/><q:device vcpu='1' id='b'/>", "another of vCPU 1"),
+    "a wish without a map": ("<q:desired/>", "<desired>: vcpus is missing"),
+    "a wish beyond all vCPUs": ("<q:desired vcpus='0-16384'/>", "<desired>: vcpus: .* 0 to 16383"),
+    "a wish that excludes": ("<q:desired vcpus='0-3,^2'/>", "<desired>: vcpus: '\\^2' is no number"),
+    "a wish that runs downwards": ("<q:desired vcpus='3-1'/>", "<desired>: vcpus: '3-1' does not ascend"),
+    "a wish that says a vCPU twice": ("<q:desired vcpus='0-3,3'/>", "does not ascend"),
+    "a transition without a start": (f"<q:transition {WHOLE[10:]}/>", "<transition>: start is missing"),
+    "a transition without a policy": (f"<q:transition {WHOLE.replace('stop', 'pray')}/>", "on-failure: 'pray'"),
+    "a transition to somewhere": (f"<q:transition {WHOLE.replace('forward', 'up')}/>", "direction: 'up'"),
+    "a wait for a while": (f"<q:transition {WHOLE.replace('30.0', 'long')}/>", "timeout: 'long' is no time"),
+    "a wait for nan": (f"<q:transition {WHOLE.replace('30.0', 'nan')}/>", "timeout: 'nan' is no time"),
+    "a wait before it began": (f"<q:transition {WHOLE.replace('30.0', '-1.0')}/>", "timeout: '-1.0' is no time"),
+    "two transitions": (f"<q:transition {WHOLE}/><q:transition {WHOLE}/>", "<transition>: it is there twice"),
+    "a step of nothing": (f"<q:transition {WHOLE}><q:step/></q:transition>", "<step>: action is missing"),
+    "a step of no action": (f"<q:transition {WHOLE}>{STEP.replace('plug', 'sing')}</q:transition>", "action: 'sing'"),
+    "a step of no slot": (f"<q:transition {WHOLE}>{STEP.replace('2', '')}</q:transition>", "a slot has a vCPU"),
+    "a step that may join": (
+        f"<q:transition {WHOLE}>{JOINING}</q:transition>",
+        "joins: '1' is neither yes nor no",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damage_is_told_with_its_place_and_not_guessed_around(case: str) -> None:
+    damage, told = DAMAGED[case]
+    attributes, children = ("generation='1'", damage) if damage.startswith("<") else (damage, "")
+    record = f"<q:record xmlns:q='{NAMESPACE}' {attributes}>\n{children}</q:record>"
+    line = 3 if children else 2
+    document = f"<domain><name>a</name>\n<metadata>{record}</metadata></domain>"
+    with pytest.raises(DomainXmlError, match=f"line {line}: our metadata is damaged: .*{told}") as refused:
+        read_identity(document.encode())
+    assert refused.value.line == line
+    assert len(str(refused.value)) < 400
+
+
+def test_our_element_is_there_once() -> None:
+    record = f"<q:record xmlns:q='{NAMESPACE}' generation='1'/>"
+    with pytest.raises(DomainXmlError, match="twice"):
+        read_identity(f"<domain><name>a</name><metadata>{record}{record}</metadata></domain>".encode())
+    found = read_identity(
+        f"<domain><name>a</name><metadata>{record}</metadata><metadata>{record}</metadata></domain>".encode()
+    )
+    assert found.foreign == (f"{{{NAMESPACE}}}record",)
+
+
+def test_maps_that_would_unfold_without_end_are_refused_at_once() -> None:
+    transition = f"<q:transition {WHOLE}>{STEP.replace('2', '0-16383') * 50_000}</q:transition>"
+    again = f"<q:desired vcpus='{','.join(['0-16383'] * 200_000)}'/>"
+    for inside, told in ((transition, "more vCPUs than any machine has"), (again, "does not ascend")):
+        record = f"<q:record xmlns:q='{NAMESPACE}' generation='1'>{inside}</q:record>"
+        with pytest.raises(DomainXmlError, match=told):
+            read_identity(f"<domain><name>a</name><metadata>{record}</metadata></domain>".encode())
+
+
+@given(st.data())
+def test_whatever_one_attribute_becomes_the_record_is_read_or_refused_and_what_is_read_is_whole(
+    data: st.DataObject,
+) -> None:
+    metadata = Metadata(generation=3, instance=Instance(7, 8), intent=INTENT, desired=VcpuMap([0, 2]))
+    root = etree.fromstring(render(LAYOUT, metadata=metadata))
+    ours = [each for each in root.iter(f"{{{NAMESPACE}}}*") if each.items()]
+    element = data.draw(st.sampled_from(ours), label="element")
+    name = data.draw(st.sampled_from([str(name) for name, _ in element.items()]), label="attribute")
+    element.set(name, data.draw(st.sampled_from(["", "0", "7", "yes", "no", "plug", "inf", "0-3", "-", "x"])))
+    try:
+        found = read_identity(etree.tostring(root)).metadata
+    except DomainXmlError as error:
+        assert "our metadata is damaged" in str(error)  # noqa: PT017 -- both ends are right
+    else:
+        assert found is not None
+        assert read_back(found) == found
