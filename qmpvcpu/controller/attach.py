@@ -4,15 +4,20 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qmpvcpu.controller.controller import VcpuController
+from qmpvcpu.controller.controller import How, VcpuController
+from qmpvcpu.controller.inbox import Inbox
+from qmpvcpu.controller.keeper import Keeper
 from qmpvcpu.controller.reading import Reader
+from qmpvcpu.controller.reconnecting import Reconnecting
 from qmpvcpu.controller.session import Session
 from qmpvcpu.engine import Engine
-from qmpvcpu.errors import MonitorLostError
-from qmpvcpu.model import Layout, creation_order, runs_single_threaded
-from qmpvcpu.monitor import Monitor, Target
+from qmpvcpu.model import Layout, OstAnswer, creation_order, runs_single_threaded
+from qmpvcpu.monitor import Monitor, Target, is_address
+
+if TYPE_CHECKING:
+    from qmpvcpu.domainxml import Instance
 
 __all__ = ["Attaching", "attach"]
 
@@ -44,6 +49,8 @@ def attach(
     name: str | None = None,
     record: str | os.PathLike[str] | None = None,
     timeout: float = 10.0,
+    reconnect: bool = False,
+    on_interrupted: How = "report",
     resync_interval: float | None = 30.0,
 ) -> Attaching:
     """Attach to a running QEMU.
@@ -60,6 +67,10 @@ def attach(
         name: What to call the VM; default: QEMU's ``-name``, else the socket's stem.
         record: Path of the domain XML that is to follow the VM's state; None keeps none.
         timeout: Deadline of connecting, and of each QMP command, in seconds.
+        reconnect: When the connection is lost, connect again, for as long as it takes, and find out what happened
+            meanwhile; needs an address. A transition under way waits for that, as long as for an answer.
+        on_interrupted: What to do with a transition that the record says was begun and is not over: ``"report"``
+            leaves it in ``vm.interrupted``; ``"finish"`` and ``"revert"`` do so before this returns.
         resync_interval: Seconds between reads that find what no event announces; None: no such reads.
 
     Raises:
@@ -67,57 +78,42 @@ def attach(
         MonitorTimeoutError: QEMU stopped answering.
         MonitorLostError: QEMU went away meanwhile.
         MalformedReplyError: What answers is no QEMU that can be understood.
-        RecordError: The record is another VM's, nobody's, or cannot be written.
+        RecordError: The record is another VM's, nobody's, locked by another process, or cannot be written.
+        TransitionError: What *on_interrupted* asks for was not reached; nothing is left attached.
+        ValueError: *reconnect* with a socket or client that is given.
 
     Example:
         >>> async def main():  # doctest: +SKIP
         ...     async with attach("/run/vm.qmp") as vm:
         ...         print(vm.layout.enabled)
     """
-    return Attaching(lambda: _open(target, name, record, timeout, resync_interval))
+    options = _Options(name, record, timeout, reconnect, on_interrupted, resync_interval)
+    return Attaching(lambda: _open(target, options))
 
 
-class _Inbox:
-    """Keeps what arrives while the VM is being read, and then hands on."""
+class _Options(NamedTuple):
+    """What attach() was asked for."""
 
-    def __init__(self) -> None:
-        self.session: Session | None = None
-        self._early: list[Mapping[str, Any]] = []
-        self._lost: MonitorLostError | None = None
-
-    def event(self, message: Mapping[str, Any]) -> None:
-        if self.session is None:
-            self._early.append(message)
-        else:
-            self.session.on_event(message)
-
-    def lost(self, error: MonitorLostError) -> None:
-        self._lost = error
-        if self.session is not None:
-            self.session.on_lost(error)
-
-    def hand_over(self, session: Session) -> None:
-        self.session = session
-        if self._lost is not None:
-            session.on_lost(self._lost)
-        for message in self._early:
-            session.on_event(message)
+    name: str | None
+    record: str | os.PathLike[str] | None
+    timeout: float
+    reconnect: bool
+    on_interrupted: How
+    resync_interval: float | None
 
 
-async def _open(
-    target: Target,
-    name: str | None,
-    record: str | os.PathLike[str] | None,
-    timeout: float,  # noqa: ASYNC109 - the deadline of each command, not of this function
-    resync_interval: float | None,
-) -> VcpuController:
-    inbox = _Inbox()  # listening comes before reading: what changes in between is not missed
-    monitor = await Monitor.open(target, timeout=timeout, on_event=inbox.event, on_lost=inbox.lost)
+async def _open(target: Target, options: _Options) -> VcpuController:
+    if options.reconnect and not is_address(target):
+        raise ValueError("reconnect=True needs an address: a socket or client that is given cannot be opened again")
+    inbox = Inbox()
+    monitor = await Monitor.open(target, timeout=options.timeout, on_event=inbox.event, on_lost=inbox.lost)
+    keeper = None
     try:
-        reader = Reader(monitor, timeout)
+        reader = Reader(monitor, options.timeout)
         (slots, threads), status, answers = await asyncio.gather(reader.slots(), reader.status(), reader.answers())
         seen = threads or ()
-        layout = Layout(vm=await reader.vm_info(name, slots), slots=slots, creation=creation_order(slots, seen))
+        vm = await reader.vm_info(options.name, slots)
+        layout = Layout(vm=vm, slots=slots, creation=creation_order(slots, seen))
         engine = Engine(
             layout,
             status=status,
@@ -125,17 +121,62 @@ async def _open(
             answers=answers,
             now=asyncio.get_running_loop().time(),
         )
-        kept = None
-        if record is not None:
-            # Here, and not above: XML and files are a third of the time that importing us would take.
-            from qmpvcpu.record import Record, instance_of  # noqa: PLC0415
-
-            instance = instance_of(layout[0].host_tid if layout.max else None, monitor.peer_pid)
-            kept = await Record.open(record, name=layout.vm.name, uuid=layout.vm.uuid, instance=instance)
-            await kept.write(engine.layout)
-        session = Session(monitor, reader, engine, record=kept, timeout=timeout, resync_interval=resync_interval)
+        keeper, instance = await _keep(engine, options, answers, monitor.peer_pid)
+        session = Session(
+            monitor,
+            reader,
+            engine,
+            keeper=keeper,
+            timeout=options.timeout,
+            resync_interval=options.resync_interval,
+        )
     except BaseException:
         await monitor.close()
+        if keeper is not None:
+            await keeper.close()
         raise
+    if options.reconnect:
+        session.reconnect = Reconnecting(session, target, instance).run
     inbox.hand_over(session)
-    return VcpuController(session)
+    controller = VcpuController(session)
+    if options.on_interrupted != "report":
+        try:
+            await controller.recover(options.on_interrupted)
+        except BaseException:
+            await controller.close()
+            raise
+    return controller
+
+
+async def _keep(
+    engine: Engine, options: _Options, answers: Mapping[int, OstAnswer], pid: int | None
+) -> "tuple[Keeper, Instance | None]":
+    """Open the record, if there is to be one, and take in what it knows of this very QEMU."""
+    if options.record is None and not options.reconnect:
+        return Keeper(None, lambda: engine.layout), None
+    # Here, and not above: XML and files are a third of the time that importing us would take.
+    from qmpvcpu.record import Record, instance_of, same_instance  # noqa: PLC0415
+
+    layout = engine.layout
+    instance = instance_of(layout[0].host_tid if layout.max else None, pid)
+    if options.record is None:
+        return Keeper(None, lambda: engine.layout), instance
+    record = await Record.open(options.record, name=layout.vm.name, uuid=layout.vm.uuid, instance=instance)
+    before = record.previous.metadata if record.previous is not None else None
+    same = before is not None and same_instance(before.instance, instance)
+    if before is not None and same:
+        engine.recall(before.pending, answers, asyncio.get_running_loop().time())
+    elif before is not None:
+        engine.tell_instance_changed()
+    keeper = Keeper(
+        record,
+        lambda: engine.layout,
+        interrupted=before.intent if before is not None and same else None,
+        desired=before.desired if before is not None else None,
+    )
+    try:
+        await keeper.save()
+    except BaseException:
+        await record.close()
+        raise
+    return keeper, instance

@@ -1,331 +1,271 @@
-"""VcpuController: one VM, as its users see it."""
+"""VcpuController: one VM, as its users see it: single vCPUs, and whole maps."""
 
-import asyncio
-import contextlib
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
 
-from qmpvcpu import planning, qapi
-from qmpvcpu.controller.request import UnplugRequest, error_for
+from qmpvcpu import planning
+from qmpvcpu.controller.applying import Applier
+from qmpvcpu.controller.onevcpu import OneVcpu
 from qmpvcpu.controller.session import Session
-from qmpvcpu.controller.stream import EventStream
-from qmpvcpu.engine import Evidence, Read, Removal, State
-from qmpvcpu.errors import (
-    CommandRejectedError,
-    MonitorError,
-    OutcomeUnknownError,
-    PlugUndoneError,
-    PlugUnprovenError,
-    WaitTimeoutError,
-)
-from qmpvcpu.model import Capabilities, Layout, Proof, Refused, Slot, VcpuMap
+from qmpvcpu.engine import Terms
+from qmpvcpu.model import Direction, Intent, OnFailure, Proof, TransitionReport
+from qmpvcpu.planning import Plan
 
-__all__ = ["VcpuController"]
+__all__ = ["How", "VcpuController", "Wish"]
+
+Wish = str | Iterable[int]
+How = Literal["report", "finish", "revert"]
 
 
-class VcpuController:
+class VcpuController(OneVcpu):
     """One VM. Made by ``attach``; all methods are for one event loop.
 
-    Any number of tasks may call it at once. Cancelling a call stops the waiting, not what was sent: its outcome is
-    still taken in, shows in ``layout`` and is an event. After the connection is lost every call raises
-    MonitorLostError; a new ``attach`` tells the truth.
+    Any number of tasks may call it at once. Single commands go side by side; a transition (``set_map``,
+    ``set_count``, ``recover``) goes alone, and queues: first come, first served. Cancelling a call stops the waiting,
+    not what was sent: its outcome is still taken in, shows in ``layout``, is recorded and is an event. After the
+    connection is lost every call raises MonitorLostError, and a new ``attach`` tells the truth; with
+    ``attach(reconnect=True)`` calls wait for it to come back, as long as for a reply of QEMU's.
     """
 
     def __init__(self, session: Session) -> None:
-        self._session = session
-        self._engine = session.engine
-        self._plugging: dict[int, asyncio.Task[None]] = {}
-        self._unplugging: dict[int, asyncio.Task[None]] = {}
+        super().__init__(session)
+        self._applier = Applier(session, self._commands, self._turns)
 
-    # What is known.
+    # Whole maps.
 
-    @property
-    def layout(self) -> Layout:
-        """All slots, as known now; a new object after each change."""
-        return self._engine.layout
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What this VM can do, and what its QEMU is known not to survive."""
-        return Capabilities.of(self._engine.layout.vm)
-
-    @property
-    def address(self) -> str:
-        """Where QMP is spoken, for messages."""
-        return self._session.monitor.address
-
-    def events(self) -> EventStream:
-        """Return a stream of all events from now on; see EventStream."""
-        return self._session.stream()
-
-    async def refresh(self) -> Layout:
-        """Read the VM again and return its layout.
-
-        Raises:
-            MonitorError: The connection is lost, silent, or speaks nonsense.
-        """
-        self._session.check_open()
-        await asyncio.gather(self._session.read(Read.FULL), self._session.read_status())
-        return self.layout
-
-    async def wait_for(
-        self,
-        predicate: Callable[[Layout], object],
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109 - ours names the layout in its error
-    ) -> Layout:
-        """Wait until *predicate* holds for the layout, and return that layout.
-
-        It is tried at once and at every change; nothing is polled.
-
-        Raises:
-            WaitTimeoutError: It did not hold within *timeout* seconds.
-            MonitorLostError: The connection was lost.
-        """
-        return await self._session.wait_for(predicate, timeout)
-
-    async def wait_settled(self, *, timeout: float | None = None) -> Layout:  # noqa: ASYNC109 - as wait_for
-        """Wait until no removal is pending, and return the layout.
-
-        Raises:
-            WaitTimeoutError: One still was after *timeout* seconds.
-            MonitorLostError: The connection was lost.
-        """
-        return await self.wait_for(lambda layout: not layout.pending_slots, timeout=timeout)
-
-    # One vCPU.
-
-    async def plug(
-        self,
-        vcpu: int | None = None,
-        *,
-        proof: Proof = Proof.PRESENT,
-        require_proof: bool = False,
-        timeout: float = 30.0,  # noqa: ASYNC109 - of the guest's proof only
-        allow_fatal: bool = False,
-    ) -> VcpuMap:
-        """Plug one vCPU, with its whole slot, and return the ids that are plugged now.
-
-        One ``device_add``, no query. The guest's acknowledgement, if one comes, is
-        ``layout[vcpu].acknowledged``.
+    def plan(self, wish: Wish, *, allow_fatal: bool = False, allow_boot_vcpus: bool = False) -> Plan:
+        """Return what ``set_map`` would do now; nothing is sent or read. ``str(plan)`` explains it.
 
         Args:
-            vcpu: The first vCPU id of the slot; None takes the first free slot.
-            proof: PRESENT is content with QEMU's acceptance; ACKNOWLEDGED waits for the guest too.
-            require_proof: Raise if the guest does not acknowledge it.
-            timeout: How long to wait for the guest, in seconds.
-            allow_fatal: Send even what this QEMU is known not to survive.
+            wish: The vCPUs that shall be plugged, as libvirt's cpuset text or as ids.
+            allow_fatal: Plan even what this QEMU is known not to survive.
+            allow_boot_vcpus: Plan to take boot vCPUs from a VM that libvirt runs.
 
         Raises:
-            StepDeniedError: Not sent: occupied, unknown, part of a slot, full, migrating, fatal, ...
-            CommandRejectedError: QEMU answered with an error; nothing was plugged.
-            OutcomeUnknownError: The connection was lost, or silent, with the command in flight.
-            PlugUnprovenError: *require_proof*, and the guest did not acknowledge; it is plugged.
-            PlugUndoneError: An earlier removal that was asked for twice ejected it again.
-            RecordError: Plugged, and the record could not be written.
-            MonitorLostError: The connection was lost before.
-
-        Source: QEMU docs/system/cpu-hotplug.rst.
+            InvalidMapError: *wish* is empty, or no set of vCPU ids. What cannot be done is in ``plan.denied``.
         """
-        await self._session.know_status()
-        slot = planning.check_plug(self._engine.situation, vcpu, allow_fatal=allow_fatal)
-        self._engine.plug_sent(slot.first)
-        task = self._plugging[slot.first] = self._session.start(self._send_plug(slot))
-        task.add_done_callback(lambda _: self._plugging.pop(slot.first, None))
-        await self._session.replied("plug", slot.ids, task)
-        await self._session.recorded("plug", slot.ids)
-        doubled = slot.first in self._engine.doubled
-        if proof is Proof.ACKNOWLEDGED or require_proof or doubled:
-            await self._prove(slot, timeout, require_proof=require_proof, doubled=doubled)
-        return slot.ids
-
-    async def request_unplug(
-        self, vcpu: int, *, allow_fatal: bool = False, allow_boot_vcpus: bool = False
-    ) -> UnplugRequest:
-        """Ask the guest to give a vCPU up, with its whole slot; return when QEMU has accepted.
-
-        A removal that is pending already is joined, and nothing is sent: a second request would eject whatever is
-        plugged there next.
-
-        Args:
-            vcpu: The first vCPU id of the slot.
-            allow_fatal: Send even what this QEMU is known not to survive.
-            allow_boot_vcpus: Take a boot vCPU from a VM that libvirt runs, which makes libvirtd lose the VM.
-
-        Raises:
-            StepDeniedError: Not sent: vCPU 0, not plugged, unknown, part of a slot, migrating, fatal, ...
-            CommandRejectedError: QEMU answered with an error (most often: the guest's ACPI is not up yet).
-            OutcomeUnknownError: The connection was lost, or silent, with the command in flight.
-            MonitorLostError: The connection was lost before.
-        """
-        self._session.check_open()
-        if vcpu not in self._engine.removals:
-            await self._session.know_status()
-            if self._engine.single_threaded is None and self.layout.vm.accelerator == "tcg":
-                await self._session.read(Read.FULL)  # only two vCPUs' threads tell, and there are two now
-        # From here to the command there is no await: whoever asked while we looked is joined.
-        removal = self._engine.removals.get(vcpu)
-        if removal is not None:
-            task = self._unplugging.get(vcpu)
-            if task is not None:
-                await self._session.replied("unplug", removal.ids, task)
-            return UnplugRequest(removal, self._session.wait_answer, joined=True)
-        slot = planning.check_unplug(
-            self._engine.situation, vcpu, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus
+        target = planning.read_wish(wish, self.layout)
+        return planning.plan_map(
+            self._engine.situation, target, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus
         )
-        removal = self._engine.unplug_sent(slot.first, self._session.loop.time())
-        task = self._unplugging[slot.first] = self._session.start(self._send_unplug(slot, removal))
-        task.add_done_callback(lambda _: self._unplugging.pop(slot.first, None))
-        await self._session.replied("unplug", slot.ids, task)
-        return UnplugRequest(removal, self._session.wait_answer, joined=False)
 
-    async def unplug(
+    def plan_count(
+        self, count: int, *, include_boot: bool = False, allow_fatal: bool = False, allow_boot_vcpus: bool = False
+    ) -> Plan:
+        """Return what ``set_count`` would do now; nothing is sent or read. What cannot be done is in ``denied``."""
+        return planning.plan_count(
+            self._engine.situation,
+            count,
+            include_boot=include_boot,
+            allow_fatal=allow_fatal,
+            allow_boot_vcpus=allow_boot_vcpus,
+        )
+
+    async def set_map(
         self,
-        vcpu: int,
+        wish: Wish | Plan,
         *,
-        timeout: float = 30.0,  # noqa: ASYNC109 - of the guest's answer only
+        on_failure: OnFailure = OnFailure.STOP,
+        timeout: float = 30.0,  # noqa: ASYNC109 -- of each answer of the guest's
+        total_timeout: float | None = None,
+        revert_timeout: float | None = None,
+        in_flight: int = 8,
+        proof: Proof = Proof.PRESENT,
         allow_fatal: bool = False,
         allow_boot_vcpus: bool = False,
-    ) -> VcpuMap:
-        """Unplug one vCPU, with its whole slot, and return the ids that are gone now, on evidence.
+    ) -> TransitionReport:
+        """Make exactly these vCPUs plugged, boot vCPUs included.
+
+        Planned from what is known when its turn comes; a step that is denied fails the whole before anything is
+        sent, under every policy. Plugs come first. Where the guest's answer to an earlier removal is pending: a vCPU
+        that shall go joins it; one that shall stay is not safe by being there still, so its answer is awaited, and
+        it is plugged again if it left. Idempotent: what is so already costs one query.
+
+        With a record, the intent is on disk before the first command, and the outcome when this returns: two writes,
+        and a third where it turns to reverting.
+
+        Cancelling drops it if it waits for its turn, and stops it at the next safe point if it runs: nothing more is
+        sent, replies of QEMU are awaited, the outcome is recorded; nothing is reverted.
 
         Args:
-            vcpu: The first vCPU id of the slot; boot vCPUs other than 0 too.
-            timeout: How long to wait for the guest's answer, in seconds from QEMU's acceptance; 0 only asks.
-            allow_fatal: As in ``request_unplug``.
-            allow_boot_vcpus: As in ``request_unplug``.
-
-        Raises:
-            UnplugRefusedError: The guest said no, with its reason; it is still plugged and may be asked again.
-            UnplugPendingError: No answer in time. The request lives on: a late answer changes the layout and is an
-                event, and a new call joins it.
-            RecordError: Unplugged, and the record could not be written.
-            QmpVcpuError: As ``request_unplug``.
-        """
-        request = await self.request_unplug(vcpu, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
-        verdict = await request.wait(timeout)
-        error = error_for(verdict, timeout)
-        if error is not None:
-            raise error
-        await self._session.recorded("unplug", verdict.ids)
-        return verdict.ids
-
-    async def set_state(
-        self,
-        vcpu: int,
-        *,
-        enabled: bool,
-        timeout: float = 30.0,  # noqa: ASYNC109 - of the guest's answer only
-        allow_fatal: bool = False,
-    ) -> VcpuMap:
-        """Make one vCPU, with its whole slot, plugged or unplugged; nothing is sent if it is so already.
-
-        A vCPU that shall stay while its removal is pending is not safe by being there still: its answer is waited
-        for, and it is plugged again if it left.
+            wish: The vCPUs that shall be plugged (libvirt's cpuset text, or ids), or a plan for this layout.
+            on_failure: What becomes of the rest when a step fails; see OnFailure.
+            timeout: How long the guest has for each answer, in seconds from QEMU's acceptance; 0 only requests.
+            total_timeout: How long all may take that leads to the target, in seconds; None: no bound of its own.
+            revert_timeout: As *timeout*, for what is undone; None: the same.
+            in_flight: At most so many commands without a reply; under STOP, so many removals without an answer (1:
+                strictly one by one). CONTINUE and REVERT request all removals at once.
+            proof: ACKNOWLEDGED waits for the guest's word on each plug too; it is advisory, and fails nothing.
+            allow_fatal: Send even what this QEMU is known not to survive.
+            allow_boot_vcpus: Take boot vCPUs from a VM that libvirt runs, which makes libvirtd lose the VM.
 
         Returns:
-            The ids of the slot.
+            The report, slot by slot, if the map is reached.
 
         Raises:
-            UnplugPendingError: Its removal is pending, and was not answered within *timeout* seconds.
-            QmpVcpuError: As ``plug`` and ``unplug``.
+            TransitionError: It is not; ``error.report`` tells what happened, what was undone and what could not be.
+            InvalidMapError: *wish* is empty, or no set of vCPU ids.
+            StepDeniedError: A step cannot or must not be sent; nothing was.
+            StalePlanError: *wish* is a plan, and the VM has changed since; nothing was sent.
+            RecordError: The intent cannot be recorded, and nothing was sent (``outcome`` UNCHANGED); or the map is
+                reached, and that cannot be recorded (CHANGED).
+            MonitorError: The connection was lost before.
         """
-        self._session.check_open()
-        if not enabled:
-            slot = planning.find_slot("unplug", self.layout, vcpu)
-            return await self.unplug(vcpu, timeout=timeout, allow_fatal=allow_fatal) if slot.present else slot.ids
-        slot = planning.find_slot("plug", self.layout, vcpu)
-        if vcpu in self._plugging:  # another caller's wish is the same
-            await self._session.replied("plug", slot.ids, self._plugging[vcpu])
-            slot = self.layout.slot_of(vcpu)
-        removal = self._engine.removals.get(vcpu)
-        if removal is not None:
-            verdict = await self._session.wait_answer(removal, timeout)
-            error = error_for(verdict, timeout)
-            if error is not None and not isinstance(verdict, Refused):
-                raise error
-            slot = self.layout.slot_of(vcpu)
-        return slot.ids if slot.present else await self.plug(vcpu, timeout=timeout, allow_fatal=allow_fatal)
+        terms = self._terms(
+            on_failure=on_failure,
+            timeout=timeout,
+            total_timeout=total_timeout,
+            revert_timeout=revert_timeout,
+            in_flight=in_flight,
+            proof=proof,
+            allow_fatal=allow_fatal,
+            allow_boot_vcpus=allow_boot_vcpus,
+        )
+        if isinstance(wish, Plan):
+            return await self._applier.apply(lambda: wish, terms)
+        target = planning.read_wish(wish, self.layout)
+        return await self._applier.apply(
+            lambda: self.plan(target, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus), terms
+        )
 
-    async def close(self) -> None:
-        """Let go of the VM: the VM and a borrowed client stay as they are. Idempotent.
+    async def set_count(
+        self,
+        count: int,
+        *,
+        include_boot: bool = False,
+        on_failure: OnFailure = OnFailure.STOP,
+        timeout: float = 30.0,  # noqa: ASYNC109 -- of each answer of the guest's
+        total_timeout: float | None = None,
+        revert_timeout: float | None = None,
+        in_flight: int = 8,
+        proof: Proof = Proof.PRESENT,
+        allow_fatal: bool = False,
+        allow_boot_vcpus: bool = False,
+    ) -> TransitionReport:
+        """Make so many vCPUs plugged, as libvirt's setVcpus does: the lowest free ones in, the highest removable out.
 
-        Commands in flight get a second to be answered, so that their outcome is recorded. Whoever still waits gets
-        MonitorLostError.
+        Boot vCPUs stay, and a count below them is denied, naming them. A removal that is pending is joined before
+        another vCPU is asked for.
+
+        Args:
+            count: How many vCPUs shall be plugged.
+            include_boot: Take boot vCPUs out too, highest first, never vCPU 0.
+            on_failure: As in ``set_map``, like all that follow.
+            timeout: As in ``set_map``.
+            total_timeout: As in ``set_map``.
+            revert_timeout: As in ``set_map``.
+            in_flight: As in ``set_map``.
+            proof: As in ``set_map``.
+            allow_fatal: As in ``set_map``.
+            allow_boot_vcpus: As in ``set_map``.
+
+        Returns:
+            The report, if the count is reached.
+
+        Raises:
+            QmpVcpuError: As ``set_map``.
+
+        Source: libvirt, virDomainSetVcpusFlags; which vCPUs it chooses was measured with libvirt 9.0.0.
         """
-        await self._session.close()
+        terms = self._terms(
+            on_failure=on_failure,
+            timeout=timeout,
+            total_timeout=total_timeout,
+            revert_timeout=revert_timeout,
+            in_flight=in_flight,
+            proof=proof,
+            allow_fatal=allow_fatal,
+            allow_boot_vcpus=allow_boot_vcpus,
+        )
+        return await self._applier.apply(
+            lambda: self.plan_count(
+                count, include_boot=include_boot, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus
+            ),
+            terms,
+        )
 
-    # How it is done.
+    async def cancel(self) -> TransitionReport | None:
+        """Stop the transition that runs, at the next safe point, and return its report; None if none runs.
 
-    async def _send_plug(self, slot: Slot) -> None:
-        try:
-            await self._session.monitor.execute("device_add", qapi.device_add(slot))
-        except CommandRejectedError as error:
-            self._engine.plug_failed(slot.first)
-            raise _rejected("plug", slot, error, await self._explain(slot, plug=True)) from error
-        except MonitorError as error:
-            self._engine.plug_failed(slot.first)
-            self._session.want(Read.FULL)  # if it is there all the same, that is found
-            raise OutcomeUnknownError("plug", slot.ids, str(error)) from error
-        self._engine.plug_accepted(slot.first, self._session.loop.time())
-        self._session.publish()
+        Nothing more is sent, replies of QEMU are awaited, answers of the guest's are not: a removal that it works on
+        is PENDING. Nothing is reverted. Whoever asked for the transition gets TransitionError with this report, or
+        the report if the map was reached all the same. Those that wait for their turn go on.
+        """
+        return await self._applier.cancel()
 
-    async def _send_unplug(self, slot: Slot, removal: Removal) -> None:
-        try:
-            await self._session.monitor.execute("device_del", qapi.device_del(slot))
-        except CommandRejectedError as error:
-            hint = await self._explain(slot, plug=False)
-            self._unplug_replied(removal, Evidence.REJECTION)
-            if removal.state is not State.UNPLUGGED:  # if the look showed it gone, that is what was asked for
-                raise _rejected("unplug", slot, error, hint) from error
-        except MonitorError as error:
-            self._unplug_replied(removal, Evidence.LOST)
-            self._session.want(Read.FULL)
-            raise OutcomeUnknownError("unplug", slot.ids, str(error)) from error
-        else:
-            self._unplug_replied(removal, Evidence.ACCEPTED)
+    # A transition that something cut short.
 
-    def _unplug_replied(self, removal: Removal, evidence: Evidence) -> None:
-        self._engine.unplug_replied(removal, evidence, self._session.loop.time())
-        self._session.publish()
+    @property
+    def interrupted(self) -> Intent | None:
+        """The transition that was begun and whose outcome is not recorded, or None.
 
-    async def _explain(self, slot: Slot, *, plug: bool) -> str:
-        """Look at the VM after a rejection, since QEMU's texts are no ground to stand on."""
-        try:
-            layout = await self.refresh()
-        except MonitorError:
-            return ""
-        status = self._engine.status
-        if status is not None and (status.migrating or status.migrated_away):
-            return f"the VM is migrating or has migrated: run state {status.run_state}, migration {status.migration}"
-        now = layout.slot_of(slot.first)
-        if plug:
-            return f"the slot is occupied meanwhile, by {now.qom_path}" if now.present else "the slot is still empty"
-        if not now.present:
-            return "it is gone already"
-        if layout.vm.arch in {"x86_64", "i386"}:
-            return (
-                "it is still plugged; most likely the guest's ACPI hotplug is not up yet (firmware, early boot, or no"
-                " ACPI): ask again once the guest runs"
-            )
-        return "it is still plugged"
+        Its process died, or the connection was lost. A new ``set_map`` supersedes it.
+        """
+        return self._session.keeper.interrupted
 
-    async def _prove(self, slot: Slot, limit: float, *, require_proof: bool, doubled: bool) -> None:
-        # The guest's word is advisory: without require_proof it is PLUGGED all the same.
-        with contextlib.suppress(WaitTimeoutError):
-            await self.wait_for(
-                lambda now: now[slot.first].acknowledged is not None or not now[slot.first].enabled, timeout=limit
-            )
-        if doubled:
-            await self._session.read(Read.FULL)
-            self._engine.doubled.discard(slot.first)
-        now = self.layout.slot_of(slot.first)
-        if not now.present:
-            raise PlugUndoneError(slot.ids)
-        if require_proof and not self.layout[slot.first].acknowledged:
-            answer = now.answer
-            reason = answer.reason if answer else f"no answer within {limit:g} s"
-            raise PlugUnprovenError(slot.ids, answer.code if answer else None, reason)
+    async def recover(self, how: How, *, timeout: float | None = None) -> TransitionReport | None:  # noqa: ASYNC109
+        """Look at the transition that was cut short, and report it, finish it, or revert it.
 
+        Only the slots of its steps are touched: what others have changed since stays.
 
-def _rejected(action: str, slot: Slot, error: CommandRejectedError, hint: str) -> CommandRejectedError:
-    return CommandRejectedError(error.error_class, error.desc, error.sent, action=action, vcpus=slot.ids, hint=hint)
+        Args:
+            how: ``"report"`` tells what a fresh look shows of each step, changes nothing, and leaves it interrupted.
+                ``"finish"`` goes on to its target under its policy. ``"revert"`` undoes what it had done.
+            timeout: How long the guest has for each answer, in seconds; None: as long as the transition gave it.
+
+        Returns:
+            The report; None if nothing was interrupted.
+
+        Raises:
+            TransitionError: What was asked for was not reached.
+            QmpVcpuError: As ``set_map``.
+        """
+        if how not in ("report", "finish", "revert"):
+            raise ValueError(f"how to recover: report, finish or revert, not {how!r}")
+        intent = self.interrupted
+        if intent is None:
+            return None
+        if how == "report":
+            return planning.observed_report(intent, await self.refresh())
+        reverts = how == "revert"
+        wish_for = planning.revert_wish if reverts else planning.finish_wish
+        return await self._applier.apply(
+            lambda: self.plan(wish_for(intent, self.layout)),
+            self._terms(
+                on_failure=OnFailure.CONTINUE if reverts else intent.on_failure,
+                timeout=intent.timeout if timeout is None else timeout,
+            ),
+            intent=replace(intent, direction=Direction.REVERTING if reverts else Direction.FORWARD),
+        )
+
+    def _terms(
+        self,
+        *,
+        on_failure: OnFailure,
+        timeout: float,
+        total_timeout: float | None = None,
+        revert_timeout: float | None = None,
+        in_flight: int = 8,
+        proof: Proof = Proof.PRESENT,
+        allow_fatal: bool = False,
+        allow_boot_vcpus: bool = False,
+    ) -> Terms:
+        if in_flight < 1:
+            raise ValueError(f"in_flight is at least 1, not {in_flight}")
+        limits = {"timeout": timeout, "total_timeout": total_timeout, "revert_timeout": revert_timeout}
+        for name, limit in limits.items():
+            if limit is not None and not limit >= 0:
+                raise ValueError(f"{name} is a number of seconds, 0 or more, not {limit!r}")
+        return Terms(
+            on_failure=on_failure,
+            timeout=timeout,
+            total_timeout=total_timeout,
+            revert_timeout=timeout if revert_timeout is None else revert_timeout,
+            reply_timeout=self._session.timeout,
+            in_flight=in_flight,
+            proof=proof,
+            allow_fatal=allow_fatal,
+            allow_boot_vcpus=allow_boot_vcpus,
+            reconnect=self._session.reconnect is not None,
+        )

@@ -1,17 +1,18 @@
 """Session: the machinery under VcpuController. Carries the engine's news outwards, and QEMU's words inwards.
 
-The engine decides what is known; this reads when it wants a read, wakes whoever waits, feeds the streams, keeps the
-record up, and runs the commands that change the VM in tasks of its own, so that cancelling a caller never leaves an
-outcome unread and a reply that comes after the caller's deadline is still taken in.
+The engine decides what is known; this reads when it wants a read, wakes whoever waits, feeds the streams, and runs
+the commands that change the VM in tasks of its own, so that cancelling a caller never leaves an outcome unread and a
+reply that comes after the caller's deadline is still taken in.
 """
 
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from qmpvcpu import qapi
+from qmpvcpu.controller.keeper import Keeper
 from qmpvcpu.controller.reading import Reader
 from qmpvcpu.controller.request import UnplugVerdict, verdict_on
 from qmpvcpu.controller.stream import EventStream
@@ -20,36 +21,54 @@ from qmpvcpu.errors import (
     MonitorError,
     MonitorLostError,
     MonitorTimeoutError,
-    Outcome,
     OutcomeUnknownError,
-    RecordError,
     WaitTimeoutError,
 )
-from qmpvcpu.model import Disconnected, Layout, Pending, VcpuMap
+from qmpvcpu.model import Disconnected, Event, Layout, Pending, VcpuMap
 from qmpvcpu.monitor import Monitor
 
-if TYPE_CHECKING:
-    from qmpvcpu.record import Record
-
-__all__ = ["Session"]
+__all__ = ["Session", "Watcher"]
 
 _log = logging.getLogger("qmpvcpu.controller")
 
 # At a deadline one last read may still find the CPU gone (a guest that ejects without a word, under TCG); a QEMU that
 # does not answer it within this many seconds shall not stretch the caller's deadline any further.
 _LAST_LOOK_S = 1.0
+_T = TypeVar("_T")
+
 # close() gives commands in flight this long to be answered, so that their outcome is recorded.
 _CLOSING_S = 1.0
 
 
+class Watcher(Protocol):
+    """Whoever carries a transition out: told of the same news as everybody, at once and in the same step."""
+
+    def on_news(self, settled: Sequence[Removal]) -> None:
+        """Take in that something changed, and which removals became final."""
+
+    def cancel(self) -> None:
+        """Stop at the next safe point."""
+
+    def on_lost(self, why: str, *, may_return: bool) -> None:
+        """Take in that the connection is lost."""
+
+    def on_return(self, *, same_instance: bool) -> None:
+        """Take in that the connection is back, and the engine has read the VM again."""
+
+
 class Session:
-    """One VM's connection, reads, waits and record. One event loop, one owner.
+    """One VM's connection, reads and waits. One event loop, one owner.
 
     Attributes:
         monitor: The QMP connection.
+        reader: What reads over it.
         engine: What is known of the VM.
+        keeper: What keeps its record.
         timeout: Deadline of each QMP command, in seconds.
         lost: Why the connection is gone, or None while it is there.
+        closed: True once it is gone for good.
+        watcher: Who carries a transition out, or None.
+        reconnect: Finds QEMU again once the connection is lost; None: nobody does.
     """
 
     def __init__(
@@ -58,24 +77,28 @@ class Session:
         reader: Reader,
         engine: Engine,
         *,
-        record: "Record | None",
+        keeper: Keeper,
         timeout: float,
         resync_interval: float | None,
     ) -> None:
         self.monitor = monitor
+        self.reader = reader
         self.engine = engine
+        self.keeper = keeper
         self.timeout = timeout
         self.lost: MonitorLostError | None = None
+        self.closed = False
+        self.watcher: Watcher | None = None
+        self.reconnect: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.loop = asyncio.get_running_loop()
-        self._reader = reader
-        self._record = record
+        self._early: list[Event] = engine.take_events()
+        self._back: asyncio.Future[None] | None = None
+        self._returning: asyncio.Task[None] | None = None
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self._waiters: list[tuple[Callable[[Layout], object], asyncio.Future[None]]] = []
         self._settling: dict[int, tuple[Removal, asyncio.Future[None]]] = {}
-        self._commands: set[asyncio.Task[None]] = set()
+        self._commands: set[asyncio.Task[Any]] = set()
         self._reading: asyncio.Task[None] | None = None
-        self._saving: asyncio.Task[None] | None = None
-        self._saved = engine.layout.generation
         self._resync = self.loop.create_task(self._resync_every(resync_interval)) if resync_interval else None
 
     @property
@@ -83,10 +106,14 @@ class Session:
         """All slots, as known now."""
         return self.engine.layout
 
-    def check_open(self) -> None:
-        """Raise MonitorLostError if the connection is gone."""
+    async def check_open(self) -> None:
+        """Raise MonitorLostError if the connection is gone, and does not come back within a command's deadline."""
+        if self._back is not None:
+            await asyncio.wait({self._back}, timeout=self.timeout)
         if self.lost is not None:
             raise MonitorLostError(self.lost.why) from self.lost
+        if self.closed:
+            raise MonitorLostError("closed by this side")
 
     # News.
 
@@ -102,8 +129,30 @@ class Session:
         if self.lost is not None:
             return
         self.lost = error
+        self._push(Disconnected(generation=self.layout.generation, why=error.why))
+        if self.reconnect is not None and not self.closed:
+            self._back = self.loop.create_future()
+            self._returning = self.loop.create_task(self.reconnect())
+            if self.watcher is not None:
+                self.watcher.on_lost(error.why, may_return=True)
+        else:
+            self.give_up(error)
+
+    def on_return(self, *, same_instance: bool) -> None:
+        """Take in that the connection is back, and the engine has read the VM again."""
+        self.lost = None
+        self.publish()
+        if self.watcher is not None:
+            self.watcher.on_return(same_instance=same_instance)
+        if self._back is not None:
+            self._back.set_result(None)
+            self._back = None
+
+    def give_up(self, error: MonitorLostError) -> None:
+        """End everything that waits: the connection does not come back."""
+        self.lost = error
+        self.closed = True
         for stream in self._streams:
-            stream.push(Disconnected(generation=self.layout.generation, why=error.why))
             stream.close()
         for future in [*(f for _, f in self._waiters), *(f for _, f in self._settling.values())]:
             if not future.done():
@@ -111,42 +160,54 @@ class Session:
                 future.exception()  # whoever waited may be gone: not retrieving it is then no fault
         self._waiters.clear()
         self._settling.clear()
+        if self.watcher is not None:
+            self.watcher.on_lost(error.why, may_return=False)
+        if self._back is not None:
+            self._back.set_result(None)
+            self._back = None
 
     def publish(self) -> None:
         """Carry the engine's news to whoever waits for them; to be called after each word to the engine."""
         for event in self.engine.take_events():
             if _log.isEnabledFor(logging.INFO):
                 _log.info("%s", event, extra={"vm": self.layout.vm.name, "event": event})
-            for stream in self._streams:
-                stream.push(event)
-        for removal in self.engine.take_settled():
-            _, settled = self._settling.pop(id(removal), (None, None))
-            if settled is not None and not settled.done():
-                settled.set_result(None)
+            self._push(event)
+        settled = self.engine.take_settled()
+        for removal in settled:
+            _, waited = self._settling.pop(id(removal), (None, None))
+            if waited is not None and not waited.done():
+                waited.set_result(None)
         for predicate, future in self._waiters:
             if not future.done():
                 _try(predicate, self.layout, future)
+        if self.watcher is not None:
+            self.watcher.on_news(settled)
         idle = self._reading is None or self._reading.done()
         if self.engine.wanted is not Read.NONE and idle and self.lost is None:
             self._reading = self.loop.create_task(self._read_wanted())
-        if self._record is not None and (self._saving is None or self._saving.done()):
-            self._saving = self.loop.create_task(self._save(self._record))
-            self._saving.add_done_callback(self._look_at_save)
+        self.keeper.changed()
+
+    def _push(self, event: Event) -> None:
+        for stream in self._streams:
+            stream.push(event)
 
     def stream(self) -> EventStream:
-        """Return a stream of all events from now on."""
+        """Return a stream of all events from now on; the first one begins with what attaching found."""
         stream = EventStream()
-        if self.lost is None:
-            self._streams.add(stream)
-        else:
+        early, self._early = self._early, []
+        for event in early:
+            stream.push(event)
+        if self.closed:
             stream.close()
+        else:
+            self._streams.add(stream)
         return stream
 
     # Waiting.
 
     async def wait_for(self, predicate: Callable[[Layout], object], limit: float | None) -> Layout:
         """Wait until *predicate* holds for the layout, at most *limit* seconds."""
-        self.check_open()
+        await self.check_open()
         if predicate(self.layout):
             return self.layout
         entry = (predicate, self.loop.create_future())
@@ -165,7 +226,7 @@ class Session:
         """Wait for the guest's answer to *removal*, at most *limit* seconds; PENDING if there is none."""
         if (verdict := verdict_on(removal)) is not None:
             return verdict
-        self.check_open()
+        await self.check_open()
         _, future = self._settling.setdefault(id(removal), (removal, self.loop.create_future()))
         await asyncio.wait({future}, timeout=limit)
         if not future.done() and limit:
@@ -176,6 +237,8 @@ class Session:
             future.result()
         if (verdict := verdict_on(removal)) is not None:
             return verdict
+        if removal.state is State.UNKNOWN:
+            raise MonitorLostError(f"{removal.state.value}; vCPU {removal.ids} is as layout says")
         self.engine.deadline_passed(removal)
         self.publish()
         working = removal.state is State.WORKING
@@ -183,14 +246,14 @@ class Session:
 
     # Commands.
 
-    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Run a command that changes the VM; whoever waits for it may be cancelled, it is not."""
         task = self.loop.create_task(work)
         self._commands.add(task)
         task.add_done_callback(self._finish)
         return task
 
-    def _finish(self, task: asyncio.Task[None]) -> None:
+    def _finish(self, task: asyncio.Task[Any]) -> None:
         self._commands.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.info("%s", error, extra={"vm": self.layout.vm.name})
@@ -208,18 +271,18 @@ class Session:
 
     async def know_status(self) -> None:
         """Ask what the VM does, unless it runs, which it cannot stop doing without an event."""
-        self.check_open()
+        await self.check_open()
         if self.engine.status is None or not self.engine.status.is_steady:
             await self.read_status()
 
     async def read_status(self) -> None:
         """Ask what the VM does."""
-        self.engine.status = await self._reader.status()
+        self.engine.status = await self.reader.status()
 
     async def read(self, read: Read) -> None:
         """Read the slots and take in what they show."""
         sent = self.engine.read_sent(read)
-        slots, threads = await self._reader.slots(full=read is Read.FULL)
+        slots, threads = await self.reader.slots(full=read is Read.FULL)
         self.engine.observed(sent, slots, threads, self.loop.time())
         self.publish()
 
@@ -229,15 +292,16 @@ class Session:
         self.publish()
 
     async def _read_wanted(self) -> None:
-        while self.engine.wanted is not Read.NONE and await self._read_quietly(self.engine.wanted):
+        while self.engine.wanted is not Read.NONE and await self.read_quietly(self.engine.wanted):
             pass
 
     async def _resync_every(self, interval: float) -> None:
-        while self.lost is None:
+        while not self.closed:
             await asyncio.sleep(interval)
-            await self._read_quietly(Read.FULL)
+            if self.lost is None:
+                await self.read_quietly(Read.FULL)
 
-    async def _read_quietly(self, read: Read) -> bool:
+    async def read_quietly(self, read: Read) -> bool:
         """Read where no caller is there to be told of a failure; return False after one."""
         try:
             await self.read(read)
@@ -246,42 +310,26 @@ class Session:
             return False
         return True
 
-    # The record.
-
-    async def _save(self, record: "Record") -> None:
-        while self._saved != self.layout.generation:
-            layout = self.layout
-            await record.write(layout)
-            self._saved = layout.generation
-
-    async def recorded(self, action: str, ids: VcpuMap) -> None:
-        """Wait until what is known now is on disk; if that fails, say that *action* was done all the same."""
-        if self._saving is None:
-            return
-        try:
-            await asyncio.shield(self._saving)
-        except RecordError as error:
-            why = f"{error.why}; the {action} of vCPU {ids} is done, and not recorded"
-            raise RecordError(error.path, why, outcome=Outcome.CHANGED) from error
-
-    def _look_at_save(self, saving: "asyncio.Task[None]") -> None:
-        """Tell of a save that failed with nobody waiting for it; the next change tries again."""
-        if not saving.cancelled() and (error := saving.exception()) is not None:
-            _log.error("%s", error, extra={"vm": self.layout.vm.name})
-
     async def close(self) -> None:
         """End everything; a borrowed client and the VM stay as they are. Idempotent."""
+        self.closed = True
+        if self.watcher is not None:
+            self.watcher.cancel()
         if self._commands:
             await asyncio.wait(self._commands, timeout=_CLOSING_S)
-        if self._saving is not None:
-            await asyncio.wait({self._saving})
-        self.on_lost(MonitorLostError("closed by this side"))
+        if self.lost is None:
+            self.on_lost(MonitorLostError("closed by this side"))
+        elif self._back is not None:
+            self.give_up(MonitorLostError("closed by this side"))
         await self.monitor.close()
-        tasks = [task for task in (self._resync, self._reading, *self._commands) if task is not None]
+        if self._commands:  # a reply that will not come now is an error to whoever waits for it
+            await asyncio.wait(self._commands, timeout=_CLOSING_S)
+        tasks = [task for task in (self._resync, self._reading, self._returning, *self._commands) if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        await self.keeper.close()
 
 
 def _try(predicate: Callable[[Layout], object], layout: Layout, future: asyncio.Future[None]) -> None:

@@ -1,10 +1,32 @@
 """Floor 3: what QEMU and the guest say, turned into what is known. Pure: no I/O, no clock (callers pass the time).
 
 ``removal`` is one removal as a table of transitions; ``engine`` is one VM: its layout, its removals, and what to
-tell subscribers.
+tell subscribers; ``transition`` is one change of a whole map, made of ``work``.
 """
 
-from qmpvcpu.engine.engine import Engine, Read
+from qmpvcpu.engine.batch import Batch
+from qmpvcpu.engine.engine import Engine
+from qmpvcpu.engine.ledger import Read
 from qmpvcpu.engine.removal import TRANSITIONS, Evidence, IllegalEvidenceError, Removal, State
+from qmpvcpu.engine.transition import Phase, Transition
+from qmpvcpu.engine.work import Effect, Look, Save, Send, Stage, Terms, Work
 
-__all__ = ["TRANSITIONS", "Engine", "Evidence", "IllegalEvidenceError", "Read", "Removal", "State"]
+__all__ = [
+    "TRANSITIONS",
+    "Batch",
+    "Effect",
+    "Engine",
+    "Evidence",
+    "IllegalEvidenceError",
+    "Look",
+    "Phase",
+    "Read",
+    "Removal",
+    "Save",
+    "Send",
+    "Stage",
+    "State",
+    "Terms",
+    "Transition",
+    "Work",
+]

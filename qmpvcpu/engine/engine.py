@@ -1,4 +1,4 @@
-"""One VM: its layout, its removals, and what subscribers are told. Fed with what QMP says, never asks.
+"""One VM: fed with what QMP says, never asks.
 
 Rules that live here:
 
@@ -10,29 +10,25 @@ Rules that live here:
   stale one can arrive after a re-plug.
 """
 
-import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from qmpvcpu import qapi
+from qmpvcpu.engine.ledger import Ledger, Read
 from qmpvcpu.engine.removal import Evidence, Removal, State
 from qmpvcpu.errors import MalformedReplyError
 from qmpvcpu.model import (
-    Event,
+    InstanceChanged,
     Layout,
     LayoutChanged,
     MigrationChanged,
     Origin,
     OstAnswer,
     OstStatus,
+    Reconnected,
     Slot,
     ThreadReading,
-    UnplugAcknowledged,
     UnplugPending,
-    UnplugRefused,
-    UnplugRequested,
-    VcpuPlugged,
-    VcpuUnplugged,
     VmReset,
     VmResumed,
     VmStatus,
@@ -42,19 +38,11 @@ from qmpvcpu.model import (
 )
 from qmpvcpu.planning import Situation
 
-__all__ = ["Engine", "Read"]
+__all__ = ["Engine"]
 
 
-class Read(enum.IntEnum):
-    """Which read the engine wants next."""
-
-    NONE = 0
-    SLOTS = 1  # query-hotpluggable-cpus: is the CPU there
-    FULL = 2  # query-cpus-fast too: whose it is, in which order, on which thread
-
-
-class Engine:
-    """What is known of one VM.
+class Engine(Ledger):
+    """What is known of one VM, and what comes in about it.
 
     Not safe for threads; every method is synchronous and leaves the object consistent. After each call the owner
     takes ``take_events()`` and ``take_settled()``, and looks at ``wanted``.
@@ -76,29 +64,58 @@ class Engine:
         answers: Mapping[int, OstAnswer],
         now: float,
     ) -> None:
-        self.layout = layout
+        super().__init__(layout)
         self.status: VmStatus | None = status  # None: QEMU said that it changed, not to what
         self.single_threaded = single_threaded
-        self.removals: dict[int, Removal] = {}
-        self.wanted = Read.NONE
         self.doubled: set[int] = set()  # slots in which a second removal may be queued
         self._plugging: set[int] = set()
+        self._unsure: set[int] = set()  # plugs of ours of which nobody knows whether QEMU carried them out
         self._early_answers: dict[int, OstAnswer] = {}
         self._early_gone: set[int] = set()
-        self._events: list[Event] = []
-        self._settled: list[Removal] = []
-        self._tick = 0
-        self._changed: dict[int, int] = {}
         self._by_index = {slot.cpu_index: slot.first for slot in layout.slots}
-        self._by_path = {slot.qom_path: slot.first for slot in layout.slots if slot.qom_path is not None}
+        self._meet(answers, now)
+
+    def _meet(self, answers: Mapping[int, OstAnswer], now: float) -> None:
+        """Take in what this QEMU has seen before we came."""
         # A slot that is empty now and has ever been answered for was filled before: QEMU keeps the answers.
-        left = [s for s in layout.slots if not s.present and answers.get(s.cpu_index, OstAnswer(0, 0)).source]
-        self._created = len(layout.enabled) + sum(slot.count for slot in left)
+        left = [
+            slot
+            for slot in self.layout.slots
+            if not slot.present and answers.get(slot.cpu_index, OstAnswer(0, 0)).source
+        ]
+        self._created = len(self.layout.enabled) + sum(slot.count for slot in left)
         self._unplug_seen = bool(left)
-        for slot in layout.slots:
+        self._adopt_answered(answers, now)
+
+    def _adopt_answered(self, answers: Mapping[int, OstAnswer], now: float) -> None:
+        """Find the removals that the guest works on, or has refused, by its last answer for each slot."""
+        for slot in self.layout.slots:
             answer = answers.get(slot.cpu_index)
-            if answer and slot.present and answer.is_ejection and answer.status is OstStatus.IN_PROGRESS:
-                self._adopt(slot, Origin.UNKNOWN, now).advance(Evidence.IN_PROGRESS, now)
+            if answer is None or not (slot.present and answer.is_ejection):
+                continue
+            removal = self.removals.get(slot.first)
+            if answer.status is OstStatus.IN_PROGRESS and (removal is None or removal.state is not State.WORKING):
+                (removal or self._adopt(slot, Origin.UNKNOWN, now)).advance(Evidence.IN_PROGRESS, now)
+                self._set_pending(slot.first, pending=True)
+            elif answer.status is OstStatus.FAILURE and removal is not None and removal.state is State.WORKING:
+                # Of one that the guest had not taken up, this may be an answer from before.
+                self._refuse(slot.first, answer.code, answer.reason, now)
+
+    def recall(self, pending: Collection[int], answers: Mapping[int, OstAnswer], now: float) -> None:
+        """Take in the removals that the record knows and QEMU does not tell: no guest has reacted to them yet.
+
+        Args:
+            pending: vCPU ids whose removal was pending when the record was written, by this very QEMU.
+            answers: The guest's last answers; one that it has refused since is over.
+            now: The caller's clock.
+        """
+        for slot in self.layout.slots:
+            answer = answers.get(slot.cpu_index)
+            refused = answer is not None and answer.is_ejection and answer.status is OstStatus.FAILURE
+            if slot.first in pending and slot.present and slot.first not in self.removals and not refused:
+                removal = self._adopt(slot, Origin.US, now)
+                removal.advance(Evidence.ACCEPTED, now)
+                removal.recalled = removal.overdue = True
                 self._set_pending(slot.first, pending=True)
 
     @property
@@ -112,16 +129,6 @@ class Engine:
             single_threaded=self.single_threaded,
             in_flight=frozenset(self._plugging),
         )
-
-    def take_events(self) -> list[Event]:
-        """Return the events since the last call, oldest first."""
-        events, self._events = self._events, []
-        return events
-
-    def take_settled(self) -> list[Removal]:
-        """Return the removals that became final since the last call."""
-        settled, self._settled = self._settled, []
-        return settled
 
     # Our own commands.
 
@@ -141,6 +148,15 @@ class Engine:
         if first in self._early_gone:
             self._early_gone.discard(first)
             self._empty(first, Origin.UNKNOWN, now)
+
+    def tell_instance_changed(self) -> None:
+        """Note that it is another QEMU than was known that runs the VM."""
+        self._tell(InstanceChanged, Origin.UNKNOWN)
+
+    def plug_lost(self, first: int) -> None:
+        """Note that nobody knows whether QEMU carried our ``device_add`` out: the next read tells; idempotent."""
+        self._unsure.add(first)
+        self.plug_failed(first)
 
     def plug_failed(self, first: int) -> None:
         """Take QEMU's rejection of our ``device_add``; idempotent."""
@@ -282,7 +298,9 @@ class Engine:
         if known.present:
             self._empty(seen.first, Origin.UNKNOWN, now)
         if seen.qom_path is not None:
-            self._fill(replace(known.filled(seen.qom_path), host_tids=seen.host_tids), Origin.OTHER)
+            ours_too = seen.first in self._unsure and seen.qom_path == known.new_qom_path
+            origin = Origin.US if ours_too else Origin.OTHER
+            self._fill(replace(known.filled(seen.qom_path), host_tids=seen.host_tids), origin)
             if not full:
                 self._want(Read.FULL)
         return not ours
@@ -295,77 +313,38 @@ class Engine:
         if order != known:
             self.layout = replace(self.layout, creation=order)
 
-    # Changes.
+    def resync(
+        self,
+        slots: Sequence[Slot],
+        threads: Sequence[ThreadReading],
+        *,
+        status: VmStatus,
+        answers: Mapping[int, OstAnswer],
+        same_instance: bool,
+        now: float,
+    ) -> None:
+        """Take in a reading of a VM whose events were missed for a while.
 
-    def _want(self, read: Read) -> None:
-        self.wanted = max(self.wanted, read)
+        Args:
+            slots: The slots as read.
+            threads: ``query-cpus-fast``.
+            status: What the VM is doing.
+            answers: The guest's last answer per cpu-index.
+            same_instance: False if it is another QEMU that runs the VM now: what was pending is void.
+            now: The caller's clock.
 
-    def _adopt(self, slot: Slot, origin: Origin, now: float) -> Removal:
-        path = slot.qom_path or slot.new_qom_path
-        removal = self.removals[slot.first] = Removal(slot.ids, path, origin, requested_at=now)
-        return removal
-
-    def _advance(self, removal: Removal, evidence: Evidence, now: float) -> None:
-        before = removal.advance(evidence, now)
-        after = removal.state
-        first = min(removal.ids)
-        if before is State.SENT and after not in {State.SENT, State.REJECTED, State.UNKNOWN}:
-            self._set_pending(first, pending=True)
-            self._tell(UnplugRequested, removal.origin, ids=removal.ids)
-        if before is not State.WORKING and after is State.WORKING:
-            self._tell(UnplugAcknowledged, removal.origin, ids=removal.ids)
-        if after.is_final and not before.is_final:
-            self.removals.pop(first, None)
-            self._settled.append(removal)
-            self._set_pending(first, pending=False)
-
-    def _refuse(self, first: int, code: int | None, reason: str, now: float) -> None:
-        removal = self.removals.get(first)
-        ids = self.layout.slot_of(first).ids
-        if removal is None:  # somebody else's, answered at once
-            self._tell(UnplugRefused, Origin.OTHER, ids=ids, code=code, reason=reason)
-            return
-        removal.code, removal.reason = code, reason
-        self._advance(removal, Evidence.FAILURE, now)
-        late = removal.overdue
-        self._tell(UnplugRefused, removal.origin, ids=ids, code=code, reason=reason, late=late)
-
-    def _fill(self, slot: Slot, origin: Origin) -> None:
-        self._created += slot.count
-        self._replace(slot)
-        self._tell(VcpuPlugged, origin, ids=slot.ids)
-
-    def _empty(self, first: int, origin: Origin, now: float) -> None:
-        slot = self.layout.slot_of(first)
-        removal = self.removals.get(first)
-        if removal is not None:
-            self._advance(removal, Evidence.GONE, now)
-            origin = removal.origin
-        self._unplug_seen = True
-        self._replace(slot.emptied())
-        self._tell(
-            VcpuUnplugged,
-            origin,
-            ids=slot.ids,
-            late=removal is not None and removal.overdue,
-            requested_at=removal.requested_at if removal and origin is Origin.US else None,
-        )
-
-    def _replace(self, slot: Slot, *, silent: bool = False) -> None:
-        before = self.layout.slot_of(slot.first).qom_path
-        if before is not None:
-            self._by_path.pop(before, None)
-        if slot.qom_path is not None:
-            self._by_path[slot.qom_path] = slot.first
-        self._tick += 0 if silent else 1
-        self._changed[slot.first] = self._tick
-        self.layout = self.layout.with_slot(slot)
-
-    def _set_pending(self, first: int, *, pending: bool) -> None:
-        slots = self.layout.pending_slots
-        slots = slots | {first} if pending else slots - {first}
-        if slots != self.layout.pending_slots:
-            self.layout = replace(self.layout, pending_slots=slots, generation=self.layout.generation + 1)
-
-    def _tell(self, kind: type[Event], origin: Origin, **details: object) -> None:
-        self._events.append(kind(generation=self.layout.generation, origin=origin, **details))
+        Raises:
+            MalformedReplyError: It shows other slots than the first read; nothing was taken in.
+        """
+        self.observed(self._tick, slots, threads, now)
+        self.status = status
+        self._unsure.clear()
+        if same_instance:
+            self._adopt_answered(answers, now)
+        else:
+            for removal in list(self.removals.values()):
+                self._advance(removal, Evidence.VOID, now)
+            self.doubled.clear()
+            self._meet(answers, now)
+            self.tell_instance_changed()
+        self._tell(Reconnected, Origin.UNKNOWN)

@@ -43,7 +43,7 @@ class State(enum.Enum):
     UNPLUGGED = "gone, on evidence"
     REFUSED = "the guest said no"
     REJECTED = "QEMU said error"
-    UNKNOWN = "the connection was lost before the reply"
+    UNKNOWN = "the connection was lost before the reply, or QEMU was replaced before the answer"
 
     @property
     def is_final(self) -> bool:
@@ -70,6 +70,7 @@ class Evidence(enum.Enum):
     GONE = "DEVICE_DELETED for the exact path, or a read without it"
     RESET = "the VM was reset"
     LOST = "the connection was lost"
+    VOID = "another QEMU runs the VM now"
 
 
 _S, _E = State, Evidence
@@ -84,6 +85,7 @@ TRANSITIONS: Final = MappingProxyType(
         (_S.SENT, _E.GONE): _S.UNPLUGGED,
         (_S.SENT, _E.RESET): _S.SENT,
         (_S.SENT, _E.LOST): _S.UNKNOWN,
+        (_S.SENT, _E.VOID): _S.UNKNOWN,
         (_S.REQUESTED, _E.ACCEPTED): _S.REQUESTED,  # 0x84 and a reset both overtook the reply
         (_S.REQUESTED, _E.REJECTION): _S.REQUESTED,  # likewise: the request that was taken is somebody else's
         (_S.REQUESTED, _E.IN_PROGRESS): _S.WORKING,
@@ -91,6 +93,7 @@ TRANSITIONS: Final = MappingProxyType(
         (_S.REQUESTED, _E.GONE): _S.UNPLUGGED,
         (_S.REQUESTED, _E.RESET): _S.REQUESTED,
         (_S.REQUESTED, _E.LOST): _S.REQUESTED,
+        (_S.REQUESTED, _E.VOID): _S.UNKNOWN,
         (_S.WORKING, _E.ACCEPTED): _S.WORKING,  # 0x84 overtook the reply
         (_S.WORKING, _E.REJECTION): _S.WORKING,  # the guest works on a request of somebody else's
         (_S.WORKING, _E.IN_PROGRESS): _S.WORKING,
@@ -98,6 +101,7 @@ TRANSITIONS: Final = MappingProxyType(
         (_S.WORKING, _E.GONE): _S.UNPLUGGED,
         (_S.WORKING, _E.RESET): _S.REQUESTED,
         (_S.WORKING, _E.LOST): _S.WORKING,
+        (_S.WORKING, _E.VOID): _S.UNKNOWN,
         # The reply came last: the guest's answer stands.
         (_S.UNPLUGGED, _E.ACCEPTED): _S.UNPLUGGED,
         (_S.UNPLUGGED, _E.REJECTION): _S.UNPLUGGED,
@@ -125,6 +129,7 @@ class Removal:
         state: Where it stands.
         settled_at: When it became final, or None.
         overdue: True once a deadline for it has passed.
+        recalled: True if only the record tells of it: no guest is known to work on it, so it may be asked for again.
         code: The guest's OST status when it refused, or None.
         reason: The same in words, or "".
     """
@@ -136,6 +141,7 @@ class Removal:
     state: State = State.SENT
     settled_at: float | None = None
     overdue: bool = False
+    recalled: bool = False
     code: int | None = None
     reason: str = ""
 
@@ -150,6 +156,8 @@ class Removal:
             self.state = TRANSITIONS[before, evidence]
         except KeyError:
             raise IllegalEvidenceError(f"{evidence.name} for a removal that is {before.name}") from None
+        if self.state is State.WORKING:
+            self.recalled = False
         if self.state.is_final and not before.is_final:
             self.settled_at = now
         return before

@@ -14,6 +14,7 @@ from qmpvcpu.model.vm import VmInfo
 __all__ = ["CpuProps", "Layout", "Slot", "Vcpu"]
 
 _PERIPHERAL = "/machine/peripheral/"
+_PERIPHERALS = "/machine/peripheral"  # those without an id too, in /machine/peripheral-anon
 
 
 class CpuProps(Mapping[str, Any]):
@@ -90,6 +91,11 @@ class Slot(Value):
         """The device id of the CPU in it; None if it is empty, or its CPU has none (boot CPUs)."""
         path = self.qom_path or ""
         return path.removeprefix(_PERIPHERAL) if path.startswith(_PERIPHERAL) else None
+
+    @property
+    def is_boot(self) -> bool:
+        """True if its CPU was there when the machine was made, and not by ``-device``."""
+        return self.present and not (self.qom_path or "").startswith(_PERIPHERALS)
 
     @property
     def new_device_id(self) -> str:

@@ -13,6 +13,6 @@ connections itself, at ERROR, on ``qemu.qmp.protocol.qmpvcpu``; as each also rea
 logger has a `logging.NullHandler`: nothing is printed unless the application configured logging.
 """
 
-from qmpvcpu.monitor.session import Monitor, Target
+from qmpvcpu.monitor.session import Monitor, Target, is_address
 
-__all__ = ["Monitor", "Target"]
+__all__ = ["Monitor", "Target", "is_address"]

@@ -22,11 +22,17 @@ from qmpvcpu.errors import (
 from qmpvcpu.monitor.address import Address, connect, connected_socket, peer_pid
 from qmpvcpu.monitor.wire import end, establish, explain, make_client, read_version
 
-__all__ = ["Monitor", "Target"]
+__all__ = ["Monitor", "Target", "is_address"]
 
 Target = str | os.PathLike[str] | tuple[str, int] | socket.socket | QMPClient
 
 _T = TypeVar("_T")
+
+
+def is_address(target: Target) -> bool:
+    """Return True if *target* can be opened again, False if it is a socket or a client that was given."""
+    return not isinstance(target, socket.socket | QMPClient)
+
 
 _log = logging.getLogger("qmpvcpu.monitor")
 _CLOSE_GRACE_S: Final = 1.0  # how long close() waits for a peer to take what is still to be sent

@@ -1,4 +1,4 @@
-"""Floor 2: what may be done to a VM, decided from what is known of it. Pure: no I/O, no clock.
+"""Whether one step may be sent.
 
 Every check either returns the slot to act on, or raises StepDeniedError with a named reason: a denied step costs
 nothing and changes nothing.

@@ -1,0 +1,234 @@
+"""Applier: carries transitions out, one at a time. The engine says what to do next; this brings it about."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from qmpvcpu.controller.commands import Commands
+from qmpvcpu.controller.session import Session
+from qmpvcpu.controller.turns import Turns
+from qmpvcpu.engine import Batch, Effect, Look, Phase, Read, Removal, Save, Send, Terms, Transition, Work
+from qmpvcpu.errors import CommandRejectedError, MonitorLostError, Outcome, OutcomeUnknownError, RecordError
+from qmpvcpu.model import (
+    Direction,
+    Intent,
+    Plugged,
+    TransitionError,
+    TransitionOutcome,
+    TransitionReport,
+    Unknown,
+    verdict_of,
+)
+from qmpvcpu.planning import Plan, check_plan
+
+__all__ = ["Applier"]
+
+# At a deadline one last read may still find the CPU gone; a QEMU that does not answer it within this many seconds
+# shall not stretch the deadline any further.
+_LAST_LOOK_S = 1.0
+
+
+class Applier:
+    """Carries transitions out on one VM; they queue, and never overlap with each other or with single commands."""
+
+    def __init__(self, session: Session, commands: Commands, turns: Turns) -> None:
+        self._session = session
+        self._commands = commands
+        self._turns = turns
+        self._run: _Run | None = None
+
+    async def apply(
+        self, make_plan: Callable[[], Plan], terms: Terms, *, intent: Intent | None = None
+    ) -> TransitionReport:
+        """Wait for its turn, plan, and carry the plan out.
+
+        Cancelling drops it while it waits for its turn, and stops it at the next safe point after; whatever was sent
+        is still taken in and recorded.
+
+        Args:
+            make_plan: Plans from what is known then.
+            terms: How to carry it out.
+            intent: What is to be recorded as under way, where it is not the plan itself.
+
+        Returns:
+            The report, if what was wanted is reached.
+
+        Raises:
+            TransitionError: It is not.
+            PlanError: It cannot be planned; nothing was sent.
+            RecordError: The intent cannot be recorded, and nothing was sent; or it is reached, and not recorded.
+            MonitorError: The connection was lost before.
+        """
+        run = _Run(self._session, self._commands, terms)
+        task = self._session.start(self._carry_out(run, make_plan, intent))
+        try:
+            report = await asyncio.shield(task)  # JUSTIFICATION: what was sent is taken in, even if nobody asks now
+        except asyncio.CancelledError:
+            if run.transition is None:
+                task.cancel()
+            else:
+                run.cancel()
+            raise
+        reverts = intent is not None and intent.direction is Direction.REVERTING
+        if report.outcome is not (TransitionOutcome.REVERTED if reverts else TransitionOutcome.REACHED):
+            raise TransitionError(report) from run.unrecorded
+        if run.unrecorded is not None:
+            why = f"{run.unrecorded.why}; what was wanted is reached, and not recorded"
+            raise RecordError(run.unrecorded.path, why, outcome=Outcome.CHANGED) from run.unrecorded
+        return report
+
+    async def cancel(self) -> TransitionReport | None:
+        """Stop the transition that runs, at the next safe point; return its report, or None if none runs."""
+        if self._run is None:
+            return None
+        self._run.cancel()
+        return await asyncio.shield(self._run.ended)  # JUSTIFICATION: it ends for its caller too
+
+    async def _carry_out(self, run: "_Run", make_plan: Callable[[], Plan], intent: Intent | None) -> TransitionReport:
+        session = self._session
+        await session.check_open()
+        async with self._turns.alone():
+            await session.check_open()
+            # What nobody announced is found here, and not half-way.
+            await asyncio.gather(session.read(Read.SLOTS), session.know_status())
+            plan = make_plan()
+            check_plan(plan, session.layout)
+            self._run = session.watcher = run
+            try:
+                with session.keeper.held():
+                    return await run.carry_out(plan, intent)
+            finally:
+                self._run = session.watcher = None
+
+
+class _Run:
+    """One transition, carried out."""
+
+    def __init__(self, session: Session, commands: Commands, terms: Terms) -> None:
+        self.transition: Transition | None = None
+        self.ended: asyncio.Future[TransitionReport] = session.loop.create_future()
+        self._session = session
+        self._commands = commands
+        self._terms = terms
+        self._wake = asyncio.Event()
+        self.unrecorded: RecordError | None = None
+        self._offline_until: float | None = None
+
+    async def carry_out(self, plan: Plan, intent: Intent | None) -> TransitionReport:
+        """Carry *plan* out, which is of the layout as it is now."""
+        transition = Transition(plan, self._session.engine, self._terms, self._session.loop.time(), intent=intent)
+        self.transition = transition
+        try:
+            while not transition.ended:
+                self._wake.clear()
+                for effect in transition.advance(self._session.loop.time()):
+                    await self._do(transition, effect)
+                    self._wake.set()
+                if not transition.ended:
+                    await self._sleep(transition)
+        finally:
+            if not self.ended.done():
+                unrecorded = "" if self.unrecorded is None else str(self.unrecorded)
+                self.ended.set_result(transition.report(unrecorded=unrecorded))
+        return self.ended.result()
+
+    def cancel(self) -> None:
+        """Stop at the next safe point."""
+        if self.transition is not None:
+            self.transition.cancel(self._session.loop.time())
+            self._wake.set()
+
+    # News, from the session.
+
+    def on_news(self, settled: Sequence[Removal]) -> None:
+        """Take in that something changed, and which removals became final."""
+        if self.transition is not None:
+            for removal in settled:
+                self.transition.batch.answered(removal, self._session.loop.time())
+            self._wake.set()
+
+    def on_lost(self, why: str, *, may_return: bool) -> None:
+        """Take in that the connection is lost."""
+        if self.transition is None:
+            return
+        now = self._session.loop.time()
+        if may_return:
+            self.transition.batch.paused()
+            self._offline_until = now + max(self._terms.timeout, self._terms.reply_timeout)
+        else:
+            self._lose(self.transition, why)
+        self._wake.set()
+
+    def on_return(self, *, same_instance: bool) -> None:
+        """Take in that the connection is back, and the engine has read the VM again."""
+        if self.transition is None:
+            return
+        self._offline_until = None
+        if same_instance:
+            self.transition.batch.resumed(self._session.loop.time())
+        else:
+            self._lose(self.transition, "another QEMU runs this VM now")
+        self._wake.set()
+
+    def _lose(self, transition: Transition, why: str) -> None:
+        transition.lose(why, self._session.loop.time())
+        self._session.keeper.abandon()
+
+    # Effects.
+
+    async def _sleep(self, transition: Transition) -> None:
+        deadlines = [each for each in (transition.deadline, self._offline_until) if each is not None]
+        try:
+            async with asyncio.timeout_at(min(deadlines, default=None)):
+                await self._wake.wait()
+        except TimeoutError:
+            if self._offline_until is not None and self._session.loop.time() >= self._offline_until:
+                self._lose(transition, "the connection is lost, and did not come back in time")
+
+    async def _do(self, transition: Transition, effect: Effect) -> None:
+        match effect:
+            case Save():
+                await self._save(transition, effect.intent)
+                transition.saved()
+            case Send():
+                self._session.start(self._send(transition.batch, effect.work))
+            case Look():
+                self._session.start(self._look(transition.batch, Read.FULL if effect.full else Read.SLOTS))
+
+    async def _save(self, transition: Transition, intent: Intent | None) -> None:
+        keeper = self._session.keeper
+        try:
+            if transition.phase is Phase.FINISH:
+                await keeper.end(intent, transition.wanted)
+            elif intent is not None:
+                await keeper.begin(intent)
+        except RecordError as error:
+            if transition.phase is Phase.BEGIN:
+                raise
+            self.unrecorded = error
+
+    async def _send(self, batch: Batch, work: Work) -> None:
+        engine, loop = self._session.engine, self._session.loop
+        slot = engine.layout.slot_of(work.step.first)
+        started = loop.time()
+        try:
+            if work.plugs:
+                await self._commands.plug(slot)
+                plugged = Plugged(slot.ids, seconds=round(loop.time() - started, 6))
+                batch.replied(work, plugged, loop.time())
+            elif work.removal is not None:
+                await self._commands.unplug(slot, work.removal)
+                batch.replied(work, None, loop.time())
+        except OutcomeUnknownError as error:
+            if isinstance(error.__cause__, MonitorLostError):
+                batch.unanswered(work, str(error.__cause__), loop.time())
+            else:
+                batch.replied(work, Unknown(slot.ids, str(error)), loop.time())
+        except CommandRejectedError as error:
+            batch.replied(work, verdict_of(error), loop.time())
+        self._wake.set()
+
+    async def _look(self, batch: Batch, read: Read) -> None:
+        look = asyncio.ensure_future(self._session.read_quietly(read))
+        await asyncio.wait({look}, timeout=min(_LAST_LOOK_S, self._session.timeout))
+        batch.looked(self._session.loop.time())
+        self._wake.set()

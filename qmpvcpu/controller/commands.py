@@ -1,0 +1,128 @@
+"""Commands: the two that change a VM, sent, and their replies told to the engine."""
+
+from collections.abc import Awaitable, Callable
+
+from qmpvcpu import qapi
+from qmpvcpu.controller.session import Session
+from qmpvcpu.engine import Evidence, Read, Removal, State
+from qmpvcpu.errors import CommandRejectedError, MonitorError, OutcomeUnknownError, RecordError
+from qmpvcpu.model import Action, Layout, Slot, Step
+
+__all__ = ["Commands"]
+
+
+class Commands:
+    """Sends ``device_add`` and ``device_del``; the engine has been told that they are about to be sent."""
+
+    def __init__(self, session: Session, look: Callable[[], Awaitable[Layout]]) -> None:
+        self._session = session
+        self._engine = session.engine
+        self._keeper = session.keeper
+        self._look = look
+
+    async def plug(self, slot: Slot) -> None:
+        """Plug *slot*.
+
+        Raises:
+            CommandRejectedError: QEMU answered with an error; nothing was plugged.
+            OutcomeUnknownError: The connection was lost with the command in flight.
+        """
+        try:
+            await self._session.monitor.execute("device_add", qapi.device_add(slot))
+        except CommandRejectedError as error:
+            self._engine.plug_failed(slot.first)
+            raise _rejected(Action.PLUG, slot, error, await self._explain(slot, Action.PLUG)) from error
+        except MonitorError as error:
+            self._engine.plug_lost(slot.first)
+            self._session.want(Read.FULL)  # if it is there all the same, that is found
+            raise OutcomeUnknownError("plug", slot.ids, str(error)) from error
+        self._engine.plug_accepted(slot.first, self._session.loop.time())
+        self._session.publish()
+
+    async def unplug(self, slot: Slot, removal: Removal) -> None:
+        """Have QEMU ask the guest for *slot*.
+
+        Raises:
+            CommandRejectedError: QEMU answered with an error, and it is still there.
+            OutcomeUnknownError: The connection was lost with the command in flight.
+        """
+        try:
+            await self._session.monitor.execute("device_del", qapi.device_del(slot))
+        except CommandRejectedError as error:
+            hint = await self._explain(slot, Action.UNPLUG)
+            self._replied(removal, Evidence.REJECTION)
+            if removal.state is not State.UNPLUGGED:  # if the look showed it gone, that is what was asked for
+                raise _rejected(Action.UNPLUG, slot, error, hint) from error
+        except MonitorError as error:
+            self._replied(removal, Evidence.LOST)
+            self._session.want(Read.FULL)
+            raise OutcomeUnknownError("unplug", slot.ids, str(error)) from error
+        else:
+            self._replied(removal, Evidence.ACCEPTED)
+
+    async def plug_alone(self, slot: Slot) -> None:
+        """Plug *slot*, as a transition of its own: recorded before.
+
+        Raises:
+            RecordError: The record cannot be written; nothing was sent.
+            StepError: As ``plug``.
+        """
+        step = Step(Action.PLUG, slot.ids)
+        try:
+            await self._keeper.begin_step(step)
+        except RecordError:
+            self._engine.plug_failed(slot.first)
+            raise
+        try:
+            await self.plug(slot)
+        finally:
+            self._keeper.end_step(step)
+
+    async def unplug_alone(self, slot: Slot, removal: Removal) -> None:
+        """Ask for *slot*, as a transition of its own: recorded before.
+
+        Raises:
+            RecordError: The record cannot be written; nothing was sent.
+            StepError: As ``unplug``.
+        """
+        step = Step(Action.UNPLUG, slot.ids, slot.qom_path)
+        try:
+            await self._keeper.begin_step(step)
+        except RecordError:
+            self._replied(removal, Evidence.REJECTION)
+            raise
+        try:
+            await self.unplug(slot, removal)
+        finally:
+            self._keeper.end_step(step)
+
+    def _replied(self, removal: Removal, evidence: Evidence) -> None:
+        self._engine.unplug_replied(removal, evidence, self._session.loop.time())
+        self._session.publish()
+
+    async def _explain(self, slot: Slot, action: Action) -> str:
+        """Look at the VM after a rejection, since QEMU's texts are no ground to stand on."""
+        try:
+            layout = await self._look()
+        except MonitorError:
+            return ""
+        status = self._engine.status
+        if status is not None and (status.migrating or status.migrated_away):
+            return f"the VM is migrating or has migrated: run state {status.run_state}, migration {status.migration}"
+        now = layout.slot_of(slot.first)
+        if action is Action.PLUG:
+            return f"the slot is occupied meanwhile, by {now.qom_path}" if now.present else "the slot is still empty"
+        if not now.present:
+            return "it is gone already"
+        if layout.vm.arch in {"x86_64", "i386"}:
+            return (
+                "it is still plugged; most likely the guest's ACPI hotplug is not up yet (firmware, early boot, or no"
+                " ACPI): ask again once the guest runs"
+            )
+        return "it is still plugged"
+
+
+def _rejected(action: Action, slot: Slot, error: CommandRejectedError, hint: str) -> CommandRejectedError:
+    return CommandRejectedError(
+        error.error_class, error.desc, error.sent, action=action.value, vcpus=slot.ids, hint=hint
+    )

@@ -1,0 +1,276 @@
+"""OneVcpu: what is known of a VM, and the change of one vCPU, as users see them."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from qmpvcpu import planning
+from qmpvcpu.controller.commands import Commands
+from qmpvcpu.controller.request import UnplugRequest, error_for
+from qmpvcpu.controller.session import Session
+from qmpvcpu.controller.stream import EventStream
+from qmpvcpu.controller.turns import Turns
+from qmpvcpu.engine import Read, Removal
+from qmpvcpu.errors import PlugUndoneError, PlugUnprovenError, WaitTimeoutError
+from qmpvcpu.model import Capabilities, Layout, Proof, Refused, Slot, VcpuMap
+
+__all__ = ["OneVcpu"]
+
+
+class OneVcpu:
+    """One VM, changed one vCPU at a time; the half of VcpuController that knows of no maps."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._engine = session.engine
+        self._commands = Commands(session, self.refresh)
+        self._turns = Turns()
+        self._plugging: dict[int, asyncio.Task[None]] = {}
+        self._unplugging: dict[int, asyncio.Task[None]] = {}
+
+    # What is known.
+
+    @property
+    def layout(self) -> Layout:
+        """All slots, as known now; a new object after each change."""
+        return self._engine.layout
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this VM can do, and what its QEMU is known not to survive."""
+        return Capabilities.of(self._engine.layout.vm)
+
+    @property
+    def address(self) -> str:
+        """Where QMP is spoken, for messages."""
+        return self._session.monitor.address
+
+    def events(self) -> EventStream:
+        """Return a stream of all events from now on; see EventStream."""
+        return self._session.stream()
+
+    async def refresh(self) -> Layout:
+        """Read the VM again and return its layout.
+
+        Raises:
+            MonitorError: The connection is lost, silent, or speaks nonsense.
+        """
+        await self._session.check_open()
+        await asyncio.gather(self._session.read(Read.FULL), self._session.read_status())
+        return self.layout
+
+    async def wait_for(
+        self,
+        predicate: Callable[[Layout], object],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - ours names the layout in its error
+    ) -> Layout:
+        """Wait until *predicate* holds for the layout, and return that layout.
+
+        It is tried at once and at every change; nothing is polled.
+
+        Raises:
+            WaitTimeoutError: It did not hold within *timeout* seconds.
+            MonitorLostError: The connection was lost.
+        """
+        return await self._session.wait_for(predicate, timeout)
+
+    async def wait_settled(self, *, timeout: float | None = None) -> Layout:  # noqa: ASYNC109 - as wait_for
+        """Wait until no removal is pending, and return the layout.
+
+        Raises:
+            WaitTimeoutError: One still was after *timeout* seconds.
+            MonitorLostError: The connection was lost.
+        """
+        return await self.wait_for(lambda layout: not layout.pending_slots, timeout=timeout)
+
+    # One vCPU.
+
+    async def plug(
+        self,
+        vcpu: int | None = None,
+        *,
+        proof: Proof = Proof.PRESENT,
+        require_proof: bool = False,
+        timeout: float = 30.0,  # noqa: ASYNC109 - of the guest's proof only
+        allow_fatal: bool = False,
+    ) -> VcpuMap:
+        """Plug one vCPU, with its whole slot, and return the ids that are plugged now.
+
+        One ``device_add``, no query. The guest's acknowledgement, if one comes, is
+        ``layout[vcpu].acknowledged``.
+
+        Args:
+            vcpu: The first vCPU id of the slot; None takes the first free slot.
+            proof: PRESENT is content with QEMU's acceptance; ACKNOWLEDGED waits for the guest too.
+            require_proof: Raise if the guest does not acknowledge it.
+            timeout: How long to wait for the guest, in seconds.
+            allow_fatal: Send even what this QEMU is known not to survive.
+
+        Raises:
+            StepDeniedError: Not sent: occupied, unknown, part of a slot, full, migrating, fatal, ...
+            CommandRejectedError: QEMU answered with an error; nothing was plugged.
+            OutcomeUnknownError: The connection was lost, or silent, with the command in flight.
+            PlugUnprovenError: *require_proof*, and the guest did not acknowledge; it is plugged.
+            PlugUndoneError: An earlier removal that was asked for twice ejected it again.
+            RecordError: The record could not be written: before (nothing was sent), or after (it is plugged).
+            MonitorLostError: The connection was lost before.
+
+        Source: QEMU docs/system/cpu-hotplug.rst.
+        """
+        async with self._turns.together():
+            await self._session.know_status()
+            slot = planning.check_plug(self._engine.situation, vcpu, allow_fatal=allow_fatal)
+            self._engine.plug_sent(slot.first)
+            task = self._plugging[slot.first] = self._session.start(self._commands.plug_alone(slot))
+            task.add_done_callback(lambda _: self._plugging.pop(slot.first, None))
+            await self._session.replied("plug", slot.ids, task)
+        await self._session.keeper.written(f"vCPU {slot.ids} is plugged")
+        doubled = slot.first in self._engine.doubled
+        if proof is Proof.ACKNOWLEDGED or require_proof or doubled:
+            await self._prove(slot, timeout, require_proof=require_proof, doubled=doubled)
+        return slot.ids
+
+    async def request_unplug(
+        self, vcpu: int, *, allow_fatal: bool = False, allow_boot_vcpus: bool = False
+    ) -> UnplugRequest:
+        """Ask the guest to give a vCPU up, with its whole slot; return when QEMU has accepted.
+
+        A removal that is pending already is joined, and nothing is sent: a second request would eject whatever is
+        plugged there next.
+
+        Args:
+            vcpu: The first vCPU id of the slot.
+            allow_fatal: Send even what this QEMU is known not to survive.
+            allow_boot_vcpus: Take a boot vCPU from a VM that libvirt runs, which makes libvirtd lose the VM.
+
+        Raises:
+            StepDeniedError: Not sent: vCPU 0, not plugged, unknown, part of a slot, migrating, fatal, ...
+            CommandRejectedError: QEMU answered with an error (most often: the guest's ACPI is not up yet).
+            OutcomeUnknownError: The connection was lost, or silent, with the command in flight.
+            RecordError: The record could not be written; nothing was sent.
+            MonitorLostError: The connection was lost before.
+        """
+        await self._session.check_open()
+        if (removal := self._joinable(vcpu)) is not None:
+            return await self._join(removal)
+        async with self._turns.together():
+            await self._session.know_status()
+            if self._engine.single_threaded is None and self.layout.vm.accelerator == "tcg":
+                await self._session.read(Read.FULL)  # only two vCPUs' threads tell, and there are two now
+            # From here to the command there is no await: whoever asked while we looked is joined.
+            if (removal := self._joinable(vcpu)) is not None:
+                return await self._join(removal)
+            slot = planning.check_unplug(
+                self._engine.situation, vcpu, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus
+            )
+            removal = self._engine.unplug_sent(slot.first, self._session.loop.time())
+            task = self._unplugging[slot.first] = self._session.start(self._commands.unplug_alone(slot, removal))
+            task.add_done_callback(lambda _: self._unplugging.pop(slot.first, None))
+            await self._session.replied("unplug", slot.ids, task)
+        return UnplugRequest(removal, self._session.wait_answer, joined=False)
+
+    def _joinable(self, vcpu: int) -> Removal | None:
+        removal = self._engine.removals.get(vcpu)
+        return removal if removal is not None and not removal.recalled else None
+
+    async def _join(self, removal: Removal) -> UnplugRequest:
+        task = self._unplugging.get(min(removal.ids))
+        if task is not None:
+            await self._session.replied("unplug", removal.ids, task)
+        return UnplugRequest(removal, self._session.wait_answer, joined=True)
+
+    async def unplug(
+        self,
+        vcpu: int,
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109 - of the guest's answer only
+        allow_fatal: bool = False,
+        allow_boot_vcpus: bool = False,
+    ) -> VcpuMap:
+        """Unplug one vCPU, with its whole slot, and return the ids that are gone now, on evidence.
+
+        Args:
+            vcpu: The first vCPU id of the slot; boot vCPUs other than 0 too.
+            timeout: How long to wait for the guest's answer, in seconds from QEMU's acceptance; 0 only asks.
+            allow_fatal: As in ``request_unplug``.
+            allow_boot_vcpus: As in ``request_unplug``.
+
+        Raises:
+            UnplugRefusedError: The guest said no, with its reason; it is still plugged and may be asked again.
+            UnplugPendingError: No answer in time. The request lives on: a late answer changes the layout and is an
+                event, and a new call joins it.
+            RecordError: The record could not be written: before (nothing was sent), or after (it is unplugged).
+            QmpVcpuError: As ``request_unplug``.
+        """
+        request = await self.request_unplug(vcpu, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+        verdict = await request.wait(timeout)
+        error = error_for(verdict, timeout)
+        if error is not None:
+            raise error
+        await self._session.keeper.written(f"vCPU {verdict.ids} is unplugged")
+        return verdict.ids
+
+    async def set_state(
+        self,
+        vcpu: int,
+        *,
+        enabled: bool,
+        timeout: float = 30.0,  # noqa: ASYNC109 - of the guest's answer only
+        allow_fatal: bool = False,
+    ) -> VcpuMap:
+        """Make one vCPU, with its whole slot, plugged or unplugged; nothing is sent if it is so already.
+
+        A vCPU that shall stay while its removal is pending is not safe by being there still: its answer is waited
+        for, and it is plugged again if it left.
+
+        Returns:
+            The ids of the slot.
+
+        Raises:
+            UnplugPendingError: Its removal is pending, and was not answered within *timeout* seconds.
+            QmpVcpuError: As ``plug`` and ``unplug``.
+        """
+        await self._session.check_open()
+        if not enabled:
+            slot = planning.find_slot("unplug", self.layout, vcpu)
+            return await self.unplug(vcpu, timeout=timeout, allow_fatal=allow_fatal) if slot.present else slot.ids
+        slot = planning.find_slot("plug", self.layout, vcpu)
+        if vcpu in self._plugging:  # another caller's wish is the same
+            await self._session.replied("plug", slot.ids, self._plugging[vcpu])
+            slot = self.layout.slot_of(vcpu)
+        removal = self._engine.removals.get(vcpu)
+        if removal is not None:
+            verdict = await self._session.wait_answer(removal, timeout)
+            error = error_for(verdict, timeout)
+            if error is not None and not isinstance(verdict, Refused):
+                raise error
+            slot = self.layout.slot_of(vcpu)
+        return slot.ids if slot.present else await self.plug(vcpu, timeout=timeout, allow_fatal=allow_fatal)
+
+    async def close(self) -> None:
+        """Let go of the VM: the VM and a borrowed client stay as they are. Idempotent.
+
+        Commands in flight get a second to be answered, so that their outcome is recorded. Whoever still waits gets
+        MonitorLostError.
+        """
+        await self._session.close()
+
+    # How it is done.
+
+    async def _prove(self, slot: Slot, limit: float, *, require_proof: bool, doubled: bool) -> None:
+        # The guest's word is advisory: without require_proof it is PLUGGED all the same.
+        with contextlib.suppress(WaitTimeoutError):
+            await self.wait_for(
+                lambda now: now[slot.first].acknowledged is not None or not now[slot.first].enabled, timeout=limit
+            )
+        if doubled:
+            await self._session.read(Read.FULL)
+            self._engine.doubled.discard(slot.first)
+        now = self.layout.slot_of(slot.first)
+        if not now.present:
+            raise PlugUndoneError(slot.ids)
+        if require_proof and not self.layout[slot.first].acknowledged:
+            answer = now.answer
+            reason = answer.reason if answer else f"no answer within {limit:g} s"
+            raise PlugUnprovenError(slot.ids, answer.code if answer else None, reason)

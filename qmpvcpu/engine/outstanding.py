@@ -1,0 +1,113 @@
+"""The work of a transition that is out: sent and not replied to, or accepted and not answered."""
+
+from collections import deque
+
+from qmpvcpu.engine.removal import Removal
+from qmpvcpu.engine.work import Stage, Work
+from qmpvcpu.model import Action
+
+__all__ = ["Outstanding"]
+
+
+class Outstanding:
+    """Everything that is waited for, each found in constant time.
+
+    One timeout holds for all replies, and one for all answers, so that both stand in the order of their deadlines.
+
+    Attributes:
+        unsure: Work whose command was in flight when the connection was lost.
+    """
+
+    def __init__(self) -> None:
+        self.unsure: list[Work] = []
+        self._sent: dict[int, Work] = {}  # by id(), oldest first
+        self._asked: dict[int, Work] = {}
+        self._due: deque[Work] = deque()
+        self._plugs: dict[int, Work] = {}
+        self._by_removal: dict[int, Work] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._sent or self._asked or self.unsure)
+
+    @property
+    def sent(self) -> tuple[Work, ...]:
+        """Work without a reply, oldest first."""
+        return tuple(self._sent.values())
+
+    @property
+    def asked(self) -> tuple[Work, ...]:
+        """Work without an answer of the guest's."""
+        return tuple(self._asked.values())
+
+    @property
+    def unproven(self) -> tuple[Work, ...]:
+        """Plugs that QEMU accepted and the guest is to acknowledge."""
+        return tuple(work for work in self._plugs.values() if work.stage is Stage.ASKED)
+
+    @property
+    def commands(self) -> int:
+        """How many commands have no reply."""
+        return len(self._sent)
+
+    @property
+    def plugging(self) -> bool:
+        """True while a plug is out."""
+        return bool(self._plugs)
+
+    @property
+    def unplugs(self) -> int:
+        """How many removals that were to be made have no end."""
+        out = (*self._sent.values(), *self._asked.values())
+        return sum(work.step.action is Action.UNPLUG for work in out)
+
+    @property
+    def deadline(self) -> float | None:
+        """When the first of them is no longer waited for."""
+        heads = (next(iter(self._sent.values()), None), self._due[0] if self._due else None)
+        return min((work.deadline for work in heads if work is not None and work.deadline is not None), default=None)
+
+    def watch(self, work: Work, removal: Removal) -> None:
+        """Note that the end of *removal* is that of *work*."""
+        work.removal = removal
+        self._by_removal[id(removal)] = work
+
+    def asked_by(self, removal: Removal) -> Work | None:
+        """Return the work that awaits the end of *removal*, if one does."""
+        work = self._by_removal.get(id(removal))
+        return work if work is not None and id(work) in self._asked else None
+
+    def send(self, work: Work, now: float, limit: float) -> None:
+        """Note that the command of *work* is sent."""
+        work.stage, work.sent_at, work.deadline = Stage.SENT, now, now + limit
+        self._sent[id(work)] = work
+        if work.plugs:
+            self._plugs[id(work)] = work
+
+    def take_reply(self, work: Work) -> bool:
+        """Note a reply to *work*; return False if it is no longer waited for."""
+        return self._sent.pop(id(work), None) is not None
+
+    def ask(self, work: Work, now: float, limit: float) -> None:
+        """Note that the guest's answer to *work* is awaited from now on."""
+        work.stage, work.deadline = Stage.ASKED, now + limit
+        self._asked[id(work)] = work
+        self._due.append(work)
+
+    def drop(self, work: Work) -> None:
+        """Wait for *work* no more."""
+        self._sent.pop(id(work), None)
+        self._asked.pop(id(work), None)
+        self._plugs.pop(id(work), None)
+
+    def overdue_replies(self, now: float) -> list[Work]:
+        """Return what QEMU should have replied to by *now*."""
+        return [work for work in self._sent.values() if work.deadline is not None and now >= work.deadline]
+
+    def take_overdue_answers(self, now: float) -> list[Work]:
+        """Return what the guest should have answered by *now*; each once."""
+        overdue: list[Work] = []
+        while self._due and (self._due[0].stage is not Stage.ASKED or now >= (self._due[0].deadline or 0.0)):
+            work = self._due.popleft()
+            if work.stage is Stage.ASKED:
+                overdue.append(work)
+        return overdue

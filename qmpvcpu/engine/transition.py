@@ -1,0 +1,232 @@
+r"""One transition, from a plan to a report: says what to do next, and is told what came of it.
+
+::
+
+    BEGIN --Save(intent)--> FORWARD --Save(None)--> ENDED
+                              |                       ^
+                        a failure under REVERT        |
+                              |                  Save(None)
+                              v                       |
+                            TURN --Save(reverting)--> REVERTING
+
+The owner's loop is: ``advance``, bring its effects about, wait for a reply, an answer, a deadline or a wish to stop,
+tell it here, and again. A Save is awaited before anything else is sent: what a crash leaves behind is always an
+intent that covers whatever may have been sent.
+
+Rules that live here:
+
+- After a failure STOP and REVERT send nothing more; what is in flight is awaited. CONTINUE goes on.
+- REVERT undoes, in reverse order, what this transition did and nothing else: a slot that somebody else has changed is
+  left alone, a removal that is still pending cannot be withdrawn. An undoing that fails is reported, not tried again.
+- Loss of the connection ends it where it stands, with the intent still recorded; with ``reconnect`` it waits, and
+  what the next look shows is the reply to what was in flight.
+"""
+
+import enum
+from dataclasses import replace
+
+from qmpvcpu.engine.batch import Batch
+from qmpvcpu.engine.engine import Engine
+from qmpvcpu.engine.work import BY_OTHER, Effect, Save, Terms, Work, report_on
+from qmpvcpu.model import (
+    Action,
+    Direction,
+    Intent,
+    OnFailure,
+    Plugged,
+    Step,
+    StepReport,
+    TransitionOutcome,
+    TransitionReport,
+    Unknown,
+    Unplugged,
+    VcpuMap,
+    succeeded,
+)
+from qmpvcpu.planning import Plan
+
+__all__ = ["Phase", "Transition"]
+
+_CANCELLED = "stopped by its caller"
+
+
+class Phase(enum.Enum):
+    """How far a transition is."""
+
+    BEGIN = "the intent is being recorded"
+    FORWARD = "towards the target"
+    TURN = "the turning back is being recorded"
+    REVERTING = "back to the start"
+    FINISH = "the outcome is being recorded"
+    ENDED = "over"
+
+
+class Transition:
+    """One run of one plan, which must be of the engine's layout as it is now.
+
+    Not safe for threads; every method is synchronous.
+
+    Attributes:
+        phase: How far it is.
+        cancelled: True once somebody stopped it.
+        intent: What the record holds while it runs.
+        batch: The work that is under way; replies and answers go there.
+    """
+
+    def __init__(self, plan: Plan, engine: Engine, terms: Terms, now: float, *, intent: Intent | None = None) -> None:
+        self.phase = Phase.BEGIN
+        self.cancelled = False
+        own = Intent(plan.start, plan.target, plan.steps, terms.on_failure, terms.timeout)
+        self.intent = own if intent is None else intent
+        self._plan = plan
+        self._engine = engine
+        self._terms = terms
+        self._began = self._now = now
+        self._works = [Work(step) for step in plan.steps]
+        self._undoing: dict[int, Work] = {}  # by id() of the work that they undo
+        self._turned = False
+        self._unsent = ""
+        self._saving = False
+        self.batch = Batch(
+            self._works,
+            engine,
+            terms,
+            limit=terms.timeout,
+            halts=terms.on_failure is not OnFailure.CONTINUE,
+            one_by_one=terms.on_failure is OnFailure.STOP,
+            last_moment=None if terms.total_timeout is None else now + terms.total_timeout,
+        )
+
+    # What comes next.
+
+    @property
+    def ended(self) -> bool:
+        """True when nothing is left to be done."""
+        return self.phase is Phase.ENDED
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``advance`` is to be called again at the latest, by the caller's clock."""
+        return self.batch.deadline
+
+    def advance(self, now: float) -> list[Effect]:
+        """Return what is to be done now; nothing while a save is under way."""
+        self._now = now
+        if self._saving or self.ended:
+            return []
+        if self.phase is Phase.BEGIN:
+            return self._save(self.intent)
+        effects = self.batch.advance(now)
+        if effects or not self.batch.ended:
+            return effects
+        return self._turn_or_finish()
+
+    def _save(self, intent: Intent | None) -> list[Effect]:
+        self._saving = True
+        return [Save(intent)]
+
+    def _turn_or_finish(self) -> list[Effect]:
+        if self._turned:
+            self._unsent = self._unsent or self.batch.halted
+        elif self.batch.failed and self._terms.on_failure is OnFailure.REVERT and not self.cancelled:
+            self._turned = True
+            self._unsent = self.batch.halted
+            self._undoing = {id(work): undo for work in reversed(self._works) if (undo := _undo(work)) is not None}
+            if self._undoing:
+                self.phase = Phase.TURN
+                self.intent = replace(self.intent, direction=Direction.REVERTING)
+                return self._save(self.intent)
+        self.phase = Phase.FINISH
+        # What nobody knows the outcome of is for the next look: the record goes on saying that it was begun.
+        unknown = any(isinstance(work.verdict, Unknown) for work in (*self._works, *self._undoing.values()))
+        return self._save(self.intent if unknown else None)
+
+    # What is told.
+
+    def saved(self) -> None:
+        """Note that the save is over."""
+        self._saving = False
+        if self.phase is Phase.BEGIN:
+            self.phase = Phase.FORWARD
+        elif self.phase is Phase.TURN:
+            self.phase = Phase.REVERTING
+            self.batch = Batch(
+                self._undoing.values(),
+                self._engine,
+                self._terms,
+                limit=self._terms.revert_timeout,
+                halts=False,
+                one_by_one=False,
+            )
+            if self.cancelled:
+                self.batch.stop(_CANCELLED, self._now)
+        else:
+            self.phase = Phase.ENDED
+
+    def cancel(self, now: float) -> None:
+        """Send nothing more, and wait for no answer of the guest's; replies of QEMU are still awaited."""
+        self._now = now
+        self.cancelled = True
+        self.batch.stop(_CANCELLED, now)
+
+    def lose(self, reason: str, now: float) -> None:
+        """Note that the connection is lost for good: it ends here, and the record keeps the intent."""
+        self._now = now
+        self.phase = Phase.ENDED
+        self.batch.lose(reason, now)
+
+    # Telling.
+
+    @property
+    def wanted(self) -> VcpuMap:
+        """The map that is wanted of the VM now: the target, or the start once it has turned back."""
+        return (
+            self.intent.start if self._turned or self.intent.direction is Direction.REVERTING else self.intent.target
+        )
+
+    def report(self, *, unrecorded: str = "") -> TransitionReport:
+        """Return what became of each slot, as it stands now; *unrecorded* is why the record does not have it."""
+        layout = self._engine.layout
+        steps = tuple(self._report(work) for work in self._works)
+        reached = layout.enabled == self._plan.target and not layout.pending & self._plan.target
+        kept = any(step.undone is False for step in steps) if self._turned else not reached
+        if self._turned or self.intent.direction is Direction.REVERTING:
+            outcome = TransitionOutcome.REVERT_INCOMPLETE if kept else TransitionOutcome.REVERTED
+        else:
+            outcome = TransitionOutcome.REACHED if reached else TransitionOutcome.PARTIAL
+        return TransitionReport(
+            start=self._plan.start,
+            target=self._plan.target,
+            on_failure=self._terms.on_failure,
+            outcome=outcome,
+            steps=steps,
+            layout=layout,
+            seconds=round(self._now - self._began, 6),
+            cancelled=self.cancelled,
+            unrecorded=unrecorded,
+        )
+
+    def _report(self, work: Work) -> StepReport:
+        undo = self._undoing.get(id(work))
+        unsent = self._unsent or self.batch.halted
+        return report_on(work, undo, self._undone(work, undo), unsent=unsent)
+
+    def _undone(self, work: Work, undo: Work | None) -> bool | None:
+        if not self._turned:
+            return None
+        if undo is not None:
+            return None if undo.reason == BY_OTHER else succeeded(undo.step.action, undo.verdict)
+        # A removal that is pending cannot be withdrawn; one that was asked for before was not this transition's.
+        slot = self._engine.layout.slot_of(work.step.first)
+        leaves = work.removal is not None and (not slot.present or slot.first in self._engine.removals)
+        return False if leaves and work.step.action is Action.UNPLUG else None
+
+
+def _undo(work: Work) -> Work | None:
+    """Return what undoes *work*, or None where nothing of ours was done."""
+    ids = work.step.ids
+    if work.ours and work.step.action is Action.PLUG and isinstance(work.verdict, Plugged):
+        return Work(Step(Action.UNPLUG, ids), undoes=work)
+    if work.ours and work.step.action is Action.UNPLUG and isinstance(work.verdict, Unplugged):
+        return Work(Step(Action.PLUG, ids), undoes=work)
+    return None

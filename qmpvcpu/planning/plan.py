@@ -1,0 +1,244 @@
+"""From a wish to the steps that reach it, or the reasons why not."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from qmpvcpu.errors import DenialReason, InvalidMapError, StalePlanError, StepDeniedError
+from qmpvcpu.model import Action, Denied, KnownFault, Layout, Slot, Step, VcpuMap
+from qmpvcpu.model.value import Value
+from qmpvcpu.planning.checks import Situation, check_plug, check_unplug
+
+__all__ = ["Plan", "check_plan", "plan_count", "plan_map", "read_wish"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan(Value):
+    """What is to be done, in order, and what cannot be; ``str()`` explains it.
+
+    One step a slot, since the vCPUs of one slot move together. Plugs come first, by ascending id: the guest never has
+    fewer vCPUs than the two maps share, and a QEMU before 10.0 under TCG dies at a plug after an unplug. Then what is
+    to be kept. Unplugs come last, by descending id as libvirt's, so that what was there at boot leaves last.
+
+    Attributes:
+        start: The vCPUs that are plugged.
+        target: The vCPUs that shall be.
+        steps: What is to be done, in order; empty if it is so already.
+        denied: What cannot be done, and why; nothing is sent of a plan that has any.
+        warnings: What may come out otherwise than planned.
+        slots: The slots that the plan is made for, to explain it.
+        pending_slots: First vCPU ids of the slots with a removal pending.
+    """
+
+    start: VcpuMap
+    target: VcpuMap
+    steps: tuple[Step, ...]
+    denied: tuple[Denied, ...] = ()
+    warnings: tuple[str, ...] = ()
+    slots: tuple[Slot, ...] = ()
+    pending_slots: frozenset[int] = frozenset()
+
+    def __str__(self) -> str:
+        return "\n".join(_explained(self))
+
+
+def read_wish(wish: str | Iterable[int], layout: Layout) -> VcpuMap:
+    """Return the map that is wished for.
+
+    Raises:
+        InvalidMapError: *wish* is empty, or no set of vCPU ids.
+    """
+    target = VcpuMap.parse(wish) if isinstance(wish, str) else VcpuMap(wish)
+    if not target:
+        why = f"it is empty, and vCPU 0 of 0-{layout.max - 1} never leaves"
+        raise InvalidMapError(wish if isinstance(wish, str) else "", why)
+    return target
+
+
+def plan_map(now: Situation, target: VcpuMap, *, allow_fatal: bool = False, allow_boot_vcpus: bool = False) -> Plan:
+    """Return the steps that make exactly *target* plugged."""
+    layout = now.layout
+    wanted = frozenset(target)
+    denied = list(_denied_wishes(layout, wanted))
+    plugs: list[Step] = []
+    keeps: list[Step] = []
+    unplugs: list[Step] = []
+    for slot in layout.slots:
+        ids = range(slot.first, slot.first + slot.count)
+        inside = sum(each in wanted for each in ids)
+        pending = slot.first in layout.pending_slots
+        if 0 < inside < slot.count:
+            denied.append(_split(slot, wanted))
+        elif inside and not slot.present:
+            plugs.append(Step(Action.PLUG, slot.ids))
+        elif inside and pending:
+            keeps.append(Step(Action.KEEP, slot.ids, slot.qom_path))
+        elif not inside and slot.present and slot.first != 0:
+            unplugs.append(Step(Action.UNPLUG, slot.ids, slot.qom_path, joins=pending))
+    steps = (*plugs, *keeps, *reversed(unplugs))
+    denied += _denied_steps(now, steps, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+    return Plan(
+        start=layout.enabled,
+        target=target,
+        steps=steps,
+        denied=tuple(denied),
+        warnings=tuple(_warnings(now, plugs, keeps, allow_fatal=allow_fatal)),
+        slots=layout.slots,
+        pending_slots=layout.pending_slots,
+    )
+
+
+def plan_count(
+    now: Situation,
+    count: int,
+    *,
+    include_boot: bool = False,
+    allow_fatal: bool = False,
+    allow_boot_vcpus: bool = False,
+) -> Plan:
+    """Return the steps that make *count* vCPUs plugged: the lowest free ones in, the highest removable out.
+
+    A removal that is pending is on its way, so it is joined before another vCPU is asked for. Boot vCPUs stay, unless
+    *include_boot*; vCPU 0 always does.
+
+    Source: libvirt, virDomainSetVcpusFlags; which vCPUs it chooses was measured with libvirt 9.0.0.
+    """
+    layout = now.layout
+    have = len(layout.enabled)
+    chosen = {slot.first for slot in layout.slots if slot.present}
+    denied: Denied | None = None
+    if not 1 <= count <= layout.max:
+        denied = Denied(
+            VcpuMap(), DenialReason.UNKNOWN_VCPU, f"this machine has 1 to {layout.max} vCPUs, not {count}"
+        )
+    elif count >= have:
+        free = iter(slot for slot in layout.slots if not slot.present)
+        while have < count and (slot := next(free, None)) is not None:
+            chosen.add(slot.first)
+            have += slot.count
+    else:
+        leaving = sorted(
+            (slot for slot in layout.slots if slot.present and slot.first and (include_boot or not slot.is_boot)),
+            key=lambda slot: (slot.first in layout.pending_slots, slot.first),
+        )
+        while have > count and leaving:
+            slot = leaving.pop()
+            chosen.discard(slot.first)
+            have -= slot.count
+        if have > count:
+            boot = VcpuMap(each for slot in layout.slots if slot.first in chosen for each in slot.ids)
+            detail = f"vCPUs {boot} were there at boot, and a count takes none of those out (include_boot=True does)"
+            denied = Denied(boot, DenialReason.COUNT_KEEPS_BOOT, detail)
+    if denied is None and have != count:
+        sizes = ", ".join(sorted({str(slot.count) for slot in layout.slots}))
+        detail = f"slots of {sizes} vCPUs move whole: {have} can be had, {count} cannot"
+        denied = Denied(VcpuMap(), DenialReason.COUNT_SPLITS_SLOT, detail)
+    target = VcpuMap(each for slot in layout.slots if slot.first in chosen for each in slot.ids)
+    if denied is not None:
+        start = layout.enabled
+        return Plan(start, start, (), (denied,), slots=layout.slots, pending_slots=layout.pending_slots)
+    return plan_map(now, target, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+
+
+def check_plan(plan: Plan, layout: Layout) -> None:
+    """Return if *plan* can be carried out on *layout*.
+
+    Raises:
+        StepDeniedError: Something in it is denied; the text names all of it, the attributes the first.
+        StalePlanError: The VM has changed since it was made.
+    """
+    planned = [(slot.first, slot.qom_path) for slot in plan.slots]
+    if (
+        planned != [(slot.first, slot.qom_path) for slot in layout.slots]
+        or plan.pending_slots != layout.pending_slots
+    ):
+        pending = VcpuMap(each for slot in plan.slots if slot.first in plan.pending_slots for each in slot.ids)
+        raise StalePlanError(_state(plan.start, pending), _state(layout.enabled, layout.pending))
+    if plan.denied:
+        first, *others = plan.denied
+        also = "".join(f"; denied too: {each.ids or 'the count'}: {each.detail}" for each in others)
+        action = "unplug" if first.reason in _OF_UNPLUG else "plug"
+        raise StepDeniedError(action, first.ids, first.reason, first.detail + also)
+
+
+_OF_UNPLUG = frozenset(
+    {
+        DenialReason.BOOT_VCPU,
+        DenialReason.COUNT_KEEPS_BOOT,
+        DenialReason.LIBVIRT_OWNED,
+        DenialReason.MACHINE_CANNOT_UNPLUG,
+        DenialReason.SLOT_EMPTY,
+    }
+)
+
+
+def _state(enabled: VcpuMap, pending: VcpuMap) -> str:
+    return f"{enabled}, pending {pending}" if pending else str(enabled)
+
+
+def _denied_wishes(layout: Layout, wanted: frozenset[int]) -> Iterator[Denied]:
+    unknown = VcpuMap(each for each in wanted if each >= layout.max)
+    if unknown:
+        detail = f"no vCPU {unknown}: this machine has 0 to {layout.max - 1}"
+        yield Denied(unknown, DenialReason.UNKNOWN_VCPU, detail)
+    if layout.slots and not wanted.intersection(layout.slots[0].ids):
+        detail = "vCPU 0 is the one that booted the VM, it never leaves"
+        yield Denied(layout.slots[0].ids, DenialReason.BOOT_VCPU, detail)
+
+
+def _split(slot: Slot, wanted: frozenset[int]) -> Denied:
+    inside = VcpuMap(each for each in slot.ids if each in wanted)
+    detail = f"vCPUs {slot.ids} are one slot and move together: the wish has only {inside}"
+    return Denied(slot.ids, DenialReason.PART_OF_SLOT, detail)
+
+
+def _denied_steps(
+    now: Situation, steps: Iterable[Step], *, allow_fatal: bool, allow_boot_vcpus: bool
+) -> Iterator[Denied]:
+    created = now.created
+    for step in steps:
+        try:
+            if step.action is Action.PLUG:
+                check_plug(now._replace(created=created), step.first, allow_fatal=allow_fatal)
+                created += len(step.ids)
+            elif step.action is Action.UNPLUG:
+                check_unplug(now, step.first, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+        except StepDeniedError as error:
+            yield Denied(step.ids, error.reason, error.detail)
+
+
+def _warnings(now: Situation, plugs: list[Step], keeps: list[Step], *, allow_fatal: bool) -> Iterator[str]:
+    pending = now.layout.pending
+    if pending and plugs:
+        yield f"the removal of vCPU {pending} is pending: any plug may set it off"
+    for step in keeps:
+        yield (
+            f"vCPU {step.ids} shall stay and its removal is pending, which QEMU cannot withdraw: the guest's answer"
+            " is awaited, and it is plugged again if it leaves"
+        )
+    if keeps and not allow_fatal and KnownFault.TCG_REPLUG_CORRUPTS_HEAP in now.layout.vm.known_faults:
+        yield f"if it leaves, it cannot be plugged again: {KnownFault.TCG_REPLUG_CORRUPTS_HEAP.value}"
+
+
+def _explained(plan: Plan) -> Iterator[str]:
+    counts = {action: sum(step.action is action for step in plan.steps) for action in Action}
+    parts = [f"{number} to {action.value}" for action, number in counts.items() if number]
+    yield f"vCPUs {plan.start} -> {plan.target}: {', '.join(parts) or 'nothing to do'}"
+    slots = {slot.first: slot for slot in plan.slots}
+    for step in plan.steps:
+        yield f"  {step.action.value:<6} {step.ids!s:<6} ({_how(step, slots[step.first])})"
+    for each in plan.denied:
+        yield f"  denied {each.ids!s:<6} ({each.detail})"
+    for warning in plan.warnings:
+        yield f"  warning: {warning}"
+
+
+def _how(step: Step, slot: Slot) -> str:
+    if step.action is Action.PLUG:
+        place = " ".join(f"{name.removesuffix('-id')} {value}" for name, value in slot.props.items())
+        return f"device_add {slot.new_device_id}, {place}"
+    if step.action is Action.KEEP:
+        return "its removal is pending: the guest's answer is awaited"
+    if step.joins:
+        return "its removal is pending already: nothing is sent, the guest's answer is awaited"
+    boot = ", there at boot" if slot.is_boot else ""
+    return f"the guest is asked to give up {step.qom_path}{boot}"
