@@ -62,10 +62,10 @@ async def load(path: str | os.PathLike[str]) -> bytes | None:
 
 
 async def see_through(work: Awaitable[_T]) -> _T:
-    """Wait for what a thread does. A cancel is raised when the thread has ended; a second one, at once."""
+    """Wait for what cannot be stopped. A cancel is raised when it has ended; a second one, at once."""
     task = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(task)  # JUSTIFICATION: the thread goes on whatever is done to this task
+        return await asyncio.shield(task)  # JUSTIFICATION: a thread goes on whatever is done to this task
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise

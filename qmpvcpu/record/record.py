@@ -125,11 +125,11 @@ class Record:
     async def close(self) -> None:
         """Wait until nothing is left to be written, and let go of the lock. Idempotent.
 
-        Cancelling it does not stop it.
+        A cancel is raised when that is done; a second one, at once.
         """
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name=f"record {self.path.name}: close")
-        await asyncio.shield(self._closing)  # JUSTIFICATION: a lock that is left would keep the next keeper out
+        await see_through(self._closing)
 
     async def _close(self) -> None:
         if self._writer is not None:

@@ -12,7 +12,7 @@ import pytest
 from qmpvcpu.domainxml import Instance, Metadata, read_identity, render
 from qmpvcpu.errors import RecordCorruptError, RecordError
 from qmpvcpu.model import Action, Direction, Intent, OnFailure, Step, VcpuMap
-from qmpvcpu.record import instance_of
+from qmpvcpu.record import instance_of, same_instance
 from tests.domainxml.examples import Q35, layout_of, vcpu_rows
 from tests.record.conftest import UUID, OpenRecord, listing
 
@@ -69,6 +69,45 @@ async def test_what_is_written_tells_the_state_the_emulator_and_the_instance(
     )
 
 
+async def test_an_intent_and_a_wish_are_there_for_the_next_one_and_go_with_the_save_that_has_none(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
+    path = tmp_path / "vm.xml"
+    for given in (INTENT, None):
+        record = await open_record(path, uuid=None)
+        await record.write(LAYOUT, intent=given, desired=VcpuMap([0, 3]))
+        await record.close()
+        again = await open_record(path, uuid=None)
+        assert again.previous is not None
+        assert again.previous.metadata is not None
+        assert again.previous.metadata.intent == given
+        assert again.previous.metadata.desired == {0, 3}
+        await again.close()
+
+
+async def test_a_qemu_that_is_found_again_as_another_instance_is_in_the_next_save(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
+    record = await open_record(tmp_path / "vm.xml", instance=Instance(7, 8))
+    await record.write(LAYOUT)
+    record.instance = Instance(9, 10)
+    await record.write(LAYOUT)
+    metadata = read_identity(record.path.read_bytes()).metadata
+    assert metadata is not None
+    assert metadata.instance == Instance(9, 10)
+
+
+async def test_an_intent_that_cannot_be_written_is_an_error_and_the_record_stays(
+    open_record: OpenRecord, tmp_path: Path
+) -> None:
+    record = await open_record(tmp_path / "vm.xml")
+    await record.write(LAYOUT)
+    before = record.path.read_bytes()
+    with pytest.raises(RecordError, match="nan is no time"):
+        await record.write(LAYOUT, intent=replace(INTENT, timeout=float("nan")))
+    assert record.path.read_bytes() == before
+
+
 async def test_the_generation_goes_on_from_the_last_run(open_record: OpenRecord, tmp_path: Path) -> None:
     path = tmp_path / "vm.xml"
     for expected in (1, 2, 3):
@@ -82,27 +121,22 @@ async def test_the_generation_goes_on_from_the_last_run(open_record: OpenRecord,
 
 OURS = render(replace(LAYOUT, vm=replace(Q35, uuid=UUID)), metadata=Metadata(generation=1)).decode()
 REFUSED = {
-    "not ours": ("<domain type='kvm'><name>vm</name><devices><disk/></devices></domain>", "not ours"),
     "another name": (OURS.replace("<name>vm<", "<name>other<"), "VM 'other', not of 'vm'"),
     "another uuid": (OURS.replace(UUID, UUID.replace("6f", "7f")), "a VM with uuid 7f9e"),
     "no uuid": (re.sub("<uuid>.*</uuid>", "", OURS), "a VM with uuid None"),
-    "torn": (OURS[: len(OURS) // 2], "cannot be trusted"),
-    "empty": ("", "cannot be trusted"),
-    "hostile": ("<!DOCTYPE domain [<!ENTITY e 'x'>]>" + OURS, "document type"),
-    "more than ours": (OURS.replace("</features>", "</features><cputune/>"), "<cputune>"),
-    "more devices than ours": (OURS.replace("</domain>", "<devices><disk/></devices></domain>"), "<disk>"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-async def test_a_file_that_is_not_this_vms_record_is_refused_and_left_alone(
+async def test_another_vms_record_is_refused_and_left_alone(
     open_record: OpenRecord, tmp_path: Path, case: str
 ) -> None:
     text, told = REFUSED[case]
     path = tmp_path / "vm.xml"
     path.write_text(text)
-    with pytest.raises(RecordError, match=re.escape(told)):
+    with pytest.raises(RecordError, match=re.escape(told)) as refused:
         await open_record(path)
+    assert not isinstance(refused.value, RecordCorruptError)
     assert path.read_text() == text
     assert listing(tmp_path) == ["vm.xml"]
 
@@ -234,3 +268,23 @@ def test_an_instance_is_known_by_its_thread_and_when_that_started() -> None:
     assert instance_of(7, None) == Instance(7)  # on another host
     assert instance_of(2**22 + 1, os.getpid()) == Instance(2**22 + 1)  # it has ended
     assert instance_of(None, os.getpid()) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [
+        (Instance(7, 8), Instance(7, 8), True),
+        (Instance(7, 8), Instance(7, 9), False),
+        (Instance(7, 8), Instance(9, 8), False),
+        (Instance(7), Instance(7, 8), True),
+        (Instance(7, 8), Instance(7), True),
+        (Instance(7), Instance(9), False),
+        (None, Instance(7, 8), True),
+        (Instance(7, 8), None, True),
+        (None, None, True),
+    ],
+)
+def test_another_instance_is_told_on_evidence_only(
+    before: Instance | None, now: Instance | None, *, same: bool
+) -> None:
+    assert same_instance(before, now) is same
