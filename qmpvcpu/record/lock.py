@@ -28,7 +28,7 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._name = f".{path.name}.lock"
-        self._file: io.FileIO | None = self._take()
+        self._file = self._take()
 
     def renew(self) -> None:
         """Take the lock again if somebody has removed its file, which lets others keep the record too.
@@ -38,21 +38,20 @@ class Lock:
             RecordError: The lock's file cannot be made again.
         """
         with told_as_record_error(self._path), directory_of(self._path) as directory:
-            in_place = self._file is not None and self._is_in_place(self._file, directory)
+            in_place = self._is_in_place(self._file, directory)
         if not in_place:
             lost, self._file = self._file, self._take()
             _close(lost)
 
     def release(self) -> None:
         """Let go, and remove the file. Idempotent; never fails: the lock is gone in any case."""
-        file, self._file = self._file, None
-        if file is None:
+        if self._file.closed:
             return
         # While it is still locked: whoever locks it next finds it removed, and makes a new one.
         with contextlib.suppress(OSError), directory_of(self._path) as directory:
-            if self._is_in_place(file, directory):
+            if self._is_in_place(self._file, directory):
                 os.unlink(self._name, dir_fd=directory)
-        _close(file)
+        _close(self._file)
 
     def _take(self) -> io.FileIO:
         with told_as_record_error(self._path), directory_of(self._path) as directory:
@@ -126,7 +125,6 @@ def _keeper(file: io.FileIO) -> tuple[int | None, str]:
     return pid, words
 
 
-def _close(file: io.FileIO | None) -> None:
-    if file is not None:
-        with contextlib.suppress(OSError):
-            file.close()
+def _close(file: io.FileIO) -> None:
+    with contextlib.suppress(OSError):
+        file.close()

@@ -30,6 +30,7 @@ async def main():
 asyncio.run(main())
 """
 
+ROOT = Path(__file__).parents[2]
 UUID = "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"
 
 
@@ -68,6 +69,34 @@ async def open_record() -> AsyncIterator[OpenRecord]:
         await record.close()
 
 
+# Keeps the record at the path given, and writes it at each line of its input; tells what became of each.
+KEEPER = """
+import asyncio, os, sys
+from qmpvcpu.errors import RecordError
+from qmpvcpu.record import Record
+from tests.record.faults import INTENT, LAYOUT
+
+async def main():
+    try:
+        record = await Record.open(sys.argv[1], name="vm", uuid=None)
+    except RecordError as error:
+        print("RecordError:", error)
+        return
+    found = record.previous and record.previous.metadata
+    print("open", found and (found.generation, found.intent == INTENT), flush=True)
+    for line in sys.stdin:
+        os.system(line)
+        try:
+            await record.write(LAYOUT, intent=INTENT)
+            print("saved", flush=True)
+        except RecordError as error:
+            print(error.outcome.value, error, flush=True)
+    await record.close()
+    print(sorted(name for name in os.listdir(os.path.dirname(sys.argv[1])) if name != "filler"))
+
+asyncio.run(main())
+"""
+
 RunInNamespace = Callable[[str], list[str]]
 
 
@@ -77,18 +106,29 @@ def listing(folder: Path) -> list[str]:
 
 @pytest.fixture
 def in_namespace(tmp_path: Path) -> RunInNamespace:
-    """Run a shell script in a mount namespace of its own; ``$DISK`` is an empty folder, ``$SAVE`` saves."""
+    """Run a shell script in a mount namespace of its own.
+
+    ``$DISK`` is an empty folder, ``$SAVE`` saves (SAVER above), ``$KEEP`` keeps (KEEPER above).
+    """
     disk = tmp_path / "disk"
     disk.mkdir()
     saver = tmp_path / "saver.py"
     saver.write_text(SAVER)
+    keeper = tmp_path / "keeper.py"
+    keeper.write_text(KEEPER)
 
     def run(script: str) -> list[str]:
         user = [] if os.geteuid() == 0 else ["--map-root-user"]
         result = subprocess.run(
             ["unshare", *user, "--mount", "sh", "-ec", script],
-            env={**os.environ, "DISK": str(disk), "SAVE": f"{sys.executable} {saver}"},
-            cwd=Path(__file__).parents[2],
+            env={
+                **os.environ,
+                "DISK": str(disk),
+                "SAVE": f"{sys.executable} {saver}",
+                "KEEP": f"{sys.executable} {keeper}",
+                "PYTHONPATH": str(ROOT),
+            },
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,

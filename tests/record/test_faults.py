@@ -172,3 +172,13 @@ async def test_a_cancel_at_any_call_leaves_a_whole_record_no_temporary_and_no_lo
         assert listing(path.parent) == ["vm.xml"], call
         ends.add(await find(path))
     assert ends == {(1, False), (2, True)}
+
+
+async def test_a_cancel_while_a_record_is_refused_leaves_no_lock_and_the_record_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    path.write_bytes(b"torn")
+    for number in range(13):
+        with pytest.raises(asyncio.CancelledError):
+            await life_that_is_cancelled(path, number)
+        assert listing(tmp_path) == ["vm.xml"]
+    assert path.read_bytes() == b"torn"

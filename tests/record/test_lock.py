@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import fcntl
-import gc
 import os
 import signal
 import stat
@@ -359,12 +358,9 @@ async def test_an_open_that_is_cancelled_twice_lets_go_as_soon_as_it_can(
     assert listing(tmp_path) == []
 
 
-async def test_a_record_that_is_dropped_unclosed_says_so_and_does_not_keep_others_out(
-    open_record: OpenRecord, tmp_path: Path
-) -> None:
-    record = await Record.open(tmp_path / "vm.xml", name="vm", uuid=UUID)
-    await asyncio.sleep(0)  # the loop is done with it, too
-    del record
+def test_a_lock_that_is_dropped_says_so_and_keeps_nobody_out(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "vm.xml")
     with pytest.warns(ResourceWarning):
-        gc.collect()
-    await open_record(tmp_path / "vm.xml")
+        del lock
+    Lock(tmp_path / "vm.xml").release()
+    assert listing(tmp_path) == []
