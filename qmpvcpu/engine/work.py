@@ -1,7 +1,7 @@
 """What a transition is made of while it runs: pieces of work, and the effects that its owner is to bring about."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from qmpvcpu.engine.removal import Removal
@@ -153,10 +153,13 @@ def report_on(work: Work, undo: Work | None, undone: bool | None, *, unsent: str
         reason = f"not sent: {unsent}"
     if undo is not None and (undo.reason or undo.verdict is None):
         reason = "; ".join(filter(None, (reason, f"undoing it: {undo.reason or f'not sent: {unsent}'}")))
+    verdict = work.verdict
+    if verdict is not None and not isinstance(verdict, Denied | Unknown):
+        verdict = replace(verdict, seconds=work.seconds)  # of this step, where a removal may be older
     return StepReport(
         action=work.step.action,
         ids=work.step.ids,
-        verdict=work.verdict,
+        verdict=verdict,
         reason=reason,
         seconds=work.seconds,
         undo=None if undo is None else undo.verdict,

@@ -1,14 +1,18 @@
 """How a transition ended, slot by slot."""
 
 import enum
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qmpvcpu.errors import Outcome, QmpVcpuError
+from qmpvcpu.model.jsonform import layout_as_json, layout_from_json, take, verdict_from_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Action, OnFailure
 from qmpvcpu.model.value import Value
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict
+from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict, as_json
 
 __all__ = ["StepReport", "TransitionError", "TransitionOutcome", "TransitionReport", "succeeded"]
 
@@ -63,6 +67,36 @@ class StepReport(Value):
         """True if the slot became what was wished, whether or not that was undone after."""
         return succeeded(self.action, self.verdict)
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the step as a JSON object: ``verdict`` is its word, beside the verdict's own attributes."""
+        verdict = {"verdict": None} if self.verdict is None else as_json(self.verdict)
+        return verdict | {
+            "action": self.action.value,
+            "ids": str(self.ids),
+            "why": self.reason,
+            "seconds": self.seconds,
+            "undone": self.undone,
+            "undo": None if self.undo is None else as_json(self.undo),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "StepReport":
+        """Return the step that ``as_json`` was given.
+
+        Raises:
+            ValueError: It is not of that shape; the text names the key.
+        """
+        undo = data.get("undo")
+        return cls(
+            action=take(data, "action", Action),
+            ids=take(data, "ids", VcpuMap.parse),
+            verdict=verdict_from_json(data),
+            reason=take(data, "why", str),
+            seconds=take(data, "seconds", float),
+            undo=None if undo is None else verdict_from_json(undo),
+            undone=data.get("undone"),
+        )
+
     def __str__(self) -> str:
         said = "not sent" if self.verdict is None else self.verdict.name
         undone = {None: "", True: ", undone", False: ", NOT undone"}[self.undone]
@@ -95,6 +129,42 @@ class TransitionReport(Value):
     seconds: float = 0.0
     cancelled: bool = False
     unrecorded: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as a JSON object; ``from_json`` gives an equal one back."""
+        return {
+            "outcome": self.outcome.name,
+            "start": str(self.start),
+            "target": str(self.target),
+            "on_failure": self.on_failure.value,
+            "cancelled": self.cancelled,
+            "unrecorded": self.unrecorded,
+            "seconds": self.seconds,
+            "steps": [step.as_json() for step in self.steps],
+            "layout": layout_as_json(self.layout),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | str) -> "TransitionReport":
+        """Return the report that ``as_json`` was given, from the object or from its text.
+
+        Raises:
+            ValueError: It is not of that shape; the text names the key.
+        """
+        content = json.loads(data) if isinstance(data, str) else data
+        if not isinstance(content, Mapping):
+            raise ValueError("a report is a JSON object")  # noqa: TRY004 -- of its content, not of its type here
+        return cls(
+            start=take(content, "start", VcpuMap.parse),
+            target=take(content, "target", VcpuMap.parse),
+            on_failure=take(content, "on_failure", OnFailure),
+            outcome=take(content, "outcome", TransitionOutcome.__getitem__),
+            steps=take(content, "steps", lambda steps: tuple(map(StepReport.from_json, steps))),
+            layout=take(content, "layout", layout_from_json),
+            seconds=take(content, "seconds", float),
+            cancelled=take(content, "cancelled", bool),
+            unrecorded=take(content, "unrecorded", str),
+        )
 
     def __str__(self) -> str:
         layout = self.layout

@@ -198,7 +198,5 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
             value = str(value)
         elif isinstance(value, enum.Enum):
             value = value.name
-        elif isinstance(value, float):
-            value = round(value, 6)
         shown[field.name] = value
     return shown
