@@ -1,17 +1,19 @@
 """XML in libvirt's own style, from nodes; and XML that is not trusted, to elements."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lxml import etree
 
 from qmpvcpu.errors import DomainXmlError
 
-__all__ = ["Node", "line_of", "lines", "parse_safely"]
+__all__ = ["Node", "line_of", "parse_safely", "write"]
 
 # XML 1.0 cannot hold these, save for tab and line breaks, which libvirt refuses in a name.
 _UNWRITABLE = re.compile("[^\x20-\x7e\x80-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# What nearly every text is: there are some for each vCPU.
+_PLAIN = re.compile("[\\w./:,-]*", re.ASCII)
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&apos;", '"': "&quot;"})
 
 
@@ -30,32 +32,41 @@ class Node:
     content: "str | tuple[Node | str, ...]" = ()
 
 
-def lines(node: Node, indent: str = "") -> Iterator[str]:
-    """Write *node*, as libvirt would.
+def write(node: Node) -> bytes:
+    """Return *node* as libvirt would write it, without XML declaration, in UTF-8.
 
     Raises:
         DomainXmlError: A text holds a character that XML cannot.
     """
+    lines: list[str] = []
+    _write(node, "", lines.append)
+    lines.append("")
+    return "\n".join(lines).encode()
+
+
+def _write(node: Node, indent: str, put: Callable[[str], None]) -> None:
     # libvirt writes what it knows in single quotes, and hands foreign metadata to libxml2, which writes double ones.
     quote = '"' if ":" in node.tag else "'"
-    attributes = "".join(f" {key}={quote}{_escaped(value)}{quote}" for key, value in node.attributes.items())
+    attributes = "".join([f" {key}={quote}{_escaped(value)}{quote}" for key, value in node.attributes.items()])
     if not node.content:
-        yield f"{indent}<{node.tag}{attributes}/>"
+        put(f"{indent}<{node.tag}{attributes}/>")
     elif isinstance(node.content, str):
-        yield f"{indent}<{node.tag}{attributes}>{_escaped(node.content)}</{node.tag}>"
+        put(f"{indent}<{node.tag}{attributes}>{_escaped(node.content)}</{node.tag}>")
     else:
-        yield f"{indent}<{node.tag}{attributes}>"
+        put(f"{indent}<{node.tag}{attributes}>")
         inner = indent + "  "
         for child in node.content:
             if isinstance(child, str):
-                yield inner + child
+                put(inner + child)
             else:
-                yield from lines(child, inner)
-        yield f"{indent}</{node.tag}>"
+                _write(child, inner, put)
+        put(f"{indent}</{node.tag}>")
 
 
 def _escaped(value: object) -> str:
     text = str(value)
+    if _PLAIN.fullmatch(text):
+        return text
     if _UNWRITABLE.search(text):
         raise DomainXmlError(f"{text!r} holds a character that a libvirt document cannot")
     return text.translate(_ESCAPES)

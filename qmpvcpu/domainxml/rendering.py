@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from qmpvcpu.domainxml.metadata import Metadata, record_node
-from qmpvcpu.domainxml.nodes import Node, lines
+from qmpvcpu.domainxml.nodes import Node, write
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model import Layout, Slot, Topology
 
@@ -59,7 +59,7 @@ def render(layout: Layout, *, emulator: str | None = None, metadata: Metadata | 
     domain = Node(
         "domain", {"type": "kvm" if vm.accelerator == "kvm" else "qemu"}, tuple(_domain(layout, emulator, metadata))
     )
-    return ("\n".join(lines(domain)) + "\n").encode()
+    return write(domain)
 
 
 def omissions(layout: Layout) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qmpvcpu import qapi
 from qmpvcpu.domainxml import Instance, Metadata, read_identity, render
-from qmpvcpu.model import Layout, Topology, VcpuMap, build_slots, creation_order
+from qmpvcpu.model import Action, Intent, Layout, OnFailure, Step, Topology, VcpuMap, build_slots, creation_order
 from qmpvcpu.record import Record
 from qmpvcpu.testing.qemu import find_qemus
 from tests.domainxml.examples import (
@@ -43,6 +43,17 @@ STATES = {
     "pending": replace(layout_of(8, [0, 3, 6], boot=1, vm=EIGHT), pending_slots=frozenset({3, 6})),
     "no topology": layout_of(6, [0, 3], boot=1),
 }
+INTENT = Intent(
+    VcpuMap([0, 3, 6]),
+    VcpuMap([0, 1, 3]),
+    (
+        Step(Action.PLUG, VcpuMap([1])),
+        Step(Action.KEEP, VcpuMap([3]), "/machine/peripheral/vcpu3"),
+        Step(Action.UNPLUG, VcpuMap([6]), "/machine/unattached/device[6]", joins=True),
+    ),
+    OnFailure.REVERT,
+    timeout=12.5,
+)
 
 
 def machine_of(layout: Layout, version: str) -> Layout:
@@ -79,7 +90,7 @@ def assert_libvirt_keeps(libvirt: Libvirt, xml: bytes) -> None:
 @pytest.mark.parametrize("state", STATES)
 def test_libvirt_defines_every_state_and_prints_it_as_we_do(libvirt: Libvirt, state: str) -> None:
     layout = machine_of(STATES[state], NEWEST)
-    metadata = Metadata.of(layout, generation=3, instance=Instance(17, 42))
+    metadata = Metadata.of(layout, generation=3, instance=Instance(17, 42), intent=INTENT, desired=VcpuMap([0, 1, 3]))
     assert_libvirt_keeps(libvirt, render(layout, emulator=str(QEMUS[NEWEST]), metadata=metadata))
 
 
@@ -102,12 +113,15 @@ async def test_libvirt_defines_the_record_file_and_gives_back_what_makes_it_ours
 ) -> None:
     layout = machine_of(STATES["pending"], NEWEST)
     record = await Record.open(tmp_path / "vm.xml", name="vm", uuid=None, emulator=str(QEMUS[NEWEST]))
-    await record.write(layout)
+    await record.write(layout, intent=INTENT, desired=INTENT.target)
+    await record.close()
     libvirt.virsh("define", "--validate", record.path)
     found = read_identity(libvirt.inactive("vm"))
     assert found.uuid == record.uuid
     assert found.metadata is not None
     assert found.metadata.pending == VcpuMap([3, 6])
+    assert found.metadata.intent == INTENT
+    assert found.metadata.desired == INTENT.target
     assert "on_poweroff" in found.foreign
 
 
