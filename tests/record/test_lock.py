@@ -104,6 +104,12 @@ async def test_a_killed_keeper_leaves_nothing_locked(open_record: OpenRecord, tm
     assert listing(tmp_path) == []
 
 
+async def test_nothing_of_an_earlier_keepers_longer_number_is_left(open_record: OpenRecord, tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text("9" * 30)
+    await open_record(tmp_path / "vm.xml")
+    assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
+
+
 async def test_a_stopped_keeper_keeps_the_record(open_record: OpenRecord, tmp_path: Path) -> None:
     with keeper(tmp_path / "vm.xml") as other:
         other.send_signal(signal.SIGSTOP)

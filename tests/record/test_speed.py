@@ -1,4 +1,4 @@
-"""What a save costs; ``pytest -s`` prints it. The bounds are far above what is measured: they catch a change of kind."""
+"""What a save costs; ``pytest -s`` prints it. The bounds are far above it: they catch a change of kind."""
 
 import asyncio
 import statistics
