@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from qmpvcpu import Proof
-from qmpvcpu.cli import commands
+from qmpvcpu.cli import commands, maps
 from qmpvcpu.cli.demo import GuestKind
 from qmpvcpu.cli.demo import demo as play
-from qmpvcpu.cli.options import BadUsageError, Json, Options, Qmp, QmpFirst, RecordPath, Timeout, Verbose
+from qmpvcpu.cli.maps import How, Wish
+from qmpvcpu.cli.options import BadUsageError, Bulk, Daring, FirstOptions, Options, Permits, Saying, takes_groups
 from qmpvcpu.cli.run import Shell, carry_out, failure, print_answer
+from qmpvcpu.cli.watch import watch as follow
 
 __all__ = ["app", "run"]
 
@@ -24,22 +26,35 @@ _HELP = """Plug and unplug chosen vCPUs of a running QEMU, on evidence.
 The VM is named by its QMP socket: --qmp ADDRESS, or QMPVCPU_QMP in the environment. A UNIX QMP socket serves one
 client at a time: where libvirt or a VMM holds it, give QEMU a second -qmp.
 
-  qmpvcpu demo                        see it work, on a VM of its own
+  qmpvcpu demo                          see it work, on a VM of its own
 
-  qmpvcpu list --qmp /run/vm.qmp      every vCPU, plugged or not
+  qmpvcpu list --qmp /run/vm.qmp        every vCPU, plugged or not
 
-  qmpvcpu plug 3 --qmp /run/vm.qmp    vCPU 3 in
+  qmpvcpu plug 3 --qmp /run/vm.qmp      vCPU 3 in
 
-  qmpvcpu unplug 3 --qmp /run/vm.qmp  vCPU 3 out, once the guest agrees
+  qmpvcpu unplug 3 --qmp /run/vm.qmp    vCPU 3 out, once the guest agrees
 
-  qmpvcpu xml --qmp /run/vm.qmp       the state as libvirt's domain XML
+  qmpvcpu plan 0,2-5 --qmp /run/vm.qmp  what it takes to have exactly these
+
+  qmpvcpu set 0,2-5 --qmp /run/vm.qmp   have exactly these, with a policy for failure
+
+  qmpvcpu watch --qmp /run/vm.qmp       what happens, as it happens
+
+  qmpvcpu xml --qmp /run/vm.qmp         the state as libvirt's domain XML
 
 The shared options may stand before the command or after it. With --json there is one document on standard output and
-nothing else, errors included.
+nothing else, errors included (of watch: one a line). SIGINT and SIGTERM stop at the next safe point; what was done is
+told. The second one abandons at once.
 
 Exit codes: 0 reached; 1 refused, rejected, pending or partial; 2 bad usage or input, denied, nothing sent;
-3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT.
+3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or SIGTERM.
 """
+
+_MAP_HELP = "vCPU ids and ranges, as libvirt writes them: 0,2-5, or 0-3,^2."
+
+IncludeBoot = Annotated[
+    bool, typer.Option("--include-boot", help="Take boot vCPUs out too, highest first, never 0.", show_default=False)
+]
 
 app = typer.Typer(
     name="qmpvcpu",
@@ -77,24 +92,17 @@ def _complain(error: BaseException, *, json: bool) -> int:
 
 
 @app.callback(invoke_without_command=True)
-def _shared(
-    context: typer.Context,
-    *,
-    json: Json = False,
-    qmp: QmpFirst = None,
-    record: RecordPath = None,
-    timeout: Timeout = None,
-    verbose: Verbose = False,
-) -> None:
-    context.obj = Options(json, qmp, record, timeout, verbose)
+@takes_groups
+def _shared(context: typer.Context, options: FirstOptions) -> None:
+    context.obj = options
     if context.invoked_subcommand is None:
         sys.stderr.write(context.get_help() + "\n")
         raise BadUsageError("no command")
 
 
 @app.command(short_help="See it work, on a VM of its own.")
+@takes_groups
 def demo(
-    context: typer.Context,
     *,
     guest: Annotated[
         GuestKind, typer.Option("--guest", help="microguest: up in a tenth of a second. linux: a real Linux.")
@@ -105,8 +113,7 @@ def demo(
             "--qemu", metavar="PATH", help="The QEMU to run. Else QMPVCPU_QEMU, else the newest.", show_default=False
         ),
     ] = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    options: Saying,
 ) -> int:
     """Start a VM and show every verdict on it, with the map after each step and the XML at the end.
 
@@ -122,20 +129,14 @@ def demo(
     Exit codes: 0 every step went as expected; 1 one did not; 2 no QEMU, or no Linux guest; 3 QEMU did not start, or
     was lost.
     """
-    options = context.obj.merged(Options(json=json, verbose=verbose))
-    # Shared options that name a VM or its record are for the other commands.
     return carry_out(Options(json=options.json, verbose=options.verbose), lambda shell: play(shell, guest, qemu))
 
 
 @app.command("list", short_help="Show every vCPU, plugged or not.")
+@takes_groups
 def list_(
-    context: typer.Context,
     *,
-    json: Json = False,
-    qmp: Qmp = None,
-    record: RecordPath = None,
-    timeout: Timeout = None,
-    verbose: Verbose = False,
+    options: Options,
 ) -> int:
     """Show every vCPU: plugged or free, order, place, device id, QOM path, host thread.
 
@@ -148,28 +149,24 @@ def list_(
 
     Exit codes: 0 shown; 2 bad usage; 3 no connection, or QEMU lost; 4 record unreadable.
     """
-    options = context.obj.merged(Options(json, qmp, record, timeout, verbose))
     return carry_out(options, commands.list_vcpus)
 
 
 @app.command(short_help="Plug a vCPU.")
+@takes_groups
 def plug(
-    context: typer.Context,
     vcpu: Annotated[
         int | None,
         typer.Argument(
-            metavar="[ID]", min=0, max=_MAX_ID, help="vCPU id; none: the first free one.", show_default=False
+            metavar="ID", min=0, max=_MAX_ID, help="vCPU id; none: the first free one.", show_default=False
         ),
     ] = None,
     *,
     proof: Annotated[
         Proof, typer.Option("--proof", help="present: QEMU has it. acknowledged: the guest has said so too.")
     ] = Proof.PRESENT,
-    json: Json = False,
-    qmp: Qmp = None,
-    record: RecordPath = None,
-    timeout: Timeout = None,
-    verbose: Verbose = False,
+    daring: Daring,
+    options: Options,
 ) -> int:
     """Plug one vCPU, the chosen one or the first free one.
 
@@ -183,22 +180,18 @@ def plug(
     Exit codes: 0 plugged; 1 rejected by QEMU, or plugged without the proof asked for; 2 denied, nothing sent;
     3 no connection, QEMU lost, outcome unknown; 4 record unreadable; 130 stopped by SIGINT.
     """
-    options = context.obj.merged(Options(json, qmp, record, timeout, verbose))
-    return carry_out(options, lambda shell: commands.plug(shell, vcpu, proof))
+    return carry_out(options, lambda shell: commands.plug(shell, vcpu, proof, daring))
 
 
 @app.command(short_help="Unplug vCPUs, one by one.")
+@takes_groups
 def unplug(
-    context: typer.Context,
     vcpus: Annotated[
         list[int], typer.Argument(metavar="ID...", min=0, max=_MAX_ID, help="vCPU ids, asked for one by one.")
     ],
     *,
-    json: Json = False,
-    qmp: Qmp = None,
-    record: RecordPath = None,
-    timeout: Timeout = None,
-    verbose: Verbose = False,
+    permits: Permits,
+    options: Options,
 ) -> int:
     """Unplug vCPUs one by one; each has left when QEMU proves it, not when it was asked.
 
@@ -213,13 +206,157 @@ def unplug(
     Exit codes: 0 all are gone; 1 refused, rejected or pending; 2 denied, nothing sent; 3 no connection, QEMU lost,
     outcome unknown; 4 record unreadable; 130 stopped by SIGINT.
     """
-    options = context.obj.merged(Options(json, qmp, record, timeout, verbose))
-    return carry_out(options, lambda shell: commands.unplug(shell, vcpus))
+    return carry_out(options, lambda shell: commands.unplug(shell, vcpus, permits))
+
+
+@app.command("set", short_help="Have exactly these vCPUs plugged.")
+@takes_groups
+def set_(
+    wish: Annotated[str, typer.Argument(metavar="MAP", help=_MAP_HELP)],
+    *,
+    bulk: Bulk,
+    permits: Permits,
+    options: Options,
+) -> int:
+    """Have exactly these vCPUs plugged, boot vCPUs included: the others leave.
+
+    What cannot be is denied before anything is sent, as plan shows it. Plugs come first, then unplugs, highest first.
+    The guest may refuse any of them, or take its time: --timeout is for each answer, and --on-failure says what
+    becomes of the rest. The report has a row for each slot: what was done, how it ended, whether it was undone.
+
+    With --record it can be looked at, finished or reverted later, whatever ends this program: qmpvcpu recover.
+
+      qmpvcpu set 0,2-5 --qmp /run/vm.qmp
+
+      qmpvcpu set 0-3,^2 --on-failure revert --timeout 10 --record vm.xml --qmp /run/vm.qmp --json
+
+    Exit codes: 0 reached, also if it was so already; 1 refused, rejected, pending, partial or reverted; 2 bad usage
+    or input, denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked;
+    130 stopped by SIGINT or SIGTERM.
+    """
+    return carry_out(options, lambda shell: maps.set_wish(shell, Wish(wish), bulk, permits))
+
+
+@app.command(short_help="Have so many vCPUs plugged.")
+@takes_groups
+def count(
+    number: Annotated[int, typer.Argument(metavar="N", help="How many vCPUs shall be plugged.")],
+    *,
+    include_boot: IncludeBoot = False,
+    bulk: Bulk,
+    permits: Permits,
+    options: Options,
+) -> int:
+    """Have so many vCPUs plugged, as libvirt's setvcpus does: the lowest free ones in, the highest out.
+
+    What was there at boot stays, unless --include-boot; vCPU 0 always does. The rest is as in set.
+
+      qmpvcpu count 4 --qmp /run/vm.qmp
+
+      qmpvcpu count 1 --include-boot --on-failure continue --qmp /run/vm.qmp
+
+    Exit codes: 0 reached, also if it was so already; 1 refused, rejected, pending, partial or reverted; 2 bad usage
+    or input, denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked;
+    130 stopped by SIGINT or SIGTERM.
+    """
+    wish = Wish(count=number, include_boot=include_boot)
+    return carry_out(options, lambda shell: maps.set_wish(shell, wish, bulk, permits))
+
+
+@app.command(short_help="Show what set or count would do.")
+@takes_groups
+def plan(
+    wish: Annotated[str | None, typer.Argument(metavar="MAP", help=_MAP_HELP, show_default=False)] = None,
+    *,
+    number: Annotated[
+        int | None, typer.Option("--count", metavar="N", help="Instead of a map: how many.", show_default=False)
+    ] = None,
+    include_boot: IncludeBoot = False,
+    permits: Permits,
+    options: Options,
+) -> int:
+    """Show what set, or count, would do now, step by step, and what would be denied. Nothing is sent.
+
+      qmpvcpu plan 0,2-5 --qmp /run/vm.qmp
+
+      qmpvcpu plan --count 2 --include-boot --qmp /run/vm.qmp --json
+
+    Exit codes: 0 it can be tried, or is so already; 2 denied, or bad usage or input; 3 no connection, or QEMU lost;
+    4 record unreadable or locked.
+    """
+    return carry_out(options, lambda shell: maps.plan(shell, Wish(wish, number, include_boot), permits))
+
+
+@app.command(short_help="Finish or revert what was cut short.")
+@takes_groups
+def recover(
+    *,
+    finish: Annotated[bool, typer.Option("--finish", help="Go on to what was wanted.", show_default=False)] = False,
+    revert: Annotated[bool, typer.Option("--revert", help="Undo what was done of it.", show_default=False)] = False,
+    options: Options,
+) -> int:
+    """Look at a set, count, plug or unplug that was cut short (killed, QEMU unreachable), and end it.
+
+    The record says what was wanted, in which order, under which policy; QEMU says what is so now. Without --finish or
+    --revert both are shown, and nothing is changed. Only the vCPUs concerned are touched.
+
+      qmpvcpu recover --record vm.xml --qmp /run/vm.qmp
+
+      qmpvcpu recover --finish --record vm.xml --qmp /run/vm.qmp
+
+    Exit codes: 0 nothing was interrupted, or nothing is left to do of it; 1 something is left to do; 2 bad usage, or
+    denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by
+    SIGINT or SIGTERM.
+    """
+    if finish and revert:
+        raise BadUsageError("--finish or --revert: one of them")
+    how = How.FINISH if finish else How.REVERT if revert else How.REPORT
+    return carry_out(options, lambda shell: maps.recover(shell, how))
+
+
+@app.command(short_help="Follow what happens to the vCPUs.")
+@takes_groups
+def watch(
+    *,
+    seconds: Annotated[
+        float | None, typer.Option("--for", metavar="SECONDS", help="End after so long.", show_default=False)
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until",
+            metavar="MAP",
+            help="End when exactly these are plugged and none is pending.",
+            show_default=False,
+        ),
+    ] = None,
+    reconnect: Annotated[
+        bool,
+        typer.Option("--reconnect", help="When QEMU is lost, wait for it to come back.", show_default=False),
+    ] = False,
+    options: Options,
+) -> int:
+    """Follow what happens to the vCPUs, whoever does it, until SIGINT. Reads only.
+
+    On a terminal: the table of vCPUs with the last events below. Else one line an event. With --json one document a
+    line: the state first ("event": null), then each event, at the end why it ended, or the error.
+
+    It takes a QMP socket of its own: a UNIX one serves one client at a time.
+
+      qmpvcpu watch --qmp /run/vm.qmp2
+
+      qmpvcpu watch --until 0-3 --for 60 --qmp /run/vm.qmp2 --json
+
+    Exit codes: 0 the map of --until is there; without it: --for has passed, or SIGINT or SIGTERM; 1 --for has passed
+    first; 2 bad usage or input; 3 no connection, or QEMU lost; 4 record unreadable or locked; 130 SIGINT or SIGTERM
+    came first.
+    """
+    return carry_out(options, lambda shell: follow(shell, until, seconds, reconnect=reconnect))
 
 
 @app.command(short_help="Print libvirt's domain XML.")
+@takes_groups
 def xml(
-    context: typer.Context,
     *,
     emulator: Annotated[
         Path | None,
@@ -231,11 +368,7 @@ def xml(
             "--output", "-o", metavar="FILE", help="Replace this file, whole or not at all.", show_default=False
         ),
     ] = None,
-    json: Json = False,
-    qmp: Qmp = None,
-    record: RecordPath = None,
-    timeout: Timeout = None,
-    verbose: Verbose = False,
+    options: Options,
 ) -> int:
     """Print the live state as libvirt's domain XML, as virsh define accepts it.
 
@@ -246,6 +379,5 @@ def xml(
     Exit codes: 0 written; 2 bad usage, or a VM that libvirt has no words for; 3 no connection, or QEMU lost;
     4 record unreadable.
     """
-    options = context.obj.merged(Options(json, qmp, record, timeout, verbose))
     path = None if emulator is None else str(emulator.absolute())
     return carry_out(options, lambda shell: commands.write_xml(shell, path, output))

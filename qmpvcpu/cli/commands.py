@@ -1,5 +1,6 @@
 """What each command does: one or two calls of the library, and the answer made of what they return."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +8,12 @@ from pathlib import Path
 from rich.console import Group
 
 from qmpvcpu import Proof, VcpuController
-from qmpvcpu.cli.options import BadUsageError
+from qmpvcpu.cli.options import BadUsageError, Daring, Permits
 from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.run import REACHED, Answer, Shell
 from qmpvcpu.cli.show import (
     document,
     headline,
-    layout_json,
     map_row,
     milliseconds,
     state_json,
@@ -23,32 +23,32 @@ from qmpvcpu.controller.request import error_for
 from qmpvcpu.domainxml import omissions, render
 from qmpvcpu.errors import PlugUnprovenError, RecordError
 from qmpvcpu.model import Plugged, Unplugged, VmStatus, as_json
+from qmpvcpu.model.jsonform import layout_as_json
 from qmpvcpu.planning import Situation, check_unplug
 from qmpvcpu.record import save
 
 __all__ = ["list_vcpus", "plug", "unplug", "write_xml"]
 
-_REPLY_TIMEOUT = 10.0  # of QEMU, where --timeout is the guest's
-_GUEST_TIMEOUT = 30.0
-
 
 async def list_vcpus(shell: Shell) -> Answer:
     """Read the VM and show every vCPU."""
-    async with shell.attach(reply_timeout=_reply_timeout(shell)) as vm:
+    async with shell.attach(reply_timeout=shell.reply_timeout) as vm:
         layout = vm.layout
     text = Group(headline(layout), "", vcpu_table(layout))
-    return Answer(REACHED, document(**layout_json(layout)), text)
+    return Answer(REACHED, document(**layout_as_json(layout)), text)
 
 
-async def plug(shell: Shell, vcpu: int | None, proof: Proof) -> Answer:
+async def plug(shell: Shell, vcpu: int | None, proof: Proof, daring: Daring) -> Answer:
     """Plug one vCPU, or the first free one."""
-    timeout = _guest_timeout(shell)
+    timeout = shell.guest_timeout
     async with shell.attach() as vm:
         started = time.monotonic()
         require = proof is Proof.ACKNOWLEDGED
         async with progress(vm, shell.err, wanted="plugging"):
             try:
-                ids = await vm.plug(vcpu, proof=proof, require_proof=require, timeout=timeout)
+                ids = await vm.plug(
+                    vcpu, proof=proof, require_proof=require, timeout=timeout, allow_fatal=daring.allow_fatal
+                )
             except PlugUnprovenError as error:
                 seconds = time.monotonic() - started
                 verdict = Plugged(vm.layout.slot_of(error.vcpus[0]).ids, False, error.code, error.reason, seconds)
@@ -64,29 +64,29 @@ async def plug(shell: Shell, vcpu: int | None, proof: Proof) -> Answer:
     return Answer(REACHED, document(steps=[step], **state_json(layout)), text)
 
 
-async def unplug(shell: Shell, vcpus: Sequence[int]) -> Answer:
+async def unplug(shell: Shell, vcpus: Sequence[int], permits: Permits) -> Answer:
     """Unplug vCPUs one by one; after one that does not leave, no other is asked for."""
-    timeout = _guest_timeout(shell)
+    timeout = shell.guest_timeout
     wanted = list(dict.fromkeys(vcpus))
     async with shell.attach() as vm:
-        _check_all(vm, wanted)
+        _check_all(vm, wanted, permits)
         shell.not_sent = wanted
         while shell.not_sent:
-            await _unplug_one(shell, vm, shell.not_sent.pop(0), timeout)
+            await _unplug_one(shell, vm, shell.not_sent.pop(0), timeout, permits)
         layout = vm.layout
     return Answer(REACHED, document(steps=shell.done, **state_json(layout)), map_row(layout))
 
 
-def _check_all(vm: VcpuController, vcpus: Sequence[int]) -> None:
+def _check_all(vm: VcpuController, vcpus: Sequence[int], permits: Permits) -> None:
     """Deny what can be known beforehand while nothing is sent; the VM's run state is asked for with each."""
     now = Situation(layout=vm.layout, status=VmStatus("running"), created=0)
     for vcpu in vcpus:
-        check_unplug(now, vcpu)
+        check_unplug(now, vcpu, **dataclasses.asdict(permits))
 
 
-async def _unplug_one(shell: Shell, vm: VcpuController, vcpu: int, timeout: float) -> None:  # noqa: ASYNC109 - passed on
+async def _unplug_one(shell: Shell, vm: VcpuController, vcpu: int, timeout: float, permits: Permits) -> None:  # noqa: ASYNC109 - passed on
     async with progress(vm, shell.err, wanted=f"vCPU {vcpu}: asking for it"):
-        request = await vm.request_unplug(vcpu)
+        request = await vm.request_unplug(vcpu, **dataclasses.asdict(permits))
         if request.joined:
             shell.err.print(
                 f"vCPU {vcpu}: asked for before and unanswered, so nothing is sent; waiting for the answer"
@@ -102,7 +102,7 @@ async def _unplug_one(shell: Shell, vm: VcpuController, vcpu: int, timeout: floa
 
 async def write_xml(shell: Shell, emulator: str | None, output: Path | None) -> Answer:
     """Write the live state as libvirt's domain XML."""
-    async with shell.attach(reply_timeout=_reply_timeout(shell)) as vm:
+    async with shell.attach(reply_timeout=shell.reply_timeout) as vm:
         layout = vm.layout
     xml = render(layout, emulator=emulator)
     left_out = omissions(layout)
@@ -114,15 +114,3 @@ async def write_xml(shell: Shell, emulator: str | None, output: Path | None) -> 
     except RecordError as error:
         raise BadUsageError(f"--output: {error}") from error
     return Answer(REACHED, content | {"output": str(output)}, f"written to {output}", complaint=left_out)
-
-
-def _guest_timeout(shell: Shell) -> float:
-    given = shell.options.timeout
-    return _GUEST_TIMEOUT if given is None else given
-
-
-def _reply_timeout(shell: Shell) -> float:
-    given = shell.options.timeout
-    if given == 0:
-        raise BadUsageError("--timeout 0: QEMU needs some time to answer")
-    return _REPLY_TIMEOUT if given is None else given

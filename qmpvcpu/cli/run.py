@@ -17,7 +17,9 @@ from rich.text import Text
 import qmpvcpu
 from qmpvcpu import VcpuController
 from qmpvcpu.cli.options import BadUsageError, Options
-from qmpvcpu.cli.show import document, error_json, map_row, state_json
+from qmpvcpu.cli.reports import report_text, shortcoming
+from qmpvcpu.cli.show import document, error_json, in_options, state_json, state_text
+from qmpvcpu.cli.stopping import Stopping
 from qmpvcpu.errors import (
     DomainXmlError,
     InvalidMapError,
@@ -27,6 +29,7 @@ from qmpvcpu.errors import (
     QmpVcpuError,
     RecordError,
 )
+from qmpvcpu.model import TransitionError, TransitionReport, Unknown
 from qmpvcpu.testing.linuxguest import LinuxGuestMissingError
 from qmpvcpu.testing.qemu import QemuNotFoundError, QemuProcessError
 
@@ -48,6 +51,9 @@ NOT_SENT: Final = 2
 NO_ANSWER: Final = 3
 BAD_RECORD: Final = 4
 INTERRUPTED: Final = 130
+
+_REPLY_TIMEOUT = 10.0
+_GUEST_TIMEOUT = 30.0
 
 # Of a pipe: cells must not be cut to the width of a terminal that is not there.
 _UNBOUNDED = 100_000
@@ -78,8 +84,11 @@ class Shell:
         options: The shared options.
         vm: The VM, once attached; still readable after it was let go.
         done: JSON of the steps so far, so that an error's document has them too.
+        beside: What else the document has, whether the command succeeds or fails.
         not_sent: The vCPU ids that were named and not asked for yet.
-        unprinted: Why standard output takes no more words, or None.
+        stopping: What SIGINT and SIGTERM do.
+        unread: True once standard output takes no more words.
+        unprinted: Why, if that is a fault, or None.
         out: Standard output.
         err: Standard error.
     """
@@ -87,22 +96,53 @@ class Shell:
     options: Options
     vm: VcpuController | None = None
     done: list[dict[str, Any]] = field(default_factory=list)
+    beside: dict[str, Any] = field(default_factory=dict)
     not_sent: list[int] = field(default_factory=list)
+    stopping: Stopping = field(default_factory=Stopping)
+    unread: bool = False
     unprinted: OSError | None = None
     out: Console = field(default_factory=lambda: _console(sys.stdout))
     err: Console = field(default_factory=lambda: _console(sys.stderr))
 
+    @property
+    def guest_timeout(self) -> float:
+        """How long the guest has for each answer, in seconds."""
+        given = self.options.timeout
+        return _GUEST_TIMEOUT if given is None else given
+
+    @property
+    def reply_timeout(self) -> float:
+        """How long QEMU has for each reply, in seconds, where nobody waits for the guest.
+
+        Raises:
+            BadUsageError: None at all was given.
+        """
+        given = self.options.timeout
+        if given == 0:
+            raise BadUsageError("--timeout 0: QEMU needs some time to answer")
+        return _REPLY_TIMEOUT if given is None else given
+
     @contextlib.asynccontextmanager
     async def attach(
-        self, target: Path | None = None, *, name: str | None = None, reply_timeout: float = 10.0
+        self,
+        target: Path | None = None,
+        *,
+        name: str | None = None,
+        reply_timeout: float = _REPLY_TIMEOUT,
+        reconnect: bool = False,
+        resync_interval: float | None = None,
     ) -> AsyncIterator[VcpuController]:
-        """Attach to *target*, else to the VM that the options name; *reply_timeout* is QEMU's, in seconds."""
+        """Attach to *target*, else to the VM that the options name; *reply_timeout* is QEMU's, in seconds.
+
+        Without *resync_interval* there are no resyncs: most commands are over before one would tell anything.
+        """
         attaching = qmpvcpu.attach(
             self.options.address if target is None else target,
             name=name,
             record=self.options.record,
             timeout=reply_timeout,
-            resync_interval=None,  # a command is over before a resync would tell it anything
+            reconnect=reconnect,
+            resync_interval=resync_interval,
         )
         async with attaching as self.vm:
             yield self.vm
@@ -118,6 +158,7 @@ class Shell:
             write()
             sys.stdout.flush()
         except OSError as error:
+            self.unread = True
             # A reader that has seen enough (head, less) is no fault.
             self.unprinted = None if isinstance(error, BrokenPipeError) else error
             # Nothing more is printed, and Python's own flush at exit has nothing to complain of.
@@ -141,20 +182,33 @@ def carry_out(options: Options, command: Callable[[Shell], Coroutine[Any, Any, A
     """Run *command*, print its answer, and return the exit code."""
     _configure_logging(verbose=options.verbose)
     shell = Shell(options)
-    try:
-        answer = asyncio.run(command(shell))
-    except (QmpVcpuError, BadUsageError, KeyboardInterrupt) as error:
-        answer = failure(error, shell)
-    return print_answer(answer, shell)
+    return print_answer(asyncio.run(_carry_out(shell, command)), shell)
+
+
+async def _carry_out(shell: Shell, command: Callable[[Shell], Coroutine[Any, Any, Answer]]) -> Answer:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - JUSTIFICATION: a coroutine that runs is in a task, mypy cannot know
+    with shell.stopping.heeded(task):
+        try:
+            return await command(shell)
+        except (QmpVcpuError, BadUsageError) as error:
+            return failure(error, shell)
+        except asyncio.CancelledError:
+            return failure(KeyboardInterrupt(), shell)
 
 
 def failure(error: BaseException, shell: Shell) -> Answer:
     """Return the answer that tells of *error*, with the VM's state as far as it is known."""
     # What was sent before a SIGINT has been taken in while the VM was let go; the state below has it.
-    message = "stopped by SIGINT" if isinstance(error, KeyboardInterrupt) else str(error)
-    complaint = [f"qmpvcpu: {message}"]
-    content: dict[str, Any] = {"error": error_json(error, message)}
-    if shell.done:
+    message = f"stopped by {shell.stopping.signal or 'SIGINT'}"
+    if not isinstance(error, KeyboardInterrupt):
+        message = in_options(str(error))
+    report = error.report if isinstance(error, TransitionError) else None
+    complaint = [f"qmpvcpu: {message if report is None else shortcoming(report)}"]
+    content: dict[str, Any] = {"error": error_json(error, message), **shell.beside}
+    if report is not None:
+        content |= report.as_json()
+    elif shell.done:
         content["steps"] = shell.done
     if shell.not_sent:
         left = ",".join(map(str, shell.not_sent))
@@ -164,24 +218,31 @@ def failure(error: BaseException, shell: Shell) -> Answer:
         layout = shell.vm.layout
         content |= state_json(layout)
         when = "last seen" if isinstance(error, MonitorError) else "now"
-        pending = f", pending {layout.pending}" if layout.pending else ""
-        complaint.append(f"{when}: {map_row(layout)}  plugged {layout.enabled}{pending}")
-    return Answer(_code(error), document(**content), complaint=tuple(complaint))
+        if report is None:  # it says so itself
+            complaint.append(f"{when}: {state_text(layout)}")
+    text = None if report is None else report_text(report)
+    return Answer(_code(error), document(**content), text, complaint=tuple(complaint))
 
 
 def _code(error: BaseException) -> int:
-    match error:
-        case KeyboardInterrupt():
-            return INTERRUPTED
-        case MonitorError() | OutcomeUnknownError() | QemuProcessError():
-            return NO_ANSWER
-        case RecordError():
-            return BAD_RECORD
-        case BadUsageError() | PlanError() | InvalidMapError() | DomainXmlError():
-            return NOT_SENT
-        case QemuNotFoundError() | LinuxGuestMissingError():
-            return NOT_SENT
-    return NOT_REACHED
+    if isinstance(error, TransitionError):
+        return _code_of_report(error.report)
+    return next((code for kinds, code in _CODES if isinstance(error, kinds)), NOT_REACHED)
+
+
+_CODES: Final = (
+    (KeyboardInterrupt, INTERRUPTED),
+    ((MonitorError, OutcomeUnknownError, QemuProcessError), NO_ANSWER),
+    (RecordError, BAD_RECORD),
+    ((BadUsageError, PlanError, InvalidMapError, DomainXmlError), NOT_SENT),
+    ((QemuNotFoundError, LinuxGuestMissingError), NOT_SENT),
+)
+
+
+def _code_of_report(report: TransitionReport) -> int:
+    if any(isinstance(verdict, Unknown) for step in report.steps for verdict in (step.verdict, step.undo)):
+        return NO_ANSWER
+    return INTERRUPTED if report.cancelled else NOT_REACHED
 
 
 def print_answer(answer: Answer, shell: Shell) -> int:

@@ -1,6 +1,7 @@
 """What people and programs see: map rows, the table of vCPUs, JSON shapes. No I/O."""
 
 import enum
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,19 @@ from rich.table import Table
 from qmpvcpu.errors import DomainXmlError, InvalidMapError, QmpVcpuError
 from qmpvcpu.model import Layout, Vcpu, VcpuMap, as_json, verdict_of
 
-__all__ = ["SCHEMA", "document", "error_json", "layout_json", "map_row", "milliseconds", "state_json", "vcpu_table"]
+__all__ = [
+    "SCHEMA",
+    "document",
+    "error_json",
+    "headline",
+    "in_options",
+    "map_row",
+    "milliseconds",
+    "plain",
+    "state_json",
+    "state_text",
+    "vcpu_table",
+]
 
 SCHEMA = "qmpvcpu/1"
 
@@ -18,6 +31,7 @@ _MOST_IN_ROW = 16
 # Longer tables name free vCPUs in one line instead.
 _MOST_IN_TABLE = 64
 _SECOND = 1.0
+_ARGUMENT = re.compile(r"\b(allow_fatal|allow_boot_vcpus|include_boot)=True\b")
 # QEMU names them in no particular order.
 _LEVELS = ("drawer-id", "book-id", "socket-id", "die-id", "cluster-id", "module-id", "core-id", "thread-id")
 
@@ -32,38 +46,6 @@ def state_json(layout: Layout) -> dict[str, Any]:
     return {"max": layout.max, "enabled": str(layout.enabled), "pending": str(layout.pending)}
 
 
-def layout_json(layout: Layout) -> dict[str, Any]:
-    """Return everything that is known of every vCPU."""
-    vm = layout.vm
-    return {
-        **state_json(layout),
-        "vm": {
-            "name": vm.name,
-            "uuid": vm.uuid,
-            "machine": vm.machine,
-            "accelerator": vm.accelerator,
-            "qemu": ".".join(map(str, vm.qemu_version)),
-        },
-        "vcpus": [_vcpu_json(vcpu) for vcpu in layout],
-    }
-
-
-def _vcpu_json(vcpu: Vcpu) -> dict[str, Any]:
-    return {
-        "id": vcpu.id,
-        "enabled": vcpu.enabled,
-        "hotpluggable": vcpu.hotpluggable,
-        "order": vcpu.order,
-        "pending": vcpu.pending,
-        "acknowledged": vcpu.acknowledged,
-        "device_id": vcpu.device_id,
-        "type": vcpu.type,
-        "props": dict(vcpu.props),
-        "qom_path": vcpu.qom_path,
-        "host_tid": vcpu.host_tid,
-    }
-
-
 def error_json(error: BaseException, message: str) -> dict[str, Any]:
     """Return *error* with all its evidence; ``verdict`` is the step's, or null where it is about no step."""
     if not isinstance(error, QmpVcpuError):
@@ -74,7 +56,8 @@ def error_json(error: BaseException, message: str) -> dict[str, Any]:
         verdict = None
     evidence = {} if verdict is None else as_json(verdict)
     evidence.pop("seconds", None)  # the step's, not the error's
-    evidence |= {name: _plain(value) for name, value in vars(error).items() if not name.startswith("_")}
+    evidence |= {name: plain(value) for name, value in vars(error).items() if not name.startswith("_")}
+    evidence.pop("report", None)  # it stands beside the error, whole
     if isinstance(error, DomainXmlError) and error.line is None:
         del evidence["line"]
     return {
@@ -85,19 +68,31 @@ def error_json(error: BaseException, message: str) -> dict[str, Any]:
     }
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """Return *value* as JSON has it."""
     match value:
         case enum.Enum():
             return value.name
         case VcpuMap():
             return str(value)
         case Mapping():
-            return {str(key): _plain(each) for key, each in value.items()}
+            return {str(key): plain(each) for key, each in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [_plain(each) for each in value]
+            return [plain(each) for each in value]
         case None | bool() | int() | float() | str():
             return value
     return str(value)
+
+
+def in_options(message: str) -> str:
+    """Return *message* with what it says of Python's arguments said of options."""
+    return _ARGUMENT.sub(lambda found: "--" + found[1].replace("_", "-"), message)
+
+
+def state_text(layout: Layout) -> str:
+    """Return the map, drawn and named."""
+    pending = f", pending {layout.pending}" if layout.pending else ""
+    return f"{map_row(layout)}  plugged {layout.enabled}{pending}"
 
 
 def map_row(layout: Layout) -> str:
@@ -130,8 +125,12 @@ def headline(layout: Layout) -> str:
     return f"{vm.name} ({vm.machine}, {vm.accelerator}, QEMU {version})  {plugged}{pending}"
 
 
-def vcpu_table(layout: Layout) -> Table:
-    """Return every vCPU as a table; of a large machine, the free ones in one row."""
+def vcpu_table(layout: Layout, *, since: Mapping[int, str] | None = None, room: int = _MOST_IN_TABLE) -> Table:
+    """Return every vCPU as a table; where there are more than *room*, the free ones in one row.
+
+    With *since* there is no QOM path, but since when a removal is pending, by the slot's first vCPU id; and what does
+    not fit into *room* even so is only counted.
+    """
     props = layout.slots[0].props if layout.slots else {}
     levels = sorted((name for name in props if name != "node-id"), key=_depth)
     nodes = any("node-id" in slot.props for slot in layout.slots)
@@ -144,28 +143,39 @@ def vcpu_table(layout: Layout) -> Table:
     if nodes:
         table.add_column("node", justify="right")
     table.add_column("device id", overflow="fold")
-    table.add_column("QOM path", overflow="fold")
+    if since is None:
+        table.add_column("QOM path", overflow="fold")
     table.add_column("host tid", justify="right")
-    long = layout.max > _MOST_IN_TABLE
-    for vcpu in layout:
-        if long and not vcpu.enabled:
-            continue
+    if since is not None:
+        table.add_column("pending since")
+    long = layout.max > room
+    shown = [vcpu for vcpu in layout if vcpu.enabled or not long]
+    cut = max(len(shown) - room + 2, 0) if since is not None and len(shown) > room else 0
+    for vcpu in shown[: len(shown) - cut]:
         place = "/".join(str(vcpu.props.get(name, "")) for name in levels)
-        node = (str(vcpu.props.get("node-id", "")),) if nodes else ()
         table.add_row(
             str(vcpu.id),
             _state(vcpu),
             str(vcpu.order or ""),
             place,
-            *node,
+            *((str(vcpu.props.get("node-id", "")),) if nodes else ()),
             vcpu.device_id or "",
-            vcpu.qom_path or "",
+            *((vcpu.qom_path or "",) if since is None else ()),
             str(vcpu.host_tid or ""),
-            style=None if vcpu.enabled else "dim",
+            *(() if since is None else (since.get(vcpu.slot.first, "") if vcpu.pending else "",)),
+            style=_style(vcpu),
         )
+    if cut:
+        table.add_row("", f"{cut} more")
     if long and layout.free:
         table.add_row("", f"free: {layout.free}", style="dim")
     return table
+
+
+def _style(vcpu: Vcpu) -> str | None:
+    if not vcpu.enabled:
+        return "dim"
+    return "yellow" if vcpu.pending else None
 
 
 def _depth(level: str) -> int:

@@ -57,6 +57,9 @@ async def test_what_cannot_be_is_denied_and_nothing_is_sent(guest: MicroGuest, a
         ("list --timeout inf --qmp /x", "finite number of seconds"),
         ("list --timeout=-1 --qmp /x", "finite number of seconds"),
         ("list --timeout 0 --qmp /x", "QEMU needs some time"),
+        ("list --qmp tcp:nowhere", "tcp:HOST:PORT"),
+        ("list --qmp tcp:[::1]:99999", "not a number from 1 to 65535"),
+        ("list --qmp /" + "x" * 200, "a UNIX socket's can have 107"),
         ("demo --guest windows", "windows"),
         ("demo --qemu /nonexistent/qemu", "no program that can be run"),
     ],
@@ -88,8 +91,6 @@ async def test_a_usage_error_reaches_the_exit_code_of_the_process() -> None:
         ("/etc/passwd", "regular file, no socket"),
         ("unix:/tmp", "directory"),
         ("tcp:127.0.0.1:1", "connection refused"),
-        ("tcp:nowhere", "tcp:HOST:PORT"),
-        ("/" + "x" * 200, "a UNIX socket's can have 107"),
     ],
 )
 async def test_an_address_without_a_vm_is_one_clear_error(address: str, words: str) -> None:

@@ -1,0 +1,143 @@
+"""What the commands do that are about a whole map: set, count, plan, recover."""
+
+import asyncio
+import dataclasses
+import enum
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rich.console import Group
+
+from qmpvcpu import VcpuController
+from qmpvcpu.cli.options import BadUsageError, Bulk, Permits, check_seconds
+from qmpvcpu.cli.progress import progress
+from qmpvcpu.cli.reports import intent_json, intent_text, plan_json, plan_text, report_text
+from qmpvcpu.cli.run import NOT_REACHED, NOT_SENT, REACHED, Answer, Shell
+from qmpvcpu.cli.show import document, map_row, state_json
+from qmpvcpu.model import Step, TransitionOutcome, TransitionReport, VcpuMap
+from qmpvcpu.planning import Plan, finish_wish, revert_wish
+
+__all__ = ["How", "Wish", "plan", "recover", "set_wish"]
+
+_T = TypeVar("_T")
+
+
+class How(enum.Enum):
+    """What ``recover`` does with a transition that was cut short."""
+
+    REPORT = "report"
+    FINISH = "finish"
+    REVERT = "revert"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is wished for: a map, or how many.
+
+    Attributes:
+        map: The vCPUs, as text, or None.
+        count: How many, or None.
+        include_boot: Whether a count may take boot vCPUs out.
+    """
+
+    map: str | None = None
+    count: int | None = None
+    include_boot: bool = False
+
+    def checked(self) -> "Wish":
+        """Return this wish if it is one.
+
+        Raises:
+            BadUsageError: It is none, or two; or what goes with a count stands beside a map.
+            InvalidMapError: The map cannot be read.
+        """
+        if (self.map is None) == (self.count is None):
+            raise BadUsageError("name the map, such as 0,2-5, or how many with --count N: one of them")
+        if self.include_boot and self.count is None:
+            raise BadUsageError("--include-boot goes with a count: a map says itself which vCPUs shall stay")
+        VcpuMap.parse(self.map or "0")
+        return self
+
+    def plan(self, vm: VcpuController, permits: Permits) -> Plan:
+        """Return what it takes to fulfil it."""
+        fatal, boot = permits.allow_fatal, permits.allow_boot_vcpus
+        if self.count is not None:
+            return vm.plan_count(self.count, include_boot=self.include_boot, allow_fatal=fatal, allow_boot_vcpus=boot)
+        return vm.plan(self.map or "", allow_fatal=fatal, allow_boot_vcpus=boot)
+
+
+async def plan(shell: Shell, wish: Wish, permits: Permits) -> Answer:
+    """Show what it would take, and send nothing."""
+    wish = wish.checked()
+    async with shell.attach() as vm:
+        planned = wish.plan(vm, permits)
+        layout = vm.layout
+    code = NOT_SENT if planned.denied else REACHED
+    content = document(**plan_json(planned), **state_json(layout))
+    return Answer(code, content, Group(plan_text(planned), map_row(layout)))
+
+
+async def set_wish(shell: Shell, wish: Wish, bulk: Bulk, permits: Permits) -> Answer:
+    """Make it so, under the policy that was asked for."""
+    wish = wish.checked()
+    options: dict[str, Any] = {
+        "on_failure": bulk.on_failure,
+        "timeout": shell.guest_timeout,
+        "total_timeout": check_seconds("--total-timeout", bulk.total_timeout),
+        "in_flight": bulk.in_flight,
+        "proof": bulk.proof,
+        **dataclasses.asdict(permits),
+    }
+    async with shell.attach() as vm:
+        steps = wish.plan(vm, permits).steps
+        if vm.interrupted is not None:
+            shell.err.print(f"given up for this: {intent_text(vm.interrupted)}", soft_wrap=True)
+        if wish.count is not None:
+            work = vm.set_count(wish.count, include_boot=wish.include_boot, **options)
+        else:
+            work = vm.set_map(wish.map or "", **options)
+        report = await _see_through(shell, vm, work, steps)
+    return Answer(REACHED, document(**report.as_json(), **state_json(report.layout)), report_text(report))
+
+
+async def recover(shell: Shell, how: How) -> Answer:
+    """Tell of a transition that was cut short, finish it, or revert it."""
+    if shell.options.record is None:
+        raise BadUsageError("recover reads what was wanted from the VM's record: name it with --record PATH")
+    async with shell.attach() as vm:
+        intent = vm.interrupted
+        looked = await vm.recover("report")
+        if intent is None or looked is None:
+            content = document(interrupted=None, **state_json(vm.layout))
+            return Answer(REACHED, content, f"nothing was interrupted\n{map_row(vm.layout)}")
+        shell.beside["interrupted"] = intent_json(intent)
+        shell.say(intent_text(intent))
+        if how is How.REPORT:
+            return _as_looked(shell, looked)
+        wish = finish_wish(intent, vm.layout) if how is How.FINISH else revert_wish(intent, vm.layout)
+        work = vm.recover(how.value, timeout=shell.options.timeout)
+        report = await _see_through(shell, vm, work, vm.plan(wish).steps) or looked
+    content = document(**shell.beside, **report.as_json(), **state_json(report.layout))
+    return Answer(REACHED, content, report_text(report))
+
+
+def _as_looked(shell: Shell, looked: TransitionReport) -> Answer:
+    over = looked.outcome in (TransitionOutcome.REACHED, TransitionOutcome.REVERTED)
+    content = document(**shell.beside, **looked.as_json(), **state_json(looked.layout))
+    advice = () if over else ("to go on: qmpvcpu recover --finish, or --revert",)
+    return Answer(REACHED if over else NOT_REACHED, content, report_text(looked), advice)
+
+
+async def _see_through(shell: Shell, vm: VcpuController, work: Coroutine[Any, Any, _T], steps: Iterable[Step]) -> _T:
+    """Wait for a transition and tell how it goes; the first signal stops it at the next safe point."""
+    task = asyncio.ensure_future(work)
+
+    async def stop() -> None:
+        shell.err.print("stopping at the next safe point; once more abandons at once", soft_wrap=True)
+        if await vm.cancel() is None:  # it has not begun
+            task.cancel()
+
+    with shell.stopping.stopped_by(stop):
+        async with progress(vm, shell.err, wanted="asking QEMU", steps=steps):
+            return await task

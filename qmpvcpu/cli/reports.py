@@ -1,0 +1,125 @@
+"""What people and programs see of a whole map: the plan, the report, a transition that was cut short. No I/O."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from qmpvcpu.cli.show import in_options, milliseconds, state_text
+from qmpvcpu.model import Intent, Step, StepReport, TransitionOutcome, TransitionReport, as_json
+from qmpvcpu.planning import Plan
+
+__all__ = ["intent_json", "intent_text", "plan_json", "plan_text", "report_text", "shortcoming"]
+
+_OUTCOMES: Final = {
+    TransitionOutcome.REACHED: "green",
+    TransitionOutcome.REVERTED: "yellow",
+    TransitionOutcome.PARTIAL: "red",
+    TransitionOutcome.REVERT_INCOMPLETE: "red",
+}
+_MOST_NAMED = 4
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Return what is planned, and what is denied of it."""
+    return {
+        "start": str(plan.start),
+        "target": str(plan.target),
+        "steps": [_step_json(step) for step in plan.steps],
+        "denied": [as_json(each) for each in plan.denied],
+        "warnings": list(plan.warnings),
+    }
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    return {"action": step.action.value, "ids": str(step.ids), "qom_path": step.qom_path, "joins": step.joins}
+
+
+def plan_text(plan: Plan) -> Text:
+    """Return the plan's own explanation, with what is denied in red."""
+    text = Text(in_options(str(plan)))
+    text.highlight_regex(r"(?m)^  denied.*$", "red")
+    text.highlight_regex(r"(?m)^  warning.*$", "yellow")
+    return text
+
+
+def intent_json(intent: Intent) -> dict[str, Any]:
+    """Return what was wanted."""
+    return {
+        "start": str(intent.start),
+        "target": str(intent.target),
+        "steps": [_step_json(step) for step in intent.steps],
+        "on_failure": intent.on_failure.value,
+        "timeout": intent.timeout,
+        "direction": intent.direction.value,
+    }
+
+
+def intent_text(intent: Intent) -> str:
+    """Return what was wanted, in words."""
+    steps = ", ".join(map(str, intent.steps))
+    return (
+        f"interrupted: vCPUs {intent.start} to {intent.target}, on failure {intent.on_failure.value},"
+        f" {intent.timeout:g} s for each answer, {intent.direction.value}\n  in this order: {steps}"
+    )
+
+
+def report_text(report: TransitionReport) -> Group:
+    """Return how a transition ended, in a line, slot by slot, and as the map that is so now."""
+    stopped = ", stopped" if report.cancelled else ""
+    took = f" in {milliseconds(report.seconds)}" if report.seconds else ""
+    head = Text.assemble(
+        (report.outcome.name.replace("_", " "), _OUTCOMES[report.outcome]),
+        f"{stopped}{took}: {report.start} -> {report.target}",
+    )
+    if not report.steps:
+        head.append(", nothing to do")
+    now = Text(state_text(report.layout))
+    lines = [f"not recorded: {report.unrecorded}"] if report.unrecorded else []
+    return Group(head, *([_step_table(report.steps)] if report.steps else []), *lines, now)
+
+
+def _step_table(steps: Iterable[StepReport]) -> Table:
+    steps = tuple(steps)
+    turned = any(step.undone is not None for step in steps)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("action")
+    table.add_column("vCPU", justify="right")
+    table.add_column("verdict")
+    table.add_column("time", justify="right")
+    if turned:
+        table.add_column("undone")
+    table.add_column("why", overflow="fold")
+    for step in steps:
+        verdict = "not sent" if step.verdict is None else step.verdict.name
+        took = milliseconds(step.seconds) if step.seconds else ""
+        undone = (_undone(step),) if turned else ()
+        table.add_row(step.action.value, str(step.ids), Text(verdict, _style(step)), took, *undone, Text(step.reason))
+    return table
+
+
+def _undone(step: StepReport) -> Text:
+    if step.undone is None:
+        return Text("")
+    return Text("yes", "green") if step.undone else Text("NO", "bold red")
+
+
+def _style(step: StepReport) -> str:
+    if step.verdict is None:
+        return "dim"
+    return "green" if step.ok else "yellow"
+
+
+def shortcoming(report: TransitionReport) -> str:
+    """Return in one line what was not reached, and because of which vCPUs."""
+    wrong = [f"{each.ids} {each.verdict.name}" for each in report.steps if each.verdict is not None and not each.ok]
+    wrong += [f"{each.ids} NOT UNDONE" for each in report.steps if each.ok and each.undone is False]
+    unsent = sum(each.verdict is None for each in report.steps)
+    named = wrong[:_MOST_NAMED]
+    named += [f"{len(wrong) - _MOST_NAMED} more"] if len(wrong) > _MOST_NAMED else []
+    named += [f"{unsent} not sent"] if unsent else []
+    stopped = "stopped, " if report.cancelled else ""
+    outcome = report.outcome.value
+    return f"{report.target} not reached ({stopped}{outcome}): {', '.join(named) or 'changed by somebody else'}"

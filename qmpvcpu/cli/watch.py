@@ -1,0 +1,204 @@
+"""watch: what happens to a VM's vCPUs, as it happens: a live table, a line an event, or a document an event."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from qmpvcpu import Layout, VcpuController
+from qmpvcpu.cli.options import check_seconds
+from qmpvcpu.cli.progress import sentence
+from qmpvcpu.cli.run import INTERRUPTED, NOT_REACHED, REACHED, Answer, Shell
+from qmpvcpu.cli.show import document, headline, map_row, plain, state_json, vcpu_table
+from qmpvcpu.model import Event, Origin, VcpuMap
+
+__all__ = ["watch"]
+
+# What nobody announces, such as a plug that the guest does not acknowledge, is to be seen within this time.
+_RESYNC_S = 5.0
+_TICK_S = 0.1
+_LAST_EVENTS = 8
+# Lines of a terminal that show no vCPU: headline, heads of the columns, blank ones, events, the cursor's.
+_OTHER_LINES = 8 + _LAST_EVENTS
+_FEWEST_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """When watching ends by itself: at a map, after a time, or never."""
+
+    map: VcpuMap | None = None
+    seconds: float | None = None
+
+    def reached(self, layout: Layout) -> bool:
+        return self.map is not None and layout.enabled == self.map and not layout.pending
+
+
+async def watch(shell: Shell, until: str | None, seconds: float | None, *, reconnect: bool) -> Answer:
+    """Tell of every event until the end that was asked for, a signal, or the loss of QEMU.
+
+    Raises:
+        MonitorLostError: QEMU is lost.
+    """
+    end = _End(None if until is None else VcpuMap.parse(until), check_seconds("--for", seconds))
+    attaching = shell.attach(reply_timeout=shell.reply_timeout, reconnect=reconnect, resync_interval=_RESYNC_S)
+    async with attaching as vm, _display(shell, vm) as display:
+        code, why = await _follow(shell, vm, end, display)
+    complaint = (f"qmpvcpu: {end.map} not reached ({why})",) if code else ()
+    return Answer(code, document(ended=why, **state_json(vm.layout)), complaint=complaint)
+
+
+async def _follow(shell: Shell, vm: VcpuController, end: _End, display: "_Display") -> tuple[int, str]:
+    """Return the exit code and why it ended."""
+    reading = asyncio.create_task(_read(shell, vm, end, display))
+
+    async def stop() -> None:
+        reading.cancel()
+
+    with shell.stopping.stopped_by(stop):
+        await asyncio.wait({reading}, timeout=end.seconds)
+    if not reading.done():
+        reading.cancel()
+        return (REACHED if end.map is None else NOT_REACHED), "time"
+    if reading.cancelled():
+        return (REACHED if end.map is None else INTERRUPTED), shell.stopping.signal
+    return REACHED, reading.result()
+
+
+async def _read(shell: Shell, vm: VcpuController, end: _End, display: "_Display") -> str:
+    events = vm.events()
+    display.begin(vm.layout)
+    if end.reached(vm.layout):
+        return "reached"
+    async for event in events:
+        display.tell(event, vm.layout)
+        if end.reached(vm.layout):
+            return "reached"
+        if shell.unread:
+            return "nobody reads"
+    await vm.refresh()  # the stream has ended: this says why
+    return "closed"
+
+
+class _Display(Protocol):
+    """Where it is told."""
+
+    def begin(self, layout: Layout) -> None:
+        """Tell what is so at the start."""
+
+    def tell(self, event: Event, layout: Layout) -> None:
+        """Tell of one event; *layout* is what is known now."""
+
+
+@contextlib.asynccontextmanager
+async def _display(shell: Shell, vm: VcpuController) -> AsyncIterator[_Display]:
+    if shell.options.json:
+        yield _Documents(shell)
+    elif not shell.out.is_terminal:
+        yield _Lines(shell)
+    else:
+        with Live(console=shell.out, auto_refresh=False) as live:
+            table = _Table(live, vm)
+            drawing = asyncio.create_task(table.draw())
+            try:
+                yield table
+            finally:
+                drawing.cancel()
+                table.draw_now()
+
+
+class _Documents:
+    """One JSON document a line."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+
+    def begin(self, layout: Layout) -> None:
+        """Print the state without an event."""
+        self._print({"event": None}, layout)
+
+    def tell(self, event: Event, layout: Layout) -> None:
+        """Print the event."""
+        names = [each.name for each in fields(event) if each.name != "requested_at"]  # of this process's clock
+        said = {name: plain(getattr(event, name)) for name in names}
+        said["origin"] = event.origin.value
+        self._print({"event": type(event).__name__, **said}, layout)
+
+    def _print(self, said: dict[str, Any], layout: Layout) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps(document(time=now, **said, **state_json(layout)))
+        self._shell.put(lambda: sys.stdout.write(line + "\n"))
+
+
+class _Lines:
+    """One line an event."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+
+    def begin(self, layout: Layout) -> None:
+        """Print the VM and its map."""
+        self._shell.say(headline(layout))
+
+    def tell(self, event: Event, layout: Layout) -> None:
+        """Print the event and the map."""
+        self._shell.say(f"{_line(event)}  {map_row(layout)}")
+
+
+class _Table:
+    """The vCPUs and the last events, drawn again soon after each."""
+
+    def __init__(self, live: Live, vm: VcpuController) -> None:
+        self._live = live
+        self._vm = vm
+        self._since = dict.fromkeys(vm.layout.pending_slots, "before")
+        self._last: deque[Text] = deque(maxlen=_LAST_EVENTS)
+        self._news = asyncio.Event()
+
+    def begin(self, layout: Layout) -> None:
+        """Draw it for the first time."""
+        self._note_pending(layout)
+        self._news.set()
+
+    def tell(self, event: Event, layout: Layout) -> None:
+        """Have it drawn again."""
+        self._note_pending(layout)
+        self._last.append(Text(_line(event)))
+        self._news.set()
+
+    def _note_pending(self, layout: Layout) -> None:
+        now = _clock()
+        self._since = {first: self._since.get(first, now) for first in layout.pending_slots}
+
+    async def draw(self) -> None:
+        """Draw it again whenever something has happened, at most ten times a second."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            self.draw_now()
+            await asyncio.sleep(_TICK_S)
+
+    def draw_now(self) -> None:
+        """Draw it as things are."""
+        layout = self._vm.layout
+        room = max(self._live.console.size.height - _OTHER_LINES, _FEWEST_ROWS)
+        table = vcpu_table(layout, since=self._since, room=room)
+        self._live.update(Group(headline(layout), "", table, "", *self._last), refresh=True)
+
+
+def _line(event: Event) -> str:
+    by = " (by another client)" if event.origin is Origin.OTHER else ""
+    return f"{_clock()}  {sentence(event)}{by}"
+
+
+def _clock() -> str:
+    return datetime.now().astimezone().isoformat(" ", "milliseconds")[11:23]
