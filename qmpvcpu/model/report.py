@@ -98,10 +98,9 @@ class StepReport(Value):
         )
 
     def __str__(self) -> str:
-        said = "not sent" if self.verdict is None else self.verdict.name
-        undone = {None: "", True: ", undone", False: ", NOT undone"}[self.undone]
-        why = f": {self.reason}" if self.reason else ""
-        return f"{self.action.value} {self.ids}: {said}{undone}{why}"
+        undone = {None: "", True: "undone", False: "NOT undone"}[self.undone]
+        said = ", ".join(filter(None, ("" if self.verdict is None else self.verdict.name, undone)))
+        return ": ".join(filter(None, (f"{self.action.value} {self.ids}", said, self.reason)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -177,18 +177,24 @@ class LinuxGuest(GuestVm):
         assert self._online is not None  # noqa: S101 - just waited for
         return self._online
 
-    async def refuse(self) -> None:
-        """Make Linux refuse to give up any CPU, as a guest does that has promised its CPUs to real-time tasks.
+    async def refuse(self, cpu: int | None = None) -> None:
+        """Make Linux refuse to give up CPUs, as a guest does that has promised them to real-time tasks.
 
-        It answers a removal with OST status 0x82 (busy). Returns when that holds; it holds for CPUs plugged later as
-        well, from when they are online.
+        It answers a removal with OST status 0x82 (busy). Returns when that holds, until ``comply``.
+
+        Args:
+            cpu: Linux's own number of the CPU, which is not the vCPU id; None: all CPUs, and those plugged later too,
+                from when they are online.
 
         Raises:
-            QemuProcessError: It does not answer, or QEMU ended.
-        Source:
-            Linux vetoes taking a CPU offline that SCHED_DEADLINE reservations need: kernel/sched/core.c.
+            QemuProcessError: It does not answer, it has no such CPU, or QEMU ended.
+
+        Source: Linux vetoes taking a CPU offline that SCHED_DEADLINE reservations need: kernel/sched/core.c.
         """
-        await self._ask("refuse on", "refuse on ")
+        if cpu is None:
+            await self._ask("refuse on", "refuse on ")
+        elif await self._ask(f"refuse cpu {cpu}", f"refuse cpu {cpu} ") != "1":
+            raise self._failure(f"Linux cannot be made to refuse CPU {cpu}")
 
     async def comply(self) -> None:
         """Make Linux give up CPUs again; returns when a removal would succeed.
