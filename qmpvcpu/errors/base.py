@@ -31,7 +31,7 @@ class InvalidMapError(QmpVcpuError, ValueError):
     """
 
     def __init__(self, text: object, why: str) -> None:
-        super().__init__(f"{text!r} is no set of vCPU ids: {why}")
+        super().__init__(f"{shorten(text)} is no set of vCPU ids: {why}")
         self.text = text
 
 
