@@ -15,7 +15,8 @@ from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.reports import intent_json, intent_text, plan_json, plan_text, report_text
 from qmpvcpu.cli.run import NOT_REACHED, NOT_SENT, REACHED, Answer, Shell
 from qmpvcpu.cli.show import document, map_row, state_json
-from qmpvcpu.model import Step, TransitionOutcome, TransitionReport, VcpuMap
+from qmpvcpu.errors import InvalidMapError, MonitorLostError
+from qmpvcpu.model import Step, TransitionError, TransitionOutcome, TransitionReport, VcpuMap
 from qmpvcpu.planning import Plan, finish_wish, revert_wish
 
 __all__ = ["How", "Wish", "plan", "recover", "set_wish"]
@@ -56,7 +57,8 @@ class Wish:
             raise BadUsageError("name the map, such as 0,2-5, or how many with --count N: one of them")
         if self.include_boot and self.count is None:
             raise BadUsageError("--include-boot goes with a count: a map says itself which vCPUs shall stay")
-        VcpuMap.parse(self.map or "0")
+        if self.map is not None and not VcpuMap.parse(self.map):
+            raise InvalidMapError(self.map, "it is empty, and vCPU 0 never leaves")
         return self
 
     def plan(self, vm: VcpuController, permits: Permits) -> Plan:
@@ -139,5 +141,17 @@ async def _see_through(shell: Shell, vm: VcpuController, work: Coroutine[Any, An
             task.cancel()
 
     with shell.stopping.stopped_by(stop):
-        async with progress(vm, shell.err, wanted="asking QEMU", steps=steps):
-            return await task
+        try:
+            async with progress(vm, shell.err, wanted="asking QEMU", steps=steps):
+                return await task
+        except TransitionError:
+            await _note_loss(shell, vm)
+            raise
+
+
+async def _note_loss(shell: Shell, vm: VcpuController) -> None:
+    """Note whether the connection is lost, which a report does not say; asks nothing of QEMU."""
+    try:
+        await vm.wait_for(lambda _: True)
+    except MonitorLostError as error:
+        shell.lost = str(error)

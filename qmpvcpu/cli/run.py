@@ -85,6 +85,7 @@ class Shell:
         vm: The VM, once attached; still readable after it was let go.
         done: JSON of the steps so far, so that an error's document has them too.
         beside: What else the document has, whether the command succeeds or fails.
+        lost: Why the connection was lost in the middle of a transition, or "".
         not_sent: The vCPU ids that were named and not asked for yet.
         stopping: What SIGINT and SIGTERM do.
         unread: True once standard output takes no more words.
@@ -97,6 +98,7 @@ class Shell:
     vm: VcpuController | None = None
     done: list[dict[str, Any]] = field(default_factory=list)
     beside: dict[str, Any] = field(default_factory=dict)
+    lost: str = ""
     not_sent: list[int] = field(default_factory=list)
     stopping: Stopping = field(default_factory=Stopping)
     unread: bool = False
@@ -210,6 +212,9 @@ def failure(error: BaseException, shell: Shell) -> Answer:
         content |= report.as_json()
     elif shell.done:
         content["steps"] = shell.done
+    if shell.lost:
+        content["lost"] = shell.lost
+        complaint.append(shell.lost)
     if shell.not_sent:
         left = ",".join(map(str, shell.not_sent))
         content["not_sent"] = left
@@ -221,7 +226,7 @@ def failure(error: BaseException, shell: Shell) -> Answer:
         if report is None:  # it says so itself
             complaint.append(f"{when}: {state_text(layout)}")
     text = None if report is None else report_text(report)
-    return Answer(_code(error), document(**content), text, complaint=tuple(complaint))
+    return Answer(NO_ANSWER if shell.lost else _code(error), document(**content), text, complaint=tuple(complaint))
 
 
 def _code(error: BaseException) -> int:

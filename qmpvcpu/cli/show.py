@@ -57,7 +57,8 @@ def error_json(error: BaseException, message: str) -> dict[str, Any]:
     evidence = {} if verdict is None else as_json(verdict)
     evidence.pop("seconds", None)  # the step's, not the error's
     evidence |= {name: plain(value) for name, value in vars(error).items() if not name.startswith("_")}
-    evidence.pop("report", None)  # it stands beside the error, whole
+    for name in ("report", "outcome"):  # the one stands beside the error, whole; the other is below
+        evidence.pop(name, None)
     if isinstance(error, DomainXmlError) and error.line is None:
         del evidence["line"]
     return {

@@ -177,7 +177,7 @@ async def test_a_record_that_is_not_ours_is_left_alone(guest: MicroGuest, tmp_pa
     theirs.write_text("<domain><name>db1</name><devices><disk/></devices></domain>")
     ran = await run("plug", "3", "--record", theirs, "--json", "--qmp", guest.qmp)
     assert ran.code == 4
-    assert ran.error["kind"] == "RecordError"
+    assert ran.error["kind"] == "RecordCorruptError"
     assert theirs.read_text() == "<domain><name>db1</name><devices><disk/></devices></domain>"
     assert (await run("list", "--json", "--qmp", guest.qmp)).document["enabled"] == "0-1"
 
