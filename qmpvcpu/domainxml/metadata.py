@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 from uuid import UUID
 
 from lxml import etree
@@ -208,19 +208,24 @@ def read_metadata(record: etree._Element) -> Metadata:
 
 
 def _check_known(element: etree._Element, way: str) -> None:
-    unknown = sorted(set(element.keys()) - _KNOWN[way])
-    if unknown:
-        raise DomainXmlError(f"{_NEWER} (<{way} {unknown[0]!s}>)", line=line_of(element))
+    for attribute in sorted(set(map(str, element.keys())) - _KNOWN[way]):
+        _refuse_unknown(element, attribute, namespace=etree.QName(attribute).namespace or NAMESPACE)
     seen = set()
     for child in element.iterchildren(tag=etree.Element):
         name = etree.QName(child)
         below = f"{way}/{name.localname}"
         if name.namespace != NAMESPACE or below not in _KNOWN:
-            raise DomainXmlError(f"{_NEWER} (<{name.text}> in <{way}>)", line=line_of(child))
+            _refuse_unknown(element, f"<{name.text}>", namespace=name.namespace or "")
         if below in seen and below not in _SEVERAL:
             raise _damaged(child, "it is there twice")
         seen.add(below)
         _check_known(child, below)
+
+
+def _refuse_unknown(holder: etree._Element, what: str, *, namespace: str) -> NoReturn:
+    if not namespace.startswith(_FAMILY):
+        raise _damaged(holder, f"{what} is not ours")
+    raise DomainXmlError(f"{_NEWER} ({what} in <{etree.QName(holder).localname}>)", line=line_of(holder))
 
 
 def _read_devices(record: etree._Element) -> dict[int, str]:

@@ -16,7 +16,9 @@ from qmpvcpu.record.lock import Lock
 
 __all__ = ["Record"]
 
+# A hostile document's names can be as long as it is, and many.
 _MOST_NAMED = 5
+_MOST_TOLD = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +201,15 @@ def _admit(path: Path, data: bytes, name: str, uuid: str | None) -> Identity:
     try:
         found = read_identity(data)
     except DomainXmlError as error:
-        raise RecordCorruptError(path, f"cannot be trusted and is left alone: {error}") from error
+        raise RecordCorruptError(path, f"cannot be trusted and is left alone: {str(error)[:_MOST_TOLD]}") from error
+    told = found.name[:_MOST_TOLD]
     if found.metadata is None:
-        raise RecordCorruptError(path, f"a libvirt document of {found.name!r} that is not ours; it is left alone")
+        raise RecordCorruptError(path, f"a libvirt document of {told!r} that is not ours; it is left alone")
     if found.foreign:
-        more = ", ".join(f"<{each}>" for each in found.foreign[:_MOST_NAMED])
+        more = ", ".join(f"<{each}>" for each in found.foreign[:_MOST_NAMED])[:_MOST_TOLD]
         raise RecordCorruptError(path, f"holds what a record of ours does not ({more}); it is left alone")
     if found.name != name:
-        raise RecordError(path, f"the record of VM {found.name!r}, not of {name!r}; it is left alone")
+        raise RecordError(path, f"the record of VM {told!r}, not of {name!r}; it is left alone")
     # A VM without uuid has the one that we made up for it, and no other.
     expected = uuid or found.metadata.uuid
     if found.uuid is None or found.uuid != expected:

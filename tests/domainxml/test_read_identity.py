@@ -107,7 +107,7 @@ NEWER = {
     "another element of ours": f"<q:history xmlns:q='{NAMESPACE}'/>",
     "an attribute": f"<q:record xmlns:q='{NAMESPACE}' generation='1' host='h'/>",
     "an element": f"<q:record xmlns:q='{NAMESPACE}' generation='1'><q:pins/></q:record>",
-    "an element of nobody": f"<q:record xmlns:q='{NAMESPACE}' generation='1'><pins/></q:record>",
+    "an element of a later format": f"<q:record xmlns:q='{NAMESPACE}'><p:pins xmlns:p='{NAMESPACE}0'/></q:record>",
     "an attribute further down": f"<q:record xmlns:q='{NAMESPACE}' generation='1'><q:pending since='1'/></q:record>",
     "an element further down": f"<q:record xmlns:q='{NAMESPACE}'><q:pending vcpus=''><q:x/></q:pending></q:record>",
 }

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qmpvcpu.domainxml import NAMESPACE, Instance, Metadata, render
-from qmpvcpu.errors import Outcome, RecordCorruptError
+from qmpvcpu.errors import Outcome, RecordCorruptError, RecordError
 from qmpvcpu.model import Action, Intent, Step, VcpuMap
 from tests.domainxml.examples import Q35, layout_of
 from tests.domainxml.test_read_identity import HOSTILE
@@ -119,3 +119,19 @@ async def test_torn_anywhere_it_is_no_record(
     with pytest.raises(RecordCorruptError):
         await open_record(path)
     assert path.read_bytes() == torn
+
+
+async def test_what_is_told_of_a_hostile_document_is_short(open_record: OpenRecord, tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    long = "x" * 40_000
+    for document in (
+        changed("<name>vm<", f"<name>{long * 90}<"),
+        changed("<acpi/>", "".join(f"<{long}{number}/>" for number in range(90))),
+        f"<{long}/>".encode(),
+        changed('<qmpvcpu:desired vcpus="0,3"', f'<qmpvcpu:desired vcpus="{long * 90}"'),
+        f"<domain><name>{long}</name></domain>".encode(),
+    ):
+        path.write_bytes(document)
+        with pytest.raises(RecordError) as refused:
+            await open_record(path)
+        assert len(str(refused.value)) < 1000
