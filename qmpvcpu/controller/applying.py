@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from qmpvcpu.controller.commands import Commands
 from qmpvcpu.controller.session import Session
-from qmpvcpu.controller.turns import Turns
+from qmpvcpu.controller.turns import Turn, Turns
 from qmpvcpu.engine import Batch, Effect, Look, Phase, Read, Removal, Save, Send, Terms, Transition, Work
 from qmpvcpu.errors import CommandRejectedError, MonitorLostError, Outcome, OutcomeUnknownError, RecordError
 from qmpvcpu.model import (
@@ -59,12 +59,14 @@ class Applier:
             MonitorError: The connection was lost before.
         """
         run = _Run(self._session, self._commands, terms)
-        task = self._session.start(self._carry_out(run, make_plan, intent))
+        turn = self._turns.alone()
+        task = self._session.start(self._carry_out(run, turn, make_plan, intent))
         try:
             report = await asyncio.shield(task)  # JUSTIFICATION: what was sent is taken in, even if nobody asks now
         except asyncio.CancelledError:
             if run.transition is None:
                 task.cancel()
+                turn.withdraw()
             else:
                 run.cancel()
             raise
@@ -83,10 +85,11 @@ class Applier:
         self._run.cancel()
         return await asyncio.shield(self._run.ended)  # JUSTIFICATION: it ends for its caller too
 
-    async def _carry_out(self, run: "_Run", make_plan: Callable[[], Plan], intent: Intent | None) -> TransitionReport:
+    async def _carry_out(
+        self, run: "_Run", turn: Turn, make_plan: Callable[[], Plan], intent: Intent | None
+    ) -> TransitionReport:
         session = self._session
-        await session.check_open()
-        async with self._turns.alone():
+        async with turn:
             await session.check_open()
             # What nobody announced is found here, and not half-way.
             await asyncio.gather(session.read(Read.SLOTS), session.know_status())

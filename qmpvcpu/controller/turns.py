@@ -1,69 +1,70 @@
 """Turns: who may change the VM now. Single commands go side by side, a transition goes alone."""
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from types import TracebackType
 
-__all__ = ["Turns"]
+__all__ = ["Turn", "Turns"]
+
+
+class Turn:
+    """A place in the queue, from when it is made: ``async with turn`` waits for it, and leaves at the end."""
+
+    def __init__(self, turns: "Turns", *, alone: bool) -> None:
+        self.alone = alone
+        self.came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns = turns
+
+    async def __aenter__(self) -> None:
+        try:
+            await self.came
+        except asyncio.CancelledError:
+            self.withdraw()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Leave, or give the place in the queue up; idempotent."""
+        self._turns.leave(self)
 
 
 class Turns:
-    """A queue in front of one VM: first come, first served. Cancelling whoever waits leaves no trace."""
+    """A queue in front of one VM: first come, first served."""
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[bool, asyncio.Future[None]]] = deque()
-        self._inside = 0
-        self._alone = False
+        self._queue: deque[Turn] = deque()
+        self._inside: set[Turn] = set()
 
-    @contextlib.asynccontextmanager
-    async def together(self) -> AsyncIterator[None]:
-        """Wait until nobody is alone, or was there before to be."""
-        await self._enter(alone=False)
-        try:
-            yield
-        finally:
-            self._leave()
+    def together(self) -> Turn:
+        """Queue until nobody is alone inside, or came before to be."""
+        return self._take(Turn(self, alone=False))
 
-    @contextlib.asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """Wait until all who came before have left."""
-        await self._enter(alone=True)
-        try:
-            yield
-        finally:
-            self._leave()
+    def alone(self) -> Turn:
+        """Queue until all who came before have left."""
+        return self._take(Turn(self, alone=True))
 
-    async def _enter(self, *, alone: bool) -> None:
-        if not self._queue and self._admits(alone=alone):
-            self._admit(alone=alone)
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((alone, turn))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._leave()  # it was admitted in the same moment
-            else:
-                self._queue.remove((alone, turn))
-                self._call()
-            raise
-
-    def _admits(self, *, alone: bool) -> bool:
-        return not self._alone and not (alone and self._inside)
-
-    def _admit(self, *, alone: bool) -> None:
-        self._inside += 1
-        self._alone = alone
-
-    def _leave(self) -> None:
-        self._inside -= 1
-        self._alone = False
+    def leave(self, turn: Turn) -> None:
+        """Take *turn* out, wherever it is."""
+        self._inside.discard(turn)
+        if turn in self._queue:
+            self._queue.remove(turn)
         self._call()
 
+    def _take(self, turn: Turn) -> Turn:
+        self._queue.append(turn)
+        self._call()
+        return turn
+
     def _call(self) -> None:
-        while self._queue and self._admits(alone=self._queue[0][0]):
-            alone, turn = self._queue.popleft()
-            self._admit(alone=alone)
-            turn.set_result(None)
+        while self._queue and self._admits(self._queue[0]):
+            turn = self._queue.popleft()
+            self._inside.add(turn)
+            if not turn.came.done():
+                turn.came.set_result(None)
+
+    def _admits(self, turn: Turn) -> bool:
+        return not self._inside if turn.alone else not any(each.alone for each in self._inside)

@@ -1,7 +1,9 @@
 """The VM around its vCPUs: other clients, faults of QEMU, migration, cancellation, the record."""
 
 import asyncio
+import logging
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -522,9 +524,8 @@ async def test_a_late_answer_that_cannot_be_recorded_is_told_in_the_log(
         await vm.plug(3)
         await vm.request_unplug(3)
         await vm.wait_for(lambda layout: 3 in layout.pending, timeout=10)
-        await vm._session.recorded("unplug", VcpuMap([3]))
-        (folder / "vm.xml").unlink()
-        folder.rmdir()
+        await vm._session.keeper.written("this")
+        shutil.rmtree(folder)
         await guest.become(Personality.obliging())
         await vm.wait_for(lambda layout: 3 not in layout.enabled, timeout=10)
     assert "vm.xml" in caplog.text
@@ -553,19 +554,50 @@ async def test_another_vms_record_is_left_alone(guest: MicroGuest, tmp_path: Pat
     assert path.read_bytes() == before
 
 
-async def test_a_record_that_cannot_be_written_is_an_error_of_the_call(guest: MicroGuest, tmp_path: Path) -> None:
+async def test_nothing_is_sent_whose_intent_cannot_be_recorded(guest: MicroGuest, tmp_path: Path) -> None:
     folder = tmp_path / "records"
     folder.mkdir()
     async with qmpvcpu.attach(guest.qmp, name="web", record=folder / "vm.xml") as vm:
-        (folder / "vm.xml").unlink()
-        folder.rmdir()
-        with pytest.raises(RecordError, match="the plug of vCPU 3 is done, and not recorded") as caught:
-            await vm.plug(3)
-        assert caught.value.outcome is qmpvcpu.Outcome.CHANGED
-        assert vm.layout.enabled == {0, 3}
+        await vm.plug(2)
+        shutil.rmtree(folder)
+        with exchange() as sent:
+            for change in (vm.plug(3), vm.unplug(2), vm.set_map("0,5")):
+                with pytest.raises(RecordError, match="No such file or directory") as caught:
+                    await change
+                assert caught.value.outcome is qmpvcpu.Outcome.UNCHANGED
+        assert not {"device_add", "device_del"} & set(sent)
+        assert vm.layout.enabled == {0, 2}
+        assert not vm.layout.pending
         folder.mkdir()
-        await vm.plug(4)
-        assert b"<vcpu id='3' enabled='yes'" in (folder / "vm.xml").read_bytes()
+        await vm.set_map("0,4")
+        assert b"<vcpu id='4' enabled='yes'" in (folder / "vm.xml").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["plug", "unplug", "set_map"])
+async def test_what_is_done_and_cannot_be_recorded_is_an_error_that_says_so(
+    guest: MicroGuest, tmp_path: Path, change: str
+) -> None:
+    folder = tmp_path / "records"
+    folder.mkdir()
+
+    def lose_the_folder(record: logging.LogRecord) -> bool:
+        if record.qmp.get("execute") in {"device_add", "device_del"}:  # type: ignore[attr-defined]  # the monitor's
+            shutil.rmtree(folder, ignore_errors=True)
+        return True
+
+    async with qmpvcpu.attach(guest.qmp, name="web", record=folder / "vm.xml") as vm:
+        await vm.plug(2)
+        work = {"plug": lambda: vm.plug(3), "unplug": lambda: vm.unplug(2), "set_map": lambda: vm.set_map("0,5")}
+        logger = logging.getLogger("qmpvcpu.monitor")
+        logger.setLevel(logging.DEBUG)
+        logger.addFilter(lose_the_folder)
+        try:
+            with pytest.raises(RecordError, match="and not recorded") as caught:
+                await work[change]()
+        finally:
+            logger.removeFilter(lose_the_folder)
+            logger.setLevel(logging.NOTSET)
+        assert caught.value.outcome is qmpvcpu.Outcome.CHANGED
 
 
 # Streams.
