@@ -94,6 +94,7 @@ class Session:
         self._early: list[Event] = engine.take_events()
         self._back: asyncio.Future[None] | None = None
         self._returning: asyncio.Task[None] | None = None
+        self._letting_go: asyncio.Task[None] | None = None
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self._waiters: list[tuple[Callable[[Layout], object], asyncio.Future[None]]] = []
         self._settling: dict[int, tuple[Removal, asyncio.Future[None]]] = {}
@@ -165,6 +166,13 @@ class Session:
         if self._back is not None:
             self._back.set_result(None)
             self._back = None
+        # Whoever attaches anew shall find the record free, whether or not this one is closed first.
+        self._letting_go = self.loop.create_task(self._let_go())
+
+    async def _let_go(self) -> None:
+        if self._commands:
+            await asyncio.wait(self._commands, timeout=_CLOSING_S)
+        await self.keeper.close()
 
     def publish(self) -> None:
         """Carry the engine's news to whoever waits for them; to be called after each word to the engine."""
@@ -329,6 +337,8 @@ class Session:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if self._letting_go is not None:
+            await asyncio.wait({self._letting_go})
         await self.keeper.close()
 
 

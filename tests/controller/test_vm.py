@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -587,7 +587,11 @@ async def test_what_is_done_and_cannot_be_recorded_is_an_error_that_says_so(
 
     async with qmpvcpu.attach(guest.qmp, name="web", record=folder / "vm.xml") as vm:
         await vm.plug(2)
-        work = {"plug": lambda: vm.plug(3), "unplug": lambda: vm.unplug(2), "set_map": lambda: vm.set_map("0,5")}
+        work: dict[str, Callable[[], Awaitable[object]]] = {
+            "plug": lambda: vm.plug(3),
+            "unplug": lambda: vm.unplug(2),
+            "set_map": lambda: vm.set_map("0,5"),
+        }
         logger = logging.getLogger("qmpvcpu.monitor")
         logger.setLevel(logging.DEBUG)
         logger.addFilter(lose_the_folder)

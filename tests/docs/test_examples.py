@@ -66,6 +66,49 @@ async def test_the_example_of_the_testing_page_holds() -> None:
     assert module.MicroGuest is MicroGuest
 
 
+@pytest.mark.qemu
+async def test_the_example_of_the_page_on_maps_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = python_blocks(ROOT / "docs" / "maps.md")
+    resize = module_of(example).resize
+    stubborn = Personality.refusing(0x82).for_slot(6)
+    async with MicroGuest(boot=2, personality=stubborn) as guest, qmpvcpu.attach(guest.qmp) as vm:
+        await vm.plug(6)
+        assert await resize(vm) == "REVERTED"
+        assert vm.layout.enabled == {0, 1, 6}
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[0].startswith("vCPUs 0-1,6 -> 0,2-5")
+        assert printed[-1] == "6 the guest refused: device is busy (OST status 0x82)"
+        await guest.become(Personality.obliging())
+        assert await resize(vm) == "REACHED"
+
+
+@pytest.mark.qemu
+async def test_the_example_of_the_page_on_continuity_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = python_blocks(ROOT / "docs" / "continuity.md")
+    come_back = module_of(example).come_back
+    record = tmp_path / "vm.xml"
+    async with MicroGuest(personality=Personality.held()) as guest:
+        dying = (
+            f"import asyncio, os, qmpvcpu\n"
+            f"async def main():\n"
+            f"    vm = await qmpvcpu.attach({str(guest.qmp)!r}, record={str(record)!r})\n"
+            f"    await vm.set_map('0-2')\n"
+            f"    asyncio.create_task(vm.set_map('0,5'))\n"
+            f"    await vm.wait_for(lambda layout: layout.pending)\n"
+            f"    os._exit(9)\n"
+            f"asyncio.run(main())\n"
+        )
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", dying)
+        assert await process.wait() == 9
+        await guest.become(Personality.obliging())
+        await come_back(str(guest.qmp), str(record))
+    printed = capsys.readouterr().out
+    assert "plug 5: PLUGGED" in printed
+    assert "REACHED" in printed
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
