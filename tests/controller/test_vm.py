@@ -592,10 +592,6 @@ async def test_what_is_done_and_cannot_be_recorded_is_an_error_that_says_so(
             "unplug": lambda: vm.unplug(2),
             "set_map": lambda: vm.set_map("0,5"),
         }
-            "plug": lambda: vm.plug(3),
-            "unplug": lambda: vm.unplug(2),
-            "set_map": lambda: vm.set_map("0,5"),
-        }
         logger = logging.getLogger("qmpvcpu.monitor")
         logger.setLevel(logging.DEBUG)
         logger.addFilter(lose_the_folder)
