@@ -127,7 +127,7 @@ def demo(
       qmpvcpu demo --guest linux --verbose
 
     Exit codes: 0 every step went as expected; 1 one did not; 2 no QEMU, or no Linux guest; 3 QEMU did not start, or
-    was lost.
+    was lost; 130 stopped by SIGINT or SIGTERM.
     """
     return carry_out(Options(json=options.json, verbose=options.verbose), lambda shell: play(shell, guest, qemu))
 
@@ -147,7 +147,7 @@ def list_(
 
       qmpvcpu list --qmp tcp:host:4444 --json
 
-    Exit codes: 0 shown; 2 bad usage; 3 no connection, or QEMU lost; 4 record unreadable.
+    Exit codes: 0 shown; 2 bad usage; 3 no connection, or QEMU lost; 4 record unreadable or locked.
     """
     return carry_out(options, commands.list_vcpus)
 
@@ -178,7 +178,8 @@ def plug(
       qmpvcpu plug --proof acknowledged --timeout 5 --qmp /run/vm.qmp
 
     Exit codes: 0 plugged; 1 rejected by QEMU, or plugged without the proof asked for; 2 denied, nothing sent;
-    3 no connection, QEMU lost, outcome unknown; 4 record unreadable; 130 stopped by SIGINT.
+    3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or
+    SIGTERM.
     """
     return carry_out(options, lambda shell: commands.plug(shell, vcpu, proof, daring))
 
@@ -204,7 +205,8 @@ def unplug(
       qmpvcpu unplug 5 4 3 --timeout 60 --qmp /run/vm.qmp
 
     Exit codes: 0 all are gone; 1 refused, rejected or pending; 2 denied, nothing sent; 3 no connection, QEMU lost,
-    outcome unknown; 4 record unreadable; 130 stopped by SIGINT.
+    outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or
+    SIGTERM.
     """
     return carry_out(options, lambda shell: commands.unplug(shell, vcpus, permits))
 
@@ -377,7 +379,7 @@ def xml(
       qmpvcpu xml --qmp /run/vm.qmp --emulator /usr/bin/qemu-system-x86_64 -o vm.xml
 
     Exit codes: 0 written; 2 bad usage, or a VM that libvirt has no words for; 3 no connection, or QEMU lost;
-    4 record unreadable.
+    4 record unreadable or locked.
     """
     path = None if emulator is None else str(emulator.absolute())
     return carry_out(options, lambda shell: commands.write_xml(shell, path, output))

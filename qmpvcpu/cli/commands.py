@@ -30,11 +30,15 @@ from qmpvcpu.record import save
 __all__ = ["list_vcpus", "plug", "unplug", "write_xml"]
 
 
+# Columns that all of the table needs.
+_WIDE = 72
+
+
 async def list_vcpus(shell: Shell) -> Answer:
     """Read the VM and show every vCPU."""
     async with shell.attach(reply_timeout=shell.reply_timeout) as vm:
         layout = vm.layout
-    text = Group(headline(layout), "", vcpu_table(layout))
+    text = Group(headline(layout), "", vcpu_table(layout, narrow=shell.out.width < _WIDE))
     return Answer(REACHED, document(**layout_as_json(layout)), text)
 
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from qmpvcpu import EventStream, VcpuController
 from qmpvcpu.model import (
@@ -48,7 +49,7 @@ _SENTENCES: Final[Mapping[type[Event], str]] = {
     VmResumed: "the VM runs again",
     VmReset: "the VM was reset: what is pending stays so",
     MigrationChanged: "migration: {event.status}",
-    LayoutChanged: "the VM was found otherwise than thought",
+    LayoutChanged: "a read showed what no event had told",
     Disconnected: "the QMP connection is lost: {event.why}",
     Reconnected: "the QMP connection is back",
     InstanceChanged: "another QEMU runs this VM now: what was pending is void",
@@ -79,6 +80,8 @@ async def progress(
 
 def sentence(event: Event) -> str:
     """Return what *event* means to somebody who waits."""
+    if isinstance(event, LayoutChanged) and event.resync:
+        return "too much happened at once: some events were dropped"
     return _SENTENCES[type(event)].format(event=event)
 
 
@@ -151,14 +154,15 @@ class _Narrator:
                 await asyncio.sleep(_TICK_S)
 
     async def _show_bar(self) -> None:
+        total = self._tally.total
         columns = (
-            BarColumn(_BAR_WIDTH),
-            MofNCompleteColumn(" of "),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
+            BarColumn(min(_BAR_WIDTH, self._console.width // 5)),
+            TextColumn("{task.completed} of {task.total}", table_column=_column(len(f"{total} of {total}"))),
+            TimeElapsedColumn(table_column=_column(len("0:00:00"))),
+            TextColumn("{task.description}", markup=False, table_column=_column()),
         )
         with Progress(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task(self._now, total=self._tally.total)
+            task = bar.add_task(self._now, total=total)
             while True:
                 undone = f"{self._tally.undone} undone; " if self._tally.undone else ""
                 bar.update(task, completed=self._tally.settled, description=undone + self._now)
@@ -172,3 +176,8 @@ class _Narrator:
                 count = f"{self._tally}: " if self._tally.total else ""
                 self._console.print(f"{time.monotonic() - started:5.1f} s  {count}{shown}", soft_wrap=True)
             await asyncio.sleep(_TICK_S)
+
+
+def _column(width: int | None = None) -> Column:
+    """Return a column that is cut rather than wrapped, but not below *width*."""
+    return Column(no_wrap=True, overflow="ellipsis", min_width=width)

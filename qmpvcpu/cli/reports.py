@@ -1,9 +1,8 @@
 """What people and programs see of a whole map: the plan, the report, a transition that was cut short. No I/O."""
 
-from collections.abc import Iterable
 from typing import Any, Final
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +19,8 @@ _OUTCOMES: Final = {
     TransitionOutcome.REVERT_INCOMPLETE: "red",
 }
 _MOST_NAMED = 4
+# On a narrower terminal the reasons would be columns of single words.
+_TABLE_WIDTH = 64
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -78,19 +79,31 @@ def report_text(report: TransitionReport) -> Group:
         head.append(", nothing to do")
     now = Text(state_text(report.layout))
     lines = [f"not recorded: {report.unrecorded}"] if report.unrecorded else []
-    return Group(head, *([_step_table(report.steps)] if report.steps else []), *lines, now)
+    return Group(head, *([_Steps(report.steps)] if report.steps else []), *lines, now)
 
 
-def _step_table(steps: Iterable[StepReport]) -> Table:
-    steps = tuple(steps)
+class _Steps:
+    """The steps of a report: a table where there is room for it, else lines."""
+
+    def __init__(self, steps: tuple[StepReport, ...]) -> None:
+        self._steps = steps
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width < _TABLE_WIDTH:
+            yield from map(str, self._steps)
+        else:
+            yield _step_table(self._steps)
+
+
+def _step_table(steps: tuple[StepReport, ...]) -> Table:
     turned = any(step.undone is not None for step in steps)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("action")
-    table.add_column("vCPU", justify="right")
-    table.add_column("verdict")
-    table.add_column("time", justify="right")
+    table.add_column("action", no_wrap=True)
+    table.add_column("vCPU", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
     if turned:
-        table.add_column("undone")
+        table.add_column("undone", no_wrap=True)
     table.add_column("why", overflow="fold")
     for step in steps:
         verdict = "not sent" if step.verdict is None else step.verdict.name

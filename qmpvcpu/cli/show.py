@@ -2,7 +2,7 @@
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -126,51 +126,67 @@ def headline(layout: Layout) -> str:
     return f"{vm.name} ({vm.machine}, {vm.accelerator}, QEMU {version})  {plugged}{pending}"
 
 
-def vcpu_table(layout: Layout, *, since: Mapping[int, str] | None = None, room: int = _MOST_IN_TABLE) -> Table:
+def vcpu_table(
+    layout: Layout,
+    *,
+    since: Mapping[int, str] | None = None,
+    room: int = _MOST_IN_TABLE,
+    narrow: bool = False,
+) -> Table:
     """Return every vCPU as a table; where there are more than *room*, the free ones in one row.
 
     With *since* there is no QOM path, but since when a removal is pending, by the slot's first vCPU id; and what does
-    not fit into *room* even so is only counted.
+    not fit into *room* even so is only counted. *narrow* leaves the widest columns out.
     """
-    props = layout.slots[0].props if layout.slots else {}
-    levels = sorted((name for name in props if name != "node-id"), key=_depth)
-    nodes = any("node-id" in slot.props for slot in layout.slots)
+    columns = _columns(layout, since, narrow=narrow)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("id", justify="right")
-    table.add_column("state")
-    table.add_column("order", justify="right")
-    # One below the other: the whole table fits 80 columns.
-    table.add_column("/\n".join(name.removesuffix("-id") for name in levels) or "place", justify="center")
-    if nodes:
-        table.add_column("node", justify="right")
-    table.add_column("device id", overflow="fold")
-    if since is None:
-        table.add_column("QOM path", overflow="fold")
-    table.add_column("host tid", justify="right")
-    if since is not None:
-        table.add_column("pending since")
+    for name, _ in columns:
+        # One level below the other: the whole table fits 80 columns.
+        right, centered = name in ("id", "order", "node", "host tid"), "/" in name
+        table.add_column(
+            name.replace("/", "/\n"),
+            justify="right" if right else "center" if centered else "left",
+            overflow="fold",
+            min_width=max(map(len, name.split("/"))) if narrow else None,
+        )
     long = layout.max > room
     shown = [vcpu for vcpu in layout if vcpu.enabled or not long]
     cut = max(len(shown) - room + 2, 0) if since is not None and len(shown) > room else 0
-    for vcpu in shown[: len(shown) - cut]:
-        place = "/".join(str(vcpu.props.get(name, "")) for name in levels)
-        table.add_row(
-            str(vcpu.id),
-            _state(vcpu),
-            str(vcpu.order or ""),
-            place,
-            *((str(vcpu.props.get("node-id", "")),) if nodes else ()),
-            vcpu.device_id or "",
-            *((vcpu.qom_path or "",) if since is None else ()),
-            str(vcpu.host_tid or ""),
-            *(() if since is None else (since.get(vcpu.slot.first, "") if vcpu.pending else "",)),
-            style=_style(vcpu),
-        )
+    if cut:  # what is pending is what is looked at
+        shown = sorted(sorted(shown, key=lambda vcpu: (not vcpu.pending, vcpu.id))[:-cut], key=lambda vcpu: vcpu.id)
+    for vcpu in shown:
+        table.add_row(*(cell(vcpu) for _, cell in columns), style=_style(vcpu))
     if cut:
         table.add_row("", f"{cut} more")
     if long and layout.free:
         table.add_row("", f"free: {layout.free}", style="dim")
     return table
+
+
+def _columns(
+    layout: Layout, since: Mapping[int, str] | None, *, narrow: bool
+) -> list[tuple[str, Callable[[Vcpu], str]]]:
+    """Return the columns, each with what stands in it."""
+    props = layout.slots[0].props if layout.slots else {}
+    levels = sorted((name for name in props if name != "node-id"), key=_depth)
+    place = "/".join(name.removesuffix("-id") for name in levels) or "place"
+    columns: list[tuple[str, Callable[[Vcpu], str]]] = [
+        ("id", lambda vcpu: str(vcpu.id)),
+        ("state", _state),
+        ("order", lambda vcpu: str(vcpu.order or "")),
+        (place, lambda vcpu: "/".join(str(vcpu.props.get(name, "")) for name in levels)),
+    ]
+    if any("node-id" in slot.props for slot in layout.slots):
+        columns.append(("node", lambda vcpu: str(vcpu.props.get("node-id", ""))))
+    if since is None or not narrow:
+        columns.append(("device id", lambda vcpu: vcpu.device_id or ""))
+    if since is None and not narrow:
+        columns.append(("QOM path", lambda vcpu: vcpu.qom_path or ""))
+    if not narrow:
+        columns.append(("host tid", lambda vcpu: str(vcpu.host_tid or "")))
+    if since is not None:
+        columns.append(("pending since", lambda vcpu: since.get(vcpu.slot.first, "") if vcpu.pending else ""))
+    return columns
 
 
 def _style(vcpu: Vcpu) -> str | None:

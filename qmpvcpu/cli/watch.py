@@ -30,6 +30,8 @@ _LAST_EVENTS = 8
 # Lines of a terminal that show no vCPU: headline, heads of the columns, blank ones, events, the cursor's.
 _OTHER_LINES = 8 + _LAST_EVENTS
 _FEWEST_ROWS = 4
+# Columns that all of the table needs.
+_WIDE = 72
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ class _Table:
     def tell(self, event: Event, layout: Layout) -> None:
         """Have it drawn again."""
         self._note_pending(layout)
-        self._last.append(Text(_line(event)))
+        self._last.append(_one_line(_line(event)))
         self._news.set()
 
     def _note_pending(self, layout: Layout) -> None:
@@ -190,9 +192,16 @@ class _Table:
     def draw_now(self) -> None:
         """Draw it as things are."""
         layout = self._vm.layout
-        room = max(self._live.console.size.height - _OTHER_LINES, _FEWEST_ROWS)
-        table = vcpu_table(layout, since=self._since, room=room)
-        self._live.update(Group(headline(layout), "", table, "", *self._last), refresh=True)
+        width, height = self._live.console.size
+        room = max(height - _OTHER_LINES, _FEWEST_ROWS)
+        table = vcpu_table(layout, since=self._since, room=room, narrow=width < _WIDE)
+        head = _one_line(headline(layout))
+        self._live.update(Group(head, "", table, "", *self._last), refresh=True)
+
+
+def _one_line(words: str) -> Text:
+    """Return *words* cut to the terminal: wrapped, they would push the table out of it."""
+    return Text(words, no_wrap=True, overflow="ellipsis")
 
 
 def _line(event: Event) -> str:

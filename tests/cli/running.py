@@ -2,11 +2,16 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
+import struct
 import sys
+import termios
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +101,62 @@ async def run(*arguments: str | Path, env: dict[str, str] | None = None, code: s
     """Run the command line with *arguments* to its end."""
     async with running(*arguments, env=env, code=code) as it:
         return await it.end()
+
+
+@dataclass
+class Terminal:
+    """What a run shows on a terminal of its own.
+
+    Attributes:
+        process: The run.
+        shown: Everything so far, as text.
+    """
+
+    process: asyncio.subprocess.Process
+    shown: str = ""
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def read(self, master: int) -> None:
+        """Take in what there is; at the end of the other side there is an error instead."""
+        try:
+            said = os.read(master, 65536)
+        except OSError:
+            asyncio.get_running_loop().remove_reader(master)
+        else:
+            self.shown += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode(errors="replace"))
+        self._news.set()
+
+    async def wait_shown(self, words: str) -> None:
+        """Return when *words* were shown."""
+        async with asyncio.timeout(_DEADLINE):
+            while words not in self.shown:
+                self._news.clear()
+                await self._news.wait()
+
+    async def end(self) -> int:
+        """Return the exit code, once it has ended."""
+        async with asyncio.timeout(_DEADLINE):
+            return await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def on_terminal(*arguments: str | Path, columns: int = 80) -> AsyncIterator[Terminal]:
+    """Start the command line with *arguments* on a terminal of 30 lines."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    env = environment(TERM="xterm")
+    del env["COLUMNS"]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "qmpvcpu.cli", *map(str, arguments)), env=env, stdin=slave, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    terminal = Terminal(process)
+    asyncio.get_running_loop().add_reader(master, terminal.read, master)
+    try:
+        yield terminal
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        asyncio.get_running_loop().remove_reader(master)
+        os.close(master)

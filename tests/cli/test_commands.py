@@ -186,7 +186,9 @@ async def test_an_answer_that_cannot_be_printed_is_an_error(guest: MicroGuest) -
     assert "cannot print the answer" in ran.err
 
 
-@pytest.mark.parametrize("command", ["", "demo", "list", "plug", "unplug", "xml"])
+@pytest.mark.parametrize(
+    "command", ["", "demo", "list", "plug", "unplug", "set", "count", "plan", "recover", "watch", "xml"]
+)
 async def test_help_teaches_with_an_example_and_the_exit_codes(command: str) -> None:
     ran = await run(*command.split(), "--help")
     assert ran.code == 0

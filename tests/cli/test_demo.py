@@ -1,3 +1,4 @@
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.testing import find_qemus
-from tests.cli.running import Ran, environment, run
+from tests.cli.running import Ran, environment, run, running
 
 STORY = [
     ("plug 3", "PLUGGED", "0,3"),
@@ -32,6 +33,10 @@ def check_story(ran: Ran) -> None:
     assert (document["as_expected"], document["differences"]) == (True, [])
     assert (document["enabled"], document["pending"]) == ("0,3", "")
     assert "<vcpu id='3' enabled='yes' hotpluggable='yes' order='2'/>" in document["xml"]
+
+
+def files_in(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
 
 
 def pretend_without_kvm(qemu: Path, directory: Path) -> Path:
@@ -105,6 +110,25 @@ async def test_a_demo_without_a_qemu_says_what_to_install(tmp_path: Path) -> Non
     assert ran.code == 2
     assert ran.error["kind"] == "QemuNotFoundError"
     assert "qemu-system-x86_64" in ran.error["message"]
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+async def test_a_demo_that_is_stopped_leaves_nothing_behind(tmp_path: Path, sig: signal.Signals) -> None:
+    waits = (
+        "import asyncio\nfrom qmpvcpu.cli.guests import MicroDemoGuest\n"
+        "async def wait(self):\n    print('now', file=sys.stderr)\n    await asyncio.sleep(60)\n"
+        "MicroDemoGuest.refuse = wait"
+    )
+    async with running("demo", "--json", env=environment(TMPDIR=str(tmp_path)), code=waits) as it:
+        await it.wait_said("now")
+        assert files_in(tmp_path)
+        it.process.send_signal(sig)
+        ran = await it.end()
+    assert ran.code == 130
+    assert ran.error["message"] == f"stopped by {sig.name}"
+    assert [step["call"] for step in ran.document["steps"]] == ["plug 3", "plug 6", "plug 5", "plug", "unplug 6"]
+    assert not files_in(tmp_path)
 
 
 @pytest.mark.qemu

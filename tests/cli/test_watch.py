@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu
-from tests.cli.running import Ran, Running, environment, run, running
+from tests.cli.running import Ran, Running, run, running
 
 pytestmark = pytest.mark.qemu
 
@@ -127,18 +127,3 @@ async def test_a_reader_that_has_seen_enough_ends_it(guest: MicroGuest) -> None:
         it.process.stdout._transport.close()  # type: ignore[attr-defined]  # as head does
         assert (await run("plug", "3", "--qmp", guest.qmp)).code == 0
         assert await asyncio.wait_for(it.process.wait(), 20) == 0
-
-
-async def test_on_a_terminal_the_table_follows(guest: MicroGuest) -> None:
-    env = environment(TERM="xterm", FORCE_COLOR="1", LINES="30")
-    await guest.become(Personality.held())
-    async with running("watch", "--until", "0", "--qmp", guest.sockets[1], env=env) as it:
-        await first_line(it)
-        asked = await run("unplug", "1", "--timeout", "0.3", "--qmp", guest.qmp)
-        assert asked.code == 1
-        await guest.become(Personality.obliging())
-        ran = await it.end()
-    assert ran.code == 0
-    assert "pending since" in ran.out
-    assert "the guest works on it (by another client)" in ran.out
-    assert "vCPU 1 is gone" in ran.out

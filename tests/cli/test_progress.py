@@ -1,0 +1,117 @@
+from typing import Any
+
+import pytest
+
+from qmpvcpu.cli.progress import Tally, sentence
+from qmpvcpu.model import (
+    Action,
+    Disconnected,
+    Event,
+    InstanceChanged,
+    LayoutChanged,
+    MigrationChanged,
+    Origin,
+    Reconnected,
+    Step,
+    UnplugAcknowledged,
+    UnplugPending,
+    UnplugRefused,
+    UnplugRequested,
+    VcpuMap,
+    VcpuPlugged,
+    VcpuUnplugged,
+    VmReset,
+    VmResumed,
+    VmStopped,
+)
+
+STEPS = (
+    Step(Action.PLUG, VcpuMap([2])),
+    Step(Action.KEEP, VcpuMap([5]), "/machine/peripheral/vcpu5"),
+    Step(Action.UNPLUG, VcpuMap([6, 7]), "/machine/peripheral/vcpu6"),
+    Step(Action.UNPLUG, VcpuMap([1]), "/machine/unattached/device[2]"),
+)
+
+
+def plugged(*ids: int) -> Event:
+    return VcpuPlugged(generation=1, ids=VcpuMap(ids))
+
+
+def unplugged(*ids: int) -> Event:
+    return VcpuUnplugged(generation=1, ids=VcpuMap(ids))
+
+
+def refused(*ids: int) -> Event:
+    return UnplugRefused(generation=1, ids=VcpuMap(ids), code=0x82, reason="device is busy")
+
+
+def pending(*ids: int) -> Event:
+    return UnplugPending(generation=1, ids=VcpuMap(ids), acknowledged=True)
+
+
+@pytest.mark.parametrize(
+    ("events", "says"),
+    [
+        ([], "0 of 4"),
+        ([plugged(2)], "1 of 4"),
+        ([plugged(2), plugged(2)], "1 of 4"),
+        ([plugged(3), unplugged(4)], "0 of 4"),
+        ([unplugged(2)], "0 of 4"),
+        ([UnplugRequested(generation=1, ids=VcpuMap([1]))], "0 of 4"),
+        ([unplugged(6, 7), refused(1)], "2 of 4"),
+        ([pending(6, 7)], "1 of 4"),
+        ([unplugged(5)], "0 of 4"),
+        ([unplugged(5), plugged(5)], "1 of 4"),
+        ([refused(5)], "1 of 4"),
+        ([plugged(2), unplugged(6, 7), refused(1), plugged(6, 7), unplugged(2)], "3 of 4, 2 undone"),
+        ([refused(1), plugged(1)], "1 of 4"),
+    ],
+)
+def test_what_is_settled_and_undone_is_counted_from_events(events: list[Event], says: str) -> None:
+    tally = Tally(STEPS)
+    for event in events:
+        tally.take(event)
+    assert str(tally) == says
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "words"),
+    [
+        (VcpuPlugged, {"ids": VcpuMap([3])}, "vCPU 3 is plugged"),
+        (UnplugRequested, {"ids": VcpuMap([3])}, "the guest is asked"),
+        (UnplugAcknowledged, {"ids": VcpuMap([3])}, "the guest works on it"),
+        (UnplugRefused, {"ids": VcpuMap([3]), "code": 0x82, "reason": "device is busy"}, "refused: device is busy"),
+        (UnplugPending, {"ids": VcpuMap([3]), "acknowledged": True}, "it is pending"),
+        (VcpuUnplugged, {"ids": VcpuMap([3])}, "vCPU 3 is gone"),
+        (LayoutChanged, {}, "no event had told"),
+        (LayoutChanged, {"resync": True}, "some events were dropped"),
+        (VmReset, {}, "what is pending stays so"),
+        (VmStopped, {}, "paused"),
+        (VmResumed, {}, "runs again"),
+        (MigrationChanged, {"status": "active"}, "migration: active"),
+        (Disconnected, {"why": "EOF"}, "lost: EOF"),
+        (Reconnected, {}, "is back"),
+        (InstanceChanged, {}, "another QEMU"),
+    ],
+)
+def test_every_event_has_a_sentence(kind: type[Event], more: dict[str, Any], words: str) -> None:
+    assert words in sentence(kind(generation=1, origin=Origin.OTHER, **more))
+    assert set(Event.__subclasses__()) == EVERY_KIND
+
+
+EVERY_KIND = {
+    VcpuPlugged,
+    UnplugRequested,
+    UnplugAcknowledged,
+    UnplugRefused,
+    UnplugPending,
+    VcpuUnplugged,
+    LayoutChanged,
+    VmReset,
+    VmStopped,
+    VmResumed,
+    MigrationChanged,
+    Disconnected,
+    Reconnected,
+    InstanceChanged,
+}

@@ -1,0 +1,50 @@
+import signal
+
+import pytest
+
+from qmpvcpu.testing import MicroGuest, Personality
+from tests.cli.running import on_terminal, run
+
+pytestmark = pytest.mark.qemu
+
+
+async def test_a_live_table_of_vcpus_follows_what_happens(guest: MicroGuest) -> None:
+    await guest.become(Personality.held())
+    async with on_terminal("watch", "--until", "0", "--qmp", guest.sockets[1]) as it:
+        await it.wait_shown("pending since")
+        asked = await run("unplug", "1", "--timeout", "0.3", "--qmp", guest.qmp)
+        assert asked.code == 1
+        await it.wait_shown("vCPU 1: the guest works on it (by another client)")
+        await guest.become(Personality.obliging())
+        assert await it.end() == 0
+    assert "1 of 8 vCPUs plugged: 0" in it.shown
+    assert "vCPU 1 is gone" in it.shown
+
+
+async def test_a_bar_shows_how_many_of_a_map_are_settled_and_what_happened_last(guest: MicroGuest) -> None:
+    await guest.become(Personality.held())
+    async with on_terminal("set", "0,2-3", "--qmp", guest.qmp) as it:
+        await it.wait_shown("2 of 3 0:00:0")
+        await it.wait_shown("vCPU 1: the guest works on it")
+        await guest.become(Personality.obliging())
+        assert await it.end() == 0
+    assert "REACHED in" in it.shown
+
+
+async def test_ctrl_c_stops_it_and_shows_the_report(guest: MicroGuest) -> None:
+    await guest.become(Personality.held())
+    async with on_terminal("set", "0", "--qmp", guest.qmp) as it:
+        await it.wait_shown("vCPU 1: the guest works on it")
+        it.process.send_signal(signal.SIGINT)
+        assert await it.end() == 130
+    assert "PARTIAL, stopped in" in it.shown
+    assert "[0](1)[ ]" in it.shown
+
+
+@pytest.mark.parametrize("command", ["list", "set 0,3", "plan 0,3", "watch --until 0-1"])
+async def test_nothing_is_wider_than_a_narrow_terminal(guest: MicroGuest, command: str) -> None:
+    async with on_terminal(*command.split(), "--qmp", guest.qmp, columns=40) as it:
+        assert await it.end() == 0
+    lines = it.shown.splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 40
