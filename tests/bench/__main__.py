@@ -1,7 +1,7 @@
-"""One plug and one unplug against raw QMP, and what importing costs.
+"""One vCPU and whole maps against raw QMP and libvirt, and what importing costs.
 
-Two QEMUs of the same kind, one driven by `QMPClient.execute` alone, one by us, take turns cycle by cycle, so that
-whatever else the machine does meets both alike. Medians, in milliseconds; the ratio is what counts.
+QEMUs of the same kind, one driven by `QMPClient.execute` alone, the others by us and by libvirt, take turns cycle by
+cycle, so that whatever else the machine does meets all alike. Medians, in milliseconds; the ratio is what counts.
 """
 
 import argparse
@@ -11,55 +11,21 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import EventListener, QMPClient
+from qemu.qmp import QMPClient
 from rich.console import Console
 from rich.table import Table
 
 import qmpvcpu
-from qmpvcpu import Slot, qapi
 from qmpvcpu.testing import MicroGuest, best_qemu, find_qemus, probe_accelerator
+from tests.bench import bulk
+from tests.bench.raw import Raw, timed
+from tests.libvirt.daemon import running_libvirtd
 
 VCPUS = 15
 WARM_UP = 3  # of each fifteen
-
-
-async def timed(work: Awaitable[object]) -> float:
-    """Milliseconds that *work* takes."""
-    start = time.perf_counter()
-    await work
-    return (time.perf_counter() - start) * 1000
-
-
-class Raw:
-    """What a careful program does without us: the arguments known beforehand, the CPU's own event awaited."""
-
-    def __init__(self, client: QMPClient, slots: Sequence[Slot], listener: EventListener, *, tcg: bool) -> None:
-        self._client = client
-        self._arguments = {slot.first: qapi.device_add(slot) for slot in slots}
-        self._listener = listener
-        self._tcg = tcg
-
-    async def plug(self, vcpu: int) -> None:
-        """One device_add."""
-        await self._client.execute("device_add", self._arguments[vcpu])
-
-    async def unplug(self, vcpu: int) -> None:
-        """device_del, and the wait for its proof; under TCG that is a query after the guest's answer."""
-        await self._client.execute("device_del", {"id": f"vcpu{vcpu}"})
-        while True:
-            event = await self._listener.get()
-            data: Any = event["data"]
-            if self._tcg:
-                info = data.get("info", {})
-                if (info.get("source"), info.get("status")) == (3, 0):
-                    await self._client.execute("query-hotpluggable-cpus")
-                    return
-            elif data.get("path") == f"/machine/peripheral/vcpu{vcpu}":
-                return
 
 
 async def compare(qemu: Path, accel: Any, rounds: int) -> list[tuple[str, float, float]]:
@@ -111,16 +77,38 @@ async def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30, help="of 15 plugs and 15 unplugs each; TCG gets a fifth")
+    parser.add_argument("--bulk-rounds", type=int, default=7, help="of whole maps")
     options = parser.parse_args()
+    console = Console(width=110)
+    kvm = await probe_accelerator(best_qemu()) == "kvm"
     table = Table("work", "QEMU", "raw, ms", "qmpvcpu, ms", "ratio", title="qmpvcpu against raw QMP, medians")
     for version, qemu in find_qemus().items():
-        for accel in ("kvm", "tcg") if await probe_accelerator(best_qemu()) == "kvm" else ("tcg",):
+        for accel in ("kvm", "tcg") if kvm else ("tcg",):
             rounds = options.rounds if accel == "kvm" else max(options.rounds // 5, 1)
             for work, raw, ours in await compare(qemu, accel, rounds):
                 table.add_row(work, f"{version} {accel}", f"{raw:.2f}", f"{ours:.2f}", f"{ours / raw:.2f}")
     base, ours = import_cost(21)
     table.add_row("import", "", f"{base:.1f}", f"{ours:.1f}", f"+{ours - base:.1f} ms")
-    Console().print(table)
+    console.print(table)
+    if kvm:
+        console.print(await bulk_table(options.bulk_rounds))
+    else:
+        console.print("whole maps: left out, KVM runs no guest here")
+
+
+async def bulk_table(rounds: int) -> Table:
+    """Measure whole maps, and return the table."""
+    table = Table("work", "QEMU", "who", "median, ms", "min", "max", "/ raw", "/ libvirt", title="Whole maps, KVM")
+    with running_libvirtd() as libvirt:
+        for version, qemu in find_qemus().items():
+            for vcpus in (64, 240):
+                for row in await bulk.measure(qemu, vcpus, rounds, libvirt):
+                    against = "" if row.libvirt is None else f"{row.median / row.libvirt:.2f}"
+                    numbers = (row.median, min(row.times), max(row.times))
+                    shown = [f"{number:.0f}" for number in numbers]
+                    table.add_row(row.work, version, row.who, *shown, f"{row.median / row.raw:.2f}", against)
+                table.add_section()
+    return table
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tests.domainxml.examples import (
     complaints_at_start,
     layout_of,
 )
-from tests.libvirt.conftest import Libvirt, VirshError
+from tests.libvirt.daemon import Libvirt, VirshError
 
 pytestmark = pytest.mark.libvirt
 

@@ -1,0 +1,77 @@
+"""What a careful program does without us: the arguments known beforehand, the CPU's own event awaited."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from qemu.qmp import EventListener, QMPClient
+
+from qmpvcpu import Slot, qapi
+
+IN_FLIGHT = 8
+
+
+async def timed(work: Awaitable[object]) -> float:
+    """Milliseconds that *work* takes."""
+    start = time.perf_counter()
+    await work
+    return (time.perf_counter() - start) * 1000
+
+
+class Raw:
+    """One VM driven by `QMPClient.execute` alone."""
+
+    def __init__(self, client: QMPClient, slots: Sequence[Slot], listener: EventListener, *, tcg: bool) -> None:
+        self._client = client
+        self._arguments = {slot.first: qapi.device_add(slot) for slot in slots}
+        self._listener = listener
+        self._tcg = tcg
+
+    async def plug(self, vcpu: int) -> None:
+        """One device_add."""
+        await self._client.execute("device_add", self._arguments[vcpu])
+
+    async def unplug(self, vcpu: int) -> None:
+        """device_del, and the wait for its proof; under TCG that is a query after the guest's answer."""
+        await self._client.execute("device_del", {"id": f"vcpu{vcpu}"})
+        while not await self._is_proof(await self._listener.get(), vcpu):
+            pass
+
+    async def _is_proof(self, event: Any, vcpu: int) -> bool:
+        data = event["data"]
+        if not self._tcg:
+            return bool(data.get("path") == f"/machine/peripheral/vcpu{vcpu}")
+        info = data.get("info", {})
+        if (info.get("source"), info.get("status")) != (3, 0):
+            return False
+        await self._client.execute("query-hotpluggable-cpus")
+        return True
+
+    async def plug_all(self, vcpus: Sequence[int]) -> None:
+        """A device_add for each, eight in flight."""
+        room = asyncio.Semaphore(IN_FLIGHT)
+
+        async def one(vcpu: int) -> None:
+            async with room:
+                await self.plug(vcpu)
+
+        await asyncio.gather(*map(one, vcpus))
+
+    async def unplug_all(self, vcpus: Sequence[int]) -> None:
+        """A device_del for each, eight unanswered at a time, until the last CPU's own event (KVM)."""
+        left = {f"/machine/peripheral/vcpu{vcpu}" for vcpu in vcpus}
+        room = asyncio.Semaphore(IN_FLIGHT)
+
+        async def ask(vcpu: int) -> None:
+            await room.acquire()
+            await self._client.execute("device_del", {"id": f"vcpu{vcpu}"})
+
+        asking = asyncio.gather(*map(ask, vcpus))
+        while left:
+            event: Any = await self._listener.get()
+            path = event["data"].get("path")
+            if path in left:
+                left.discard(path)
+                room.release()
+        await asking
