@@ -74,44 +74,30 @@ def test_what_is_settled_and_undone_is_counted_from_events(events: list[Event], 
     assert str(tally) == says
 
 
-@pytest.mark.parametrize(
-    ("kind", "more", "words"),
-    [
-        (VcpuPlugged, {"ids": VcpuMap([3])}, "vCPU 3 is plugged"),
-        (UnplugRequested, {"ids": VcpuMap([3])}, "the guest is asked"),
-        (UnplugAcknowledged, {"ids": VcpuMap([3])}, "the guest works on it"),
-        (UnplugRefused, {"ids": VcpuMap([3]), "code": 0x82, "reason": "device is busy"}, "refused: device is busy"),
-        (UnplugPending, {"ids": VcpuMap([3]), "acknowledged": True}, "it is pending"),
-        (VcpuUnplugged, {"ids": VcpuMap([3])}, "vCPU 3 is gone"),
-        (LayoutChanged, {}, "no event had told"),
-        (LayoutChanged, {"resync": True}, "some events were dropped"),
-        (VmReset, {}, "what is pending stays so"),
-        (VmStopped, {}, "paused"),
-        (VmResumed, {}, "runs again"),
-        (MigrationChanged, {"status": "active"}, "migration: active"),
-        (Disconnected, {"why": "EOF"}, "lost: EOF"),
-        (Reconnected, {}, "is back"),
-        (InstanceChanged, {}, "another QEMU"),
-    ],
-)
-def test_every_event_has_a_sentence(kind: type[Event], more: dict[str, Any], words: str) -> None:
+SENTENCES: list[tuple[type[Event], dict[str, Any], str]] = [
+    (VcpuPlugged, {"ids": VcpuMap([3])}, "vCPU 3 is plugged"),
+    (UnplugRequested, {"ids": VcpuMap([3])}, "the guest is asked"),
+    (UnplugAcknowledged, {"ids": VcpuMap([3])}, "the guest works on it"),
+    (UnplugRefused, {"ids": VcpuMap([3]), "code": 0x82, "reason": "device is busy"}, "refused: device is busy"),
+    (UnplugPending, {"ids": VcpuMap([3]), "acknowledged": True}, "it is pending"),
+    (VcpuUnplugged, {"ids": VcpuMap([3])}, "vCPU 3 is gone"),
+    (LayoutChanged, {}, "no event had told"),
+    (LayoutChanged, {"resync": True}, "some events were dropped"),
+    (VmReset, {}, "what is pending stays so"),
+    (VmStopped, {}, "paused"),
+    (VmResumed, {}, "runs again"),
+    (MigrationChanged, {"status": "active"}, "migration: active"),
+    (Disconnected, {"why": "EOF"}, "lost: EOF"),
+    (Reconnected, {}, "is back"),
+    (InstanceChanged, {}, "another QEMU"),
+]
+
+
+@pytest.mark.parametrize(("kind", "more", "words"), SENTENCES)
+def test_an_event_is_told_in_a_sentence(kind: type[Event], more: dict[str, Any], words: str) -> None:
     assert words in sentence(kind(generation=1, origin=Origin.OTHER, **more))
-    assert set(Event.__subclasses__()) == EVERY_KIND
 
 
-EVERY_KIND = {
-    VcpuPlugged,
-    UnplugRequested,
-    UnplugAcknowledged,
-    UnplugRefused,
-    UnplugPending,
-    VcpuUnplugged,
-    LayoutChanged,
-    VmReset,
-    VmStopped,
-    VmResumed,
-    MigrationChanged,
-    Disconnected,
-    Reconnected,
-    InstanceChanged,
-}
+def test_there_is_a_sentence_for_every_kind_of_event() -> None:
+    # By name: a dataclass with slots leaves the class that it was made from behind.
+    assert {kind.__name__ for kind, _, _ in SENTENCES} == {kind.__name__ for kind in Event.__subclasses__()}
