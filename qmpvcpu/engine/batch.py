@@ -63,6 +63,7 @@ class Batch:
         self._others: deque[Work] = deque()
         self._out = Outstanding()
         self._offline = False
+        self._stopped = False
         self._now = 0.0
         for work in works:
             (self._plugs if work.plugs else self._others).append(work)
@@ -105,8 +106,9 @@ class Batch:
             self._end(work, verdict)
 
     def unanswered(self, work: Work, reason: str, now: float) -> None:
-        """Note that the connection was lost with the command of *work* in flight."""
+        """Note that the connection was lost with the command of *work* in flight; nothing more is sent over it."""
         self._now = now
+        self._offline = True
         if not self._out.take_reply(work):
             return
         if self._terms.reconnect:
@@ -145,14 +147,27 @@ class Batch:
                 self._end(work, Plugged(work.step.ids))
             elif not (work.plugs or present):
                 self._end(work, Unplugged(work.step.ids))
+            elif self.halted and not work.plugs:
+                self._resume_halted(work)
             else:
                 # Sent again, unless the guest is found to work on it: where it has not reacted, nothing is doubled.
                 self._out.drop(work)
                 (self._plugs if work.plugs else self._others).appendleft(work)
 
+    def _resume_halted(self, work: Work) -> None:
+        """Await the guest, if it is found to work on a removal that is not to be sent again."""
+        removal = self._engine.removals.get(work.step.first)
+        if removal is None:
+            why_unknown = "the connection was lost with the command in flight, and nothing more is sent"
+            self._end(work, Unknown(work.step.ids, why_unknown))
+        else:
+            self._out.watch(work, removal)
+            self._ask(work)
+
     def stop(self, reason: str, now: float) -> None:
         """Send nothing more, and wait for no answer of the guest's; replies of QEMU are still awaited."""
         self._now = now
+        self._stopped = True
         self.halted = self.halted or reason
         for work in self._out.asked:
             self._give_up(work)
@@ -242,6 +257,8 @@ class Batch:
         self._out.ask(work, self._now, self._limit)
         if not work.plugs and (work.removal is None or work.removal.state.is_final):
             self._conclude(work)
+        elif self._stopped:
+            self._give_up(work)
 
     def _wants_proof(self, work: Work) -> bool:
         return self._terms.proof is Proof.ACKNOWLEDGED or work.step.first in self._engine.doubled
@@ -280,6 +297,9 @@ class Batch:
     def _conclude(self, work: Work) -> None:
         """Take the guest's answer to a removal in."""
         removal = work.removal
+        if removal is not None and removal.state in {State.REJECTED, State.UNKNOWN}:
+            self._end_unanswered(work, removal)
+            return
         gone = (
             not self._engine.layout.slot_of(work.step.first).present
             if removal is None
@@ -299,6 +319,15 @@ class Batch:
                 Unplugged(work.step.ids, seconds=seconds),
                 "" if work.step.action is Action.UNPLUG else "it left",
             )
+
+    def _end_unanswered(self, work: Work, removal: Removal) -> None:
+        """Take in that no guest is going to answer *removal*: that is no refusal."""
+        if work.ours or work.step.action is Action.KEEP:
+            self._end(work, Unknown(work.step.ids, removal.state.value))
+            return
+        self._out.drop(work)  # it was somebody else's, so now it is for us to ask
+        work.stage, work.removal = Stage.WAITING, None
+        self._others.appendleft(work)
 
     def _give_up(self, work: Work) -> None:
         """End *work* as it stands now."""

@@ -77,7 +77,7 @@ class Transition:
         self.phase = Phase.BEGIN
         self.cancelled = False
         own = Intent(plan.start, plan.target, plan.steps, terms.on_failure, terms.timeout)
-        self.intent = own if intent is None else intent
+        self.intent = own if intent is None else _covering(intent, plan.steps)
         self._plan = plan
         self._engine = engine
         self._terms = terms
@@ -86,6 +86,7 @@ class Transition:
         self._undoing: dict[int, Work] = {}  # by id() of the work that they undo
         self._turned = False
         self._unsent = ""
+        self._stopped = ""
         self._saving = False
         self.batch = Batch(
             self._works,
@@ -126,9 +127,8 @@ class Transition:
         return [Save(intent)]
 
     def _turn_or_finish(self) -> list[Effect]:
-        if self._turned:
-            self._unsent = self._unsent or self.batch.halted
-        elif self.batch.failed and self._terms.on_failure is OnFailure.REVERT and not self.cancelled:
+        reverts = self._terms.on_failure is OnFailure.REVERT and not self.cancelled
+        if self.batch.failed and reverts and not self._turned:
             self._turned = True
             self._unsent = self.batch.halted
             self._undoing = {id(work): undo for work in reversed(self._works) if (undo := _undo(work)) is not None}
@@ -167,11 +167,13 @@ class Transition:
         """Send nothing more, and wait for no answer of the guest's; replies of QEMU are still awaited."""
         self._now = now
         self.cancelled = True
+        self._stopped = self._stopped or _CANCELLED
         self.batch.stop(_CANCELLED, now)
 
     def lose(self, reason: str, now: float) -> None:
         """Note that the connection is lost for good: it ends here, and the record keeps the intent."""
         self._now = now
+        self._stopped = self._stopped or reason
         self.phase = Phase.ENDED
         self.batch.lose(reason, now)
 
@@ -209,17 +211,25 @@ class Transition:
     def _report(self, work: Work) -> StepReport:
         undo = self._undoing.get(id(work))
         unsent = self._unsent or self.batch.halted
-        return report_on(work, undo, self._undone(work, undo), unsent=unsent)
+        return report_on(work, undo, self._undone(work, undo), unsent=unsent, unsent_back=self._stopped)
 
     def _undone(self, work: Work, undo: Work | None) -> bool | None:
         if not self._turned:
             return None
         if undo is not None:
             return None if undo.reason == BY_OTHER else succeeded(undo.step.action, undo.verdict)
+        if isinstance(work.verdict, Unknown):
+            return False  # it may have been done, or be done yet
         # A removal that is pending cannot be withdrawn; one that was asked for before was not this transition's.
         slot = self._engine.layout.slot_of(work.step.first)
         leaves = work.removal is not None and (not slot.present or slot.first in self._engine.removals)
         return False if leaves and work.step.action is Action.UNPLUG else None
+
+
+def _covering(intent: Intent, steps: tuple[Step, ...]) -> Intent:
+    """Return *intent* with those of *steps* that concern other slots: what is recorded covers whatever is sent."""
+    known = {step.first for step in intent.steps}
+    return replace(intent, steps=(*intent.steps, *(step for step in steps if step.first not in known)))
 
 
 def _undo(work: Work) -> Work | None:

@@ -146,13 +146,20 @@ def why(verdict: Verdict) -> str:
     return said
 
 
-def report_on(work: Work, undo: Work | None, undone: bool | None, *, unsent: str) -> StepReport:  # noqa: FBT001 -- three-valued
-    """Return what became of *work* and of its undoing; *unsent* is why nothing more was sent."""
+def report_on(
+    work: Work,
+    undo: Work | None,
+    undone: bool | None,  # noqa: FBT001 -- three-valued
+    *,
+    unsent: str,
+    unsent_back: str,
+) -> StepReport:
+    """Return what became of *work* and of its undoing; with why nothing more was sent, on either way."""
     reason = work.reason
     if work.verdict is None and not reason:
         reason = f"not sent: {unsent}"
     if undo is not None and (undo.reason or undo.verdict is None):
-        reason = "; ".join(filter(None, (reason, f"undoing it: {undo.reason or f'not sent: {unsent}'}")))
+        reason = "; ".join(filter(None, (reason, f"undoing it: {undo.reason or f'not sent: {unsent_back}'}")))
     verdict = work.verdict
     if verdict is not None and not isinstance(verdict, Denied | Unknown):
         verdict = replace(verdict, seconds=work.seconds)  # of this step, where a removal may be older

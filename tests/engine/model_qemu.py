@@ -1,0 +1,145 @@
+"""A naive QEMU with a guest: what is so, what has been, and who brought it about."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from qmpvcpu import qapi
+from qmpvcpu.model import CpuProps, OstAnswer, Slot, ThreadReading
+
+__all__ = ["BOOT", "OTHER", "SLOTS", "US", "ModelQemu", "Reply"]
+
+SLOTS = 4  # few, so that much happens to each
+BOOT = "/machine/unattached/device[0]"
+US, OTHER = "us", "other"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The reply to a command, on the wire: what is to be done when it is taken in, and when it is lost."""
+
+    take_in: Any
+    lost: Any
+
+
+@dataclass
+class ModelQemu:
+    """What is so, and what has been since the start, slot by slot.
+
+    ``requested`` has the slots with a removal that no guest has taken up, ``working`` those with one that it has; a
+    second ``device_del`` puts a slot into both. ``askers`` tells who asked, ``by`` who made the slot what it is.
+    """
+
+    has_event: bool  # KVM: the CPU's own DEVICE_DELETED comes; TCG: it does not
+    listened: bool = True
+    paths: list[str | None] = field(
+        default_factory=lambda: [BOOT, "/machine/unattached/device[2]", None, "/machine/peripheral/vcpu3"]
+    )
+    created: list[str] = field(init=False)
+    requested: set[int] = field(default_factory=set)
+    working: set[int] = field(default_factory=set)
+    lied: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+    askers: list[set[str]] = field(default_factory=lambda: [set() for _ in range(SLOTS)])
+    by: list[str] = field(default_factory=lambda: ["" for _ in range(SLOTS)])
+    answers: dict[int, OstAnswer] = field(default_factory=dict)
+    history: list[list[str | None]] = field(init=False)
+    wire: deque[Any] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.created = [path for path in self.paths if path is not None]
+        self.history = [[path] for path in self.paths]
+
+    @property
+    def removals(self) -> set[int]:
+        """The slots in which something is to go, and is there."""
+        return {vcpu for vcpu in self.requested | self.working if self.paths[vcpu] is not None}
+
+    # Commands.
+
+    def add(self, vcpu: int, path: str, who: str) -> bool:
+        if self.paths[vcpu] is not None:
+            return False
+        self._put(vcpu, path, who)
+        return True
+
+    def remove(self, path: str, who: str) -> bool:
+        if path not in self.paths:
+            return False
+        vcpu = self.paths.index(path)
+        self.requested.add(vcpu)
+        self.askers[vcpu].add(who)
+        return True
+
+    def read(self) -> tuple[tuple[Slot, ...], tuple[ThreadReading, ...]]:
+        tids = {path: 100 + number for number, path in enumerate(self.created)}
+        slots = tuple(
+            Slot(v, 1, "t", CpuProps({"core-id": v}), v, path, (tids[path],) if path else ())
+            for v, path in enumerate(self.paths)
+        )
+        threads = tuple(ThreadReading(path, tids[path], 0, CpuProps({})) for path in self.created)
+        return slots, threads
+
+    # The guest.
+
+    def take_up(self, vcpu: int) -> None:
+        if vcpu in self.requested:
+            self.requested.discard(vcpu)
+            self.working.add(vcpu)
+            self.ost(vcpu, 0x84)
+
+    def decide(self, vcpu: int, answer: str) -> None:
+        self.take_up(vcpu)
+        if vcpu not in self.working:
+            return
+        self.working.discard(vcpu)
+        if answer == "refuse":
+            self.refused.add(vcpu)
+            self._settle_askers(vcpu)
+            self.ost(vcpu, 0x82)
+        elif answer == "lie":
+            self.lied.add(vcpu)
+            self.ost(vcpu, 0)
+        else:
+            self.eject(vcpu, silent=answer == "eject without a word")
+
+    def eject(self, vcpu: int, *, silent: bool = False) -> None:
+        path = self.paths[vcpu]
+        self.lied.discard(vcpu)
+        if path is not None:
+            self._put(vcpu, None, US if US in self.askers[vcpu] else OTHER)
+            self.emit(qapi.Deleted(f"{path}/lapic"))
+            if self.has_event:
+                self.emit(qapi.Deleted(path))
+        self._settle_askers(vcpu)
+        if not silent:
+            self.ost(vcpu, 0)
+
+    def reset(self) -> None:
+        self.requested |= {vcpu for vcpu in self.working if self.paths[vcpu] is not None}
+        self.working.clear()
+        self.emit(qapi.RunEvent.RESET)
+
+    # The wire.
+
+    def ost(self, vcpu: int, code: int, source: int = 3) -> None:
+        self.answers[vcpu] = OstAnswer(source, code)
+        self.emit(qapi.OstEvent(vcpu, self.answers[vcpu]))
+
+    def emit(self, message: object) -> None:
+        if self.listened:
+            self.wire.append(message)
+
+    def _put(self, vcpu: int, path: str | None, who: str) -> None:
+        old = self.paths[vcpu]
+        if old is not None:
+            self.created.remove(old)
+        if path is not None:
+            self.created.append(path)
+        self.paths[vcpu] = path
+        self.by[vcpu] = who
+        self.history[vcpu].append(path)
+
+    def _settle_askers(self, vcpu: int) -> None:
+        if vcpu not in self.requested:
+            self.askers[vcpu].clear()

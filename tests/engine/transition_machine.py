@@ -1,0 +1,473 @@
+"""Transitions beside a naive QEMU: any wish under any policy, cut short anywhere, with a record of what a save left.
+
+The record is the last thing that a Save put on disk: the intent, and the layout known when the save began. A crash
+throws all of ours away; what is built again from the record and a fresh read must tell the truth.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, precondition, rule
+
+from qmpvcpu import DenialReason, OnFailure, Plugged, Proof, Refused, TransitionReport, Unknown, Unplugged, VcpuMap
+from qmpvcpu.engine import (
+    Batch,
+    Effect,
+    Look,
+    Phase,
+    Read,
+    Removal,
+    Save,
+    Send,
+    Stage,
+    Terms,
+    Transition,
+    Work,
+)
+from qmpvcpu.model import Action, Direction, Intent, Rejected, Step, TransitionOutcome
+from qmpvcpu.planning import finish_wish, observed_report, plan_map, revert_wish
+from tests.engine.engine_machine import EngineBesideQemu, vcpus
+from tests.engine.model_qemu import OTHER, SLOTS, US
+
+__all__ = ["TransitionsBesideQemu"]
+
+REPLY_TIMEOUT = 10.0
+MOVES = ["execute", "arrive", "arrive", "twice", "take in", "save", "take up", "eject", "refuse", "wait", "look ends"]
+
+all_terms = st.builds(
+    Terms,
+    on_failure=st.sampled_from(OnFailure),
+    timeout=st.sampled_from([0.0, 5.0, 30.0]),
+    total_timeout=st.sampled_from([None, None, 8.0]),
+    revert_timeout=st.just(5.0),
+    reply_timeout=st.just(REPLY_TIMEOUT),
+    in_flight=st.sampled_from([1, 2, 8]),
+    proof=st.sampled_from(Proof),
+    reconnect=st.booleans(),
+)
+
+
+class Disk(NamedTuple):
+    """What the record holds."""
+
+    intent: Intent | None
+    enabled: VcpuMap
+    pending: dict[int, str | None]  # by vCPU: the CPU that is to go
+
+
+class TransitionsBesideQemu(EngineBesideQemu):
+    """Everybody does something, and we change whole maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.intent: Intent | None = None  # under way, or left so
+        self.steps: list[Step] = []  # of single commands without a reply, each its own intent
+        self.disk = self.known()
+        self.written = self.disk  # what the save under way will put there
+        self.saving: Save | None = None
+        self.transition: Transition | None = None
+        self.superseded: set[int] = set()  # of which a record that was cut short told, and the next one need not
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin to watch another transition."""
+        self.terms = Terms()
+        self.unreplied: set[int] = set()
+        self.looks: dict[int, Batch] = {}
+        self.added: set[int] = set()
+        self.asked: set[int] = set()
+        self.unrecorded = False
+
+    def known(self) -> Disk:
+        """What a save that begins now writes."""
+        intent = self.intent
+        if self.steps:
+            enabled = self.engine.layout.enabled
+            start = intent.start if intent else enabled
+            target = set(intent.target if intent else enabled)
+            for step in self.steps:
+                target = target | step.ids if step.action is Action.PLUG else target - step.ids
+            intent = Intent(start, VcpuMap(target), (*(intent.steps if intent else ()), *self.steps))
+        layout = self.engine.layout
+        return Disk(intent, layout.enabled, {vcpu: layout[vcpu].qom_path for vcpu in layout.pending})
+
+    # Single commands: each is an intent, and no transition runs beside them.
+
+    def may_send(self) -> bool:
+        return self.online and self.transition is None
+
+    def send_plug(self, vcpu: int, told: Callable[[str], None] | None = None) -> None:
+        super().send_plug(vcpu, told or self.as_its_own_intent(Step(Action.PLUG, VcpuMap([vcpu]))))
+
+    def send_unplug(self, vcpu: int, removal: Removal, told: Callable[[str], None] | None = None) -> None:
+        step = Step(Action.UNPLUG, VcpuMap([vcpu]), removal.qom_path)
+        super().send_unplug(vcpu, removal, told or self.as_its_own_intent(step))
+
+    def as_its_own_intent(self, step: Step) -> Callable[[str], None]:
+        self.steps.append(step)
+        self.disk = self.known()
+
+        def told(word: str) -> None:
+            if word == "lost":  # nobody knows what became of it: the record goes on saying that it was begun
+                self.intent = self.known().intent
+            self.steps.remove(step)
+
+        return told
+
+    @precondition(lambda self: self.transition is None)
+    @rule()
+    def what_changed_is_written(self) -> None:
+        self.disk = self.known()
+
+    # A transition.
+
+    @precondition(lambda self: self.may_send() and not self.steps)
+    @rule(wish=st.sets(vcpus), terms=all_terms)
+    def a_map_is_wished_for(self, wish: set[int], terms: Terms) -> None:
+        self.begin(VcpuMap({0, *wish}), terms)
+
+    def begin(self, wish: VcpuMap, terms: Terms, intent: Intent | None = None) -> None:
+        plan = plan_map(self.engine.situation, wish)
+        if plan.denied:  # only since a plug of ours was never replied to
+            assert {each.reason for each in plan.denied} == {DenialReason.IN_PROGRESS}
+            return
+        if self.intent is not None:
+            self.superseded |= {step.first for step in self.intent.steps}
+        self.forget()
+        self.terms = terms
+        self.transition = Transition(plan, self.engine, terms, self.now, intent=intent)
+        self.drive()
+
+    def drive(self) -> None:
+        """What the owner's loop does."""
+        while self.transition is not None and not self.transition.ended:
+            effects = self.transition.advance(self.now)
+            if not effects:
+                return
+            for effect in effects:
+                self.bring_about(self.transition, effect)
+        if self.transition is not None and self.saving is None:
+            self.conclude(self.transition)
+
+    def bring_about(self, transition: Transition, effect: Effect) -> None:
+        assert self.saving is None, "nothing is done while a save is under way"
+        batch = transition.batch
+        match effect:
+            case Save():
+                assert not self.unreplied or transition.phase is not Phase.BEGIN
+                self.saving = effect
+                before, self.intent = self.intent, effect.intent
+                self.written = self.known()
+                if transition.phase is Phase.BEGIN:
+                    self.before = before
+            case Send():
+                self.check_sending(transition, effect.work)
+                self.send(batch, effect.work)
+            case Look():
+                self.looks[id(effect)] = batch
+                self.read(full=effect.full, then=lambda: self.looked(id(effect)))
+
+    def looked(self, look: int) -> None:
+        batch = self.looks.pop(look, None)
+        if batch is not None:
+            batch.looked(self.now)
+
+    def send(self, batch: Batch, work: Work) -> None:
+        vcpu = work.step.first
+        self.unreplied.add(id(work))
+
+        def told(word: str) -> None:
+            self.unreplied.discard(id(work))
+            if word == "accepted":
+                batch.replied(work, Plugged(work.step.ids) if work.plugs else None, self.now)
+            elif word == "gone":
+                batch.replied(work, None, self.now)
+            elif word == "rejected":
+                batch.replied(work, Rejected(work.step.ids, "GenericError", "no"), self.now)
+            else:
+                batch.unanswered(work, "the connection was lost", self.now)
+
+        if work.plugs:
+            self.added.add(vcpu)
+            self.send_plug(vcpu, told)
+        else:
+            assert work.removal is not None
+            self.asked.add(vcpu)
+            self.send_unplug(vcpu, work.removal, told)
+
+    def check_sending(self, transition: Transition, work: Work) -> None:
+        vcpu = work.step.first
+        assert self.online
+        assert len(self.unreplied) < self.terms.in_flight or self.overdue(transition)
+        if not work.plugs and self.terms.on_failure is OnFailure.STOP:
+            waiting = [each for each in transition._works if each.stage in {Stage.SENT, Stage.ASKED, Stage.LOOKING}]
+            assert sum(each.step.action is Action.UNPLUG for each in waiting) <= self.terms.in_flight
+        assert self.disk.intent is not None, "nothing is sent without an intent on disk"
+        assert vcpu in {step.first for step in self.disk.intent.steps}
+        if work.undoes is not None:
+            assert self.unrecorded or self.disk.intent.direction is Direction.REVERTING
+            assert vcpu in (self.asked if work.plugs else self.added), "only what we did is undone"
+            assert vcpu not in self.engine.layout.pending or not work.plugs
+            if not work.plugs:
+                assert self.engine.layout.slot_of(vcpu).qom_path == f"/machine/peripheral/vcpu{vcpu}"
+
+    def overdue(self, transition: Transition) -> bool:
+        return any(isinstance(work.verdict, Unknown) for work in transition._works)
+
+    # What happens to it.
+
+    @precondition(lambda self: self.saving is not None)
+    @rule(succeeds=st.sampled_from([True, True, True, False]), kept=st.booleans())
+    def a_save_ends(self, succeeds: bool, kept: bool) -> None:  # noqa: FBT001 - hypothesis calls it by name
+        transition = self.transition
+        if self.saving is None or transition is None:
+            return
+        self.saving = None
+        if succeeds or kept:  # a save may fail after it is done
+            self.disk = self.written
+        if not succeeds:
+            self.unrecorded = True
+            if transition.phase is Phase.BEGIN:
+                assert not self.added | self.asked, "nothing was sent"
+                self.intent, self.transition = self.before, None
+                return
+        transition.saved()
+        self.drive()
+
+    @precondition(lambda self: self.transition is not None)
+    @rule(seconds=st.sampled_from([1.0, 6.0, 11.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.drive()
+
+    @precondition(lambda self: self.transition is not None)
+    @rule()
+    def a_deadline_passes(self) -> None:
+        deadline = self.transition.deadline if self.transition else None
+        if deadline is not None:
+            self.now = max(self.now, deadline)
+            self.drive()
+
+    @precondition(lambda self: self.looks)
+    @rule()
+    def a_look_takes_too_long(self) -> None:
+        self.looked(next(iter(self.looks)))
+        self.drive()
+
+    @precondition(lambda self: self.transition is not None)
+    @rule()
+    def its_caller_stops_it(self) -> None:
+        if self.transition is not None:
+            self.transition.cancel(self.now)
+            self.drive()
+
+    @precondition(lambda self: self.transition is not None and not self.online and self.terms.reconnect)
+    @rule()
+    def coming_back_takes_too_long(self) -> None:
+        self.give_up("it did not come back in time")
+
+    def give_up(self, why: str) -> None:
+        transition = self.transition
+        if transition is not None and not transition.ended:
+            transition.lose(why, self.now)
+            self.intent = transition.intent
+            if self.saving is None:
+                self.conclude(transition)
+
+    def on_lost(self) -> None:
+        if self.transition is None:
+            return
+        if self.terms.reconnect:
+            self.transition.batch.paused()
+        else:
+            self.give_up("the connection was lost")
+
+    def on_return(self, *, same: bool) -> None:
+        if self.transition is None:
+            self.intent = self.intent if same else None
+        elif same:
+            self.transition.batch.resumed(self.now)
+        else:
+            self.give_up("another QEMU runs this VM now")
+        self.drive()
+
+    def check_settled(self, removal: Removal) -> None:
+        super().check_settled(removal)
+        if self.transition is not None:
+            self.transition.batch.answered(removal, self.now)
+
+    def a_message_arrives(self, times: int = 1) -> None:
+        super().a_message_arrives(times)
+        self.drive()
+
+    def a_reply_is_taken_in(self) -> None:
+        super().a_reply_is_taken_in()
+        self.drive()
+
+    def lose_replies(self) -> None:
+        super().lose_replies()
+        self.drive()
+
+    @rule(steps=st.lists(st.sampled_from(MOVES), max_size=16), vcpu=vcpus)
+    def much_moves_on(self, steps: list[str], vcpu: int) -> None:
+        for step in steps:
+            self.move(step, vcpu)
+
+    def move(self, step: str, vcpu: int = 1) -> None:
+        super().move(step)
+        if step == "save" and self.saving is not None:
+            self.a_save_ends(succeeds=True, kept=True)
+        elif step == "take up":
+            self.qemu.take_up(vcpu)
+        elif step in {"eject", "refuse"}:
+            self.qemu.decide(vcpu, step)
+        elif step == "wait":
+            self.a_deadline_passes()
+        elif step == "look ends" and self.looks:
+            self.a_look_takes_too_long()
+
+    # Its end.
+
+    def conclude(self, transition: Transition) -> None:
+        """A transition is over: what it says must be so."""
+        self.transition = None
+        report = transition.report()
+        self.check_verdicts(report)
+        layout = self.engine.layout
+        if report.outcome is TransitionOutcome.REACHED:
+            assert layout.enabled == report.target
+            assert not layout.pending & report.target
+        if report.outcome is TransitionOutcome.REVERTED and transition._turned:
+            self.check_reverted(transition, report)
+        assert str(report)
+
+    def check_verdicts(self, report: TransitionReport) -> None:
+        for step in report.steps:
+            (vcpu,) = step.ids
+            if isinstance(step.verdict, Refused) and step.action is Action.UNPLUG:
+                assert vcpu in self.judged.refused, step
+            elif isinstance(step.verdict, Plugged):
+                assert any(path is not None for path in self.judged.history[vcpu]), step
+            elif isinstance(step.verdict, Unplugged) and not self.between:
+                assert None in self.judged.history[vcpu], step
+            if step.undone:
+                assert vcpu in self.added | self.asked, step
+
+    def check_reverted(self, transition: Transition, report: TransitionReport) -> None:
+        for work in transition._works:
+            vcpu = work.step.first
+            ours = vcpu in (self.added if work.step.action is Action.PLUG else self.asked)
+            as_before = (vcpu in report.layout.enabled) == (vcpu in report.start)
+            if ours and work.step.action is not Action.KEEP:
+                assert as_before or work.reason or self.touched_by_other(vcpu), (vcpu, str(report))
+                assert not isinstance(work.verdict, Unknown), str(report)
+
+    def touched_by_other(self, vcpu: int) -> bool:
+        return OTHER in {self.qemu.by[vcpu], *self.qemu.askers[vcpu]}
+
+    @invariant()
+    def a_transition_is_either_saving_or_waits_for_something(self) -> None:
+        if self.transition is not None and self.online and self.saving is None:
+            batch = self.transition.batch
+            assert self.unreplied or self.looks or batch.deadline is not None
+            assert self.unreplied or not self.transition.cancelled, "a safe point was reached"
+
+    # The end of us.
+
+    @rule(
+        executed=st.integers(0, 3),
+        saved=st.booleans(),
+        how=st.sampled_from(["report", "finish", "revert"]),
+        obliged=st.booleans(),
+    )
+    def we_die_and_another_comes(self, executed: int, saved: bool, how: str, obliged: bool) -> None:  # noqa: FBT001
+        self.die(executed, saved=saved)
+        if self.qemu is not self.judged:
+            self.intent, self.disk = None, self.disk._replace(intent=None, pending={})
+            self.judged, self.seen_to = self.qemu, [0] * SLOTS
+        self.qemu.listened = True
+        self.engine = self.look_for_the_first_time()
+        pending = {vcpu for vcpu, path in self.disk.pending.items() if self.qemu.paths[vcpu] == path}
+        self.engine.recall(pending, self.qemu.answers, self.now)
+        self.publish()
+        self.intent = self.disk.intent
+        self.online, self.returning = True, 0
+        self.what_we_know_again_is_the_truth()
+        self.disk = self.known()
+        if self.intent is not None:
+            self.recover(self.intent, how, obliged=obliged)
+
+    def die(self, executed: int, *, saved: bool) -> None:
+        for command in list(self.commands)[: executed if self.online else 0]:
+            command.execute()
+        if self.saving is not None and saved:
+            self.disk = self.written
+        self.saving = self.transition = None
+        self.steps.clear()
+        self.commands.clear()
+        self.replies.clear()
+        self.qemu.wire.clear()
+
+    def what_we_know_again_is_the_truth(self) -> None:
+        layout, intent = self.engine.layout, self.disk.intent
+        assert [slot.qom_path for slot in layout.slots] == self.qemu.paths
+        covered = self.superseded | (set() if intent is None else {step.first for step in intent.steps})
+        for vcpu in range(SLOTS):
+            before = self.disk.enabled if intent is None else intent.start
+            if (vcpu in layout.enabled) != (vcpu in before) and self.qemu.by[vcpu] == US:
+                assert vcpu in covered or vcpu in self.disk.pending, vcpu
+            if vcpu in self.qemu.removals and US in self.qemu.askers[vcpu]:
+                assert vcpu in covered or vcpu in layout.pending, vcpu
+        self.superseded &= self.qemu.removals
+        if intent is not None:
+            assert str(observed_report(intent, layout))
+
+    def recover(self, intent: Intent, how: str, *, obliged: bool) -> None:
+        if how == "report":
+            return
+        reverts = how == "revert"
+        wish = (revert_wish if reverts else finish_wish)(intent, self.engine.layout)
+        for step in intent.steps:
+            want = (intent.start if reverts else intent.target) & step.ids
+            theirs = self.qemu.paths[step.first] == f"/machine/peripheral/other{step.first}"
+            assert theirs or wish & step.ids == want or step.action is Action.KEEP
+        terms = Terms(OnFailure.CONTINUE if reverts else intent.on_failure, timeout=5.0, reply_timeout=REPLY_TIMEOUT)
+        unseen = {vcpu for vcpu in self.qemu.removals | self.qemu.lied if vcpu not in self.engine.layout.pending}
+        self.begin(wish, terms, replace(intent, direction=Direction.REVERTING if reverts else Direction.FORWARD))
+        if obliged:
+            self.everybody_obliges()
+            # What QEMU was asked for and nobody can see goes one day, unless the wish is that it goes.
+            assert (self.engine.layout.enabled ^ wish) <= unseen & wish
+            assert self.intent is None
+
+    def everybody_obliges(self) -> None:
+        """Saves succeed, QEMU answers and the guest does all that it is asked for, until it is over."""
+        for _ in range(50):
+            if self.transition is None:
+                return
+            if self.saving is not None:
+                self.a_save_ends(succeeds=True, kept=True)
+            for vcpu in range(SLOTS):
+                self.qemu.decide(vcpu, "eject")
+                if vcpu in self.qemu.lied:
+                    self.qemu.eject(vcpu)
+                if self.qemu.paths[vcpu] is not None and self.engine.layout[vcpu].acknowledged is None:
+                    self.qemu.ost(vcpu, 0, source=1)
+            if self.engine.wanted is not Read.NONE:
+                self.read(full=True)
+            self.everything_arrives()
+        raise AssertionError(self.transition and str(self.transition.report()))
+
+    def teardown(self) -> None:
+        """A guest that obliges, or deadlines that pass, end every transition."""
+        while not self.online:
+            self.we_find_qemu_again()
+        for _ in range(50):
+            if self.saving is not None:
+                self.a_save_ends(succeeds=True, kept=True)
+            self.everything_arrives()
+            self.a_deadline_passes()
+        assert self.transition is None
+        super().teardown()
