@@ -7,7 +7,19 @@ import pytest
 
 from qmpvcpu import OnFailure
 from qmpvcpu.cli import main
-from qmpvcpu.model import TransitionOutcome, TransitionReport
+from qmpvcpu.cli.options import Options
+from qmpvcpu.cli.run import Shell, failure
+from qmpvcpu.model import (
+    Action,
+    Layout,
+    StepReport,
+    TransitionError,
+    TransitionOutcome,
+    TransitionReport,
+    Unknown,
+    VcpuMap,
+    VmInfo,
+)
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.cli.running import Ran, run, running
 
@@ -187,6 +199,57 @@ async def test_a_second_signal_does_not_wait_for_a_qemu_that_is_silent(story: Mi
     assert ran.document["pending"] == "6"
 
 
+async def test_a_signal_before_it_has_begun_sends_nothing(story: MicroGuest) -> None:
+    waits = (
+        "import asyncio\nfrom qmpvcpu.controller.session import Session\n"
+        "async def wait(self):\n    print('now', file=sys.stderr)\n    await asyncio.sleep(60)\n"
+        "Session.know_status = wait"
+    )
+    async with running("set", "0-7", "--json", "--verbose", "--qmp", story.qmp, code=waits) as it:
+        await it.wait_said("now")
+        it.process.send_signal(signal.SIGINT)
+        ran = await it.end()
+    assert ran.code == 130
+    assert ran.error["message"] == "stopped by SIGINT"
+    assert '"execute": "device_' not in ran.err
+    assert ran.document["enabled"] == "0-1,6"
+
+
+async def test_a_third_signal_ends_the_process_at_once(story: MicroGuest) -> None:
+    await story.become(Personality.held())
+    lingers = (
+        "import asyncio\nfrom qmpvcpu import VcpuController\n"
+        "async def close(self):\n    print('closing', file=sys.stderr)\n    await asyncio.sleep(60)\n"
+        "VcpuController.close = close"
+    )
+    async with running("set", "0-1", "--json", "--qmp", story.qmp, code=lingers) as it:
+        await it.wait_said("vCPU 6: the guest works on it")
+        it.process.send_signal(signal.SIGTERM)
+        await it.wait_said("closing")  # the first one was enough: what lingers is the closing
+        it.process.send_signal(signal.SIGTERM)
+        it.process.send_signal(signal.SIGINT)
+        ran = await it.end()
+    assert (ran.code, ran.out) in {(-signal.SIGINT, ""), (-signal.SIGTERM, "")}
+
+
+def test_an_outcome_that_nobody_knows_has_an_exit_code_of_its_own() -> None:
+    slot = VcpuMap([1])
+    layout = Layout(vm=VmInfo("vm", "x86_64", "pc-q35-10.0", "kvm", (10, 0, 2)), slots=())
+    step = StepReport(Action.UNPLUG, slot, Unknown(slot, "no reply"), "no reply")
+    report = TransitionReport(
+        start=VcpuMap([0, 1]),
+        target=VcpuMap([0]),
+        on_failure=OnFailure.STOP,
+        outcome=TransitionOutcome.PARTIAL,
+        steps=(step,),
+        layout=layout,
+        cancelled=True,
+    )
+    answer = failure(TransitionError(report), Shell(Options()))
+    assert answer.code == 3
+    assert answer.complaint == ("qmpvcpu: 0 not reached (stopped, partial): 1 UNKNOWN",)
+
+
 async def test_a_qemu_that_dies_on_the_way_leaves_the_outcome_unknown(story: MicroGuest) -> None:
     await story.become(Personality.held())
     async with running("set", "0-2", "--json", "--qmp", story.qmp) as it:
@@ -243,7 +306,7 @@ async def test_plan_names_all_that_is_denied(story: MicroGuest) -> None:
     [
         ("set 1-2", "vCPU 0 is the one that booted the VM"),
         ("set 9", "no vCPU 9: this machine has 0 to 7"),
-        ("set 0-99", "no vCPU 8-99: this machine has 0 to 7"),
+        ("set 0-99", "8-99: this machine has 0 to 7"),
         ("count 0", "this machine has 1 to 8 vCPUs, not 0"),
         ("count 99", "this machine has 1 to 8 vCPUs, not 99"),
         ("count -- -1", "this machine has 1 to 8 vCPUs, not -1"),
@@ -264,7 +327,7 @@ async def test_a_map_that_cannot_be_is_denied_and_nothing_is_sent(
     ("arguments", "words"),
     [
         (["set", "0-"], "is no vCPU id"),
-        (["set", "^1"], "it is empty"),
+        (["set", "^1"], "is no set of vCPU ids"),
         (["set", ""], "it is empty"),
         (["set", "3-1"], "runs downwards"),
         (["set", "0,,1"], "is no vCPU id"),

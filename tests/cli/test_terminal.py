@@ -31,6 +31,15 @@ async def test_a_bar_shows_how_many_of_a_map_are_settled_and_what_happened_last(
     assert "REACHED in" in it.shown
 
 
+async def test_one_vcpu_has_one_live_line(guest: MicroGuest) -> None:
+    await guest.become(Personality.held())
+    async with on_terminal("unplug", "1", "--qmp", guest.qmp) as it:
+        await it.wait_shown("vCPU 1: the guest works on it (0.")
+        await guest.become(Personality.obliging())
+        assert await it.end() == 0
+    assert "unplugged vCPU 1 in" in it.shown
+
+
 async def test_ctrl_c_stops_it_and_shows_the_report(guest: MicroGuest) -> None:
     await guest.become(Personality.held())
     async with on_terminal("set", "0", "--qmp", guest.qmp) as it:
