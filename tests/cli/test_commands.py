@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from qmpvcpu.cli.app import app
 from qmpvcpu.domainxml import read_identity
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.cli.running import environment, run, running
@@ -194,3 +195,12 @@ async def test_help_teaches_with_an_example_and_the_exit_codes(command: str) -> 
     assert ran.code == 0
     assert f"  qmpvcpu {command}" in ran.out
     assert "Exit codes: 0" in ran.out
+
+
+def test_the_manual_has_every_command_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs/command-line.md").read_text()
+    table = page.partition("| --- | --- |")[2].partition("\n\n")[0]
+    named = {row.split("`")[1].split()[0] for row in table.strip().splitlines()}
+    assert named == {
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    }
