@@ -19,7 +19,7 @@ from qmpvcpu.cli.options import check_seconds
 from qmpvcpu.cli.progress import sentence
 from qmpvcpu.cli.run import INTERRUPTED, NOT_REACHED, REACHED, Answer, Shell
 from qmpvcpu.cli.show import document, headline, map_row, plain, state_json, vcpu_table
-from qmpvcpu.model import Event, Origin, VcpuMap
+from qmpvcpu.model import Disconnected, Event, Origin, Reconnected, VcpuMap
 
 __all__ = ["watch"]
 
@@ -165,6 +165,7 @@ class _Table:
         self._since = dict.fromkeys(vm.layout.pending_slots, "before")
         self._last: deque[Text] = deque(maxlen=_LAST_EVENTS)
         self._news = asyncio.Event()
+        self._lost = False
 
     def begin(self, layout: Layout) -> None:
         """Draw it for the first time."""
@@ -175,6 +176,7 @@ class _Table:
         """Have it drawn again."""
         self._note_pending(layout)
         self._last.append(_one_line(_line(event)))
+        self._lost = isinstance(event, Disconnected) or (self._lost and not isinstance(event, Reconnected))
         self._news.set()
 
     def _note_pending(self, layout: Layout) -> None:
@@ -196,6 +198,8 @@ class _Table:
         room = max(height - _OTHER_LINES, _FEWEST_ROWS)
         table = vcpu_table(layout, since=self._since, room=room, narrow=width < _WIDE)
         head = _one_line(headline(layout))
+        if self._lost:
+            head = Text.assemble(("QEMU is lost; it was: ", "bold red"), head, no_wrap=True, overflow="ellipsis")
         self._live.update(Group(head, "", table, "", *self._last), refresh=True)
 
 

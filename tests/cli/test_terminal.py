@@ -21,6 +21,15 @@ async def test_a_live_table_of_vcpus_follows_what_happens(guest: MicroGuest) -> 
     assert "vCPU 1 is gone" in it.shown
 
 
+async def test_a_lost_qemu_is_told_above_what_was_last_seen(guest: MicroGuest) -> None:
+    async with on_terminal("watch", "--reconnect", "--qmp", guest.qmp) as it:
+        await it.wait_shown("pending since")
+        guest.process.kill()
+        await it.wait_shown("QEMU is lost; it was: qmp0")
+        it.process.send_signal(signal.SIGINT)
+        assert await it.end() == 0
+
+
 async def test_a_bar_shows_how_many_of_a_map_are_settled_and_what_happened_last(guest: MicroGuest) -> None:
     await guest.become(Personality.held())
     async with on_terminal("set", "0,2-3", "--qmp", guest.qmp) as it:
