@@ -1,0 +1,100 @@
+"""The points between two effects of a transition: seen from outside, named, and one of them made a special one."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from qemu.qmp import QMPClient
+
+from qmpvcpu.engine import Batch, Removal, Work
+from qmpvcpu.errors import CommandRejectedError
+from qmpvcpu.model import Direction, Intent, Verdict
+from qmpvcpu.monitor import Monitor
+from qmpvcpu.record import Record
+
+INTENT_SAVED = "the intent is saved"
+TURN_SAVED = "the turn is saved"
+OUTCOME_SAVED = "the outcome is saved"
+
+
+class Points:
+    """Those that were crossed, by name; each name once.
+
+    Args:
+        act: Called at each point with its name, just as it is crossed.
+    """
+
+    def __init__(self, act: Callable[[str], None]) -> None:
+        self.crossed: list[str] = []
+        self._act = act
+
+    def cross(self, name: str) -> None:
+        """Take note of a point; one that was crossed before gets a number."""
+        again = sum(each.partition(" (")[0] == name for each in self.crossed)
+        named = f"{name} ({again + 1})" if again else name
+        self.crossed.append(named)
+        self._act(named)
+
+
+def acting_at(wanted: str | None, act: Callable[[], None]) -> Callable[[str], None]:
+    """What calls *act* when the point *wanted* is crossed."""
+
+    def look(name: str) -> None:
+        if name == wanted:
+            act()
+
+    return look
+
+
+def _told(command: object, arguments: Mapping[str, Any] | None) -> str:
+    return " ".join(filter(None, (str(command), (arguments or {}).get("id", ""))))
+
+
+def _content(intent: Intent | None) -> str:
+    if intent is None:
+        return "outcome"
+    return "intent" if intent.direction is Direction.FORWARD else "turn"
+
+
+@contextmanager
+def watching(points: Points) -> Iterator[None]:
+    """Inside, have *points* cross every point: of commands, replies, answers of the guest and saves."""
+    execute, send = Monitor.execute, QMPClient._do_send
+    replied, answered, write = Batch.replied, Batch.answered, Record.write
+
+    async def _execute(self: Monitor, command: str, arguments: Any = None, **options: Any) -> Any:
+        name = _told(command, arguments)
+        points.cross(f"before {name}")
+        try:
+            reply = await execute(self, command, arguments, **options)
+        except CommandRejectedError:
+            points.cross(f"{name} rejected")
+            raise
+        points.cross(f"{name} replied to")
+        return reply
+
+    def _send(self: QMPClient, message: Any) -> None:
+        send(self, message)  # the socket has room: the kernel has all of it now
+        points.cross(f"{_told(message.get('execute'), message.get('arguments'))} handed over")
+
+    def _replied(self: Batch, work: Work, verdict: Verdict | None, now: float) -> None:
+        replied(self, work, verdict, now)
+        points.cross(f"reply to {work.step} taken in")
+
+    def _answered(self: Batch, removal: Removal, now: float) -> None:
+        answered(self, removal, now)
+        points.cross(f"answer for vCPU {removal.ids} taken in")
+
+    async def _write(self: Record, layout: Any, *, intent: Intent | None = None, desired: Any = None) -> None:
+        points.cross(f"before the {_content(intent)} is saved")
+        await write(self, layout, intent=intent, desired=desired)
+        points.cross(f"the {_content(intent)} is saved")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Monitor, "execute", _execute)
+        patch.setattr(QMPClient, "_do_send", _send)
+        patch.setattr(Batch, "replied", _replied)
+        patch.setattr(Batch, "answered", _answered)
+        patch.setattr(Record, "write", _write)
+        yield

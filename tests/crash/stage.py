@@ -1,0 +1,114 @@
+"""What the tests of crashes share: the VM, the stories that are played on it, and what must be true after."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from qemu.qmp import QMPClient
+
+from qmpvcpu import OnFailure, VcpuController, VcpuMap
+from qmpvcpu.domainxml import read_identity
+from qmpvcpu.testing import MicroGuest, Personality, best_qemu, probe_accelerator
+
+START = VcpuMap.parse("0-1,6")
+TARGET = VcpuMap.parse("0,2-5")
+REFUSAL = Personality.refusing(0x82)
+
+
+@dataclass(frozen=True)
+class Story:
+    """A transition from START to TARGET.
+
+    Attributes:
+        name: What to call it.
+        policy: What to do when a step fails.
+        guest: How the guest behaves.
+        refused: True if the guest refuses to give up vCPU 6.
+    """
+
+    name: str
+    policy: OnFailure
+    guest: tuple[Personality, ...] = ()
+    refused: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def result(self) -> VcpuMap:
+        """What it comes to if nothing interferes."""
+        if not self.refused:
+            return TARGET
+        return START if self.policy is OnFailure.REVERT else VcpuMap(TARGET | {6})
+
+
+STOP = Story("stop", OnFailure.STOP)
+CONTINUE_SLOWLY = Story("continue, guest slow", OnFailure.CONTINUE, (Personality.slow(10),))
+REVERT = Story("revert, nothing fails", OnFailure.REVERT)
+REVERT_REFUSED = Story("revert, 6 refused", OnFailure.REVERT, (REFUSAL.for_slot(6),), refused=True)
+STORIES = (STOP, CONTINUE_SLOWLY, REVERT, REVERT_REFUSED)
+
+
+class Stage:
+    """A VM to play on, and somebody else's view of it.
+
+    Attributes:
+        guest: The VM; it is at START to begin with.
+        other: Raw QMP, on a socket of its own.
+    """
+
+    def __init__(self, guest: MicroGuest, other: QMPClient) -> None:
+        self.guest = guest
+        self.other = other
+
+    async def plugged(self) -> VcpuMap:
+        """What QEMU itself says is plugged; it lists slots in descending order."""
+        reply: Any = await self.other.execute("query-hotpluggable-cpus")
+        return VcpuMap(number for number, slot in enumerate(reversed(reply)) if "qom-path" in slot)
+
+    async def agrees(self, vm: VcpuController) -> None:
+        """Return when the layout is what QEMU says, which may change in this very moment."""
+        try:
+            async with asyncio.timeout(5):
+                while vm.layout.enabled != await self.plugged():
+                    pass
+        except TimeoutError:
+            seen = await self.plugged()
+            raise AssertionError(f"layout says {vm.layout.enabled}, QEMU says {seen}") from None
+
+
+@contextlib.asynccontextmanager
+async def stage(story: Story, *, qmp_sockets: int = 2) -> AsyncIterator[Stage]:
+    """A VM at START, on the best that this machine has."""
+    qemu = best_qemu()
+    accel = await probe_accelerator(qemu)
+    # Under TCG a QEMU dies when it has created more vCPUs than maxcpus.
+    size = 8 if accel == "kvm" else 64
+    async with MicroGuest(
+        qemu, accel=accel, boot=START, max_vcpus=size, personality=story.guest, qmp_sockets=qmp_sockets
+    ) as guest:
+        other = QMPClient("other")
+        await other.connect(str(guest.sockets[1]))
+        try:
+            yield Stage(guest, other)
+        finally:
+            with contextlib.suppress(EOFError, OSError):
+                await other.disconnect()
+
+
+def check_record(path: Path, plugged: VcpuMap) -> None:
+    """The record is whole, says what QEMU says as libvirt would, and knows of nothing that is under way."""
+    data = path.read_bytes()
+    metadata = read_identity(data).metadata
+    assert metadata is not None
+    assert metadata.intent is None
+    domain = ET.fromstring(data)  # noqa: S314 -- ours
+    enabled = {int(vcpu.get("id", "")) for vcpu in domain.iter("vcpu") if vcpu.get("enabled") == "yes"}
+    assert enabled == plugged
+    assert domain.find("vcpu[@current]") is not None
+    assert int(domain.findall("vcpu")[0].get("current", "0")) == len(plugged)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]

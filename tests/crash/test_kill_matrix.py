@@ -1,0 +1,157 @@
+"""The controlling process is killed at every point of a transition; what is left behind tells the truth."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+import qmpvcpu
+from qmpvcpu import QmpVcpuError, TransitionError, TransitionOutcome, VcpuController
+from qmpvcpu.controller.controller import How
+from qmpvcpu.model import Direction, Intent
+from tests.crash.conftest import KILLS
+from tests.crash.points import INTENT_SAVED, OUTCOME_SAVED, TURN_SAVED
+from tests.crash.stage import START, STORIES, TARGET, Stage, Story, check_record, stage
+from tests.crash.zygote import NAME, Job, Zygote
+
+pytestmark = pytest.mark.qemu
+
+_GUEST_S = 5.0
+# A point that depends on who is faster does not come up in each run.
+_TRIES = 20
+
+
+class Matrix:
+    """One story, played again and again.
+
+    Args:
+        story: The story.
+        zygote: Where the controlling processes come from.
+        folder: For the records.
+    """
+
+    def __init__(self, story: Story, zygote: Zygote, folder: Path) -> None:
+        self.story = story
+        self.lost: list[str] = []
+        self._zygote = zygote
+        self._folder = folder
+        self._runs = 0
+        self._stages = contextlib.AsyncExitStack()
+        self._stage: Stage | None = None
+
+    async def play(self) -> list[str]:
+        """Kill it at every point that it is ever seen to cross, twice; return the points."""
+        async with self._stages:
+            points = list(await self._run(None, "report"))
+            for point in points:  # which grows
+                for how in ("finish", "revert"):
+                    met = await self._meet(point, how)
+                    points += [each for each in met if each not in points]
+        return points
+
+    async def _meet(self, point: str, how: How) -> Iterable[str]:
+        for _ in range(_TRIES):
+            crossed = await self._run(point, how)
+            if crossed and crossed[-1] == point:
+                return crossed
+        self.lost.append(f"{point}: not met again in {_TRIES} runs")
+        return ()
+
+    async def _run(self, point: str | None, how: How) -> tuple[str, ...]:
+        """Play it to its end, or until it is killed at *point*; then recover."""
+        at = await self._at_start()
+        folder = self._folder / str(self._runs)
+        folder.mkdir()
+        self._runs += 1
+        record = folder / "vm.xml"
+        async with qmpvcpu.attach(at.guest.qmp) as vm:
+            plan = vm.plan(TARGET)
+        intent = Intent(plan.start, plan.target, plan.steps, self.story.policy, _GUEST_S)
+        job = Job(str(at.guest.qmp), str(record), str(TARGET), self.story.policy.value, _GUEST_S, point or "")
+        death = await self._zygote.run(job)
+        killed = death.crossed[-1:] == (point,)
+        assert death.code == (-signal.SIGKILL if killed else 0)
+        try:
+            await self._look(at, record, intent, death.crossed, how)
+        except (AssertionError, QmpVcpuError, TimeoutError) as error:
+            self.lost.append(f"{point}, {how}: {type(error).__name__}: {error}")
+            await self._drop_stage()
+        return death.crossed
+
+    async def _look(self, at: Stage, record: Path, intent: Intent, crossed: tuple[str, ...], how: How) -> None:
+        before = await at.plugged()
+        async with qmpvcpu.attach(at.guest.qmp, name=NAME, record=record) as vm:
+            told = vm.layout.enabled
+            if before == await at.plugged():  # nothing was on its way meanwhile
+                assert told == before, f"layout said {told}, QEMU {before}"
+            await at.agrees(vm)
+            expected = _expected(intent, crossed)
+            assert vm.interrupted == expected, f"interrupted: {vm.interrupted}, not {expected}"
+            if expected is None:
+                assert await vm.recover(how) is None
+                assert told == (self.story.result if OUTCOME_SAVED in crossed else START)
+            else:
+                await _recover(self.story, vm, how)
+            await at.agrees(vm)
+            assert not vm.layout.pending
+            assert vm.interrupted is None
+            plugged = vm.layout.enabled
+        check_record(record, plugged)
+
+    async def _at_start(self) -> Stage:
+        """The stage, with the VM at START again."""
+        if self._stage is not None and self._stage.guest.accelerator == "tcg":
+            await self._drop_stage()
+        if self._stage is None:
+            self._stage = await self._stages.enter_async_context(stage(self.story))
+            async with qmpvcpu.attach(self._stage.guest.qmp) as vm:
+                await vm.unplug(1)  # as it is from the second run on: no boot vCPU, so that points keep their names
+        async with qmpvcpu.attach(self._stage.guest.qmp) as vm:
+            await vm.set_map(START)
+        return self._stage
+
+    async def _drop_stage(self) -> None:
+        await self._stages.aclose()
+        self._stage = None
+
+
+def _expected(intent: Intent, crossed: tuple[str, ...]) -> Intent | None:
+    """What the record must say was under way, after these points."""
+    if INTENT_SAVED not in crossed or OUTCOME_SAVED in crossed:
+        return None
+    back = TURN_SAVED in crossed
+    return Intent(
+        intent.start,
+        intent.target,
+        intent.steps,
+        intent.on_failure,
+        intent.timeout,
+        Direction.REVERTING if back else Direction.FORWARD,
+    )
+
+
+async def _recover(story: Story, vm: VcpuController, how: How) -> None:
+    if how == "finish" and story.refused:
+        with pytest.raises(TransitionError, match="unplug 6: REFUSED: the guest refused: device is busy"):
+            await vm.recover(how)
+        return
+    report = await vm.recover(how)
+    assert report is not None
+    wanted = (TransitionOutcome.REACHED, TARGET) if how == "finish" else (TransitionOutcome.REVERTED, START)
+    assert (report.outcome, vm.layout.enabled) == wanted
+
+
+@pytest.mark.timeout(240)  # it is many tests in one
+@pytest.mark.parametrize("story", STORIES, ids=str)
+async def test_nothing_is_lost_wherever_it_is_killed(
+    story: Story, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    async with Zygote() as zygote:
+        matrix = Matrix(story, zygote, tmp_path)
+        points = await matrix.play()
+    record_property(KILLS, (len(points), len(matrix.lost)))
+    print(f"\nkill matrix, {story}: {len(points)} points, {len(matrix.lost)} lost")  # noqa: T201 -- for pytest -s
+    assert not matrix.lost, "\n".join(matrix.lost)
+    assert len(points) >= 30

@@ -1,0 +1,155 @@
+"""Controlling processes that die: forked from one that has imported everything, since a fresh Python takes 0.25 s.
+
+``python -m tests.crash.zygote``: each line of standard input is a job; its process writes the name of each point that
+it crosses, and when it is over, its exit status follows, after a ``=``.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import qmpvcpu
+import qmpvcpu.record
+from qmpvcpu import OnFailure, TransitionError
+from tests.crash.points import Points, watching
+
+NAME = "crash"
+ROOT = Path(__file__).parents[2]
+# What is held, and forgotten by a test that fails, does not stay.
+_LONGEST_S = 50
+
+
+@dataclass(frozen=True)
+class Job:
+    """One transition, to be carried out in a process of its own.
+
+    Attributes:
+        qmp: Address of the VM.
+        record: Its record.
+        target: The map.
+        policy: What to do when a step fails.
+        timeout: For the guest's answers, in seconds.
+        die_at: The point at which it kills itself; "" lets it live.
+        hold_at: The point at which it stops, to be killed.
+    """
+
+    qmp: str
+    record: str
+    target: str
+    policy: str
+    timeout: float
+    die_at: str = ""
+    hold_at: str = ""
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a process ended, and the points that it crossed before."""
+
+    code: int
+    crossed: tuple[str, ...]
+
+
+class Zygote:
+    """The test's side."""
+
+    async def __aenter__(self) -> Self:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.crash.zygote"),
+            cwd=ROOT,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.communicate()
+
+    async def start(self, job: Job) -> int:
+        """Start a job, and return its process id."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
+        return int(await self._line())
+
+    async def crossed(self, point: str) -> None:
+        """Return when the job has crossed *point*."""
+        while (said := await self._line()) != point:
+            assert not said.startswith("="), f"it ended before {point}"
+
+    async def end(self) -> Death:
+        """Return how the job ended, and the points of which nobody has asked yet."""
+        crossed: list[str] = []
+        while not (said := await self._line()).startswith("="):
+            crossed.append(said)
+        return Death(int(said[1:]), tuple(crossed))
+
+    async def run(self, job: Job) -> Death:
+        """Do a job, and return how it ended."""
+        await self.start(job)
+        return await self.end()
+
+    async def _line(self) -> str:
+        assert self._process.stdout is not None
+        async with asyncio.timeout(20):
+            line = await self._process.stdout.readline()
+        assert line, "the zygote is gone"
+        return line.decode().rstrip("\n")
+
+
+def _say(words: str) -> None:
+    os.write(1, f"{words}\n".encode())  # at once and whole: nothing is left in a buffer by a SIGKILL
+
+
+async def _control(job: Job) -> None:
+    def act(name: str) -> None:
+        _say(name)
+        if name == job.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == job.hold_at:
+            signal.pause()
+
+    points = Points(act)
+    vm = await qmpvcpu.attach(job.qmp, name=NAME, record=job.record)
+    with watching(points):
+        points.cross("attached")
+        with contextlib.suppress(TransitionError):
+            await vm.set_map(job.target, on_failure=OnFailure(job.policy), timeout=job.timeout)
+        points.cross("over")
+        await vm.close()
+    points.cross("closed")
+
+
+def _live(job: Job) -> None:
+    signal.alarm(_LONGEST_S)
+    try:
+        asyncio.run(_control(job))
+    except BaseException:  # noqa: BLE001 -- the child must not come back from here and play the zygote
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def main() -> None:
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            _say(str(os.getpid()))
+            _live(Job(**json.loads(line)))
+        _, status = os.waitpid(child, 0)
+        _say(f"={os.waitstatus_to_exitcode(status)}")
+
+
+if __name__ == "__main__":
+    main()
