@@ -3,6 +3,9 @@
 import enum
 import json
 from collections.abc import Collection
+from typing import Final
+
+_MOST_NAMED: Final = 8
 
 
 class Outcome(enum.Enum):
@@ -70,7 +73,10 @@ def describe(action: str, vcpus: Collection[int]) -> str:
         return f"{action} of a vCPU"
     if len(vcpus) == 1:
         return f"{action} of vCPU {next(iter(vcpus))}"
-    return f"{action} of vCPUs {min(vcpus)}-{max(vcpus)}"
+    if max(vcpus) - min(vcpus) == len(vcpus) - 1:
+        return f"{action} of vCPUs {min(vcpus)}-{max(vcpus)}"
+    shown = sorted(vcpus)[:_MOST_NAMED]
+    return f"{action} of vCPUs {','.join(map(str, shown))}{',...' if len(vcpus) > _MOST_NAMED else ''}"
 
 
 def shorten(value: object, limit: int = 300) -> str:
@@ -78,5 +84,8 @@ def shorten(value: object, limit: int = 300) -> str:
     try:
         text = json.dumps(value)
     except (TypeError, ValueError):
-        text = repr(value)
+        try:
+            text = repr(value)
+        except ValueError:  # an int of thousands of digits
+            text = f"a very large {type(value).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

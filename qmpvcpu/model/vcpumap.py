@@ -4,12 +4,15 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Self
 
-from qmpvcpu.errors import InvalidMapError
+from qmpvcpu.errors import InvalidMapError, shorten
 
 __all__ = ["VcpuMap"]
 
 # libvirt refuses a cpuset with a bit from here on (VIR_DOMAIN_CPUMASK_LEN), measured with libvirt 9.0.0.
 _MAX_ID = 16383
+# Ten times what it takes to name every id one by one; more would only cost time.
+_MAX_TEXT = 1 << 20
+_MAX_QUOTE = 40
 
 
 class VcpuMap(AbstractSet[int]):
@@ -30,50 +33,61 @@ class VcpuMap(AbstractSet[int]):
         VcpuMap('0-1,3,7')
     """
 
-    __slots__ = ("_ids",)
+    __slots__ = ("_ids", "_members")
 
     def __init__(self, ids: Iterable[int] = ()) -> None:
-        given = list(ids)
-        for each in given:
+        if isinstance(ids, str | bytes | bytearray):  # these have elements too, which are no vCPU ids
+            raise InvalidMapError(ids, "text is read by VcpuMap.parse, libvirt's bytes by VcpuMap.from_bytes")
+        members: set[int] = set()
+        for each in ids:
             if isinstance(each, bool) or not isinstance(each, int):
                 raise InvalidMapError(each, "a vCPU id is an int")
             if not 0 <= each <= _MAX_ID:
                 raise InvalidMapError(each, f"a vCPU id is 0 to {_MAX_ID}")
-        self._ids = tuple(sorted(set(given)))
+            members.add(each)
+        self._members = frozenset(members)
+        self._ids = tuple(sorted(members))
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read libvirt's cpuset grammar: ids and ranges, ``^`` takes out what stands before it.
+        """Read libvirt's cpuset grammar: ids and ranges, ``^`` takes one id out of what stands before it.
 
-        An empty text is the empty map (libvirt itself has no way to write that).
+        An empty text is the empty map (libvirt itself has no way to write that). Taking out what is not in is no
+        error; taking out of nothing at all is.
 
         Raises:
-            InvalidMapError: The text is not of that grammar, or an id is out of bounds.
+            InvalidMapError: The text is not of that grammar, or an id is out of bounds; it names the bad part.
         Source:
-            libvirt formatdomain, "CPU Allocation", attribute cpuset.
+            libvirt formatdomain, "CPU Allocation", attribute cpuset; compared with virsh 9.0.0, which also takes a
+            comma at the end.
 
         Example:
             >>> str(VcpuMap.parse("0-3,^2,8"))
             '0-1,3,8'
         """
-        ids: set[int] = set()
+        if len(text) > _MAX_TEXT:
+            raise InvalidMapError(text, f"it is longer than {_MAX_TEXT} characters")
         if not text.strip():
             return cls()
+        bits = 0  # cheaper than a set where long ranges are named again and again
+        includes = False
         for part in text.split(","):
             body = part.strip()
-            exclude = body.startswith("^")
-            low, dash, high = body.removeprefix("^").partition("-")
-            if exclude and dash:
-                raise InvalidMapError(text, f"{body!r}: only one id can be excluded at a time")
-            first = _number(low, text)
-            last = _number(high, text) if dash else first
+            low, dash, high = body.partition("-")
+            if body.startswith("^"):
+                if dash:
+                    raise InvalidMapError(text, f"{_quoted(body)}: only one id can be taken out at a time")
+                bits &= ~(1 << _number(body[1:], body, text))
+                continue
+            first = _number(low.rstrip(), body, text)
+            last = _number(high.lstrip(), body, text) if dash else first
             if last < first:
-                raise InvalidMapError(text, f"{body!r} runs downwards")
-            if exclude:
-                ids.discard(first)
-            else:
-                ids.update(range(first, last + 1))
-        return cls(ids)
+                raise InvalidMapError(text, f"{_quoted(body)} runs downwards")
+            bits |= (1 << (last + 1)) - (1 << first)
+            includes = True
+        if not includes:
+            raise InvalidMapError(text, f"{_quoted(text.strip())} takes out of nothing")
+        return cls(_ids_of(bits))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -83,7 +97,9 @@ class VcpuMap(AbstractSet[int]):
             InvalidMapError: A bit above 16383 is set.
         """
         value = int.from_bytes(data, "little")
-        return cls(each for each in range(value.bit_length()) if value >> each & 1)
+        if value.bit_length() > _MAX_ID + 1:
+            raise InvalidMapError(value.bit_length() - 1, f"a vCPU id is 0 to {_MAX_ID}")
+        return cls(_ids_of(value))
 
     def to_int(self) -> int:
         """Return the map as a bit mask: bit ``i`` is vCPU ``i``."""
@@ -99,7 +115,7 @@ class VcpuMap(AbstractSet[int]):
         return self.to_int().to_bytes(needed if length is None else length, "little")
 
     def __contains__(self, item: object) -> bool:
-        return item in self._ids
+        return item in self._members
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._ids)
@@ -109,7 +125,7 @@ class VcpuMap(AbstractSet[int]):
 
     def __eq__(self, other: object) -> bool:
         # Defined here, and not only inherited, so that type checkers let it be compared with plain sets.
-        return super().__eq__(other)
+        return self._members == other._members if isinstance(other, VcpuMap) else super().__eq__(other)
 
     def __hash__(self) -> int:
         return self._hash()
@@ -127,11 +143,19 @@ class VcpuMap(AbstractSet[int]):
         return f"VcpuMap({str(self)!r})"
 
 
-def _number(digits: str, text: str) -> int:
-    cleaned = digits.strip()
-    if not (cleaned.isascii() and cleaned.isdigit()):
-        raise InvalidMapError(text, f"{cleaned!r} is no vCPU id")
+def _ids_of(bits: int) -> Iterator[int]:
+    return (place for place, bit in enumerate(reversed(f"{bits:b}")) if bit == "1")
+
+
+def _number(digits: str, part: str, text: str) -> int:
+    if not (digits.isascii() and digits.isdigit()):
+        whole = "" if digits == part else f" in {_quoted(part)}"
+        raise InvalidMapError(text, f"{_quoted(digits)}{whole} is no vCPU id")
     # Bounded before int(): a digit string of megabytes must not cost quadratic time, nor a range its memory.
-    if len(cleaned.lstrip("0")) > len(str(_MAX_ID)) or int(cleaned) > _MAX_ID:
-        raise InvalidMapError(text, f"a vCPU id is 0 to {_MAX_ID}")
-    return int(cleaned)
+    if len(digits.lstrip("0")) > len(str(_MAX_ID)) or int(digits) > _MAX_ID:
+        raise InvalidMapError(text, f"{_quoted(digits)} is too high: a vCPU id is 0 to {_MAX_ID}")
+    return int(digits)
+
+
+def _quoted(part: str) -> str:
+    return shorten(part, _MAX_QUOTE)

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
 from qmpvcpu.model import KnownFault, Layout, Slot, VmStatus, needs_x2apic
 
-__all__ = ["Situation", "check_plug", "check_unplug", "find_slot"]
+__all__ = ["Situation", "check_plug", "check_unplug", "fatal_plug", "fatal_unplug", "find_slot"]
 
 PLUG: Final = "plug"
 UNPLUG: Final = "unplug"
@@ -57,8 +57,9 @@ def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -
             held += ", and a removal of it is pending: wait for the guest's answer first"
         raise StepDeniedError(PLUG, slot.ids, DenialReason.SLOT_OCCUPIED, held)
     _check_status(PLUG, slot, now.status)
-    if not allow_fatal:
-        _check_fatal_plug(now, slot)
+    fault = None if allow_fatal else fatal_plug(now, slot)
+    if fault is not None:
+        raise _fatal(PLUG, slot, fault)
     return slot
 
 
@@ -90,9 +91,31 @@ def check_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_
             " this (allow_boot_vcpus=True does it all the same)",
         )
     _check_status(UNPLUG, slot, now.status)
-    if not allow_fatal and now.single_threaded and KnownFault.TCG_SINGLE_THREAD_UNPLUG in layout.vm.known_faults:
-        raise _fatal(UNPLUG, slot, KnownFault.TCG_SINGLE_THREAD_UNPLUG)
+    fault = None if allow_fatal else fatal_unplug(now)
+    if fault is not None:
+        raise _fatal(UNPLUG, slot, fault)
     return slot
+
+
+def fatal_plug(now: Situation, slot: Slot) -> KnownFault | None:
+    """Return why this QEMU is known not to survive a plug into *slot*, or None."""
+    vm = now.layout.vm
+    faults = vm.known_faults
+    if KnownFault.TCG_REPLUG_CORRUPTS_HEAP in faults and now.unplug_seen:
+        return KnownFault.TCG_REPLUG_CORRUPTS_HEAP
+    if KnownFault.TCG_CREATED_BEYOND_MAX in faults and now.created + slot.count > now.layout.max:
+        return KnownFault.TCG_CREATED_BEYOND_MAX
+    if KnownFault.TCG_APIC_ID_255 in faults and vm.topology is not None:
+        numbers = {name: value for name, value in slot.props.items() if isinstance(value, int)}
+        if needs_x2apic(vm.topology, numbers):
+            return KnownFault.TCG_APIC_ID_255
+    return None
+
+
+def fatal_unplug(now: Situation) -> KnownFault | None:
+    """Return why this QEMU is known not to survive that a vCPU leaves, or None."""
+    fault = KnownFault.TCG_SINGLE_THREAD_UNPLUG
+    return fault if now.single_threaded and fault in now.layout.vm.known_faults else None
 
 
 def find_slot(action: str, layout: Layout, vcpu: int) -> Slot:
@@ -130,19 +153,6 @@ def _check_status(action: str, slot: Slot, status: VmStatus) -> None:
     if status.migrating:
         detail = f"the VM is migrating (status {status.migration}); CPUs must stay as they are until it is over"
         raise StepDeniedError(action, slot.ids, DenialReason.MIGRATING, detail)
-
-
-def _check_fatal_plug(now: Situation, slot: Slot) -> None:
-    vm = now.layout.vm
-    faults = vm.known_faults
-    if KnownFault.TCG_REPLUG_CORRUPTS_HEAP in faults and now.unplug_seen:
-        raise _fatal(PLUG, slot, KnownFault.TCG_REPLUG_CORRUPTS_HEAP)
-    if KnownFault.TCG_CREATED_BEYOND_MAX in faults and now.created + slot.count > now.layout.max:
-        raise _fatal(PLUG, slot, KnownFault.TCG_CREATED_BEYOND_MAX)
-    if KnownFault.TCG_APIC_ID_255 in faults and vm.topology is not None:
-        numbers = {name: value for name, value in slot.props.items() if isinstance(value, int)}
-        if needs_x2apic(vm.topology, numbers):
-            raise _fatal(PLUG, slot, KnownFault.TCG_APIC_ID_255)
 
 
 def _fatal(action: str, slot: Slot, fault: KnownFault) -> StepDeniedError:

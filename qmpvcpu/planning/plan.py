@@ -3,12 +3,15 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from qmpvcpu.errors import DenialReason, InvalidMapError, StalePlanError, StepDeniedError
+from qmpvcpu.errors import DenialReason, InvalidMapError, StalePlanError, StepDeniedError, shorten
 from qmpvcpu.model import Action, Denied, KnownFault, Layout, Slot, Step, VcpuMap
 from qmpvcpu.model.value import Value
-from qmpvcpu.planning.checks import Situation, check_plug, check_unplug
+from qmpvcpu.planning.checks import Situation, check_plug, check_unplug, fatal_plug, fatal_unplug
+from qmpvcpu.planning.explain import explained, merged, named
 
 __all__ = ["Plan", "check_plan", "plan_count", "plan_map", "read_wish"]
+
+_MOST_QUOTED = 40
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,7 +41,7 @@ class Plan(Value):
     pending_slots: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
-        return "\n".join(_explained(self))
+        return "\n".join(explained(self))
 
 
 def read_wish(wish: str | Iterable[int], layout: Layout) -> VcpuMap:
@@ -81,7 +84,7 @@ def plan_map(now: Situation, target: VcpuMap, *, allow_fatal: bool = False, allo
         target=target,
         steps=steps,
         denied=tuple(denied),
-        warnings=tuple(_warnings(now, plugs, keeps, allow_fatal=allow_fatal)),
+        warnings=tuple(_warnings(now, plugs, keeps, unplugs, allow_fatal=allow_fatal)),
         slots=layout.slots,
         pending_slots=layout.pending_slots,
     )
@@ -106,10 +109,9 @@ def plan_count(
     have = len(layout.enabled)
     chosen = {slot.first for slot in layout.slots if slot.present}
     denied: Denied | None = None
-    if not 1 <= count <= layout.max:
-        denied = Denied(
-            VcpuMap(), DenialReason.UNKNOWN_VCPU, f"this machine has 1 to {layout.max} vCPUs, not {count}"
-        )
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= layout.max:
+        detail = f"this machine has 1 to {layout.max} vCPUs, not {shorten(count, _MOST_QUOTED)}"
+        denied = Denied(VcpuMap(), DenialReason.UNKNOWN_VCPU, detail)
     elif count >= have:
         free = iter(slot for slot in layout.slots if not slot.present)
         while have < count and (slot := next(free, None)) is not None:
@@ -124,9 +126,9 @@ def plan_count(
             slot = leaving.pop()
             chosen.discard(slot.first)
             have -= slot.count
-        if have > count:
+        if have > count and len(chosen) > 1:  # the slot of vCPU 0 never leaves, include_boot or not
             boot = VcpuMap(each for slot in layout.slots if slot.first in chosen for each in slot.ids)
-            detail = f"vCPUs {boot} were there at boot, and a count takes none of those out (include_boot=True does)"
+            detail = f"{named(boot)} were there at boot, and a count takes none of those out (include_boot=True does)"
             denied = Denied(boot, DenialReason.COUNT_KEEPS_BOOT, detail)
     if denied is None and have != count:
         sizes = ", ".join(sorted({str(slot.count) for slot in layout.slots}))
@@ -146,29 +148,29 @@ def check_plan(plan: Plan, layout: Layout) -> None:
         StepDeniedError: Something in it is denied; the text names all of it, the attributes the first.
         StalePlanError: The VM has changed since it was made.
     """
-    planned = [(slot.first, slot.qom_path) for slot in plan.slots]
-    if (
-        planned != [(slot.first, slot.qom_path) for slot in layout.slots]
-        or plan.pending_slots != layout.pending_slots
-    ):
+    planned = {slot.first: slot.qom_path for slot in plan.slots}
+    observed = {slot.first: slot.qom_path for slot in layout.slots}
+    if planned != observed or plan.pending_slots != layout.pending_slots:
         pending = VcpuMap(each for slot in plan.slots if slot.first in plan.pending_slots for each in slot.ids)
-        raise StalePlanError(_state(plan.start, pending), _state(layout.enabled, layout.pending))
+        was, now = _state(plan.start, pending), _state(layout.enabled, layout.pending)
+        if was == now:  # the same vCPUs, but not the same CPUs
+            other = min(planned.items() ^ observed.items(), key=lambda slot: slot[0])[0]
+            was += f" with {planned.get(other)} as vCPU {other}"
+            now += f" with {observed.get(other)} as vCPU {other}"
+        raise StalePlanError(was, now)
     if plan.denied:
-        first, *others = plan.denied
-        also = "".join(f"; denied too: {each.ids or 'the count'}: {each.detail}" for each in others)
-        action = "unplug" if first.reason in _OF_UNPLUG else "plug"
+        action = _action_of(plan.denied[0], plan)
+        alike = [each for each in plan.denied if _action_of(each, plan) == action]
+        first, *others = merged(alike) + merged(each for each in plan.denied if each not in alike)
+        also = "".join(
+            f"; denied too: {named(each.ids) if each.ids else 'the count'}: {each.detail}" for each in others
+        )
         raise StepDeniedError(action, first.ids, first.reason, first.detail + also)
 
 
-_OF_UNPLUG = frozenset(
-    {
-        DenialReason.BOOT_VCPU,
-        DenialReason.COUNT_KEEPS_BOOT,
-        DenialReason.LIBVIRT_OWNED,
-        DenialReason.MACHINE_CANNOT_UNPLUG,
-        DenialReason.SLOT_EMPTY,
-    }
-)
+def _action_of(denied: Denied, plan: Plan) -> str:
+    """Return what was not to be: the unplug of what is plugged, the plug of what is not."""
+    return "unplug" if denied.ids and denied.ids <= plan.start else "plug"
 
 
 def _state(enabled: VcpuMap, pending: VcpuMap) -> str:
@@ -178,7 +180,7 @@ def _state(enabled: VcpuMap, pending: VcpuMap) -> str:
 def _denied_wishes(layout: Layout, wanted: frozenset[int]) -> Iterator[Denied]:
     unknown = VcpuMap(each for each in wanted if each >= layout.max)
     if unknown:
-        detail = f"no vCPU {unknown}: this machine has 0 to {layout.max - 1}"
+        detail = f"no {named(unknown)}: this machine has 0 to {layout.max - 1}"
         yield Denied(unknown, DenialReason.UNKNOWN_VCPU, detail)
     if layout.slots and not wanted.intersection(layout.slots[0].ids):
         detail = "vCPU 0 is the one that booted the VM, it never leaves"
@@ -187,7 +189,7 @@ def _denied_wishes(layout: Layout, wanted: frozenset[int]) -> Iterator[Denied]:
 
 def _split(slot: Slot, wanted: frozenset[int]) -> Denied:
     inside = VcpuMap(each for each in slot.ids if each in wanted)
-    detail = f"vCPUs {slot.ids} are one slot and move together: the wish has only {inside}"
+    detail = f"{named(slot.ids)} are one slot and move together: the wish has only {inside}"
     return Denied(slot.ids, DenialReason.PART_OF_SLOT, detail)
 
 
@@ -206,39 +208,52 @@ def _denied_steps(
             yield Denied(step.ids, error.reason, error.detail)
 
 
-def _warnings(now: Situation, plugs: list[Step], keeps: list[Step], *, allow_fatal: bool) -> Iterator[str]:
+def _warnings(
+    now: Situation, plugs: list[Step], keeps: list[Step], unplugs: list[Step], *, allow_fatal: bool
+) -> Iterator[str]:
     pending = now.layout.pending
     if pending and plugs:
-        yield f"the removal of vCPU {pending} is pending: any plug may set it off"
-    for step in keeps:
+        one = len(now.layout.pending_slots) == 1
         yield (
-            f"vCPU {step.ids} shall stay and its removal is pending, which QEMU cannot withdraw: the guest's answer"
-            " is awaited, and it is plugged again if it leaves"
+            f"the removal{'' if one else 's'} of {named(pending)} {'is' if one else 'are'} pending:"
+            f" any plug may set {'it' if one else 'them'} off"
         )
-    if keeps and not allow_fatal and KnownFault.TCG_REPLUG_CORRUPTS_HEAP in now.layout.vm.known_faults:
-        yield f"if it leaves, it cannot be plugged again: {KnownFault.TCG_REPLUG_CORRUPTS_HEAP.value}"
+        if KnownFault.TCG_REPLUG_CORRUPTS_HEAP in now.layout.vm.known_faults:
+            yield f"no plug is safe after that: {KnownFault.TCG_REPLUG_CORRUPTS_HEAP.value}"
+    if keeps:
+        yield (
+            f"{named(_ids(keeps))} shall stay, and QEMU cannot withdraw a removal that is pending: the guest's answer"
+            " is awaited, and what leaves is plugged again"
+        )
+    ours = [step for step in unplugs if not step.joins]
+    yield from _fatal_plugs(now, plugs, keeps, ours, allow_fatal=allow_fatal)
+    fault = fatal_unplug(now)
+    if fault is not None and ours and allow_fatal:
+        yield f"taking {named(_ids(ours))} out is known to be fatal: {fault.value}"
+    if fault is not None and plugs:
+        yield f"taking {named(_ids(plugs))} out again, as reverting does, is known to be fatal: {fault.value}"
 
 
-def _explained(plan: Plan) -> Iterator[str]:
-    counts = {action: sum(step.action is action for step in plan.steps) for action in Action}
-    parts = [f"{number} to {action.value}" for action, number in counts.items() if number]
-    yield f"vCPUs {plan.start} -> {plan.target}: {', '.join(parts) or 'nothing to do'}"
-    slots = {slot.first: slot for slot in plan.slots}
-    for step in plan.steps:
-        yield f"  {step.action.value:<6} {step.ids!s:<6} ({_how(step, slots[step.first])})"
-    for each in plan.denied:
-        yield f"  denied {each.ids!s:<6} ({each.detail})"
-    for warning in plan.warnings:
-        yield f"  warning: {warning}"
+def _fatal_plugs(
+    now: Situation, plugs: list[Step], keeps: list[Step], unplugs: list[Step], *, allow_fatal: bool
+) -> Iterator[str]:
+    """Tell which plugs this QEMU would not survive: of the plan, where that is allowed, and of what may follow."""
+    for words, steps, left in (
+        ("plugging {}", plugs, False),
+        ("plugging {} again, should the guest let go,", keeps, True),
+        ("plugging {} again, as reverting does,", unplugs, True),
+    ):
+        fatal: dict[KnownFault, list[Step]] = {}
+        for step in steps:
+            then = now._replace(unplug_seen=now.unplug_seen or left)
+            fault = fatal_plug(then, now.layout.slot_of(step.first))
+            if fault is not None:
+                fatal.setdefault(fault, []).append(step)
+            now = now._replace(created=now.created + len(step.ids))
+        for fault, killing in fatal.items():
+            if left or allow_fatal:
+                yield f"{words.format(named(_ids(killing)))} is known to be fatal: {fault.value}"
 
 
-def _how(step: Step, slot: Slot) -> str:
-    if step.action is Action.PLUG:
-        place = " ".join(f"{name.removesuffix('-id')} {value}" for name, value in slot.props.items())
-        return f"device_add {slot.new_device_id}, {place}"
-    if step.action is Action.KEEP:
-        return "its removal is pending: the guest's answer is awaited"
-    if step.joins:
-        return "its removal is pending already: nothing is sent, the guest's answer is awaited"
-    boot = ", there at boot" if slot.is_boot else ""
-    return f"the guest is asked to give up {step.qom_path}{boot}"
+def _ids(steps: Iterable[Step]) -> VcpuMap:
+    return VcpuMap(each for step in steps for each in step.ids)

@@ -17,6 +17,7 @@ from qmpvcpu.model import (
     Unplugged,
     VcpuMap,
     Verdict,
+    succeeded,
 )
 
 __all__ = ["finish_wish", "observed_report", "revert_wish"]
@@ -26,7 +27,7 @@ _NOT_DONE = "not done, as far as a look tells"
 
 def finish_wish(intent: Intent, layout: Layout) -> VcpuMap:
     """Return the map that *intent* leads to from *layout*."""
-    wish = set(layout.enabled)
+    wish = _standing(intent, layout)
     for step in intent.steps:
         if step.action is Action.UNPLUG:
             wish -= set(step.ids)
@@ -38,16 +39,32 @@ def finish_wish(intent: Intent, layout: Layout) -> VcpuMap:
 def revert_wish(intent: Intent, layout: Layout) -> VcpuMap:
     """Return the map that undoes what *intent* has done to *layout*.
 
-    A slot that somebody else has filled meanwhile holds another device than ours, and is left alone.
+    A slot that somebody else has filled meanwhile holds another device than ours, and is left alone; so is one that
+    an earlier removal, which the transition only joined, has emptied.
     """
-    wish = set(layout.enabled)
-    for step in intent.steps:
-        slot = layout.slot_of(step.first)
-        if step.action is not Action.PLUG:
+    wish = _standing(intent, layout)
+    # Where a slot is named twice, as by single commands one after another, its first step tells what was there.
+    for step in {step.first: step for step in reversed(intent.steps)}.values():
+        if step.action is Action.PLUG:
+            if _is_ours(step, layout):
+                wish -= set(step.ids)
+        elif not step.joins:
             wish |= set(step.ids)
-        elif slot.qom_path == slot.new_qom_path:
-            wish -= set(step.ids)
     return VcpuMap(wish)
+
+
+def _standing(intent: Intent, layout: Layout) -> set[int]:
+    """Return what is plugged, without what somebody else has asked to leave since: that is not for us to keep."""
+    concerned = {each for step in intent.steps for each in step.ids}
+    return {each for each in layout.enabled if each in concerned or each not in layout.pending}
+
+
+def _is_ours(step: Step, layout: Layout) -> bool:
+    """Return True if the slot of *step* holds a device that has the name of ours."""
+    if step.first >= layout.max:
+        return False
+    slot = layout.slot_of(step.first)
+    return slot.qom_path == slot.new_qom_path
 
 
 def observed_report(intent: Intent, layout: Layout) -> TransitionReport:
@@ -70,16 +87,26 @@ def observed_report(intent: Intent, layout: Layout) -> TransitionReport:
 
 
 def _observed(step: Step, layout: Layout, *, reverting: bool) -> StepReport:
-    slot = layout.slot_of(step.first)
+    present = step.first < layout.max and layout.slot_of(step.first).present
     verdict: Verdict | None = None
-    if slot.first in layout.pending_slots:
-        verdict = Pending(step.ids, acknowledged=False)
-    elif slot.present and step.action is not Action.UNPLUG:
-        verdict = Plugged(step.ids)
-    elif not slot.present and step.action is Action.UNPLUG:
+    if step.action is Action.PLUG:
+        verdict = Plugged(step.ids) if present else None
+    elif not present:
         verdict = Unplugged(step.ids)
-    undone = None
-    if reverting and step.action is not Action.KEEP:
-        undone = verdict is None
-    reason = _NOT_DONE if verdict is None and not reverting else ""
-    return StepReport(step.action, step.ids, verdict, reason, undone=undone)
+    elif step.first in layout.pending_slots:
+        verdict = Pending(step.ids, acknowledged=False)
+    elif step.action is Action.KEEP:
+        verdict = Plugged(step.ids)
+    reason = "" if succeeded(step.action, verdict) or reverting else _NOT_DONE
+    return StepReport(
+        step.action, step.ids, verdict, reason, undone=_undone(step, layout, verdict) if reverting else None
+    )
+
+
+def _undone(step: Step, layout: Layout, verdict: Verdict | None) -> bool | None:
+    """Return whether *step* is undone; None where there is nothing of ours to undo."""
+    if step.action is Action.KEEP or (
+        verdict is not None and step.action is Action.PLUG and not _is_ours(step, layout)
+    ):
+        return None
+    return verdict is None

@@ -86,7 +86,7 @@ def test_verdicts_are_json() -> None:
         "ids": "4-5",
         "code": 130,
         "reason": "device is busy",
-        "seconds": 0.063123,
+        "seconds": 0.06312345678,
     }
     assert as_json(Denied(VcpuMap([0]), DenialReason.BOOT_VCPU, "d"))["reason"] == "BOOT_VCPU"
     assert as_json(Plugged(VcpuMap([1])))["verdict"] == "PLUGGED"
