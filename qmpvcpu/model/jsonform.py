@@ -2,36 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, Final, TypeVar
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
 
 from qmpvcpu.errors import DenialReason
+from qmpvcpu.model.jsonread import flag, number, one_of, optional, rows, take, text, unlike, vcpu_map, whole_number
 from qmpvcpu.model.layout import CpuProps, Layout, Slot, Vcpu
 from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged, Verdict
+from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged, Verdict, as_json
 from qmpvcpu.model.vm import Topology, VmInfo
 
-__all__ = ["layout_as_json", "layout_from_json", "take", "verdict_from_json"]
-
-_T = TypeVar("_T")
+__all__ = ["layout_as_json", "layout_from_json", "verdict_beside", "verdict_from_json"]
 
 _VERDICTS: Final[Mapping[str, type[Verdict]]] = {
     kind.name: kind for kind in (Plugged, Unplugged, Refused, Pending, Rejected, Denied, Unknown)
 }
-
-
-def take(data: Mapping[str, Any], key: str, read: Callable[[Any], _T]) -> _T:
-    """Return what *read* makes of ``data[key]``.
-
-    Raises:
-        ValueError: The key is missing, or its value is not what it should be; the text names the key.
-    """
-    try:
-        return read(data[key])
-    except KeyError as error:
-        raise ValueError(f"{key!r} is missing" if error.args == (key,) else f"{key!r}: {error} is missing") from error
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ValueError(f"{key!r}: {error}") from error
 
 
 def layout_as_json(layout: Layout) -> dict[str, Any]:
@@ -85,70 +71,195 @@ def _vcpu_as_json(vcpu: Vcpu) -> dict[str, Any]:
 def layout_from_json(data: Mapping[str, Any]) -> Layout:
     """Return the layout that ``layout_as_json`` was given.
 
+    Keys that it does not write are no matter; of those that follow from others ``max``, ``enabled`` and
+    ``pending`` must agree with them, the rest is not read.
+
     Raises:
-        ValueError: It is not of that shape; the text names the key.
+        ValueError: It is not of that shape, or contradicts itself; the text names the key.
     """
-    rows = take(data, "vcpus", list)
-    by_slot: dict[int, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_slot.setdefault(take(row, "slot", int), []).append(row)
-    slots = tuple(_slot(first, of_slot) for first, of_slot in by_slot.items())
-    orders = {take(row, "slot", int): row["order"] for row in rows if row.get("order") is not None}
-    pending = take(data, "pending", VcpuMap.parse)
-    return Layout(
-        vm=take(data, "vm", _vm),
+    vcpus = take(data, "vcpus", _read_vcpus)
+    by_slot: dict[int, list[_Row]] = {}
+    for vcpu in vcpus:
+        by_slot.setdefault(vcpu.slot, []).append(vcpu)
+    slots = tuple(_slot_of(of_slot) for of_slot in by_slot.values())
+    places = {vcpu.slot: vcpu.order for vcpu in vcpus if vcpu.order is not None}
+    if sorted(places.values()) != list(range(1, len(places) + 1)):
+        raise ValueError(f"'vcpus': 'order' does not go from 1 to {len(places)}, the slots that have one")
+    pending = take(data, "pending", vcpu_map)
+    layout = Layout(
+        vm=take(data, "vm", _read_vm),
         slots=slots,
-        creation=tuple(sorted(orders, key=lambda first: int(orders[first]))),
+        creation=tuple(sorted(places, key=places.__getitem__)),
         pending_slots=frozenset(slot.first for slot in slots if slot.first in pending),
-        generation=take(data, "generation", int),
+        generation=take(data, "generation", whole_number),
     )
+    for key, read, observed in (
+        ("max", whole_number, layout.max),
+        ("enabled", vcpu_map, layout.enabled),
+        ("pending", vcpu_map, layout.pending & layout.enabled),
+    ):
+        if take(data, key, read) != observed:
+            raise ValueError(f"{key!r}: {unlike(data[key], f'{observed}, which its vCPUs make')}")
+    return layout
 
 
-def _slot(first: int, rows: list[Mapping[str, Any]]) -> Slot:
-    row = rows[0]
-    path = row.get("qom_path")
-    answer = row.get("answer")
+class _Row(NamedTuple):
+    """One vCPU as it is read, before it is known whether its slot has more of them."""
+
+    id: int
+    slot: int
+    host_tid: int | None
+    type: str
+    props: CpuProps
+    cpu_index: int
+    qom_path: str | None
+    order: int | None
+    answer: OstAnswer | None
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """What all vCPUs of a slot have in common."""
+        return self[3:]
+
+
+def _read_row(data: object) -> _Row:
+    row = _Row(
+        id=take(data, "id", _read_id),
+        slot=take(data, "slot", whole_number),
+        host_tid=take(data, "host_tid", optional(whole_number)),
+        type=take(data, "type", text),
+        props=take(data, "props", _read_props),
+        cpu_index=take(data, "cpu_index", whole_number),
+        qom_path=take(data, "qom_path", optional(text)),
+        order=take(data, "order", optional(whole_number)),
+        answer=take(data, "answer", optional(_read_answer)),
+    )
+    if row.order is not None and row.qom_path is None:
+        raise ValueError(f"'order': vCPU {row.id} has one, and no 'qom_path'")
+    return row
+
+
+def _read_vcpus(value: object) -> tuple[_Row, ...]:
+    vcpus = rows(_read_row)(value)
+    for place, vcpu in enumerate(vcpus):
+        if vcpu.id != place:
+            raise ValueError(f"[{place}]: 'id': vCPU {vcpu.id} stands in the place of vCPU {place}")
+    for before, vcpu in pairwise(vcpus):
+        if vcpu.slot not in (before.slot, vcpu.id) or (vcpu.slot == before.slot and vcpu.shared != before.shared):
+            raise ValueError(f"[{vcpu.id}]: 'slot': vCPUs {before.id} and {vcpu.id} make no slot {vcpu.slot}")
+    if vcpus and vcpus[0].slot:
+        raise ValueError(f"[0]: 'slot': vCPU 0 is the first of its slot, not of {vcpus[0].slot}")
+    return vcpus
+
+
+def _read_id(value: object) -> int:
+    return min(VcpuMap([whole_number(value)]))  # which has a bound
+
+
+def _slot_of(vcpus: list[_Row]) -> Slot:
+    first = vcpus[0]
     return Slot(
-        first=first,
-        count=len(rows),
-        type=take(row, "type", str),
-        props=take(row, "props", CpuProps),
-        cpu_index=take(row, "cpu_index", int),
-        qom_path=path if path is None else str(path),
-        host_tids=() if path is None else tuple(each.get("host_tid") for each in rows),
-        answer=None if answer is None else take(row, "answer", lambda pair: OstAnswer(int(pair[0]), int(pair[1]))),
+        first=first.id,
+        count=len(vcpus),
+        type=first.type,
+        props=first.props,
+        cpu_index=first.cpu_index,
+        qom_path=first.qom_path,
+        host_tids=() if first.qom_path is None else tuple(vcpu.host_tid for vcpu in vcpus),
+        answer=first.answer,
     )
 
 
-def _vm(data: Mapping[str, Any]) -> VmInfo:
-    known = {field.name: data[field.name] for field in fields(VmInfo) if field.name in data}
-    topology = data.get("topology")
+def _read_props(value: object) -> CpuProps:
+    if not isinstance(value, Mapping):
+        raise ValueError(unlike(value, "a JSON object"))  # noqa: TRY004 -- bad content, whatever its type
+    for key, each in value.items():
+        if not isinstance(each, int | str):
+            raise ValueError(f"{key!r}: {unlike(each, 'a number or text')}")  # noqa: TRY004 -- as above
+    return CpuProps(value)
+
+
+def _read_answer(value: object) -> OstAnswer:
+    if not isinstance(value, list) or len(value) != len(fields(OstAnswer)):
+        raise ValueError(unlike(value, "a source and a status"))
+    return OstAnswer(*rows(whole_number)(value))
+
+
+def _read_vm(data: object) -> VmInfo:
     return VmInfo(
-        **known
-        | {
-            "qemu_version": take(data, "qemu", _version),
-            "topology": None if topology is None else Topology(**topology),
-        }
+        name=take(data, "name", text),
+        arch=take(data, "arch", text),
+        machine=take(data, "machine", text),
+        accelerator=take(data, "accelerator", text),
+        qemu_version=take(data, "qemu", _read_version),
+        uuid=take(data, "uuid", optional(text)),
+        package=take(data, "package", text),
+        memory_kib=take(data, "memory_kib", optional(whole_number)),
+        topology=take(data, "topology", optional(_read_topology)),
+        can_plug=take(data, "can_plug", flag),
+        can_unplug=take(data, "can_unplug", flag),
+        libvirt_owned=take(data, "libvirt_owned", flag),
+        x2apic=take(data, "x2apic", optional(flag)),
     )
 
 
-def _version(text: str) -> tuple[int, int, int]:
-    major, minor, micro = text.split(".")
-    return int(major), int(minor), int(micro)
+def _read_topology(data: object) -> Topology:
+    return Topology(**{field.name: take(data, field.name, whole_number) for field in fields(Topology)})
+
+
+def _read_version(value: object) -> tuple[int, int, int]:
+    match text(value).split("."):
+        case [major, minor, micro] if all(_is_short_number(part) for part in (major, minor, micro)):
+            return int(major), int(minor), int(micro)
+    raise ValueError(unlike(value, "a version such as 10.0.2"))
+
+
+def _is_short_number(part: str) -> bool:
+    return part.isascii() and part.isdigit() and len(part) < len(str(2**32))
+
+
+# Verdicts.
+
+
+def verdict_beside(verdict: Verdict | None, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *verdict* as a JSON object with the keys of *own* in it, which win.
+
+    Where the verdict has another value for such a key, it stands under ``verdict_`` and the key.
+    """
+    shown = {"verdict": None} if verdict is None else as_json(verdict)
+    hidden = {f"verdict_{key}": shown[key] for key, value in own.items() if key in shown and shown[key] != value}
+    return {**shown, **own, **hidden}
 
 
 def verdict_from_json(data: Mapping[str, Any]) -> Verdict | None:
-    """Return the verdict that ``as_json`` was given; more keys than its own are no matter. None: ``verdict`` is null.
+    """Return the verdict that ``as_json`` or ``verdict_beside`` was given; None if it was None.
 
     Raises:
         ValueError: It is not of that shape; the text names the key.
     """
-    name = take(data, "verdict", lambda word: word)
-    if name is None:
+    kind = take(data, "verdict", optional(one_of(_VERDICTS)))
+    if kind is None:
         return None
-    kind = take(data, "verdict", _VERDICTS.__getitem__)
-    values = {field.name: take(data, field.name, lambda value: value) for field in fields(kind)}
-    values["ids"] = take(data, "ids", VcpuMap.parse)
-    if kind is Denied:
-        values["reason"] = take(data, "reason", DenialReason.__getitem__)
-    return kind(**values)
+    return kind(**{field.name: _take_evidence(data, kind, field.name) for field in fields(kind)})
+
+
+def _take_evidence(data: Mapping[str, Any], kind: type[Verdict], name: str) -> Any:
+    reader = _EVIDENCE.get((kind, name)) or _EVIDENCE[None, name]
+    hidden = f"verdict_{name}"
+    return take(data, hidden if hidden in data else name, reader)
+
+
+_EVIDENCE: Final[Mapping[tuple[type[Verdict] | None, str], Callable[[Any], Any]]] = {
+    (None, "ids"): vcpu_map,
+    (None, "acknowledged"): flag,
+    (Plugged, "acknowledged"): optional(flag),
+    (None, "code"): optional(whole_number),
+    (None, "reason"): text,
+    (Denied, "reason"): one_of(DenialReason.__members__),
+    (None, "seconds"): number,
+    (None, "error_class"): text,
+    (None, "desc"): text,
+    (None, "hint"): text,
+    (None, "detail"): text,
+    (None, "why"): text,
+}

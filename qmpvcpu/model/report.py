@@ -2,12 +2,13 @@
 
 import enum
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from qmpvcpu.errors import Outcome, QmpVcpuError
-from qmpvcpu.model.jsonform import layout_as_json, layout_from_json, take, verdict_from_json
+from qmpvcpu.model.jsonform import layout_as_json, layout_from_json, verdict_beside, verdict_from_json
+from qmpvcpu.model.jsonread import flag, number, one_of, optional, rows, take, text, vcpu_map
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Action, OnFailure
 from qmpvcpu.model.value import Value
@@ -28,6 +29,10 @@ class TransitionOutcome(enum.Enum):
     PARTIAL = "partial"
     REVERTED = "reverted"
     REVERT_INCOMPLETE = "revert incomplete"
+
+
+_ACTIONS: Final = {action.value: action for action in Action}
+_POLICIES: Final = {policy.value: policy for policy in OnFailure}
 
 
 def succeeded(action: Action, verdict: Verdict | None) -> bool:
@@ -68,9 +73,12 @@ class StepReport(Value):
         return succeeded(self.action, self.verdict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the step as a JSON object: ``verdict`` is its word, beside the verdict's own attributes."""
-        verdict = {"verdict": None} if self.verdict is None else as_json(self.verdict)
-        return verdict | {
+        """Return the step as a JSON object: ``verdict`` is its word, beside the verdict's own attributes.
+
+        ``why`` is the step's reason, ``reason`` the verdict's. Where the verdict has other ``ids``, ``seconds`` or
+        ``why`` than the step, they are ``verdict_ids`` and so on.
+        """
+        own = {
             "action": self.action.value,
             "ids": str(self.ids),
             "why": self.reason,
@@ -78,6 +86,7 @@ class StepReport(Value):
             "undone": self.undone,
             "undo": None if self.undo is None else as_json(self.undo),
         }
+        return verdict_beside(self.verdict, own)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "StepReport":
@@ -86,21 +95,25 @@ class StepReport(Value):
         Raises:
             ValueError: It is not of that shape; the text names the key.
         """
-        undo = data.get("undo")
         return cls(
-            action=take(data, "action", Action),
-            ids=take(data, "ids", VcpuMap.parse),
+            action=take(data, "action", one_of(_ACTIONS)),
+            ids=take(data, "ids", vcpu_map),
             verdict=verdict_from_json(data),
-            reason=take(data, "why", str),
-            seconds=take(data, "seconds", float),
-            undo=None if undo is None else verdict_from_json(undo),
-            undone=data.get("undone"),
+            reason=take(data, "why", text),
+            seconds=take(data, "seconds", number),
+            undo=take(data, "undo", optional(verdict_from_json)),
+            undone=take(data, "undone", optional(flag)),
         )
 
     def __str__(self) -> str:
+        return f"{self.action.value} {self.ids}: {self.said}"
+
+    @property
+    def said(self) -> str:
+        """How it ended and why, in words."""
         undone = {None: "", True: "undone", False: "NOT undone"}[self.undone]
-        said = ", ".join(filter(None, ("" if self.verdict is None else self.verdict.name, undone)))
-        return ": ".join(filter(None, (f"{self.action.value} {self.ids}", said, self.reason)))
+        ended = ", ".join(filter(None, ("" if self.verdict is None else self.verdict.name, undone)))
+        return ": ".join(filter(None, (ended, self.reason))) or "not sent"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -150,19 +163,20 @@ class TransitionReport(Value):
         Raises:
             ValueError: It is not of that shape; the text names the key.
         """
-        content = json.loads(data) if isinstance(data, str) else data
-        if not isinstance(content, Mapping):
-            raise ValueError("a report is a JSON object")  # noqa: TRY004 -- of its content, not of its type here
+        try:
+            content = json.loads(data) if isinstance(data, str) else data
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply for a report") from error
         return cls(
-            start=take(content, "start", VcpuMap.parse),
-            target=take(content, "target", VcpuMap.parse),
-            on_failure=take(content, "on_failure", OnFailure),
-            outcome=take(content, "outcome", TransitionOutcome.__getitem__),
-            steps=take(content, "steps", lambda steps: tuple(map(StepReport.from_json, steps))),
+            start=take(content, "start", vcpu_map),
+            target=take(content, "target", vcpu_map),
+            on_failure=take(content, "on_failure", one_of(_POLICIES)),
+            outcome=take(content, "outcome", one_of(TransitionOutcome.__members__)),
+            steps=take(content, "steps", rows(StepReport.from_json)),
             layout=take(content, "layout", layout_from_json),
-            seconds=take(content, "seconds", float),
-            cancelled=take(content, "cancelled", bool),
-            unrecorded=take(content, "unrecorded", str),
+            seconds=take(content, "seconds", number),
+            cancelled=take(content, "cancelled", flag),
+            unrecorded=take(content, "unrecorded", text),
         )
 
     def __str__(self) -> str:
@@ -185,10 +199,10 @@ class TransitionError(QmpVcpuError):
     """
 
     def __init__(self, report: TransitionReport) -> None:
-        wrong = [str(step) for step in report.steps if step.verdict is not None and not step.ok]
-        wrong += [str(step) for step in report.steps if step.ok and step.undone is False]
-        unsent = [str(step.ids) for step in report.steps if step.verdict is None]
-        wrong += [f"not sent: {', '.join(unsent)}"] if unsent else []
+        wrong = _grouped(step for step in report.steps if step.verdict is not None and not step.ok)
+        wrong += _grouped(step for step in report.steps if step.ok and step.undone is False)
+        unsent = VcpuMap(each for step in report.steps if step.verdict is None for each in step.ids)
+        wrong += [f"not sent: {unsent}"] if unsent else []
         pending = f", pending {report.layout.pending}" if report.layout.pending else ""
         super().__init__(
             f"vCPUs {report.target} not reached ({report.outcome.value}): {'; '.join(wrong) or 'changed by other'};"
@@ -200,3 +214,11 @@ class TransitionError(QmpVcpuError):
             self.outcome = Outcome.UNKNOWN
         elif any(step.ok and not step.undone for step in report.steps):
             self.outcome = Outcome.CHANGED
+
+
+def _grouped(steps: Iterable[StepReport]) -> list[str]:
+    """Return what is said of *steps*, of all that ended alike at once."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for step in steps:
+        alike.setdefault((step.action.value, step.said), []).extend(step.ids)
+    return [f"{action} {VcpuMap(ids)}: {said}" for (action, said), ids in alike.items()]

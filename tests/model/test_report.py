@@ -1,0 +1,267 @@
+"""What became of a whole map: in words, in JSON, and as an error."""
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from qmpvcpu import Layout, VcpuMap
+from qmpvcpu.errors import Outcome
+from qmpvcpu.model import (
+    Action,
+    CpuProps,
+    OnFailure,
+    Pending,
+    Plugged,
+    Refused,
+    Rejected,
+    Slot,
+    StepReport,
+    TransitionError,
+    TransitionOutcome,
+    TransitionReport,
+    Unknown,
+    Unplugged,
+    Verdict,
+    VmInfo,
+    as_json,
+    succeeded,
+)
+from tests.model.values import reports
+
+VM = VmInfo("vm", "x86_64", "pc-q35-10.0", "kvm", (10, 0, 2))
+START, TARGET = VcpuMap.parse("0-1,6"), VcpuMap.parse("0,2-5")
+BUSY = "the guest refused: device is busy (OST status 0x82)"
+
+
+def layout(present: str, pending: tuple[int, ...] = ()) -> Layout:
+    ids = VcpuMap.parse(present)
+    slots = tuple(
+        Slot(each, 1, "cpu", CpuProps({"core-id": each}), each, *((f"/vcpu{each}", (None,)) if each in ids else ()))
+        for each in range(8)
+    )
+    return Layout(vm=VM, slots=slots, creation=tuple(ids), pending_slots=frozenset(pending))
+
+
+def step(
+    action: Action, vcpu: int, verdict: type[Verdict] | Verdict | None, reason: str = "", **more: Any
+) -> StepReport:
+    ids = VcpuMap([vcpu])
+    ended: Any = verdict(ids) if isinstance(verdict, type) else verdict  # type: ignore[call-arg]  # those that need ids only
+    return StepReport(action, ids, ended, reason, **more)
+
+
+def story(policy: OnFailure) -> TransitionReport:
+    """The map 0,2-5 from 0-1,6, the guest refusing to give up 6."""
+    refused = step(Action.UNPLUG, 6, Refused(VcpuMap([6]), 0x82, "device is busy"), BUSY)
+    plugs = [step(Action.PLUG, vcpu, Plugged) for vcpu in range(2, 6)]
+    left, outcome = layout("0,2-6"), TransitionOutcome.PARTIAL
+    last = step(Action.UNPLUG, 1, Unplugged)
+    match policy:
+        case OnFailure.STOP:
+            left, last = layout("0-6"), step(Action.UNPLUG, 1, None, "not sent: an earlier step failed")
+        case OnFailure.REVERT:
+            left, outcome = layout("0-1,6"), TransitionOutcome.REVERTED
+            plugs = [replace(plug, undo=Unplugged(plug.ids), undone=True) for plug in plugs]
+            last = replace(last, undo=Plugged(last.ids), undone=True)
+    return TransitionReport(START, TARGET, policy, outcome, (*plugs, refused, last), left, 0.25)
+
+
+def test_the_story_under_stop_reads_well() -> None:
+    assert str(story(OnFailure.STOP)) == (
+        "PARTIAL: vCPUs 0-1,6 to 0,2-5, on failure stop; plugged now: 0-6\n"
+        "  plug 2: PLUGGED\n"
+        "  plug 3: PLUGGED\n"
+        "  plug 4: PLUGGED\n"
+        "  plug 5: PLUGGED\n"
+        f"  unplug 6: REFUSED: {BUSY}\n"
+        "  unplug 1: not sent: an earlier step failed"
+    )
+    error = TransitionError(story(OnFailure.STOP))
+    assert str(error) == (
+        f"vCPUs 0,2-5 not reached (partial): unplug 6: REFUSED: {BUSY}; not sent: 1; plugged now: 0-6"
+    )
+    assert error.outcome is Outcome.CHANGED
+
+
+def test_the_story_under_continue_reads_well() -> None:
+    assert str(story(OnFailure.CONTINUE)).splitlines()[0::6] == [
+        "PARTIAL: vCPUs 0-1,6 to 0,2-5, on failure continue; plugged now: 0,2-6",
+        "  unplug 1: UNPLUGGED",
+    ]
+    assert str(TransitionError(story(OnFailure.CONTINUE))) == (
+        f"vCPUs 0,2-5 not reached (partial): unplug 6: REFUSED: {BUSY}; plugged now: 0,2-6"
+    )
+
+
+def test_the_story_under_revert_reads_well() -> None:
+    report = story(OnFailure.REVERT)
+    assert str(report).splitlines()[:2] == [
+        "REVERTED: vCPUs 0-1,6 to 0,2-5, on failure revert; plugged now: 0-1,6",
+        "  plug 2: PLUGGED, undone",
+    ]
+    error = TransitionError(report)
+    assert str(error) == f"vCPUs 0,2-5 not reached (reverted): unplug 6: REFUSED: {BUSY}; plugged now: 0-1,6"
+    assert error.outcome is Outcome.UNCHANGED
+    assert error.report is report
+
+
+def test_what_could_not_be_undone_is_named() -> None:
+    busy = Refused(VcpuMap([2]), 0x82, "device is busy")
+    kept = step(Action.PLUG, 2, Plugged, f"undoing it: {BUSY}", undo=busy, undone=False)
+    report = story(OnFailure.REVERT)
+    report = replace(report, outcome=TransitionOutcome.REVERT_INCOMPLETE, steps=(kept, *report.steps[1:]))
+    assert str(report).splitlines()[1] == f"  plug 2: PLUGGED, NOT undone: undoing it: {BUSY}"
+    error = TransitionError(report)
+    assert f"plug 2: PLUGGED, NOT undone: undoing it: {BUSY}" in str(error)
+    assert error.outcome is Outcome.CHANGED
+
+
+def test_what_is_pending_and_what_nobody_knows_leave_the_outcome_unknown() -> None:
+    waiting = step(Action.UNPLUG, 6, Pending(VcpuMap([6]), acknowledged=True), "the guest works on it")
+    report = replace(story(OnFailure.STOP), steps=(waiting,), layout=layout("0-6", (6,)), cancelled=True)
+    assert str(report) == (
+        "PARTIAL, stopped by its caller: vCPUs 0-1,6 to 0,2-5, on failure stop; plugged now: 0-6, pending 6\n"
+        "  unplug 6: PENDING: the guest works on it"
+    )
+    assert str(TransitionError(report)).endswith("; plugged now: 0-6, pending 6")
+    assert TransitionError(report).outcome is Outcome.UNKNOWN
+    lost = step(Action.PLUG, 2, Plugged, undo=Unknown(VcpuMap([2]), "gone"), undone=False)
+    assert TransitionError(replace(report, steps=(lost,))).outcome is Outcome.UNKNOWN
+
+
+def test_an_error_says_once_what_ended_alike() -> None:
+    waiting = [
+        step(Action.UNPLUG, each, Pending(VcpuMap([each]), acknowledged=False), "silence") for each in (7, 6, 4)
+    ]
+    unsent = [step(Action.UNPLUG, each, None, "not sent: an earlier step failed") for each in (3, 2, 1)]
+    report = replace(story(OnFailure.STOP), steps=(*waiting, *unsent))
+    assert str(TransitionError(report)) == (
+        "vCPUs 0,2-5 not reached (partial): unplug 4,6-7: PENDING: silence; not sent: 1-3; plugged now: 0-6"
+    )
+
+
+def test_a_step_of_which_nothing_is_known_says_so() -> None:
+    assert str(step(Action.PLUG, 2, None)) == "plug 2: not sent"
+
+
+def test_a_record_that_could_not_be_written_is_told() -> None:
+    report = replace(story(OnFailure.CONTINUE), unrecorded="record /r: No space left on device")
+    assert str(report).splitlines()[-1] == "  not recorded: record /r: No space left on device"
+
+
+def test_a_map_that_somebody_else_moved_is_told() -> None:
+    report = replace(story(OnFailure.CONTINUE), steps=())
+    assert "changed by other" in str(TransitionError(report))
+    assert TransitionError(report).outcome is Outcome.UNCHANGED
+
+
+@pytest.mark.parametrize("action", Action)
+def test_each_action_is_content_with_its_own_verdicts(action: Action) -> None:
+    ids = VcpuMap([3])
+    ends: list[Verdict | None] = [
+        Plugged(ids),
+        Unplugged(ids),
+        Refused(ids, 1, "no"),
+        Pending(ids, acknowledged=False),
+        Rejected(ids, "GenericError", "no"),
+        Unknown(ids, "gone"),
+        None,
+    ]
+    content = {type(verdict) for verdict in ends if succeeded(action, verdict)}
+    assert content == {Action.PLUG: {Plugged}, Action.UNPLUG: {Unplugged}, Action.KEEP: {Plugged, Refused}}[action]
+
+
+@given(reports)
+def test_any_report_comes_back_as_it_was(report: TransitionReport) -> None:
+    shown = report.as_json()
+    assert TransitionReport.from_json(shown) == report
+    assert TransitionReport.from_json(json.dumps(shown)) == report
+
+
+def test_a_step_is_one_flat_object() -> None:
+    taken = Refused(VcpuMap([6]), 0x82, "device is busy", 0.25)
+    assert step(Action.UNPLUG, 6, taken, BUSY, seconds=0.25).as_json() == {
+        "verdict": "REFUSED",
+        "ids": "6",
+        "code": 130,
+        "reason": "device is busy",
+        "seconds": 0.25,
+        "action": "unplug",
+        "why": BUSY,
+        "undone": None,
+        "undo": None,
+    }
+
+
+def test_a_verdict_of_other_ids_or_seconds_than_its_step_is_kept_too() -> None:
+    shown = step(Action.KEEP, 6, Plugged(VcpuMap([7]), seconds=1.5), seconds=0.25).as_json()
+    assert (shown["ids"], shown["seconds"], shown["verdict_ids"], shown["verdict_seconds"]) == ("6", 0.25, "7", 1.5)
+    assert StepReport.from_json(shown).verdict == Plugged(VcpuMap([7]), seconds=1.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"outcome": "MAYBE"}, "'outcome': \"MAYBE\" is not one of REACHED, PARTIAL, REVERTED, REVERT_INCOMPLETE"),
+        ({"outcome": []}, "'outcome': [] is not one of"),
+        ({"on_failure": "STOP"}, "'on_failure': \"STOP\" is not one of stop, continue, revert"),
+        ({"target": "^1"}, "'target': \"^1\" is no set of vCPU ids"),
+        ({"cancelled": "false"}, "'cancelled': \"false\" is not true or false"),
+        ({"unrecorded": None}, "'unrecorded': null is not text"),
+        ({"seconds": float("inf")}, "'seconds': Infinity is not a number"),
+        ({"steps": None}, "'steps': null is not a list"),
+        ({"steps": [3]}, "'steps': [0]: 3 is not a JSON object"),
+        ({"layout": "0-6"}, "'layout': \"0-6\" is not a JSON object"),
+        ({"layout": {}}, "'layout': 'vcpus' is missing"),
+    ],
+)
+def test_a_bad_report_is_refused_by_the_name_of_its_key(change: dict[str, object], says: str) -> None:
+    shown = story(OnFailure.STOP).as_json()
+    with pytest.raises(ValueError, match=re.escape(says)):
+        TransitionReport.from_json(shown | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"action": "eject"}, "'steps': [4]: 'action': \"eject\" is not one of plug, unplug, keep"),
+        ({"undone": "yes"}, "'steps': [4]: 'undone': \"yes\" is not true or false"),
+        ({"undo": "REFUSED"}, "'steps': [4]: 'undo': \"REFUSED\" is not a JSON object"),
+        ({"undo": as_json(Unknown(VcpuMap([6]), "x")) | {"why": 3}}, "[4]: 'undo': 'why': 3 is not text"),
+        ({"code": -1}, "'steps': [4]: 'code': -1 is not a whole number"),
+        ({"ids": "x" * 10_000_000}, "'steps': [4]: 'ids': "),
+    ],
+)
+def test_a_bad_step_is_refused_by_its_place(change: dict[str, object], says: str) -> None:
+    shown = story(OnFailure.STOP).as_json()
+    shown["steps"][4] |= change
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        TransitionReport.from_json(shown)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("lacking", story(OnFailure.STOP).as_json())
+def test_a_report_lacks_nothing(lacking: str) -> None:
+    shown = story(OnFailure.STOP).as_json()
+    del shown[lacking]
+    with pytest.raises(ValueError, match=f"^'{lacking}' is missing"):
+        TransitionReport.from_json(shown)
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ("", "Expecting value"),
+        ("[]", "[] is not a JSON object"),
+        ('"REACHED"', '"REACHED" is not a JSON object'),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+    ids=["empty", "list", "text", "deep"],
+)
+def test_what_is_no_report_at_all_is_refused(document: str, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        TransitionReport.from_json(document)

@@ -1,0 +1,109 @@
+"""Strategies for the values that are kept as JSON: any layout, any verdict, any report."""
+
+from hypothesis import strategies as st
+
+from qmpvcpu import DenialReason, Layout, VcpuMap
+from qmpvcpu.model import (
+    Action,
+    CpuProps,
+    Denied,
+    OnFailure,
+    OstAnswer,
+    Pending,
+    Plugged,
+    Refused,
+    Rejected,
+    Slot,
+    StepReport,
+    Topology,
+    TransitionOutcome,
+    TransitionReport,
+    Unknown,
+    Unplugged,
+    Verdict,
+    VmInfo,
+)
+
+__all__ = ["layouts", "maps", "reports", "step_reports", "verdicts"]
+
+numbers = st.integers(0, 2**40)
+texts = st.text(max_size=12)
+seconds = st.floats(0, 1e6)
+maybe = st.sampled_from([None, True, False])
+maps = st.sets(st.integers(0, 40), max_size=8).map(VcpuMap)
+
+verdicts: st.SearchStrategy[Verdict] = st.one_of(
+    st.builds(Plugged, maps, maybe, st.none() | st.integers(0, 255), texts, seconds),
+    st.builds(Unplugged, maps, seconds),
+    st.builds(Refused, maps, st.none() | st.integers(0, 255), texts, seconds),
+    st.builds(Pending, maps, acknowledged=st.booleans(), seconds=seconds),
+    st.builds(Rejected, maps, texts, texts, texts, seconds),
+    st.builds(Denied, maps, st.sampled_from(DenialReason), texts),
+    st.builds(Unknown, maps, texts),
+)
+
+step_reports = st.builds(
+    StepReport,
+    st.sampled_from(Action),
+    maps,
+    st.none() | verdicts,
+    texts,
+    seconds,
+    st.none() | verdicts,
+    maybe,
+)
+
+sizes = st.integers(1, 64)
+vms = st.builds(
+    VmInfo,
+    texts,
+    texts,
+    texts,
+    st.sampled_from(["kvm", "tcg"]),
+    st.tuples(*[st.integers(0, 99)] * 3),
+    st.none() | texts,
+    texts,
+    st.none() | numbers,
+    st.none() | st.builds(Topology, *[sizes] * 9),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    maybe,
+)
+props = st.dictionaries(texts, numbers | texts | st.booleans(), max_size=4).map(CpuProps)
+answers = st.none() | st.builds(OstAnswer, numbers, numbers)
+
+
+@st.composite
+def layouts(draw: st.DrawFn, count: int | None = None) -> Layout:
+    """Any layout, whether or not a QEMU could bring it about; its slots hold *count* vCPUs each, or one to four."""
+    size = draw(st.integers(1, 4)) if count is None else count
+    slots: list[Slot] = []
+    for first in range(0, size * draw(st.integers(0, 6)), size):
+        path = draw(st.none() | texts)
+        tids = tuple(draw(st.none() | numbers) for _ in range(size)) if path is not None else ()
+        slots.append(Slot(first, size, draw(texts), draw(props), draw(numbers), path, tids, draw(answers)))
+    present = [slot.first for slot in slots if slot.present]
+    created = draw(st.permutations(present))
+    pending = draw(st.sets(st.sampled_from(present))) if present else set()
+    return Layout(
+        vm=draw(vms),
+        slots=tuple(slots),
+        creation=tuple(created[: draw(st.integers(0, len(created)))]),
+        pending_slots=frozenset(pending),
+        generation=draw(numbers),
+    )
+
+
+reports = st.builds(
+    TransitionReport,
+    maps,
+    maps,
+    st.sampled_from(OnFailure),
+    st.sampled_from(TransitionOutcome),
+    st.lists(step_reports, max_size=4).map(tuple),
+    layouts(),
+    seconds,
+    st.booleans(),
+    texts,
+)
