@@ -23,6 +23,6 @@ TestEngineUnderKvm.settings = settings(max_examples=CASES // 10, stateful_step_c
 TestEngineUnderTcg = EngineBesideTcg.TestCase
 TestEngineUnderTcg.settings = settings(max_examples=CASES // 10, stateful_step_count=40, deadline=None)
 TestTransitionsUnderKvm = TransitionsBesideQemu.TestCase
-TestTransitionsUnderKvm.settings = settings(max_examples=CASES * 4 // 10, stateful_step_count=30, deadline=None)
+TestTransitionsUnderKvm.settings = settings(max_examples=CASES * 4 // 10, stateful_step_count=40, deadline=None)
 TestTransitionsUnderTcg = TransitionsBesideTcg.TestCase
-TestTransitionsUnderTcg.settings = settings(max_examples=CASES * 4 // 10, stateful_step_count=30, deadline=None)
+TestTransitionsUnderTcg.settings = settings(max_examples=CASES * 4 // 10, stateful_step_count=40, deadline=None)
