@@ -7,7 +7,7 @@ import pytest
 from qmpvcpu import OnFailure, Pending, Plugged, Proof, Refused, Rejected, Unknown, Unplugged, VcpuMap
 from qmpvcpu.engine import Evidence, Phase, Terms, Transition
 from qmpvcpu.model import Action, Direction, Intent, OstAnswer, Step, VmStatus
-from qmpvcpu.planning import plan_map
+from qmpvcpu.planning import finish_wish, plan_map, revert_wish
 from tests.engine.story import RUNNING, Story, make_engine, path, read_slots
 
 STOP, CONTINUE, REVERT = OnFailure
@@ -804,3 +804,13 @@ def test_a_recovery_that_does_not_get_there_says_so() -> None:
     told.accept(2)
     assert told.refuses(2) == ["save outcome"]
     assert told.outcome == "REVERT_INCOMPLETE"
+
+
+def test_a_slot_that_was_plugged_and_then_unplugged_under_one_intent_goes_back_to_its_start() -> None:
+    plug = Step(Action.PLUG, VcpuMap([2]))
+    unplug = Step(Action.UNPLUG, VcpuMap([2]), path(2))
+    there, gone = make_engine("0,2").layout, make_engine("0").layout
+    start, target = VcpuMap([0]), VcpuMap([0])
+    intent = Intent(start, target, (plug, unplug))
+    assert revert_wish(intent, there) == revert_wish(intent, gone) == start
+    assert finish_wish(intent, there) == finish_wish(intent, gone) == target

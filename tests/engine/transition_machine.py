@@ -139,7 +139,9 @@ class TransitionsBesideQemu(EngineBesideQemu):
         if self.intent is not None:
             self.superseded |= {step.first for step in self.intent.steps}
         self.forget()
-        if intent is not None and intent.direction is Direction.FORWARD:  # it goes on: what was done before is ours too
+        if (
+            intent is not None and intent.direction is Direction.FORWARD
+        ):  # it goes on: what was done before is ours too
             self.added |= {step.first for step in intent.steps if step.action is Action.PLUG}
             self.asked |= {step.first for step in intent.steps if step.action is Action.UNPLUG and not step.joins}
         self.terms = terms

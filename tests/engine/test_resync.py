@@ -1,0 +1,225 @@
+"""The engine after a gap, and at attach: what it missed, what a record remembers, and what nobody knows."""
+
+import pytest
+
+from qmpvcpu import (
+    InstanceChanged,
+    MalformedReplyError,
+    Origin,
+    Plugged,
+    UnplugAcknowledged,
+    UnplugRefused,
+    VcpuMap,
+    VcpuPlugged,
+    VcpuUnplugged,
+    qapi,
+)
+from qmpvcpu.engine import Engine, Evidence, Read, Removal, State
+from qmpvcpu.engine.work import why
+from qmpvcpu.model import CpuProps, OstAnswer, ThreadReading, VmStatus
+from tests.engine.story import RUNNING, make_engine, path, read_slots
+
+WORKS = OstAnswer(3, 0x84)
+BUSY = OstAnswer(3, 0x82)
+
+
+def requested(subject: Engine, vcpu: int = 1) -> Removal:
+    removal = subject.unplug_sent(vcpu, 1.0)
+    subject.unplug_replied(removal, Evidence.ACCEPTED, 1.0)
+    subject.take_events()
+    return removal
+
+
+def come_back(
+    subject: Engine, present: str, answers: dict[int, OstAnswer] | None = None, *, same_instance: bool = True
+) -> list[str]:
+    enabled = VcpuMap.parse(present)
+    threads = tuple(ThreadReading(path(v), 100 + v, v, CpuProps({})) for v in enabled)
+    slots = read_slots({v: path(v) for v in enabled})
+    subject.resync(slots, threads, status=RUNNING, answers=answers or {}, same_instance=same_instance, now=9.0)
+    return [f"{type(event).__name__} {event.origin.value}" for event in subject.take_events()]
+
+
+# A gap.
+
+
+def test_a_gap_in_which_nothing_happened_is_one_event() -> None:
+    subject = make_engine("0-1")
+    subject.status = None
+    removal = requested(subject)
+    assert come_back(subject, "0-1") == ["Reconnected unknown"]
+    assert removal.state is State.REQUESTED
+    assert subject.status == RUNNING
+
+
+def test_what_went_in_the_gap_is_gone_and_its_removal_is_settled() -> None:
+    subject = make_engine("0-2")
+    removal = requested(subject)
+    assert come_back(subject, "0") == [
+        "VcpuUnplugged us",
+        "VcpuUnplugged unknown",
+        "LayoutChanged unknown",
+        "Reconnected unknown",
+    ]
+    assert removal.state is State.UNPLUGGED
+    assert removal.settled_at == 9.0
+    assert subject.take_settled() == [removal]
+
+
+def test_a_removal_that_the_guest_took_up_in_the_gap_is_worked_on() -> None:
+    subject = make_engine("0-2")
+    removal = requested(subject)
+    come_back(subject, "0-2", {1: WORKS, 2: WORKS})
+    assert removal.state is State.WORKING
+    assert subject.removals[2].origin is Origin.UNKNOWN  # by whom it was asked for, nobody tells
+    assert subject.layout.pending == VcpuMap.parse("1-2")
+    come_back(subject, "0-2", {1: WORKS, 2: WORKS})
+    assert subject.removals[1] is removal
+
+
+def test_a_refusal_in_the_gap_ends_what_the_guest_worked_on() -> None:
+    subject = make_engine("0-1")
+    removal = requested(subject)
+    subject.receive(qapi.OstEvent(1, WORKS), 2.0)
+    subject.take_events()
+    assert come_back(subject, "0-1", {1: BUSY}) == ["UnplugRefused us", "Reconnected unknown"]
+    assert (removal.state, removal.code) == (State.REFUSED, 0x82)
+    assert not subject.layout.pending
+
+
+def test_an_old_refusal_is_none_of_a_request_that_the_guest_had_not_taken_up() -> None:
+    subject = make_engine("0-1")
+    removal = requested(subject)
+    assert come_back(subject, "0-1", {1: BUSY}) == ["Reconnected unknown"]
+    assert removal.state is State.REQUESTED
+    assert subject.layout.pending == {1}
+
+
+def test_an_answer_to_a_plug_tells_nothing_of_a_removal() -> None:
+    subject = make_engine("0-1")
+    requested(subject)
+    come_back(subject, "0-1", {1: OstAnswer(1, 0), 0: OstAnswer(0, 0), 5: WORKS})
+    assert subject.layout.pending == {1}
+
+
+def test_a_plug_of_ours_that_nobody_knew_of_is_ours_when_it_is_found() -> None:
+    subject = make_engine("0")
+    subject.plug_sent(1)
+    subject.plug_sent(2)
+    subject.plug_lost(1)
+    subject.plug_lost(1)
+    subject.plug_lost(2)
+    assert subject.situation.in_flight == frozenset()
+    assert come_back(subject, "0-1,3") == [
+        "VcpuPlugged us",
+        "VcpuPlugged other",
+        "LayoutChanged unknown",
+        "Reconnected unknown",
+    ]
+    assert come_back(subject, "0-3")[0] == "VcpuPlugged other"  # that one was not carried out
+
+
+def test_other_slots_than_before_are_not_taken_in() -> None:
+    subject = make_engine("0")
+    subject.status = VmStatus("paused")
+    with pytest.raises(MalformedReplyError, match="not those of the first read"):
+        subject.resync(read_slots({0: path(0)}, 4), (), status=RUNNING, answers={}, same_instance=True, now=9.0)
+    assert subject.status == VmStatus("paused")
+    assert subject.take_events() == []
+
+
+def test_a_lost_reply_is_unknown_and_no_longer_in_the_way() -> None:
+    subject = make_engine("0-1")
+    removal = subject.unplug_sent(1, 1.0)
+    subject.unplug_replied(removal, Evidence.LOST, 2.0)
+    assert removal.state is State.UNKNOWN
+    assert subject.removals == {}
+    assert subject.take_settled() == [removal]
+    assert subject.take_events() == []
+
+
+# Another QEMU.
+
+
+def test_another_qemu_makes_void_what_was_pending() -> None:
+    subject = make_engine("0-3")
+    pending, sent = requested(subject), subject.unplug_sent(2, 1.0)
+    subject.doubled.add(3)
+    subject.take_events()
+    assert come_back(subject, "0-2", {5: OstAnswer(1, 0)}, same_instance=False) == [
+        "VcpuUnplugged unknown",
+        "LayoutChanged unknown",
+        "InstanceChanged unknown",
+        "Reconnected unknown",
+    ]
+    assert {pending.state, sent.state} == {State.UNKNOWN}
+    assert subject.removals == {}
+    assert not subject.layout.pending
+    assert subject.doubled == set()
+    # What this QEMU has created is counted anew.
+    assert (subject.situation.created, subject.situation.unplug_seen) == (4, True)
+
+
+def test_what_another_qemus_guest_works_on_is_joined() -> None:
+    subject = make_engine("0-1")
+    come_back(subject, "0-1", {1: WORKS}, same_instance=False)
+    assert subject.removals[1].state is State.WORKING
+
+
+def test_that_it_is_another_qemu_can_be_told_at_attach() -> None:
+    subject = make_engine("0")
+    subject.tell_instance_changed()
+    (event,) = subject.take_events()
+    assert isinstance(event, InstanceChanged)
+
+
+# A record.
+
+
+def test_what_the_record_knows_to_be_pending_is_recalled() -> None:
+    subject = make_engine("0-3", answers={2: WORKS})
+    subject.recall({1, 2, 3, 5}, {2: WORKS, 3: BUSY, 1: OstAnswer(1, 0)}, 1.0)
+    assert subject.layout.pending == VcpuMap.parse("1-2")  # 3 was refused since, 5 is gone
+    recalled = subject.removals[1]
+    assert (recalled.state, recalled.recalled, recalled.overdue) == (State.REQUESTED, True, True)
+    assert not subject.removals[2].recalled
+    subject.take_events()
+    subject.receive(qapi.OstEvent(1, WORKS), 2.0)
+    assert not recalled.recalled  # now the guest works on it
+    subject.receive(qapi.Deleted(path(1)), 3.0)
+    acknowledged, gone = subject.take_events()
+    assert isinstance(acknowledged, UnplugAcknowledged)
+    assert isinstance(gone, VcpuUnplugged)
+    assert gone.late
+
+
+def test_a_recalled_removal_may_be_refused_late() -> None:
+    subject = make_engine("0-1")
+    subject.recall({1}, {}, 1.0)
+    subject.take_events()
+    subject.receive(qapi.OstEvent(1, BUSY), 2.0)
+    (event,) = subject.take_events()
+    assert isinstance(event, UnplugRefused)
+    assert event.late
+    assert not subject.layout.pending
+
+
+# What is not for the engine.
+
+
+def test_news_of_other_cpus_and_of_nothing_known_change_nothing() -> None:
+    subject = make_engine("0")
+    subject.plug_sent(1)
+    before = subject.layout
+    subject.receive(qapi.Deleted("/machine/peripheral/else"), 1.0)
+    subject.receive(None, 1.0)  # type: ignore[arg-type] # what a newer parse_event might hand on
+    assert subject.layout is before
+    assert subject.take_events() == []
+    subject.plug_accepted(1, 1.0)
+    (event,) = subject.take_events()
+    assert isinstance(event, VcpuPlugged)
+    assert subject.wanted is Read.NONE
+
+
+def test_success_needs_no_reason() -> None:
+    assert why(Plugged(VcpuMap([1]))) == ""
