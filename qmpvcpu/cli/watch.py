@@ -84,6 +84,11 @@ async def _read(shell: Shell, vm: VcpuController, end: _End, display: "_Display"
     async for event in events:
         display.tell(event, vm.layout)
         if end.reached(vm.layout):
+            # The layout is ahead of the events: what led to it is told too.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    async for more in events:
+                        display.tell(more, vm.layout)
             return "reached"
         if shell.unread:
             return "nobody reads"

@@ -155,7 +155,7 @@ async def test_a_slow_guest_is_told_of_as_it_goes(story: MicroGuest) -> None:
     await story.become(Personality.slow(400))
     ran = await run("count", "1", "--include-boot", "--json", "--qmp", story.qmp)
     assert ran.code == 0
-    assert "0 of 2: vCPU 6: the guest works on it" in ran.err or "0 of 2: vCPU 1: the guest is asked" in ran.err
+    assert "0 of 2: vCPU " in ran.err
     assert "1 of 2: " in ran.err
 
 
