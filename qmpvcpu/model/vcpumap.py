@@ -10,8 +10,8 @@ __all__ = ["VcpuMap"]
 
 # libvirt refuses a cpuset with a bit from here on (VIR_DOMAIN_CPUMASK_LEN), measured with libvirt 9.0.0.
 _MAX_ID = 16383
-# Ten times what it takes to name every id one by one; more would only cost time.
-_MAX_TEXT = 1 << 20
+# Twice what it takes to name every id one by one; more would only cost time.
+_MAX_TEXT = 200_000
 _MAX_QUOTE = 40
 
 

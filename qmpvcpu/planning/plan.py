@@ -196,12 +196,12 @@ def _split(slot: Slot, wanted: frozenset[int]) -> Denied:
 def _denied_steps(
     now: Situation, steps: Iterable[Step], *, allow_fatal: bool, allow_boot_vcpus: bool
 ) -> Iterator[Denied]:
-    created = now.created
+    counts = KnownFault.TCG_CREATED_BEYOND_MAX in now.layout.vm.known_faults  # of no matter elsewhere
     for step in steps:
         try:
             if step.action is Action.PLUG:
-                check_plug(now._replace(created=created), step.first, allow_fatal=allow_fatal)
-                created += len(step.ids)
+                check_plug(now, step.first, allow_fatal=allow_fatal)
+                now = now._replace(created=now.created + len(step.ids)) if counts else now
             elif step.action is Action.UNPLUG:
                 check_unplug(now, step.first, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
         except StepDeniedError as error:
@@ -225,6 +225,8 @@ def _warnings(
             f"{named(_ids(keeps))} shall stay, and QEMU cannot withdraw a removal that is pending: the guest's answer"
             " is awaited, and what leaves is plugged again"
         )
+    if not now.layout.vm.known_faults:
+        return
     ours = [step for step in unplugs if not step.joins]
     yield from _fatal_plugs(now, plugs, keeps, ours, allow_fatal=allow_fatal)
     fault = fatal_unplug(now)
