@@ -18,16 +18,18 @@ Rules that live here:
 - After a failure STOP and REVERT send nothing more; what is in flight is awaited. CONTINUE goes on.
 - REVERT undoes, in reverse order, what this transition did and nothing else: a slot that somebody else has changed is
   left alone, a removal that is still pending cannot be withdrawn. An undoing that fails is reported, not tried again.
+  One that finishes what was cut short is the same transition: what had been done before it was cut is undone too.
 - Loss of the connection ends it where it stands, with the intent still recorded; with ``reconnect`` it waits, and
   what the next look shows is the reply to what was in flight.
 """
 
 import enum
+from collections.abc import Iterator
 from dataclasses import replace
 
 from qmpvcpu.engine.batch import Batch
 from qmpvcpu.engine.engine import Engine
-from qmpvcpu.engine.work import BY_OTHER, Effect, Save, Terms, Work, report_on
+from qmpvcpu.engine.work import BY_OTHER, Effect, Save, Stage, Terms, Work, report_on
 from qmpvcpu.model import (
     Action,
     Direction,
@@ -78,6 +80,8 @@ class Transition:
         self.cancelled = False
         own = Intent(plan.start, plan.target, plan.steps, terms.on_failure, terms.timeout)
         self.intent = own if intent is None else _covering(intent, plan.steps)
+        forward = intent is not None and intent.direction is Direction.FORWARD
+        self._begun = {step.first: step for step in intent.steps if not step.joins} if intent and forward else {}
         self._plan = plan
         self._engine = engine
         self._terms = terms
@@ -131,7 +135,10 @@ class Transition:
         if self.batch.failed and reverts and not self._turned:
             self._turned = True
             self._unsent = self.batch.halted
-            self._undoing = {id(work): undo for work in reversed(self._works) if (undo := _undo(work)) is not None}
+            self._works = [*self._done_before(), *self._works]
+            self._undoing = {
+                id(work): undo for work in reversed(self._works) if (undo := self._undo(work)) is not None
+            }
             if self._undoing:
                 self.phase = Phase.TURN
                 self.intent = replace(self.intent, direction=Direction.REVERTING)
@@ -140,6 +147,30 @@ class Transition:
         # What nobody knows the outcome of is for the next look: the record goes on saying that it was begun.
         unknown = any(isinstance(work.verdict, Unknown) for work in (*self._works, *self._undoing.values()))
         return self._save(self.intent if unknown else None)
+
+    def _done_before(self) -> Iterator[Work]:
+        """Return what had been done when the transition was cut short, and is not in the plan that finishes it."""
+        planned = {work.step.first for work in self._works}
+        for first, step in self._begun.items():
+            if first in planned or first >= self._engine.layout.max:
+                continue
+            slot = self._engine.layout.slot_of(first)
+            if step.action is Action.PLUG and slot.qom_path == slot.new_qom_path:
+                yield Work(step, stage=Stage.DONE, verdict=Plugged(step.ids))
+            elif step.action is Action.UNPLUG and not slot.present:
+                yield Work(step, stage=Stage.DONE, verdict=Unplugged(step.ids))
+
+    def _undo(self, work: Work) -> Work | None:
+        """Return what undoes *work*, or None where nothing of ours was done."""
+        action, ids = work.step.action, work.step.ids
+        begun = self._begun.get(work.step.first)
+        if not work.ours and (begun is None or begun.action is not action):
+            return None
+        if action is Action.PLUG and isinstance(work.verdict, Plugged):
+            return Work(Step(Action.UNPLUG, ids), undoes=work)
+        if action is Action.UNPLUG and isinstance(work.verdict, Unplugged):
+            return Work(Step(Action.PLUG, ids), undoes=work)
+        return None
 
     # What is told.
 
@@ -150,6 +181,7 @@ class Transition:
             self.phase = Phase.FORWARD
         elif self.phase is Phase.TURN:
             self.phase = Phase.REVERTING
+            offline = self.batch.offline
             self.batch = Batch(
                 self._undoing.values(),
                 self._engine,
@@ -158,6 +190,8 @@ class Transition:
                 halts=False,
                 one_by_one=False,
             )
+            if offline:
+                self.batch.paused()
             if self.cancelled:
                 self.batch.stop(_CANCELLED, self._now)
         else:
@@ -197,7 +231,7 @@ class Transition:
         else:
             outcome = TransitionOutcome.REACHED if reached else TransitionOutcome.PARTIAL
         return TransitionReport(
-            start=self._plan.start,
+            start=self.intent.start if self._turned else self._plan.start,
             target=self._plan.target,
             on_failure=self._terms.on_failure,
             outcome=outcome,
@@ -230,13 +264,3 @@ def _covering(intent: Intent, steps: tuple[Step, ...]) -> Intent:
     """Return *intent* with those of *steps* that concern other slots: what is recorded covers whatever is sent."""
     known = {step.first for step in intent.steps}
     return replace(intent, steps=(*intent.steps, *(step for step in steps if step.first not in known)))
-
-
-def _undo(work: Work) -> Work | None:
-    """Return what undoes *work*, or None where nothing of ours was done."""
-    ids = work.step.ids
-    if work.ours and work.step.action is Action.PLUG and isinstance(work.verdict, Plugged):
-        return Work(Step(Action.UNPLUG, ids), undoes=work)
-    if work.ours and work.step.action is Action.UNPLUG and isinstance(work.verdict, Unplugged):
-        return Work(Step(Action.PLUG, ids), undoes=work)
-    return None

@@ -134,8 +134,10 @@ def _expected(intent: Intent, crossed: tuple[str, ...]) -> Intent | None:
 
 async def _recover(story: Story, vm: VcpuController, how: How) -> None:
     if how == "finish" and story.refused:
-        with pytest.raises(TransitionError, match="unplug 6: REFUSED: the guest refused: device is busy"):
+        with pytest.raises(TransitionError, match="unplug 6: REFUSED: the guest refused: device is busy") as caught:
             await vm.recover(how)
+        ended = caught.value.report
+        assert (ended.outcome, ended.start, vm.layout.enabled) == (TransitionOutcome.REVERTED, START, story.result)
         return
     report = await vm.recover(how)
     assert report is not None
