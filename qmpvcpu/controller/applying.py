@@ -113,6 +113,7 @@ class _Run:
         self._commands = commands
         self._terms = terms
         self._wake = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
         self.unrecorded: RecordError | None = None
         self._offline_until: float | None = None
 
@@ -129,6 +130,7 @@ class _Run:
                 if not transition.ended:
                     await self._sleep(transition)
         finally:
+            self._silence()
             if not self.ended.done():
                 unrecorded = "" if self.unrecorded is None else str(self.unrecorded)
                 self.ended.set_result(transition.report(unrecorded=unrecorded))
@@ -144,7 +146,7 @@ class _Run:
 
     def on_news(self, settled: Sequence[Removal]) -> None:
         """Take in that something changed, and which removals became final."""
-        if self.transition is not None:
+        if self.transition is not None and (settled or self.transition.batch.looks_at_layout):
             for removal in settled:
                 self.transition.batch.answered(removal, self._session.loop.time())
             self._wake.set()
@@ -179,13 +181,28 @@ class _Run:
     # Effects.
 
     async def _sleep(self, transition: Transition) -> None:
-        deadlines = [each for each in (transition.deadline, self._offline_until) if each is not None]
-        try:
-            async with asyncio.timeout_at(min(deadlines, default=None)):
-                await self._wake.wait()
-        except TimeoutError:
-            if self._offline_until is not None and self._session.loop.time() >= self._offline_until:
-                self._lose(transition, "the connection is lost, and did not come back in time")
+        """Wait for news, or for the next deadline."""
+        now = self._session.loop.time()
+        if self._offline_until is not None and now >= self._offline_until:
+            self._lose(transition, "the connection is lost, and did not come back in time")
+            return
+        deadline = min(
+            (time for time in (transition.deadline, self._offline_until) if time is not None), default=None
+        )
+        # An alarm that rings early does no harm; deadlines of replies only ever move away, so one is set once.
+        if deadline is not None and (self._alarm is None or deadline < self._alarm.when()):
+            self._silence()
+            self._alarm = self._session.loop.call_at(deadline, self._ring)
+        await self._wake.wait()
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._wake.set()
+
+    def _silence(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     async def _do(self, transition: Transition, effect: Effect) -> None:
         match effect:

@@ -37,6 +37,7 @@ class Batch:
     Attributes:
         failed: True once a work did not become what it should.
         halted: Why nothing more is sent, or "".
+        offline: True while the connection is lost: nothing is sent until ``resumed``.
         last_moment: When nothing more is waited for, by the caller's clock, or None.
     """
 
@@ -53,6 +54,7 @@ class Batch:
     ) -> None:
         self.failed = False
         self.halted = ""
+        self.offline = False
         self.last_moment = last_moment
         self._engine = engine
         self._terms = terms
@@ -62,7 +64,6 @@ class Batch:
         self._plugs: deque[Work] = deque()
         self._others: deque[Work] = deque()
         self._out = Outstanding()
-        self._offline = False
         self._stopped = False
         self._now = 0.0
         for work in works:
@@ -84,6 +85,11 @@ class Batch:
         """When ``advance`` is to be called again at the latest, by the caller's clock."""
         last = None if self.halted else self.last_moment
         return min((time for time in (self._out.deadline, last) if time is not None), default=None)
+
+    @property
+    def looks_at_layout(self) -> bool:
+        """True while any change of the layout may be what is waited for: the guest's word on a plug."""
+        return bool(self._out.unproven)
 
     def advance(self, now: float) -> list[Effect]:
         """Return what is to be done now."""
@@ -108,7 +114,7 @@ class Batch:
     def unanswered(self, work: Work, reason: str, now: float) -> None:
         """Note that the connection was lost with the command of *work* in flight; nothing more is sent over it."""
         self._now = now
-        self._offline = True
+        self.offline = True
         if not self._out.take_reply(work):
             return
         if self._terms.reconnect:
@@ -133,12 +139,12 @@ class Batch:
 
     def paused(self) -> None:
         """Note that the connection is lost and may come back: nothing is sent until ``resumed``."""
-        self._offline = True
+        self.offline = True
 
     def resumed(self, now: float) -> None:
         """Note that the connection is back, and the engine has read the VM again."""
         self._now = now
-        self._offline = False
+        self.offline = False
         unsure, self._out.unsure = self._out.unsure, []
         for work in unsure:
             present = self._engine.layout.slot_of(work.step.first).present
@@ -183,7 +189,7 @@ class Batch:
 
     def _send_next(self) -> list[Effect] | None:
         """Send the next command, if one can be sent now; None if not."""
-        if self.halted or self._offline or self._out.commands >= self._terms.in_flight:
+        if self.halted or self.offline or self._out.commands >= self._terms.in_flight:
             return None
         if self._plugs:
             return self._send_plug(self._plugs.popleft())

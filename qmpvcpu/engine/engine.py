@@ -144,7 +144,7 @@ class Engine(Ledger):
         slot = self.layout.slot_of(first)
         slot = slot.filled(slot.new_qom_path)
         answer = self._early_answers.pop(first, None)
-        self._fill(replace(slot, answer=answer), Origin.US)
+        self._fill(slot if answer is None else slot.answered(answer), Origin.US)
         if first in self._early_gone:
             self._early_gone.discard(first)
             self._empty(first, Origin.UNKNOWN, now)
@@ -227,7 +227,7 @@ class Engine(Ledger):
         elif not slot.present:
             self._want(Read.FULL)  # somebody else's plug: only a read tells its path
         else:
-            self._replace(replace(slot, answer=answer))
+            self._replace(slot.answered(answer))
 
     def _receive_ejection(self, slot: Slot, answer: OstAnswer, now: float) -> None:
         if answer.status is OstStatus.SUCCESS:
@@ -292,7 +292,7 @@ class Engine(Ledger):
             return False
         if seen.qom_path == known.qom_path:
             if full and seen.host_tids != known.host_tids:
-                self._replace(replace(known, host_tids=seen.host_tids), silent=True)
+                self._replace(known.seen(seen.host_tids), silent=True)
             return False
         ours = seen.first in self.removals
         if known.present:
@@ -300,7 +300,7 @@ class Engine(Ledger):
         if seen.qom_path is not None:
             ours_too = seen.first in self._unsure and seen.qom_path == known.new_qom_path
             origin = Origin.US if ours_too else Origin.OTHER
-            self._fill(replace(known.filled(seen.qom_path), host_tids=seen.host_tids), origin)
+            self._fill(known.filled(seen.qom_path).seen(seen.host_tids), origin)
             if not full:
                 self._want(Read.FULL)
         return not ours
