@@ -68,7 +68,7 @@ async def test_a_map_with_holes_is_reached_in_one_call(on: Substrate) -> None:
         assert words(report) == [*(f"plug {vcpu} PLUGGED" for vcpu in (2, 3, 4, 5)), "unplug 1 UNPLUGGED"]
         assert vm.layout.enabled == {0, 2, 3, 4, 5}
         assert await seen_by_qemu(guest) == 5
-        assert report.layout == vm.layout
+        assert report.layout.enabled == vm.layout.enabled
 
 
 @EVERYWHERE
@@ -122,11 +122,11 @@ async def test_the_guests_word_can_be_waited_for(on: Substrate) -> None:
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        ("0-", "''"),
+        ("0-", '"" in "0-" is no vCPU id'),
         ("3-1", "runs downwards"),
-        ("0,,1", "''"),
+        ("0,,1", '"" is no vCPU id'),
         ("", "empty"),
-        ("1" * 10_000_000, "0 to 16383"),
+        ("1" * 10_000_000, "is no set of vCPU ids"),
         ([], "empty"),
         ([-1], "-1"),
     ],
@@ -144,7 +144,7 @@ async def test_one_denied_step_fails_the_whole(guest: MicroGuest, policy: OnFail
     async with qmpvcpu.attach(guest.qmp) as vm:
         with (
             exchange() as sent,
-            pytest.raises(StepDeniedError, match="no vCPU 8-9: this machine has 0 to 7") as caught,
+            pytest.raises(StepDeniedError, match="no vCPUs 8-9: this machine has 0 to 7") as caught,
         ):
             await vm.set_map("2,8-9", on_failure=policy)
         assert "vCPU 0 is the one that booted the VM" in str(caught.value)
