@@ -86,8 +86,7 @@ async def test_whoever_is_cancelled_as_its_turn_comes_leaves_at_once(course: Cou
     tasks = [course.enter("a"), course.enter("T", alone=True), course.enter("b")]
     await course.settled()
     course.gates["a"].set()
-    while not tasks[0].done():
-        await asyncio.sleep(0)
+    await tasks[0]
     tasks[1].cancel()  # admitted, and not running yet
     await course.settled()
     assert course.inside == {"b"}
