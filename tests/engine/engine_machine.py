@@ -42,7 +42,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
         self.commands: deque[Command] = deque()
         self.replies: deque[Callable[[], None]] = deque()  # on our side, not taken in yet
         self.seen_to = [0] * SLOTS
-        self.heard_working: set[int] = set()
+        self.heard_working: dict[int, str | None] = {}  # the CPUs that the guest is heard to work on
         self.online = True
         self.returning = 0  # how much of coming back is done
         self.between = False  # true while two QEMUs are compared, and what is gone is gone with the first
@@ -58,7 +58,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
 
     def hear_answers(self) -> None:
         self.heard_working = {
-            vcpu
+            vcpu: self.qemu.paths[vcpu]
             for vcpu, answer in self.qemu.answers.items()
             if answer.is_ejection and answer.status is OstStatus.IN_PROGRESS and self.qemu.paths[vcpu] is not None
         }
@@ -267,11 +267,11 @@ class EngineBesideQemu(RuleBasedStateMachine):
         if message is qapi.RunEvent.RESET:
             self.heard_working.clear()
         elif isinstance(message, qapi.OstEvent) and message.answer.is_ejection:
-            there = self.engine.layout.slot_of(message.cpu_index).present
-            if message.answer.status is OstStatus.IN_PROGRESS and there:
-                self.heard_working.add(message.cpu_index)
+            path = self.engine.layout.slot_of(message.cpu_index).qom_path
+            if message.answer.status is OstStatus.IN_PROGRESS and path is not None:
+                self.heard_working[message.cpu_index] = path
             elif message.answer.status is OstStatus.FAILURE:
-                self.heard_working.discard(message.cpu_index)
+                self.heard_working.pop(message.cpu_index, None)
 
     def a_reply_is_taken_in(self) -> None:
         self.replies.popleft()()
@@ -307,7 +307,8 @@ class EngineBesideQemu(RuleBasedStateMachine):
             self.check_event(event)
         for removal in self.engine.take_settled():
             self.check_settled(removal)
-        self.heard_working &= set(self.engine.layout.enabled)
+        slots = self.engine.layout.slots
+        self.heard_working = {v: path for v, path in self.heard_working.items() if slots[v].qom_path == path}
 
     def check_event(self, event: Event) -> None:
         if isinstance(event, VcpuUnplugged) and not self.between:

@@ -543,7 +543,9 @@ def test_a_plug_that_a_doubled_removal_ejects_again_is_not_there() -> None:
 
 def test_an_acknowledgement_is_awaited_where_it_is_asked_for() -> None:
     told = story(start="0,3", wish="0-2", proof=Proof.ACKNOWLEDGED, timeout=5.0)
+    assert not told.subject.batch.looks_at_layout
     assert told.accept(1, 2) == []
+    assert told.subject.batch.looks_at_layout
     assert told.ost(2, 0, source=1) == []
     told.wait(1)
     assert told.ost(1, 1, source=1) == ["del 3"]  # unplugs wait for it too
@@ -731,6 +733,17 @@ def test_what_the_guest_works_on_after_a_stop_is_pending() -> None:
     assert told.verdicts == {4: "PENDING"}
 
 
+def test_a_pause_while_the_turning_is_saved_holds_on_the_way_back() -> None:
+    told = Story("0-1", "0,2", on_failure=REVERT, reconnect=True, saves_wait=True)
+    told.saved()
+    told.accept(2)
+    told.accept(1)
+    assert told.refuses(1) == ["save reverting"]
+    told.pause()
+    assert told.saved() == []
+    assert told.resume("0-2") == ["del 2"]
+
+
 def test_a_plug_that_was_not_carried_out_is_not_sent_again_after_a_halt() -> None:
     told = story(start="0", wish="0-1", reconnect=True)
     told.cancel()
@@ -804,6 +817,53 @@ def test_a_recovery_that_does_not_get_there_says_so() -> None:
     told.accept(2)
     assert told.refuses(2) == ["save outcome"]
     assert told.outcome == "REVERT_INCOMPLETE"
+
+
+def test_finishing_what_was_cut_short_may_turn_back_and_undoes_what_was_done_before_the_cut() -> None:
+    engine = make_engine("0-1,3,6", answers={6: OstAnswer(3, 0x84)})
+    steps = (
+        Step(Action.PLUG, VcpuMap([2])),  # done, and somebody else took it out again
+        Step(Action.PLUG, VcpuMap([3])),  # done
+        Step(Action.PLUG, VcpuMap([4])),  # not done
+        Step(Action.UNPLUG, VcpuMap([7]), path(7)),  # done
+        Step(Action.UNPLUG, VcpuMap([6]), path(6), joins=True),
+        Step(Action.UNPLUG, VcpuMap([5]), path(5), joins=True),  # joined, and gone
+        Step(Action.UNPLUG, VcpuMap([1]), path(1)),  # not done
+        Step(Action.UNPLUG, VcpuMap([0]), path(0)),  # neither planned nor done
+        Step(Action.PLUG, VcpuMap([9])),  # of a VM that was larger
+    )
+    old = Intent(VcpuMap.parse("0-1,5-7"), VcpuMap.parse("0,2-4"), steps, REVERT)
+    told = Story(engine, "0,2-4", intent=old, on_failure=REVERT)
+    assert told.begun == ["save intent", "add 2", "add 4"]
+    assert told.accept(2, 4) == ["del 1"]
+    told.accept(1)
+    told.ejects(6)
+    assert told.refuses(1) == ["save reverting", "add 7"]
+    assert told.accept(7) == ["del 4", "del 2", "del 3"]
+    told.accept(4, 2, 3)
+    assert told.ejects(4, 2, 3) == ["save outcome"]
+    assert told.report.start == VcpuMap.parse("0-1,5-7")
+    assert told.verdicts == {
+        3: "PLUGGED, undone",
+        7: "UNPLUGGED, undone",
+        2: "PLUGGED, undone",
+        4: "PLUGGED, undone",
+        6: "UNPLUGGED, not undone",
+        1: "REFUSED",
+    }
+
+
+def test_finishing_a_removal_that_had_been_sent_undoes_it_although_it_is_joined_now() -> None:
+    engine = make_engine("0-2", answers={1: OstAnswer(3, 0x84)})
+    steps = (Step(Action.UNPLUG, VcpuMap([2]), path(2)), Step(Action.UNPLUG, VcpuMap([1]), path(1)))
+    old = Intent(VcpuMap.parse("0-2"), VcpuMap.parse("0"), steps, REVERT)
+    told = Story(engine, "0", intent=old, on_failure=REVERT)
+    assert told.begun == ["save intent", "del 2"]
+    told.accept(2)
+    told.ejects(1)
+    assert told.refuses(2) == ["save reverting", "add 1"]
+    assert told.accept(1) == ["save outcome"]
+    assert told.outcome == "REVERTED"
 
 
 def test_a_slot_that_was_plugged_and_then_unplugged_under_one_intent_goes_back_to_its_start() -> None:

@@ -55,7 +55,7 @@ class Disk(NamedTuple):
 
     intent: Intent | None
     enabled: VcpuMap
-    pending: dict[int, str | None]  # by vCPU: the CPU that is to go
+    pending: dict[int, int]  # by vCPU: which of the CPUs that were ever in its slot is to go
 
 
 class TransitionsBesideQemu(EngineBesideQemu):
@@ -79,6 +79,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
         self.looks: dict[int, Batch] = {}
         self.added: set[int] = set()
         self.asked: set[int] = set()
+        self.sent = False
         self.unrecorded = False
         self.replaced = False  # another QEMU took the place of the one that it was about
 
@@ -93,7 +94,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
                 target = target | step.ids if step.action is Action.PLUG else target - step.ids
             intent = Intent(start, VcpuMap(target), (*(intent.steps if intent else ()), *self.steps))
         layout = self.engine.layout
-        return Disk(intent, layout.enabled, {vcpu: layout[vcpu].qom_path for vcpu in layout.pending})
+        return Disk(intent, layout.enabled, {vcpu: self.seen_to[vcpu] for vcpu in layout.pending})
 
     # Single commands: each is an intent, and no transition runs beside them.
 
@@ -145,6 +146,9 @@ class TransitionsBesideQemu(EngineBesideQemu):
             self.added |= {step.first for step in intent.steps if step.action is Action.PLUG}
             self.asked |= {step.first for step in intent.steps if step.action is Action.UNPLUG and not step.joins}
         self.terms = terms
+        if intent is not None and intent.direction is Direction.FORWARD:  # it is the same transition that goes on
+            self.added = {step.first for step in intent.steps if step.action is Action.PLUG}
+            self.asked = {step.first for step in intent.steps if step.action is Action.UNPLUG and not step.joins}
         self.transition = Transition(plan, self.engine, terms, self.now, intent=intent)
         self.drive()
 
@@ -185,6 +189,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
     def send(self, batch: Batch, work: Work) -> None:
         vcpu = work.step.first
         self.unreplied.add(id(work))
+        self.sent = True
 
         def told(word: str) -> None:
             self.unreplied.discard(id(work))
@@ -238,7 +243,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
         if not succeeds:
             self.unrecorded = True
             if transition.phase is Phase.BEGIN:
-                assert not self.added | self.asked, "nothing was sent"
+                assert not self.sent, "nothing was sent"
                 self.intent, self.transition = self.before, None
                 return
         transition.saved()
@@ -409,7 +414,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
             self.judged, self.seen_to = self.qemu, [0] * SLOTS
         self.qemu.listened = True
         self.engine = self.look_for_the_first_time()
-        pending = {vcpu for vcpu, path in self.disk.pending.items() if self.qemu.paths[vcpu] == path}
+        pending = {vcpu for vcpu, seen in self.disk.pending.items() if seen == len(self.qemu.history[vcpu]) - 1}
         self.engine.recall(pending, self.qemu.answers, self.now)
         self.publish()
         self.intent = self.disk.intent
@@ -435,8 +440,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
         assert [slot.qom_path for slot in layout.slots] == self.qemu.paths
         covered = self.superseded | (set() if intent is None else {step.first for step in intent.steps})
         for vcpu in range(SLOTS):
-            before = self.disk.enabled if intent is None else intent.start
-            if (vcpu in layout.enabled) != (vcpu in before) and self.qemu.by[vcpu] == US:
+            if (vcpu in layout.enabled) != (vcpu in self.disk.enabled) and self.qemu.by[vcpu] == US:
                 assert vcpu in covered or vcpu in self.disk.pending, vcpu
             answer = self.qemu.answers.get(vcpu)
             # QEMU keeps answers: one to an earlier request cannot be told from one to this.
