@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Exit codes: 0 reached; 1 refused, rejected, pending or partial; 2 bad usage or input, denied, nothing sent;
-    3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT.
+    3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or SIGTERM.
 
     Args:
         arguments: The words after the program's name; None: those of this process.
@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Not at the top: without the extra, an import error here would be a traceback instead of a sentence.
         from qmpvcpu.cli.app import run  # noqa: PLC0415
+
+        return run(sys.argv[1:] if arguments is None else arguments)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:
@@ -36,6 +38,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:  # while the imports ran
+    except KeyboardInterrupt:  # while the imports ran, or when all is said: in between it is waited for
         return 130
-    return run(sys.argv[1:] if arguments is None else arguments)

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
+from types import FrameType
 from typing import Any, Final
 
 __all__ = ["Stopping"]
@@ -17,7 +18,8 @@ class Stopping:
 
     The first one does what the command has set for it, else it ends the command as the second one does: it is
     cancelled, the VM is let go, what is known is printed. The third one kills this process. A signal that this
-    process was started to ignore, as in the background of a script, goes on being ignored.
+    process was started to ignore, as in the background of a script, goes on being ignored. Once one was heeded, the
+    next that comes after the command's end is not: what was done is being printed.
 
     Attributes:
         gently: What the first signal does, or None.
@@ -45,6 +47,8 @@ class Stopping:
         finally:
             for each in set_:
                 loop.remove_signal_handler(each)
+                if self.signal:
+                    signal.signal(each, _ignore_once)
 
     @contextlib.contextmanager
     def stopped_by(self, gently: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
@@ -65,3 +69,7 @@ class Stopping:
         else:
             signal.signal(which, signal.SIG_DFL)
             os.kill(os.getpid(), which)
+
+
+def _ignore_once(which: int, _: FrameType | None) -> None:
+    signal.signal(which, signal.SIG_DFL)

@@ -197,7 +197,8 @@ async def test_a_second_signal_does_not_wait_for_a_qemu_that_is_silent(story: Mi
             ran = await it.end()
         finally:
             story.process.kill(signal.SIGCONT)
-    assert ran.code == 130
+    # If all was said when it came, it meets a process that ends anyway: shells show both as 130.
+    assert ran.code in {130, -signal.SIGINT}
     assert ran.document["pending"] == "6"
 
 
@@ -220,18 +221,23 @@ async def test_a_signal_before_it_has_begun_sends_nothing(story: MicroGuest) -> 
 async def test_a_third_signal_ends_the_process_at_once(story: MicroGuest) -> None:
     await story.become(Personality.held())
     lingers = (
-        "import asyncio\nfrom qmpvcpu import VcpuController\n"
-        "async def close(self):\n    print('closing', file=sys.stderr)\n    await asyncio.sleep(60)\n"
+        "import asyncio, contextlib\nfrom qmpvcpu import VcpuController\n"
+        "async def close(self):\n"
+        "    while True:\n"
+        "        print('closing', file=sys.stderr)\n"
+        "        with contextlib.suppress(asyncio.CancelledError):\n"
+        "            await asyncio.sleep(60)\n"
         "VcpuController.close = close"
     )
     async with running("set", "0-1", "--json", "--qmp", story.qmp, code=lingers) as it:
         await it.wait_said("vCPU 6: the guest works on it")
         it.process.send_signal(signal.SIGTERM)
-        await it.wait_said("closing")  # the first one was enough: what lingers is the closing
+        await it.wait_said("closing")
         it.process.send_signal(signal.SIGTERM)
-        it.process.send_signal(signal.SIGINT)
+        await it.wait_said("closing")
+        it.process.send_signal(signal.SIGTERM)
         ran = await it.end()
-    assert (ran.code, ran.out) in {(-signal.SIGINT, ""), (-signal.SIGTERM, "")}
+    assert (ran.code, ran.out) == (-signal.SIGTERM, "")
 
 
 def test_an_outcome_that_nobody_knows_has_an_exit_code_of_its_own() -> None:
