@@ -3,7 +3,14 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from qmpvcpu.errors import DenialReason, InvalidMapError, StalePlanError, StepDeniedError, shorten
+from qmpvcpu.errors import (
+    DenialReason,
+    InvalidMapError,
+    StalePlanError,
+    StepDeniedError,
+    UnsupportedMachineError,
+    shorten,
+)
 from qmpvcpu.model import Action, Denied, KnownFault, Layout, Slot, Step, VcpuMap
 from qmpvcpu.model.value import Value
 from qmpvcpu.planning.checks import Situation, check_plug, check_unplug, fatal_plug, fatal_unplug
@@ -12,6 +19,7 @@ from qmpvcpu.planning.explain import explained, merged, named
 __all__ = ["Plan", "check_plan", "plan_count", "plan_map", "read_wish"]
 
 _MOST_QUOTED = 40
+_OF_THE_MACHINE = (DenialReason.MACHINE_CANNOT_PLUG, DenialReason.MACHINE_CANNOT_UNPLUG)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -100,13 +108,13 @@ def plan_count(
 ) -> Plan:
     """Return the steps that make *count* vCPUs plugged: the lowest free ones in, the highest removable out.
 
-    A removal that is pending is on its way, so it is joined before another vCPU is asked for. Boot vCPUs stay, unless
-    *include_boot*; vCPU 0 always does.
+    A removal that is pending is on its way, so it is joined before another vCPU is asked for. Boot vCPUs stay,
+    even one whose removal is pending, unless *include_boot*; vCPU 0 always does.
 
     Source: libvirt, virDomainSetVcpusFlags; which vCPUs it chooses was measured with libvirt 9.0.0.
     """
     layout = now.layout
-    have = len(layout.enabled)
+    have = before = len(layout.enabled)
     chosen = {slot.first for slot in layout.slots if slot.present}
     denied: Denied | None = None
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= layout.max:
@@ -116,7 +124,7 @@ def plan_count(
         free = iter(slot for slot in layout.slots if not slot.present)
         while have < count and (slot := next(free, None)) is not None:
             chosen.add(slot.first)
-            have += slot.count
+            before, have = have, have + slot.count
     else:
         leaving = sorted(
             (slot for slot in layout.slots if slot.present and slot.first and (include_boot or not slot.is_boot)),
@@ -125,15 +133,13 @@ def plan_count(
         while have > count and leaving:
             slot = leaving.pop()
             chosen.discard(slot.first)
-            have -= slot.count
+            before, have = have, have - slot.count
         if have > count and len(chosen) > 1:  # the slot of vCPU 0 never leaves, include_boot or not
             boot = VcpuMap(each for slot in layout.slots if slot.first in chosen for each in slot.ids)
             detail = f"{named(boot)} were there at boot, and a count takes none of those out (include_boot=True does)"
             denied = Denied(boot, DenialReason.COUNT_KEEPS_BOOT, detail)
     if denied is None and have != count:
-        sizes = ", ".join(sorted({str(slot.count) for slot in layout.slots}))
-        detail = f"slots of {sizes} vCPUs move whole: {have} can be had, {count} cannot"
-        denied = Denied(VcpuMap(), DenialReason.COUNT_SPLITS_SLOT, detail)
+        denied = _splits(layout, count, {before, have})
     target = VcpuMap(each for slot in layout.slots if slot.first in chosen for each in slot.ids)
     if denied is not None:
         start = layout.enabled
@@ -165,7 +171,20 @@ def check_plan(plan: Plan, layout: Layout) -> None:
         also = "".join(
             f"; denied too: {named(each.ids) if each.ids else 'the count'}: {each.detail}" for each in others
         )
+        if first.reason in _OF_THE_MACHINE:
+            machine = layout.vm.machine
+            raise UnsupportedMachineError(action, first.ids, first.reason, first.detail + also, machine=machine)
         raise StepDeniedError(action, first.ids, first.reason, first.detail + also)
+
+
+def _splits(layout: Layout, count: int, reached: set[int]) -> Denied:
+    """Deny *count*, and name the nearest of the counts that were *reached* on either side of it."""
+    below = sorted(each for each in reached if each < count)[-1:]
+    above = sorted(each for each in reached if each > count)[:1]
+    sizes = ", ".join(sorted({str(slot.count) for slot in layout.slots}))
+    nearest = " or ".join(map(str, below + above))
+    detail = f"slots of {sizes} vCPUs move whole: {nearest} can be had, {count} cannot"
+    return Denied(VcpuMap(), DenialReason.COUNT_SPLITS_SLOT, detail)
 
 
 def _action_of(denied: Denied, plan: Plan) -> str:
@@ -182,14 +201,14 @@ def _denied_wishes(layout: Layout, wanted: frozenset[int]) -> Iterator[Denied]:
     if unknown:
         detail = f"no {named(unknown)}: this machine has 0 to {layout.max - 1}"
         yield Denied(unknown, DenialReason.UNKNOWN_VCPU, detail)
-    if layout.slots and not wanted.intersection(layout.slots[0].ids):
+    if layout.slots and 0 not in wanted:
         detail = "vCPU 0 is the one that booted the VM, it never leaves"
         yield Denied(layout.slots[0].ids, DenialReason.BOOT_VCPU, detail)
 
 
 def _split(slot: Slot, wanted: frozenset[int]) -> Denied:
     inside = VcpuMap(each for each in slot.ids if each in wanted)
-    detail = f"{named(slot.ids)} are one slot and move together: the wish has only {inside}"
+    detail = f"{named(slot.ids)} are one slot and move together: the wish has {inside} and lacks {slot.ids - inside}"
     return Denied(slot.ids, DenialReason.PART_OF_SLOT, detail)
 
 

@@ -55,9 +55,22 @@ def test_boot_vcpus_leave_only_where_that_is_asked_for_and_the_first_never() -> 
         (situation(HOLES), 2.5, False, DenialReason.UNKNOWN_VCPU, "not 2.5"),
         (situation(HOLES), "4", False, DenialReason.UNKNOWN_VCPU, 'not "4"'),
         (situation(HOLES), 1, False, DenialReason.COUNT_KEEPS_BOOT, "vCPUs 0-1 were there at boot"),
-        (situation({0: "boot", 4: "ours"}, count=4), 6, False, DenialReason.COUNT_SPLITS_SLOT, "4 can be had, 6"),
-        (situation({0: "boot", 4: "ours"}, count=4), 9, False, DenialReason.COUNT_SPLITS_SLOT, "12 can be had, 9"),
+        (
+            situation({0: "boot", 4: "ours"}, count=4),
+            6,
+            False,
+            DenialReason.COUNT_SPLITS_SLOT,
+            "4 or 8 can be had, 6",
+        ),
+        (
+            situation({0: "boot", 4: "ours"}, count=4),
+            9,
+            False,
+            DenialReason.COUNT_SPLITS_SLOT,
+            "8 or 12 can be had, 9",
+        ),
         (situation({0: "boot"}, count=4), 2, True, DenialReason.COUNT_SPLITS_SLOT, "slots of 4 vCPUs move whole"),
+        (situation({0: "boot", 4: "ours"}, count=4), 2, True, DenialReason.COUNT_SPLITS_SLOT, "whole: 4 can be had"),
         (situation({0: "boot"}, count=4), 2, False, DenialReason.COUNT_SPLITS_SLOT, "4 can be had, 2 cannot"),
     ],
 )
@@ -75,6 +88,13 @@ def test_a_count_that_cannot_be_had_is_denied(
     assert len(denied.detail) < 200
     with pytest.raises(StepDeniedError, match="nothing was sent"):
         check_plan(plan, now.layout)
+
+
+def test_a_boot_vcpu_whose_removal_is_pending_is_kept_by_a_count() -> None:
+    now = situation({0: "boot", 1: "boot", 2: "ours", 3: "ours"}, pending=(1,))
+    assert [str(step) for step in plan_count(now, 3).steps] == ["keep 1", "unplug 3"]
+    (joined,) = plan_count(now, 3, include_boot=True).steps
+    assert (str(joined), joined.joins) == ("unplug 1", True)
 
 
 def test_a_count_that_no_text_can_hold_is_denied_too() -> None:

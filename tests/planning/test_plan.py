@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu import DenialReason, InvalidMapError, StalePlanError, StepDeniedError, VcpuMap
+from qmpvcpu import DenialReason, InvalidMapError, StalePlanError, StepDeniedError, UnsupportedMachineError, VcpuMap
 from qmpvcpu.model import Action, CpuProps, Denied, Layout, Slot, Step, Topology, VmStatus
 from qmpvcpu.planning import Plan, Situation, check_plan, plan_map, read_wish
 from tests.planning.situations import KVM, OLD_TCG, TCG, situation, situations, vcpus, wide
@@ -147,7 +147,11 @@ def test_the_steps_make_the_start_the_target_and_touch_nothing_else(now: Situati
             "0-4,8-9",
             [(vcpus("4-7"), DenialReason.PART_OF_SLOT), (vcpus("8-11"), DenialReason.PART_OF_SLOT)],
         ),
-        (situation({0: "boot"}, count=4), "1-3", [(vcpus("0-3"), DenialReason.PART_OF_SLOT)]),
+        (
+            situation({0: "boot"}, count=4),
+            "1-3",
+            [(vcpus("0-3"), DenialReason.BOOT_VCPU), (vcpus("0-3"), DenialReason.PART_OF_SLOT)],
+        ),
         (
             situation(STORY, status=VmStatus("running", "active")),
             "0-2",
@@ -234,6 +238,27 @@ def test_a_denied_plan_raises_with_what_the_first_denial_is_about(
     with pytest.raises(StepDeniedError) as caught:
         check_plan(plan_map(now, vcpus(wish)), now.layout)
     assert (caught.value.action, caught.value.vcpus) == (action, ids)
+
+
+@pytest.mark.parametrize(
+    ("cannot", "wish", "reason", "ids"),
+    [
+        ({"can_plug": False}, "0-3,6", DenialReason.MACHINE_CANNOT_PLUG, (2, 3)),
+        ({"can_unplug": False}, "0", DenialReason.MACHINE_CANNOT_UNPLUG, (1, 6)),
+    ],
+)
+def test_a_machine_that_cannot_is_named(
+    cannot: dict[str, bool], wish: str, reason: DenialReason, ids: tuple[int, ...]
+) -> None:
+    now = situation(STORY, vm=replace(KVM, **cannot))  # type: ignore[arg-type]  # two of its flags
+    with pytest.raises(UnsupportedMachineError) as caught:
+        check_plan(plan_map(now, vcpus(wish)), now.layout)
+    assert (caught.value.machine, caught.value.reason, caught.value.vcpus) == (KVM.machine, reason, ids)
+
+
+def test_a_slot_named_in_part_tells_what_is_lacking() -> None:
+    (denied,) = plan_map(situation({0: "boot", 4: "ours"}, count=4), vcpus("0-3,5,7")).denied
+    assert denied.detail == "vCPUs 4-7 are one slot and move together: the wish has 5,7 and lacks 4,6"
 
 
 def test_a_hundred_like_denials_are_one_in_words() -> None:
