@@ -2,8 +2,9 @@
 
 import enum
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Final
 
 from qmpvcpu.errors import Outcome, QmpVcpuError
@@ -32,6 +33,8 @@ class TransitionOutcome(enum.Enum):
 
 
 _ACTIONS: Final = {action.value: action for action in Action}
+_MOST_LISTED: Final = 4  # more alike steps in a row than these share a line
+_MOST_SAID: Final = 5  # an error's message is one line to be read; its report has them all
 _POLICIES: Final = {policy.value: policy for policy in OnFailure}
 
 
@@ -188,7 +191,7 @@ class TransitionReport(Value):
             f" plugged now: {layout.enabled}{pending}"
         )
         unrecorded = [f"  not recorded: {self.unrecorded}"] if self.unrecorded else []
-        return "\n".join([head, *(f"  {step}" for step in self.steps), *unrecorded])
+        return "\n".join([head, *(f"  {line}" for line in _listed(self.steps)), *unrecorded])
 
 
 class TransitionError(QmpVcpuError):
@@ -212,13 +215,37 @@ class TransitionError(QmpVcpuError):
         verdicts = [verdict for step in report.steps for verdict in (step.verdict, step.undo)]
         if any(isinstance(verdict, Unknown | Pending) for verdict in verdicts):
             self.outcome = Outcome.UNKNOWN
-        elif any(step.ok and not step.undone for step in report.steps):
+        elif any(_changed(step) for step in report.steps):
             self.outcome = Outcome.CHANGED
 
 
+def _changed(step: StepReport) -> bool:
+    """Return True if the slot of *step* is not as it was, on evidence: a KEEP whose vCPU left changes it too."""
+    if step.undone:
+        return False
+    match step.action:
+        case Action.PLUG:
+            return isinstance(step.verdict, Plugged)
+        case Action.UNPLUG:
+            return isinstance(step.verdict, Unplugged)
+    return isinstance(step.verdict, Plugged | Unplugged)
+
+
+def _listed(steps: Iterable[StepReport]) -> Iterator[str]:
+    """Return a line a step, in order; one for all that follow each other and ended alike, where there are many."""
+    for (action, said), group in groupby(steps, lambda step: (step.action.value, step.said)):
+        run = list(group)
+        if len(run) > _MOST_LISTED:
+            yield f"{action} {VcpuMap(each for step in run for each in step.ids)}: {said}"
+        else:
+            yield from map(str, run)
+
+
 def _grouped(steps: Iterable[StepReport]) -> list[str]:
-    """Return what is said of *steps*, of all that ended alike at once."""
+    """Return what is said of *steps* in one line, of all that ended alike at once, and of not too many."""
     alike: dict[tuple[str, str], list[int]] = {}
     for step in steps:
-        alike.setdefault((step.action.value, step.said), []).extend(step.ids)
-    return [f"{action} {VcpuMap(ids)}: {said}" for (action, said), ids in alike.items()]
+        alike.setdefault((step.action.value, " ".join(step.said.split())), []).extend(step.ids)
+    said = [f"{action} {VcpuMap(ids)}: {said}" for (action, said), ids in alike.items()]
+    more = len(said) - _MOST_SAID
+    return said if more <= 0 else [*said[:_MOST_SAID], f"and {more} more"]

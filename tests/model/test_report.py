@@ -144,6 +144,58 @@ def test_an_error_says_once_what_ended_alike() -> None:
     )
 
 
+def of_many(steps: list[StepReport]) -> TransitionReport:
+    return replace(story(OnFailure.STOP), steps=tuple(steps))
+
+
+def test_a_report_of_many_alike_steps_is_not_a_line_each() -> None:
+    plugs = [step(Action.PLUG, vcpu, Plugged) for vcpu in range(1, 120)]
+    refused = step(Action.PLUG, 120, Rejected(VcpuMap([120]), "GenericError", "no"), "GenericError: no")
+    unsent = [step(Action.PLUG, vcpu, None, "not sent: an earlier step failed") for vcpu in range(121, 240)]
+    few = [step(Action.UNPLUG, vcpu, Unplugged) for vcpu in (243, 242, 241, 240)]
+    assert str(of_many([*plugs, refused, *unsent, *few])).splitlines()[1:] == [
+        "  plug 1-119: PLUGGED",
+        "  plug 120: REJECTED: GenericError: no",
+        "  plug 121-239: not sent: an earlier step failed",
+        *(f"  unplug {vcpu}: UNPLUGGED" for vcpu in (243, 242, 241, 240)),
+    ]
+
+
+def test_an_error_stays_one_readable_line_whatever_went_wrong() -> None:
+    wrong = [
+        step(Action.PLUG, each, Rejected(VcpuMap([each]), "GenericError", "x"), f"no\n  room {each}")
+        for each in range(1, 240)
+    ]
+    message = str(TransitionError(of_many(wrong)))
+    assert "plug 5: REJECTED: no room 5; and 234 more; plugged now" in message
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("one", "outcome"),
+    [
+        (step(Action.PLUG, 2, None), Outcome.UNCHANGED),
+        (step(Action.PLUG, 2, Plugged), Outcome.CHANGED),
+        (step(Action.PLUG, 2, Plugged, undone=True), Outcome.UNCHANGED),
+        (step(Action.PLUG, 2, Plugged, undone=False), Outcome.CHANGED),
+        (step(Action.PLUG, 2, Unplugged, "plugged, then ejected"), Outcome.UNCHANGED),
+        (step(Action.PLUG, 2, Rejected(VcpuMap([2]), "GenericError", "no")), Outcome.UNCHANGED),
+        (step(Action.PLUG, 2, Unknown(VcpuMap([2]), "lost")), Outcome.UNKNOWN),
+        (step(Action.PLUG, 2, Plugged, undo=Pending(VcpuMap([2]), acknowledged=True), undone=False), Outcome.UNKNOWN),
+        (step(Action.UNPLUG, 6, Unplugged), Outcome.CHANGED),
+        (step(Action.UNPLUG, 6, Unplugged, undone=True), Outcome.UNCHANGED),
+        (step(Action.UNPLUG, 6, Refused(VcpuMap([6]), 0x82, "busy")), Outcome.UNCHANGED),
+        (step(Action.UNPLUG, 6, Pending(VcpuMap([6]), acknowledged=False)), Outcome.UNKNOWN),
+        (step(Action.KEEP, 6, Refused(VcpuMap([6]), 0x82, "busy")), Outcome.UNCHANGED),
+        (step(Action.KEEP, 6, Plugged), Outcome.CHANGED),
+        (step(Action.KEEP, 6, Unplugged, "it left"), Outcome.CHANGED),
+    ],
+)
+def test_an_error_tells_whether_the_vm_has_changed(one: StepReport, outcome: Outcome) -> None:
+    assert TransitionError(of_many([one])).outcome is outcome
+
+
 def test_a_step_of_which_nothing_is_known_says_so() -> None:
     assert str(step(Action.PLUG, 2, None)) == "plug 2: not sent"
 

@@ -45,6 +45,32 @@ def test_what_is_no_vcpu_id_is_refused(bad: object) -> None:
         VcpuMap([bad])  # type: ignore[list-item]  # the wrong type is the test
 
 
+@pytest.mark.parametrize("bad", ["0-3", "", b"\x05", bytearray(b"\x05")])
+def test_text_and_bytes_are_not_taken_for_ids(bad: str | bytes) -> None:
+    with pytest.raises(InvalidMapError, match=r"VcpuMap\.parse.*VcpuMap\.from_bytes"):
+        VcpuMap(bad)  # type: ignore[arg-type]  # the wrong type is the test
+
+
+def test_bytes_with_a_bit_beyond_libvirts_bound_are_refused_at_once() -> None:
+    assert VcpuMap.from_bytes(bytes(2047) + b"\x80") == {16383}
+    with pytest.raises(InvalidMapError, match="16384 is no set of vCPU ids: a vCPU id is 0 to 16383"):
+        VcpuMap.from_bytes(bytes(2048) + b"\x01")
+    with pytest.raises(InvalidMapError):
+        VcpuMap.from_bytes(b"\xff" * 10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("^1", "takes out of nothing"), ("0,^ 1", "no vCPU id"), ("0,", "no vCPU id")]
+)
+def test_what_takes_out_of_nothing_is_refused(text: str, says: str) -> None:
+    with pytest.raises(InvalidMapError, match=says):
+        VcpuMap.parse(text)
+
+
+def test_taking_out_what_is_not_in_is_no_error_as_in_libvirt() -> None:
+    assert VcpuMap.parse("0-3,^9") == {0, 1, 2, 3}
+
+
 @given(ids)
 def test_text_bytes_and_int_all_lead_back_to_the_map(members: set[int]) -> None:
     vcpus = VcpuMap(members)
