@@ -144,7 +144,8 @@ class VcpuMap(AbstractSet[int]):
 
 
 def _ids_of(bits: int) -> Iterator[int]:
-    return (place for place, bit in enumerate(reversed(f"{bits:b}")) if bit == "1")
+    lowest = (bits & -bits).bit_length() - 1 if bits else 0  # a map of few high ids is short
+    return (place for place, bit in enumerate(reversed(f"{bits >> lowest:b}"), lowest) if bit == "1")
 
 
 def _number(digits: str, part: str, text: str) -> int:
