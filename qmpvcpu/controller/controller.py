@@ -9,10 +9,13 @@ from qmpvcpu.controller.applying import Applier
 from qmpvcpu.controller.onevcpu import OneVcpu
 from qmpvcpu.controller.session import Session
 from qmpvcpu.engine import Terms
-from qmpvcpu.model import Direction, Intent, OnFailure, Proof, TransitionReport
+from qmpvcpu.model import Direction, Intent, OnFailure, Proof, TransitionError, TransitionReport
 from qmpvcpu.planning import Plan
 
 __all__ = ["How", "VcpuController", "Wish"]
+
+# A guest serves removals one by one, so late answers come one by one: two in a row have been seen.
+_RECOVERIES = 3
 
 Wish = str | Iterable[int]
 How = Literal["report", "finish", "revert"]
@@ -230,14 +233,22 @@ class VcpuController(OneVcpu):
             return planning.observed_report(intent, await self.refresh())
         reverts = how == "revert"
         wish_for = planning.revert_wish if reverts else planning.finish_wish
-        return await self._applier.apply(
-            lambda: self.plan(wish_for(intent, self.layout)),
-            self._terms(
-                on_failure=OnFailure.CONTINUE if reverts else intent.on_failure,
-                timeout=intent.timeout if timeout is None else timeout,
-            ),
-            intent=replace(intent, direction=Direction.REVERTING if reverts else Direction.FORWARD),
+        terms = self._terms(
+            on_failure=OnFailure.CONTINUE if reverts else intent.on_failure,
+            timeout=intent.timeout if timeout is None else timeout,
         )
+        again = replace(intent, direction=Direction.REVERTING if reverts else Direction.FORWARD)
+        for _ in range(_RECOVERIES - 1):
+            try:
+                return await self._applier.apply(
+                    lambda: self.plan(wish_for(intent, self.layout)), terms, intent=again
+                )
+            except TransitionError as error:
+                # Every step went well, and it is not reached all the same: a removal that had been asked for before
+                # the crash, and that nobody could know of, was answered meanwhile.
+                if error.report.cancelled or not all(step.ok for step in error.report.steps):
+                    raise
+        return await self._applier.apply(lambda: self.plan(wish_for(intent, self.layout)), terms, intent=again)
 
     def _terms(
         self,

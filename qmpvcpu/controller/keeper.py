@@ -71,6 +71,9 @@ class Keeper:
     def held(self) -> Iterator[None]:
         """Write nothing but intents inside: what changes meanwhile is written at the end, at once."""
         self._holds += 1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         try:
             yield
         finally:
@@ -183,6 +186,8 @@ class Keeper:
     async def _save_all(self) -> None:
         while self._state() != self._saved:
             await self.save()
+            if self._holds:  # what changes from here on is for the end
+                return
 
     def _look_at_save(self, saving: "asyncio.Task[None]") -> None:
         """Tell of a save that failed with nobody waiting for it; the next change tries again."""

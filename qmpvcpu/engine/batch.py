@@ -176,7 +176,7 @@ class Batch:
         self._stopped = True
         self.halted = self.halted or reason
         for work in self._out.asked:
-            self._give_up(work)
+            self._give_up(work, f"{reason}, before the guest's answer")
 
     def lose(self, reason: str, now: float) -> None:
         """Note that the connection is lost for good."""
@@ -335,13 +335,13 @@ class Batch:
         work.stage, work.removal = Stage.WAITING, None
         self._others.appendleft(work)
 
-    def _give_up(self, work: Work) -> None:
-        """End *work* as it stands now."""
+    def _give_up(self, work: Work, reason: str = "") -> None:
+        """End *work* as it stands now; *reason* is why it is not waited for any longer, if not its deadline."""
         if not work.plugs and work.removal is not None:
             self._engine.deadline_passed(work.removal)
             working = work.removal.state is State.WORKING
             waited = round(self._now - work.removal.requested_at, 6)
-            self._end(work, Pending(work.step.ids, acknowledged=working, seconds=waited))
+            self._end(work, Pending(work.step.ids, acknowledged=working, seconds=waited), reason)
             return
         slot = self._engine.layout.slot_of(work.step.first)
         self._engine.doubled.discard(slot.first)

@@ -98,6 +98,8 @@ def _observed(step: Step, layout: Layout, *, reverting: bool) -> StepReport:
     elif step.action is Action.KEEP:
         verdict = Plugged(step.ids)
     reason = "" if succeeded(step.action, verdict) or reverting else _NOT_DONE
+    if isinstance(verdict, Pending):
+        reason = "the guest has been asked, and has not answered"
     return StepReport(
         step.action, step.ids, verdict, reason, undone=_undone(step, layout, verdict) if reverting else None
     )

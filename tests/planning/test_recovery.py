@@ -107,7 +107,11 @@ def test_from_any_point_finish_leads_to_the_target_and_revert_to_the_start(
         (
             layout({0: "boot", 2: "ours", 3: "ours", 4: "ours", 5: "ours", 1: "boot"}, pending=(1,)),
             TransitionOutcome.PARTIAL,
-            [*(f"plug {each}: PLUGGED" for each in (2, 3, 4, 5)), "unplug 6: UNPLUGGED", "unplug 1: PENDING"],
+            [
+                *(f"plug {each}: PLUGGED" for each in (2, 3, 4, 5)),
+                "unplug 6: UNPLUGGED",
+                "unplug 1: PENDING: the guest has been asked, and has not answered",
+            ],
         ),
         (
             layout(dict.fromkeys((0, 2, 3, 4, 5), "ours")),
@@ -161,7 +165,11 @@ def test_a_look_on_the_way_back_tells_what_is_undone(
 @pytest.mark.parametrize(
     ("now", "says", "ok"),
     [
-        (layout({0: "boot", 3: "ours"}, pending=(3,)), "keep 3: PENDING: not done, as far as a look tells", False),
+        (
+            layout({0: "boot", 3: "ours"}, pending=(3,)),
+            "keep 3: PENDING: the guest has been asked, and has not answered",
+            False,
+        ),
         (layout({0: "boot", 3: "ours"}), "keep 3: PLUGGED", True),
         (layout({0: "boot"}), "keep 3: UNPLUGGED: not done, as far as a look tells", False),
     ],
