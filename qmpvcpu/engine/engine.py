@@ -166,7 +166,11 @@ class Engine(Ledger):
 
     def unplug_sent(self, first: int, now: float) -> Removal:
         """Note that ``device_del`` for the slot of vCPU *first* is about to be sent."""
-        return self._adopt(self.layout.slot_of(first), Origin.US, now)
+        again = self.removals.get(first)
+        if again is None or not again.recalled:
+            return self._adopt(self.layout.slot_of(first), Origin.US, now)
+        again.overdue = False  # whoever waits for it since it was asked for first, waits for the same answer
+        return again
 
     def unplug_replied(self, removal: Removal, evidence: Evidence, now: float) -> None:
         """Take the reply to our ``device_del``: ACCEPTED, REJECTION or LOST."""

@@ -19,7 +19,8 @@ evidence and not in the table: it only makes the caller read again. A deadline i
 forgets a request, so there is no state for "given up".
 
 REQUESTED and WORKING last until the guest answers, or for ever. After RESET the guest has forgotten what it was
-working on and QEMU has not: the request is latent.
+working on. QEMU has not, and the request is latent; unless the guest had told it that the request is taken up (the
+remove event is cleared in the register block), which no reply shows: then nobody remembers it.
 
 Source: QEMU docs/specs/acpi_cpu_hotplug.rst; ACPI 6.5, 6.3.5 (_OST); measured on QEMU 7.2.22, 10.0.2 and 11.1.3.
 """
@@ -129,7 +130,8 @@ class Removal:
         state: Where it stands.
         settled_at: When it became final, or None.
         overdue: True once a deadline for it has passed.
-        recalled: True if only the record tells of it: no guest is known to work on it, so it may be asked for again.
+        recalled: True if only the record tells of it, or the VM was reset since: no guest is known to work on it, and
+            one that had taken it up may have left QEMU nothing to remember, so it may be asked for again.
         code: The guest's OST status when it refused, or None.
         reason: The same in words, or "".
     """
@@ -158,6 +160,8 @@ class Removal:
             raise IllegalEvidenceError(f"{evidence.name} for a removal that is {before.name}") from None
         if self.state is State.WORKING:
             self.recalled = False
+        elif evidence is Evidence.RESET and self.state is State.REQUESTED:
+            self.recalled = True
         if self.state.is_final and not before.is_final:
             self.settled_at = now
         return before

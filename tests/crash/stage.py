@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 
 from qemu.qmp import QMPClient
 
+import qmpvcpu
 from qmpvcpu import OnFailure, VcpuController, VcpuMap
 from qmpvcpu.domainxml import read_identity
 from qmpvcpu.testing import MicroGuest, Personality, best_qemu, probe_accelerator
@@ -64,11 +65,20 @@ class Stage:
     def __init__(self, guest: MicroGuest, other: QMPClient) -> None:
         self.guest = guest
         self.other = other
+        self._fresh = True
 
     async def plugged(self) -> VcpuMap:
         """What QEMU itself says is plugged; it lists slots in descending order."""
         reply: Any = await self.other.execute("query-hotpluggable-cpus")
         return VcpuMap(number for number, slot in enumerate(reversed(reply)) if "qom-path" in slot)
+
+    async def to_start(self) -> None:
+        """Have the VM at START; vCPU 1 is never the boot vCPU, so that points have the same names each time."""
+        async with qmpvcpu.attach(self.guest.qmp) as vm:
+            if self._fresh:
+                self._fresh = False
+                await vm.unplug(1)
+            await vm.set_map(START)
 
     async def agrees(self, vm: VcpuController) -> None:
         """Return when the layout is what QEMU says, which may change in this very moment."""

@@ -106,10 +106,7 @@ class Matrix:
             await self._drop_stage()
         if self._stage is None:
             self._stage = await self._stages.enter_async_context(stage(self.story))
-            async with qmpvcpu.attach(self._stage.guest.qmp) as vm:
-                await vm.unplug(1)  # as it is from the second run on: no boot vCPU, so that points keep their names
-        async with qmpvcpu.attach(self._stage.guest.qmp) as vm:
-            await vm.set_map(START)
+        await self._stage.to_start()
         return self._stage
 
     async def _drop_stage(self) -> None:
