@@ -164,8 +164,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
 
     @rule(vcpu=vcpus, status=st.sampled_from([0, 1, 0x81]))
     def the_guest_answers_a_plug(self, vcpu: int, status: int) -> None:
-        if self.qemu.paths[vcpu] is not None:
-            self.qemu.ost(vcpu, status, source=1)
+        self.qemu.acknowledge(vcpu, status)
 
     @precondition(lambda self: self.qemu.requested)
     @rule(vcpu=vcpus)

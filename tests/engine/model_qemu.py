@@ -61,6 +61,8 @@ class ModelQemu:
         if self.paths[vcpu] is not None:
             return False
         self._put(vcpu, path, who)
+        # A guest that lets one go without a last word, and takes the next without one, is beyond telling.
+        self.answers.pop(vcpu, None)
         return True
 
     def remove(self, path: str, who: str) -> bool:
@@ -81,6 +83,11 @@ class ModelQemu:
         return slots, threads
 
     # The guest.
+
+    def acknowledge(self, vcpu: int, status: int = 0) -> None:
+        """Answer the plug of the CPU that is there, before anything is said of its removal."""
+        if self.paths[vcpu] is not None and (vcpu not in self.answers or self.answers[vcpu].is_insertion):
+            self.ost(vcpu, status, source=1)
 
     def take_up(self, vcpu: int) -> None:
         if vcpu in self.requested:

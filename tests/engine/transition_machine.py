@@ -481,8 +481,8 @@ class TransitionsBesideQemu(EngineBesideQemu):
                 self.qemu.decide(vcpu, "refuse" if vcpu == but and but else "eject")
                 if vcpu in self.qemu.lied:
                     self.qemu.eject(vcpu)
-                if self.qemu.paths[vcpu] is not None and self.engine.layout[vcpu].acknowledged is None:
-                    self.qemu.ost(vcpu, 0, source=1)
+                if self.engine.layout[vcpu].acknowledged is None:
+                    self.qemu.acknowledge(vcpu)
             if self.engine.wanted is not Read.NONE:
                 self.read(full=True)
             self.everything_arrives()
