@@ -331,7 +331,9 @@ class Batch:
         if work.ours or work.step.action is Action.KEEP:
             self._end(work, Unknown(work.step.ids, removal.state.value))
             return
-        self._out.drop(work)  # it was somebody else's, so now it is for us to ask
+        # It was somebody else's, so now it is for us to ask; if the connection went with it, once that is back.
+        self.offline = self.offline or removal.state is State.UNKNOWN
+        self._out.drop(work)
         work.stage, work.removal = Stage.WAITING, None
         self._others.appendleft(work)
 

@@ -177,9 +177,9 @@ class EngineBesideQemu(RuleBasedStateMachine):
         self.qemu.decide(vcpu, answer)
 
     @precondition(lambda self: self.qemu.working)
-    @rule()
-    def the_vm_is_reset(self) -> None:
-        self.qemu.reset()
+    @rule(forgotten=st.booleans())
+    def the_vm_is_reset(self, forgotten: bool) -> None:  # noqa: FBT001 - hypothesis calls it by name
+        self.qemu.reset(forgotten=forgotten)
 
     # The connection.
 

@@ -27,7 +27,9 @@ class ModelQemu:
     """What is so, and what has been since the start, slot by slot.
 
     ``requested`` has the slots with a removal that no guest has taken up, ``working`` those with one that it has; a
-    second ``device_del`` puts a slot into both. ``askers`` tells who asked, ``by`` who made the slot what it is.
+    second ``device_del`` puts a slot into both. In ``lied`` are those with one
+    that came to nothing without a refusal. ``askers`` tells who asked, ``by`` who made the slot what it is; ``contested``
+    are those of which another client ever asked for the CPU that is, or was last, there.
     """
 
     has_event: bool  # KVM: the CPU's own DEVICE_DELETED comes; TCG: it does not
@@ -41,6 +43,7 @@ class ModelQemu:
     lied: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
     askers: list[set[str]] = field(default_factory=lambda: [set() for _ in range(SLOTS)])
+    contested: set[int] = field(default_factory=set)
     by: list[str] = field(default_factory=lambda: ["" for _ in range(SLOTS)])
     answers: dict[int, OstAnswer] = field(default_factory=dict)
     history: list[list[str | None]] = field(init=False)
@@ -71,6 +74,8 @@ class ModelQemu:
         vcpu = self.paths.index(path)
         self.requested.add(vcpu)
         self.askers[vcpu].add(who)
+        if who == OTHER:
+            self.contested.add(vcpu)
         return True
 
     def read(self) -> tuple[tuple[Slot, ...], tuple[ThreadReading, ...]]:
@@ -122,8 +127,13 @@ class ModelQemu:
         if not silent:
             self.ost(vcpu, 0)
 
-    def reset(self) -> None:
-        self.requested |= {vcpu for vcpu in self.working if self.paths[vcpu] is not None}
+    def reset(self, *, forgotten: bool) -> None:
+        """Start over: what the guest was at is for the next one to do, or is known to nobody."""
+        left = {vcpu for vcpu in self.working if self.paths[vcpu] is not None}
+        if forgotten:
+            self.lied |= left
+        else:
+            self.requested |= left
         self.working.clear()
         self.emit(qapi.RunEvent.RESET)
 
@@ -143,6 +153,7 @@ class ModelQemu:
             self.created.remove(old)
         if path is not None:
             self.created.append(path)
+            self.contested.discard(vcpu)
         self.paths[vcpu] = path
         self.by[vcpu] = who
         self.history[vcpu].append(path)

@@ -1,28 +1,46 @@
-"""Hypothesis: the engine and its transitions beside a model of QEMU, in any order of anything."""
+"""Hypothesis: the engine and its transitions beside a model of QEMU, in any order of anything.
+
+``QMPVCPU_MODEL_CASES=50000 pytest tests/engine/test_against_model.py`` tries more of them.
+"""
 
 import os
 
-from hypothesis import settings
+import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.engine.engine_machine import EngineBesideQemu
 from tests.engine.transition_machine import TransitionsBesideQemu
 
-CASES = int(os.environ.get("QMPVCPU_MODEL_CASES", "2000"))
+CASES = int(os.environ.get("QMPVCPU_MODEL_CASES", "2000"))  # of all machines together
+STEPS = 40
+A_FEW = settings(
+    max_examples=CASES // 10,
+    stateful_step_count=STEPS,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],  # where other tests keep the machine busy
+)
+MOST = settings(A_FEW, max_examples=CASES * 4 // 10)
+
+pytestmark = pytest.mark.timeout(120 + CASES // 10)
 
 
 class EngineBesideTcg(EngineBesideQemu):
+    """The same, where no event tells that a CPU is gone."""
+
     has_event = False
 
 
 class TransitionsBesideTcg(TransitionsBesideQemu):
+    """The same, where no event tells that a CPU is gone."""
+
     has_event = False
 
 
 TestEngineUnderKvm = EngineBesideQemu.TestCase
-TestEngineUnderKvm.settings = settings(max_examples=CASES // 10, stateful_step_count=40, deadline=None)
+TestEngineUnderKvm.settings = A_FEW
 TestEngineUnderTcg = EngineBesideTcg.TestCase
-TestEngineUnderTcg.settings = settings(max_examples=CASES // 10, stateful_step_count=40, deadline=None)
+TestEngineUnderTcg.settings = A_FEW
 TestTransitionsUnderKvm = TransitionsBesideQemu.TestCase
-TestTransitionsUnderKvm.settings = settings(max_examples=CASES * 4 // 10, stateful_step_count=40, deadline=None)
+TestTransitionsUnderKvm.settings = MOST
 TestTransitionsUnderTcg = TransitionsBesideTcg.TestCase
-TestTransitionsUnderTcg.settings = settings(max_examples=CASES * 4 // 10, stateful_step_count=40, deadline=None)
+TestTransitionsUnderTcg.settings = MOST

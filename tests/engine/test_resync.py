@@ -87,12 +87,22 @@ def test_a_refusal_in_the_gap_ends_what_the_guest_worked_on() -> None:
     assert not subject.layout.pending
 
 
-def test_an_old_refusal_is_none_of_a_request_that_the_guest_had_not_taken_up() -> None:
+def test_a_refusal_that_is_new_ends_a_request_whose_taking_up_was_missed() -> None:
+    subject = make_engine("0-1", answers={1: OstAnswer(3, 0x81)})
+    removal = requested(subject)
+    assert come_back(subject, "0-1", {1: BUSY}) == ["UnplugRefused us", "Reconnected unknown"]
+    assert removal.state is State.REFUSED
+
+
+def test_the_refusal_from_before_may_be_an_old_one_and_the_request_may_be_made_again() -> None:
     subject = make_engine("0-1")
+    subject.receive(qapi.OstEvent(1, BUSY), 0.5)  # somebody else was refused
     removal = requested(subject)
     assert come_back(subject, "0-1", {1: BUSY}) == ["Reconnected unknown"]
     assert removal.state is State.REQUESTED
+    assert removal.recalled
     assert subject.layout.pending == {1}
+    assert requested(subject) is removal
 
 
 def test_an_answer_to_a_plug_tells_nothing_of_a_removal() -> None:

@@ -465,6 +465,19 @@ def test_a_joined_removal_that_qemu_rejects_late_is_asked_for_again() -> None:
     assert told.outcome == "REACHED"
 
 
+def test_a_joined_removal_whose_reply_is_lost_is_asked_for_once_the_connection_is_back() -> None:
+    engine = make_engine("0-1")
+    first = Story(engine, "0", reply_timeout=2.0)
+    first.wait(2)
+    told = Story(engine, "0", reconnect=True)
+    late = first.sent.pop(1)
+    assert late.removal is not None
+    engine.unplug_replied(late.removal, Evidence.LOST, 4.0)
+    assert told.go() == []  # before anybody has said that the connection is gone
+    assert told.pause() == []
+    assert told.resume("0-1") == ["del 1"]
+
+
 def test_what_only_the_record_knows_is_asked_for_again() -> None:
     engine = make_engine("0-1")
     engine.recall({1}, {}, 0.0)
