@@ -27,9 +27,9 @@ class ModelQemu:
     """What is so, and what has been since the start, slot by slot.
 
     ``requested`` has the slots with a removal that no guest has taken up, ``working`` those with one that it has; a
-    second ``device_del`` puts a slot into both. In ``lied`` are those with one
-    that came to nothing without a refusal. ``askers`` tells who asked, ``by`` who made the slot what it is; ``contested``
-    are those of which another client ever asked for the CPU that is, or was last, there.
+    second ``device_del`` puts a slot into both. In ``lied`` are those with one that came to nothing, unrefused.
+    ``askers`` tells who asked, ``by`` who made the slot what it is; ``contested`` are those of which another client
+    ever asked for the CPU that is, or was last, there.
     """
 
     has_event: bool  # KVM: the CPU's own DEVICE_DELETED comes; TCG: it does not

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from qmpvcpu import Layout, Plugged, TransitionReport, VcpuMap, qapi
+from qmpvcpu import Layout, OnFailure, Plugged, TransitionReport, VcpuMap, qapi
 from qmpvcpu.engine import Engine, Evidence, Look, Phase, Removal, Save, Send, Terms, Transition, Work
 from qmpvcpu.model import (
     CpuProps,
@@ -21,7 +21,7 @@ from qmpvcpu.model import (
 )
 from qmpvcpu.planning import plan_map
 
-__all__ = ["Story", "make_engine", "path", "read_slots"]
+__all__ = ["RUNNING", "Story", "make_engine", "path", "read_slots", "story"]
 
 BOOT = "/machine/unattached/device[0]"
 RUNNING = VmStatus("running")
@@ -234,3 +234,9 @@ class Story:
         verdict = self.verdict(vcpu)
         assert isinstance(verdict, Pending)
         return verdict
+
+
+def story(
+    *, on_failure: OnFailure = OnFailure.STOP, start: str = "0-1,6", wish: str = "0,2-5", **terms: Any
+) -> Story:
+    return Story(start, wish, on_failure=on_failure, **terms)

@@ -8,8 +8,8 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.engine.crash_machine import CrashesBesideQemu
 from tests.engine.engine_machine import EngineBesideQemu
-from tests.engine.transition_machine import TransitionsBesideQemu
 
 CASES = int(os.environ.get("QMPVCPU_MODEL_CASES", "2000"))  # of all machines together
 STEPS = 40
@@ -30,7 +30,7 @@ class EngineBesideTcg(EngineBesideQemu):
     has_event = False
 
 
-class TransitionsBesideTcg(TransitionsBesideQemu):
+class CrashesBesideTcg(CrashesBesideQemu):
     """The same, where no event tells that a CPU is gone."""
 
     has_event = False
@@ -40,7 +40,7 @@ TestEngineUnderKvm = EngineBesideQemu.TestCase
 TestEngineUnderKvm.settings = A_FEW
 TestEngineUnderTcg = EngineBesideTcg.TestCase
 TestEngineUnderTcg.settings = A_FEW
-TestTransitionsUnderKvm = TransitionsBesideQemu.TestCase
+TestTransitionsUnderKvm = CrashesBesideQemu.TestCase
 TestTransitionsUnderKvm.settings = MOST
-TestTransitionsUnderTcg = TransitionsBesideTcg.TestCase
+TestTransitionsUnderTcg = CrashesBesideTcg.TestCase
 TestTransitionsUnderTcg.settings = MOST
