@@ -90,9 +90,7 @@ class Applier:
     ) -> TransitionReport:
         session = self._session
         async with turn:
-            await session.check_open()
-            # What nobody announced is found here, and not half-way.
-            await asyncio.gather(session.read(Read.SLOTS), session.know_status())
+            await self._look()
             plan = make_plan()
             check_plan(plan, session.layout)
             self._run = session.watcher = run
@@ -101,6 +99,19 @@ class Applier:
                     return await run.carry_out(plan, intent)
             finally:
                 self._run = session.watcher = None
+
+    async def _look(self) -> None:
+        """Read the VM, so that what nobody announced is found here, and not half-way."""
+        session = self._session
+        while True:
+            await session.check_open()
+            try:
+                await asyncio.gather(session.read(Read.SLOTS), session.know_status())
+            except MonitorLostError:
+                if session.reconnect is None or session.closed:
+                    raise
+            else:
+                return
 
 
 class _Run:

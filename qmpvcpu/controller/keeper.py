@@ -122,6 +122,11 @@ class Keeper:
         """Leave the transition in the record as it stands: the connection is lost, the next look will tell."""
         self._transition, self.interrupted = None, self._transition or self.interrupted
 
+    def forget(self) -> None:
+        """Drop what was under way, or was left so: it was of a QEMU that is no more."""
+        self._transition = self.interrupted = None
+        self.changed()
+
     async def begin_step(self, step: Step) -> None:
         """Record a single command, durably, before it is sent.
 

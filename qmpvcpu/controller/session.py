@@ -145,6 +145,8 @@ class Session:
         self.publish()
         if self.watcher is not None:
             self.watcher.on_return(same_instance=same_instance)
+        if not same_instance:
+            self.keeper.forget()
         if self._back is not None:
             self._back.set_result(None)
             self._back = None

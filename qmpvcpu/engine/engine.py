@@ -73,6 +73,7 @@ class Engine(Ledger):
         self._early_answers: dict[int, OstAnswer] = {}
         self._early_gone: set[int] = set()
         self._by_index = {slot.cpu_index: slot.first for slot in layout.slots}
+        self._answers = dict(answers)  # the last one of each slot, as heard or read
         self._meet(answers, now)
 
     def _meet(self, answers: Mapping[int, OstAnswer], now: float) -> None:
@@ -97,9 +98,14 @@ class Engine(Ledger):
             if answer.status is OstStatus.IN_PROGRESS and (removal is None or removal.state is not State.WORKING):
                 (removal or self._adopt(slot, Origin.UNKNOWN, now)).advance(Evidence.IN_PROGRESS, now)
                 self._set_pending(slot.first, pending=True)
-            elif answer.status is OstStatus.FAILURE and removal is not None and removal.state is State.WORKING:
-                # Of one that the guest had not taken up, this may be an answer from before.
-                self._refuse(slot.first, answer.code, answer.reason, now)
+            elif answer.status is OstStatus.FAILURE and removal is not None:
+                # Of one that the guest had not taken up, the same answer as before may be that from before: then it
+                # may be asked for again, since no guest works on it.
+                if removal.state is State.WORKING or answer != self._answers.get(slot.cpu_index, answer):
+                    self._refuse(slot.first, answer.code, answer.reason, now)
+                else:
+                    removal.recalled = True
+        self._answers = dict(answers)
 
     def recall(self, pending: Collection[int], answers: Mapping[int, OstAnswer], now: float) -> None:
         """Take in the removals that the record knows and QEMU does not tell: no guest has reacted to them yet.
@@ -169,6 +175,7 @@ class Engine(Ledger):
         again = self.removals.get(first)
         if again is None or not again.recalled:
             return self._adopt(self.layout.slot_of(first), Origin.US, now)
+        self.doubled.add(first)  # should the guest take the first request up right now
         again.overdue = False  # whoever waits for it since it was asked for first, waits for the same answer
         return again
 
@@ -215,6 +222,7 @@ class Engine(Ledger):
         if first is None:
             self._want(Read.FULL)
             return
+        self._answers[event.cpu_index] = event.answer
         slot = self.layout.slot_of(first)
         if event.answer.is_insertion:
             self._receive_insertion(slot, event.answer)
