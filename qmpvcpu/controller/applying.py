@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from qmpvcpu.controller.commands import Commands
 from qmpvcpu.controller.session import Session
 from qmpvcpu.controller.turns import Turn, Turns
-from qmpvcpu.engine import Batch, Effect, Look, Phase, Read, Removal, Save, Send, Terms, Transition, Work
+from qmpvcpu.engine import Batch, Look, Phase, Read, Removal, Save, Send, Terms, Transition, Work
 from qmpvcpu.errors import CommandRejectedError, MonitorLostError, Outcome, OutcomeUnknownError, RecordError
 from qmpvcpu.model import (
     Direction,
@@ -124,6 +124,7 @@ class _Run:
         self._commands = commands
         self._terms = terms
         self._wake = asyncio.Event()
+        self._to_save: Save | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self.unrecorded: RecordError | None = None
         self._offline_until: float | None = None
@@ -135,10 +136,12 @@ class _Run:
         try:
             while not transition.ended:
                 self._wake.clear()
-                for effect in transition.advance(self._session.loop.time()):
-                    await self._do(transition, effect)
-                    self._wake.set()
-                if not transition.ended:
+                self._go_on()
+                if self._to_save is not None:
+                    save, self._to_save = self._to_save, None
+                    await self._save(transition, save.intent)
+                    transition.saved()
+                elif not transition.ended:
                     await self._sleep(transition)
         finally:
             self._silence()
@@ -151,7 +154,7 @@ class _Run:
         """Stop at the next safe point."""
         if self.transition is not None:
             self.transition.cancel(self._session.loop.time())
-            self._wake.set()
+            self._go_on()
 
     # News, from the session.
 
@@ -160,7 +163,7 @@ class _Run:
         if self.transition is not None and (settled or self.transition.batch.looks_at_layout):
             for removal in settled:
                 self.transition.batch.answered(removal, self._session.loop.time())
-            self._wake.set()
+            self._go_on()
 
     def on_lost(self, why: str, *, may_return: bool) -> None:
         """Take in that the connection is lost."""
@@ -172,7 +175,7 @@ class _Run:
             self._offline_until = now + max(self._terms.timeout, self._terms.reply_timeout)
         else:
             self._lose(self.transition, why)
-        self._wake.set()
+        self._go_on()
 
     def on_return(self, *, same_instance: bool) -> None:
         """Take in that the connection is back, and the engine has read the VM again."""
@@ -183,7 +186,7 @@ class _Run:
             self.transition.batch.resumed(self._session.loop.time())
         else:
             self._lose(self.transition, "another QEMU runs this VM now")
-        self._wake.set()
+        self._go_on()
 
     def _lose(self, transition: Transition, why: str) -> None:
         transition.lose(why, self._session.loop.time())
@@ -215,15 +218,26 @@ class _Run:
             self._alarm.cancel()
             self._alarm = None
 
-    async def _do(self, transition: Transition, effect: Effect) -> None:
-        match effect:
-            case Save():
-                await self._save(transition, effect.intent)
-                transition.saved()
-            case Send():
-                self._session.start(self._send(transition.batch, effect.work))
-            case Look():
-                self._session.start(self._look(transition.batch, Read.FULL if effect.full else Read.SLOTS))
+    def _go_on(self) -> None:
+        """Bring about what is to be done now, in the same step as the news that led to it: commands follow closely.
+
+        A save is for ``carry_out``; until it is over there is nothing else to be done.
+        """
+        transition = self.transition
+        if transition is None:
+            return
+        for effect in transition.advance(self._session.loop.time()):
+            match effect:
+                case Save():
+                    self._to_save = effect
+                case Send():
+                    self._session.start(self._send(transition.batch, effect.work))
+                case Look():
+                    self._session.start(self._look(transition.batch, Read.FULL if effect.full else Read.SLOTS))
+        deadline = transition.deadline
+        late = deadline is not None and (self._alarm is None or deadline < self._alarm.when())
+        if late or self._to_save is not None or transition.ended or self._offline_until is not None:
+            self._wake.set()
 
     async def _save(self, transition: Transition, intent: Intent | None) -> None:
         keeper = self._session.keeper
@@ -256,10 +270,10 @@ class _Run:
                 batch.replied(work, Unknown(slot.ids, str(error)), loop.time())
         except CommandRejectedError as error:
             batch.replied(work, verdict_of(error), loop.time())
-        self._wake.set()
+        self._go_on()
 
     async def _look(self, batch: Batch, read: Read) -> None:
         look = asyncio.ensure_future(self._session.read_quietly(read))
         await asyncio.wait({look}, timeout=min(_LAST_LOOK_S, self._session.timeout))
         batch.looked(self._session.loop.time())
-        self._wake.set()
+        self._go_on()
