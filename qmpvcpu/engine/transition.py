@@ -164,6 +164,8 @@ class Transition:
         """Return what undoes *work*, or None where nothing of ours was done."""
         action, ids = work.step.action, work.step.ids
         begun = self._begun.get(work.step.first)
+        if begun is not None and begun.action is Action.KEEP:
+            return None  # it was there at the start, left before the cut, and has been plugged again
         if not work.ours and (begun is None or begun.action is not action):
             return None
         if action is Action.PLUG and isinstance(work.verdict, Plugged):

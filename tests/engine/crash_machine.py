@@ -81,10 +81,12 @@ class CrashesBesideQemu(TransitionsBesideQemu):
         reverts = how == "revert"
         wish = (revert_wish if reverts else finish_wish)(intent, self.engine.layout)
         joined = {step.first for step in intent.steps if step.joins}
-        for step in intent.steps:
-            want = (intent.start if reverts else intent.target) & step.ids
+        # Where single commands followed a transition, a slot is named twice: its first step tells what was there.
+        for step in {each.first: each for each in (reversed(intent.steps) if reverts else intent.steps)}.values():
+            there = (step.action is Action.PLUG) is not reverts
             theirs = self.qemu.paths[step.first] == f"/machine/peripheral/other{step.first}"
-            assert theirs or step.first in joined or step.action is Action.KEEP or wish & step.ids == want
+            known = theirs or step.first in joined or step.action is Action.KEEP
+            assert known or (step.first in wish) is there
         terms = Terms(OnFailure.CONTINUE if reverts else intent.on_failure, timeout=5.0, reply_timeout=REPLY_TIMEOUT)
         unseen = {vcpu for vcpu in self.qemu.removals | self.qemu.lied if vcpu not in self.engine.layout.pending}
         self.begin(wish, terms, replace(intent, direction=Direction.REVERTING if reverts else Direction.FORWARD))

@@ -326,6 +326,19 @@ def test_finishing_what_was_cut_short_may_turn_back_and_undoes_what_was_done_bef
     }
 
 
+def test_what_was_to_stay_and_left_before_the_cut_is_plugged_again_and_that_is_not_undone() -> None:
+    steps = (Step(Action.KEEP, VcpuMap([2]), path(2)), Step(Action.UNPLUG, VcpuMap([1]), path(1)))
+    old = Intent(VcpuMap.parse("0-2"), VcpuMap.parse("0,2"), steps, REVERT)
+    told = Story("0-1", "0,2", intent=old, on_failure=REVERT)
+    assert told.begun == ["save intent", "add 2"]
+    assert told.accept(2) == ["del 1"]
+    told.accept(1)
+    assert told.refuses(1) == ["save outcome"]
+    assert told.verdicts == {2: "PLUGGED", 1: "REFUSED"}
+    assert told.report.layout.enabled == old.start
+    assert told.outcome == "REVERTED"
+
+
 def test_finishing_a_removal_that_had_been_sent_undoes_it_although_it_is_joined_now() -> None:
     engine = make_engine("0-2", answers={1: OstAnswer(3, 0x84)})
     steps = (Step(Action.UNPLUG, VcpuMap([2]), path(2)), Step(Action.UNPLUG, VcpuMap([1]), path(1)))
