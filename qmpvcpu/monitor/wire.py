@@ -6,7 +6,7 @@ import logging
 import socket
 from typing import Any, Final
 
-from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, Runstate, StateError
+from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, Message, QMPClient, Runstate, StateError
 from qemu.qmp.message import DeserializationError, UnexpectedTypeError
 from qemu.qmp.qmp_client import BadReplyError, GreetingError, ServerParseError
 
@@ -21,9 +21,19 @@ logging.getLogger(f"qemu.qmp.protocol.{_CLIENT_NAME}").addHandler(logging.NullHa
 _SHOWN: Final = 80  # how much of a peer's nonsense an error quotes
 
 
+class _Client(QMPClient):
+    """Renders a message for the log only where that is read: qemu.qmp does for each, a fifth of our time in bulk."""
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return super()._cb_inbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return super()._cb_outbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
+
+
 def make_client() -> QMPClient:
     """Return a client for `establish`; listeners are registered before that, so that no event is missed."""
-    client = QMPClient(_CLIENT_NAME)
+    client = _Client(_CLIENT_NAME)
     # Done by establish(): qemu.qmp asserts the reply, so a refusal has no text, and under -O goes unnoticed.
     client.negotiate = False
     # The default listener would keep all events for ever.
