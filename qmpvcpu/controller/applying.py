@@ -200,14 +200,18 @@ class _Run:
         if self._offline_until is not None and now >= self._offline_until:
             self._lose(transition, "the connection is lost, and did not come back in time")
             return
-        deadline = min(
-            (time for time in (transition.deadline, self._offline_until) if time is not None), default=None
-        )
-        # An alarm that rings early does no harm; deadlines of replies only ever move away, so one is set once.
-        if deadline is not None and (self._alarm is None or deadline < self._alarm.when()):
-            self._silence()
-            self._alarm = self._session.loop.call_at(deadline, self._ring)
+        self._set_alarm(transition)
         await self._wake.wait()
+
+    def _set_alarm(self, transition: Transition) -> None:
+        """Have the next deadline wake ``carry_out``.
+
+        An alarm that rings early does no harm; deadlines of replies only ever move away, so one is set once.
+        """
+        deadlines = [time for time in (transition.deadline, self._offline_until) if time is not None]
+        if deadlines and (self._alarm is None or min(deadlines) < self._alarm.when()):
+            self._silence()
+            self._alarm = self._session.loop.call_at(min(deadlines), self._ring)
 
     def _ring(self) -> None:
         self._alarm = None
@@ -234,10 +238,10 @@ class _Run:
                     self._session.start(self._send(transition.batch, effect.work))
                 case Look():
                     self._session.start(self._look(transition.batch, Read.FULL if effect.full else Read.SLOTS))
-        deadline = transition.deadline
-        late = deadline is not None and (self._alarm is None or deadline < self._alarm.when())
-        if late or self._to_save is not None or transition.ended or self._offline_until is not None:
+        if self._to_save is not None or transition.ended:
             self._wake.set()
+        else:
+            self._set_alarm(transition)
 
     async def _save(self, transition: Transition, intent: Intent | None) -> None:
         keeper = self._session.keeper
