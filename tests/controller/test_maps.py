@@ -52,6 +52,13 @@ async def failing(vm: VcpuController, wish: str, **terms: Any) -> TransitionRepo
     return caught.value.report
 
 
+async def recorded(record: Path, step: bytes) -> None:
+    """Wait until a *step* of the transition under way is on record: what the guest answers then finds it half-way."""
+    async with asyncio.timeout(10):
+        while step not in await asyncio.to_thread(record.read_bytes):
+            pass
+
+
 async def seen_by_qemu(guest: MicroGuest) -> int:
     async with other_client(guest) as client:
         return len(await present(client))
@@ -266,13 +273,15 @@ async def test_the_whole_can_be_bounded(on: Substrate) -> None:
 
 
 @ON_KVM
-async def test_a_wish_without_a_pending_vcpu_joins_its_removal(on: Substrate) -> None:
-    async with running(on, personality=Personality.held()) as (guest, vm):
+async def test_a_wish_without_a_pending_vcpu_joins_its_removal(on: Substrate, tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    async with running(on, personality=Personality.held(), attach={"record": record, "name": "web"}) as (guest, vm):
         await vm.plug(3)
         await vm.request_unplug(3)
         await vm.wait_for(lambda layout: 3 in layout.pending, timeout=10)
         with exchange() as sent:
             wished = asyncio.create_task(vm.set_map("0"))
+            await recorded(record, b'joins="yes"')
             await guest.become(Personality.obliging())
             report = await wished
         assert "device_del" not in sent
@@ -280,13 +289,15 @@ async def test_a_wish_without_a_pending_vcpu_joins_its_removal(on: Substrate) ->
 
 
 @ON_KVM
-async def test_a_pending_vcpu_that_shall_stay_is_plugged_again_if_it_leaves(on: Substrate) -> None:
-    async with running(on, personality=Personality.held()) as (guest, vm):
+async def test_a_pending_vcpu_that_shall_stay_is_plugged_again_if_it_leaves(on: Substrate, tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    async with running(on, personality=Personality.held(), attach={"record": record, "name": "web"}) as (guest, vm):
         await vm.plug(3)
         await vm.request_unplug(3)
         plan = vm.plan("0,3")
         assert "QEMU cannot withdraw" in str(plan)
         wished = asyncio.create_task(vm.set_map("0,3"))
+        await recorded(record, b'action="keep"')
         await guest.become(Personality.obliging())
         report = await wished
         assert words(report) == ["keep 3 PLUGGED"]
@@ -306,11 +317,13 @@ async def test_a_pending_vcpu_that_shall_stay_and_gets_no_answer_is_partial(on: 
 
 
 @ON_KVM
-async def test_a_pending_vcpu_that_the_guest_refuses_to_give_up_stays(on: Substrate) -> None:
-    async with running(on, personality=Personality.held()) as (guest, vm):
+async def test_a_pending_vcpu_that_the_guest_refuses_to_give_up_stays(on: Substrate, tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    async with running(on, personality=Personality.held(), attach={"record": record, "name": "web"}) as (guest, vm):
         await vm.plug(3)
         await vm.request_unplug(3)
         wished = asyncio.create_task(vm.set_map("0,3"))
+        await recorded(record, b'action="keep"')
         await guest.become(BUSY)
         report = await wished
         assert report.outcome is TransitionOutcome.REACHED
