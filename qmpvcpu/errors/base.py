@@ -70,7 +70,7 @@ class WaitTimeoutError(QmpVcpuError, TimeoutError):
 def describe(action: str, vcpus: Collection[int]) -> str:
     """Name a step as errors and logs do, such as ``unplug of vCPU 3``."""
     if not vcpus:
-        return f"{action} of a vCPU"
+        return action
     if len(vcpus) == 1:
         return f"{action} of vCPU {next(iter(vcpus))}"
     if max(vcpus) - min(vcpus) == len(vcpus) - 1:

@@ -149,5 +149,5 @@ def test_what_an_error_quotes_is_short_and_never_fails() -> None:
     assert shorten({"a": 1}) == '{"a": 1}'
     assert shorten("x" * 1000, limit=10).endswith("(1002 characters)")
     assert shorten({1}) == "{1}"
-    assert describe("plug", ()) == "plug of a vCPU"
+    assert describe("plug", ()) == "plug"
     assert describe("unplug", VcpuMap([4, 5, 6, 7])) == "unplug of vCPUs 4-7"
