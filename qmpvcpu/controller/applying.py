@@ -257,7 +257,7 @@ class _Run:
 
     async def _send(self, batch: Batch, work: Work) -> None:
         engine, loop = self._session.engine, self._session.loop
-        slot = engine.layout.slot_of(work.step.first)
+        slot = engine.slots[work.step.first]
         started = loop.time()
         try:
             if work.plugs:

@@ -147,7 +147,7 @@ class Batch:
         self.offline = False
         unsure, self._out.unsure = self._out.unsure, []
         for work in unsure:
-            present = self._engine.layout.slot_of(work.step.first).present
+            present = self._engine.slots[work.step.first].present
             work.stage, work.removal = Stage.WAITING, None
             if work.plugs and present:
                 self._end(work, Plugged(work.step.ids))
@@ -207,7 +207,7 @@ class Batch:
 
     def _send_plug(self, work: Work) -> list[Effect]:
         first = work.step.first
-        if self._engine.layout.slot_of(first).present:
+        if self._engine.slots[first].present:
             return self._found_so(work, Plugged(work.step.ids))
         try:
             check_plug(self._engine.situation, first, allow_fatal=self._terms.allow_fatal)
@@ -218,7 +218,7 @@ class Batch:
 
     def _send_unplug(self, work: Work) -> list[Effect]:
         first = work.step.first
-        slot = self._engine.layout.slot_of(first)
+        slot = self._engine.slots[first]
         if not slot.present:
             return self._found_so(work, Unplugged(work.step.ids))
         if work.undoes is not None and slot.qom_path != slot.new_qom_path:
@@ -307,7 +307,7 @@ class Batch:
             self._end_unanswered(work, removal)
             return
         gone = (
-            not self._engine.layout.slot_of(work.step.first).present
+            not self._engine.slots[work.step.first].present
             if removal is None
             else (removal.state is State.UNPLUGGED)
         )
@@ -345,7 +345,7 @@ class Batch:
             waited = round(self._now - work.removal.requested_at, 6)
             self._end(work, Pending(work.step.ids, acknowledged=working, seconds=waited), reason)
             return
-        slot = self._engine.layout.slot_of(work.step.first)
+        slot = self._engine.slots[work.step.first]
         self._engine.doubled.discard(slot.first)
         if not slot.present:
             self._end(work, Unplugged(slot.ids), "plugged, then ejected by a removal that had been asked for twice")

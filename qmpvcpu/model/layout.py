@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -279,16 +279,15 @@ class Layout(Value):
     def with_slot(self, slot: Slot) -> "Layout":
         """Return the next layout: *slot* in the place of the one with its first id, newest if newly filled."""
         index = self.index_of(slot.first)
-        before = self.slots[index]
-        creation = self.creation
-        if before.present and (not slot.present or slot.qom_path != before.qom_path):
-            creation = tuple(first for first in creation if first != slot.first)
-        if slot.present and slot.first not in creation[-1:] and slot.first not in creation:
-            creation = (*creation, slot.first)
-        return Layout(  # not by replace(), which takes twice as long, at each change of each vCPU
-            vm=self.vm,
+        creation = dict.fromkeys(self.creation)
+        if slot.qom_path != self.slots[index].qom_path:
+            creation.pop(slot.first, None)
+        if slot.present:
+            creation.setdefault(slot.first)
+        return replace(
+            self,
             slots=(*self.slots[:index], slot, *self.slots[index + 1 :]),
-            creation=creation,
+            creation=tuple(creation),
             pending_slots=self.pending_slots if slot.present else self.pending_slots - {slot.first},
             generation=self.generation + 1,
         )
