@@ -105,6 +105,13 @@ class Slot(Value):
         return self.present and not (self.qom_path or "").startswith(_PERIPHERALS)
 
     @property
+    def acknowledged(self) -> bool | None:
+        """What the guest said of its CPU's plug: True, False (a failure), or None (nothing, or not seen)."""
+        if self.answer is None or self.answer.status is OstStatus.IN_PROGRESS:
+            return None
+        return self.answer.status is OstStatus.SUCCESS
+
+    @property
     def new_device_id(self) -> str:
         """The device id that a CPU plugged by us gets: libvirt loses a VM whose ids do not start with "vcpu"."""
         return f"vcpu{self.first}"
@@ -200,7 +207,7 @@ class Layout(Value):
     pending_slots: frozenset[int] = field(default_factory=frozenset)
     generation: int = 0
 
-    @cached_property
+    @property
     def max(self) -> int:
         """How many vCPUs the machine can have."""
         return self.slots[-1].first + self.slots[-1].count if self.slots else 0
@@ -253,8 +260,6 @@ class Layout(Value):
     def __getitem__(self, vcpu: int) -> Vcpu:
         slot = self.slot_of(vcpu)
         tids = slot.host_tids
-        answer = slot.answer
-        settled = answer is not None and answer.status is not OstStatus.IN_PROGRESS
         return Vcpu(
             id=vcpu,
             slot=slot,
@@ -263,7 +268,7 @@ class Layout(Value):
             order=self._places.get(slot.first),
             pending=slot.first in self.pending_slots,
             host_tid=tids[vcpu - slot.first] if tids else None,
-            acknowledged=answer.status is OstStatus.SUCCESS if answer is not None and settled else None,
+            acknowledged=slot.acknowledged,
         )
 
     def __len__(self) -> int:
