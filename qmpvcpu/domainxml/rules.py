@@ -17,7 +17,10 @@ __all__ = ["examine", "validate"]
 
 _UINT_MAX = 2**32 - 1
 _UUID = re.compile(r"\s*(-*[0-9a-fA-F]{2}){16}\s*", re.ASCII)
-_TYPES = ("kvm", "qemu")
+_TYPES = frozenset({"kvm", "qemu"})
+_OTHER_TYPES = frozenset(
+    "none kqemu xen lxc uml openvz test vmware hyperv vbox phyp parallels bhyve vz hvf".split()  # noqa: SIM905 - legible
+)
 _X86 = frozenset({"x86_64", "i686"})
 _MOST_WITHOUT_EIM = 255
 
@@ -103,10 +106,11 @@ def examine(xml: bytes) -> tuple[Contents, tuple[DomainRuleError, ...]]:
 def _identity(root: etree._Element, fields: Fields) -> None:
     if root.tag != "domain":
         return  # refused where it is read
-    if root.get("type") not in _TYPES:
-        says = "missing domain type attribute"
-        if root.get("type") is not None:
-            says = f"invalid domain type {root.get('type')}"
+    given = root.get("type")
+    if given not in _TYPES:
+        says = "missing domain type attribute" if given is None else f"invalid domain type {given}"
+        if given in _OTHER_TYPES:
+            says = f"does not support virt type '{given}'"
         fields.refuse(DomainRule.TYPE, root, "type", says=says)
     if not root.findtext("name"):
         name = root.find("name")

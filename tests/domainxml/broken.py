@@ -386,6 +386,7 @@ BROKEN = {
     # What it is that is read.
     "no type": _broken(Rule.TYPE, "domain@type", None, domain="<domain>"),
     "a domain of another hypervisor": _broken(Rule.TYPE, "domain@type", "lcx", domain="<domain type='lcx'>"),
+    "a domain of Xen's": _broken(Rule.TYPE, "domain@type", "xen", domain="<domain type='xen'>"),
     "no name": _broken(Rule.NAME, "domain", None, domain=PARTS["domain"], name=""),
     "an empty name": _broken(Rule.NAME, "name", None, name="<name/>"),
     "a UUID cut short": _broken(Rule.UUID, "uuid", "0d5c9f0e", uuid="<uuid>0d5c9f0e</uuid>"),

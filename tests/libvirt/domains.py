@@ -1,6 +1,7 @@
 """Domain documents, right and wrong: each of their parts is drawn right, or, for some, wrong."""
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
@@ -335,15 +336,13 @@ def any_document(machines: list[Machine]) -> st.SearchStrategy[bytes]:
     return draw_document()
 
 
-def document_with_rows(machines: list[Machine]) -> st.SearchStrategy[bytes]:
-    """Small documents whose ``<vcpus>`` are right, or anything."""
-
-    @st.composite
-    def draw_document(draw: Draw) -> bytes:
-        machine = draw(st.sampled_from(machines))
-        most = draw(st.integers(2, 5))
-        make: Callable[[Draw, int], list[dict[str, object]]] = draw(st.sampled_from([_right_rows, _any_rows]))
-        made = "".join(f"<vcpu{attributes(row.items())}/>" for row in make(draw, most))
-        return document(machine, [f"<vcpu>{most}</vcpu>", f"<vcpus>{made}</vcpus>"])
-
-    return draw_document()
+def documents_with_three_vcpus(machines: list[Machine]) -> Iterator[bytes]:
+    """Every ``<vcpus>`` of three vCPUs, right or wrong, on one machine after the other."""
+    first = itertools.product(("yes",), ("no", None), (1, None))
+    others = list(itertools.product(("yes", "no"), ("yes", "no", None), (1, 2, 3, 4, None)))
+    for place, made in enumerate(itertools.product(first, others, others)):
+        inner = "".join(
+            f"<vcpu id='{number}'{attributes(zip(('enabled', 'hotpluggable', 'order'), row, strict=True))}/>"
+            for number, row in enumerate(made)
+        )
+        yield document(machines[place % len(machines)], ["<vcpu>3</vcpu>", f"<vcpus>{inner}</vcpus>"])
