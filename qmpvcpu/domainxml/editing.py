@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from lxml import etree
 
-from qmpvcpu.domainxml.nodes import Node, parse_safely, write
+from qmpvcpu.domainxml.nodes import Node, write
 from qmpvcpu.domainxml.spans import Span, find_spans
 
 __all__ = ["Editor"]
@@ -13,7 +13,8 @@ __all__ = ["Editor"]
 _UNIT = b"  "
 _NAME = re.compile(rb"<[^\s/>]+")
 _ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
-_NUMBER = re.compile(rb"\s*([0-9]+)")
+_NUMBER = re.compile(rb"\s*\+?([0-9]+)\s*")
+_NO_TEXT = re.compile(rb"<!--.*?-->|<\?.*?\?>", re.DOTALL)
 _BREAK = re.compile(rb"[\r\n]")
 # Comments at the end of a line are about what stands before them on it.
 _REST_OF_LINE = re.compile(rb"(?:[ \t]*<!--(?:(?!--)[^\r\n])*+-->)*+[ \t]*(?=[\r\n])")
@@ -28,16 +29,14 @@ class Editor:
 
     Args:
         xml: The document.
+        root: What ``parse_safely`` makes of it.
 
     Attributes:
-        root: Its outermost element; never changed.
-
-    Raises:
-        DomainXmlError: As ``parse_safely``.
+        root: As given; never changed.
     """
 
-    def __init__(self, xml: bytes) -> None:
-        self.root = parse_safely(xml)
+    def __init__(self, xml: bytes, root: etree._Element) -> None:
+        self.root = root
         self._xml = xml
         self._spans: dict[etree._Element, Span] = dict(zip(self.root.iter("*"), find_spans(xml), strict=True))
         self._edits: list[tuple[int, int, bytes]] = []
@@ -91,9 +90,11 @@ class Editor:
     def set_number(self, element: etree._Element, number: int) -> None:
         """Put *number* in the place of the one that is the text of *element*."""
         span = self._spans[element]
-        found = _NUMBER.match(self._xml, span.content, span.close)
-        start, end = found.span(1) if found else (span.content, span.close)
-        self._put(start, end, b"%d" % number)
+        content = self._xml[span.content : span.close]
+        text = _NO_TEXT.sub(lambda comment: b" " * len(comment[0]), content)
+        found = _NUMBER.fullmatch(text)
+        start, end = found.span(1) if found else (0, len(content))
+        self._put(span.content + start, span.content + end, b"%d" % number)
 
     def remove(self, element: etree._Element) -> None:
         """Take *element* out, and with it its line if nothing else is on that."""
@@ -125,7 +126,7 @@ class Editor:
         self._insert(self._spans[element].end, node, margin)
 
     def insert(self, parent: etree._Element, node: Node, *, after: Sequence[str]) -> None:
-        """Put *node* into *parent*: behind the last child of the last of the names *after* that there is, else first."""
+        """Put *node* into *parent*: behind its last child of the last name in *after* that it has, else first."""
         for tag in reversed(after):
             found = parent.findall(tag)
             if found:

@@ -12,7 +12,7 @@ from qmpvcpu.domainxml.rules import examine
 from qmpvcpu.errors import RuleStage
 from qmpvcpu.model import Topology, VcpuMap
 
-__all__ = ["parse"]
+__all__ = ["parse", "parse_with_tree"]
 
 
 def parse(xml: bytes) -> DomainVcpus:
@@ -37,6 +37,15 @@ def parse(xml: bytes) -> DomainVcpus:
         >>> domain.max, domain.enabled
         (4, VcpuMap('0-1'))
     """
+    return parse_with_tree(xml)[0]
+
+
+def parse_with_tree(xml: bytes) -> tuple[DomainVcpus, etree._Element]:
+    """Do what ``parse`` does, and return the document's root too: building the tree twice would be dear.
+
+    Raises:
+        DomainXmlError: As ``parse`` does.
+    """
     contents, broken = examine(xml)
     refused = next((error for error in broken if error.stage is RuleStage.DEFINE), None)
     if refused is not None:
@@ -48,7 +57,7 @@ def parse(xml: bytes) -> DomainVcpus:
     count = contents.count or 1
     cells = tuple(_cells(contents.cpu.cells, count))
     levels = contents.cpu.levels
-    return DomainVcpus(
+    domain = DomainVcpus(
         name=root.findtext("name", ""),
         uuid=_uuid(root),
         type="kvm" if root.get("type") == "kvm" else "qemu",
@@ -67,6 +76,7 @@ def parse(xml: bytes) -> DomainVcpus:
         numa=cells,
         cpu=contents.cpu.model,
     )
+    return domain, root
 
 
 def _uuid(root: etree._Element) -> str | None:
