@@ -11,7 +11,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.testing import MicroGuest, Personality
-from tests.domainxml.examples import SAMPLES
+from tests.domainxml.documents import SAMPLES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -6,8 +6,8 @@ import pytest
 
 from qmpvcpu.domainxml import domain_of, omissions, parse, render
 from qmpvcpu.errors import DomainXmlError
-from tests.domainxml.documents import VCPU, document
-from tests.domainxml.examples import SAMPLES, layout_of, started_from
+from tests.domainxml.documents import SAMPLES, VCPU, document, started_from
+from tests.domainxml.examples import layout_of
 
 UUID = "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"
 

@@ -6,8 +6,7 @@ from difflib import SequenceMatcher
 import pytest
 
 from qmpvcpu.domainxml import Instance, Metadata, parse, read_identity, render, update, validate
-from tests.domainxml.documents import ours, outside
-from tests.domainxml.examples import SAMPLES, one_plugged, one_unplugged, started_from
+from tests.domainxml.documents import SAMPLES, one_plugged, one_unplugged, ours, outside, started_from
 
 STARTED = {case: started_from(parse(xml)) for case, xml in SAMPLES.items()}
 PLUGGED = {case: one_plugged(layout) for case, layout in STARTED.items()}

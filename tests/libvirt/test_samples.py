@@ -8,7 +8,7 @@ import pytest
 
 from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, render
 from qmpvcpu.testing import find_qemus
-from tests.domainxml.examples import SAMPLES, one_plugged, one_unplugged, started_from
+from tests.domainxml.documents import SAMPLES, one_plugged, one_unplugged, started_from
 from tests.libvirt.daemon import Libvirt
 
 pytestmark = pytest.mark.libvirt

@@ -11,8 +11,8 @@ from qmpvcpu.domainxml import Instance, parse, read_identity, render
 from qmpvcpu.errors import RecordCorruptError, RecordError
 from qmpvcpu.model import Layout, VcpuMap
 from qmpvcpu.record import Record
-from tests.domainxml.documents import outside
-from tests.domainxml.examples import Q35, SAMPLES, layout_of, one_plugged, started_from
+from tests.domainxml.documents import SAMPLES, one_plugged, outside, started_from
+from tests.domainxml.examples import Q35, layout_of
 from tests.record.conftest import UUID, OpenRecord, listing
 from tests.record.test_corrupt import OURS, XINCLUDE, changed
 from tests.record.test_record import INTENT, LAYOUT
@@ -163,7 +163,7 @@ async def test_a_document_is_not_looked_at_where_a_record_is(open_record: OpenRe
         (vm_of("crlf")[0], f"with uuid .*, not {UUID}"),
         (b"<domain", "not well-formed"),
         (b"<!DOCTYPE d><domain type='kvm'><name>vm</name></domain>", "document type"),
-        (b"<domain type='kvm'><name>vm</name><vcpu>-1</vcpu></domain>", "at least one vCPU"),
+        (b"<domain type='kvm'><name>vm</name><vcpu>-1</vcpu></domain>", "libvirt at define"),
         (OURS.replace(b"record:1", b"record:2"), "newer version"),
     ],
 )
