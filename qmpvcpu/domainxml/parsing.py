@@ -19,6 +19,26 @@ _NUMBER = re.compile("[0-9]{1,18}")
 # No machine has more, and an id of each must fit a VcpuMap.
 _MOST_VCPUS = 16384
 _TRUTHS = {"yes": True, "no": False}
+# What else changes -cpu, or the memory of cells, and is for nobody here but whoever starts QEMU.
+_UNREAD = (
+    "cpu[@match='minimum']",
+    "cpu/model[@vendor_id]",
+    "cpu/cache",
+    "cpu/maxphysaddr",
+    "cpu/numa/cell[@memAccess]",
+    "cpu/numa/cell[@discard]",
+    "cpu/numa/cell/distances",
+    "cpu/numa/cell/cache",
+    "cpu/numa/interconnects",
+    "features/hyperv",
+    "features/kvm",
+    "features/pvspinlock",
+    "features/pmu",
+    "clock/timer[@name='kvmclock']",
+    "clock/timer[@name='tsc']",
+    "memoryBacking",
+    "numatune",
+)
 # Bytes in each; libvirt compares without regard to case, and takes KiB where nothing is said.
 _UNITS = {"b": 1, "byte": 1, "bytes": 1}
 for _power, _letter in enumerate("kmgtpe", start=1):
@@ -75,6 +95,7 @@ def parse(xml: bytes) -> DomainVcpus:
         topology=_topology(root, most),
         numa=cells,
         cpu=_cpu(root),
+        unread=tuple(way for way in _UNREAD if root.find(way) is not None),
     )
 
 
