@@ -10,7 +10,8 @@ Floor 0: imports nothing of the package.
      ├ PlanError
      │  ├ StepDeniedError                not sent: known beforehand that it cannot or must not be
      │  │  └ UnsupportedMachineError     the machine cannot do this to any of its CPUs
-     │  └ StalePlanError                 the VM has changed since the plan was made
+     │  ├ StalePlanError                 the VM has changed since the plan was made
+     │  └ ReplayMismatchError            not the QEMU that a VM can be built again in
      ├ MonitorError                      the QMP connection
      │  ├ MonitorConnectError            no session came about
      │  ├ MonitorTimeoutError            no reply within the command's deadline
@@ -48,7 +49,14 @@ from qmpvcpu.errors.monitor import (
     MonitorLostError,
     MonitorTimeoutError,
 )
-from qmpvcpu.errors.plan import DenialReason, PlanError, StalePlanError, StepDeniedError, UnsupportedMachineError
+from qmpvcpu.errors.plan import (
+    DenialReason,
+    PlanError,
+    ReplayMismatchError,
+    StalePlanError,
+    StepDeniedError,
+    UnsupportedMachineError,
+)
 from qmpvcpu.errors.record import RecordCorruptError, RecordError, RecordLockedError
 from qmpvcpu.errors.step import (
     CommandRejectedError,
@@ -79,6 +87,7 @@ __all__ = [
     "RecordCorruptError",
     "RecordError",
     "RecordLockedError",
+    "ReplayMismatchError",
     "StalePlanError",
     "StepDeniedError",
     "StepError",
