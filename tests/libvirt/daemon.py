@@ -31,8 +31,8 @@ END
 cat >/etc/libvirt/libvirtd.conf <<END
 unix_sock_dir = "$1"
 auth_unix_rw = "none"
-log_filters = "1:qemu_monitor"
-log_outputs = "1:file:$1/monitor.log 3:stderr"
+log_filters = "2:qemu_monitor"
+log_outputs = "2:file:$1/monitor.log 3:stderr"
 END
 exec 3<&0
 while :; do
