@@ -89,7 +89,9 @@ async def test_a_vcpu_that_leaves_without_an_event_is_gone_and_no_order_is_given
         assert "the cause is unknown" in await unplug_by_libvirt(domain, 3)
         await asyncio.to_thread(domain.virsh, "setvcpu", "6", "--enable", "--live")
         await vm.refresh()
-        assert orders(domain.live()) == {0: 1, 3: 2, 5: 2, 6: 3}
+        theirs = orders(domain.live())
+        assert theirs.keys() == {0, 3, 5, 6}
+        assert len(set(theirs.values())) < len(theirs), theirs
         assert orders(render(vm.layout)) == {0: 1, 5: 2, 6: 3}
         begun = time.monotonic()
         assert await vm.unplug(5) == {5}
@@ -113,7 +115,7 @@ async def test_holes_outlive_a_restart_of_libvirtd(libvirt: Libvirt, on: Substra
 
 @pytest.mark.parametrize("on", NEWEST_ON_KVM)
 async def test_libvirtd_forgets_a_vm_whose_boot_vcpu_left_so_that_is_denied(libvirt: Libvirt, on: Substrate) -> None:
-    domain = running(libvirt, on, Shape(boot=3))
+    domain = running(libvirt, on, Shape(boot=3, plugged=(5,)))  # its <vcpus> are what libvirtd stumbles over
     async with qmpvcpu.attach(domain.qmp) as vm:
         with pytest.raises(StepDeniedError) as denied:
             await vm.unplug(1)
@@ -125,7 +127,7 @@ async def test_libvirtd_forgets_a_vm_whose_boot_vcpu_left_so_that_is_denied(libv
             libvirt.start()
             listed.append(libvirt.virsh("list", "--name").split())
         assert listed == [["vm"], []]
-        assert (await vm.refresh()).enabled == {0, 2}  # it runs, and nobody but us knows
+        assert (await vm.refresh()).enabled == {0, 2, 5}  # it runs, and nobody but us knows
         await vm.close()
         client = QMPClient()
         await client.connect(str(domain.qmp))
