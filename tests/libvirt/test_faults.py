@@ -18,7 +18,9 @@ from tests.substrates import Substrate, substrates
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.qemu]
 
-NEWEST_ON_KVM, NEWEST_ON_TCG = (substrates(["q35"], accels=[accel], that_survive=True)[-1:] for accel in ("kvm", "tcg"))
+NEWEST_ON_KVM, NEWEST_ON_TCG = (
+    substrates(["q35"], accels=[accel], that_survive=True)[-1:] for accel in ("kvm", "tcg")
+)
 LIBVIRT_WAITS_S = 5.0
 TIMED_OUT = "vcpu unplug request timed out"
 

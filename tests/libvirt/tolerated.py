@@ -4,7 +4,17 @@ from typing import Final, NamedTuple
 
 from qmpvcpu.errors import DenialReason
 
-__all__ = ["FAULTS", "MAP", "QUERIES", "REFUSALS", "TOLERATED", "VCPUS_UNSAID", "Difference", "Fault"]
+__all__ = [
+    "FAULTS",
+    "MAP",
+    "NO_SUCH_COUNT",
+    "QUERIES",
+    "REFUSALS",
+    "TOLERATED",
+    "VCPUS_UNSAID",
+    "Difference",
+    "Fault",
+]
 
 
 class Difference(NamedTuple):
@@ -69,3 +79,37 @@ REFUSALS: Final = {
 
 NO_SUCH_COUNT: Final = ("Can't set 0 processors for a VM", "requested vcpus is greater than max allowable vcpus")
 """What it says to a count of nothing, and to one beyond the machine's: UNKNOWN_VCPU too."""
+
+FAULTS: Final = (
+    Fault(
+        "the guest refuses through ACPI `_OST`",
+        'not heard: 5 s, then "vcpu unplug request timed out"',
+        "`UnplugRefusedError` with the guest's code and reason, in milliseconds",
+    ),
+    Fault(
+        "a vCPU leaves after libvirt's 5 s",
+        "its row keeps its `order` beside `enabled='no'`, the others keep a gap",
+        "gone when it goes; `order` is counted anew over what is plugged",
+    ),
+    Fault(
+        "a vCPU leaves without `DEVICE_DELETED` of its own (TCG)",
+        "times out, `enabled='yes'` for good; asked again: \"the cause is unknown\"",
+        "`UNPLUGGED` by a read of the slots",
+    ),
+    Fault(
+        "a plug after that",
+        "the same `order` twice, which no restore and no start takes",
+        "each `order` once",
+    ),
+    Fault(
+        "a vCPU was plugged behind libvirt's back, then libvirtd restarts",
+        "the count is right; `<vcpus>` is not printed if it was not before, so the holes are lost",
+        "`<vcpus>` with its holes and its order",
+    ),
+    Fault(
+        "a boot vCPU left a VM whose `<vcpus>` is printed, then libvirtd restarts twice",
+        "refuses its own status file and forgets the VM, which runs on",
+        "`LIBVIRT_OWNED` before anything is sent, unless `allow_boot_vcpus=True`",
+    ),
+)
+"""Each has a test in test_faults.py."""

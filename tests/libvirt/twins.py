@@ -97,7 +97,9 @@ class Twins:
             if one != other and not self._explains(what, theirs, ours):
                 told = f"{what} after {operation} (no. {self.compared})"
                 self.unexplained.append(f"{told}\nlibvirt: {one}\nours:    {other}")
-        if theirs.sent != theirs.changes and len(theirs.sent) - len(theirs.changes) > len(ours.sent) - len(ours.changes):
+        if theirs.sent != theirs.changes and len(theirs.sent) - len(theirs.changes) > len(ours.sent) - len(
+            ours.changes
+        ):
             self.tolerated.add(QUERIES)
 
     def _explains(self, what: str, theirs: Side, ours: Side) -> bool:
@@ -110,7 +112,9 @@ class Twins:
         if what == "<vcpus>" and "<vcpus>" not in theirs.vcpus:
             # Their line is all that they say, and ours is the same.
             self.tolerated.add(VCPUS_UNSAID)
-            return ours.vcpus.startswith(theirs.vcpus) and not any("/peripheral/" in path for _, path, *_ in ours.qemu)
+            return ours.vcpus.startswith(theirs.vcpus) and not any(
+                "/peripheral/" in path for _, path, *_ in ours.qemu
+            )
         return False
 
     def _steps(self, operation: Operation) -> list[tuple[int, str]]:
@@ -244,11 +248,11 @@ def story(seed: str, shape: Shape, length: int, *, unplugs: bool = True) -> list
     everything = set(range(shape.vcpus))
     plugged = boot | set(shape.plugged)
     refusals: list[Operation] = []
-    told = []
+    told: list[tuple[Operation, set[int]]] = []
     while len(told) < length:
         if not refusals:
             refusals = _refused(plugged, boot, everything, choose)
-        if told and choose.random() < 0.25:  # noqa: PLR2004 - a quarter
+        if told and choose.random() < 0.25:
             operation = refusals.pop()
             if operation not in _refused(plugged, boot, everything, choose):
                 continue  # it was to be refused when it was thought of
@@ -281,7 +285,13 @@ def _done(
 ) -> tuple[Operation, set[int]]:
     """One that is done, and what is plugged then."""
     free, leaving = sorted(everything - plugged), sorted(plugged - boot)
-    kinds: list[Kind] = ["plug"] * bool(free) + ["count"] + (["unplug"] * bool(leaving) + ["map"]) * unplugs
+    kinds: list[Kind] = ["count"]
+    if free:
+        kinds.append("plug")
+    if unplugs:
+        kinds.append("map")
+    if unplugs and leaving:
+        kinds.append("unplug")
     match choose.choice(kinds):
         case "plug":
             vcpu = choose.choice(free)
@@ -295,5 +305,5 @@ def _done(
             now = plugged | set(free[:more]) if more >= 0 else plugged - set(leaving[more:])
             return Operation("count", count), now
         case _:
-            wish = boot | {vcpu for vcpu in everything if choose.random() < 0.5}  # noqa: PLR2004 - half
+            wish = boot | {vcpu for vcpu in everything if choose.random() < 0.5}
             return Operation("map", tuple(sorted(wish))), wish
