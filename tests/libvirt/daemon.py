@@ -14,7 +14,7 @@ from lxml import etree
 
 # PID 1 stays a shell: it buries the QEMUs that libvirt tries out. A libvirtd whose dead are never reaped takes each
 # for alive for 20 s, and first needs minutes where it needs 2 s here. The domains are this shell's to bury too: they
-# outlive a daemon that is stopped. Its standard input takes a signal's name for the daemon, and then a line to start it.
+# outlive a daemon that is stopped. Its standard input takes a signal's name for the daemon, then a line to start it.
 DAEMON = """
 for folder in /etc/libvirt /run/libvirt /var/cache/libvirt /var/log/libvirt; do
   mkdir -p $folder && mount -t tmpfs none $folder

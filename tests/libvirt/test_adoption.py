@@ -7,7 +7,7 @@ from qmpvcpu import Layout
 from qmpvcpu.domainxml import render
 from qmpvcpu.errors import MonitorConnectError
 from tests.libvirt.daemon import Libvirt
-from tests.libvirt.domains import Domain, Shape, microguest_domain, start, vcpu_side
+from tests.libvirt.microguests import Domain, Shape, microguest_domain, start, vcpu_side
 from tests.libvirt.twins import plugged
 from tests.substrates import Substrate, substrates
 

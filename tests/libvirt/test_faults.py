@@ -13,7 +13,7 @@ from qmpvcpu.domainxml import render
 from qmpvcpu.errors import DenialReason
 from qmpvcpu.testing import Personality
 from tests.libvirt.daemon import Libvirt, VirshError
-from tests.libvirt.domains import Domain, Shape, microguest_domain, start, vcpu_side
+from tests.libvirt.microguests import Domain, Shape, microguest_domain, start, vcpu_side
 from tests.substrates import Substrate, substrates
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.qemu]

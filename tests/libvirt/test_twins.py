@@ -7,7 +7,7 @@ import pytest
 from qmpvcpu.testing import Personality, best_qemu
 from tests.libvirt.conftest import OPERATIONS
 from tests.libvirt.daemon import Libvirt
-from tests.libvirt.domains import Shape
+from tests.libvirt.microguests import Shape
 from tests.libvirt.tolerated import MAP, QUERIES, TOLERATED, VCPUS_UNSAID
 from tests.libvirt.twins import Operation, Twins, running_twins, story
 from tests.substrates import Substrate, substrates

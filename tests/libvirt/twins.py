@@ -15,7 +15,7 @@ from qmpvcpu.domainxml import render
 from qmpvcpu.errors import DenialReason
 from qmpvcpu.model import Action
 from tests.libvirt.daemon import Libvirt, VirshError
-from tests.libvirt.domains import Domain, MonitorLog, Shape, microguest_domain, start, vcpu_side
+from tests.libvirt.microguests import Domain, MonitorLog, Shape, microguest_domain, start, vcpu_side
 from tests.libvirt.tolerated import MAP, NO_SUCH_COUNT, QUERIES, REFUSALS, VCPUS_UNSAID, Difference
 
 __all__ = ["Operation", "Twins", "running_twins", "story"]
