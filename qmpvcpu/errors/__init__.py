@@ -7,6 +7,7 @@ Floor 0: imports nothing of the package.
     QmpVcpuError
      ├ InvalidMapError (ValueError)      a set of vCPU ids that cannot be read
      ├ DomainXmlError (ValueError)       a domain document that is not what libvirt means
+ │  └ DomainRuleError                it breaks a rule of libvirt's, which it names
      ├ PlanError
      │  ├ StepDeniedError                not sent: known beforehand that it cannot or must not be
      │  │  └ UnsupportedMachineError     the machine cannot do this to any of its CPUs
@@ -42,6 +43,7 @@ from qmpvcpu.errors.base import (
     describe,
     shorten,
 )
+from qmpvcpu.errors.domainxml import DomainRule, DomainRuleError, RuleStage
 from qmpvcpu.errors.monitor import (
     MalformedReplyError,
     MonitorConnectError,
@@ -71,6 +73,8 @@ from qmpvcpu.errors.step import (
 __all__ = [
     "CommandRejectedError",
     "DenialReason",
+    "DomainRule",
+    "DomainRuleError",
     "DomainXmlError",
     "InvalidMapError",
     "MalformedReplyError",
@@ -88,6 +92,7 @@ __all__ = [
     "RecordError",
     "RecordLockedError",
     "ReplayMismatchError",
+    "RuleStage",
     "StalePlanError",
     "StepDeniedError",
     "StepError",

@@ -1,0 +1,115 @@
+"""Where libvirt and we differ, and why; docs/libvirt.md has these very rows."""
+
+from typing import Final, NamedTuple
+
+from qmpvcpu.errors import DenialReason
+
+__all__ = [
+    "FAULTS",
+    "MAP",
+    "NO_SUCH_COUNT",
+    "QUERIES",
+    "REFUSALS",
+    "TOLERATED",
+    "VCPUS_UNSAID",
+    "Difference",
+    "Fault",
+]
+
+
+class Difference(NamedTuple):
+    """Both are right; they differ on purpose.
+
+    Attributes:
+        what: What it is about.
+        libvirt: What libvirt does.
+        ours: What we do.
+        reason: Why that is to stay.
+    """
+
+    what: str
+    libvirt: str
+    ours: str
+    reason: str
+
+
+class Fault(NamedTuple):
+    """libvirt is wrong, and we are not.
+
+    Attributes:
+        when: What brings it about.
+        libvirt: What libvirt 9.0.0 says or does then.
+        ours: What we say or do.
+    """
+
+    when: str
+    libvirt: str
+    ours: str
+
+
+VCPUS_UNSAID: Final = Difference(
+    "`<vcpus>` of a VM whose document had none",
+    "printed once a vCPU was plugged",
+    "always printed",
+    "without it a document has no holes and no order, so a VM made from it could be another one",
+)
+MAP: Final = Difference(
+    "several vCPUs, named, in a running VM",
+    'refused: "only one hotpluggable entity can be selected"',
+    "`set_map` takes any set",
+    "it is what the map is for; single `setvcpu` calls in the plan's order send the same commands",
+)
+QUERIES: Final = Difference(
+    "questions to QEMU",
+    "`query-hotpluggable-cpus` and `query-cpus-fast` after each vCPU",
+    "none after a plug; a constant number for a whole map",
+    "the accepted command and the event are the evidence, so no reply's size is paid for each vCPU",
+)
+TOLERATED: Final = (VCPUS_UNSAID, MAP, QUERIES)
+
+REFUSALS: Final = {
+    DenialReason.SLOT_OCCUPIED: "is already in requested state",
+    DenialReason.SLOT_EMPTY: "is already in requested state",
+    DenialReason.BOOT_VCPU: "can't be unplugged",
+    DenialReason.LIBVIRT_OWNED: "can't be unplugged",
+    DenialReason.COUNT_KEEPS_BOOT: "failed to find appropriate hotpluggable vcpus",
+    DenialReason.UNKNOWN_VCPU: "is not present in live config",
+}
+"""What libvirt says where we deny."""
+
+NO_SUCH_COUNT: Final = ("Can't set 0 processors for a VM", "requested vcpus is greater than max allowable vcpus")
+"""What it says to a count of nothing, and to one beyond the machine's: UNKNOWN_VCPU too."""
+
+FAULTS: Final = (
+    Fault(
+        "the guest refuses through ACPI `_OST`",
+        'not heard: 5 s, then "vcpu unplug request timed out"',
+        "`UnplugRefusedError` with the guest's code and reason, in milliseconds",
+    ),
+    Fault(
+        "a vCPU leaves after libvirt's 5 s",
+        "its row keeps its `order` beside `enabled='no'`, the others keep a gap",
+        "gone when it goes; `order` is counted anew over what is plugged",
+    ),
+    Fault(
+        "a vCPU leaves without `DEVICE_DELETED` of its own (TCG)",
+        "times out, `enabled='yes'` for good; asked again: \"the cause is unknown\"",
+        "`UNPLUGGED` by a read of the slots",
+    ),
+    Fault(
+        "a plug after that",
+        "the same `order` twice, which no restore and no start takes",
+        "each `order` once",
+    ),
+    Fault(
+        "a vCPU was plugged behind libvirt's back, then libvirtd restarts",
+        "the count is right; `<vcpus>` is not printed if it was not before, so the holes are lost",
+        "`<vcpus>` with its holes and its order",
+    ),
+    Fault(
+        "a boot vCPU left a VM whose `<vcpus>` is printed, then libvirtd restarts twice",
+        "refuses its own status file and forgets the VM, which runs on",
+        "`LIBVIRT_OWNED` before anything is sent, unless `allow_boot_vcpus=True`",
+    ),
+)
+"""Each has a test in test_faults.py."""
