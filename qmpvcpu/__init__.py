@@ -6,7 +6,7 @@ The way in is ``attach``::
         await vm.plug(3)
         await vm.unplug(3, timeout=30)
 
-What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.testing``.
+What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.launch``, ``qmpvcpu.testing``.
 """
 
 from qmpvcpu.controller import EventStream, UnplugRequest, VcpuController, attach

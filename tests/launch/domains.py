@@ -78,3 +78,35 @@ def domains(draw: st.DrawFn) -> DomainVcpus:
             for cell in range(cells)
         ),
     )
+
+
+def document_of(domain: DomainVcpus, *, said: str = "", cpu: str = "") -> bytes:
+    """Return *domain* as a document that libvirt takes; its ``<cpu>`` has the attributes *said*, and *cpu* inside."""
+
+    def yes(truth: bool) -> str:  # noqa: FBT001 - it is what it turns into a word
+        return "yes" if truth else "no"
+
+    rows = "".join(
+        f"<vcpu id='{each.id}' enabled='{yes(each.enabled)}' hotpluggable='{yes(each.hotpluggable)}'"
+        + (f" order='{each.order}'/>" if each.order else "/>")
+        for each in domain.vcpus
+    )
+    if domain.topology is not None:
+        levels = ("sockets", "dies", "cores", "threads")
+        sizes = "".join(f" {level}='{getattr(domain.topology, level)}'" for level in levels)
+        cpu += f"<topology{sizes}/>"
+    if domain.numa:
+        cells = (
+            f"<cell id='{cell.id}' memory='{cell.memory_kib}'" + (f" cpus='{cell.cpus}'/>" if cell.cpus else "/>")
+            for cell in domain.numa
+        )
+        cpu += f"<numa>{''.join(cells)}</numa>"
+    memory = sum(cell.memory_kib for cell in domain.numa) or domain.memory_kib
+    emulator = f"<emulator>{domain.emulator}</emulator>" if domain.emulator else ""
+    return (
+        f"<domain type='{domain.type}'><name>{domain.name}</name><memory unit='KiB'>{memory}</memory>"
+        f"<vcpu>{domain.max}</vcpu><vcpus>{rows}</vcpus>"
+        f"<os><type arch='{domain.arch}' machine='{domain.machine}'>hvm</type></os><features><acpi/></features>"
+        f"<cpu{said}>{cpu}</cpu>"
+        f"<devices>{emulator}</devices></domain>"
+    ).encode()
