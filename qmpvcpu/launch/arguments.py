@@ -210,7 +210,7 @@ def _cell_mib(cell: NumaCell, arch: str) -> int:
 
 def _of_layout(layout: Layout, given_cpu: str | None) -> LaunchArguments:
     started_with = layout.started_with
-    later = [layout.slot_of(first) for first in layout.creation if first not in started_with]
+    later = [layout.slot_of(first) for first in layout.creation[len(started_with) :]]
     count = sum(layout.slot_of(first).count for first in started_with)
     topology = layout.vm.topology
     model = model_of(layout.slots[0].type) if layout.slots else None

@@ -117,11 +117,12 @@ def _said(slot: Slot) -> str:
 
 def _parts(layout: Layout, wanted: Wanted) -> Iterator[str]:
     """Return the slots of which only a part is wanted, or is wanted at the start."""
-    for ids, when in ((wanted.boot, "to be there at the start"), (VcpuMap(wanted.later), "to be plugged")):
+    for ids, when in ((wanted.boot, "to be there at the start"), (wanted.later, "to be plugged")):
+        those = frozenset(ids)
         for slot in layout.slots:
-            inside = VcpuMap(slot.ids & ids)
-            if inside and inside != slot.ids:
-                yield f"{named(slot.ids)} are one slot and move together: {inside} of it is {when}"
+            inside = [each for each in range(slot.first, slot.first + slot.count) if each in those]
+            if 0 < len(inside) < slot.count:
+                yield f"{named(slot.ids)} are one slot and move together: {VcpuMap(inside)} of it is {when}"
 
 
 def _other_cpus(layout: Layout, wanted: Wanted) -> Iterator[str]:
