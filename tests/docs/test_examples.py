@@ -11,6 +11,9 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu
+=======
+from qmpvcpu.testing import MicroGuest, Personality
+from tests.domainxml.documents import SAMPLES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -109,6 +112,7 @@ async def test_the_example_of_the_page_on_continuity_holds(
     assert "REACHED" in printed
 
 
+<<<<<<< HEAD
 @pytest.mark.qemu
 async def test_the_examples_of_the_page_on_launching_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = python_blocks(ROOT / "docs" / "launch.md")
@@ -133,6 +137,15 @@ async def test_the_examples_of_the_page_on_launching_hold(tmp_path: Path, capsys
         qmpvcpu.attach(qemu.qmp) as vm,
     ):
         assert await module.rebuild(vm, document) == "plugged 6, 3; the order is (0, 1, 6, 3)"
+
+
+def test_the_example_of_the_page_on_documents_holds() -> None:
+    (example,) = python_blocks(ROOT / "docs" / "xml.md")
+    document = SAMPLES["cputune-everything"]
+    changed = module_of(example).pin(document, 3, "0-1")
+    added = b"    <vcpupin vcpu='3' cpuset='0-1'/>\n"
+    assert added not in document
+    assert changed.replace(added, b"") == document
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
