@@ -15,8 +15,9 @@ from qmpvcpu import Layout, StepDeniedError, TransitionError, VcpuController
 from qmpvcpu.domainxml import render
 from qmpvcpu.errors import DenialReason
 from qmpvcpu.model import Action
+from tests.libvirt.console import Console, open_console
 from tests.libvirt.daemon import Libvirt, VirshError
-from tests.libvirt.microguests import Domain, MonitorLog, Shape, microguest_domain, start, vcpu_side
+from tests.libvirt.microguests import MonitorLog, Shape, microguest_domain, start, vcpu_side
 from tests.libvirt.tolerated import MAP, NO_SUCH_COUNT, QUERIES, REFUSALS, VCPUS_UNNEEDED, VCPUS_UNSAID, Difference
 
 __all__ = ["Operation", "Twins", "running_twins", "story"]
@@ -71,8 +72,8 @@ class Twins:
     """The two VMs, and what comparing them came to.
 
     Attributes:
-        theirs: The VM that libvirt changes.
-        look: A look at its QEMU past libvirt.
+        virsh: Where libvirt is asked to change the VM ``theirs``.
+        look: A look at the QEMU of that VM past libvirt.
         ours: The VM that we change; libvirt started it and has no part in it since.
         base: libvirt's document of it, from the beginning.
         log: What libvirt sends.
@@ -81,7 +82,7 @@ class Twins:
         unexplained: All others.
     """
 
-    theirs: Domain
+    virsh: Console
     look: VcpuController
     ours: VcpuController
     base: bytes
@@ -139,18 +140,18 @@ class Twins:
         refusal = await asyncio.to_thread(self._ask_libvirt, operation, steps)
         layout = await self.look.refresh()
         sent = [(each["execute"], list(each.get("arguments", {}).items())) for each in self.log.sent()]
-        live = await asyncio.to_thread(self.theirs.live)
+        live = (await asyncio.to_thread(self.virsh.ask, "dumpxml theirs")).encode()
         return Side(refusal, sent, vcpu_side(live), vcpu_side(live), rest_of(live), plugged(layout))
 
     def _ask_libvirt(self, operation: Operation, steps: list[tuple[int, str]]) -> str:
         try:
             match operation:
                 case Operation("plug", int() as vcpu):
-                    self.theirs.virsh("setvcpu", str(vcpu), "--enable", "--live")
+                    self.virsh.ask(f"setvcpu theirs {vcpu} --enable --live")
                 case Operation("unplug", int() as vcpu):
-                    self.theirs.virsh("setvcpu", str(vcpu), "--disable", "--live")
+                    self.virsh.ask(f"setvcpu theirs {vcpu} --disable --live")
                 case Operation("count", int() as count):
-                    self.theirs.virsh("setvcpus", str(count), "--live")
+                    self.virsh.ask(f"setvcpus theirs {count} --live")
                 case _:
                     self._ask_for_a_map(steps)
         except VirshError as error:
@@ -162,11 +163,11 @@ class Twins:
             vcpus = [vcpu for vcpu, each in steps if each == word]
             if len(vcpus) > 1:
                 with contextlib.suppress(VirshError):
-                    self.theirs.virsh("setvcpu", ",".join(map(str, vcpus)), word, "--live")
+                    self.virsh.ask(f"setvcpu theirs {','.join(map(str, vcpus))} {word} --live")
                     self.unexplained.append(f"libvirt took several at once: {vcpus}")
                 self.tolerated.add(MAP)
         for vcpu, word in steps:
-            self.theirs.virsh("setvcpu", str(vcpu), word, "--live")
+            self.virsh.ask(f"setvcpu theirs {vcpu} {word} --live")
 
     async def _us(self, operation: Operation) -> Side:
         with sent_by(self.ours) as sent:
@@ -251,7 +252,8 @@ async def running_twins(libvirt: Libvirt, qemu: Path, shape: Shape, *, accel: st
         qmpvcpu.attach(theirs.qmp, resync_interval=None) as look,
         qmpvcpu.attach(ours.qmp, resync_interval=None) as vm,
     ):
-        yield Twins(theirs, look, vm, ours.live(), MonitorLog(libvirt))
+        with open_console(libvirt) as virsh:
+            yield Twins(virsh, look, vm, ours.live(), MonitorLog(libvirt))
 
 
 def story(seed: str, shape: Shape, length: int, *, unplugs: bool = True) -> list[tuple[Operation, set[int]]]:
