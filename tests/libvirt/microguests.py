@@ -9,7 +9,7 @@ from typing import Any
 from qmpvcpu.testing import Personality, rom_image
 from tests.libvirt.daemon import Libvirt
 
-__all__ = ["Domain", "Shape", "microguest_domain", "vcpu_side"]
+__all__ = ["Domain", "MonitorLog", "Shape", "microguest_domain", "start", "vcpu_side"]
 
 DOCUMENT = """<domain type='{type}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name>

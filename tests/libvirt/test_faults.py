@@ -1,11 +1,12 @@
 """Where libvirt's record of a VM goes wrong, and ours does not: both look at one and the same QEMU."""
 
 import asyncio
+import contextlib
 import re
 import time
 
 import pytest
-from qemu.qmp import QMPClient
+from qemu.qmp import ExecInterruptedError, QMPClient
 
 import qmpvcpu
 from qmpvcpu import StepDeniedError, UnplugRefusedError
@@ -133,5 +134,6 @@ async def test_libvirtd_forgets_a_vm_whose_boot_vcpu_left_so_that_is_denied(libv
         await vm.close()
         client = QMPClient()
         await client.connect(str(domain.qmp))
-        await client.execute("quit")
-        await client.disconnect()
+        with contextlib.suppress(EOFError, OSError, ExecInterruptedError):  # it ends before it has said all
+            await client.execute("quit")
+            await client.disconnect()
