@@ -61,7 +61,7 @@ async def test_a_guest_that_refuses_is_heard_at_once_and_not_a_timeout(libvirt: 
 
 @pytest.mark.parametrize("on", NEWEST_ON_KVM)
 async def test_a_vcpu_that_leaves_late_leaves_no_order_behind(libvirt: Libvirt, on: Substrate) -> None:
-    late = int(LIBVIRT_WAITS_S * 1000) + 300
+    late = int(LIBVIRT_WAITS_S * 1000) + 800
     domain = running(libvirt, on, Shape(plugged=(3, 5, 4), personality=(Personality.slow(late),)))
     async with qmpvcpu.attach(domain.qmp) as vm:
         assert TIMED_OUT in await unplug_by_libvirt(domain, 3)
