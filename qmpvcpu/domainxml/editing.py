@@ -15,7 +15,7 @@ _NAME = re.compile(rb"<[^\s/>]+")
 _ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
 _NUMBER = re.compile(rb"\s*\+?([0-9]+)\s*")
 _NO_TEXT = re.compile(rb"<!--.*?-->|<\?.*?\?>", re.DOTALL)
-_BREAK = re.compile(rb"[\r\n]")
+_BREAK = re.compile(rb"\r\n|\r|\n")
 # Comments at the end of a line are about what stands before them on it.
 _REST_OF_LINE = re.compile(rb"(?:[ \t]*<!--(?:(?!--)[^\r\n])*+-->)*+[ \t]*(?=[\r\n])")
 _BLANK_REST = re.compile(rb"[ \t]*(?=[\r\n])")
@@ -122,8 +122,8 @@ class Editor:
 
     def insert_after(self, element: etree._Element, node: Node) -> None:
         """Put *node* behind *element*, and behind the comments on the same line; more than once: in this order."""
-        margin = self._margin(element)
-        self._insert(self._spans[element].end, node, margin)
+        end = self._spans[element].end
+        self._insert(end, node, self._margin(element) or self._margin_of_next_line(end))
 
     def insert(self, parent: etree._Element, node: Node, *, after: Sequence[str]) -> None:
         """Put *node* into *parent*: behind its last child of the last name in *after* that it has, else first."""
@@ -179,6 +179,16 @@ class Editor:
         if not line_break.endswith((b"\n", b"\r")):
             return b""
         return self._xml[start - (2 if line_break == b"\r\n" else 1) : end]
+
+    def _margin_of_next_line(self, at: int) -> bytes:
+        """Return the line break that comes after *at* and the blanks of this line; nothing if more is on the line."""
+        rest = _REST_OF_LINE.match(self._xml, at)
+        ends = rest and _BREAK.match(self._xml, rest.end())
+        if not ends:
+            return b""
+        begins = max(self._xml.rfind(b"\n", 0, at), self._xml.rfind(b"\r", 0, at)) + 1
+        line = self._xml[begins:at]
+        return ends[0] + line[: len(line) - len(line.lstrip(b" \t"))]
 
     def _find_unit(self) -> bytes:
         first = next(self.root.iterchildren("*"), None)
