@@ -12,7 +12,7 @@ OPERATIONS = "live operations compared with libvirt"
 
 @pytest.fixture(scope="session")
 def _daemon() -> Iterator[Libvirt]:
-    with running_libvirtd() as daemon:
+    with running_libvirtd(log_monitors=True) as daemon:
         yield daemon
 
 

@@ -31,9 +31,9 @@ END
 cat >/etc/libvirt/libvirtd.conf <<END
 unix_sock_dir = "$1"
 auth_unix_rw = "none"
-log_filters = "2:qemu_monitor"
 log_outputs = "2:file:$1/monitor.log 3:stderr"
 END
+[ "$2" ] && echo 'log_filters = "2:qemu_monitor"' >>/etc/libvirt/libvirtd.conf
 exec 3<&0
 while :; do
   libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid </dev/null &
@@ -71,7 +71,7 @@ class Libvirt:
 
     @property
     def monitor_log(self) -> Path:
-        """What went over every domain's QMP monitor, as libvirtd logs it."""
+        """What went over every domain's QMP monitor, as libvirtd logs it if it was told to."""
         return self.folder / "monitor.log"
 
     def monitor_socket(self, name: str) -> Path:
@@ -147,15 +147,29 @@ class Libvirt:
 
 
 @contextlib.contextmanager
-def running_libvirtd() -> Iterator[Libvirt]:
-    """Start one, as root or in a user namespace of its own, and end it with all that it runs."""
+def running_libvirtd(*, log_monitors: bool = False) -> Iterator[Libvirt]:
+    """Start one, as root or in a user namespace of its own, and end it with all that it runs.
+
+    *log_monitors*: it takes down what goes over the domains' monitors, which takes its time.
+    """
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     # Not a test's temporary folder: a UNIX socket's path is 107 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="libvirt-", dir="/tmp"))
     namespaces = ["unshare", *user, "--mount", "--net", "--ipc", "--pid", "--mount-proc", "--fork", "--kill-child"]
     with (folder / "log").open("wb") as log:
         shell = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *namespaces, "sh", "-c", DAEMON, "sh", folder],
+            [
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                *namespaces,
+                "sh",
+                "-c",
+                DAEMON,
+                "sh",
+                folder,
+                "yes" if log_monitors else "",
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from qmpvcpu.testing import Personality, rom_image
 from tests.libvirt.daemon import Libvirt
 
-__all__ = ["Domain", "Shape", "microguest_domain", "vcpu_side"]
+__all__ = ["Domain", "MonitorLog", "Shape", "microguest_domain", "start", "vcpu_side"]
 
 DOCUMENT = """<domain type='{type}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name>
@@ -31,9 +32,12 @@ DOCUMENT = """<domain type='{type}' xmlns:qemu='http://libvirt.org/schemas/domai
   <qemu:commandline>
     <qemu:arg value='-qmp'/>
     <qemu:arg value='unix:{qmp},server=on,wait=off'/>
+    <qemu:arg value='-debugcon'/>
+    <qemu:arg value='file:{words}'/>
   </qemu:commandline>
 </domain>
 """
+READY_WITHIN_S = 10.0
 SENT = re.compile(rb"QEMU_MONITOR_SEND_MSG: mon=\S+ msg=(\{.*\})")
 
 
@@ -80,11 +84,13 @@ class Domain:
         libvirt: Who runs it.
         name: Its name.
         qmp: A QMP socket of its QEMU that libvirt knows nothing of.
+        words: What its guest says, in a file.
     """
 
     libvirt: Libvirt
     name: str
     qmp: Path
+    words: Path
 
     def virsh(self, command: str, *words: str | Path) -> str:
         """Run a virsh command on it; return what it prints."""
@@ -93,11 +99,6 @@ class Domain:
     def live(self) -> bytes:
         """Return libvirt's document of it as it runs."""
         return self.virsh("dumpxml").encode()
-
-    def ask(self, command: str) -> Any:
-        """Ask its QEMU through libvirt."""
-        reply = json.loads(self.virsh("qemu-monitor-command", json.dumps({"execute": command})))
-        return reply["return"]
 
 
 def microguest_domain(
@@ -111,7 +112,7 @@ def microguest_domain(
     # 16 MiB, over all cells: libvirt hands QEMU each cell's memory apart.
     each = 16384 // max(len(shape.cells), 1)
     cells = [f"<cell id='{i}' cpus='{cpus}' memory='{each}' unit='KiB'/>" for i, cpus in enumerate(shape.cells)]
-    domain = Domain(libvirt, name, libvirt.folder / f"{name}.qmp")
+    domain = Domain(libvirt, name, libvirt.folder / f"{name}.qmp", libvirt.folder / f"{name}.words")
     document = DOCUMENT.format(
         type="kvm" if kvm else "qemu",
         name=name,
@@ -125,12 +126,13 @@ def microguest_domain(
         features="<feature policy='disable' name='arch-capabilities'/>" if kvm else "",
         emulator=qemu,
         qmp=domain.qmp,
+        words=domain.words,
     )
     return domain, document.encode()
 
 
 def start(domain: Domain, document: bytes, *, define: bool = False) -> None:
-    """Have libvirt run it; *define*: it stays known once it has ended."""
+    """Have libvirt run it; return when its guest is ready. *define*: it stays known once it has ended."""
     file = domain.libvirt.folder / f"{domain.name}.xml"
     file.write_bytes(document)
     if define:
@@ -138,6 +140,11 @@ def start(domain: Domain, document: bytes, *, define: bool = False) -> None:
         domain.virsh("start")
     else:
         domain.libvirt.virsh("create", "--validate", file)
+    # Before that QEMU takes no removal.
+    deadline = time.monotonic() + READY_WITHIN_S
+    while b"R" not in domain.words.read_bytes():
+        assert time.monotonic() < deadline, "the guest does not come up"
+        time.sleep(0.005)
 
 
 def vcpu_side(xml: bytes) -> str:

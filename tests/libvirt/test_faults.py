@@ -1,11 +1,12 @@
 """Where libvirt's record of a VM goes wrong, and ours does not: both look at one and the same QEMU."""
 
 import asyncio
+import contextlib
 import re
 import time
 
 import pytest
-from qemu.qmp import QMPClient
+from qemu.qmp import ExecInterruptedError, QMPClient
 
 import qmpvcpu
 from qmpvcpu import StepDeniedError, UnplugRefusedError
@@ -60,7 +61,7 @@ async def test_a_guest_that_refuses_is_heard_at_once_and_not_a_timeout(libvirt: 
 
 @pytest.mark.parametrize("on", NEWEST_ON_KVM)
 async def test_a_vcpu_that_leaves_late_leaves_no_order_behind(libvirt: Libvirt, on: Substrate) -> None:
-    late = int(LIBVIRT_WAITS_S * 1000) + 300
+    late = int(LIBVIRT_WAITS_S * 1000) + 800
     domain = running(libvirt, on, Shape(plugged=(3, 5, 4), personality=(Personality.slow(late),)))
     async with qmpvcpu.attach(domain.qmp) as vm:
         assert TIMED_OUT in await unplug_by_libvirt(domain, 3)
@@ -133,5 +134,6 @@ async def test_libvirtd_forgets_a_vm_whose_boot_vcpu_left_so_that_is_denied(libv
         await vm.close()
         client = QMPClient()
         await client.connect(str(domain.qmp))
-        await client.execute("quit")
-        await client.disconnect()
+        with contextlib.suppress(EOFError, OSError, ExecInterruptedError):  # it ends before it has said all
+            await client.execute("quit")
+            await client.disconnect()

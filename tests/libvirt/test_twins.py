@@ -8,7 +8,7 @@ from qmpvcpu.testing import Personality, best_qemu
 from tests.libvirt.conftest import OPERATIONS
 from tests.libvirt.daemon import Libvirt
 from tests.libvirt.microguests import Shape
-from tests.libvirt.tolerated import MAP, QUERIES, TOLERATED, VCPUS_UNSAID
+from tests.libvirt.tolerated import MAP, QUERIES, TOLERATED, VCPUS_UNNEEDED, VCPUS_UNSAID
 from tests.libvirt.twins import Operation, Twins, running_twins, story
 from tests.substrates import Substrate, substrates
 
@@ -60,6 +60,7 @@ async def test_every_tolerated_difference_is_met(libvirt: Libvirt, on: Substrate
         for operation, difference in (
             (Operation("unplug", 0), VCPUS_UNSAID),
             (Operation("plug", 3), QUERIES),
+            (Operation("unplug", 3), VCPUS_UNNEEDED),
             (Operation("map", (0, 1, 4, 5)), MAP),
         ):
             assert difference not in twins.tolerated
@@ -82,5 +83,6 @@ async def test_what_is_not_on_the_list_is_told(libvirt: Libvirt) -> None:
         await twins.compare(Operation("plug", 5))
         assert [told.split("\n")[0] for told in twins.unexplained[2:]] == [
             "<vcpus> after plug 5 (no. 2)",
+            "<vcpus> written anew after plug 5 (no. 2)",
             "QEMU after plug 5 (no. 2)",
         ]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,10 @@ from qmpvcpu import Layout, StepDeniedError, TransitionError, VcpuController
 from qmpvcpu.domainxml import render
 from qmpvcpu.errors import DenialReason
 from qmpvcpu.model import Action
+from tests.libvirt.console import Console, open_console
 from tests.libvirt.daemon import Libvirt, VirshError
-from tests.libvirt.microguests import Domain, MonitorLog, Shape, microguest_domain, start, vcpu_side
-from tests.libvirt.tolerated import MAP, NO_SUCH_COUNT, QUERIES, REFUSALS, VCPUS_UNSAID, Difference
+from tests.libvirt.microguests import MonitorLog, Shape, microguest_domain, start, vcpu_side
+from tests.libvirt.tolerated import MAP, NO_SUCH_COUNT, QUERIES, REFUSALS, VCPUS_UNNEEDED, VCPUS_UNSAID, Difference
 
 __all__ = ["Operation", "Twins", "running_twins", "story"]
 
@@ -47,12 +49,16 @@ class Side:
         refusal: What was said against it; "" if it was done.
         sent: What was sent to QEMU, each command with its arguments, in their order.
         vcpus: ``<vcpu>`` and ``<vcpus>`` afterwards.
+        anew: The same in a document that is written without one to start from; on libvirt's side: *vcpus*.
+        rest: All else in its document, which is libvirt's; on our side: as we leave it.
         qemu: What QEMU has plugged where, in the order of creation; on our side: what we take it to have.
     """
 
     refusal: str
     sent: list[tuple[str, list[tuple[str, Any]]]]
     vcpus: str
+    anew: str
+    rest: list[str]
     qemu: list[tuple[int, str, str, list[tuple[str, Any]]]]
 
     @property
@@ -66,18 +72,20 @@ class Twins:
     """The two VMs, and what comparing them came to.
 
     Attributes:
-        theirs: The VM that libvirt changes.
-        look: A look at its QEMU past libvirt.
+        virsh: Where libvirt is asked to change the VM ``theirs``.
+        look: A look at the QEMU of that VM past libvirt.
         ours: The VM that we change; libvirt started it and has no part in it since.
+        base: libvirt's document of it, from the beginning.
         log: What libvirt sends.
         compared: How many operations were.
         tolerated: The differences that are on the list, as far as they were met.
         unexplained: All others.
     """
 
-    theirs: Domain
+    virsh: Console
     look: VcpuController
     ours: VcpuController
+    base: bytes
     log: MonitorLog
     compared: int = 0
     tolerated: set[Difference] = field(default_factory=set)
@@ -92,6 +100,8 @@ class Twins:
             ("refusal", theirs.refusal, ours.refusal),
             ("commands", theirs.changes, ours.changes),
             ("<vcpus>", theirs.vcpus, ours.vcpus),
+            ("<vcpus> written anew", theirs.anew, ours.anew),
+            ("the rest of the document", theirs.rest, ours.rest),
             ("QEMU", theirs.qemu, ours.qemu),
         ):
             if one != other and not self._explains(what, theirs, ours):
@@ -109,12 +119,13 @@ class Twins:
             if ours.refusal == "UNKNOWN_VCPU":
                 texts += NO_SUCH_COUNT
             return any(text in theirs.refusal for text in texts)
-        if what == "<vcpus>" and "<vcpus>" not in theirs.vcpus:
-            # Their line is all that they say, and ours is the same.
+        only_boot = not any("/peripheral/" in path for _, path, *_ in ours.qemu)
+        if what == "<vcpus>" and only_boot and theirs.vcpus.startswith(ours.vcpus):
+            self.tolerated.add(VCPUS_UNNEEDED)
+            return True
+        if what == "<vcpus> written anew" and only_boot and ours.anew.startswith(theirs.anew):
             self.tolerated.add(VCPUS_UNSAID)
-            return ours.vcpus.startswith(theirs.vcpus) and not any(
-                "/peripheral/" in path for _, path, *_ in ours.qemu
-            )
+            return True
         return False
 
     def _steps(self, operation: Operation) -> list[tuple[int, str]]:
@@ -129,17 +140,18 @@ class Twins:
         refusal = await asyncio.to_thread(self._ask_libvirt, operation, steps)
         layout = await self.look.refresh()
         sent = [(each["execute"], list(each.get("arguments", {}).items())) for each in self.log.sent()]
-        return Side(refusal, sent, vcpu_side(await asyncio.to_thread(self.theirs.live)), plugged(layout))
+        live = (await asyncio.to_thread(self.virsh.ask, "dumpxml theirs")).encode()
+        return Side(refusal, sent, vcpu_side(live), vcpu_side(live), rest_of(live), plugged(layout))
 
     def _ask_libvirt(self, operation: Operation, steps: list[tuple[int, str]]) -> str:
         try:
             match operation:
                 case Operation("plug", int() as vcpu):
-                    self.theirs.virsh("setvcpu", str(vcpu), "--enable", "--live")
+                    self.virsh.ask(f"setvcpu theirs {vcpu} --enable --live")
                 case Operation("unplug", int() as vcpu):
-                    self.theirs.virsh("setvcpu", str(vcpu), "--disable", "--live")
+                    self.virsh.ask(f"setvcpu theirs {vcpu} --disable --live")
                 case Operation("count", int() as count):
-                    self.theirs.virsh("setvcpus", str(count), "--live")
+                    self.virsh.ask(f"setvcpus theirs {count} --live")
                 case _:
                     self._ask_for_a_map(steps)
         except VirshError as error:
@@ -151,17 +163,18 @@ class Twins:
             vcpus = [vcpu for vcpu, each in steps if each == word]
             if len(vcpus) > 1:
                 with contextlib.suppress(VirshError):
-                    self.theirs.virsh("setvcpu", ",".join(map(str, vcpus)), word, "--live")
+                    self.virsh.ask(f"setvcpu theirs {','.join(map(str, vcpus))} {word} --live")
                     self.unexplained.append(f"libvirt took several at once: {vcpus}")
                 self.tolerated.add(MAP)
         for vcpu, word in steps:
-            self.theirs.virsh("setvcpu", str(vcpu), word, "--live")
+            self.virsh.ask(f"setvcpu theirs {vcpu} {word} --live")
 
     async def _us(self, operation: Operation) -> Side:
         with sent_by(self.ours) as sent:
             refusal = await self._ask_us(operation)
         layout = self.ours.layout
-        return Side(refusal, sent, vcpu_side(render(layout)), plugged(layout))
+        live = render(layout, base=self.base)
+        return Side(refusal, sent, vcpu_side(live), vcpu_side(render(layout)), rest_of(live), plugged(layout))
 
     async def _ask_us(self, operation: Operation) -> str:
         try:
@@ -185,6 +198,16 @@ def plugged(layout: Layout) -> list[tuple[int, str, str, list[tuple[str, Any]]]]
     """What is plugged where, in the order of creation."""
     slots = [layout.slot_of(first) for first in layout.creation]
     return [(each.first, str(each.qom_path), each.type, list(each.props.items())) for each in slots]
+
+
+def rest_of(live: bytes) -> list[str]:
+    """The lines of a document that say nothing of vCPUs, and nothing of which twin it is."""
+    side = vcpu_side(live).splitlines()
+    return [
+        re.sub(r" id='\d+'|(theirs|ours)\b|<uuid>.*", "", line)
+        for line in live.decode().splitlines()
+        if line not in side
+    ]
 
 
 class _Sent(logging.Handler):
@@ -229,7 +252,8 @@ async def running_twins(libvirt: Libvirt, qemu: Path, shape: Shape, *, accel: st
         qmpvcpu.attach(theirs.qmp, resync_interval=None) as look,
         qmpvcpu.attach(ours.qmp, resync_interval=None) as vm,
     ):
-        yield Twins(theirs, look, vm, MonitorLog(libvirt))
+        with open_console(libvirt) as virsh:
+            yield Twins(virsh, look, vm, ours.live(), MonitorLog(libvirt))
 
 
 def story(seed: str, shape: Shape, length: int, *, unplugs: bool = True) -> list[tuple[Operation, set[int]]]:
