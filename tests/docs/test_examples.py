@@ -11,8 +11,6 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu
-=======
-from qmpvcpu.testing import MicroGuest, Personality
 from tests.domainxml.documents import SAMPLES
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +110,6 @@ async def test_the_example_of_the_page_on_continuity_holds(
     assert "REACHED" in printed
 
 
-<<<<<<< HEAD
 @pytest.mark.qemu
 async def test_the_examples_of_the_page_on_launching_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = python_blocks(ROOT / "docs" / "launch.md")
