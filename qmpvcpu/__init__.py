@@ -6,7 +6,7 @@ The way in is ``attach``::
         await vm.plug(3)
         await vm.unplug(3, timeout=30)
 
-What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.testing``.
+What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.launch``, ``qmpvcpu.testing``.
 """
 
 from qmpvcpu.controller import EventStream, UnplugRequest, VcpuController, attach
@@ -31,6 +31,7 @@ from qmpvcpu.errors import (
     RecordCorruptError,
     RecordError,
     RecordLockedError,
+    ReplayMismatchError,
     RuleStage,
     StalePlanError,
     StepDeniedError,
@@ -125,6 +126,7 @@ __all__ = [
     "RecordLockedError",
     "Refused",
     "Rejected",
+    "ReplayMismatchError",
     "RuleStage",
     "Slot",
     "StalePlanError",

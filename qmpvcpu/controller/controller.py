@@ -2,15 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from qmpvcpu import planning
 from qmpvcpu.controller.applying import Applier
 from qmpvcpu.controller.onevcpu import OneVcpu
+from qmpvcpu.controller.replaying import wanted_of
 from qmpvcpu.controller.session import Session
 from qmpvcpu.engine import Terms
-from qmpvcpu.model import Direction, Intent, OnFailure, Proof, TransitionError, TransitionReport
+from qmpvcpu.model import Direction, Intent, Layout, OnFailure, Proof, TransitionError, TransitionReport
 from qmpvcpu.planning import Plan
+
+if TYPE_CHECKING:
+    from qmpvcpu.domainxml import DomainVcpus
 
 __all__ = ["How", "VcpuController", "Wish"]
 
@@ -188,6 +192,45 @@ class VcpuController(OneVcpu):
             terms,
         )
 
+    async def replay(
+        self, source: "DomainVcpus | Layout | bytes", *, in_flight: int = 8, allow_fatal: bool = False
+    ) -> TransitionReport:
+        """Plug into a QEMU that is stopped what another, or an earlier one, had: the same vCPUs in the same order.
+
+        For a QEMU started with ``launch.arguments(source).boot_argv`` and ``-S`` or ``-incoming``: QEMU itself says
+        what each vCPU's slot takes. All is checked before anything is sent: the VM is prelaunch, paused or
+        inmigrate, it has the same maximum, topology and NUMA cells as far as *source* says them, QEMU has started
+        with the vCPUs that it is to start with, and what is plugged besides is a beginning of the rest. So it is
+        idempotent, and goes on where an earlier replay ended. At the end QEMU is read again, and the order compared.
+
+        A transition like ``set_map``: recorded, cancelled and recovered in the same way.
+
+        Args:
+            source: A domain document, what ``parse`` read of one, or another VM's layout.
+            in_flight: At most so many commands without a reply; QEMU keeps their order.
+            allow_fatal: Send even what this QEMU is known not to survive.
+
+        Returns:
+            The report, with a step for each vCPU that was plugged.
+
+        Raises:
+            ReplayMismatchError: The VM runs, or is another than *source* says: ``differences`` lists all of it, and
+                nothing was sent. With ``outcome`` CHANGED: all was done, and what QEMU has is something else.
+            StepDeniedError: A plug must not be sent; nothing was.
+            TransitionError: QEMU rejected a plug; its report tells what was plugged before.
+            DomainXmlError: *source* is no domain document that can be read.
+            QmpVcpuError: As ``set_map``.
+        """
+        wanted = wanted_of(source)
+        terms = self._terms(on_failure=OnFailure.STOP, timeout=30.0, in_flight=in_flight, allow_fatal=allow_fatal)
+        await self.refresh()  # a transition looks at slots only, and others may have plugged some in another order
+        report = await self._applier.apply(
+            lambda: planning.plan_replay(self._engine.situation, wanted, allow_fatal=allow_fatal), terms
+        )
+        layout = await self.refresh()
+        planning.check_replayed(layout, wanted)
+        return replace(report, layout=layout)
+
     async def cancel(self) -> TransitionReport | None:
         """Stop the transition that runs, at the next safe point, and return its report; None if none runs.
 
@@ -237,18 +280,21 @@ class VcpuController(OneVcpu):
             on_failure=OnFailure.CONTINUE if reverts else intent.on_failure,
             timeout=intent.timeout if timeout is None else timeout,
         )
+
+        def plan() -> Plan:
+            plan = self.plan(wish_for(intent, self.layout))
+            return plan if reverts else planning.in_order_of(intent, plan)
+
         again = replace(intent, direction=Direction.REVERTING if reverts else Direction.FORWARD)
         for _ in range(_RECOVERIES - 1):
             try:
-                return await self._applier.apply(
-                    lambda: self.plan(wish_for(intent, self.layout)), terms, intent=again
-                )
+                return await self._applier.apply(plan, terms, intent=again)
             except TransitionError as error:
                 # Every step went well, and it is not reached all the same: a removal that had been asked for before
                 # the crash, and that nobody could know of, was answered meanwhile.
                 if error.report.cancelled or not all(step.ok for step in error.report.steps):
                     raise
-        return await self._applier.apply(lambda: self.plan(wish_for(intent, self.layout)), terms, intent=again)
+        return await self._applier.apply(plan, terms, intent=again)
 
     def _terms(
         self,

@@ -11,7 +11,8 @@ Floor 0: imports nothing of the package.
      ├ PlanError
      │  ├ StepDeniedError                not sent: known beforehand that it cannot or must not be
      │  │  └ UnsupportedMachineError     the machine cannot do this to any of its CPUs
-     │  └ StalePlanError                 the VM has changed since the plan was made
+     │  ├ StalePlanError                 the VM has changed since the plan was made
+     │  └ ReplayMismatchError            not the QEMU that a VM can be built again in
      ├ MonitorError                      the QMP connection
      │  ├ MonitorConnectError            no session came about
      │  ├ MonitorTimeoutError            no reply within the command's deadline
@@ -50,7 +51,14 @@ from qmpvcpu.errors.monitor import (
     MonitorLostError,
     MonitorTimeoutError,
 )
-from qmpvcpu.errors.plan import DenialReason, PlanError, StalePlanError, StepDeniedError, UnsupportedMachineError
+from qmpvcpu.errors.plan import (
+    DenialReason,
+    PlanError,
+    ReplayMismatchError,
+    StalePlanError,
+    StepDeniedError,
+    UnsupportedMachineError,
+)
 from qmpvcpu.errors.record import RecordCorruptError, RecordError, RecordLockedError
 from qmpvcpu.errors.step import (
     CommandRejectedError,
@@ -83,6 +91,7 @@ __all__ = [
     "RecordCorruptError",
     "RecordError",
     "RecordLockedError",
+    "ReplayMismatchError",
     "RuleStage",
     "StalePlanError",
     "StepDeniedError",

@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Collection
 
-from qmpvcpu.errors.base import QmpVcpuError, describe
+from qmpvcpu.errors.base import Outcome, QmpVcpuError, describe
 
 
 class DenialReason(enum.Enum):
@@ -76,3 +76,19 @@ class StalePlanError(PlanError):
         )
         self.planned = planned
         self.observed = observed
+
+
+class ReplayMismatchError(PlanError):
+    """A QEMU is not the one that a VM's vCPUs are to be built again in; nothing was sent.
+
+    Or, with ``outcome`` CHANGED, all was sent and accepted, and a look at the end showed something else.
+
+    Attributes:
+        differences: In what it is another, one sentence each.
+    """
+
+    def __init__(self, differences: Collection[str], *, outcome: Outcome = Outcome.UNCHANGED) -> None:
+        what = "replay denied, nothing was sent" if outcome is Outcome.UNCHANGED else "what came of the replay"
+        super().__init__(f"{what}: {'; '.join(differences)}")
+        self.outcome = outcome
+        self.differences = tuple(differences)

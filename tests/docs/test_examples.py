@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import qmpvcpu
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu
 from tests.domainxml.documents import SAMPLES
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +108,32 @@ async def test_the_example_of_the_page_on_continuity_holds(
     printed = capsys.readouterr().out
     assert "plug 5: PLUGGED" in printed
     assert "REACHED" in printed
+
+
+@pytest.mark.qemu
+async def test_the_examples_of_the_page_on_launching_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = python_blocks(ROOT / "docs" / "launch.md")
+    module = module_of(example)
+    machine = ("-machine", "q35", "-accel", "tcg", "-m", "16")
+    document = tmp_path / "vm.xml"
+    async with (
+        QemuProcess(best_qemu(), [*machine, "-smp", "2,maxcpus=8", "-S"]) as qemu,
+        qmpvcpu.attach(qemu.qmp, record=document) as vm,
+    ):
+        await vm.set_map("0-1,6")
+        await vm.plug(3)
+        assert vm.layout.order == (0, 1, 6, 3)
+    async with (
+        QemuProcess(best_qemu(), [*module.command_line(document, *machine), "-S"]) as qemu,
+        qmpvcpu.attach(qemu.qmp) as vm,
+    ):
+        assert vm.layout.order == (0, 1, 6, 3)
+    assert capsys.readouterr().out == ""
+    async with (
+        QemuProcess(best_qemu(), module.command_line_before_replay(document, *machine)) as qemu,
+        qmpvcpu.attach(qemu.qmp) as vm,
+    ):
+        assert await module.rebuild(vm, document) == "plugged 6, 3; the order is (0, 1, 6, 3)"
 
 
 def test_the_example_of_the_page_on_documents_holds() -> None:
