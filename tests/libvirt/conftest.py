@@ -20,6 +20,8 @@ def _daemon() -> Iterator[Libvirt]:
 def libvirt(_daemon: Libvirt) -> Iterator[Libvirt]:
     """The daemon, without any domain."""
     yield _daemon
+    if not _daemon.answers():  # a test that stopped it failed before it started it again
+        _daemon.start()
     _daemon.forget_all()
 
 
