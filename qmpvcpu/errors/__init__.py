@@ -10,6 +10,7 @@ Floor 0: imports nothing of the package.
      ├ PlanError
      │  ├ StepDeniedError                not sent: known beforehand that it cannot or must not be
      │  │  └ UnsupportedMachineError     the machine cannot do this to any of its CPUs
+     │  ├ ConfigDeniedError              the next boot cannot be what was asked
      │  └ StalePlanError                 the VM has changed since the plan was made
      ├ MonitorError                      the QMP connection
      │  ├ MonitorConnectError            no session came about
@@ -48,7 +49,14 @@ from qmpvcpu.errors.monitor import (
     MonitorLostError,
     MonitorTimeoutError,
 )
-from qmpvcpu.errors.plan import DenialReason, PlanError, StalePlanError, StepDeniedError, UnsupportedMachineError
+from qmpvcpu.errors.plan import (
+    ConfigDeniedError,
+    DenialReason,
+    PlanError,
+    StalePlanError,
+    StepDeniedError,
+    UnsupportedMachineError,
+)
 from qmpvcpu.errors.record import RecordCorruptError, RecordError, RecordLockedError
 from qmpvcpu.errors.step import (
     CommandRejectedError,
@@ -62,6 +70,7 @@ from qmpvcpu.errors.step import (
 
 __all__ = [
     "CommandRejectedError",
+    "ConfigDeniedError",
     "DenialReason",
     "DomainXmlError",
     "InvalidMapError",

@@ -33,7 +33,7 @@ from qmpvcpu.model.mapping import (
 )
 from qmpvcpu.model.ost import OstAnswer, OstStatus
 from qmpvcpu.model.report import StepReport, TransitionError, TransitionOutcome, TransitionReport, succeeded
-from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
+from qmpvcpu.model.transition import Action, Affect, Direction, Intent, OnFailure, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import (
     Denied,
@@ -52,6 +52,7 @@ from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatu
 
 __all__ = [
     "Action",
+    "Affect",
     "Capabilities",
     "CpuProps",
     "Denied",
