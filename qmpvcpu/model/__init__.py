@@ -32,7 +32,15 @@ from qmpvcpu.model.mapping import (
     runs_single_threaded,
 )
 from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.report import StepReport, TransitionError, TransitionOutcome, TransitionReport, succeeded
+from qmpvcpu.model.report import (
+    ConfigOutcome,
+    ConfigReport,
+    StepReport,
+    TransitionError,
+    TransitionOutcome,
+    TransitionReport,
+    succeeded,
+)
 from qmpvcpu.model.transition import Action, Affect, Direction, Intent, OnFailure, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import (
@@ -54,6 +62,8 @@ __all__ = [
     "Action",
     "Affect",
     "Capabilities",
+    "ConfigOutcome",
+    "ConfigReport",
     "CpuProps",
     "Denied",
     "Direction",
