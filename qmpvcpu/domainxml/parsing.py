@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Literal
 from uuid import UUID
 
@@ -165,7 +164,7 @@ def _kib(element: etree._Element, text: str | None) -> int:
 
 def _pins(root: etree._Element, most: int) -> Mapping[int, VcpuMap]:
     pins = {_number(pin, "vcpu"): _map(pin, "cpuset") for pin in root.iterfind("cputune/vcpupin")}
-    return MappingProxyType({vcpu: pin for vcpu, pin in sorted(pins.items()) if vcpu < most})
+    return {vcpu: pin for vcpu, pin in sorted(pins.items()) if vcpu < most}
 
 
 def _scheds(root: etree._Element) -> tuple[VcpuSched, ...]:
@@ -196,7 +195,7 @@ def _cpu(root: etree._Element) -> CpuModel | None:
     features = {feature.get("name", ""): feature.get("policy", "require") for feature in cpu.iterfind("feature")}
     if cpu.get("mode") is None and model is None and not features:
         return None
-    return CpuModel(cpu.get("mode", "custom"), model, MappingProxyType(features), cpu.get("migratable"))
+    return CpuModel(cpu.get("mode", "custom"), model, features, cpu.get("migratable"))
 
 
 def _optional_map(element: etree._Element, attribute: str) -> VcpuMap | None:
