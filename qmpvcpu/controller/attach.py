@@ -170,8 +170,7 @@ async def _next_boot(keeper: Keeper, engine: Engine, options: _Options) -> "Next
         return None
     from qmpvcpu.controller.nextboot import NextBoot  # noqa: PLC0415 -- as in _keep
 
-    path = None if options.config is None else Path(options.config).absolute()
-    next_boot = NextBoot(keeper, lambda: engine.layout, path)
+    next_boot = NextBoot(keeper, lambda: engine.layout, options.config)
     await next_boot.check()
     keeper.promised = lambda: next_boot.promised
     return next_boot

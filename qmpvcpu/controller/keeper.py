@@ -34,7 +34,8 @@ class Keeper:
         record: As given.
         interrupted: As given, until it is taken up or superseded.
         desired: As given; the map that is asked for, from the first command on.
-        promised: Returns what the next boot is to have once what is under way is reached; None: nothing was promised.
+        promised: Returns what the next boot is to have once what is under way is reached, and the document that it is
+            kept in (None: the record); None: nothing was promised.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Keeper:
         self.desired = desired
         self._look = look
         self._transition: Intent | None = None
-        self.promised: Callable[[], VcpuMap | None] = lambda: None
+        self.promised: Callable[[], tuple[VcpuMap, str | None] | None] = lambda: None
         self._steps: list[Step] = []  # of single commands, each its own intent
         self._ended: list[Step] = []  # of these, those that are not over until the next boot is written too
         self._holds = 0
@@ -69,15 +70,14 @@ class Keeper:
         unplugged = {each for step in self._steps if step.action is Action.UNPLUG for each in step.ids}
         start, target = (base.start, base.target) if base is not None else (enabled, enabled)
         before = base.steps if base is not None else ()
-        known = base.next_boot if base is not None else None
-        steps = (*before, *self._steps)
-        return self._with_next_boot(
-            Intent(start, VcpuMap((target | plugged) - unplugged), steps, next_boot=known)
-        )
+        own = Intent(start, VcpuMap((target | plugged) - unplugged), (*before, *self._steps))
+        if base is not None:
+            own = replace(own, next_boot=base.next_boot, config=base.config)
+        return self._with_next_boot(own)
 
     def _with_next_boot(self, intent: Intent) -> Intent:
         promised = self.promised()
-        return intent if promised is None else replace(intent, next_boot=promised)
+        return intent if promised is None else replace(intent, next_boot=promised[0], config=promised[1])
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -7,14 +7,15 @@ written after it; changes that go side by side share the lock, and are written o
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
 from qmpvcpu.controller.keeper import Keeper
 from qmpvcpu.domainxml import DomainVcpus, parse, render
-from qmpvcpu.domainxml.changes import with_map
-from qmpvcpu.errors import ConfigDeniedError, DomainXmlError, Outcome, RecordError, shorten
+from qmpvcpu.domainxml.changes import slot_of, with_map, with_state
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, Outcome, RecordError, shorten
 from qmpvcpu.model import ConfigOutcome, ConfigReport, Layout, VcpuMap
 from qmpvcpu.record import DomainConfig, Record
 from qmpvcpu.record.files import see_through
@@ -33,10 +34,10 @@ class NextBoot:
         config: The document, or None: the record.
     """
 
-    def __init__(self, keeper: Keeper, look: Callable[[], Layout], config: Path | None) -> None:
+    def __init__(self, keeper: Keeper, look: Callable[[], Layout], config: str | os.PathLike[str] | None) -> None:
         self._keeper = keeper
         self._look = look
-        self._path = config
+        self._path = None if config is None else Path(config).absolute()
         self._store: _Store | None = None
         self._holders = 0
         self._opening = asyncio.Lock()
@@ -68,15 +69,51 @@ class NextBoot:
         async with self._held() as store:
             return await self._write(store, change)
 
-    async def read(self) -> DomainVcpus:
-        """Return what the next boot has now.
+    async def enable(self, vcpu: int | None) -> VcpuMap:
+        """Have one vCPU at the next boot, the first free one if None; return the ids of its slot.
 
         Raises:
-            RecordError: It cannot be read.
+            QmpVcpuError: As ``change``.
+        """
+        ids = VcpuMap()
+
+        def change(domain: DomainVcpus) -> DomainVcpus:
+            nonlocal ids
+            ids = slot_of(domain, _first_free(domain) if vcpu is None else vcpu, enabled=True)
+            return with_state(domain, ids, enabled=True)
+
+        await self.change(change)
+        return ids
+
+    async def disable(self, vcpu: int) -> VcpuMap:
+        """Leave one vCPU out of the next boot; return the ids of its slot.
+
+        Raises:
+            QmpVcpuError: As ``change``.
+        """
+        ids = VcpuMap()
+
+        def change(domain: DomainVcpus) -> DomainVcpus:
+            nonlocal ids
+            ids = slot_of(domain, vcpu, enabled=False)
+            return with_state(domain, ids, enabled=False)
+
+        await self.change(change)
+        return ids
+
+    async def look(self, change: Change) -> ConfigReport:
+        """Return whether the next boot is as *change* would make it.
+
+        Raises:
+            RecordError: It cannot be read, or is locked.
             DomainXmlError: libvirt would not define it.
         """
         async with self._held() as store:
-            return store.domain
+            now = store.domain
+            wished = change(now)
+            so = now == wished
+            outcome, why = (ConfigOutcome.UNCHANGED, "") if so else (ConfigOutcome.NOT_TRIED, "not done")
+            return ConfigReport(store.path, outcome, now.enabled, wished.enabled, now.max, why)
 
     @contextlib.asynccontextmanager
     async def promise(self) -> "AsyncIterator[Promise]":
@@ -97,15 +134,18 @@ class NextBoot:
                     self._keeper.promises_are_over()
 
     @property
-    def promised(self) -> VcpuMap | None:
-        """What the next boot is to have once all that is under way is reached; None: nothing was promised."""
+    def promised(self) -> tuple[VcpuMap, str | None] | None:
+        """What the next boot is to have once all that is under way is reached, and its document if it has one.
+
+        None: nothing was promised.
+        """
         if self._store is None or not self._promises:
             return None
         domain = self._store.domain
         for promise in self._promises:
             with contextlib.suppress(ConfigDeniedError):  # what is promised beside it may have made it impossible
                 domain = promise.change(domain)
-        return domain.enabled
+        return domain.enabled, None if self._path is None else str(self._path)
 
     def made(self, promise: "Promise") -> None:
         """Count *promise* as outstanding."""
@@ -182,6 +222,14 @@ class Promise:
         change(self._store.domain)
         self.change = change
         self._next_boot.made(self)
+
+    def make_state(self, ids: VcpuMap, *, enabled: bool) -> None:
+        """Promise to have *ids* at the next boot, or to leave them out.
+
+        Raises:
+            ConfigDeniedError: It cannot be.
+        """
+        self.make(lambda domain: with_state(domain, ids, enabled=enabled))
 
     async def keep(self, done: str) -> ConfigReport:
         """Write what was promised, now that *done* is.
@@ -308,6 +356,14 @@ class _InRecord:
 
     async def close(self) -> None:
         pass
+
+
+def _first_free(domain: DomainVcpus) -> int:
+    free = next((row.id for row in domain.vcpus if not row.enabled), None)
+    if free is None:
+        detail = f"all of its {domain.max} vCPUs are there at the next boot already"
+        raise ConfigDeniedError("plug", (), DenialReason.MACHINE_FULL, detail)
+    return free
 
 
 def _refuse_other(config: DomainConfig, layout: Layout) -> None:

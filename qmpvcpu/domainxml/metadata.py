@@ -51,7 +51,7 @@ _KNOWN = {
     "record/device": {"vcpu", "id"},
     "record/desired": {"vcpus"},
     "record/next-boot": {"vcpus"},
-    "record/transition": {"start", "target", "on-failure", "timeout", "direction", "next-boot"},
+    "record/transition": {"start", "target", "on-failure", "timeout", "direction", "next-boot", "config"},
     "record/transition/step": {"action", "vcpus", "path", "joins"},
 }
 _SEVERAL = {"record/device", "record/transition/step"}
@@ -167,6 +167,8 @@ def _transition_node(intent: Intent) -> Node:
     }
     if intent.next_boot is not None:
         attributes["next-boot"] = intent.next_boot
+    if intent.config is not None:
+        attributes["config"] = intent.config
     return Node(f"{_PREFIX}:transition", attributes, tuple(_step_node(step) for step in intent.steps))
 
 
@@ -203,9 +205,8 @@ def read_metadata(record: etree._Element) -> Metadata:
         DomainXmlError: It is damaged, or holds what only a newer version can have written; ``line`` says where.
     """
     _check_known(record, "record")
-    instance, pending, desired, next_boot, transition = (
-        record.find(f"{{{NAMESPACE}}}{name}") for name in ("instance", "pending", "desired", "next-boot", "transition")
-    )
+    names = ("instance", "pending", "desired", "next-boot", "transition")
+    instance, pending, desired, next_boot, transition = (record.find(f"{{{NAMESPACE}}}{name}") for name in names)
     return Metadata(
         generation=_value(record, "generation", _number),
         uuid=None if record.get("made-up-uuid") is None else _value(record, "made-up-uuid", _uuid),
@@ -270,6 +271,7 @@ def _read_transition(transition: etree._Element) -> Intent:
         timeout=_value(transition, "timeout", _seconds),
         direction=_value(transition, "direction", Direction),
         next_boot=None if transition.get("next-boot") is None else _value(transition, "next-boot", _map_of_a_vm),
+        config=transition.get("config"),
     )
 
 

@@ -279,14 +279,8 @@ class TransitionReport(Value):
             seconds=take(content, "seconds", number),
             cancelled=take(content, "cancelled", flag),
             unrecorded=take(content, "unrecorded", text),
-            **(
-                {
-                    "affect": take(content, "affect", one_of(_AFFECTS)),
-                    "config": take(content, "config", optional(ConfigReport.from_json)),
-                }
-                if "affect" in content
-                else {}
-            ),
+            affect=take(content, "affect", one_of(_AFFECTS)) if "affect" in content else Affect.LIVE,
+            config=take(content, "config", optional(ConfigReport.from_json)) if "affect" in content else None,
         )
 
     def __str__(self) -> str:

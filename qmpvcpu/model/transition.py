@@ -91,6 +91,7 @@ class Intent(Value):
         timeout: How long the guest has for each answer, in seconds.
         direction: Which way it goes now.
         next_boot: What the next boot is to have once the target is reached; None: it is left as it is.
+        config: The document that the next boot is kept in; None: the record.
     """
 
     start: VcpuMap
@@ -100,3 +101,4 @@ class Intent(Value):
     timeout: float = 30.0
     direction: Direction = Direction.FORWARD
     next_boot: VcpuMap | None = None
+    config: str | None = None

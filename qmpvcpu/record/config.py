@@ -65,8 +65,8 @@ class DomainConfig:
     persistent definition (``docs/next-boot.md``); ``save`` puts it on disk, and leaves every other byte of the
     document as it is.
 
-    The record of a running VM is such a document too: its rows are the VM as it runs, and its next boot, which is what
-    is shown and changed here, is a map beside them.
+    The record of a running VM is such a document too: its rows are the VM as it runs, and its next boot, which is
+    what is shown and changed here, is a map beside them.
 
     Attributes:
         path: Where it is.
@@ -170,8 +170,8 @@ class DomainConfig:
         """Have room for *maximum* vCPUs at the next boot; those above are dropped, with their pins.
 
         Raises:
-            ConfigDeniedError: *maximum* is not 1 to 16384, does not fit the topology or the NUMA cells, or this is the
-                record of a running VM.
+            ConfigDeniedError: *maximum* is not 1 to 16384, does not fit the topology or the NUMA cells, or this is
+                the record of a running VM.
         """
         if self.is_record and maximum != self.domain.max:
             detail = "a record's maximum is that of the VM as it runs: change the document that it is started from"
