@@ -14,7 +14,7 @@ from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, updat
 from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, RecordError
 from qmpvcpu.model import VcpuMap
-from qmpvcpu.record.files import read_file, replace_file, see_through
+from qmpvcpu.record.files import read_file, replace_file, see_through, sweep
 from qmpvcpu.record.lock import Lock
 
 __all__ = ["DomainConfig"]
@@ -203,6 +203,7 @@ class DomainConfig:
 def _open(path: Path) -> tuple[Lock, _Document]:
     lock = Lock(path)
     try:
+        sweep(path)
         return lock, _Document.read(path)
     except BaseException:
         lock.release()
