@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from lxml import etree
 
-from qmpvcpu.domainxml.nodes import Node, parse_safely, write
+from qmpvcpu.domainxml.nodes import Node, write
 from qmpvcpu.domainxml.spans import Span, find_spans
 
 __all__ = ["Editor"]
@@ -13,8 +13,9 @@ __all__ = ["Editor"]
 _UNIT = b"  "
 _NAME = re.compile(rb"<[^\s/>]+")
 _ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
-_NUMBER = re.compile(rb"\s*([0-9]+)")
-_BREAK = re.compile(rb"[\r\n]")
+_NUMBER = re.compile(rb"\s*\+?([0-9]+)\s*")
+_NO_TEXT = re.compile(rb"<!--.*?-->|<\?.*?\?>", re.DOTALL)
+_BREAK = re.compile(rb"\r\n|\r|\n")
 # Comments at the end of a line are about what stands before them on it.
 _REST_OF_LINE = re.compile(rb"(?:[ \t]*<!--(?:(?!--)[^\r\n])*+-->)*+[ \t]*(?=[\r\n])")
 _BLANK_REST = re.compile(rb"[ \t]*(?=[\r\n])")
@@ -28,16 +29,14 @@ class Editor:
 
     Args:
         xml: The document.
+        root: What ``parse_safely`` makes of it.
 
     Attributes:
-        root: Its outermost element; never changed.
-
-    Raises:
-        DomainXmlError: As ``parse_safely``.
+        root: As given; never changed.
     """
 
-    def __init__(self, xml: bytes) -> None:
-        self.root = parse_safely(xml)
+    def __init__(self, xml: bytes, root: etree._Element) -> None:
+        self.root = root
         self._xml = xml
         self._spans: dict[etree._Element, Span] = dict(zip(self.root.iter("*"), find_spans(xml), strict=True))
         self._edits: list[tuple[int, int, bytes]] = []
@@ -91,9 +90,11 @@ class Editor:
     def set_number(self, element: etree._Element, number: int) -> None:
         """Put *number* in the place of the one that is the text of *element*."""
         span = self._spans[element]
-        found = _NUMBER.match(self._xml, span.content, span.close)
-        start, end = found.span(1) if found else (span.content, span.close)
-        self._put(start, end, b"%d" % number)
+        content = self._xml[span.content : span.close]
+        text = _NO_TEXT.sub(lambda comment: b" " * len(comment[0]), content)
+        found = _NUMBER.fullmatch(text)
+        start, end = found.span(1) if found else (0, len(content))
+        self._put(span.content + start, span.content + end, b"%d" % number)
 
     def remove(self, element: etree._Element) -> None:
         """Take *element* out, and with it its line if nothing else is on that."""
@@ -121,11 +122,11 @@ class Editor:
 
     def insert_after(self, element: etree._Element, node: Node) -> None:
         """Put *node* behind *element*, and behind the comments on the same line; more than once: in this order."""
-        margin = self._margin(element)
-        self._insert(self._spans[element].end, node, margin)
+        end = self._spans[element].end
+        self._insert(end, node, self._margin(element) or self._margin_of_next_line(end))
 
     def insert(self, parent: etree._Element, node: Node, *, after: Sequence[str]) -> None:
-        """Put *node* into *parent*: behind the last child of the last of the names *after* that there is, else first."""
+        """Put *node* into *parent*: behind its last child of the last name in *after* that it has, else first."""
         for tag in reversed(after):
             found = parent.findall(tag)
             if found:
@@ -178,6 +179,16 @@ class Editor:
         if not line_break.endswith((b"\n", b"\r")):
             return b""
         return self._xml[start - (2 if line_break == b"\r\n" else 1) : end]
+
+    def _margin_of_next_line(self, at: int) -> bytes:
+        """Return the line break that comes after *at* and the blanks of this line; nothing if more is on the line."""
+        rest = _REST_OF_LINE.match(self._xml, at)
+        ends = rest and _BREAK.match(self._xml, rest.end())
+        if not ends:
+            return b""
+        begins = max(self._xml.rfind(b"\n", 0, at), self._xml.rfind(b"\r", 0, at)) + 1
+        line = self._xml[begins:at]
+        return ends[0] + line[: len(line) - len(line.lstrip(b" \t"))]
 
     def _find_unit(self) -> bytes:
         first = next(self.root.iterchildren("*"), None)

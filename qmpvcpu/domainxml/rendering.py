@@ -6,7 +6,7 @@ from qmpvcpu.domainxml.metadata import Metadata, record_node
 from qmpvcpu.domainxml.nodes import Node, parse_safely, write
 from qmpvcpu.domainxml.parsing import parse
 from qmpvcpu.domainxml.rows import domain_of, row, vcpus_of
-from qmpvcpu.domainxml.updating import updated
+from qmpvcpu.domainxml.updating import update_with
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model import Layout, Topology
 
@@ -56,8 +56,7 @@ def render(
             uuid, or because its maximum is another.
     """
     if base is not None:
-        said = parse(base)
-        return updated(base, said, domain_of(layout, said), metadata)
+        return update_with(base, lambda said: domain_of(layout, said), metadata)
     vm = layout.vm
     if vm.memory_kib is None:
         raise DomainXmlError(

@@ -6,6 +6,7 @@ from lxml import etree
 
 from qmpvcpu.domainxml.domain import DomainVcpus, VcpuSched
 from qmpvcpu.domainxml.editing import Editor
+from qmpvcpu.domainxml.fields import Fields
 from qmpvcpu.domainxml.nodes import Node
 from qmpvcpu.model import VcpuMap
 
@@ -17,6 +18,7 @@ _CHILDREN = (
     *("iothread_period", "iothread_quota", "vcpupin", "emulatorpin", "iothreadpin", "vcpusched"),
 )
 
+_WITH_PRIORITY = ("fifo", "rr")
 _Scheduler = tuple[str, int | None]
 
 
@@ -59,7 +61,7 @@ def _update_pins(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> list
             # libvirt drops the pin of a vCPU that cannot be; when it can, it must not come alive.
             if vcpu in said.pins or vcpu < domain.max:
                 editor.remove(pin)
-        elif wanted != VcpuMap.parse(pin.get("cpuset", "")):
+        elif wanted != Fields().cpuset(pin, "cpuset"):
             editor.set_attributes(pin, {"cpuset": str(wanted)}, order=("vcpu", "cpuset"))
     return [Node("vcpupin", {"vcpu": vcpu, "cpuset": cpus}) for vcpu, cpus in sorted(missing.items())]
 
@@ -84,7 +86,7 @@ def _update_scheds(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> li
         return []
     for element in editor.root.iterfind("cputune/vcpusched"):
         scheduler = _scheduler(element)
-        named = VcpuMap.parse(element.get("vcpus", ""))
+        named = Fields().cpuset(element, "vcpus") or VcpuMap()
         kept = VcpuMap(each for each in named if wanted.get(each) == scheduler)
         for each in kept:
             del wanted[each]
@@ -109,5 +111,5 @@ def _by_vcpu(scheds: Sequence[VcpuSched]) -> dict[int, _Scheduler]:
 
 
 def _scheduler(element: etree._Element) -> _Scheduler:
-    priority = element.get("priority")
-    return element.get("scheduler", ""), None if priority is None else int(priority)
+    scheduler = element.get("scheduler", "")
+    return scheduler, Fields().integer(element, "priority") if scheduler in _WITH_PRIORITY else None

@@ -1,14 +1,15 @@
 """A document with another vCPU side, all else as it was, byte for byte."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus
 from qmpvcpu.domainxml.editing import Editor
+from qmpvcpu.domainxml.fields import Fields
 from qmpvcpu.domainxml.metadata import Metadata, find_record, read_metadata, record_node
-from qmpvcpu.domainxml.nodes import Node
-from qmpvcpu.domainxml.parsing import parse
+from qmpvcpu.domainxml.nodes import Node, parse_safely
+from qmpvcpu.domainxml.parsing import parse_with_tree
 from qmpvcpu.domainxml.rows import creation_of, needs_rows, row
 from qmpvcpu.domainxml.tuning import update_tuning
 from qmpvcpu.errors import DomainXmlError
@@ -17,7 +18,7 @@ from qmpvcpu.model import Topology, VcpuMap
 if TYPE_CHECKING:
     from lxml import etree
 
-__all__ = ["identify", "update", "updated"]
+__all__ = ["identify", "update", "update_with"]
 
 # As libvirt prints them.
 _DOMAIN = (
@@ -65,6 +66,7 @@ def update(base: bytes, domain: DomainVcpus, *, metadata: Metadata | None = None
 
     Example:
         >>> from dataclasses import replace
+        >>> from qmpvcpu.domainxml import parse
         >>> base = b"<domain type='kvm'><name>a</name><!-- two of four --><vcpu current='2'>4</vcpu></domain>"
         >>> domain = parse(base)
         >>> update(base, domain) == base
@@ -74,14 +76,20 @@ def update(base: bytes, domain: DomainVcpus, *, metadata: Metadata | None = None
         >>> update(base, more)
         b"<domain type='kvm'><name>a</name><!-- two of four --><vcpu current='3'>4</vcpu></domain>"
     """
-    return updated(base, parse(base), domain, metadata)
+    return update_with(base, lambda _: domain, metadata)
 
 
-def updated(base: bytes, said: DomainVcpus, domain: DomainVcpus, metadata: Metadata | None) -> bytes:
-    """Do what ``update`` does, for a caller that knows already what *base* says (*said*)."""
+def update_with(base: bytes, change: Callable[[DomainVcpus], DomainVcpus], metadata: Metadata | None) -> bytes:
+    """Do what ``update`` does, with what *change* makes of what *base* says.
+
+    Raises:
+        DomainXmlError: As ``update`` does, or *change*.
+    """
+    said, root = parse_with_tree(base)
+    domain = change(said)
     if domain.vcpus != said.vcpus:  # libvirt defines some states that it does not start, and so do we
         _refuse_unsayable(domain)
-    editor = Editor(base)
+    editor = Editor(base, root)
     _update_vcpu(editor, said, domain)
     _update_rows(editor, said, domain)
     update_tuning(editor, said, domain, after=_before("cputune"))
@@ -93,8 +101,12 @@ def updated(base: bytes, said: DomainVcpus, domain: DomainVcpus, metadata: Metad
 
 
 def identify(base: bytes, uuid: str) -> bytes:
-    """Return *base* with this ``<uuid>``, if it has none: what libvirt would otherwise make up anew."""
-    editor = Editor(base)
+    """Return *base* with this ``<uuid>``, if it has none: what libvirt would otherwise make up anew.
+
+    Raises:
+        DomainXmlError: It is not well-formed, or not safe to read.
+    """
+    editor = Editor(base, parse_safely(base))
     if editor.root.find("uuid") is None:
         editor.insert(editor.root, Node("uuid", content=uuid), after=_before("uuid"))
     return editor.result()
@@ -143,8 +155,8 @@ def _update_vcpu(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> None
     if domain.placement != said.placement:
         changes["placement"] = domain.placement
     # Beside placement='auto' libvirt drops a cpuset that is given; it must not come alive.
-    before = vcpu.get("cpuset") if domain.placement != said.placement else said.cpuset
-    if domain.cpuset != (VcpuMap.parse(before) if isinstance(before, str) else before):
+    before = said.cpuset if domain.placement == said.placement else Fields().cpuset(vcpu, "cpuset")
+    if domain.cpuset != before:
         changes["cpuset"] = cpuset
     # A count that rows overrule may say anything, and stays so until there is news.
     overruled = said.individual and _has_rows(domain)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from lxml import etree
 
+from qmpvcpu.domainxml import DomainVcpus
 from qmpvcpu.model import CpuProps, Layout, Slot, Topology, VmInfo
 from tests.captures import Capture, all_captures
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "domains"
+SAMPLES = {path.stem: path.read_bytes() for path in sorted((GOLDEN / "samples").glob("*.xml"))}
 LEVELS = ("sockets", "dies", "clusters", "modules", "cores", "threads", "drawers", "books")
 Q35 = VmInfo(
     name="vm", arch="x86_64", machine="pc-q35-7.2", accelerator="tcg", qemu_version=(7, 2, 22), memory_kib=65536
@@ -76,6 +78,36 @@ def layout_of(
         for number in range(slots)
     )
     return Layout(vm=vm, slots=made, creation=tuple(number * count for number in created))
+
+
+def started_from(domain: DomainVcpus) -> Layout:
+    """Return the layout of a VM as libvirt starts it from a document that says *domain*."""
+    cores = domain.topology is not None and domain.arch == "ppc64"
+    group = domain.topology.threads if cores and domain.topology else 1
+    boot = len(domain.started_with) // group
+    created = [*range(boot), *dict.fromkeys(vcpu // group for vcpu in domain.order)]
+    vm = VmInfo(
+        name=domain.name,
+        arch=domain.arch or "x86_64",
+        machine=domain.machine or "pc",
+        accelerator="kvm" if domain.type == "kvm" else "tcg",
+        qemu_version=(10, 0, 2),
+        uuid=domain.uuid,
+        memory_kib=domain.memory_kib,
+    )
+    return layout_of(domain.max // group, created, boot=boot, count=group, vm=vm)
+
+
+def one_plugged(layout: Layout) -> Layout | None:
+    """Return the layout once its first free slot is filled; None if none is free."""
+    free = [slot for slot in layout.slots if not slot.present]
+    return layout.with_slot(free[0].filled(free[0].new_qom_path)) if free else None
+
+
+def one_unplugged(layout: Layout) -> Layout | None:
+    """Return the layout once the slot that was filled last is empty; None if only vCPU 0 is there."""
+    last = layout.slot_of(layout.creation[-1])
+    return layout.with_slot(last.emptied()) if last.first else None
 
 
 def complaints(xml: bytes, *, group: int = 1) -> list[str]:

@@ -1,0 +1,284 @@
+"""libvirt's rules for vCPUs: those by which it refuses to define a domain document, and to start it."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from lxml import etree
+
+from qmpvcpu.domainxml.contents import Contents, Row, Tune, read_contents
+from qmpvcpu.domainxml.fields import Fields, text_of
+from qmpvcpu.domainxml.nodes import parse_safely
+from qmpvcpu.errors import DomainRule, DomainRuleError, RuleStage
+
+__all__ = ["examine", "validate"]
+
+_UINT_MAX = 2**32 - 1
+_UUID = re.compile(r"\s*(-*[0-9a-fA-F]{2}){16}\s*", re.ASCII)
+_TYPES = ("kvm", "qemu")
+_X86 = frozenset({"x86_64", "i686"})
+_MOST_WITHOUT_EIM = 255
+
+# Measured with query-machines of QEMU 7.2, 10.0 and 11.1; machine types of distributions are theirs to know.
+_LIMITS = {"isapc": 1, "microvm": 288, "pc": 255, "s390-ccw-virtio": 248}
+_VERSIONED = re.compile(r"(pc-i440fx|pc-q35|s390-ccw-virtio)-([0-9]{1,3})\.([0-9]{1,3})(\.[0-9]{1,3})?")
+_Q35_LIMITS = (((9, 0), 4096), ((8, 1), 1024), ((2, 8), 288), ((0, 0), 255))
+
+# In the order in which libvirt checks them.
+_RANGES = {
+    "shares": (2, 262144),
+    "period": (1000, 1_000_000),
+    "global_period": (1000, 1_000_000),
+    "emulator_period": (1000, 1_000_000),
+    "iothread_period": (1000, 1_000_000),
+    "quota": (1000, 2**44 - 1),
+    "global_quota": (1000, 2**44 - 1),
+    "emulator_quota": (1000, 2**44 - 1),
+    "iothread_quota": (1000, 2**44 - 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """One possible vCPU while the rules are applied: where hotpluggable is None, nothing is said yet."""
+
+    enabled: bool
+    hotpluggable: bool | None
+    order: int
+    element: etree._Element
+
+
+def validate(xml: bytes) -> tuple[DomainRuleError, ...]:
+    """Return every rule of libvirt's for vCPUs that a domain document breaks.
+
+    Those for which it is refused at define come first, in the order in which libvirt would come upon them, had the
+    others been kept; then those for which libvirt takes it, and refuses to start it. What only the host knows (its
+    CPUs, its QEMU, the machine types of distributions) is not looked at, nor what is no matter of vCPUs.
+
+    Args:
+        xml: The document, in UTF-8; the caller bounds its size.
+
+    Raises:
+        DomainXmlError: Not well-formed, not safe to read, or no ``<domain>``; ``line`` says where.
+    Source:
+        Measured with libvirt 9.0.0, which is asked again by ``tests/libvirt/test_generated_domains.py``.
+
+    Example:
+        >>> document = b"<domain type='kvm'><name>a</name><vcpu current='3'>2</vcpu></domain>"
+        >>> [(error.rule.name, error.attribute, error.line) for error in validate(document)]
+        [('CURRENT_ABOVE_MAX', 'current', 1)]
+    """
+    return examine(xml)[1]
+
+
+def examine(xml: bytes) -> tuple[Contents, tuple[DomainRuleError, ...]]:
+    """Return what stands in a document, and what is wrong with it.
+
+    Raises:
+        DomainXmlError: As ``validate`` does.
+    """
+    root = parse_safely(xml)
+    fields = Fields()
+    _identity(root, fields)
+    contents = read_contents(root, fields)
+    states = _states(contents)
+    if states:
+        _order(states, fields, RuleStage.DEFINE)
+        _off(states, fields)
+    if contents.count is not None:
+        _machine(contents, contents.count, fields)
+        _topology(contents, contents.count, fields)
+        _whole_cores(contents, states, fields)
+        _eim(contents, contents.count, fields)
+    _ranges(contents.tunes, fields)
+    if states:
+        _at_start(contents, states, fields)
+    return contents, tuple(fields.found)
+
+
+def _identity(root: etree._Element, fields: Fields) -> None:
+    if root.tag != "domain":
+        return  # refused where it is read
+    if root.get("type") not in _TYPES:
+        says = "missing domain type attribute"
+        if root.get("type") is not None:
+            says = f"invalid domain type {root.get('type')}"
+        fields.refuse(DomainRule.TYPE, root, "type", says=says)
+    if not root.findtext("name"):
+        name = root.find("name")
+        fields.refuse(DomainRule.NAME, root if name is None else name, says="missing name information")
+    uuid = root.find("uuid")
+    if uuid is not None and text_of(uuid) and not _UUID.fullmatch(text_of(uuid)):
+        fields.refuse(DomainRule.UUID, uuid, value=text_of(uuid), says="malformed uuid element")
+
+
+def _states(contents: Contents) -> list[_State]:
+    """Return the vCPUs as they stand there; none where one cannot be read."""
+    if contents.count is None or contents.rows is None:
+        return []
+    count = contents.count
+    if contents.rows:
+        vcpus = contents.root.find("vcpus")
+        absent = Row(vcpus if vcpus is not None else contents.root, enabled=False, hotpluggable=None, order=0)
+        rows = (contents.rows.get(each, absent) for each in range(count))
+        return [_State(row.enabled, row.hotpluggable, row.order, row.element) for row in rows]
+    on = count if contents.current is None else contents.current
+    element = contents.root if contents.vcpu is None else contents.vcpu
+    return [_State(each < on, None, 0, element) for each in range(count)]
+
+
+def _order(states: list[_State], fields: Fields, stage: RuleStage) -> None:
+    """Check who is there first; libvirt stops at the first vCPU that it has something against."""
+
+    def refuse(rule: DomainRule, state: _State, attribute: str | None, says: str) -> None:
+        is_there = attribute is not None and attribute in state.element.attrib
+        fields.refuse(rule, state.element, attribute if is_there else None, says=says, stage=stage)
+
+    first = states[0]
+    if not first.enabled:
+        attribute = "current" if first.element.tag == "vcpu" and "id" not in first.element.attrib else "enabled"
+        refuse(DomainRule.VCPU_0_OFF, first, attribute, "vcpu 0 can't be offline")
+    if first.hotpluggable:
+        refuse(DomainRule.VCPU_0_HOTPLUGGABLE, first, "hotpluggable", "vcpu0 can't be hotpluggable")
+    if first.order > 1:
+        refuse(DomainRule.VCPU_0_NOT_FIRST, first, "order", "vcpu0 must be enabled first")
+    for number, state in enumerate(states[1:], start=1):
+        before = states[number - 1]
+        if state.enabled and bool(state.order) != bool(first.order):
+            refuse(DomainRule.ORDER_INCOMPLETE, state, "order", "all vcpus must have either set or unset order")
+        if state.hotpluggable is False and before.hotpluggable:
+            says = "online non-hotpluggable vcpus need to be ordered prior to hotplugable vcpus"
+            refuse(DomainRule.STARTED_WITH_AFTER_HOTPLUGGABLE, state, "hotpluggable", says)
+        if state.hotpluggable is False and before.order > state.order:
+            says = "online non-hotpluggable vcpus must be ordered in ascending order"
+            refuse(DomainRule.STARTED_WITH_DESCENDING, state, "order", says)
+
+
+def _off(states: list[_State], fields: Fields) -> None:
+    for number, state in enumerate(states):
+        if not state.enabled and state.hotpluggable is False:
+            says = f"vcpu '{number}' is both offline and not hotpluggable"
+            fields.refuse(DomainRule.OFF_NOT_HOTPLUGGABLE, state.element, "hotpluggable", says=says)
+
+
+def _machine(contents: Contents, count: int, fields: Fields) -> None:
+    machine = contents.root.find("os/type")
+    limit = _limit("" if machine is None else machine.get("machine", ""))
+    if limit is not None and count > limit and contents.vcpu is not None:
+        says = f"Maximum CPUs greater than specified machine type limit {limit}"
+        detail = f"that of {'' if machine is None else machine.get('machine')} is {limit}"
+        fields.refuse(DomainRule.MACHINE_LIMIT, contents.vcpu, value=str(count), says=says, detail=detail)
+
+
+def _limit(machine: str) -> int | None:
+    found = _VERSIONED.fullmatch(machine)
+    if machine == "q35":
+        return _Q35_LIMITS[0][1]  # which version that is depends on QEMU
+    if found is None:
+        return _LIMITS.get(machine)
+    family, version = found[1], (int(found[2]), int(found[3]))
+    if family == "pc-q35":
+        return next(limit for since, limit in _Q35_LIMITS if version >= since)
+    return _LIMITS["pc" if family == "pc-i440fx" else family]
+
+
+def _topology(contents: Contents, count: int, fields: Fields) -> None:
+    cpu = contents.cpu
+    if cpu.levels is None or cpu.topology is None:
+        return
+    product = math.prod(cpu.levels.values())
+    if product != count:
+        says = "CPU topology doesn't match maximum vcpu count"
+        if product > _UINT_MAX:
+            says = f"cpu topology results in more than {_UINT_MAX} cpus"
+        detail = f"{product}, and <vcpu> says {count}"
+        fields.refuse(DomainRule.TOPOLOGY_PRODUCT, cpu.topology, says=says, detail=detail)
+
+
+def _core_size(contents: Contents) -> int:
+    """How many vCPUs come and go together, as libvirt has it."""
+    machine = contents.root.find("os/type")
+    if machine is None or contents.cpu.levels is None or contents.count is None:
+        return 1
+    if machine.get("arch") not in {"ppc64", "ppc64le"} or not machine.get("machine", "pseries").startswith("pseries"):
+        return 1
+    return contents.cpu.levels["threads"]
+
+
+def _whole_cores(contents: Contents, states: list[_State], fields: Fields) -> None:
+    size = _core_size(contents)
+    on = sum(state.enabled for state in states)
+    if on % size and contents.vcpu is not None:
+        attribute = "current" if "current" in contents.vcpu.attrib else None
+        says = f"vCPUs count must be a multiple of the vCPU hotplug granularity ({size})"
+        detail = f"{on} are on, and a core has {size}"
+        fields.refuse(DomainRule.PART_OF_CORE, contents.vcpu, attribute, says=says, detail=detail)
+
+
+def _eim(contents: Contents, count: int, fields: Fields) -> None:
+    os_type = contents.root.find("os/type")
+    if os_type is None or os_type.get("arch") not in _X86 or count <= _MOST_WITHOUT_EIM or contents.vcpu is None:
+        return
+    is_q35 = os_type.get("machine", "pc").startswith(("q35", "pc-q35-"))
+    driver = contents.root.find("devices/iommu/driver")
+    if not is_q35 or driver is None or driver.get("eim") != "on":
+        says = f"more than {_MOST_WITHOUT_EIM} vCPUs require extended interrupt mode enabled on the iommu device"
+        if not is_q35:
+            says = f"more than {_MOST_WITHOUT_EIM} vCPUs are only supported on q35-based machine types"
+        fields.refuse(DomainRule.EIM_MISSING, contents.vcpu, value=str(count), says=says)
+
+
+def _ranges(tunes: Mapping[str, Tune], fields: Fields) -> None:
+    for name, (low, high) in _RANGES.items():
+        tune = tunes.get(name)
+        if tune is not None and tune.number > 0 and not low <= tune.number <= high:
+            says = f"Value of cputune '{name}' must be in range [{low}, {high}]"
+            detail = f"{low} to {high}"
+            fields.refuse(DomainRule.TUNE_OUT_OF_RANGE, tune.element, value=tune.text, says=says, detail=detail)
+
+
+def _at_start(contents: Contents, states: list[_State], fields: Fields) -> None:
+    # libvirt checks before it fills in what is not said, takes the document, and reads its own of it again at start.
+    filled = [
+        _State(
+            each.enabled,
+            not each.enabled if each.hotpluggable is None else each.hotpluggable,
+            each.order,
+            each.element,
+        )
+        for each in states
+    ]
+    known = {(error.rule, error.line) for error in fields.found}
+    again = Fields()
+    _order(filled, again, RuleStage.START)
+    fields.found += [error for error in again.found if (error.rule, error.line) not in known]
+    if any(each.enabled and each.hotpluggable for each in filled):
+        _slots(filled, _core_size(contents), fields)
+
+
+def _slots(states: list[_State], size: int, fields: Fields) -> None:
+    """Check what libvirt checks once QEMU has told it which vCPUs make a slot; be they on or off."""
+    seen: set[int] = set()
+    for first in range(0, len(states), size):
+        state = states[first]
+        if state.order in seen:
+            says = f"duplicate vcpu order '{state.order}'"
+            fields.refuse(DomainRule.ORDER_TWICE, state.element, "order", says=says, stage=RuleStage.START)
+        if state.order > len(states):
+            says = f"vcpu order '{state.order}' exceeds vcpu count"
+            fields.refuse(DomainRule.ORDER_ABOVE_MAX, state.element, "order", says=says, stage=RuleStage.START)
+        if state.order:
+            seen.add(state.order)
+        for number, other in _others(states, first, size):
+            says = f"vcpus '{first}' and '{number}' are in the same hotplug group but differ in configuration"
+            detail = f"vCPU {number} is not as vCPU {first}"
+            fields.refuse(DomainRule.CORE_DIFFERS, other.element, says=says, detail=detail, stage=RuleStage.START)
+
+
+def _others(states: list[_State], first: int, size: int) -> Iterator[tuple[int, _State]]:
+    state = states[first]
+    for number in range(first + 1, min(first + size, len(states))):
+        other = states[number]
+        if (other.enabled, other.hotpluggable, other.order) != (state.enabled, state.hotpluggable, state.order):
+            yield number, other
