@@ -16,7 +16,7 @@ LEVELS = ("sockets", "dies", "clusters", "cores", "threads")
 _REQUIRED = frozenset({"sockets", "cores", "threads"})
 _MODES = ("custom", "host-model", "host-passthrough", "maximum")
 _POLICIES = ("force", "require", "optional", "disable", "forbid")
-_MIGRATABLE_MODES = ("host-passthrough", "maximum")
+_MODES_WITHOUT_MODEL = ("host-passthrough", "maximum")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def read_cpu(root: etree._Element, count: int | None, fields: Fields) -> Cpu:
     says = f"Invalid mode attribute '{cpu.get('mode')}'"
     mode = fields.choice(cpu, "mode", _MODES, says=says) or "custom"
     migratable = fields.choice(cpu, "migratable", ("on", "off"))
-    if migratable is not None and mode not in _MIGRATABLE_MODES:
+    if migratable is not None and mode not in _MODES_WITHOUT_MODEL:
         says = "Attribute migratable is only allowed for 'host-passthrough' / 'maximum' CPU mode"
         fields.refuse(DomainRule.MIGRATABLE_MODE, cpu, "migratable", says=says)
     topology = cpu.find("topology")
@@ -54,9 +54,10 @@ def read_cpu(root: etree._Element, count: int | None, fields: Fields) -> Cpu:
     features = _features(cpu, fields, has_model=mode != "custom" or name is not None)
     model = None
     if mode != "custom" or name is not None:
-        # libvirt drops the name of a model that is the host's, and lets that migrate.
-        is_host = mode == "host-passthrough"
-        model = CpuModel(mode, None if is_host else name, features, migratable or ("on" if is_host else None))
+        # libvirt drops the name where the mode says it all, and lets the host's own CPU migrate.
+        name = None if mode in _MODES_WITHOUT_MODEL else name
+        migratable = migratable or ("on" if mode == "host-passthrough" else None)
+        model = CpuModel(mode, name, features, migratable)
     return Cpu(model, levels, topology, _cells(root, count, fields))
 
 
