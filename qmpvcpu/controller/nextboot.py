@@ -167,8 +167,7 @@ class NextBoot:
         async with self._writing:
             before = store.domain
             domain = change(before)
-            if domain != before or store.follows:
-                await store.write(domain)
+            await store.write(domain)
         outcome = ConfigOutcome.UNCHANGED if domain == before else ConfigOutcome.WRITTEN
         return ConfigReport(store.path, outcome, before.enabled, domain.enabled, domain.max)
 
@@ -275,12 +274,8 @@ class _Store(Protocol):
     def domain(self) -> DomainVcpus:
         """What the next boot has."""
 
-    @property
-    def follows(self) -> bool:
-        """True while it is what the VM has as it runs, because nothing else was ever asked for."""
-
     async def write(self, domain: DomainVcpus) -> None:
-        """Have *domain* as the next boot, durably; if that fails, it is as it was."""
+        """Have *domain* as the next boot, durably, also if it is so already; if that fails, it is as it was."""
 
     async def close(self) -> None:
         """Let go of it."""
@@ -288,8 +283,6 @@ class _Store(Protocol):
 
 class _InDocument:
     """A document of its own; or a record that the controller has let go of, since its VM is lost."""
-
-    follows = False
 
     def __init__(self, config: DomainConfig, stack: contextlib.AsyncExitStack) -> None:
         self._config = config
@@ -342,12 +335,12 @@ class _InRecord:
         wish = self._record.next_boot
         return self._seen[1] if wish is None else with_map(self._seen[1], wish)
 
-    @property
-    def follows(self) -> bool:
-        return self._record.next_boot is None
-
     async def write(self, domain: DomainVcpus) -> None:
-        before, self._record.next_boot = self._record.next_boot, domain.enabled
+        before = self._record.next_boot
+        if before == domain.enabled:
+            return
+        # Even if the VM has just these as it runs: from here on the next boot no longer follows it.
+        self._record.next_boot = domain.enabled
         try:
             await self._keeper.save()
         except RecordError:

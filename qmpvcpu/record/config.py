@@ -183,18 +183,17 @@ class DomainConfig:
         return self._document.saying(self.domain)
 
     async def save(self) -> None:
-        """Put it on disk, durably: all of it, or nothing; nothing at all where nothing is changed.
+        """Put it on disk, durably: all of it, or nothing.
 
-        The file keeps its mode and owner, and has a new inode. Cancelling waits for the disk once, as that of a
-        record does.
+        The file keeps its mode and owner, and has a new inode. Where nothing is changed, nothing is written; that
+        nobody else has changed it is looked at all the same. Cancelling waits for the disk once, as that of a record
+        does.
 
         Raises:
             RecordLockedError: Somebody else keeps the document.
             RecordError: It has changed since it was read, or cannot be written: it is as it is. ``outcome`` is
                 UNKNOWN only where it was replaced and the directory could not be synchronised.
         """
-        if not self.changed:
-            return
         after = _Document(data := self.to_bytes(), parse(data), read_identity(data).metadata)
         await see_through(_replace_in_thread(self._lock, self.path, self._document.data, data))
         self._document = after
@@ -216,7 +215,8 @@ def _replace(held: Lock | None, path: Path, before: bytes, data: bytes) -> None:
         lock.renew()
         if read_file(path) != before:
             raise RecordError(path, "changed by somebody else since it was read; it is left alone")
-        replace_file(path, data, keeps_owner=True)
+        if data != before:
+            replace_file(path, data, keeps_owner=True)
     finally:
         if held is None:
             lock.release()

@@ -80,7 +80,7 @@ async def test_what_is_so_already_is_not_written(path: Path) -> None:
     config.set_map([0, 1])
     with meddling(untouched) as calls:
         await config.save()
-    assert calls == []
+    assert not {"write", "rename .tmp"} & set(calls)
     assert os.path.samestat(before, path.stat())
 
 
@@ -252,12 +252,13 @@ async def test_there_must_be_one(tmp_path: Path) -> None:
 
 async def test_what_cannot_be_is_denied_and_changes_nothing(path: Path) -> None:
     config = await DomainConfig.load(path)
-    for change, reason in (
+    denied: list[tuple[Callable[[], None], DenialReason]] = [
         (lambda: config.set_map("1-2"), DenialReason.BOOT_VCPU),
         (lambda: config.set_count(5), DenialReason.UNKNOWN_VCPU),
         (lambda: config.set_state(4, enabled=True), DenialReason.UNKNOWN_VCPU),
         (lambda: config.set_max(0), DenialReason.UNKNOWN_VCPU),
-    ):
+    ]
+    for change, reason in denied:
         with pytest.raises(ConfigDeniedError) as caught:
             change()
         assert caught.value.reason is reason
