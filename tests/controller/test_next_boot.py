@@ -351,13 +351,16 @@ async def test_cancelling_a_caller_leaves_no_half(config: Path) -> None:
         assert await next_boot(config) == "0-------", "it was still written"
 
 
+def make_a_link(path: Path) -> None:
+    """Have the document be elsewhere, and a symlink lead there."""
+    path.rename(path.with_suffix(".was"))
+    path.symlink_to(path.with_suffix(".was"))
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "another name": (lambda path: path.write_bytes(document(domain_of_rows("0-", name="other"))), "the document of"),
-    "a symlink": (
-        lambda path: os.symlink("vm.was", path) if path.rename(path.with_suffix(".was")) else None,
-        "a symlink",
-    ),
-    "nothing": (lambda path: path.unlink(), "no such file"),
+    "a symlink": (make_a_link, "a symlink"),
+    "nothing": (Path.unlink, "no such file"),
     "no XML": (lambda path: path.write_text("x"), "not well-formed"),
 }
 

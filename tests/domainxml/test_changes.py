@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qmpvcpu.domainxml import parse, validate
 from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, NumaCell, VcpuSched
-from qmpvcpu.domainxml.parsing import parse
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, InvalidMapError, Outcome
 from qmpvcpu.model import Topology, VcpuMap
 from tests.domainxml.domains import complaints_about, document, domain_of_rows, said, started
@@ -241,6 +241,7 @@ def test_whatever_is_changed_libvirt_takes_it_and_starts_what_was_wished(
         except ConfigDeniedError:
             continue
         assert complaints_about(domain) == []
+        assert validate(document(domain)) == ()
         read = parse(document(domain))
         assert (read.vcpus, read.numa) == (domain.vcpus, domain.numa)
         assert wished is None or set(started(domain)) == wished
