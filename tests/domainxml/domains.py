@@ -8,7 +8,10 @@ from dataclasses import replace
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus
+from hypothesis import strategies as st
+
+from qmpvcpu.domainxml import DomainVcpu, DomainVcpus, NumaCell
+from qmpvcpu.model import VcpuMap
 from tests.domainxml.examples import complaints
 
 _ORDERED = "abcdefghijklmnopqrstuvwxyz"
@@ -50,11 +53,9 @@ def started(domain: DomainVcpus) -> tuple[int, ...]:
 def document(domain: DomainVcpus) -> bytes:
     """Return a document that says this, as libvirt prints it."""
     count = "" if domain.current == domain.max else f" current='{domain.current}'"
-    lines = [
-        "<domain type='qemu'>",
-        f"<name>{domain.name}</name>",
-        f"<memory unit='KiB'>{domain.memory_kib}</memory>",
-    ]
+    lines = ["<domain type='qemu'>", f"<name>{domain.name}</name>"]
+    lines += [f"<uuid>{domain.uuid}</uuid>"] if domain.uuid else []
+    lines += [f"<memory unit='KiB'>{domain.memory_kib}</memory>"]
     lines += [f"<vcpu placement='static'{count}>{domain.max}</vcpu>"]
     if domain.individual:
         words = {True: "yes", False: "no"}
@@ -93,3 +94,19 @@ def document(domain: DomainVcpus) -> bytes:
 def complaints_about(domain: DomainVcpus, *, group: int = 1) -> list[str]:
     """Return what libvirt would say against it, at define or at start."""
     return complaints(document(replace(domain, individual=True)), group=group)
+
+
+@st.composite
+def domains(draw: st.DrawFn) -> DomainVcpus:
+    """Whatever libvirt defines and starts: with or without orders, holes, cells."""
+    most = draw(st.integers(1, 9))
+    boot = draw(st.integers(1, most))
+    rest = draw(st.permutations(range(boot + 1, most)))
+    late = rest[: draw(st.integers(0, len(rest)))]
+    orders = draw(st.booleans())
+    place = {each: boot + 1 + number for number, each in enumerate(late)} | {each: each + 1 for each in range(boot)}
+    rows = tuple(
+        DomainVcpu(each, each in place, each >= boot, place.get(each) if orders else None) for each in range(most)
+    )
+    numa = (NumaCell(0, VcpuMap(range(most)), 65536),) if draw(st.booleans()) else ()
+    return replace(domain_of_rows("0"), vcpus=rows, individual=bool(late) or orders or draw(st.booleans()), numa=numa)

@@ -12,7 +12,7 @@ from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, w
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, NumaCell, VcpuSched
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, InvalidMapError, Outcome
 from qmpvcpu.model import Topology, VcpuMap
-from tests.domainxml.domains import complaints_about, document, domain_of_rows, said, started
+from tests.domainxml.domains import complaints_about, document, domain_of_rows, domains, said, started
 
 TABLE: list[tuple[str, Callable[[DomainVcpus], DomainVcpus], str, str]] = [
     # 0: QEMU starts with it. +: plugged before the guest runs. -: off. A letter: plugged in this order.
@@ -184,22 +184,6 @@ def test_where_a_core_is_a_slot_its_threads_move_together() -> None:
     ordered = with_state(ordered, range(8, 16), enabled=True)
     assert {row.order for row in ordered.vcpus[8:]} == {2}
     assert complaints_about(ordered, group=8) == []
-
-
-@st.composite
-def domains(draw: st.DrawFn) -> DomainVcpus:
-    """Whatever libvirt defines and starts: with or without orders, holes, cells."""
-    most = draw(st.integers(1, 9))
-    boot = draw(st.integers(1, most))
-    rest = draw(st.permutations(range(boot + 1, most)))
-    late = rest[: draw(st.integers(0, len(rest)))]
-    orders = draw(st.booleans())
-    place = {each: boot + 1 + number for number, each in enumerate(late)} | {each: each + 1 for each in range(boot)}
-    rows = tuple(
-        DomainVcpu(each, each in place, each >= boot, place.get(each) if orders else None) for each in range(most)
-    )
-    numa = (NumaCell(0, VcpuMap(range(most)), 1024),) if draw(st.booleans()) else ()
-    return replace(domain_of_rows("0"), vcpus=rows, individual=bool(late) or orders or draw(st.booleans()), numa=numa)
 
 
 STEPS = st.lists(
