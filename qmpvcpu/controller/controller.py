@@ -344,7 +344,7 @@ class VcpuController(OneVcpu):
             return None
         next_boot = self._next_boot(f"map {wish}")
         if next_boot.path is None and intent.config is not None:
-            detail = f"it was to be written to {intent.config}: attach with config="
+            detail = f"it was to be written to {intent.config}: attach with config= and that path"
             raise ConfigDeniedError(f"map {wish}", wish, DenialReason.NO_CONFIG, detail)
         from qmpvcpu.domainxml.changes import with_map  # noqa: PLC0415 -- as in set_map
 

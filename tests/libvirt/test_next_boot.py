@@ -29,8 +29,8 @@ UUID = "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"
 MOST_COMPARED = 120
 MOST_STARTED = 15
 
-# What differs between the two and is meant to, as in docs/next-boot.md; an example below shows each, so that none goes
-# stale.
+# What differs between the two and is meant to, as in docs/next-boot.md; an example below shows each, so that none
+# goes stale.
 TOLERATED = {
     "order": "libvirt clears every order, and so starts another VM: we keep the order of those that stay",
     "vCPU 0 in": "libvirt refuses to enable vCPU 0, which is what it is: that asks for nothing",
