@@ -11,6 +11,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.testing import MicroGuest, Personality
+from tests.domainxml.domains import document, domain_of_rows, said
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,6 +108,20 @@ async def test_the_example_of_the_page_on_continuity_holds(
     printed = capsys.readouterr().out
     assert "plug 5: PLUGGED" in printed
     assert "REACHED" in printed
+
+
+@pytest.mark.qemu
+async def test_the_examples_of_the_page_on_the_next_boot_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both, alone = python_blocks(ROOT / "docs" / "next-boot.md")
+    xml = tmp_path / "vm.xml"
+    xml.write_bytes(document(domain_of_rows("00------")))
+    async with MicroGuest(boot=2) as guest:
+        assert await module_of(both).for_good(str(guest.qmp), str(xml)) == "REACHED"
+    assert capsys.readouterr().out.splitlines() == ["TransitionOutcome.REACHED", "next boot 0-1 to 0,2-3: WRITTEN"]
+    assert await module_of(alone).resize(str(xml)) == "0-3,9 of 16"
+    assert said((await qmpvcpu.DomainConfig.load(xml)).domain) == "00++-----+------"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -312,6 +313,9 @@ def test_a_next_boot_without_vcpu_0_is_no_record_of_ours() -> None:
 
 
 def test_the_package_is_imported_without_xml_and_files_until_they_are_asked_for() -> None:
+    lazy = "import sys, qmpvcpu; print([name for name in ('lxml', 'aiofiles') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", lazy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
     assert qmpvcpu.DomainConfig is DomainConfig
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         _ = qmpvcpu.Nonsense
