@@ -50,6 +50,7 @@ def attach(
     *,
     name: str | None = None,
     record: str | os.PathLike[str] | None = None,
+    base: bytes | str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | None = None,
     timeout: float = 10.0,
     reconnect: bool = False,
@@ -69,6 +70,8 @@ def attach(
             ``socket.socket``, or a running ``qemu.qmp.QMPClient``.
         name: What to call the VM; default: QEMU's ``-name``, else the socket's stem.
         record: Path of the domain XML that is to follow the VM's state; None keeps none.
+        base: The VM's own libvirt document (its bytes, or its path) to start the record from where there is none yet;
+            the record is then that document, changed in place. None: the record is made of what QEMU tells.
         config: Path of the domain XML that the VM is next started from, for changes with ``affect=``; None: its next
             boot is kept in the record.
         timeout: Deadline of connecting, and of each QMP command, in seconds.
@@ -87,14 +90,15 @@ def attach(
             *config* is another VM's, or cannot be read.
         DomainXmlError: *config* is no document that libvirt would define.
         TransitionError: What *on_interrupted* asks for was not reached; nothing is left attached.
-        ValueError: *reconnect* with a socket or client that is given; *config* is the record.
+        ValueError: *reconnect* with a socket or client that is given; *base* without *record*; *config* is the
+            record.
 
     Example:
         >>> async def main():  # doctest: +SKIP
         ...     async with attach("/run/vm.qmp") as vm:
         ...         print(vm.layout.enabled)
     """
-    options = _Options(name, record, config, timeout, reconnect, on_interrupted, resync_interval)
+    options = _Options(name, record, base, config, timeout, reconnect, on_interrupted, resync_interval)
     return Attaching(lambda: _open(target, options))
 
 
@@ -103,6 +107,7 @@ class _Options(NamedTuple):
 
     name: str | None
     record: str | os.PathLike[str] | None
+    base: bytes | str | os.PathLike[str] | None
     config: str | os.PathLike[str] | None
     timeout: float
     reconnect: bool
@@ -113,6 +118,8 @@ class _Options(NamedTuple):
 async def _open(target: Target, options: _Options) -> VcpuController:
     if options.reconnect and not is_address(target):
         raise ValueError("reconnect=True needs an address: a socket or client that is given cannot be opened again")
+    if options.base is not None and options.record is None:
+        raise ValueError("base= is what a record starts from: it needs record=")
     if options.config is not None and options.record is not None and _same(options.config, options.record):
         raise ValueError("config= is a document of its own: a record keeps the next boot without it")
     inbox = Inbox()
@@ -189,7 +196,8 @@ async def _keep(
     instance = instance_of(layout[0].host_tid if layout.max else None, pid)
     if options.record is None:
         return Keeper(None, lambda: engine.layout), instance
-    record = await Record.open(options.record, name=layout.vm.name, uuid=layout.vm.uuid, instance=instance)
+    vm = layout.vm
+    record = await Record.open(options.record, name=vm.name, uuid=vm.uuid, instance=instance, base=options.base)
     before = record.previous.metadata if record.previous is not None else None
     same = before is not None and same_instance(before.instance, instance)
     if before is not None and same:

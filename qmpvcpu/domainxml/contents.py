@@ -139,8 +139,7 @@ def _count(vcpu: etree._Element, fields: Fields) -> int | None:
         # It has no words for it, and stumbles later.
         rule, says = DomainRule.COUNT_ZERO, "CPU IDs in <numa> exceed the <vcpu> count"
     elif found > _MOST_VCPUS:
-        rule = DomainRule.COUNT_TOO_HIGH
-        says = "Maximum CPUs greater than specified machine type limit, if it has memory for so many; else it aborts"
+        rule, says = DomainRule.COUNT_TOO_HIGH, "Maximum CPUs greater than specified machine type limit"
     else:
         return found
     fields.refuse(rule, vcpu, value=text, says=says)

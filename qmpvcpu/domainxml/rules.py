@@ -3,7 +3,8 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from lxml import etree
 
@@ -16,7 +17,10 @@ __all__ = ["examine", "validate"]
 
 _UINT_MAX = 2**32 - 1
 _UUID = re.compile(r"\s*(-*[0-9a-fA-F]{2}){16}\s*", re.ASCII)
-_TYPES = ("kvm", "qemu")
+_TYPES = frozenset({"kvm", "qemu"})
+_OTHER_TYPES = frozenset(
+    "none kqemu xen lxc uml openvz test vmware hyperv vbox phyp parallels bhyve vz hvf".split()  # noqa: SIM905 - legible
+)
 _X86 = frozenset({"x86_64", "i686"})
 _MOST_WITHOUT_EIM = 255
 
@@ -84,13 +88,15 @@ def examine(xml: bytes) -> tuple[Contents, tuple[DomainRuleError, ...]]:
     contents = read_contents(root, fields)
     states = _states(contents)
     if states:
-        _order(states, fields, RuleStage.DEFINE)
+        for each in _misplaced(states):
+            _refuse_misplaced(states, each, fields, RuleStage.DEFINE)
         _off(states, fields)
     if contents.count is not None:
-        _machine(contents, contents.count, fields)
+        is_within_limit = _machine(contents, contents.count, fields)
         _topology(contents, contents.count, fields)
         _whole_cores(contents, states, fields)
-        _eim(contents, contents.count, fields)
+        if is_within_limit:
+            _eim(contents, contents.count, fields)
     _ranges(contents.tunes, fields)
     if states:
         _at_start(contents, states, fields)
@@ -100,10 +106,11 @@ def examine(xml: bytes) -> tuple[Contents, tuple[DomainRuleError, ...]]:
 def _identity(root: etree._Element, fields: Fields) -> None:
     if root.tag != "domain":
         return  # refused where it is read
-    if root.get("type") not in _TYPES:
-        says = "missing domain type attribute"
-        if root.get("type") is not None:
-            says = f"invalid domain type {root.get('type')}"
+    given = root.get("type")
+    if given not in _TYPES:
+        says = "missing domain type attribute" if given is None else f"invalid domain type {given}"
+        if given in _OTHER_TYPES:
+            says = f"does not support virt type '{given}'"
         fields.refuse(DomainRule.TYPE, root, "type", says=says)
     if not root.findtext("name"):
         name = root.find("name")
@@ -128,31 +135,42 @@ def _states(contents: Contents) -> list[_State]:
     return [_State(each < on, None, 0, element) for each in range(count)]
 
 
-def _order(states: list[_State], fields: Fields, stage: RuleStage) -> None:
-    """Check who is there first; libvirt stops at the first vCPU that it has something against."""
+@dataclass(frozen=True, slots=True)
+class _Misplaced:
+    """A vCPU that is not where it may be among the others."""
 
-    def refuse(rule: DomainRule, state: _State, attribute: str | None, says: str) -> None:
-        is_there = attribute is not None and attribute in state.element.attrib
-        fields.refuse(rule, state.element, attribute if is_there else None, says=says, stage=stage)
+    number: int
+    rule: DomainRule
+    attribute: str
+    says: str
 
+
+def _misplaced(states: list[_State]) -> Iterator[_Misplaced]:
     first = states[0]
     if not first.enabled:
-        attribute = "current" if first.element.tag == "vcpu" and "id" not in first.element.attrib else "enabled"
-        refuse(DomainRule.VCPU_0_OFF, first, attribute, "vcpu 0 can't be offline")
+        yield _Misplaced(0, DomainRule.VCPU_0_OFF, "enabled", "vcpu 0 can't be offline")
     if first.hotpluggable:
-        refuse(DomainRule.VCPU_0_HOTPLUGGABLE, first, "hotpluggable", "vcpu0 can't be hotpluggable")
+        yield _Misplaced(0, DomainRule.VCPU_0_HOTPLUGGABLE, "hotpluggable", "vcpu0 can't be hotpluggable")
     if first.order > 1:
-        refuse(DomainRule.VCPU_0_NOT_FIRST, first, "order", "vcpu0 must be enabled first")
-    for number, state in enumerate(states[1:], start=1):
-        before = states[number - 1]
+        yield _Misplaced(0, DomainRule.VCPU_0_NOT_FIRST, "order", "vcpu0 must be enabled first")
+    for number, (before, state) in enumerate(pairwise(states), start=1):
         if state.enabled and bool(state.order) != bool(first.order):
-            refuse(DomainRule.ORDER_INCOMPLETE, state, "order", "all vcpus must have either set or unset order")
+            says = "all vcpus must have either set or unset order"
+            yield _Misplaced(number, DomainRule.ORDER_INCOMPLETE, "order", says)
         if state.hotpluggable is False and before.hotpluggable:
             says = "online non-hotpluggable vcpus need to be ordered prior to hotplugable vcpus"
-            refuse(DomainRule.STARTED_WITH_AFTER_HOTPLUGGABLE, state, "hotpluggable", says)
+            yield _Misplaced(number, DomainRule.STARTED_WITH_AFTER_HOTPLUGGABLE, "hotpluggable", says)
         if state.hotpluggable is False and before.order > state.order:
             says = "online non-hotpluggable vcpus must be ordered in ascending order"
-            refuse(DomainRule.STARTED_WITH_DESCENDING, state, "order", says)
+            yield _Misplaced(number, DomainRule.STARTED_WITH_DESCENDING, "order", says)
+
+
+def _refuse_misplaced(states: list[_State], found: _Misplaced, fields: Fields, stage: RuleStage) -> None:
+    element = states[found.number].element
+    # Without <vcpus> it is the number of vCPUs that are on.
+    name = "current" if "current" in element.attrib else found.attribute
+    attribute = name if name in element.attrib else None
+    fields.refuse(found.rule, element, attribute, says=found.says, stage=stage)
 
 
 def _off(states: list[_State], fields: Fields) -> None:
@@ -162,13 +180,16 @@ def _off(states: list[_State], fields: Fields) -> None:
             fields.refuse(DomainRule.OFF_NOT_HOTPLUGGABLE, state.element, "hotpluggable", says=says)
 
 
-def _machine(contents: Contents, count: int, fields: Fields) -> None:
-    machine = contents.root.find("os/type")
-    limit = _limit("" if machine is None else machine.get("machine", ""))
-    if limit is not None and count > limit and contents.vcpu is not None:
-        says = f"Maximum CPUs greater than specified machine type limit {limit}"
-        detail = f"that of {'' if machine is None else machine.get('machine')} is {limit}"
-        fields.refuse(DomainRule.MACHINE_LIMIT, contents.vcpu, value=str(count), says=says, detail=detail)
+def _machine(contents: Contents, count: int, fields: Fields) -> bool:
+    os_type = contents.root.find("os/type")
+    machine = "" if os_type is None else os_type.get("machine", "")
+    limit = _limit(machine)
+    if limit is None or count <= limit or contents.vcpu is None:
+        return True
+    says = f"Maximum CPUs greater than specified machine type limit {limit}"
+    detail = f"that of {machine} is {limit}"
+    fields.refuse(DomainRule.MACHINE_LIMIT, contents.vcpu, value=str(count), says=says, detail=detail)
+    return False
 
 
 def _limit(machine: str) -> int | None:
@@ -240,19 +261,12 @@ def _ranges(tunes: Mapping[str, Tune], fields: Fields) -> None:
 
 def _at_start(contents: Contents, states: list[_State], fields: Fields) -> None:
     # libvirt checks before it fills in what is not said, takes the document, and reads its own of it again at start.
-    filled = [
-        _State(
-            each.enabled,
-            not each.enabled if each.hotpluggable is None else each.hotpluggable,
-            each.order,
-            each.element,
-        )
-        for each in states
-    ]
-    known = {(error.rule, error.line) for error in fields.found}
-    again = Fields()
-    _order(filled, again, RuleStage.START)
-    fields.found += [error for error in again.found if (error.rule, error.line) not in known]
+    filled = [replace(each, hotpluggable=not each.enabled) if each.hotpluggable is None else each for each in states]
+    known = {(each.number, each.rule) for each in _misplaced(states)}
+    for each in _misplaced(filled):
+        # What is said of vCPU 0 is always what stands there.
+        if each.number and (each.number, each.rule) not in known:
+            _refuse_misplaced(filled, each, fields, RuleStage.START)
     if any(each.enabled and each.hotpluggable for each in filled):
         _slots(filled, _core_size(contents), fields)
 

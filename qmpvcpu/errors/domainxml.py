@@ -31,8 +31,8 @@ class DomainRule(enum.Enum):
     # <vcpu>
     COUNT_NOT_A_NUMBER = "the number of vCPUs is a whole number, without space around it"
     COUNT_ZERO = "a VM has at least one vCPU"
-    COUNT_NEGATIVE = "a VM has at least one vCPU: libvirt would take this for some thousands of millions of vCPUs"
-    COUNT_TOO_HIGH = "no machine has more than 16384 vCPUs"
+    COUNT_NEGATIVE = "the number of vCPUs has no minus before it"
+    COUNT_TOO_HIGH = "no machine has more than 16384 vCPUs; libvirt takes memory for each first, and dies of too many"
     CURRENT_ABOVE_MAX = "no more vCPUs are on than there can be"
     # <vcpus>
     ID_ABOVE_MAX = "vCPU ids run from 0 to one below the number in <vcpu>"

@@ -11,6 +11,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.testing import MicroGuest, Personality
+from tests.domainxml.documents import SAMPLES
 from tests.domainxml.domains import document, domain_of_rows, said
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +123,15 @@ async def test_the_examples_of_the_page_on_the_next_boot_hold(
     assert capsys.readouterr().out.splitlines() == ["TransitionOutcome.REACHED", "next boot 0-1 to 0,2-3: WRITTEN"]
     assert await module_of(alone).resize(str(xml)) == "0-3,9 of 16"
     assert said((await qmpvcpu.DomainConfig.load(xml)).domain) == "00++-----+------"
+
+
+def test_the_example_of_the_page_on_documents_holds() -> None:
+    (example,) = python_blocks(ROOT / "docs" / "xml.md")
+    document = SAMPLES["cputune-everything"]
+    changed = module_of(example).pin(document, 3, "0-1")
+    added = b"    <vcpupin vcpu='3' cpuset='0-1'/>\n"
+    assert added not in document
+    assert changed.replace(added, b"") == document
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -10,9 +10,9 @@ from xml.sax.saxutils import quoteattr
 
 from hypothesis import strategies as st
 
-from qmpvcpu.domainxml import DomainVcpu, DomainVcpus, NumaCell
+from qmpvcpu.domainxml import DomainVcpu, DomainVcpus, NumaCell, validate
+from qmpvcpu.errors import DomainRule
 from qmpvcpu.model import VcpuMap
-from tests.domainxml.examples import complaints
 
 _ORDERED = "abcdefghijklmnopqrstuvwxyz"
 
@@ -91,9 +91,9 @@ def document(domain: DomainVcpus) -> bytes:
     return "\n".join(lines).encode()
 
 
-def complaints_about(domain: DomainVcpus, *, group: int = 1) -> list[str]:
-    """Return what libvirt would say against it, at define or at start."""
-    return complaints(document(replace(domain, individual=True)), group=group)
+def broken(domain: DomainVcpus) -> list[DomainRule]:
+    """Return the rules of libvirt's that it breaks, at define or at start."""
+    return [error.rule for error in validate(document(domain))]
 
 
 @st.composite

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu.domainxml import parse, validate
+from qmpvcpu.domainxml import parse
 from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, NumaCell, VcpuSched
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, InvalidMapError, Outcome
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRule, InvalidMapError, Outcome
 from qmpvcpu.model import Topology, VcpuMap
-from tests.domainxml.domains import complaints_about, document, domain_of_rows, domains, said, started
+from tests.domainxml.domains import broken, document, domain_of_rows, domains, said, started
 
 TABLE: list[tuple[str, Callable[[DomainVcpus], DomainVcpus], str, str]] = [
     # 0: QEMU starts with it. +: plugged before the guest runs. -: off. A letter: plugged in this order.
@@ -73,10 +73,12 @@ def test_a_document_that_libvirt_would_not_start_is_mended_by_any_change() -> No
         DomainVcpu(1, enabled=False, hotpluggable=True),
         DomainVcpu(2, enabled=True, hotpluggable=False),
     )
-    broken = replace(domain_of_rows("0"), vcpus=rows, individual=True)
-    assert said(with_count(broken, 2)) == "0-+"
-    twice = replace(broken, vcpus=tuple(DomainVcpu(each, each < 3, each > 0, min(each + 1, 2)) for each in range(3)))
-    assert "duplicate vcpu order" in complaints_about(twice)
+    started_late = replace(domain_of_rows("0"), vcpus=rows, individual=True)
+    assert said(with_count(started_late, 2)) == "0-+"
+    twice = replace(
+        started_late, vcpus=tuple(DomainVcpu(each, each < 3, each > 0, min(each + 1, 2)) for each in range(3))
+    )
+    assert broken(twice) == [DomainRule.ORDER_TWICE]
     assert said(with_map(twice, [0, 1, 2])) == "0bc"
 
 
@@ -183,7 +185,7 @@ def test_where_a_core_is_a_slot_its_threads_move_together() -> None:
     ordered = replace(CORES, vcpus=tuple(DomainVcpu(row.id, row.enabled, row.hotpluggable, 1) for row in CORES.vcpus))
     ordered = with_state(ordered, range(8, 16), enabled=True)
     assert {row.order for row in ordered.vcpus[8:]} == {2}
-    assert complaints_about(ordered, group=8) == []
+    assert broken(ordered) == []
 
 
 STEPS = st.lists(
@@ -217,15 +219,14 @@ def change(domain: DomainVcpus, step: tuple[object, ...]) -> tuple[DomainVcpus, 
 def test_whatever_is_changed_libvirt_takes_it_and_starts_what_was_wished(
     domain: DomainVcpus, steps: list[tuple[object, ...]]
 ) -> None:
-    assert complaints_about(domain) == []
+    assert broken(domain) == []
     for step in steps:
         before = domain
         try:
             domain, wished, number = change(domain, step)
         except ConfigDeniedError:
             continue
-        assert complaints_about(domain) == []
-        assert validate(document(domain)) == ()
+        assert broken(domain) == []
         read = parse(document(domain))
         assert (read.vcpus, read.numa) == (domain.vcpus, domain.numa)
         assert wished is None or set(started(domain)) == wished

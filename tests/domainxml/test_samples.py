@@ -1,17 +1,13 @@
 """Documents of every kind are changed where the vCPUs are, and stay as they were written everywhere else."""
 
 import re
-from collections.abc import Iterator
 from difflib import SequenceMatcher
 
 import pytest
 
-from qmpvcpu.domainxml import NAMESPACE, Instance, Metadata, parse, read_identity, render, update, validate
-from qmpvcpu.domainxml.nodes import parse_safely
-from qmpvcpu.domainxml.spans import Span, find_spans
-from tests.domainxml.examples import SAMPLES, one_plugged, one_unplugged, started_from
+from qmpvcpu.domainxml import Instance, Metadata, parse, read_identity, render, update, validate
+from tests.domainxml.documents import SAMPLES, one_plugged, one_unplugged, ours, outside, started_from
 
-OURS = f"{{{NAMESPACE}}}record"
 STARTED = {case: started_from(parse(xml)) for case, xml in SAMPLES.items()}
 PLUGGED = {case: one_plugged(layout) for case, layout in STARTED.items()}
 UNPLUGGED = {case: one_unplugged(layout) for case, layout in STARTED.items()}
@@ -22,28 +18,6 @@ CHANGED = {
     for case, layout in layouts.items()
     if layout is not None
 }
-
-
-def ours(xml: bytes) -> Iterator[Span]:
-    """Return where the elements are that a change of vCPUs may touch."""
-    root = parse_safely(xml)
-    spans = dict(zip(root.iter("*"), find_spans(xml), strict=True))
-    for path in ("vcpu", "vcpus", "cputune", f"metadata/{OURS}"):
-        yield from (spans[element] for element in root.iterfind(path))
-    # One that holds nothing but ours was made for it, or may as well have been.
-    for holder in root.iterfind("metadata"):
-        if all(child.tag == OURS for child in holder):
-            yield spans[holder]
-
-
-def outside(xml: bytes) -> bytes:
-    """Return a document without these elements, and without the margins that they stand behind."""
-    hidden = bytearray(xml)
-    for start, _, _, end in ours(xml):
-        margin = re.search(rb"(\r\n|\n|\r)?[ \t]*\Z", xml[:start])
-        assert margin
-        hidden[margin.start() : end] = b"\0" * (end - margin.start())
-    return bytes(hidden).replace(b"\0", b"")
 
 
 def lines_of_ours(xml: bytes) -> set[int]:

@@ -25,7 +25,7 @@ class Console:
         mark = f"=={next(self._marks)}=="
         self._process.stdin.write(f"{command}\necho {mark}\n")
         self._process.stdin.flush()
-        lines = []
+        lines: list[str] = []
         # virsh repeats each command behind its prompt, and writes what it echoes without a line's end.
         while not (line := self._process.stdout.readline()).endswith(f"echo {mark}\n"):
             assert line, f"virsh ended: {''.join(lines)}"

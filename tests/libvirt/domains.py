@@ -1,6 +1,7 @@
 """Domain documents, right and wrong: each of their parts is drawn right, or, for some, wrong."""
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
@@ -56,7 +57,8 @@ def vcpu(draw: Draw, count: str, most: int, *, wrong: bool) -> str:
     if wrong:
         which = draw(st.sampled_from(["current", "cpuset", "placement"]))
         if which == "current":
-            current = draw(st.sampled_from(["0", str(most + 1), *BAD_NUMBERS]))
+            bad = [["0"], [str(most + 1), str(most + 9)], BAD_NUMBERS]
+            current = draw(st.sampled_from(draw(st.sampled_from(bad))))
         elif which == "cpuset":
             cpuset = draw(st.sampled_from(BAD_CPUSETS))
         else:
@@ -81,16 +83,16 @@ def _right_rows(draw: Draw, most: int) -> list[dict[str, object]]:
         said = draw(st.booleans())
         hotpluggable = "no" if number < started else "yes"
         if on or draw(st.booleans()):
-            row = {"id": draw(st.sampled_from([f"{number}", f"+{number}", f" 0{number}"]))}
-            made.append({**row, "enabled": "yes" if on else "no"})
+            text = draw(st.sampled_from([f"{number}", f"+{number}", f" 0{number}"]))
+            made.append({"id": text, "enabled": "yes" if on else "no"})
             # What is on without a word is started with.
             if said or (on and number >= started):
                 made[-1]["hotpluggable"] = hotpluggable
     if draw(st.booleans()):
         late = draw(st.permutations([row for row in made if row["enabled"] == "yes"][started:]))
         # Those that are started with stand first.
-        for place, row in enumerate([*made[:started], *late], start=1):
-            row["order"] = place
+        for place, each in enumerate([*made[:started], *late], start=1):
+            each["order"] = place
     made = draw(st.permutations(made))
     if draw(st.booleans()):
         made.insert(0, {"id": 0, "enabled": "no"})  # the last one counts
@@ -105,17 +107,15 @@ def _any_rows(draw: Draw, most: int) -> list[dict[str, object]]:
         key = draw(st.sampled_from(list(row)))
         row[key] = draw(bad | st.none()) if key in {"id", "enabled"} else draw(bad)
         return [row]
-    made = []
-    for number in range(draw(st.integers(1, 4))):
-        made.append(
-            {
-                "id": draw(st.sampled_from([number] * 8 + [most, 0])),
-                "enabled": draw(truth),
-                "hotpluggable": draw(st.sampled_from(["yes", "no", "no", None])),
-                "order": draw(st.sampled_from([None, None, 1, number + 1, number + 1, 2, most, most + 1])),
-            }
-        )
-    return made
+    return [
+        {
+            "id": draw(st.sampled_from([number] * 8 + [most, 0])),
+            "enabled": draw(truth),
+            "hotpluggable": draw(st.sampled_from(["yes", "no", "no", None])),
+            "order": draw(st.sampled_from([None, None, 1, number + 1, number + 1, 2, most, most + 1])),
+        }
+        for number in range(draw(st.integers(1, 4)))
+    ]
 
 
 def cputune(draw: Draw, most: int, *, wrong: bool) -> str:
@@ -129,7 +129,7 @@ def cputune(draw: Draw, most: int, *, wrong: bool) -> str:
     if draw(st.booleans()):
         made.append("<shares>0</shares><period>1000</period><quota>-1</quota>")
     if wrong:
-        made.append(draw(st.sampled_from(_bad_tunes(most))))
+        made.append(draw(st.sampled_from(draw(st.sampled_from(_bad_tunes(most))))))
     made = draw(st.permutations(made))
     return f"<cputune>{''.join(made)}</cputune>" if made else ""
 
@@ -141,28 +141,30 @@ def _scheds(draw: Draw, most: int) -> list[dict[str, object]]:
     return [{"vcpus": each, **draw(st.sampled_from(kinds))} for each in parts if draw(st.booleans())]
 
 
-def _bad_tunes(most: int) -> list[str]:
+def _bad_tunes(most: int) -> list[list[str]]:
+    """Return what libvirt refuses, by kind: each is to be drawn as often as the others."""
     return [
-        *(f"<vcpupin vcpu='0' cpuset='{each}'/>" for each in BAD_CPUSETS),
-        *(f"<vcpupin vcpu='{each}' cpuset='0'/>" for each in BAD_NUMBERS),
-        "<vcpupin vcpu='0'/>",
-        "<vcpupin cpuset='0'/>",
-        "<vcpupin vcpu='0' cpuset='0'/><vcpupin vcpu='0' cpuset='0'/>",
-        "<emulatorpin/>",
-        "<emulatorpin cpuset='0'/><emulatorpin cpuset='1'/>",
-        *(f"<vcpusched vcpus='{each}' scheduler='idle'/>" for each in BAD_CPUSETS),
-        "<vcpusched scheduler='idle'/>",
-        "<vcpusched vcpus='0'/>",
-        "<vcpusched vcpus='0' scheduler='other'/>",
-        "<vcpusched vcpus='0' scheduler='rr'/>",
-        "<vcpusched vcpus='0' scheduler='rr' priority='x'/>",
-        "<vcpusched vcpus='0' scheduler='rr' priority='2147483648'/>",
-        f"<vcpusched vcpus='{most}' scheduler='idle'/>",
-        "<vcpusched vcpus='0' scheduler='idle'/><vcpusched vcpus='0' scheduler='batch'/>",
-        *(f"<{each}>{number}</{each}>" for each in ("period", "emulator_period") for number in ("x", 999, 1000001)),
-        *(f"<{each}>{number}</{each}>" for each in ("quota", "global_quota") for number in ("x", 1, 17592186044416)),
-        "<shares>1</shares>",
-        "<iothread_period>x</iothread_period>",
+        [f"<vcpupin vcpu='0' cpuset='{each}'/>" for each in BAD_CPUSETS],
+        [
+            "<vcpupin vcpu='0' cpuset='1,^1'/>",
+            "<emulatorpin cpuset='1,^1'/>",
+            "<vcpusched vcpus='^1' scheduler='rr'/>",
+        ],
+        [f"<vcpupin vcpu='{each}' cpuset='0'/>" for each in BAD_NUMBERS],
+        ["<vcpupin vcpu='0'/>", "<emulatorpin/>"],
+        ["<vcpupin cpuset='0'/>", "<vcpusched scheduler='idle'/>", "<vcpusched vcpus='0'/>"],
+        ["<vcpupin vcpu='0' cpuset='0'/><vcpupin vcpu='0' cpuset='0'/>"],
+        ["<emulatorpin cpuset='0'/><emulatorpin cpuset='1'/>"],
+        [f"<vcpusched vcpus='{each}' scheduler='idle'/>" for each in BAD_CPUSETS],
+        ["<vcpusched vcpus='0' scheduler='other'/>", "<vcpusched vcpus='0' scheduler=''/>"],
+        ["<vcpusched vcpus='0' scheduler='rr'/>"],
+        [f"<vcpusched vcpus='0' scheduler='rr' priority='{each}'/>" for each in ("x", "2147483648", "")],
+        [f"<vcpusched vcpus='{each}' scheduler='idle'/>" for each in (most, f"0-{most}")],
+        ["<vcpusched vcpus='0' scheduler='idle'/><vcpusched vcpus='0' scheduler='batch'/>"],
+        [f"<{each}_period>{number}</{each}_period>" for each in ("global", "emulator") for number in (999, 1000001)],
+        [f"<{each}>{number}</{each}>" for each in ("quota", "global_quota") for number in (1, 17592186044416)],
+        ["<shares>1</shares>"],
+        ["<iothread_period>x</iothread_period>", "<emulator_quota>1.5</emulator_quota>", "<shares>-2</shares>"],
     ]
 
 
@@ -244,8 +246,8 @@ def _numa(draw: Draw, most: int, *, wrong: bool) -> str:
     if wrong:
         _spoil(draw, made, most)
     elif draw(st.booleans()):
-        for cell in made:
-            del cell["id"]
+        for each in made:
+            del each["id"]
     else:
         made = draw(st.permutations(made))
     return f"<numa>{''.join(f'<cell{attributes(cell.items())}/>' for cell in made)}</numa>"
@@ -257,10 +259,16 @@ def _spoil(draw: Draw, cells: list[dict[str, object]], most: int) -> None:
     if key == "none":
         cells.clear()
     elif key == "id":
-        cell["id"] = draw(st.sampled_from([0, 1, len(cells), *BAD_NUMBERS]))
+        bad_ids: list[list[object]] = [
+            [(each + 1) % len(cells) for each in range(len(cells))],
+            [len(cells)],
+            [*BAD_NUMBERS],
+        ]
+        cell["id"] = draw(st.sampled_from(draw(st.sampled_from(bad_ids))))
     elif key == "cpus":
         bad = [each for each in BAD_CPUSETS if each not in {"0,^0", "^1"}]  # an empty cell may be
-        cell["cpus"] = draw(st.sampled_from([f"0-{most}", str(most), f"0-{most - 1}", *bad]))
+        beyond = [f"0-{most}", str(most), f"0-{most - 1}"]
+        cell["cpus"] = draw(st.sampled_from(draw(st.sampled_from([*([each] for each in beyond), bad]))))
     elif key == "memory":
         cell["memory"] = draw(st.sampled_from([None, "", "x", "-1", "4096 "]))
     else:
@@ -328,15 +336,13 @@ def any_document(machines: list[Machine]) -> st.SearchStrategy[bytes]:
     return draw_document()
 
 
-def document_with_rows(machines: list[Machine]) -> st.SearchStrategy[bytes]:
-    """Small documents whose ``<vcpus>`` are right, or anything."""
-
-    @st.composite
-    def draw_document(draw: Draw) -> bytes:
-        machine = draw(st.sampled_from(machines))
-        most = draw(st.integers(2, 5))
-        make: Callable[[Draw, int], list[dict[str, object]]] = draw(st.sampled_from([_right_rows, _any_rows]))
-        made = "".join(f"<vcpu{attributes(row.items())}/>" for row in make(draw, most))
-        return document(machine, [f"<vcpu>{most}</vcpu>", f"<vcpus>{made}</vcpus>"])
-
-    return draw_document()
+def documents_with_three_vcpus(machines: list[Machine]) -> Iterator[bytes]:
+    """Every ``<vcpus>`` of three vCPUs, right or wrong, on one machine after the other."""
+    first = itertools.product(("yes",), ("no", None), (1, None))
+    others = list(itertools.product(("yes", "no"), ("yes", "no", None), (1, 2, 3, 4, None)))
+    for place, made in enumerate(itertools.product(first, others, others)):
+        inner = "".join(
+            f"<vcpu id='{number}'{attributes(zip(('enabled', 'hotpluggable', 'order'), row, strict=True))}/>"
+            for number, row in enumerate(made)
+        )
+        yield document(machines[place % len(machines)], ["<vcpu>3</vcpu>", f"<vcpus>{inner}</vcpus>"])
