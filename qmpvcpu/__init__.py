@@ -9,9 +9,12 @@ The way in is ``attach``::
 What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.launch``, ``qmpvcpu.testing``.
 """
 
+from typing import TYPE_CHECKING
+
 from qmpvcpu.controller import EventStream, UnplugRequest, VcpuController, attach
 from qmpvcpu.errors import (
     CommandRejectedError,
+    ConfigDeniedError,
     DenialReason,
     DomainRule,
     DomainRuleError,
@@ -43,7 +46,10 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model import (
     Action,
+    Affect,
     Capabilities,
+    ConfigOutcome,
+    ConfigReport,
     Denied,
     Disconnected,
     Event,
@@ -84,13 +90,21 @@ from qmpvcpu.model import (
 )
 from qmpvcpu.planning import Plan
 
+if TYPE_CHECKING:
+    from qmpvcpu.record import DomainConfig
+
 __all__ = [
     "Action",
+    "Affect",
     "Capabilities",
     "CommandRejectedError",
+    "ConfigDeniedError",
+    "ConfigOutcome",
+    "ConfigReport",
     "DenialReason",
     "Denied",
     "Disconnected",
+    "DomainConfig",
     "DomainRule",
     "DomainRuleError",
     "DomainXmlError",
@@ -159,3 +173,12 @@ __all__ = [
     "WaitTimeoutError",
     "attach",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what XML and files are needed for when it is asked for: they would be half of the import."""
+    if name == "DomainConfig":
+        from qmpvcpu.record import DomainConfig  # noqa: PLC0415
+
+        return DomainConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

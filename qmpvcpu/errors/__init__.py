@@ -11,6 +11,7 @@ Floor 0: imports nothing of the package.
      ├ PlanError
      │  ├ StepDeniedError                not sent: known beforehand that it cannot or must not be
      │  │  └ UnsupportedMachineError     the machine cannot do this to any of its CPUs
+     │  ├ ConfigDeniedError              the next boot cannot be what was asked
      │  ├ StalePlanError                 the VM has changed since the plan was made
      │  └ ReplayMismatchError            not the QEMU that a VM can be built again in
      ├ MonitorError                      the QMP connection
@@ -52,6 +53,7 @@ from qmpvcpu.errors.monitor import (
     MonitorTimeoutError,
 )
 from qmpvcpu.errors.plan import (
+    ConfigDeniedError,
     DenialReason,
     PlanError,
     ReplayMismatchError,
@@ -72,6 +74,7 @@ from qmpvcpu.errors.step import (
 
 __all__ = [
     "CommandRejectedError",
+    "ConfigDeniedError",
     "DenialReason",
     "DomainRule",
     "DomainRuleError",

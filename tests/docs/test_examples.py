@@ -12,6 +12,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu
 from tests.domainxml.documents import SAMPLES
+from tests.domainxml.domains import document, domain_of_rows, said
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -134,6 +135,20 @@ async def test_the_examples_of_the_page_on_launching_hold(tmp_path: Path, capsys
         qmpvcpu.attach(qemu.qmp) as vm,
     ):
         assert await module.rebuild(vm, document) == "plugged 6, 3; the order is (0, 1, 6, 3)"
+
+
+@pytest.mark.qemu
+async def test_the_examples_of_the_page_on_the_next_boot_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both, alone = python_blocks(ROOT / "docs" / "next-boot.md")
+    xml = tmp_path / "vm.xml"
+    xml.write_bytes(document(domain_of_rows("00------")))
+    async with MicroGuest(boot=2) as guest:
+        assert await module_of(both).for_good(str(guest.qmp), str(xml)) == "REACHED"
+    assert capsys.readouterr().out.splitlines() == ["TransitionOutcome.REACHED", "next boot 0-1 to 0,2-3: WRITTEN"]
+    assert await module_of(alone).resize(str(xml)) == "0-3,9 of 16"
+    assert said((await qmpvcpu.DomainConfig.load(xml)).domain) == "00++-----+------"
 
 
 def test_the_example_of_the_page_on_documents_holds() -> None:
