@@ -6,13 +6,18 @@ The way in is ``attach``::
         await vm.plug(3)
         await vm.unplug(3, timeout=30)
 
-What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.testing``.
+What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.launch``, ``qmpvcpu.testing``.
 """
+
+from typing import TYPE_CHECKING
 
 from qmpvcpu.controller import EventStream, UnplugRequest, VcpuController, attach
 from qmpvcpu.errors import (
     CommandRejectedError,
+    ConfigDeniedError,
     DenialReason,
+    DomainRule,
+    DomainRuleError,
     DomainXmlError,
     InvalidMapError,
     MalformedReplyError,
@@ -29,6 +34,8 @@ from qmpvcpu.errors import (
     RecordCorruptError,
     RecordError,
     RecordLockedError,
+    ReplayMismatchError,
+    RuleStage,
     StalePlanError,
     StepDeniedError,
     StepError,
@@ -39,7 +46,10 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model import (
     Action,
+    Affect,
     Capabilities,
+    ConfigOutcome,
+    ConfigReport,
     Denied,
     Disconnected,
     Event,
@@ -80,13 +90,23 @@ from qmpvcpu.model import (
 )
 from qmpvcpu.planning import Plan
 
+if TYPE_CHECKING:
+    from qmpvcpu.record import DomainConfig
+
 __all__ = [
     "Action",
+    "Affect",
     "Capabilities",
     "CommandRejectedError",
+    "ConfigDeniedError",
+    "ConfigOutcome",
+    "ConfigReport",
     "DenialReason",
     "Denied",
     "Disconnected",
+    "DomainConfig",
+    "DomainRule",
+    "DomainRuleError",
     "DomainXmlError",
     "Event",
     "EventStream",
@@ -120,6 +140,8 @@ __all__ = [
     "RecordLockedError",
     "Refused",
     "Rejected",
+    "ReplayMismatchError",
+    "RuleStage",
     "Slot",
     "StalePlanError",
     "Step",
@@ -151,3 +173,12 @@ __all__ = [
     "WaitTimeoutError",
     "attach",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what XML and files are needed for when it is asked for: they would be half of the import."""
+    if name == "DomainConfig":
+        from qmpvcpu.record import DomainConfig  # noqa: PLC0415
+
+        return DomainConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

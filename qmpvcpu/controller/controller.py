@@ -2,15 +2,31 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from qmpvcpu import planning
-from qmpvcpu.controller.applying import Applier
+from qmpvcpu.controller.applying import Applier, NextBootChange
 from qmpvcpu.controller.onevcpu import OneVcpu
+from qmpvcpu.controller.replaying import wanted_of
 from qmpvcpu.controller.session import Session
 from qmpvcpu.engine import Terms
-from qmpvcpu.model import Direction, Intent, OnFailure, Proof, TransitionError, TransitionReport
+from qmpvcpu.errors import ConfigDeniedError, DenialReason
+from qmpvcpu.model import (
+    Affect,
+    ConfigReport,
+    Direction,
+    Intent,
+    Layout,
+    OnFailure,
+    Proof,
+    TransitionError,
+    TransitionOutcome,
+    TransitionReport,
+)
 from qmpvcpu.planning import Plan
+
+if TYPE_CHECKING:
+    from qmpvcpu.domainxml import DomainVcpus
 
 __all__ = ["How", "VcpuController", "Wish"]
 
@@ -77,6 +93,7 @@ class VcpuController(OneVcpu):
         proof: Proof = Proof.PRESENT,
         allow_fatal: bool = False,
         allow_boot_vcpus: bool = False,
+        affect: Affect = Affect.LIVE,
     ) -> TransitionReport:
         """Make exactly these vCPUs plugged, boot vCPUs included.
 
@@ -102,12 +119,17 @@ class VcpuController(OneVcpu):
             proof: ACKNOWLEDGED waits for the guest's word on each plug too; it is advisory, and fails nothing.
             allow_fatal: Send even what this QEMU is known not to survive.
             allow_boot_vcpus: Take boot vCPUs from a VM that libvirt runs, which makes libvirtd lose the VM.
+            affect: CONFIG has these vCPUs at the next boot, and sends nothing; BOTH both: each side is checked before
+                anything is sent, and the next boot is written once the map is reached.
 
         Returns:
-            The report, slot by slot, if the map is reached.
+            The report, slot by slot, if the map is reached; ``report.config`` tells of the next boot.
 
         Raises:
             TransitionError: It is not; ``error.report`` tells what happened, what was undone and what could not be.
+                Under BOTH also where the map is reached and the next boot cannot be written (``__cause__`` says why):
+                the outcome is PARTIAL, and nothing is undone.
+            ConfigDeniedError: The next boot cannot be so, or nothing keeps it; nothing was sent.
             InvalidMapError: *wish* is empty, or no set of vCPU ids.
             StepDeniedError: A step cannot or must not be sent; nothing was.
             StalePlanError: *wish* is a plan, and the VM has changed since; nothing was sent.
@@ -125,12 +147,21 @@ class VcpuController(OneVcpu):
             allow_fatal=allow_fatal,
             allow_boot_vcpus=allow_boot_vcpus,
         )
-        if isinstance(wish, Plan):
-            return await self._applier.apply(lambda: wish, terms)
-        target = planning.read_wish(wish, self.layout)
-        return await self._applier.apply(
-            lambda: self.plan(target, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus), terms
-        )
+        target = wish.target if isinstance(wish, Plan) else planning.read_wish(wish, self.layout)
+
+        def make_plan() -> Plan:
+            if isinstance(wish, Plan):
+                return wish
+            return self.plan(target, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+
+        if affect is Affect.LIVE:
+            return await self._applier.apply(make_plan, terms)
+        from qmpvcpu.domainxml.changes import with_map  # noqa: PLC0415 -- as in attach: XML is not for everybody
+
+        next_boot = NextBootChange(self._next_boot(f"map {target}"), lambda domain: with_map(domain, target))
+        if affect is Affect.BOTH:
+            return await self._applier.apply(make_plan, terms, next_boot=next_boot)
+        return self._of_config(await next_boot.of.change(next_boot.change), on_failure)
 
     async def set_count(
         self,
@@ -145,6 +176,7 @@ class VcpuController(OneVcpu):
         proof: Proof = Proof.PRESENT,
         allow_fatal: bool = False,
         allow_boot_vcpus: bool = False,
+        affect: Affect = Affect.LIVE,
     ) -> TransitionReport:
         """Make so many vCPUs plugged, as libvirt's setVcpus does: the lowest free ones in, the highest removable out.
 
@@ -162,6 +194,8 @@ class VcpuController(OneVcpu):
             proof: As in ``set_map``.
             allow_fatal: As in ``set_map``.
             allow_boot_vcpus: As in ``set_map``.
+            affect: As in ``set_map``. At the next boot a count may take those that QEMU starts with out, as libvirt's
+                does.
 
         Returns:
             The report, if the count is reached.
@@ -181,12 +215,92 @@ class VcpuController(OneVcpu):
             allow_fatal=allow_fatal,
             allow_boot_vcpus=allow_boot_vcpus,
         )
-        return await self._applier.apply(
-            lambda: self.plan_count(
+
+        def make_plan() -> Plan:
+            return self.plan_count(
                 count, include_boot=include_boot, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus
-            ),
-            terms,
+            )
+
+        if affect is Affect.LIVE:
+            return await self._applier.apply(make_plan, terms)
+        from qmpvcpu.domainxml.changes import with_count  # noqa: PLC0415 -- as in set_map
+
+        next_boot = NextBootChange(self._next_boot(f"count {count}"), lambda domain: with_count(domain, count))
+        if affect is Affect.BOTH:
+            return await self._applier.apply(make_plan, terms, next_boot=next_boot)
+        return self._of_config(await next_boot.of.change(next_boot.change), on_failure)
+
+    async def set_max(self, maximum: int) -> ConfigReport:
+        """Have room for *maximum* vCPUs at the next boot; that of the VM as it runs is its QEMU's for good.
+
+        vCPUs above a lower maximum are dropped, with their pins.
+
+        Returns:
+            What became of the document.
+
+        Raises:
+            ConfigDeniedError: It does not fit the document's topology or NUMA cells, or ``attach`` was given no
+                document with *config*.
+            RecordError: The document cannot be read or written, and is as it was.
+        """
+        next_boot = self._next_boot(f"maximum {maximum}")
+        if next_boot.path is None:
+            detail = "a record's maximum is that of the VM as it runs: attach with config=PATH"
+            raise ConfigDeniedError(f"maximum {maximum}", (), DenialReason.RECORD_MAXIMUM, detail)
+        from qmpvcpu.domainxml.changes import with_max  # noqa: PLC0415 -- as in set_map
+
+        return await next_boot.change(lambda domain: with_max(domain, maximum))
+
+    def _of_config(self, config: ConfigReport, on_failure: OnFailure) -> TransitionReport:
+        return TransitionReport(
+            start=config.start,
+            target=config.target,
+            on_failure=on_failure,
+            outcome=TransitionOutcome.REACHED,
+            steps=(),
+            layout=self.layout,
+            affect=Affect.CONFIG,
+            config=config,
         )
+
+    async def replay(
+        self, source: "DomainVcpus | Layout | bytes", *, in_flight: int = 8, allow_fatal: bool = False
+    ) -> TransitionReport:
+        """Plug into a QEMU that is stopped what another, or an earlier one, had: the same vCPUs in the same order.
+
+        For a QEMU started with ``launch.arguments(source).boot_argv`` and ``-S`` or ``-incoming``: QEMU itself says
+        what each vCPU's slot takes. All is checked before anything is sent: the VM is prelaunch, paused or
+        inmigrate, it has the same maximum, topology and NUMA cells as far as *source* says them, QEMU has started
+        with the vCPUs that it is to start with, and what is plugged besides is a beginning of the rest. So it is
+        idempotent, and goes on where an earlier replay ended. At the end QEMU is read again, and the order compared.
+
+        A transition like ``set_map``: recorded, cancelled and recovered in the same way.
+
+        Args:
+            source: A domain document, what ``parse`` read of one, or another VM's layout.
+            in_flight: At most so many commands without a reply; QEMU keeps their order.
+            allow_fatal: Send even what this QEMU is known not to survive.
+
+        Returns:
+            The report, with a step for each vCPU that was plugged.
+
+        Raises:
+            ReplayMismatchError: The VM runs, or is another than *source* says: ``differences`` lists all of it, and
+                nothing was sent. With ``outcome`` CHANGED: all was done, and what QEMU has is something else.
+            StepDeniedError: A plug must not be sent; nothing was.
+            TransitionError: QEMU rejected a plug; its report tells what was plugged before.
+            DomainXmlError: *source* is no domain document that can be read.
+            QmpVcpuError: As ``set_map``.
+        """
+        wanted = wanted_of(source)
+        terms = self._terms(on_failure=OnFailure.STOP, timeout=30.0, in_flight=in_flight, allow_fatal=allow_fatal)
+        await self.refresh()  # a transition looks at slots only, and others may have plugged some in another order
+        report = await self._applier.apply(
+            lambda: planning.plan_replay(self._engine.situation, wanted, allow_fatal=allow_fatal), terms
+        )
+        layout = await self.refresh()
+        planning.check_replayed(layout, wanted)
+        return replace(report, layout=layout)
 
     async def cancel(self) -> TransitionReport | None:
         """Stop the transition that runs, at the next safe point, and return its report; None if none runs.
@@ -230,25 +344,62 @@ class VcpuController(OneVcpu):
         if intent is None:
             return None
         if how == "report":
-            return planning.observed_report(intent, await self.refresh())
+            return await self._seen(intent)
         reverts = how == "revert"
+        next_boot = None if reverts else self._next_boot_of(intent)
         wish_for = planning.revert_wish if reverts else planning.finish_wish
         terms = self._terms(
             on_failure=OnFailure.CONTINUE if reverts else intent.on_failure,
             timeout=intent.timeout if timeout is None else timeout,
         )
+
+        def plan() -> Plan:
+            plan = self.plan(wish_for(intent, self.layout))
+            return plan if reverts else planning.in_order_of(intent, plan)
+
         again = replace(intent, direction=Direction.REVERTING if reverts else Direction.FORWARD)
         for _ in range(_RECOVERIES - 1):
             try:
+                return await self._applier.apply(plan, terms, intent=again)
                 return await self._applier.apply(
-                    lambda: self.plan(wish_for(intent, self.layout)), terms, intent=again
+                    lambda: self.plan(wish_for(intent, self.layout)), terms, intent=again, next_boot=next_boot
                 )
             except TransitionError as error:
                 # Every step went well, and it is not reached all the same: a removal that had been asked for before
                 # the crash, and that nobody could know of, was answered meanwhile.
                 if error.report.cancelled or not all(step.ok for step in error.report.steps):
                     raise
-        return await self._applier.apply(lambda: self.plan(wish_for(intent, self.layout)), terms, intent=again)
+        return await self._applier.apply(plan, terms, intent=again)
+        return await self._applier.apply(
+            lambda: self.plan(wish_for(intent, self.layout)), terms, intent=again, next_boot=next_boot
+        )
+
+    async def _seen(self, intent: Intent) -> TransitionReport:
+        """Return what a fresh look shows of *intent*, and of the next boot that it was to have."""
+        report = planning.observed_report(intent, await self.refresh())
+        if intent.direction is Direction.REVERTING or (next_boot := self._next_boot_of(intent)) is None:
+            return report
+        now = await next_boot.of.look(next_boot.change)
+        reached = report.outcome is TransitionOutcome.REACHED and now.ok
+        outcome = TransitionOutcome.REACHED if reached else TransitionOutcome.PARTIAL
+        return replace(report, outcome=outcome, affect=Affect.BOTH, config=now)
+
+    def _next_boot_of(self, intent: Intent) -> NextBootChange | None:
+        """Return what is to follow *intent*, or None if nothing is.
+
+        Raises:
+            ConfigDeniedError: The next boot is, and it is kept in a document that ``attach`` was not given.
+        """
+        wish = intent.next_boot
+        if wish is None:
+            return None
+        next_boot = self._next_boot(f"map {wish}")
+        if next_boot.path is None and intent.config is not None:
+            detail = f"it was to be written to {intent.config}: attach with config= and that path"
+            raise ConfigDeniedError(f"map {wish}", wish, DenialReason.NO_CONFIG, detail)
+        from qmpvcpu.domainxml.changes import with_map  # noqa: PLC0415 -- as in set_map
+
+        return NextBootChange(next_boot, lambda domain: with_map(domain, wish))
 
     def _terms(
         self,

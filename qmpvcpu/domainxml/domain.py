@@ -66,11 +66,14 @@ class CpuModel:
         model: The model's name under ``custom``, or None.
         features: What is asked of each feature, by its name: ``force``, ``require``, ``optional``, ``disable`` or
             ``forbid``.
+        migratable: ``on`` or ``off`` as the document says it, for ``host-passthrough`` and ``maximum``; None where it
+            does not.
     """
 
     mode: str
     model: str | None = None
     features: Mapping[str, str] = field(default_factory=dict)
+    migratable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class DomainVcpus:
         topology: ``<topology>``, or None where libvirt would give every vCPU a socket.
         numa: The cells, by ascending id.
         cpu: The CPU model, or None where QEMU's default is taken.
+        unread: Names of elements that change how libvirt starts QEMU's CPUs and cells, and that are not read here
+            (``cpu/cache``, ``features/hyperv``, ...); of no matter to equality.
     """
 
     name: str
@@ -114,6 +119,7 @@ class DomainVcpus:
     topology: Topology | None = None
     numa: tuple[NumaCell, ...] = ()
     cpu: CpuModel | None = None
+    unread: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def max(self) -> int:

@@ -7,10 +7,13 @@ Floor 0: imports nothing of the package.
     QmpVcpuError
      ├ InvalidMapError (ValueError)      a set of vCPU ids that cannot be read
      ├ DomainXmlError (ValueError)       a domain document that is not what libvirt means
+ │  └ DomainRuleError                it breaks a rule of libvirt's, which it names
      ├ PlanError
      │  ├ StepDeniedError                not sent: known beforehand that it cannot or must not be
      │  │  └ UnsupportedMachineError     the machine cannot do this to any of its CPUs
-     │  └ StalePlanError                 the VM has changed since the plan was made
+     │  ├ ConfigDeniedError              the next boot cannot be what was asked
+     │  ├ StalePlanError                 the VM has changed since the plan was made
+     │  └ ReplayMismatchError            not the QEMU that a VM can be built again in
      ├ MonitorError                      the QMP connection
      │  ├ MonitorConnectError            no session came about
      │  ├ MonitorTimeoutError            no reply within the command's deadline
@@ -41,6 +44,7 @@ from qmpvcpu.errors.base import (
     describe,
     shorten,
 )
+from qmpvcpu.errors.domainxml import DomainRule, DomainRuleError, RuleStage
 from qmpvcpu.errors.monitor import (
     MalformedReplyError,
     MonitorConnectError,
@@ -48,7 +52,15 @@ from qmpvcpu.errors.monitor import (
     MonitorLostError,
     MonitorTimeoutError,
 )
-from qmpvcpu.errors.plan import DenialReason, PlanError, StalePlanError, StepDeniedError, UnsupportedMachineError
+from qmpvcpu.errors.plan import (
+    ConfigDeniedError,
+    DenialReason,
+    PlanError,
+    ReplayMismatchError,
+    StalePlanError,
+    StepDeniedError,
+    UnsupportedMachineError,
+)
 from qmpvcpu.errors.record import RecordCorruptError, RecordError, RecordLockedError
 from qmpvcpu.errors.step import (
     CommandRejectedError,
@@ -62,7 +74,10 @@ from qmpvcpu.errors.step import (
 
 __all__ = [
     "CommandRejectedError",
+    "ConfigDeniedError",
     "DenialReason",
+    "DomainRule",
+    "DomainRuleError",
     "DomainXmlError",
     "InvalidMapError",
     "MalformedReplyError",
@@ -79,6 +94,8 @@ __all__ = [
     "RecordCorruptError",
     "RecordError",
     "RecordLockedError",
+    "ReplayMismatchError",
+    "RuleStage",
     "StalePlanError",
     "StepDeniedError",
     "StepError",

@@ -32,8 +32,16 @@ from qmpvcpu.model.mapping import (
     runs_single_threaded,
 )
 from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.report import StepReport, TransitionError, TransitionOutcome, TransitionReport, succeeded
-from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
+from qmpvcpu.model.report import (
+    ConfigOutcome,
+    ConfigReport,
+    StepReport,
+    TransitionError,
+    TransitionOutcome,
+    TransitionReport,
+    succeeded,
+)
+from qmpvcpu.model.transition import Action, Affect, Direction, Intent, OnFailure, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import (
     Denied,
@@ -52,7 +60,10 @@ from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatu
 
 __all__ = [
     "Action",
+    "Affect",
     "Capabilities",
+    "ConfigOutcome",
+    "ConfigReport",
     "CpuProps",
     "Denied",
     "Direction",

@@ -110,7 +110,9 @@ class VmStatus(Value):
 
     @property
     def migrating(self) -> bool:
-        """True while a migration is under way, in or out."""
+        """True while a migration is under way, in or out; a destination that only listens is still at rest."""
+        if self.run_state == "inmigrate" and self.migration == "setup":
+            return False
         return self.migration not in _IDLE_MIGRATIONS or self.run_state == "finish-migrate"
 
     @property

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qmpvcpu.testing import best_qemu, find_qemus, probe_accelerator
-from tests.bench import bulk, fleet, large, processes, reads, record, single
+from tests.bench import bulk, documents, fleet, large, processes, reads, record, single
 from tests.bench.publish import machine, publish
 from tests.bench.row import Row
 from tests.bench.setting import Setting
@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[Setting], AsyncIterator[Row]]] = {
     "record": record.measure,
     "processes": processes.measure,
     "large": large.measure,
+    "documents": documents.measure,
     "fleet": fleet.measure,
 }
 
@@ -47,15 +48,13 @@ async def main() -> None:
     start = time.monotonic()
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
-        folder = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(dir=Path.home()))
-        )  # not on a tmpfs: fsync counts
+        # Not in /tmp, which is often in memory: fsync counts.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=Path.home())))
         libvirt = None if options.no_libvirt else stack.enter_context(running_libvirtd())
         kvm = await probe_accelerator(best_qemu()) == "kvm"
         setting = Setting(find_qemus(), kvm=kvm, libvirt=libvirt, folder=folder, rounds=options.rounds)
         for part in options.parts or PARTS:
-            async for row in PARTS[part](setting):
-                rows.append(row)
+            rows += [row async for row in PARTS[part](setting)]
             console.print(f"{time.monotonic() - start:6.1f} s  {part}", style="dim")
         on = machine(setting)
     console.print(terminal(rows))

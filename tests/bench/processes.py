@@ -23,7 +23,7 @@ PYTHON = Path(sys.executable)
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 IMPORT = "python -c 'import asyncio, qemu.qmp, qmpvcpu', beside the same without qmpvcpu; user and system time"
 LIST = (
-    "qmpvcpu list --json, beside virsh vcpuinfo and an interpreter that does nothing but import asyncio and qemu.qmp: no "
+    "qmpvcpu list --json, beside virsh vcpuinfo and an interpreter that only imports asyncio and qemu.qmp: no "
     "Python program is faster than that; a program that keeps one connection pays `look at what is known` instead"
 )
 PLUG = "qmpvcpu plug 3 --json beside virsh setvcpu --live --enable"
