@@ -2,12 +2,12 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.value import Value
+from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmInfo
 
@@ -204,7 +204,7 @@ class Layout(Value):
     vm: VmInfo
     slots: tuple[Slot, ...]
     creation: tuple[int, ...] = ()
-    pending_slots: frozenset[int] = field(default_factory=frozenset)
+    pending_slots: frozenset[int] = frozenset()
     generation: int = 0
 
     @property

@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import json
 import logging
-import secrets
+import os
 import socket
 from typing import Any, Final
 
@@ -37,7 +37,7 @@ class _Client(QMPClient):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        session = secrets.token_hex(4)
+        session = os.urandom(4).hex()  # `secrets` takes as long to import as a VM to be read
         self._ids = (f"__qmp#{session}-{number}" for number in itertools.count())
 
     def _get_exec_id(self) -> str:

@@ -27,7 +27,7 @@ IDLE_S = 2.0
 
 WORKS = {
     "attach and list": "connect to all at once, and know every slot of each; raw: connect, and the two queries",
-    "list again": "vm.refresh() of all; raw: the two queries each; libvirt: getAllDomainStats of vCPUs, of its own VMs",
+    "list again": "vm.refresh() of all; raw: the two queries each; libvirt: getAllDomainStats of its own VMs",
     "plug one each": "one vCPU into each, all at once",
     "unplug one each": "and out of each, proven",
     "an event to all": "from another client's `stop` of all until everybody has heard of each",

@@ -17,7 +17,7 @@ __all__ = ["measure"]
 SIZES = (8, 64, 240)
 REPEATS = 200
 REFRESH = "vm.refresh(): both queries and two of the VM's state, checked and taken in; raw: the two queries alone"
-KNOWN = "vm.layout and its map, which events keep current: no query, no lock; libvirt: vcpus(), which asks the host of each"
+KNOWN = "vm.layout and its map, kept current by events: no query, no lock; libvirt: vcpus(), which asks the host"
 XML = "the state as <domain>; libvirt: XMLDesc(), of a longer document"
 
 
