@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -168,6 +167,8 @@ async def _open(target: Target, options: _Options) -> VcpuController:
 
 
 def _same(config: str | os.PathLike[str], record: str | os.PathLike[str]) -> bool:
+    from pathlib import Path  # noqa: PLC0415 -- with urllib behind it, a tenth of what importing us takes
+
     return Path(config).absolute() == Path(record).absolute()
 
 

@@ -12,7 +12,7 @@ from qemu.qmp import QMPClient
 
 import qmpvcpu
 from qmpvcpu.testing import MicroGuest
-from tests.bench.libvirtd import VCPU_STATS, peer
+from tests.bench.libvirtd import VCPU_STATS, peer, run_domain
 from tests.bench.raw import Raw
 from tests.bench.row import LIBVIRT, OURS, RAW, Goal, Row, Samples
 from tests.bench.setting import Setting, timed
@@ -42,16 +42,19 @@ async def measure(setting: Setting) -> AsyncIterator[Row]:
     qemu = setting.qemus[setting.newest]
     async with contextlib.AsyncExitStack() as stack:
         guests = await _start(stack, setting)
+        domains = stack.enter_context(contextlib.ExitStack())
+        theirs = stack.enter_context(peer(setting.libvirt, qemu, SLOTS, accel=setting.accel))
+        before = 1
         for size in SIZES:
+            await _start_domains(domains, setting, range(before, size))
+            before = size
             samples = Samples()
-            with peer(setting.libvirt, qemu, SLOTS, accel=setting.accel, copies=size) as theirs:
-                for number in range(setting.rounds + 1):
-                    round_ = Samples() if number == 0 else samples  # the first one warms everybody up
-                    await _raw_round(round_, guests[:size], setting)
-                    await _our_round(round_, guests[:size])
-                    if theirs is not None:
-                        took = theirs.call("getAllDomainStats", VCPU_STATS)
-                        round_.note("list again", LIBVIRT, took)
+            for number in range(setting.rounds + 1):
+                round_ = Samples() if number == 0 else samples  # the first one warms everybody up
+                await _raw_round(round_, guests[:size], setting)
+                await _our_round(round_, guests[:size])
+                if theirs is not None:
+                    round_.note("list again", LIBVIRT, theirs.call("getAllDomainStats", VCPU_STATS))
             name = f"{setting.named(setting.newest, SLOTS)}, {size} VMs"
             goals = {"attach and list": (Goal(OURS, 2.0, RAW),)} if size == max(SIZES) else {}
             for work, reads in WORKS.items():
@@ -73,6 +76,20 @@ async def _start(stack: contextlib.AsyncExitStack, setting: Setting) -> list[Mic
             return await stack.enter_async_context(guest)
 
     return await asyncio.gather(*(one() for _ in range(max(SIZES))))
+
+
+async def _start_domains(stack: contextlib.ExitStack, setting: Setting, numbers: range) -> None:
+    """Have libvirt run more VMs, some at once."""
+    if setting.libvirt is None:
+        return
+    libvirt, qemu = setting.libvirt, setting.qemus[setting.newest]
+    room = asyncio.Semaphore(STARTING)
+
+    async def one(number: int) -> None:
+        async with room:
+            await asyncio.to_thread(run_domain, stack, libvirt, qemu, SLOTS, accel=setting.accel, number=number)
+
+    await asyncio.gather(*map(one, numbers))
 
 
 def _all(

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.libvirt.daemon import Libvirt
 from tests.libvirt.microguests import Shape, microguest_domain, start
 
-__all__ = ["Peer", "peer"]
+__all__ = ["VCPU_STATS", "Peer", "peer", "run_domain"]
 
 # libvirt-python is built for the distribution's Python; it takes its own time, in its own process.
 SERVER = """
@@ -58,22 +58,28 @@ class Peer:
         return self.call("setVcpu", str(vcpu), int(enabled), LIVE)
 
 
+def run_domain(
+    stack: contextlib.ExitStack, libvirt: Libvirt, qemu: Path, vcpus: int, *, accel: str, number: int
+) -> str:
+    """Have *libvirt* run one more VM until *stack* is left; return its name."""
+    shape = Shape(vcpus=vcpus)
+    domain, document = microguest_domain(libvirt, f"bench{number}", qemu, accel=accel, shape=shape)
+    start(domain, document)
+    stack.callback(domain.virsh, "destroy")
+    return domain.name
+
+
 @contextlib.contextmanager
 def peer(
-    libvirt: Libvirt | None, qemu: Path, vcpus: int, *, accel: str = "kvm", copies: int = 1
+    libvirt: Libvirt | None, qemu: Path, vcpus: int, *, accel: str = "kvm", number: int = 0
 ) -> Iterator[Peer | None]:
-    """Have *libvirt* run VMs of *vcpus* slots on *qemu*, with one of them plugged; None without libvirt."""
+    """Have *libvirt* run a VM of *vcpus* slots on *qemu*, with one of them plugged; None without libvirt."""
     if libvirt is None:
         yield None
         return
     with contextlib.ExitStack() as stack:
-        for number in range(copies):
-            domain, document = microguest_domain(
-                libvirt, f"bench{number}", qemu, accel=accel, shape=Shape(vcpus=vcpus)
-            )
-            start(domain, document)
-            stack.callback(domain.virsh, "destroy")
-        arguments = ["/usr/bin/python3", "-c", SERVER, f"qemu+unix:///system?socket={libvirt.socket}", "bench0"]
+        name = run_domain(stack, libvirt, qemu, vcpus, accel=accel, number=number)
+        arguments = ["/usr/bin/python3", "-c", SERVER, f"qemu+unix:///system?socket={libvirt.socket}", name]
         process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         stack.callback(process.wait)
         stack.callback(process.kill)
