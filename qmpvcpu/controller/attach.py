@@ -126,9 +126,8 @@ async def _open(target: Target, options: _Options) -> VcpuController:
     keeper = None
     try:
         reader = Reader(monitor, options.timeout)
-        (slots, threads), status, answers = await asyncio.gather(reader.slots(), reader.status(), reader.answers())
+        (slots, threads), status, answers, vm = await reader.everything(options.name)
         seen = threads or ()
-        vm = await reader.vm_info(options.name, slots)
         layout = Layout(vm=vm, slots=slots, creation=creation_order(slots, seen))
         engine = Engine(
             layout,
