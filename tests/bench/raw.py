@@ -10,9 +10,26 @@ from qemu.qmp import EventListener, QMPClient
 
 from qmpvcpu import Slot, qapi
 
-__all__ = ["Raw", "raw_client"]
+__all__ = ["ALL_QUERIES", "Raw", "raw_client"]
 
 IN_FLIGHT = 8
+
+# What attach() asks: a raw program that shall know as much asks the same.
+ALL_QUERIES: tuple[tuple[str, dict[str, object] | None], ...] = (
+    ("query-hotpluggable-cpus", None),
+    ("query-cpus-fast", None),
+    ("query-status", None),
+    ("query-migrate", None),
+    ("query-acpi-ospm-status", None),
+    ("query-kvm", None),
+    ("query-target", None),
+    ("query-name", None),
+    ("query-uuid", None),
+    ("query-memory-size-summary", None),
+    ("qom-get", {"path": "/machine", "property": "type"}),
+    ("qom-get", {"path": "/machine", "property": "smp"}),
+    ("qom-list", {"path": "/objects"}),
+)
 
 
 @contextlib.asynccontextmanager
@@ -62,9 +79,9 @@ class Raw:
         await self._client.execute("query-hotpluggable-cpus")
         return True
 
-    async def read(self) -> None:
-        """Send both queries at once, and wait for both replies."""
-        await asyncio.gather(self._client.execute("query-hotpluggable-cpus"), self._client.execute("query-cpus-fast"))
+    async def read(self, queries: int = 2) -> None:
+        """Send the first *queries* of all at once, and wait for the replies."""
+        await asyncio.gather(*(self._client.execute(*query) for query in ALL_QUERIES[:queries]))
 
     async def plug_all(self, vcpus: Sequence[int]) -> None:
         """A device_add for each, eight in flight."""
