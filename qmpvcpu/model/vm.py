@@ -6,7 +6,7 @@ from functools import cached_property
 
 from qmpvcpu.model.value import Value
 
-__all__ = ["Capabilities", "KnownFault", "Topology", "VmInfo", "VmStatus", "needs_x2apic"]
+__all__ = ["Capabilities", "KnownFault", "Topology", "VmInfo", "VmStatus", "apic_id", "needs_x2apic"]
 
 _FIRST_APIC_ID_OF_X2APIC = 255  # 0xff is the broadcast id of an xAPIC
 _APIC_MACHINES = ("i386", "x86_64")

@@ -32,8 +32,9 @@ class LinuxGuestMissingError(QmpVcpuError):
 class LinuxGuest(GuestVm):
     """A QEMU that runs the Linux guest; an async context manager.
 
-    When it is entered Linux is up (with *incoming*: expected). It brings every plugged CPU online by itself. It is killed at the end. The CPU
-    numbers that it tells are Linux's own, given in the order of plugging; they are not vCPU ids.
+    When it is entered Linux is up (with *incoming*: expected). It brings every plugged CPU online by itself. It is
+    killed at the end. The CPU numbers that it tells are Linux's own, given in the order of plugging; they are not
+    vCPU ids.
 
     Args:
         qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.qemu.best_qemu`. Under TCG only 10.0 and newer survive

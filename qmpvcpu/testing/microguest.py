@@ -58,9 +58,9 @@ class MicroGuest(GuestVm):
         personality: How it answers: one, or several of which the first that fits a slot counts.
         ready_after_ms: Time until the guest is ready, as in :func:`~qmpvcpu.testing.rom.rom_image`.
         wait: Wait until it is ready when entered; False (as needed with ``-S``): only until QEMU answers QMP.
-        incoming: Start no guest, but wait for one that migrates here (``-incoming defer``); entered, QEMU answers QMP.
-            Once ``migrate-incoming`` has brought a micro-guest it can be spoken with as on its source; ``personality``
-            and ``ready_after_ms`` come with it.
+        incoming: Start no guest, but wait for one that migrates here (``-incoming defer``); entered, QEMU answers
+            QMP. Once ``migrate-incoming`` has brought a micro-guest it can be spoken with as on its source;
+            *personality* and *ready_after_ms* come with it.
         extra_args: More arguments for QEMU.
         qmp_sockets: How many QMP sockets QEMU gets: each serves one client at a time.
 
