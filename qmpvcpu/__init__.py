@@ -9,13 +9,22 @@ The way in is ``attach``::
 What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.testing``.
 """
 
-from qmpvcpu.controller import EventStream, UnplugRequest, VcpuController, attach
+from qmpvcpu.controller import (
+    EventStream,
+    Export,
+    UnplugRequest,
+    VcpuController,
+    attach,
+    check_target,
+    confirm_target,
+)
 from qmpvcpu.errors import (
     CommandRejectedError,
     DenialReason,
     DomainXmlError,
     InvalidMapError,
     MalformedReplyError,
+    MigrationError,
     MonitorConnectError,
     MonitorError,
     MonitorLostError,
@@ -32,6 +41,8 @@ from qmpvcpu.errors import (
     StalePlanError,
     StepDeniedError,
     StepError,
+    TakeBackError,
+    TargetLostError,
     UnplugPendingError,
     UnplugRefusedError,
     UnsupportedMachineError,
@@ -76,9 +87,10 @@ from qmpvcpu.model import (
     Verdict,
     VmReset,
     VmResumed,
+    VmState,
     VmStopped,
 )
-from qmpvcpu.planning import Plan
+from qmpvcpu.planning import Difference, DifferenceKind, Effect, Plan, TargetMismatchError
 
 __all__ = [
     "Action",
@@ -86,10 +98,14 @@ __all__ = [
     "CommandRejectedError",
     "DenialReason",
     "Denied",
+    "Difference",
+    "DifferenceKind",
     "Disconnected",
     "DomainXmlError",
+    "Effect",
     "Event",
     "EventStream",
+    "Export",
     "InstanceChanged",
     "Intent",
     "InvalidMapError",
@@ -98,6 +114,7 @@ __all__ = [
     "LayoutChanged",
     "MalformedReplyError",
     "MigrationChanged",
+    "MigrationError",
     "MonitorConnectError",
     "MonitorError",
     "MonitorLostError",
@@ -126,6 +143,9 @@ __all__ = [
     "StepDeniedError",
     "StepError",
     "StepReport",
+    "TakeBackError",
+    "TargetLostError",
+    "TargetMismatchError",
     "TransitionError",
     "TransitionOutcome",
     "TransitionReport",
@@ -147,7 +167,10 @@ __all__ = [
     "Verdict",
     "VmReset",
     "VmResumed",
+    "VmState",
     "VmStopped",
     "WaitTimeoutError",
     "attach",
+    "check_target",
+    "confirm_target",
 ]
