@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import qmpvcpu
-from qmpvcpu import VcpuController, VmState
+from qmpvcpu import Export, TakeBackError, VcpuController, VmState
 from qmpvcpu.testing import MicroGuest
 from qmpvcpu.testing.guest import GuestVm
 from tests.controller.vms import other_client
@@ -63,3 +65,19 @@ async def waiting(on: Substrate, **options: Any) -> AsyncIterator[tuple[MicroGue
         qmpvcpu.attach(guest.qmp, name="vm") as vm,
     ):
         yield guest, vm
+
+
+async def keep(export: Export, source: GuestVm, said: str) -> None:
+    """Have the VM go on where it was, after its target died and the source *said* how the migration ended.
+
+    A source that had written all before the target died says ``completed`` and stopped the VM; one that had not says
+    ``failed`` and runs it. Which one it is, is chance.
+    """
+    state = (await call(source, "query-status"))["status"]
+    assert (said, state) in {("completed", "postmigrate"), ("failed", "running")}
+    if said == "completed":
+        await export.take_back(destination_is_gone=True)
+        return
+    with pytest.raises(TakeBackError, match="it runs here"):
+        await export.take_back(destination_is_gone=True)
+    export.release()
