@@ -257,7 +257,7 @@ class VcpuController(OneVcpu):
 
     # Migration.
 
-    async def export(self, *, settle: float = 0.0) -> Export:
+    async def export(self, *, settle: float = 0.0, allow_fatal: bool = False) -> Export:
         """Let no vCPU change from now on, and return the VM's state for the target of a migration.
 
         It waits for its turn, and then denies every change by this controller (``DenialReason.EXPORTED``, in ``plan``
@@ -269,12 +269,15 @@ class VcpuController(OneVcpu):
         Args:
             settle: How long to wait for the answers to removals that are pending, in seconds. What is pending still
                 is in the export: QEMU's requests migrate along, and fire on the target.
+            allow_fatal: Export even from a QEMU whose migration is known not to come off: under TCG, once a vCPU has
+                left, it may stay in its setup for ever, and cannot be cancelled.
 
         Raises:
-            StepDeniedError: The VM is exported already, migrates, has migrated away, or has not arrived yet.
+            StepDeniedError: The VM is exported already, migrates, has migrated away, has not arrived yet, or would
+                be stuck.
             MonitorError: The connection is lost, silent, or speaks nonsense.
         """
-        return await self.migration.export(settle=settle)
+        return await self.migration.export(settle=settle, allow_fatal=allow_fatal)
 
     async def take_back(self, *, destination_is_gone: bool) -> Layout:
         """Have a source go on whose VM did not arrive; see ``confirm_target``.

@@ -113,20 +113,20 @@ class Migration:
 
     # The source.
 
-    async def export(self, *, settle: float) -> Export:
+    async def export(self, *, settle: float, allow_fatal: bool) -> Export:
         """See ``VcpuController.export``."""
         if not settle >= 0:
             raise ValueError(f"settle is a number of seconds, 0 or more, not {settle!r}")
         async with self._turns.alone():
             await self._session.know_status()
-            planning.check_export(self._engine.situation)
+            planning.check_export(self._engine.situation, allow_fatal=allow_fatal)
             self._engine.exported = True
         try:
             with contextlib.suppress(WaitTimeoutError):
                 await self._session.wait_for(lambda layout: not layout.pending_slots, settle)
             # Commands that nobody waits for any more are answered before this: QEMU keeps the order.
             layout = await self.look()
-            planning.check_export(self._engine.situation._replace(exported=False))
+            planning.check_export(self._engine.situation._replace(exported=False), allow_fatal=allow_fatal)
             export = Export(self, VmState(layout, desired=self._session.keeper.desired, xml=_xml_of(layout)))
         except BaseException:
             self.unlock()

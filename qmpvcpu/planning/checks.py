@@ -71,7 +71,7 @@ def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -
     _check_status(PLUG, slot, now)
     fault = None if allow_fatal else fatal_plug(now, slot)
     if fault is not None:
-        raise _fatal(PLUG, slot, fault)
+        raise _fatal(PLUG, slot.ids, fault)
     return slot
 
 
@@ -105,7 +105,7 @@ def check_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_
     _check_status(UNPLUG, slot, now)
     fault = None if allow_fatal else fatal_unplug(now)
     if fault is not None:
-        raise _fatal(UNPLUG, slot, fault)
+        raise _fatal(UNPLUG, slot.ids, fault)
     return slot
 
 
@@ -168,11 +168,12 @@ def check_keep(now: Situation, slot: Slot) -> None:
         raise _exported(PLUG, slot.ids)
 
 
-def check_export(now: Situation) -> None:
+def check_export(now: Situation, *, allow_fatal: bool = False) -> None:
     """Return if the VM may be exported.
 
     Raises:
-        StepDeniedError: It is exported already, is not here (any more, or yet), or is on its way.
+        StepDeniedError: It is exported already, is not here (any more, or yet), is on its way, or this QEMU is known
+            not to bring it there.
     """
     status = now.status
     if now.exported:
@@ -181,6 +182,9 @@ def check_export(now: Situation) -> None:
         detail = "no VM has arrived here yet: run state inmigrate"
         raise StepDeniedError(EXPORT, (), DenialReason.MIGRATING, detail)
     _check_migration(EXPORT, VcpuMap(), status)
+    fault = KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION
+    if now.unplug_seen and fault in now.layout.vm.known_faults and not allow_fatal:
+        raise _fatal(EXPORT, VcpuMap(), fault)
 
 
 def _check_status(action: str, slot: Slot, now: Situation) -> None:
@@ -206,6 +210,6 @@ def _exported(action: str, ids: VcpuMap) -> StepDeniedError:
     return StepDeniedError(action, ids, DenialReason.EXPORTED, detail)
 
 
-def _fatal(action: str, slot: Slot, fault: KnownFault) -> StepDeniedError:
-    detail = f"{fault.value} (allow_fatal=True sends it all the same)"
-    return StepDeniedError(action, slot.ids, DenialReason.FATAL, detail)
+def _fatal(action: str, ids: VcpuMap, fault: KnownFault) -> StepDeniedError:
+    detail = f"{fault.value} (allow_fatal=True does it all the same)"
+    return StepDeniedError(action, ids, DenialReason.FATAL, detail)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qemu.qmp import QMPClient
 
 import qmpvcpu
 from qmpvcpu import Export, TakeBackError, VcpuController, VmState
@@ -23,15 +24,23 @@ async def call(guest: GuestVm, command: str, **arguments: object) -> Any:
         return await client.execute(command, named)
 
 
+async def ended(vmm: QMPClient, *, within: float = 30) -> str:
+    """How the migration ended, as the source says; or its status *within* so many seconds, if it has not."""
+    status = "none"
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            while status not in {"completed", "failed", "cancelled"}:
+                reply: Any = await vmm.execute("query-migrate")
+                status = str(reply.get("status"))
+                await asyncio.sleep(0.01)
+    return status
+
+
 async def send(source: GuestVm, uri: str) -> str:
     """Have *source* migrate to *uri*; return how that ended, as it says."""
-    async with other_client(source) as client:
-        await client.execute("migrate", {"uri": uri})
-        while True:
-            reply: Any = await client.execute("query-migrate")
-            if reply.get("status") in {"completed", "failed", "cancelled"}:
-                return str(reply["status"])
-            await asyncio.sleep(0.01)
+    async with other_client(source) as vmm:
+        await vmm.execute("migrate", {"uri": uri})
+        return await ended(vmm)
 
 
 async def move(source: GuestVm, target: GuestVm) -> str:

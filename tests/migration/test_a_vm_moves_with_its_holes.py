@@ -14,7 +14,9 @@ from tests.migration.moving import call, keep, move, rebuild, restore, save, sen
 
 pytestmark = pytest.mark.guest
 
-# Linux runs under TCG here, where 7.2 dies at the first plug after an unplug: no map with holes comes about there.
+# Linux runs under TCG here, where 7.2 dies at the first plug after an unplug: what arrives could not be changed.
+# Nor may a vCPU leave before the VM moves, since a migration may then hang under TCG: the holes are there from the
+# start.
 QEMU = "10.0"
 
 
@@ -25,18 +27,16 @@ def qemu() -> Path:
 
 @pytest.fixture
 async def source(qemu: Path) -> AsyncIterator[LinuxGuest]:
-    async with LinuxGuest(qemu, accel="tcg", boot=2) as guest:
+    async with LinuxGuest(qemu, accel="tcg", boot=1) as guest:
         yield guest
 
 
 @pytest.fixture
 async def vm(source: LinuxGuest, tmp_path: Path) -> AsyncIterator[VcpuController]:
-    """vCPUs 0, 3, 5 and 6 of 8, plugged as 5, 3, 6; vCPU 1, there at boot, has left."""
+    """vCPUs 0, 3, 5 and 6 of 8, plugged as 5, 3, 6."""
     async with qmpvcpu.attach(source.qmp, name="story", record=tmp_path / "source.xml") as vm:
         for vcpu in (5, 3, 6):
             await vm.plug(vcpu, proof=Proof.ACKNOWLEDGED, require_proof=True)
-        await source.wait_online(lambda cpus: len(cpus) == 5)
-        await vm.unplug(1)
         await source.wait_online(lambda cpus: len(cpus) == 4)
         assert vm.layout.enabled == VcpuMap.parse("0,3,5-6")
         assert vm.layout.order == (0, 5, 3, 6)
@@ -57,9 +57,9 @@ async def target_for(state: VmState, qemu: Path) -> AsyncIterator[tuple[LinuxGue
 async def test_a_linux_moves_live_and_is_changed_where_it_arrived(
     vm: VcpuController, source: LinuxGuest, qemu: Path, tmp_path: Path
 ) -> None:
-    # Linux numbers CPUs as it meets them: vCPUs 0, 5, 3 and 6; its CPU 1 was vCPU 1.
+    # Linux numbers CPUs as it meets them: its 0-3 are vCPUs 0, 5, 3 and 6.
     its_own = await source.online()
-    assert its_own == VcpuMap.parse("0,2-4")
+    assert its_own == VcpuMap.parse("0-3")
 
     # The VM is exported, which keeps its vCPUs as they are, and the export travels as JSON.
     async with await vm.export() as export:
@@ -83,7 +83,8 @@ async def test_a_linux_moves_live_and_is_changed_where_it_arrived(
             await there.plug(1, proof=Proof.ACKNOWLEDGED, require_proof=True)
             assert len(await target.wait_online(lambda cpus: len(cpus) == 5)) == 5
             assert await there.unplug(5) == {5}
-            assert len(await target.wait_online(lambda cpus: len(cpus) == 4)) == 4
+            # vCPU 5 was its CPU 1.
+            assert await target.wait_online(lambda cpus: len(cpus) == 4) == VcpuMap.parse("0,2-4")
             assert there.layout.enabled == VcpuMap.parse("0-1,3,6")
             record = (target.process.directory / "target.xml").read_bytes()
             assert b"<vcpu placement='static' current='4'>8</vcpu>" in record
