@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qmpvcpu import planning
 from qmpvcpu.controller.applying import Applier, NextBootChange
+from qmpvcpu.controller.migration import Export, Migration
 from qmpvcpu.controller.onevcpu import OneVcpu
 from qmpvcpu.controller.replaying import wanted_of
 from qmpvcpu.controller.session import Session
@@ -45,11 +46,15 @@ class VcpuController(OneVcpu):
     not what was sent: its outcome is still taken in, shows in ``layout``, is recorded and is an event. After the
     connection is lost every call raises MonitorLostError, and a new ``attach`` tells the truth; with
     ``attach(reconnect=True)`` calls wait for it to come back, as long as for a reply of QEMU's.
+
+    Attributes:
+        migration: What ``export``, ``take_back``, ``check_target`` and ``confirm_target`` are made of.
     """
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self._applier = Applier(session, self._commands, self._turns)
+        self.migration = Migration(session, self._turns)
 
     # Whole maps.
 
@@ -360,19 +365,13 @@ class VcpuController(OneVcpu):
         again = replace(intent, direction=Direction.REVERTING if reverts else Direction.FORWARD)
         for _ in range(_RECOVERIES - 1):
             try:
-                return await self._applier.apply(plan, terms, intent=again)
-                return await self._applier.apply(
-                    lambda: self.plan(wish_for(intent, self.layout)), terms, intent=again, next_boot=next_boot
-                )
+                return await self._applier.apply(plan, terms, intent=again, next_boot=next_boot)
             except TransitionError as error:
                 # Every step went well, and it is not reached all the same: a removal that had been asked for before
                 # the crash, and that nobody could know of, was answered meanwhile.
                 if error.report.cancelled or not all(step.ok for step in error.report.steps):
                     raise
-        return await self._applier.apply(plan, terms, intent=again)
-        return await self._applier.apply(
-            lambda: self.plan(wish_for(intent, self.layout)), terms, intent=again, next_boot=next_boot
-        )
+        return await self._applier.apply(plan, terms, intent=again, next_boot=next_boot)
 
     async def _seen(self, intent: Intent) -> TransitionReport:
         """Return what a fresh look shows of *intent*, and of the next boot that it was to have."""
@@ -400,6 +399,46 @@ class VcpuController(OneVcpu):
         from qmpvcpu.domainxml.changes import with_map  # noqa: PLC0415 -- as in set_map
 
         return NextBootChange(next_boot, lambda domain: with_map(domain, wish))
+
+    # Migration.
+
+    async def export(self, *, settle: float = 0.0, allow_fatal: bool = False) -> Export:
+        """Let no vCPU change from now on, and return the VM's state for the target of a migration.
+
+        It waits for its turn, and then denies every change by this controller (``DenialReason.EXPORTED``, in ``plan``
+        too) until the export is released or the VM is taken back: the target must have exactly these vCPUs. A call
+        that joins a removal which is pending already sends nothing, and is not denied. The lock outlives a lost
+        connection that is found again; an export that fails or is cancelled leaves none. Others are not kept from
+        anything: see ``Export.changes``. Use as ``async with await vm.export() as export:``.
+
+        Args:
+            settle: How long to wait for the answers to removals that are pending, in seconds. What is pending still
+                is in the export: QEMU's requests migrate along, and fire on the target.
+            allow_fatal: Export even from a QEMU whose migration is known not to come off: under TCG, once a vCPU has
+                left, it may stay in its setup for ever, and cannot be cancelled.
+
+        Raises:
+            StepDeniedError: The VM is exported already, migrates, has migrated away, has not arrived yet, or would
+                be stuck.
+            MonitorError: The connection is lost, silent, or speaks nonsense.
+        """
+        return await self.migration.export(settle=settle, allow_fatal=allow_fatal)
+
+    async def take_back(self, *, destination_is_gone: bool) -> Layout:
+        """Have a source go on whose VM did not arrive; see ``confirm_target``.
+
+        For a VM in ``postmigrate``, or paused after a migration that failed. Sends ``cont``, makes sure that it runs,
+        and releases the export, if there is one. Cancelling stops the waiting, not what was sent.
+
+        Args:
+            destination_is_gone: The caller's word, True, that no other QEMU runs this VM or will: it would run twice,
+                on the same disks.
+
+        Raises:
+            TakeBackError: Nobody gave that word, the VM is not one that was left behind, or it does not go on.
+            MonitorError: The connection is lost, silent, or speaks nonsense.
+        """
+        return await self.migration.take_back(destination_is_gone=destination_is_gone)
 
     def _terms(
         self,
