@@ -208,6 +208,8 @@ def text_of(element: etree._Element) -> str:
 
 def unsigned(text: str) -> int | None:
     """Return the number that C's ``strtoul`` reads, if nothing follows it; 2**64 or more where it is too large."""
+    if len(text) <= _MOST_DIGITS and text.isascii() and text.isdecimal():  # nearly all are, some thousands of them
+        return int(text)
     found = _UNSIGNED.fullmatch(text)
     return None if found is None else _bounded(found[1])
 

@@ -11,7 +11,7 @@ from qmpvcpu.domainxml.fields import text_of
 from qmpvcpu.domainxml.rules import examine
 from qmpvcpu.model import Topology, VcpuMap
 
-__all__ = ["parse"]
+__all__ = ["parse", "parse_with_tree"]
 
 
 def parse(xml: bytes) -> DomainVcpus:
@@ -36,6 +36,15 @@ def parse(xml: bytes) -> DomainVcpus:
         >>> domain.max, domain.enabled
         (4, VcpuMap('0-1'))
     """
+    return parse_with_tree(xml)[0]
+
+
+def parse_with_tree(xml: bytes) -> tuple[DomainVcpus, etree._Element]:
+    """Do what ``parse`` does, and return the document's root too: building the tree twice would be dear.
+
+    Raises:
+        DomainXmlError: As ``parse`` does.
+    """
     contents, broken = examine(xml, at_start=False)
     if broken:
         raise broken[0]
@@ -45,7 +54,7 @@ def parse(xml: bytes) -> DomainVcpus:
     count = contents.count or 1
     cells = tuple(_cells(contents.cpu.cells, count))
     levels = contents.cpu.levels
-    return DomainVcpus(
+    domain = DomainVcpus(
         name=_text(root, "name"),
         uuid=str(UUID(_text(root, "uuid").strip().replace("-", ""))) if _text(root, "uuid") else None,
         type="kvm" if root.get("type") == "kvm" else "qemu",
@@ -64,6 +73,7 @@ def parse(xml: bytes) -> DomainVcpus:
         numa=cells,
         cpu=contents.cpu.model,
     )
+    return domain, root
 
 
 def _text(root: etree._Element, way: str) -> str:

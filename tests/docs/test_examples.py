@@ -11,6 +11,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.testing import MicroGuest, Personality
+from tests.domainxml.documents import SAMPLES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,6 +108,15 @@ async def test_the_example_of_the_page_on_continuity_holds(
     printed = capsys.readouterr().out
     assert "plug 5: PLUGGED" in printed
     assert "REACHED" in printed
+
+
+def test_the_example_of_the_page_on_documents_holds() -> None:
+    (example,) = python_blocks(ROOT / "docs" / "xml.md")
+    document = SAMPLES["cputune-everything"]
+    changed = module_of(example).pin(document, 3, "0-1")
+    added = b"    <vcpupin vcpu='3' cpuset='0-1'/>\n"
+    assert added not in document
+    assert changed.replace(added, b"") == document
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
