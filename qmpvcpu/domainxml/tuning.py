@@ -10,7 +10,7 @@ from qmpvcpu.domainxml.fields import Fields
 from qmpvcpu.domainxml.nodes import Node
 from qmpvcpu.model import VcpuMap
 
-__all__ = ["update_tuning"]
+__all__ = ["by_vcpu", "update_tuning"]
 
 # As libvirt prints them.
 _CHILDREN = (
@@ -81,8 +81,8 @@ def _update_emulator_pin(editor: Editor, said: DomainVcpus, domain: DomainVcpus)
 
 
 def _update_scheds(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> list[Node]:
-    wanted = _by_vcpu(domain.scheds)
-    if wanted == _by_vcpu(said.scheds):
+    wanted = by_vcpu(domain.scheds)
+    if wanted == by_vcpu(said.scheds):
         return []
     for element in editor.root.iterfind("cputune/vcpusched"):
         scheduler = _scheduler(element)
@@ -106,7 +106,8 @@ def _update_scheds(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> li
     ]
 
 
-def _by_vcpu(scheds: Sequence[VcpuSched]) -> dict[int, _Scheduler]:
+def by_vcpu(scheds: Sequence[VcpuSched]) -> dict[int, _Scheduler]:
+    """Return the scheduler and the priority of each vCPU that has one."""
     return {vcpu: (each.scheduler, each.priority) for each in scheds for vcpu in each.vcpus}
 
 
