@@ -1,5 +1,6 @@
 """``<cputune>``: pins and schedulers, edited in place."""
 
+from bisect import bisect
 from collections.abc import Sequence
 
 from lxml import etree
@@ -42,11 +43,12 @@ def update_tuning(editor: Editor, said: DomainVcpus, domain: DomainVcpus, *, aft
             editor.insert(editor.root, Node("cputune", content=tuple(new)), after=after)
         return
     pins = {int(pin.get("vcpu", "")): pin for pin in holder.iterfind("vcpupin")}
+    sorted_pins = sorted(pins)
     for node in new:
         # Behind the pin of the vCPU before it, as libvirt sorts them.
-        lower = [pin for pin in pins if node.tag == "vcpupin" and pin < int(str(node.attributes["vcpu"]))]
+        lower = bisect(sorted_pins, int(str(node.attributes["vcpu"]))) if node.tag == "vcpupin" else 0
         if lower:
-            editor.insert_after(pins[max(lower)], node)
+            editor.insert_after(pins[sorted_pins[lower - 1]], node)
         else:
             behind = _CHILDREN[: _CHILDREN.index(node.tag) + (node.tag != "vcpupin")]
             editor.insert(holder, node, after=behind)
