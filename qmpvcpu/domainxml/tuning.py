@@ -72,13 +72,12 @@ def _update_emulator_pin(editor: Editor, said: DomainVcpus, domain: DomainVcpus)
     if domain.emulator_pin == said.emulator_pin:
         return []
     element = editor.root.find("cputune/emulatorpin")
-    if domain.emulator_pin is None:
-        if element is not None:
-            editor.remove(element)
-        return []
     if element is None:
         return [Node("emulatorpin", {"cpuset": domain.emulator_pin})]
-    editor.set_attributes(element, {"cpuset": str(domain.emulator_pin)}, order=("cpuset",))
+    if domain.emulator_pin is None:
+        editor.remove(element)
+    else:
+        editor.set_attributes(element, {"cpuset": str(domain.emulator_pin)}, order=("cpuset",))
     return []
 
 

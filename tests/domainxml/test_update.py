@@ -286,6 +286,8 @@ def test_schedulers_that_still_hold_keep_their_elements() -> None:
         line, line.replace("0-2", "0,2") + "    <vcpusched vcpus='1' scheduler='batch'/>\n"
     )
     assert changed(base, scheds=()) == base.decode().replace(line, "")
+    two = document(VCPU, "  <cputune>", line + "    <vcpusched vcpus='3' scheduler='idle'/>", "  </cputune>")
+    assert changed(two, scheds=parse(base).scheds) == document(VCPU, "  <cputune>", line + "  </cputune>").decode()
 
 
 def test_schedulers_in_other_words_stay() -> None:
