@@ -1,6 +1,7 @@
 """The ways in which a session does not come about: each has its own error, within its deadline."""
 
 import asyncio
+import json
 import logging
 import socket
 import time
@@ -63,8 +64,9 @@ async def test_one_end_of_a_socket_pair_is_a_target(connect: Open) -> None:
     reader, writer = await asyncio.open_connection(sock=theirs)
     opening = asyncio.create_task(connect(ours))
     writer.write(b'{"QMP": {"version": {"qemu": {"major": 9, "minor": 1, "micro": 0}}, "capabilities": []}}\r\n')
-    assert b"qmp_capabilities" in await reader.read(1000)
-    writer.write(b'{"return": {}, "id": "__qmp#00000"}\r\n')
+    command = json.loads(await reader.read(1000))
+    assert command["execute"] == "qmp_capabilities"
+    writer.write(json.dumps({"return": {}, "id": command["id"]}).encode() + b"\r\n")
     monitor = await opening
     assert (monitor.version, monitor.package) == ((9, 1, 0), "")
     await monitor.close()
@@ -251,6 +253,54 @@ async def test_an_event_right_after_the_negotiation_is_not_missed(connect: Open,
         peer.answers["qmp_capabilities"] = negotiate
         await connect(peer.address)
     assert heard.names == ["EARLY"]
+
+
+OLD_EVENT = b'{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "DEVICE_DELETED", "data": {"path": "/x"}}\r\n'
+OLD_REPLY = b'{"return": {}, "id": "__qmp#00000"}\r\n'
+OLD_LONG_REPLY = b'{"return": ["' + b"x" * 200_000 + b'"]}\r\n'
+
+
+@pytest.mark.parametrize("old", [OLD_EVENT, OLD_REPLY, OLD_LONG_REPLY, OLD_EVENT + OLD_REPLY + OLD_EVENT])
+async def test_what_qemu_had_for_the_last_client_is_passed_over(old: bytes, connect: Open, heard: Heard) -> None:
+    async with ScriptedPeer(greeting=old + json.dumps(GREETING).encode() + b"\r\n") as peer:
+        assert (await connect(peer.address)).version == (10, 0, 2)
+    assert heard.events == []
+
+
+async def test_a_reply_to_the_last_client_behind_the_greeting_is_not_taken_for_ours(connect: Open) -> None:
+    greeting = json.dumps(GREETING).encode() + b"\r\n"
+    stale = b"".join(b'{"return": "stale", "id": "__qmp#%05d"}\r\n' % number for number in range(8))
+    async with ScriptedPeer(greeting=greeting + stale, answers={"query-status": "fresh"}) as peer:
+        monitor = await connect(peer.address)
+        assert await monitor.execute("query-status") == "fresh"
+
+
+async def test_two_sessions_number_their_commands_apart(connect: Open) -> None:
+    ids = []
+    async with ScriptedPeer(answers={"query-status": {}}) as peer:
+        for _ in range(2):
+            monitor = await connect(peer.address)
+            await monitor.execute("query-status")
+            await monitor.close()
+            ids.append(peer.received[-1].message["id"])
+    assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "quoted"),
+    [
+        (b'{"return": nonsense}\r\n', 'no QMP greeting: b\'{"return": nonsense}'),
+        (b'{"timestamp": {"seconds": 1', 'no QMP greeting: b\'{"timestamp": {"seconds": 1\''),
+        (b'{"return": "' + b"x" * 2_000_000, 'no QMP greeting: b\'{"return": "xxx'),
+    ],
+)
+async def test_what_only_begins_like_an_old_message_is_refused(said: bytes, quoted: str, connect: Open) -> None:
+    async with ScriptedPeer(greeting=said) as peer:
+        opening = asyncio.create_task(refusal(peer.address, connect))
+        await peer.wait_connected()
+        if b"\n" not in said:
+            await peer.hang_up()
+        assert quoted in str(await opening)
 
 
 async def test_opening_takes_its_options_by_keyword() -> None:

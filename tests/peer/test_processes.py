@@ -17,7 +17,7 @@ from .conftest import Heard, Open
 from .helpers import until
 
 SERVER = """
-import contextlib, socket, sys
+import contextlib, json, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.bind(sys.argv[1])
 server.listen()
@@ -25,8 +25,8 @@ print("ready", flush=True)
 while True:
     with contextlib.suppress(OSError), server.accept()[0] as client:
         client.send(b'{"QMP": {"version": {"qemu": {"major": 9, "minor": 1, "micro": 0}}, "capabilities": []}}\\r\\n')
-        client.recv(1000)
-        client.send(b'{"return": {}, "id": "__qmp#00000"}\\r\\n')
+        command = json.loads(client.recv(1000))
+        client.send(json.dumps({"return": {}, "id": command["id"]}).encode() + b"\\r\\n")
         while client.recv(1000):
             pass
 """

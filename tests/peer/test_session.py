@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import gc
+import json
 import logging
 import time
 import tracemalloc
@@ -377,8 +378,8 @@ async def test_closing_waits_no_longer_than_its_grace_for_a_peer_that_reads_noth
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b'{"QMP": {"version": {"qemu": {"major": 9, "minor": 1, "micro": 0}}, "capabilities": []}}\r\n')
-        await reader.read(1000)
-        writer.write(b'{"return": {}, "id": "__qmp#00000"}\r\n')
+        command = json.loads(await reader.read(1000))
+        writer.write(json.dumps({"return": {}, "id": command["id"]}).encode() + b"\r\n")
         writer.transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport is a ReadTransport too
         await ready.wait()
         writer.close()
@@ -387,7 +388,7 @@ async def test_closing_waits_no_longer_than_its_grace_for_a_peer_that_reads_noth
     async with server:
         monitor = await connect(("127.0.0.1", server.sockets[0].getsockname()[1]))
         asking = asyncio.create_task(monitor.execute("qom-set", {"value": "x" * 30_000_000}))
-        await until(lambda: monitor._client._outgoing.empty() and monitor._client._execute_id == 2)
+        await until(lambda: monitor._client._outgoing.empty() and monitor._client._pending)
         began = time.monotonic()
         await monitor.close()
         assert 0.9 < time.monotonic() - began < 2
