@@ -6,19 +6,30 @@ The way in is ``attach``::
         await vm.plug(3)
         await vm.unplug(3, timeout=30)
 
-What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.testing``.
+What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.launch``, ``qmpvcpu.testing``.
 """
 
 from typing import TYPE_CHECKING
 
-from qmpvcpu.controller import EventStream, UnplugRequest, VcpuController, attach
+from qmpvcpu.controller import (
+    EventStream,
+    Export,
+    UnplugRequest,
+    VcpuController,
+    attach,
+    check_target,
+    confirm_target,
+)
 from qmpvcpu.errors import (
     CommandRejectedError,
     ConfigDeniedError,
     DenialReason,
+    DomainRule,
+    DomainRuleError,
     DomainXmlError,
     InvalidMapError,
     MalformedReplyError,
+    MigrationError,
     MonitorConnectError,
     MonitorError,
     MonitorLostError,
@@ -32,9 +43,13 @@ from qmpvcpu.errors import (
     RecordCorruptError,
     RecordError,
     RecordLockedError,
+    ReplayMismatchError,
+    RuleStage,
     StalePlanError,
     StepDeniedError,
     StepError,
+    TakeBackError,
+    TargetLostError,
     UnplugPendingError,
     UnplugRefusedError,
     UnsupportedMachineError,
@@ -82,9 +97,10 @@ from qmpvcpu.model import (
     Verdict,
     VmReset,
     VmResumed,
+    VmState,
     VmStopped,
 )
-from qmpvcpu.planning import Plan
+from qmpvcpu.planning import Difference, DifferenceKind, Effect, Plan, TargetMismatchError
 
 if TYPE_CHECKING:
     from qmpvcpu.record import DomainConfig
@@ -99,11 +115,17 @@ __all__ = [
     "ConfigReport",
     "DenialReason",
     "Denied",
+    "Difference",
+    "DifferenceKind",
     "Disconnected",
     "DomainConfig",
+    "DomainRule",
+    "DomainRuleError",
     "DomainXmlError",
+    "Effect",
     "Event",
     "EventStream",
+    "Export",
     "InstanceChanged",
     "Intent",
     "InvalidMapError",
@@ -112,6 +134,7 @@ __all__ = [
     "LayoutChanged",
     "MalformedReplyError",
     "MigrationChanged",
+    "MigrationError",
     "MonitorConnectError",
     "MonitorError",
     "MonitorLostError",
@@ -134,12 +157,17 @@ __all__ = [
     "RecordLockedError",
     "Refused",
     "Rejected",
+    "ReplayMismatchError",
+    "RuleStage",
     "Slot",
     "StalePlanError",
     "Step",
     "StepDeniedError",
     "StepError",
     "StepReport",
+    "TakeBackError",
+    "TargetLostError",
+    "TargetMismatchError",
     "TransitionError",
     "TransitionOutcome",
     "TransitionReport",
@@ -161,9 +189,12 @@ __all__ = [
     "Verdict",
     "VmReset",
     "VmResumed",
+    "VmState",
     "VmStopped",
     "WaitTimeoutError",
     "attach",
+    "check_target",
+    "confirm_target",
 ]
 
 

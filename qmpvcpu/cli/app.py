@@ -11,6 +11,7 @@ from qmpvcpu import Proof
 from qmpvcpu.cli import commands, maps
 from qmpvcpu.cli.demo import GuestKind
 from qmpvcpu.cli.demo import demo as play
+from qmpvcpu.cli.launching import Form, print_arguments
 from qmpvcpu.cli.maps import How, Wish
 from qmpvcpu.cli.nextboot import config as show_or_change
 from qmpvcpu.cli.options import (
@@ -55,6 +56,8 @@ client at a time: where libvirt or a VMM holds it, give QEMU a second -qmp.
   qmpvcpu watch --qmp /run/vm.qmp       what happens, as it happens
 
   qmpvcpu xml --qmp /run/vm.qmp         the state as libvirt's domain XML
+
+  qmpvcpu args vm.xml                   QEMU's arguments for the vCPUs of a domain XML
 
 The shared options may stand before the command or after it. With --json there is one document on standard output and
 nothing else, errors included (of watch: one a line). SIGINT and SIGTERM stop at the next safe point; what was done is
@@ -409,3 +412,46 @@ def xml(
     """
     path = None if emulator is None else str(emulator.absolute())
     return carry_out(options, lambda shell: commands.write_xml(shell, path, output))
+
+
+@app.command(short_help="Print QEMU's arguments for a domain XML.")
+@takes_groups
+def args(
+    document: Annotated[
+        Path, typer.Argument(metavar="XML", help="libvirt's domain XML; - reads standard input.", show_default=False)
+    ],
+    *,
+    device: Annotated[
+        bool, typer.Option("--device/--no-device", help="Have -device arguments for the vCPUs that are plugged.")
+    ] = True,
+    qmp_commands: Annotated[
+        bool,
+        typer.Option(
+            "--qmp-commands", help="Print these as QMP commands instead, and nothing else.", show_default=False
+        ),
+    ] = False,
+    cpu: Annotated[
+        str | None,
+        typer.Option(
+            "--cpu", metavar="CPU", help="QEMU's -cpu, where the document leaves it to the host.", show_default=False
+        ),
+    ] = None,
+    options: Saying,
+) -> int:
+    """Print the QEMU arguments that rebuild the vCPUs of a domain XML, with their holes and in their order.
+
+    -cpu, -smp, the NUMA cells, and one -device for each vCPU that QEMU does not start with: one option a line, quoted
+    for a shell. Where there are cells, -m must be their sum. What the document cannot say, such as what host-model is
+    on its host, is named on standard error. No VM is needed, and nothing is sent.
+
+      qmpvcpu args vm.xml | xargs qemu-system-x86_64 -machine q35 -m 1024
+
+      qmpvcpu args --no-device vm.xml       for a QEMU with -S or -incoming,
+
+      qmpvcpu args --qmp-commands vm.xml    which then gets these
+
+    Exit codes: 0 printed; 2 bad usage, or a document that cannot be read, or that libvirt would not start.
+    """
+    form = Form.QMP if qmp_commands else Form.DEVICE if device else Form.BOOT
+    said = Options(json=options.json, verbose=options.verbose)
+    return carry_out(said, lambda _: print_arguments(document, form, cpu))

@@ -35,7 +35,7 @@ _TUNES = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One ``<vcpu>`` of ``<vcpus>``: hotpluggable may be unsaid, and an order of 0 is none."""
+    """One possible vCPU, and the element that speaks of it: hotpluggable may be unsaid, and an order of 0 is none."""
 
     element: etree._Element
     enabled: bool
@@ -233,6 +233,7 @@ def _scheds(root: etree._Element, count: int | None, fields: Fields) -> list[Vcp
             priority = fields.integer(element, "priority")
         if vcpus is None or count is None:
             continue
+        fields.count_named(element, vcpus)
         if not taken.isdisjoint(vcpus):
             says = "'vcpusched' attributes 'vcpus' must not overlap"
             detail = f"vCPU {next(each for each in vcpus if each in taken)}"

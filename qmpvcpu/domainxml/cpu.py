@@ -141,11 +141,12 @@ def _cell(
 
 
 def _refuse_overlap(element: etree._Element, cell: NumaCell, owners: dict[int, int], fields: Fields) -> None:
-    others = {owners[each] for each in cell.cpus if each in owners}
-    if others:
-        says = f"NUMA cells {cell.id} and {min(others)} have overlapping vCPU ids"
-        shared = min(each for each in cell.cpus if owners.get(each) == min(others))
-        detail = f"vCPU {shared} is in cells {min(others)} and {cell.id}"
+    fields.count_named(element, cell.cpus)
+    shared = [each for each in cell.cpus if each in owners]
+    if shared:
+        other = min(owners[each] for each in shared)
+        says = f"NUMA cells {cell.id} and {other} have overlapping vCPU ids"
+        detail = f"vCPU {next(each for each in shared if owners[each] == other)} is in cells {other} and {cell.id}"
         fields.refuse(DomainRule.NUMA_OVERLAP, element, "cpus", says=says, detail=detail)
     for each in cell.cpus:
         owners.setdefault(each, cell.id)

@@ -15,6 +15,7 @@ __all__ = ["Fields", "text_of"]
 _UNSIGNED = re.compile(r"[ \t\n\r]*\+?([0-9]+)")
 _SIGNED = re.compile(r"[ \t\n\r]*([+-]?)([0-9]+)")
 _MOST_DIGITS = 19
+_FEW_DIGITS = 10
 _UINT_MAX = 2**32 - 1
 _INT_MAX = 2**31 - 1
 _TRUTHS = {"yes": True, "no": False}
@@ -69,7 +70,7 @@ class Fields:
 
     def required(self, element: etree._Element, attribute: str) -> bool:
         """Tell whether the attribute is there; it must be."""
-        if attribute in element.attrib:
+        if element.get(attribute) is not None:
             return True
         self.refuse(
             DomainRule.ATTRIBUTE_MISSING,
@@ -84,6 +85,9 @@ class Fields:
         text = element.get(attribute)
         if text is None:
             return None
+        # Most are so; there are some for each vCPU.
+        if len(text) < _FEW_DIGITS and text.isascii() and text.isdigit():
+            return int(text)
         found = unsigned(text)
         if found is None or found > _UINT_MAX:
             self._refuse_value(
@@ -106,8 +110,10 @@ class Fields:
     def truth(self, element: etree._Element, attribute: str) -> bool | None:
         """Return whether it says yes, if it says anything."""
         text = element.get(attribute)
-        if text is None or text in _TRUTHS:
-            return None if text is None else _TRUTHS[text]
+        if text is None:
+            return None
+        if text in _TRUTHS:
+            return _TRUTHS[text]
         self._refuse_value(DomainRule.NOT_YES_OR_NO, element, attribute, ending=".")
         return None
 
@@ -131,7 +137,7 @@ class Fields:
     def cpuset(
         self, element: etree._Element, attribute: str, *, may_be_empty: bool = False, says_empty: str | None = None
     ) -> VcpuMap | None:
-        """Return a set of ids, if there is one.
+        """Return a set of ids, if there is one; two that are written alike are one object.
 
         Raises:
             DomainXmlError: The document names so many that it can only mean to take our memory.
@@ -142,11 +148,7 @@ class Fields:
         if text not in self._maps:
             found = _map_of(text)
             self._maps[text] = found
-            self._named += len(found or ())
-            if self._named > _MOST_CPUS_NAMED:
-                raise DomainXmlError(
-                    f"its cpusets name more than {_MOST_CPUS_NAMED} CPUs in all", line=line_of(element)
-                )
+            self.count_named(element, found or ())
         found = self._maps[text]
         if found is None:
             says = f"Failed to parse bitmap '{text}'"
@@ -156,6 +158,16 @@ class Fields:
             self.refuse(DomainRule.CPUSET_EMPTY, element, attribute, says=says)
             return None
         return found
+
+    def count_named(self, element: etree._Element, cpus: Collection[int]) -> None:
+        """Count CPUs that cost time or memory each, whoever else has named them.
+
+        Raises:
+            DomainXmlError: These are more than any document needs to name.
+        """
+        self._named += len(cpus)
+        if self._named > _MOST_CPUS_NAMED:
+            raise DomainXmlError(f"its cpusets name more than {_MOST_CPUS_NAMED} CPUs in all", line=line_of(element))
 
     def kib(self, element: etree._Element, attribute: str | None = None) -> int | None:
         """Return an amount of memory in KiB, rounded up; it is in *attribute*, or the text."""

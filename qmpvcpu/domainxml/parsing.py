@@ -9,10 +9,30 @@ from qmpvcpu.domainxml.contents import Contents
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, NumaCell, VcpuSched
 from qmpvcpu.domainxml.fields import text_of
 from qmpvcpu.domainxml.rules import examine
-from qmpvcpu.errors import RuleStage
 from qmpvcpu.model import Topology, VcpuMap
 
 __all__ = ["parse", "parse_with_tree"]
+
+# What else changes -cpu, or the memory of cells, and is for nobody here but whoever starts QEMU.
+_UNREAD = (
+    "cpu[@match='minimum']",
+    "cpu/model[@vendor_id]",
+    "cpu/cache",
+    "cpu/maxphysaddr",
+    "cpu/numa/cell[@memAccess]",
+    "cpu/numa/cell[@discard]",
+    "cpu/numa/cell/distances",
+    "cpu/numa/cell/cache",
+    "cpu/numa/interconnects",
+    "features/hyperv",
+    "features/kvm",
+    "features/pvspinlock",
+    "features/pmu",
+    "clock/timer[@name='kvmclock']",
+    "clock/timer[@name='tsc']",
+    "memoryBacking",
+    "numatune",
+)
 
 
 def parse(xml: bytes) -> DomainVcpus:
@@ -46,24 +66,22 @@ def parse_with_tree(xml: bytes) -> tuple[DomainVcpus, etree._Element]:
     Raises:
         DomainXmlError: As ``parse`` does.
     """
-    contents, broken = examine(xml)
-    refused = next((error for error in broken if error.stage is RuleStage.DEFINE), None)
-    if refused is not None:
-        raise refused
+    contents, broken = examine(xml, at_start=False)
+    if broken:
+        raise broken[0]
     root = contents.root
     os_type = root.find("os/type")
-    emulator = root.find("devices/emulator")
     # Not refused, so that it can be told.
     count = contents.count or 1
     cells = tuple(_cells(contents.cpu.cells, count))
     levels = contents.cpu.levels
     domain = DomainVcpus(
-        name=root.findtext("name", ""),
-        uuid=_uuid(root),
+        name=_text(root, "name"),
+        uuid=str(UUID(_text(root, "uuid").strip().replace("-", ""))) if _text(root, "uuid") else None,
         type="kvm" if root.get("type") == "kvm" else "qemu",
         arch=None if os_type is None else os_type.get("arch"),
         machine=None if os_type is None else os_type.get("machine"),
-        emulator=None if emulator is None else text_of(emulator) or None,
+        emulator=_text(root, "devices/emulator") or None,
         memory_kib=sum(cell.memory_kib for cell in cells) or contents.memory_kib,
         vcpus=tuple(_vcpus(contents, count)),
         individual=bool(contents.rows),
@@ -75,13 +93,14 @@ def parse_with_tree(xml: bytes) -> tuple[DomainVcpus, etree._Element]:
         topology=None if levels is None else Topology(count, **levels),
         numa=cells,
         cpu=contents.cpu.model,
+        unread=tuple(way for way in _UNREAD if root.find(way) is not None),
     )
     return domain, root
 
 
-def _uuid(root: etree._Element) -> str | None:
-    text = root.findtext("uuid", "").strip()
-    return str(UUID(text.replace("-", ""))) if text else None
+def _text(root: etree._Element, way: str) -> str:
+    element = root.find(way)
+    return "" if element is None else text_of(element)
 
 
 def _vcpus(contents: Contents, count: int) -> Iterator[DomainVcpu]:

@@ -43,16 +43,6 @@ _RANGES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """One possible vCPU while the rules are applied: where hotpluggable is None, nothing is said yet."""
-
-    enabled: bool
-    hotpluggable: bool | None
-    order: int
-    element: etree._Element
-
-
 def validate(xml: bytes) -> tuple[DomainRuleError, ...]:
     """Return every rule of libvirt's for vCPUs that a domain document breaks.
 
@@ -73,11 +63,11 @@ def validate(xml: bytes) -> tuple[DomainRuleError, ...]:
         >>> [(error.rule.name, error.attribute, error.line) for error in validate(document)]
         [('CURRENT_ABOVE_MAX', 'current', 1)]
     """
-    return examine(xml)[1]
+    return examine(xml, at_start=True)[1]
 
 
-def examine(xml: bytes) -> tuple[Contents, tuple[DomainRuleError, ...]]:
-    """Return what stands in a document, and what is wrong with it.
+def examine(xml: bytes, *, at_start: bool) -> tuple[Contents, tuple[DomainRuleError, ...]]:
+    """Return what stands in a document, and what is wrong with it at define, or also *at_start*.
 
     Raises:
         DomainXmlError: As ``validate`` does.
@@ -98,7 +88,7 @@ def examine(xml: bytes) -> tuple[Contents, tuple[DomainRuleError, ...]]:
         if is_within_limit:
             _eim(contents, contents.count, fields)
     _ranges(contents.tunes, fields)
-    if states:
+    if states and at_start:
         _at_start(contents, states, fields)
     return contents, tuple(fields.found)
 
@@ -112,27 +102,26 @@ def _identity(root: etree._Element, fields: Fields) -> None:
         if given in _OTHER_TYPES:
             says = f"does not support virt type '{given}'"
         fields.refuse(DomainRule.TYPE, root, "type", says=says)
-    if not root.findtext("name"):
-        name = root.find("name")
+    name = root.find("name")
+    if name is None or not text_of(name):
         fields.refuse(DomainRule.NAME, root if name is None else name, says="missing name information")
     uuid = root.find("uuid")
     if uuid is not None and text_of(uuid) and not _UUID.fullmatch(text_of(uuid)):
         fields.refuse(DomainRule.UUID, uuid, value=text_of(uuid), says="malformed uuid element")
 
 
-def _states(contents: Contents) -> list[_State]:
+def _states(contents: Contents) -> list[Row]:
     """Return the vCPUs as they stand there; none where one cannot be read."""
     if contents.count is None or contents.rows is None:
         return []
     count = contents.count
     if contents.rows:
         vcpus = contents.root.find("vcpus")
-        absent = Row(vcpus if vcpus is not None else contents.root, enabled=False, hotpluggable=None, order=0)
-        rows = (contents.rows.get(each, absent) for each in range(count))
-        return [_State(row.enabled, row.hotpluggable, row.order, row.element) for row in rows]
+        absent = Row(contents.root if vcpus is None else vcpus, enabled=False, hotpluggable=None, order=0)
+        return [contents.rows.get(each, absent) for each in range(count)]
     on = count if contents.current is None else contents.current
     element = contents.root if contents.vcpu is None else contents.vcpu
-    return [_State(each < on, None, 0, element) for each in range(count)]
+    return [Row(element, each < on, None, 0) for each in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +134,7 @@ class _Misplaced:
     says: str
 
 
-def _misplaced(states: list[_State]) -> Iterator[_Misplaced]:
+def _misplaced(states: list[Row]) -> Iterator[_Misplaced]:
     first = states[0]
     if not first.enabled:
         yield _Misplaced(0, DomainRule.VCPU_0_OFF, "enabled", "vcpu 0 can't be offline")
@@ -165,7 +154,7 @@ def _misplaced(states: list[_State]) -> Iterator[_Misplaced]:
             yield _Misplaced(number, DomainRule.STARTED_WITH_DESCENDING, "order", says)
 
 
-def _refuse_misplaced(states: list[_State], found: _Misplaced, fields: Fields, stage: RuleStage) -> None:
+def _refuse_misplaced(states: list[Row], found: _Misplaced, fields: Fields, stage: RuleStage) -> None:
     element = states[found.number].element
     # Without <vcpus> it is the number of vCPUs that are on.
     name = "current" if "current" in element.attrib else found.attribute
@@ -173,7 +162,7 @@ def _refuse_misplaced(states: list[_State], found: _Misplaced, fields: Fields, s
     fields.refuse(found.rule, element, attribute, says=found.says, stage=stage)
 
 
-def _off(states: list[_State], fields: Fields) -> None:
+def _off(states: list[Row], fields: Fields) -> None:
     for number, state in enumerate(states):
         if not state.enabled and state.hotpluggable is False:
             says = f"vcpu '{number}' is both offline and not hotpluggable"
@@ -227,7 +216,7 @@ def _core_size(contents: Contents) -> int:
     return contents.cpu.levels["threads"]
 
 
-def _whole_cores(contents: Contents, states: list[_State], fields: Fields) -> None:
+def _whole_cores(contents: Contents, states: list[Row], fields: Fields) -> None:
     size = _core_size(contents)
     on = sum(state.enabled for state in states)
     if on % size and contents.vcpu is not None:
@@ -259,7 +248,7 @@ def _ranges(tunes: Mapping[str, Tune], fields: Fields) -> None:
             fields.refuse(DomainRule.TUNE_OUT_OF_RANGE, tune.element, value=tune.text, says=says, detail=detail)
 
 
-def _at_start(contents: Contents, states: list[_State], fields: Fields) -> None:
+def _at_start(contents: Contents, states: list[Row], fields: Fields) -> None:
     # libvirt checks before it fills in what is not said, takes the document, and reads its own of it again at start.
     filled = [replace(each, hotpluggable=not each.enabled) if each.hotpluggable is None else each for each in states]
     known = {(each.number, each.rule) for each in _misplaced(states)}
@@ -271,7 +260,7 @@ def _at_start(contents: Contents, states: list[_State], fields: Fields) -> None:
         _slots(filled, _core_size(contents), fields)
 
 
-def _slots(states: list[_State], size: int, fields: Fields) -> None:
+def _slots(states: list[Row], size: int, fields: Fields) -> None:
     """Check what libvirt checks once QEMU has told it which vCPUs make a slot; be they on or off."""
     seen: set[int] = set()
     for first in range(0, len(states), size):
@@ -284,13 +273,13 @@ def _slots(states: list[_State], size: int, fields: Fields) -> None:
             fields.refuse(DomainRule.ORDER_ABOVE_MAX, state.element, "order", says=says, stage=RuleStage.START)
         if state.order:
             seen.add(state.order)
-        for number, other in _others(states, first, size):
+        for number, other in _others(states, first, size) if size > 1 else ():
             says = f"vcpus '{first}' and '{number}' are in the same hotplug group but differ in configuration"
             detail = f"vCPU {number} is not as vCPU {first}"
             fields.refuse(DomainRule.CORE_DIFFERS, other.element, says=says, detail=detail, stage=RuleStage.START)
 
 
-def _others(states: list[_State], first: int, size: int) -> Iterator[tuple[int, _State]]:
+def _others(states: list[Row], first: int, size: int) -> Iterator[tuple[int, Row]]:
     state = states[first]
     for number in range(first + 1, min(first + size, len(states))):
         other = states[number]

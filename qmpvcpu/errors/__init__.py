@@ -12,7 +12,8 @@ Floor 0: imports nothing of the package.
      │  ├ StepDeniedError                not sent: known beforehand that it cannot or must not be
      │  │  └ UnsupportedMachineError     the machine cannot do this to any of its CPUs
      │  ├ ConfigDeniedError              the next boot cannot be what was asked
-     │  └ StalePlanError                 the VM has changed since the plan was made
+     │  ├ StalePlanError                 the VM has changed since the plan was made
+     │  └ ReplayMismatchError            not the QEMU that a VM can be built again in
      ├ MonitorError                      the QMP connection
      │  ├ MonitorConnectError            no session came about
      │  ├ MonitorTimeoutError            no reply within the command's deadline
@@ -26,6 +27,10 @@ Floor 0: imports nothing of the package.
      │  ├ PlugUndoneError                plugged, and ejected again by a removal asked for twice
      │  └ OutcomeUnknownError            sent, and nobody knows what became of it
      ├ TransitionError                   a map was not reached; carries the report (qmpvcpu.model.report)
+     ├ MigrationError                    a VM that moves to another QEMU
+     │  ├ TargetMismatchError            source and target differ (qmpvcpu.planning.migrating)
+     │  ├ TargetLostError                the destination has not taken the VM over
+     │  └ TakeBackError                  the source was not made to run it again
      ├ WaitTimeoutError (TimeoutError)   a condition did not come true in time
      └ RecordError                       the record on disk
         ├ RecordCorruptError             what is there is no record that can be trusted
@@ -44,6 +49,7 @@ from qmpvcpu.errors.base import (
     shorten,
 )
 from qmpvcpu.errors.domainxml import DomainRule, DomainRuleError, RuleStage
+from qmpvcpu.errors.migration import MigrationError, TakeBackError, TargetLostError
 from qmpvcpu.errors.monitor import (
     MalformedReplyError,
     MonitorConnectError,
@@ -55,6 +61,7 @@ from qmpvcpu.errors.plan import (
     ConfigDeniedError,
     DenialReason,
     PlanError,
+    ReplayMismatchError,
     StalePlanError,
     StepDeniedError,
     UnsupportedMachineError,
@@ -79,6 +86,7 @@ __all__ = [
     "DomainXmlError",
     "InvalidMapError",
     "MalformedReplyError",
+    "MigrationError",
     "MonitorConnectError",
     "MonitorError",
     "MonitorLostError",
@@ -92,10 +100,13 @@ __all__ = [
     "RecordCorruptError",
     "RecordError",
     "RecordLockedError",
+    "ReplayMismatchError",
     "RuleStage",
     "StalePlanError",
     "StepDeniedError",
     "StepError",
+    "TakeBackError",
+    "TargetLostError",
     "UnplugPendingError",
     "UnplugRefusedError",
     "UnsupportedMachineError",
