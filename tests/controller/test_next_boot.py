@@ -229,6 +229,20 @@ async def test_a_record_keeps_the_next_boot_beside_the_vm_as_it_runs(tmp_path: P
     )
 
 
+async def test_a_record_keeps_the_next_boot_of_a_vm_that_libvirt_would_want_more_of(tmp_path: Path) -> None:
+    # libvirt takes no x86 domain of more than 255 vCPUs without an iommu, of which QEMU tells nothing.
+    async with (
+        MicroGuest(boot=1, max_vcpus=288) as guest,
+        qmpvcpu.attach(guest.qmp, record=tmp_path / "vm.xml") as vm,
+    ):
+        report = await vm.set_map("0,200-210", affect=Affect.CONFIG)
+        assert report.outcome is TransitionOutcome.REACHED
+        assert report.target == {0, *range(200, 211)}
+    written = read_identity((tmp_path / "vm.xml").read_bytes()).metadata
+    assert written is not None
+    assert written.next_boot == {0, *range(200, 211)}
+
+
 @pytest.mark.parametrize("kept_in", ["document", "record"])
 async def test_the_next_boot_can_be_changed_while_the_vm_is_lost(config: Path, kept_in: str, tmp_path: Path) -> None:
     place: dict[str, Any] = {"config": config} if kept_in == "document" else {"record": tmp_path / "record.xml"}
