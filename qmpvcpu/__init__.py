@@ -11,7 +11,15 @@ What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvc
 
 from typing import TYPE_CHECKING
 
-from qmpvcpu.controller import EventStream, UnplugRequest, VcpuController, attach
+from qmpvcpu.controller import (
+    EventStream,
+    Export,
+    UnplugRequest,
+    VcpuController,
+    attach,
+    check_target,
+    confirm_target,
+)
 from qmpvcpu.errors import (
     CommandRejectedError,
     ConfigDeniedError,
@@ -21,6 +29,7 @@ from qmpvcpu.errors import (
     DomainXmlError,
     InvalidMapError,
     MalformedReplyError,
+    MigrationError,
     MonitorConnectError,
     MonitorError,
     MonitorLostError,
@@ -39,6 +48,8 @@ from qmpvcpu.errors import (
     StalePlanError,
     StepDeniedError,
     StepError,
+    TakeBackError,
+    TargetLostError,
     UnplugPendingError,
     UnplugRefusedError,
     UnsupportedMachineError,
@@ -86,9 +97,10 @@ from qmpvcpu.model import (
     Verdict,
     VmReset,
     VmResumed,
+    VmState,
     VmStopped,
 )
-from qmpvcpu.planning import Plan
+from qmpvcpu.planning import Difference, DifferenceKind, Effect, Plan, TargetMismatchError
 
 if TYPE_CHECKING:
     from qmpvcpu.record import DomainConfig
@@ -103,13 +115,17 @@ __all__ = [
     "ConfigReport",
     "DenialReason",
     "Denied",
+    "Difference",
+    "DifferenceKind",
     "Disconnected",
     "DomainConfig",
     "DomainRule",
     "DomainRuleError",
     "DomainXmlError",
+    "Effect",
     "Event",
     "EventStream",
+    "Export",
     "InstanceChanged",
     "Intent",
     "InvalidMapError",
@@ -118,6 +134,7 @@ __all__ = [
     "LayoutChanged",
     "MalformedReplyError",
     "MigrationChanged",
+    "MigrationError",
     "MonitorConnectError",
     "MonitorError",
     "MonitorLostError",
@@ -148,6 +165,9 @@ __all__ = [
     "StepDeniedError",
     "StepError",
     "StepReport",
+    "TakeBackError",
+    "TargetLostError",
+    "TargetMismatchError",
     "TransitionError",
     "TransitionOutcome",
     "TransitionReport",
@@ -169,9 +189,12 @@ __all__ = [
     "Verdict",
     "VmReset",
     "VmResumed",
+    "VmState",
     "VmStopped",
     "WaitTimeoutError",
     "attach",
+    "check_target",
+    "confirm_target",
 ]
 
 

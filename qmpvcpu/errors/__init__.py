@@ -27,6 +27,10 @@ Floor 0: imports nothing of the package.
      │  ├ PlugUndoneError                plugged, and ejected again by a removal asked for twice
      │  └ OutcomeUnknownError            sent, and nobody knows what became of it
      ├ TransitionError                   a map was not reached; carries the report (qmpvcpu.model.report)
+     ├ MigrationError                    a VM that moves to another QEMU
+     │  ├ TargetMismatchError            source and target differ (qmpvcpu.planning.migrating)
+     │  ├ TargetLostError                the destination has not taken the VM over
+     │  └ TakeBackError                  the source was not made to run it again
      ├ WaitTimeoutError (TimeoutError)   a condition did not come true in time
      └ RecordError                       the record on disk
         ├ RecordCorruptError             what is there is no record that can be trusted
@@ -45,6 +49,7 @@ from qmpvcpu.errors.base import (
     shorten,
 )
 from qmpvcpu.errors.domainxml import DomainRule, DomainRuleError, RuleStage
+from qmpvcpu.errors.migration import MigrationError, TakeBackError, TargetLostError
 from qmpvcpu.errors.monitor import (
     MalformedReplyError,
     MonitorConnectError,
@@ -81,6 +86,7 @@ __all__ = [
     "DomainXmlError",
     "InvalidMapError",
     "MalformedReplyError",
+    "MigrationError",
     "MonitorConnectError",
     "MonitorError",
     "MonitorLostError",
@@ -99,6 +105,8 @@ __all__ = [
     "StalePlanError",
     "StepDeniedError",
     "StepError",
+    "TakeBackError",
+    "TargetLostError",
     "UnplugPendingError",
     "UnplugRefusedError",
     "UnsupportedMachineError",

@@ -20,6 +20,7 @@ class DenialReason(enum.Enum):
     MACHINE_CANNOT_UNPLUG = "the machine cannot unplug CPUs"
     MIGRATING = "the VM is migrating"
     MIGRATED_AWAY = "the VM has migrated away"
+    EXPORTED = "the VM is exported, to be migrated"
     FATAL = "this QEMU would not survive it"
     LIBVIRT_OWNED = "a running libvirtd would lose the VM"
     COUNT_KEEPS_BOOT = "a count takes no boot vCPU out"
@@ -38,7 +39,7 @@ class StepDeniedError(PlanError):
     """A change was not sent, because it could be known beforehand that it cannot or must not be.
 
     Attributes:
-        action: ``"plug"`` or ``"unplug"``.
+        action: ``"plug"``, ``"unplug"`` or ``"export"``.
         vcpus: The vCPU ids that were named (empty for "the first free one").
         reason: Why, as a word to branch on.
         detail: Why, as a sentence.

@@ -56,7 +56,8 @@ from qmpvcpu.model.verdicts import (
     as_json,
     verdict_of,
 )
-from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatus, needs_x2apic
+from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatus, apic_id, needs_x2apic
+from qmpvcpu.model.vmstate import VmState
 
 __all__ = [
     "Action",
@@ -108,8 +109,10 @@ __all__ = [
     "VmInfo",
     "VmReset",
     "VmResumed",
+    "VmState",
     "VmStatus",
     "VmStopped",
+    "apic_id",
     "as_json",
     "build_fixed_slots",
     "build_slots",

@@ -12,7 +12,7 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model import Action, Denied, KnownFault, Layout, Slot, Step, VcpuMap
 from qmpvcpu.model.value import Value, dataclass
-from qmpvcpu.planning.checks import Situation, check_plug, check_unplug, fatal_plug, fatal_unplug
+from qmpvcpu.planning.checks import Situation, check_keep, check_plug, check_unplug, fatal_plug, fatal_unplug
 from qmpvcpu.planning.explain import explained, merged, named
 
 __all__ = ["Plan", "check_plan", "plan_count", "plan_map", "plan_plugs", "read_wish"]
@@ -237,6 +237,8 @@ def _denied_steps(
                 now = now._replace(created=now.created + len(step.ids)) if counts else now
             elif step.action is Action.UNPLUG:
                 check_unplug(now, step.first, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+            else:
+                check_keep(now, now.layout.slot_of(step.first))
         except StepDeniedError as error:
             yield Denied(step.ids, error.reason, error.detail)
 

@@ -27,7 +27,7 @@ IDLE_S = 2.0
 SAME = f"raw QMP, all {len(ALL_QUERIES)} queries"
 
 WORKS = {
-    "attach and list": "connect to all at once, and know every slot of each; raw: connect, and the two queries of the slots; "
+    "attach and list": "connect to all at once, and know every slot of each; raw: connect, and the two queries; "
     f"{SAME}: what a raw program asks to know of each VM what qmpvcpu knows",
     "list again": "vm.refresh() of all; raw: the two queries each; libvirt: getAllDomainStats of its own VMs",
     "plug one each": "one vCPU into each, all at once",

@@ -13,6 +13,8 @@ import qmpvcpu
 from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu
 from tests.domainxml.documents import SAMPLES
 from tests.domainxml.domains import document, domain_of_rows, said
+from tests.migration.moving import move as move_live
+from tests.migration.moving import save
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -158,6 +160,38 @@ def test_the_example_of_the_page_on_documents_holds() -> None:
     added = b"    <vcpupin vcpu='3' cpuset='0-1'/>\n"
     assert added not in document
     assert changed.replace(added, b"") == document
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("what", ["the VM arrives", "its target dies"])
+async def test_the_example_of_the_page_on_migration_holds(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    target_dies = what == "its target dies"
+    (example,) = python_blocks(ROOT / "docs" / "migration.md")
+    move = module_of(example).move
+    async with (
+        MicroGuest() as source,
+        MicroGuest(best_qemu(), accel=source.accelerator, incoming=True) as target,
+        qmpvcpu.attach(source.qmp, name="here") as vm,
+        qmpvcpu.attach(target.qmp, name="there") as there,
+    ):
+        for vcpu in (6, 3):
+            await vm.plug(vcpu)
+
+        async def migrate() -> str:
+            if target_dies:
+                target.process.kill()
+                return await save(source, Path("/dev/null"))
+            return await move_live(source, target)
+
+        if target_dies:
+            with pytest.raises(qmpvcpu.TargetLostError):
+                await move(vm, there, migrate, target.process.kill)
+            await vm.plug(1)
+            return
+        await move(vm, there, migrate, target.process.kill)
+        assert capsys.readouterr().out.startswith("name: the source has 'here', the target 'there'")
+        assert there.layout.order == (0, 6, 3)
+        assert await there.unplug(6) == {6}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
