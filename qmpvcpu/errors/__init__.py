@@ -24,6 +24,8 @@ Floor 0: imports nothing of the package.
      │  ├ PlugUndoneError                plugged, and ejected again by a removal asked for twice
      │  └ OutcomeUnknownError            sent, and nobody knows what became of it
      ├ TransitionError                   a map was not reached; carries the report (qmpvcpu.model.report)
+     ├ SameVmError                       two addresses of a fleet lead to one VM
+     ├ SocketDirectoryError              a directory cannot be looked into for sockets
      ├ WaitTimeoutError (TimeoutError)   a condition did not come true in time
      └ RecordError                       the record on disk
         ├ RecordCorruptError             what is there is no record that can be trusted
@@ -41,6 +43,7 @@ from qmpvcpu.errors.base import (
     describe,
     shorten,
 )
+from qmpvcpu.errors.fleet import SameVmError, SocketDirectoryError
 from qmpvcpu.errors.monitor import (
     MalformedReplyError,
     MonitorConnectError,
@@ -79,6 +82,8 @@ __all__ = [
     "RecordCorruptError",
     "RecordError",
     "RecordLockedError",
+    "SameVmError",
+    "SocketDirectoryError",
     "StalePlanError",
     "StepDeniedError",
     "StepError",
