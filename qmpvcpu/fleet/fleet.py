@@ -362,4 +362,4 @@ def _identity(vm: VcpuController) -> object:
     if vm.peer_pid is None or not vm.layout.max or vm.layout[0].host_tid is None:
         return None
     # A launcher may listen for many, and in a PID namespace of its own a QEMU may have any thread id.
-    return vm.peer_pid, vm.layout[0].host_tid, vm.layout.vm.uuid, vm.layout.vm.name
+    return vm.peer_pid, vm.layout[0].host_tid, vm.layout.vm.uuid
