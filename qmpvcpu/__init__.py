@@ -6,7 +6,7 @@ The way in is ``attach``::
         await vm.plug(3)
         await vm.unplug(3, timeout=30)
 
-What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.testing``.
+What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.fleet``, ``qmpvcpu.testing``.
 """
 
 from qmpvcpu.controller import EventStream, UnplugRequest, VcpuController, attach
@@ -29,6 +29,8 @@ from qmpvcpu.errors import (
     RecordCorruptError,
     RecordError,
     RecordLockedError,
+    SameVmError,
+    SocketDirectoryError,
     StalePlanError,
     StepDeniedError,
     StepError,
@@ -120,7 +122,9 @@ __all__ = [
     "RecordLockedError",
     "Refused",
     "Rejected",
+    "SameVmError",
     "Slot",
+    "SocketDirectoryError",
     "StalePlanError",
     "Step",
     "StepDeniedError",

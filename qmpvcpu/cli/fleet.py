@@ -34,9 +34,9 @@ that does not answer holds no other up, and has its own error.
 
   qmpvcpu fleet count 4 --qmp /run/a.qmp --qmp tcp:host:4444 --json
 
-Exit codes: the worst of all VMs: 3 no connection, QEMU lost, outcome unknown; else 130 stopped by SIGINT or SIGTERM;
-else 4 record unreadable or locked; else 1 refused, rejected, pending or partial; else 2 bad usage or input, denied,
-nothing sent; 0 reached by all.
+Exit codes: 0 reached by all, else the worst of all VMs: 3 no connection, QEMU lost, outcome unknown; else 130 stopped
+by SIGINT or SIGTERM; else 4 record unreadable or locked; else 1 refused, rejected, pending or partial; else 2 bad
+usage or input, denied, nothing sent.
 """
 
 app = typer.Typer(help=_HELP, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -173,7 +173,7 @@ def set_(
 
       qmpvcpu fleet set 0,2 --on-failure revert --timeout 10 --qmp /run/a.qmp --qmp /run/b.qmp --json
 
-    Exit codes: the worst of all VMs, as qmpvcpu fleet --help says; 0 reached by all, also if it was so already.
+    Exit codes: 0 reached by all, also if it was so already; else the worst of all VMs, as qmpvcpu fleet --help says.
     """
     return carry_out(options.shared, lambda shell: _set(shell, options, Wish(wish), bulk, permits))
 
@@ -195,7 +195,7 @@ def count(
 
       qmpvcpu fleet count 4 --dir /run/vms
 
-    Exit codes: the worst of all VMs, as qmpvcpu fleet --help says; 0 reached by all, also if it was so already.
+    Exit codes: 0 reached by all, also if it was so already; else the worst of all VMs, as qmpvcpu fleet --help says.
     """
     wish = Wish(count=number, include_boot=include_boot)
     return carry_out(options.shared, lambda shell: _set(shell, options, wish, bulk, permits))

@@ -108,7 +108,7 @@ class Fleet:
         >>> async def main():  # doctest: +SKIP
         ...     async with Fleet(directory="/run/vms", pattern="*.qmp") as fleet:
         ...         async for result in fleet.set_map("0-3", timeout=10):
-        ...             print(result.address, result.error or result.layout.enabled)
+        ...             print(result.address, result.error or result.unwrap().layout.enabled)
     """
 
     def __init__(

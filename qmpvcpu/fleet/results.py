@@ -5,7 +5,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar, cast
 
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.model import Layout, TransitionError, TransitionReport, Verdict, verdict_of
@@ -38,6 +38,12 @@ class VmResult(Generic[_T_co]):
     value: _T_co | None
     error: BaseException | None
     seconds: float
+
+    def unwrap(self) -> _T_co:
+        """Return the value, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return cast("_T_co", self.value)
 
     @property
     def report(self) -> TransitionReport | None:

@@ -135,8 +135,13 @@ async def test_whatever_the_work_raises_is_that_vms_error(fleet: Fleet) -> None:
             await asyncio.Event().wait()
         return 1
 
-    kinds = [type(each.error) for each in await fleet.each(fail)]
+    results = await fleet.each(fail)
+    kinds = [type(each.error) for each in results]
     assert kinds == [ZeroDivisionError, asyncio.CancelledError, TimeoutError]
+    for result in results:
+        with pytest.raises(type(result.error)):
+            result.unwrap()
+    assert [each.unwrap() for each in await fleet.each(_seven)] == [7] * 3
 
 
 async def test_closing_the_results_stops_maps_at_their_next_safe_point(vms: list[MicroGuest], fleet: Fleet) -> None:
@@ -173,6 +178,10 @@ async def test_cancelling_who_waits_for_all_cancels_all(fleet: Fleet) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert sorted(ended) == sorted(fleet.addresses)
+
+
+async def _seven(_: VcpuController) -> int:
+    return 7
 
 
 async def _all(results: Results[NoReturn]) -> None:
