@@ -48,6 +48,7 @@ def attach(
     *,
     name: str | None = None,
     record: str | os.PathLike[str] | None = None,
+    base: bytes | str | os.PathLike[str] | None = None,
     timeout: float = 10.0,
     reconnect: bool = False,
     on_interrupted: How = "report",
@@ -66,6 +67,8 @@ def attach(
             ``socket.socket``, or a running ``qemu.qmp.QMPClient``.
         name: What to call the VM; default: QEMU's ``-name``, else the socket's stem.
         record: Path of the domain XML that is to follow the VM's state; None keeps none.
+        base: The VM's own libvirt document (its bytes, or its path) to start the record from where there is none yet;
+            the record is then that document, changed in place. None: the record is made of what QEMU tells.
         timeout: Deadline of connecting, and of each QMP command, in seconds.
         reconnect: When the connection is lost, connect again, for as long as it takes, and find out what happened
             meanwhile; needs an address. A transition under way waits for that, as long as for an answer.
@@ -80,14 +83,14 @@ def attach(
         MalformedReplyError: What answers is no QEMU that can be understood.
         RecordError: The record is another VM's, nobody's, locked by another process, or cannot be written.
         TransitionError: What *on_interrupted* asks for was not reached; nothing is left attached.
-        ValueError: *reconnect* with a socket or client that is given.
+        ValueError: *reconnect* with a socket or client that is given; *base* without *record*.
 
     Example:
         >>> async def main():  # doctest: +SKIP
         ...     async with attach("/run/vm.qmp") as vm:
         ...         print(vm.layout.enabled)
     """
-    options = _Options(name, record, timeout, reconnect, on_interrupted, resync_interval)
+    options = _Options(name, record, base, timeout, reconnect, on_interrupted, resync_interval)
     return Attaching(lambda: _open(target, options))
 
 
@@ -96,6 +99,7 @@ class _Options(NamedTuple):
 
     name: str | None
     record: str | os.PathLike[str] | None
+    base: bytes | str | os.PathLike[str] | None
     timeout: float
     reconnect: bool
     on_interrupted: How
@@ -105,6 +109,8 @@ class _Options(NamedTuple):
 async def _open(target: Target, options: _Options) -> VcpuController:
     if options.reconnect and not is_address(target):
         raise ValueError("reconnect=True needs an address: a socket or client that is given cannot be opened again")
+    if options.base is not None and options.record is None:
+        raise ValueError("base= is what a record starts from: it needs record=")
     inbox = Inbox()
     monitor = await Monitor.open(target, timeout=options.timeout, on_event=inbox.event, on_lost=inbox.lost)
     keeper = None
@@ -161,7 +167,8 @@ async def _keep(
     instance = instance_of(layout[0].host_tid if layout.max else None, pid)
     if options.record is None:
         return Keeper(None, lambda: engine.layout), instance
-    record = await Record.open(options.record, name=layout.vm.name, uuid=layout.vm.uuid, instance=instance)
+    vm = layout.vm
+    record = await Record.open(options.record, name=vm.name, uuid=vm.uuid, instance=instance, base=options.base)
     before = record.previous.metadata if record.previous is not None else None
     same = before is not None and same_instance(before.instance, instance)
     if before is not None and same:

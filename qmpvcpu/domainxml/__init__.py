@@ -1,15 +1,39 @@
 """Floor 3: libvirt's ``<domain>``, and the only door to lxml. Pure: bytes in, bytes out.
 
 ``render`` writes the live state as libvirt itself would print it, so that ``virsh define`` accepts it and a VM
-started from it has the same vCPUs, created in the same order. ``read_identity`` tells whose a document is, and what
-our own element in it says (``metadata``).
+started from it has the same vCPUs, created in the same order. ``parse`` reads the vCPU side of any domain document as
+libvirt reads it, to a ``DomainVcpus``; ``validate`` names every rule of libvirt's that it breaks; ``update`` changes
+what it says of vCPUs, and no other byte. ``read_identity`` tells whose a document is, and what our own element in it
+says (``metadata``).
 
 Source: libvirt formatdomain, "CPU Allocation" and "CPU model and topology"; the rules of ``<vcpus>`` as measured
 with libvirt 9.0.0 (define, start, dumpxml) on QEMU 7.2.22 and 10.0.2.
 """
 
+from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell, VcpuSched
 from qmpvcpu.domainxml.metadata import NAMESPACE, Instance, Metadata
+from qmpvcpu.domainxml.parsing import parse
 from qmpvcpu.domainxml.reading import Identity, read_identity
 from qmpvcpu.domainxml.rendering import omissions, render
+from qmpvcpu.domainxml.rows import domain_of
+from qmpvcpu.domainxml.rules import validate
+from qmpvcpu.domainxml.updating import update
 
-__all__ = ["NAMESPACE", "Identity", "Instance", "Metadata", "omissions", "read_identity", "render"]
+__all__ = [
+    "NAMESPACE",
+    "CpuModel",
+    "DomainVcpu",
+    "DomainVcpus",
+    "Identity",
+    "Instance",
+    "Metadata",
+    "NumaCell",
+    "VcpuSched",
+    "domain_of",
+    "omissions",
+    "parse",
+    "read_identity",
+    "render",
+    "update",
+    "validate",
+]

@@ -66,11 +66,14 @@ class CpuModel:
         model: The model's name under ``custom``, or None.
         features: What is asked of each feature, by its name: ``force``, ``require``, ``optional``, ``disable`` or
             ``forbid``.
+        migratable: ``on`` or ``off`` as the document says it, for ``host-passthrough`` and ``maximum``; None where it
+            does not.
     """
 
     mode: str
     model: str | None = None
     features: Mapping[str, str] = field(default_factory=dict)
+    migratable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ _NEWER = "written by a newer version of qmpvcpu"
 
 # What is understood, by the way from our element down: the attributes of each.
 _KNOWN = {
-    "record": {"generation", "made-up-uuid"},
+    "record": {"generation", "made-up-uuid", "in-place"},
     "record/instance": {"host-tid", "start-ticks"},
     "record/pending": {"vcpus"},
     "record/device": {"vcpu", "id"},
@@ -89,6 +89,7 @@ class Metadata:
         instance: The QEMU that this was read from, or None where not known.
         intent: The transition under way, or None while there is none.
         desired: The map that was last asked for, or None if none was.
+        in_place: True if the document around it is not of our making: it is never written anew, only changed.
     """
 
     generation: int = 0
@@ -98,6 +99,7 @@ class Metadata:
     instance: Instance | None = None
     intent: Intent | None = None
     desired: VcpuMap | None = None
+    in_place: bool = False
 
     @classmethod
     def of(
@@ -128,6 +130,8 @@ def record_node(metadata: Metadata) -> Node:
     attributes: dict[str, object] = {f"xmlns:{_PREFIX}": NAMESPACE, "generation": metadata.generation}
     if metadata.uuid is not None:
         attributes["made-up-uuid"] = metadata.uuid
+    if metadata.in_place:
+        attributes["in-place"] = "yes"
     return Node(f"{_PREFIX}:record", attributes, tuple(_children(metadata)))
 
 
@@ -199,6 +203,7 @@ def read_metadata(record: etree._Element) -> Metadata:
     return Metadata(
         generation=_value(record, "generation", _number),
         uuid=None if record.get("made-up-uuid") is None else _value(record, "made-up-uuid", _uuid),
+        in_place=record.get("in-place") is not None and _value(record, "in-place", _truth),
         pending=VcpuMap() if pending is None else _value(pending, "vcpus", _map),
         device_ids=_read_devices(record),
         instance=None if instance is None else _read_instance(instance),

@@ -45,8 +45,8 @@ class Identity:
         name: The VM's name.
         uuid: Lower-case text with dashes, or None where the document has none.
         metadata: Our own element, or None where it has none: the document was not written by us.
-        foreign: Names of elements that ``render`` never writes (``disk``, ``cputune``, ...), and of attributes
-            (``vcpu cpuset``): to replace such a document by a rendered one would lose them.
+        foreign: What ``render`` never writes: names of elements (``disk``, ``cputune``, ...), of attributes
+            (``vcpu cpuset``), and ``!--`` for a comment. To replace such a document by a rendered one would lose it.
     """
 
     name: str
@@ -96,6 +96,8 @@ def _foreign(element: etree._Element, way: str, ours: etree._Element | None) -> 
             yield str(element.tag)
             return
         yield from (f"{element.tag!s} {name!s}" for name in attributes if name not in _WRITTEN[way])
+    if next(element.iterchildren(tag=etree.Comment), None) is not None:
+        yield "!--"
     for child in element.iterchildren(tag=etree.Element):
         if child is not ours:
             yield from _foreign(child, f"{way}/{child.tag}", ours)

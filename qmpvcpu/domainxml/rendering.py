@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 
 from qmpvcpu.domainxml.metadata import Metadata, record_node
-from qmpvcpu.domainxml.nodes import Node, write
+from qmpvcpu.domainxml.nodes import Node, parse_safely, write
+from qmpvcpu.domainxml.parsing import parse
+from qmpvcpu.domainxml.rows import domain_of, row, vcpus_of
+from qmpvcpu.domainxml.updating import update_with
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.model import Layout, Slot, Topology
+from qmpvcpu.model import Layout, Topology
 
 __all__ = ["NO_PCI_DEVICES", "omissions", "render"]
 
@@ -20,7 +23,9 @@ _WITHOUT_PCI = frozenset({"microvm", "isapc"})
 NO_PCI_DEVICES = (Node("controller", {"type": "usb", "model": "none"}), Node("memballoon", {"model": "none"}))
 
 
-def render(layout: Layout, *, emulator: str | None = None, metadata: Metadata | None = None) -> bytes:
+def render(
+    layout: Layout, *, base: bytes | None = None, emulator: str | None = None, metadata: Metadata | None = None
+) -> bytes:
     """Return the live state of a VM as a ``<domain>`` that ``virsh define`` accepts.
 
     Idempotent: equal arguments give equal bytes. Every possible vCPU is listed. ``order`` is QEMU's creation order, a
@@ -32,22 +37,27 @@ def render(layout: Layout, *, emulator: str | None = None, metadata: Metadata | 
     What libvirt cannot say, or QEMU does not tell, is left out; ``omissions`` names it. The CPU model is never
     written: QEMU does not tell its features.
 
+    With *base*, that document is changed to tell this state, as ``update`` does: what it says of memory, devices,
+    pins and all else stays, byte for byte.
+
     Args:
         layout: The state to write.
-        emulator: Absolute path of the QEMU that shall run it, or None for libvirt's default.
-        metadata: What goes under ``<metadata>``, or None to leave that out. Its ``uuid`` is used where QEMU has none;
-            libvirt makes one up where there is neither.
+        base: The VM's own document, or None to write one from what QEMU tells. The caller bounds its size.
+        emulator: Absolute path of the QEMU that shall run it, or None for libvirt's default; *base* has its own.
+        metadata: What goes under ``<metadata>``, or None to leave that out, or as it is in *base*. Its ``uuid`` is
+            used where QEMU has none; libvirt makes one up where there is neither.
 
     Returns:
-        UTF-8 in libvirt's own style, without XML declaration.
+        UTF-8; without *base* in libvirt's own style, without XML declaration.
 
     Raises:
         DomainXmlError: The memory size is not known (libvirt cannot do without); vCPU 0 is not plugged; a name or
-            path that libvirt or XML has no way to hold.
+            path that libvirt or XML has no way to hold; *base* cannot be read, or is that of another VM: by its
+            uuid, or because its maximum is another.
     """
+    if base is not None:
+        return update_with(base, lambda said: domain_of(layout, said), metadata)
     vm = layout.vm
-    if not layout.slots or not layout.slots[0].present:
-        raise DomainXmlError("vCPU 0 is not plugged: libvirt has no such domain")
     if vm.memory_kib is None:
         raise DomainXmlError(
             "QEMU did not tell its memory size, and libvirt cannot do without: set VmInfo.memory_kib"
@@ -62,22 +72,37 @@ def render(layout: Layout, *, emulator: str | None = None, metadata: Metadata | 
     return write(domain)
 
 
-def omissions(layout: Layout) -> tuple[str, ...]:
-    """Say what ``render`` must leave out, so that a VM started from its document would differ: one sentence each."""
+def omissions(layout: Layout, *, base: bytes | None = None) -> tuple[str, ...]:
+    """Say what ``render`` must leave out, so that a VM started from its document would differ: one sentence each.
+
+    Args:
+        layout: The state to write.
+        base: The VM's own document, or None: what it says is not left out.
+
+    Raises:
+        DomainXmlError: *base* cannot be read.
+    """
     found = []
+    said = None if base is None else parse(base)
     topology = layout.vm.topology
-    if topology is None:
+    if said is not None and said.topology is not None:
+        pass
+    elif topology is None:
         found.append("QEMU did not tell its CPU topology: <topology> is left out, libvirt gives every vCPU a socket")
     elif not _sayable(topology, layout.max):
         found.append(
             "libvirt cannot say this CPU topology: <topology> is left out, and libvirt gives every vCPU a socket"
         )
     nodes = {slot.props.number("node-id") for slot in layout.slots} - {None}
-    if len(nodes) > 1:
+    if len(nodes) > 1 and not (said and said.numa):
         found.append(f"<numa> is left out: QEMU does not tell the memory of its {len(nodes)} NUMA nodes")
-    if layout.vm.arch in _ACPI_ARCHES and layout.max > _MOST_WITHOUT_EIM:
+    if layout.vm.arch in _ACPI_ARCHES and layout.max > _MOST_WITHOUT_EIM and not _has_eim(base):
         found.append(f"libvirt wants an <iommu> with eim for more than {_MOST_WITHOUT_EIM} vCPUs; none is written")
     return tuple(found)
+
+
+def _has_eim(base: bytes | None) -> bool:
+    return base is not None and parse_safely(base).find("devices/iommu/driver[@eim='on']") is not None
 
 
 def _domain(layout: Layout, emulator: str | None, metadata: Metadata | None) -> Iterator[Node]:
@@ -93,7 +118,7 @@ def _domain(layout: Layout, emulator: str | None, metadata: Metadata | None) -> 
     plugged = sum(slot.count for slot in layout.slots if slot.present)
     count = {} if plugged == layout.max else {"current": plugged}
     yield Node("vcpu", {"placement": "static", **count}, str(layout.max))
-    yield Node("vcpus", content=tuple(_vcpus(layout)))
+    yield Node("vcpus", content=tuple(map(row, vcpus_of(layout))))
     machine = {"arch": _ARCHES.get(vm.arch, vm.arch), "machine": vm.machine}
     yield Node("os", content=(Node("type", machine, "hvm"),))
     if vm.arch in _ACPI_ARCHES:
@@ -105,32 +130,6 @@ def _domain(layout: Layout, emulator: str | None, metadata: Metadata | None) -> 
         devices += NO_PCI_DEVICES
     if devices:
         yield Node("devices", content=devices)
-
-
-def _vcpus(layout: Layout) -> Iterator[str]:
-    places = {first: place for place, first in enumerate(layout.creation)}
-    # Counted here, over what is plugged and nothing else, vCPU 0 first as libvirt wants it: libvirt's own numbers go
-    # stale or double when a removal completes late, and such a document cannot be restored from.
-    present = sorted(
-        (slot for slot in layout.slots if slot.present),
-        key=lambda slot: (slot.first != 0, places.get(slot.first, len(places)), slot.first),
-    )
-    order = {slot.first: place for place, slot in enumerate(present, start=1)}
-    started_with = 0
-    for slot, created in zip(layout.slots, present, strict=False):
-        if slot is not created or not (slot.first == 0 or _is_boot(slot)):
-            break
-        started_with += 1
-    for index, slot in enumerate(layout.slots):
-        hotpluggable = "no" if index < started_with else "yes"
-        place = f" order='{order[slot.first]}'" if slot.present else ""
-        state = f"enabled='{'yes' if slot.present else 'no'}' hotpluggable='{hotpluggable}'{place}/>"
-        # Text at once: a node for each of hundreds of rows would be half of what rendering costs.
-        yield from (f"<vcpu id='{each}' {state}" for each in range(slot.first, slot.first + slot.count))
-
-
-def _is_boot(slot: Slot) -> bool:
-    return slot.qom_path is not None and not slot.qom_path.startswith("/machine/peripheral")
 
 
 def _sayable(topology: Topology, maximum: int) -> bool:

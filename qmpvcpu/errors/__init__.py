@@ -7,6 +7,7 @@ Floor 0: imports nothing of the package.
     QmpVcpuError
      ├ InvalidMapError (ValueError)      a set of vCPU ids that cannot be read
      ├ DomainXmlError (ValueError)       a domain document that is not what libvirt means
+ │  └ DomainRuleError                it breaks a rule of libvirt's, which it names
      ├ PlanError
      │  ├ StepDeniedError                not sent: known beforehand that it cannot or must not be
      │  │  └ UnsupportedMachineError     the machine cannot do this to any of its CPUs
@@ -43,6 +44,7 @@ from qmpvcpu.errors.base import (
     describe,
     shorten,
 )
+from qmpvcpu.errors.domainxml import DomainRule, DomainRuleError, RuleStage
 from qmpvcpu.errors.fleet import SameVmError, SocketDirectoryError
 from qmpvcpu.errors.monitor import (
     MalformedReplyError,
@@ -66,6 +68,8 @@ from qmpvcpu.errors.step import (
 __all__ = [
     "CommandRejectedError",
     "DenialReason",
+    "DomainRule",
+    "DomainRuleError",
     "DomainXmlError",
     "InvalidMapError",
     "MalformedReplyError",
@@ -82,6 +86,7 @@ __all__ = [
     "RecordCorruptError",
     "RecordError",
     "RecordLockedError",
+    "RuleStage",
     "SameVmError",
     "SocketDirectoryError",
     "StalePlanError",

@@ -21,7 +21,7 @@ class RecordError(QmpVcpuError):
 class RecordCorruptError(RecordError):
     """What is on disk is no record that can be trusted or replaced without loss; it is left alone.
 
-    Torn, hostile, damaged, too large, written by a newer version, or a document that is not ours, or not ours alone.
+    Torn, hostile, damaged, too large, written by a newer version, or a document that is not ours.
     """
 
 

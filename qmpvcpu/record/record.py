@@ -2,13 +2,15 @@
 
 import asyncio
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 import aiofiles.os
 
-from qmpvcpu.domainxml import Identity, Instance, Metadata, read_identity, render
+from qmpvcpu.domainxml import Identity, Instance, Metadata, parse, read_identity, render
+from qmpvcpu.domainxml.updating import identify
 from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError
 from qmpvcpu.model import Intent, Layout, VcpuMap
 from qmpvcpu.record.files import read_file, replace_file, see_through, sweep
@@ -16,8 +18,7 @@ from qmpvcpu.record.lock import Lock
 
 __all__ = ["Record"]
 
-# A hostile document's names can be as long as it is, and many.
-_MOST_NAMED = 5
+# A hostile document's names can be as long as it is.
 _MOST_TOLD = 400
 
 
@@ -28,6 +29,20 @@ class _State:
     layout: Layout
     intent: Intent | None
     desired: VcpuMap | None
+
+
+class _Found(NamedTuple):
+    """What was at a record's path, and what it is to go on from.
+
+    Attributes:
+        previous: The record that was there, or None.
+        base: The document that is only changed in place; None: the record is written anew each time.
+        uuid: The uuid in these, or None.
+    """
+
+    previous: Identity | None = None
+    base: bytes | None = None
+    uuid: str | None = None
 
 
 class Record:
@@ -46,12 +61,14 @@ class Record:
         lock: Lock,
         *,
         previous: Identity | None = None,
+        base: bytes | None = None,
         uuid: str | None = None,
         emulator: str | None = None,
         instance: Instance | None = None,
     ) -> None:
         self.path = path
         self.previous = previous
+        self._base = base
         self.uuid = uuid
         self.instance = instance
         self._lock = lock
@@ -70,36 +87,51 @@ class Record:
         uuid: str | None,
         emulator: str | None = None,
         instance: Instance | None = None,
+        base: bytes | str | os.PathLike[str] | None = None,
     ) -> "Record":
         """Return the record of a VM at *path*, existing or to be, locked against every other keeper.
 
         Nothing is written yet; what killed writers left beside the record is removed. Cancelling it leaves no lock.
+
+        A record that we made of what QEMU tells is written anew each time. One that was started from a document
+        (*base*), or that others wrote more into, is only ever changed in place: nothing of it is lost.
 
         Args:
             path: The file; its directory must exist. A later change of the working directory does not move it.
             name: The VM's name, which must be that of the record.
             uuid: The uuid as QEMU tells it, which must be that of the record; None where QEMU has none: the record's
                 must then be one that was made up for it.
-            emulator: Absolute path of the QEMU that libvirt shall start from the record, or None.
+            emulator: Absolute path of the QEMU that libvirt shall start from the record, or None; a document that is
+                changed in place has its own.
             instance: The QEMU that runs, or None where not known.
+            base: A domain document of this VM to start the record from where there is none yet: its bytes, or its
+                path. If that is *path* itself, the document there becomes the record.
 
         Raises:
             RecordLockedError: Another process, or this one, has it open.
-            RecordCorruptError: What is there is damaged, hostile, written by a newer version, not a record of ours,
-                or holds more than one (a libvirt document of the user's own): it is left alone.
-            RecordError: It is that of another VM, cannot be read, or cannot be locked: it is left alone.
+            RecordCorruptError: What is there is damaged, hostile, written by a newer version, or not a record of ours
+                (a libvirt document of the user's own): it is left alone.
+            RecordError: It is that of another VM, cannot be read, or cannot be locked: it is left alone; or *base*
+                cannot be read, is another VM's, or is none that libvirt would define.
         """
         file = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
-        work = asyncio.ensure_future(_open_in_thread(file, name, uuid))
+        work = asyncio.ensure_future(_open_in_thread(file, name, uuid, base))
         try:
-            lock, previous = await asyncio.shield(work)  # JUSTIFICATION: the thread goes on, and takes the lock
+            lock, found = await asyncio.shield(work)  # JUSTIFICATION: the thread goes on, and takes the lock
         except asyncio.CancelledError:
             work.add_done_callback(_release)
             await asyncio.wait({work})
             raise
-        kept = previous.uuid if previous else None
-        made_up = None if uuid is not None else kept or str(uuid4())
-        return cls(file, lock, previous=previous, uuid=made_up, emulator=emulator, instance=instance)
+        made_up = None if uuid is not None else found.uuid or str(uuid4())
+        return cls(
+            file,
+            lock,
+            previous=found.previous,
+            base=found.base,
+            uuid=made_up,
+            emulator=emulator,
+            instance=instance,
+        )
 
     async def write(self, layout: Layout, *, intent: Intent | None = None, desired: VcpuMap | None = None) -> None:
         """Save all of this; returns when it, or what was given later, is on disk.
@@ -161,21 +193,32 @@ class Record:
             intent=state.intent,
             desired=state.desired,
         )
+        metadata = replace(metadata, in_place=self._base is not None)
         try:
-            data = render(state.layout, emulator=self._emulator, metadata=metadata)
+            data = render(state.layout, base=self._base, emulator=self._emulator, metadata=metadata)
         except DomainXmlError as error:
             raise RecordError(self.path, str(error)) from error
         # Counted even if the save fails: a generation that may have reached the disk is never given out twice.
         self._generation += 1
         await see_through(_write_in_thread(self._lock, self.path, data))
+        if self._base is not None:
+            self._base = data
 
 
-def _open(path: Path, name: str, uuid: str | None) -> tuple[Lock, Identity | None]:
+def _open(
+    path: Path, name: str, uuid: str | None, base: bytes | str | os.PathLike[str] | None
+) -> tuple[Lock, _Found]:
     lock = Lock(path)
     try:
         sweep(path)
         data = read_file(path)
-        return lock, None if data is None else _admit(path, data, name, uuid)
+        if data is not None:
+            try:
+                return lock, _admit(path, data, name, uuid)
+            except RecordCorruptError:
+                if base is None or _document(base) != data:
+                    raise
+        return lock, _Found() if base is None else _admit_base(path, _document(base), name, uuid)
     except BaseException:
         lock.release()
         raise
@@ -191,27 +234,51 @@ _write_in_thread = aiofiles.os.wrap(_write)
 _release_in_thread = aiofiles.os.wrap(Lock.release)
 
 
-def _release(opening: "asyncio.Future[tuple[Lock, Identity | None]]") -> None:
+def _release(opening: "asyncio.Future[tuple[Lock, _Found]]") -> None:
     """Let go of what a cancelled ``open`` has got all the same."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result()[0].release()
 
 
-def _admit(path: Path, data: bytes, name: str, uuid: str | None) -> Identity:
+def _admit(path: Path, data: bytes, name: str, uuid: str | None) -> _Found:
     try:
         found = read_identity(data)
+        in_place = found.metadata is not None and (found.metadata.in_place or bool(found.foreign))
+        if in_place:
+            parse(data)
     except DomainXmlError as error:
         raise RecordCorruptError(path, f"cannot be trusted and is left alone: {str(error)[:_MOST_TOLD]}") from error
     told = found.name[:_MOST_TOLD]
     if found.metadata is None:
-        raise RecordCorruptError(path, f"a libvirt document of {told!r} that is not ours; it is left alone")
-    if found.foreign:
-        more = ", ".join(f"<{each}>" for each in found.foreign[:_MOST_NAMED])[:_MOST_TOLD]
-        raise RecordCorruptError(path, f"holds what a record of ours does not ({more}); it is left alone")
+        hint = "base= with this path makes it the record"
+        raise RecordCorruptError(path, f"a libvirt document of {told!r} that is not ours; it is left alone ({hint})")
     if found.name != name:
         raise RecordError(path, f"the record of VM {told!r}, not of {name!r}; it is left alone")
     # A VM without uuid has the one that we made up for it, and no other.
     expected = uuid or found.metadata.uuid
     if found.uuid is None or found.uuid != expected:
         raise RecordError(path, f"the record of a VM with uuid {found.uuid}, not {uuid}; it is left alone")
-    return found
+    return _Found(found, data if in_place else None, found.uuid)
+
+
+def _document(base: bytes | str | os.PathLike[str]) -> bytes:
+    data = base if isinstance(base, bytes) else read_file(Path(base))
+    if data is None:
+        raise RecordError(base, "is not there, and a record was to start from it")
+    return data
+
+
+def _admit_base(path: Path, data: bytes, name: str, uuid: str | None) -> _Found:
+    try:
+        found = read_identity(data)
+        parse(data)
+    except DomainXmlError as error:
+        raise RecordError(path, f"cannot be started from that document: {str(error)[:_MOST_TOLD]}") from error
+    if found.name != name:
+        raise RecordError(
+            path, f"cannot be started from the document of VM {found.name[:_MOST_TOLD]!r}, not {name!r}"
+        )
+    if None not in (found.uuid, uuid) and found.uuid != uuid:
+        raise RecordError(path, f"cannot be started from the document of a VM with uuid {found.uuid}, not {uuid}")
+    known = uuid or found.uuid or str(uuid4())
+    return _Found(None, identify(data, known), known)

@@ -20,7 +20,7 @@ from rich.table import Table
 
 import qmpvcpu
 from qmpvcpu.testing import MicroGuest, best_qemu, find_qemus, probe_accelerator
-from tests.bench import bulk
+from tests.bench import bulk, documents
 from tests.bench.raw import Raw, timed
 from tests.libvirt.daemon import running_libvirtd
 
@@ -77,9 +77,13 @@ async def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30, help="of 15 plugs and 15 unplugs each; TCG gets a fifth")
+    parser.add_argument("--documents", action="store_true", help="measure only what documents cost; needs no QEMU")
     parser.add_argument("--bulk-rounds", type=int, default=7, help="of whole maps")
     options = parser.parse_args()
     console = Console(width=110)
+    console.print(document_table(options.rounds))
+    if options.documents:
+        return
     kvm = await probe_accelerator(best_qemu()) == "kvm"
     table = Table("work", "QEMU", "raw, ms", "qmpvcpu, ms", "ratio", title="qmpvcpu against raw QMP, medians")
     for version, qemu in find_qemus().items():
@@ -94,6 +98,15 @@ async def main() -> None:
         console.print(await bulk_table(options.bulk_rounds))
     else:
         console.print("whole maps: left out, KVM runs no guest here")
+
+
+def document_table(rounds: int) -> Table:
+    """Measure documents, and return the table."""
+    table = Table("work", "vCPUs", "median, ms", "min, ms", "target, ms", title="Domain documents, processor time")
+    for cost in documents.measure(rounds):
+        target = "" if cost.target is None else f"{cost.target:.0f}{'' if cost.median < cost.target else ' MISSED'}"
+        table.add_row(cost.work, f"{cost.vcpus:,}", f"{cost.median:.1f}", f"{cost.least:.1f}", target)
+    return table
 
 
 async def bulk_table(rounds: int) -> Table:

@@ -4,6 +4,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,10 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.fleet import VmResult
 from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing.peer import HANG, Command, ScriptedPeer
+from tests.captures import all_captures
 from tests.cli.running import environment, on_terminal, run, running
+from tests.controller.test_scripted import capture_answers
 from tests.fleet.vms import dead_socket, guests, stopped
 
 pytestmark = pytest.mark.qemu
@@ -151,6 +155,39 @@ async def test_the_second_sigint_abandons_and_tells_what_came(vms: list[MicroGue
     assert ran.code == 130
     assert [vm["enabled"] for vm in ran.document["vms"]] == ["0,4"] * 2
     assert ran.error["message"] == "stopped by SIGINT"
+
+
+async def test_sigint_before_a_map_is_begun_leaves_that_vm_as_it_is() -> None:
+    (capture,) = (each for each in all_captures() if each.name == "10.0.2-q35-flat-sockets8")
+    command = "query-hotpluggable-cpus"
+
+    def once(_: Command) -> Any:
+        peer.answers[command] = HANG
+        return capture.replies(command)[0]
+
+    peer = ScriptedPeer.from_capture(capture.data, answers={**capture_answers(capture), command: once})
+    async with peer, running("fleet", "set", "0-1", "--qmp", peer.path, "--json") as it:
+        await peer.wait_for(command, 2)
+        it.process.send_signal(signal.SIGINT)
+        ran = await it.end()
+        assert peer.count("device_add") == 0
+    assert ran.code == 130
+    (vm,) = ran.document["vms"]
+    assert vm["error"]["message"] == "stopped before anything was sent"
+    assert vm["enabled"] == str(next(capture.layouts()).enabled)
+
+
+async def test_what_was_cut_short_is_given_up_aloud(vms: list[MicroGuest], folder: Path, tmp_path: Path) -> None:
+    await vms[0].become(Personality.held())
+    arguments = ("--dir", folder, "--record", tmp_path)
+    async with running("fleet", "set", "0", *arguments) as it:
+        await it.wait_said("2 of 3 VMs; waiting for")
+        it.process.kill()
+        await it.process.wait()
+    await vms[0].become(Personality.obliging())
+    ran = await run("fleet", "set", "0,5", *arguments)
+    assert ran.code == 0
+    assert ran.err.count("given up for this: interrupted: vCPUs 0-1 to 0") == 1
 
 
 async def test_sigint_ends_a_list_at_once_with_what_came(vms: list[MicroGuest], folder: Path) -> None:

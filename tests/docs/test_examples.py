@@ -13,6 +13,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu.fleet import Fleet
 from qmpvcpu.testing import MicroGuest, Personality
+from tests.domainxml.documents import SAMPLES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -129,6 +130,15 @@ async def test_the_examples_of_the_page_on_fleets_hold(tmp_path: Path, capsys: p
 
             told, _ = await asyncio.gather(module_of(second).first_to_leave(fleet), leave())
             assert told == f"unix:{one.qmp}: vCPU 3 is gone"
+
+
+def test_the_example_of_the_page_on_documents_holds() -> None:
+    (example,) = python_blocks(ROOT / "docs" / "xml.md")
+    document = SAMPLES["cputune-everything"]
+    changed = module_of(example).pin(document, 3, "0-1")
+    added = b"    <vcpupin vcpu='3' cpuset='0-1'/>\n"
+    assert added not in document
+    assert changed.replace(added, b"") == document
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
-from qmpvcpu.domainxml import Instance, Metadata, omissions, read_identity, render
+from qmpvcpu.domainxml import Instance, Metadata, omissions, read_identity, render, validate
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model import Layout, Topology, VcpuMap
 from tests.domainxml.examples import (
     GOLDEN,
+    PSERIES,
     Q35,
     captured_layouts,
-    complaints,
     layout_of,
     started_by_libvirt,
     vcpu_rows,
@@ -62,7 +62,7 @@ def test_every_recorded_qemu_renders_to_what_libvirts_schema_and_rules_allow(
 ) -> None:
     layout = CAPTURED[case]
     document = render(layout, emulator="/usr/bin/qemu", metadata=Metadata.of(layout))
-    assert complaints(document, group=group_of(layout)) == []
+    assert validate(document) == ()
     assert started_by_libvirt(document, group=group_of(layout)) == list(layout.creation)
     known = TOO_NEW.get(layout.vm.arch, layout.vm.arch)
     tree = etree.fromstring(document.replace(layout.vm.arch.encode(), known.encode()))
@@ -95,7 +95,10 @@ def layouts(draw: st.DrawFn) -> Layout:
     if draw(st.booleans()):
         others[: boot - 1] = sorted(others[: boot - 1])
     foreign = draw(st.lists(st.integers(1, slots), max_size=3))
-    layout = layout_of(slots, [0, *others], boot=boot, count=count, foreign=foreign)
+    # Slots of several vCPUs are cores of pseries: libvirt is told by its topology, and we by that alone.
+    cores = replace(PSERIES, topology=Topology(slots * count, cores=slots, threads=count))
+    vm = Q35 if count == 1 else cores
+    layout = layout_of(slots, [0, *others], boot=boot, count=count, foreign=foreign, vm=vm)
     pending = draw(st.sets(st.sampled_from([0, *others]))) - {0}
     return replace(layout, pending_slots=frozenset(number * count for number in pending))
 
@@ -104,7 +107,7 @@ def layouts(draw: st.DrawFn) -> Layout:
 def test_whatever_was_plugged_and_unplugged_libvirt_has_no_complaint_and_starts_the_same_vm(layout: Layout) -> None:
     document = render(layout)
     group = group_of(layout)
-    assert complaints(document, group=group) == []
+    assert validate(document) == ()
     assert started_by_libvirt(document, group=group) == list(layout.creation)
     enabled = {int(row[0]) for row in vcpu_rows(document) if row[1] == "yes"}
     assert enabled == set(layout.enabled)

@@ -13,6 +13,9 @@ from qmpvcpu.domainxml import read_identity
 from qmpvcpu.errors import MonitorLostError
 from qmpvcpu.fleet import Fleet, Results
 from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing.peer import ScriptedPeer
+from tests.captures import all_captures
+from tests.controller.test_scripted import capture_answers
 from tests.controller.vms import exchange
 from tests.fleet.vms import guests, stopped
 
@@ -92,6 +95,58 @@ async def test_stopping_begins_no_other_vm_and_sees_to_its_end_what_was_begun(vm
     assert only.error is None
     assert only.layout is not None
     assert only.layout.enabled == {0, 1}
+
+
+async def test_a_vm_that_is_attached_after_the_stop_is_not_worked_on(vms: list[MicroGuest]) -> None:
+    asked = []
+
+    async def work(vm: VcpuController) -> None:
+        asked.append(vm.address)
+
+    async with Fleet([each.qmp for each in vms[:2]], timeout=20) as fleet:
+        with stopped(vms[1]):
+            results = fleet.each(work)
+            first = await anext(results)
+            results.stop()
+        assert [each async for each in results] == []
+        assert asked == [first.address]
+        assert len(fleet.vms) == 2  # attached it is, and stays so
+
+
+async def test_every_recorded_machine_is_a_vm_of_one_fleet() -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        peers = [
+            await stack.enter_async_context(
+                ScriptedPeer.from_capture(capture.data, answers=capture_answers(capture), tcp=True)
+            )
+            for capture in all_captures()
+        ]
+        async with Fleet([each.address for each in peers]) as fleet:
+            results = await fleet.refresh()
+    assert [each.error for each in results] == [None] * len(peers)
+    assert [each.layout and each.layout.slots for each in results] == [
+        next(capture.layouts()).slots for capture in all_captures()
+    ]
+
+
+async def test_one_that_cannot_be_closed_keeps_no_other_open(
+    vms: list[MicroGuest], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Fleet([each.qmp for each in vms]) as fleet:
+        await fleet.attach()
+        bad, *others = fleet.vms.values()
+        close = bad.close
+
+        async def fail() -> None:
+            await close()
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(bad, "close", fail)
+        await fleet.close()
+    assert "no space left" in caplog.text
+    for vm in others:
+        with pytest.raises(MonitorLostError):
+            await vm.refresh()
 
 
 async def test_one_at_a_time_means_one_at_a_time_while_nobody_waits(fleet: Fleet, vms: list[MicroGuest]) -> None:

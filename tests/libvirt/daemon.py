@@ -74,14 +74,6 @@ class Libvirt:
             self.virsh("define", "--validate", file.name)
         return str(etree.fromstring(xml).findtext("name"))
 
-    def refusal(self, xml: bytes) -> str:
-        """Define a domain; return what libvirt says against it, or "" if it takes it."""
-        try:
-            self.define(xml)
-        except VirshError as error:
-            return str(error)
-        return ""
-
     def inactive(self, name: str) -> bytes:
         """Return libvirt's own document of a domain."""
         return self.virsh("dumpxml", "--inactive", name).encode()

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from qmpvcpu import qapi
 from qmpvcpu.domainxml import Instance, Metadata, read_identity, render
@@ -18,11 +16,9 @@ from qmpvcpu.testing.qemu import find_qemus
 from tests.domainxml.examples import (
     Q35,
     captured_layouts,
-    complaints_at_define,
-    complaints_at_start,
     layout_of,
 )
-from tests.libvirt.daemon import Libvirt, VirshError
+from tests.libvirt.daemon import Libvirt
 
 pytestmark = pytest.mark.libvirt
 
@@ -147,75 +143,3 @@ def test_a_vm_that_libvirt_starts_from_it_has_the_same_vcpus_in_the_same_order(
     assert rebuilt.enabled == layout.enabled
     assert rebuilt.creation == layout.creation
     assert render(rebuilt, emulator=str(QEMUS[version])) == xml
-
-
-# What libvirt says to documents that we never write: holds the rules in tests/domainxml to the real ones.
-WRONG = {
-    "is out of range of maximum vcpu count": {8: "enabled='yes' hotpluggable='yes' order='2'"},
-    "vcpu 0 can't be offline": {0: "enabled='no' hotpluggable='yes'"},
-    "vcpu0 can't be hotpluggable": {0: "enabled='yes' hotpluggable='yes' order='1'"},
-    "vcpu0 must be enabled first": {0: "enabled='yes' hotpluggable='no' order='2'"},
-    "all vcpus must have either set or unset order": {2: "enabled='yes' hotpluggable='yes'"},
-    "is both offline and not hotpluggable": {1: "enabled='no' hotpluggable='no'"},
-    "online non-hotpluggable vcpus need to be ordered prior to hotplugable vcpus": {
-        2: "enabled='yes' hotpluggable='no' order='2'"
-    },
-    "online non-hotpluggable vcpus must be ordered in ascending order": {
-        1: "enabled='yes' hotpluggable='no' order='3'",
-        2: "enabled='yes' hotpluggable='no' order='2'",
-    },
-}
-WRONG_AT_START = {
-    "duplicate vcpu order": {1: "enabled='yes' hotpluggable='yes' order='2'"},
-    "exceeds vcpu count": {2: "enabled='yes' hotpluggable='yes' order='9'"},
-}
-
-
-def with_rows(rows: dict[int, str]) -> bytes:
-    """Return a document with some rows of ``<vcpus>`` as given."""
-    xml = render(machine_of(STATES["a hole"], NEWEST), emulator=str(QEMUS[NEWEST])).decode()
-    for number, attributes in rows.items():
-        xml = re.sub(rf" *<vcpu id='{number}'.*\n", "", xml)
-        xml = xml.replace("</vcpus>", f"<vcpu id='{number}' {attributes}/></vcpus>")
-    return xml.encode()
-
-
-@pytest.mark.parametrize("complaint", WRONG)
-def test_libvirt_refuses_at_define_what_our_rules_say_that_it_refuses(libvirt: Libvirt, complaint: str) -> None:
-    xml = with_rows(WRONG[complaint])
-    assert complaint in complaints_at_define(xml)
-    told = libvirt.refusal(xml)
-    assert any(each in told for each in complaints_at_define(xml)), told
-
-
-@pytest.mark.parametrize("complaint", WRONG_AT_START)
-def test_libvirt_refuses_at_start_what_our_rules_say_that_it_refuses(libvirt: Libvirt, complaint: str) -> None:
-    xml = with_rows(WRONG_AT_START[complaint])
-    assert complaints_at_define(xml) == []
-    assert complaint in complaints_at_start(xml)
-    name = libvirt.define(xml)
-    with pytest.raises(VirshError, match=complaint):
-        libvirt.virsh("start", name, "--paused")
-
-
-@st.composite
-def any_rows(draw: st.DrawFn) -> dict[int, str]:
-    """Right and wrong rows for the first few vCPUs."""
-    rows = {}
-    for number in range(draw(st.integers(1, 4))):
-        enabled = draw(st.sampled_from(["yes", "yes", "no"]))
-        hotpluggable = draw(st.sampled_from(["yes", "no"]))
-        order = draw(st.sampled_from(["", *(f"order='{each}'" for each in (1, 1, 2, 3, 4))]))
-        rows[number] = f"enabled='{enabled}' hotpluggable='{hotpluggable}' {order}"
-    return rows
-
-
-@given(rows=any_rows())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_libvirt_takes_what_our_rules_allow_and_nothing_else(libvirt: Libvirt, rows: dict[int, str]) -> None:
-    libvirt.forget_all()
-    xml = with_rows(rows)
-    expected = complaints_at_define(xml)
-    told = libvirt.refusal(xml)
-    assert bool(told) == bool(expected), told
-    assert not told or any(each in told for each in expected), told

@@ -45,6 +45,7 @@ class OpenRecord(Protocol):
         uuid: str | None = UUID,
         emulator: str | None = None,
         instance: Instance | None = None,
+        base: bytes | Path | None = None,
     ) -> Record: ...
 
 
@@ -59,8 +60,9 @@ async def open_record() -> AsyncIterator[OpenRecord]:
         uuid: str | None = UUID,
         emulator: str | None = None,
         instance: Instance | None = None,
+        base: bytes | Path | None = None,
     ) -> Record:
-        record = await Record.open(path, name=name, uuid=uuid, emulator=emulator, instance=instance)
+        record = await Record.open(path, name=name, uuid=uuid, emulator=emulator, instance=instance, base=base)
         opened.append(record)
         return record
 

@@ -1,4 +1,4 @@
-"""What cannot be trusted, or not be replaced without loss, is told as such and left exactly as it is."""
+"""What cannot be trusted is told as such and left exactly as it is."""
 
 import os
 import re
@@ -44,20 +44,13 @@ CORRUPT = {
     "Latin-1": (changed("<name>vm<", "<name>\u00fc<").decode().encode("latin-1"), "line 2: not UTF-8"),
     "an entity of its own": (changed("<name>vm<", "<name>&vm;<"), "line 2: not well-formed"),
     "a document type at its end": (OURS + b"<!DOCTYPE domain>", "document type"),
-    "XInclude for a name": (changed("<name>vm<", f"<name>vm{XINCLUDE}<"), "XInclude"),
-    "XInclude in the vCPUs": (changed("<vcpus>", f"<vcpus>{XINCLUDE}"), "XInclude"),
     "XInclude in our own element": (changed("<qmpvcpu:desired", f"{XINCLUDE}<qmpvcpu:desired"), "XInclude"),
     "XInclude in a step": (changed("<qmpvcpu:step", f"{XINCLUDE}<qmpvcpu:step"), "XInclude"),
-    "XInclude beside our own element": (changed("<metadata>", f"<metadata>{XINCLUDE}"), "XInclude"),
-    "metadata of somebody else": (changed("<metadata>", "<metadata><o:os xmlns:o='urn:o'/>"), "<{urn:o}os>"),
-    "somebody's element further down": (changed("<acpi/>", "<acpi/><o:x xmlns:o='urn:o'/>"), "<{urn:o}x>"),
-    "QEMU's arguments": (
-        changed("<devices>", "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'/><devices>"),
-        "commandline>",
+    "a document of libvirt's": (b"<domain type='kvm'><name>vm</name></domain>", "base= with this path"),
+    "another's disk and vCPUs that libvirt refuses": (
+        changed("<acpi/>", "<acpi/><pae/>").replace(b"'2' enabled='yes'", b"'9' enabled='yes'"),
+        "vCPU ids run from 0",
     ),
-    "a disk": (changed("<devices>", "<devices><disk/>"), "<disk>"),
-    "pins": (changed("<vcpu placement='static'", "<vcpu placement='static' cpuset='0'"), "<vcpu cpuset>"),
-    "a document of libvirt's": (b"<domain type='kvm'><name>vm</name></domain>", "that is not ours"),
     "a newer format": (changed(NAMESPACE, f"{NAMESPACE[:-1]}2"), "written by a newer version"),
     "a newer attribute": (changed('generation="1"', 'generation="1" seal="x"'), "written by a newer version"),
     "a newer element": (changed("<qmpvcpu:desired", "<qmpvcpu:pins/><qmpvcpu:desired"), "written by a newer version"),
@@ -126,7 +119,6 @@ async def test_what_is_told_of_a_hostile_document_is_short(open_record: OpenReco
     long = "x" * 40_000
     for document in (
         changed("<name>vm<", f"<name>{long * 90}<"),
-        changed("<acpi/>", "".join(f"<{long}{number}/>" for number in range(90))),
         f"<{long}/>".encode(),
         changed('<qmpvcpu:desired vcpus="0,3"', f'<qmpvcpu:desired vcpus="{long * 90}"'),
         f"<domain><name>{long}</name></domain>".encode(),

@@ -1,0 +1,196 @@
+"""A document that is edited in its bytes: what is not touched stays as it was written."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from lxml import etree
+
+from qmpvcpu.domainxml.nodes import Node, write
+from qmpvcpu.domainxml.spans import Span, find_spans
+
+__all__ = ["Editor"]
+
+_UNIT = b"  "
+_NAME = re.compile(rb"<[^\s/>]+")
+_ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
+_NUMBER = re.compile(rb"\s*\+?([0-9]+)\s*")
+_NO_TEXT = re.compile(rb"<!--.*?-->|<\?.*?\?>", re.DOTALL)
+_BREAK = re.compile(rb"\r\n|\r|\n")
+# Comments at the end of a line are about what stands before them on it.
+_REST_OF_LINE = re.compile(rb"(?:[ \t]*<!--(?:(?!--)[^\r\n])*+-->)*+[ \t]*(?=[\r\n])")
+_BLANK_REST = re.compile(rb"[ \t]*(?=[\r\n])")
+
+
+class Editor:
+    """Edits to one document, carried out all at once.
+
+    New elements are written as libvirt writes them (single quotes, two blanks a level), on lines of their own where
+    their neighbours are; they take over the neighbours' indentation and line ends.
+
+    Args:
+        xml: The document.
+        root: What ``parse_safely`` makes of it.
+
+    Attributes:
+        root: As given; never changed.
+    """
+
+    def __init__(self, xml: bytes, root: etree._Element) -> None:
+        self.root = root
+        self._xml = xml
+        self._spans: dict[etree._Element, Span] = dict(zip(self.root.iter("*"), find_spans(xml), strict=True))
+        self._edits: list[tuple[int, int, bytes]] = []
+        self._inside: dict[etree._Element, list[Node]] = {}  # of elements without any inside
+        self._unit = self._find_unit()
+
+    def result(self) -> bytes:
+        """Return the document with all edits made."""
+        for parent, nodes in self._inside.items():
+            self._fill(parent, nodes)
+        self._inside.clear()
+        pieces = []
+        at = 0
+        for start, end, text in sorted(self._edits, key=lambda edit: edit[:2]):
+            pieces += [self._xml[at:start], text]
+            at = end
+        return b"".join([*pieces, self._xml[at:]])
+
+    def set_attributes(
+        self, element: etree._Element, changes: Mapping[str, str | None], *, order: Sequence[str]
+    ) -> None:
+        """Give attributes of *element* new values, or take them away (None); once for each element.
+
+        Args:
+            element: Of this document.
+            changes: New values, which need no escaping, by name.
+            order: The order in which libvirt writes the names, for those that are new.
+        """
+        span = self._spans[element]
+        tag = self._xml[span.start : span.content]
+        name = _NAME.match(tag)
+        pieces = [(b"", tag[: name.end() if name else 0])]
+        quote = b"'"
+        at = len(pieces[0][1])
+        while found := _ATTRIBUTE.match(tag, at):
+            attribute, value = found[1], found[2]
+            quote, key, at = value[:1], attribute.decode(), found.end()
+            given = changes.get(key, "")
+            if key not in changes:
+                pieces.append((attribute, found[0]))
+            elif given is not None:
+                pieces.append((attribute, found[0][: -len(value)] + quote + given.encode() + quote))
+        there = {attribute for attribute, _ in pieces}
+        for key, value in changes.items():
+            if value is not None and key.encode() not in there:
+                before = {b"", *(each.encode() for each in order[: order.index(key)])}
+                place = max(index for index, (attribute, _) in enumerate(pieces) if attribute in before)
+                pieces.insert(place + 1, (key.encode(), b" " + key.encode() + b"=" + quote + value.encode() + quote))
+        self._put(span.start, span.content, b"".join(text for _, text in pieces) + tag[at:])
+
+    def set_number(self, element: etree._Element, number: int) -> None:
+        """Put *number* in the place of the one that is the text of *element*."""
+        span = self._spans[element]
+        content = self._xml[span.content : span.close]
+        text = _NO_TEXT.sub(lambda comment: b" " * len(comment[0]), content)
+        found = _NUMBER.fullmatch(text)
+        start, end = found.span(1) if found else (0, len(content))
+        self._put(span.content + start, span.content + end, b"%d" % number)
+
+    def remove(self, element: etree._Element) -> None:
+        """Take *element* out, and with it its line if nothing else is on that."""
+        span = self._spans[element]
+        margin = self._margin(element)
+        rest = _BLANK_REST.match(self._xml, span.end)
+        if margin and rest:
+            self._put(span.start - len(margin), rest.end(), b"")
+        else:
+            self._put(span.start, span.end, b"")
+
+    def replace(self, element: etree._Element, node: Node) -> None:
+        """Put *node* in the place of *element*."""
+        span = self._spans[element]
+        margin = self._margin(element)
+        self._put(span.start, span.end, self._text(node, margin)[len(margin) :])
+
+    def rewrite(self, element: etree._Element, before: str, after: str) -> bool:
+        """Write *element* as *after* if it is written exactly as *before*; return whether it is."""
+        span = self._spans[element]
+        exact = self._xml[span.start : span.end] == before.encode()
+        if exact:
+            self._put(span.start, span.end, after.encode())
+        return exact
+
+    def insert_after(self, element: etree._Element, node: Node) -> None:
+        """Put *node* behind *element*, and behind the comments on the same line; more than once: in this order."""
+        end = self._spans[element].end
+        self._insert(end, node, self._margin(element) or self._margin_of_next_line(end))
+
+    def insert(self, parent: etree._Element, node: Node, *, after: Sequence[str]) -> None:
+        """Put *node* into *parent*: behind its last child of the last name in *after* that it has, else first."""
+        for tag in reversed(after):
+            found = parent.findall(tag)
+            if found:
+                self.insert_after(found[-1], node)
+                return
+        first = next(parent.iterchildren("*"), None)
+        if first is None:
+            self._inside.setdefault(parent, []).append(node)
+        else:
+            self._insert(self._spans[parent].content, node, self._margin(first))
+
+    def _insert(self, at: int, node: Node, margin: bytes) -> None:
+        rest = _REST_OF_LINE.match(self._xml, at) if margin else None
+        place = rest.end() if rest else at
+        self._put(place, place, self._text(node, margin))
+
+    def _fill(self, parent: etree._Element, nodes: list[Node]) -> None:
+        span = self._spans[parent]
+        outer = self._margin(parent)
+        inner = outer + self._unit if outer else b""
+        text = b"".join(self._text(node, inner) for node in nodes)
+        if span.is_empty_tag:
+            tag = self._xml[span.start : span.content]
+            name = _NAME.match(tag)
+            closing = b"</" + (name[0][1:] if name else b"") + b">"
+            self._put(span.start, span.end, tag[:-2].rstrip() + b">" + text + outer + closing)
+            return
+        behind = span.content + len(self._xml[span.content : span.close].rstrip())
+        ends_line = _BREAK.search(self._xml, behind, span.close)
+        self._put(behind, behind if ends_line else span.close, text + (b"" if ends_line else outer))
+
+    def _put(self, start: int, end: int, text: bytes) -> None:
+        self._edits.append((start, end, text))
+
+    def _text(self, node: Node, margin: bytes) -> bytes:
+        """Return *node* as text, each of its lines after a line break and its indentation; without *margin*, none."""
+        lines = []
+        for line in write(node).removesuffix(b"\n").split(b"\n"):
+            text = line.lstrip(b" ")
+            depth = (len(line) - len(text)) // len(_UNIT)
+            lines.append((margin + self._unit * depth if margin else b"") + text)
+        return b"".join(lines)
+
+    def _margin(self, element: etree._Element) -> bytes:
+        """Return the line break and the blanks before *element*; nothing if it is not the first on its line."""
+        end = start = self._spans[element].start
+        while self._xml[start - 1 : start] in {b" ", b"\t"}:
+            start -= 1
+        line_break = self._xml[max(start - 2, 0) : start]
+        if not line_break.endswith((b"\n", b"\r")):
+            return b""
+        return self._xml[start - (2 if line_break == b"\r\n" else 1) : end]
+
+    def _margin_of_next_line(self, at: int) -> bytes:
+        """Return the line break that comes after *at* and the blanks of this line; nothing if more is on the line."""
+        rest = _REST_OF_LINE.match(self._xml, at)
+        ends = rest and _BREAK.match(self._xml, rest.end())
+        if not ends:
+            return b""
+        begins = max(self._xml.rfind(b"\n", 0, at), self._xml.rfind(b"\r", 0, at)) + 1
+        line = self._xml[begins:at]
+        return ends[0] + line[: len(line) - len(line.lstrip(b" \t"))]
+
+    def _find_unit(self) -> bytes:
+        first = next(self.root.iterchildren("*"), None)
+        margin = b"" if first is None else self._margin(first)
+        return margin.lstrip(b"\r\n") or _UNIT

@@ -1,0 +1,243 @@
+"""Attributes and texts as libvirt reads them, and what it has against them."""
+
+import re
+from collections.abc import Collection
+
+from lxml import etree
+
+from qmpvcpu.domainxml.nodes import line_of
+from qmpvcpu.errors import DomainRule, DomainRuleError, DomainXmlError, InvalidMapError, RuleStage
+from qmpvcpu.model import VcpuMap
+
+__all__ = ["Fields", "text_of"]
+
+# What C's strtoul takes before a number, as far as XML can hold it.
+_UNSIGNED = re.compile(r"[ \t\n\r]*\+?([0-9]+)")
+_SIGNED = re.compile(r"[ \t\n\r]*([+-]?)([0-9]+)")
+_MOST_DIGITS = 19
+_FEW_DIGITS = 10
+_UINT_MAX = 2**32 - 1
+_INT_MAX = 2**31 - 1
+_TRUTHS = {"yes": True, "no": False}
+# Bytes in each, in any case.
+_UNITS = {"": 1024, "b": 1, "byte": 1, "bytes": 1}
+for _power, _letter in enumerate("kmgtpe", start=1):
+    _UNITS |= {_letter: 1024**_power, f"{_letter}ib": 1024**_power, f"{_letter}b": 1000**_power}
+_MOST_KIB = 2**53 - 1
+# Some hundreds of different CPUs for each of some thousands of vCPUs; a hostile document names all of them for each.
+_MOST_CPUS_NAMED = 2**20
+
+
+class Fields:
+    """Reads attributes, and collects what libvirt would refuse: in its own order, if it is asked in that order.
+
+    What is refused is read as if it were not there.
+
+    Attributes:
+        found: The rules that are broken.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[DomainRuleError] = []
+        self._maps: dict[str, VcpuMap | None] = {}
+        self._named = 0
+
+    def refuse(
+        self,
+        rule: DomainRule,
+        element: etree._Element,
+        attribute: str | None = None,
+        *,
+        says: str,
+        value: str | None = None,
+        detail: str = "",
+        stage: RuleStage = RuleStage.DEFINE,
+    ) -> None:
+        """Take down that *rule* is broken; *value* is that of the attribute where none is given."""
+        tags = [str(each.tag) for each in element.iterancestors()][:-1]
+        self.found.append(
+            DomainRuleError(
+                rule,
+                element="/".join([*reversed(tags), str(element.tag)]),
+                attribute=attribute,
+                value=element.get(attribute) if value is None and attribute else value,
+                line=line_of(element),
+                stage=stage,
+                detail=detail,
+                libvirt_says=says,
+            )
+        )
+
+    def required(self, element: etree._Element, attribute: str) -> bool:
+        """Tell whether the attribute is there; it must be."""
+        if element.get(attribute) is not None:
+            return True
+        self.refuse(
+            DomainRule.ATTRIBUTE_MISSING,
+            element,
+            attribute,
+            says=f"Missing required attribute '{attribute}' in element '{element.tag!s}'",
+        )
+        return False
+
+    def number(self, element: etree._Element, attribute: str) -> int | None:
+        """Return an unsigned number of 32 bits, if there is one."""
+        text = element.get(attribute)
+        if text is None:
+            return None
+        # Most are so; there are some for each vCPU.
+        if len(text) < _FEW_DIGITS and text.isascii() and text.isdigit():
+            return int(text)
+        found = unsigned(text)
+        if found is None or found > _UINT_MAX:
+            self._refuse_value(
+                DomainRule.NOT_A_NUMBER, element, attribute, ending=". Expected non-negative integer value"
+            )
+            return None
+        return found
+
+    def integer(self, element: etree._Element, attribute: str) -> int | None:
+        """Return a signed number of 32 bits, if there is one."""
+        text = element.get(attribute)
+        if text is None:
+            return None
+        found = signed(text)
+        if found is None or not -_INT_MAX - 1 <= found <= _INT_MAX:
+            self._refuse_value(DomainRule.NOT_AN_INTEGER, element, attribute, ending=". Expected integer value")
+            return None
+        return found
+
+    def truth(self, element: etree._Element, attribute: str) -> bool | None:
+        """Return whether it says yes, if it says anything."""
+        text = element.get(attribute)
+        if text is None:
+            return None
+        if text in _TRUTHS:
+            return _TRUTHS[text]
+        self._refuse_value(DomainRule.NOT_YES_OR_NO, element, attribute, ending=".")
+        return None
+
+    def choice(
+        self, element: etree._Element, attribute: str, choices: Collection[str], *, says: str | None = None
+    ) -> str | None:
+        """Return one of *choices*, if there is one."""
+        text = element.get(attribute)
+        if text is None or text in choices:
+            return text
+        self._refuse_value(
+            DomainRule.NOT_A_CHOICE,
+            element,
+            attribute,
+            ending=".",
+            says=says,
+            detail=f"these are {', '.join(choices)}",
+        )
+        return None
+
+    def cpuset(
+        self, element: etree._Element, attribute: str, *, may_be_empty: bool = False, says_empty: str | None = None
+    ) -> VcpuMap | None:
+        """Return a set of ids, if there is one; two that are written alike are one object.
+
+        Raises:
+            DomainXmlError: The document names so many that it can only mean to take our memory.
+        """
+        text = element.get(attribute)
+        if text is None:
+            return None
+        if text not in self._maps:
+            found = _map_of(text)
+            self._maps[text] = found
+            self.count_named(element, found or ())
+        found = self._maps[text]
+        if found is None:
+            says = f"Failed to parse bitmap '{text}'"
+            self.refuse(DomainRule.CPUSET_UNREADABLE, element, attribute, says=says)
+        elif not found and not may_be_empty:
+            says = says_empty or f"Invalid value of '{attribute}': {text}"
+            self.refuse(DomainRule.CPUSET_EMPTY, element, attribute, says=says)
+            return None
+        return found
+
+    def count_named(self, element: etree._Element, cpus: Collection[int]) -> None:
+        """Count CPUs that cost time or memory each, whoever else has named them.
+
+        Raises:
+            DomainXmlError: These are more than any document needs to name.
+        """
+        self._named += len(cpus)
+        if self._named > _MOST_CPUS_NAMED:
+            raise DomainXmlError(f"its cpusets name more than {_MOST_CPUS_NAMED} CPUs in all", line=line_of(element))
+
+    def kib(self, element: etree._Element, attribute: str | None = None) -> int | None:
+        """Return an amount of memory in KiB, rounded up; it is in *attribute*, or the text."""
+        text = text_of(element) if attribute is None else element.get(attribute, "")
+        where = "./@memory" if attribute else f"./{element.tag!s}[1]"
+        if not text:
+            return None
+        found = unsigned(text)
+        if found is None or found >= 2**64:
+            says = f"Invalid value '{text}' for element or attribute '{where}'"
+            self.refuse(DomainRule.MEMORY_NOT_A_NUMBER, element, attribute, value=text, says=says)
+            return None
+        unit = element.get("unit", "")
+        if unit.lower() not in _UNITS:
+            self.refuse(DomainRule.MEMORY_UNIT, element, "unit", says=f"unknown suffix '{unit}'")
+            return None
+        kib = -(-found * _UNITS[unit.lower()] // 1024)
+        if kib > _MOST_KIB:
+            self.refuse(DomainRule.MEMORY_TOO_LARGE, element, attribute, value=text, says="value too large")
+            return None
+        return kib
+
+    def _refuse_value(
+        self,
+        rule: DomainRule,
+        element: etree._Element,
+        attribute: str,
+        *,
+        ending: str,
+        says: str | None = None,
+        detail: str = "",
+    ) -> None:
+        told = f"Invalid value for attribute '{attribute}' in element '{element.tag!s}': '{element.get(attribute)}'"
+        self.refuse(rule, element, attribute, says=says or told + ending, detail=detail)
+
+
+def text_of(element: etree._Element) -> str:
+    """Return all text in an element, as XPath's ``string()`` does."""
+    return str(element.xpath("string()"))
+
+
+def unsigned(text: str) -> int | None:
+    """Return the number that C's ``strtoul`` reads, if nothing follows it; 2**64 or more where it is too large."""
+    if len(text) <= _MOST_DIGITS and text.isascii() and text.isdecimal():  # nearly all are, some thousands of them
+        return int(text)
+    found = _UNSIGNED.fullmatch(text)
+    return None if found is None else _bounded(found[1])
+
+
+def signed(text: str) -> int | None:
+    """Return the number that C's ``strtol`` reads, if nothing follows it; beyond 64 bits where it is too large."""
+    found = _SIGNED.fullmatch(text)
+    if found is None:
+        return None
+    return -_bounded(found[2]) if found[1] == "-" else _bounded(found[2])
+
+
+def _bounded(digits: str) -> int:
+    # Before int(): a digit string of megabytes must not cost quadratic time.
+    rest = digits.lstrip("0")
+    return int(rest or "0") if len(rest) <= _MOST_DIGITS else 2**64
+
+
+def _map_of(text: str) -> VcpuMap | None:
+    # libvirt knows no spaces but these, and takes one comma at the end.
+    body = text.strip(" \t\n\r").removesuffix(",")
+    if not body.isascii() or not body.strip():
+        return None
+    try:
+        # The first two name nothing. They make a set of what is only taken out: libvirt reads that, as the empty set.
+        return VcpuMap.parse(f"0,^0,{body}")
+    except InvalidMapError:
+        return None
