@@ -1,27 +1,18 @@
-"""Many VMs at once: ``qmpvcpu fleet list``, ``set`` and ``count``."""
+"""The words of ``qmpvcpu fleet``: list, set and count, for many VMs at once."""
 
-import asyncio
-import contextlib
-import dataclasses
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from qmpvcpu import TransitionReport, VcpuController
-from qmpvcpu.cli.fleet_show import Row, answer, telling
 from qmpvcpu.cli.maps import Wish
 from qmpvcpu.cli.options import BadUsageError, Bulk, Options, Permits, Saying, check_seconds, takes_groups
-from qmpvcpu.cli.reports import intent_text
 from qmpvcpu.cli.run import Answer, Shell, carry_out
 from qmpvcpu.errors import MonitorConnectError
-from qmpvcpu.fleet import Fleet, Results
 from qmpvcpu.monitor.address import Address
 
-__all__ = ["app"]
+__all__ = ["FleetOptions", "app"]
 
 _HELP = """Work on many VMs of this host at once.
 
@@ -201,105 +192,16 @@ def count(
     return carry_out(options.shared, lambda shell: _set(shell, options, wish, bulk, permits))
 
 
+# Imported where they are asked for: all other commands start without them.
+
+
 async def _list(shell: Shell, options: FleetOptions) -> Answer:
-    async with _opened(shell, options, timeout=shell.reply_timeout) as fleet:
-        results = fleet.attach()
-        return await _see_through(shell, fleet, results, results.aclose, whole=True)
+    from qmpvcpu.cli.fleet_work import list_all  # noqa: PLC0415
+
+    return await list_all(shell, options)
 
 
 async def _set(shell: Shell, options: FleetOptions, wish: Wish, bulk: Bulk, permits: Permits) -> Answer:
-    setting = _Setting(shell, wish.checked(), bulk, permits)
-    async with _opened(shell, options) as fleet:
-        results = fleet.each(setting.one)
+    from qmpvcpu.cli.fleet_work import set_all  # noqa: PLC0415
 
-        async def stop() -> None:
-            shell.err.print("stopping at the next safe points; once more abandons at once", soft_wrap=True)
-            results.stop()
-            await setting.stop()
-
-        return await _see_through(shell, fleet, results, stop, whole=False)
-
-
-@contextlib.asynccontextmanager
-async def _opened(shell: Shell, options: FleetOptions, **how: Any) -> AsyncIterator[Fleet]:
-    """Find the VMs; nothing is connected to yet.
-
-    Raises:
-        BadUsageError: There are none.
-    """
-    fleet = Fleet(
-        options.qmp or (),
-        directory=options.directory,
-        pattern=options.pattern,
-        concurrency=options.concurrency,
-        record=options.record_of,
-        resync_interval=None,
-        **how,
-    )
-    async with fleet:
-        if not fleet.addresses:
-            raise BadUsageError(f"no socket in {options.directory} matches {options.pattern!r}")
-        shell.beside["vms"] = []
-        yield fleet
-
-
-async def _see_through(
-    shell: Shell,
-    fleet: Fleet,
-    results: Results[Any],
-    stop: Callable[[], Coroutine[Any, Any, None]],
-    *,
-    whole: bool,
-) -> Answer:
-    """Take the results as they come, and tell how far it is; the first signal does *stop*."""
-    started = time.monotonic()
-    came: dict[str, Any] = {}
-    with shell.stopping.stopped_by(stop):
-        async with telling(fleet.addresses, shell.err) as tell:
-            async for result in results:
-                came[result.address] = result
-                # If it is abandoned, the document has what came until then.
-                shell.beside["vms"].append(Row(result.address, result).as_json(whole=False))
-                tell(result)
-    rows = [Row(address, came.get(address)) for address in fleet.addresses]
-    return answer(rows, seconds=time.monotonic() - started, whole=whole)
-
-
-class _Setting:
-    """One map, or count, set on each VM; can be stopped gently."""
-
-    def __init__(self, shell: Shell, wish: Wish, bulk: Bulk, permits: Permits) -> None:
-        self._shell = shell
-        self._wish = wish
-        self._running: dict[asyncio.Task[TransitionReport], VcpuController] = {}
-        self._terms: dict[str, Any] = {
-            "on_failure": bulk.on_failure,
-            "timeout": shell.guest_timeout,
-            "total_timeout": check_seconds("--total-timeout", bulk.total_timeout),
-            "in_flight": bulk.in_flight,
-            "proof": bulk.proof,
-            **dataclasses.asdict(permits),
-        }
-
-    async def one(self, vm: VcpuController) -> TransitionReport:
-        """Set it on *vm*."""
-        if vm.interrupted is not None:
-            self._shell.err.print(f"{vm.address}: given up for this: {intent_text(vm.interrupted)}", soft_wrap=True)
-        if self._wish.count is not None:
-            work = vm.set_count(self._wish.count, include_boot=self._wish.include_boot, **self._terms)
-        else:
-            work = vm.set_map(self._wish.map or "", **self._terms)
-        task = asyncio.ensure_future(work)
-        self._running[task] = vm
-        try:
-            return await task
-        finally:
-            del self._running[task]
-
-    async def stop(self) -> None:
-        """Stop all at their next safe points."""
-        await asyncio.gather(*(self._stop_one(task, vm) for task, vm in self._running.items()))
-
-    async def _stop_one(self, task: "asyncio.Task[TransitionReport]", vm: VcpuController) -> None:
-        if await vm.cancel() is None:  # it has not begun
-            task.cancel()
+    return await set_all(shell, options, wish, bulk, permits)

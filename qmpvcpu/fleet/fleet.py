@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypedDict, TypeVar, Unpack
@@ -95,7 +95,7 @@ class Fleet:
             VM, whatever links lead to it, and what is no socket is passed over.
         pattern: Which paths below *directory*, as in ``pathlib.Path.glob``: ``"*.qmp"``, ``"*/qmp.sock"``.
         concurrency: So many VMs are begun at a time. One that keeps us waiting for more than a tenth of a second
-            makes room for the next, so that VMs which do not answer hold nobody up.
+            makes room for the next, so that VMs which do not answer do not hold up the others.
         timeout: Deadline of connecting, and of each QMP command, of each VM, in seconds from its own beginning.
         record: Returns, for an address, the path of the domain XML that is to follow its VM, or None for none.
         resync_interval: As in ``attach``.
@@ -186,7 +186,7 @@ class Fleet:
         for member in gone:
             self._members.pop(member.address, None)
             self._start(self._let_go(member), self._letting_go)
-        self._holders = {key: member for key, member in self._holders.items() if member not in gone}
+        self._forget(gone)
         known = {socket_id(member.path) for member in self._members.values() if member.path is not None}
         came = []
         for path, socket in found.items():
@@ -263,10 +263,12 @@ class Fleet:
             task.cancel()
         for member in self._members.values():
             self._start(self._let_go(member), self._letting_go)
-        if tasks := self._working | self._letting_go:
-            await asyncio.wait(tasks)
-        for events in self._events:
-            events.close()
+        try:
+            while tasks := self._working | self._letting_go:
+                await asyncio.wait(tasks)
+        finally:
+            for events in self._events:
+                events.close()
 
     # How it is done.
 
@@ -313,9 +315,12 @@ class Fleet:
         async with member.attaching:
             if (vm := await member.living()) is not None:
                 return vm
+            if self._members.get(member.address) is not member:
+                raise MonitorConnectError(member.address, "it has left this fleet: its socket was gone")
             if member.vm is not None:
                 lost, member.vm = member.vm, None
-                await lost.close()
+                self._forget([member])
+                await self._close(lost)
             # A socket serves one client: of two ways to it the second would wait for the first.
             socket = None if member.path is None else socket_id(member.path)
             if socket is not None and (holder := self._holder(socket, member)) is not member:
@@ -329,7 +334,7 @@ class Fleet:
             # A QEMU may have two sockets. Asked on both, a guest would have each removal twice.
             mine = _identity(vm)
             if mine is not None and (holder := self._holder(mine, member)) is not member:
-                await vm.close()
+                await self._close(vm)
                 raise SameVmError(member.address, holder.address, same_socket=False)
             member.vm, member.name = vm, vm.layout.vm.name
             for events in self._events:
@@ -343,14 +348,26 @@ class Fleet:
             self._holders[key] = holder = member
         return holder
 
+    def _forget(self, members: Collection[_Member]) -> None:
+        """Have *members* hold nothing any more."""
+        self._holders = {key: holder for key, holder in self._holders.items() if holder not in members}
+
     async def _let_go(self, member: _Member) -> None:
         async with member.attaching:
             vm, member.vm = member.vm, None
         if vm is not None:
-            try:
-                await vm.close()
-            except Exception:  # noqa: BLE001 - JUSTIFICATION: the others are closed all the same
-                _log.exception("closing %s failed", member.address, extra={"vm": member.address})
+            await self._close(vm)
+
+    async def _close(self, vm: VcpuController) -> None:
+        """Close *vm*, also if its caller is cancelled meanwhile."""
+        await asyncio.wait({self._start(_closed(vm), self._letting_go)})
+
+
+async def _closed(vm: VcpuController) -> None:
+    try:
+        await vm.close()
+    except Exception:  # noqa: BLE001 - JUSTIFICATION: it is told, and the others are closed all the same
+        _log.exception("closing %s failed", vm.address, extra={"vm": vm.address})
 
 
 async def _itself(vm: VcpuController) -> VcpuController:

@@ -70,6 +70,17 @@ async def test_a_stopped_a_dead_a_held_and_a_babbling_one_leave_the_others_alone
             assert after < ALONE, (result, after)
 
 
+async def test_a_hundred_silent_ones_hold_the_last_in_line_up_by_tenths_of_a_second(vms: list[MicroGuest]) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(ScriptedPeer(greeting=None)) for _ in range(100)]
+        fleet = await stack.enter_async_context(Fleet([*(each.path for each in silent), vms[0].qmp], timeout=60))
+        async with asyncio.timeout(10), contextlib.aclosing(fleet.attach()) as results:
+            first = await anext(results)
+    assert first.address == f"unix:{vms[0].qmp}"
+    assert first.error is None
+    assert first.seconds < ALONE
+
+
 async def test_one_that_falls_silent_later_has_its_own_deadline(vms: list[MicroGuest]) -> None:
     async with Fleet([each.qmp for each in vms], timeout=0.5) as fleet:
         assert [each.error for each in await fleet.attach()] == [None] * 5
@@ -255,6 +266,21 @@ async def test_vms_come_and_go_as_the_directory_is_looked_into_again(tmp_path: P
         assert await fleet.rescan() == ((f"unix:{tmp_path}/vm2",), (f"unix:{tmp_path}/vm1",))
         assert list(fleet.vms) == [f"unix:{tmp_path}/vm0"]
         assert [each.error for each in await fleet.refresh()] == [None, None]
+
+
+async def test_a_vm_that_has_left_is_not_attached_by_work_that_was_begun_before(tmp_path: Path) -> None:
+    dead_socket(tmp_path / "a")
+    second = dead_socket(tmp_path / "b")
+
+    async with Fleet(directory=tmp_path, concurrency=1) as fleet:
+        results = fleet.attach()
+        assert "left behind" in str((await anext(results)).error)
+        second.unlink()
+        await fleet.rescan()
+        dead_socket(second)
+        rest = [each async for each in results]
+    assert all(isinstance(each.error, MonitorConnectError) for each in rest)
+    assert fleet.addresses == (f"unix:{tmp_path}/a",)
 
 
 async def test_a_socket_that_is_there_again_is_another_vm_even_with_the_same_inode(tmp_path: Path) -> None:
