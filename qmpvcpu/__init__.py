@@ -6,18 +6,31 @@ The way in is ``attach``::
         await vm.plug(3)
         await vm.unplug(3, timeout=30)
 
-What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.fleet``, ``qmpvcpu.testing``.
+What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.fleet``, ``qmpvcpu.launch``,
+``qmpvcpu.testing``.
 """
 
-from qmpvcpu.controller import EventStream, UnplugRequest, VcpuController, attach
+from typing import TYPE_CHECKING
+
+from qmpvcpu.controller import (
+    EventStream,
+    Export,
+    UnplugRequest,
+    VcpuController,
+    attach,
+    check_target,
+    confirm_target,
+)
 from qmpvcpu.errors import (
     CommandRejectedError,
+    ConfigDeniedError,
     DenialReason,
     DomainRule,
     DomainRuleError,
     DomainXmlError,
     InvalidMapError,
     MalformedReplyError,
+    MigrationError,
     MonitorConnectError,
     MonitorError,
     MonitorLostError,
@@ -31,12 +44,15 @@ from qmpvcpu.errors import (
     RecordCorruptError,
     RecordError,
     RecordLockedError,
+    ReplayMismatchError,
     RuleStage,
     SameVmError,
     SocketDirectoryError,
     StalePlanError,
     StepDeniedError,
     StepError,
+    TakeBackError,
+    TargetLostError,
     UnplugPendingError,
     UnplugRefusedError,
     UnsupportedMachineError,
@@ -44,7 +60,10 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model import (
     Action,
+    Affect,
     Capabilities,
+    ConfigOutcome,
+    ConfigReport,
     Denied,
     Disconnected,
     Event,
@@ -81,22 +100,35 @@ from qmpvcpu.model import (
     Verdict,
     VmReset,
     VmResumed,
+    VmState,
     VmStopped,
 )
-from qmpvcpu.planning import Plan
+from qmpvcpu.planning import Difference, DifferenceKind, Effect, Plan, TargetMismatchError
+
+if TYPE_CHECKING:
+    from qmpvcpu.record import DomainConfig
 
 __all__ = [
     "Action",
+    "Affect",
     "Capabilities",
     "CommandRejectedError",
+    "ConfigDeniedError",
+    "ConfigOutcome",
+    "ConfigReport",
     "DenialReason",
     "Denied",
+    "Difference",
+    "DifferenceKind",
     "Disconnected",
+    "DomainConfig",
     "DomainRule",
     "DomainRuleError",
     "DomainXmlError",
+    "Effect",
     "Event",
     "EventStream",
+    "Export",
     "InstanceChanged",
     "Intent",
     "InvalidMapError",
@@ -105,6 +137,7 @@ __all__ = [
     "LayoutChanged",
     "MalformedReplyError",
     "MigrationChanged",
+    "MigrationError",
     "MonitorConnectError",
     "MonitorError",
     "MonitorLostError",
@@ -127,6 +160,7 @@ __all__ = [
     "RecordLockedError",
     "Refused",
     "Rejected",
+    "ReplayMismatchError",
     "RuleStage",
     "SameVmError",
     "Slot",
@@ -136,6 +170,9 @@ __all__ = [
     "StepDeniedError",
     "StepError",
     "StepReport",
+    "TakeBackError",
+    "TargetLostError",
+    "TargetMismatchError",
     "TransitionError",
     "TransitionOutcome",
     "TransitionReport",
@@ -157,7 +194,19 @@ __all__ = [
     "Verdict",
     "VmReset",
     "VmResumed",
+    "VmState",
     "VmStopped",
     "WaitTimeoutError",
     "attach",
+    "check_target",
+    "confirm_target",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what XML and files are needed for when it is asked for: they would be half of the import."""
+    if name == "DomainConfig":
+        from qmpvcpu.record import DomainConfig  # noqa: PLC0415
+
+        return DomainConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

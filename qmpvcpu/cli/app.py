@@ -11,8 +11,21 @@ from qmpvcpu import Proof
 from qmpvcpu.cli import commands, fleet, maps
 from qmpvcpu.cli.demo import GuestKind
 from qmpvcpu.cli.demo import demo as play
+from qmpvcpu.cli.launching import Form, print_arguments
 from qmpvcpu.cli.maps import How, Wish
-from qmpvcpu.cli.options import BadUsageError, Bulk, Daring, FirstOptions, Options, Permits, Saying, takes_groups
+from qmpvcpu.cli.nextboot import config as show_or_change
+from qmpvcpu.cli.options import (
+    BadUsageError,
+    Bulk,
+    ConfigPath,
+    Daring,
+    FirstOptions,
+    Impact,
+    Options,
+    Permits,
+    Saying,
+    takes_groups,
+)
 from qmpvcpu.cli.run import Shell, carry_out, failure, print_answer
 from qmpvcpu.cli.watch import watch as follow
 
@@ -38,9 +51,13 @@ client at a time: where libvirt or a VMM holds it, give QEMU a second -qmp.
 
   qmpvcpu set 0,2-5 --qmp /run/vm.qmp   have exactly these, with a policy for failure
 
+  qmpvcpu config vm.xml --count 4       have four at its next boot
+
   qmpvcpu watch --qmp /run/vm.qmp       what happens, as it happens
 
   qmpvcpu xml --qmp /run/vm.qmp         the state as libvirt's domain XML
+
+  qmpvcpu args vm.xml                   QEMU's arguments for the vCPUs of a domain XML
 
   qmpvcpu fleet list --dir /run/vms     many VMs at once
 
@@ -92,6 +109,9 @@ def _complain(error: BaseException, *, json: bool) -> int:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "qmpvcpu"
     return print_answer(failure(BadUsageError(f"{say()} ({path} --help tells more)"), shell), shell)
+
+
+app.command("config", short_help="Show or change a VM's next boot, without the VM.")(takes_groups(show_or_change))
 
 
 @app.callback(invoke_without_command=True)
@@ -168,6 +188,7 @@ def plug(
     proof: Annotated[
         Proof, typer.Option("--proof", help="present: QEMU has it. acknowledged: the guest has said so too.")
     ] = Proof.PRESENT,
+    impact: Impact,
     daring: Daring,
     options: Options,
 ) -> int:
@@ -180,11 +201,13 @@ def plug(
 
       qmpvcpu plug --proof acknowledged --timeout 5 --qmp /run/vm.qmp
 
+      qmpvcpu plug 3 --affect both --config vm.xml --qmp /run/vm.qmp
+
     Exit codes: 0 plugged; 1 rejected by QEMU, or plugged without the proof asked for; 2 denied, nothing sent;
     3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or
     SIGTERM.
     """
-    return carry_out(options, lambda shell: commands.plug(shell, vcpu, proof, daring))
+    return carry_out(options, lambda shell: commands.plug(shell, vcpu, proof, daring, impact))
 
 
 @app.command(short_help="Unplug vCPUs, one by one.")
@@ -194,6 +217,7 @@ def unplug(
         list[int], typer.Argument(metavar="ID...", min=0, max=_MAX_ID, help="vCPU ids, asked for one by one.")
     ],
     *,
+    impact: Impact,
     permits: Permits,
     options: Options,
 ) -> int:
@@ -211,7 +235,7 @@ def unplug(
     outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or
     SIGTERM.
     """
-    return carry_out(options, lambda shell: commands.unplug(shell, vcpus, permits))
+    return carry_out(options, lambda shell: commands.unplug(shell, vcpus, permits, impact))
 
 
 @app.command("set", short_help="Have exactly these vCPUs plugged.")
@@ -219,6 +243,7 @@ def unplug(
 def set_(
     wish: Annotated[str, typer.Argument(metavar="MAP", help=_MAP_HELP)],
     *,
+    impact: Impact,
     bulk: Bulk,
     permits: Permits,
     options: Options,
@@ -235,11 +260,13 @@ def set_(
 
       qmpvcpu set 0-3,^2 --on-failure revert --timeout 10 --record vm.xml --qmp /run/vm.qmp --json
 
+      qmpvcpu set 0-3 --affect config --config vm.xml
+
     Exit codes: 0 reached, also if it was so already; 1 refused, rejected, pending, partial or reverted; 2 bad usage
     or input, denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked;
     130 stopped by SIGINT or SIGTERM.
     """
-    return carry_out(options, lambda shell: maps.set_wish(shell, Wish(wish), bulk, permits))
+    return carry_out(options, lambda shell: maps.set_wish(shell, Wish(wish), bulk, permits, impact))
 
 
 @app.command(short_help="Have so many vCPUs plugged.")
@@ -248,6 +275,7 @@ def count(
     number: Annotated[int, typer.Argument(metavar="N", help="How many vCPUs shall be plugged.")],
     *,
     include_boot: IncludeBoot = False,
+    impact: Impact,
     bulk: Bulk,
     permits: Permits,
     options: Options,
@@ -265,7 +293,7 @@ def count(
     130 stopped by SIGINT or SIGTERM.
     """
     wish = Wish(count=number, include_boot=include_boot)
-    return carry_out(options, lambda shell: maps.set_wish(shell, wish, bulk, permits))
+    return carry_out(options, lambda shell: maps.set_wish(shell, wish, bulk, permits, impact))
 
 
 @app.command(short_help="Show what set or count would do.")
@@ -298,6 +326,7 @@ def recover(
     *,
     finish: Annotated[bool, typer.Option("--finish", help="Go on to what was wanted.", show_default=False)] = False,
     revert: Annotated[bool, typer.Option("--revert", help="Undo what was done of it.", show_default=False)] = False,
+    config: ConfigPath = None,
     options: Options,
 ) -> int:
     """Look at a set, count, plug or unplug that was cut short (killed, QEMU unreachable), and end it.
@@ -316,7 +345,7 @@ def recover(
     if finish and revert:
         raise BadUsageError("--finish or --revert: one of them")
     how = How.FINISH if finish else How.REVERT if revert else How.REPORT
-    return carry_out(options, lambda shell: maps.recover(shell, how))
+    return carry_out(options, lambda shell: maps.recover(shell, how, config))
 
 
 @app.command(short_help="Follow what happens to the vCPUs.")
@@ -386,3 +415,46 @@ def xml(
     """
     path = None if emulator is None else str(emulator.absolute())
     return carry_out(options, lambda shell: commands.write_xml(shell, path, output))
+
+
+@app.command(short_help="Print QEMU's arguments for a domain XML.")
+@takes_groups
+def args(
+    document: Annotated[
+        Path, typer.Argument(metavar="XML", help="libvirt's domain XML; - reads standard input.", show_default=False)
+    ],
+    *,
+    device: Annotated[
+        bool, typer.Option("--device/--no-device", help="Have -device arguments for the vCPUs that are plugged.")
+    ] = True,
+    qmp_commands: Annotated[
+        bool,
+        typer.Option(
+            "--qmp-commands", help="Print these as QMP commands instead, and nothing else.", show_default=False
+        ),
+    ] = False,
+    cpu: Annotated[
+        str | None,
+        typer.Option(
+            "--cpu", metavar="CPU", help="QEMU's -cpu, where the document leaves it to the host.", show_default=False
+        ),
+    ] = None,
+    options: Saying,
+) -> int:
+    """Print the QEMU arguments that rebuild the vCPUs of a domain XML, with their holes and in their order.
+
+    -cpu, -smp, the NUMA cells, and one -device for each vCPU that QEMU does not start with: one option a line, quoted
+    for a shell. Where there are cells, -m must be their sum. What the document cannot say, such as what host-model is
+    on its host, is named on standard error. No VM is needed, and nothing is sent.
+
+      qmpvcpu args vm.xml | xargs qemu-system-x86_64 -machine q35 -m 1024
+
+      qmpvcpu args --no-device vm.xml       for a QEMU with -S or -incoming,
+
+      qmpvcpu args --qmp-commands vm.xml    which then gets these
+
+    Exit codes: 0 printed; 2 bad usage, or a document that cannot be read, or that libvirt would not start.
+    """
+    form = Form.QMP if qmp_commands else Form.DEVICE if device else Form.BOOT
+    said = Options(json=options.json, verbose=options.verbose)
+    return carry_out(said, lambda _: print_arguments(document, form, cpu))

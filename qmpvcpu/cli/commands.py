@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Group
 
-from qmpvcpu import Proof, VcpuController
-from qmpvcpu.cli.options import BadUsageError, Daring, Permits
+from qmpvcpu import Affect, Proof, VcpuController
+from qmpvcpu.cli.nextboot import change_config, disable, enable
+from qmpvcpu.cli.options import BadUsageError, Daring, Impact, Permits
 from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.run import REACHED, Answer, Shell
 from qmpvcpu.cli.show import (
@@ -21,11 +22,11 @@ from qmpvcpu.cli.show import (
 )
 from qmpvcpu.controller.request import error_for
 from qmpvcpu.domainxml import omissions, render
-from qmpvcpu.errors import PlugUnprovenError, RecordError
-from qmpvcpu.model import Plugged, Unplugged, VmStatus, as_json
+from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError, RecordError
+from qmpvcpu.model import Plugged, Unplugged, VmStatus, as_json, verdict_of
 from qmpvcpu.model.jsonform import layout_as_json
 from qmpvcpu.planning import Situation, check_unplug
-from qmpvcpu.record import save
+from qmpvcpu.record import DomainConfig, save
 
 __all__ = ["list_vcpus", "plug", "unplug", "write_xml"]
 
@@ -42,16 +43,25 @@ async def list_vcpus(shell: Shell) -> Answer:
     return Answer(REACHED, document(**layout_as_json(layout)), text)
 
 
-async def plug(shell: Shell, vcpu: int | None, proof: Proof, daring: Daring) -> Answer:
+async def plug(shell: Shell, vcpu: int | None, proof: Proof, daring: Daring, impact: Impact) -> Answer:
     """Plug one vCPU, or the first free one."""
     timeout = shell.guest_timeout
-    async with shell.attach() as vm:
+    if impact.affect is Affect.CONFIG:
+        return await change_config(shell, impact.document(shell.options), lambda config: enable(config, vcpu))
+    if impact.affect is Affect.BOTH:
+        impact.document(shell.options)
+    async with shell.attach(config=impact.config) as vm:
         started = time.monotonic()
         require = proof is Proof.ACKNOWLEDGED
         async with progress(vm, shell.err, wanted="plugging"):
             try:
                 ids = await vm.plug(
-                    vcpu, proof=proof, require_proof=require, timeout=timeout, allow_fatal=daring.allow_fatal
+                    vcpu,
+                    proof=proof,
+                    require_proof=require,
+                    timeout=timeout,
+                    allow_fatal=daring.allow_fatal,
+                    affect=impact.affect,
                 )
             except PlugUnprovenError as error:
                 seconds = time.monotonic() - started
@@ -64,21 +74,47 @@ async def plug(shell: Shell, vcpu: int | None, proof: Proof, daring: Daring) -> 
     acknowledged = layout[slot.first].acknowledged
     step = as_json(Plugged(ids, acknowledged, slot.answer.code if slot.answer else None, seconds=seconds))
     said = ", the guest acknowledged it" if acknowledged else ""
+    said += ", at the next boot too" if impact.affect is Affect.BOTH else ""
     text = f"plugged vCPU {ids} as {slot.device_id} in {milliseconds(seconds)}{said}\n{map_row(layout)}"
-    return Answer(REACHED, document(steps=[step], **state_json(layout)), text)
+    return Answer(REACHED, document(steps=[step], **impact.as_json(), **state_json(layout)), text)
 
 
-async def unplug(shell: Shell, vcpus: Sequence[int], permits: Permits) -> Answer:
+async def unplug(shell: Shell, vcpus: Sequence[int], permits: Permits, impact: Impact) -> Answer:
     """Unplug vCPUs one by one; after one that does not leave, no other is asked for."""
     timeout = shell.guest_timeout
     wanted = list(dict.fromkeys(vcpus))
-    async with shell.attach() as vm:
+    if impact.affect is Affect.CONFIG:
+        return await change_config(shell, impact.document(shell.options), lambda config: disable(config, wanted))
+    if impact.affect is Affect.BOTH:
+        impact.document(shell.options)
+    async with shell.attach(config=impact.config) as vm:
         _check_all(vm, wanted, permits)
+        if impact.affect is Affect.BOTH and impact.config is not None:
+            disable(await DomainConfig.load(impact.config), wanted)  # its value only: denied before anything is sent
         shell.not_sent = wanted
         while shell.not_sent:
-            await _unplug_one(shell, vm, shell.not_sent.pop(0), timeout, permits)
+            if impact.affect is Affect.BOTH:
+                await _unplug_both(shell, vm, shell.not_sent.pop(0), timeout, permits)
+            else:
+                await _unplug_one(shell, vm, shell.not_sent.pop(0), timeout, permits)
         layout = vm.layout
-    return Answer(REACHED, document(steps=shell.done, **state_json(layout)), map_row(layout))
+    content = document(steps=shell.done, **impact.as_json(), **state_json(layout))
+    return Answer(REACHED, content, map_row(layout))
+
+
+async def _unplug_both(shell: Shell, vm: VcpuController, vcpu: int, timeout: float, permits: Permits) -> None:  # noqa: ASYNC109 - passed on
+    started = time.monotonic()
+    joined = vcpu in vm.layout.pending
+    async with progress(vm, shell.err, wanted=f"vCPU {vcpu}: asking for it"):
+        try:
+            ids = await vm.unplug(vcpu, timeout=timeout, affect=Affect.BOTH, **dataclasses.asdict(permits))
+        except QmpVcpuError as error:
+            if (verdict := verdict_of(error)) is not None:
+                shell.done.append(as_json(verdict) | {"joined": joined})
+            raise
+    seconds = time.monotonic() - started
+    shell.done.append(as_json(Unplugged(ids, seconds=seconds)) | {"joined": joined})
+    shell.say(f"unplugged vCPU {ids} in {milliseconds(seconds)}, at the next boot too")
 
 
 def _check_all(vm: VcpuController, vcpus: Sequence[int], permits: Permits) -> None:

@@ -5,12 +5,14 @@ import dataclasses
 import enum
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Group
 
-from qmpvcpu import VcpuController
-from qmpvcpu.cli.options import BadUsageError, Bulk, Permits, check_seconds
+from qmpvcpu import Affect, VcpuController
+from qmpvcpu.cli.nextboot import change_config
+from qmpvcpu.cli.options import BadUsageError, Bulk, Impact, Permits, check_seconds
 from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.reports import intent_json, intent_text, plan_json, plan_text, report_text
 from qmpvcpu.cli.run import NOT_REACHED, NOT_SENT, REACHED, Answer, Shell
@@ -18,6 +20,7 @@ from qmpvcpu.cli.show import document, map_row, state_json
 from qmpvcpu.errors import InvalidMapError, MonitorLostError
 from qmpvcpu.model import Step, TransitionError, TransitionOutcome, TransitionReport, VcpuMap
 from qmpvcpu.planning import Plan, finish_wish, revert_wish
+from qmpvcpu.record import DomainConfig
 
 __all__ = ["How", "Wish", "plan", "recover", "set_wish"]
 
@@ -61,6 +64,13 @@ class Wish:
             raise InvalidMapError(self.map, "it is empty, and vCPU 0 never leaves")
         return self
 
+    def write(self, config: DomainConfig) -> None:
+        """Have it as the next boot."""
+        if self.count is not None:
+            config.set_count(self.count)
+        else:
+            config.set_map(self.map or "")
+
     def plan(self, vm: VcpuController, permits: Permits) -> Plan:
         """Return what it takes to fulfil it."""
         fatal, boot = permits.allow_fatal, permits.allow_boot_vcpus
@@ -80,18 +90,23 @@ async def plan(shell: Shell, wish: Wish, permits: Permits) -> Answer:
     return Answer(code, content, Group(plan_text(planned), map_row(layout)))
 
 
-async def set_wish(shell: Shell, wish: Wish, bulk: Bulk, permits: Permits) -> Answer:
+async def set_wish(shell: Shell, wish: Wish, bulk: Bulk, permits: Permits, impact: Impact) -> Answer:
     """Make it so, under the policy that was asked for."""
     wish = wish.checked()
+    if impact.affect is Affect.CONFIG:
+        return await change_config(shell, impact.document(shell.options), wish.write)
+    if impact.affect is Affect.BOTH:
+        impact.document(shell.options)
     options: dict[str, Any] = {
         "on_failure": bulk.on_failure,
         "timeout": shell.guest_timeout,
         "total_timeout": check_seconds("--total-timeout", bulk.total_timeout),
         "in_flight": bulk.in_flight,
         "proof": bulk.proof,
+        "affect": impact.affect,
         **dataclasses.asdict(permits),
     }
-    async with shell.attach() as vm:
+    async with shell.attach(config=impact.config) as vm:
         steps = wish.plan(vm, permits).steps
         if vm.interrupted is not None:
             shell.err.print(f"given up for this: {intent_text(vm.interrupted)}", soft_wrap=True)
@@ -103,12 +118,16 @@ async def set_wish(shell: Shell, wish: Wish, bulk: Bulk, permits: Permits) -> An
     return Answer(REACHED, document(**report.as_json(), **state_json(report.layout)), report_text(report))
 
 
-async def recover(shell: Shell, how: How) -> Answer:
+async def recover(shell: Shell, how: How, config: Path | None) -> Answer:
     """Tell of a transition that was cut short, finish it, or revert it."""
     if shell.options.record is None:
         raise BadUsageError("recover reads what was wanted from the VM's record: name it with --record PATH")
-    async with shell.attach() as vm:
+    async with shell.attach(config=config) as vm:
         intent = vm.interrupted
+        if intent is not None and intent.config is not None and config is None:
+            raise BadUsageError(
+                f"the next boot was to be written too: name its document with --config {intent.config}"
+            )
         looked = await vm.recover("report")
         if intent is None or looked is None:
             content = document(interrupted=None, **state_json(vm.layout))

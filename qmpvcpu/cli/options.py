@@ -13,14 +13,16 @@ import typer
 
 from qmpvcpu import Proof
 from qmpvcpu.errors import MonitorConnectError
-from qmpvcpu.model import OnFailure
+from qmpvcpu.model import Affect, OnFailure
 from qmpvcpu.monitor.address import Address
 
 __all__ = [
     "BadUsageError",
     "Bulk",
+    "ConfigPath",
     "Daring",
     "FirstOptions",
+    "Impact",
     "Options",
     "Permits",
     "Saying",
@@ -162,6 +164,54 @@ class Permits(Daring):
             show_default=False,
         ),
     ] = False
+
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="PATH",
+        help="The domain XML that the VM is next started from. Else the record keeps the next boot.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Impact:
+    """What is changed.
+
+    Attributes:
+        affect: The VM as it runs, its next boot, or both.
+        config: The document that the VM is next started from, or None.
+    """
+
+    affect: Annotated[
+        Affect,
+        typer.Option(
+            "--affect",
+            help="live: the VM as it runs. config: its next boot; QEMU is not asked. both: first live, then config.",
+        ),
+    ] = Affect.LIVE
+    config: ConfigPath = None
+
+    def as_json(self) -> dict[str, str]:
+        """Return what a document says of it: nothing where only the VM as it runs is changed."""
+        return {} if self.affect is Affect.LIVE else {"affect": self.affect.value}
+
+    def document(self, options: Options) -> Path:
+        """Return the file that keeps the next boot.
+
+        Raises:
+            BadUsageError: None was named.
+        """
+        path = self.config or options.record
+        if path is None:
+            raise BadUsageError(
+                f"--affect {self.affect.value}: what keeps the next boot? Name the VM's domain XML with --config PATH"
+                ", or its record with --record PATH"
+            )
+        return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qmpvcpu.cli.show import in_options, milliseconds, state_text
-from qmpvcpu.model import Intent, Step, StepReport, TransitionOutcome, TransitionReport, as_json
+from qmpvcpu.model import ConfigOutcome, Intent, Step, StepReport, TransitionOutcome, TransitionReport, as_json
 from qmpvcpu.planning import Plan
 
 __all__ = ["intent_json", "intent_text", "plan_json", "plan_text", "report_text", "shortcoming"]
@@ -55,6 +55,7 @@ def intent_json(intent: Intent) -> dict[str, Any]:
         "on_failure": intent.on_failure.value,
         "timeout": intent.timeout,
         "direction": intent.direction.value,
+        **({} if intent.next_boot is None else {"next_boot": str(intent.next_boot), "config": intent.config}),
     }
 
 
@@ -64,6 +65,7 @@ def intent_text(intent: Intent) -> str:
     return (
         f"interrupted: vCPUs {intent.start} to {intent.target}, on failure {intent.on_failure.value},"
         f" {intent.timeout:g} s for each answer, {intent.direction.value}\n  in this order: {steps}"
+        + ("" if intent.next_boot is None else f"\n  then at the next boot: {intent.next_boot}")
     )
 
 
@@ -78,7 +80,8 @@ def report_text(report: TransitionReport) -> Group:
     if not report.steps:
         head.append(", nothing to do")
     now = Text(state_text(report.layout))
-    lines = [f"not recorded: {report.unrecorded}"] if report.unrecorded else []
+    lines = [] if report.config is None else [str(report.config)]
+    lines += [f"not recorded: {report.unrecorded}"] if report.unrecorded else []
     return Group(head, *([_Steps(report.steps)] if report.steps else []), *lines, now)
 
 
@@ -133,6 +136,8 @@ def shortcoming(report: TransitionReport) -> str:
     named = wrong[:_MOST_NAMED]
     named += [f"{len(wrong) - _MOST_NAMED} more"] if len(wrong) > _MOST_NAMED else []
     named += [f"{unsent} not sent"] if unsent else []
+    if report.config is not None and report.config.outcome is ConfigOutcome.FAILED:
+        named.append(f"the next boot is as it was ({report.config.reason})")
     stopped = "stopped, " if report.cancelled else ""
     outcome = report.outcome.value
     return f"{report.target} not reached ({stopped}{outcome}): {', '.join(named) or 'changed by somebody else'}"

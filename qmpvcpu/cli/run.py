@@ -135,11 +135,14 @@ class Shell:
         target: Path | None = None,
         *,
         name: str | None = None,
+        config: Path | None = None,
         reply_timeout: float = _REPLY_TIMEOUT,
         reconnect: bool = False,
         resync_interval: float | None = None,
     ) -> AsyncIterator[VcpuController]:
         """Attach to *target*, else to the VM that the options name; *reply_timeout* is QEMU's, in seconds.
+
+        *config* is the document of its next boot.
 
         Without *resync_interval* there are no resyncs: most commands are over before one would tell anything.
         """
@@ -147,6 +150,7 @@ class Shell:
             self.options.address if target is None else target,
             name=name,
             record=self.options.record,
+            config=config,
             timeout=reply_timeout,
             reconnect=reconnect,
             resync_interval=resync_interval,

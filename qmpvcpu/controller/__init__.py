@@ -2,7 +2,16 @@
 
 from qmpvcpu.controller.attach import attach
 from qmpvcpu.controller.controller import VcpuController
+from qmpvcpu.controller.migration import Export, check_target, confirm_target
 from qmpvcpu.controller.request import UnplugRequest
 from qmpvcpu.controller.stream import EventStream
 
-__all__ = ["EventStream", "UnplugRequest", "VcpuController", "attach"]
+__all__ = [
+    "EventStream",
+    "Export",
+    "UnplugRequest",
+    "VcpuController",
+    "attach",
+    "check_target",
+    "confirm_target",
+]

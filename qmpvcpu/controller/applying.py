@@ -1,7 +1,10 @@
 """Applier: carries transitions out, one at a time. The engine says what to do next; this brings it about."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from qmpvcpu.controller.commands import Commands
 from qmpvcpu.controller.session import Session
@@ -9,6 +12,9 @@ from qmpvcpu.controller.turns import Turn, Turns
 from qmpvcpu.engine import Batch, Look, Phase, Read, Removal, Save, Send, Terms, Transition, Work
 from qmpvcpu.errors import CommandRejectedError, MonitorLostError, Outcome, OutcomeUnknownError, RecordError
 from qmpvcpu.model import (
+    Affect,
+    ConfigOutcome,
+    ConfigReport,
     Direction,
     Intent,
     Plugged,
@@ -20,11 +26,26 @@ from qmpvcpu.model import (
 )
 from qmpvcpu.planning import Plan, check_plan
 
-__all__ = ["Applier"]
+if TYPE_CHECKING:
+    from qmpvcpu.controller.nextboot import Change, NextBoot, Promise
+
+__all__ = ["Applier", "NextBootChange"]
 
 # At a deadline one last read may still find the CPU gone; a QEMU that does not answer it within this many seconds
 # shall not stretch the deadline any further.
 _LAST_LOOK_S = 1.0
+
+
+class NextBootChange(NamedTuple):
+    """What follows a transition that has reached its target.
+
+    Attributes:
+        of: The next boot.
+        change: What is changed in it.
+    """
+
+    of: "NextBoot"
+    change: "Change"
 
 
 class Applier:
@@ -37,7 +58,12 @@ class Applier:
         self._run: _Run | None = None
 
     async def apply(
-        self, make_plan: Callable[[], Plan], terms: Terms, *, intent: Intent | None = None
+        self,
+        make_plan: Callable[[], Plan],
+        terms: Terms,
+        *,
+        intent: Intent | None = None,
+        next_boot: "NextBootChange | None" = None,
     ) -> TransitionReport:
         """Wait for its turn, plan, and carry the plan out.
 
@@ -48,19 +74,21 @@ class Applier:
             make_plan: Plans from what is known then.
             terms: How to carry it out.
             intent: What is to be recorded as under way, where it is not the plan itself.
+            next_boot: The next boot, and what is to be changed in it once the plan's target is reached; or None.
 
         Returns:
             The report, if what was wanted is reached.
 
         Raises:
             TransitionError: It is not.
-            PlanError: It cannot be planned; nothing was sent.
-            RecordError: The intent cannot be recorded, and nothing was sent; or it is reached, and not recorded.
+            PlanError: It cannot be planned, on either side; nothing was sent.
+            RecordError: The intent cannot be recorded, or the next boot not be read, and nothing was sent; or it is
+                reached, and not recorded.
             MonitorError: The connection was lost before.
         """
         run = _Run(self._session, self._commands, terms)
         turn = self._turns.alone()
-        task = self._session.start(self._carry_out(run, turn, make_plan, intent))
+        task = self._session.start(self._carry_out(run, turn, make_plan, intent, next_boot))
         try:
             report = await asyncio.shield(task)  # JUSTIFICATION: what was sent is taken in, even if nobody asks now
         except asyncio.CancelledError:
@@ -72,7 +100,7 @@ class Applier:
             raise
         reverts = intent is not None and intent.direction is Direction.REVERTING
         if report.outcome is not (TransitionOutcome.REVERTED if reverts else TransitionOutcome.REACHED):
-            raise TransitionError(report) from run.unrecorded
+            raise TransitionError(report) from run.unwritten or run.unrecorded
         if run.unrecorded is not None:
             why = f"{run.unrecorded.why}; what was wanted is reached, and not recorded"
             raise RecordError(run.unrecorded.path, why, outcome=Outcome.CHANGED) from run.unrecorded
@@ -86,13 +114,22 @@ class Applier:
         return await asyncio.shield(self._run.ended)  # JUSTIFICATION: it ends for its caller too
 
     async def _carry_out(
-        self, run: "_Run", turn: Turn, make_plan: Callable[[], Plan], intent: Intent | None
+        self,
+        run: "_Run",
+        turn: Turn,
+        make_plan: Callable[[], Plan],
+        intent: Intent | None,
+        next_boot: "NextBootChange | None",
     ) -> TransitionReport:
         session = self._session
-        async with turn:
+        async with turn, contextlib.AsyncExitStack() as stack:
             await self._look()
+            if next_boot is not None:
+                run.promise = await stack.enter_async_context(next_boot.of.promise())
             plan = make_plan()
             check_plan(plan, session.layout)
+            if next_boot is not None and run.promise is not None:
+                run.promise.make(next_boot.change)
             self._run = session.watcher = run
             try:
                 with session.keeper.held():
@@ -127,6 +164,9 @@ class _Run:
         self._to_save: Save | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self.unrecorded: RecordError | None = None
+        self.unwritten: RecordError | None = None
+        self.promise: Promise | None = None
+        self._config: ConfigReport | None = None
         self._offline_until: float | None = None
 
     async def carry_out(self, plan: Plan, intent: Intent | None) -> TransitionReport:
@@ -146,9 +186,17 @@ class _Run:
         finally:
             self._silence()
             if not self.ended.done():
-                unrecorded = "" if self.unrecorded is None else str(self.unrecorded)
-                self.ended.set_result(transition.report(unrecorded=unrecorded))
+                self.ended.set_result(self._report(transition))
         return self.ended.result()
+
+    def _report(self, transition: Transition) -> TransitionReport:
+        report = transition.report(unrecorded="" if self.unrecorded is None else str(self.unrecorded))
+        if self.promise is None:
+            return report
+        config = self._config or self.promise.not_tried()
+        failed = config.outcome is ConfigOutcome.FAILED
+        outcome = TransitionOutcome.PARTIAL if failed else report.outcome
+        return replace(report, affect=Affect.BOTH, config=config, outcome=outcome)
 
     def cancel(self) -> None:
         """Stop at the next safe point."""
@@ -247,6 +295,9 @@ class _Run:
         keeper = self._session.keeper
         try:
             if transition.phase is Phase.FINISH:
+                # Before the outcome is recorded: if we die in between, the record still says what is to be written.
+                if self.promise is not None and transition.report().outcome is TransitionOutcome.REACHED:
+                    self._config, self.unwritten = await self.promise.try_to_keep()
                 await keeper.end(intent, transition.wanted)
             elif intent is not None:
                 await keeper.begin(intent)

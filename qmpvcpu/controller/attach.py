@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from qmpvcpu.model import Layout, OstAnswer, creation_order, runs_single_threade
 from qmpvcpu.monitor import Monitor, Target, is_address
 
 if TYPE_CHECKING:
+    from qmpvcpu.controller.nextboot import NextBoot
     from qmpvcpu.domainxml import Instance
 
 __all__ = ["Attaching", "attach"]
@@ -49,6 +51,7 @@ def attach(
     name: str | None = None,
     record: str | os.PathLike[str] | None = None,
     base: bytes | str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
     timeout: float = 10.0,
     reconnect: bool = False,
     on_interrupted: How = "report",
@@ -69,6 +72,8 @@ def attach(
         record: Path of the domain XML that is to follow the VM's state; None keeps none.
         base: The VM's own libvirt document (its bytes, or its path) to start the record from where there is none yet;
             the record is then that document, changed in place. None: the record is made of what QEMU tells.
+        config: Path of the domain XML that the VM is next started from, for changes with ``affect=``; None: its next
+            boot is kept in the record.
         timeout: Deadline of connecting, and of each QMP command, in seconds.
         reconnect: When the connection is lost, connect again, for as long as it takes, and find out what happened
             meanwhile; needs an address. A transition under way waits for that, as long as for an answer.
@@ -81,16 +86,19 @@ def attach(
         MonitorTimeoutError: QEMU stopped answering.
         MonitorLostError: QEMU went away meanwhile.
         MalformedReplyError: What answers is no QEMU that can be understood.
-        RecordError: The record is another VM's, nobody's, locked by another process, or cannot be written.
+        RecordError: The record is another VM's, nobody's, locked by another process, or cannot be written; or
+            *config* is another VM's, or cannot be read.
+        DomainXmlError: *config* is no document that libvirt would define.
         TransitionError: What *on_interrupted* asks for was not reached; nothing is left attached.
-        ValueError: *reconnect* with a socket or client that is given; *base* without *record*.
+        ValueError: *reconnect* with a socket or client that is given; *base* without *record*; *config* is the
+            record.
 
     Example:
         >>> async def main():  # doctest: +SKIP
         ...     async with attach("/run/vm.qmp") as vm:
         ...         print(vm.layout.enabled)
     """
-    options = _Options(name, record, base, timeout, reconnect, on_interrupted, resync_interval)
+    options = _Options(name, record, base, config, timeout, reconnect, on_interrupted, resync_interval)
     return Attaching(lambda: _open(target, options))
 
 
@@ -100,6 +108,7 @@ class _Options(NamedTuple):
     name: str | None
     record: str | os.PathLike[str] | None
     base: bytes | str | os.PathLike[str] | None
+    config: str | os.PathLike[str] | None
     timeout: float
     reconnect: bool
     on_interrupted: How
@@ -111,6 +120,8 @@ async def _open(target: Target, options: _Options) -> VcpuController:
         raise ValueError("reconnect=True needs an address: a socket or client that is given cannot be opened again")
     if options.base is not None and options.record is None:
         raise ValueError("base= is what a record starts from: it needs record=")
+    if options.config is not None and options.record is not None and _same(options.config, options.record):
+        raise ValueError("config= is a document of its own: a record keeps the next boot without it")
     inbox = Inbox()
     monitor = await Monitor.open(target, timeout=options.timeout, on_event=inbox.event, on_lost=inbox.lost)
     keeper = None
@@ -128,6 +139,7 @@ async def _open(target: Target, options: _Options) -> VcpuController:
             now=asyncio.get_running_loop().time(),
         )
         keeper, instance = await _keep(engine, options, answers, monitor.peer_pid)
+        next_boot = await _next_boot(keeper, engine, options)
         session = Session(
             monitor,
             reader,
@@ -136,6 +148,7 @@ async def _open(target: Target, options: _Options) -> VcpuController:
             timeout=options.timeout,
             resync_interval=options.resync_interval,
         )
+        session.next_boot = next_boot
     except BaseException:
         await monitor.close()
         if keeper is not None:
@@ -152,6 +165,22 @@ async def _open(target: Target, options: _Options) -> VcpuController:
             await controller.close()
             raise
     return controller
+
+
+def _same(config: str | os.PathLike[str], record: str | os.PathLike[str]) -> bool:
+    return Path(config).absolute() == Path(record).absolute()
+
+
+async def _next_boot(keeper: Keeper, engine: Engine, options: _Options) -> "NextBoot | None":
+    """Have the next boot at hand where there is something to keep it in."""
+    if options.config is None and options.record is None:
+        return None
+    from qmpvcpu.controller.nextboot import NextBoot  # noqa: PLC0415 -- as in _keep
+
+    next_boot = NextBoot(keeper, lambda: engine.layout, options.config)
+    await next_boot.check()
+    keeper.promised = lambda: next_boot.promised
+    return next_boot
 
 
 async def _keep(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qmpvcpu.errors import Outcome, RecordError
@@ -33,6 +34,8 @@ class Keeper:
         record: As given.
         interrupted: As given, until it is taken up or superseded.
         desired: As given; the map that is asked for, from the first command on.
+        promised: Returns what the next boot is to have once what is under way is reached, and the document that it is
+            kept in (None: the record); None: nothing was promised.
     """
 
     def __init__(
@@ -48,7 +51,9 @@ class Keeper:
         self.desired = desired
         self._look = look
         self._transition: Intent | None = None
+        self.promised: Callable[[], tuple[VcpuMap, str | None] | None] = lambda: None
         self._steps: list[Step] = []  # of single commands, each its own intent
+        self._ended: list[Step] = []  # of these, those that are not over until the next boot is written too
         self._holds = 0
         self._saved: object = None
         self._saving: asyncio.Task[None] | None = None
@@ -65,7 +70,14 @@ class Keeper:
         unplugged = {each for step in self._steps if step.action is Action.UNPLUG for each in step.ids}
         start, target = (base.start, base.target) if base is not None else (enabled, enabled)
         before = base.steps if base is not None else ()
-        return Intent(start, VcpuMap((target | plugged) - unplugged), (*before, *self._steps))
+        own = Intent(start, VcpuMap((target | plugged) - unplugged), (*before, *self._steps))
+        if base is not None:
+            own = replace(own, next_boot=base.next_boot, config=base.config)
+        return self._with_next_boot(own)
+
+    def _with_next_boot(self, intent: Intent) -> Intent:
+        promised = self.promised()
+        return intent if promised is None else replace(intent, next_boot=promised[0], config=promised[1])
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -102,7 +114,7 @@ class Keeper:
             RecordError: It could not be recorded.
         """
         before = self._transition, self.interrupted, self.desired
-        self._transition, self.interrupted, self.desired = intent, None, intent.target
+        self._transition, self.interrupted, self.desired = self._with_next_boot(intent), None, intent.target
         try:
             await self.save()
         except RecordError:
@@ -115,6 +127,7 @@ class Keeper:
         Raises:
             RecordError: It could not be recorded.
         """
+        left = None if left is None else self._with_next_boot(left)
         self._transition, self.interrupted, self.desired = None, left, desired
         await self.save()
 
@@ -148,8 +161,19 @@ class Keeper:
 
     def end_step(self, step: Step) -> None:
         """Note that QEMU has replied to a single command; written with whatever comes of it."""
-        if step in self._steps:
+        if step not in self._steps:
+            return
+        if self.promised() is None:
             self._steps.remove(step)
+        else:
+            self._ended.append(step)
+
+    def promises_are_over(self) -> None:
+        """Note that nothing of the next boot is promised any more: what QEMU has replied to is over too."""
+        for step in self._ended:
+            self._steps.remove(step)
+        self._ended.clear()
+        self.changed()
 
     async def written(self, done: str) -> None:
         """Wait until what is known now is on disk; if that fails, say that *done* is done all the same.
@@ -175,7 +199,8 @@ class Keeper:
         await self.record.close()
 
     def _state(self) -> object:
-        return self._look().generation, self.intent, self.desired
+        next_boot = None if self.record is None else self.record.next_boot
+        return self._look().generation, self.intent, self.desired, next_boot
 
     async def save(self) -> None:
         """Write what is known now, durably.

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from qmpvcpu import planning
 from qmpvcpu.controller.commands import Commands
@@ -11,8 +12,19 @@ from qmpvcpu.controller.session import Session
 from qmpvcpu.controller.stream import EventStream
 from qmpvcpu.controller.turns import Turns
 from qmpvcpu.engine import Read, Removal
-from qmpvcpu.errors import PlugUndoneError, PlugUnprovenError, WaitTimeoutError
-from qmpvcpu.model import Capabilities, Layout, Proof, Refused, Slot, VcpuMap
+from qmpvcpu.errors import (
+    ConfigDeniedError,
+    DenialReason,
+    MonitorLostError,
+    PlugUndoneError,
+    PlugUnprovenError,
+    WaitTimeoutError,
+    describe,
+)
+from qmpvcpu.model import Affect, Capabilities, Layout, Proof, Refused, Slot, VcpuMap
+
+if TYPE_CHECKING:
+    from qmpvcpu.controller.nextboot import NextBoot, Promise
 
 __all__ = ["OneVcpu"]
 
@@ -27,6 +39,7 @@ class OneVcpu:
         self._turns = Turns()
         self._plugging: dict[int, asyncio.Task[None]] = {}
         self._unplugging: dict[int, asyncio.Task[None]] = {}
+        self._let_go = False
 
     # What is known.
 
@@ -99,6 +112,7 @@ class OneVcpu:
         require_proof: bool = False,
         timeout: float = 30.0,  # noqa: ASYNC109 - of the guest's proof only
         allow_fatal: bool = False,
+        affect: Affect = Affect.LIVE,
     ) -> VcpuMap:
         """Plug one vCPU, with its whole slot, and return the ids that are plugged now.
 
@@ -111,21 +125,48 @@ class OneVcpu:
             require_proof: Raise if the guest does not acknowledge it.
             timeout: How long to wait for the guest, in seconds.
             allow_fatal: Send even what this QEMU is known not to survive.
+            affect: CONFIG has it at the next boot, and sends nothing; BOTH both, the next boot once it is plugged.
+                The first free one is then the same for both.
 
         Raises:
             StepDeniedError: Not sent: occupied, unknown, part of a slot, full, migrating, fatal, ...
+            ConfigDeniedError: Not sent: the next boot cannot have it, or nothing keeps the next boot.
             CommandRejectedError: QEMU answered with an error; nothing was plugged.
             OutcomeUnknownError: The connection was lost, or silent, with the command in flight.
             PlugUnprovenError: *require_proof*, and the guest did not acknowledge; it is plugged.
             PlugUndoneError: An earlier removal that was asked for twice ejected it again.
-            RecordError: The record could not be written: before (nothing was sent), or after (it is plugged).
+            RecordError: The record or the next boot could not be read or written: before (nothing was sent), or after
+                (it is plugged).
             MonitorLostError: The connection was lost before.
 
         Source: QEMU docs/system/cpu-hotplug.rst.
         """
+        asked = "plug" if vcpu is None else describe("plug", [vcpu])
+        if affect is Affect.CONFIG:
+            return await self._next_boot(asked).enable(vcpu)
+
+        async def plug(promise: "Promise | None") -> VcpuMap:
+            return await self._plug(
+                vcpu, promise, proof=proof, require_proof=require_proof, timeout=timeout, allow_fatal=allow_fatal
+            )
+
+        return await (plug(None) if affect is Affect.LIVE else self._both(asked, plug))
+
+    async def _plug(
+        self,
+        vcpu: int | None,
+        promise: "Promise | None",
+        *,
+        proof: Proof,
+        require_proof: bool,
+        timeout: float,  # noqa: ASYNC109 -- of the guest's proof only
+        allow_fatal: bool,
+    ) -> VcpuMap:
         async with self._turns.together():
             await self._session.know_status()
             slot = planning.check_plug(self._engine.situation, vcpu, allow_fatal=allow_fatal)
+            if promise is not None:
+                promise.make_state(slot.ids, enabled=True)
             self._engine.plug_sent(slot.first)
             task = self._plugging[slot.first] = self._session.start(self._commands.plug_alone(slot))
             task.add_done_callback(lambda _: self._plugging.pop(slot.first, None))
@@ -192,6 +233,7 @@ class OneVcpu:
         timeout: float = 30.0,  # noqa: ASYNC109 - of the guest's answer only
         allow_fatal: bool = False,
         allow_boot_vcpus: bool = False,
+        affect: Affect = Affect.LIVE,
     ) -> VcpuMap:
         """Unplug one vCPU, with its whole slot, and return the ids that are gone now, on evidence.
 
@@ -200,14 +242,39 @@ class OneVcpu:
             timeout: How long to wait for the guest's answer, in seconds from QEMU's acceptance; 0 only asks.
             allow_fatal: As in ``request_unplug``.
             allow_boot_vcpus: As in ``request_unplug``.
+            affect: CONFIG leaves it out at the next boot, and sends nothing; BOTH both, the next boot once it left.
 
         Raises:
             UnplugRefusedError: The guest said no, with its reason; it is still plugged and may be asked again.
             UnplugPendingError: No answer in time. The request lives on: a late answer changes the layout and is an
-                event, and a new call joins it.
-            RecordError: The record could not be written: before (nothing was sent), or after (it is unplugged).
+                event, and a new call joins it. It does not change the next boot.
+            ConfigDeniedError: Not sent: the next boot cannot be without it, or nothing keeps the next boot.
+            RecordError: The record or the next boot could not be read or written: before (nothing was sent), or after
+                (it is unplugged).
             QmpVcpuError: As ``request_unplug``.
         """
+        asked = describe("unplug", [vcpu])
+        if affect is Affect.CONFIG:
+            return await self._next_boot(asked).disable(vcpu)
+
+        async def unplug(promise: "Promise | None") -> VcpuMap:
+            if promise is not None:
+                ids = planning.find_slot("unplug", self.layout, vcpu).ids
+                promise.make_state(ids, enabled=False)
+            return await self._unplug(
+                vcpu, timeout=timeout, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus
+            )
+
+        return await (unplug(None) if affect is Affect.LIVE else self._both(asked, unplug))
+
+    async def _unplug(
+        self,
+        vcpu: int,
+        *,
+        timeout: float,  # noqa: ASYNC109 -- of the guest's answer only
+        allow_fatal: bool,
+        allow_boot_vcpus: bool,
+    ) -> VcpuMap:
         request = await self.request_unplug(vcpu, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
         verdict = await request.wait(timeout)
         error = error_for(verdict, timeout)
@@ -223,11 +290,13 @@ class OneVcpu:
         enabled: bool,
         timeout: float = 30.0,  # noqa: ASYNC109 - of the guest's answer only
         allow_fatal: bool = False,
+        affect: Affect = Affect.LIVE,
     ) -> VcpuMap:
         """Make one vCPU, with its whole slot, plugged or unplugged; nothing is sent if it is so already.
 
         A vCPU that shall stay while its removal is pending is not safe by being there still: its answer is waited
-        for, and it is plugged again if it left.
+        for, and it is plugged again if it left. Under CONFIG, and once that is so under BOTH, the next boot has it or
+        not.
 
         Returns:
             The ids of the slot.
@@ -236,6 +305,27 @@ class OneVcpu:
             UnplugPendingError: Its removal is pending, and was not answered within *timeout* seconds.
             QmpVcpuError: As ``plug`` and ``unplug``.
         """
+        asked = describe("plug" if enabled else "unplug", [vcpu])
+        if affect is Affect.CONFIG:
+            next_boot = self._next_boot(asked)
+            return await (next_boot.enable(vcpu) if enabled else next_boot.disable(vcpu))
+
+        async def set_state(promise: "Promise | None") -> VcpuMap:
+            if promise is not None:
+                ids = planning.find_slot("plug" if enabled else "unplug", self.layout, vcpu).ids
+                promise.make_state(ids, enabled=enabled)
+            return await self._set_state(vcpu, enabled=enabled, timeout=timeout, allow_fatal=allow_fatal)
+
+        return await (set_state(None) if affect is Affect.LIVE else self._both(asked, set_state))
+
+    async def _set_state(
+        self,
+        vcpu: int,
+        *,
+        enabled: bool,
+        timeout: float,  # noqa: ASYNC109 -- of the guest's answer only
+        allow_fatal: bool,
+    ) -> VcpuMap:
         await self._session.check_open()
         if not enabled:
             slot = planning.find_slot("unplug", self.layout, vcpu)
@@ -259,9 +349,38 @@ class OneVcpu:
         Commands in flight get a second to be answered, so that their outcome is recorded. Whoever still waits gets
         MonitorLostError.
         """
+        self._let_go = True
         await self._session.close()
 
     # How it is done.
+
+    def _next_boot(self, asked: str) -> "NextBoot":
+        """Return what keeps the next boot, which needs no QEMU.
+
+        Raises:
+            ConfigDeniedError: Nothing does.
+            MonitorLostError: This side has let go of the VM.
+        """
+        if self._let_go:
+            raise MonitorLostError("closed by this side")
+        if self._session.next_boot is None:
+            detail = "nothing keeps the next boot of this VM: attach with config=PATH, or with record=PATH"
+            raise ConfigDeniedError(asked, (), DenialReason.NO_CONFIG, detail)
+        return self._session.next_boot
+
+    async def _both(self, asked: str, change: "Callable[[Promise], Awaitable[VcpuMap]]") -> VcpuMap:
+        """Do *change*, then have the next boot follow: in a task, so that cancelling its caller leaves no half."""
+
+        async def change_both() -> VcpuMap:
+            async with self._next_boot(asked).promise() as promise:
+                ids = await change(promise)
+                done = f"{asked} is done"
+                await promise.keep(done)
+            await self._session.keeper.written(f"{done}, at the next boot too")
+            return ids
+
+        # JUSTIFICATION: what was sent is taken in, and what was promised is written, even if nobody asks now
+        return await asyncio.shield(self._session.start(change_both()))
 
     async def _prove(self, slot: Slot, limit: float, *, require_proof: bool, doubled: bool) -> None:
         # The guest's word is advisory: without require_proof it is PLUGGED all the same.

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from qmpvcpu import qapi
 from qmpvcpu.controller.keeper import Keeper
@@ -26,6 +26,9 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model import Disconnected, Event, Layout, Pending, VcpuMap
 from qmpvcpu.monitor import Monitor
+
+if TYPE_CHECKING:
+    from qmpvcpu.controller.nextboot import NextBoot
 
 __all__ = ["Session", "Watcher"]
 
@@ -68,6 +71,7 @@ class Session:
         lost: Why the connection is gone, or None while it is there.
         closed: True once it is gone for good.
         watcher: Who carries a transition out, or None.
+        next_boot: What the VM is next started with, or None where nothing keeps that.
         reconnect: Finds QEMU again once the connection is lost; None: nobody does.
     """
 
@@ -89,6 +93,7 @@ class Session:
         self.lost: MonitorLostError | None = None
         self.closed = False
         self.watcher: Watcher | None = None
+        self.next_boot: NextBoot | None = None
         self.reconnect: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.loop = asyncio.get_running_loop()
         self._early: list[Event] = engine.take_events()

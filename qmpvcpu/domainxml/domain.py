@@ -98,6 +98,8 @@ class DomainVcpus:
         topology: ``<topology>``, or None where libvirt would give every vCPU a socket.
         numa: The cells, by ascending id.
         cpu: The CPU model, or None where QEMU's default is taken.
+        unread: Names of elements that change how libvirt starts QEMU's CPUs and cells, and that are not read here
+            (``cpu/cache``, ``features/hyperv``, ...); of no matter to equality.
     """
 
     name: str
@@ -117,6 +119,7 @@ class DomainVcpus:
     topology: Topology | None = None
     numa: tuple[NumaCell, ...] = ()
     cpu: CpuModel | None = None
+    unread: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def max(self) -> int:

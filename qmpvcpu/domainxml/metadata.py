@@ -7,7 +7,9 @@
       <qmpvcpu:pending vcpus="3"/>
       <qmpvcpu:device vcpu="4" id="cpu-4"/>
       <qmpvcpu:desired vcpus="0,2-5"/>
-      <qmpvcpu:transition start="0-1,6" target="0,2-5" on-failure="revert" timeout="30.0" direction="forward">
+      <qmpvcpu:next-boot vcpus="0-3"/>
+      <qmpvcpu:transition start="0-1,6" target="0,2-5" on-failure="revert" timeout="30.0" direction="forward"
+                          next-boot="0,2-5">
         <qmpvcpu:step action="plug" vcpus="2"/>
         <qmpvcpu:step action="unplug" vcpus="6" path="/machine/peripheral/vcpu6" joins="yes"/>
       </qmpvcpu:transition>
@@ -48,7 +50,8 @@ _KNOWN = {
     "record/pending": {"vcpus"},
     "record/device": {"vcpu", "id"},
     "record/desired": {"vcpus"},
-    "record/transition": {"start", "target", "on-failure", "timeout", "direction"},
+    "record/next-boot": {"vcpus"},
+    "record/transition": {"start", "target", "on-failure", "timeout", "direction", "next-boot", "config"},
     "record/transition/step": {"action", "vcpus", "path", "joins"},
 }
 _SEVERAL = {"record/device", "record/transition/step"}
@@ -89,6 +92,7 @@ class Metadata:
         instance: The QEMU that this was read from, or None where not known.
         intent: The transition under way, or None while there is none.
         desired: The map that was last asked for, or None if none was.
+        next_boot: The vCPUs that the next boot is to have; None: those that are plugged.
         in_place: True if the document around it is not of our making: it is never written anew, only changed.
     """
 
@@ -99,6 +103,7 @@ class Metadata:
     instance: Instance | None = None
     intent: Intent | None = None
     desired: VcpuMap | None = None
+    next_boot: VcpuMap | None = None
     in_place: bool = False
 
     @classmethod
@@ -111,6 +116,7 @@ class Metadata:
         instance: Instance | None = None,
         intent: Intent | None = None,
         desired: VcpuMap | None = None,
+        next_boot: VcpuMap | None = None,
     ) -> "Metadata":
         """Return what *layout* has to tell that libvirt has no place for; the rest as given."""
         foreign = {
@@ -118,7 +124,7 @@ class Metadata:
             for slot in layout.slots
             if slot.device_id is not None and slot.device_id != slot.new_device_id
         }
-        return cls(generation, uuid, layout.pending, foreign, instance, intent, desired)
+        return cls(generation, uuid, layout.pending, foreign, instance, intent, desired, next_boot)
 
 
 def record_node(metadata: Metadata) -> Node:
@@ -146,6 +152,8 @@ def _children(metadata: Metadata) -> Iterator[Node]:
         yield Node(f"{_PREFIX}:device", {"vcpu": first, "id": device_id})
     if metadata.desired is not None:
         yield Node(f"{_PREFIX}:desired", {"vcpus": metadata.desired})
+    if metadata.next_boot is not None:
+        yield Node(f"{_PREFIX}:next-boot", {"vcpus": metadata.next_boot})
     if metadata.intent is not None:
         yield _transition_node(metadata.intent)
 
@@ -154,13 +162,17 @@ def _transition_node(intent: Intent) -> Node:
     timeout = repr(float(intent.timeout))
     if not _SECONDS.fullmatch(timeout):
         raise DomainXmlError(f"{timeout} is no time to wait for an answer")
-    attributes = {
+    attributes: dict[str, object] = {
         "start": intent.start,
         "target": intent.target,
         "on-failure": intent.on_failure.value,
         "timeout": timeout,
         "direction": intent.direction.value,
     }
+    if intent.next_boot is not None:
+        attributes["next-boot"] = intent.next_boot
+    if intent.config is not None:
+        attributes["config"] = intent.config
     return Node(f"{_PREFIX}:transition", attributes, tuple(_step_node(step) for step in intent.steps))
 
 
@@ -197,9 +209,8 @@ def read_metadata(record: etree._Element) -> Metadata:
         DomainXmlError: It is damaged, or holds what only a newer version can have written; ``line`` says where.
     """
     _check_known(record, "record")
-    instance, pending, desired, transition = (
-        record.find(f"{{{NAMESPACE}}}{name}") for name in ("instance", "pending", "desired", "transition")
-    )
+    names = ("instance", "pending", "desired", "next-boot", "transition")
+    instance, pending, desired, next_boot, transition = (record.find(f"{{{NAMESPACE}}}{name}") for name in names)
     return Metadata(
         generation=_value(record, "generation", _number),
         uuid=None if record.get("made-up-uuid") is None else _value(record, "made-up-uuid", _uuid),
@@ -209,6 +220,7 @@ def read_metadata(record: etree._Element) -> Metadata:
         instance=None if instance is None else _read_instance(instance),
         intent=None if transition is None else _read_transition(transition),
         desired=None if desired is None else _value(desired, "vcpus", _map),
+        next_boot=None if next_boot is None else _value(next_boot, "vcpus", _map_of_a_vm),
     )
 
 
@@ -263,6 +275,8 @@ def _read_transition(transition: etree._Element) -> Intent:
         on_failure=_value(transition, "on-failure", OnFailure),
         timeout=_value(transition, "timeout", _seconds),
         direction=_value(transition, "direction", Direction),
+        next_boot=None if transition.get("next-boot") is None else _value(transition, "next-boot", _map_of_a_vm),
+        config=transition.get("config"),
     )
 
 
@@ -307,6 +321,13 @@ def _map_of_a_slot(text: str) -> VcpuMap:
     if not text:
         raise ValueError("a slot has a vCPU")
     return _map(text)
+
+
+def _map_of_a_vm(text: str) -> VcpuMap:
+    ids = _map(text)
+    if 0 not in ids:
+        raise ValueError(f"{text!r} is without vCPU 0")
+    return ids
 
 
 def _truth(text: str) -> bool:

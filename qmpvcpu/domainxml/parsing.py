@@ -13,6 +13,27 @@ from qmpvcpu.model import Topology, VcpuMap
 
 __all__ = ["parse", "parse_with_tree"]
 
+# What else changes -cpu, or the memory of cells, and is for nobody here but whoever starts QEMU.
+_UNREAD = (
+    "cpu[@match='minimum']",
+    "cpu/model[@vendor_id]",
+    "cpu/cache",
+    "cpu/maxphysaddr",
+    "cpu/numa/cell[@memAccess]",
+    "cpu/numa/cell[@discard]",
+    "cpu/numa/cell/distances",
+    "cpu/numa/cell/cache",
+    "cpu/numa/interconnects",
+    "features/hyperv",
+    "features/kvm",
+    "features/pvspinlock",
+    "features/pmu",
+    "clock/timer[@name='kvmclock']",
+    "clock/timer[@name='tsc']",
+    "memoryBacking",
+    "numatune",
+)
+
 
 def parse(xml: bytes) -> DomainVcpus:
     """Read what a domain document says about vCPUs, as libvirt reads it.
@@ -72,6 +93,7 @@ def parse_with_tree(xml: bytes) -> tuple[DomainVcpus, etree._Element]:
         topology=None if levels is None else Topology(count, **levels),
         numa=cells,
         cpu=contents.cpu.model,
+        unread=tuple(way for way in _UNREAD if root.find(way) is not None),
     )
     return domain, root
 

@@ -50,11 +50,7 @@ def vcpus_of(layout: Layout) -> Iterator[DomainVcpu]:
         key=lambda slot: (slot.first != 0, places.get(slot.first, len(places)), slot.first),
     )
     order = {slot.first: place for place, slot in enumerate(present, start=1)}
-    started_with = 0
-    for slot, created in zip(layout.slots, present, strict=False):
-        if slot is not created or not (slot.first == 0 or slot.is_boot):
-            break
-        started_with += 1
+    started_with = len(layout.started_with)
     for index, slot in enumerate(layout.slots):
         for each in range(slot.first, slot.first + slot.count):
             yield DomainVcpu(each, slot.present, index >= started_with, order.get(slot.first))

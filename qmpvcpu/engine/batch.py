@@ -146,7 +146,7 @@ class Batch:
         self._now = now
         self.offline = False
         unsure, self._out.unsure = self._out.unsure, []
-        for work in unsure:
+        for work in reversed(unsure):  # what is sent again goes to the front, the first of it last
             present = self._engine.layout.slot_of(work.step.first).present
             work.stage, work.removal = Stage.WAITING, None
             if work.plugs and present:

@@ -67,6 +67,7 @@ class Engine(Ledger):
         super().__init__(layout)
         self.status: VmStatus | None = status  # None: QEMU said that it changed, not to what
         self.single_threaded = single_threaded
+        self.exported = False  # True: nothing may be sent that changes a slot
         self.doubled: set[int] = set()  # slots in which a second removal may be queued
         self._plugging: set[int] = set()
         self._unsure: set[int] = set()  # plugs of ours of which nobody knows whether QEMU carried them out
@@ -124,6 +125,20 @@ class Engine(Ledger):
                 removal.recalled = removal.overdue = True
                 self._set_pending(slot.first, pending=True)
 
+    def arrived(self, pending: Collection[int], answers: Mapping[int, OstAnswer], now: float) -> None:
+        """Take in that a VM has migrated into this QEMU, with the removals that QEMU and guest brought along.
+
+        Args:
+            pending: vCPU ids whose removal was pending on the source: an answer to them is a late one.
+            answers: The guest's last answers, which came along too.
+            now: The caller's clock.
+        """
+        self._adopt_answered(answers, now)
+        self.recall(pending, answers, now)
+        for first, removal in self.removals.items():
+            if first in pending:
+                removal.origin, removal.overdue = Origin.US, True
+
     @property
     def situation(self) -> Situation:
         """What decides whether a step may be sent."""
@@ -134,6 +149,7 @@ class Engine(Ledger):
             unplug_seen=self._unplug_seen,
             single_threaded=self.single_threaded,
             in_flight=frozenset(self._plugging),
+            exported=self.exported,
         )
 
     # Our own commands.

@@ -11,7 +11,9 @@ Floor 0: imports nothing of the package.
      ├ PlanError
      │  ├ StepDeniedError                not sent: known beforehand that it cannot or must not be
      │  │  └ UnsupportedMachineError     the machine cannot do this to any of its CPUs
-     │  └ StalePlanError                 the VM has changed since the plan was made
+     │  ├ ConfigDeniedError              the next boot cannot be what was asked
+     │  ├ StalePlanError                 the VM has changed since the plan was made
+     │  └ ReplayMismatchError            not the QEMU that a VM can be built again in
      ├ MonitorError                      the QMP connection
      │  ├ MonitorConnectError            no session came about
      │  ├ MonitorTimeoutError            no reply within the command's deadline
@@ -27,6 +29,10 @@ Floor 0: imports nothing of the package.
      ├ TransitionError                   a map was not reached; carries the report (qmpvcpu.model.report)
      ├ SameVmError                       two addresses of a fleet lead to one VM
      ├ SocketDirectoryError              a directory cannot be looked into for sockets
+     ├ MigrationError                    a VM that moves to another QEMU
+     │  ├ TargetMismatchError            source and target differ (qmpvcpu.planning.migrating)
+     │  ├ TargetLostError                the destination has not taken the VM over
+     │  └ TakeBackError                  the source was not made to run it again
      ├ WaitTimeoutError (TimeoutError)   a condition did not come true in time
      └ RecordError                       the record on disk
         ├ RecordCorruptError             what is there is no record that can be trusted
@@ -46,6 +52,7 @@ from qmpvcpu.errors.base import (
 )
 from qmpvcpu.errors.domainxml import DomainRule, DomainRuleError, RuleStage
 from qmpvcpu.errors.fleet import SameVmError, SocketDirectoryError
+from qmpvcpu.errors.migration import MigrationError, TakeBackError, TargetLostError
 from qmpvcpu.errors.monitor import (
     MalformedReplyError,
     MonitorConnectError,
@@ -53,7 +60,15 @@ from qmpvcpu.errors.monitor import (
     MonitorLostError,
     MonitorTimeoutError,
 )
-from qmpvcpu.errors.plan import DenialReason, PlanError, StalePlanError, StepDeniedError, UnsupportedMachineError
+from qmpvcpu.errors.plan import (
+    ConfigDeniedError,
+    DenialReason,
+    PlanError,
+    ReplayMismatchError,
+    StalePlanError,
+    StepDeniedError,
+    UnsupportedMachineError,
+)
 from qmpvcpu.errors.record import RecordCorruptError, RecordError, RecordLockedError
 from qmpvcpu.errors.step import (
     CommandRejectedError,
@@ -67,12 +82,14 @@ from qmpvcpu.errors.step import (
 
 __all__ = [
     "CommandRejectedError",
+    "ConfigDeniedError",
     "DenialReason",
     "DomainRule",
     "DomainRuleError",
     "DomainXmlError",
     "InvalidMapError",
     "MalformedReplyError",
+    "MigrationError",
     "MonitorConnectError",
     "MonitorError",
     "MonitorLostError",
@@ -86,12 +103,15 @@ __all__ = [
     "RecordCorruptError",
     "RecordError",
     "RecordLockedError",
+    "ReplayMismatchError",
     "RuleStage",
     "SameVmError",
     "SocketDirectoryError",
     "StalePlanError",
     "StepDeniedError",
     "StepError",
+    "TakeBackError",
+    "TargetLostError",
     "UnplugPendingError",
     "UnplugRefusedError",
     "UnsupportedMachineError",

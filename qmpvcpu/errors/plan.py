@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Collection
 
-from qmpvcpu.errors.base import QmpVcpuError, describe
+from qmpvcpu.errors.base import Outcome, QmpVcpuError, describe
 
 
 class DenialReason(enum.Enum):
@@ -20,10 +20,15 @@ class DenialReason(enum.Enum):
     MACHINE_CANNOT_UNPLUG = "the machine cannot unplug CPUs"
     MIGRATING = "the VM is migrating"
     MIGRATED_AWAY = "the VM has migrated away"
+    EXPORTED = "the VM is exported, to be migrated"
     FATAL = "this QEMU would not survive it"
     LIBVIRT_OWNED = "a running libvirtd would lose the VM"
     COUNT_KEEPS_BOOT = "a count takes no boot vCPU out"
     COUNT_SPLITS_SLOT = "no whole slots make up this count"
+    NO_CONFIG = "there is nothing that the next boot is kept in"
+    TOPOLOGY_MISMATCH = "the topology is of another number of vCPUs"
+    NUMA_MISMATCH = "a NUMA cell has vCPUs beyond it"
+    RECORD_MAXIMUM = "a record says how many vCPUs the running VM can have"
 
 
 class PlanError(QmpVcpuError):
@@ -34,7 +39,7 @@ class StepDeniedError(PlanError):
     """A change was not sent, because it could be known beforehand that it cannot or must not be.
 
     Attributes:
-        action: ``"plug"`` or ``"unplug"``.
+        action: ``"plug"``, ``"unplug"`` or ``"export"``.
         vcpus: The vCPU ids that were named (empty for "the first free one").
         reason: Why, as a word to branch on.
         detail: Why, as a sentence.
@@ -43,6 +48,24 @@ class StepDeniedError(PlanError):
     def __init__(self, action: str, vcpus: Collection[int], reason: DenialReason, detail: str) -> None:
         super().__init__(f"{describe(action, vcpus)} denied, nothing was sent: {detail}")
         self.action = action
+        self.vcpus = tuple(vcpus)
+        self.reason = reason
+        self.detail = detail
+
+
+class ConfigDeniedError(PlanError):
+    """The next boot cannot be what was asked; nothing was sent, and the document is as it was.
+
+    Attributes:
+        asked: What was asked, in words.
+        vcpus: The vCPU ids that it is about; empty where it is about none in particular.
+        reason: Why, as a word to branch on.
+        detail: Why, as a sentence.
+    """
+
+    def __init__(self, asked: str, vcpus: Collection[int], reason: DenialReason, detail: str) -> None:
+        super().__init__(f"{asked} at the next boot denied, nothing was changed: {detail}")
+        self.asked = asked
         self.vcpus = tuple(vcpus)
         self.reason = reason
         self.detail = detail
@@ -76,3 +99,19 @@ class StalePlanError(PlanError):
         )
         self.planned = planned
         self.observed = observed
+
+
+class ReplayMismatchError(PlanError):
+    """A QEMU is not the one that a VM's vCPUs are to be built again in; nothing was sent.
+
+    Or, with ``outcome`` CHANGED, all was sent and accepted, and a look at the end showed something else.
+
+    Attributes:
+        differences: In what it is another, one sentence each.
+    """
+
+    def __init__(self, differences: Collection[str], *, outcome: Outcome = Outcome.UNCHANGED) -> None:
+        what = "replay denied, nothing was sent" if outcome is Outcome.UNCHANGED else "what came of the replay"
+        super().__init__(f"{what}: {'; '.join(differences)}")
+        self.outcome = outcome
+        self.differences = tuple(differences)

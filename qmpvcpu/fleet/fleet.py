@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypedDict, TypeVar, Unpack
 
 from qmpvcpu.controller import VcpuController, attach
-from qmpvcpu.controller.controller import Wish
+from qmpvcpu.controller.wholemaps import Wish
 from qmpvcpu.errors import InvalidMapError, MonitorConnectError, MonitorLostError, SameVmError
 from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.fleet.results import Places, Results, VmResult
 from qmpvcpu.fleet.scan import find_sockets, socket_id
-from qmpvcpu.model import Layout, OnFailure, Proof, TransitionReport, VcpuMap
+from qmpvcpu.model import Affect, Layout, OnFailure, Proof, TransitionReport, VcpuMap
 from qmpvcpu.monitor.address import Address
 
 __all__ = ["Fleet", "Rescan", "Terms"]
@@ -37,6 +37,7 @@ class Terms(TypedDict, total=False):
     proof: Proof
     allow_fatal: bool
     allow_boot_vcpus: bool
+    affect: Affect
 
 
 class Rescan(NamedTuple):

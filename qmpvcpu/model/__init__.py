@@ -32,8 +32,16 @@ from qmpvcpu.model.mapping import (
     runs_single_threaded,
 )
 from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.report import StepReport, TransitionError, TransitionOutcome, TransitionReport, succeeded
-from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
+from qmpvcpu.model.report import (
+    ConfigOutcome,
+    ConfigReport,
+    StepReport,
+    TransitionError,
+    TransitionOutcome,
+    TransitionReport,
+    succeeded,
+)
+from qmpvcpu.model.transition import Action, Affect, Direction, Intent, OnFailure, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import (
     Denied,
@@ -48,11 +56,15 @@ from qmpvcpu.model.verdicts import (
     as_json,
     verdict_of,
 )
-from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatus, needs_x2apic
+from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatus, apic_id, needs_x2apic
+from qmpvcpu.model.vmstate import VmState
 
 __all__ = [
     "Action",
+    "Affect",
     "Capabilities",
+    "ConfigOutcome",
+    "ConfigReport",
     "CpuProps",
     "Denied",
     "Direction",
@@ -97,8 +109,10 @@ __all__ = [
     "VmInfo",
     "VmReset",
     "VmResumed",
+    "VmState",
     "VmStatus",
     "VmStopped",
+    "apic_id",
     "as_json",
     "build_fixed_slots",
     "build_slots",

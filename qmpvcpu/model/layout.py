@@ -230,6 +230,20 @@ class Layout(Value):
         """First vCPU ids of the occupied slots, in QEMU's creation order."""
         return self.creation
 
+    @property
+    def started_with(self) -> tuple[int, ...]:
+        """First vCPU ids of the slots that a new QEMU starts with, to rebuild this layout.
+
+        They are the unbroken run of boot CPUs from vCPU 0 on that were created in the order of their ids; all others
+        are plugged after them, as ``order`` has it.
+        """
+        run: list[int] = []
+        for slot, first in zip(self.slots, self.creation, strict=False):
+            if slot.first != first or not (slot.is_boot or first == 0):
+                break
+            run.append(first)
+        return tuple(run)
+
     @cached_property
     def _places(self) -> dict[int, int]:
         return {first: place for place, first in enumerate(self.creation, start=1)}

@@ -9,14 +9,22 @@ from typing import Any, Final
 
 from qmpvcpu.errors import Outcome, QmpVcpuError
 from qmpvcpu.model.jsonform import layout_as_json, layout_from_json, verdict_beside, verdict_from_json
-from qmpvcpu.model.jsonread import flag, number, one_of, optional, rows, take, text, vcpu_map
+from qmpvcpu.model.jsonread import flag, number, one_of, optional, rows, take, text, vcpu_map, whole_number
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.transition import Action, OnFailure
+from qmpvcpu.model.transition import Action, Affect, OnFailure
 from qmpvcpu.model.value import Value
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict, as_json
 
-__all__ = ["StepReport", "TransitionError", "TransitionOutcome", "TransitionReport", "succeeded"]
+__all__ = [
+    "ConfigOutcome",
+    "ConfigReport",
+    "StepReport",
+    "TransitionError",
+    "TransitionOutcome",
+    "TransitionReport",
+    "succeeded",
+]
 
 
 class TransitionOutcome(enum.Enum):
@@ -32,6 +40,20 @@ class TransitionOutcome(enum.Enum):
     REVERT_INCOMPLETE = "revert incomplete"
 
 
+class ConfigOutcome(enum.Enum):
+    """What became of the next boot.
+
+    WRITTEN: it is as wished, durably. UNCHANGED: it was so already. NOT_TRIED: the live side was not reached. FAILED:
+    it could not be written, and is as it was.
+    """
+
+    WRITTEN = "written"
+    UNCHANGED = "so already"
+    NOT_TRIED = "not tried"
+    FAILED = "failed"
+
+
+_AFFECTS: Final = {affect.value: affect for affect in Affect}
 _ACTIONS: Final = {action.value: action for action in Action}
 _MOST_LISTED: Final = 4  # more alike steps in a row than these share a line
 _MOST_SAID: Final = 5  # an error's message is one line to be read; its report has them all
@@ -119,6 +141,63 @@ class StepReport(Value):
         return ": ".join(filter(None, (ended, self.reason))) or "not sent"
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ConfigReport(Value):
+    """What became of the next boot.
+
+    Attributes:
+        path: The document, or the record, that it is kept in.
+        outcome: How it ended.
+        start: The vCPUs that the next boot had before.
+        target: Those that it was to have.
+        max: How many vCPUs the next boot has room for.
+        reason: Why it is not as wished, in words; "" if it is.
+    """
+
+    path: str
+    outcome: ConfigOutcome
+    start: VcpuMap
+    target: VcpuMap
+    max: int
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """True if the next boot is as wished."""
+        return self.outcome in (ConfigOutcome.WRITTEN, ConfigOutcome.UNCHANGED)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as a JSON object; ``from_json`` gives an equal one back."""
+        return {
+            "path": self.path,
+            "outcome": self.outcome.name,
+            "start": str(self.start),
+            "target": str(self.target),
+            "max": self.max,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ConfigReport":
+        """Return what ``as_json`` was given.
+
+        Raises:
+            ValueError: It is not of that shape; the text names the key.
+        """
+        return cls(
+            path=take(data, "path", text),
+            outcome=take(data, "outcome", one_of(ConfigOutcome.__members__)),
+            start=take(data, "start", vcpu_map),
+            target=take(data, "target", vcpu_map),
+            max=take(data, "max", whole_number),
+            reason=take(data, "reason", text),
+        )
+
+    def __str__(self) -> str:
+        why = f": {self.reason}" if self.reason else ""
+        return f"next boot {self.start} to {self.target}: {self.outcome.name}{why}"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class TransitionReport(Value):
     """What became of a whole map; printable.
@@ -133,6 +212,8 @@ class TransitionReport(Value):
         seconds: From the first command to the last answer.
         cancelled: True if somebody stopped it.
         unrecorded: Why the record does not have it, or "".
+        affect: What was to be changed. Under CONFIG there are no steps, and *start* and *target* are the next boot's.
+        config: What became of the next boot, or None under LIVE.
     """
 
     start: VcpuMap
@@ -144,6 +225,16 @@ class TransitionReport(Value):
     seconds: float = 0.0
     cancelled: bool = False
     unrecorded: str = ""
+    affect: Affect = Affect.LIVE
+    config: ConfigReport | None = None
+
+    @property
+    def live(self) -> TransitionOutcome | None:
+        """How the live side ended by itself; None under CONFIG. Under LIVE it is the outcome."""
+        if self.affect is Affect.CONFIG:
+            return None
+        failed = self.config is not None and self.config.outcome is ConfigOutcome.FAILED
+        return TransitionOutcome.REACHED if failed else self.outcome  # else it would not have been tried
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as a JSON object; ``from_json`` gives an equal one back."""
@@ -157,6 +248,14 @@ class TransitionReport(Value):
             "seconds": self.seconds,
             "steps": [step.as_json() for step in self.steps],
             "layout": layout_as_json(self.layout),
+            **({} if self.affect is Affect.LIVE else self._beyond_live()),
+        }
+
+    def _beyond_live(self) -> dict[str, Any]:
+        return {
+            "affect": self.affect.value,
+            "live": None if self.live is None else self.live.name,
+            "config": None if self.config is None else self.config.as_json(),
         }
 
     @classmethod
@@ -180,6 +279,8 @@ class TransitionReport(Value):
             seconds=take(content, "seconds", number),
             cancelled=take(content, "cancelled", flag),
             unrecorded=take(content, "unrecorded", text),
+            affect=take(content, "affect", one_of(_AFFECTS)) if "affect" in content else Affect.LIVE,
+            config=take(content, "config", optional(ConfigReport.from_json)) if "affect" in content else None,
         )
 
     def __str__(self) -> str:
@@ -191,7 +292,8 @@ class TransitionReport(Value):
             f" plugged now: {layout.enabled}{pending}"
         )
         unrecorded = [f"  not recorded: {self.unrecorded}"] if self.unrecorded else []
-        return "\n".join([head, *(f"  {line}" for line in _listed(self.steps)), *unrecorded])
+        config = [] if self.config is None else [f"  {self.config}"]
+        return "\n".join([head, *(f"  {line}" for line in _listed(self.steps)), *config, *unrecorded])
 
 
 class TransitionError(QmpVcpuError):
@@ -206,6 +308,8 @@ class TransitionError(QmpVcpuError):
         wrong += _grouped(step for step in report.steps if step.ok and step.undone is False)
         unsent = VcpuMap(each for step in report.steps if step.verdict is None for each in step.ids)
         wrong += [f"not sent: {unsent}"] if unsent else []
+        if report.config is not None and report.config.outcome is ConfigOutcome.FAILED:
+            wrong.append(str(report.config))
         pending = f", pending {report.layout.pending}" if report.layout.pending else ""
         super().__init__(
             f"vCPUs {report.target} not reached ({report.outcome.value}): {'; '.join(wrong) or 'changed by other'};"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from qmpvcpu.model.value import Value
 from qmpvcpu.model.vcpumap import VcpuMap
 
-__all__ = ["Action", "Direction", "Intent", "OnFailure", "Step"]
+__all__ = ["Action", "Affect", "Direction", "Intent", "OnFailure", "Step"]
 
 
 class Action(enum.Enum):
@@ -19,6 +19,20 @@ class Action(enum.Enum):
     PLUG = "plug"
     UNPLUG = "unplug"
     KEEP = "keep"
+
+
+class Affect(enum.Enum):
+    """What a change is of.
+
+    LIVE: the VM as it runs. CONFIG: its next boot; QEMU is not spoken to. BOTH: both are checked first, then LIVE is
+    changed, and CONFIG only once LIVE is as wished.
+
+    Source: libvirt, virDomainModificationImpact.
+    """
+
+    LIVE = "live"
+    CONFIG = "config"
+    BOTH = "both"
 
 
 class OnFailure(enum.Enum):
@@ -76,6 +90,8 @@ class Intent(Value):
         on_failure: The policy.
         timeout: How long the guest has for each answer, in seconds.
         direction: Which way it goes now.
+        next_boot: What the next boot is to have once the target is reached; None: it is left as it is.
+        config: The document that the next boot is kept in; None: the record.
     """
 
     start: VcpuMap
@@ -84,3 +100,5 @@ class Intent(Value):
     on_failure: OnFailure = OnFailure.STOP
     timeout: float = 30.0
     direction: Direction = Direction.FORWARD
+    next_boot: VcpuMap | None = None
+    config: str | None = None

@@ -6,14 +6,14 @@ from functools import cached_property
 
 from qmpvcpu.model.value import Value
 
-__all__ = ["Capabilities", "KnownFault", "Topology", "VmInfo", "VmStatus", "needs_x2apic"]
+__all__ = ["Capabilities", "KnownFault", "Topology", "VmInfo", "VmStatus", "apic_id", "needs_x2apic"]
 
 _FIRST_APIC_ID_OF_X2APIC = 255  # 0xff is the broadcast id of an xAPIC
 _APIC_MACHINES = ("i386", "x86_64")
 
 
 class KnownFault(enum.Enum):
-    """A way to kill a running QEMU that is known; the value tells what happens.
+    """A way to kill or block a running QEMU that is known; the value tells what happens.
 
     Source: measured on QEMU 7.2.22, 10.0.2 and 11.1.3.
     """
@@ -21,6 +21,9 @@ class KnownFault(enum.Enum):
     TCG_REPLUG_CORRUPTS_HEAP = "QEMU before 10.0 under TCG corrupts its heap at any plug after an unplug"
     TCG_CREATED_BEYOND_MAX = "QEMU under TCG aborts when more vCPUs were ever created than maxcpus"
     TCG_SINGLE_THREAD_UNPLUG = "QEMU under single-threaded TCG aborts when the guest ejects a vCPU"
+    TCG_UNPLUG_BLOCKS_MIGRATION = (
+        "QEMU under TCG, once a vCPU has left, may never get a migration out of its setup, nor cancel it"
+    )
     TCG_APIC_ID_255 = "QEMU under TCG aborts at a vCPU with an APIC id from 255 on without x2apic in its model"
 
 
@@ -84,7 +87,11 @@ class VmInfo(Value):
         """What this QEMU is known not to survive."""
         if self.accelerator != "tcg":
             return frozenset()
-        faults = {KnownFault.TCG_CREATED_BEYOND_MAX, KnownFault.TCG_SINGLE_THREAD_UNPLUG}
+        faults = {
+            KnownFault.TCG_CREATED_BEYOND_MAX,
+            KnownFault.TCG_SINGLE_THREAD_UNPLUG,
+            KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION,
+        }
         if self.qemu_version < (10, 0, 0):
             faults.add(KnownFault.TCG_REPLUG_CORRUPTS_HEAP)
         if self.arch in _APIC_MACHINES and not self.x2apic:
@@ -110,7 +117,9 @@ class VmStatus(Value):
 
     @property
     def migrating(self) -> bool:
-        """True while a migration is under way, in or out."""
+        """True while a migration is under way, in or out; a destination that only listens is still at rest."""
+        if self.run_state == "inmigrate" and self.migration == "setup":
+            return False
         return self.migration not in _IDLE_MIGRATIONS or self.run_state == "finish-migrate"
 
     @property

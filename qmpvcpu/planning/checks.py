@@ -7,12 +7,22 @@ nothing and changes nothing.
 from typing import Final, NamedTuple
 
 from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
-from qmpvcpu.model import KnownFault, Layout, Slot, VmStatus, needs_x2apic
+from qmpvcpu.model import KnownFault, Layout, Slot, VcpuMap, VmStatus, needs_x2apic
 
-__all__ = ["Situation", "check_plug", "check_unplug", "fatal_plug", "fatal_unplug", "find_slot"]
+__all__ = [
+    "Situation",
+    "check_export",
+    "check_keep",
+    "check_plug",
+    "check_unplug",
+    "fatal_plug",
+    "fatal_unplug",
+    "find_slot",
+]
 
 PLUG: Final = "plug"
 UNPLUG: Final = "unplug"
+EXPORT: Final = "export"
 
 
 class Situation(NamedTuple):
@@ -25,6 +35,7 @@ class Situation(NamedTuple):
         unplug_seen: True if this QEMU is known to have completed an unplug.
         single_threaded: True if one host thread runs all vCPUs (TCG), None if that cannot be told yet.
         in_flight: First ids of the slots with a plug that QEMU has not answered.
+        exported: True while the VM is exported, to be migrated: nothing may change.
     """
 
     layout: Layout
@@ -33,6 +44,7 @@ class Situation(NamedTuple):
     unplug_seen: bool = False
     single_threaded: bool | None = None
     in_flight: frozenset[int] = frozenset()
+    exported: bool = False
 
 
 def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -> Slot:
@@ -56,10 +68,10 @@ def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -
         if slot.first in layout.pending_slots:
             held += ", and a removal of it is pending: wait for the guest's answer first"
         raise StepDeniedError(PLUG, slot.ids, DenialReason.SLOT_OCCUPIED, held)
-    _check_status(PLUG, slot, now.status)
+    _check_status(PLUG, slot, now)
     fault = None if allow_fatal else fatal_plug(now, slot)
     if fault is not None:
-        raise _fatal(PLUG, slot, fault)
+        raise _fatal(PLUG, slot.ids, fault)
     return slot
 
 
@@ -90,10 +102,10 @@ def check_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_
             "it was there at boot and libvirt runs this VM: libvirtd would forget the VM at its second restart after"
             " this (allow_boot_vcpus=True does it all the same)",
         )
-    _check_status(UNPLUG, slot, now.status)
+    _check_status(UNPLUG, slot, now)
     fault = None if allow_fatal else fatal_unplug(now)
     if fault is not None:
-        raise _fatal(UNPLUG, slot, fault)
+        raise _fatal(UNPLUG, slot.ids, fault)
     return slot
 
 
@@ -146,15 +158,58 @@ def _first_free(now: Situation) -> Slot:
     raise StepDeniedError(PLUG, (), DenialReason.MACHINE_FULL, detail)
 
 
-def _check_status(action: str, slot: Slot, status: VmStatus) -> None:
+def check_keep(now: Situation, slot: Slot) -> None:
+    """Return if *slot*, whose removal is pending, may be plugged again once it has left.
+
+    Raises:
+        StepDeniedError: It must not be.
+    """
+    if now.exported:
+        raise _exported(PLUG, slot.ids)
+
+
+def check_export(now: Situation, *, allow_fatal: bool = False) -> None:
+    """Return if the VM may be exported.
+
+    Raises:
+        StepDeniedError: It is exported already, is not here (any more, or yet), is on its way, or this QEMU is known
+            not to bring it there.
+    """
+    status = now.status
+    if now.exported:
+        raise _exported(EXPORT, VcpuMap())
+    if status.run_state == "inmigrate":
+        detail = "no VM has arrived here yet: run state inmigrate"
+        raise StepDeniedError(EXPORT, (), DenialReason.MIGRATING, detail)
+    _check_migration(EXPORT, VcpuMap(), status)
+    fault = KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION
+    if now.unplug_seen and fault in now.layout.vm.known_faults and not allow_fatal:
+        raise _fatal(EXPORT, VcpuMap(), fault)
+
+
+def _check_status(action: str, slot: Slot, now: Situation) -> None:
+    _check_migration(action, slot.ids, now.status)
+    if now.exported:
+        raise _exported(action, slot.ids)
+
+
+def _check_migration(action: str, ids: VcpuMap, status: VmStatus) -> None:
     if status.migrated_away:
         detail = "the VM has migrated away; what runs is its other side"
-        raise StepDeniedError(action, slot.ids, DenialReason.MIGRATED_AWAY, detail)
+        raise StepDeniedError(action, ids, DenialReason.MIGRATED_AWAY, detail)
     if status.migrating:
         detail = f"the VM is migrating (status {status.migration}); CPUs must stay as they are until it is over"
-        raise StepDeniedError(action, slot.ids, DenialReason.MIGRATING, detail)
+        raise StepDeniedError(action, ids, DenialReason.MIGRATING, detail)
 
 
-def _fatal(action: str, slot: Slot, fault: KnownFault) -> StepDeniedError:
-    detail = f"{fault.value} (allow_fatal=True sends it all the same)"
-    return StepDeniedError(action, slot.ids, DenialReason.FATAL, detail)
+def _exported(action: str, ids: VcpuMap) -> StepDeniedError:
+    detail = (
+        "the VM is exported, and the target of its migration must have exactly these CPUs: release() the export, or"
+        " take_back() the VM, first"
+    )
+    return StepDeniedError(action, ids, DenialReason.EXPORTED, detail)
+
+
+def _fatal(action: str, ids: VcpuMap, fault: KnownFault) -> StepDeniedError:
+    detail = f"{fault.value} (allow_fatal=True does it all the same)"
+    return StepDeniedError(action, ids, DenialReason.FATAL, detail)

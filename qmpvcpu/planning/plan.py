@@ -13,10 +13,10 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model import Action, Denied, KnownFault, Layout, Slot, Step, VcpuMap
 from qmpvcpu.model.value import Value
-from qmpvcpu.planning.checks import Situation, check_plug, check_unplug, fatal_plug, fatal_unplug
+from qmpvcpu.planning.checks import Situation, check_keep, check_plug, check_unplug, fatal_plug, fatal_unplug
 from qmpvcpu.planning.explain import explained, merged, named
 
-__all__ = ["Plan", "check_plan", "plan_count", "plan_map", "read_wish"]
+__all__ = ["Plan", "check_plan", "plan_count", "plan_map", "plan_plugs", "read_wish"]
 
 _MOST_QUOTED = 40
 _OF_THE_MACHINE = (DenialReason.MACHINE_CANNOT_PLUG, DenialReason.MACHINE_CANNOT_UNPLUG)
@@ -93,6 +93,21 @@ def plan_map(now: Situation, target: VcpuMap, *, allow_fatal: bool = False, allo
         steps=steps,
         denied=tuple(denied),
         warnings=tuple(_warnings(now, plugs, keeps, unplugs, allow_fatal=allow_fatal)),
+        slots=layout.slots,
+        pending_slots=layout.pending_slots,
+    )
+
+
+def plan_plugs(now: Situation, slots: Iterable[int], *, allow_fatal: bool = False) -> Plan:
+    """Return the steps that plug *slots*, named by their first vCPU ids, in this very order."""
+    layout = now.layout
+    steps = [Step(Action.PLUG, layout.slot_of(first).ids) for first in slots]
+    return Plan(
+        start=layout.enabled,
+        target=VcpuMap(layout.enabled | _ids(steps)),
+        steps=tuple(steps),
+        denied=tuple(_denied_steps(now, steps, allow_fatal=allow_fatal, allow_boot_vcpus=False)),
+        warnings=tuple(_warnings(now, steps, [], [], allow_fatal=allow_fatal)),
         slots=layout.slots,
         pending_slots=layout.pending_slots,
     )
@@ -223,6 +238,8 @@ def _denied_steps(
                 now = now._replace(created=now.created + len(step.ids)) if counts else now
             elif step.action is Action.UNPLUG:
                 check_unplug(now, step.first, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+            else:
+                check_keep(now, now.layout.slot_of(step.first))
         except StepDeniedError as error:
             yield Denied(step.ids, error.reason, error.detail)
 

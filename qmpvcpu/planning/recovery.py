@@ -3,6 +3,8 @@
 Only the slots of its steps are touched; what others have changed since stays.
 """
 
+from dataclasses import replace
+
 from qmpvcpu.model import (
     Action,
     Direction,
@@ -19,8 +21,9 @@ from qmpvcpu.model import (
     Verdict,
     succeeded,
 )
+from qmpvcpu.planning.plan import Plan
 
-__all__ = ["finish_wish", "observed_report", "revert_wish"]
+__all__ = ["finish_wish", "in_order_of", "observed_report", "revert_wish"]
 
 _NOT_DONE = "not done, as far as a look tells"
 
@@ -34,6 +37,15 @@ def finish_wish(intent: Intent, layout: Layout) -> VcpuMap:
         else:
             wish |= set(step.ids)
     return VcpuMap(wish)
+
+
+def in_order_of(intent: Intent, plan: Plan) -> Plan:
+    """Return *plan* with its plugs in the order of *intent*, which may be that of another VM's vCPUs."""
+    places = {step.first: place for place, step in enumerate(intent.steps)}
+    plugs = [step for step in plan.steps if step.action is Action.PLUG]
+    others = [step for step in plan.steps if step.action is not Action.PLUG]
+    plugs.sort(key=lambda step: places.get(step.first, len(places)))
+    return replace(plan, steps=(*plugs, *others))
 
 
 def revert_wish(intent: Intent, layout: Layout) -> VcpuMap:

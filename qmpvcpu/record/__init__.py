@@ -9,10 +9,13 @@ Beside the record ``NAME``:
   (``flock``), which the kernel drops if the keeper dies, is what counts; that it exists says nothing.
 - ``.NAME.<8 hex digits>.tmp`` is a save under way; its writer holds a lock on it too. ``Record.open`` removes those
   that nobody holds.
+
+A ``DomainConfig`` is any domain document, changed for the next boot under the same lock.
 """
 
+from qmpvcpu.record.config import DomainConfig
 from qmpvcpu.record.files import load, save
 from qmpvcpu.record.instance import instance_of, same_instance
 from qmpvcpu.record.record import Record
 
-__all__ = ["Record", "instance_of", "load", "same_instance", "save"]
+__all__ = ["DomainConfig", "Record", "instance_of", "load", "same_instance", "save"]

@@ -71,16 +71,19 @@ async def see_through(work: Awaitable[_T]) -> _T:
         raise
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Do what ``save`` does, and block."""
+def replace_file(path: Path, data: bytes, *, keeps_owner: bool = False) -> None:
+    """Do what ``save`` does, and block; with *keeps_owner* the new file has the mode and the owner of the old one."""
     with told_as_record_error(path), directory_of(path) as directory:
-        _refuse_irregular(path, directory)
+        before = _refuse_irregular(path, directory)
         temporary = f".{path.name}.{secrets.token_hex(4)}.tmp"
         with _new_file(temporary, directory) as file:
             try:
                 view = memoryview(data)
                 while view:
                     view = view[os.write(file, view) :]
+                if keeps_owner and before is not None:
+                    os.fchown(file, before.st_uid, before.st_gid)
+                    os.fchmod(file, stat.S_IMODE(before.st_mode))
                 os.fsync(file)
                 os.rename(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
             except BaseException:
@@ -175,13 +178,14 @@ def _new_file(name: str, directory: int) -> Iterator[int]:
         yield file
 
 
-def _refuse_irregular(path: Path, directory: int) -> None:
+def _refuse_irregular(path: Path, directory: int) -> os.stat_result | None:
     # rename() would replace a symlink, not follow it; but somebody put it there, and means the file behind it.
     try:
-        mode = os.stat(path.name, dir_fd=directory, follow_symlinks=False).st_mode
+        status = os.stat(path.name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
-        return
-    if stat.S_ISLNK(mode):
+        return None
+    if stat.S_ISLNK(status.st_mode):
         raise RecordError(path, "a symlink, which is never followed")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise RecordError(path, "no regular file")
+    return status

@@ -53,6 +53,7 @@ class Record:
         previous: What was on disk when it was opened, or None if there was nothing.
         uuid: The uuid made up for a VM whose QEMU has none (kept from the first save on), or None.
         instance: The QEMU that runs, or None where not known; what is set here is in the next save.
+        next_boot: The vCPUs that the next boot is to have, or None for those that are plugged; saved likewise.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Record:
         self._base = base
         self.uuid = uuid
         self.instance = instance
+        self.next_boot = previous.metadata.next_boot if previous and previous.metadata else None
         self._lock = lock
         self._emulator = emulator
         self._generation = previous.metadata.generation if previous and previous.metadata else 0
@@ -133,6 +135,11 @@ class Record:
             instance=instance,
         )
 
+    @property
+    def closed(self) -> bool:
+        """True once it is, or is being, closed."""
+        return self._closing is not None
+
     async def write(self, layout: Layout, *, intent: Intent | None = None, desired: VcpuMap | None = None) -> None:
         """Save all of this; returns when it, or what was given later, is on disk.
 
@@ -148,7 +155,7 @@ class Record:
             RecordError: As ``save``; or libvirt has no domain for this layout (as ``domainxml.render``), and
                 nothing is written; or the record is closed, or its lock was lost to somebody else.
         """
-        if self._closing is not None:
+        if self.closed:
             raise RecordError(self.path, "closed")
         done = self._next[1] if self._next else asyncio.get_running_loop().create_future()
         self._next = _State(layout, intent, desired), done
@@ -192,6 +199,7 @@ class Record:
             instance=self.instance,
             intent=state.intent,
             desired=state.desired,
+            next_boot=self.next_boot,
         )
         metadata = replace(metadata, in_place=self._base is not None)
         try:

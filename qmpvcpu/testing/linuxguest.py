@@ -32,8 +32,9 @@ class LinuxGuestMissingError(QmpVcpuError):
 class LinuxGuest(GuestVm):
     """A QEMU that runs the Linux guest; an async context manager.
 
-    When it is entered Linux is up. It brings every plugged CPU online by itself. It is killed at the end. The CPU
-    numbers that it tells are Linux's own, given in the order of plugging; they are not vCPU ids.
+    When it is entered Linux is up (with *incoming*: expected). It brings every plugged CPU online by itself. It is
+    killed at the end. The CPU numbers that it tells are Linux's own, given in the order of plugging; they are not
+    vCPU ids.
 
     Args:
         qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.qemu.best_qemu`. Under TCG only 10.0 and newer survive
@@ -44,6 +45,8 @@ class LinuxGuest(GuestVm):
         max_vcpus: How many there can be.
         topology: As in ``-smp``; None: ``sockets=2,cores=2,threads=2`` for 8 vCPUs, else one socket for each.
         memory_mib: Memory of the VM in MiB.
+        incoming: Boot nothing, but wait for a Linux that migrates here (``-incoming defer``); entered, QEMU answers
+            QMP. Needs *accel*, that of the source. Once ``migrate-incoming`` has brought one, ``online`` asks it.
         kernel_options: Appended to the kernel's command line.
         extra_args: More arguments for QEMU.
         qmp_sockets: How many QMP sockets QEMU gets: each serves one client at a time.
@@ -72,6 +75,7 @@ class LinuxGuest(GuestVm):
         max_vcpus: int = 8,
         topology: str | None = None,
         memory_mib: int = 256,
+        incoming: bool = False,
         kernel_options: str = "",
         extra_args: Sequence[str] = (),
         qmp_sockets: int = 2,
@@ -79,8 +83,11 @@ class LinuxGuest(GuestVm):
     ) -> None:
         if topology is None:
             topology = "sockets=2,cores=2,threads=2" if max_vcpus == 8 else f"sockets={max_vcpus}"  # noqa: PLR2004 - 2*2*2
+        if incoming and accel is None:
+            raise ValueError("what a Linux that arrives runs under is its source's: name it (accel)")
         self._qemu = qemu
         self._accel = accel
+        self._incoming = incoming
         self._qmp_sockets = qmp_sockets
         self._timeout = timeout
         self._args = [
@@ -89,6 +96,7 @@ class LinuxGuest(GuestVm):
             *("-append", f"{_KERNEL_OPTIONS} {kernel_options}".strip()),
             # The first serial port is the kernel's console, the second (from QemuProcess) the control channel.
             *("-chardev", "file,id=console,path=console", "-serial", "chardev:console"),
+            *(("-incoming", "defer") if incoming else ()),
             *extra_args,
         ]
         self._command = asyncio.Lock()
@@ -117,7 +125,10 @@ class LinuxGuest(GuestVm):
             await self._stop()
             await self._start(qemu, accel, args)
         try:
-            await self._hear(lambda: self._online is not None, "ready", timeout=self._timeout)
+            if self._incoming:
+                await self.process.wait_ready()
+            else:
+                await self._hear(lambda: self._online is not None, "ready", timeout=self._timeout)
         except QemuProcessError as why:
             failure = self._failure("Linux did not come up", start=True)
             await self._stop()
@@ -148,7 +159,8 @@ class LinuxGuest(GuestVm):
         Raises:
             QemuProcessError: It does not answer, or QEMU ended.
         """
-        return VcpuMap.parse(await self._ask("online", "online "))
+        self._online = VcpuMap.parse(await self._ask("online", "online "))
+        return self._online
 
     async def present(self) -> VcpuMap:
         """The CPUs that Linux knows to be plugged now, online or not; Linux's numbers.

@@ -58,6 +58,9 @@ class MicroGuest(GuestVm):
         personality: How it answers: one, or several of which the first that fits a slot counts.
         ready_after_ms: Time until the guest is ready, as in :func:`~qmpvcpu.testing.rom.rom_image`.
         wait: Wait until it is ready when entered; False (as needed with ``-S``): only until QEMU answers QMP.
+        incoming: Start no guest, but wait for one that migrates here (``-incoming defer``); entered, QEMU answers
+            QMP. Once ``migrate-incoming`` has brought a micro-guest it can be spoken with as on its source;
+            *personality* and *ready_after_ms* come with it.
         extra_args: More arguments for QEMU.
         qmp_sockets: How many QMP sockets QEMU gets: each serves one client at a time.
 
@@ -87,6 +90,7 @@ class MicroGuest(GuestVm):
         personality: Personality | Iterable[Personality] = (),
         ready_after_ms: int = 0,
         wait: bool = True,
+        incoming: bool = False,
         extra_args: Sequence[str] = (),
         qmp_sockets: int = 2,
     ) -> None:
@@ -94,12 +98,15 @@ class MicroGuest(GuestVm):
             topology = "sockets=2,cores=2,threads=2" if max_vcpus == 8 else f"sockets={max_vcpus}"  # noqa: PLR2004 - 2*2*2
         self._qemu = qemu
         self._accel = accel
-        self._wait = wait
+        self._wait = wait and not incoming
+        # A guest that arrives has said that it listens where it came from, and does so still.
+        self._known = b"B" if incoming else b""
         self._qmp_sockets = qmp_sockets
         self._rom = rom_image(personality, ready_after_ms=ready_after_ms)
         self._args = [
             *("-machine", machine, "-m", "16", "-bios", "microguest.rom"),
             *_cpu_args(boot, max_vcpus, topology, model=_cpu_model(extra_args)),
+            *(("-incoming", "defer") if incoming else ()),
             *extra_args,
         ]
         self._heard = bytearray()  # what the guest said and nobody waited for yet
@@ -163,7 +170,7 @@ class MicroGuest(GuestVm):
             files={"microguest.rom": self._rom},
         )
         await self.process.__aenter__()
-        self._heard.clear()
+        self._heard[:] = self._known
         self._listener = asyncio.create_task(self._listen(self.process.serials[0].reader))
         try:
             if self._wait:

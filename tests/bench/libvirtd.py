@@ -6,8 +6,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from qmpvcpu.testing import rom_image
 from tests.libvirt.daemon import Libvirt
+from tests.libvirt.microguests import Shape, microguest_domain, start
 
 __all__ = ["Peer", "peer"]
 
@@ -23,16 +23,6 @@ for line in sys.stdin:
     domain.setVcpusFlags(int(line), libvirt.VIR_DOMAIN_AFFECT_LIVE)
     print(json.dumps((time.perf_counter() - start) * 1000), flush=True)
 """
-
-DOMAIN = """<domain type='kvm'>
-  <name>{name}</name>
-  <memory unit='MiB'>16</memory>
-  <vcpu placement='static' current='1'>{vcpus}</vcpu>
-  <os><type arch='x86_64' machine='q35'>hvm</type><loader type='rom'>{rom}</loader></os>
-  <features><acpi/></features>
-  <cpu mode='host-passthrough' check='none'><feature policy='disable' name='arch-capabilities'/></cpu>
-  <devices><emulator>{emulator}</emulator><memballoon model='none'/></devices>
-</domain>"""
 
 
 class Peer:
@@ -53,14 +43,9 @@ class Peer:
 @contextlib.contextmanager
 def peer(libvirt: Libvirt, qemu: Path, vcpus: int) -> Iterator[Peer]:
     """Have *libvirt* run a VM of *vcpus* slots on *qemu*, with one of them plugged."""
-    name = f"bench{vcpus}"
-    rom = libvirt.socket.parent / "microguest.rom"
-    rom.write_bytes(rom_image(()))
-    document = DOMAIN.format(name=name, vcpus=vcpus, rom=rom, emulator=qemu)
-    file = libvirt.socket.parent / f"{name}.xml"
-    file.write_text(document)
-    libvirt.virsh("create", str(file))
-    arguments = ["/usr/bin/python3", "-c", SERVER, f"qemu+unix:///system?socket={libvirt.socket}", name]
+    domain, document = microguest_domain(libvirt, f"bench{vcpus}", qemu, shape=Shape(vcpus=vcpus))
+    start(domain, document)
+    arguments = ["/usr/bin/python3", "-c", SERVER, f"qemu+unix:///system?socket={libvirt.socket}", domain.name]
     process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         if process.stdout is None or process.stdout.readline() != "ready\n":
@@ -69,4 +54,4 @@ def peer(libvirt: Libvirt, qemu: Path, vcpus: int) -> Iterator[Peer]:
     finally:
         process.kill()
         process.wait()
-        libvirt.virsh("destroy", name)
+        domain.virsh("destroy")

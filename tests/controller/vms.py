@@ -10,6 +10,7 @@ from qemu.qmp import QMPClient
 import qmpvcpu
 from qmpvcpu import Event, EventStream, VcpuController
 from qmpvcpu.testing import MicroGuest
+from qmpvcpu.testing.guest import GuestVm
 from tests.substrates import Substrate
 
 
@@ -26,7 +27,7 @@ async def running(
 
 
 @contextlib.asynccontextmanager
-async def other_client(guest: MicroGuest) -> AsyncIterator[QMPClient]:
+async def other_client(guest: GuestVm) -> AsyncIterator[QMPClient]:
     """Somebody else, on the VM's second QMP socket."""
     client = QMPClient("other")
     await client.connect(str(guest.sockets[1]))

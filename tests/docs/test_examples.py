@@ -12,8 +12,11 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.fleet import Fleet
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu
 from tests.domainxml.documents import SAMPLES
+from tests.domainxml.domains import document, domain_of_rows, said
+from tests.migration.moving import move as move_live
+from tests.migration.moving import save
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -132,6 +135,46 @@ async def test_the_examples_of_the_page_on_fleets_hold(tmp_path: Path, capsys: p
             assert told == f"unix:{one.qmp}: vCPU 3 is gone"
 
 
+@pytest.mark.qemu
+async def test_the_examples_of_the_page_on_launching_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = python_blocks(ROOT / "docs" / "launch.md")
+    module = module_of(example)
+    machine = ("-machine", "q35", "-accel", "tcg", "-m", "16")
+    document = tmp_path / "vm.xml"
+    async with (
+        QemuProcess(best_qemu(), [*machine, "-smp", "2,maxcpus=8", "-S"]) as qemu,
+        qmpvcpu.attach(qemu.qmp, record=document) as vm,
+    ):
+        await vm.set_map("0-1,6")
+        await vm.plug(3)
+        assert vm.layout.order == (0, 1, 6, 3)
+    async with (
+        QemuProcess(best_qemu(), [*module.command_line(document, *machine), "-S"]) as qemu,
+        qmpvcpu.attach(qemu.qmp) as vm,
+    ):
+        assert vm.layout.order == (0, 1, 6, 3)
+    assert capsys.readouterr().out == ""
+    async with (
+        QemuProcess(best_qemu(), module.command_line_before_replay(document, *machine)) as qemu,
+        qmpvcpu.attach(qemu.qmp) as vm,
+    ):
+        assert await module.rebuild(vm, document) == "plugged 6, 3; the order is (0, 1, 6, 3)"
+
+
+@pytest.mark.qemu
+async def test_the_examples_of_the_page_on_the_next_boot_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both, alone = python_blocks(ROOT / "docs" / "next-boot.md")
+    xml = tmp_path / "vm.xml"
+    xml.write_bytes(document(domain_of_rows("00------")))
+    async with MicroGuest(boot=2) as guest:
+        assert await module_of(both).for_good(str(guest.qmp), str(xml)) == "REACHED"
+    assert capsys.readouterr().out.splitlines() == ["TransitionOutcome.REACHED", "next boot 0-1 to 0,2-3: WRITTEN"]
+    assert await module_of(alone).resize(str(xml)) == "0-3,9 of 16"
+    assert said((await qmpvcpu.DomainConfig.load(xml)).domain) == "00++-----+------"
+
+
 def test_the_example_of_the_page_on_documents_holds() -> None:
     (example,) = python_blocks(ROOT / "docs" / "xml.md")
     document = SAMPLES["cputune-everything"]
@@ -139,6 +182,38 @@ def test_the_example_of_the_page_on_documents_holds() -> None:
     added = b"    <vcpupin vcpu='3' cpuset='0-1'/>\n"
     assert added not in document
     assert changed.replace(added, b"") == document
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("what", ["the VM arrives", "its target dies"])
+async def test_the_example_of_the_page_on_migration_holds(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    target_dies = what == "its target dies"
+    (example,) = python_blocks(ROOT / "docs" / "migration.md")
+    move = module_of(example).move
+    async with (
+        MicroGuest() as source,
+        MicroGuest(best_qemu(), accel=source.accelerator, incoming=True) as target,
+        qmpvcpu.attach(source.qmp, name="here") as vm,
+        qmpvcpu.attach(target.qmp, name="there") as there,
+    ):
+        for vcpu in (6, 3):
+            await vm.plug(vcpu)
+
+        async def migrate() -> str:
+            if target_dies:
+                target.process.kill()
+                return await save(source, Path("/dev/null"))
+            return await move_live(source, target)
+
+        if target_dies:
+            with pytest.raises(qmpvcpu.TargetLostError):
+                await move(vm, there, migrate, target.process.kill)
+            await vm.plug(1)
+            return
+        await move(vm, there, migrate, target.process.kill)
+        assert capsys.readouterr().out.startswith("name: the source has 'here', the target 'there'")
+        assert there.layout.order == (0, 6, 3)
+        assert await there.unplug(6) == {6}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -50,12 +50,17 @@ intents = st.builds(
     st.sampled_from(OnFailure),
     st.floats(min_value=0, allow_nan=False) | st.integers(0, 10**6),
     st.sampled_from(Direction),
+    st.none() | maps.map(lambda ids: VcpuMap([0, *ids])),
+    st.none() | st.text(st.characters(min_codepoint=32, max_codepoint=126)),
 )
 
 
-@given(st.none() | intents, st.none() | maps)
-def test_any_intent_and_any_wish_come_back_as_they_were(intent: Intent | None, desired: VcpuMap | None) -> None:
-    metadata = Metadata(generation=1, intent=intent, desired=desired)
+@given(st.none() | intents, st.none() | maps, st.none() | maps)
+def test_any_intent_and_any_wish_come_back_as_they_were(
+    intent: Intent | None, desired: VcpuMap | None, next_boot: VcpuMap | None
+) -> None:
+    next_boot = None if next_boot is None else VcpuMap([0, *next_boot])
+    metadata = Metadata(generation=1, intent=intent, desired=desired, next_boot=next_boot)
     assert read_back(metadata) == metadata
 
 
@@ -88,6 +93,13 @@ def test_a_transition_reads_as_a_person_would_write_it() -> None:
 """
         in document
     )
+
+
+def test_the_next_boot_reads_as_a_person_would_write_it() -> None:
+    intent = Intent(VcpuMap([0]), VcpuMap([0, 2]), (), next_boot=VcpuMap([0, 2]), config="/etc/vm.xml")
+    text = render(LAYOUT, metadata=Metadata(intent=intent, next_boot=VcpuMap([0, 1]))).decode()
+    assert '<qmpvcpu:next-boot vcpus="0-1"/>' in text
+    assert 'direction="forward" next-boot="0,2" config="/etc/vm.xml"/>' in text
 
 
 def test_a_wish_for_nothing_is_not_the_absence_of_a_wish() -> None:
@@ -126,6 +138,8 @@ DAMAGED = {
     "a device of no vCPU": ("<q:device id='a'/>", "<device>: vcpu is missing"),
     "a device without id": ("<q:device vcpu='1'/>", "<device>: id is missing"),
     "two devices in one slot": ("<q:device vcpu='1' id='a'/><q:device vcpu='1' id='b'/>", "another of vCPU 1"),
+    "a next boot without a map": ("<q:next-boot/>", "<next-boot>: vcpus is missing"),
+    "a next boot without vCPU 0": ("<q:next-boot vcpus='1-2'/>", "<next-boot>: vcpus: '1-2' is without vCPU 0"),
     "a wish without a map": ("<q:desired/>", "<desired>: vcpus is missing"),
     "a wish beyond all vCPUs": ("<q:desired vcpus='0-16384'/>", "<desired>: vcpus: .* 0 to 16383"),
     "a wish that excludes": ("<q:desired vcpus='0-3,^2'/>", "<desired>: vcpus: '\\^2' is no number"),

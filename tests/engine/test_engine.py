@@ -444,3 +444,26 @@ def test_events_name_the_layout_that_they_led_to() -> None:
     assert event.ids == {1}
     for kind in (LayoutChanged, UnplugAcknowledged, UnplugRequested):
         assert issubclass(kind, Event)
+
+
+def test_removals_that_migrated_along_are_late_ones_of_ours_whether_the_guest_works_on_them_or_not() -> None:
+    subject = engine(0, 1, 2, 3)
+    subject.arrived({1, 2}, {1: OstAnswer(3, 0x84), 2: OstAnswer(0, 0), 3: OstAnswer(3, 0x84)}, 5.0)
+    assert subject.layout.pending == {1, 2, 3}  # of vCPU 3 nobody told us, the guest's own word did
+    assert [state(subject.removals[vcpu]) for vcpu in (1, 2, 3)] == [State.WORKING, State.REQUESTED, State.WORKING]
+    subject.take_events()
+    for vcpu in (1, 2, 3):
+        subject.receive(deleted(vcpu), 6.0)
+    gone = [event for event in subject.take_events() if isinstance(event, VcpuUnplugged)]
+    assert [(event.late, event.origin) for event in gone] == [
+        (True, Origin.US),
+        (True, Origin.US),
+        (False, Origin.UNKNOWN),
+    ]
+
+
+def test_a_removal_that_was_refused_on_the_way_is_not_pending_after_it() -> None:
+    subject = engine(0, 1)
+    subject.arrived({1}, {1: OstAnswer(3, 0x82)}, 5.0)
+    assert subject.layout.pending == set()
+    assert subject.removals == {}

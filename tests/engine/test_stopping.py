@@ -113,6 +113,16 @@ def test_a_command_that_a_loss_overtakes_is_unknown_and_nothing_follows_it() -> 
     assert told.step(1).reason == "lost"
 
 
+def test_plugs_that_a_loss_overtook_are_sent_again_in_their_order() -> None:
+    told = story(start="0", wish="0-5", in_flight=3, reconnect=True)
+    told.pause()
+    assert told.resume("0") == ["add 1", "add 2", "add 3"]
+    told.accept(1, 2)
+    assert told.accept(3) == []
+    told.pause()
+    assert told.resume("0-3") == ["add 4", "add 5"]
+
+
 def test_what_the_next_look_shows_is_the_reply_to_what_was_in_flight() -> None:
     told = story(start="0,4-5", wish="0-3", in_flight=2, reconnect=True)
     told.pause()

@@ -30,6 +30,7 @@ class Console:
         while not (line := self._process.stdout.readline()).endswith(f"echo {mark}\n"):
             assert line, f"virsh ended: {''.join(lines)}"
             lines.append(line)
+        lines.append(line.rpartition("virsh # ")[0])  # what a command prints need not end a line
         assert self._process.stdout.read(len(mark)) == mark
         told = "".join(lines[1:])
         if "error: " in told:

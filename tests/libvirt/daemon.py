@@ -13,11 +13,13 @@ from pathlib import Path
 from lxml import etree
 
 # PID 1 stays a shell: it buries the QEMUs that libvirt tries out. A libvirtd whose dead are never reaped takes each
-# for alive for 20 s, and first needs minutes where it needs 2 s here.
+# for alive for 20 s, and first needs minutes where it needs 2 s here. The domains are this shell's to bury too: they
+# outlive a daemon that is stopped. Its standard input takes a signal's name for the daemon, then a line to start it.
 DAEMON = """
-for folder in /etc/libvirt /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do
+for folder in /etc/libvirt /run/libvirt /var/cache/libvirt /var/log/libvirt; do
   mkdir -p $folder && mount -t tmpfs none $folder
 done
+mkdir -p /var/lib/libvirt "$1/lib" && mount --bind "$1/lib" /var/lib/libvirt
 cat >/etc/libvirt/qemu.conf <<END
 user = "root"
 group = "root"
@@ -29,9 +31,19 @@ END
 cat >/etc/libvirt/libvirtd.conf <<END
 unix_sock_dir = "$1"
 auth_unix_rw = "none"
+log_outputs = "2:file:$1/monitor.log 3:stderr"
 END
-libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid &
-wait $!
+[ "$2" ] && echo 'log_filters = "2:qemu_monitor"' >>/etc/libvirt/libvirtd.conf
+exec 3<&0
+while :; do
+  libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid </dev/null &
+  daemon=$!
+  { read -r signal <&3 && kill -s "$signal" "$daemon"; } &
+  wait "$daemon"
+  echo stopped
+  { read -r again <&3; } &
+  wait $!
+done
 """
 DEADLINE_S = 45.0
 
@@ -42,9 +54,55 @@ class VirshError(Exception):
 
 @dataclass(frozen=True)
 class Libvirt:
-    """A running libvirtd."""
+    """A running libvirtd, and the namespaces that it lives in.
+
+    Attributes:
+        socket: Where virsh talks to it.
+        shell: What starts and stops the daemon.
+    """
 
     socket: Path
+    shell: "subprocess.Popen[str]"
+
+    @property
+    def folder(self) -> Path:
+        """Its own folder: other files and sockets of a test may lie there, and are gone with it."""
+        return self.socket.parent
+
+    @property
+    def monitor_log(self) -> Path:
+        """What went over every domain's QMP monitor, as libvirtd logs it if it was told to."""
+        return self.folder / "monitor.log"
+
+    def monitor_socket(self, name: str) -> Path:
+        """Return libvirt's own QMP socket of a domain that runs; free while the daemon is stopped."""
+        number = self.virsh("domid", name).strip()
+        return self.folder / "lib" / "qemu" / f"domain-{number}-{name}" / "monitor.sock"
+
+    def stop(self, signal: str = "TERM") -> None:
+        """End the daemon alone: its domains run on, its folders stay; returns when it has ended."""
+        self._tell(signal)
+        assert self.shell.stdout is not None
+        assert self.shell.stdout.readline() == "stopped\n"
+
+    def start(self) -> None:
+        """Start the daemon again, with the folders that it had; returns when it answers."""
+        self._tell("again")
+        self.wait_up()
+
+    def wait_up(self) -> None:
+        """Return when the daemon answers."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not self.answers():
+            told = (self.folder / "log").read_text()
+            assert self.shell.poll() is None, f"libvirtd ended: {told}"
+            assert time.monotonic() < deadline, f"libvirtd does not answer: {told}"
+            time.sleep(0.05)
+
+    def _tell(self, word: str) -> None:
+        assert self.shell.stdin is not None
+        self.shell.stdin.write(f"{word}\n")
+        self.shell.stdin.flush()
 
     def virsh(self, *words: str | Path) -> str:
         """Run virsh; return what it prints."""
@@ -89,30 +147,39 @@ class Libvirt:
 
 
 @contextlib.contextmanager
-def running_libvirtd() -> Iterator[Libvirt]:
-    """Start one, as root or in a user namespace of its own, and end it with all that it runs."""
+def running_libvirtd(*, log_monitors: bool = False) -> Iterator[Libvirt]:
+    """Start one, as root or in a user namespace of its own, and end it with all that it runs.
+
+    *log_monitors*: it takes down what goes over the domains' monitors, which takes its time.
+    """
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     # Not a test's temporary folder: a UNIX socket's path is 107 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="libvirt-", dir="/tmp"))
-    log = folder / "log"
     namespaces = ["unshare", *user, "--mount", "--net", "--ipc", "--pid", "--mount-proc", "--fork", "--kill-child"]
-    with log.open("wb") as output:
-        daemon = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *namespaces, "sh", "-c", DAEMON, "sh", folder],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+    with (folder / "log").open("wb") as log:
+        shell = subprocess.Popen(
+            [
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                *namespaces,
+                "sh",
+                "-c",
+                DAEMON,
+                "sh",
+                folder,
+                "yes" if log_monitors else "",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
     try:
-        libvirt = Libvirt(folder / "libvirt-sock")
-        deadline = time.monotonic() + DEADLINE_S
-        while not libvirt.answers():
-            told = log.read_text()
-            assert daemon.poll() is None, f"libvirtd ended: {told}"
-            assert time.monotonic() < deadline, f"libvirtd does not answer: {told}"
-            time.sleep(0.05)
+        libvirt = Libvirt(folder / "libvirt-sock", shell)
+        libvirt.wait_up()
         yield libvirt
     finally:
-        daemon.kill()
-        daemon.wait()
+        shell.kill()
+        shell.communicate()  # until the last that could write into the folder has closed its end
         shutil.rmtree(folder)

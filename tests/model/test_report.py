@@ -12,6 +12,9 @@ from qmpvcpu import Layout, VcpuMap
 from qmpvcpu.errors import Outcome
 from qmpvcpu.model import (
     Action,
+    Affect,
+    ConfigOutcome,
+    ConfigReport,
     CpuProps,
     OnFailure,
     Pending,
@@ -317,3 +320,44 @@ def test_a_report_lacks_nothing(lacking: str) -> None:
 def test_what_is_no_report_at_all_is_refused(document: str, says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         TransitionReport.from_json(document)
+
+
+def config(outcome: ConfigOutcome, reason: str = "") -> ConfigReport:
+    return ConfigReport("/vm.xml", outcome, START, TARGET, 8, reason)
+
+
+def test_a_next_boot_that_could_not_be_written_is_said_beside_what_was_reached() -> None:
+    reached = replace(story(OnFailure.STOP), steps=(step(Action.PLUG, 2, Plugged),), layout=layout("0,2-5"))
+    failed = config(ConfigOutcome.FAILED, "No space left on device")
+    report = replace(reached, outcome=TransitionOutcome.PARTIAL, affect=Affect.BOTH, config=failed)
+    assert report.live is TransitionOutcome.REACHED
+    assert str(report).endswith("\n  next boot 0-1,6 to 0,2-5: FAILED: No space left on device")
+    error = TransitionError(report)
+    assert "next boot 0-1,6 to 0,2-5: FAILED: No space left on device" in str(error)
+    assert error.outcome is Outcome.CHANGED
+
+
+@pytest.mark.parametrize("outcome", TransitionOutcome)
+def test_the_live_side_ended_as_the_whole_where_the_next_boot_was_not_to_blame(outcome: TransitionOutcome) -> None:
+    whole = replace(story(OnFailure.STOP), outcome=outcome)
+    assert whole.live is outcome
+    assert replace(whole, affect=Affect.BOTH, config=config(ConfigOutcome.NOT_TRIED, "not so")).live is outcome
+    assert replace(whole, affect=Affect.CONFIG, config=config(ConfigOutcome.WRITTEN)).live is None
+
+
+def test_a_report_of_the_vm_as_it_runs_has_no_word_of_the_next_boot() -> None:
+    assert {"affect", "live", "config"}.isdisjoint(story(OnFailure.STOP).as_json())
+    both = replace(story(OnFailure.STOP), affect=Affect.BOTH, config=config(ConfigOutcome.NOT_TRIED))
+    assert both.as_json()["live"] == "PARTIAL"
+    assert [config(each).ok for each in ConfigOutcome] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [("outcome", "done", "'config': 'outcome'"), ("max", -1, "'config': 'max'"), ("path", None, "'config': 'path'")],
+)
+def test_a_damaged_word_of_the_next_boot_is_named(key: str, value: object, words: str) -> None:
+    data = replace(story(OnFailure.STOP), affect=Affect.BOTH, config=config(ConfigOutcome.WRITTEN)).as_json()
+    data["config"][key] = value
+    with pytest.raises(ValueError, match=words):
+        TransitionReport.from_json(data)

@@ -99,7 +99,12 @@ def vm(accelerator: str, version: tuple[int, int, int], *, x2apic: bool | None =
 
 def test_kvm_has_no_known_faults_and_each_tcg_has_its_own() -> None:
     assert vm("kvm", (7, 2, 22)).known_faults == frozenset()
-    both = {KnownFault.TCG_CREATED_BEYOND_MAX, KnownFault.TCG_SINGLE_THREAD_UNPLUG, KnownFault.TCG_APIC_ID_255}
+    both = {
+        KnownFault.TCG_CREATED_BEYOND_MAX,
+        KnownFault.TCG_SINGLE_THREAD_UNPLUG,
+        KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION,
+        KnownFault.TCG_APIC_ID_255,
+    }
     assert vm("tcg", (10, 0, 2)).known_faults == both
     assert vm("tcg", (7, 2, 22)).known_faults == both | {KnownFault.TCG_REPLUG_CORRUPTS_HEAP}
     assert KnownFault.TCG_APIC_ID_255 not in vm("tcg", (10, 0, 2), x2apic=True).known_faults

@@ -1,10 +1,16 @@
 """Strategies for the values that are kept as JSON: any layout, any verdict, any report."""
 
+from dataclasses import replace
+from typing import Any
+
 from hypothesis import strategies as st
 
 from qmpvcpu import DenialReason, Layout, VcpuMap
 from qmpvcpu.model import (
     Action,
+    Affect,
+    ConfigOutcome,
+    ConfigReport,
     CpuProps,
     Denied,
     OnFailure,
@@ -95,7 +101,15 @@ def layouts(draw: st.DrawFn, count: int | None = None) -> Layout:
     )
 
 
-reports = st.builds(
+config_reports = st.builds(
+    ConfigReport, texts, st.sampled_from(ConfigOutcome), maps, maps, st.integers(0, 16384), texts
+)
+beyond_live: st.SearchStrategy[dict[str, Any]] = st.builds(
+    dict,
+    affect=st.sampled_from([Affect.CONFIG, Affect.BOTH]),
+    config=st.none() | config_reports,
+)
+reports_of_live = st.builds(
     TransitionReport,
     maps,
     maps,
@@ -107,3 +121,4 @@ reports = st.builds(
     st.booleans(),
     texts,
 )
+reports = reports_of_live | st.builds(lambda report, more: replace(report, **more), reports_of_live, beyond_live)

@@ -7,7 +7,7 @@ import pytest
 
 from qmpvcpu import DenialReason, Layout, StepDeniedError, UnsupportedMachineError
 from qmpvcpu.model import CpuProps, Slot, Topology, VmInfo, VmStatus
-from qmpvcpu.planning import Situation, check_plug, check_unplug
+from qmpvcpu.planning import Situation, check_export, check_plug, check_unplug
 
 KVM = VmInfo("test", "x86_64", "pc-q35-10.0", "kvm", (10, 0, 2))
 TCG = replace(KVM, accelerator="tcg")
@@ -52,6 +52,7 @@ def test_a_plugged_vcpu_may_leave_boot_vcpus_too() -> None:
         (situation(present=(0, 1, 2, 3)), None, DenialReason.MACHINE_FULL, "all 4 vCPUs"),
         (situation(status=VmStatus("running", "active")), 3, DenialReason.MIGRATING, "status active"),
         (situation(status=VmStatus("postmigrate")), 3, DenialReason.MIGRATED_AWAY, "migrated away"),
+        (situation(exported=True), 3, DenialReason.EXPORTED, "the VM is exported"),
         (situation(OLD_TCG, unplug_seen=True), 3, DenialReason.FATAL, "corrupts its heap"),
         (situation(TCG, created=4), 3, DenialReason.FATAL, "more vCPUs were ever created"),
         (situation(replace(KVM, can_plug=False)), 3, DenialReason.MACHINE_CANNOT_PLUG, "no hotpluggable CPUs"),
@@ -80,6 +81,7 @@ def test_a_plug_is_denied_with_its_reason(now: Situation, vcpu: int | None, reas
             "libvirtd would forget the VM",
         ),
         (situation(status=VmStatus("finish-migrate", "device")), 2, DenialReason.MIGRATING, "migrating"),
+        (situation(exported=True), 2, DenialReason.EXPORTED, "the VM is exported"),
         (situation(TCG, single_threaded=True), 2, DenialReason.FATAL, "single-threaded TCG"),
     ],
 )
@@ -87,6 +89,28 @@ def test_an_unplug_is_denied_with_its_reason(now: Situation, vcpu: int, reason: 
     with pytest.raises(StepDeniedError, match=says) as caught:
         check_unplug(now, vcpu)
     assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("now", "reason", "says"),
+    [
+        (situation(exported=True), DenialReason.EXPORTED, r"release\(\) the export"),
+        (situation(status=VmStatus("inmigrate")), DenialReason.MIGRATING, "no VM has arrived here yet"),
+        (situation(status=VmStatus("running", "active")), DenialReason.MIGRATING, "status active"),
+        (situation(status=VmStatus("postmigrate", "completed")), DenialReason.MIGRATED_AWAY, "migrated away"),
+        (situation(TCG, unplug_seen=True), DenialReason.FATAL, "may never get a migration out of its setup"),
+    ],
+)
+def test_an_export_is_denied_with_its_reason(now: Situation, reason: DenialReason, says: str) -> None:
+    with pytest.raises(StepDeniedError, match=says) as caught:
+        check_export(now)
+    assert (caught.value.action, caught.value.vcpus, caught.value.reason) == ("export", (), reason)
+
+
+def test_an_export_from_a_vm_that_may_leave_goes_through() -> None:
+    for now in (situation(), situation(unplug_seen=True), situation(status=VmStatus("paused")), situation(TCG)):
+        check_export(now)
+    check_export(situation(TCG, unplug_seen=True), allow_fatal=True)
 
 
 def test_what_is_fatal_goes_through_when_the_caller_insists() -> None:

@@ -157,6 +157,8 @@ def test_the_steps_make_the_start_the_target_and_touch_nothing_else(now: Situati
             "0-2",
             [(vcpus("2"), DenialReason.MIGRATING), (vcpus("6"), DenialReason.MIGRATING)],
         ),
+        (situation(STORY, exported=True), "0-1,3,6", [(vcpus("3"), DenialReason.EXPORTED)]),
+        (situation(STORY, pending=(6,), exported=True), "0-1,6", [(vcpus("6"), DenialReason.EXPORTED)]),
         (situation(STORY, status=VmStatus("postmigrate")), "0-1,3,6", [(vcpus("3"), DenialReason.MIGRATED_AWAY)]),
         (
             situation(STORY, vm=replace(KVM, libvirt_owned=True)),

@@ -8,8 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu import OnFailure, TransitionOutcome, VcpuMap
-from qmpvcpu.model import Action, Direction, Intent, Layout, Step
-from qmpvcpu.planning import Situation, finish_wish, observed_report, plan_map, revert_wish
+from qmpvcpu.model import Action, Direction, Intent, Layout, Step, VmStatus
+from qmpvcpu.planning import (
+    Situation,
+    Wanted,
+    finish_wish,
+    in_order_of,
+    observed_report,
+    plan_map,
+    plan_replay,
+    revert_wish,
+)
 from tests.planning.situations import situation, situations, vcpus
 
 START = situation({0: "boot", 1: "boot", 6: "ours"})
@@ -50,6 +59,23 @@ def test_finishing_and_reverting_touch_only_the_slots_of_the_steps(
 ) -> None:
     assert finish_wish(what, now) == vcpus(finish)
     assert revert_wish(what, now) == vcpus(revert)
+
+
+def test_a_replay_is_finished_in_its_own_order() -> None:
+    before = situation({0: "boot"})._replace(status=VmStatus("prelaunch"))
+    replay = plan_replay(before, Wanted(8, vcpus("0"), (5, 2, 7, 1)))
+    begun = Intent(replay.start, replay.target, replay.steps)
+    now = situation({0: "boot", 5: "ours", 2: "ours"})
+    rest = in_order_of(begun, plan_map(now, finish_wish(begun, now.layout)))
+    assert [step.first for step in rest.steps] == [7, 1]
+    other = in_order_of(begun, plan_map(now, vcpus("0,1,4,7")))
+    assert [(step.action, step.first) for step in other.steps] == [
+        (Action.PLUG, 7),
+        (Action.PLUG, 1),
+        (Action.PLUG, 4),
+        (Action.UNPLUG, 5),
+        (Action.UNPLUG, 2),
+    ]
 
 
 def test_a_removal_that_was_only_joined_is_not_undone() -> None:

@@ -1,0 +1,113 @@
+"""VmState: what the other side of a migration has to know of a VM's vCPUs, as a value that travels as JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qmpvcpu.model.jsonform import layout_as_json, layout_from_json
+from qmpvcpu.model.jsonread import optional, take, text, unlike, vcpu_map
+from qmpvcpu.model.layout import Layout, Slot
+from qmpvcpu.model.value import Value
+from qmpvcpu.model.vcpumap import VcpuMap
+
+__all__ = ["VmState"]
+
+_SCHEMA: Final = "qmpvcpu-export/1"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class VmState(Value):
+    """A VM's vCPUs at the moment of ``vm.export()``.
+
+    Attributes:
+        layout: All slots with their ids, props, types, device ids and order, and what is known of the VM: name,
+            uuid, arch, machine type, accelerator, QEMU version, topology, memory.
+        desired: The map that was last asked for, or None where nobody has asked.
+        xml: The VM as a libvirt ``<domain>``, or None where libvirt has none for it (a name with a slash, ...).
+    """
+
+    layout: Layout
+    desired: VcpuMap | None = None
+    xml: bytes | None = None
+
+    @property
+    def name(self) -> str:
+        """The VM's name."""
+        return self.layout.vm.name
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Every slot, by ascending vCPU id."""
+        return self.layout.slots
+
+    @property
+    def enabled(self) -> VcpuMap:
+        """The vCPUs that were plugged."""
+        return self.layout.enabled
+
+    @property
+    def pending(self) -> VcpuMap:
+        """The vCPUs whose removal was unanswered: QEMU's requests migrate along."""
+        return self.layout.pending
+
+    @property
+    def generation(self) -> int:
+        """How many changes the source had seen since its attach."""
+        return self.layout.generation
+
+    @property
+    def started_with(self) -> int:
+        """How many vCPUs a target's ``-smp`` starts with: the unbroken run of boot vCPUs that were created in order.
+
+        What ``domainxml.render`` marks ``hotpluggable='no'``.
+        """
+        count = 0
+        for slot, created in zip(self.slots, self.layout.order, strict=False):
+            if slot.first != created or not (slot.first == 0 or slot.is_boot):
+                break
+            count = slot.first + slot.count
+        return count
+
+    @property
+    def plugged_after(self) -> tuple[Slot, ...]:
+        """The slots that a target has to be given besides, by ``device_add`` or ``-device``, in their order."""
+        start = self.started_with
+        return tuple(self.layout.slot_of(first) for first in self.layout.order if first >= start)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as a JSON object, for another host."""
+        return {
+            "schema": _SCHEMA,
+            "desired": None if self.desired is None else str(self.desired),
+            "xml": None if self.xml is None else self.xml.decode(),
+            **layout_as_json(self.layout),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | str) -> "VmState":
+        """Return the state that ``as_json`` was given, from the object or from its text.
+
+        Raises:
+            ValueError: It is not of that shape, or contradicts itself; the text names the key.
+        """
+        try:
+            content = json.loads(data) if isinstance(data, str) else data
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply for an export") from error
+        schema = take(content, "schema", text)
+        if schema != _SCHEMA:
+            raise ValueError(f"'schema': {unlike(schema, _SCHEMA)}")
+        xml = take(content, "xml", optional(text))
+        return cls(
+            layout=layout_from_json(content),
+            desired=take(content, "desired", optional(vcpu_map)),
+            xml=None if xml is None else _encoded(xml),
+        )
+
+
+def _encoded(xml: str) -> bytes:
+    try:
+        return xml.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can say
+        raise ValueError(f"'xml': {error}") from error

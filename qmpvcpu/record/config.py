@@ -1,0 +1,234 @@
+"""DomainConfig: the document that a VM is next started from, changed on disk."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import aiofiles.os
+
+from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, update
+from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, with_state
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, RecordError
+from qmpvcpu.model import VcpuMap
+from qmpvcpu.record.files import read_file, replace_file, see_through, sweep
+from qmpvcpu.record.lock import Lock
+
+__all__ = ["DomainConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """What is on disk.
+
+    Attributes:
+        data: The document.
+        rows: What it says of vCPUs.
+        metadata: Our own element, if it is a record.
+    """
+
+    data: bytes
+    rows: DomainVcpus
+    metadata: Metadata | None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        data = read_file(path)
+        if data is None:
+            raise RecordError(path, "there is no such file")
+        return cls(data, parse(data), read_identity(data).metadata)
+
+    @property
+    def next_boot(self) -> DomainVcpus:
+        """What the next boot has: the rows of a record are of the VM as it runs."""
+        if self.metadata is None or self.metadata.next_boot is None:
+            return self.rows
+        return with_map(self.rows, self.metadata.next_boot)
+
+    def saying(self, domain: DomainVcpus) -> bytes:
+        """Return the document that has *domain* as its next boot; all else is as it was."""
+        if domain == self.next_boot:
+            return self.data
+        if self.metadata is None:
+            return update(self.data, domain)
+        metadata = replace(self.metadata, next_boot=domain.enabled, generation=self.metadata.generation + 1)
+        return update(self.data, self.rows, metadata=metadata)
+
+
+class DomainConfig:
+    """The vCPUs of a VM's next boot, in its document on disk; made by ``load``, or by ``open``.
+
+    Works without the VM. What the methods change is a value in memory, computed as libvirt computes it for a
+    persistent definition (``docs/next-boot.md``); ``save`` puts it on disk, and leaves every other byte of the
+    document as it is.
+
+    The record of a running VM is such a document too: its rows are the VM as it runs, and its next boot, which is
+    what is shown and changed here, is a map beside them.
+
+    Attributes:
+        path: Where it is.
+        domain: What the next boot is to have.
+
+    Example:
+        >>> async def main():  # doctest: +SKIP
+        ...     config = await DomainConfig.load("vm.xml")
+        ...     config.set_count(4)
+        ...     await config.save()
+    """
+
+    def __init__(self, path: Path, document: _Document, lock: Lock | None = None) -> None:
+        self.path = path
+        self._document = document
+        self._lock = lock
+        self.domain = document.next_boot
+
+    @classmethod
+    async def load(cls, path: str | os.PathLike[str]) -> "DomainConfig":
+        """Read the document at *path*.
+
+        It is not locked: ``save`` finds out whether somebody else has changed it meanwhile.
+
+        Raises:
+            RecordError: There is none, or it is a symlink, no regular file, too large, or cannot be read.
+            DomainXmlError: libvirt would not define it; or our own element in it is damaged.
+        """
+        file = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
+        return cls(file, await _read_in_thread(file))
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: str | os.PathLike[str]) -> "AsyncIterator[DomainConfig]":
+        """Read the document at *path*, and lock it against other keepers for as long as the block runs.
+
+        Nothing is saved at its end: that is what ``save`` is for.
+
+        Raises:
+            RecordLockedError: Somebody else keeps it.
+            QmpVcpuError: As ``load``; or it cannot be locked.
+        """
+        file = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
+        work = asyncio.ensure_future(_open_in_thread(file))
+        try:
+            lock, document = await asyncio.shield(work)  # JUSTIFICATION: the thread goes on, and takes the lock
+        except asyncio.CancelledError:
+            work.add_done_callback(_release)
+            await asyncio.wait({work})
+            raise
+        try:
+            yield cls(file, document, lock)
+        finally:
+            await see_through(_release_in_thread(lock))
+
+    @property
+    def changed(self) -> bool:
+        """True if ``save`` has something to write."""
+        return self.domain != self._document.next_boot
+
+    @property
+    def is_record(self) -> bool:
+        """True if the document is the record of a running VM."""
+        return self._document.metadata is not None
+
+    @property
+    def before(self) -> DomainVcpus:
+        """What the next boot has by what is on disk."""
+        return self._document.next_boot
+
+    def set_map(self, wish: str | Iterable[int]) -> None:
+        """Have exactly the vCPUs of *wish* (libvirt's cpuset text, or ids) at the next boot.
+
+        Raises:
+            InvalidMapError: *wish* is no set of vCPU ids.
+            ConfigDeniedError: vCPU 0 is not in it, one is beyond the maximum, or a slot is in it in part.
+        """
+        self.domain = with_map(self.domain, VcpuMap.parse(wish) if isinstance(wish, str) else wish)
+
+    def set_count(self, count: int, *, hotpluggable: bool = False) -> None:
+        """Have *count* vCPUs at the next boot: the lowest free ones come, the highest leave.
+
+        Args:
+            count: How many.
+            hotpluggable: Have those that come plugged before the guest runs, so that libvirt can unplug them.
+
+        Raises:
+            ConfigDeniedError: *count* is not 1 to the maximum, or takes a part of a slot.
+        """
+        self.domain = with_count(self.domain, count, hotpluggable=hotpluggable)
+
+    def set_state(self, vcpu: int, *, enabled: bool) -> None:
+        """Have one vCPU, with its whole slot, at the next boot, or not.
+
+        Raises:
+            ConfigDeniedError: vCPU 0 is to leave, it is beyond the maximum, or it is not the first of its slot.
+        """
+        self.domain = with_state(self.domain, slot_of(self.domain, vcpu, enabled=enabled), enabled=enabled)
+
+    def set_max(self, maximum: int) -> None:
+        """Have room for *maximum* vCPUs at the next boot; those above are dropped, with their pins.
+
+        Raises:
+            ConfigDeniedError: *maximum* is not 1 to 16384, does not fit the topology or the NUMA cells, or this is
+                the record of a running VM.
+        """
+        if self.is_record and maximum != self.domain.max:
+            detail = "a record's maximum is that of the VM as it runs: change the document that it is started from"
+            raise ConfigDeniedError(f"maximum {maximum}", (), DenialReason.RECORD_MAXIMUM, detail)
+        self.domain = with_max(self.domain, maximum)
+
+    def to_bytes(self) -> bytes:
+        """Return the document that ``save`` would write."""
+        return self._document.saying(self.domain)
+
+    async def save(self) -> None:
+        """Put it on disk, durably: all of it, or nothing.
+
+        The file keeps its mode and owner, and has a new inode. Where nothing is changed, nothing is written; that
+        nobody else has changed it is looked at all the same. Cancelling waits for the disk once, as that of a record
+        does.
+
+        Raises:
+            RecordLockedError: Somebody else keeps the document.
+            RecordError: It has changed since it was read, or cannot be written: it is as it is. ``outcome`` is
+                UNKNOWN only where it was replaced and the directory could not be synchronised.
+        """
+        after = _Document(data := self.to_bytes(), parse(data), read_identity(data).metadata)
+        await see_through(_replace_in_thread(self._lock, self.path, self._document.data, data))
+        self._document = after
+
+
+def _open(path: Path) -> tuple[Lock, _Document]:
+    lock = Lock(path)
+    try:
+        sweep(path)
+        return lock, _Document.read(path)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _replace(held: Lock | None, path: Path, before: bytes, data: bytes) -> None:
+    lock = Lock(path) if held is None else held
+    try:
+        lock.renew()
+        if read_file(path) != before:
+            raise RecordError(path, "changed by somebody else since it was read; it is left alone")
+        if data != before:
+            replace_file(path, data, keeps_owner=True)
+    finally:
+        if held is None:
+            lock.release()
+
+
+def _release(opening: "asyncio.Future[tuple[Lock, _Document]]") -> None:
+    """Let go of what a cancelled ``open`` has got all the same."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result()[0].release()
+
+
+_read_in_thread = aiofiles.os.wrap(_Document.read)
+_open_in_thread = aiofiles.os.wrap(_open)
+_replace_in_thread = aiofiles.os.wrap(_replace)
+_release_in_thread = aiofiles.os.wrap(Lock.release)

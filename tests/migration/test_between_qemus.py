@@ -1,0 +1,426 @@
+"""The same with the micro-guest, on every QEMU and accelerator; and what QEMU does with a target that does not fit.
+
+What no QEMU can do under TCG: bring a VM away once vCPUs have left it. What 7.2 cannot do: under TCG it dies at a
+plug after an unplug, so a VM that arrives there may be unplugged from and not plugged into after that (the controller
+denies it); and it has no ``file:`` to migrate to, only ``exec:``.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qmpvcpu
+from qmpvcpu import (
+    DenialReason,
+    DifferenceKind,
+    Effect,
+    Origin,
+    StepDeniedError,
+    TakeBackError,
+    TargetLostError,
+    TargetMismatchError,
+    VcpuMap,
+    VcpuUnplugged,
+    check_target,
+    confirm_target,
+)
+from qmpvcpu.testing import MicroGuest, Personality, find_qemus
+from tests.controller.vms import other_client, running, until
+from tests.migration.moving import call, ended, keep, move, rebuild, restore, save, waiting
+from tests.substrates import Substrate, substrates
+
+pytestmark = pytest.mark.qemu
+EVERYWHERE = pytest.mark.parametrize("on", substrates(["q35"]))
+UNDER_KVM = pytest.mark.parametrize("on", substrates(["q35"], accels=["kvm"]))
+EVERY_MACHINE = pytest.mark.parametrize("on", substrates())
+HOLES = (0, 2, 5)
+NAMED = {"name": "vm"}
+
+
+def kinds(error: TargetMismatchError) -> list[DifferenceKind]:
+    return [each.kind for each in error.differences]
+
+
+@EVERY_MACHINE
+async def test_a_vm_with_holes_moves_live_and_is_changed_where_it_arrived(on: Substrate) -> None:
+    async with running(on, attach=NAMED) as (source, vm):
+        for vcpu in (5, 2, 3):
+            await vm.plug(vcpu)
+        async with await vm.export() as export, waiting(on, boot=export.state.started_with) as (target, there):
+            assert [slot.first for slot in export.state.plugged_after] == [5, 2, 3]
+            await rebuild(export.state, there)
+            assert await check_target(export, there) == ()
+            assert await move(source, target) == "completed"
+            assert await confirm_target(export, there) == ()
+            await call(source, "quit")
+            await target.become(Personality.obliging())  # it lives, and listens
+            await there.plug(6)
+            assert await there.unplug(5) == {5}
+            assert there.layout.enabled == {0, 2, 3, 6}
+            if on.survives_plug_after_unplug:
+                await there.plug(5)
+            else:
+                with pytest.raises(StepDeniedError) as denied:
+                    await there.plug(5)
+                assert denied.value.reason is DenialReason.FATAL
+
+
+@EVERYWHERE
+async def test_a_vm_is_saved_to_a_file_and_restored(on: Substrate, tmp_path: Path) -> None:
+    async with running(on, attach=NAMED, boot=HOLES) as (source, vm):
+        export = await vm.export()
+        assert await save(source, tmp_path / "saved") == "completed"
+        assert await export.changes() == ()
+        await call(source, "quit")
+    async with waiting(on, boot=HOLES) as (target, there):
+        assert await check_target(export.state, there) == ()
+        await restore(target, tmp_path / "saved")
+        assert await confirm_target(export.state, there) == ()
+        assert await there.unplug(5) == {5}
+
+
+@EVERYWHERE
+async def test_other_ids_and_another_order_are_notes(on: Substrate) -> None:
+    async with running(on, attach=NAMED, boot=HOLES) as (source, vm), waiting(on) as (target, there):
+        export = await vm.export()
+        for vcpu, device_id in ((5, "cpu-five"), (2, "vcpu2")):
+            slot = there.layout.slot_of(vcpu)
+            await call(target, "device_add", driver=slot.type, id=device_id, **slot.props)
+        notes = await check_target(export, there)
+        assert [(each.kind, each.source, each.target) for each in notes] == [
+            (DifferenceKind.DEVICE_ID, "vcpu5", "cpu-five"),
+            (DifferenceKind.ORDER, "0,2,5", "0,5,2"),
+        ]
+        assert await move(source, target) == "completed"
+        assert await confirm_target(export, there) == notes
+        assert await there.unplug(5) == {5}
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("personality", [Personality.silent(), Personality.held()], ids=["unseen", "worked on"])
+async def test_a_pending_removal_migrates_and_fires_where_it_arrived(on: Substrate, personality: Personality) -> None:
+    async with (
+        running(on, attach=NAMED, boot=HOLES, personality=personality) as (source, vm),
+        waiting(on, boot=HOLES) as (target, there),
+    ):
+        request = await vm.request_unplug(5)
+        if personality == Personality.held():
+            await vm.wait_for(lambda layout: layout.pending)
+        export = await vm.export(settle=0.1)
+        assert (export.state.pending, request.verdict) == (VcpuMap([5]), None)
+        (note,) = await check_target(export, there)
+        assert (note.kind, note.ids) == (DifferenceKind.PENDING, VcpuMap([5]))
+        assert await move(source, target) == "completed"
+        await confirm_target(export, there)
+        assert there.layout.pending == {5}
+        news = there.events()
+        await target.become(Personality.obliging())
+        await target.look()
+        gone = (await until(news, VcpuUnplugged))[-1]
+        assert isinstance(gone, VcpuUnplugged)
+        assert (gone.ids, gone.late, gone.origin) == (VcpuMap([5]), True, Origin.US)
+        assert there.layout.enabled == {0, 2}
+
+
+@EVERYWHERE
+async def test_a_removal_that_was_answered_before_the_arrival_was_confirmed_is_a_note(on: Substrate) -> None:
+    async with (
+        running(on, attach=NAMED, boot=HOLES, personality=Personality.silent()) as (source, vm),
+        waiting(on, boot=HOLES) as (target, there),
+    ):
+        await vm.request_unplug(5)
+        export = await vm.export()
+        assert await move(source, target) == "completed"
+        await target.become(Personality.obliging())
+        await target.look()
+        await there.wait_for(lambda layout: 5 not in layout.enabled)
+        (note,) = await confirm_target(export, there)
+        assert (note.kind, note.ids, note.refuses) == (DifferenceKind.PENDING, VcpuMap([5]), False)
+
+
+@UNDER_KVM  # under TCG the migration may hang after that
+async def test_a_vcpu_that_left_on_the_way_is_found_on_the_source(on: Substrate) -> None:
+    async with (
+        running(on, attach=NAMED, boot=HOLES, personality=Personality.silent()) as (source, vm),
+        waiting(on, boot=HOLES) as (target, there),
+    ):
+        await vm.request_unplug(5)
+        export = await vm.export()
+        await check_target(export, there)
+        await source.become(Personality.obliging())
+        await source.look()  # the guest answers between the export and the migration
+        await vm.wait_for(lambda layout: 5 not in layout.enabled)
+        assert await move(source, target) == "completed"  # QEMU says nothing
+        with pytest.raises(TargetMismatchError, match="left the source after the export") as found:
+            await confirm_target(export, there)
+        assert [(each.kind, each.ids, each.effect) for each in found.value.differences] == [
+            (DifferenceKind.EXTRA_VCPU, VcpuMap([5]), Effect.SILENT)
+        ]
+        assert await there.unplug(5) == {5}  # as the error advises
+
+
+# A target that does not fit.
+
+
+@EVERYWHERE
+async def test_a_target_that_lacks_a_slot_is_refused_and_would_have_lost_the_vm(
+    on: Substrate, tmp_path: Path
+) -> None:
+    async with (
+        running(on, attach=NAMED, boot=HOLES) as (source, vm),
+        waiting(on, boot=(0, 2)) as (target, there),
+    ):
+        export = await vm.export()
+        with pytest.raises(TargetMismatchError) as refused:
+            await check_target(export, there)
+        (missing,) = refused.value.differences
+        assert (missing.kind, missing.ids, missing.effect) == (
+            DifferenceKind.MISSING_VCPU,
+            VcpuMap([5]),
+            Effect.KILLS,
+        )
+        # What happens to those who do not ask. Through a pipe the source never hears of the target's end; over a
+        # socket it is chance whether it does (the misfits below).
+        assert await save(source, tmp_path / "saved") == "completed"
+        await restore(target, tmp_path / "saved")
+        assert await target.process.wait() == 1
+        with pytest.raises(TargetLostError, match="The source still has the VM, even where it reports completed"):
+            await confirm_target(export, there)
+        with pytest.raises(TakeBackError, match="must say so"):
+            await export.take_back(destination_is_gone=False)
+        assert (await call(source, "query-status"))["status"] == "postmigrate"
+        await export.take_back(destination_is_gone=True)
+        assert not export.locked
+        await source.become(Personality.obliging())
+        await vm.plug(3)
+        assert await vm.unplug(3) == {3}
+
+
+@EVERYWHERE
+async def test_a_target_with_a_slot_too_many_is_refused_and_would_be_accepted_silently(on: Substrate) -> None:
+    async with (
+        running(on, attach=NAMED, boot=HOLES) as (source, vm),
+        waiting(on, boot=(0, 2, 5, 6)) as (target, there),
+    ):
+        export = await vm.export()
+        with pytest.raises(TargetMismatchError) as refused:
+            await check_target(export, there)
+        (extra,) = refused.value.differences
+        assert (extra.kind, extra.ids, extra.effect) == (DifferenceKind.EXTRA_VCPU, VcpuMap([6]), Effect.SILENT)
+        assert await move(source, target) == "completed"
+        with pytest.raises(TargetMismatchError) as found:
+            await confirm_target(export, there)
+        assert kinds(found.value) == [DifferenceKind.EXTRA_VCPU]
+        assert await there.unplug(6) == {6}
+        assert await confirm_target(export, there) == ()
+
+
+# What each difference is, and whether the target dies of it.
+MISFITS: dict[str, tuple[dict[str, Any], list[DifferenceKind], bool]] = {
+    "maximum": (
+        {"max_vcpus": 16, "topology": "sockets=4,cores=2,threads=2"},
+        [DifferenceKind.MAXIMUM, DifferenceKind.TOPOLOGY],
+        True,
+    ),
+    "machine type": ({"machine": "pc"}, [DifferenceKind.MACHINE], True),
+    "memory": ({"extra_args": ["-m", "32"]}, [DifferenceKind.MEMORY], True),
+    "other places": ({"topology": "sockets=1,cores=4,threads=2"}, [DifferenceKind.TOPOLOGY], False),
+    "uuid": ({"extra_args": ["-uuid", "c0ffee00-0000-4000-8000-000000000001"]}, [DifferenceKind.UUID], False),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+@EVERYWHERE
+async def test_a_misfit_is_refused_and_does_what_it_is_said_to_do(on: Substrate, misfit: str) -> None:
+    options, expected, kills = MISFITS[misfit]
+    options = {"machine": on.machine, "accel": on.accel, "boot": HOLES, "incoming": True} | options
+    async with (
+        running(on, attach=NAMED, boot=HOLES) as (source, vm),
+        MicroGuest(on.qemu, **options) as target,
+        qmpvcpu.attach(target.qmp, name="vm") as there,
+    ):
+        export = await vm.export()
+        with pytest.raises(TargetMismatchError) as refused:
+            await check_target(export, there)
+        assert kinds(refused.value) == expected
+        said = await move(source, target)
+        if not kills:
+            assert {each.effect for each in refused.value.differences} == {Effect.SILENT}
+            assert said == "completed"
+            await target.become()
+            assert (await call(target, "query-status"))["status"] == "running"
+            return
+        assert Effect.KILLS in {each.effect for each in refused.value.differences}
+        assert await target.process.wait() == 1
+        with pytest.raises(TargetLostError):
+            await confirm_target(export, there)
+        await keep(export, source, said)
+        await vm.plug(3)
+
+
+@UNDER_KVM
+async def test_another_cpu_type_kills_a_target_under_kvm(on: Substrate) -> None:
+    async with (
+        running(on, attach=NAMED, boot=HOLES) as (source, vm),
+        waiting(on, boot=HOLES, extra_args=["-cpu", "qemu32"]) as (target, there),
+    ):
+        export = await vm.export()
+        with pytest.raises(TargetMismatchError) as refused:
+            await check_target(export, there)
+        assert [(each.kind, each.effect) for each in refused.value.differences] == [
+            (DifferenceKind.CPU_TYPE, Effect.KILLS)
+        ]
+        said = await move(source, target)
+        assert await target.process.wait() != 0
+        await keep(export, source, said)
+
+
+@pytest.mark.kvm
+async def test_a_vm_goes_back_to_an_older_qemu_only_if_its_owner_says_so() -> None:
+    old, new = find_qemus()["7.2"], find_qemus()["10.0"]
+    options: dict[str, Any] = {"machine": "pc-q35-7.2", "accel": "kvm", "boot": HOLES}
+    async with (
+        MicroGuest(new, **options) as source,
+        MicroGuest(old, incoming=True, **options) as target,
+        qmpvcpu.attach(source.qmp, name="vm") as vm,
+        qmpvcpu.attach(target.qmp, name="vm") as there,
+    ):
+        export = await vm.export()
+        with pytest.raises(TargetMismatchError) as refused:
+            await check_target(export, there)
+        assert kinds(refused.value) == [DifferenceKind.QEMU_VERSION]
+        (note,) = await check_target(export, there, accept=[DifferenceKind.QEMU_VERSION])
+        assert note.kind is DifferenceKind.QEMU_VERSION
+        assert await move(source, target) == "completed"
+        await confirm_target(export, there)
+        await there.plug(3)
+        assert await there.unplug(3) == {3}
+
+
+@pytest.mark.kvm
+async def test_a_vm_of_kvm_is_not_for_tcg() -> None:
+    qemu = find_qemus()["10.0"]
+    async with (
+        MicroGuest(qemu, accel="kvm") as source,
+        MicroGuest(qemu, accel="tcg", incoming=True) as target,
+        qmpvcpu.attach(source.qmp, name="vm") as vm,
+        qmpvcpu.attach(target.qmp, name="vm") as there,
+    ):
+        with pytest.raises(TargetMismatchError) as refused:
+            await check_target(await vm.export(), there)
+        assert [(each.kind, each.effect) for each in refused.value.differences] == [
+            (DifferenceKind.ACCELERATOR, Effect.KILLS)
+        ]
+        await move(source, target)
+        assert await target.process.wait() == 1
+
+
+# A target in another state.
+
+
+@EVERYWHERE
+async def test_a_target_that_does_not_wait_is_refused(on: Substrate) -> None:
+    async with running(on, attach=NAMED) as (_, vm), running(on, attach=NAMED) as (other, elsewhere):
+        export = await vm.export()
+        with pytest.raises(TargetMismatchError, match="-incoming defer") as refused:
+            await check_target(export, elsewhere)
+        (state,) = refused.value.differences
+        assert (state.kind, state.target, state.effect) == (DifferenceKind.RUN_STATE, "running", Effect.NOT_BEGUN)
+        with pytest.raises(Exception, match="incoming"):
+            await call(other, "migrate-incoming", uri="exec:cat /dev/null")
+        with pytest.raises(TargetLostError, match="nothing has migrated into it"):
+            await confirm_target(export, elsewhere)  # the same vCPUs, and another VM
+
+
+@EVERYWHERE
+async def test_a_vm_that_arrives_paused_has_arrived(on: Substrate) -> None:
+    async with running(on, attach=NAMED) as (source, vm), waiting(on, extra_args=["-S"]) as (target, there):
+        export = await vm.export()
+        assert await move(source, target) == "completed"
+        assert await confirm_target(export, there) == ()
+        assert (await call(target, "query-status"))["status"] == "paused"
+
+
+@EVERYWHERE
+async def test_a_vm_that_has_not_arrived_in_time_is_not_confirmed(on: Substrate) -> None:
+    async with running(on, attach=NAMED) as (_, vm), waiting(on) as (target, there):
+        export = await vm.export()
+        with pytest.raises(TargetLostError, match=r"after 0\.05 s it has run state inmigrate"):
+            await confirm_target(export, there, timeout=0.05)
+        assert target.process.returncode is None
+
+
+@EVERYWHERE
+async def test_a_confirmation_may_be_waited_for_before_the_vm_arrives(on: Substrate) -> None:
+    async with running(on, attach=NAMED, boot=HOLES) as (source, vm), waiting(on, boot=HOLES) as (target, there):
+        export = await vm.export()
+        confirming = asyncio.create_task(confirm_target(export, there))
+        assert await move(source, target) == "completed"
+        assert await confirming == ()
+
+
+@EVERYWHERE
+async def test_a_new_controller_takes_back_a_vm_that_was_left_behind(on: Substrate) -> None:
+    async with running(on, attach=NAMED, boot=HOLES) as (source, vm):
+        export = await vm.export()
+        await save(source, Path("/dev/null"))
+        await vm.close()
+        assert not export.locked
+        async with qmpvcpu.attach(source.qmp) as again:
+            with pytest.raises(StepDeniedError) as denied:
+                await again.export()
+            assert denied.value.reason is DenialReason.MIGRATED_AWAY
+            layout = await again.take_back(destination_is_gone=True)
+            assert layout.enabled == VcpuMap(HOLES)
+            await again.plug(3)
+
+
+@EVERYWHERE
+async def test_a_target_that_is_paused_by_its_owner_is_not_taken_back(on: Substrate) -> None:
+    async with running(on, attach=NAMED) as (source, vm):
+        await call(source, "stop")
+        with pytest.raises(TakeBackError, match="run state paused, migration none") as refused:
+            await vm.take_back(destination_is_gone=True)
+        assert refused.value.run_state == "paused"
+        assert (await call(source, "query-status"))["status"] == "paused"
+
+
+@EVERYWHERE
+async def test_the_map_that_was_wanted_goes_along(on: Substrate, tmp_path: Path) -> None:
+    async with (
+        running(on, attach={"name": "vm", "record": tmp_path / "source.xml"}, boot=2) as (source, vm),
+        MicroGuest(on.qemu, machine=on.machine, accel=on.accel, boot=2, incoming=True) as target,
+    ):
+        async with qmpvcpu.attach(target.qmp, name="vm", record=tmp_path / "target.xml") as there:
+            await vm.plug(4)
+            export = await vm.export()
+            assert export.state.desired == {0, 1, 4}
+            await rebuild(export.state, there)
+            assert await move(source, target) == "completed"
+            await confirm_target(export, there)
+            async with other_client(target) as client:
+                await client.execute("query-status")
+        record = qmpvcpu.domainxml.read_identity((tmp_path / "target.xml").read_bytes()).metadata
+        assert record is not None
+        assert record.desired == {0, 1, 4}
+
+
+@pytest.mark.parametrize("on", substrates(["q35"], accels=["tcg"]))
+async def test_a_vm_under_tcg_is_not_exported_once_a_vcpu_has_left_since_its_migration_would_hang(
+    on: Substrate,
+) -> None:
+    async with running(on, boot=HOLES) as (source, vm), other_client(source) as vmm:
+        for vcpu in (5, 2):
+            await vm.unplug(vcpu)
+        with pytest.raises(StepDeniedError, match="may never get a migration out of its setup") as denied:
+            await vm.export()
+        assert denied.value.reason is DenialReason.FATAL
+        async with await vm.export(allow_fatal=True):
+            await vmm.execute("migrate", {"uri": "exec:cat >/dev/null"})
+            assert await ended(vmm, within=1) == "setup"  # elsewhere it takes 0.05 s
+            await vmm.execute("migrate_cancel")
+            assert await ended(vmm, within=1) == "cancelling"
+            status: Any = await vmm.execute("query-status")
+            assert status["running"]  # the VM itself goes on

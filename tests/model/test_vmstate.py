@@ -1,0 +1,96 @@
+"""An export as JSON: nothing is lost on the way to another host, and nothing bad is let in."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpvcpu import Layout, VcpuMap, VmState
+from tests.captures import all_captures
+from tests.model.values import layouts, maps
+from tests.planning.situations import situation
+
+texts = st.text(st.characters(codec="utf-8"), max_size=20)
+states = st.builds(VmState, layouts(), st.none() | maps, st.none() | texts.map(str.encode))
+
+
+@given(states)
+def test_any_export_comes_back_as_it_was(state: VmState) -> None:
+    assert VmState.from_json(json.loads(json.dumps(state.as_json()))) == state
+    assert VmState.from_json(json.dumps(state.as_json())) == state
+
+
+def test_every_recorded_qemu_comes_back_as_it_was() -> None:
+    for capture in all_captures():
+        for layout in capture.layouts():
+            state = VmState(layout)
+            assert VmState.from_json(state.as_json()) == state, capture.name
+
+
+def whole() -> dict[str, Any]:
+    return VmState(situation({0: "boot", 5: "ours"}).layout, VcpuMap([0, 5]), b"<domain/>").as_json()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"schema": "qmpvcpu/1"}, "'schema': \"qmpvcpu/1\" is not qmpvcpu-export/1"),
+        ({"desired": "5-"}, "'desired':"),
+        ({"xml": 7}, "'xml': 7 is not text"),
+        ({"xml": "\ud800"}, "'xml':"),
+        ({"enabled": "0-3"}, "'enabled':"),
+        ({"vcpus": None}, "'vcpus': null is not a list"),
+    ],
+)
+def test_what_is_bad_is_named(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        VmState.from_json(whole() | changes)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000], ids=["empty", "a list", "nothing", "deep"])
+def test_what_is_no_export_is_said_to_be_none(text: str) -> None:
+    with pytest.raises(ValueError, match=r"Expecting value|not a JSON object|is missing|nested too deeply"):
+        VmState.from_json(text)
+
+
+def state_of(plugged: dict[int, str], **options: Any) -> VmState:
+    layout: Layout = situation(plugged, **options).layout
+    return VmState(layout)
+
+
+@pytest.mark.parametrize(
+    ("plugged", "started_with", "after"),
+    [
+        ({0: "boot", 1: "boot", 2: "boot"}, 3, []),
+        ({0: "boot", 1: "boot", 5: "ours", 3: "ours"}, 2, [5, 3]),
+        ({0: "boot", 2: "boot"}, 1, [2]),  # vCPU 1, there at boot, has left
+        ({0: "boot", 1: "ours", 2: "boot"}, 1, [1, 2]),
+        ({0: "boot", 2: "ours", 1: "boot"}, 1, [2, 1]),  # created in another order
+    ],
+)
+def test_a_target_starts_with_the_boot_vcpus_and_is_given_the_rest_in_order(
+    plugged: dict[int, str], started_with: int, after: list[int]
+) -> None:
+    state = state_of(plugged)
+    assert state.started_with == started_with
+    assert [slot.first for slot in state.plugged_after] == after
+
+
+def test_a_target_starts_with_whole_slots() -> None:
+    state = state_of({0: "boot", 4: "boot", 12: "ours"}, count=4)
+    assert state.started_with == 8
+    assert [slot.first for slot in state.plugged_after] == [12]
+
+
+def test_an_export_tells_what_it_is_of() -> None:
+    state = state_of({0: "boot", 3: "ours"}, pending=(3,))
+    assert (state.name, state.enabled, state.pending, state.generation) == (
+        "test",
+        VcpuMap([0, 3]),
+        VcpuMap([3]),
+        0,
+    )
+    assert state.slots == state.layout.slots
