@@ -91,6 +91,9 @@ class Results(Generic[_T]):
 
     Every VM has one result, in the order in which they end, whatever becomes of the others. Cancelling ``anext``
     loses nothing. Cancelling ``await results`` is ``aclose``.
+
+    Attributes:
+        stopped: True once no other VM is begun.
     """
 
     def __init__(

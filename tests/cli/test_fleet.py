@@ -39,7 +39,7 @@ async def vms() -> AsyncIterator[list[MicroGuest]]:
 def folder(vms: list[MicroGuest], tmp_path: Path) -> Path:
     """A directory with a socket of each."""
     for number, vm in enumerate(vms):
-        (tmp_path / f"vm{number}.qmp").hardlink_to(vm.qmp)
+        (tmp_path / f"vm{number}.qmp").symlink_to(vm.qmp)
     (tmp_path / "vm0.pid").write_text("1")
     return tmp_path
 

@@ -154,8 +154,9 @@ async def test_a_map_that_is_none_is_refused_before_anybody_is_asked(wish: str) 
 async def test_one_socket_by_two_paths_is_worked_on_once(vms: list[MicroGuest], tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(vms[0].qmp)
-    os.link(vms[1].qmp, tmp_path / "hard")
-    paths = [vms[0].qmp, link, vms[1].qmp, tmp_path / "hard", vms[2].qmp, vms[2].qmp]
+    hard = vms[1].qmp.with_name("hard")
+    hard.hardlink_to(vms[1].qmp)
+    paths = [vms[0].qmp, link, vms[1].qmp, hard, vms[2].qmp, vms[2].qmp]
     async with Fleet(paths, timeout=TIMEOUT) as fleet:
         assert len(fleet.addresses) == 5  # word for word the same is the same
         for _ in range(2):
@@ -201,21 +202,27 @@ async def test_an_address_that_is_a_file_or_malformed_or_missing_has_its_own_err
     assert results[-1].error is None
 
 
-async def test_a_directory_gives_each_of_its_sockets_once_and_nothing_else(
-    vms: list[MicroGuest], tmp_path: Path
-) -> None:
-    (tmp_path / "log").write_text("no socket")
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "a-link").symlink_to(tmp_path / "vm1")
-    (tmp_path / "sub").mkdir()
-    os.link(vms[0].qmp, tmp_path / "vm1")
-    os.link(vms[1].qmp, tmp_path / "sub" / "qmp.sock")
-    async with Fleet(directory=tmp_path) as fleet:
-        assert fleet.addresses == (f"unix:{tmp_path}/vm1",)
-    async with Fleet([tmp_path / "vm1"], directory=tmp_path, pattern="**/*") as fleet:
-        assert fleet.addresses == (f"unix:{tmp_path}/vm1", f"unix:{tmp_path}/sub/qmp.sock")
+def folder_of(vm: MicroGuest) -> Path:
+    """A directory on the file system that has the sockets, so that links to them can be hard."""
+    folder = vm.qmp.with_name("vms")
+    folder.mkdir()
+    return folder
+
+
+async def test_a_directory_gives_each_of_its_sockets_once_and_nothing_else(vms: list[MicroGuest]) -> None:
+    folder = folder_of(vms[0])
+    (folder / "log").write_text("no socket")
+    (folder / "dangling").symlink_to(folder / "nowhere")
+    (folder / "a-link").symlink_to(folder / "vm1")
+    (folder / "sub").mkdir()
+    os.link(vms[0].qmp, folder / "vm1")
+    os.link(vms[1].qmp, folder / "sub" / "qmp.sock")
+    async with Fleet(directory=folder) as fleet:
+        assert fleet.addresses == (f"unix:{folder}/vm1",)
+    async with Fleet([folder / "vm1"], directory=folder, pattern="**/*") as fleet:
+        assert fleet.addresses == (f"unix:{folder}/vm1", f"unix:{folder}/sub/qmp.sock")
         assert [each.error for each in await fleet.attach()] == [None, None]
-    async with Fleet(directory=tmp_path, pattern="*.qmp") as fleet:
+    async with Fleet(directory=folder, pattern="*.qmp") as fleet:
         assert fleet.addresses == ()
         assert await fleet.attach() == ()
 
@@ -241,30 +248,31 @@ def test_what_can_be_meant_by_nobody_is_refused_at_once() -> None:
             Fleet(directory="/run", pattern=pattern)
 
 
-async def test_vms_come_and_go_as_the_directory_is_looked_into_again(tmp_path: Path) -> None:
-    async with guests(3) as vms, Fleet(directory=tmp_path) as fleet:
+async def test_vms_come_and_go_as_the_directory_is_looked_into_again(vms: list[MicroGuest]) -> None:
+    folder = folder_of(vms[3])
+    async with Fleet(directory=folder) as fleet:
         assert await fleet.attach() == ()
         for number in range(2):
-            os.link(vms[number].qmp, tmp_path / f"vm{number}")
+            os.link(vms[number].qmp, folder / f"vm{number}")
         came, went = await fleet.rescan()
-        assert came == (f"unix:{tmp_path}/vm0", f"unix:{tmp_path}/vm1")
+        assert came == (f"unix:{folder}/vm0", f"unix:{folder}/vm1")
         assert went == ()
         assert [each.error for each in await fleet.attach()] == [None, None]
         # A socket that is gone says nothing of a VM that answers.
-        (tmp_path / "vm0").unlink()
+        (folder / "vm0").unlink()
         assert await fleet.rescan() == ((), ())
         assert (await fleet.refresh())[0].error is None
         # A VM that has ended while its socket is there is told of, not dropped.
         vms[1].process.kill()
         await vms[1].process.wait()
         with contextlib.suppress(MonitorLostError):
-            await fleet.vms[f"unix:{tmp_path}/vm1"].wait_for(lambda _: False)
+            await fleet.vms[f"unix:{folder}/vm1"].wait_for(lambda _: False)
         assert await fleet.rescan() == ((), ())
         assert isinstance((await fleet.refresh())[1].error, MonitorConnectError)
-        (tmp_path / "vm1").unlink()
-        os.link(vms[2].qmp, tmp_path / "vm2")
-        assert await fleet.rescan() == ((f"unix:{tmp_path}/vm2",), (f"unix:{tmp_path}/vm1",))
-        assert list(fleet.vms) == [f"unix:{tmp_path}/vm0"]
+        (folder / "vm1").unlink()
+        os.link(vms[2].qmp, folder / "vm2")
+        assert await fleet.rescan() == ((f"unix:{folder}/vm2",), (f"unix:{folder}/vm1",))
+        assert list(fleet.vms) == [f"unix:{folder}/vm0"]
         assert [each.error for each in await fleet.refresh()] == [None, None]
 
 
