@@ -96,6 +96,7 @@ class Migration:
         self._engine = session.engine
         self._turns = turns
         self._export: Export | None = None
+        self._arrived = False  # and has been confirmed to have
 
     def locks(self, export: Export) -> bool:
         """Return True if changes are denied because of *export*."""
@@ -181,10 +182,14 @@ class Migration:
         except MonitorError as error:
             raise TargetLostError(state.name, str(error)) from error
         found = planning.demand(state.name, planning.compare_arrived(state, layout))
-        self._engine.arrived(state.pending, answers, session.loop.time())
-        if state.desired is not None and session.keeper.desired is None:
+        if not self._arrived:
+            self._arrived = True
+            self._engine.arrived(state.pending, answers, session.loop.time())
+            # What was plugged here to make room for the VM was nobody's wish.
             session.keeper.desired = state.desired
-        session.publish()
+            session.publish()
+        # The source's record is of no use once the source is quit.
+        await session.keeper.written(f"VM {state.name!r} has arrived")
         return found
 
     async def _wait_arrived(self, name: str, timeout: float) -> None:  # noqa: ASYNC109 - as confirm
@@ -248,7 +253,8 @@ async def confirm_target(
     It has if QEMU answers, completed an incoming migration, runs the VM or keeps it paused, and has exactly the vCPUs
     that were exported. With an Export of this process whose source is attached, the source is read again too: a guest
     may have let go of a vCPU on the way. What was pending is taken over: an answer is then known to be a late one of
-    ours. So is the map that was asked for last, where *vm* knows of none.
+    ours. So is the map that was asked for last. With a record, both are on disk when this returns. Calling it again
+    compares again, and takes nothing over a second time.
 
     Args:
         export: As in ``check_target``.
@@ -263,6 +269,7 @@ async def confirm_target(
             ``export.take_back()``.
         TargetMismatchError: It has arrived, with other vCPUs.
         MonitorError: It has arrived, and the source does not answer.
+        RecordError: It has arrived, and the target's record cannot be written.
     """
     state = _state_of(export)
     found = await vm.migration.confirm(state, timeout)

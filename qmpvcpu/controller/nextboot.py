@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from qmpvcpu.controller.keeper import Keeper
-from qmpvcpu.domainxml import DomainVcpus, parse, render
+from qmpvcpu.domainxml import DomainVcpus, domain_from
 from qmpvcpu.domainxml.changes import slot_of, with_map, with_state
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, Outcome, RecordError, shorten
 from qmpvcpu.model import ConfigOutcome, ConfigReport, Layout, VcpuMap
@@ -331,7 +331,7 @@ class _InRecord:
     def domain(self) -> DomainVcpus:
         layout = self._look()
         if self._seen is None or self._seen[0] is not layout:
-            self._seen = layout, parse(render(layout))
+            self._seen = layout, domain_from(layout)
         wish = self._record.next_boot
         return self._seen[1] if wish is None else with_map(self._seen[1], wish)
 

@@ -1,6 +1,7 @@
 """WholeMaps: the change of many vCPUs at once, as users see it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from qmpvcpu import planning
 from qmpvcpu.controller.applying import Applier, NextBootChange
@@ -10,6 +11,9 @@ from qmpvcpu.engine import Terms
 from qmpvcpu.errors import ConfigDeniedError, DenialReason
 from qmpvcpu.model import Affect, ConfigReport, OnFailure, Proof, TransitionOutcome, TransitionReport
 from qmpvcpu.planning import Plan
+
+if TYPE_CHECKING:
+    from qmpvcpu.domainxml import DomainVcpus
 
 __all__ = ["WholeMaps", "Wish"]
 
@@ -124,14 +128,12 @@ class WholeMaps(OneVcpu):
                 return wish
             return self.plan(target, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
 
-        if affect is Affect.LIVE:
-            return await self._applier.apply(make_plan, terms)
-        from qmpvcpu.domainxml.changes import with_map  # noqa: PLC0415 -- as in attach: XML is not for everybody
+        def change(domain: "DomainVcpus") -> "DomainVcpus":
+            from qmpvcpu.domainxml.changes import with_map  # noqa: PLC0415 -- as in attach: XML is not for everybody
 
-        next_boot = NextBootChange(self._next_boot(f"map {target}"), lambda domain: with_map(domain, target))
-        if affect is Affect.BOTH:
-            return await self._applier.apply(make_plan, terms, next_boot=next_boot)
-        return self._of_config(await next_boot.of.change(next_boot.change), on_failure)
+            return with_map(domain, target)
+
+        return await self._bring_about(make_plan, terms, affect, f"map {target}", change)
 
     async def set_count(
         self,
@@ -191,14 +193,12 @@ class WholeMaps(OneVcpu):
                 count, include_boot=include_boot, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus
             )
 
-        if affect is Affect.LIVE:
-            return await self._applier.apply(make_plan, terms)
-        from qmpvcpu.domainxml.changes import with_count  # noqa: PLC0415 -- as in set_map
+        def change(domain: "DomainVcpus") -> "DomainVcpus":
+            from qmpvcpu.domainxml.changes import with_count  # noqa: PLC0415 -- as in set_map
 
-        next_boot = NextBootChange(self._next_boot(f"count {count}"), lambda domain: with_count(domain, count))
-        if affect is Affect.BOTH:
-            return await self._applier.apply(make_plan, terms, next_boot=next_boot)
-        return self._of_config(await next_boot.of.change(next_boot.change), on_failure)
+            return with_count(domain, count)
+
+        return await self._bring_about(make_plan, terms, affect, f"count {count}", change)
 
     async def set_max(self, maximum: int) -> ConfigReport:
         """Have room for *maximum* vCPUs at the next boot; that of the VM as it runs is its QEMU's for good.
@@ -230,11 +230,25 @@ class WholeMaps(OneVcpu):
         """
         return await self._applier.cancel()
 
-    def _of_config(self, config: ConfigReport, on_failure: OnFailure) -> TransitionReport:
+    async def _bring_about(
+        self,
+        make_plan: Callable[[], Plan],
+        terms: Terms,
+        affect: Affect,
+        asked: str,
+        change: "Callable[[DomainVcpus], DomainVcpus]",
+    ) -> TransitionReport:
+        """Carry out what is planned, or make *change* to the next boot, or both."""
+        if affect is Affect.LIVE:
+            return await self._applier.apply(make_plan, terms)
+        next_boot = NextBootChange(self._next_boot(asked), change)
+        if affect is Affect.BOTH:
+            return await self._applier.apply(make_plan, terms, next_boot=next_boot)
+        config = await next_boot.of.change(change)
         return TransitionReport(
             start=config.start,
             target=config.target,
-            on_failure=on_failure,
+            on_failure=terms.on_failure,
             outcome=TransitionOutcome.REACHED,
             steps=(),
             layout=self.layout,

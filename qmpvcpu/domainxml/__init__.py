@@ -14,7 +14,7 @@ from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell
 from qmpvcpu.domainxml.metadata import NAMESPACE, Instance, Metadata
 from qmpvcpu.domainxml.parsing import parse
 from qmpvcpu.domainxml.reading import Identity, read_identity
-from qmpvcpu.domainxml.rendering import omissions, render
+from qmpvcpu.domainxml.rendering import domain_from, omissions, render
 from qmpvcpu.domainxml.rows import domain_of
 from qmpvcpu.domainxml.rules import validate
 from qmpvcpu.domainxml.updating import update
@@ -29,6 +29,7 @@ __all__ = [
     "Metadata",
     "NumaCell",
     "VcpuSched",
+    "domain_from",
     "domain_of",
     "omissions",
     "parse",

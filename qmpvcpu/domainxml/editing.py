@@ -16,9 +16,12 @@ _ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
 _NUMBER = re.compile(rb"\s*\+?([0-9]+)\s*")
 _NO_TEXT = re.compile(rb"<!--.*?-->|<\?.*?\?>", re.DOTALL)
 _BREAK = re.compile(rb"\r\n|\r|\n")
-# Comments at the end of a line are about what stands before them on it.
-_REST_OF_LINE = re.compile(rb"(?:[ \t]*<!--(?:(?!--)[^\r\n])*+-->)*+[ \t]*(?=[\r\n])")
+# Comments at the end of a line are about what stands before them on it. Each is looked for once for each of some
+# thousands of rows, so that a hostile document could make it dear: hence the bounds.
+_REST_OF_LINE = re.compile(rb"(?:[ \t]{0,99}<!--(?:(?!--)[^\r\n]){0,500}+-->){0,9}+[ \t]{0,99}(?=[\r\n])")
 _BLANK_REST = re.compile(rb"[ \t]*(?=[\r\n])")
+# Taken over by each new line; nobody indents by more.
+_MOST_BLANKS = 200
 
 
 class Editor:
@@ -173,7 +176,7 @@ class Editor:
     def _margin(self, element: etree._Element) -> bytes:
         """Return the line break and the blanks before *element*; nothing if it is not the first on its line."""
         end = start = self._spans[element].start
-        while self._xml[start - 1 : start] in {b" ", b"\t"}:
+        while end - start <= _MOST_BLANKS and self._xml[start - 1 : start] in {b" ", b"\t"}:
             start -= 1
         line_break = self._xml[max(start - 2, 0) : start]
         if not line_break.endswith((b"\n", b"\r")):
@@ -188,7 +191,7 @@ class Editor:
             return b""
         begins = max(self._xml.rfind(b"\n", 0, at), self._xml.rfind(b"\r", 0, at)) + 1
         line = self._xml[begins:at]
-        return ends[0] + line[: len(line) - len(line.lstrip(b" \t"))]
+        return ends[0] + line[: min(len(line) - len(line.lstrip(b" \t")), _MOST_BLANKS)]
 
     def _find_unit(self) -> bytes:
         first = next(self.root.iterchildren("*"), None)

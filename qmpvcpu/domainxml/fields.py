@@ -97,11 +97,8 @@ class Fields:
         return found
 
     def integer(self, element: etree._Element, attribute: str) -> int | None:
-        """Return a signed number of 32 bits, if there is one."""
-        text = element.get(attribute)
-        if text is None:
-            return None
-        found = signed(text)
+        """Return a signed number of 32 bits; it must be there."""
+        found = signed(element.get(attribute, ""))
         if found is None or not -_INT_MAX - 1 <= found <= _INT_MAX:
             self._refuse_value(DomainRule.NOT_AN_INTEGER, element, attribute, ending=". Expected integer value")
             return None

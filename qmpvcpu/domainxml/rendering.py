@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from qmpvcpu.domainxml.domain import DomainVcpus
 from qmpvcpu.domainxml.metadata import Metadata, record_node
 from qmpvcpu.domainxml.nodes import Node, parse_safely, write
 from qmpvcpu.domainxml.parsing import parse
@@ -10,7 +11,7 @@ from qmpvcpu.domainxml.updating import update_with
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model import Layout, Topology
 
-__all__ = ["NO_PCI_DEVICES", "omissions", "render"]
+__all__ = ["NO_PCI_DEVICES", "domain_from", "omissions", "render"]
 
 # QEMU's target where libvirt has another word for it; all others are the same.
 _ARCHES = {"i386": "i686", "arm": "armv7l", "or1k": "openrisc", "hppa": "parisc"}
@@ -70,6 +71,27 @@ def render(
         "domain", {"type": "kvm" if vm.accelerator == "kvm" else "qemu"}, tuple(_domain(layout, emulator, metadata))
     )
     return write(domain)
+
+
+def domain_from(layout: Layout) -> DomainVcpus:
+    """Return what ``render`` says of *layout*, as a value, however many vCPUs and whatever memory there are.
+
+    Raises:
+        DomainXmlError: vCPU 0 is not plugged.
+    """
+    vm = layout.vm
+    return DomainVcpus(
+        name=vm.name,
+        uuid=vm.uuid,
+        type="kvm" if vm.accelerator == "kvm" else "qemu",
+        arch=_ARCHES.get(vm.arch, vm.arch),
+        machine=vm.machine,
+        emulator=None,
+        memory_kib=vm.memory_kib,
+        vcpus=tuple(vcpus_of(layout)),
+        individual=True,
+        topology=vm.topology,
+    )
 
 
 def omissions(layout: Layout, *, base: bytes | None = None) -> tuple[str, ...]:

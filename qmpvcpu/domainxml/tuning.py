@@ -1,5 +1,6 @@
 """``<cputune>``: pins and schedulers, edited in place."""
 
+from bisect import bisect
 from collections.abc import Sequence
 
 from lxml import etree
@@ -10,7 +11,7 @@ from qmpvcpu.domainxml.fields import Fields
 from qmpvcpu.domainxml.nodes import Node
 from qmpvcpu.model import VcpuMap
 
-__all__ = ["update_tuning"]
+__all__ = ["by_vcpu", "update_tuning"]
 
 # As libvirt prints them.
 _CHILDREN = (
@@ -42,11 +43,12 @@ def update_tuning(editor: Editor, said: DomainVcpus, domain: DomainVcpus, *, aft
             editor.insert(editor.root, Node("cputune", content=tuple(new)), after=after)
         return
     pins = {int(pin.get("vcpu", "")): pin for pin in holder.iterfind("vcpupin")}
+    sorted_pins = sorted(pins)
     for node in new:
         # Behind the pin of the vCPU before it, as libvirt sorts them.
-        lower = [pin for pin in pins if node.tag == "vcpupin" and pin < int(str(node.attributes["vcpu"]))]
+        lower = bisect(sorted_pins, int(str(node.attributes["vcpu"]))) if node.tag == "vcpupin" else 0
         if lower:
-            editor.insert_after(pins[max(lower)], node)
+            editor.insert_after(pins[sorted_pins[lower - 1]], node)
         else:
             behind = _CHILDREN[: _CHILDREN.index(node.tag) + (node.tag != "vcpupin")]
             editor.insert(holder, node, after=behind)
@@ -70,19 +72,18 @@ def _update_emulator_pin(editor: Editor, said: DomainVcpus, domain: DomainVcpus)
     if domain.emulator_pin == said.emulator_pin:
         return []
     element = editor.root.find("cputune/emulatorpin")
-    if domain.emulator_pin is None:
-        if element is not None:
-            editor.remove(element)
-        return []
     if element is None:
         return [Node("emulatorpin", {"cpuset": domain.emulator_pin})]
-    editor.set_attributes(element, {"cpuset": str(domain.emulator_pin)}, order=("cpuset",))
+    if domain.emulator_pin is None:
+        editor.remove(element)
+    else:
+        editor.set_attributes(element, {"cpuset": str(domain.emulator_pin)}, order=("cpuset",))
     return []
 
 
 def _update_scheds(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> list[Node]:
-    wanted = _by_vcpu(domain.scheds)
-    if wanted == _by_vcpu(said.scheds):
+    wanted = by_vcpu(domain.scheds)
+    if wanted == by_vcpu(said.scheds):
         return []
     for element in editor.root.iterfind("cputune/vcpusched"):
         scheduler = _scheduler(element)
@@ -106,7 +107,8 @@ def _update_scheds(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> li
     ]
 
 
-def _by_vcpu(scheds: Sequence[VcpuSched]) -> dict[int, _Scheduler]:
+def by_vcpu(scheds: Sequence[VcpuSched]) -> dict[int, _Scheduler]:
+    """Return the scheduler and the priority of each vCPU that has one."""
     return {vcpu: (each.scheduler, each.priority) for each in scheds for vcpu in each.vcpus}
 
 

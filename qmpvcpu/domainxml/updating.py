@@ -9,9 +9,9 @@ from qmpvcpu.domainxml.editing import Editor
 from qmpvcpu.domainxml.fields import Fields
 from qmpvcpu.domainxml.metadata import Metadata, find_record, read_metadata, record_node
 from qmpvcpu.domainxml.nodes import Node, parse_safely
-from qmpvcpu.domainxml.parsing import parse_with_tree
+from qmpvcpu.domainxml.parsing import parse, parse_with_tree
 from qmpvcpu.domainxml.rows import creation_of, needs_rows, row
-from qmpvcpu.domainxml.tuning import update_tuning
+from qmpvcpu.domainxml.tuning import by_vcpu, update_tuning
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model import Topology, VcpuMap
 
@@ -42,6 +42,8 @@ _VCPU = ("placement", "cpuset", "current")
 _ROW = ("id", "enabled", "hotpluggable", "order")
 _LEVELS = ("sockets", "dies", "clusters", "cores", "threads")
 _CELL = ("id", "cpus")
+# Whole cores are a matter of the topology besides the rows.
+_WITH_CORES = frozenset({"ppc64", "ppc64le"})
 
 
 def update(base: bytes, domain: DomainVcpus, *, metadata: Metadata | None = None) -> bytes:
@@ -97,7 +99,10 @@ def update_with(base: bytes, change: Callable[[DomainVcpus], DomainVcpus], metad
     _update_cells(editor, said, domain)
     if metadata is not None:
         _update_record(editor, metadata)
-    return editor.result()
+    result = editor.result()
+    if domain.max != said.max or domain.arch in _WITH_CORES or _besides_rows(domain) != _besides_rows(said):
+        _refuse_unread(result, domain)
+    return result
 
 
 def identify(base: bytes, uuid: str) -> bytes:
@@ -139,6 +144,31 @@ def _refuse_unsayable(domain: DomainVcpus) -> None:
                 "libvirt starts a VM with its first vCPUs, and plugs the others after them"
             )
         last = vcpu
+
+
+def _besides_rows(domain: DomainVcpus) -> dict[str, object]:
+    topology = domain.topology
+    return {
+        "placement": domain.placement,
+        "cpuset": domain.cpuset,
+        "pins": domain.pins,
+        "emulator_pin": domain.emulator_pin,
+        "scheds": by_vcpu(domain.scheds),
+        "topology": None if topology is None else tuple(getattr(topology, level) for level in _LEVELS),
+        "numa": domain.numa,
+    }
+
+
+def _refuse_unread(result: bytes, domain: DomainVcpus) -> None:
+    """Refuse what libvirt would not define, or would read as something else.
+
+    Raises:
+        DomainXmlError: It would.
+    """
+    again = _besides_rows(parse(result))
+    lost = [name for name, value in _besides_rows(domain).items() if again[name] != value]
+    if lost:
+        raise DomainXmlError(f"libvirt would read something else than is asked for: {', '.join(lost)}")
 
 
 def _update_vcpu(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> None:

@@ -62,12 +62,7 @@ class VmState(Value):
 
         What ``domainxml.render`` marks ``hotpluggable='no'``.
         """
-        count = 0
-        for slot, created in zip(self.slots, self.layout.order, strict=False):
-            if slot.first != created or not (slot.first == 0 or slot.is_boot):
-                break
-            count = slot.first + slot.count
-        return count
+        return sum(self.layout.slot_of(first).count for first in self.layout.started_with)
 
     @property
     def plugged_after(self) -> tuple[Slot, ...]:

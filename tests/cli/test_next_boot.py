@@ -9,6 +9,7 @@ from qmpvcpu import DomainConfig
 from qmpvcpu.cli import main
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.cli.running import Ran, run
+from tests.controller.test_next_boot import died_writing
 from tests.domainxml.domains import document, domain_of_rows, said
 from tests.record.conftest import listing
 from tests.record.test_config import XML
@@ -214,3 +215,31 @@ async def test_a_record_keeps_the_next_boot_for_the_next_program(guest: MicroGue
     ran = await run("config", record, "--max", "4")
     assert ran.code == 2
     assert "a record's maximum is that of the VM as it runs" in ran.err
+
+
+@pytest.mark.qemu
+async def test_what_was_cut_short_before_the_next_boot_was_written_is_finished(
+    guest: MicroGuest, config: Path, tmp_path: Path
+) -> None:
+    config.write_bytes(document(domain_of_rows("00------")))
+    record = tmp_path / "record.xml"
+    await died_writing(guest, record, config, "vm.set_map('0-2', affect=Affect.BOTH)")
+    where = ("--qmp", guest.qmp, "--record", record)
+    async with qmpvcpu.attach(guest.qmp) as vm:
+        name = vm.layout.vm.name
+    assert name != "vm"
+    for document_of in (config, record):
+        text = document_of.read_text()
+        document_of.write_text(text.replace("<name>vm</name>", f"<name>{name}</name>"))
+    ran = await run("recover", *where)
+    assert ran.code == 2
+    assert f"--config {config}" in ran.err
+    ran = await run("recover", *where, "--config", config)
+    assert ran.code == 1
+    assert "then at the next boot: 0-2" in ran.out
+    assert "NOT_TRIED: not done" in ran.out
+    ran = await run("recover", "--finish", *where, "--config", config, "--json")
+    assert ran.code == 0
+    assert ran.document["config"]["outcome"] == "WRITTEN"
+    assert ran.document["interrupted"]["next_boot"] == "0-2"
+    assert await shown(config) == "00+-----"

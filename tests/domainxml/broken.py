@@ -266,6 +266,9 @@ BROKEN = {
     "a gap in the ids of cells": _broken(
         Rule.NUMA_ID_GAP, "cpu/numa/cell@id", "2", cpu=_numa(CELL, "id='2' cpus='1' memory='1024'")
     ),
+    "an id of a cell that is no number": _broken(
+        Rule.NOT_A_NUMBER, "cpu/numa/cell@id", "-1", cpu=_numa("id='-1' memory='1024'")
+    ),
     "two cells of one id": _broken(
         Rule.NUMA_ID_TWICE,
         "cpu/numa/cell@id",
@@ -313,6 +316,12 @@ BROKEN = {
         "cputune/vcpusched@vcpus",
         "3-4",
         cputune="<cputune><vcpusched vcpus='3-4' scheduler='idle'/></cputune>",
+    ),
+    "a scheduler of no vCPU": _broken(
+        Rule.ATTRIBUTE_MISSING,
+        "cputune/vcpusched@vcpus",
+        None,
+        cputune="<cputune><vcpusched scheduler='idle'/></cputune>",
     ),
     "two schedulers for one vCPU": _broken(
         Rule.SCHED_TWICE,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu.domainxml import DomainVcpu, Metadata, NumaCell, VcpuSched, parse, update
+from qmpvcpu.domainxml import DomainVcpu, NumaCell, VcpuSched, parse, update
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model import Topology, VcpuMap
-from tests.domainxml.documents import VCPU, changed, document, inserted, states
+from tests.domainxml.documents import SAMPLES, VCPU, changed, document, inserted, states
 
 # --- <vcpu> and <vcpus>
 
@@ -200,6 +200,32 @@ def test_a_state_that_libvirt_refuses_is_refused(vcpus: Sequence[DomainVcpu], to
         update(base, replace(parse(base), vcpus=tuple(vcpus)))
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"topology": Topology(6, cores=6)}, "multiply to the number of vCPUs"),
+        ({"vcpus": states("bb----"), "topology": Topology(4, cores=4)}, "multiply to the number of vCPUs"),
+        ({"cpuset": VcpuMap()}, "a cpuset is ids and ranges"),
+        ({"pins": {0: VcpuMap()}}, "a cpuset is ids and ranges"),
+        ({"pins": {4: VcpuMap([0])}}, "something else than is asked for: pins"),
+        ({"scheds": (VcpuSched(VcpuMap([4]), "batch"),)}, "vCPUs that there can be"),
+        ({"placement": "auto", "cpuset": VcpuMap([0])}, "something else than is asked for: cpuset"),
+    ],
+)
+def test_what_libvirt_would_refuse_or_drop_is_refused(values: dict[str, Any], told: str) -> None:
+    base = document(VCPU)
+    with pytest.raises(DomainXmlError, match=told):
+        update(base, replace(parse(base), **values))
+
+
+def test_half_a_core_is_refused() -> None:
+    base = SAMPLES["ppc64-whole-cores"]
+    domain = parse(base)
+    half = tuple(replace(vcpu, enabled=vcpu.id < 12, order=1 if vcpu.id < 12 else None) for vcpu in domain.vcpus)
+    with pytest.raises(DomainXmlError, match="whole cores"):
+        update(base, replace(domain, vcpus=half))
+
+
 # --- <cputune>
 
 TUNED = """  <cputune>
@@ -260,6 +286,8 @@ def test_schedulers_that_still_hold_keep_their_elements() -> None:
         line, line.replace("0-2", "0,2") + "    <vcpusched vcpus='1' scheduler='batch'/>\n"
     )
     assert changed(base, scheds=()) == base.decode().replace(line, "")
+    two = document(VCPU, "  <cputune>", line + "    <vcpusched vcpus='3' scheduler='idle'/>", "  </cputune>")
+    assert changed(two, scheds=parse(base).scheds) == document(VCPU, "  <cputune>", line + "  </cputune>").decode()
 
 
 def test_schedulers_in_other_words_stay() -> None:
@@ -342,46 +370,3 @@ def test_cells_are_not_added_or_removed() -> None:
     base = document(VCPU)
     with pytest.raises(DomainXmlError, match="cells are not added"):
         update(base, replace(parse(base), numa=(NumaCell(0, VcpuMap(range(4)), 1),)))
-
-
-# --- our own element
-
-
-@pytest.mark.parametrize(
-    ("before", "expected"),
-    [
-        ("  <title>a</title>", "  <title>a</title>\n  <metadata>\n    OURS\n  </metadata>"),
-        ("  <metadata/>", "  <metadata>\n    OURS\n  </metadata>"),
-        ("  <metadata></metadata>", "  <metadata>\n    OURS\n  </metadata>"),
-        ("  <metadata>\n  </metadata>", "  <metadata>\n    OURS\n  </metadata>"),
-        ("  <metadata><!-- none --></metadata>", "  <metadata><!-- none -->\n    OURS\n  </metadata>"),
-        ("  <metadata><a/></metadata>", "  <metadata><a/>OURS</metadata>"),
-        ("  <metadata>\n    <a/>\n  </metadata>", "  <metadata>\n    <a/>\n    OURS\n  </metadata>"),
-    ],
-)
-def test_our_element_is_put_where_libvirt_keeps_it(before: str, expected: str) -> None:
-    base = document(before, VCPU)
-    metadata = Metadata(generation=5)
-    result = update(base, parse(base), metadata=metadata)
-    ours = '<qmpvcpu:record xmlns:qmpvcpu="urn:qmpvcpu:record:1" generation="5"/>'
-    assert result.decode() == base.decode().replace(before, expected.replace("OURS", ours))
-    assert update(result, parse(result), metadata=metadata) == result
-    again = update(result, parse(result), metadata=Metadata(generation=6))
-    assert again == result.replace(b'"5"', b'"6"')
-    assert update(again, parse(again)) == again
-
-
-def test_our_element_in_other_words_stays() -> None:
-    ours = "<x:record generation='5' xmlns:x='urn:qmpvcpu:record:1'><!-- kept --></x:record>"
-    base = document(f"  <metadata>{ours}</metadata>", VCPU)
-    assert update(base, parse(base), metadata=Metadata(generation=5)) == base
-
-
-def test_our_element_of_a_newer_version_or_damaged_is_not_replaced() -> None:
-    for ours in (
-        "<x:record xmlns:x='urn:qmpvcpu:record:2'/>",
-        "<x:record xmlns:x='urn:qmpvcpu:record:1' generation='x'/>",
-    ):
-        base = document(f"  <metadata>{ours}</metadata>", VCPU)
-        with pytest.raises(DomainXmlError):
-            update(base, parse(base), metadata=Metadata())

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,3 +84,25 @@ def test_any_change_of_any_document_keeps_every_byte_outside_of_what_is_named(da
     assert update(result, wanted, metadata=metadata) == result
     if wanted == said and metadata is None:
         assert result == base
+
+
+@pytest.mark.parametrize("place", ["before its elements", "before its rows", "behind its rows", "in its rows"])
+def test_a_hostile_document_is_not_multiplied_by_its_rows(place: str) -> None:
+    blanks = "\n" + " " * 1_000_000
+    pieces = {
+        "before its elements": ("", blanks),
+        "before its rows": (f"<vcpus>{blanks}<vcpu id='0' enabled='yes'/></vcpus>", ""),
+        "behind its rows": (f"<vcpus>\n <vcpu id='0' enabled='yes'/>{'<!-- -->' * 90_000}\n</vcpus>", ""),
+        "in its rows": (f"<vcpus><vcpu id='0' enabled='yes' {blanks}/></vcpus>", ""),
+    }
+    rows, before = pieces[place]
+    base = (
+        f"<domain type='kvm'>{before}<name>a</name>{before}<vcpu>2000</vcpu>{before}{rows}{before}</domain>".encode()
+    )
+    vcpus = (
+        DomainVcpu(0, enabled=True, hotpluggable=False, order=1),
+        *(DomainVcpu(each, enabled=True, hotpluggable=True, order=each + 1) for each in range(1, 2000)),
+    )
+    result = update(base, replace(parse(base), vcpus=vcpus))
+    assert parse(result).current == 2000
+    assert len(result) < len(base) + 1_000_000

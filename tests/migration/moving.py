@@ -62,8 +62,7 @@ async def restore(target: GuestVm, file: Path) -> None:
 
 async def rebuild(state: VmState, target: VcpuController) -> None:
     """Plug what the source had plugged, in its order, into a target that was started with its boot vCPUs."""
-    for slot in state.plugged_after:
-        await target.plug(slot.first)
+    await target.replay(state.layout)
 
 
 @contextlib.asynccontextmanager

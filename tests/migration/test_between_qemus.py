@@ -95,6 +95,7 @@ async def test_other_ids_and_another_order_are_notes(on: Substrate) -> None:
         ]
         assert await move(source, target) == "completed"
         assert await confirm_target(export, there) == notes
+        assert await confirm_target(export, there) == notes  # as often as one likes
         assert await there.unplug(5) == {5}
 
 
@@ -388,23 +389,35 @@ async def test_a_target_that_is_paused_by_its_owner_is_not_taken_back(on: Substr
 
 
 @EVERYWHERE
-async def test_the_map_that_was_wanted_goes_along(on: Substrate, tmp_path: Path) -> None:
+async def test_what_was_wanted_goes_along_and_is_on_disk_before_the_source_may_be_quit(
+    on: Substrate, tmp_path: Path
+) -> None:
     async with (
-        running(on, attach={"name": "vm", "record": tmp_path / "source.xml"}, boot=2) as (source, vm),
-        MicroGuest(on.qemu, machine=on.machine, accel=on.accel, boot=2, incoming=True) as target,
+        running(on, attach={"name": "vm", "record": tmp_path / "source.xml"}, personality=Personality.held()) as (
+            source,
+            vm,
+        ),
+        MicroGuest(on.qemu, machine=on.machine, accel=on.accel, incoming=True) as target,
+        qmpvcpu.attach(target.qmp, name="vm", record=tmp_path / "target.xml") as there,
     ):
-        async with qmpvcpu.attach(target.qmp, name="vm", record=tmp_path / "target.xml") as there:
-            await vm.plug(4)
-            export = await vm.export()
-            assert export.state.desired == {0, 1, 4}
-            await rebuild(export.state, there)
-            assert await move(source, target) == "completed"
-            await confirm_target(export, there)
-            async with other_client(target) as client:
-                await client.execute("query-status")
+        await vm.plug(4)
+        await vm.plug(2)
+        await vm.request_unplug(4)
+        export = await vm.export()
+        assert (export.state.enabled, export.state.desired) == (VcpuMap([0, 2, 4]), VcpuMap([0, 2]))
+        await rebuild(export.state, there)
+        assert await move(source, target) == "completed"
+        await confirm_target(export, there)
         record = qmpvcpu.domainxml.read_identity((tmp_path / "target.xml").read_bytes()).metadata
         assert record is not None
-        assert record.desired == {0, 1, 4}
+        assert (record.desired, record.pending) == (VcpuMap([0, 2]), VcpuMap([4]))
+        # Another look takes nothing over again: the guest's answer, and a new wish, stand.
+        await target.become(Personality.obliging())
+        await there.wait_settled()
+        await there.unplug(2)
+        with pytest.raises(TargetMismatchError):
+            await confirm_target(export.state, there)
+        assert there.layout.pending == set()
 
 
 @pytest.mark.parametrize("on", substrates(["q35"], accels=["tcg"]))
