@@ -6,7 +6,8 @@ The way in is ``attach``::
         await vm.plug(3)
         await vm.unplug(3, timeout=30)
 
-What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.launch``, ``qmpvcpu.testing``.
+What is not exported here is found in its module: ``qmpvcpu.domainxml``, ``qmpvcpu.fleet``, ``qmpvcpu.launch``,
+``qmpvcpu.testing``.
 """
 
 from typing import TYPE_CHECKING
@@ -45,6 +46,8 @@ from qmpvcpu.errors import (
     RecordLockedError,
     ReplayMismatchError,
     RuleStage,
+    SameVmError,
+    SocketDirectoryError,
     StalePlanError,
     StepDeniedError,
     StepError,
@@ -159,7 +162,9 @@ __all__ = [
     "Rejected",
     "ReplayMismatchError",
     "RuleStage",
+    "SameVmError",
     "Slot",
+    "SocketDirectoryError",
     "StalePlanError",
     "Step",
     "StepDeniedError",

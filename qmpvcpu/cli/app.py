@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qmpvcpu import Proof
-from qmpvcpu.cli import commands, maps
+from qmpvcpu.cli import commands, fleet, maps
 from qmpvcpu.cli.demo import GuestKind
 from qmpvcpu.cli.demo import demo as play
 from qmpvcpu.cli.launching import Form, print_arguments
@@ -59,6 +59,8 @@ client at a time: where libvirt or a VMM holds it, give QEMU a second -qmp.
 
   qmpvcpu args vm.xml                   QEMU's arguments for the vCPUs of a domain XML
 
+  qmpvcpu fleet list --dir /run/vms     many VMs at once
+
 The shared options may stand before the command or after it. With --json there is one document on standard output and
 nothing else, errors included (of watch: one a line). SIGINT and SIGTERM stop at the next safe point; what was done is
 told. The second one abandons at once.
@@ -81,6 +83,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
+app.add_typer(fleet.app, name="fleet", short_help="Many VMs at once: list, set, count.")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -28,19 +28,24 @@ from qmpvcpu.errors import (
     PlanError,
     QmpVcpuError,
     RecordError,
+    SameVmError,
+    SocketDirectoryError,
 )
 from qmpvcpu.model import TransitionError, TransitionReport, Unknown
 from qmpvcpu.testing.linuxguest import LinuxGuestMissingError
 from qmpvcpu.testing.qemu import QemuNotFoundError, QemuProcessError
 
 __all__ = [
+    "BAD_RECORD",
     "INTERRUPTED",
     "NOT_REACHED",
     "NOT_SENT",
+    "NO_ANSWER",
     "REACHED",
     "Answer",
     "Shell",
     "carry_out",
+    "code_of",
     "failure",
     "print_answer",
 ]
@@ -230,10 +235,11 @@ def failure(error: BaseException, shell: Shell) -> Answer:
         if report is None:  # it says so itself
             complaint.append(f"{when}: {state_text(layout)}")
     text = None if report is None else report_text(report)
-    return Answer(NO_ANSWER if shell.lost else _code(error), document(**content), text, complaint=tuple(complaint))
+    return Answer(NO_ANSWER if shell.lost else code_of(error), document(**content), text, complaint=tuple(complaint))
 
 
-def _code(error: BaseException) -> int:
+def code_of(error: BaseException) -> int:
+    """Return the exit code that tells of *error*."""
     if isinstance(error, TransitionError):
         return _code_of_report(error.report)
     return next((code for kinds, code in _CODES if isinstance(error, kinds)), NOT_REACHED)
@@ -244,7 +250,7 @@ _CODES: Final = (
     ((MonitorError, OutcomeUnknownError, QemuProcessError), NO_ANSWER),
     (RecordError, BAD_RECORD),
     ((BadUsageError, PlanError, InvalidMapError, DomainXmlError), NOT_SENT),
-    ((QemuNotFoundError, LinuxGuestMissingError), NOT_SENT),
+    ((QemuNotFoundError, LinuxGuestMissingError, SameVmError, SocketDirectoryError), NOT_SENT),
 )
 
 

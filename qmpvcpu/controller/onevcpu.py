@@ -58,6 +58,11 @@ class OneVcpu:
         """Where QMP is spoken, for messages."""
         return self._session.monitor.address
 
+    @property
+    def peer_pid(self) -> int | None:
+        """Process that listens where QMP is spoken: QEMU, or who started it; None where it is not on this host."""
+        return self._session.monitor.peer_pid
+
     def events(self) -> EventStream:
         """Return a stream of all events from now on; see EventStream."""
         return self._session.stream()

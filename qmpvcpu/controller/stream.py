@@ -2,9 +2,12 @@
 
 import asyncio
 from collections import deque
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from qmpvcpu.model import Event, LayoutChanged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["EventStream"]
 
@@ -18,6 +21,10 @@ class EventStream:
     A subscriber that falls more than the capacity behind gets one ``LayoutChanged(resync=True)`` in place of all
     that it missed, and goes on from there. The stream ends after ``Disconnected``, or when the VM is closed.
     One task may iterate at a time. Cancelling ``anext`` loses nothing.
+
+    Attributes:
+        on_news: Called when there is something to take, or the end has come; None: nobody is. For who takes from many
+            streams, and cannot wait for each.
     """
 
     def __init__(self, capacity: int = _CAPACITY) -> None:
@@ -25,6 +32,16 @@ class EventStream:
         self._capacity = capacity
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
+        self.on_news: Callable[[], None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """True once all is taken and nothing follows."""
+        return self._closed and not self._queue
+
+    def take(self) -> Event | None:
+        """Return the next event, None if there is none now."""
+        return self._queue.popleft() if self._queue else None
 
     def push(self, event: Event) -> None:
         """Append *event*; on overflow, a resync takes the place of what was not read."""
@@ -53,3 +70,5 @@ class EventStream:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self.on_news is not None:
+            self.on_news()

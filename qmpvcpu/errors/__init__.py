@@ -27,6 +27,8 @@ Floor 0: imports nothing of the package.
      │  ├ PlugUndoneError                plugged, and ejected again by a removal asked for twice
      │  └ OutcomeUnknownError            sent, and nobody knows what became of it
      ├ TransitionError                   a map was not reached; carries the report (qmpvcpu.model.report)
+     ├ SameVmError                       two addresses of a fleet lead to one VM
+     ├ SocketDirectoryError              a directory cannot be looked into for sockets
      ├ MigrationError                    a VM that moves to another QEMU
      │  ├ TargetMismatchError            source and target differ (qmpvcpu.planning.migrating)
      │  ├ TargetLostError                the destination has not taken the VM over
@@ -49,6 +51,7 @@ from qmpvcpu.errors.base import (
     shorten,
 )
 from qmpvcpu.errors.domainxml import DomainRule, DomainRuleError, RuleStage
+from qmpvcpu.errors.fleet import SameVmError, SocketDirectoryError
 from qmpvcpu.errors.migration import MigrationError, TakeBackError, TargetLostError
 from qmpvcpu.errors.monitor import (
     MalformedReplyError,
@@ -102,6 +105,8 @@ __all__ = [
     "RecordLockedError",
     "ReplayMismatchError",
     "RuleStage",
+    "SameVmError",
+    "SocketDirectoryError",
     "StalePlanError",
     "StepDeniedError",
     "StepError",

@@ -188,7 +188,11 @@ async def test_an_answer_that_cannot_be_printed_is_an_error(guest: MicroGuest) -
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "list", "plug", "unplug", "set", "count", "plan", "recover", "watch", "xml"]
+    "command",
+    [
+        *("", "demo", "list", "plug", "unplug", "set", "count", "plan", "recover", "watch", "xml"),
+        *("fleet", "fleet list", "fleet set", "fleet count"),
+    ],
 )
 async def test_help_teaches_with_an_example_and_the_exit_codes(command: str) -> None:
     ran = await run(*command.split(), "--help")
@@ -203,4 +207,4 @@ def test_the_manual_has_every_command_and_no_other() -> None:
     named = {row.split("`")[1].split()[0] for row in table.strip().splitlines()}
     assert named == {
         command.name or command.callback.__name__ for command in app.registered_commands if command.callback
-    }
+    } | {group.name for group in app.registered_groups}

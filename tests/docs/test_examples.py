@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import qmpvcpu
+from qmpvcpu.fleet import Fleet
 from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu
 from tests.domainxml.documents import SAMPLES
 from tests.domainxml.domains import document, domain_of_rows, said
@@ -111,6 +112,26 @@ async def test_the_example_of_the_page_on_continuity_holds(
     printed = capsys.readouterr().out
     assert "plug 5: PLUGGED" in printed
     assert "REACHED" in printed
+
+
+@pytest.mark.qemu
+async def test_the_examples_of_the_page_on_fleets_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = python_blocks(ROOT / "docs" / "fleet.md")
+    async with MicroGuest() as one, MicroGuest(boot=5, personality=Personality.refusing(0x82)) as two:
+        for name, guest in (("one", one), ("two", two)):
+            (tmp_path / f"{name}.qmp").symlink_to(guest.qmp)
+        assert await module_of(first).resize_all(str(tmp_path)) == [f"unix:{tmp_path}/two.qmp"]
+        printed = capsys.readouterr().out
+        assert re.search(r"one\.qmp 0-3 after 0\.\d{3} s", printed)
+        assert "refused" in printed
+        async with Fleet([one.qmp, two.qmp]) as fleet:
+            await fleet.attach()
+
+            async def leave() -> None:
+                await fleet.each(lambda vm: vm.unplug(3))
+
+            told, _ = await asyncio.gather(module_of(second).first_to_leave(fleet), leave())
+            assert told == f"unix:{one.qmp}: vCPU 3 is gone"
 
 
 @pytest.mark.qemu

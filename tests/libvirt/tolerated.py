@@ -9,6 +9,7 @@ __all__ = [
     "MAP",
     "NO_SUCH_COUNT",
     "QUERIES",
+    "READING",
     "REFUSALS",
     "TOLERATED",
     "VCPUS_UNNEEDED",
@@ -74,6 +75,21 @@ QUERIES: Final = Difference(
     "none after a plug; a constant number for a whole map",
     "the accepted command and the event are the evidence, so no reply's size is paid for each vCPU",
 )
+# Of a document that is read, by what it is about; test_generated_domains.py shows each.
+READING: Final = {
+    "uuid": "libvirt makes one up where there is none: a document read twice must read alike",
+    "machine": "libvirt resolves an alias (q35), and fills in a default, from its own QEMU: we ask none",
+    "emulator": "libvirt fills in the QEMU that it has for the architecture",
+    "arch": "libvirt fills in its host's",
+    "cpu": "where no model is named libvirt fills in the machine's default one, which only QEMU knows",
+    "clusters": "libvirt 9.0.0 does not read the attribute and leaves it out of the product; since 10.1 it counts",
+    "no vCPUs": "libvirt has no words for <vcpu>0</vcpu>: it refuses whatever it stumbles over first",
+    "negative": "libvirt takes -1 for 4294967295 vCPUs, which kills libvirtd 9.0.0, and -4294967295 for 1: refused",
+    "document type": "libvirt takes one; no domain has use for it, and each attack by entities needs it",
+    "too much": "libvirt reads any amount; we read cpusets of 200,000 characters, and a million CPUs in all of them",
+    "no memory": "libvirt refuses a domain without <memory> or <os>; a part of a document is read for its vCPUs",
+}
+
 TOLERATED: Final = (VCPUS_UNSAID, VCPUS_UNNEEDED, MAP, QUERIES)
 
 REFUSALS: Final = {

@@ -1,0 +1,15 @@
+"""Floor 6: many VMs on one host, as one async context. Knows of no QMP: each VM is a VcpuController.
+
+- `scan`: which sockets a directory has.
+- `results`: one VM's result, and all of them as they come.
+- `merged`: the events of all.
+- `fleet`: `Fleet`.
+
+Rule of this floor: VMs share nothing but the event loop. No deadline, error or overflow of one is another's.
+"""
+
+from qmpvcpu.fleet.fleet import Fleet, Rescan, Terms
+from qmpvcpu.fleet.merged import FleetEvents, VmEvent
+from qmpvcpu.fleet.results import Results, VmResult
+
+__all__ = ["Fleet", "FleetEvents", "Rescan", "Results", "Terms", "VmEvent", "VmResult"]

@@ -1,0 +1,383 @@
+"""Fleet: VMs that come and go, and work on each of them."""
+
+import asyncio
+import logging
+import os
+import weakref
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from pathlib import Path, PurePath
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypedDict, TypeVar, Unpack
+
+from qmpvcpu.controller import VcpuController, attach
+from qmpvcpu.controller.wholemaps import Wish
+from qmpvcpu.errors import InvalidMapError, MonitorConnectError, MonitorLostError, SameVmError
+from qmpvcpu.fleet.merged import FleetEvents
+from qmpvcpu.fleet.results import Places, Results, VmResult
+from qmpvcpu.fleet.scan import find_sockets, socket_id
+from qmpvcpu.model import Affect, Layout, OnFailure, Proof, TransitionReport, VcpuMap
+from qmpvcpu.monitor.address import Address
+
+__all__ = ["Fleet", "Rescan", "Terms"]
+
+_T = TypeVar("_T")
+_Location = str | os.PathLike[str] | tuple[str, int]
+
+_log = logging.getLogger("qmpvcpu.fleet")
+
+
+class Terms(TypedDict, total=False):
+    """How a map is set on each VM: the options of ``VcpuController.set_map``, with its defaults."""
+
+    on_failure: OnFailure
+    timeout: float
+    total_timeout: float | None
+    revert_timeout: float | None
+    in_flight: int
+    proof: Proof
+    allow_fatal: bool
+    allow_boot_vcpus: bool
+    affect: Affect
+
+
+class Rescan(NamedTuple):
+    """What another look into the directory found.
+
+    Attributes:
+        came: Addresses of sockets that are new.
+        went: Addresses of those whose socket and connection are both gone.
+    """
+
+    came: tuple[str, ...]
+    went: tuple[str, ...]
+
+
+class _Member:
+    """One address, and the VM behind it while it is attached."""
+
+    def __init__(self, target: _Location, address: str, path: str | None, *, scanned: bool) -> None:
+        self.target = target
+        self.address = address
+        self.path = path
+        self.scanned = scanned
+        self.name = ""
+        self.vm: VcpuController | None = None
+        self.attaching = asyncio.Lock()
+
+    async def living(self) -> VcpuController | None:
+        """Return the VM if it is attached, and its connection is there; asks nothing of QEMU."""
+        if self.vm is not None:
+            try:
+                await self.vm.wait_for(lambda _: True)
+            except MonitorLostError:
+                return None
+        return self.vm
+
+    def holds(self, key: object) -> bool:
+        """Return True if *key* is that of its socket, or of its VM: inodes and thread ids are used again."""
+        return key in (self.path and socket_id(self.path), self.vm and _identity(self.vm))
+
+
+class Fleet:
+    """Many VMs on one event loop, as one async context: ``async with Fleet(directory="/run/vms") as fleet:``.
+
+    Work on the fleet (``attach``, ``refresh``, ``set_map``, ``set_count``, ``each``) is begun on each VM as soon as
+    there is a place for it, and has one result a VM, as they come: see Results. A VM is attached when there is work
+    for it, and stays so; one that could not be reached, or was lost, is tried anew by the next work. One VM's
+    failure, silence or flood of events is its own: its error is in its result, and it takes no other's time.
+
+    Any number of tasks may call it at once; each VM takes its callers as VcpuController says. Leaving the context
+    cancels what runs and lets go of all VMs, which go on. Cancelling a method stops what its own docstring says.
+
+    Args:
+        addresses: UNIX paths, ``"unix:PATH"``, ``"tcp:HOST:PORT"`` or ``(host, port)``. Each has a result, also the
+            one that leads nowhere, or to a VM that another one leads to.
+        directory: Where else to look for sockets: when entered, and at each ``rescan``. There every socket is one
+            VM, whatever links lead to it, and what is no socket is passed over.
+        pattern: Which paths below *directory*, as in ``pathlib.Path.glob``: ``"*.qmp"``, ``"*/qmp.sock"``.
+        concurrency: So many VMs are begun at a time. One that keeps us waiting for more than a tenth of a second
+            makes room for the next, so that VMs which do not answer do not hold up the others.
+        timeout: Deadline of connecting, and of each QMP command, of each VM, in seconds from its own beginning.
+        record: Returns, for an address, the path of the domain XML that is to follow its VM, or None for none.
+        resync_interval: As in ``attach``.
+
+    Raises:
+        ValueError: *concurrency* is not at least 1, or *pattern* is none.
+        TypeError: An address is none of these.
+
+    Example:
+        >>> async def main():  # doctest: +SKIP
+        ...     async with Fleet(directory="/run/vms", pattern="*.qmp") as fleet:
+        ...         async for result in fleet.set_map("0-3", timeout=10):
+        ...             print(result.address, result.error or result.unwrap().layout.enabled)
+    """
+
+    def __init__(
+        self,
+        addresses: Iterable[_Location] = (),
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        pattern: str = "*",
+        concurrency: int = 16,
+        timeout: float = 10.0,
+        record: Callable[[str], str | os.PathLike[str] | None] | None = None,
+        resync_interval: float | None = 30.0,
+    ) -> None:
+        if isinstance(addresses, str | os.PathLike):
+            raise TypeError("addresses are many: give a list of them, or directory=")
+        if concurrency < 1:
+            raise ValueError(f"concurrency is at least 1, not {concurrency}")
+        if not pattern or PurePath(pattern).is_absolute():
+            raise ValueError(f"a pattern is a relative path such as *.qmp, not {pattern!r}")
+        self._directory = None if directory is None else Path(directory)
+        self._pattern = pattern
+        self._timeout = timeout
+        self._record = record
+        self._resync_interval = resync_interval
+        self._places = Places(concurrency)
+        self._members: dict[str, _Member] = {}
+        self._holders: dict[object, _Member] = {}  # of sockets and VMs, each of which one member has
+        self._working: set[asyncio.Task[Any]] = set()
+        self._letting_go: set[asyncio.Task[None]] = set()
+        self._events: weakref.WeakSet[FleetEvents] = weakref.WeakSet()
+        self._closed = False
+        for target in addresses:
+            self._add(target)
+
+    async def __aenter__(self) -> Self:
+        if self._directory is not None:
+            await self.rescan()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # Who is in it.
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses, attached or not: those that were given, then those that were found, as found."""
+        return tuple(self._members)
+
+    @property
+    def vms(self) -> Mapping[str, VcpuController]:
+        """The VMs that are attached now, by address; one whose connection is lost is in it until its next work."""
+        return {address: member.vm for address, member in self._members.items() if member.vm is not None}
+
+    async def rescan(self) -> Rescan:
+        """Look into the directory again; new sockets are in the fleet from now on, and none is connected to.
+
+        A VM leaves when its socket is gone and its connection too; while that lives, so does the VM. What was begun
+        goes on. Cancelling it changes nothing.
+
+        Raises:
+            SocketDirectoryError: The directory cannot be read; the fleet stays as it was.
+            ValueError: There is none to look into.
+        """
+        if self._directory is None:
+            raise ValueError("this fleet has no directory to look into")
+        found = await asyncio.to_thread(find_sockets, self._directory, self._pattern)
+        gone = [
+            member
+            for member in self._members.values()
+            if member.scanned and Path(member.path or "") not in found and await member.living() is None
+        ]
+        for member in gone:
+            self._members.pop(member.address, None)
+            self._start(self._let_go(member), self._letting_go)
+        self._forget(gone)
+        known = {socket_id(member.path) for member in self._members.values() if member.path is not None}
+        came = []
+        for path, socket in found.items():
+            if f"unix:{path}" not in self._members and socket not in known:
+                known.add(socket)
+                came.append(self._add(path, scanned=True).address)
+        return Rescan(tuple(came), tuple(member.address for member in gone))
+
+    # Work.
+
+    def attach(self) -> Results[VcpuController]:
+        """Attach to every VM that is not attached; the others are not asked."""
+        return self.each(_itself)
+
+    def refresh(self) -> Results[Layout]:
+        """Read every VM again."""
+        return self.each(VcpuController.refresh)
+
+    def set_map(self, wish: Wish, **terms: Unpack[Terms]) -> Results[TransitionReport]:
+        """Make exactly these vCPUs plugged on every VM, as ``VcpuController.set_map`` does, each for itself.
+
+        What one VM does not reach is the error of its result, with its report; nothing is undone on the others.
+
+        Raises:
+            InvalidMapError: *wish* is empty, or no set of vCPU ids; no VM was asked.
+        """
+        target = VcpuMap.parse(wish) if isinstance(wish, str) else VcpuMap(wish)
+        if not target:
+            raise InvalidMapError(wish if isinstance(wish, str) else "", "it is empty, and vCPU 0 never leaves")
+        return self.each(lambda vm: vm.set_map(target, **terms))
+
+    def set_count(
+        self, count: int, *, include_boot: bool = False, **terms: Unpack[Terms]
+    ) -> Results[TransitionReport]:
+        """Make so many vCPUs plugged on every VM, as ``VcpuController.set_count`` does, each for itself."""
+        return self.each(lambda vm: vm.set_count(count, include_boot=include_boot, **terms))
+
+    def each(self, work: Callable[[VcpuController], Awaitable[_T]]) -> Results[_T]:
+        """Do *work* on every VM that is in the fleet now, and return the results as they come.
+
+        Whatever it raises is that VM's error. It has no deadline but its own: ``async with asyncio.timeout(...)``.
+
+        Raises:
+            RuntimeError: The fleet is closed.
+        """
+        if self._closed:
+            raise RuntimeError("this fleet is closed")
+        members = dict(self._members)
+
+        async def one(address: str, results: Results[_T]) -> VmResult[_T] | None:
+            return await self._work(members[address], work, results)
+
+        return Results(members, one, self._places, lambda work: self._start(work, self._working))
+
+    def events(self) -> FleetEvents:
+        """Return the events of all VMs from now on, each with whose it is; see FleetEvents."""
+        events = FleetEvents()
+        for member in self._members.values():
+            if member.vm is not None:
+                events.add(member.address, member.name, member.vm.events())
+        if self._closed:
+            events.close()
+        self._events.add(events)
+        return events
+
+    async def close(self) -> None:
+        """Cancel what runs and let go of all VMs, all at once; idempotent.
+
+        Each VM gets what ``VcpuController.close`` gives it: a second for commands in flight. Cancelling it stops the
+        waiting, not the closing.
+        """
+        self._closed = True
+        for task in self._working:
+            task.cancel()
+        for member in self._members.values():
+            self._start(self._let_go(member), self._letting_go)
+        try:
+            while tasks := self._working | self._letting_go:
+                await asyncio.wait(tasks)
+        finally:
+            for events in self._events:
+                events.close()
+
+    # How it is done.
+
+    def _add(self, target: _Location, *, scanned: bool = False) -> _Member:
+        path = None
+        try:
+            where = Address.parse(target)
+        except MonitorConnectError as error:  # attaching will say so again, as this VM's own error
+            address = error.address
+        else:
+            address, path = str(where), where.path
+        return self._members.setdefault(address, _Member(target, address, path, scanned=scanned))
+
+    def _start(self, work: Coroutine[Any, Any, _T], among: "set[asyncio.Task[_T]]") -> "asyncio.Task[_T]":
+        task = asyncio.get_running_loop().create_task(work)
+        among.add(task)  # asyncio itself holds tasks weakly
+        task.add_done_callback(among.discard)
+        return task
+
+    async def _work(
+        self, member: _Member, work: Callable[[VcpuController], Awaitable[_T]], results: Results[_T]
+    ) -> VmResult[_T] | None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        value: _T | None = None
+        error: BaseException | None = None
+        try:
+            vm = await self._attached(member)
+            if results.stopped:
+                return None
+            value = await work(vm)
+        except asyncio.CancelledError as err:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            error = err  # the work's own doing
+        except Exception as err:  # noqa: BLE001 - JUSTIFICATION: the work is the caller's code, and so is its error
+            error = err
+        layout = None if member.vm is None else member.vm.layout
+        return VmResult(member.address, member.name, layout, value, error, loop.time() - started)
+
+    async def _attached(self, member: _Member) -> VcpuController:
+        """Return the VM of *member*, attached if it is not."""
+        async with member.attaching:
+            if (vm := await member.living()) is not None:
+                return vm
+            if self._members.get(member.address) is not member:
+                raise MonitorConnectError(member.address, "it has left this fleet: its socket was gone")
+            if member.vm is not None:
+                lost, member.vm = member.vm, None
+                self._forget([member])
+                await self._close(lost)
+            # A socket serves one client: of two ways to it the second would wait for the first.
+            socket = None if member.path is None else socket_id(member.path)
+            if socket is not None and (holder := self._holder(socket, member)) is not member:
+                raise SameVmError(member.address, holder.address, same_socket=True)
+            vm = await attach(
+                member.target,
+                record=None if self._record is None else self._record(member.address),
+                timeout=self._timeout,
+                resync_interval=self._resync_interval,
+            )
+            # A QEMU may have two sockets. Asked on both, a guest would have each removal twice.
+            mine = _identity(vm)
+            if mine is not None and (holder := self._holder(mine, member)) is not member:
+                await self._close(vm)
+                raise SameVmError(member.address, holder.address, same_socket=False)
+            member.vm, member.name = vm, vm.layout.vm.name
+            for events in self._events:
+                events.add(member.address, member.name, vm.events())
+            return vm
+
+    def _holder(self, key: object, member: _Member) -> _Member:
+        """Return who has what *key* tells from others: another member, or else, from now on, *member*."""
+        holder = self._holders.get(key)
+        if holder is None or not holder.holds(key):
+            self._holders[key] = holder = member
+        return holder
+
+    def _forget(self, members: Collection[_Member]) -> None:
+        """Have *members* hold nothing any more."""
+        self._holders = {key: holder for key, holder in self._holders.items() if holder not in members}
+
+    async def _let_go(self, member: _Member) -> None:
+        async with member.attaching:
+            vm, member.vm = member.vm, None
+        if vm is not None:
+            await self._close(vm)
+
+    async def _close(self, vm: VcpuController) -> None:
+        """Close *vm*, also if its caller is cancelled meanwhile."""
+        await asyncio.wait({self._start(_closed(vm), self._letting_go)})
+
+
+async def _closed(vm: VcpuController) -> None:
+    try:
+        await vm.close()
+    except Exception:  # noqa: BLE001 - JUSTIFICATION: it is told, and the others are closed all the same
+        _log.exception("closing %s failed", vm.address, extra={"vm": vm.address})
+
+
+async def _itself(vm: VcpuController) -> VcpuController:
+    return vm
+
+
+def _identity(vm: VcpuController) -> object:
+    """Return what tells this QEMU from others on this host, or None where that cannot be known."""
+    if vm.peer_pid is None or not vm.layout.max or vm.layout[0].host_tid is None:
+        return None
+    # A launcher may listen for many, and in a PID namespace of its own a QEMU may have any thread id.
+    return vm.peer_pid, vm.layout[0].host_tid, vm.layout.vm.uuid

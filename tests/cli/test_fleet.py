@@ -1,0 +1,291 @@
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpvcpu.cli import main
+from qmpvcpu.cli.fleet_show import Row, answer
+from qmpvcpu.errors import (
+    DenialReason,
+    MonitorConnectError,
+    RecordLockedError,
+    SameVmError,
+    StepDeniedError,
+    UnplugRefusedError,
+)
+from qmpvcpu.fleet import VmResult
+from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing.peer import HANG, Command, ScriptedPeer
+from tests.captures import all_captures
+from tests.cli.running import environment, on_terminal, run, running
+from tests.controller.test_scripted import capture_answers
+from tests.fleet.vms import dead_socket, guests, stopped
+
+pytestmark = pytest.mark.qemu
+
+
+@pytest.fixture
+async def vms() -> AsyncIterator[list[MicroGuest]]:
+    async with guests(3, boot=2) as started:
+        yield started
+
+
+@pytest.fixture
+def folder(vms: list[MicroGuest], tmp_path: Path) -> Path:
+    """A directory with a socket of each."""
+    for number, vm in enumerate(vms):
+        (tmp_path / f"vm{number}.qmp").symlink_to(vm.qmp)
+    (tmp_path / "vm0.pid").write_text("1")
+    return tmp_path
+
+
+async def test_list_shows_people_every_vm_in_a_row(folder: Path) -> None:
+    shown = await run("fleet", "list", "--dir", folder)
+    assert shown.code == 0
+    assert "3 of 3 VMs read in" in shown.out
+    rows = [line.split() for line in shown.out.splitlines()[3:]]
+    assert [row[:6] for row in rows] == [
+        [f"vm{number}", f"{folder}/vm{number}.qmp", "ok", "2", "of", "8"] for number in range(3)
+    ]
+    assert shown.err == ""
+
+
+async def test_list_gives_programs_every_vcpu_of_every_vm(folder: Path) -> None:
+    document = (await run("fleet", "list", "--json", "--dir", folder, "--pattern", "vm[01]*")).document
+    assert (document["reached"], document["failed"]) == (2, 0)
+    assert [vm["address"] for vm in document["vms"]] == [f"unix:{folder}/vm{number}.qmp" for number in range(2)]
+    for vm in document["vms"]:
+        assert (vm["name"], vm["code"], vm["error"], vm["enabled"], vm["max"]) == (
+            vm["vm"]["name"],
+            0,
+            None,
+            "0-1",
+            8,
+        )
+        assert vm["seconds"] > 0
+        assert len(vm["vcpus"]) == 8
+
+
+async def test_set_and_count_reach_all_and_report_each(folder: Path, tmp_path: Path) -> None:
+    ran = await run("fleet", "set", "0,3", "--json", "--dir", folder)
+    assert ran.code == 0
+    for vm in ran.document["vms"]:
+        assert (vm["outcome"], vm["enabled"]) == ("REACHED", "0,3")
+        assert [step["verdict"] for step in vm["steps"]] == ["PLUGGED", "UNPLUGGED"]
+    counted = await run("fleet", "count", "3", "--dir", folder, "--record", tmp_path)
+    assert counted.code == 0
+    assert counted.out.count("REACHED") == 3
+    assert counted.out.count("3 of 8") == 3
+    assert (tmp_path / f"{str(folder).strip('/').replace('/', '-')}-vm2.qmp.xml").is_file()
+
+
+async def test_what_goes_wrong_in_one_vm_is_told_of_it_alone(
+    vms: list[MicroGuest], folder: Path, tmp_path: Path
+) -> None:
+    await vms[1].become(Personality.refusing(0x82).for_slot(1))
+    arguments = ("fleet", "set", "0,2", "--on-failure", "revert", "--dir", folder)
+    ran = await run(*arguments)
+    assert ran.code == 1
+    assert "2 of 3 VMs reached" in ran.out
+    assert "REVERTED" in ran.out
+    assert f"{folder}/vm1.qmp: 0,2 not reached (reverted): 1 REFUSED" in ran.err
+    dead_socket(tmp_path / "vm9.qmp")
+    ran = await run(*arguments, "--json")
+    assert ran.code == 3  # nobody knows of a VM that does not answer: worse than a refusal
+    by_code = {vm["code"]: vm for vm in ran.document["vms"]}
+    assert by_code[3]["error"]["kind"] == "MonitorConnectError"
+    assert by_code[1]["error"]["kind"] == "TransitionError"
+    assert (by_code[1]["outcome"], by_code[1]["enabled"]) == ("REVERTED", "0-1")
+    assert (by_code[0]["outcome"], by_code[0]["enabled"]) == ("REACHED", "0,2")
+    assert (ran.document["reached"], ran.document["failed"]) == (2, 2)
+
+
+async def test_a_map_that_no_vm_has_is_denied_by_each(folder: Path) -> None:
+    ran = await run("fleet", "set", "0-8", "--dir", folder, "--verbose")
+    assert ran.code == 2
+    assert ran.err.count("no vCPU 8: this machine has 0 to 7") == 3
+    assert "device_add" not in ran.err
+
+
+async def test_a_silent_vm_is_named_while_it_is_waited_for_and_holds_up_no_other(
+    vms: list[MicroGuest], folder: Path
+) -> None:
+    with stopped(vms[1]):
+        ran = await run("fleet", "list", "--timeout", "1.5", "--dir", folder, "--concurrency", "1")
+    assert ran.code == 3
+    assert f"2 of 3 VMs; waiting for {folder}/vm1.qmp" in ran.err
+    assert "is stopped (SIGSTOP)" in ran.err
+    assert "2 of 3 VMs read in 1." in ran.out
+
+
+async def test_a_terminal_has_a_bar_and_then_the_table(vms: list[MicroGuest], folder: Path) -> None:
+    await vms[2].become(Personality.held())
+    async with on_terminal("fleet", "set", "0", "--dir", folder, columns=160) as it:
+        await it.wait_shown("2 of 3 VMs; waiting for")
+        await vms[2].become(Personality.obliging())
+        assert await it.end() == 0
+    assert "3 of 3 VMs reached" in it.shown
+
+
+async def test_sigint_stops_all_at_their_next_safe_point(vms: list[MicroGuest], folder: Path) -> None:
+    await vms[2].become(Personality.held())
+    async with running("fleet", "set", "0,4", "--dir", folder, "--json") as it:
+        await it.wait_said("2 of 3 VMs; waiting for")
+        it.process.send_signal(signal.SIGINT)
+        ran = await it.end()
+    assert ran.code == 130
+    assert [vm["code"] for vm in ran.document["vms"]] == [0, 0, 130]
+    last = ran.document["vms"][2]
+    assert (last["outcome"], last["enabled"], last["pending"]) == ("PARTIAL", "0-1,4", "1")
+
+
+async def test_the_second_sigint_abandons_and_tells_what_came(vms: list[MicroGuest], folder: Path) -> None:
+    with stopped(vms[2]):
+        async with running("fleet", "set", "0,4", "--dir", folder, "--json") as it:
+            await it.wait_said("2 of 3 VMs; waiting for")
+            it.process.send_signal(signal.SIGINT)
+            await it.wait_said("once more abandons at once")
+            it.process.send_signal(signal.SIGINT)
+            ran = await it.end()
+    assert ran.code == 130
+    assert [vm["enabled"] for vm in ran.document["vms"]] == ["0,4"] * 2
+    assert ran.error["message"] == "stopped by SIGINT"
+
+
+async def test_sigint_before_a_map_is_begun_leaves_that_vm_as_it_is() -> None:
+    (capture,) = (each for each in all_captures() if each.name == "10.0.2-q35-flat-sockets8")
+    command = "query-hotpluggable-cpus"
+
+    def once(_: Command) -> Any:
+        peer.answers[command] = HANG
+        return capture.replies(command)[0]
+
+    peer = ScriptedPeer.from_capture(capture.data, answers={**capture_answers(capture), command: once})
+    async with peer, running("fleet", "set", "0-1", "--qmp", peer.path, "--json") as it:
+        await peer.wait_for(command, 2)
+        it.process.send_signal(signal.SIGINT)
+        ran = await it.end()
+        assert peer.count("device_add") == 0
+    assert ran.code == 130
+    (vm,) = ran.document["vms"]
+    assert vm["error"]["message"] == "stopped before anything was sent"
+    assert vm["enabled"] == str(next(capture.layouts()).enabled)
+
+
+async def test_what_was_cut_short_is_given_up_aloud(vms: list[MicroGuest], folder: Path, tmp_path: Path) -> None:
+    await vms[0].become(Personality.held())
+    arguments = ("--dir", folder, "--record", tmp_path)
+    async with running("fleet", "set", "0", *arguments) as it:
+        await it.wait_said("2 of 3 VMs; waiting for")
+        it.process.kill()
+        await it.process.wait()
+    await vms[0].become(Personality.obliging())
+    ran = await run("fleet", "set", "0,5", *arguments)
+    assert ran.code == 0
+    assert ran.err.count("given up for this: interrupted: vCPUs 0-1 to 0") == 1
+
+
+async def test_sigint_ends_a_list_at_once_with_what_came(vms: list[MicroGuest], folder: Path) -> None:
+    with stopped(vms[0]):
+        async with running("fleet", "list", "--dir", folder, "--json") as it:
+            await it.wait_said("2 of 3 VMs; waiting for")
+            it.process.send_signal(signal.SIGINT)
+            ran = await it.end()
+    assert ran.code == 130
+    assert [vm["code"] for vm in ran.document["vms"]] == [130, 0, 0]
+    assert ran.document["vms"][0]["error"]["message"] == "stopped before anything was sent"
+
+
+async def test_the_environment_names_one_vm_unless_others_are_named(vms: list[MicroGuest], folder: Path) -> None:
+    env = environment(QMPVCPU_QMP=str(vms[0].qmp))
+    alone = (await run("fleet", "list", "--json", env=env)).document
+    assert [vm["address"] for vm in alone["vms"]] == [f"unix:{vms[0].qmp}"]
+    named = (await run("fleet", "list", "--json", "--qmp", vms[1].qmp, "--qmp", vms[2].qmp, env=env)).document
+    assert [vm["address"] for vm in named["vms"]] == [f"unix:{vm.qmp}" for vm in vms[1:]]
+    found = (await run("fleet", "list", "--json", "--dir", folder, env=env)).document
+    assert len(found["vms"]) == 3
+    both = (await run("--json", "fleet", "list", "--qmp", vms[0].qmp, "--dir", folder, env=env)).document
+    assert len(both["vms"]) == 3  # one socket by two paths is one VM
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("", "Missing command"),
+        ("frobnicate", "No such command"),
+        ("list", "which VMs?"),
+        ("list --dir /nonexistent", "cannot look into /nonexistent for QMP sockets: No such file"),
+        ("list --dir /etc/passwd", "Not a directory"),
+        ("list --dir /etc", "no socket in /etc matches '*'"),
+        ("list --dir /run --pattern /run/*.qmp", "relative to --dir"),
+        ("list --dir /run --concurrency 0", "--concurrency"),
+        ("list --qmp tcp:nowhere", "tcp:HOST:PORT"),
+        ("list --qmp /nonexistent --timeout 0", "QEMU needs some time"),
+        ("list --qmp /nonexistent --timeout nan", "finite number of seconds"),
+        ("set --qmp /nonexistent", "Missing argument"),
+        ("set 3-1 --qmp /nonexistent", "3-1"),
+        ("set 0 --qmp /nonexistent --total-timeout inf", "finite number of seconds"),
+        ("count many --qmp /nonexistent", "valid integer"),
+    ],
+)
+def test_bad_usage_is_one_sentence_or_one_document(
+    arguments: str, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("QMPVCPU_QMP", raising=False)
+    assert main(["fleet", *arguments.split()]) == 2
+    spoken = capsys.readouterr()
+    assert words in spoken.err
+    assert spoken.out == ""
+    assert main(["--json", "fleet", *arguments.split()]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert words in document["error"]["message"]
+    assert document["schema"] == "qmpvcpu/1"
+
+
+def ended(error: BaseException | None) -> Row:
+    return Row("unix:/x", VmResult("unix:/x", "x", None, None, error, 0.1))
+
+
+NO_ANSWER = ended(MonitorConnectError("unix:/x", "gone"))
+STOPPED = Row("unix:/x", None)
+CANCELLED = ended(asyncio.CancelledError())
+LOCKED = ended(RecordLockedError("/x.xml", 1, "somebody"))
+REFUSED = ended(UnplugRefusedError([1], 0x82, "busy"))
+DENIED = ended(StepDeniedError("plug", [9], DenialReason.UNKNOWN_VCPU, "no vCPU 9"))
+SAME = ended(SameVmError("unix:/x", "unix:/y", same_socket=True))
+GOOD = ended(None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ([GOOD, GOOD], 0),
+        ([GOOD, DENIED], 2),
+        ([SAME, GOOD], 2),
+        ([DENIED, REFUSED, GOOD], 1),
+        ([REFUSED, LOCKED, DENIED], 4),
+        ([LOCKED, STOPPED, REFUSED], 130),
+        ([LOCKED, CANCELLED, REFUSED], 130),
+        ([STOPPED, NO_ANSWER, LOCKED, REFUSED, DENIED, GOOD], 3),
+    ],
+)
+def test_the_exit_code_is_that_of_the_vm_of_which_least_is_known(rows: list[Row], code: int) -> None:
+    told = answer(rows, seconds=1.0, whole=False)
+    assert told.code == code
+    assert told.document["reached"] == rows.count(GOOD)
+    assert len(told.complaint) == len(rows) - rows.count(GOOD)
+
+
+async def test_a_socket_that_another_client_holds_says_what_to_do(vms: list[MicroGuest]) -> None:
+    with socket.socket(socket.AF_UNIX) as holder:
+        holder.connect(str(vms[0].qmp))
+        assert b"QMP" in await asyncio.to_thread(holder.recv, 4096)
+        ran = await run("fleet", "list", "--timeout", "0.5", "--qmp", vms[0].qmp, "--qmp", vms[1].qmp)
+    assert ran.code == 3
+    assert "second -qmp" in ran.err
+    assert "1 of 2 VMs read" in ran.out
