@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Final
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, Message, QMPClient, Runstate, StateError
@@ -55,9 +55,9 @@ class _Client(QMPClient):
             for _ in waiting:
                 self._outgoing.task_done()
 
-    def _send_all(self, messages: Iterable[Message]) -> None:
-        if self._writer is not None:
-            self._writer.write(b"".join(map(bytes, messages)))
+    def _send_all(self, messages: Sequence[Message]) -> None:
+        assert self._writer is not None  # noqa: S101 - JUSTIFICATION: it is as long as this task runs, mypy cannot know
+        self._writer.write(b"".join(map(bytes, messages)))
 
     def _cb_inbound(self, msg: Message) -> Message:
         return super()._cb_inbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
