@@ -45,7 +45,7 @@ _CLOSING_S = 1.0
 
 
 class Watcher(Protocol):
-    """Whoever carries a transition out: told of the same news as everybody, at once and in the same step."""
+    """Whoever carries a transition out: told of the same news as everybody, in the same step."""
 
     def on_news(self, settled: Sequence[Removal]) -> None:
         """Take in that something changed, and which removals became final."""
@@ -98,6 +98,7 @@ class Session:
         self.reconnect: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.loop = asyncio.get_running_loop()
         self._early: list[Event] = engine.take_events()
+        self._telling: asyncio.Handle | None = None
         self._back: asyncio.Future[None] | None = None
         self._returning: asyncio.Task[None] | None = None
         self._letting_go: asyncio.Task[None] | None = None
@@ -127,14 +128,26 @@ class Session:
     def on_event(self, message: Mapping[str, Any]) -> None:
         """Take one QMP event in."""
         event = qapi.parse_event(message)
-        if event is not None and self.lost is None:
-            self.engine.receive(event, self.loop.time())
+        if event is None or self.lost is not None:
+            return
+        self.engine.receive(event, self.loop.time())
+        if self.watcher is None:
             self.publish()
+        elif self._telling is None:
+            # A map brings bursts of events: what one read of the socket brought is told at once.
+            self._telling = self.loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        self.publish()
 
     def on_lost(self, error: MonitorLostError) -> None:
         """Take the loss of the connection in; the first one counts."""
         if self.lost is not None:
             return
+        if self._telling is not None:  # it was so before
+            self._telling.cancel()
+            self._tell()
         self.lost = error
         self._push(Disconnected(generation=self.layout.generation, why=error.why))
         if self.reconnect is not None and not self.closed:

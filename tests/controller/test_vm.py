@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from qmpvcpu import (
     domainxml,
 )
 from qmpvcpu.controller import EventStream
+from qmpvcpu.engine import Removal
 from qmpvcpu.testing import MicroGuest, Personality, QemuProcess
 from tests.controller.vms import exchange, other_client, running, until
 from tests.substrates import Substrate, substrates
@@ -617,6 +618,47 @@ async def test_a_subscriber_that_falls_behind_is_told_so() -> None:
     assert isinstance(seen[0], LayoutChanged)
     assert seen[0].resync
     assert seen[1].generation == 3
+
+
+class Onlooker:
+    """Who carries a transition out, and does nothing."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def on_news(self, settled: Sequence[Removal]) -> None:
+        assert not settled
+        self.told += 1
+
+    def cancel(self) -> None:
+        raise AssertionError("nobody stops it")
+
+    def on_lost(self, why: str, *, may_return: bool) -> None:
+        assert (why, may_return) == ("gone", False)
+
+    def on_return(self, *, same_instance: bool) -> None:
+        raise AssertionError(same_instance)
+
+
+async def test_a_burst_of_events_in_a_transition_is_told_at_once_and_before_the_loss(guest: MicroGuest) -> None:
+    async with qmpvcpu.attach(guest.qmp) as vm:
+        stream, session = vm.events(), vm._session
+        session.watcher = onlooker = Onlooker()
+        for name in ("STOP", "RESUME", "STOP"):
+            session.on_event({"event": name})
+        assert onlooker.told == 0
+        await asyncio.sleep(0)
+        assert onlooker.told == 1
+        session.on_event({"event": "RESUME"})
+        session.on_lost(MonitorLostError("gone"))
+        session.watcher = None
+    assert [type(event) async for event in stream] == [
+        VmStopped,
+        VmResumed,
+        VmStopped,
+        VmResumed,
+        Disconnected,
+    ]
 
 
 async def test_a_stream_that_is_dropped_is_forgotten(guest: MicroGuest) -> None:
