@@ -24,11 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, for ``sys.exit``.
     """
+    words = sys.argv[1:] if arguments is None else arguments
     try:
+        if "list" in words and "--json" in words:
+            from qmpvcpu.cli import quick  # noqa: PLC0415 -- only where it is likely to be of use
+
+            if (address := quick.address_of(words)) is not None:
+                return quick.list_json(address)
         # Not at the top: without the extra, an import error here would be a traceback instead of a sentence.
         from qmpvcpu.cli.app import run  # noqa: PLC0415
 
-        return run(sys.argv[1:] if arguments is None else arguments)
+        return run(words)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:

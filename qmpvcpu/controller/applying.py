@@ -256,10 +256,12 @@ class _Run:
 
         An alarm that rings early does no harm; deadlines of replies only ever move away, so one is set once.
         """
-        deadlines = [time for time in (transition.deadline, self._offline_until) if time is not None]
-        if deadlines and (self._alarm is None or min(deadlines) < self._alarm.when()):
+        deadline = transition.deadline
+        if self._offline_until is not None:
+            deadline = self._offline_until if deadline is None else min(deadline, self._offline_until)
+        if deadline is not None and (self._alarm is None or deadline < self._alarm.when()):
             self._silence()
-            self._alarm = self._session.loop.call_at(min(deadlines), self._ring)
+            self._alarm = self._session.loop.call_at(deadline, self._ring)
 
     def _ring(self) -> None:
         self._alarm = None
@@ -308,7 +310,7 @@ class _Run:
 
     async def _send(self, batch: Batch, work: Work) -> None:
         engine, loop = self._session.engine, self._session.loop
-        slot = engine.layout.slot_of(work.step.first)
+        slot = engine.slots[work.step.first]
         started = loop.time()
         try:
             if work.plugs:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -127,9 +126,8 @@ async def _open(target: Target, options: _Options) -> VcpuController:
     keeper = None
     try:
         reader = Reader(monitor, options.timeout)
-        (slots, threads), status, answers = await asyncio.gather(reader.slots(), reader.status(), reader.answers())
+        (slots, threads), status, answers, vm = await reader.everything(options.name)
         seen = threads or ()
-        vm = await reader.vm_info(options.name, slots)
         layout = Layout(vm=vm, slots=slots, creation=creation_order(slots, seen))
         engine = Engine(
             layout,
@@ -168,6 +166,8 @@ async def _open(target: Target, options: _Options) -> VcpuController:
 
 
 def _same(config: str | os.PathLike[str], record: str | os.PathLike[str]) -> bool:
+    from pathlib import Path  # noqa: PLC0415 -- with urllib behind it, a tenth of what importing us takes
+
     return Path(config).absolute() == Path(record).absolute()
 
 

@@ -6,6 +6,7 @@ reply that comes after the caller's deadline is still taken in.
 """
 
 import asyncio
+import itertools
 import logging
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -100,9 +101,9 @@ class Session:
         self._back: asyncio.Future[None] | None = None
         self._returning: asyncio.Task[None] | None = None
         self._letting_go: asyncio.Task[None] | None = None
-        self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
+        self._streams: set[weakref.ref[EventStream]] = set()
         self._waiters: list[tuple[Callable[[Layout], object], asyncio.Future[None]]] = []
-        self._settling: dict[int, tuple[Removal, asyncio.Future[None]]] = {}
+        self._settling: dict[int, list[asyncio.Future[None]]] = {}  # by id() of the removal
         self._commands: set[asyncio.Task[Any]] = set()
         self._reading: asyncio.Task[None] | None = None
         self._resync = self.loop.create_task(self._resync_every(resync_interval)) if resync_interval else None
@@ -160,9 +161,9 @@ class Session:
         """End everything that waits: the connection does not come back."""
         self.lost = error
         self.closed = True
-        for stream in self._streams:
+        for stream in self._listening():
             stream.close()
-        for future in [*(f for _, f in self._waiters), *(f for _, f in self._settling.values())]:
+        for future in [*(f for _, f in self._waiters), *itertools.chain(*self._settling.values())]:
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # whoever waited may be gone: not retrieving it is then no fault
@@ -189,22 +190,24 @@ class Session:
             self._push(event)
         settled = self.engine.take_settled()
         for removal in settled:
-            _, waited = self._settling.pop(id(removal), (None, None))
-            if waited is not None and not waited.done():
-                waited.set_result(None)
+            for waiting in self._settling.pop(id(removal), ()):
+                _wake(waiting)
         for predicate, future in self._waiters:
             if not future.done():
                 _try(predicate, self.layout, future)
         if self.watcher is not None:
             self.watcher.on_news(settled)
-        idle = self._reading is None or self._reading.done()
-        if self.engine.wanted is not Read.NONE and idle and self.lost is None:
+        if self.engine.wanted is not Read.NONE and self.lost is None and (not self._reading or self._reading.done()):
             self._reading = self.loop.create_task(self._read_wanted())
         self.keeper.changed()
 
     def _push(self, event: Event) -> None:
-        for stream in self._streams:
+        for stream in self._listening():
             stream.push(event)
+
+    def _listening(self) -> list[EventStream]:
+        """Return the streams that somebody holds."""
+        return [stream for held in tuple(self._streams) if (stream := held()) is not None]
 
     def stream(self) -> EventStream:
         """Return a stream of all events from now on; the first one begins with what attaching found."""
@@ -215,7 +218,7 @@ class Session:
         if self.closed:
             stream.close()
         else:
-            self._streams.add(stream)
+            self._streams.add(weakref.ref(stream, self._streams.discard))
         return stream
 
     # Waiting.
@@ -242,14 +245,19 @@ class Session:
         if (verdict := verdict_on(removal)) is not None:
             return verdict
         await self.check_open()
-        _, future = self._settling.setdefault(id(removal), (removal, self.loop.create_future()))
-        await asyncio.wait({future}, timeout=limit)
-        if not future.done() and limit:
+        answer = self.loop.create_future()
+        waiting = self._settling.setdefault(id(removal), [])
+        waiting.append(answer)
+        try:
+            await self._wait(answer, limit)
+        finally:
+            waiting.remove(answer)
+        if not removal.state.is_final and limit:
             self.want(Read.SLOTS)
             if self._reading is not None:
                 await asyncio.wait({self._reading}, timeout=min(_LAST_LOOK_S, self.timeout))
-        if future.done():
-            future.result()
+            if self.closed:
+                await self.check_open()
         if (verdict := verdict_on(removal)) is not None:
             return verdict
         if removal.state is State.UNKNOWN:
@@ -258,6 +266,15 @@ class Session:
         self.publish()
         working = removal.state is State.WORKING
         return Pending(removal.ids, acknowledged=working, seconds=self.loop.time() - removal.requested_at)
+
+    async def _wait(self, future: asyncio.Future[None], limit: float | None) -> None:
+        """Wait for *future*, the caller's alone, at most *limit* seconds; asyncio.wait would wake it a step later."""
+        alarm = None if limit is None else self.loop.call_later(limit, _wake, future)
+        try:
+            await future
+        finally:
+            if alarm is not None:
+                alarm.cancel()
 
     # Commands.
 
@@ -275,7 +292,9 @@ class Session:
 
     async def replied(self, action: str, ids: VcpuMap, task: asyncio.Task[None]) -> None:
         """Wait for a command's reply within its deadline; the command itself goes on."""
-        await asyncio.wait({task}, timeout=self.timeout)
+        reply = self.loop.create_future()
+        task.add_done_callback(lambda _: _wake(reply))
+        await self._wait(reply, self.timeout)
         if not task.done():
             silence = MonitorTimeoutError("device_add" if action == "plug" else "device_del", self.timeout)
             why = f"{silence}; a late reply is taken in, and is an event"
@@ -347,6 +366,11 @@ class Session:
         if self._letting_go is not None:
             await asyncio.wait({self._letting_go})
         await self.keeper.close()
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 def _try(predicate: Callable[[Layout], object], layout: Layout, future: asyncio.Future[None]) -> None:

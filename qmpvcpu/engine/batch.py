@@ -83,8 +83,10 @@ class Batch:
     @property
     def deadline(self) -> float | None:
         """When ``advance`` is to be called again at the latest, by the caller's clock."""
-        last = None if self.halted else self.last_moment
-        return min((time for time in (self._out.deadline, last) if time is not None), default=None)
+        first = self._out.deadline
+        if self.halted or self.last_moment is None:
+            return first
+        return self.last_moment if first is None else min(first, self.last_moment)
 
     @property
     def looks_at_layout(self) -> bool:
@@ -147,7 +149,7 @@ class Batch:
         self.offline = False
         unsure, self._out.unsure = self._out.unsure, []
         for work in reversed(unsure):  # what is sent again goes to the front, the first of it last
-            present = self._engine.layout.slot_of(work.step.first).present
+            present = self._engine.slots[work.step.first].present
             work.stage, work.removal = Stage.WAITING, None
             if work.plugs and present:
                 self._end(work, Plugged(work.step.ids))
@@ -207,7 +209,7 @@ class Batch:
 
     def _send_plug(self, work: Work) -> list[Effect]:
         first = work.step.first
-        if self._engine.layout.slot_of(first).present:
+        if self._engine.slots[first].present:
             return self._found_so(work, Plugged(work.step.ids))
         try:
             check_plug(self._engine.situation, first, allow_fatal=self._terms.allow_fatal)
@@ -218,7 +220,7 @@ class Batch:
 
     def _send_unplug(self, work: Work) -> list[Effect]:
         first = work.step.first
-        slot = self._engine.layout.slot_of(first)
+        slot = self._engine.slots[first]
         if not slot.present:
             return self._found_so(work, Unplugged(work.step.ids))
         if work.undoes is not None and slot.qom_path != slot.new_qom_path:
@@ -274,6 +276,9 @@ class Batch:
         if self.last_moment is not None and not self.halted and self._now >= self.last_moment:
             self.failed = True
             self.stop("the time for the whole was over", self._now)
+        first = self._out.deadline
+        if first is None or self._now < first:
+            return []
         for work in self._out.overdue_replies(self._now):
             silence = f"QEMU did not reply within {self._terms.reply_timeout:g} s"
             self._end(work, Unknown(work.step.ids, f"{silence}; a late reply is taken in, and is an event"))
@@ -290,10 +295,10 @@ class Batch:
         """End the plugs that the guest has answered."""
         looking = False
         for work in self._out.unproven:
-            vcpu = self._engine.layout[work.step.first]
-            if vcpu.enabled and vcpu.acknowledged is None:
+            slot = self._engine.slots[work.step.first]
+            if slot.present and slot.acknowledged is None:
                 continue
-            if vcpu.enabled and work.step.first in self._engine.doubled:
+            if slot.present and work.step.first in self._engine.doubled:
                 work.stage = Stage.LOOKING
                 looking = True
             else:
@@ -307,9 +312,7 @@ class Batch:
             self._end_unanswered(work, removal)
             return
         gone = (
-            not self._engine.layout.slot_of(work.step.first).present
-            if removal is None
-            else (removal.state is State.UNPLUGGED)
+            not self._engine.slots[work.step.first].present if removal is None else (removal.state is State.UNPLUGGED)
         )
         seconds = 0.0 if removal is None else round(removal.seconds, 6)
         if not gone:
@@ -345,13 +348,12 @@ class Batch:
             waited = round(self._now - work.removal.requested_at, 6)
             self._end(work, Pending(work.step.ids, acknowledged=working, seconds=waited), reason)
             return
-        slot = self._engine.layout.slot_of(work.step.first)
+        slot = self._engine.slots[work.step.first]
         self._engine.doubled.discard(slot.first)
         if not slot.present:
             self._end(work, Unplugged(slot.ids), "plugged, then ejected by a removal that had been asked for twice")
             return
-        acknowledged = self._engine.layout[slot.first].acknowledged
-        answer = slot.answer
+        acknowledged, answer = slot.acknowledged, slot.answer
         code, reason = (answer.code, "" if acknowledged else answer.reason) if answer else (None, "no answer")
         seconds = round(self._now - work.sent_at, 6)
         self._end(work, Plugged(slot.ids, acknowledged is True, code, reason, seconds))

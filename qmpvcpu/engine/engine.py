@@ -11,7 +11,6 @@ Rules that live here:
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 from qmpvcpu import qapi
 from qmpvcpu.engine.ledger import Ledger, Read
@@ -98,7 +97,7 @@ class Engine(Ledger):
             removal = self.removals.get(slot.first)
             if answer.status is OstStatus.IN_PROGRESS and (removal is None or removal.state is not State.WORKING):
                 (removal or self._adopt(slot, Origin.UNKNOWN, now)).advance(Evidence.IN_PROGRESS, now)
-                self._set_pending(slot.first, pending=True)
+                self.slots.mark(slot.first, pending=True)
             elif answer.status is OstStatus.FAILURE and removal is not None:
                 # Of one that the guest had not taken up, the same answer as before may be that from before: then it
                 # may be asked for again, since no guest works on it.
@@ -123,7 +122,7 @@ class Engine(Ledger):
                 removal = self._adopt(slot, Origin.US, now)
                 removal.advance(Evidence.ACCEPTED, now)
                 removal.recalled = removal.overdue = True
-                self._set_pending(slot.first, pending=True)
+                self.slots.mark(slot.first, pending=True)
 
     def arrived(self, pending: Collection[int], answers: Mapping[int, OstAnswer], now: float) -> None:
         """Take in that a VM has migrated into this QEMU, with the removals that QEMU and guest brought along.
@@ -145,7 +144,7 @@ class Engine(Ledger):
         return Situation(
             layout=self.layout,
             status=self.status or VmStatus("unknown"),
-            created=self._created + sum(self.layout.slot_of(first).count for first in self._plugging),
+            created=self._created + sum(self.slots[first].count for first in self._plugging),
             unplug_seen=self._unplug_seen,
             single_threaded=self.single_threaded,
             in_flight=frozenset(self._plugging),
@@ -163,7 +162,7 @@ class Engine(Ledger):
         if first not in self._plugging:
             return
         self._plugging.discard(first)
-        slot = self.layout.slot_of(first)
+        slot = self.slots[first]
         slot = slot.filled(slot.new_qom_path)
         answer = self._early_answers.pop(first, None)
         self._fill(slot if answer is None else slot.answered(answer), Origin.US)
@@ -190,7 +189,7 @@ class Engine(Ledger):
         """Note that ``device_del`` for the slot of vCPU *first* is about to be sent."""
         again = self.removals.get(first)
         if again is None or not again.recalled:
-            return self._adopt(self.layout.slot_of(first), Origin.US, now)
+            return self._adopt(self.slots[first], Origin.US, now)
         self.doubled.add(first)  # should the guest take the first request up right now
         again.overdue = False  # whoever waits for it since it was asked for first, waits for the same answer
         return again
@@ -239,7 +238,7 @@ class Engine(Ledger):
             self._want(Read.FULL)
             return
         self._answers[event.cpu_index] = event.answer
-        slot = self.layout.slot_of(first)
+        slot = self.slots[first]
         if event.answer.is_insertion:
             self._receive_insertion(slot, event.answer)
         elif event.answer.is_ejection and slot.present:
@@ -276,7 +275,7 @@ class Engine(Ledger):
             self._empty(first, Origin.OTHER, now)
             return
         for plugging in self._plugging:
-            if self.layout.slot_of(plugging).new_qom_path == path:
+            if self.slots[plugging].new_qom_path == path:
                 self._early_gone.add(plugging)
 
     # Reads.
@@ -313,7 +312,7 @@ class Engine(Ledger):
 
     def _observe(self, seen: Slot, now: float, *, full: bool) -> bool:
         """Take one slot of a read in; return True if it showed what no event had announced."""
-        known = self.layout.slot_of(seen.first)
+        known = self.slots[seen.first]
         if seen.first in self._plugging:
             if seen.qom_path == known.new_qom_path:
                 self.plug_accepted(seen.first, now)
@@ -339,7 +338,7 @@ class Engine(Ledger):
         read = dict.fromkeys(first for first in creation_order(seen, threads) if first in known)
         order = (*read, *(first for first in known if first not in read))
         if order != known:
-            self.layout = replace(self.layout, creation=order)
+            self.slots.reorder(order)
 
     def resync(
         self,

@@ -1,9 +1,9 @@
 """What is held to be so of one VM, and how it changes: each change is told, and nothing here decides on it."""
 
 import enum
-from dataclasses import replace
 
 from qmpvcpu.engine.removal import Evidence, Removal, State
+from qmpvcpu.engine.slots import SlotTable
 from qmpvcpu.model import (
     Event,
     Layout,
@@ -28,16 +28,16 @@ class Read(enum.IntEnum):
 
 
 class Ledger:
-    """A layout, its removals, and the news of both.
+    """The slots of a VM, their removals, and the news of both.
 
     Attributes:
-        layout: All slots.
+        slots: All slots, by the first vCPU id of each.
         removals: Those that are not final, by the first vCPU id of their slot.
         wanted: Which read is wanted.
     """
 
     def __init__(self, layout: Layout) -> None:
-        self.layout = layout
+        self.slots = SlotTable(layout)
         self.removals: dict[int, Removal] = {}
         self.wanted = Read.NONE
         self._events: list[Event] = []
@@ -47,6 +47,11 @@ class Ledger:
         self._by_path = {slot.qom_path: slot.first for slot in layout.slots if slot.qom_path is not None}
         self._created = len(layout.enabled)
         self._unplug_seen = False
+
+    @property
+    def layout(self) -> Layout:
+        """All slots, as known now."""
+        return self.slots.layout
 
     def take_events(self) -> list[Event]:
         """Return the events since the last call, oldest first."""
@@ -71,18 +76,18 @@ class Ledger:
         after = removal.state
         first = min(removal.ids)
         if before is State.SENT and after not in {State.SENT, State.REJECTED, State.UNKNOWN}:
-            self._set_pending(first, pending=True)
+            self.slots.mark(first, pending=True)
             self._tell(UnplugRequested, removal.origin, ids=removal.ids)
         if before is not State.WORKING and after is State.WORKING:
             self._tell(UnplugAcknowledged, removal.origin, ids=removal.ids)
         if after.is_final and not before.is_final:
             self.removals.pop(first, None)
             self._settled.append(removal)
-            self._set_pending(first, pending=False)
+            self.slots.mark(first, pending=False)
 
     def _refuse(self, first: int, code: int | None, reason: str, now: float) -> None:
         removal = self.removals.get(first)
-        ids = self.layout.slot_of(first).ids
+        ids = self.slots[first].ids
         if removal is None:  # somebody else's, answered at once
             self._tell(UnplugRefused, Origin.OTHER, ids=ids, code=code, reason=reason)
             return
@@ -97,7 +102,7 @@ class Ledger:
         self._tell(VcpuPlugged, origin, ids=slot.ids)
 
     def _empty(self, first: int, origin: Origin, now: float) -> None:
-        slot = self.layout.slot_of(first)
+        slot = self.slots[first]
         removal = self.removals.get(first)
         if removal is not None:
             self._advance(removal, Evidence.GONE, now)
@@ -113,20 +118,14 @@ class Ledger:
         )
 
     def _replace(self, slot: Slot, *, silent: bool = False) -> None:
-        before = self.layout.slot_of(slot.first).qom_path
+        before = self.slots[slot.first].qom_path
         if before is not None:
             self._by_path.pop(before, None)
         if slot.qom_path is not None:
             self._by_path[slot.qom_path] = slot.first
         self._tick += 0 if silent else 1
         self._changed[slot.first] = self._tick
-        self.layout = self.layout.with_slot(slot)
-
-    def _set_pending(self, first: int, *, pending: bool) -> None:
-        slots = self.layout.pending_slots
-        slots = slots | {first} if pending else slots - {first}
-        if slots != self.layout.pending_slots:
-            self.layout = replace(self.layout, pending_slots=slots, generation=self.layout.generation + 1)
+        self.slots.put(slot)
 
     def _tell(self, kind: type[Event], origin: Origin, **details: object) -> None:
-        self._events.append(kind(generation=self.layout.generation, origin=origin, **details))
+        self._events.append(kind(generation=self.slots.generation, origin=origin, **details))

@@ -24,6 +24,7 @@ class Outstanding:
         self._asked: dict[int, Work] = {}
         self._due: deque[Work] = deque()
         self._plugs: dict[int, Work] = {}
+        self._unplugs: dict[int, Work] = {}
         self._by_removal: dict[int, Work] = {}
 
     def __bool__(self) -> bool:
@@ -42,7 +43,7 @@ class Outstanding:
     @property
     def unproven(self) -> tuple[Work, ...]:
         """Plugs that QEMU accepted and the guest is to acknowledge."""
-        return tuple(work for work in self._plugs.values() if work.stage is Stage.ASKED)
+        return tuple([work for work in self._plugs.values() if work.stage is Stage.ASKED]) if self._plugs else ()
 
     @property
     def commands(self) -> int:
@@ -57,14 +58,16 @@ class Outstanding:
     @property
     def unplugs(self) -> int:
         """How many removals that were to be made have no end."""
-        out = (*self._sent.values(), *self._asked.values())
-        return sum(work.step.action is Action.UNPLUG for work in out)
+        return len(self._unplugs)
 
     @property
     def deadline(self) -> float | None:
         """When the first of them is no longer waited for."""
-        heads = (next(iter(self._sent.values()), None), self._due[0] if self._due else None)
-        return min((work.deadline for work in heads if work is not None and work.deadline is not None), default=None)
+        reply = next(iter(self._sent.values())).deadline if self._sent else None
+        answer = self._due[0].deadline if self._due else None
+        if reply is None or answer is None:
+            return answer if reply is None else reply
+        return min(reply, answer)
 
     def watch(self, work: Work, removal: Removal) -> None:
         """Note that the end of *removal* is that of *work*."""
@@ -80,8 +83,7 @@ class Outstanding:
         """Note that the command of *work* is sent."""
         work.stage, work.sent_at, work.deadline = Stage.SENT, now, now + limit
         self._sent[id(work)] = work
-        if work.plugs:
-            self._plugs[id(work)] = work
+        self._note(work)
 
     def take_reply(self, work: Work) -> bool:
         """Note a reply to *work*; return False if it is no longer waited for."""
@@ -92,12 +94,20 @@ class Outstanding:
         work.stage, work.deadline = Stage.ASKED, now + limit
         self._asked[id(work)] = work
         self._due.append(work)
+        self._note(work)
+
+    def _note(self, work: Work) -> None:
+        if work.plugs:
+            self._plugs[id(work)] = work
+        elif work.step.action is Action.UNPLUG:
+            self._unplugs[id(work)] = work
 
     def drop(self, work: Work) -> None:
         """Wait for *work* no more."""
         self._sent.pop(id(work), None)
         self._asked.pop(id(work), None)
         self._plugs.pop(id(work), None)
+        self._unplugs.pop(id(work), None)
 
     def overdue_replies(self, now: float) -> list[Work]:
         """Return what QEMU should have replied to by *now*."""

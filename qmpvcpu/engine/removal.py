@@ -46,6 +46,8 @@ class State(enum.Enum):
     REJECTED = "QEMU said error"
     UNKNOWN = "the connection was lost before the reply, or QEMU was replaced before the answer"
 
+    __hash__ = object.__hash__  # members compare by identity; Enum's own hash is a call of Python for each look-up
+
     @property
     def is_final(self) -> bool:
         """True if nothing more is expected."""

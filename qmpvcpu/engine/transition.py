@@ -154,7 +154,7 @@ class Transition:
         for first, step in self._begun.items():
             if first in planned or first >= self._engine.layout.max:
                 continue
-            slot = self._engine.layout.slot_of(first)
+            slot = self._engine.slots[first]
             if step.action is Action.PLUG and slot.qom_path == slot.new_qom_path:
                 yield Work(step, stage=Stage.DONE, verdict=Plugged(step.ids))
             elif step.action is Action.UNPLUG and not slot.present:
@@ -257,7 +257,7 @@ class Transition:
         if isinstance(work.verdict, Unknown):
             return False  # it may have been done, or be done yet
         # A removal that is pending cannot be withdrawn; one that was asked for before was not this transition's.
-        slot = self._engine.layout.slot_of(work.step.first)
+        slot = self._engine.slots[work.step.first]
         leaves = work.removal is not None and (not slot.present or slot.first in self._engine.removals)
         return False if leaves and work.step.action is Action.UNPLUG else None
 

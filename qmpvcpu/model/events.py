@@ -1,9 +1,8 @@
 """Events: what ``vm.events()`` yields, in the order in which it became known."""
 
 import enum
-from dataclasses import dataclass
 
-from qmpvcpu.model.value import Value
+from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 
 __all__ = [

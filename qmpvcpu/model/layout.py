@@ -2,12 +2,12 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.value import Value
+from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmInfo
 
@@ -105,6 +105,13 @@ class Slot(Value):
         return self.present and not (self.qom_path or "").startswith(_PERIPHERALS)
 
     @property
+    def acknowledged(self) -> bool | None:
+        """What the guest said of its CPU's plug: True, False (a failure), or None (nothing, or not seen)."""
+        if self.answer is None or self.answer.status is OstStatus.IN_PROGRESS:
+            return None
+        return self.answer.status is OstStatus.SUCCESS
+
+    @property
     def new_device_id(self) -> str:
         """The device id that a CPU plugged by us gets: libvirt loses a VM whose ids do not start with "vcpu"."""
         return f"vcpu{self.first}"
@@ -197,10 +204,10 @@ class Layout(Value):
     vm: VmInfo
     slots: tuple[Slot, ...]
     creation: tuple[int, ...] = ()
-    pending_slots: frozenset[int] = field(default_factory=frozenset)
+    pending_slots: frozenset[int] = frozenset()
     generation: int = 0
 
-    @cached_property
+    @property
     def max(self) -> int:
         """How many vCPUs the machine can have."""
         return self.slots[-1].first + self.slots[-1].count if self.slots else 0
@@ -267,8 +274,6 @@ class Layout(Value):
     def __getitem__(self, vcpu: int) -> Vcpu:
         slot = self.slot_of(vcpu)
         tids = slot.host_tids
-        answer = slot.answer
-        settled = answer is not None and answer.status is not OstStatus.IN_PROGRESS
         return Vcpu(
             id=vcpu,
             slot=slot,
@@ -277,7 +282,7 @@ class Layout(Value):
             order=self._places.get(slot.first),
             pending=slot.first in self.pending_slots,
             host_tid=tids[vcpu - slot.first] if tids else None,
-            acknowledged=answer.status is OstStatus.SUCCESS if answer is not None and settled else None,
+            acknowledged=slot.acknowledged,
         )
 
     def __len__(self) -> int:
@@ -293,16 +298,15 @@ class Layout(Value):
     def with_slot(self, slot: Slot) -> "Layout":
         """Return the next layout: *slot* in the place of the one with its first id, newest if newly filled."""
         index = self.index_of(slot.first)
-        before = self.slots[index]
-        creation = self.creation
-        if before.present and (not slot.present or slot.qom_path != before.qom_path):
-            creation = tuple(first for first in creation if first != slot.first)
-        if slot.present and slot.first not in creation[-1:] and slot.first not in creation:
-            creation = (*creation, slot.first)
-        return Layout(  # not by replace(), which takes twice as long, at each change of each vCPU
-            vm=self.vm,
+        creation = dict.fromkeys(self.creation)
+        if slot.qom_path != self.slots[index].qom_path:
+            creation.pop(slot.first, None)
+        if slot.present:
+            creation.setdefault(slot.first)
+        return replace(
+            self,
             slots=(*self.slots[:index], slot, *self.slots[index + 1 :]),
-            creation=creation,
+            creation=tuple(creation),
             pending_slots=self.pending_slots if slot.present else self.pending_slots - {slot.first},
             generation=self.generation + 1,
         )

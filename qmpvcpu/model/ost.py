@@ -5,9 +5,8 @@ Source: ACPI 6.5, section 6.3.5 "_OST (OSPM Status Indication)"; the sources and
 """
 
 import enum
-from dataclasses import dataclass
 
-from qmpvcpu.model.value import Value
+from qmpvcpu.model.value import Value, dataclass
 
 __all__ = ["OstAnswer", "OstStatus"]
 

@@ -3,7 +3,6 @@
 import enum
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ from qmpvcpu.model.jsonform import layout_as_json, layout_from_json, verdict_bes
 from qmpvcpu.model.jsonread import flag, number, one_of, optional, rows, take, text, vcpu_map, whole_number
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Action, Affect, OnFailure
-from qmpvcpu.model.value import Value
+from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict, as_json
 

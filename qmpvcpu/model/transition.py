@@ -1,9 +1,8 @@
 """What a transition is made of: actions, steps, policies, and the intent that is recorded before it begins."""
 
 import enum
-from dataclasses import dataclass
 
-from qmpvcpu.model.value import Value
+from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 
 __all__ = ["Action", "Affect", "Direction", "Intent", "OnFailure", "Step"]

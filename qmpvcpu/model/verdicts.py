@@ -10,7 +10,7 @@ told apart with ``match``::
 """
 
 import enum
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from qmpvcpu.errors import (
@@ -22,7 +22,7 @@ from qmpvcpu.errors import (
     UnplugPendingError,
     UnplugRefusedError,
 )
-from qmpvcpu.model.value import Value
+from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 
 __all__ = [

@@ -1,10 +1,9 @@
 """What is known of a VM besides its CPUs: identity, machine, accelerator, and what its QEMU does not survive."""
 
 import enum
-from dataclasses import dataclass
 from functools import cached_property
 
-from qmpvcpu.model.value import Value
+from qmpvcpu.model.value import Value, dataclass
 
 __all__ = ["Capabilities", "KnownFault", "Topology", "VmInfo", "VmStatus", "apic_id", "needs_x2apic"]
 

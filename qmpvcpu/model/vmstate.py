@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from qmpvcpu.model.jsonform import layout_as_json, layout_from_json
 from qmpvcpu.model.jsonread import optional, take, text, unlike, vcpu_map
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.model.value import Value
+from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 
 __all__ = ["VmState"]

@@ -12,7 +12,6 @@ import stat
 import struct
 from asyncio.trsock import TransportSocket
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from qmpvcpu.errors import MonitorConnectError
@@ -272,6 +271,8 @@ def describe_peer(pid: int | None) -> str:
     if pid is None:
         return advice
     try:
+        from pathlib import Path  # noqa: PLC0415 -- with urllib behind it, a tenth of what importing us takes
+
         # stat, not status: one read of a kernel file; comm stands in parentheses and may hold any byte.
         head, _, tail = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
     except OSError:

@@ -219,8 +219,15 @@ class Monitor:
         task = asyncio.create_task(self._client.execute(command, arguments))
         self._running.add(task)
         task.add_done_callback(self._forget)
-        done, _ = await asyncio.wait({task}, timeout=timeout_s)
-        if not done:
+        # asyncio.wait does the same, with more ado: that counts where a VM is attached with a dozen queries.
+        ended = asyncio.get_running_loop().create_future()
+        task.add_done_callback(lambda _: _wake(ended))
+        alarm = ended.get_loop().call_later(timeout_s, _wake, ended)
+        try:
+            await ended
+        finally:
+            alarm.cancel()
+        if not task.done():
             raise MonitorTimeoutError(command, timeout_s)
         return task.result()
 
@@ -292,3 +299,8 @@ class Monitor:
         qmp = dict(message)
         extra = {"vm": self.address, "direction": direction, "qmp": qmp}
         _log.debug("%s %s %s", self.address, direction, shorten(qmp, _LOGGED), extra=extra)
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)

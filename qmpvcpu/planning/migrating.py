@@ -6,11 +6,10 @@ occupied slots (their cpu-index and APIC id) is in the stream: device ids, order
 
 import enum
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 
 from qmpvcpu.errors import MigrationError
 from qmpvcpu.model import Layout, Slot, VcpuMap, VmState, VmStatus, apic_id
-from qmpvcpu.model.value import Value
+from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.planning.explain import named
 
 __all__ = [
@@ -82,7 +81,7 @@ class Difference(Value):
     target: str
     effect: Effect
     advice: str
-    ids: VcpuMap = VcpuMap()  # noqa: RUF009 -- an immutable value
+    ids: VcpuMap = VcpuMap()
 
     @property
     def refuses(self) -> bool:

@@ -1,7 +1,6 @@
 """From a wish to the steps that reach it, or the reasons why not."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from qmpvcpu.errors import (
     DenialReason,
@@ -12,7 +11,7 @@ from qmpvcpu.errors import (
     shorten,
 )
 from qmpvcpu.model import Action, Denied, KnownFault, Layout, Slot, Step, VcpuMap
-from qmpvcpu.model.value import Value
+from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.planning.checks import Situation, check_keep, check_plug, check_unplug, fatal_plug, fatal_unplug
 from qmpvcpu.planning.explain import explained, merged, named
 

@@ -1,1 +1,1 @@
-"""Benchmarks: ratios against raw QMP in the same run, on this machine. By hand: ``bash tests/bench.sh``."""
+"""Benchmarks: qmpvcpu beside raw QMP and libvirt, in turns, on this machine. By hand: ``bash tests/bench.sh``."""

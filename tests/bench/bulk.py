@@ -1,86 +1,69 @@
-"""A whole map at once: all vCPUs in, and all but the first out, by raw QMP, by us, and by libvirt, taking turns."""
+"""A whole map at once: all vCPUs in, and all but the first out, taking turns."""
 
-import contextlib
-import statistics
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
-from qemu.qmp import QMPClient
+from collections.abc import AsyncIterator
 
 import qmpvcpu
 from qmpvcpu import OnFailure
 from qmpvcpu.testing import MicroGuest
-from tests.bench.libvirtd import Peer, peer
-from tests.bench.raw import Raw, timed
-from tests.libvirt.daemon import Libvirt
+from tests.bench.libvirtd import peer
+from tests.bench.raw import Raw, raw_client
+from tests.bench.row import LIBVIRT, OURS, RAW, RECORDED, Goal, Row, Samples
+from tests.bench.setting import Setting, timed
 
-__all__ = ["Row", "measure"]
+__all__ = ["measure"]
 
-# libvirt needs five seconds for 239 vCPUs in and out again.
-LIBVIRT_ROUNDS = {64: 7, 240: 3}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; times in milliseconds."""
-
-    work: str
-    who: str
-    times: tuple[float, ...]
-    raw: float
-    libvirt: float | None
-
-    @property
-    def median(self) -> float:
-        """The median of all times."""
-        return statistics.median(self.times)
+CONTINUE = "qmpvcpu, CONTINUE"
+SIZES = (8, 64, 240)
+PLUGS = (
+    "from the call until QEMU has all; raw: a device_add each, eight in flight; libvirt: setVcpus, one at a time. "
+    "qmpvcpu reads the VM before, and reports each slot"
+)
+UNPLUGS = (
+    "from the call until all are gone for certain; raw: eight unanswered at a time, each CPU's own DEVICE_DELETED "
+    "awaited; libvirt: setVcpus, one at a time"
+)
 
 
-async def measure(qemu: Path, vcpus: int, rounds: int, libvirt: Libvirt | None) -> list[Row]:
-    """Plug vCPUs 1 to *vcpus* - 1 and unplug them again, *rounds* times each, everybody in turn (KVM)."""
-    taken: dict[tuple[str, str], list[float]] = {}
+async def measure(setting: Setting) -> AsyncIterator[Row]:
+    """Compare whole maps under KVM, on every QEMU; under TCG no VM survives as many rounds."""
+    for version in setting.qemus if setting.kvm else ():
+        for vcpus in SIZES:
+            samples = await _compare(setting, version, vcpus)
+            name = setting.named(version, vcpus)
+            largest = vcpus == max(SIZES)
+            into = (Goal(OURS, 1.08, RAW), Goal(OURS, 1 / 5, LIBVIRT)) if largest else ()
+            out = (Goal(OURS, 1.10, RAW), Goal(OURS, 1 / 7, LIBVIRT)) if largest else ()
+            yield Row(f"plug 1 -> {vcpus}", name, PLUGS, samples["plug"], goals=into)
+            yield Row(f"unplug {vcpus} -> 1", name, UNPLUGS, samples["unplug"], goals=out)
 
-    def note(who: str, plugged: float, unplugged: float) -> None:
-        taken.setdefault((f"plug 1 -> {vcpus}", who), []).append(plugged)
-        taken.setdefault((f"unplug {vcpus} -> 1", who), []).append(unplugged)
 
-    everything = range(1, vcpus)
+async def _compare(setting: Setting, version: str, vcpus: int) -> Samples:
+    samples = Samples()
+    qemu = setting.qemus[version]
+    everything, wish = range(1, vcpus), f"0-{vcpus - 1}"
     async with (
         MicroGuest(qemu, accel="kvm", max_vcpus=vcpus) as one,
         MicroGuest(qemu, accel="kvm", max_vcpus=vcpus) as two,
         MicroGuest(qemu, accel="kvm", max_vcpus=vcpus) as three,
         qmpvcpu.attach(two.qmp) as plain,
+        qmpvcpu.attach(three.qmp, record=setting.folder / f"bulk-{version}-{vcpus}.xml") as recorded,
+        raw_client(one.qmp) as client,
     ):
-        client = QMPClient("bench")
-        await client.connect(str(one.qmp))
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            client.listener("DEVICE_DELETED") as listener,
-            _maybe(libvirt, qemu, vcpus) as theirs,
-        ):
+        with client.listener("DEVICE_DELETED") as listener, peer(setting.libvirt, qemu, vcpus) as theirs:
             raw = Raw(client, plain.layout.slots[1:], listener, tcg=False)
-            async with qmpvcpu.attach(three.qmp, record=Path(folder) / "vm.xml") as recorded:
-                for number in range(rounds):
-                    note("raw QMP", await timed(raw.plug_all(everything)), await timed(raw.unplug_all(everything)))
-                    for who, vm in (("qmpvcpu", plain), ("qmpvcpu, recorded", recorded)):
-                        wish = f"0-{vcpus - 1}"
-                        note(who, await timed(vm.set_map(wish)), await timed(vm.set_map("0")))
-                    plugged = await timed(plain.set_map(wish))
-                    note("qmpvcpu, CONTINUE", plugged, await timed(plain.set_map("0", on_failure=OnFailure.CONTINUE)))
-                    if theirs is not None and number < LIBVIRT_ROUNDS[vcpus]:
-                        note("libvirt-python", theirs.set_vcpus(vcpus), theirs.set_vcpus(1))
-        await client.disconnect()
-    return list(_rows(taken))
-
-
-def _maybe(libvirt: Libvirt | None, qemu: Path, vcpus: int) -> "contextlib.AbstractContextManager[Peer | None]":
-    return contextlib.nullcontext() if libvirt is None else peer(libvirt, qemu, vcpus)
-
-
-def _rows(taken: dict[tuple[str, str], list[float]]) -> Iterator[Row]:
-    for (work, who), times in sorted(taken.items(), key=lambda item: item[0][0]):
-        theirs = taken.get((work, "libvirt-python"))
-        raw = statistics.median(taken[work, "raw QMP"])
-        yield Row(work, who, tuple(times), raw, None if theirs is None else statistics.median(theirs))
+            for number in range(setting.rounds + 1):
+                took = {RAW: (await timed(raw.plug_all(everything)), await timed(raw.unplug_all(everything)))}
+                for who, vm, policy in (
+                    (OURS, plain, OnFailure.STOP),
+                    (RECORDED, recorded, OnFailure.STOP),
+                    (CONTINUE, plain, OnFailure.CONTINUE),
+                ):
+                    plugged = await timed(vm.set_map(wish, on_failure=policy))
+                    took[who] = plugged, await timed(vm.set_map("0", on_failure=policy))
+                if theirs is not None and number:
+                    took[LIBVIRT] = theirs.set_count(vcpus), theirs.set_count(1)
+                if number:  # the first round warms everybody up
+                    for who, (plugged, unplugged) in took.items():
+                        samples.note("plug", who, plugged)
+                        samples.note("unplug", who, unplugged)
+    return samples

@@ -1,22 +1,47 @@
 """What a careful program does without us: the arguments known beforehand, the CPU's own event awaited."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from qemu.qmp import EventListener, QMPClient
 
 from qmpvcpu import Slot, qapi
 
+__all__ = ["ALL_QUERIES", "Raw", "raw_client"]
+
 IN_FLIGHT = 8
 
+# What attach() asks: a raw program that shall know as much asks the same.
+ALL_QUERIES: tuple[tuple[str, dict[str, object] | None], ...] = (
+    ("query-hotpluggable-cpus", None),
+    ("query-cpus-fast", None),
+    ("query-status", None),
+    ("query-migrate", None),
+    ("query-acpi-ospm-status", None),
+    ("query-kvm", None),
+    ("query-target", None),
+    ("query-name", None),
+    ("query-uuid", None),
+    ("query-memory-size-summary", None),
+    ("qom-get", {"path": "/machine", "property": "type"}),
+    ("qom-get", {"path": "/machine", "property": "smp"}),
+    ("qom-list", {"path": "/objects"}),
+)
 
-async def timed(work: Awaitable[object]) -> float:
-    """Milliseconds that *work* takes."""
-    start = time.perf_counter()
-    await work
-    return (time.perf_counter() - start) * 1000
+
+@contextlib.asynccontextmanager
+async def raw_client(socket: Path) -> AsyncIterator[QMPClient]:
+    """Connect a client as qemu.qmp makes it."""
+    client = QMPClient("bench")
+    await client.connect(str(socket))
+    client.events.event_filter = lambda _: False  # nobody reads them there
+    try:
+        yield client
+    finally:
+        await client.disconnect()
 
 
 class Raw:
@@ -31,6 +56,12 @@ class Raw:
     async def plug(self, vcpu: int) -> None:
         """One device_add."""
         await self._client.execute("device_add", self._arguments[vcpu])
+
+    async def plug_acknowledged(self, vcpu: int) -> None:
+        """One device_add, and the guest's answer to it."""
+        with self._client.listener("ACPI_DEVICE_OST") as listener:
+            await self.plug(vcpu)
+            await listener.get()
 
     async def unplug(self, vcpu: int) -> None:
         """device_del, and the wait for its proof; under TCG that is a query after the guest's answer."""
@@ -47,6 +78,10 @@ class Raw:
             return False
         await self._client.execute("query-hotpluggable-cpus")
         return True
+
+    async def read(self, queries: int = 2) -> None:
+        """Send the first *queries* of all at once, and wait for the replies."""
+        await asyncio.gather(*(self._client.execute(*query) for query in ALL_QUERIES[:queries]))
 
     async def plug_all(self, vcpus: Sequence[int]) -> None:
         """A device_add for each, eight in flight."""

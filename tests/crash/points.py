@@ -1,16 +1,16 @@
 """The points between two effects of a transition: seen from outside, named, and one of them made a special one."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from qemu.qmp import QMPClient
 
 from qmpvcpu.engine import Batch, Removal, Work
 from qmpvcpu.errors import CommandRejectedError
 from qmpvcpu.model import Direction, Intent, Verdict
 from qmpvcpu.monitor import Monitor
+from qmpvcpu.monitor.wire import _Client
 from qmpvcpu.record import Record
 
 INTENT_SAVED = "the intent is saved"
@@ -60,7 +60,7 @@ def _content(intent: Intent | None) -> str:
 @contextmanager
 def watching(points: Points) -> Iterator[None]:
     """Inside, have *points* cross every point: of commands, replies, answers of the guest and saves."""
-    execute, send = Monitor.execute, QMPClient._do_send
+    execute, send = Monitor.execute, _Client._send_all
     replied, answered, write = Batch.replied, Batch.answered, Record.write
 
     async def _execute(self: Monitor, command: str, arguments: Any = None, **options: Any) -> Any:
@@ -74,9 +74,10 @@ def watching(points: Points) -> Iterator[None]:
         points.cross(f"{name} replied to")
         return reply
 
-    def _send(self: QMPClient, message: Any) -> None:
-        send(self, message)  # the socket has room: the kernel has all of it now
-        points.cross(f"{_told(message.get('execute'), message.get('arguments'))} handed over")
+    def _send(self: _Client, messages: Sequence[Any]) -> None:
+        send(self, messages)  # the socket has room: the kernel has all of it now
+        for message in messages:
+            points.cross(f"{_told(message.get('execute'), message.get('arguments'))} handed over")
 
     def _replied(self: Batch, work: Work, verdict: Verdict | None, now: float) -> None:
         replied(self, work, verdict, now)
@@ -93,7 +94,7 @@ def watching(points: Points) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Monitor, "execute", _execute)
-        patch.setattr(QMPClient, "_do_send", _send)
+        patch.setattr(_Client, "_send_all", _send)
         patch.setattr(Batch, "replied", _replied)
         patch.setattr(Batch, "answered", _answered)
         patch.setattr(Record, "write", _write)

@@ -16,7 +16,8 @@ from qemu.qmp import EventListener, QMPClient
 from qmpvcpu.fleet import Fleet, FleetEvents, Results
 from qmpvcpu.model import Slot, VmResumed, VmStopped
 from qmpvcpu.testing import MicroGuest
-from tests.bench.raw import Raw, timed
+from tests.bench.raw import Raw
+from tests.bench.setting import timed
 from tests.fleet.conftest import FIGURES
 from tests.fleet.vms import guests
 

@@ -1,5 +1,10 @@
 """The small values: OST answers, verdicts, what a QEMU does not survive."""
 
+import copy
+import dataclasses
+import inspect
+import pickle
+
 import pytest
 
 from qmpvcpu import (
@@ -26,6 +31,7 @@ from qmpvcpu import (
 )
 from qmpvcpu.errors import describe, shorten
 from qmpvcpu.model import OstAnswer, OstStatus, Topology, VmInfo, VmStatus, as_json, needs_x2apic, verdict_of
+from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vm import apic_id
 
 
@@ -156,3 +162,28 @@ def test_what_an_error_quotes_is_short_and_never_fails() -> None:
     assert shorten({1}) == "{1}"
     assert describe("plug", ()) == "plug"
     assert describe("unplug", VcpuMap([4, 5, 6, 7])) == "unplug of vCPUs 4-7"
+
+
+def test_a_value_is_frozen_and_can_be_copied_and_pickled() -> None:
+    vm = VmInfo("vm", "x86_64", "q35", "kvm", (10, 0, 2), topology=Topology(max_cpus=8, sockets=8))
+    event = VcpuPlugged(generation=3, ids=VcpuMap([1]))
+    for value in (vm, event, OstAnswer(3, 0)):
+        name = dataclasses.fields(value)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, name, 1)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            delattr(value, name)
+        assert copy.copy(value) == pickle.loads(pickle.dumps(value)) == value  # noqa: S301 -- our own bytes
+    assert dataclasses.replace(event, generation=4).generation == 4
+
+
+def test_a_value_is_made_as_its_class_says() -> None:
+    assert list(inspect.signature(VcpuPlugged).parameters) == ["generation", "origin", "ids"]
+    assert {each.kind for each in inspect.signature(VcpuPlugged).parameters.values()} == {
+        inspect.Parameter.KEYWORD_ONLY
+    }
+    assert inspect.signature(Pending).parameters["acknowledged"].default is inspect.Parameter.empty
+    with pytest.raises(TypeError):
+        VcpuPlugged(1, VcpuMap())  # type: ignore[call-arg,arg-type]  # that is the point
+    with pytest.raises(TypeError, match="a Value is frozen"):
+        dataclass(frozen=True)(Value)

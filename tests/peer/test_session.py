@@ -41,6 +41,27 @@ async def test_a_command_returns_what_qemu_returned(connect: Open) -> None:
         ]
 
 
+async def test_commands_of_one_moment_go_out_in_one_piece_and_in_order(
+    connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"query-{number}" for number in range(12)]
+    async with ScriptedPeer(answers=dict.fromkeys(names, {})) as peer:
+        monitor = await connect(peer.address)
+        pieces: list[bytes] = []
+        write = asyncio.StreamWriter.write
+
+        def noted(self: asyncio.StreamWriter, data: bytes) -> None:
+            if b"execute" in data:
+                pieces.append(data)
+            write(self, data)
+
+        monkeypatch.setattr(asyncio.StreamWriter, "write", noted)
+        await asyncio.gather(*map(monitor.execute, names))
+        await monitor.execute(names[0])
+        assert [command.name for command in peer.received] == [*names, names[0]]
+    assert [piece.count(b'"execute"') for piece in pieces] == [12, 1]
+
+
 @pytest.mark.parametrize("within", [None, 5])
 async def test_a_rejection_carries_class_text_and_what_was_sent(within: float | None, connect: Open) -> None:
     async with ScriptedPeer(answers={"device_del": Failure("Device 'v7' not found", "DeviceNotFound")}) as peer:

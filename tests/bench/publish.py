@@ -1,0 +1,74 @@
+"""What is kept of a run: JSON, the picture, and the tables in docs/performance.md."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.bench.plot import svg
+from tests.bench.row import Row
+from tests.bench.setting import Setting
+from tests.bench.table import goal_lines, markdown
+
+__all__ = ["machine", "publish"]
+
+DOCS = Path(__file__).parents[2] / "docs"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def machine(setting: Setting) -> str:
+    """Name the machine, and what ran on it."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    model = models[0].partition(":")[2].strip() if models else platform.machine()
+    qemus = " and ".join(setting.qemus)
+    libvirt = ""
+    if setting.libvirt is not None:
+        libvirt = ", libvirt " + setting.libvirt.virsh("--version").strip()
+    system = _pretty_name()
+    return (
+        f"{os.cpu_count()} x {model}, Linux {platform.release().split('-')[0]}, {system}, Python"
+        f" {platform.python_version()}, QEMU {qemus}{libvirt}, {'KVM and TCG' if setting.kvm else 'TCG'};"
+        f" {datetime.now(UTC):%Y-%m-%d}; load {os.getloadavg()[0]:.1f} at its end, {_commit()}"
+    )
+
+
+def publish(rows: Sequence[Row], on: str, seconds: float) -> None:
+    """Write docs/performance.json, docs/performance.svg and the measured part of docs/performance.md."""
+    document = {
+        "machine": on,
+        "seconds": round(seconds),
+        "rows": [
+            {
+                "work": row.work,
+                "setting": row.setting,
+                "reads": row.reads,
+                "unit": row.unit,
+                "samples": {who: [float(f"{each:.4g}") for each in taken] for who, taken in row.samples.items()},
+            }
+            for row in rows
+        ],
+    }
+    (DOCS / "performance.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    (DOCS / "performance.svg").write_text(svg(rows, on))
+    page = DOCS / "performance.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    head = f"Measured on {on}. The whole run took {seconds:.0f} s."
+    goals = "\n".join(["| work | on | target | measured | |", "| --- | --- | --- | --- | --- |", *goal_lines(rows)])
+    tables = markdown(rows)
+    page.write_text(f"{before}{BEGIN}\n\n{head}\n\n{goals}\n\n{tables}\n\n{END}{after}")
+
+
+def _pretty_name() -> str:
+    told = Path("/etc/os-release").read_text().splitlines()
+    return next((line.partition("=")[2].strip('"') for line in told if line.startswith("PRETTY_NAME=")), "Linux")
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=DOCS, capture_output=True, text=True, check=False
+    )
+    return f"commit {found.stdout.strip()}" if found.returncode == 0 else "no commit"
