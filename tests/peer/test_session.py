@@ -45,7 +45,7 @@ async def test_commands_of_one_moment_go_out_in_one_piece_and_in_order(
     connect: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"query-{number}" for number in range(12)]
-    async with ScriptedPeer(answers=dict.fromkeys(names, {})) as peer:
+    async with ScriptedPeer(answers={name: {} for name in names}) as peer:
         monitor = await connect(peer.address)
         pieces: list[bytes] = []
         write = asyncio.StreamWriter.write
