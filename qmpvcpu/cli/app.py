@@ -11,9 +11,9 @@ from qmpvcpu import Proof
 from qmpvcpu.cli import commands, fleet, maps
 from qmpvcpu.cli.demo import GuestKind
 from qmpvcpu.cli.demo import demo as play
-from qmpvcpu.cli.launching import Form, print_arguments
+from qmpvcpu.cli.launching import args
 from qmpvcpu.cli.maps import How, Wish
-from qmpvcpu.cli.nextboot import config as show_or_change
+from qmpvcpu.cli.nextboot import config
 from qmpvcpu.cli.options import (
     BadUsageError,
     Bulk,
@@ -27,7 +27,7 @@ from qmpvcpu.cli.options import (
     takes_groups,
 )
 from qmpvcpu.cli.run import Shell, carry_out, failure, print_answer
-from qmpvcpu.cli.watch import watch as follow
+from qmpvcpu.cli.watch import watch
 
 __all__ = ["app", "run"]
 
@@ -109,9 +109,6 @@ def _complain(error: BaseException, *, json: bool) -> int:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "qmpvcpu"
     return print_answer(failure(BadUsageError(f"{say()} ({path} --help tells more)"), shell), shell)
-
-
-app.command("config", short_help="Show or change a VM's next boot, without the VM.")(takes_groups(show_or_change))
 
 
 @app.callback(invoke_without_command=True)
@@ -348,46 +345,6 @@ def recover(
     return carry_out(options, lambda shell: maps.recover(shell, how, config))
 
 
-@app.command(short_help="Follow what happens to the vCPUs.")
-@takes_groups
-def watch(
-    *,
-    seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="End after so long.", show_default=False)
-    ] = None,
-    until: Annotated[
-        str | None,
-        typer.Option(
-            "--until",
-            metavar="MAP",
-            help="End when exactly these are plugged and none is pending.",
-            show_default=False,
-        ),
-    ] = None,
-    reconnect: Annotated[
-        bool,
-        typer.Option("--reconnect", help="When QEMU is lost, wait for it to come back.", show_default=False),
-    ] = False,
-    options: Options,
-) -> int:
-    """Follow what happens to the vCPUs, whoever does it, until SIGINT. Reads only.
-
-    On a terminal: the table of vCPUs with the last events below. Else one line an event. With --json one document a
-    line: the state first ("event": null), then each event, at the end why it ended, or the error.
-
-    It takes a QMP socket of its own: a UNIX one serves one client at a time.
-
-      qmpvcpu watch --qmp /run/vm.qmp2
-
-      qmpvcpu watch --until 0-3 --for 60 --qmp /run/vm.qmp2 --json
-
-    Exit codes: 0 the map of --until is there; without it: --for has passed, or SIGINT or SIGTERM; 1 --for has passed
-    first; 2 bad usage or input; 3 no connection, or QEMU lost; 4 record unreadable or locked; 130 SIGINT or SIGTERM
-    came first.
-    """
-    return carry_out(options, lambda shell: follow(shell, until, seconds, reconnect=reconnect))
-
-
 @app.command(short_help="Print libvirt's domain XML.")
 @takes_groups
 def xml(
@@ -417,44 +374,7 @@ def xml(
     return carry_out(options, lambda shell: commands.write_xml(shell, path, output))
 
 
-@app.command(short_help="Print QEMU's arguments for a domain XML.")
-@takes_groups
-def args(
-    document: Annotated[
-        Path, typer.Argument(metavar="XML", help="libvirt's domain XML; - reads standard input.", show_default=False)
-    ],
-    *,
-    device: Annotated[
-        bool, typer.Option("--device/--no-device", help="Have -device arguments for the vCPUs that are plugged.")
-    ] = True,
-    qmp_commands: Annotated[
-        bool,
-        typer.Option(
-            "--qmp-commands", help="Print these as QMP commands instead, and nothing else.", show_default=False
-        ),
-    ] = False,
-    cpu: Annotated[
-        str | None,
-        typer.Option(
-            "--cpu", metavar="CPU", help="QEMU's -cpu, where the document leaves it to the host.", show_default=False
-        ),
-    ] = None,
-    options: Saying,
-) -> int:
-    """Print the QEMU arguments that rebuild the vCPUs of a domain XML, with their holes and in their order.
-
-    -cpu, -smp, the NUMA cells, and one -device for each vCPU that QEMU does not start with: one option a line, quoted
-    for a shell. Where there are cells, -m must be their sum. What the document cannot say, such as what host-model is
-    on its host, is named on standard error. No VM is needed, and nothing is sent.
-
-      qmpvcpu args vm.xml | xargs qemu-system-x86_64 -machine q35 -m 1024
-
-      qmpvcpu args --no-device vm.xml       for a QEMU with -S or -incoming,
-
-      qmpvcpu args --qmp-commands vm.xml    which then gets these
-
-    Exit codes: 0 printed; 2 bad usage, or a document that cannot be read, or that libvirt would not start.
-    """
-    form = Form.QMP if qmp_commands else Form.DEVICE if device else Form.BOOT
-    said = Options(json=options.json, verbose=options.verbose)
-    return carry_out(said, lambda _: print_arguments(document, form, cpu))
+# Whose words stand with what they do.
+app.command("watch", short_help="Follow what happens to the vCPUs.")(takes_groups(watch))
+app.command("args", short_help="Print QEMU's arguments for a domain XML.")(takes_groups(args))
+app.command("config", short_help="Show or change a VM's next boot, without the VM.")(takes_groups(config))

@@ -6,20 +6,23 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from qmpvcpu.cli.options import BadUsageError
-from qmpvcpu.cli.run import REACHED, Answer
+import typer
+
+from qmpvcpu.cli.options import BadUsageError, Options, Saying
+from qmpvcpu.cli.run import REACHED, Answer, carry_out
 from qmpvcpu.cli.show import document
 from qmpvcpu.domainxml import parse, validate
 from qmpvcpu.launch import LaunchArguments, arguments
 
-__all__ = ["Form", "print_arguments"]
+__all__ = ["args"]
 
 # The document of 4096 vCPUs, with a pin for each, has not a tenth of it.
 _MOST_BYTES = 16 * 1024 * 1024
 
 
-class Form(enum.Enum):
+class _Form(enum.Enum):
     """What is printed for people.
 
     DEVICE: all of it as arguments. BOOT: without the vCPUs that are plugged. QMP: these, as QMP commands.
@@ -30,7 +33,48 @@ class Form(enum.Enum):
     QMP = "qmp"
 
 
-async def print_arguments(path: Path, form: Form, cpu: str | None) -> Answer:
+def args(
+    document: Annotated[
+        Path, typer.Argument(metavar="XML", help="libvirt's domain XML; - reads standard input.", show_default=False)
+    ],
+    *,
+    device: Annotated[
+        bool, typer.Option("--device/--no-device", help="Have -device arguments for the vCPUs that are plugged.")
+    ] = True,
+    qmp_commands: Annotated[
+        bool,
+        typer.Option(
+            "--qmp-commands", help="Print these as QMP commands instead, and nothing else.", show_default=False
+        ),
+    ] = False,
+    cpu: Annotated[
+        str | None,
+        typer.Option(
+            "--cpu", metavar="CPU", help="QEMU's -cpu, where the document leaves it to the host.", show_default=False
+        ),
+    ] = None,
+    options: Saying,
+) -> int:
+    """Print the QEMU arguments that rebuild the vCPUs of a domain XML, with their holes and in their order.
+
+    -cpu, -smp, the NUMA cells, and one -device for each vCPU that QEMU does not start with: one option a line, quoted
+    for a shell. Where there are cells, -m must be their sum. What the document cannot say, such as what host-model is
+    on its host, is named on standard error. No VM is needed, and nothing is sent.
+
+      qmpvcpu args vm.xml | xargs qemu-system-x86_64 -machine q35 -m 1024
+
+      qmpvcpu args --no-device vm.xml       for a QEMU with -S or -incoming,
+
+      qmpvcpu args --qmp-commands vm.xml    which then gets these
+
+    Exit codes: 0 printed; 2 bad usage, or a document that cannot be read, or that libvirt would not start.
+    """
+    form = _Form.QMP if qmp_commands else _Form.DEVICE if device else _Form.BOOT
+    said = Options(json=options.json, verbose=options.verbose)
+    return carry_out(said, lambda _: _print_arguments(document, form, cpu))
+
+
+async def _print_arguments(path: Path, form: _Form, cpu: str | None) -> Answer:
     """Print the QEMU arguments that rebuild the vCPUs of the document at *path*; ``-`` is standard input."""
     xml = await asyncio.to_thread(_read, path)
     broken = validate(xml)
@@ -38,7 +82,7 @@ async def print_arguments(path: Path, form: Form, cpu: str | None) -> Answer:
         raise broken[0]
     built = arguments(parse(xml), cpu=cpu)
     content = document(
-        argv=built.boot_argv if form is Form.BOOT else built.argv,
+        argv=built.boot_argv if form is _Form.BOOT else built.argv,
         device_add=[dict(device) for device in built.device_add],
         memory_mib=built.memory_mib,
         unknown=list(built.unknown),
@@ -46,10 +90,10 @@ async def print_arguments(path: Path, form: Form, cpu: str | None) -> Answer:
     return Answer(REACHED, content, "\n".join(_lines(built, form)), complaint=built.unknown)
 
 
-def _lines(built: LaunchArguments, form: Form) -> list[str]:
-    if form is Form.QMP:
+def _lines(built: LaunchArguments, form: _Form) -> list[str]:
+    if form is _Form.QMP:
         return [json.dumps({"execute": "device_add", "arguments": dict(device)}) for device in built.device_add]
-    words = built.boot_argv if form is Form.BOOT else built.argv
+    words = built.boot_argv if form is _Form.BOOT else built.argv
     return [shlex.join(pair) for pair in zip(words[::2], words[1::2], strict=True)]
 
 

@@ -8,16 +8,17 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+import typer
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
 from qmpvcpu import Layout, VcpuController
-from qmpvcpu.cli.options import check_seconds
+from qmpvcpu.cli.options import Options, check_seconds
 from qmpvcpu.cli.progress import sentence
-from qmpvcpu.cli.run import INTERRUPTED, NOT_REACHED, REACHED, Answer, Shell
+from qmpvcpu.cli.run import INTERRUPTED, NOT_REACHED, REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import document, headline, map_row, plain, state_json, vcpu_table
 from qmpvcpu.model import Disconnected, Event, Origin, Reconnected, VcpuMap
 
@@ -45,7 +46,45 @@ class _End:
         return self.map is not None and layout.enabled == self.map and not layout.pending
 
 
-async def watch(shell: Shell, until: str | None, seconds: float | None, *, reconnect: bool) -> Answer:
+def watch(
+    *,
+    seconds: Annotated[
+        float | None, typer.Option("--for", metavar="SECONDS", help="End after so long.", show_default=False)
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until",
+            metavar="MAP",
+            help="End when exactly these are plugged and none is pending.",
+            show_default=False,
+        ),
+    ] = None,
+    reconnect: Annotated[
+        bool,
+        typer.Option("--reconnect", help="When QEMU is lost, wait for it to come back.", show_default=False),
+    ] = False,
+    options: Options,
+) -> int:
+    """Follow what happens to the vCPUs, whoever does it, until SIGINT. Reads only.
+
+    On a terminal: the table of vCPUs with the last events below. Else one line an event. With --json one document a
+    line: the state first ("event": null), then each event, at the end why it ended, or the error.
+
+    It takes a QMP socket of its own: a UNIX one serves one client at a time.
+
+      qmpvcpu watch --qmp /run/vm.qmp2
+
+      qmpvcpu watch --until 0-3 --for 60 --qmp /run/vm.qmp2 --json
+
+    Exit codes: 0 the map of --until is there; without it: --for has passed, or SIGINT or SIGTERM; 1 --for has passed
+    first; 2 bad usage or input; 3 no connection, or QEMU lost; 4 record unreadable or locked; 130 SIGINT or SIGTERM
+    came first.
+    """
+    return carry_out(options, lambda shell: _watch(shell, until, seconds, reconnect=reconnect))
+
+
+async def _watch(shell: Shell, until: str | None, seconds: float | None, *, reconnect: bool) -> Answer:
     """Tell of every event until the end that was asked for, a signal, or the loss of QEMU.
 
     Raises:

@@ -217,8 +217,9 @@ async def test_nonsense_at_attach_is_an_error_that_quotes_it(command: str, reply
 
 async def test_silence_at_attach_ends_at_the_deadline() -> None:
     started = time.monotonic()
-    with pytest.raises(MonitorTimeoutError, match=r"query-status within 0\.1 s"):
-        async with recorded("10.0.2-q35-sct-2x2x2-boot3", {"query-status": HANG}, timeout=0.1):
+    # Long enough for the queries that are answered, on a busy machine too: they go out with it.
+    with pytest.raises(MonitorTimeoutError, match=r"query-status within 1 s"):
+        async with recorded("10.0.2-q35-sct-2x2x2-boot3", {"query-status": HANG}, timeout=1):
             pass
     assert time.monotonic() - started < 5
 
