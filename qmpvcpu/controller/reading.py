@@ -95,14 +95,6 @@ class Reader:
         )
         return reading, status, answers, await self._vm_info(name, reading[0], facts)
 
-    async def vm_info(self, name: str | None, slots: tuple[Slot, ...]) -> VmInfo:
-        """Read what never changes while this QEMU runs.
-
-        Raises:
-            MonitorError: No reply, or none that can be understood.
-        """
-        return await self._vm_info(name, slots, await self._facts())
-
     async def _facts(self) -> list[Any]:
         return await asyncio.gather(
             self._try("query-kvm"),

@@ -58,10 +58,8 @@ class Reconnecting:
         monitor = await Monitor.open(self._target, timeout=session.timeout, on_event=inbox.event, on_lost=inbox.lost)
         try:
             reader = Reader(monitor, session.timeout)
-            slots, threads = await reader.slots()
-            status, answers = await asyncio.gather(reader.status(), reader.answers())
             vm = session.layout.vm
-            found = await reader.vm_info(vm.name, slots)
+            (slots, threads), status, answers, found = await reader.everything(vm.name)
             tids = slots[0].host_tids if slots else ()
             instance = instance_of(tids[0] if tids else None, monitor.peer_pid)
         except BaseException:
