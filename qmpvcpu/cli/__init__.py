@@ -26,6 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else arguments
     try:
+        return _run(words)
+    except KeyboardInterrupt:  # while the imports ran, or when all is said: in between it is waited for
+        return 130
+
+
+def _run(words: Sequence[str]) -> int:
+    try:
         if "list" in words and "--json" in words:
             from qmpvcpu.cli import quick  # noqa: PLC0415 -- only where it is likely to be of use
 
@@ -39,10 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:
             raise
-        print(
-            f"qmpvcpu: the command line needs {missing}, which is not installed: pip install 'qmpvcpu[cli]'",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:  # while the imports ran, or when all is said: in between it is waited for
-        return 130
+        return _without_extra(words, missing)
+
+
+def _without_extra(words: Sequence[str], missing: str) -> int:
+    """Play the demo, which needs no more than the package itself; of all else say what it needs."""
+    if list(words) == ["demo"]:
+        from qmpvcpu.cli.plain import play  # noqa: PLC0415 -- only where it is needed
+
+        return play()
+    print(
+        f"qmpvcpu: the command line needs {missing}, which is not installed: pip install 'qmpvcpu[cli]'",
+        file=sys.stderr,
+    )
+    return 2
