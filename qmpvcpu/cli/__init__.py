@@ -24,14 +24,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, for ``sys.exit``.
     """
-    words = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return _run(words)
     except KeyboardInterrupt:  # while the imports ran, or when all is said: in between it is waited for
         return 130
 
 
-def _run(words: Sequence[str]) -> int:
+def _run(words: list[str]) -> int:
+    if words[:1] == ["--version"]:
+        from importlib.metadata import version  # noqa: PLC0415 -- only where it is needed
+
+        print(f"qmpvcpu {version('qmpvcpu')}")
+        return 0
     try:
         if "list" in words and "--json" in words:
             from qmpvcpu.cli import quick  # noqa: PLC0415 -- only where it is likely to be of use
@@ -49,9 +54,9 @@ def _run(words: Sequence[str]) -> int:
         return _without_extra(words, missing)
 
 
-def _without_extra(words: Sequence[str], missing: str) -> int:
+def _without_extra(words: list[str], missing: str) -> int:
     """Play the demo, which needs no more than the package itself; of all else say what it needs."""
-    if list(words) == ["demo"]:
+    if words == ["demo"]:
         from qmpvcpu.cli.plain import play  # noqa: PLC0415 -- only where it is needed
 
         return play()

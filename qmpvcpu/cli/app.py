@@ -61,6 +61,8 @@ client at a time: where libvirt or a VMM holds it, give QEMU a second -qmp.
 
   qmpvcpu fleet list --dir /run/vms     many VMs at once
 
+  qmpvcpu --version                     which one this is
+
 The shared options may stand before the command or after it. With --json there is one document on standard output and
 nothing else, errors included (of watch: one a line). SIGINT and SIGTERM stop at the next safe point; what was done is
 told. The second one abandons at once.
