@@ -58,7 +58,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Build all of it; without isolation, since the tests have what builds it."""
     dist, tree = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("tree")
     for words in (["--outdir", dist], ["--wheel", "--outdir", tree]):
-        subprocess.run([sys.executable, "-m", "build", "--no-isolation", *words, ROOT], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "build", "--no-isolation", *words, ROOT], check=True, capture_output=True
+        )
     ((sdist,), (wheel,), (from_tree,)) = dist.glob("*.tar.gz"), dist.glob("*.whl"), tree.glob("*.whl")
     return Built(sdist, wheel, from_tree)
 
@@ -68,6 +70,6 @@ def alone(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Environment
     """A virtual environment with the wheel and what it requires, and nothing else."""
     environment = Environment(tmp_path_factory.mktemp("alone"))
     venv.create(environment.directory, with_pip=True)
-    install = [environment.path("python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, built.wheel], check=True, capture_output=True)
+    pip: list[str | Path] = [environment.path("python"), "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "--quiet", built.wheel], check=True, capture_output=True)
     return environment
