@@ -57,10 +57,9 @@ class Environment:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Build all of it; without isolation, since the tests have what builds it."""
     dist, tree = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("tree")
-    for words in (["--outdir", dist], ["--wheel", "--outdir", tree]):
-        subprocess.run(
-            [sys.executable, "-m", "build", "--no-isolation", *words, ROOT], check=True, capture_output=True
-        )
+    build: list[str | Path] = [sys.executable, "-m", "build", "--no-isolation", ROOT, "--outdir"]
+    subprocess.run([*build, dist], check=True, capture_output=True)
+    subprocess.run([*build, tree, "--wheel"], check=True, capture_output=True)
     ((sdist,), (wheel,), (from_tree,)) = dist.glob("*.tar.gz"), dist.glob("*.whl"), tree.glob("*.whl")
     return Built(sdist, wheel, from_tree)
 
