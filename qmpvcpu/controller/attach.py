@@ -93,9 +93,11 @@ def attach(
             record.
 
     Example:
-        >>> async def main():  # doctest: +SKIP
-        ...     async with attach("/run/vm.qmp") as vm:
-        ...         print(vm.layout.enabled)
+        >>> async with attach("/run/vm.qmp") as vm:
+        ...     await vm.plug(3)
+        ...     print(vm.layout.enabled)
+        VcpuMap('3')
+        0,3
     """
     options = _Options(name, record, base, config, timeout, reconnect, on_interrupted, resync_interval)
     return Attaching(lambda: _open(target, options))

@@ -106,10 +106,10 @@ class Fleet:
         TypeError: An address is none of these.
 
     Example:
-        >>> async def main():  # doctest: +SKIP
-        ...     async with Fleet(directory="/run/vms", pattern="*.qmp") as fleet:
-        ...         async for result in fleet.set_map("0-3", timeout=10):
-        ...             print(result.address, result.error or result.unwrap().layout.enabled)
+        >>> async with Fleet(directory="/run/vms", pattern="*.qmp") as fleet:
+        ...     async for result in fleet.set_map("0-3", timeout=10):
+        ...         print(result.name, result.error or result.unwrap().layout.enabled)
+        vm 0-3
     """
 
     def __init__(

@@ -72,10 +72,13 @@ class MicroGuest(GuestVm):
         ValueError: *boot* and *topology* do not fit *max_vcpus*.
 
     Example:
-        >>> async def plug_one():
-        ...     async with MicroGuest(personality=Personality.slow(300).for_slot(2)) as guest:
-        ...         async with qmpvcpu.attach(guest.qmp) as vm:
-        ...             await vm.plug(2)
+        >>> import qmpvcpu
+        >>> slow = Personality.slow(300).for_slot(2)
+        >>> async with MicroGuest(personality=slow) as guest, qmpvcpu.attach(guest.qmp) as vm:
+        ...     await vm.plug(2)
+        ...     await vm.unplug(2)  # takes the guest 0.3 s
+        VcpuMap('2')
+        VcpuMap('2')
     """
 
     def __init__(
