@@ -1,8 +1,8 @@
 """A script that follows load: enough vCPUs for what is to be done, and no change that is not needed.
 
-The load is how many vCPUs' worth of work there is: a number in a file that somebody renews by renaming (an agent in the
-guest, your monitoring), else the load average of this host. Growing is quick. Shrinking takes several looks in a row,
-and a guest that refuses is left in peace for a while. One that has not answered is not asked again: the next
+The load is how many vCPUs' worth of work there is: a number in a file that somebody renews by a rename (an agent in
+the guest, your monitoring), else the load average of this host. Growing is quick. Shrinking takes several looks in a
+row, and a guest that refuses is left in peace for a while. One that has not answered is not asked again: the next
 set_count joins what is pending.
 
     python follow_load.py /run/vm.qmp --load /run/vm.load --most 8
@@ -31,10 +31,10 @@ def wanted(load: float, count: int, least: int, most: int) -> int:
     return min(max(math.ceil(load / TARGET), least), most)
 
 
-async def change(vm: VcpuController, count: int) -> bool:
+async def change(vm: VcpuController, count: int, patience: float) -> bool:
     """Ask for *count* vCPUs; return False if that cannot be now. No failure ends the script."""
     try:
-        report = await vm.set_count(count, on_failure=OnFailure.CONTINUE, timeout=10)
+        report = await vm.set_count(count, on_failure=OnFailure.CONTINUE, timeout=patience)
     except qmpvcpu.TransitionError as error:
         report = error.report
     except qmpvcpu.QmpVcpuError as error:  # denied while it migrates, the connection is lost for the moment, ...
@@ -50,7 +50,7 @@ async def change(vm: VcpuController, count: int) -> bool:
     return not any(isinstance(step.verdict, Refused) for step in report.steps)
 
 
-async def follow(vm: VcpuController, load: Callable[[], float], *, most: int, every: float) -> None:
+async def follow(vm: VcpuController, load: Callable[[], float], *, most: int, every: float, patience: float) -> None:
     """Look at *load* every so many seconds, and have as many vCPUs as it needs."""
     idle = peace = 0
     while True:
@@ -61,7 +61,7 @@ async def follow(vm: VcpuController, load: Callable[[], float], *, most: int, ev
         peace = max(peace - 1, 0)
         if goal > count or (idle >= LOOKS and not peace):
             idle = 0
-            if not await change(vm, goal):
+            if not await change(vm, goal, patience):
                 peace = PEACE
         await asyncio.sleep(every)
 
@@ -73,13 +73,14 @@ async def main() -> None:
     parser.add_argument("--load", type=Path, help="a file with the load; else this host's load average")
     parser.add_argument("--most", type=int, default=8, help="never more vCPUs than this")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds that the guest has for each answer")
     options = parser.parse_args()
 
     def load() -> float:
         return os.getloadavg()[0] if options.load is None else float(options.load.read_text())
 
     async with qmpvcpu.attach(options.address, reconnect=True) as vm:
-        await follow(vm, load, most=options.most, every=options.every)
+        await follow(vm, load, most=options.most, every=options.every, patience=options.patience)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from qemu.qmp import QMPClient
 
@@ -35,7 +35,8 @@ async def started(command: list[str]) -> AsyncIterator[QMPClient]:
         yield client
         await process.wait()
     finally:
-        await client.disconnect()
+        with suppress(EOFError, ConnectionError):  # what ended the connection, which is told here
+            await client.disconnect()
         if process.returncode is None:
             process.kill()
             await process.wait()
