@@ -69,14 +69,7 @@ def _no_constructor(_app: object, what: str, name: str, *_rest: object) -> tuple
     return ("", None) if what == "class" and name.rpartition(".")[2] in _HANDED_OUT else None
 
 
-def _skip_fields(
-    _app: object,
-    what: str,
-    _name: str,
-    subject: object,
-    _skip: bool,
-    _options: object,  # noqa: FBT001
-) -> bool | None:
+def _skip_fields(_app: object, what: str, _name: str, subject: object, *_rest: object) -> bool | None:
     """Leave out what the section Attributes of a class has told already: all but methods, properties and members."""
     if what != "class" or isinstance(subject, enum.Enum | property | classmethod | staticmethod):
         return None

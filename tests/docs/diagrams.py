@@ -29,7 +29,7 @@ _TONE = {State.REJECTED: "bad"} | {state: tone for state, (_, _, tone) in _BARS.
 
 
 def removal() -> Drawing:
-    """Draw the table of one removal: each pair that changes the state is an arrow, the others are told in their box."""
+    """Draw the table of one removal: a pair that changes the state is an arrow, the others stand in its box."""
     drawing = Drawing(1050, 640, "One removal, from device_del to its answer")
     arrows: dict[tuple[State, State], list[str]] = defaultdict(list)
     stays: dict[State, list[str]] = defaultdict(list)
@@ -45,9 +45,9 @@ def removal() -> Drawing:
         width, height = _BOX if state in _LIVE else (150, _BOX[1])
         drawing.box(x - width / 2, _MIDDLE - height / 2, width, height, _TONE.get(state, "plain"))
         _words(drawing, x, _MIDDLE, state, stays[state])
-    for before, after in arrows:
+    for (before, after), names in arrows.items():
         if after in _LIVE or after is State.REJECTED:
-            _arrow_between(drawing, before, after, ", ".join(arrows[before, after]))
+            _arrow_between(drawing, before, after, ", ".join(names))
     return drawing
 
 

@@ -56,7 +56,7 @@ class Drawing:
         )
 
     def text(self, x: float, y: float, words: str, kind: str = "", anchor: str = "middle") -> None:
-        """Write *words* with their base line at y; *kind* is any of code, small, strong, faint, a tone with ``-ink``."""
+        """Write *words* with their base line at y; *kind*: code, small, strong, faint, a tone with ``-ink``."""
         place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
         self._parts.append(f'<text class="halo {kind}" {place}>{escape(words)}</text>')
 
