@@ -14,7 +14,7 @@ class GuestVm(ABC):
     """A QEMU with a guest in it; base of the kit's guests.
 
     Attributes:
-        process: The :class:`~qmpvcpu.testing.qemu.QemuProcess`, once entered.
+        process: The :class:`~qmpvcpu.testing.QemuProcess`, once entered.
         accelerator: What it runs under, once entered.
     """
 

@@ -37,7 +37,7 @@ class LinuxGuest(GuestVm):
     vCPU ids.
 
     Args:
-        qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.qemu.best_qemu`. Under TCG only 10.0 and newer survive
+        qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.best_qemu`. Under TCG only 10.0 and newer survive
             an unplug.
         machine: ``q35`` or ``pc``, also with a version, and with options after a comma.
         accel: ``kvm`` or ``tcg``; None: KVM if it runs an operating system here, else TCG.
@@ -53,7 +53,7 @@ class LinuxGuest(GuestVm):
         timeout: Seconds that it may take to boot.
 
     Attributes:
-        process: The :class:`~qmpvcpu.testing.qemu.QemuProcess`, once entered.
+        process: The :class:`~qmpvcpu.testing.QemuProcess`, once entered.
         accelerator: What it runs under, once entered.
 
     Example:

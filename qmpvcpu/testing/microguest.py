@@ -48,7 +48,7 @@ class MicroGuest(GuestVm):
     otherwise. It is killed at the end.
 
     Args:
-        qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.qemu.best_qemu`.
+        qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.best_qemu`.
         machine: ``q35`` or ``pc``, also with a version, and with options after a comma.
         accel: ``kvm`` or ``tcg``; None: KVM if the guest runs under it, else TCG.
         boot: vCPUs there from the start: a count, or ids with 0 among them. Those after the first gap are made with
@@ -56,7 +56,7 @@ class MicroGuest(GuestVm):
         max_vcpus: How many there can be.
         topology: As in ``-smp``; None: ``sockets=2,cores=2,threads=2`` for 8 vCPUs, else one socket for each.
         personality: How it answers: one, or several of which the first that fits a slot counts.
-        ready_after_ms: Time until the guest is ready, as in :func:`~qmpvcpu.testing.rom.rom_image`.
+        ready_after_ms: Time until the guest is ready, as in :func:`~qmpvcpu.testing.rom_image`.
         wait: Wait until it is ready when entered; False (as needed with ``-S``): only until QEMU answers QMP.
         incoming: Start no guest, but wait for one that migrates here (``-incoming defer``); entered, QEMU answers
             QMP. Once ``migrate-incoming`` has brought a micro-guest it can be spoken with as on its source;
@@ -65,7 +65,7 @@ class MicroGuest(GuestVm):
         qmp_sockets: How many QMP sockets QEMU gets: each serves one client at a time.
 
     Attributes:
-        process: The :class:`~qmpvcpu.testing.qemu.QemuProcess`, once entered.
+        process: The :class:`~qmpvcpu.testing.QemuProcess`, once entered.
         accelerator: What it runs under, once entered.
 
     Raises:
