@@ -46,7 +46,7 @@ _OTHER_LINES = 5
 
 _SENTENCES: Final[Mapping[type[Event], str]] = {
     VcpuPlugged: "vCPU {event.ids} is plugged",
-    UnplugRequested: "vCPU {event.ids}: the guest is asked, and has not reacted yet",
+    UnplugRequested: "vCPU {event.ids}: the guest is asked, no reaction yet",
     UnplugAcknowledged: "vCPU {event.ids}: the guest works on it",
     UnplugRefused: "vCPU {event.ids}: the guest refused: {event.reason}",
     UnplugPending: "vCPU {event.ids}: no answer in time, it is pending",
