@@ -139,7 +139,7 @@ class Terminal:
 
     async def wait_on_screen(self, words: str) -> None:
         """Return when *words* stand on the screen."""
-        await self.wait_until(lambda: words in "\n".join(self.screen.lines))
+        await self.wait_until(lambda: words in str(self.screen))
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Return when *condition* holds of what was shown."""

@@ -38,6 +38,9 @@ class Screen:
             lines.pop()
         return lines
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
     @property
     def coloured(self) -> list[Text]:
         """The same lines with their colours."""
