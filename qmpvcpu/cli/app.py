@@ -11,6 +11,7 @@ from qmpvcpu import Proof
 from qmpvcpu.cli import commands, fleet, maps
 from qmpvcpu.cli.demo import GuestKind
 from qmpvcpu.cli.demo import demo as play
+from qmpvcpu.cli.doctor import doctor
 from qmpvcpu.cli.launching import args
 from qmpvcpu.cli.maps import How, Wish
 from qmpvcpu.cli.nextboot import config
@@ -40,6 +41,8 @@ The VM is named by its QMP socket: --qmp ADDRESS, or QMPVCPU_QMP in the environm
 client at a time: where libvirt or a VMM holds it, give QEMU a second -qmp.
 
   qmpvcpu demo                          see it work, on a VM of its own
+
+  qmpvcpu doctor                        what works on this machine, and what to do if not
 
   qmpvcpu list --qmp /run/vm.qmp        every vCPU, plugged or not
 
@@ -379,4 +382,5 @@ def xml(
 # Whose words stand with what they do.
 app.command("watch", short_help="Follow what happens to the vCPUs.")(takes_groups(watch))
 app.command("args", short_help="Print QEMU's arguments for a domain XML.")(takes_groups(args))
+app.command("doctor", short_help="Tell what works here, and what to do about what does not.")(takes_groups(doctor))
 app.command("config", short_help="Show or change a VM's next boot, without the VM.")(takes_groups(config))
