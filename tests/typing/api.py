@@ -43,7 +43,7 @@ from qmpvcpu.domainxml import DomainVcpus, parse, render, update, validate
 from qmpvcpu.errors import DomainRuleError
 from qmpvcpu.fleet import Fleet, VmResult
 from qmpvcpu.launch import LaunchArguments, arguments
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import LinuxVm, MicroGuest, Personality, QemuVm, QmpMessage
 
 
 async def every_kind_of_target(client: QMPClient, connected: socket.socket) -> None:
@@ -177,3 +177,11 @@ async def a_guest() -> None:
     async with MicroGuest(personality=[refusing, Personality.slow(20)]) as guest:
         assert_type(guest.qmp, Path)
         await guest.become(Personality.obliging())
+
+
+def fixtures_of_the_pytest_plugin(qemu_vm: QemuVm, linux_vm: LinuxVm, vcpus: VcpuController) -> None:
+    assert_type(qemu_vm.qmp, Path)
+    qemu_vm.become(Personality.held())
+    assert_type(qemu_vm.transcript, tuple[QmpMessage, ...])
+    assert_type(linux_vm.online(), VcpuMap)
+    assert_type(vcpus.layout, Layout)
