@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,28 @@ def test_every_dependency_is_named_with_its_reason() -> None:
     named = {re.split(r"[\[<>=]", spec)[0] for spec in specs}
     assert len(named) > 10
     assert [name for name in sorted(named) if f"`{name}`" not in text] == []
+
+
+def test_the_floors_are_those_that_the_layers_keep() -> None:
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    kept = [{name.removeprefix("qmpvcpu.") for name in re.split(r" \| ", layer)} for layer in layers]
+    floors: dict[str, set[str]] = {}
+    for floor, modules, _ in rows(page("design.md"), 3):
+        if floor.isdigit():
+            floors.setdefault(floor, set()).update(re.findall(r"`(\w+)/?`", modules))
+    place = {name: number for number, names in enumerate(kept) for name in names}
+    assert set(place) == set().union(*floors.values())
+    for higher, lower in pairwise(sorted(floors, reverse=True)):
+        assert max(place[name] for name in floors[higher]) < min(place[name] for name in floors[lower])
+
+
+def test_the_checks_that_are_named_are_what_ci_runs() -> None:
+    (everything,) = block("docs/contributing.md", "what CI runs").lines
+    assert everything.removeprefix("bash ") in (ROOT / ".ci" / "run").read_text()
+    run = (ROOT / "tests" / "run.sh").read_text().replace('"$bin/', "").replace('"', "")
+    checks = block("docs/contributing.md", "the single checks").lines
+    assert [check for check in checks if check not in run] == []
+    assert len(re.findall(r"^check [a-z]", run, re.MULTILINE)) == len(checks)
 
 
 def test_every_page_is_in_the_index() -> None:
