@@ -106,7 +106,7 @@ class Monitor:
             timeout: For connection, greeting and negotiation together.
             on_event: Called with each event, in wire order; possibly before `open` returns. What it raises is
                 logged.
-            on_lost: Called once when the session ends other than by `close`.
+            on_lost: Called once when the session ends other than by `close`, before any command in flight is told.
 
         Returns:
             The session.
