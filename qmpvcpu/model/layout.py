@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -294,19 +293,3 @@ class Layout(Value):
     def _can_leave(self, slot: Slot) -> bool:
         boot = slot.device_id is None
         return slot.present and slot.first != 0 and self.vm.can_unplug and not (boot and self.vm.libvirt_owned)
-
-    def with_slot(self, slot: Slot) -> "Layout":
-        """Return the next layout: *slot* in the place of the one with its first id, newest if newly filled."""
-        index = self.index_of(slot.first)
-        creation = dict.fromkeys(self.creation)
-        if slot.qom_path != self.slots[index].qom_path:
-            creation.pop(slot.first, None)
-        if slot.present:
-            creation.setdefault(slot.first)
-        return replace(
-            self,
-            slots=(*self.slots[:index], slot, *self.slots[index + 1 :]),
-            creation=tuple(creation),
-            pending_slots=self.pending_slots if slot.present else self.pending_slots - {slot.first},
-            generation=self.generation + 1,
-        )
