@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qmpvcpu.cli.documents import SCHEMA, document
 from qmpvcpu.errors import DomainXmlError, InvalidMapError, QmpVcpuError
 from qmpvcpu.model import Layout, Vcpu, VcpuMap, as_json, verdict_of
 
@@ -25,8 +26,6 @@ __all__ = [
     "vcpu_table",
 ]
 
-SCHEMA = "qmpvcpu/1"
-
 # Wider rows wrap on a terminal of 80 columns; ids with ranges say it shorter then.
 _MOST_IN_ROW = 16
 # Longer tables name free vCPUs in one line instead.
@@ -35,11 +34,6 @@ _SECOND = 1.0
 _ARGUMENT = re.compile(r"\b(allow_fatal|allow_boot_vcpus|include_boot)=True\b")
 # QEMU names them in no particular order.
 _LEVELS = ("drawer-id", "book-id", "socket-id", "die-id", "cluster-id", "module-id", "core-id", "thread-id")
-
-
-def document(**content: Any) -> dict[str, Any]:
-    """Return a JSON document with its schema first."""
-    return {"schema": SCHEMA, **content}
 
 
 def state_json(layout: Layout) -> dict[str, Any]:
