@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if "list" in words and "--json" in words:
             if arguments is None:
-                gc.disable()  # a twentieth of the time of this process, which ends before there is anything to collect
+                gc.disable()  # a process so short has nothing to collect, and loses a twentieth by looking
             from qmpvcpu.cli import quick  # noqa: PLC0415 -- only where it is likely to be of use
 
             if (address := quick.address_of(words)) is not None:
