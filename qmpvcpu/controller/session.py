@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from qmpvcpu import qapi
 from qmpvcpu.controller.keeper import Keeper
-from qmpvcpu.controller.reading import Reader
 from qmpvcpu.controller.request import UnplugVerdict, verdict_on
 from qmpvcpu.controller.stream import EventStream
 from qmpvcpu.engine import Engine, Read, Removal, State
@@ -28,6 +27,7 @@ from qmpvcpu.errors import (
 from qmpvcpu.model import Disconnected, Event, Layout, Pending, VcpuMap
 from qmpvcpu.monitor import Monitor
 from qmpvcpu.monitor.waiting import wait_ended, wait_woken, wake
+from qmpvcpu.reading import Reader
 
 if TYPE_CHECKING:
     from qmpvcpu.controller.nextboot import NextBoot

@@ -1,6 +1,7 @@
 """From a wish to the steps that reach it, or the reasons why not."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from qmpvcpu.errors import (
     DenialReason,
@@ -11,7 +12,6 @@ from qmpvcpu.errors import (
     shorten,
 )
 from qmpvcpu.model import Action, Denied, KnownFault, Layout, Slot, Step, VcpuMap
-from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.planning.checks import Situation, check_keep, check_plug, check_unplug, fatal_plug, fatal_unplug
 from qmpvcpu.planning.explain import explained, merged, named
 
@@ -21,8 +21,8 @@ _MOST_QUOTED = 40
 _OF_THE_MACHINE = (DenialReason.MACHINE_CANNOT_PLUG, DenialReason.MACHINE_CANNOT_UNPLUG)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Plan(Value):
+@dataclass(frozen=True)
+class Plan:
     """What is to be done, in order, and what cannot be; ``str()`` explains it.
 
     One step a slot, since the vCPUs of one slot move together. Plugs come first, by ascending id: the guest never has
