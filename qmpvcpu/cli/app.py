@@ -38,8 +38,9 @@ _MAX_ID = 16383
 
 _HELP = """Plug and unplug chosen vCPUs of a running QEMU, on evidence.
 
-The VM is named by its QMP socket: --qmp ADDRESS, or QMPVCPU_QMP in the environment. A UNIX QMP socket serves one
-client at a time: where libvirt or a VMM holds it, give QEMU a second -qmp.
+The VM is named by its QMP socket: --qmp ADDRESS, or QMPVCPU_QMP in the environment. A QMP socket serves one client at
+a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second one:
+-qmp unix:/run/vm.qmp2,server=on,wait=off; of libvirt by <qemu:commandline>. docs/sharing.md has all ways.
 
   qmpvcpu demo                          see it work, on a VM of its own
 
@@ -342,9 +343,9 @@ def recover(
 
       qmpvcpu recover --finish --record vm.xml --qmp /run/vm.qmp
 
-    Exit codes: 0 nothing was interrupted, or nothing is left to do of it; 1 something is left to do, or a removal is
-    still unanswered; 2 bad usage, or denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record
-    unreadable or locked; 130 stopped by SIGINT or SIGTERM.
+    Exit codes: 0 nothing was interrupted, or nothing is left to do of it; 1 something is left to do, also where
+    --finish or --revert finds but a removal that the guest has still to answer; 2 bad usage, or denied, nothing sent;
+    3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or SIGTERM.
     """
     if finish and revert:
         raise BadUsageError("--finish or --revert: one of them")

@@ -138,7 +138,7 @@ async def recover(shell: Shell, how: How, config: Path | None) -> Answer:
             )
         looked = await vm.recover("report")
         if intent is None or looked is None:
-            return _nothing_interrupted(vm.layout)
+            return _nothing_interrupted(vm.layout, how)
         shell.beside["interrupted"] = intent_json(intent)
         shell.say(intent_text(intent))
         if how is How.REPORT:
@@ -150,16 +150,16 @@ async def recover(shell: Shell, how: How, config: Path | None) -> Answer:
     return Answer(REACHED, content, report_text(report))
 
 
-def _nothing_interrupted(layout: Layout) -> Answer:
-    """Tell so; a removal that a transition has left behind is still to be answered, and nobody can withdraw it."""
+def _nothing_interrupted(layout: Layout, how: How) -> Answer:
+    """Tell so, and of removals that are still to be answered: nothing can finish or revert those but the guest."""
     content = document(interrupted=None, **state_json(layout))
     text = f"nothing was interrupted\n{state_text(layout)}"
     if not layout.pending:
         return Answer(REACHED, content, text)
     slots = " ".join(str(first) for first in sorted(layout.pending_slots))
-    pending = f"qmpvcpu: nothing to finish or revert; the guest has still to answer for vCPU {layout.pending}"
+    pending = f"qmpvcpu: the removal of vCPU {layout.pending} was asked for, and the guest has still to answer"
     advice = f"to wait for it: qmpvcpu unplug {slots} (nothing is sent again); to have it stay: qmpvcpu set, with it"
-    return Answer(NOT_REACHED, content, text, (pending, advice))
+    return Answer(REACHED if how is How.REPORT else NOT_REACHED, content, text, (pending, advice))
 
 
 def _as_looked(shell: Shell, looked: TransitionReport) -> Answer:
