@@ -12,7 +12,17 @@ from qmpvcpu.errors import (
     shorten,
 )
 from qmpvcpu.model import Action, Denied, KnownFault, Layout, Slot, Step, VcpuMap
-from qmpvcpu.planning.checks import Situation, check_keep, check_plug, check_unplug, fatal_plug, fatal_unplug
+from qmpvcpu.planning.checks import (
+    COUNT,
+    PLUG,
+    UNPLUG,
+    Situation,
+    check_keep,
+    check_plug,
+    check_unplug,
+    fatal_plug,
+    fatal_unplug,
+)
 from qmpvcpu.planning.explain import explained, merged, named
 
 __all__ = ["Plan", "check_plan", "plan_count", "plan_map", "plan_plugs", "read_wish"]
@@ -202,8 +212,10 @@ def _splits(layout: Layout, count: int, reached: set[int]) -> Denied:
 
 
 def _action_of(denied: Denied, plan: Plan) -> str:
-    """Return what was not to be: the unplug of what is plugged, the plug of what is not."""
-    return "unplug" if denied.ids and denied.ids <= plan.start else "plug"
+    """Return what was not to be: the count itself, the unplug of what is plugged, the plug of what is not."""
+    if not denied.ids:
+        return COUNT
+    return UNPLUG if denied.ids <= plan.start else PLUG
 
 
 def _state(enabled: VcpuMap, pending: VcpuMap) -> str:
