@@ -92,7 +92,7 @@ def test_each_qemu_that_was_named_runs_every_test_that_it_is_new_enough_for(tmp_
                 pass
 
             async def test_any(vcpus):
-                assert vcpus.capabilities.version[0] in {7, 10}
+                assert vcpus.capabilities.qemu_version[0] in {7, 10}
         """,
     )
     session = run(tmp_path, "-rs", env=environment(QMPVCPU_QEMU=":".join(qemus.values()), QMPVCPU_ACCEL="tcg"))

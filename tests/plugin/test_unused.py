@@ -1,11 +1,10 @@
 """The plugin in sessions that have no use for it, or lack what it needs."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.plugin.sessions import run, write
+from tests.plugin.sessions import environment, run, write
 
 
 def modules_after(statement: str) -> set[str]:
@@ -34,7 +33,7 @@ def test_a_session_without_vms_imports_and_leaves_nothing(tmp_path: Path) -> Non
         test_nothing="""
             import sys
 
-            def test_nothing(tmp_path_factory):
+            def test_nothing():
                 ours = sorted(name for name in sys.modules if name.startswith("qmpvcpu.testing."))
                 assert ours == [
                     "qmpvcpu.testing.plugin",
@@ -44,9 +43,10 @@ def test_a_session_without_vms_imports_and_leaves_nothing(tmp_path: Path) -> Non
                 ]
         """,
     )
-    session = run(tmp_path, "--basetemp=temporary")
+    (tmp_path / "temporary").mkdir()
+    session = run(tmp_path, env=environment(TMPDIR=str(tmp_path / "temporary")))
     assert session.outcomes == {"passed": 1}, session.output
-    assert os.listdir(tmp_path / "temporary") == []  # noqa: PTH208 - a list to compare
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_without_pytest_asyncio_only_what_needs_it_fails_and_says_so(tmp_path: Path) -> None:
