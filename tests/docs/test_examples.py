@@ -65,7 +65,7 @@ async def test_every_way_an_unplug_can_end_is_told_by_the_readme() -> None:
 
 @pytest.mark.qemu
 async def test_the_example_of_the_testing_page_holds() -> None:
-    (example,) = python_blocks(ROOT / "docs" / "testing.md")
+    *_, example = python_blocks(ROOT / "docs" / "testing.md")
     module = module_of(example)
     await module.a_test_of_yours()
     assert module.MicroGuest is MicroGuest
