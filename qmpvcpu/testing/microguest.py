@@ -131,6 +131,14 @@ class MicroGuest(GuestVm):
             await self._start(qemu, accel, timeout=_TIMEOUT)
         return self
 
+    @staticmethod
+    def spelled_out(said: str) -> str:
+        """What the guest said on its serial port, a line for each of its words."""
+        meanings = {word.decode(): meaning for word, meaning in _WORDS.items()}
+        return "\n".join(
+            f"{word}: {meanings.get(word, 'a word that the micro-guest does not have')}" for word in said
+        )
+
     async def wait_ready(self, *, timeout: float = _TIMEOUT) -> None:  # noqa: ASYNC109 - a bound that names its failure
         """Return when the guest has booted once more than this was answered; after a reset: when it is up again.
 

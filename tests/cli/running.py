@@ -10,10 +10,13 @@ import re
 import struct
 import sys
 import termios
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.cli.schema import check, command_of
+from tests.cli.screen import Screen
 
 _DEADLINE = 40.0
 
@@ -25,13 +28,22 @@ class Ran:
     code: int
     out: str
     err: str
+    command: str = "usage"
 
     @property
     def document(self) -> dict[str, Any]:
-        """The one document on standard output."""
+        """The one document on standard output, which is as its schema says."""
         document: dict[str, Any] = json.loads(self.out)
-        assert document["schema"] == "qmpvcpu/1"
+        check(document, self.command)
         return document
+
+    @property
+    def documents(self) -> list[dict[str, Any]]:
+        """The documents on standard output, one a line."""
+        documents: list[dict[str, Any]] = [json.loads(line) for line in self.out.splitlines()]
+        for document in documents:
+            check(document, self.command)
+        return documents
 
     @property
     def error(self) -> dict[str, Any]:
@@ -46,6 +58,7 @@ class Running:
     """A run that goes on."""
 
     process: asyncio.subprocess.Process
+    command: str
 
     async def wait_said(self, words: str) -> None:
         """Return when *words* were said on standard error."""
@@ -62,7 +75,7 @@ class Running:
         async with asyncio.timeout(_DEADLINE):
             out, err = await self.process.communicate()
         assert self.process.returncode is not None
-        ran = Ran(self.process.returncode, out.decode(), err.decode())
+        ran = Ran(self.process.returncode, out.decode(), err.decode(), self.command)
         assert "Traceback" not in ran.out + ran.err, ran
         return ran
 
@@ -90,7 +103,7 @@ async def running(
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        yield Running(process)
+        yield Running(process, command_of(arguments))
     finally:
         if process.returncode is None:
             process.kill()
@@ -109,12 +122,15 @@ class Terminal:
 
     Attributes:
         process: The run.
+        screen: What the terminal shows now.
         shown: Everything so far, as text.
     """
 
     process: asyncio.subprocess.Process
+    screen: Screen
     shown: str = ""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def read(self, master: int) -> None:
         """Take in what there is; at the end of the other side there is an error instead."""
@@ -122,35 +138,47 @@ class Terminal:
             said = os.read(master, 65536)
         except OSError:
             asyncio.get_running_loop().remove_reader(master)
+            self._ended.set()
         else:
+            self.screen.feed(said)
             self.shown += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode(errors="replace"))
         self._news.set()
 
     async def wait_shown(self, words: str) -> None:
         """Return when *words* were shown."""
+        await self.wait_until(lambda: words in self.shown)
+
+    async def wait_on_screen(self, words: str) -> None:
+        """Return when *words* stand on the screen."""
+        await self.wait_until(lambda: words in str(self.screen))
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return when *condition* holds of what was shown."""
         async with asyncio.timeout(_DEADLINE):
-            while words not in self.shown:
+            while not condition():
                 self._news.clear()
                 await self._news.wait()
 
     async def end(self) -> int:
-        """Return the exit code, once it has ended."""
+        """Return the exit code, once it has ended and all that it showed is taken in."""
         async with asyncio.timeout(_DEADLINE):
-            return await self.process.wait()
+            code = await self.process.wait()
+            await self._ended.wait()
+        return code
 
 
 @contextlib.asynccontextmanager
-async def on_terminal(*arguments: str | Path, columns: int = 80) -> AsyncIterator[Terminal]:
-    """Start the command line with *arguments* on a terminal of 30 lines."""
+async def on_terminal(*arguments: str | Path, columns: int = 80, lines: int = 30) -> AsyncIterator[Terminal]:
+    """Start the command line with *arguments* on a terminal of so many columns and lines."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     env = environment(TERM="xterm")
     del env["COLUMNS"]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "qmpvcpu.cli", *map(str, arguments)), env=env, stdin=slave, stdout=slave, stderr=slave
     )
     os.close(slave)
-    terminal = Terminal(process)
+    terminal = Terminal(process, Screen(columns, lines))
     asyncio.get_running_loop().add_reader(master, terminal.read, master)
     try:
         yield terminal
