@@ -29,8 +29,9 @@ html_title = f"qmpvcpu {version}"
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}
-html_static_path = ["images"]
-templates_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["manual.css"]
+toc_object_entries_show_parents = "hide"
 
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "undoc-members": True}

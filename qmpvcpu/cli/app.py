@@ -29,6 +29,7 @@ from qmpvcpu.cli.options import (
 )
 from qmpvcpu.cli.run import Shell, carry_out, failure, print_answer
 from qmpvcpu.cli.watch import watch
+from qmpvcpu.cli.writing import xml
 
 __all__ = ["app", "run"]
 
@@ -37,8 +38,9 @@ _MAX_ID = 16383
 
 _HELP = """Plug and unplug chosen vCPUs of a running QEMU, on evidence.
 
-The VM is named by its QMP socket: --qmp ADDRESS, or QMPVCPU_QMP in the environment. A UNIX QMP socket serves one
-client at a time: where libvirt or a VMM holds it, give QEMU a second -qmp.
+The VM is named by its QMP socket: --qmp ADDRESS, or QMPVCPU_QMP in the environment. A QMP socket serves one client at
+a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second one:
+-qmp unix:/run/vm.qmp2,server=on,wait=off; of libvirt by <qemu:commandline>. docs/sharing.md has all ways.
 
   qmpvcpu demo                          see it work, on a VM of its own
 
@@ -307,19 +309,22 @@ def plan(
         int | None, typer.Option("--count", metavar="N", help="Instead of a map: how many.", show_default=False)
     ] = None,
     include_boot: IncludeBoot = False,
+    impact: Impact,
     permits: Permits,
     options: Options,
 ) -> int:
-    """Show what set, or count, would do now, step by step, and what would be denied. Nothing is sent.
+    """Show what set, or count, would do now, step by step, and what would be denied. Nothing is sent, or written.
 
       qmpvcpu plan 0,2-5 --qmp /run/vm.qmp
 
       qmpvcpu plan --count 2 --include-boot --qmp /run/vm.qmp --json
 
+      qmpvcpu plan 0-3 --affect both --config vm.xml --qmp /run/vm.qmp
+
     Exit codes: 0 it can be tried, or is so already; 2 denied, or bad usage or input; 3 no connection, or QEMU lost;
     4 record unreadable or locked.
     """
-    return carry_out(options, lambda shell: maps.plan(shell, Wish(wish, number, include_boot), permits))
+    return carry_out(options, lambda shell: maps.plan(shell, Wish(wish, number, include_boot), permits, impact))
 
 
 @app.command(short_help="Finish or revert what was cut short.")
@@ -340,9 +345,9 @@ def recover(
 
       qmpvcpu recover --finish --record vm.xml --qmp /run/vm.qmp
 
-    Exit codes: 0 nothing was interrupted, or nothing is left to do of it; 1 something is left to do; 2 bad usage, or
-    denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by
-    SIGINT or SIGTERM.
+    Exit codes: 0 nothing was interrupted, or nothing is left to do of it; 1 something is left to do, also where
+    --finish or --revert finds but a removal that the guest has still to answer; 2 bad usage, or denied, nothing sent;
+    3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or SIGTERM.
     """
     if finish and revert:
         raise BadUsageError("--finish or --revert: one of them")
@@ -350,36 +355,8 @@ def recover(
     return carry_out(options, lambda shell: maps.recover(shell, how, config))
 
 
-@app.command(short_help="Print libvirt's domain XML.")
-@takes_groups
-def xml(
-    *,
-    emulator: Annotated[
-        Path | None,
-        typer.Option("--emulator", metavar="PATH", help="QEMU that shall run it, as <emulator>.", show_default=False),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Replace this file, whole or not at all.", show_default=False
-        ),
-    ] = None,
-    options: Options,
-) -> int:
-    """Print the live state as libvirt's domain XML, as virsh define accepts it.
-
-    What libvirt cannot say, or QEMU does not tell, is left out and named on standard error.
-
-      qmpvcpu xml --qmp /run/vm.qmp --emulator /usr/bin/qemu-system-x86_64 -o vm.xml
-
-    Exit codes: 0 written; 2 bad usage, or a VM that libvirt has no words for; 3 no connection, or QEMU lost;
-    4 record unreadable or locked.
-    """
-    path = None if emulator is None else str(emulator.absolute())
-    return carry_out(options, lambda shell: commands.write_xml(shell, path, output))
-
-
 # Whose words stand with what they do.
+app.command("xml", short_help="Print libvirt's domain XML.")(takes_groups(xml))
 app.command("watch", short_help="Follow what happens to the vCPUs.")(takes_groups(watch))
 app.command("args", short_help="Print QEMU's arguments for a domain XML.")(takes_groups(args))
 app.command("doctor", short_help="Tell what works here, and what to do about what does not.")(takes_groups(doctor))

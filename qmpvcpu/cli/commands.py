@@ -3,26 +3,24 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Group
 
 from qmpvcpu import Affect, Proof, VcpuController
 from qmpvcpu.cli.nextboot import change_config, disable, enable
-from qmpvcpu.cli.options import BadUsageError, Daring, Impact, Permits
+from qmpvcpu.cli.options import Daring, Impact, Permits
 from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.run import REACHED, Answer, Shell
 from qmpvcpu.cli.show import document, headline, map_row, milliseconds, state_json
 from qmpvcpu.cli.table import WIDE, vcpu_table
 from qmpvcpu.controller.request import error_for
-from qmpvcpu.domainxml import omissions, render
-from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError, RecordError
+from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError
 from qmpvcpu.model import Action, Plugged, Step, Unplugged, VmStatus, as_json, verdict_of
 from qmpvcpu.model.jsonform import layout_as_json
 from qmpvcpu.planning import Situation, check_unplug
-from qmpvcpu.record import DomainConfig, save
+from qmpvcpu.record import DomainConfig
 
-__all__ = ["list_vcpus", "plug", "unplug", "write_xml"]
+__all__ = ["list_vcpus", "plug", "unplug"]
 
 
 async def list_vcpus(shell: Shell) -> Answer:
@@ -139,19 +137,3 @@ async def _unplug_one(shell: Shell, vm: VcpuController, vcpu: int, timeout: floa
         raise error
     if isinstance(verdict, Unplugged):
         shell.say(f"unplugged vCPU {verdict.ids} in {milliseconds(verdict.seconds)}")
-
-
-async def write_xml(shell: Shell, emulator: str | None, output: Path | None) -> Answer:
-    """Write the live state as libvirt's domain XML."""
-    async with shell.attach(reply_timeout=shell.reply_timeout) as vm:
-        layout = vm.layout
-    xml = render(layout, emulator=emulator)
-    left_out = omissions(layout)
-    content = document(xml=xml.decode(), left_out=list(left_out), **state_json(layout))
-    if output is None:
-        return Answer(REACHED, content, xml.decode().rstrip("\n"), complaint=left_out)
-    try:
-        await save(output, xml)
-    except RecordError as error:
-        raise BadUsageError(f"--output: {error}") from error
-    return Answer(REACHED, content | {"output": str(output)}, f"written to {output}", complaint=left_out)

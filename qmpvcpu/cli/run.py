@@ -24,6 +24,7 @@ from qmpvcpu.cli.stopping import Stopping
 from qmpvcpu.errors import (
     DomainXmlError,
     InvalidMapError,
+    MonitorConnectError,
     MonitorError,
     OutcomeUnknownError,
     PlanError,
@@ -213,6 +214,8 @@ def failure(error: BaseException, shell: Shell) -> Answer:
         left = ",".join(map(str, shell.not_sent))
         content["not_sent"] = left
         complaint.append(f"not asked for any more: {left}")
+    if isinstance(error, MonitorConnectError) and "another client" in message:
+        complaint.append("how to share a VM with who holds its socket: qmpvcpu --help, and docs/sharing.md")
     if shell.vm is not None:
         layout = shell.vm.layout
         content |= state_json(layout)

@@ -1,6 +1,6 @@
 """Floor 5: one running VM. The shell around the engine: sends, reads, waits, records; decides nothing by itself."""
 
-from qmpvcpu.controller.attach import attach
+from qmpvcpu.controller.attaching import attach
 from qmpvcpu.controller.controller import VcpuController
 from qmpvcpu.controller.migration import Export, check_target, confirm_target
 from qmpvcpu.controller.request import UnplugRequest

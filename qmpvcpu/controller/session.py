@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from qmpvcpu import qapi
 from qmpvcpu.controller.keeper import Keeper
-from qmpvcpu.controller.reading import Reader
 from qmpvcpu.controller.request import UnplugVerdict, verdict_on
 from qmpvcpu.controller.stream import EventStream
 from qmpvcpu.engine import Engine, Read, Removal, State
@@ -27,6 +26,8 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model import Disconnected, Event, Layout, Pending, VcpuMap
 from qmpvcpu.monitor import Monitor
+from qmpvcpu.monitor.waiting import wait_ended, wait_woken, wake
+from qmpvcpu.reading import Reader
 
 if TYPE_CHECKING:
     from qmpvcpu.controller.nextboot import NextBoot
@@ -204,7 +205,7 @@ class Session:
         settled = self.engine.take_settled()
         for removal in settled:
             for waiting in self._settling.pop(id(removal), ()):
-                _wake(waiting)
+                wake(waiting)
         for predicate, future in self._waiters:
             if not future.done():
                 _try(predicate, self.layout, future)
@@ -262,7 +263,7 @@ class Session:
         waiting = self._settling.setdefault(id(removal), [])
         waiting.append(answer)
         try:
-            await self._wait(answer, limit)
+            await wait_woken(answer, limit)
         finally:
             waiting.remove(answer)
         if not removal.state.is_final and limit:
@@ -280,15 +281,6 @@ class Session:
         working = removal.state is State.WORKING
         return Pending(removal.ids, acknowledged=working, seconds=self.loop.time() - removal.requested_at)
 
-    async def _wait(self, future: asyncio.Future[None], limit: float | None) -> None:
-        """Wait for *future*, the caller's alone, at most *limit* seconds; asyncio.wait would wake it a step later."""
-        alarm = None if limit is None else self.loop.call_later(limit, _wake, future)
-        try:
-            await future
-        finally:
-            if alarm is not None:
-                alarm.cancel()
-
     # Commands.
 
     def start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
@@ -305,10 +297,7 @@ class Session:
 
     async def replied(self, action: str, ids: VcpuMap, task: asyncio.Task[None]) -> None:
         """Wait for a command's reply within its deadline; the command itself goes on."""
-        reply = self.loop.create_future()
-        task.add_done_callback(lambda _: _wake(reply))
-        await self._wait(reply, self.timeout)
-        if not task.done():
+        if not await wait_ended(task, self.timeout):
             silence = MonitorTimeoutError("device_add" if action == "plug" else "device_del", self.timeout)
             why = f"{silence}; a late reply is taken in, and is an event"
             raise OutcomeUnknownError(action, ids, why) from silence
@@ -379,11 +368,6 @@ class Session:
         if self._letting_go is not None:
             await asyncio.wait({self._letting_go})
         await self.keeper.close()
-
-
-def _wake(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
 
 
 def _try(predicate: Callable[[Layout], object], layout: Layout, future: asyncio.Future[None]) -> None:

@@ -2,12 +2,11 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmInfo
 
@@ -59,8 +58,8 @@ class CpuProps(Mapping[str, Any]):
         return value if isinstance(value, int) else None
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Slot(Value):
+@dataclass(frozen=True, slots=True)
+class Slot:
     """One entry of ``query-hotpluggable-cpus``: one or more vCPUs that are plugged and unplugged together.
 
     Attributes:
@@ -143,8 +142,8 @@ class Slot(Value):
         return Slot(*fixed, qom_path, host_tids, answer)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Vcpu(Value):
+@dataclass(frozen=True, slots=True)
+class Vcpu:
     """One vCPU, present or not.
 
     Attributes:
@@ -189,8 +188,8 @@ class Vcpu(Value):
         return self.slot.props
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Layout(Value):
+@dataclass(frozen=True)
+class Layout:
     """All slots of a VM at one moment; ``layout[3]`` is vCPU 3.
 
     Attributes:
@@ -294,19 +293,3 @@ class Layout(Value):
     def _can_leave(self, slot: Slot) -> bool:
         boot = slot.device_id is None
         return slot.present and slot.first != 0 and self.vm.can_unplug and not (boot and self.vm.libvirt_owned)
-
-    def with_slot(self, slot: Slot) -> "Layout":
-        """Return the next layout: *slot* in the place of the one with its first id, newest if newly filled."""
-        index = self.index_of(slot.first)
-        creation = dict.fromkeys(self.creation)
-        if slot.qom_path != self.slots[index].qom_path:
-            creation.pop(slot.first, None)
-        if slot.present:
-            creation.setdefault(slot.first)
-        return replace(
-            self,
-            slots=(*self.slots[:index], slot, *self.slots[index + 1 :]),
-            creation=tuple(creation),
-            pending_slots=self.pending_slots if slot.present else self.pending_slots - {slot.first},
-            generation=self.generation + 1,
-        )

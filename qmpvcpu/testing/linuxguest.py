@@ -301,5 +301,12 @@ def find_images() -> tuple[Path, Path]:
     images = home / "vmlinuz", home / "initramfs.gz"
     for image in images:
         if not image.exists():
-            raise LinuxGuestMissingError(f"no {image}: make the Linux guest with `bash fixtures/linux/build.sh`")
+            raise LinuxGuestMissingError(f"no {image}: make the Linux guest with `bash {_build_script()}`")
     return images
+
+
+def _build_script() -> Path:
+    """The script that makes the guest: in a wheel it lies beside this module, in a checkout where it is written."""
+    here = Path(__file__).parent
+    packed = here / "linux" / "build.sh"
+    return packed if packed.exists() else here.parents[1] / "fixtures" / "linux" / "build.sh"

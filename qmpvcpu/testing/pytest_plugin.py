@@ -4,18 +4,22 @@ Every pytest of an environment that has qmpvcpu loads this module, so it imports
 with the first test that uses a fixture.
 """
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from qmpvcpu.testing.plugin.stash import EVIDENCE
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from pathlib import Path
 
+    import pluggy
+
     from qmpvcpu.testing.plugin.host import Test, VmHost
     from qmpvcpu.testing.vms import LinuxVm, LinuxVmFactory, QemuVm, QemuVmFactory
 
-_EVIDENCE = pytest.StashKey["list[Evidence]"]()
 
 _VM = "topology=None, extra_args=(), qmp_sockets=2, incoming=False, accel=None, min_version=None"
 _MARKERS = {
@@ -60,14 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, and the fixtures that need the event loop of the test."""
     for name, options in _MARKERS.items():
         config.addinivalue_line("markers", f"{name}({options}): what the fixture {name} gives (qmpvcpu)")
-    if config.pluginmanager.hasplugin("asyncio"):
-        from qmpvcpu.testing.plugin import async_fixtures  # noqa: PLC0415
-
-        config.pluginmanager.register(async_fixtures, "qmpvcpu-async")
-    else:
-        from qmpvcpu.testing.plugin import no_async_fixtures  # noqa: PLC0415
-
-        config.pluginmanager.register(no_async_fixtures, "qmpvcpu-async")
+    fixtures = "async_fixtures" if _has_pytest_asyncio(config) else "no_async_fixtures"
+    config.pluginmanager.import_plugin(f"qmpvcpu.testing.plugin.{fixtures}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -81,18 +79,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("qemu_binary", named, indirect=True, scope="session")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pytest.TestReport, pytest.TestReport]":
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Result[pytest.TestReport], None]":
     """Put what the VMs of a failed test have to tell into its report, once."""
-    report = yield
-    evidence = item.stash.get(_EVIDENCE, [])
+    outcome = yield
+    report = outcome.get_result()
+    evidence = item.stash.get(EVIDENCE, [])
     if report.failed and evidence:
         from qmpvcpu.testing.plugin.evidence import attach_evidence  # noqa: PLC0415
         from qmpvcpu.testing.plugin.settings import Settings  # noqa: PLC0415
 
         attach_evidence(item.nodeid, report, evidence, artifacts=Settings.of(item.config).artifacts)
         evidence.clear()
-    return report
 
 
 @pytest.fixture(scope="session")
@@ -152,4 +150,13 @@ def linux_vm(request: pytest.FixtureRequest, linux_vm_factory: Any) -> "LinuxVm"
 def _test(request: pytest.FixtureRequest, qemu: str | None) -> "Test":
     from qmpvcpu.testing.plugin.host import Test  # noqa: PLC0415
 
-    return Test(request.node, qemu, request.node.stash.setdefault(_EVIDENCE, []))
+    return Test(request.node, qemu, request.node.stash.setdefault(EVIDENCE, []))
+
+
+def _has_pytest_asyncio(config: pytest.Config) -> bool:
+    """Whether a pytest-asyncio is loaded that lets a fixture choose its loop (0.24); an older one may stay."""
+    if not any(map(config.pluginmanager.hasplugin, ("asyncio", "pytest_asyncio", "pytest_asyncio.plugin"))):
+        return False
+    import pytest_asyncio  # noqa: PLC0415
+
+    return "loop_scope" in inspect.signature(pytest_asyncio.fixture).parameters

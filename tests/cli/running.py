@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.cli.schema import check, command_of
 from tests.cli.screen import Screen
 
 _DEADLINE = 40.0
@@ -27,13 +28,22 @@ class Ran:
     code: int
     out: str
     err: str
+    command: str = "usage"
 
     @property
     def document(self) -> dict[str, Any]:
-        """The one document on standard output."""
+        """The one document on standard output, which is as its schema says."""
         document: dict[str, Any] = json.loads(self.out)
-        assert document["schema"] == "qmpvcpu/1"
+        check(document, self.command)
         return document
+
+    @property
+    def documents(self) -> list[dict[str, Any]]:
+        """The documents on standard output, one a line."""
+        documents: list[dict[str, Any]] = [json.loads(line) for line in self.out.splitlines()]
+        for document in documents:
+            check(document, self.command)
+        return documents
 
     @property
     def error(self) -> dict[str, Any]:
@@ -48,6 +58,7 @@ class Running:
     """A run that goes on."""
 
     process: asyncio.subprocess.Process
+    command: str
 
     async def wait_said(self, words: str) -> None:
         """Return when *words* were said on standard error."""
@@ -64,7 +75,7 @@ class Running:
         async with asyncio.timeout(_DEADLINE):
             out, err = await self.process.communicate()
         assert self.process.returncode is not None
-        ran = Ran(self.process.returncode, out.decode(), err.decode())
+        ran = Ran(self.process.returncode, out.decode(), err.decode(), self.command)
         assert "Traceback" not in ran.out + ran.err, ran
         return ran
 
@@ -92,7 +103,7 @@ async def running(
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        yield Running(process)
+        yield Running(process, command_of(arguments))
     finally:
         if process.returncode is None:
             process.kill()

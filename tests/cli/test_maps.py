@@ -23,6 +23,7 @@ from qmpvcpu.model import (
 )
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.cli.running import Ran, run, running
+from tests.cli.schema import command_of
 from tests.controller.vms import exchange
 
 pytestmark = pytest.mark.qemu
@@ -297,7 +298,7 @@ async def said(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Ra
     """Run the command line in a thread of this process, where it starts sooner."""
     code = await asyncio.to_thread(main, [*map(str, arguments)])
     spoken = capsys.readouterr()
-    return Ran(code, spoken.out, spoken.err)
+    return Ran(code, spoken.out, spoken.err, command_of(arguments))
 
 
 async def test_plan_names_all_that_is_denied(story: MicroGuest, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,13 @@ from qmpvcpu import (
     MalformedReplyError,
     MonitorConnectError,
     MonitorTimeoutError,
+    OnFailure,
     Origin,
     OutcomeUnknownError,
     Pending,
     PlugUndoneError,
     StepDeniedError,
+    TransitionError,
     UnplugRefusedError,
     UnsupportedMachineError,
     VcpuController,
@@ -284,6 +286,21 @@ async def test_a_session_that_ends_right_after_a_rejection_leaves_the_rejection(
         with pytest.raises(CommandRejectedError) as caught:
             await vm.plug(5)
         assert caught.value.hint == ""
+
+
+async def test_a_session_that_ends_right_after_a_rejection_lets_a_map_send_nothing_more() -> None:
+    async with recorded("10.0.2-q35-sct-2x2x2-boot3") as (peer, vm):
+
+        async def reject_and_leave(command: Command) -> Any:
+            await command.fail("no")
+            await peer.hang_up()
+            return HANG
+
+        peer.answers["device_del"] = reject_and_leave
+        with pytest.raises(TransitionError) as caught:
+            await vm.set_map("0", on_failure=OnFailure.CONTINUE, in_flight=1, timeout=0)
+        _, other = caught.value.report.steps
+        assert other.verdict is None  # had it been sent, it would be UNKNOWN
 
 
 async def test_a_wait_ends_though_the_last_look_is_not_answered() -> None:

@@ -5,6 +5,7 @@ QEMU and its guest said (`fixtures/captures`), between a caller and qmpvcpu.
 """
 
 import json
+import textwrap
 from collections import defaultdict
 from typing import Any, NamedTuple
 
@@ -16,33 +17,33 @@ IMAGES = ROOT / "docs" / "images"
 
 # --- one removal --------------------------------------------------------------------------------------------------
 
-_BOX = (214, 84)
-_LIVE = {State.SENT: 312, State.REQUESTED: 616, State.WORKING: 920}  # from left to right, with their middles
+_BOX = (166, 100)
+_LIVE = {State.SENT: 236, State.REQUESTED: 480, State.WORKING: 724}  # from left to right, with their middles
 _MIDDLE = 265
 _BARS = {  # what ends it, with the middle of its bar and where its arrows stand beside the middle of a box
-    State.UNPLUGGED: (58, -50, "good"),
-    State.REFUSED: (470, -50, "bad"),
-    State.UNKNOWN: (590, 55, "doubt"),
+    State.UNPLUGGED: (58, -45, "good"),
+    State.REFUSED: (470, -45, "bad"),
+    State.UNKNOWN: (585, 35, "doubt"),
 }
-_REJECTED = 90
+_REJECTED = 64
 _TONE = {State.REJECTED: "bad"} | {state: tone for state, (_, _, tone) in _BARS.items()}
 
 
 def removal() -> Drawing:
     """Draw the table of one removal: a pair that changes the state is an arrow, the others stand in its box."""
-    drawing = Drawing(1050, 640, "One removal, from device_del to its answer")
+    drawing = Drawing(830, 635, "One removal, from device_del to its answer")
     arrows: dict[tuple[State, State], list[str]] = defaultdict(list)
     stays: dict[State, list[str]] = defaultdict(list)
     for (before, evidence), after in TRANSITIONS.items():
         (stays[before] if before is after else arrows[before, after]).append(evidence.name)
     _arrows_to_bar(drawing, arrows, State.UNKNOWN)  # they pass behind the bar above theirs
     for state, (y, _, tone) in _BARS.items():
-        drawing.box(205, y - 34, 822, 68, tone)
-        _words(drawing, 616, y, state, stays[state])
+        drawing.box(153, y - 34, 654, 68, tone)
+        _words(drawing, 480, y, state, stays[state])
     for state in (State.UNPLUGGED, State.REFUSED):
         _arrows_to_bar(drawing, arrows, state)
     for state, x in {**_LIVE, State.REJECTED: _REJECTED}.items():
-        width, height = _BOX if state in _LIVE else (150, _BOX[1])
+        width, height = _BOX if state in _LIVE else (106, _BOX[1])
         drawing.box(x - width / 2, _MIDDLE - height / 2, width, height, _TONE.get(state, "plain"))
         _words(drawing, x, _MIDDLE, state, stays[state])
     for (before, after), names in arrows.items():
@@ -60,17 +61,12 @@ _SHORT = {  # what a box has room for
 
 
 def _words(drawing: Drawing, x: float, y: float, state: State, stays: list[str]) -> None:
-    drawing.text(x, y - 14, state.name, f"strong {_TONE.get(state, 'plain')}-ink")
-    drawing.text(x, y + 4, _SHORT.get(state, state.value), "small")
-    if stays:
-        shown = ", ".join(stays)
-        words = f"unmoved by {shown}"
-        if len(words) > 32 and state in _LIVE:
-            half = len(stays) // 2
-            drawing.text(x, y + 19, f"unmoved by {', '.join(stays[:half])},", "small faint")
-            drawing.text(x, y + 32, ", ".join(stays[half:]), "small faint")
-        else:
-            drawing.text(x, y + 21, words, "small faint")
+    lines = textwrap.wrap(f"unmoved by {', '.join(stays)}", 24 if state in _LIVE else 99) if stays else []
+    top = y - 14 - 7 * max(0, len(lines) - 1)
+    drawing.text(x, top, state.name, f"strong {_TONE.get(state, 'plain')}-ink")
+    drawing.text(x, top + 17, _SHORT.get(state, state.value), "small")
+    for number, line in enumerate(lines):
+        drawing.text(x, top + 33 + 14 * number, line, "small faint")
 
 
 def _arrows_to_bar(drawing: Drawing, arrows: dict[tuple[State, State], list[str]], bar: State) -> None:
@@ -79,25 +75,24 @@ def _arrows_to_bar(drawing: Drawing, arrows: dict[tuple[State, State], list[str]
         if names := arrows.get((state, bar)):
             start, end = (_MIDDLE - _BOX[1] / 2, y + 36) if y < _MIDDLE else (_MIDDLE + _BOX[1] / 2, y - 36)
             drawing.arrow(f"M{x + beside:g} {start:g}V{end:g}", tone)
-            at = (start + end) / 2 if y < 500 else start + 45
+            at = end + 30 if y < _MIDDLE else start + (45 if bar is State.UNKNOWN else 60)
             drawing.text(x + beside + 7, at + 4, ", ".join(names), f"small {tone}-ink", "start")
 
 
 def _arrow_between(drawing: Drawing, before: State, after: State, names: str) -> None:
     start = _LIVE[before]
     if after is State.REJECTED:
-        drawing.arrow(f"M{start - _BOX[0] / 2:g} {_MIDDLE}H{_REJECTED + 77:g}", "bad")
-        drawing.text(_REJECTED + 75, _MIDDLE - 52, names, "small bad-ink")
+        drawing.arrow(f"M{start - _BOX[0] / 2:g} {_MIDDLE}H{_REJECTED + 55:g}", "bad")
+        drawing.text(_REJECTED + 45, _MIDDLE - 58, names, "small bad-ink")
         return
     end = _LIVE[after]
     half = _BOX[0] / 2
     order = list(_LIVE)
     if abs(order.index(before) - order.index(after)) > 1:
         top = _MIDDLE - _BOX[1] / 2
-        drawing.arrow(
-            f"M{start + 60:g} {top:g}C{start + 130:g} {top - 75:g} {end - 150:g} {top - 75:g} {end - 80:g} {top:g}"
-        )
-        drawing.text((start + end) / 2 + 118, top - 52, names, "small plain-ink")
+        high = top - 75
+        drawing.arrow(f"M{start + 40:g} {top:g}C{start + 110:g} {high:g} {end - 130:g} {high:g} {end - 62:g} {top:g}")
+        drawing.text((start + end) / 2 + 98, top - 53, names, "small plain-ink")
     elif start < end:
         drawing.arrow(f"M{start + half:g} {_MIDDLE - 14}H{end - half - 2:g}")
         drawing.text((start + end) / 2, _MIDDLE - 22, names, "small plain-ink")
@@ -128,7 +123,7 @@ class Said(NamedTuple):
 
 
 CALLER, US, QEMU, GUEST = "your program", "qmpvcpu", "QEMU", "guest"
-_COLUMNS = {CALLER: 100, US: 380, QEMU: 700, GUEST: 960}
+_COLUMNS = {CALLER: 78, US: 304, QEMU: 608, GUEST: 800}
 
 
 class Sequence(NamedTuple):
@@ -157,13 +152,13 @@ SEQUENCES = {
             Said(CALLER, US, "await vm.plug(3)"),
             Said(US, US, "may it be sent? else StepDeniedError"),
             Said(US, QEMU, "device_add id=vcpu3, its slot's place", "device_add"),
-            Said(QEMU, GUEST, "hotplug interrupt (GPE): slot 3, insert"),
+            Said(QEMU, GUEST, "interrupt: look at slot 3"),
             Said(QEMU, US, "return {}: the thread is there", "return"),
-            Said(US, CALLER, "VcpuMap('3'); event VcpuPlugged", "", "good"),
+            Said(US, CALLER, "VcpuMap('3'), VcpuPlugged", "", "good"),
             Said(GUEST, QEMU, "takes the CPU, evaluates _OST"),
             Said(QEMU, US, "ACPI_DEVICE_OST: source 1, status 0", "ACPI_DEVICE_OST 1/0"),
-            Said(US, CALLER, "with proof=Proof.ACKNOWLEDGED: now", "", "good"),
-            Said(GUEST, GUEST, "brings the CPU online, in its own time"),
+            Said(US, CALLER, "Proof.ACKNOWLEDGED: done", "", "good"),
+            Said(GUEST, GUEST, "brings it online, later"),
         ),
     ),
     "unplug": Sequence(
@@ -173,17 +168,17 @@ SEQUENCES = {
         (
             Said(CALLER, US, "await vm.unplug(3, timeout=30)"),
             Said(US, QEMU, "device_del id=vcpu3", "device_del"),
-            Said(QEMU, GUEST, "hotplug interrupt (GPE): slot 3, eject request"),
+            Said(QEMU, GUEST, "interrupt: eject slot 3"),
             Said(QEMU, US, "return {}: the request is taken, no more", "return"),
-            Said(US, CALLER, "event UnplugRequested", "", "doubt"),
+            Said(US, CALLER, "UnplugRequested", "", "doubt"),
             Said(GUEST, QEMU, "begins: _OST in progress"),
             Said(QEMU, US, "ACPI_DEVICE_OST: source 3, status 0x84", "ACPI_DEVICE_OST 3/132"),
-            Said(US, CALLER, "event UnplugAcknowledged: pending", "", "doubt"),
-            Said(GUEST, GUEST, "takes the CPU offline, moves its work"),
+            Said(US, CALLER, "UnplugAcknowledged: pending", "", "doubt"),
+            Said(GUEST, GUEST, "takes it offline"),
             Said(GUEST, QEMU, "_EJ0: ejects"),
             Said(QEMU, US, "DEVICE_DELETED …/vcpu3/lapic: not it", "DEVICE_DELETED lapic"),
             Said(QEMU, US, "DEVICE_DELETED …/vcpu3: the proof", "DEVICE_DELETED", "good"),
-            Said(US, CALLER, "VcpuMap('3'); event VcpuUnplugged", "", "good"),
+            Said(US, CALLER, "VcpuMap('3'), VcpuUnplugged", "", "good"),
             Said(QEMU, US, "ACPI_DEVICE_OST: status 0, proves nothing", "ACPI_DEVICE_OST 3/0"),
         ),
     ),
@@ -194,12 +189,12 @@ SEQUENCES = {
         (
             Said(CALLER, US, "await vm.unplug(3, timeout=30)"),
             Said(US, QEMU, "device_del id=vcpu3", "device_del"),
-            Said(QEMU, GUEST, "hotplug interrupt (GPE): slot 3, eject request"),
+            Said(QEMU, GUEST, "interrupt: eject slot 3"),
             Said(QEMU, US, "return {}: the request is taken, no more", "return"),
             Said(GUEST, GUEST, "cannot let go of it"),
             Said(GUEST, QEMU, "_OST with the reason"),
             Said(QEMU, US, "ACPI_DEVICE_OST: source 3, status 0x82", "ACPI_DEVICE_OST 3/130", "bad"),
-            Said(US, CALLER, "UnplugRefusedError: device is busy", "", "bad"),
+            Said(US, CALLER, "UnplugRefusedError: busy", "", "bad"),
         ),
     ),
 }
@@ -210,8 +205,8 @@ _STEP = 38
 def draw(sequence: Sequence) -> Drawing:
     """Draw who says what to whom, from top to bottom."""
     bottom = 96 + _STEP * len(sequence.said)
-    drawing = Drawing(1050, bottom + 10, sequence.title)
-    drawing.text(525, 28, sequence.title, "strong")
+    drawing = Drawing(880, bottom + 10, sequence.title)
+    drawing.text(440, 28, sequence.title, "strong")
     for who, x in _COLUMNS.items():
         drawing.life_line(x, 82, bottom - 14)
         drawing.box(x - 70, 48, 140, 34)

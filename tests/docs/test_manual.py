@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import ROOT
+from tests.docs.blocks import ROOT, block
 
 PUBLIC = [
     "qmpvcpu",
@@ -27,6 +27,8 @@ def manual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manual as HTML; what Sphinx has to say against it fails whoever asks."""
     out = tmp_path_factory.mktemp("manual")
     options = ["-W", "-n", "-q", "--keep-going", "-b", "html", "-d", str(out / "doctrees")]
+    (shown,) = block("docs/contributing.md", "building the manual").lines
+    assert shown == "python -m sphinx -W -n docs /tmp/manual"
     built = subprocess.run(
         [sys.executable, "-m", "sphinx", *options, str(ROOT / "docs"), str(out / "html")],
         capture_output=True,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import pytest
 import pytest_asyncio
 
+from qmpvcpu.testing.plugin.stash import EVIDENCE
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -35,10 +37,13 @@ def _attached_on(scope: _Scope) -> Any:
 
 def _peer_on(scope: _Scope) -> Any:
     @pytest_asyncio.fixture(loop_scope=scope, name=f"_qmpvcpu_peer_{scope}")
-    async def peer(_qmpvcpu_peer_options: dict[str, Any]) -> "AsyncIterator[ScriptedPeer]":
+    async def peer(request: pytest.FixtureRequest) -> "AsyncIterator[ScriptedPeer]":
         from qmpvcpu.testing.peer import ScriptedPeer  # noqa: PLC0415
+        from qmpvcpu.testing.plugin.evidence import PeerEvidence  # noqa: PLC0415
+        from qmpvcpu.testing.plugin.marks import options_of  # noqa: PLC0415
 
-        async with ScriptedPeer(**_qmpvcpu_peer_options) as peer:
+        async with ScriptedPeer(**options_of(request.node, "scripted_qmp")) as peer:
+            request.node.stash.setdefault(EVIDENCE, []).append(PeerEvidence(peer))
             yield peer
 
     return peer
@@ -71,13 +76,6 @@ def scripted_qmp(request: pytest.FixtureRequest) -> "ScriptedPeer":
         pytest.fail("scripted_qmp answers on the test's own event loop: the test must be async", pytrace=False)
     peer: ScriptedPeer = request.getfixturevalue(f"_qmpvcpu_peer_{_loop_scope(request)}")
     return peer
-
-
-@pytest.fixture
-def _qmpvcpu_peer_options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    from qmpvcpu.testing.plugin.marks import options_of  # noqa: PLC0415
-
-    return options_of(request.node, "scripted_qmp")
 
 
 def _loop_scope(request: pytest.FixtureRequest) -> str:

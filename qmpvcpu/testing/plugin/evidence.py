@@ -6,15 +6,17 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import pytest
 
+from qmpvcpu.testing.dialogue import Line
 from qmpvcpu.testing.microguest import MicroGuest
+from qmpvcpu.testing.peer import ScriptedPeer
 from qmpvcpu.testing.transcript import TRACE_FILE, QmpMessage, read_transcript
 from qmpvcpu.testing.vms import Vm
 
-__all__ = ["Evidence", "attach_evidence"]
+__all__ = ["Evidence", "PeerEvidence", "VmEvidence", "attach_evidence"]
 
 _TRANSCRIPT: Final = "QMP transcript"
 _LINES: Final = 60  # of each section in a report; the files have all
@@ -23,7 +25,33 @@ _PF_EXITING: Final = 0x4  # include/linux/sched.h
 _FLAGS_FIELD: Final = 6  # of /proc/PID/stat, after the name and counted from the state
 
 
-class Evidence:
+class Evidence(Protocol):
+    """Something that has something to tell when a test fails."""
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        ...
+
+    def sections(self) -> Mapping[str, str]:
+        """Titles and texts, whole, in the order in which they are to be read; empty ones are left out."""
+        ...
+
+
+class PeerEvidence:
+    """What a scripted peer has to tell."""
+
+    def __init__(self, peer: ScriptedPeer) -> None:
+        self.name = "scripted_qmp"
+        self._peer = peer
+
+    def sections(self) -> Mapping[str, str]:
+        """What was said."""
+        said = "\n".join(_line(line, "qmp") for line in self._peer.transcript)
+        return {_TRANSCRIPT: said} if said else {}
+
+
+class VmEvidence:
     """What one VM has to tell; of a VM that is gone, what was kept."""
 
     def __init__(self, vm: Vm[Any]) -> None:
@@ -32,7 +60,7 @@ class Evidence:
 
     @property
     def name(self) -> str:
-        """The VM's name."""
+        """What the report calls it."""
         return self._vm.name
 
     def keep(self) -> None:
@@ -40,7 +68,7 @@ class Evidence:
         self._kept = self.sections()
 
     def sections(self) -> Mapping[str, str]:
-        """Titles and texts, whole, in the order in which they are to be read; empty ones are left out."""
+        """How QEMU ended, and what it and its guest said."""
         if self._kept is not None:
             return self._kept
         process = self._vm.guest.process
@@ -53,7 +81,7 @@ class Evidence:
         sections = {
             "QEMU": f"{_fate(process.returncode)}\n{' '.join(process.argv)}",
             "QEMU log": files.get("stderr", ""),
-            _TRANSCRIPT: "\n".join(map(_line, trace)),
+            _TRANSCRIPT: "\n".join(_line(message, f"qmp{message.monitor}") for message in trace),
             "guest's console": files.get("console", ""),
             "guest's serial port": guest.spelled_out(said) if isinstance(guest, MicroGuest) else said,
         }
@@ -111,10 +139,9 @@ def _fate(returncode: int | None) -> str:
     return f"It ended with exit status {returncode}."
 
 
-def _line(message: QmpMessage) -> str:
-    at = datetime.fromtimestamp(message.at, tz=UTC).strftime("%H:%M:%S.%f")
-    arrow = "->" if message.sender == "client" else "<-"
-    return f"{at} qmp{message.monitor} {arrow} {message}"
+def _line(said: QmpMessage | Line, monitor: str) -> str:
+    at = datetime.fromtimestamp(said.at, tz=UTC).strftime("%H:%M:%S.%f")
+    return f"{at} {monitor} {'->' if said.sender == 'client' else '<-'} {said}"
 
 
 def _shortened(text: str, title: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from qmpvcpu.testing.guest import GuestVm
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.plugin.background import Background
-from qmpvcpu.testing.plugin.evidence import Evidence
+from qmpvcpu.testing.plugin.evidence import Evidence, VmEvidence
 from qmpvcpu.testing.plugin.marks import Options, options_of
 from qmpvcpu.testing.plugin.settings import Settings
 from qmpvcpu.testing.plugin.supply import Qemu, Supply
@@ -74,7 +74,7 @@ class VmHost:
                 guest = _started(start, qemu, wanted)
                 stack.callback(lambda: self._background.run(guest.__aexit__(None, None, None)))
                 vm = kind(next(names), guest, self._background, qemu=qemu.path, version=qemu.version)
-                evidence = Evidence(vm)
+                evidence = VmEvidence(vm)
                 test.evidence.append(evidence)
                 stack.callback(evidence.keep)
                 return vm

@@ -9,13 +9,13 @@ import pytest
 
 from qmpvcpu.testing.rom import Personality
 
-__all__ = ["Options", "options_of"]
+__all__ = ["KNOWN", "Options", "options_of"]
 
 Options = dict[str, Any]
 
 _REQUIREMENTS: Final = ("accel", "min_version")
 _MACHINE: Final = ("machine", "boot", "max_vcpus", "topology", "extra_args", "qmp_sockets")
-_KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
+KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
     "qemu_vm": (*_MACHINE, "personality", "ready_after_ms", "wait", "incoming", *_REQUIREMENTS),
     "linux_vm": (*_MACHINE, "memory_mib", "kernel_options", "incoming", "timeout", *_REQUIREMENTS),
     "scripted_qmp": ("answers", "greeting", "tcp", "reject_others"),
@@ -40,8 +40,8 @@ def options_of(node: pytest.Item, fixture: str, given: object = None) -> Options
         options |= marker.kwargs
     options |= _as_options(fixture, given)
     for name in options:
-        if name not in _KNOWN[fixture]:
-            close = difflib.get_close_matches(name, _KNOWN[fixture], n=1)
+        if name not in KNOWN[fixture]:
+            close = difflib.get_close_matches(name, KNOWN[fixture], n=1)
             meant = f"; did you mean {close[0]}?" if close else "."
             pytest.fail(f"{fixture} has no option {name!r}{meant} It takes: {_listed(fixture)}", pytrace=False)
     _check_requirements(fixture, options)
@@ -74,4 +74,4 @@ def _check_requirements(fixture: str, options: Options) -> None:
 
 
 def _listed(fixture: str) -> str:
-    return ", ".join(_KNOWN[fixture])
+    return ", ".join(KNOWN[fixture])

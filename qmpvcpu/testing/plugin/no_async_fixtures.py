@@ -1,10 +1,10 @@
-"""The fixtures that need pytest-asyncio, where it is missing."""
+"""The fixtures that need pytest-asyncio, where it is missing or too old."""
 
 import pytest
 
 __all__ = ["scripted_qmp", "vcpus"]
 
-_NEEDS = "the fixture {} runs on the test's event loop and needs pytest-asyncio: pip install 'qmpvcpu[pytest]'"
+_NEEDS = "the fixture {} runs on the test's event loop and needs pytest-asyncio 0.24: pip install 'qmpvcpu[pytest]'"
 
 
 @pytest.fixture
