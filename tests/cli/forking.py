@@ -9,6 +9,7 @@ import asyncio
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -159,6 +160,7 @@ def _main() -> int:
     for module in pkgutil.walk_packages(qmpvcpu.__path__, "qmpvcpu."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    gc.freeze()  # so that no fork, as it ends, looks through all that was imported, and has a copy of it made
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         words = _serve(requests)
     if words is None:

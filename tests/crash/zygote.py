@@ -6,6 +6,7 @@ it crosses, and when it is over, its exit status follows, after a ``=``.
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -144,6 +145,7 @@ def _live(job: Job) -> None:
 
 
 def main() -> None:
+    gc.freeze()  # so that no fork looks through all that was imported, and has a copy of it made
     for line in sys.stdin:
         child = os.fork()
         if not child:
