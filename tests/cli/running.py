@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from qmpvcpu.cli import main
 from tests.cli.forking import Forked, forked
 from tests.cli.schema import check, command_of
 from tests.cli.screen import Screen
@@ -121,6 +124,13 @@ async def run(*arguments: str | Path, env: dict[str, str] | None = None, code: s
     """Run the command line with *arguments* to its end."""
     async with running(*arguments, env=env, code=code) as it:
         return await it.end()
+
+
+async def said(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Ran:
+    """Run the command line in a thread of this process, where it starts sooner."""
+    code = await asyncio.to_thread(main, [*map(str, arguments)])
+    spoken = capsys.readouterr()
+    return Ran(code, spoken.out, spoken.err, command_of(arguments))
 
 
 @dataclass
