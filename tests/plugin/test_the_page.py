@@ -31,7 +31,7 @@ def shown(directory: Path, console: str) -> tuple[str, str]:
     done = subprocess.run(
         ["sh", "-c", command.removeprefix("$ ")],
         cwd=directory,
-        env=environment(COLUMNS="80"),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
