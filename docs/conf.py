@@ -17,7 +17,7 @@ project_copyright = author
 version = release = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "examples", "schema", "images"]
+exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}
 
 # The pages must read well on a plain forge: Markdown, relative links, anchors as forges make them.
@@ -49,7 +49,7 @@ nitpicky = True
 # Only our own names can be resolved: the standard library's are elsewhere, and nothing is fetched.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!qmpvcpu\b).*"),
-    ("py:.*", r"qmpvcpu\..*\b_\w+"),  # type variables, and what is private in a hint
+    ("py:.*", r"qmpvcpu\..*\b(_\w+|G|Runner)"),  # type variables, and what is private in a hint
 ]
 
 #: Classes whose objects are handed out: how they are made is nobody else's business.

@@ -1,8 +1,9 @@
 """What a reader does on one page, from top to bottom: one directory, one shell, one Python prompt, one VM.
 
-The pages' VM is ``/run/vm.qmp``, also the one socket in ``/run/vms``; here that is the socket of a micro-guest with
-vCPU 0 of 8, which obliges, and `QMPVCPU_QMP` names it. What was printed is compared with what is shown, after times,
-process ids and the like are made alike on both sides; ``...`` stands for anything.
+The pages' VM is ``/run/vm.qmp`` (its second monitor ``/run/vm.qmp2``), also the one in ``/run/vms``; here these
+are the sockets of a micro-guest with vCPU 0 of 8, which obliges, and `QMPVCPU_QMP` names it. What was printed is
+compared with what is shown, after times, process ids and the like are made alike on both sides; ``...`` stands for
+anything.
 """
 
 import ast
@@ -29,7 +30,7 @@ from tests.docs.blocks import DATA, FOR_SPHINX, PROMPT, SHELL, Block
 
 ADDRESS = "/run/vm.qmp"
 VMS = "/run/vms"
-_DEADLINE = 50.0
+_DEADLINE = 150.0
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _MARK = "\x1e"  # between the outputs of two commands
 _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -134,7 +135,8 @@ class Session:
         """Return *text* with the address of our VM in the place of the pages'."""
         if ADDRESS in text or VMS in text:
             guest = await self._vm()
-            text = text.replace(VMS, str(self._vms)).replace(ADDRESS, str(guest.qmp))
+            text = text.replace(VMS, str(self._vms)).replace(f"{ADDRESS}2", str(guest.process.sockets[1]))
+            text = text.replace(ADDRESS, str(guest.qmp))
         return text
 
     async def _vm(self) -> MicroGuest:

@@ -17,8 +17,6 @@ PUBLIC = [
     "qmpvcpu.fleet",
     "qmpvcpu.launch",
     "qmpvcpu.testing",
-    "qmpvcpu.testing.linuxguest",
-    "qmpvcpu.testing.peer",
 ]
 
 
