@@ -7,8 +7,9 @@ import pytest
 from qmpvcpu.testing import best_qemu, probe_accelerator
 from tests.figures import figures
 
-# With -n, tests that bear one of these marks run one at a time: one libvirtd, and one Linux, which keeps a CPU busy.
-_ONE_AT_A_TIME = ("libvirt", "guest")
+# With -n, tests of one group run one at a time: there is one libvirtd; and what keeps a CPU busy for long, or depends
+# on who is faster, is not to have its like beside it.
+_GROUPS = {"libvirt": "libvirt", "guest": "heavy"}
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist looks at the groups in this hook too
@@ -21,9 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             # tests/summary.py knows this reason.
             item.add_marker(pytest.mark.skip(reason="KVM runs no guest here"))
     for item in items:
-        for name in _ONE_AT_A_TIME:
-            if item.get_closest_marker(name):
-                item.add_marker(pytest.mark.xdist_group(name))
+        for mark, group in _GROUPS.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
