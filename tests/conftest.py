@@ -3,9 +3,15 @@
 import asyncio
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from qmpvcpu.testing import best_qemu, probe_accelerator
 from tests.figures import figures
+
+# What an example takes on a busy machine tells nothing. All else stays as hypothesis has it: in CI the same examples
+# each time.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # With -n, tests of one group run one at a time: there is one libvirtd; and what keeps a CPU busy for long, or depends
 # on who is faster, is not to have its like beside it.
