@@ -9,8 +9,10 @@ import typer
 
 from qmpvcpu import Proof
 from qmpvcpu.cli import commands, fleet, maps
+from qmpvcpu.cli.completing import ids_to_plug, ids_to_unplug
 from qmpvcpu.cli.demo import GuestKind
 from qmpvcpu.cli.demo import demo as play
+from qmpvcpu.cli.doctor import doctor
 from qmpvcpu.cli.launching import args
 from qmpvcpu.cli.maps import How, Wish
 from qmpvcpu.cli.nextboot import config
@@ -28,6 +30,7 @@ from qmpvcpu.cli.options import (
 )
 from qmpvcpu.cli.run import Shell, carry_out, failure, print_answer
 from qmpvcpu.cli.watch import watch
+from qmpvcpu.cli.writing import xml
 
 __all__ = ["app", "run"]
 
@@ -36,10 +39,13 @@ _MAX_ID = 16383
 
 _HELP = """Plug and unplug chosen vCPUs of a running QEMU, on evidence.
 
-The VM is named by its QMP socket: --qmp ADDRESS, or QMPVCPU_QMP in the environment. A UNIX QMP socket serves one
-client at a time: where libvirt or a VMM holds it, give QEMU a second -qmp.
+The VM is named by its QMP socket: --qmp ADDRESS, or QMPVCPU_QMP in the environment. A QMP socket serves one client at
+a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second one:
+-qmp unix:/run/vm.qmp2,server=on,wait=off; of libvirt by <qemu:commandline>. docs/sharing.md has all ways.
 
   qmpvcpu demo                          see it work, on a VM of its own
+
+  qmpvcpu doctor                        what works on this machine, and what to do if not
 
   qmpvcpu list --qmp /run/vm.qmp        every vCPU, plugged or not
 
@@ -61,9 +67,13 @@ client at a time: where libvirt or a VMM holds it, give QEMU a second -qmp.
 
   qmpvcpu fleet list --dir /run/vms     many VMs at once
 
+  qmpvcpu --version                     which one this is
+
 The shared options may stand before the command or after it. With --json there is one document on standard output and
 nothing else, errors included (of watch: one a line). SIGINT and SIGTERM stop at the next safe point; what was done is
 told. The second one abandons at once.
+
+Words complete in bash, zsh and fish after qmpvcpu --install-completion.
 
 Exit codes: 0 reached; 1 refused, rejected, pending or partial; 2 bad usage or input, denied, nothing sent;
 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or SIGTERM.
@@ -78,7 +88,6 @@ IncludeBoot = Annotated[
 app = typer.Typer(
     name="qmpvcpu",
     help=_HELP,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
@@ -178,7 +187,12 @@ def plug(
     vcpu: Annotated[
         int | None,
         typer.Argument(
-            metavar="ID", min=0, max=_MAX_ID, help="vCPU id; none: the first free one.", show_default=False
+            metavar="ID",
+            min=0,
+            max=_MAX_ID,
+            help="vCPU id; none: the first free one.",
+            show_default=False,
+            autocompletion=ids_to_plug,
         ),
     ] = None,
     *,
@@ -211,7 +225,14 @@ def plug(
 @takes_groups
 def unplug(
     vcpus: Annotated[
-        list[int], typer.Argument(metavar="ID...", min=0, max=_MAX_ID, help="vCPU ids, asked for one by one.")
+        list[int],
+        typer.Argument(
+            metavar="ID...",
+            min=0,
+            max=_MAX_ID,
+            help="vCPU ids, asked for one by one.",
+            autocompletion=ids_to_unplug,
+        ),
     ],
     *,
     impact: Impact,
@@ -302,19 +323,22 @@ def plan(
         int | None, typer.Option("--count", metavar="N", help="Instead of a map: how many.", show_default=False)
     ] = None,
     include_boot: IncludeBoot = False,
+    impact: Impact,
     permits: Permits,
     options: Options,
 ) -> int:
-    """Show what set, or count, would do now, step by step, and what would be denied. Nothing is sent.
+    """Show what set, or count, would do now, step by step, and what would be denied. Nothing is sent, or written.
 
       qmpvcpu plan 0,2-5 --qmp /run/vm.qmp
 
       qmpvcpu plan --count 2 --include-boot --qmp /run/vm.qmp --json
 
+      qmpvcpu plan 0-3 --affect both --config vm.xml --qmp /run/vm.qmp
+
     Exit codes: 0 it can be tried, or is so already; 2 denied, or bad usage or input; 3 no connection, or QEMU lost;
     4 record unreadable or locked.
     """
-    return carry_out(options, lambda shell: maps.plan(shell, Wish(wish, number, include_boot), permits))
+    return carry_out(options, lambda shell: maps.plan(shell, Wish(wish, number, include_boot), permits, impact))
 
 
 @app.command(short_help="Finish or revert what was cut short.")
@@ -335,9 +359,9 @@ def recover(
 
       qmpvcpu recover --finish --record vm.xml --qmp /run/vm.qmp
 
-    Exit codes: 0 nothing was interrupted, or nothing is left to do of it; 1 something is left to do; 2 bad usage, or
-    denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by
-    SIGINT or SIGTERM.
+    Exit codes: 0 nothing was interrupted, or nothing is left to do of it; 1 something is left to do, also where
+    --finish or --revert finds but a removal that the guest has still to answer; 2 bad usage, or denied, nothing sent;
+    3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or SIGTERM.
     """
     if finish and revert:
         raise BadUsageError("--finish or --revert: one of them")
@@ -345,36 +369,9 @@ def recover(
     return carry_out(options, lambda shell: maps.recover(shell, how, config))
 
 
-@app.command(short_help="Print libvirt's domain XML.")
-@takes_groups
-def xml(
-    *,
-    emulator: Annotated[
-        Path | None,
-        typer.Option("--emulator", metavar="PATH", help="QEMU that shall run it, as <emulator>.", show_default=False),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Replace this file, whole or not at all.", show_default=False
-        ),
-    ] = None,
-    options: Options,
-) -> int:
-    """Print the live state as libvirt's domain XML, as virsh define accepts it.
-
-    What libvirt cannot say, or QEMU does not tell, is left out and named on standard error.
-
-      qmpvcpu xml --qmp /run/vm.qmp --emulator /usr/bin/qemu-system-x86_64 -o vm.xml
-
-    Exit codes: 0 written; 2 bad usage, or a VM that libvirt has no words for; 3 no connection, or QEMU lost;
-    4 record unreadable or locked.
-    """
-    path = None if emulator is None else str(emulator.absolute())
-    return carry_out(options, lambda shell: commands.write_xml(shell, path, output))
-
-
 # Whose words stand with what they do.
+app.command("xml", short_help="Print libvirt's domain XML.")(takes_groups(xml))
 app.command("watch", short_help="Follow what happens to the vCPUs.")(takes_groups(watch))
 app.command("args", short_help="Print QEMU's arguments for a domain XML.")(takes_groups(args))
+app.command("doctor", short_help="Tell what works here, and what to do about what does not.")(takes_groups(doctor))
 app.command("config", short_help="Show or change a VM's next boot, without the VM.")(takes_groups(config))

@@ -3,43 +3,32 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Group
 
 from qmpvcpu import Affect, Proof, VcpuController
 from qmpvcpu.cli.nextboot import change_config, disable, enable
-from qmpvcpu.cli.options import BadUsageError, Daring, Impact, Permits
+from qmpvcpu.cli.options import Daring, Impact, Permits
 from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.run import REACHED, Answer, Shell
-from qmpvcpu.cli.show import (
-    document,
-    headline,
-    map_row,
-    milliseconds,
-    state_json,
-    vcpu_table,
-)
+from qmpvcpu.cli.show import document, headline, map_row, milliseconds, state_json
+from qmpvcpu.cli.table import WIDE, vcpu_table
 from qmpvcpu.controller.request import error_for
-from qmpvcpu.domainxml import omissions, render
-from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError, RecordError
-from qmpvcpu.model import Plugged, Unplugged, VmStatus, as_json, verdict_of
+from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError
+from qmpvcpu.model import Action, Plugged, Step, Unplugged, VmStatus, as_json, verdict_of
 from qmpvcpu.model.jsonform import layout_as_json
 from qmpvcpu.planning import Situation, check_unplug
-from qmpvcpu.record import DomainConfig, save
+from qmpvcpu.record import DomainConfig
 
-__all__ = ["list_vcpus", "plug", "unplug", "write_xml"]
-
-
-# Columns that all of the table needs.
-_WIDE = 72
+__all__ = ["list_vcpus", "plug", "unplug"]
 
 
 async def list_vcpus(shell: Shell) -> Answer:
     """Read the VM and show every vCPU."""
     async with shell.attach(reply_timeout=shell.reply_timeout) as vm:
         layout = vm.layout
-    text = Group(headline(layout), "", vcpu_table(layout, narrow=shell.out.width < _WIDE))
+    width = shell.out.width
+    text = Group(headline(layout, width), "", vcpu_table(layout, narrow=width < WIDE))
     return Answer(REACHED, document(**layout_as_json(layout)), text)
 
 
@@ -105,7 +94,9 @@ async def unplug(shell: Shell, vcpus: Sequence[int], permits: Permits, impact: I
 async def _unplug_both(shell: Shell, vm: VcpuController, vcpu: int, timeout: float, permits: Permits) -> None:  # noqa: ASYNC109 - passed on
     started = time.monotonic()
     joined = vcpu in vm.layout.pending
-    async with progress(vm, shell.err, wanted=f"vCPU {vcpu}: asking for it"):
+    async with progress(
+        vm, shell.err, wanted=f"vCPU {vcpu}: asking for it", steps=_several(vm, vcpu, shell.not_sent)
+    ):
         try:
             ids = await vm.unplug(vcpu, timeout=timeout, affect=Affect.BOTH, **dataclasses.asdict(permits))
         except QmpVcpuError as error:
@@ -124,8 +115,16 @@ def _check_all(vm: VcpuController, vcpus: Sequence[int], permits: Permits) -> No
         check_unplug(now, vcpu, **dataclasses.asdict(permits))
 
 
+def _several(vm: VcpuController, vcpu: int, others: Sequence[int]) -> list[Step]:
+    """Return what is to leave still, *vcpu* first, for who waits; nothing if it is *vcpu* alone."""
+    slots = [vm.layout.slot_of(each) for each in ([vcpu, *others] if others else ())]
+    return [Step(Action.UNPLUG, slot.ids, slot.qom_path) for slot in slots]
+
+
 async def _unplug_one(shell: Shell, vm: VcpuController, vcpu: int, timeout: float, permits: Permits) -> None:  # noqa: ASYNC109 - passed on
-    async with progress(vm, shell.err, wanted=f"vCPU {vcpu}: asking for it"):
+    async with progress(
+        vm, shell.err, wanted=f"vCPU {vcpu}: asking for it", steps=_several(vm, vcpu, shell.not_sent)
+    ):
         request = await vm.request_unplug(vcpu, **dataclasses.asdict(permits))
         if request.joined:
             shell.err.print(
@@ -138,19 +137,3 @@ async def _unplug_one(shell: Shell, vm: VcpuController, vcpu: int, timeout: floa
         raise error
     if isinstance(verdict, Unplugged):
         shell.say(f"unplugged vCPU {verdict.ids} in {milliseconds(verdict.seconds)}")
-
-
-async def write_xml(shell: Shell, emulator: str | None, output: Path | None) -> Answer:
-    """Write the live state as libvirt's domain XML."""
-    async with shell.attach(reply_timeout=shell.reply_timeout) as vm:
-        layout = vm.layout
-    xml = render(layout, emulator=emulator)
-    left_out = omissions(layout)
-    content = document(xml=xml.decode(), left_out=list(left_out), **state_json(layout))
-    if output is None:
-        return Answer(REACHED, content, xml.decode().rstrip("\n"), complaint=left_out)
-    try:
-        await save(output, xml)
-    except RecordError as error:
-        raise BadUsageError(f"--output: {error}") from error
-    return Answer(REACHED, content | {"output": str(output)}, f"written to {output}", complaint=left_out)

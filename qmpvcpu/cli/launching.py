@@ -16,7 +16,7 @@ from qmpvcpu.cli.show import document
 from qmpvcpu.domainxml import parse, validate
 from qmpvcpu.launch import LaunchArguments, arguments
 
-__all__ = ["args"]
+__all__ = ["args", "read_document"]
 
 # The document of 4096 vCPUs, with a pin for each, has not a tenth of it.
 _MOST_BYTES = 16 * 1024 * 1024
@@ -76,7 +76,7 @@ def args(
 
 async def _print_arguments(path: Path, form: _Form, cpu: str | None) -> Answer:
     """Print the QEMU arguments that rebuild the vCPUs of the document at *path*; ``-`` is standard input."""
-    xml = await asyncio.to_thread(_read, path)
+    xml = await asyncio.to_thread(read_document, path)
     broken = validate(xml)
     if broken:  # what libvirt would say only at the start counts too: these are for a start
         raise broken[0]
@@ -97,7 +97,12 @@ def _lines(built: LaunchArguments, form: _Form) -> list[str]:
     return [shlex.join(pair) for pair in zip(words[::2], words[1::2], strict=True)]
 
 
-def _read(path: Path) -> bytes:
+def read_document(path: Path) -> bytes:
+    """Return the domain document at *path*; ``-`` is standard input.
+
+    Raises:
+        BadUsageError: It cannot be read, or is larger than any.
+    """
     try:
         if str(path) == "-":
             data = sys.stdin.buffer.read(_MOST_BYTES + 1)

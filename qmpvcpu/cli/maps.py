@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 
 from qmpvcpu import Affect, VcpuController
 from qmpvcpu.cli.nextboot import change_config
@@ -16,9 +16,9 @@ from qmpvcpu.cli.options import BadUsageError, Bulk, Impact, Permits, check_seco
 from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.reports import intent_json, intent_text, plan_json, plan_text, report_text
 from qmpvcpu.cli.run import NOT_REACHED, NOT_SENT, REACHED, Answer, Shell
-from qmpvcpu.cli.show import document, map_row, state_json
+from qmpvcpu.cli.show import document, map_row, state_json, state_text
 from qmpvcpu.errors import InvalidMapError, MonitorLostError
-from qmpvcpu.model import Step, TransitionError, TransitionOutcome, TransitionReport, VcpuMap
+from qmpvcpu.model import Layout, Step, TransitionError, TransitionOutcome, TransitionReport, VcpuMap
 from qmpvcpu.planning import Plan, finish_wish, revert_wish
 from qmpvcpu.record import DomainConfig
 
@@ -79,15 +79,23 @@ class Wish:
         return vm.plan(self.map or "", allow_fatal=fatal, allow_boot_vcpus=boot)
 
 
-async def plan(shell: Shell, wish: Wish, permits: Permits) -> Answer:
-    """Show what it would take, and send nothing."""
+async def plan(shell: Shell, wish: Wish, permits: Permits, impact: Impact) -> Answer:
+    """Show what it would take, of the VM as it runs, of its next boot, or of both; send and write nothing."""
     wish = wish.checked()
-    async with shell.attach() as vm:
+    if impact.affect is Affect.CONFIG:
+        return await change_config(shell, impact.document(shell.options), wish.write, dry=True)
+    path = impact.document(shell.options) if impact.affect is Affect.BOTH else None
+    async with shell.attach(config=impact.config) as vm:
         planned = wish.plan(vm, permits)
         layout = vm.layout
     code = NOT_SENT if planned.denied else REACHED
     content = document(**plan_json(planned), **state_json(layout))
-    return Answer(code, content, Group(plan_text(planned), map_row(layout)))
+    said: list[RenderableType] = [plan_text(planned), map_row(layout)]
+    if path is not None:
+        next_boot = await change_config(shell, path, wish.write, dry=True)
+        content |= impact.as_json() | {key: next_boot.document[key] for key in ("config", "changes")}
+        said += ["", next_boot.text or ""]
+    return Answer(code, content, Group(*said))
 
 
 async def set_wish(shell: Shell, wish: Wish, bulk: Bulk, permits: Permits, impact: Impact) -> Answer:
@@ -130,8 +138,7 @@ async def recover(shell: Shell, how: How, config: Path | None) -> Answer:
             )
         looked = await vm.recover("report")
         if intent is None or looked is None:
-            content = document(interrupted=None, **state_json(vm.layout))
-            return Answer(REACHED, content, f"nothing was interrupted\n{map_row(vm.layout)}")
+            return _nothing_interrupted(vm.layout, how)
         shell.beside["interrupted"] = intent_json(intent)
         shell.say(intent_text(intent))
         if how is How.REPORT:
@@ -143,11 +150,23 @@ async def recover(shell: Shell, how: How, config: Path | None) -> Answer:
     return Answer(REACHED, content, report_text(report))
 
 
+def _nothing_interrupted(layout: Layout, how: How) -> Answer:
+    """Tell so, and of removals that are still to be answered: nothing can finish or revert those but the guest."""
+    content = document(interrupted=None, **state_json(layout))
+    text = f"nothing was interrupted\n{state_text(layout)}"
+    if not layout.pending:
+        return Answer(REACHED, content, text)
+    slots = " ".join(str(first) for first in sorted(layout.pending_slots))
+    pending = f"qmpvcpu: the removal of vCPU {layout.pending} was asked for, and the guest has still to answer"
+    advice = f"to wait for it: qmpvcpu unplug {slots} (nothing is sent again); to have it stay: qmpvcpu set, with it"
+    return Answer(REACHED if how is How.REPORT else NOT_REACHED, content, text, (pending, advice))
+
+
 def _as_looked(shell: Shell, looked: TransitionReport) -> Answer:
     over = looked.outcome in (TransitionOutcome.REACHED, TransitionOutcome.REVERTED)
     content = document(**shell.beside, **looked.as_json(), **state_json(looked.layout))
     advice = () if over else ("to go on: qmpvcpu recover --finish, or --revert",)
-    return Answer(REACHED if over else NOT_REACHED, content, report_text(looked), advice)
+    return Answer(REACHED if over else NOT_REACHED, content, report_text(looked, looked=True), advice)
 
 
 async def _see_through(shell: Shell, vm: VcpuController, work: Coroutine[Any, Any, _T], steps: Iterable[Step]) -> _T:

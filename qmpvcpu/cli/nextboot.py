@@ -74,11 +74,16 @@ def config(
     return carry_out(shared, lambda shell: change_config(shell, xml, *changes.values()))
 
 
-async def change_config(shell: Shell, path: Path, change: Callable[[DomainConfig], None] | None = None) -> Answer:
-    """Show what the document at *path* says of the next boot, after *change* if there is one."""
-    if change is None:
+async def change_config(
+    shell: Shell, path: Path, change: Callable[[DomainConfig], None] | None = None, *, dry: bool = False
+) -> Answer:
+    """Show what the document at *path* says of the next boot, after *change* if there is one; *dry*: unwritten."""
+    if change is None or dry:
         config = await DomainConfig.load(path)
-        return _answer(config, config.domain, None)
+        if change is None:
+            return _answer(config, config.domain, None)
+        change(config)
+        return _answer(config, config.before, ConfigOutcome.NOT_TRIED if config.changed else ConfigOutcome.UNCHANGED)
     async with DomainConfig.open(path) as config:
         before = config.domain
         change(config)
@@ -113,8 +118,12 @@ def _answer(config: DomainConfig, before: DomainVcpus, outcome: ConfigOutcome | 
         report = ConfigReport(str(config.path), outcome, before.enabled, now.enabled, now.max)
         changes = list(_changes(before, now))
         content |= {"affect": "config", "config": report.as_json(), "changes": changes}
-        said += [f"{outcome.value}: {config.path}", *(f"  {each}" for each in changes)]
+        said += [f"{_SAID.get(outcome, outcome.value)}: {config.path}", *(f"  {each}" for each in changes)]
     return Answer(REACHED, document(**content), Group(*said, "", _table(now)))
+
+
+# Planned only.
+_SAID = {ConfigOutcome.NOT_TRIED: "not written"}
 
 
 def _row_json(row: DomainVcpu) -> dict[str, Any]:

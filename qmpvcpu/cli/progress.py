@@ -6,13 +6,15 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Final
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from qmpvcpu import EventStream, VcpuController
+from qmpvcpu.cli.tally import Tally
 from qmpvcpu.model import (
-    Action,
     Disconnected,
     Event,
     InstanceChanged,
@@ -31,16 +33,20 @@ from qmpvcpu.model import (
     VmStopped,
 )
 
-__all__ = ["Tally", "progress", "sentence"]
+__all__ = ["progress", "sentence"]
 
 # A guest that answers sooner needs no commentary.
 _QUIET_S = 0.4
 _TICK_S = 0.1
 _BAR_WIDTH = 16
+# Where a transition has more steps, those under way are shown and the rest is counted.
+_MOST_ROWS = 16
+# Lines of a terminal that show no step.
+_OTHER_LINES = 5
 
 _SENTENCES: Final[Mapping[type[Event], str]] = {
     VcpuPlugged: "vCPU {event.ids} is plugged",
-    UnplugRequested: "vCPU {event.ids}: the guest is asked, and has not reacted yet",
+    UnplugRequested: "vCPU {event.ids}: the guest is asked, no reaction yet",
     UnplugAcknowledged: "vCPU {event.ids}: the guest works on it",
     UnplugRefused: "vCPU {event.ids}: the guest refused: {event.reason}",
     UnplugPending: "vCPU {event.ids}: no answer in time, it is pending",
@@ -66,7 +72,7 @@ async def progress(
         vm: The VM.
         console: Where to say it.
         wanted: What the body waits for, until something happens.
-        steps: What the body is to bring about; it is told how many of them are settled.
+        steps: What the body is to bring about; it is told how many of them are settled, and what each does.
     """
     narrator = _Narrator(console, wanted, Tally(steps))
     tasks = [asyncio.create_task(narrator.listen(vm.events())), asyncio.create_task(narrator.show())]
@@ -83,49 +89,6 @@ def sentence(event: Event) -> str:
     if isinstance(event, LayoutChanged) and event.resync:
         return "too much happened at once: some events were dropped"
     return _SENTENCES[type(event)].format(event=event)
-
-
-class Tally:
-    """Counts from events which of *steps* are settled, one way or the other, and which are undone again.
-
-    Attributes:
-        total: How many steps there are.
-        settled: How many of them are answered.
-        undone: How many of those are undone.
-    """
-
-    def __init__(self, steps: Iterable[Step]) -> None:
-        self._open = {step.first: step.action for step in steps}
-        self._done: dict[int, Action] = {}
-        self.total = len(self._open)
-        self.undone = 0
-
-    @property
-    def settled(self) -> int:
-        """How many are answered."""
-        return self.total - len(self._open)
-
-    def take(self, event: Event) -> None:
-        """Take one event in."""
-        match event:
-            case VcpuPlugged(ids=ids):
-                self._settle(min(ids), Action.PLUG)
-            case VcpuUnplugged(ids=ids):
-                self._settle(min(ids), Action.UNPLUG)
-            case UnplugRefused(ids=ids) | UnplugPending(ids=ids):
-                self._open.pop(min(ids), None)
-
-    def _settle(self, first: int, action: Action) -> None:
-        wanted = self._open.get(first)
-        if wanted is action or (wanted is Action.KEEP and action is Action.PLUG):
-            self._done[first] = self._open.pop(first)
-        elif first in self._done and self._done[first] not in (action, Action.KEEP):
-            del self._done[first]
-            self.undone += 1
-
-    def __str__(self) -> str:
-        undone = f", {self.undone} undone" if self.undone else ""
-        return f"{self.settled} of {self.total}{undone}"
 
 
 class _Narrator:
@@ -147,26 +110,35 @@ class _Narrator:
         if not self._console.is_terminal:
             await self._show_lines(started)
         elif self._tally.total:
-            await self._show_bar()
+            await self._show_board()
         with self._console.status("") as status:
             while True:
                 status.update(f"{self._now} ({time.monotonic() - started:.1f} s)")
                 await asyncio.sleep(_TICK_S)
 
-    async def _show_bar(self) -> None:
-        total = self._tally.total
-        columns = (
-            BarColumn(min(_BAR_WIDTH, self._console.width // 5)),
-            TextColumn("{task.completed} of {task.total}", table_column=_column(len(f"{total} of {total}"))),
-            TimeElapsedColumn(table_column=_column(len("0:00:00"))),
-            TextColumn("{task.description}", markup=False, table_column=_column()),
-        )
-        with Progress(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task(self._now, total=total)
+    async def _show_board(self) -> None:
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+            began = time.monotonic()
             while True:
-                undone = f"{self._tally.undone} undone; " if self._tally.undone else ""
-                bar.update(task, completed=self._tally.settled, description=undone + self._now)
+                live.update(self._board(time.monotonic() - began + _QUIET_S), refresh=True)
                 await asyncio.sleep(_TICK_S)
+
+    def _board(self, seconds: float) -> RenderableType:
+        """Return the bar, what happened last, and a row for each vCPU as far as there is room."""
+        tally = self._tally
+        head = Table.grid(padding=(0, 2, 0, 0))
+        bar = ProgressBar(tally.total, tally.settled, width=min(_BAR_WIDTH, self._console.width // 5))
+        head.add_row(bar, str(tally), f"{seconds:.0f} s")
+        steps = Table.grid(padding=(0, 2, 0, 0))
+        steps.add_column(no_wrap=True)
+        steps.add_column(overflow="fold")
+        rows = tally.rows(max(min(self._console.height - _OTHER_LINES, _MOST_ROWS), 1))
+        for row in rows:
+            took = "" if row.seconds is None else f" ({row.seconds:.1f} s)"
+            steps.add_row(row.step, Text(row.words + took, row.style))
+        left = tally.total - len(rows)
+        more = [Text(f"... and {left} more", "dim")] if left else []
+        return Group(head, Text(self._now, no_wrap=True, overflow="ellipsis"), steps, *more)
 
     async def _show_lines(self, started: float) -> None:
         shown = ""
@@ -176,8 +148,3 @@ class _Narrator:
                 count = f"{self._tally}: " if self._tally.total else ""
                 self._console.print(f"{time.monotonic() - started:5.1f} s  {count}{shown}", soft_wrap=True)
             await asyncio.sleep(_TICK_S)
-
-
-def _column(width: int | None = None) -> Column:
-    """Return a column that is cut rather than wrapped, but not below *width*."""
-    return Column(no_wrap=True, overflow="ellipsis", min_width=width)

@@ -69,8 +69,11 @@ def intent_text(intent: Intent) -> str:
     )
 
 
-def report_text(report: TransitionReport) -> Group:
-    """Return how a transition ended, in a line, slot by slot, and as the map that is so now."""
+def report_text(report: TransitionReport, *, looked: bool = False) -> Group:
+    """Return how a transition ended, in a line, slot by slot, and as the map that is so now.
+
+    *looked*: It is what a look afterwards shows, which cannot tell what was never sent from what was not answered.
+    """
     stopped = ", stopped" if report.cancelled else ""
     took = f" in {milliseconds(report.seconds)}" if report.seconds else ""
     head = Text.assemble(
@@ -82,23 +85,26 @@ def report_text(report: TransitionReport) -> Group:
     now = Text(state_text(report.layout))
     lines = [] if report.config is None else [str(report.config)]
     lines += [f"not recorded: {report.unrecorded}"] if report.unrecorded else []
-    return Group(head, *([_Steps(report.steps)] if report.steps else []), *lines, now)
+    return Group(
+        head, *([_Steps(report.steps, "not done" if looked else "not sent")] if report.steps else []), *lines, now
+    )
 
 
 class _Steps:
     """The steps of a report: a table where there is room for it, else lines."""
 
-    def __init__(self, steps: tuple[StepReport, ...]) -> None:
+    def __init__(self, steps: tuple[StepReport, ...], unanswered: str) -> None:
         self._steps = steps
+        self._unanswered = unanswered
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         if options.max_width < _TABLE_WIDTH:
             yield from map(str, self._steps)
         else:
-            yield _step_table(self._steps)
+            yield _step_table(self._steps, self._unanswered)
 
 
-def _step_table(steps: tuple[StepReport, ...]) -> Table:
+def _step_table(steps: tuple[StepReport, ...], unanswered: str) -> Table:
     turned = any(step.undone is not None for step in steps)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("action", no_wrap=True)
@@ -109,7 +115,7 @@ def _step_table(steps: tuple[StepReport, ...]) -> Table:
         table.add_column("undone", no_wrap=True)
     table.add_column("why", overflow="fold")
     for step in steps:
-        verdict = "not sent" if step.verdict is None else step.verdict.name
+        verdict = unanswered if step.verdict is None else step.verdict.name
         took = milliseconds(step.seconds) if step.seconds else ""
         undone = (_undone(step),) if turned else ()
         table.add_row(step.action.value, str(step.ids), Text(verdict, _style(step)), took, *undone, Text(step.reason))

@@ -1,15 +1,13 @@
-"""What people and programs see: map rows, the table of vCPUs, JSON shapes. No I/O."""
+"""What people and programs see: map rows, JSON shapes. No I/O, and nothing that takes long to import."""
 
 import enum
 import re
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
+from qmpvcpu.cli.documents import SCHEMA, document
 from qmpvcpu.errors import DomainXmlError, InvalidMapError, QmpVcpuError
 from qmpvcpu.model import Layout, Vcpu, VcpuMap, as_json, verdict_of
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = [
     "SCHEMA",
@@ -22,24 +20,12 @@ __all__ = [
     "plain",
     "state_json",
     "state_text",
-    "vcpu_table",
 ]
-
-SCHEMA = "qmpvcpu/1"
 
 # Wider rows wrap on a terminal of 80 columns; ids with ranges say it shorter then.
 _MOST_IN_ROW = 16
-# Longer tables name free vCPUs in one line instead.
-_MOST_IN_TABLE = 64
 _SECOND = 1.0
 _ARGUMENT = re.compile(r"\b(allow_fatal|allow_boot_vcpus|include_boot)=True\b")
-# QEMU names them in no particular order.
-_LEVELS = ("drawer-id", "book-id", "socket-id", "die-id", "cluster-id", "module-id", "core-id", "thread-id")
-
-
-def document(**content: Any) -> dict[str, Any]:
-    """Return a JSON document with its schema first."""
-    return {"schema": SCHEMA, **content}
 
 
 def state_json(layout: Layout) -> dict[str, Any]:
@@ -118,95 +104,12 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < _SECOND / 10 else f"{seconds * 1000:.0f} ms"
 
 
-def headline(layout: Layout) -> str:
-    """Return the VM and its map in one line."""
+def headline(layout: Layout, width: int | None = None) -> str:
+    """Return the VM and its map in one line; in two if they are longer than *width*."""
     vm = layout.vm
     version = ".".join(map(str, vm.qemu_version))
     pending = f", pending {layout.pending}" if layout.pending else ""
-    plugged = f"{len(layout.enabled)} of {layout.max} vCPUs plugged: {layout.enabled}"
-    return f"{vm.name} ({vm.machine}, {vm.accelerator}, QEMU {version})  {plugged}{pending}"
-
-
-def vcpu_table(
-    layout: Layout,
-    *,
-    since: Mapping[int, str] | None = None,
-    room: int = _MOST_IN_TABLE,
-    narrow: bool = False,
-) -> "Table":
-    """Return every vCPU as a table; where there are more than *room*, the free ones in one row.
-
-    With *since* there is no QOM path, but since when a removal is pending, by the slot's first vCPU id; and what does
-    not fit into *room* even so is only counted. *narrow* leaves the widest columns out.
-    """
-    # Not at the top: what only makes documents does without rich, a third of what starting takes.
-    from rich.table import Table  # noqa: PLC0415
-
-    columns = _columns(layout, since, narrow=narrow)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name, _ in columns:
-        # One level below the other: the whole table fits 80 columns.
-        right, centered = name in ("id", "order", "node", "host tid"), "/" in name
-        table.add_column(
-            name.replace("/", "/\n"),
-            justify="right" if right else "center" if centered else "left",
-            overflow="fold",
-            min_width=max(map(len, name.split("/"))) if narrow else None,
-        )
-    long = layout.max > room
-    shown = [vcpu for vcpu in layout if vcpu.enabled or not long]
-    cut = max(len(shown) - room + 2, 0) if since is not None and len(shown) > room else 0
-    if cut:  # what is pending is what is looked at
-        shown = sorted(sorted(shown, key=lambda vcpu: (not vcpu.pending, vcpu.id))[:-cut], key=lambda vcpu: vcpu.id)
-    for vcpu in shown:
-        table.add_row(*(cell(vcpu) for _, cell in columns), style=_style(vcpu))
-    if cut:
-        table.add_row("", f"{cut} more")
-    if long and layout.free:
-        table.add_row("", f"free: {layout.free}", style="dim")
-    return table
-
-
-def _columns(
-    layout: Layout, since: Mapping[int, str] | None, *, narrow: bool
-) -> list[tuple[str, Callable[[Vcpu], str]]]:
-    """Return the columns, each with what stands in it."""
-    props = layout.slots[0].props if layout.slots else {}
-    levels = sorted((name for name in props if name != "node-id"), key=_depth)
-    place = "/".join(name.removesuffix("-id") for name in levels) or "place"
-    columns: list[tuple[str, Callable[[Vcpu], str]]] = [
-        ("id", lambda vcpu: str(vcpu.id)),
-        ("state", _state),
-        ("order", lambda vcpu: str(vcpu.order or "")),
-        (place, lambda vcpu: "/".join(str(vcpu.props.get(name, "")) for name in levels)),
-    ]
-    if any("node-id" in slot.props for slot in layout.slots):
-        columns.append(("node", lambda vcpu: str(vcpu.props.get("node-id", ""))))
-    if since is None or not narrow:
-        columns.append(("device id", lambda vcpu: vcpu.device_id or ""))
-    if since is None and not narrow:
-        columns.append(("QOM path", lambda vcpu: vcpu.qom_path or ""))
-    if not narrow:
-        columns.append(("host tid", lambda vcpu: str(vcpu.host_tid or "")))
-    if since is not None:
-        columns.append(("pending since", lambda vcpu: since.get(vcpu.slot.first, "") if vcpu.pending else ""))
-    return columns
-
-
-def _style(vcpu: Vcpu) -> str | None:
-    if not vcpu.enabled:
-        return "dim"
-    return "yellow" if vcpu.pending else None
-
-
-def _depth(level: str) -> int:
-    """Return how deep a level of the topology is; one that this version does not know is innermost."""
-    return _LEVELS.index(level) if level in _LEVELS else len(_LEVELS)
-
-
-def _state(vcpu: Vcpu) -> str:
-    if not vcpu.enabled:
-        return "free"
-    if vcpu.pending:
-        return "pending"
-    return "plugged" if vcpu.hotpluggable else "fixed"
+    head = f"{vm.name} ({vm.machine}, {vm.accelerator}, QEMU {version})"
+    plugged = f"{len(layout.enabled)} of {layout.max} vCPUs plugged: {layout.enabled}{pending}"
+    apart = "  " if width is None or len(head) + 2 + len(plugged) <= width else "\n"
+    return f"{head}{apart}{plugged}"

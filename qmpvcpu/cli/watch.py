@@ -4,35 +4,25 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Annotated, Any, Protocol
 
 import typer
-from rich.console import Group
 from rich.live import Live
-from rich.text import Text
 
 from qmpvcpu import Layout, VcpuController
+from qmpvcpu.cli.live import LiveTable, clock, told
 from qmpvcpu.cli.options import Options, check_seconds
-from qmpvcpu.cli.progress import sentence
 from qmpvcpu.cli.run import INTERRUPTED, NOT_REACHED, REACHED, Answer, Shell, carry_out
-from qmpvcpu.cli.show import document, headline, map_row, plain, state_json, vcpu_table
-from qmpvcpu.model import Disconnected, Event, Origin, Reconnected, VcpuMap
+from qmpvcpu.cli.show import document, headline, map_row, plain, state_json
+from qmpvcpu.model import Event, VcpuMap
 
 __all__ = ["watch"]
 
 # What nobody announces, such as a plug that the guest does not acknowledge, is to be seen within this time.
 _RESYNC_S = 5.0
-_TICK_S = 0.1
-_LAST_EVENTS = 8
-# Lines of a terminal that show no vCPU: headline, heads of the columns, blank ones, events, the cursor's.
-_OTHER_LINES = 8 + _LAST_EVENTS
-_FEWEST_ROWS = 4
-# Columns that all of the table needs.
-_WIDE = 72
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +143,7 @@ async def _display(shell: Shell, vm: VcpuController) -> AsyncIterator[_Display]:
         yield _Lines(shell)
     else:
         with Live(console=shell.out, auto_refresh=False) as live:
-            table = _Table(live, vm)
+            table = LiveTable(live, vm)
             drawing = asyncio.create_task(table.draw())
             try:
                 yield table
@@ -197,65 +187,4 @@ class _Lines:
 
     def tell(self, event: Event, layout: Layout) -> None:
         """Print the event and the map."""
-        self._shell.say(f"{_line(event)}  {map_row(layout)}")
-
-
-class _Table:
-    """The vCPUs and the last events, drawn again soon after each."""
-
-    def __init__(self, live: Live, vm: VcpuController) -> None:
-        self._live = live
-        self._vm = vm
-        self._since = dict.fromkeys(vm.layout.pending_slots, "before")
-        self._last: deque[Text] = deque(maxlen=_LAST_EVENTS)
-        self._news = asyncio.Event()
-        self._lost = False
-
-    def begin(self, layout: Layout) -> None:
-        """Draw it for the first time."""
-        self._note_pending(layout)
-        self._news.set()
-
-    def tell(self, event: Event, layout: Layout) -> None:
-        """Have it drawn again."""
-        self._note_pending(layout)
-        self._last.append(_one_line(_line(event)))
-        self._lost = isinstance(event, Disconnected) or (self._lost and not isinstance(event, Reconnected))
-        self._news.set()
-
-    def _note_pending(self, layout: Layout) -> None:
-        now = _clock()
-        self._since = {first: self._since.get(first, now) for first in layout.pending_slots}
-
-    async def draw(self) -> None:
-        """Draw it again whenever something has happened, at most ten times a second."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            self.draw_now()
-            await asyncio.sleep(_TICK_S)
-
-    def draw_now(self) -> None:
-        """Draw it as things are."""
-        layout = self._vm.layout
-        width, height = self._live.console.size
-        room = max(height - _OTHER_LINES, _FEWEST_ROWS)
-        table = vcpu_table(layout, since=self._since, room=room, narrow=width < _WIDE)
-        head = _one_line(headline(layout))
-        if self._lost:
-            head = Text.assemble(("QEMU is lost; it was: ", "bold red"), head, no_wrap=True, overflow="ellipsis")
-        self._live.update(Group(head, "", table, "", *self._last), refresh=True)
-
-
-def _one_line(words: str) -> Text:
-    """Return *words* cut to the terminal: wrapped, they would push the table out of it."""
-    return Text(words, no_wrap=True, overflow="ellipsis")
-
-
-def _line(event: Event) -> str:
-    by = " (by another client)" if event.origin is Origin.OTHER else ""
-    return f"{_clock()}  {sentence(event)}{by}"
-
-
-def _clock() -> str:
-    return datetime.now().astimezone().isoformat(" ", "milliseconds")[11:23]
+        self._shell.say(f"{clock()}  {told(event)}  {map_row(layout)}")

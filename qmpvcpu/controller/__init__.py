@@ -6,7 +6,7 @@ nothing, ``onevcpu`` changes one vCPU, ``wholemaps`` many. Under them ``session`
 change a VM, ``turns`` says who may send them now, ``applying`` carries a transition out.
 """
 
-from qmpvcpu.controller.attach import attach
+from qmpvcpu.controller.attaching import attach
 from qmpvcpu.controller.controller import VcpuController
 from qmpvcpu.controller.migration import Export, check_target, confirm_target
 from qmpvcpu.controller.request import UnplugRequest

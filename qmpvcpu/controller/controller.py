@@ -16,6 +16,7 @@ from qmpvcpu.model import (
     Intent,
     Layout,
     OnFailure,
+    OstAnswer,
     TransitionError,
     TransitionOutcome,
     TransitionReport,
@@ -49,6 +50,19 @@ class VcpuController(WholeMaps):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self.migration = Migration(session, self._turns)
+
+    async def guest_answers(self) -> dict[int, OstAnswer]:
+        """Read the guest's last answer of each slot, by ``cpu_index``: QEMU keeps them, whoever asked.
+
+        A slot that the guest never spoke of has none; a machine without ACPI hotplug has none at all. The layout has
+        only those that were heard since ``attach``.
+
+        Raises:
+            MonitorError: The connection is lost, silent, or speaks nonsense.
+        """
+        await self._session.check_open()
+        answers = await self._session.reader.answers()
+        return {slot: answer for slot, answer in answers.items() if answer.source}
 
     # A transition that something cut short.
 

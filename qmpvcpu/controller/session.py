@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from qmpvcpu import qapi
 from qmpvcpu.controller.audience import Audience
 from qmpvcpu.controller.keeper import Keeper
-from qmpvcpu.controller.reading import Reader
 from qmpvcpu.controller.request import UnplugVerdict, verdict_on
 from qmpvcpu.engine import Engine, Read, Removal, State
 from qmpvcpu.errors import (
@@ -26,6 +25,7 @@ from qmpvcpu.errors import (
 from qmpvcpu.model import Disconnected, Layout, Pending, VcpuMap
 from qmpvcpu.monitor import Monitor
 from qmpvcpu.monitor.waiting import wait_ended
+from qmpvcpu.reading import Reader
 
 if TYPE_CHECKING:
     from qmpvcpu.controller.nextboot import NextBoot

@@ -39,8 +39,8 @@ class StepDeniedError(PlanError):
     """A change was not sent, because it could be known beforehand that it cannot or must not be.
 
     Attributes:
-        action: ``"plug"``, ``"unplug"`` or ``"export"``.
-        vcpus: The vCPU ids that were named (empty for "the first free one").
+        action: ``"plug"``, ``"unplug"``, ``"count"`` or ``"export"``.
+        vcpus: The vCPU ids that were named (empty for "the first free one", and for a count).
         reason: Why, as a word to branch on.
         detail: Why, as a sentence.
     """

@@ -4,15 +4,15 @@ from qmpvcpu.errors.base import Outcome, QmpVcpuError
 
 
 class RecordError(QmpVcpuError):
-    """The record on disk cannot be read, written or trusted; the file there is as it was.
+    """The record, or the document of the next boot, cannot be read, written or trusted; the file is as it was.
 
     Attributes:
-        path: The record's path.
+        path: The file's path.
         why: What is wrong.
     """
 
     def __init__(self, path: object, why: str, *, outcome: Outcome = Outcome.UNCHANGED) -> None:
-        super().__init__(f"record {path}: {why}")
+        super().__init__(f"{path}: {why}")
         self.path = str(path)
         self.why = why
         self.outcome = outcome
@@ -33,5 +33,5 @@ class RecordLockedError(RecordError):
     """
 
     def __init__(self, path: object, pid: int | None, who: str) -> None:
-        super().__init__(path, f"locked by {who}: one record has one keeper")
+        super().__init__(path, f"locked by {who}: it has one keeper at a time")
         self.pid = pid

@@ -2,11 +2,11 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmInfo
 
@@ -56,8 +56,8 @@ class CpuProps(Mapping[str, Any]):
         return value if isinstance(value, int) else None
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Slot(Value):
+@dataclass(frozen=True, slots=True)
+class Slot:
     """One entry of ``query-hotpluggable-cpus``: one or more vCPUs that are plugged and unplugged together.
 
     Attributes:
@@ -140,8 +140,8 @@ class Slot(Value):
         return Slot(*fixed, qom_path, host_tids, answer)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Vcpu(Value):
+@dataclass(frozen=True, slots=True)
+class Vcpu:
     """One vCPU, present or not.
 
     Attributes:
@@ -186,8 +186,8 @@ class Vcpu(Value):
         return self.slot.props
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Layout(Value):
+@dataclass(frozen=True)
+class Layout:
     """All slots of a VM at one moment; ``layout[3]`` is vCPU 3.
 
     Attributes:

@@ -10,6 +10,9 @@ from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineErro
 from qmpvcpu.model import KnownFault, Layout, Slot, VcpuMap, VmStatus, needs_x2apic
 
 __all__ = [
+    "COUNT",
+    "PLUG",
+    "UNPLUG",
     "Situation",
     "check_export",
     "check_keep",
@@ -23,6 +26,7 @@ __all__ = [
 PLUG: Final = "plug"
 UNPLUG: Final = "unplug"
 EXPORT: Final = "export"
+COUNT: Final = "count"
 
 
 class Situation(NamedTuple):

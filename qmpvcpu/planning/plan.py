@@ -1,6 +1,7 @@
 """From a wish to the steps that reach it, or the reasons why not."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from qmpvcpu.errors import (
     DenialReason,
@@ -11,8 +12,17 @@ from qmpvcpu.errors import (
     shorten,
 )
 from qmpvcpu.model import Action, Denied, KnownFault, Layout, Slot, Step, VcpuMap
-from qmpvcpu.model.value import Value, dataclass
-from qmpvcpu.planning.checks import Situation, check_keep, check_plug, check_unplug, fatal_plug, fatal_unplug
+from qmpvcpu.planning.checks import (
+    COUNT,
+    PLUG,
+    UNPLUG,
+    Situation,
+    check_keep,
+    check_plug,
+    check_unplug,
+    fatal_plug,
+    fatal_unplug,
+)
 from qmpvcpu.planning.explain import explained, merged, named
 
 __all__ = ["Plan", "check_plan", "plan_count", "plan_map", "plan_plugs", "read_wish"]
@@ -21,8 +31,8 @@ _MOST_QUOTED = 40
 _OF_THE_MACHINE = (DenialReason.MACHINE_CANNOT_PLUG, DenialReason.MACHINE_CANNOT_UNPLUG)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Plan(Value):
+@dataclass(frozen=True)
+class Plan:
     """What is to be done, in order, and what cannot be; ``str()`` explains it.
 
     One step a slot, since the vCPUs of one slot move together. Plugs come first, by ascending id: the guest never has
@@ -206,8 +216,10 @@ def _splits(layout: Layout, count: int, reached: set[int]) -> Denied:
 
 
 def _action_of(denied: Denied, plan: Plan) -> str:
-    """Return what was not to be: the unplug of what is plugged, the plug of what is not."""
-    return "unplug" if denied.ids and denied.ids <= plan.start else "plug"
+    """Return what was not to be: the count itself, the unplug of what is plugged, the plug of what is not."""
+    if not denied.ids:
+        return COUNT
+    return UNPLUG if denied.ids <= plan.start else PLUG
 
 
 def _state(enabled: VcpuMap, pending: VcpuMap) -> str:

@@ -12,7 +12,7 @@ from qmpvcpu.model import VcpuMap
 from qmpvcpu.testing.guest import GuestVm
 from qmpvcpu.testing.qemu import Accelerator, QemuProcess, QemuProcessError, QemuStartError, _cache, best_qemu
 
-__all__ = ["LinuxGuest", "LinuxGuestMissingError"]
+__all__ = ["LinuxGuest", "LinuxGuestMissingError", "find_images"]
 
 _LOGGER = logging.getLogger(__name__)
 _KERNEL_TIMEOUT = 2.0  # s: under a KVM that runs operating systems the kernel prints within 0.5
@@ -37,7 +37,7 @@ class LinuxGuest(GuestVm):
     vCPU ids.
 
     Args:
-        qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.qemu.best_qemu`. Under TCG only 10.0 and newer survive
+        qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.best_qemu`. Under TCG only 10.0 and newer survive
             an unplug.
         machine: ``q35`` or ``pc``, also with a version, and with options after a comma.
         accel: ``kvm`` or ``tcg``; None: KVM if it runs an operating system here, else TCG.
@@ -53,7 +53,7 @@ class LinuxGuest(GuestVm):
         timeout: Seconds that it may take to boot.
 
     Attributes:
-        process: The :class:`~qmpvcpu.testing.qemu.QemuProcess`, once entered.
+        process: The :class:`~qmpvcpu.testing.QemuProcess`, once entered.
         accelerator: What it runs under, once entered.
 
     Example:
@@ -107,7 +107,7 @@ class LinuxGuest(GuestVm):
         self._listener: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        kernel, initramfs = _images()
+        kernel, initramfs = find_images()
         qemu = self._qemu or best_qemu()
         args = ["-kernel", str(kernel), "-initrd", str(initramfs), *self._args]
         accel = self._accel
@@ -291,10 +291,22 @@ class LinuxGuest(GuestVm):
         return self.process.failure(f"{why}; the console ends with:\n{tail}" if tail else why, start=start)
 
 
-def _images() -> tuple[Path, Path]:
+def find_images() -> tuple[Path, Path]:
+    """Return the kernel and the initramfs of the Linux guest.
+
+    Raises:
+        LinuxGuestMissingError: They have not been made.
+    """
     home = _cache() / "linux"
     images = home / "vmlinuz", home / "initramfs.gz"
     for image in images:
         if not image.exists():
-            raise LinuxGuestMissingError(f"no {image}: make the Linux guest with `bash fixtures/linux/build.sh`")
+            raise LinuxGuestMissingError(f"no {image}: make the Linux guest with `bash {_build_script()}`")
     return images
+
+
+def _build_script() -> Path:
+    """The script that makes the guest: in a wheel it lies beside this module, in a checkout where it is written."""
+    here = Path(__file__).parent
+    packed = here / "linux" / "build.sh"
+    return packed if packed.exists() else here.parents[1] / "fixtures" / "linux" / "build.sh"

@@ -10,12 +10,17 @@ import re
 import struct
 import sys
 import termios
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from qmpvcpu.cli import main
 from tests.cli.forking import Forked, forked
+from tests.cli.schema import check, command_of
+from tests.cli.screen import Screen
 
 _DEADLINE = 40.0
 
@@ -27,13 +32,22 @@ class Ran:
     code: int
     out: str
     err: str
+    command: str = "usage"
 
     @property
     def document(self) -> dict[str, Any]:
-        """The one document on standard output."""
+        """The one document on standard output, which is as its schema says."""
         document: dict[str, Any] = json.loads(self.out)
-        assert document["schema"] == "qmpvcpu/1"
+        check(document, self.command)
         return document
+
+    @property
+    def documents(self) -> list[dict[str, Any]]:
+        """The documents on standard output, one a line."""
+        documents: list[dict[str, Any]] = [json.loads(line) for line in self.out.splitlines()]
+        for document in documents:
+            check(document, self.command)
+        return documents
 
     @property
     def error(self) -> dict[str, Any]:
@@ -48,6 +62,7 @@ class Running:
     """A run that goes on."""
 
     process: asyncio.subprocess.Process | Forked
+    command: str
 
     async def wait_said(self, words: str) -> None:
         """Return when *words* were said on standard error."""
@@ -64,7 +79,7 @@ class Running:
         async with asyncio.timeout(_DEADLINE):
             out, err = await self.process.communicate()
         assert self.process.returncode is not None
-        ran = Ran(self.process.returncode, out.decode(), err.decode())
+        ran = Ran(self.process.returncode, out.decode(), err.decode(), self.command)
         assert "Traceback" not in ran.out + ran.err, ran
         return ran
 
@@ -102,7 +117,7 @@ async def running(
     """Start the command line with *arguments*; *code* runs before it, in a Python that has imported nothing."""
     env = environment() if env is None else env
     async with _fresh(arguments, env, code) if code else forked([*map(str, arguments)], env) as process:
-        yield Running(process)
+        yield Running(process, command_of(arguments))
 
 
 async def run(*arguments: str | Path, env: dict[str, str] | None = None, code: str = "") -> Ran:
@@ -111,18 +126,28 @@ async def run(*arguments: str | Path, env: dict[str, str] | None = None, code: s
         return await it.end()
 
 
+async def said(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Ran:
+    """Run the command line in a thread of this process, where it starts sooner."""
+    code = await asyncio.to_thread(main, [*map(str, arguments)])
+    spoken = capsys.readouterr()
+    return Ran(code, spoken.out, spoken.err, command_of(arguments))
+
+
 @dataclass
 class Terminal:
     """What a run shows on a terminal of its own.
 
     Attributes:
         process: The run.
+        screen: What the terminal shows now.
         shown: Everything so far, as text.
     """
 
     process: asyncio.subprocess.Process
+    screen: Screen
     shown: str = ""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def read(self, master: int) -> None:
         """Take in what there is; at the end of the other side there is an error instead."""
@@ -130,35 +155,47 @@ class Terminal:
             said = os.read(master, 65536)
         except OSError:
             asyncio.get_running_loop().remove_reader(master)
+            self._ended.set()
         else:
+            self.screen.feed(said)
             self.shown += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode(errors="replace"))
         self._news.set()
 
     async def wait_shown(self, words: str) -> None:
         """Return when *words* were shown."""
+        await self.wait_until(lambda: words in self.shown)
+
+    async def wait_on_screen(self, words: str) -> None:
+        """Return when *words* stand on the screen."""
+        await self.wait_until(lambda: words in str(self.screen))
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return when *condition* holds of what was shown."""
         async with asyncio.timeout(_DEADLINE):
-            while words not in self.shown:
+            while not condition():
                 self._news.clear()
                 await self._news.wait()
 
     async def end(self) -> int:
-        """Return the exit code, once it has ended."""
+        """Return the exit code, once it has ended and all that it showed is taken in."""
         async with asyncio.timeout(_DEADLINE):
-            return await self.process.wait()
+            code = await self.process.wait()
+            await self._ended.wait()
+        return code
 
 
 @contextlib.asynccontextmanager
-async def on_terminal(*arguments: str | Path, columns: int = 80) -> AsyncIterator[Terminal]:
-    """Start the command line with *arguments* on a terminal of 30 lines."""
+async def on_terminal(*arguments: str | Path, columns: int = 80, lines: int = 30) -> AsyncIterator[Terminal]:
+    """Start the command line with *arguments* on a terminal of so many columns and lines."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     env = environment(TERM="xterm")
     del env["COLUMNS"]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "qmpvcpu.cli", *map(str, arguments)), env=env, stdin=slave, stdout=slave, stderr=slave
     )
     os.close(slave)
-    terminal = Terminal(process)
+    terminal = Terminal(process, Screen(columns, lines))
     asyncio.get_running_loop().add_reader(master, terminal.read, master)
     try:
         yield terminal

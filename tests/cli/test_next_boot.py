@@ -9,6 +9,7 @@ from qmpvcpu import DomainConfig
 from qmpvcpu.cli import main
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.cli.running import Ran, run
+from tests.cli.schema import command_of
 from tests.controller.test_next_boot import died_writing
 from tests.domainxml.domains import document, domain_of_rows, said
 from tests.record.conftest import listing
@@ -43,7 +44,7 @@ class Here:
     def run(self, *words: str | Path) -> Ran:
         code = main([str(each) for each in words])
         spoken = self._capsys.readouterr()
-        return Ran(code, spoken.out, spoken.err)
+        return Ran(code, spoken.out, spoken.err, command_of(words))
 
     def shown(self, config: Path) -> str:
         """What the command shows of the document, in the characters of ``domain_of_rows``."""

@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu.cli.progress import Tally, sentence
+from qmpvcpu.cli.progress import sentence
+from qmpvcpu.cli.tally import Tally
 from qmpvcpu.model import (
     Action,
     Disconnected,

@@ -25,19 +25,32 @@ async def test_a_lost_qemu_is_told_above_what_was_last_seen(guest: MicroGuest) -
     async with on_terminal("watch", "--reconnect", "--qmp", guest.qmp) as it:
         await it.wait_shown("pending since")
         guest.process.kill()
-        await it.wait_shown("QEMU is lost; it was: qmp0")
+        await it.wait_shown("QEMU is lost; it was:")
         it.process.send_signal(signal.SIGINT)
         assert await it.end() == 0
 
 
-async def test_a_bar_shows_how_many_of_a_map_are_settled_and_what_happened_last(guest: MicroGuest) -> None:
+async def test_each_vcpu_of_a_map_has_a_row_while_the_guest_takes_its_time(guest: MicroGuest) -> None:
     await guest.become(Personality.held())
     async with on_terminal("set", "0,2-3", "--qmp", guest.qmp) as it:
-        await it.wait_shown("2 of 3 0:00:0")
-        await it.wait_shown("vCPU 1: the guest works on it")
+        await it.wait_shown("2 of 3")
+        await it.wait_shown("plug 2    plugged")
+        await it.wait_shown("unplug 1  the guest works on it (0.")
         await guest.become(Personality.obliging())
         assert await it.end() == 0
     assert "REACHED in" in it.shown
+
+
+async def test_vcpus_that_leave_one_by_one_are_shown_with_those_that_wait(guest: MicroGuest) -> None:
+    assert (await run("set", "0-3", "--qmp", guest.qmp)).code == 0
+    await guest.become(Personality.held())
+    async with on_terminal("unplug", "3", "2", "1", "--qmp", guest.qmp) as it:
+        await it.wait_shown("0 of 3")
+        await it.wait_shown("unplug 3  the guest works on it (0.")
+        await it.wait_shown("unplug 1  waits")
+        await guest.become(Personality.obliging())
+        assert await it.end() == 0
+    assert "unplugged vCPU 1 in" in it.shown
 
 
 async def test_one_vcpu_has_one_live_line(guest: MicroGuest) -> None:

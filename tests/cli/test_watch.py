@@ -2,21 +2,13 @@ import asyncio
 import json
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu
-from tests.cli.running import Ran, Running, run, running
+from tests.cli.running import Running, run, running
 
 pytestmark = pytest.mark.qemu
-
-
-def documents(ran: Ran) -> list[dict[str, Any]]:
-    """The documents on standard output, one a line."""
-    found: list[dict[str, Any]] = [json.loads(line) for line in ran.out.splitlines()]
-    assert all(each["schema"] == "qmpvcpu/1" for each in found)
-    return found
 
 
 async def first_line(it: Running) -> bytes:
@@ -32,7 +24,7 @@ async def test_another_clients_changes_are_seen_as_they_happen(guest: MicroGuest
         assert (await run("set", "0,3", "--qmp", guest.qmp)).code == 0
         ran = await it.end()
     assert ran.code == 0
-    *events, end = documents(ran)
+    *events, end = ran.documents
     seen = {each["event"]: each for each in events}
     assert (seen["VcpuPlugged"]["ids"], seen["VcpuPlugged"]["origin"]) == ("3", "other")
     assert seen["VcpuUnplugged"]["ids"] == "1"
@@ -61,7 +53,7 @@ async def test_people_read_a_line_an_event_with_its_time_and_the_map(guest: Micr
 async def test_it_ends_after_the_time_it_was_given(guest: MicroGuest) -> None:
     ran = await run("watch", "--for", "0.2", "--json", "--qmp", guest.qmp)
     assert ran.code == 0
-    assert documents(ran)[-1]["ended"] == "time"
+    assert ran.documents[-1]["ended"] == "time"
     late = await run("watch", "--for", "0.2", "--until", "0-7", "--qmp", guest.qmp)
     assert late.code == 1
     assert "0-7 not reached (time)" in late.err
@@ -70,7 +62,7 @@ async def test_it_ends_after_the_time_it_was_given(guest: MicroGuest) -> None:
 async def test_what_was_waited_for_may_be_there_already(guest: MicroGuest) -> None:
     ran = await run("watch", "--until", "0-1", "--json", "--qmp", guest.qmp)
     assert ran.code == 0
-    assert [each.get("ended") for each in documents(ran)] == [None, "reached"]
+    assert [each.get("ended") for each in ran.documents] == [None, "reached"]
 
 
 async def test_a_signal_before_the_map_is_there_is_no_success(guest: MicroGuest) -> None:
@@ -79,7 +71,7 @@ async def test_a_signal_before_the_map_is_there_is_no_success(guest: MicroGuest)
         it.process.send_signal(signal.SIGTERM)
         ran = await it.end()
     assert ran.code == 130
-    assert documents(ran)[-1]["ended"] == "SIGTERM"
+    assert ran.documents[-1]["ended"] == "SIGTERM"
 
 
 async def test_a_qemu_that_ends_ends_it_too(guest: MicroGuest) -> None:
@@ -88,7 +80,7 @@ async def test_a_qemu_that_ends_ends_it_too(guest: MicroGuest) -> None:
         guest.process.kill()
         ran = await it.end()
     assert ran.code == 3
-    *_, lost, error = documents(ran)
+    *_, lost, error = ran.documents
     assert lost["event"] == "Disconnected"
     assert error["error"]["kind"] == "MonitorLostError"
 

@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import os
+import re
 import socket
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from qemu.qmp import QMPClient
 
 from qmpvcpu.errors import (
     InvalidMapError,
@@ -177,6 +180,24 @@ async def test_two_sockets_of_one_qemu_are_one_vm(vms: list[MicroGuest]) -> None
     assert [type(each) for each in errors].count(SameVmError) == 1
     assert errors.count(None) == 2
     assert "another QMP socket of the VM" in next(str(each) for each in errors if each is not None)
+
+
+async def test_one_qemu_by_two_tcp_addresses_is_known_by_its_uuid() -> None:
+    tcp = ("-qmp", "tcp:127.0.0.1:0,server=on,wait=off")
+    async with MicroGuest(extra_args=(*tcp, *tcp, "-uuid", str(uuid.uuid4()))) as guest:
+        client = QMPClient()
+        await client.connect(str(guest.sockets[1]))
+        devices: Any = await client.execute("query-chardev")
+        await client.disconnect()
+        found = [re.search(r"tcp:[^,]+", device["filename"]) for device in devices]
+        addresses = [each[0] for each in found if each is not None]
+        assert len(addresses) == 2
+        async with Fleet(addresses) as fleet:
+            by_tcp = [type(each.error) for each in await fleet.attach()]
+        async with Fleet([guest.qmp, addresses[0]]) as fleet:
+            mixed = [each.error for each in await fleet.attach()]
+    assert sorted(by_tcp, key=str) == sorted([SameVmError, type(None)], key=str)
+    assert [type(each) for each in mixed].count(SameVmError) == 1
 
 
 async def test_an_address_that_is_a_file_or_malformed_or_missing_has_its_own_error(

@@ -33,7 +33,7 @@ ROUNDS = 3
 LISTING: Queries = (("query-hotpluggable-cpus", None), ("query-cpus-fast", None))
 ATTACHING: Queries = (
     *LISTING,
-    *((f"query-{each}", None) for each in ("status", "migrate", "acpi-ospm-status", "kvm", "target", "name", "uuid")),
+    *((f"query-{each}", None) for each in ("status", "migrate", "acpi-ospm-status", "kvm", "name", "uuid")),
     ("query-memory-size-summary", None),
     ("qom-get", {"path": "/machine", "property": "type"}),
     ("qom-get", {"path": "/machine", "property": "smp"}),

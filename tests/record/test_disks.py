@@ -12,7 +12,7 @@ def test_a_disk_that_fills_up_costs_the_save_and_not_the_record(in_namespace: Ru
         '$KEEP "$DISK/vm.xml" < /dev/null'
     )
     assert lines[:2] == ["open None", "saved"]
-    assert lines[2].startswith("unchanged record ")
+    assert lines[2].startswith("unchanged /")
     assert "No space left on device" in lines[2]
     assert lines[3:5] == ["saved", "['vm.xml']"]
     assert lines[5:] == ["open (3, True)", "['vm.xml']"]  # the save that failed has a generation too
@@ -49,7 +49,7 @@ def test_a_folder_that_may_no_longer_be_written_to_costs_the_save_and_not_the_re
         'setpriv --bounding-set -dac_override $KEEP "$DISK/vm.xml"; $KEEP "$DISK/vm.xml" < /dev/null'
     )
     assert lines[:2] == ["open None", "saved"]
-    assert lines[2].startswith("unchanged record ")
+    assert lines[2].startswith("unchanged /")
     assert "Permission denied" in lines[2]
     assert lines[3:] == ["saved", "['vm.xml']", "open (3, True)", "['vm.xml']"]
 
