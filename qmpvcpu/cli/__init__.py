@@ -7,6 +7,8 @@ nothing about a VM, and turns every outcome into words for people, one JSON docu
 import sys
 from collections.abc import Sequence
 
+from qmpvcpu.cli.streams import open_missing
+
 __all__ = ["main"]
 
 _EXTRA = ("typer", "rich")
@@ -25,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code, for ``sys.exit``.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    open_missing()
     try:
         if "list" in words and "--json" in words:
             from qmpvcpu.cli import quick  # noqa: PLC0415 -- only where it is likely to be of use

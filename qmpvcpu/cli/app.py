@@ -28,7 +28,8 @@ from qmpvcpu.cli.options import (
     Saying,
     takes_groups,
 )
-from qmpvcpu.cli.run import Shell, carry_out, failure, print_answer
+from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out, failure, print_answer
+from qmpvcpu.cli.streams import silence
 from qmpvcpu.cli.watch import watch
 from qmpvcpu.cli.writing import xml
 
@@ -97,8 +98,17 @@ def run(arguments: Sequence[str]) -> int:
     """Carry out the command line *arguments* and return the exit code."""
     try:
         code = app(list(arguments), prog_name="qmpvcpu", standalone_mode=False)
+        sys.stdout.flush()
     except (_UsageError, BadUsageError) as error:
         return _complain(error, json="--json" in arguments)
+    except SystemExit as end:  # a shell has been told what completes; or click found a broken pipe, which is no fault
+        if end.code:
+            silence(sys.stdout)
+        return REACHED
+    except OSError as error:  # help that cannot be printed
+        silence(sys.stdout)
+        fault = None if isinstance(error, BrokenPipeError) else error
+        return print_answer(Answer(REACHED, {}), Shell(Options(), unprinted=fault))
     except typer.Abort:
         return _complain(KeyboardInterrupt(), json="--json" in arguments)
     return code if isinstance(code, int) else 0

@@ -24,6 +24,8 @@ from qmpvcpu.testing.qemu import QemuNotFoundError, best_qemu
 
 __all__ = ["GuestKind", "demo"]
 
+# A narrower terminal has two lines for each step.
+_WIDE = 78
 _VM_NAME = "qmpvcpu-demo"
 _TIMEOUT = 30.0  # for what is expected to be answered at once
 _STYLES = {"PLUGGED": "green", "UNPLUGGED": "green", "REFUSED": "yellow", "PENDING": "yellow"}
@@ -221,7 +223,10 @@ def _say_step(shell: Shell, step: Step) -> None:
     sees = "" if step.online is None else f"  guest: {step.online!s:7}"
     style = _STYLES[step.expected] if step.as_expected else "bold red"
     word = (f"{step.verdict.name:9}", style)
-    shell.say(Text.assemble(f"{step.call:9} {map_row(step.layout)} ", word, f" {seconds:>7}{sees}  {step.note}"))
+    apart = " " if shell.out.width > _WIDE else f"\n{'':9} "
+    shell.say(
+        Text.assemble(f"{step.call:9} {map_row(step.layout)}{apart}", word, f" {seconds:>7}{sees}  {step.note}")
+    )
 
 
 def _difference(step: Step) -> str:
