@@ -15,6 +15,7 @@ from qmpvcpu.cli.demo import demo as play
 from qmpvcpu.cli.doctor import doctor
 from qmpvcpu.cli.launching import args
 from qmpvcpu.cli.maps import How, Wish
+from qmpvcpu.cli.migrating import check_target_, confirm_target_, export, take_back
 from qmpvcpu.cli.nextboot import config
 from qmpvcpu.cli.options import (
     BadUsageError,
@@ -382,4 +383,8 @@ app.command("xml", short_help="Print libvirt's domain XML.")(takes_groups(xml))
 app.command("watch", short_help="Follow what happens to the vCPUs.")(takes_groups(watch))
 app.command("args", short_help="Print QEMU's arguments for a domain XML.")(takes_groups(args))
 app.command("doctor", short_help="Tell what works here, and what to do about what does not.")(takes_groups(doctor))
+app.command("export", short_help="Print a VM's vCPUs for its migration.")(takes_groups(export))
+app.command("check-target", short_help="Tell whether a QEMU can take the VM over.")(takes_groups(check_target_))
+app.command("confirm-target", short_help="Make sure that the VM has arrived.")(takes_groups(confirm_target_))
+app.command("take-back", short_help="Run a VM again that did not arrive.")(takes_groups(take_back))
 app.command("config", short_help="Show or change a VM's next boot, without the VM.")(takes_groups(config))

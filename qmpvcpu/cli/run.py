@@ -31,6 +31,7 @@ from qmpvcpu.errors import (
     RecordError,
     SameVmError,
     SocketDirectoryError,
+    TargetLostError,
 )
 from qmpvcpu.model import TransitionError, TransitionReport, Unknown
 from qmpvcpu.testing.linuxguest import LinuxGuestMissingError
@@ -249,7 +250,7 @@ def code_of(error: BaseException) -> int:
 
 _CODES: Final = (
     (KeyboardInterrupt, INTERRUPTED),
-    ((MonitorError, OutcomeUnknownError, QemuProcessError), NO_ANSWER),
+    ((MonitorError, OutcomeUnknownError, TargetLostError, QemuProcessError), NO_ANSWER),
     (RecordError, BAD_RECORD),
     ((BadUsageError, PlanError, InvalidMapError, DomainXmlError), NOT_SENT),
     ((QemuNotFoundError, LinuxGuestMissingError, SameVmError, SocketDirectoryError), NOT_SENT),
