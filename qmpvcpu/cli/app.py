@@ -13,6 +13,7 @@ from qmpvcpu.cli.completing import ids_to_plug, ids_to_unplug
 from qmpvcpu.cli.demo import GuestKind
 from qmpvcpu.cli.demo import demo as play
 from qmpvcpu.cli.doctor import doctor
+from qmpvcpu.cli.helping import fit_help, help_width
 from qmpvcpu.cli.launching import args
 from qmpvcpu.cli.maps import How, Wish
 from qmpvcpu.cli.migrating import check_target_, confirm_target_, export, take_back
@@ -98,7 +99,7 @@ app.add_typer(fleet.app, name="fleet", short_help="Many VMs at once: list, set, 
 def run(arguments: Sequence[str]) -> int:
     """Carry out the command line *arguments* and return the exit code."""
     try:
-        code = app(list(arguments), prog_name="qmpvcpu", standalone_mode=False)
+        code = app(list(arguments), prog_name="qmpvcpu", standalone_mode=False, terminal_width=help_width())
         sys.stdout.flush()
     except (_UsageError, BadUsageError) as error:
         return _complain(error, json="--json" in arguments)
@@ -388,3 +389,4 @@ app.command("check-target", short_help="Tell whether a QEMU can take the VM over
 app.command("confirm-target", short_help="Make sure that the VM has arrived.")(takes_groups(confirm_target_))
 app.command("take-back", short_help="Run a VM again that did not arrive.")(takes_groups(take_back))
 app.command("config", short_help="Show or change a VM's next boot, without the VM.")(takes_groups(config))
+fit_help(app)
