@@ -24,7 +24,7 @@ from qmpvcpu.testing.qemu import QemuNotFoundError, best_qemu
 
 __all__ = ["GuestKind", "demo"]
 
-# A narrower terminal has two lines for each step.
+# A narrower terminal has several lines for each step.
 _WIDE = 78
 _VM_NAME = "qmpvcpu-demo"
 _TIMEOUT = 30.0  # for what is expected to be answered at once
@@ -223,10 +223,14 @@ def _say_step(shell: Shell, step: Step) -> None:
     sees = "" if step.online is None else f"  guest: {step.online!s:7}"
     style = _STYLES[step.expected] if step.as_expected else "bold red"
     word = (f"{step.verdict.name:9}", style)
-    apart = " " if shell.out.width > _WIDE else f"\n{'':9} "
-    shell.say(
-        Text.assemble(f"{step.call:9} {map_row(step.layout)}{apart}", word, f" {seconds:>7}{sees}  {step.note}")
-    )
+    if shell.out.width > _WIDE:
+        said = f" {seconds:>7}{sees}  {step.note}"
+        shell.say(Text.assemble(f"{step.call:9} {map_row(step.layout)} ", word, said))
+        return
+    shell.say(f"{step.call:9} {map_row(step.layout)}")
+    shell.say(Text.assemble(f"{'':10}", word, f" {seconds:>7}{sees}"))
+    if step.note:
+        shell.say(f"{'':10}{step.note}")
 
 
 def _difference(step: Step) -> str:

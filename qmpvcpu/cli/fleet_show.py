@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -38,6 +38,8 @@ _TICK_S: Final = 0.1
 _LINE_S: Final = 1.0
 _BAR_WIDTH: Final = 20
 _MOST_NAMED: Final = 3
+# On a narrower terminal ids and paths would be columns of single letters.
+_TABLE_WIDTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,29 @@ def answer(rows: Sequence[Row], *, seconds: float, whole: bool) -> Answer:
     )
     head = f"{reached} of {len(rows)} VMs {'read' if whole else 'reached'} in {milliseconds(seconds)}"
     complaint = tuple(f"{_short(row.address)}: {row.complaint}" for row in rows if row.code != REACHED)
-    return Answer(code, content, Group(head, "", _table(rows)), complaint)
+    return Answer(code, content, Group(head, "", _VmRows(rows)), complaint)
+
+
+class _VmRows:
+    """The VMs: a table where there is room for it, else some lines for each."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = tuple(rows)
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= _TABLE_WIDTH:
+            yield _table(self._rows)
+            return
+        for row in self._rows:
+            name, address, word, *state = _cells(row)
+            yield Text.assemble((str(name or address), "bold"), ": ", word)
+            if name:
+                yield Text(f"  {address}")
+            if state:
+                plugged, ids, pending, took = state
+                if ids:
+                    yield Text(f"  {plugged} plugged: {ids}" + (f", pending {pending}" if pending else ""))
+                yield Text(f"  in {took}")
 
 
 def _table(rows: Iterable[Row]) -> Table:
@@ -119,19 +143,23 @@ def _table(rows: Iterable[Row]) -> Table:
     table.add_column("pending", overflow="fold")
     table.add_column("time", no_wrap=True, justify="right")
     for row in rows:
-        word, style = _WORDS[row.code]
-        result = row.result
-        if result is None:
-            table.add_row("", _short(row.address), Text(word, style))
-            continue
-        if result.report is not None:
-            word = result.report.outcome.name.replace("_", " ")
-        layout = result.layout
-        state = ("", "", "")
-        if layout is not None:
-            state = (f"{len(layout.enabled)} of {layout.max}", str(layout.enabled), str(layout.pending))
-        table.add_row(result.name, _short(row.address), Text(word, style), *state, milliseconds(result.seconds))
+        table.add_row(*_cells(row))
     return table
+
+
+def _cells(row: Row) -> list[str | Text]:
+    """Return what stands in the row of one VM: name, socket, state; and where it was begun the rest."""
+    word, style = _WORDS[row.code]
+    result = row.result
+    if result is None:
+        return ["", _short(row.address), Text(word, style)]
+    if result.report is not None:
+        word = result.report.outcome.name.replace("_", " ")
+    layout = result.layout
+    state = ("", "", "")
+    if layout is not None:
+        state = (f"{len(layout.enabled)} of {layout.max}", str(layout.enabled), str(layout.pending))
+    return [result.name, _short(row.address), Text(word, style), *state, milliseconds(result.seconds)]
 
 
 def _short(address: str) -> str:
