@@ -110,8 +110,9 @@ def parse_cpus_fast(reply: object) -> tuple[ThreadReading, ...]:
         path, tid, index = entry.get("qom-path"), entry.get("thread-id"), entry.get("cpu-index")
         if not isinstance(path, str) or not isinstance(tid, int) or not isinstance(index, int):
             raise MalformedReplyError(command, "an entry lacks qom-path, thread-id or cpu-index", entry)
-        props = entry.get("props")
-        threads.append(ThreadReading(path, tid, index, CpuProps(props if isinstance(props, dict) else {})))
+        props, arch = entry.get("props"), entry.get("target")
+        known = CpuProps(props if isinstance(props, dict) else {})
+        threads.append(ThreadReading(path, tid, index, known, arch if isinstance(arch, str) else None))
     return tuple(threads)
 
 

@@ -4,6 +4,7 @@ Rule of this floor: parsing and printing only. What a command does is one call o
 nothing about a VM, and turns every outcome into words for people, one JSON document for programs, and an exit code.
 """
 
+import gc
 import sys
 from collections.abc import Sequence
 
@@ -26,14 +27,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, for ``sys.exit``.
     """
-    words = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if arguments is None else list(arguments)
     open_missing()
     try:
+        return _run(words, own_process=arguments is None)
+    except KeyboardInterrupt:  # while the imports ran, or when all is said: in between it is waited for
+        return 130
+
+
+def _run(words: list[str], *, own_process: bool) -> int:
+    if words[:1] == ["--version"]:
+        from importlib.metadata import version  # noqa: PLC0415 -- only where it is needed
+
+        print(f"qmpvcpu {version('qmpvcpu')}")
+        return 0
+    try:
         if "list" in words and "--json" in words:
+            if own_process:
+                gc.disable()  # a process so short has nothing to collect, and loses a twentieth by looking
             from qmpvcpu.cli import quick  # noqa: PLC0415 -- only where it is likely to be of use
 
             if (address := quick.address_of(words)) is not None:
                 return quick.list_json(address)
+            if own_process:
+                gc.enable()
         # Not at the top: without the extra, an import error here would be a traceback instead of a sentence.
         from qmpvcpu.cli.app import run  # noqa: PLC0415
 
@@ -42,10 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:
             raise
-        print(
-            f"qmpvcpu: the command line needs {missing}, which is not installed: pip install 'qmpvcpu[cli]'",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:  # while the imports ran, or when all is said: in between it is waited for
-        return 130
+        return _without_extra(words, missing)
+
+
+def _without_extra(words: list[str], missing: str) -> int:
+    """Play the demo, which needs no more than the package itself; of all else say what it needs."""
+    if words == ["demo"]:
+        from qmpvcpu.cli.plain import play  # noqa: PLC0415 -- only where it is needed
+
+        return play()
+    print(
+        f"qmpvcpu: the command line needs {missing}, which is not installed: pip install 'qmpvcpu[cli]'",
+        file=sys.stderr,
+    )
+    return 2

@@ -70,6 +70,8 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
   qmpvcpu fleet list --dir /run/vms     many VMs at once
 
+  qmpvcpu --version                     which one this is
+
 The shared options may stand before the command or after it. With --json there is one document on standard output and
 nothing else, errors included (of watch: one a line). SIGINT and SIGTERM stop at the next safe point; what was done is
 told. The second one abandons at once.

@@ -7,22 +7,21 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from rich.text import Text
+from typing import Any, Protocol
 
 from qmpvcpu import EventStream, Layout, Proof, VcpuController
+from qmpvcpu.cli.answer import NOT_REACHED, REACHED, Answer
 from qmpvcpu.cli.guests import LinuxDemoGuest, MicroDemoGuest
-from qmpvcpu.cli.run import NOT_REACHED, REACHED, Answer, Shell
 from qmpvcpu.cli.show import document, map_row, milliseconds, state_json
 from qmpvcpu.domainxml import render
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.model import Pending, Plugged, Refused, Unplugged, VcpuMap, VcpuUnplugged, Verdict, as_json, verdict_of
 from qmpvcpu.testing.qemu import QemuNotFoundError, best_qemu
 
-__all__ = ["GuestKind", "demo"]
+__all__ = ["GuestKind", "Stage", "demo"]
 
 # A narrower terminal has several lines for each step.
 _WIDE = 78
@@ -36,6 +35,28 @@ class GuestKind(enum.Enum):
 
     MICROGUEST = "microguest"
     LINUX = "linux"
+
+
+class Stage(Protocol):
+    """Where the demo is shown: the command line's stage, or plain words where that is not installed.
+
+    Attributes:
+        done: JSON of the steps so far.
+    """
+
+    done: list[dict[str, Any]]
+
+    def attach(self, target: Path, *, name: str) -> AbstractAsyncContextManager[VcpuController]:
+        """Attach to the VM at *target*."""
+
+    def note(self, line: str) -> None:
+        """Tell what goes on."""
+
+    def say(self, line: str) -> None:
+        """Show *line*."""
+
+    def say_styled(self, *parts: str | tuple[str, str]) -> None:
+        """Show *parts*, each a text or a text with its style, as one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +88,7 @@ class Step:
         return self.verdict.name == self.expected and agreed and self.late is not False
 
 
-async def demo(shell: Shell, kind: GuestKind, qemu: Path | None) -> Answer:
+async def demo(stage: Stage, kind: GuestKind, qemu: Path | None) -> Answer:
     """Start a VM, play the story on it, and show its XML.
 
     Raises:
@@ -76,14 +97,14 @@ async def demo(shell: Shell, kind: GuestKind, qemu: Path | None) -> Answer:
     started = time.monotonic()
     binary, why = _choose(qemu)
     guest = LinuxDemoGuest(binary) if kind is GuestKind.LINUX else MicroDemoGuest(binary)
-    shell.err.print(f"starting {guest.name} ...", soft_wrap=True, style="dim")
+    stage.note(f"starting {guest.name} ...")
     differences: list[str] = []
-    async with guest, shell.attach(guest.qmp, name=_VM_NAME) as vm:
+    async with guest, stage.attach(guest.qmp, name=_VM_NAME) as vm:
         version = ".".join(map(str, vm.capabilities.qemu_version))
-        _say_head(shell, vm.layout, f"QEMU {version} under {guest.accelerator.upper()}: {binary} ({why})")
+        _say_head(stage, vm.layout, f"QEMU {version} under {guest.accelerator.upper()}: {binary} ({why})")
         async for step in _play(vm, guest):
-            shell.done.append(_step_json(step))
-            _say_step(shell, step)
+            stage.done.append(_step_json(step))
+            _say_step(stage, step)
             if not step.as_expected:
                 differences.append(_difference(step))
                 break
@@ -96,12 +117,12 @@ async def demo(shell: Shell, kind: GuestKind, qemu: Path | None) -> Answer:
         accelerator=guest.accelerator,
         as_expected=not differences,
         differences=differences,
-        steps=shell.done,
+        steps=stage.done,
         **state_json(layout),
         seconds=round(time.monotonic() - started, 3),
         xml=xml,
     )
-    shell.say("\nThe state as libvirt's domain XML (virsh define takes it):\n")
+    stage.say("\nThe state as libvirt's domain XML (virsh define takes it):\n")
     return Answer(code, content, xml.rstrip("\n"), complaint=tuple(differences))
 
 
@@ -213,24 +234,24 @@ def _step_json(step: Step) -> dict[str, Any]:
     }
 
 
-def _say_head(shell: Shell, layout: Layout, words: str) -> None:
-    shell.say(words)
-    shell.say(f"\n{'':9} {map_row(layout)} at the start")
+def _say_head(stage: Stage, layout: Layout, words: str) -> None:
+    stage.say(words)
+    stage.say(f"\n{'':9} {map_row(layout)} at the start")
 
 
-def _say_step(shell: Shell, step: Step) -> None:
+def _say_step(stage: Stage, step: Step) -> None:
     seconds = milliseconds(getattr(step.verdict, "seconds", 0.0))
     sees = "" if step.online is None else f"  guest: {step.online!s:7}"
     style = _STYLES[step.expected] if step.as_expected else "bold red"
     word = (f"{step.verdict.name:9}", style)
-    if shell.out.width > _WIDE:
+    if shutil.get_terminal_size().columns > _WIDE:
         said = f" {seconds:>7}{sees}  {step.note}"
-        shell.say(Text.assemble(f"{step.call:9} {map_row(step.layout)} ", word, said))
+        stage.say_styled(f"{step.call:9} {map_row(step.layout)} ", word, said)
         return
-    shell.say(f"{step.call:9} {map_row(step.layout)}")
-    shell.say(Text.assemble(f"{'':10}", word, f" {seconds:>7}{sees}"))
+    stage.say(f"{step.call:9} {map_row(step.layout)}")
+    stage.say_styled(f"{'':10}", word, f" {seconds:>7}{sees}")
     if step.note:
-        shell.say(f"{'':10}{step.note}")
+        stage.say(f"{'':10}{step.note}")
 
 
 def _difference(step: Step) -> str:

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import qmpvcpu
-from qmpvcpu.cli.show import document
+from qmpvcpu.cli.documents import document
 from qmpvcpu.cli.stopping import Stopping
 from qmpvcpu.errors import MonitorConnectError, QmpVcpuError
+from qmpvcpu.model import Layout
 from qmpvcpu.model.jsonform import layout_as_json
 from qmpvcpu.monitor.address import Address
+from qmpvcpu.reading import look
 
 __all__ = ["address_of", "list_json"]
 
@@ -68,10 +69,9 @@ def _told(address: str, stopping: Stopping, what: BaseException | dict[str, Any]
     return print_answer(Answer(REACHED, what) if isinstance(what, dict) else failure(what, shell), shell)
 
 
-async def _look(address: str, stopping: Stopping) -> qmpvcpu.Layout:
+async def _look(address: str, stopping: Stopping) -> Layout:
     logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())  # as for every command: the error says it better
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - JUSTIFICATION: a coroutine that runs is in a task, mypy cannot know
     with stopping.heeded(task):
-        async with qmpvcpu.attach(address, resync_interval=None) as vm:
-            return vm.layout
+        return await look(address)

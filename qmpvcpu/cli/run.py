@@ -15,6 +15,7 @@ from rich.text import Text
 
 import qmpvcpu
 from qmpvcpu import VcpuController
+from qmpvcpu.cli.answer import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, Answer
 from qmpvcpu.cli.options import BadUsageError, Options
 from qmpvcpu.cli.reports import report_text, shortcoming
 from qmpvcpu.cli.show import document, error_json, in_options, state_json, state_text
@@ -52,35 +53,11 @@ __all__ = [
     "print_answer",
 ]
 
-REACHED: Final = 0
-NOT_REACHED: Final = 1
-NOT_SENT: Final = 2
-NO_ANSWER: Final = 3
-BAD_RECORD: Final = 4
-INTERRUPTED: Final = 130
-
 _REPLY_TIMEOUT = 10.0
 _GUEST_TIMEOUT = 30.0
 
 # Of a pipe: cells must not be cut to the width of a terminal that is not there.
 _UNBOUNDED = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """How a command ended.
-
-    Attributes:
-        code: The exit code.
-        document: What ``--json`` prints.
-        text: What people see on standard output; None: all was said on the way.
-        complaint: What people see on standard error.
-    """
-
-    code: int
-    document: dict[str, Any]
-    text: RenderableType | None = None
-    complaint: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -164,6 +141,14 @@ class Shell:
         """Print *line* for people, now; programs read the document."""
         if not self.options.json:
             self.put(lambda: self.out.print(line, soft_wrap=isinstance(line, str | Text)))
+
+    def say_styled(self, *parts: str | tuple[str, str]) -> None:
+        """Print *parts*, each a text or a text with its style, as one line for people."""
+        self.say(Text.assemble(*parts))
+
+    def note(self, line: str) -> None:
+        """Tell people on standard error what goes on."""
+        self.err.print(line, soft_wrap=True, style="dim")
 
     def put(self, write: Callable[[], object]) -> None:
         """Do *write* to standard output; a command goes on where that takes no more."""

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from qmpvcpu.cli.documents import SCHEMA, document
 from qmpvcpu.errors import DomainXmlError, InvalidMapError, QmpVcpuError
 from qmpvcpu.model import Layout, Vcpu, VcpuMap, as_json, verdict_of
 
@@ -21,17 +22,10 @@ __all__ = [
     "state_text",
 ]
 
-SCHEMA = "qmpvcpu/1"
-
 # Wider rows wrap on a terminal of 80 columns; ids with ranges say it shorter then.
 _MOST_IN_ROW = 16
 _SECOND = 1.0
 _ARGUMENT = re.compile(r"\b(allow_fatal|allow_boot_vcpus|include_boot)=True\b")
-
-
-def document(**content: Any) -> dict[str, Any]:
-    """Return a JSON document with its schema first."""
-    return {"schema": SCHEMA, **content}
 
 
 def state_json(layout: Layout) -> dict[str, Any]:

@@ -5,10 +5,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from qmpvcpu.controller.inbox import Inbox
-from qmpvcpu.controller.reading import Reader
 from qmpvcpu.controller.session import Session
 from qmpvcpu.errors import MalformedReplyError, MonitorError, MonitorLostError
 from qmpvcpu.monitor import Monitor, Target
+from qmpvcpu.reading import Reader
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import Instance

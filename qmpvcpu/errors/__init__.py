@@ -7,7 +7,7 @@ Floor 0: imports nothing of the package.
     QmpVcpuError
      ├ InvalidMapError (ValueError)      a set of vCPU ids that cannot be read
      ├ DomainXmlError (ValueError)       a domain document that is not what libvirt means
- │  └ DomainRuleError                it breaks a rule of libvirt's, which it names
+     │  └ DomainRuleError                it breaks a rule of libvirt's, which it names
      ├ PlanError
      │  ├ StepDeniedError                not sent: known beforehand that it cannot or must not be
      │  │  └ UnsupportedMachineError     the machine cannot do this to any of its CPUs

@@ -4,60 +4,65 @@ Rule of this floor: frozen values and pure functions; no I/O, no clock, nothing 
 names of QEMU's properties, which are passed through unchanged.
 """
 
-from qmpvcpu.model.events import (
-    Disconnected,
-    Event,
-    InstanceChanged,
-    LayoutChanged,
-    MigrationChanged,
-    Origin,
-    Reconnected,
-    UnplugAcknowledged,
-    UnplugPending,
-    UnplugRefused,
-    UnplugRequested,
-    VcpuPlugged,
-    VcpuUnplugged,
-    VmReset,
-    VmResumed,
-    VmStopped,
-)
-from qmpvcpu.model.layout import CpuProps, Layout, Slot, Vcpu
-from qmpvcpu.model.mapping import (
-    SlotReading,
-    ThreadReading,
-    build_fixed_slots,
-    build_slots,
-    creation_order,
-    runs_single_threaded,
-)
-from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.report import (
-    ConfigOutcome,
-    ConfigReport,
-    StepReport,
-    TransitionError,
-    TransitionOutcome,
-    TransitionReport,
-    succeeded,
-)
-from qmpvcpu.model.transition import Action, Affect, Direction, Intent, OnFailure, Step
-from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import (
-    Denied,
-    Pending,
-    Plugged,
-    Proof,
-    Refused,
-    Rejected,
-    Unknown,
-    Unplugged,
-    Verdict,
-    as_json,
-    verdict_of,
-)
-from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatus, apic_id, needs_x2apic
-from qmpvcpu.model.vmstate import VmState
+from typing import TYPE_CHECKING
+
+from qmpvcpu.lazy import lazily
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.events import (
+        Disconnected,
+        Event,
+        InstanceChanged,
+        LayoutChanged,
+        MigrationChanged,
+        Origin,
+        Reconnected,
+        UnplugAcknowledged,
+        UnplugPending,
+        UnplugRefused,
+        UnplugRequested,
+        VcpuPlugged,
+        VcpuUnplugged,
+        VmReset,
+        VmResumed,
+        VmStopped,
+    )
+    from qmpvcpu.model.layout import CpuProps, Layout, Slot, Vcpu
+    from qmpvcpu.model.mapping import (
+        SlotReading,
+        ThreadReading,
+        build_fixed_slots,
+        build_slots,
+        creation_order,
+        runs_single_threaded,
+    )
+    from qmpvcpu.model.ost import OstAnswer, OstStatus
+    from qmpvcpu.model.report import (
+        ConfigOutcome,
+        ConfigReport,
+        StepReport,
+        TransitionError,
+        TransitionOutcome,
+        TransitionReport,
+        succeeded,
+    )
+    from qmpvcpu.model.transition import Action, Affect, Direction, Intent, OnFailure, Step
+    from qmpvcpu.model.vcpumap import VcpuMap
+    from qmpvcpu.model.verdicts import (
+        Denied,
+        Pending,
+        Plugged,
+        Proof,
+        Refused,
+        Rejected,
+        Unknown,
+        Unplugged,
+        Verdict,
+        as_json,
+        verdict_of,
+    )
+    from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatus, apic_id, needs_x2apic
+    from qmpvcpu.model.vmstate import VmState
 
 __all__ = [
     "Action",
@@ -122,3 +127,10 @@ __all__ = [
     "succeeded",
     "verdict_of",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        __all__,
+        ("vcpumap", "ost", "vm", "layout", "mapping", "events", "transition", "verdicts", "report", "vmstate"),
+    )

@@ -1,8 +1,8 @@
 """Events: what ``vm.events()`` yields, in the order in which it became known."""
 
 import enum
+from dataclasses import dataclass
 
-from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 
 __all__ = [
@@ -33,8 +33,8 @@ class Origin(enum.Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Event(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
     """Base of all events: frozen values, equal if they are of one kind and all their attributes are.
 
     Attributes:
@@ -46,7 +46,7 @@ class Event(Value):
     origin: Origin = Origin.UNKNOWN
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VcpuPlugged(Event):
     """A slot is occupied now.
 
@@ -57,7 +57,7 @@ class VcpuPlugged(Event):
     ids: VcpuMap
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnplugRequested(Event):
     """QEMU accepted a request to unplug; nothing is removed yet.
 
@@ -68,7 +68,7 @@ class UnplugRequested(Event):
     ids: VcpuMap
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnplugAcknowledged(Event):
     """The guest says that it works on a removal (OST 0x84).
 
@@ -79,7 +79,7 @@ class UnplugAcknowledged(Event):
     ids: VcpuMap
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VcpuUnplugged(Event):
     """A slot is empty now.
 
@@ -94,7 +94,7 @@ class VcpuUnplugged(Event):
     requested_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnplugRefused(Event):
     """The guest refused to give a slot up.
 
@@ -111,7 +111,7 @@ class UnplugRefused(Event):
     late: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnplugPending(Event):
     """A deadline passed without an answer; the request lives on in QEMU.
 
@@ -124,7 +124,7 @@ class UnplugPending(Event):
     acknowledged: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutChanged(Event):
     """A read showed something that no event had announced, or events were dropped.
 
@@ -135,22 +135,22 @@ class LayoutChanged(Event):
     resync: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmReset(Event):
     """The VM was reset. Pending unplugs stay pending: they fire at the next hotplug of any vCPU."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmStopped(Event):
     """The VM's vCPUs stopped running."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmResumed(Event):
     """The VM's vCPUs run again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationChanged(Event):
     """A migration changed its state (QEMU tells only where its ``events`` capability is on).
 
@@ -161,7 +161,7 @@ class MigrationChanged(Event):
     status: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnected(Event):
     """The QMP connection is lost; no event follows, unless ``attach(reconnect=True)`` finds QEMU again.
 
@@ -172,11 +172,11 @@ class Disconnected(Event):
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reconnected(Event):
     """The QMP connection is back, and the VM has been read again; what happened meanwhile came before this event."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceChanged(Event):
     """The same VM runs in another QEMU than the record, or the lost connection, knew: pending removals are void."""

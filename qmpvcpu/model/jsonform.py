@@ -1,23 +1,17 @@
-"""Layouts and verdicts as JSON, and back: what the command line prints, and what a report is kept as."""
+"""Layouts as JSON, and back: what the command line prints, and what a report is kept as."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from qmpvcpu.errors import DenialReason
-from qmpvcpu.model.jsonread import flag, number, one_of, optional, rows, take, text, unlike, vcpu_map, whole_number
+from qmpvcpu.model.jsonread import flag, optional, rows, take, text, unlike, vcpu_map, whole_number
 from qmpvcpu.model.layout import CpuProps, Layout, Slot, Vcpu
 from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged, Verdict, as_json
 from qmpvcpu.model.vm import Topology, VmInfo
 
-__all__ = ["layout_as_json", "layout_from_json", "verdict_beside", "verdict_from_json"]
-
-_VERDICTS: Final[Mapping[str, type[Verdict]]] = {
-    kind.name: kind for kind in (Plugged, Unplugged, Refused, Pending, Rejected, Denied, Unknown)
-}
+__all__ = ["layout_as_json", "layout_from_json"]
 
 
 def layout_as_json(layout: Layout) -> dict[str, Any]:
@@ -216,50 +210,3 @@ def _read_version(value: object) -> tuple[int, int, int]:
 
 def _is_short_number(part: str) -> bool:
     return part.isascii() and part.isdigit() and len(part) < len(str(2**32))
-
-
-# Verdicts.
-
-
-def verdict_beside(verdict: Verdict | None, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *verdict* as a JSON object with the keys of *own* in it, which win.
-
-    Where the verdict has another value for such a key, it stands under ``verdict_`` and the key.
-    """
-    shown = {"verdict": None} if verdict is None else as_json(verdict)
-    hidden = {f"verdict_{key}": shown[key] for key, value in own.items() if key in shown and shown[key] != value}
-    return {**shown, **own, **hidden}
-
-
-def verdict_from_json(data: Mapping[str, Any]) -> Verdict | None:
-    """Return the verdict that ``as_json`` or ``verdict_beside`` was given; None if it was None.
-
-    Raises:
-        ValueError: It is not of that shape; the text names the key.
-    """
-    kind = take(data, "verdict", optional(one_of(_VERDICTS)))
-    if kind is None:
-        return None
-    return kind(**{field.name: _take_evidence(data, kind, field.name) for field in fields(kind)})
-
-
-def _take_evidence(data: Mapping[str, Any], kind: type[Verdict], name: str) -> Any:
-    reader = _EVIDENCE.get((kind, name)) or _EVIDENCE[None, name]
-    hidden = f"verdict_{name}"
-    return take(data, hidden if hidden in data else name, reader)
-
-
-_EVIDENCE: Final[Mapping[tuple[type[Verdict] | None, str], Callable[[Any], Any]]] = {
-    (None, "ids"): vcpu_map,
-    (None, "acknowledged"): flag,
-    (Plugged, "acknowledged"): optional(flag),
-    (None, "code"): optional(whole_number),
-    (None, "reason"): text,
-    (Denied, "reason"): one_of(DenialReason.__members__),
-    (None, "seconds"): number,
-    (None, "error_class"): text,
-    (None, "desc"): text,
-    (None, "hint"): text,
-    (None, "detail"): text,
-    (None, "why"): text,
-}

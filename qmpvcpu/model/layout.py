@@ -2,26 +2,23 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmInfo
 
 __all__ = ["CpuProps", "Layout", "Slot", "Vcpu"]
 
 _PERIPHERAL = "/machine/peripheral/"
+_PERIPHERALS = "/machine/peripheral"  # those without an id too, in /machine/peripheral-anon
 
 
 @lru_cache(maxsize=8192)  # values that never change, asked for at every change of their slot
 def _ids(first: int, count: int) -> VcpuMap:
     return VcpuMap(range(first, first + count))
-
-
-_PERIPHERALS = "/machine/peripheral"  # those without an id too, in /machine/peripheral-anon
 
 
 class CpuProps(Mapping[str, Any]):
@@ -59,8 +56,8 @@ class CpuProps(Mapping[str, Any]):
         return value if isinstance(value, int) else None
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Slot(Value):
+@dataclass(frozen=True, slots=True)
+class Slot:
     """One entry of ``query-hotpluggable-cpus``: one or more vCPUs that are plugged and unplugged together.
 
     Attributes:
@@ -143,8 +140,8 @@ class Slot(Value):
         return Slot(*fixed, qom_path, host_tids, answer)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Vcpu(Value):
+@dataclass(frozen=True, slots=True)
+class Vcpu:
     """One vCPU, present or not.
 
     Attributes:
@@ -189,8 +186,8 @@ class Vcpu(Value):
         return self.slot.props
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Layout(Value):
+@dataclass(frozen=True)
+class Layout:
     """All slots of a VM at one moment; ``layout[3]`` is vCPU 3.
 
     Attributes:
@@ -294,19 +291,3 @@ class Layout(Value):
     def _can_leave(self, slot: Slot) -> bool:
         boot = slot.device_id is None
         return slot.present and slot.first != 0 and self.vm.can_unplug and not (boot and self.vm.libvirt_owned)
-
-    def with_slot(self, slot: Slot) -> "Layout":
-        """Return the next layout: *slot* in the place of the one with its first id, newest if newly filled."""
-        index = self.index_of(slot.first)
-        creation = dict.fromkeys(self.creation)
-        if slot.qom_path != self.slots[index].qom_path:
-            creation.pop(slot.first, None)
-        if slot.present:
-            creation.setdefault(slot.first)
-        return replace(
-            self,
-            slots=(*self.slots[:index], slot, *self.slots[index + 1 :]),
-            creation=tuple(creation),
-            pending_slots=self.pending_slots if slot.present else self.pending_slots - {slot.first},
-            generation=self.generation + 1,
-        )

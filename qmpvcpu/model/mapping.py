@@ -47,12 +47,14 @@ class ThreadReading(NamedTuple):
         host_tid: Its thread on QEMU's host.
         cpu_index: QEMU's number for it.
         props: Its properties, empty where the machine has none.
+        arch: QEMU's target, such as ``x86_64``; None where the entry does not tell.
     """
 
     qom_path: str
     host_tid: int
     cpu_index: int
     props: CpuProps
+    arch: str | None = None
 
     @property
     def core_path(self) -> str:

@@ -5,8 +5,7 @@ Source: ACPI 6.5, section 6.3.5 "_OST (OSPM Status Indication)"; the sources and
 """
 
 import enum
-
-from qmpvcpu.model.value import Value, dataclass
+from dataclasses import dataclass
 
 __all__ = ["OstAnswer", "OstStatus"]
 
@@ -37,8 +36,8 @@ class OstStatus(enum.Enum):
     FAILURE = "failure"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class OstAnswer(Value):
+@dataclass(frozen=True, slots=True)
+class OstAnswer:
     """One _OST evaluation of the guest.
 
     Attributes:

@@ -3,16 +3,17 @@
 import enum
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
 from qmpvcpu.errors import Outcome, QmpVcpuError
-from qmpvcpu.model.jsonform import layout_as_json, layout_from_json, verdict_beside, verdict_from_json
+from qmpvcpu.model.jsonform import layout_as_json, layout_from_json
 from qmpvcpu.model.jsonread import flag, number, one_of, optional, rows, take, text, vcpu_map, whole_number
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Action, Affect, OnFailure
-from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdictjson import verdict_beside, verdict_from_json
 from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict, as_json
 
 __all__ = [
@@ -69,8 +70,8 @@ def succeeded(action: Action, verdict: Verdict | None) -> bool:
     return isinstance(verdict, Refused | Plugged)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class StepReport(Value):
+@dataclass(frozen=True, slots=True)
+class StepReport:
     """What became of one slot.
 
     Attributes:
@@ -140,8 +141,8 @@ class StepReport(Value):
         return ": ".join(filter(None, (ended, self.reason))) or "not sent"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class ConfigReport(Value):
+@dataclass(frozen=True, slots=True)
+class ConfigReport:
     """What became of the next boot.
 
     Attributes:
@@ -197,8 +198,8 @@ class ConfigReport(Value):
         return f"next boot {self.start} to {self.target}: {self.outcome.name}{why}"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class TransitionReport(Value):
+@dataclass(frozen=True)
+class TransitionReport:
     """What became of a whole map; printable.
 
     Attributes:

@@ -1,8 +1,8 @@
 """What a transition is made of: actions, steps, policies, and the intent that is recorded before it begins."""
 
 import enum
+from dataclasses import dataclass
 
-from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 
 __all__ = ["Action", "Affect", "Direction", "Intent", "OnFailure", "Step"]
@@ -53,8 +53,8 @@ class Direction(enum.Enum):
     REVERTING = "reverting"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Step(Value):
+@dataclass(frozen=True, slots=True)
+class Step:
     """One slot's part of a transition.
 
     Attributes:
@@ -78,8 +78,8 @@ class Step(Value):
         return f"{self.action.value} {self.ids}"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Intent(Value):
+@dataclass(frozen=True, slots=True)
+class Intent:
     """What is wanted of the VM and under way: in the record before its first command, until its outcome is known.
 
     Attributes:

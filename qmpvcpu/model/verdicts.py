@@ -10,7 +10,7 @@ told apart with ``match``::
 """
 
 import enum
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from qmpvcpu.errors import (
@@ -22,7 +22,6 @@ from qmpvcpu.errors import (
     UnplugPendingError,
     UnplugRefusedError,
 )
-from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 
 __all__ = [
@@ -51,8 +50,8 @@ class Proof(enum.Enum):
     ACKNOWLEDGED = "acknowledged"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Plugged(Value):
+@dataclass(frozen=True, slots=True)
+class Plugged:
     """QEMU accepted the vCPU.
 
     Attributes:
@@ -72,8 +71,8 @@ class Plugged(Value):
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Unplugged(Value):
+@dataclass(frozen=True, slots=True)
+class Unplugged:
     """The slot is empty, on evidence: QEMU's ``DEVICE_DELETED``, or a read that was sent after the request.
 
     Attributes:
@@ -86,8 +85,8 @@ class Unplugged(Value):
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Refused(Value):
+@dataclass(frozen=True, slots=True)
+class Refused:
     """The guest said no; the vCPU is still plugged and may be asked for again.
 
     Attributes:
@@ -104,8 +103,8 @@ class Refused(Value):
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Pending(Value):
+@dataclass(frozen=True, slots=True)
+class Pending:
     """QEMU accepted the request, and the deadline passed without an answer; it lives on in QEMU.
 
     Attributes:
@@ -120,8 +119,8 @@ class Pending(Value):
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Rejected(Value):
+@dataclass(frozen=True, slots=True)
+class Rejected:
     """QEMU answered the command with an error.
 
     Attributes:
@@ -140,8 +139,8 @@ class Rejected(Value):
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Denied(Value):
+@dataclass(frozen=True, slots=True)
+class Denied:
     """Never sent: it could be known beforehand.
 
     Attributes:
@@ -156,8 +155,8 @@ class Denied(Value):
     detail: str
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Unknown(Value):
+@dataclass(frozen=True, slots=True)
+class Unknown:
     """The connection was lost, or stayed silent, with the command in flight: the next read tells.
 
     Attributes:

@@ -1,9 +1,8 @@
 """What is known of a VM besides its CPUs: identity, machine, accelerator, and what its QEMU does not survive."""
 
 import enum
+from dataclasses import dataclass
 from functools import cached_property
-
-from qmpvcpu.model.value import Value, dataclass
 
 __all__ = ["Capabilities", "KnownFault", "Topology", "VmInfo", "VmStatus", "apic_id", "needs_x2apic"]
 
@@ -26,8 +25,8 @@ class KnownFault(enum.Enum):
     TCG_APIC_ID_255 = "QEMU under TCG aborts at a vCPU with an APIC id from 255 on without x2apic in its model"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Topology(Value):
+@dataclass(frozen=True, slots=True)
+class Topology:
     """The machine's CPU topology; every level is at least 1.
 
     Attributes:
@@ -47,8 +46,8 @@ class Topology(Value):
     books: int = 1
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class VmInfo(Value):
+@dataclass(frozen=True)
+class VmInfo:
     """What QEMU tells once about the VM; none of it changes while this QEMU runs.
 
     Attributes:
@@ -102,8 +101,8 @@ class VmInfo(Value):
 _IDLE_MIGRATIONS = frozenset({"none", "completed", "failed", "cancelled"})
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class VmStatus(Value):
+@dataclass(frozen=True, slots=True)
+class VmStatus:
     """What the VM is doing at one moment.
 
     Attributes:
@@ -132,8 +131,8 @@ class VmStatus(Value):
         return self.run_state == "running" and not self.migrating
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Capabilities(Value):
+@dataclass(frozen=True, slots=True)
+class Capabilities:
     """What this VM can do, and what its QEMU is known not to survive.
 
     Attributes:

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from qmpvcpu.model.jsonform import layout_as_json, layout_from_json
 from qmpvcpu.model.jsonread import optional, take, text, unlike, vcpu_map
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vcpumap import VcpuMap
 
 __all__ = ["VmState"]
@@ -15,8 +15,8 @@ __all__ = ["VmState"]
 _SCHEMA: Final = "qmpvcpu-export/1"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class VmState(Value):
+@dataclass(frozen=True, slots=True)
+class VmState:
     """A VM's vCPUs at the moment of ``vm.export()``.
 
     Attributes:

@@ -20,6 +20,7 @@ from qmpvcpu.errors import (
     shorten,
 )
 from qmpvcpu.monitor.address import Address, connect, connected_socket, peer_pid
+from qmpvcpu.monitor.waiting import wait_ended
 from qmpvcpu.monitor.wire import end, establish, explain, make_client, read_version
 
 __all__ = ["Monitor", "Target", "is_address"]
@@ -106,7 +107,7 @@ class Monitor:
             timeout: For connection, greeting and negotiation together.
             on_event: Called with each event, in wire order; possibly before `open` returns. What it raises is
                 logged.
-            on_lost: Called once when the session ends other than by `close`.
+            on_lost: Called once when the session ends other than by `close`, before any command in flight is told.
 
         Returns:
             The session.
@@ -219,15 +220,7 @@ class Monitor:
         task = asyncio.create_task(self._client.execute(command, arguments))
         self._running.add(task)
         task.add_done_callback(self._forget)
-        # asyncio.wait does the same, with more ado: that counts where a VM is attached with a dozen queries.
-        ended = asyncio.get_running_loop().create_future()
-        task.add_done_callback(lambda _: _wake(ended))
-        alarm = ended.get_loop().call_later(timeout_s, _wake, ended)
-        try:
-            await ended
-        finally:
-            alarm.cancel()
-        if not task.done():
+        if not await wait_ended(task, timeout_s):
             raise MonitorTimeoutError(command, timeout_s)
         return task.result()
 
@@ -299,8 +292,3 @@ class Monitor:
         qmp = dict(message)
         extra = {"vm": self.address, "direction": direction, "qmp": qmp}
         _log.debug("%s %s %s", self.address, direction, shorten(qmp, _LOGGED), extra=extra)
-
-
-def _wake(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)

@@ -5,22 +5,27 @@ that was cut short into a wish; ``replaying`` finds what a stopped QEMU lacks of
 whether another QEMU can take the VM over.
 """
 
-from qmpvcpu.planning.checks import Situation, check_export, check_plug, check_unplug, find_slot
-from qmpvcpu.planning.migrating import (
-    Difference,
-    DifferenceKind,
-    Effect,
-    TargetMismatchError,
-    arrived,
-    changes_since,
-    compare_arrived,
-    compare_target,
-    demand,
-    never_came,
-)
-from qmpvcpu.planning.plan import Plan, check_plan, plan_count, plan_map, read_wish
-from qmpvcpu.planning.recovery import finish_wish, in_order_of, observed_report, revert_wish
-from qmpvcpu.planning.replaying import Wanted, check_replayed, plan_replay
+from typing import TYPE_CHECKING
+
+from qmpvcpu.lazy import lazily
+
+if TYPE_CHECKING:
+    from qmpvcpu.planning.checks import Situation, check_export, check_plug, check_unplug, find_slot
+    from qmpvcpu.planning.migrating import (
+        Difference,
+        DifferenceKind,
+        Effect,
+        TargetMismatchError,
+        arrived,
+        changes_since,
+        compare_arrived,
+        compare_target,
+        demand,
+        never_came,
+    )
+    from qmpvcpu.planning.plan import Plan, check_plan, plan_count, plan_map, read_wish
+    from qmpvcpu.planning.recovery import finish_wish, in_order_of, observed_report, revert_wish
+    from qmpvcpu.planning.replaying import Wanted, check_replayed, plan_replay
 
 __all__ = [
     "Difference",
@@ -51,3 +56,6 @@ __all__ = [
     "read_wish",
     "revert_wish",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazily(__name__, __all__, ("checks", "plan", "migrating", "recovery", "replaying"))

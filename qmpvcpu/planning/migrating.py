@@ -6,10 +6,10 @@ occupied slots (their cpu-index and APIC id) is in the stream: device ids, order
 
 import enum
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from qmpvcpu.errors import MigrationError
 from qmpvcpu.model import Layout, Slot, VcpuMap, VmState, VmStatus, apic_id
-from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.planning.explain import named
 
 __all__ = [
@@ -63,8 +63,8 @@ class Effect(enum.Enum):
     HARMLESS = "QEMU does not care"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Difference(Value):
+@dataclass(frozen=True, slots=True)
+class Difference:
     """One thing in which source and target differ.
 
     Attributes:
@@ -81,7 +81,7 @@ class Difference(Value):
     target: str
     effect: Effect
     advice: str
-    ids: VcpuMap = VcpuMap()
+    ids: VcpuMap = field(default_factory=VcpuMap)
 
     @property
     def refuses(self) -> bool:

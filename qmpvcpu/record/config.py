@@ -73,10 +73,14 @@ class DomainConfig:
         domain: What the next boot is to have.
 
     Example:
-        >>> async def main():  # doctest: +SKIP
-        ...     config = await DomainConfig.load("vm.xml")
+        >>> document = "<domain type='kvm'><name>vm</name><vcpu current='2'>8</vcpu></domain>"
+        >>> Path("vm.xml").write_text(document)
+        69
+        >>> async with DomainConfig.open("vm.xml") as config:
         ...     config.set_count(4)
         ...     await config.save()
+        >>> Path("vm.xml").read_text()
+        "<domain type='kvm'><name>vm</name><vcpu current='4'>8</vcpu></domain>"
     """
 
     def __init__(self, path: Path, document: _Document, lock: Lock | None = None) -> None:

@@ -3,17 +3,35 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
-__all__ = ["HANG", "Answer", "Command", "Failure", "Hang"]
+__all__ = ["HANG", "Answer", "Command", "Failure", "Hang", "Line"]
 
 
-class _Line(Protocol):
+class _Connection(Protocol):
     """The connection that a command came on."""
 
     async def send(self, message: Mapping[str, Any] | bytes) -> None: ...
 
     async def hang_up(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one side said to the other.
+
+    Attributes:
+        at: When, in seconds since the epoch.
+        sender: Who; the scripted peer plays QEMU.
+        text: What, as it was on the wire but for bytes that are no UTF-8.
+    """
+
+    at: float
+    sender: Literal["client", "qemu"]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +68,7 @@ class Command:
     name: str
     arguments: Mapping[str, Any]
     message: Mapping[str, Any]
-    _peer: _Line = field(repr=False)
+    _peer: _Connection = field(repr=False)
 
     def _reply(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """Return a reply message, with this command's id if it had one."""

@@ -37,7 +37,7 @@ class LinuxGuest(GuestVm):
     vCPU ids.
 
     Args:
-        qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.qemu.best_qemu`. Under TCG only 10.0 and newer survive
+        qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.best_qemu`. Under TCG only 10.0 and newer survive
             an unplug.
         machine: ``q35`` or ``pc``, also with a version, and with options after a comma.
         accel: ``kvm`` or ``tcg``; None: KVM if it runs an operating system here, else TCG.
@@ -53,7 +53,7 @@ class LinuxGuest(GuestVm):
         timeout: Seconds that it may take to boot.
 
     Attributes:
-        process: The :class:`~qmpvcpu.testing.qemu.QemuProcess`, once entered.
+        process: The :class:`~qmpvcpu.testing.QemuProcess`, once entered.
         accelerator: What it runs under, once entered.
 
     Example:
@@ -301,5 +301,12 @@ def find_images() -> tuple[Path, Path]:
     images = home / "vmlinuz", home / "initramfs.gz"
     for image in images:
         if not image.exists():
-            raise LinuxGuestMissingError(f"no {image}: make the Linux guest with `bash fixtures/linux/build.sh`")
+            raise LinuxGuestMissingError(f"no {image}: make the Linux guest with `bash {_build_script()}`")
     return images
+
+
+def _build_script() -> Path:
+    """The script that makes the guest: in a wheel it lies beside this module, in a checkout where it is written."""
+    here = Path(__file__).parent
+    packed = here / "linux" / "build.sh"
+    return packed if packed.exists() else here.parents[1] / "fixtures" / "linux" / "build.sh"

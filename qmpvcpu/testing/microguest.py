@@ -48,7 +48,7 @@ class MicroGuest(GuestVm):
     otherwise. It is killed at the end.
 
     Args:
-        qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.qemu.best_qemu`.
+        qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.best_qemu`.
         machine: ``q35`` or ``pc``, also with a version, and with options after a comma.
         accel: ``kvm`` or ``tcg``; None: KVM if the guest runs under it, else TCG.
         boot: vCPUs there from the start: a count, or ids with 0 among them. Those after the first gap are made with
@@ -56,7 +56,7 @@ class MicroGuest(GuestVm):
         max_vcpus: How many there can be.
         topology: As in ``-smp``; None: ``sockets=2,cores=2,threads=2`` for 8 vCPUs, else one socket for each.
         personality: How it answers: one, or several of which the first that fits a slot counts.
-        ready_after_ms: Time until the guest is ready, as in :func:`~qmpvcpu.testing.rom.rom_image`.
+        ready_after_ms: Time until the guest is ready, as in :func:`~qmpvcpu.testing.rom_image`.
         wait: Wait until it is ready when entered; False (as needed with ``-S``): only until QEMU answers QMP.
         incoming: Start no guest, but wait for one that migrates here (``-incoming defer``); entered, QEMU answers
             QMP. Once ``migrate-incoming`` has brought a micro-guest it can be spoken with as on its source;
@@ -65,17 +65,20 @@ class MicroGuest(GuestVm):
         qmp_sockets: How many QMP sockets QEMU gets: each serves one client at a time.
 
     Attributes:
-        process: The :class:`~qmpvcpu.testing.qemu.QemuProcess`, once entered.
+        process: The :class:`~qmpvcpu.testing.QemuProcess`, once entered.
         accelerator: What it runs under, once entered.
 
     Raises:
         ValueError: *boot* and *topology* do not fit *max_vcpus*.
 
     Example:
-        >>> async def plug_one():
-        ...     async with MicroGuest(personality=Personality.slow(300).for_slot(2)) as guest:
-        ...         async with qmpvcpu.attach(guest.qmp) as vm:
-        ...             await vm.plug(2)
+        >>> import qmpvcpu
+        >>> slow = Personality.slow(300).for_slot(2)
+        >>> async with MicroGuest(personality=slow) as guest, qmpvcpu.attach(guest.qmp) as vm:
+        ...     await vm.plug(2)
+        ...     await vm.unplug(2)  # takes the guest 0.3 s
+        VcpuMap('2')
+        VcpuMap('2')
     """
 
     def __init__(
@@ -127,6 +130,14 @@ class MicroGuest(GuestVm):
         if accel is not None:
             await self._start(qemu, accel, timeout=_TIMEOUT)
         return self
+
+    @staticmethod
+    def spelled_out(said: str) -> str:
+        """What the guest said on its serial port, a line for each of its words."""
+        meanings = {word.decode(): meaning for word, meaning in _WORDS.items()}
+        return "\n".join(
+            f"{word}: {meanings.get(word, 'a word that the micro-guest does not have')}" for word in said
+        )
 
     async def wait_ready(self, *, timeout: float = _TIMEOUT) -> None:  # noqa: ASYNC109 - a bound that names its failure
         """Return when the guest has booted once more than this was answered; after a reset: when it is up again.

@@ -18,7 +18,6 @@ import itertools
 import json
 import socket
 import struct
-import tempfile
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -26,10 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from qmpvcpu.testing.dialogue import HANG, Answer, Command, Failure, Hang
+from qmpvcpu.testing.dialogue import HANG, Answer, Command, Failure, Hang, Line
+from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.replay import Replay
 
-__all__ = ["GREETING", "HANG", "Answer", "Command", "Failure", "Hang", "ScriptedPeer"]
+__all__ = ["GREETING", "HANG", "Answer", "Command", "Failure", "Hang", "Line", "ScriptedPeer"]
 
 GREETING: Final[Mapping[str, Any]] = {
     "QMP": {
@@ -48,6 +48,7 @@ class ScriptedPeer:
         answers: What to answer by itself, by command; may be changed at any time. Values are JSON, `Failure`, `HANG`,
             or functions ``(Command) -> answer`` (plain or async).
         received: Every command, in order; not the handshake.
+        transcript: Everything that was said, by either side.
         reject_others: Answer ``CommandNotFound`` to what is not in `answers`, instead of waiting for `expect`.
     """
 
@@ -69,6 +70,7 @@ class ScriptedPeer:
         """
         self.answers: dict[str, Answer] = {"qmp_capabilities": {}, **(answers or {})}
         self.received: list[Command] = []
+        self.transcript: list[Line] = []
         self.reject_others = reject_others
         self._greeting = greeting
         self._tcp = tcp
@@ -121,7 +123,7 @@ class ScriptedPeer:
             server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
             self._address = f"tcp:127.0.0.1:{server.sockets[0].getsockname()[1]}"
         else:
-            folder = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="qmp-peer-"))
+            folder = self._resources.enter_context(vm_directory())
             self._address = f"unix:{folder}/qmp"
             server = await asyncio.start_unix_server(self._accept, self.path)
         self._resources.callback(server.close)
@@ -141,7 +143,9 @@ class ScriptedPeer:
         """Send a message, or raw bytes as they are, to the client that is being served."""
         if self._writer is None:
             raise ConnectionError("no client is being served")
-        self._writer.write(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\r\n")
+        data = message if isinstance(message, bytes) else json.dumps(message).encode() + b"\r\n"
+        self.transcript.append(Line(time.time(), "qemu", data.decode(errors="backslashreplace").rstrip()))
+        self._writer.write(data)
         await self._writer.drain()
 
     async def event(self, name: str, data: Mapping[str, Any] | None = None) -> None:
@@ -269,6 +273,7 @@ class ScriptedPeer:
                     message, used = decoder.raw_decode(text)
                 except json.JSONDecodeError:
                     break  # the rest is still to come
+                self.transcript.append(Line(time.time(), "client", text[:used]))
                 text = text[used:]
                 await self._receive(message)
 

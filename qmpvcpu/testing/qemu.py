@@ -10,13 +10,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from qmpvcpu.errors import QmpVcpuError
+from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.rom import rom_image
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "best_qemu",
     "find_qemus",
     "probe_accelerator",
+    "qemu_version",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -71,9 +72,9 @@ class Serial(NamedTuple):
 def find_qemus() -> dict[str, Path]:
     """The machine's QEMUs for x86, by version.
 
-    Looks at ``QMPVCPU_QEMU``, then PATH, then the cache directory (``QMPVCPU_CACHE``, else ``qmpvcpu`` in the user's
-    cache). Of two with the same version the first found counts. Runs each with ``--version``, so it blocks for some
-    tens of milliseconds.
+    Looks at ``QMPVCPU_QEMU`` (one, or several with colons between), then PATH, then the cache directory
+    (``QMPVCPU_CACHE``, else ``qmpvcpu`` in the user's cache). Of two with the same version the first found counts.
+    Runs each with ``--version``, so it blocks for some tens of milliseconds.
 
     Returns:
         ``{"7.2": path, "10.0": path}``, in the order in which they were found.
@@ -82,17 +83,16 @@ def find_qemus() -> dict[str, Path]:
         QemuNotFoundError: ``QMPVCPU_QEMU`` names something that is no QEMU.
     """
     found: dict[str, Path] = {}
-    named = os.environ.get("QMPVCPU_QEMU")
-    if named:
-        version = _version(Path(named))
+    for named in filter(None, os.environ.get("QMPVCPU_QEMU", "").split(os.pathsep)):
+        version = qemu_version(Path(named))
         if version is None:
             raise QemuNotFoundError(f"QMPVCPU_QEMU={named} is no QEMU: it does not answer --version")
-        found[version] = Path(named)
+        found.setdefault(version, Path(named))
     in_path = shutil.which(_BINARY)
     candidates = [Path(in_path)] if in_path else []
     candidates += sorted(_cache().glob(f"qemu-*/bin/{_BINARY}"))
     for path in candidates:
-        version = _version(path)
+        version = qemu_version(path)
         if version is None:
             _LOGGER.warning("%s does not answer --version: left out", path)
         else:
@@ -101,7 +101,7 @@ def find_qemus() -> dict[str, Path]:
 
 
 def best_qemu() -> Path:
-    """The QEMU to use when nobody chose one: ``QMPVCPU_QEMU``, else the newest.
+    """The QEMU to use when nobody chose one: the first of ``QMPVCPU_QEMU``, else the newest.
 
     From 10.0 on unplugging is safe under TCG too; an older one is only to be trusted with it under KVM.
 
@@ -151,7 +151,8 @@ class QemuProcess:
         qemu: The binary.
         args: Its arguments; it runs in its own directory, so relative paths mean *files*.
         qmp_sockets: How many QMP sockets it gets: each serves one client at a time.
-        serials: How many of the guest's serial ports are connected to :attr:`serials`.
+        serials: How many of the guest's serial ports are connected to :attr:`serials`; what comes out of them is also
+            in the directory, in ``serial0.log`` and so on.
         files: Files that are written to the directory first, by name.
 
     Attributes:
@@ -257,7 +258,7 @@ class QemuProcess:
         """Send *sig* to QEMU; nothing happens when it has ended."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(sig)
+                os.kill(self._process.pid, sig)  # send_signal() may reap it, and its status would be lost
 
     def failure(self, why: str, *, start: bool = False) -> QemuProcessError:
         """The error that says *why*, with the command line and QEMU's words as evidence."""
@@ -301,7 +302,7 @@ class QemuProcess:
             for number in range(self._serial_count):
                 ours, end = await self._connection()
                 self.serials += (ours,)
-                lend(end, f"serial{number}")
+                lend(end, f"serial{number}", f",logfile=serial{number}.log")
                 args.extend(("-serial", f"chardev:serial{number}"))
             self._monitor, end = await self._connection()
             lend(end, "ready")
@@ -310,8 +311,7 @@ class QemuProcess:
             self._process = await self._spawn(fds)
 
     def _make_directory(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="qmpvcpu-"))
-        self._resources.callback(shutil.rmtree, self.directory, ignore_errors=True)
+        self.directory = self._resources.enter_context(vm_directory())
         for name, content in self._files.items():
             (self.directory / name).write_bytes(content)
         self.sockets = tuple(self.directory / f"qmp{number}" for number in range(self._socket_count))
@@ -367,8 +367,8 @@ def _cache() -> Path:
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmpvcpu"
 
 
-def _version(qemu: Path) -> str | None:
-    """``"10.0"``, or None if *qemu* does not answer as a QEMU."""
+def qemu_version(qemu: Path) -> str | None:
+    """``"10.0"``, or None if *qemu* does not answer as a QEMU. Blocks while that runs with ``--version``."""
     try:
         done = subprocess.run([str(qemu), "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

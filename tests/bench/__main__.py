@@ -16,7 +16,7 @@ from rich.console import Console
 
 from qmpvcpu.testing import best_qemu, find_qemus, probe_accelerator
 from tests.bench import bulk, documents, fleet, large, processes, reads, record, single
-from tests.bench.publish import machine, publish
+from tests.bench.publish import machine, publish, redraw
 from tests.bench.row import Row
 from tests.bench.setting import Setting
 from tests.bench.table import goal_lines, terminal
@@ -41,7 +41,11 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="alternations, at least (%(default)s)")
     parser.add_argument("--no-libvirt", action="store_true", help="leave libvirt out")
     parser.add_argument("--no-publish", action="store_true", help="only print; so it is with a PART, too")
+    parser.add_argument("--redraw", action="store_true", help="only write the page anew, from its JSON")
     options = parser.parse_args()
+    if options.redraw:
+        redraw()
+        return
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     console = Console(width=150)

@@ -5,18 +5,18 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.bench.plot import svg
-from tests.bench.row import Row
+from tests.bench.row import Goal, Row
 from tests.bench.setting import Setting
-from tests.bench.table import goal_lines, markdown
+from tests.bench.table import goals_table, main_table, markdown
 
-__all__ = ["machine", "publish"]
+__all__ = ["machine", "publish", "redraw"]
 
 DOCS = Path(__file__).parents[2] / "docs"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def machine(setting: Setting) -> str:
@@ -36,30 +36,39 @@ def machine(setting: Setting) -> str:
 
 
 def publish(rows: Sequence[Row], on: str, seconds: float) -> None:
-    """Write docs/performance.json, docs/performance.svg and the measured part of docs/performance.md."""
+    """Write docs/performance.json, docs/performance.svg and the measured parts of docs/performance.md."""
     document = {
         "machine": on,
         "seconds": round(seconds),
         "rows": [
             {
-                "work": row.work,
-                "setting": row.setting,
-                "reads": row.reads,
-                "unit": row.unit,
+                **asdict(row),
                 "samples": {who: [float(f"{each:.4g}") for each in taken] for who, taken in row.samples.items()},
             }
             for row in rows
         ],
     }
     (DOCS / "performance.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    redraw()
+
+
+def redraw() -> None:
+    """Write the picture and the tables of what docs/performance.json has."""
+    document = json.loads((DOCS / "performance.json").read_text())
+    rows = [Row(**{**row, "goals": tuple(Goal(**goal) for goal in row["goals"])}) for row in document["rows"]]
+    on = document["machine"]
     (DOCS / "performance.svg").write_text(svg(rows, on))
-    page = DOCS / "performance.md"
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    head = f"Measured on {on}. The whole run took {seconds:.0f} s."
-    goals = "\n".join(["| work | on | target | measured | |", "| --- | --- | --- | --- | --- |", *goal_lines(rows)])
-    tables = markdown(rows)
-    page.write_text(f"{before}{BEGIN}\n\n{head}\n\n{goals}\n\n{tables}\n\n{END}{after}")
+    page = (DOCS / "performance.md").read_text()
+    machine_line = f"Measured on {on}. The whole run took {document['seconds']} s."
+    for name, content in (
+        ("main", f"{machine_line}\n\n{main_table(rows)}"),
+        ("targets", goals_table(rows)),
+        ("all", markdown(rows)),
+    ):
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
+    (DOCS / "performance.md").write_text(page)
 
 
 def _pretty_name() -> str:

@@ -22,7 +22,6 @@ ALL_QUERIES: tuple[tuple[str, dict[str, object] | None], ...] = (
     ("query-migrate", None),
     ("query-acpi-ospm-status", None),
     ("query-kvm", None),
-    ("query-target", None),
     ("query-name", None),
     ("query-uuid", None),
     ("query-memory-size-summary", None),

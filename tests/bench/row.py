@@ -1,13 +1,15 @@
 """A row: one piece of work, who did it, and what each run of it took."""
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["LIBVIRT", "OURS", "RAW", "RECORDED", "VIRSH", "Goal", "Row", "Samples"]
+__all__ = ["BARE", "LIBVIRT", "OURS", "RAW", "RECORDED", "VIRSH", "Goal", "Row", "Samples"]
 
 RAW = "raw QMP"
+BARE = "python -c 'import asyncio, qemu.qmp'"
 OURS = "qmpvcpu"
 RECORDED = "qmpvcpu, recorded"
 LIBVIRT = "libvirt-python"
@@ -50,6 +52,12 @@ class Row:
     samples: Mapping[str, tuple[float, ...]]
     unit: str = "ms"
     goals: tuple[Goal, ...] = field(default=())
+
+    @property
+    def rank(self) -> tuple[bool, list[int]]:
+        """What sorts rows of the same work: KVM above TCG, then by QEMU's version."""
+        version = re.search(r"QEMU ([\d.]+)", self.setting)
+        return self.setting.startswith("KVM"), [int(number) for number in version[1].split(".")] if version else []
 
     def median(self, who: str) -> float:
         """The median of what *who* took."""

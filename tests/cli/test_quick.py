@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
+import qmpvcpu
 from qmpvcpu.cli.quick import address_of
-from qmpvcpu.testing import MicroGuest
+from qmpvcpu.testing import MicroGuest, Personality
 from qmpvcpu.testing.peer import HANG, ScriptedPeer
 
 from .running import environment, run, running
 
 LONG_WAY = ("--timeout", "7")  # an option that the quick way leaves to the other
-PEOPLES = ("typer", "rich", "lxml", "aiofiles", "pathlib")
+# What only people need, and what only those need who stay attached.
+OTHERS = ("typer", "rich", "lxml", "aiofiles", "pathlib", "qmpvcpu.controller", "qmpvcpu.engine", "qmpvcpu.planning")
 
 
 @pytest.mark.parametrize(
@@ -49,8 +51,18 @@ async def test_both_ways_say_the_same(guest: MicroGuest) -> None:
     assert quick == await run("--json", "list", env=environment(QMPVCPU_QMP=str(guest.qmp)))
 
 
-async def test_it_loads_nothing_of_what_only_people_need(guest: MicroGuest) -> None:
-    refusing = "\n".join(f"sys.modules[{name!r}] = None" for name in PEOPLES)
+async def test_both_ways_say_that_the_guest_works_on_a_removal(guest: MicroGuest) -> None:
+    await guest.become(Personality.held())
+    async with qmpvcpu.attach(guest.sockets[1]) as vm:
+        await vm.request_unplug(1)
+        await vm.wait_for(lambda _: 1 in vm.layout.pending, timeout=10)
+    quick = await run("list", "--json", "--qmp", guest.qmp)
+    assert quick.document["pending"] == "1"
+    assert quick == await run("list", "--json", *LONG_WAY, "--qmp", guest.qmp)
+
+
+async def test_it_loads_nothing_of_what_only_others_need(guest: MicroGuest) -> None:
+    refusing = "\n".join(f"sys.modules[{name!r}] = None" for name in OTHERS)
     ran = await run("list", "--json", "--qmp", guest.qmp, code=refusing)
     assert ran.document["vm"]["name"] == guest.qmp.stem
 

@@ -1,4 +1,5 @@
-import importlib.util
+"""What the page on sharing a VM says is so."""
+
 import re
 import shlex
 import socket
@@ -13,15 +14,11 @@ from qemu.qmp import QMPClient, Runstate
 import qmpvcpu
 from qmpvcpu.testing import MicroGuest, QemuProcess, best_qemu
 from tests.cli.running import run
+from tests.docs.blocks import Block, block
 
-PAGE = (Path(__file__).parents[2] / "docs" / "sharing.md").read_text()
 LIBVIRT = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
 pytestmark = pytest.mark.qemu
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 @asynccontextmanager
@@ -33,27 +30,27 @@ async def started_with(arguments: list[str], directory: Path) -> AsyncIterator[l
         yield sorted(directory.glob("vm.qmp*"))
 
 
-@pytest.mark.parametrize("number", [0, 1])
-async def test_two_monitors_serve_two_clients_at_once(number: int, tmp_path: Path) -> None:
-    _, *arguments = shlex.split(blocks("sh")[number].replace("\\\n", ""))
+@pytest.mark.parametrize(
+    "shown",
+    [block("docs/sharing.md", "two monitors"), block("docs/sharing.md", "two monitors, written out")],
+    ids=["in short", "written out"],
+)
+async def test_two_monitors_serve_two_clients_at_once(shown: Block, tmp_path: Path) -> None:
+    _, *arguments = shlex.split(shown.text.replace("\\\n", ""))
     async with started_with(arguments, tmp_path) as (one, two), qmpvcpu.attach(one) as vm:
         assert (await run("plug", "2", "--qmp", two)).code == 0
         assert (await vm.refresh()).enabled == {0, 2}
 
 
 async def test_what_libvirt_passes_through_is_a_monitor(tmp_path: Path) -> None:
-    (document,) = blocks("xml")
+    document = block("docs/sharing.md", "arguments that libvirt passes through").text
     arguments = [each.get("value", "") for each in ET.fromstring(document).iter(f"{LIBVIRT}arg")]  # noqa: S314 - ours
     async with started_with(arguments, tmp_path) as (path,), qmpvcpu.attach(path) as vm:
         assert vm.layout.enabled == {0}
 
 
 async def test_a_client_that_is_lent_is_given_back() -> None:
-    (example,) = blocks("python")
-    spec = importlib.util.spec_from_loader("example", loader=None)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    exec(example, module.__dict__)  # noqa: S102 - the page's own
+    module = block("docs/sharing.md", "a client that is lent").module()
     client = QMPClient("vmm")
     async with MicroGuest() as guest:
         await client.connect(str(guest.qmp))

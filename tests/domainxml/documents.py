@@ -10,6 +10,7 @@ from qmpvcpu.domainxml.nodes import parse_safely
 from qmpvcpu.domainxml.spans import Span, find_spans
 from qmpvcpu.model import Layout, VmInfo
 from tests.domainxml.examples import GOLDEN, layout_of
+from tests.planning.situations import with_slot
 
 SAMPLES = {path.stem: path.read_bytes() for path in sorted((GOLDEN / "samples").glob("*.xml"))}
 OURS = f"{{{NAMESPACE}}}record"
@@ -37,13 +38,13 @@ def started_from(domain: DomainVcpus) -> Layout:
 def one_plugged(layout: Layout) -> Layout | None:
     """Return the layout once its first free slot is filled; None if none is free."""
     free = [slot for slot in layout.slots if not slot.present]
-    return layout.with_slot(free[0].filled(free[0].new_qom_path)) if free else None
+    return with_slot(layout, free[0].filled(free[0].new_qom_path)) if free else None
 
 
 def one_unplugged(layout: Layout) -> Layout | None:
     """Return the layout once the slot that was filled last is empty; None if only vCPU 0 is there."""
     last = layout.slot_of(layout.creation[-1])
-    return layout.with_slot(last.emptied()) if last.first else None
+    return with_slot(layout, last.emptied()) if last.first else None
 
 
 def document(*elements: str, head: str = "<domain type='kvm'>", name: str = "  <name>vm</name>") -> bytes:

@@ -186,6 +186,10 @@ class EngineBesideQemu(RuleBasedStateMachine):
     @precondition(lambda self: self.online)
     @rule(executed=st.integers(0, 3), told_first=st.booleans())
     def the_connection_is_lost(self, executed: int, told_first: bool) -> None:  # noqa: FBT001 - hypothesis calls it
+        self.lose_the_connection(executed, told_first=told_first)
+
+    def lose_the_connection(self, executed: int, *, told_first: bool) -> None:
+        """The loss is told before those of the commands, as the monitor does, or after."""
         self.cut(executed)
         if told_first:
             self.on_lost()

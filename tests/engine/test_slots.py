@@ -1,29 +1,46 @@
-"""The table of slots: what Layout.with_slot does one by one, in place."""
+"""The table of slots: one change at a time, in place."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qmpvcpu import Layout
 from qmpvcpu.engine.slots import SlotTable
 from tests.model.test_layout import small_layout
 
-changes = st.lists(st.tuples(st.integers(1, 3), st.sampled_from(["ours", "foreign", "empty"])), max_size=12)
+
+def test_a_plug_comes_last_and_an_unplug_closes_the_gap() -> None:
+    table = SlotTable(small_layout(0, 3, 2))
+    before = table.layout
+    table.put(table[3].emptied())
+    without = table.layout
+    assert without.order == (0, 2)
+    assert without[2].order == 2
+    table.put(table[3].filled("/machine/peripheral/vcpu3"))
+    assert table.layout.order == (0, 2, 3)
+    assert table.layout.generation == before.generation + 2
+    assert table.layout[3].host_tid is None
+    assert before.enabled == {0, 2, 3}  # the old one is as it was
 
 
-@given(changes=changes)
-def test_changes_one_by_one_and_in_place_lead_to_the_same_layout(changes: list[tuple[int, str]]) -> None:
-    layout = small_layout(0, 2)
-    table = SlotTable(layout)
-    for first, change in changes:
-        slot = table[first]
-        if change == "empty":
-            slot = slot.emptied()
-        else:
-            slot = slot.filled(slot.new_qom_path if change == "ours" else "/machine/peripheral/foreign")
-        table.put(slot)
-        layout = layout.with_slot(slot)
-    assert table.layout == layout
+def test_another_cpu_in_the_same_slot_is_a_new_one() -> None:
+    table = SlotTable(small_layout(0, 1, 2))
+    table.put(table[1].filled("/machine/peripheral/foreign"))
+    assert table.layout.order == (0, 2, 1)
+    assert table.layout[1].device_id == "foreign"
+
+
+def test_what_is_told_of_a_slot_leaves_its_place_in_the_order() -> None:
+    table = SlotTable(small_layout(0, 1, 2))
+    table.put(table[1].seen((7,)))
+    assert table.layout.order == (0, 1, 2)
+    assert table.layout[1].host_tid == 7
+
+
+def test_a_slot_that_empties_is_no_longer_pending() -> None:
+    table = SlotTable(small_layout(0, 1, 2))
+    table.mark(1, pending=True)
+    table.mark(2, pending=True)
+    table.put(table[1].emptied())
+    assert table.layout.pending == {2}
 
 
 def test_a_layout_is_kept_until_something_changes_and_never_changes_itself() -> None:

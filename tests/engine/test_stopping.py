@@ -113,6 +113,15 @@ def test_a_command_that_a_loss_overtakes_is_unknown_and_nothing_follows_it() -> 
     assert told.step(1).reason == "lost"
 
 
+@pytest.mark.parametrize("timeout", [0.0, 5.0])
+def test_a_rejection_that_is_told_after_the_loss_lets_nothing_follow_it(timeout: float) -> None:
+    told = story(on_failure=CONTINUE, start="0,4-5", wish="0", in_flight=1, timeout=timeout, reconnect=True)
+    told.subject.batch.paused()
+    assert told.reject(5) == []  # with many in flight, or a look between, its turn comes late
+    assert told.resume("0,4-5") == ["del 4"]
+    assert told.verdicts[5] == "REJECTED"
+
+
 def test_plugs_that_a_loss_overtook_are_sent_again_in_their_order() -> None:
     told = story(start="0", wish="0-5", in_flight=3, reconnect=True)
     told.pause()

@@ -78,6 +78,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
         self.added: set[int] = set()
         self.asked: set[int] = set()
         self.sent = False
+        self.knows_of_loss = False
         self.unrecorded = False
         self.replaced = False  # another QEMU took the place of the one that it was about
 
@@ -198,6 +199,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
             elif word == "rejected":
                 batch.replied(work, Rejected(work.step.ids, "GenericError", "no"), self.now)
             else:
+                self.knows_of_loss = True
                 batch.unanswered(work, "the connection was lost", self.now)
 
         if work.plugs:
@@ -210,7 +212,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
 
     def check_sending(self, transition: Transition, work: Work) -> None:
         vcpu = work.step.first
-        assert self.online
+        assert self.online or not self.knows_of_loss
         assert len(self.unreplied) < self.terms.in_flight or self.overdue(transition)
         if not work.plugs and self.terms.on_failure is OnFailure.STOP:
             waiting = [each for each in transition._works if each.stage in {Stage.SENT, Stage.ASKED, Stage.LOOKING}]
@@ -288,6 +290,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
                 self.conclude(transition)
 
     def on_lost(self) -> None:
+        self.knows_of_loss = True
         if self.transition is None:
             return
         if self.terms.reconnect:
@@ -296,6 +299,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
             self.give_up("the connection was lost")
 
     def on_return(self, *, same: bool) -> None:
+        self.knows_of_loss = False
         if self.transition is None:
             self.intent = self.intent if same else None
         elif same:
@@ -321,6 +325,8 @@ class TransitionsBesideQemu(EngineBesideQemu):
     def lose_replies(self) -> None:
         super().lose_replies()
         self.drive()
+        if self.commands:  # sent by one who has heard of no loss yet: the monitor refuses it
+            self.lose_replies()
 
     @rule(steps=moves)
     def much_moves_on(self, steps: list[tuple[str, int]]) -> None:

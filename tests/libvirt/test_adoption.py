@@ -12,7 +12,7 @@ from qmpvcpu.domainxml import render
 from qmpvcpu.errors import DenialReason, MonitorConnectError
 from qmpvcpu.model import build_slots, creation_order
 from qmpvcpu.testing import MicroGuest
-from tests.docs.test_examples import ROOT, module_of, python_blocks
+from tests.docs.blocks import block
 from tests.libvirt.daemon import Libvirt
 from tests.libvirt.microguests import Domain, Shape, microguest_domain, start, vcpu_side
 from tests.libvirt.twins import plugged
@@ -20,7 +20,6 @@ from tests.substrates import Substrate, substrates
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.qemu]
 
-PAGE = ROOT / "docs" / "libvirt.md"
 SHAPE = Shape(boot=2, topology="sockets='2' dies='1' cores='2' threads='2'", plugged=(5,))
 KVM = substrates(["q35"], accels=["kvm"])
 
@@ -62,7 +61,8 @@ async def test_a_vm_of_libvirts_is_taken_over_changed_and_handed_back(
         await vm.unplug(5)
     document = tmp_path / "vm.xml"
     document.write_bytes(base)
-    await module_of(python_blocks(PAGE)[0]).change(str(monitor), str(document), "0-1,3,6-7")
+    change = block("docs/libvirt.md", "a VM is taken over, and its document follows").module().change
+    await change(str(monitor), str(document), "0-1,3,6-7")
     handed_back = document.read_bytes()
     left = await seen(domain)
     assert left.creation == (0, 1, 7, 3, 6)

@@ -10,7 +10,8 @@ from hypothesis import given
 
 from qmpvcpu import Layout, VcpuMap
 from qmpvcpu.model import CpuProps, OstAnswer, Pending, Refused, Slot, Topology, Unknown, Verdict, VmInfo, as_json
-from qmpvcpu.model.jsonform import layout_as_json, layout_from_json, verdict_beside, verdict_from_json
+from qmpvcpu.model.jsonform import layout_as_json, layout_from_json
+from qmpvcpu.model.verdictjson import verdict_beside, verdict_from_json
 from tests.captures import all_captures
 from tests.model.values import layouts, verdicts
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import inspect
 import pickle
 
 import pytest
@@ -31,7 +30,6 @@ from qmpvcpu import (
 )
 from qmpvcpu.errors import describe, shorten
 from qmpvcpu.model import OstAnswer, OstStatus, Topology, VmInfo, VmStatus, as_json, needs_x2apic, verdict_of
-from qmpvcpu.model.value import Value, dataclass
 from qmpvcpu.model.vm import apic_id
 
 
@@ -152,7 +150,7 @@ def test_values_of_one_kind_and_content_are_one() -> None:
     one, same, other = (VcpuPlugged(generation=n, ids=VcpuMap([3])) for n in (1, 1, 2))
     assert one == same
     assert len({one, same, other}) == 2
-    assert VmStopped(generation=1) != VmResumed(generation=1)
+    assert len({VmStopped(generation=1), VmResumed(generation=1)}) == 2
     assert repr(one) == "VcpuPlugged(generation=1, origin=<Origin.UNKNOWN: 'unknown'>, ids=VcpuMap('3'))"
 
 
@@ -175,15 +173,3 @@ def test_a_value_is_frozen_and_can_be_copied_and_pickled() -> None:
             delattr(value, name)
         assert copy.copy(value) == pickle.loads(pickle.dumps(value)) == value  # noqa: S301 -- our own bytes
     assert dataclasses.replace(event, generation=4).generation == 4
-
-
-def test_a_value_is_made_as_its_class_says() -> None:
-    assert list(inspect.signature(VcpuPlugged).parameters) == ["generation", "origin", "ids"]
-    assert {each.kind for each in inspect.signature(VcpuPlugged).parameters.values()} == {
-        inspect.Parameter.KEYWORD_ONLY
-    }
-    assert inspect.signature(Pending).parameters["acknowledged"].default is inspect.Parameter.empty
-    with pytest.raises(TypeError):
-        VcpuPlugged(1, VcpuMap())  # type: ignore[call-arg,arg-type]  # that is the point
-    with pytest.raises(TypeError, match="a Value is frozen"):
-        dataclass(frozen=True)(Value)

@@ -6,6 +6,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from qmpvcpu import Layout, VcpuMap
+from qmpvcpu.engine.slots import SlotTable
 from qmpvcpu.model import CpuProps, Slot, Topology, VmInfo, VmStatus
 from qmpvcpu.planning import Situation
 
@@ -47,6 +48,13 @@ def situation(
     layout = Layout(vm=vm, slots=made, creation=tuple(plugged), pending_slots=frozenset(pending))
     given: dict[str, Any] = {"status": VmStatus("running"), "created": len(plugged) * count}
     return Situation(layout=layout, **(given | changes))
+
+
+def with_slot(layout: Layout, slot: Slot) -> Layout:
+    """Return *layout* with *slot* in the place of the one with its first id."""
+    table = SlotTable(layout)
+    table.put(slot)
+    return table.layout
 
 
 def wide(topology: Topology) -> VmInfo:

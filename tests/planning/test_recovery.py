@@ -19,7 +19,7 @@ from qmpvcpu.planning import (
     plan_replay,
     revert_wish,
 )
-from tests.planning.situations import situation, situations, vcpus
+from tests.planning.situations import situation, situations, vcpus, with_slot
 
 START = situation({0: "boot", 1: "boot", 6: "ours"})
 
@@ -109,9 +109,9 @@ def test_from_any_point_finish_leads_to_the_target_and_revert_to_the_start(
         if data.draw(st.booleans()):
             continue
         if step.action is Action.PLUG:
-            reached = reached.with_slot(slot.filled(slot.new_qom_path))
+            reached = with_slot(reached, slot.filled(slot.new_qom_path))
         elif step.action is Action.UNPLUG:
-            reached = reached.with_slot(slot.emptied())
+            reached = with_slot(reached, slot.emptied())
     assert finish_wish(begun, reached) == plan.target
     joined = {each for step in plan.steps if step.joins for each in step.ids}
     assert set(revert_wish(begun, reached)) | joined == set(plan.start) | joined

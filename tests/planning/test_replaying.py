@@ -10,6 +10,7 @@ from qmpvcpu import DenialReason, KnownFault, Layout, Outcome, ReplayMismatchErr
 from qmpvcpu.model import Action, CpuProps, Topology, VcpuMap, VmStatus
 from qmpvcpu.planning import Situation, Wanted, check_replayed, plan_replay
 from tests.domainxml.examples import Q35, layout_of
+from tests.planning.situations import with_slot
 
 STOPPED = VmStatus("prelaunch")
 EIGHT = replace(Q35, topology=Topology(8, sockets=2, cores=2, threads=2))
@@ -49,7 +50,7 @@ def test_what_is_lacking_is_plugged_in_its_order_and_nothing_else(
     assert plan.target == needs.boot | set(needs.later)
     for step in plan.steps:
         slot = layout.slot_of(step.first)
-        layout = layout.with_slot(slot.filled(slot.new_qom_path))
+        layout = with_slot(layout, slot.filled(slot.new_qom_path))
     check_replayed(layout, needs)
     assert plan_replay(situation(layout), needs).steps == ()
 

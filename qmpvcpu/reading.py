@@ -1,12 +1,15 @@
-"""What is read from QEMU, and how: a constant number of queries, whatever the VM's size."""
+"""Floor 5: what is read from QEMU, and how: a constant number of queries, whatever the VM's size."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from qmpvcpu import qapi
 from qmpvcpu.errors import CommandRejectedError, MalformedReplyError
 from qmpvcpu.model import (
+    Layout,
     OstAnswer,
+    OstStatus,
     Slot,
     ThreadReading,
     Topology,
@@ -14,11 +17,12 @@ from qmpvcpu.model import (
     VmStatus,
     build_fixed_slots,
     build_slots,
+    creation_order,
     needs_x2apic,
 )
-from qmpvcpu.monitor import Monitor
+from qmpvcpu.monitor import Monitor, Target
 
-__all__ = ["Reader", "Reading"]
+__all__ = ["Reader", "Reading", "layout_of", "look"]
 
 Reading = tuple[tuple[Slot, ...], tuple[ThreadReading, ...] | None]
 
@@ -93,12 +97,11 @@ class Reader:
         reading, status, answers, facts = await asyncio.gather(
             self.slots(), self.status(), self.answers(), self._facts()
         )
-        return reading, status, answers, await self._vm_info(name, reading[0], facts)
+        return reading, status, answers, await self._vm_info(name, reading, facts)
 
     async def _facts(self) -> list[Any]:
         return await asyncio.gather(
             self._try("query-kvm"),
-            self._try("query-target"),
             self._try("query-name"),
             self._try("query-uuid"),
             self._try("query-memory-size-summary"),
@@ -107,9 +110,12 @@ class Reader:
             self._try("qom-list", {"path": "/objects"}),
         )
 
-    async def _vm_info(self, name: str | None, slots: tuple[Slot, ...], facts: list[Any]) -> VmInfo:
-        kvm, target, known_name, uuid, memory, machine, smp, objects = facts
-        arch = _text(target, "arch") or "unknown"
+    async def _vm_info(self, name: str | None, reading: Reading, facts: list[Any]) -> VmInfo:
+        slots, threads = reading
+        kvm, known_name, uuid, memory, machine, smp, objects = facts
+        arch = threads[0].arch if threads else None  # that of one is that of all
+        if arch is None:
+            arch = _text(await self._try("query-target"), "arch") or "unknown"
         machine_type = machine.removesuffix("-machine") if isinstance(machine, str) else "unknown"
         accelerator = "kvm" if isinstance(kvm, dict) and kvm.get("enabled") is True else "tcg"
         topology = qapi.parse_topology(smp)
@@ -149,6 +155,46 @@ class Reader:
             return await self._ask(command, arguments)
         except CommandRejectedError:
             return None
+
+
+async def look(target: Target, *, timeout: float = 10.0) -> Layout:  # noqa: ASYNC109 - as for attach()
+    """Connect, read the VM, and leave: what ``attach`` would know of it, for who wants no more.
+
+    Args:
+        target: As for ``attach``.
+        timeout: As for ``attach``, in seconds.
+
+    Returns:
+        The VM as it is now.
+
+    Raises:
+        MonitorError: As for ``attach``.
+    """
+    news: list[Mapping[str, Any]] = []
+    monitor = await Monitor.open(target, timeout=timeout, on_event=news.append, on_lost=lambda _: None)
+    try:
+        reader = Reader(monitor, timeout)
+        everything = await reader.everything(None)
+        if news:  # of two replies one may be older than it
+            everything = await reader.everything(None)
+    finally:
+        await monitor.close()
+    reading, _, answers, vm = everything
+    return layout_of(vm, reading, answers)
+
+
+def layout_of(vm: VmInfo, reading: Reading, answers: Mapping[int, OstAnswer]) -> Layout:
+    """Return what was read as a layout, in which the removals are pending that the guest says it works on."""
+    slots, threads = reading
+    pending = (
+        slot.first
+        for slot in slots
+        if slot.present
+        and (answer := answers.get(slot.cpu_index)) is not None
+        and answer.is_ejection
+        and answer.status is OstStatus.IN_PROGRESS
+    )
+    return Layout(vm=vm, slots=slots, creation=creation_order(slots, threads or ()), pending_slots=frozenset(pending))
 
 
 def _text(reply: object, key: str) -> str | None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qmpvcpu.controller.controller import How, VcpuController
 from qmpvcpu.controller.inbox import Inbox
 from qmpvcpu.controller.keeper import Keeper
-from qmpvcpu.controller.reading import Reader
 from qmpvcpu.controller.reconnecting import Reconnecting
 from qmpvcpu.controller.session import Session
 from qmpvcpu.engine import Engine
-from qmpvcpu.model import Layout, OstAnswer, creation_order, runs_single_threaded
+from qmpvcpu.model import OstAnswer, runs_single_threaded
 from qmpvcpu.monitor import Monitor, Target, is_address
+from qmpvcpu.reading import Reader, layout_of
 
 if TYPE_CHECKING:
     from qmpvcpu.controller.nextboot import NextBoot
@@ -93,9 +93,11 @@ def attach(
             record.
 
     Example:
-        >>> async def main():  # doctest: +SKIP
-        ...     async with attach("/run/vm.qmp") as vm:
-        ...         print(vm.layout.enabled)
+        >>> async with attach("/run/vm.qmp") as vm:
+        ...     await vm.plug(3)
+        ...     print(vm.layout.enabled)
+        VcpuMap('3')
+        0,3
     """
     options = _Options(name, record, base, config, timeout, reconnect, on_interrupted, resync_interval)
     return Attaching(lambda: _open(target, options))
@@ -126,11 +128,10 @@ async def _open(target: Target, options: _Options) -> VcpuController:
     keeper = None
     try:
         reader = Reader(monitor, options.timeout)
-        (slots, threads), status, answers, vm = await reader.everything(options.name)
-        seen = threads or ()
-        layout = Layout(vm=vm, slots=slots, creation=creation_order(slots, seen))
+        reading, status, answers, vm = await reader.everything(options.name)
+        seen = reading[1] or ()
         engine = Engine(
-            layout,
+            layout_of(vm, reading, answers),
             status=status,
             single_threaded=runs_single_threaded(seen) if len(seen) > 1 else None,
             answers=answers,

@@ -1,0 +1,33 @@
+"""How a command ends: its exit code, and what it says. Needs nothing of the extra ``cli``."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["BAD_RECORD", "INTERRUPTED", "NOT_REACHED", "NOT_SENT", "NO_ANSWER", "REACHED", "Answer"]
+
+REACHED: Final = 0
+NOT_REACHED: Final = 1
+NOT_SENT: Final = 2
+NO_ANSWER: Final = 3
+BAD_RECORD: Final = 4
+INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a command ended.
+
+    Attributes:
+        code: The exit code.
+        document: What ``--json`` prints.
+        text: What people see on standard output; None: all was said on the way.
+        complaint: What people see on standard error.
+    """
+
+    code: int
+    document: dict[str, Any]
+    text: "RenderableType | None" = None
+    complaint: tuple[str, ...] = ()

@@ -1,0 +1,170 @@
+"""What a VM has to tell when its test fails: how QEMU ended, its log, the QMP transcript, the serial ports."""
+
+import contextlib
+import re
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import pytest
+
+from qmpvcpu.testing.dialogue import Line
+from qmpvcpu.testing.microguest import MicroGuest
+from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.transcript import TRACE_FILE, QmpMessage, read_transcript
+from qmpvcpu.testing.vms import Vm
+
+__all__ = ["Evidence", "PeerEvidence", "VmEvidence", "attach_evidence"]
+
+_TRANSCRIPT: Final = "QMP transcript"
+_LINES: Final = 60  # of each section in a report; the files have all
+_WIDTH: Final = 400
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_PF_EXITING: Final = 0x4  # include/linux/sched.h
+_FLAGS_FIELD: Final = 6  # of /proc/PID/stat, after the name and counted from the state
+
+
+class Evidence(Protocol):
+    """Something that has something to tell when a test fails."""
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        ...
+
+    def sections(self) -> Mapping[str, str]:
+        """Titles and texts, whole, in the order in which they are to be read; empty ones are left out."""
+        ...
+
+
+class PeerEvidence:
+    """What a scripted peer has to tell."""
+
+    def __init__(self, peer: ScriptedPeer) -> None:
+        self.name = "scripted_qmp"
+        self._peer = peer
+
+    def sections(self) -> Mapping[str, str]:
+        """What was said."""
+        said = "\n".join(_line(line, "qmp") for line in self._peer.transcript)
+        return {_TRANSCRIPT: said} if said else {}
+
+
+class VmEvidence:
+    """What one VM has to tell; of a VM that is gone, what was kept."""
+
+    def __init__(self, vm: Vm[Any]) -> None:
+        self._vm = vm
+        self._kept: Mapping[str, str] | None = None
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        return self._vm.name
+
+    def keep(self) -> None:
+        """Read it all, for the VM's directory is about to go."""
+        self._kept = self.sections()
+
+    def sections(self) -> Mapping[str, str]:
+        """How QEMU ended, and what it and its guest said."""
+        if self._kept is not None:
+            return self._kept
+        process = self._vm.guest.process
+        if process.returncode is None and _is_ending(process.pid):
+            self._vm.wait_ended()
+        trace = read_transcript(_text(process.directory / TRACE_FILE))
+        guest = self._vm.guest
+        said = _text(process.directory / "serial0.log")
+        sections = {
+            "QEMU": f"{_fate(process.returncode)}\n{' '.join(process.argv)}",
+            "QEMU log": process.stderr,
+            _TRANSCRIPT: "\n".join(_line(message, f"qmp{message.monitor}") for message in trace),
+            "guest's console": _text(process.directory / "console"),
+            "guest's serial port": guest.spelled_out(said) if isinstance(guest, MicroGuest) else said,
+        }
+        return {title: text for title, text in sections.items() if text.strip()}
+
+
+def attach_evidence(
+    nodeid: str, report: pytest.TestReport, evidence: Iterable[Evidence], *, artifacts: Path | None
+) -> None:
+    """Put what the VMs of a failed test have to tell into its report, and all of it into files.
+
+    Args:
+        nodeid: The test's id, the name of its directory in *artifacts*.
+        report: The report of the phase that failed.
+        evidence: What its VMs have to tell.
+        artifacts: The directory for files; None: none are made.
+    """
+    for one in evidence:
+        sections = one.sections()
+        for title, text in sections.items():
+            _add_section(report, f"{one.name}: {title}", "\n".join(_shortened(text, title)))
+        if artifacts is not None:
+            try:
+                _keep(artifacts / _file_name(nodeid) / _file_name(one.name), sections)
+            except OSError as why:
+                _add_section(report, f"{one.name}: not kept", str(why))
+
+
+def _keep(home: Path, sections: Mapping[str, str]) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    for title, text in sections.items():
+        (home / f"{_file_name(title)}.txt").write_text(text + "\n")
+
+
+def _add_section(report: pytest.TestReport, title: str, text: str) -> None:
+    text = _CONTROL.sub(lambda control: f"\\x{ord(control[0]):02x}", text)  # a console may clear the screen
+    # As a part of the failure's text it is in every kind of report, junit's included, whatever is captured.
+    add = getattr(report.longrepr, "addsection", None)
+    if add is not None:
+        add(title, text, "-")
+    else:
+        report.sections.append((title, text))
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether a process is about to be gone: its sockets may be closed some time before its parent can know."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return True
+    return bool(int(fields[_FLAGS_FIELD]) & _PF_EXITING)
+
+
+def _fate(returncode: int | None) -> str:
+    if returncode is None:
+        return "It runs."
+    if returncode < 0:
+        number = -returncode
+        with contextlib.suppress(ValueError):
+            return f"It was ended by {signal.Signals(number).name} (signal {number})."
+        return f"It was ended by signal {number}."
+    return f"It ended with exit status {returncode}."
+
+
+def _line(said: QmpMessage | Line, monitor: str) -> str:
+    at = datetime.fromtimestamp(said.at, tz=UTC).strftime("%H:%M:%S.%f")
+    return f"{at} {monitor} {'->' if said.sender == 'client' else '<-'} {said}"
+
+
+def _shortened(text: str, title: str) -> Iterator[str]:
+    lines = text.splitlines()
+    if len(lines) > _LINES:
+        yield f"... {len(lines) - _LINES} lines before these: --qemu-artifacts=DIR keeps all"
+    for line in lines[-_LINES:]:
+        more = len(line) - _WIDTH
+        yield f"{line[:_WIDTH]} ... {more} more" if more > 0 and title == _TRANSCRIPT else line
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace")
+    return ""
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "-", text).strip("-")

@@ -1,0 +1,133 @@
+"""Starts the VMs of a session's tests, and knows which test they belong to."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from qmpvcpu.testing.directory import sweep
+from qmpvcpu.testing.guest import GuestVm
+from qmpvcpu.testing.linuxguest import LinuxGuest
+from qmpvcpu.testing.microguest import MicroGuest
+from qmpvcpu.testing.plugin.background import Background
+from qmpvcpu.testing.plugin.evidence import Evidence, VmEvidence
+from qmpvcpu.testing.plugin.marks import Options, options_of
+from qmpvcpu.testing.plugin.settings import Settings
+from qmpvcpu.testing.plugin.supply import Qemu, Supply
+from qmpvcpu.testing.qemu import QemuProcessError
+from qmpvcpu.testing.transcript import TRACE_ARGUMENTS
+from qmpvcpu.testing.vms import LinuxVm, QemuVm, Vm
+
+__all__ = ["Test", "VmHost", "hosting"]
+
+G = TypeVar("G", bound=GuestVm)
+V = TypeVar("V", bound=Vm[Any])
+_REQUIREMENTS = ("accel", "min_version")
+
+
+class VmHost:
+    """One session's VMs."""
+
+    def __init__(self, background: Background, supply: Supply) -> None:
+        self._background = background
+        self._supply = supply
+
+    @contextlib.contextmanager
+    def qemu_vms(self, test: "Test") -> Iterator[Callable[..., QemuVm]]:
+        """A function that starts micro-guests for a test; at the end they are gone."""
+
+        def start(qemu: Qemu, options: Options) -> MicroGuest:
+            accel = self._supply.accelerator(qemu, options)
+            return self._enter(MicroGuest(qemu.path, accel=accel, **_for_guest(options)))
+
+        with self._starter(test, "qemu_vm", start, QemuVm) as starter:
+            yield starter
+
+    @contextlib.contextmanager
+    def linux_vms(self, test: "Test") -> Iterator[Callable[..., LinuxVm]]:
+        """A function that starts Linux guests for a test; at the end they are gone."""
+
+        def start(qemu: Qemu, options: Options) -> LinuxGuest:
+            accel = self._supply.linux_accelerator(qemu, options)
+            linux = LinuxGuest(qemu.path, accel=accel, **_for_guest(options))
+            guest = self._supply.available(lambda: self._enter(linux))
+            self._supply.linux_ran_under(qemu, guest.accelerator)
+            return guest
+
+        with self._starter(test, "linux_vm", start, LinuxVm) as starter:
+            yield starter
+
+    @contextlib.contextmanager
+    def _starter(
+        self, test: "Test", fixture: str, start: Callable[[Qemu, Options], G], kind: Callable[..., V]
+    ) -> Iterator[Callable[..., V]]:
+        with contextlib.ExitStack() as stack:
+            names = (fixture if number == 1 else f"{fixture} {number}" for number in itertools.count(1))
+
+            def starter(given: object = None, /, **options: Any) -> V:
+                wanted = options_of(test.item, fixture, options or given)
+                qemu = self._supply.qemu(test.qemu)
+                guest = _started(start, qemu, wanted)
+                stack.callback(lambda: self._background.run(guest.__aexit__(None, None, None)))
+                vm = kind(next(names), guest, self._background, qemu=qemu.path, version=qemu.version)
+                evidence = VmEvidence(vm)
+                test.evidence.append(evidence)
+                stack.callback(evidence.keep)
+                return vm
+
+            yield starter
+
+    def _enter(self, guest: G) -> G:
+        self._background.run(guest.__aenter__())
+        return guest
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """A test that VMs are started for.
+
+    Attributes:
+        item: The test.
+        qemu: The QEMU that was chosen for it; None: the best of the machine.
+        evidence: Gets what each VM has to tell.
+    """
+
+    item: pytest.Item
+    qemu: str | None
+    evidence: list[Evidence]
+
+
+@contextlib.contextmanager
+def hosting(settings: Settings, shared: Path | None) -> Iterator[VmHost]:
+    """The host of a session.
+
+    Args:
+        settings: What the user chose.
+        shared: See :class:`~qmpvcpu.testing.plugin.supply.Supply`.
+    """
+    sweep()
+    with Background() as background:
+        yield VmHost(background, Supply(settings, background, shared))
+
+
+def _for_guest(options: Options) -> Options:
+    """What the guest's class takes; every VM has its QMP traced."""
+    own = {name: value for name, value in options.items() if name not in _REQUIREMENTS}
+    return own | {"extra_args": (*TRACE_ARGUMENTS, *own.get("extra_args", ()))}
+
+
+def _started(start: Callable[[Qemu, Options], G], qemu: Qemu, options: Options) -> G:
+    """Start a guest; where it cannot be, fail with the reason and nothing of our insides."""
+    try:
+        guest = start(qemu, options)
+    except (ValueError, TypeError) as why:
+        reason = f"the VM cannot be: {why}"
+    except QemuProcessError as why:
+        reason = str(why)
+    else:
+        return guest
+    pytest.fail(reason, pytrace=False)

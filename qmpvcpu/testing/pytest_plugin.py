@@ -1,0 +1,162 @@
+"""The pytest plugin: real QEMUs as fixtures. docs/testing.md is its manual.
+
+Every pytest of an environment that has qmpvcpu loads this module, so it imports nothing but pytest; the rest comes
+with the first test that uses a fixture.
+"""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qmpvcpu.testing.plugin.stash import EVIDENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from pathlib import Path
+
+    import pluggy
+
+    from qmpvcpu.testing.plugin.host import Test, VmHost
+    from qmpvcpu.testing.vms import LinuxVm, LinuxVmFactory, QemuVm, QemuVmFactory
+
+
+_VM = "topology=None, extra_args=(), qmp_sockets=2, incoming=False, accel=None, min_version=None"
+_MARKERS = {
+    "qemu_vm": f"*, machine='q35', boot=1, max_vcpus=8, personality=(), ready_after_ms=0, wait=True, {_VM}",
+    "linux_vm": f"*, machine='q35', boot=2, max_vcpus=8, memory_mib=256, kernel_options='', timeout=60, {_VM}",
+    "scripted_qmp": "*, answers=None, greeting=GREETING, tcp=False, reject_others=False",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options and what may stand in the ini file."""
+    group = parser.getgroup("qmpvcpu", "real QEMUs for tests (qmpvcpu)")
+    group.addoption(
+        "--qemu-binary",
+        action="append",
+        metavar="QEMU",
+        help="QEMU to test with, a path or a name in PATH; given more than once, each test runs with each. Also "
+        "QMPVCPU_QEMU, with colons between. Default: the newest of the machine",
+    )
+    group.addoption(
+        "--qemu-accel",
+        choices=("auto", "kvm", "tcg"),
+        help="accelerator; auto, the default, is KVM where it runs a guest, else TCG. Also QMPVCPU_ACCEL",
+    )
+    group.addoption(
+        "--qemu-missing",
+        choices=("fail", "skip"),
+        help="what becomes of tests that lack QEMU, KVM or the Linux guest. Default: fail. Also QMPVCPU_MISSING",
+    )
+    group.addoption(
+        "--qemu-artifacts",
+        metavar="DIR",
+        help="directory that keeps the whole logs and QMP transcripts of failing tests. Also QMPVCPU_ARTIFACTS",
+    )
+    parser.addini("qemu_binary", "as --qemu-binary, one a line", type="linelist", default=[])
+    parser.addini("qemu_accel", "as --qemu-accel", default="")
+    parser.addini("qemu_missing", "as --qemu-missing", default="")
+    parser.addini("qemu_artifacts", "as --qemu-artifacts", default="")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, and the fixtures that need the event loop of the test."""
+    for name, options in _MARKERS.items():
+        config.addinivalue_line("markers", f"{name}({options}): what the fixture {name} gives (qmpvcpu)")
+    fixtures = "async_fixtures" if _has_pytest_asyncio(config) else "no_async_fixtures"
+    config.pluginmanager.import_plugin(f"qmpvcpu.testing.plugin.{fixtures}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what uses a QEMU with each, if the user named several."""
+    if "qemu_binary" not in metafunc.fixturenames:
+        return
+    from qmpvcpu.testing.plugin.settings import chosen_binaries  # noqa: PLC0415
+
+    named = chosen_binaries(metafunc.config)
+    if len(named) > 1:
+        metafunc.parametrize("qemu_binary", named, indirect=True, scope="session")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Result[pytest.TestReport], None]":
+    """Put what the VMs of a failed test have to tell into its report, once."""
+    outcome = yield
+    report = outcome.get_result()
+    evidence = item.stash.get(EVIDENCE, [])
+    if report.failed and evidence:
+        from qmpvcpu.testing.plugin.evidence import attach_evidence  # noqa: PLC0415
+        from qmpvcpu.testing.plugin.settings import Settings  # noqa: PLC0415
+
+        attach_evidence(item.nodeid, report, evidence, artifacts=Settings.of(item.config).artifacts)
+        evidence.clear()
+
+
+@pytest.fixture(scope="session")
+def qemu_binary(request: pytest.FixtureRequest) -> str | None:
+    """The QEMU that the user named, one after the other if several; None: the best of the machine is taken."""
+    from qmpvcpu.testing.plugin.settings import chosen_binaries  # noqa: PLC0415
+
+    named: str | None = getattr(request, "param", None)
+    return named or next(iter(chosen_binaries(request.config)), None)
+
+
+@pytest.fixture(scope="session")
+def _qmpvcpu_host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[VmHost]":
+    """The session's VMs run here."""
+    from qmpvcpu.testing.plugin.host import hosting  # noqa: PLC0415
+    from qmpvcpu.testing.plugin.settings import Settings  # noqa: PLC0415
+
+    shared: Path | None = None
+    if hasattr(request.config, "workerinput"):  # pytest-xdist's workers share the parent of their directories
+        shared = tmp_path_factory.getbasetemp().parent / "qmpvcpu-accelerators.json"
+    with hosting(Settings.of(request.config), shared) as host:
+        yield host
+
+
+@pytest.fixture
+def qemu_vm_factory(
+    request: pytest.FixtureRequest, qemu_binary: str | None, _qmpvcpu_host: "VmHost"
+) -> "Iterator[QemuVmFactory]":
+    """A function that starts VMs with the micro-guest: ``qemu_vm_factory(boot=2)``. They end with the test."""
+    with _qmpvcpu_host.qemu_vms(_test(request, qemu_binary)) as start:
+        yield start
+
+
+@pytest.fixture
+def qemu_vm(request: pytest.FixtureRequest, qemu_vm_factory: Any) -> "QemuVm":
+    """A QEMU with the micro-guest, as ``@pytest.mark.qemu_vm(...)`` and an indirect parameter say."""
+    vm: QemuVm = qemu_vm_factory(getattr(request, "param", None))
+    return vm
+
+
+@pytest.fixture
+def linux_vm_factory(
+    request: pytest.FixtureRequest, qemu_binary: str | None, _qmpvcpu_host: "VmHost"
+) -> "Iterator[LinuxVmFactory]":
+    """A function that starts VMs with Linux: ``linux_vm_factory(boot=1)``. They end with the test."""
+    with _qmpvcpu_host.linux_vms(_test(request, qemu_binary)) as start:
+        yield start
+
+
+@pytest.fixture
+def linux_vm(request: pytest.FixtureRequest, linux_vm_factory: Any) -> "LinuxVm":
+    """A QEMU with a small real Linux, as ``@pytest.mark.linux_vm(...)`` and an indirect parameter say."""
+    vm: LinuxVm = linux_vm_factory(getattr(request, "param", None))
+    return vm
+
+
+def _test(request: pytest.FixtureRequest, qemu: str | None) -> "Test":
+    from qmpvcpu.testing.plugin.host import Test  # noqa: PLC0415
+
+    return Test(request.node, qemu, request.node.stash.setdefault(EVIDENCE, []))
+
+
+def _has_pytest_asyncio(config: pytest.Config) -> bool:
+    """Whether a pytest-asyncio is loaded that lets a fixture choose its loop (0.24); an older one may stay."""
+    if not any(map(config.pluginmanager.hasplugin, ("asyncio", "pytest_asyncio", "pytest_asyncio.plugin"))):
+        return False
+    import pytest_asyncio  # noqa: PLC0415
+
+    return "loop_scope" in inspect.signature(pytest_asyncio.fixture).parameters

@@ -1,0 +1,210 @@
+"""What a test has in hand of a VM: its sockets and its guest's controls, as plain calls."""
+
+import signal
+from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from qmpvcpu.model import VcpuMap
+from qmpvcpu.testing.guest import GuestVm
+from qmpvcpu.testing.linuxguest import LinuxGuest
+from qmpvcpu.testing.microguest import MicroGuest
+from qmpvcpu.testing.qemu import Accelerator
+from qmpvcpu.testing.rom import Personality
+from qmpvcpu.testing.transcript import TRACE_FILE, QmpMessage, read_transcript
+
+__all__ = ["LinuxVm", "LinuxVmFactory", "QemuVm", "QemuVmFactory", "Vm"]
+
+_G = TypeVar("_G", bound=GuestVm)
+_T = TypeVar("_T")
+
+
+class _Runner(Protocol):
+    """Runs a coroutine elsewhere, and blocks until it is done."""
+
+    def run(self, work: Coroutine[Any, Any, _T], /) -> _T:
+        """Return what *work* returns, or raise what it raises."""
+        ...
+
+
+class Vm(Generic[_G]):
+    """A QEMU with a guest that runs beside the test, on a thread of its own.
+
+    So the same object serves tests of any kind, and the guest answers while a test blocks. Its methods are plain
+    calls that return within milliseconds where nothing else is said.
+
+    Attributes:
+        name: What a report calls it.
+        guest: The guest, whose coroutines belong to that thread.
+        qemu: The QEMU.
+        version: Its version, such as ``"10.0"``.
+    """
+
+    def __init__(self, name: str, guest: _G, runner: _Runner, *, qemu: Path, version: str) -> None:
+        self.name = name
+        self.guest = guest
+        self.qemu = qemu
+        self.version = version
+        self._runner = runner
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: QEMU {self.version} under {self.accelerator}, {self.qmp}>"
+
+    @property
+    def qmp(self) -> Path:
+        """Path of the QMP socket for what is tested."""
+        return self.guest.qmp
+
+    @property
+    def sockets(self) -> tuple[Path, ...]:
+        """Paths of all QMP sockets, :attr:`qmp` first. Each serves one client at a time."""
+        return self.guest.sockets
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What it runs under."""
+        return self.guest.accelerator
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self.guest.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """How QEMU ended, as in :mod:`subprocess`; None: it runs."""
+        return self.guest.process.returncode
+
+    @property
+    def transcript(self) -> tuple[QmpMessage, ...]:
+        """What was said on the QMP sockets so far, by whatever client; empty once the VM is gone."""
+        try:
+            trace = (self.guest.process.directory / TRACE_FILE).read_text(errors="replace")
+        except FileNotFoundError:
+            return ()
+        return tuple(read_transcript(trace))
+
+    def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        """Send QEMU a signal; SIGKILL: it is a crash, SIGSTOP: it hangs until SIGCONT."""
+        self.guest.process.kill(sig)
+
+    def wait_ended(self) -> int:
+        """Return how QEMU ended, as in :mod:`subprocess`, once it has."""
+        return self._runner.run(self.guest.process.wait())
+
+
+class QemuVm(Vm[MicroGuest]):
+    """A VM with the micro-guest."""
+
+    def become(self, personality: Personality | Iterable[Personality] = ()) -> None:
+        """Give the guest other personalities: see :meth:`qmpvcpu.testing.MicroGuest.become`.
+
+        Raises:
+            ValueError: Too many personalities.
+            QemuProcessError: The guest does not listen, or QEMU ended.
+        """
+        self._runner.run(self.guest.become(personality))
+
+    def refuse(self, status: int = 0x82, *, slot: int | None = None) -> None:
+        """Make the guest refuse to give up a vCPU, or any; the other slots oblige.
+
+        Args:
+            status: The _OST status that it answers; 0x82: the device is busy.
+            slot: The slot, on x86 the vCPU id; None: all.
+
+        Raises:
+            QemuProcessError: The guest does not listen, or QEMU ended.
+        """
+        refusing = Personality.refusing(status)
+        self.become(refusing if slot is None else refusing.for_slot(slot))
+
+    def comply(self) -> None:
+        """Make the guest give up every vCPU that it is asked for.
+
+        Raises:
+            QemuProcessError: The guest does not listen, or QEMU ended.
+        """
+        self.become(Personality.obliging())
+
+    def look(self) -> None:
+        """Make the guest look for hot-plug events now: see :meth:`qmpvcpu.testing.MicroGuest.look`.
+
+        Raises:
+            QemuProcessError: The guest does not listen, or QEMU ended.
+        """
+        self._runner.run(self.guest.look())
+
+    def wait_ready(self) -> None:
+        """Return when the guest is up once more: see :meth:`qmpvcpu.testing.MicroGuest.wait_ready`.
+
+        Raises:
+            QemuProcessError: It did not come up within 10 seconds, or QEMU ended.
+        """
+        self._runner.run(self.guest.wait_ready())
+
+
+class LinuxVm(Vm[LinuxGuest]):
+    """A VM with the Linux guest. CPU numbers are Linux's own, which are not vCPU ids."""
+
+    @property
+    def console(self) -> str:
+        """What the kernel printed so far; empty once QEMU is gone."""
+        return self.guest.console
+
+    def online(self) -> VcpuMap:
+        """The CPUs that Linux runs on now.
+
+        Raises:
+            QemuProcessError: It does not answer, or QEMU ended.
+        """
+        return self._runner.run(self.guest.online())
+
+    def present(self) -> VcpuMap:
+        """The CPUs that Linux knows to be plugged now, online or not.
+
+        Raises:
+            QemuProcessError: It does not answer, or QEMU ended.
+        """
+        return self._runner.run(self.guest.present())
+
+    def wait_online(self, condition: Callable[[VcpuMap], bool], *, timeout: float = 10.0) -> VcpuMap:
+        """Return the CPUs that Linux runs on as soon as they meet *condition*; blocks up to *timeout* seconds.
+
+        In an async test that shall go on meanwhile: ``await asyncio.to_thread(linux_vm.wait_online, condition)``.
+
+        Raises:
+            QemuProcessError: They did not within *timeout* seconds, or QEMU ended.
+        """
+        return self._runner.run(self.guest.wait_online(condition, timeout=timeout))
+
+    def refuse(self, cpu: int | None = None) -> None:
+        """Make Linux refuse to give up a CPU, or any: see :meth:`qmpvcpu.testing.LinuxGuest.refuse`.
+
+        Raises:
+            QemuProcessError: It does not answer, it has no such CPU, or QEMU ended.
+        """
+        self._runner.run(self.guest.refuse(cpu))
+
+    def comply(self) -> None:
+        """Make Linux give up CPUs again.
+
+        Raises:
+            QemuProcessError: It does not answer, or QEMU ended.
+        """
+        self._runner.run(self.guest.comply())
+
+
+class QemuVmFactory(Protocol):
+    """What the fixture ``qemu_vm_factory`` is: starts a VM for each call; all end with the test."""
+
+    def __call__(self, **options: Any) -> QemuVm:
+        """Start a VM, with the options of the marker ``qemu_vm``; what is left out is as the test's markers say."""
+        ...
+
+
+class LinuxVmFactory(Protocol):
+    """What the fixture ``linux_vm_factory`` is: starts a VM for each call; all end with the test."""
+
+    def __call__(self, **options: Any) -> LinuxVm:
+        """Start a VM, with the options of the marker ``linux_vm``; what is left out is as the test's markers say."""
+        ...

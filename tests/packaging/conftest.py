@@ -1,0 +1,74 @@
+"""What users are given, built once: the sdist, the wheel, and a virtual environment with that wheel and no extra."""
+
+import os
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built.
+
+    Attributes:
+        sdist: The source distribution.
+        wheel: The wheel that was made from it.
+        from_tree: The wheel that was made from the working tree.
+    """
+
+    sdist: Path
+    wheel: Path
+    from_tree: Path
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment with the wheel in it.
+
+    Attributes:
+        directory: Where it is.
+    """
+
+    directory: Path
+
+    def path(self, program: str) -> Path:
+        """Return the path of one of its programs."""
+        return self.directory / "bin" / program
+
+    def run(self, program: str, *words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run one of its programs outside the working tree; return how it ended."""
+        return subprocess.run(
+            [self.path(program), *words],
+            cwd=self.directory,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Build all of it; without isolation, since the tests have what builds it."""
+    dist, tree = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("tree")
+    build: list[str | Path] = [sys.executable, "-m", "build", "--no-isolation", ROOT, "--outdir"]
+    subprocess.run([*build, dist], check=True, capture_output=True)
+    subprocess.run([*build, tree, "--wheel"], check=True, capture_output=True)
+    ((sdist,), (wheel,), (from_tree,)) = dist.glob("*.tar.gz"), dist.glob("*.whl"), tree.glob("*.whl")
+    return Built(sdist, wheel, from_tree)
+
+
+@pytest.fixture(scope="session")
+def alone(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """A virtual environment with the wheel and what it requires, and nothing else."""
+    environment = Environment(tmp_path_factory.mktemp("alone"))
+    venv.create(environment.directory, with_pip=True)
+    pip: list[str | Path] = [environment.path("python"), "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "--quiet", built.wheel], check=True, capture_output=True)
+    return environment

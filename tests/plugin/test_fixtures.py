@@ -1,0 +1,158 @@
+"""What tests are given, and how they ask for it: one session in auto mode, one in strict mode on two processes."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.plugin.sessions import AUTO, STRICT, run, write
+
+PASSING = """
+    import asyncio
+    import subprocess
+
+    import pytest
+
+    import qmpvcpu
+    from qmpvcpu.testing import Personality, QemuVm
+
+    pytestmark = pytest.mark.qemu_vm(max_vcpus=4, boot=2)
+
+
+    @pytest.mark.asyncio
+    @pytest.mark.qemu_vm(personality=Personality.refusing(0x82).for_slot(2))
+    async def test_the_guest_refuses_until_told_otherwise(qemu_vm, vcpus):
+        await vcpus.plug(2)
+        with pytest.raises(qmpvcpu.UnplugRefusedError) as refused:
+            await vcpus.unplug(2)
+        assert refused.value.code == 0x82
+        qemu_vm.comply()
+        await vcpus.unplug(2)
+        qemu_vm.refuse(0x81, slot=1)
+        with pytest.raises(qmpvcpu.UnplugRefusedError):
+            await vcpus.unplug(1)
+
+
+    @pytest.mark.asyncio
+    async def test_the_first_socket_is_free_beside_the_controller(qemu_vm, vcpus):
+        async with qmpvcpu.attach(qemu_vm.qmp) as mine:
+            await mine.plug(3)
+            await vcpus.wait_for(lambda layout: 3 in layout.enabled)
+        added = [said for said in qemu_vm.transcript if said.content.get("execute") == "device_add"]
+        assert [said.content["arguments"]["id"] for said in added] == ["vcpu3"]
+
+
+    def test_a_plain_test_drives_a_program(qemu_vm):
+        done = subprocess.run(["qmpvcpu", "plug", "2", "--qmp", str(qemu_vm.qmp)], text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert qemu_vm.transcript[-1].sender == "qemu"
+        qemu_vm.look()
+
+
+    def test_each_vm_of_a_factory_is_another(qemu_vm_factory):
+        one, two = qemu_vm_factory(boot=3), qemu_vm_factory(machine="pc")
+        assert one.pid != two.pid
+        assert "maxcpus=4" in " ".join(one.guest.process.argv)
+        assert "pc" in two.guest.process.argv
+        two.kill()
+        assert two.wait_ended() == -9
+        assert one.returncode is None
+
+
+    @pytest.mark.asyncio
+    @pytest.mark.parametrize("qemu_vm", [Personality.silent(), [Personality.silent()], {"boot": 4}], indirect=True)
+    async def test_a_parameter_goes_over_the_markers(qemu_vm, vcpus):
+        assert isinstance(qemu_vm, QemuVm)
+        assert vcpus.layout.max == 4
+        if len(vcpus.layout.enabled) < 4:
+            await vcpus.plug(3)
+            request = await vcpus.request_unplug(3)
+            assert not (await request.wait(0)).acknowledged
+
+
+    @pytest.mark.asyncio(loop_scope="module")
+    class TestOnTheLoopOfTheModule:
+        @pytest.mark.qemu_vm(boot=1)
+        async def test_the_controller_lives_there_too(self, vcpus):
+            assert await vcpus.plug(3) == {3}
+            assert vcpus.layout.enabled == {0, 3}
+
+        @pytest.mark.scripted_qmp(answers={"query-status": {"status": "running"}})
+        async def test_the_peer_lives_there_too(self, scripted_qmp):
+            reader, writer = await asyncio.open_unix_connection(scripted_qmp.path)
+            await reader.readline()
+            writer.write(b'{"execute": "query-status"} {"execute": "device_del"}')
+            assert b"running" in await reader.readline()
+            command = await scripted_qmp.expect("device_del")
+            await command.reply({})
+            assert b"return" in await reader.readline()
+            assert [line.sender for line in scripted_qmp.transcript][1:] == ["client", "qemu"] * 2
+            writer.close()
+"""
+
+ANYIO = """
+    import pytest
+
+    import qmpvcpu
+
+    pytestmark = pytest.mark.anyio
+
+
+    @pytest.fixture
+    def anyio_backend():
+        return "asyncio"
+
+
+    async def test_a_vm_is_for_any_loop(qemu_vm):
+        async with qmpvcpu.attach(qemu_vm.qmp) as vm:
+            assert await vm.plug(3) == {3}
+"""
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    ("ini", "args"), [(AUTO, ()), (STRICT, ("-n", "2"))], ids=["auto mode", "strict mode and two processes"]
+)
+def test_a_test_of_any_kind_gets_the_vm_that_it_asks_for(tmp_path: Path, ini: str, args: tuple[str, ...]) -> None:
+    write(tmp_path, ini, test_passing=PASSING, test_anyio=ANYIO if ini is STRICT else "")
+    session = run(tmp_path, *args)
+    assert session.outcomes == {"passed": 10 if ini is STRICT else 9}, session.output
+
+
+@pytest.mark.qemu
+def test_markers_and_fixtures_are_listed_with_what_they_take(tmp_path: Path) -> None:
+    write(tmp_path)
+    listed = run(tmp_path, "--markers", "--fixtures").output
+    assert "@pytest.mark.qemu_vm(*, machine='q35', boot=1, max_vcpus=8, personality=()" in listed
+    assert "vcpus" in run(tmp_path, "--fixtures").output
+
+
+@pytest.mark.guest
+@pytest.mark.timeout(180)
+def test_a_linux_obeys_a_test_and_its_controller(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        test_linux="""
+            import pytest
+
+            import qmpvcpu
+
+
+            @pytest.mark.linux_vm(boot=1, max_vcpus=4, min_version="10", timeout=120)
+            async def test_linux_refuses(linux_vm, vcpus):
+                await vcpus.plug(2)
+                assert linux_vm.wait_online(lambda cpus: len(cpus) == 2) == {0, 1}
+                linux_vm.refuse()
+                with pytest.raises(qmpvcpu.UnplugRefusedError) as refused:
+                    await vcpus.unplug(2)
+                linux_vm.comply()
+                await vcpus.unplug(2)
+                assert linux_vm.online() == linux_vm.present() == {0}
+                assert linux_vm.console == "to see the console"
+        """,
+    )
+    session = run(tmp_path)
+    assert session.outcomes == {"failed": 1}, session.output
+    report = session.report("test_linux_refuses")
+    assert "to see the console" in report
+    assert "linux_vm: guest's console" in report
+    assert "refuse on" in report.partition("linux_vm: guest's serial port")[2]
