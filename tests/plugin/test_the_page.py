@@ -58,7 +58,8 @@ def test_a_failing_test_reports_as_shown(first: Path) -> None:
 def test_the_other_tests_of_the_page_pass(first: Path) -> None:
     (first / "test_tool.py").write_text(block("docs/testing.md", "test_tool.py"))
     (first / "test_markers.py").write_text(block("docs/testing.md", "test_markers.py"))
-    assert run(first, "test_tool.py", "test_markers.py").outcomes == {"passed": 5}
+    session = run(first, "test_tool.py", "test_markers.py")
+    assert session.outcomes == {"passed": 5}, session.output
 
 
 def test_every_block_of_the_page_is_run_by_a_test() -> None:
