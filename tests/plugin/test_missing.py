@@ -8,7 +8,7 @@ import pytest
 from qmpvcpu.testing import best_qemu, find_qemus
 from tests.plugin.sessions import AUTO, environment, run, write
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]  # a session imports everything anew
 
 ONE = "def test_one(qemu_vm): assert qemu_vm.accelerator == 'tcg'\n"
 

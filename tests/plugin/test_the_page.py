@@ -13,6 +13,8 @@ from qmpvcpu.testing.plugin.settings import ENVIRONMENT
 from tests.plugin.page import ROOT, block, is_as_shown
 from tests.plugin.sessions import environment, run
 
+pytestmark = pytest.mark.timeout(180)  # a session imports everything anew
+
 RECIPES = ROOT / "docs" / "examples" / "ci"
 
 
