@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs all of them: lint, format, types, layers, then pytest with branch coverage.
-# Arguments go to pytest. The last line counts: "N passed, N failed, N skipped"; each check before pytest counts as one.
+# Arguments go to pytest; -n 0 runs the tests in one process, for a debugger.
+# The last line counts: "N passed, N failed, N skipped"; each check before pytest counts as one.
 # With CI=true a skip fails, unless it is on the list in tests/summary.py.
 set -euo pipefail
 
@@ -35,7 +36,8 @@ accelerator=$("$bin/python" -c 'if True:
 if [ "$accelerator" = kvm ]; then verdict="KVM runs the micro-guest here"; else verdict="KVM runs no guest here"; fi
 echo "== pytest; $verdict"
 status=0
-"$bin/pytest" --cov --cov-branch --junitxml="$results/junit.xml" "$@" || status=$?
+# Two at a time, which is what CI has cores for: half of the time a test waits for a guest.
+"$bin/pytest" -n 2 --dist loadgroup --cov --cov-branch --junitxml="$results/junit.xml" "$@" || status=$?
 
 "$bin/python" tests/summary.py --junit "$results/junit.xml" --pytest-status "$status" --checks-passed "$passed" \
   "${failed[@]/#/--check-failed=}"

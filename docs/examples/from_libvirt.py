@@ -45,6 +45,7 @@ async def change(monitor: Path, document: Path, wish: str) -> None:
 def main(libvirt: Libvirt, name: str, wish: str) -> None:
     """Take over, change, hand back; libvirt is started again whatever happens."""
     document = Path(f"{name}.xml")
+    document.touch(mode=0o600)  # it may hold passwords
     document.write_text(libvirt.virsh("dumpxml", "--inactive", "--security-info", name))
     number = libvirt.virsh("domid", name).strip()
     (monitor,) = libvirt.directory.glob(f"domain-{number}-*/monitor.sock")
@@ -57,7 +58,9 @@ def main(libvirt: Libvirt, name: str, wish: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != len(["from_libvirt.py", "VM", "MAP"]):
+        sys.exit(__doc__)
     try:
         main(Libvirt(), *sys.argv[1:])
-    except qmpvcpu.QmpVcpuError as error:
+    except (qmpvcpu.QmpVcpuError, subprocess.CalledProcessError) as error:
         sys.exit(str(error))

@@ -7,6 +7,7 @@ up a removal, and decide nothing), silent; the end of standard input ends it.
 """
 
 import asyncio
+import contextlib
 import sys
 
 from qmpvcpu.testing import MicroGuest, Personality
@@ -21,10 +22,12 @@ PERSONALITIES = {
 
 async def main() -> None:
     """Run the VM until there is nothing more to read."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async with MicroGuest(boot=1, max_vcpus=8) as guest:
         print(guest.qmp, flush=True)
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            if (personality := PERSONALITIES.get(line.strip())) is None:
+        async for line in reader:
+            if (personality := PERSONALITIES.get(line.decode().strip())) is None:
                 print(f"one of: {', '.join(PERSONALITIES)}", flush=True)
             else:
                 await guest.become(personality)
@@ -32,4 +35,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main())

@@ -1,7 +1,7 @@
 """A CI job: code of yours, here `shrink`, against guests that oblige, refuse, hesitate or are gone.
 
-Every VM is a real QEMU, and answers as its test says, within milliseconds; nothing is mocked. docs/testing.md has all
-fixtures, and docs/examples/ci a workflow file that runs this.
+Every VM is a real QEMU, and answers as its test says, within milliseconds; nothing is mocked. The last guest is a
+Linux, which `bash fixtures/linux/build.sh` makes. docs/testing.md has all fixtures, docs/examples/ci workflow files.
 
     pip install 'qmpvcpu[pytest]'
     pytest test_shrink.py

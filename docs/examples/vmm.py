@@ -83,4 +83,6 @@ async def main(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
     asyncio.run(main(sys.argv[1:]))

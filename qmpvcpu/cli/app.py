@@ -9,6 +9,7 @@ import typer
 
 from qmpvcpu import Proof
 from qmpvcpu.cli import commands, fleet, maps
+from qmpvcpu.cli.completing import ids_to_plug, ids_to_unplug
 from qmpvcpu.cli.demo import GuestKind
 from qmpvcpu.cli.demo import demo as play
 from qmpvcpu.cli.doctor import doctor
@@ -72,6 +73,8 @@ The shared options may stand before the command or after it. With --json there i
 nothing else, errors included (of watch: one a line). SIGINT and SIGTERM stop at the next safe point; what was done is
 told. The second one abandons at once.
 
+Words complete in bash, zsh and fish after qmpvcpu --install-completion.
+
 Exit codes: 0 reached; 1 refused, rejected, pending or partial; 2 bad usage or input, denied, nothing sent;
 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or SIGTERM.
 """
@@ -85,7 +88,6 @@ IncludeBoot = Annotated[
 app = typer.Typer(
     name="qmpvcpu",
     help=_HELP,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
@@ -185,7 +187,12 @@ def plug(
     vcpu: Annotated[
         int | None,
         typer.Argument(
-            metavar="ID", min=0, max=_MAX_ID, help="vCPU id; none: the first free one.", show_default=False
+            metavar="ID",
+            min=0,
+            max=_MAX_ID,
+            help="vCPU id; none: the first free one.",
+            show_default=False,
+            autocompletion=ids_to_plug,
         ),
     ] = None,
     *,
@@ -218,7 +225,14 @@ def plug(
 @takes_groups
 def unplug(
     vcpus: Annotated[
-        list[int], typer.Argument(metavar="ID...", min=0, max=_MAX_ID, help="vCPU ids, asked for one by one.")
+        list[int],
+        typer.Argument(
+            metavar="ID...",
+            min=0,
+            max=_MAX_ID,
+            help="vCPU ids, asked for one by one.",
+            autocompletion=ids_to_unplug,
+        ),
     ],
     *,
     impact: Impact,

@@ -206,7 +206,7 @@ def _findings_of(qemus: Iterable[TriedQemu]) -> Iterator[Finding]:
                 yield Finding(Level.FAULT, subject, f"does not run the micro-guest: {trial.why}", advice)
             else:
                 up, plugged, left = map(milliseconds, trial.seconds)
-                found = f"the micro-guest is up in {up}, has a vCPU plugged in {plugged}, gives it back in {left}"
+                found = f"runs the micro-guest: up in {up}, plug {plugged}, unplug {left}"
                 yield Finding(Level.OK, subject, f"{found} ({qemu.path})")
             for fault in trial.faults:
                 affected.setdefault(fault, []).append(qemu.version)

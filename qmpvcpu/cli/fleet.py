@@ -10,6 +10,7 @@ from qmpvcpu.cli.maps import Wish
 from qmpvcpu.cli.options import BadUsageError, Bulk, Options, Permits, Saying, check_seconds, takes_groups
 from qmpvcpu.cli.run import Answer, Shell, carry_out
 from qmpvcpu.errors import MonitorConnectError
+from qmpvcpu.model import Affect
 from qmpvcpu.monitor.address import Address
 
 __all__ = ["FleetOptions", "app"]
@@ -128,6 +129,23 @@ class FleetOptions(Saying):
         return Options(json=self.json, verbose=self.verbose, timeout=self.timeout)
 
 
+@dataclass(frozen=True, slots=True)
+class FleetBulk(Bulk):
+    """How a whole map is carried out in every VM, and of what.
+
+    Attributes:
+        affect: The VMs as they run, their next boots, or both.
+    """
+
+    affect: Annotated[
+        Affect,
+        typer.Option(
+            "--affect",
+            help="live: the VMs as they run. config: their next boots, in their records. both: live, then config.",
+        ),
+    ] = Affect.LIVE
+
+
 @app.command("list", short_help="Show the vCPUs of every VM.")
 @takes_groups
 def list_(
@@ -151,7 +169,7 @@ def list_(
 def set_(
     wish: Annotated[str, typer.Argument(metavar="MAP", help="vCPU ids and ranges: 0,2-5, or 0-3,^2.")],
     *,
-    bulk: Bulk,
+    bulk: FleetBulk,
     permits: Permits,
     options: FleetOptions,
 ) -> int:
@@ -178,7 +196,7 @@ def count(
         bool,
         typer.Option("--include-boot", help="Take boot vCPUs out too, highest first, never 0.", show_default=False),
     ] = False,
-    bulk: Bulk,
+    bulk: FleetBulk,
     permits: Permits,
     options: FleetOptions,
 ) -> int:
@@ -201,7 +219,11 @@ async def _list(shell: Shell, options: FleetOptions) -> Answer:
     return await list_all(shell, options)
 
 
-async def _set(shell: Shell, options: FleetOptions, wish: Wish, bulk: Bulk, permits: Permits) -> Answer:
+async def _set(shell: Shell, options: FleetOptions, wish: Wish, bulk: FleetBulk, permits: Permits) -> Answer:
     from qmpvcpu.cli.fleet_work import set_all  # noqa: PLC0415
 
+    if bulk.affect is not Affect.LIVE and options.record is None:
+        raise BadUsageError(
+            f"--affect {bulk.affect.value}: what keeps the next boots? Name the records: --record DIR"
+        )
     return await set_all(shell, options, wish, bulk, permits)

@@ -71,6 +71,12 @@ class Row:
             return "stopped before anything was sent"
         return in_options(str(error)) or type(error).__name__
 
+    @property
+    def told(self) -> str:
+        """The complaint, with whose it is."""
+        complaint = self.complaint
+        return complaint if self.address in complaint else f"{_short(self.address)}: {complaint}"
+
     def as_json(self, *, whole: bool) -> dict[str, Any]:
         """Return it as JSON; *whole* has every vCPU of the layout."""
         shown: dict[str, Any] = {
@@ -105,7 +111,7 @@ def answer(rows: Sequence[Row], *, seconds: float, whole: bool) -> Answer:
         vms=[row.as_json(whole=whole) for row in rows],
     )
     head = f"{reached} of {len(rows)} VMs {'read' if whole else 'reached'} in {milliseconds(seconds)}"
-    complaint = tuple(f"{_short(row.address)}: {row.complaint}" for row in rows if row.code != REACHED)
+    complaint = tuple(row.told for row in rows if row.code != REACHED)
     return Answer(code, content, Group(head, "", _table(rows)), complaint)
 
 

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from qmpvcpu import TransitionReport, VcpuController
-from qmpvcpu.cli.fleet import FleetOptions
+from qmpvcpu.cli.fleet import FleetBulk, FleetOptions
 from qmpvcpu.cli.fleet_show import Row, answer, telling
 from qmpvcpu.cli.maps import Wish
-from qmpvcpu.cli.options import BadUsageError, Bulk, Permits, check_seconds
+from qmpvcpu.cli.options import BadUsageError, Permits, check_seconds
 from qmpvcpu.cli.reports import intent_text
 from qmpvcpu.cli.run import Answer, Shell
 from qmpvcpu.fleet import Fleet, Results
@@ -26,7 +26,7 @@ async def list_all(shell: Shell, options: FleetOptions) -> Answer:
         return await _see_through(shell, fleet, results, results.aclose, whole=True)
 
 
-async def set_all(shell: Shell, options: FleetOptions, wish: Wish, bulk: Bulk, permits: Permits) -> Answer:
+async def set_all(shell: Shell, options: FleetOptions, wish: Wish, bulk: FleetBulk, permits: Permits) -> Answer:
     """Make it so in every VM, each for itself."""
     setting = _Setting(shell, wish.checked(), bulk, permits)
     async with _opened(shell, options) as fleet:
@@ -88,7 +88,7 @@ async def _see_through(
 class _Setting:
     """One map, or count, set on each VM; can be stopped gently."""
 
-    def __init__(self, shell: Shell, wish: Wish, bulk: Bulk, permits: Permits) -> None:
+    def __init__(self, shell: Shell, wish: Wish, bulk: FleetBulk, permits: Permits) -> None:
         self._shell = shell
         self._wish = wish
         self._running: dict[asyncio.Task[TransitionReport], VcpuController] = {}
@@ -98,6 +98,7 @@ class _Setting:
             "total_timeout": check_seconds("--total-timeout", bulk.total_timeout),
             "in_flight": bulk.in_flight,
             "proof": bulk.proof,
+            "affect": bulk.affect,
             **dataclasses.asdict(permits),
         }
 

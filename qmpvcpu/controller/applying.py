@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Applier", "NextBootChange"]
 
-# At a deadline one last read may still find the CPU gone; a QEMU that does not answer it within this many seconds
-# shall not stretch the deadline any further.
-_LAST_LOOK_S = 1.0
-
 
 class NextBootChange(NamedTuple):
     """What follows a transition that has reached its target.
@@ -330,7 +326,6 @@ class _Run:
         self._go_on()
 
     async def _look(self, batch: Batch, read: Read) -> None:
-        look = asyncio.ensure_future(self._session.read_quietly(read))
-        await asyncio.wait({look}, timeout=min(_LAST_LOOK_S, self._session.timeout))
+        await self._session.last_look(read)
         batch.looked(self._session.loop.time())
         self._go_on()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self
 from qmpvcpu import planning
 from qmpvcpu.controller.session import Session
 from qmpvcpu.controller.turns import Turns
-from qmpvcpu.engine import Read
 from qmpvcpu.errors import (
     CommandRejectedError,
     DomainXmlError,
@@ -108,9 +107,7 @@ class Migration:
 
     async def look(self) -> Layout:
         """Read slots and run state anew."""
-        await self._session.check_open()
-        await asyncio.gather(self._session.read(Read.FULL), self._session.read_status())
-        return self._engine.layout
+        return await self._session.refresh()
 
     # The source.
 

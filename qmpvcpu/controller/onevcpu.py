@@ -1,15 +1,14 @@
-"""OneVcpu: what is known of a VM, and the change of one vCPU, as users see them."""
+"""OneVcpu: the change of one vCPU, as users see it."""
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from qmpvcpu import planning
 from qmpvcpu.controller.commands import Commands
+from qmpvcpu.controller.observed import ObservedVm
 from qmpvcpu.controller.request import UnplugRequest, error_for
 from qmpvcpu.controller.session import Session
-from qmpvcpu.controller.stream import EventStream
 from qmpvcpu.controller.turns import Turns
 from qmpvcpu.engine import Read, Removal
 from qmpvcpu.errors import (
@@ -21,88 +20,25 @@ from qmpvcpu.errors import (
     WaitTimeoutError,
     describe,
 )
-from qmpvcpu.model import Affect, Capabilities, Layout, Proof, Refused, Slot, VcpuMap
+from qmpvcpu.model import Affect, Proof, Refused, Slot, VcpuMap
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from qmpvcpu.controller.nextboot import NextBoot, Promise
 
 __all__ = ["OneVcpu"]
 
 
-class OneVcpu:
-    """One VM, changed one vCPU at a time; the half of VcpuController that knows of no maps."""
+class OneVcpu(ObservedVm):
+    """One VM, changed one vCPU at a time; the part of VcpuController that knows of no maps."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
-        self._engine = session.engine
+        super().__init__(session)
         self._commands = Commands(session, self.refresh)
         self._turns = Turns()
         self._plugging: dict[int, asyncio.Task[None]] = {}
         self._unplugging: dict[int, asyncio.Task[None]] = {}
-        self._let_go = False
-
-    # What is known.
-
-    @property
-    def layout(self) -> Layout:
-        """All slots, as known now; a new object after each change."""
-        return self._engine.layout
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What this VM can do, and what its QEMU is known not to survive."""
-        return Capabilities.of(self._engine.layout.vm)
-
-    @property
-    def address(self) -> str:
-        """Where QMP is spoken, for messages."""
-        return self._session.monitor.address
-
-    @property
-    def peer_pid(self) -> int | None:
-        """Process that listens where QMP is spoken: QEMU, or who started it; None where it is not on this host."""
-        return self._session.monitor.peer_pid
-
-    def events(self) -> EventStream:
-        """Return a stream of all events from now on; see EventStream."""
-        return self._session.stream()
-
-    async def refresh(self) -> Layout:
-        """Read the VM again and return its layout.
-
-        Raises:
-            MonitorError: The connection is lost, silent, or speaks nonsense.
-        """
-        await self._session.check_open()
-        await asyncio.gather(self._session.read(Read.FULL), self._session.read_status())
-        return self.layout
-
-    async def wait_for(
-        self,
-        predicate: Callable[[Layout], object],
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109 - ours names the layout in its error
-    ) -> Layout:
-        """Wait until *predicate* holds for the layout, and return that layout.
-
-        It is tried at once and at every change; nothing is polled.
-
-        Raises:
-            WaitTimeoutError: It did not hold within *timeout* seconds.
-            MonitorLostError: The connection was lost.
-        """
-        return await self._session.wait_for(predicate, timeout)
-
-    async def wait_settled(self, *, timeout: float | None = None) -> Layout:  # noqa: ASYNC109 - as wait_for
-        """Wait until no removal is pending, and return the layout.
-
-        Raises:
-            WaitTimeoutError: One still was after *timeout* seconds.
-            MonitorLostError: The connection was lost.
-        """
-        return await self.wait_for(lambda layout: not layout.pending_slots, timeout=timeout)
-
-    # One vCPU.
 
     async def plug(
         self,
@@ -342,15 +278,6 @@ class OneVcpu:
                 raise error
             slot = self.layout.slot_of(vcpu)
         return slot.ids if slot.present else await self.plug(vcpu, timeout=timeout, allow_fatal=allow_fatal)
-
-    async def close(self) -> None:
-        """Let go of the VM: the VM and a borrowed client stay as they are. Idempotent.
-
-        Commands in flight get a second to be answered, so that their outcome is recorded. Whoever still waits gets
-        MonitorLostError.
-        """
-        self._let_go = True
-        await self._session.close()
 
     # How it is done.
 

@@ -6,16 +6,14 @@ reply that comes after the caller's deadline is still taken in.
 """
 
 import asyncio
-import itertools
 import logging
-import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from qmpvcpu import qapi
+from qmpvcpu.controller.audience import Audience
 from qmpvcpu.controller.keeper import Keeper
 from qmpvcpu.controller.request import UnplugVerdict, verdict_on
-from qmpvcpu.controller.stream import EventStream
 from qmpvcpu.engine import Engine, Read, Removal, State
 from qmpvcpu.errors import (
     MonitorError,
@@ -24,9 +22,9 @@ from qmpvcpu.errors import (
     OutcomeUnknownError,
     WaitTimeoutError,
 )
-from qmpvcpu.model import Disconnected, Event, Layout, Pending, VcpuMap
+from qmpvcpu.model import Disconnected, Layout, Pending, VcpuMap
 from qmpvcpu.monitor import Monitor
-from qmpvcpu.monitor.waiting import wait_ended, wait_woken, wake
+from qmpvcpu.monitor.waiting import wait_ended
 from qmpvcpu.reading import Reader
 
 if TYPE_CHECKING:
@@ -65,6 +63,7 @@ class Session:
     """One VM's connection, reads and waits. One event loop, one owner.
 
     Attributes:
+        audience: Who is told what happens.
         monitor: The QMP connection.
         reader: What reads over it.
         engine: What is known of the VM.
@@ -98,14 +97,11 @@ class Session:
         self.next_boot: NextBoot | None = None
         self.reconnect: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.loop = asyncio.get_running_loop()
-        self._early: list[Event] = engine.take_events()
+        self.audience = Audience(lambda: engine.layout, engine.take_events())
         self._telling: asyncio.Handle | None = None
         self._back: asyncio.Future[None] | None = None
         self._returning: asyncio.Task[None] | None = None
         self._letting_go: asyncio.Task[None] | None = None
-        self._streams: set[weakref.ref[EventStream]] = set()
-        self._waiters: list[tuple[Callable[[Layout], object], asyncio.Future[None]]] = []
-        self._settling: dict[int, list[asyncio.Future[None]]] = {}  # by id() of the removal
         self._commands: set[asyncio.Task[Any]] = set()
         self._reading: asyncio.Task[None] | None = None
         self._resync = self.loop.create_task(self._resync_every(resync_interval)) if resync_interval else None
@@ -150,7 +146,7 @@ class Session:
             self._telling.cancel()
             self._tell()
         self.lost = error
-        self._push(Disconnected(generation=self.layout.generation, why=error.why))
+        self.audience.push(Disconnected(generation=self.layout.generation, why=error.why))
         if self.reconnect is not None and not self.closed:
             self._back = self.loop.create_future()
             self._returning = self.loop.create_task(self.reconnect())
@@ -175,14 +171,7 @@ class Session:
         """End everything that waits: the connection does not come back."""
         self.lost = error
         self.closed = True
-        for stream in self._listening():
-            stream.close()
-        for future in [*(f for _, f in self._waiters), *itertools.chain(*self._settling.values())]:
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # whoever waited may be gone: not retrieving it is then no fault
-        self._waiters.clear()
-        self._settling.clear()
+        self.audience.close(error)
         if self.watcher is not None:
             self.watcher.on_lost(error.why, may_return=False)
         if self._back is not None:
@@ -201,39 +190,14 @@ class Session:
         for event in self.engine.take_events():
             if _log.isEnabledFor(logging.INFO):
                 _log.info("%s", event, extra={"vm": self.layout.vm.name, "event": event})
-            self._push(event)
+            self.audience.push(event)
         settled = self.engine.take_settled()
-        for removal in settled:
-            for waiting in self._settling.pop(id(removal), ()):
-                wake(waiting)
-        for predicate, future in self._waiters:
-            if not future.done():
-                _try(predicate, self.layout, future)
+        self.audience.tell(settled)
         if self.watcher is not None:
             self.watcher.on_news(settled)
         if self.engine.wanted is not Read.NONE and self.lost is None and (not self._reading or self._reading.done()):
             self._reading = self.loop.create_task(self._read_wanted())
         self.keeper.changed()
-
-    def _push(self, event: Event) -> None:
-        for stream in self._listening():
-            stream.push(event)
-
-    def _listening(self) -> list[EventStream]:
-        """Return the streams that somebody holds."""
-        return [stream for held in tuple(self._streams) if (stream := held()) is not None]
-
-    def stream(self) -> EventStream:
-        """Return a stream of all events from now on; the first one begins with what attaching found."""
-        stream = EventStream()
-        early, self._early = self._early, []
-        for event in early:
-            stream.push(event)
-        if self.closed:
-            stream.close()
-        else:
-            self._streams.add(weakref.ref(stream, self._streams.discard))
-        return stream
 
     # Waiting.
 
@@ -242,16 +206,10 @@ class Session:
         await self.check_open()
         if predicate(self.layout):
             return self.layout
-        entry = (predicate, self.loop.create_future())
-        self._waiters.append(entry)
         try:
-            async with asyncio.timeout(limit):
-                await entry[1]
+            await self.audience.wait_for(predicate, limit)
         except TimeoutError:
             raise WaitTimeoutError(limit or 0.0, str(self.layout.enabled), str(self.layout.pending)) from None
-        finally:
-            if entry in self._waiters:  # not after a loss, which clears them all
-                self._waiters.remove(entry)
         return self.layout
 
     async def wait_answer(self, removal: Removal, limit: float | None) -> UnplugVerdict:
@@ -259,13 +217,7 @@ class Session:
         if (verdict := verdict_on(removal)) is not None:
             return verdict
         await self.check_open()
-        answer = self.loop.create_future()
-        waiting = self._settling.setdefault(id(removal), [])
-        waiting.append(answer)
-        try:
-            await wait_woken(answer, limit)
-        finally:
-            waiting.remove(answer)
+        await self.audience.wait_settled(removal, limit)
         if not removal.state.is_final and limit:
             self.want(Read.SLOTS)
             if self._reading is not None:
@@ -315,6 +267,12 @@ class Session:
         """Ask what the VM does."""
         self.engine.status = await self.reader.status()
 
+    async def refresh(self) -> Layout:
+        """Read the slots and what the VM does, anew."""
+        await self.check_open()
+        await asyncio.gather(self.read(Read.FULL), self.read_status())
+        return self.layout
+
     async def read(self, read: Read) -> None:
         """Read the slots and take in what they show."""
         sent = self.engine.read_sent(read)
@@ -346,6 +304,11 @@ class Session:
             return False
         return True
 
+    async def last_look(self, read: Read) -> None:
+        """Read at a deadline: it may still show the CPU gone, and shall not stretch the deadline any further."""
+        look = self.loop.create_task(self.read_quietly(read))
+        await asyncio.wait({look}, timeout=min(_LAST_LOOK_S, self.timeout))
+
     async def close(self) -> None:
         """End everything; a borrowed client and the VM stay as they are. Idempotent."""
         self.closed = True
@@ -368,12 +331,3 @@ class Session:
         if self._letting_go is not None:
             await asyncio.wait({self._letting_go})
         await self.keeper.close()
-
-
-def _try(predicate: Callable[[Layout], object], layout: Layout, future: asyncio.Future[None]) -> None:
-    """Settle *future* if *predicate* holds; what it raises is its owner's to see, not the monitor's."""
-    try:
-        if predicate(layout):
-            future.set_result(None)
-    except Exception as error:  # noqa: BLE001 - JUSTIFICATION: it is the caller's code, and is handed to the caller
-        future.set_exception(error)

@@ -24,18 +24,8 @@ __all__ = ["identify", "update", "update_with"]
 _DOMAIN = (
     *("name", "uuid", "genid", "hwuuid", "title", "description", "metadata", "maxMemory", "memory", "currentMemory"),
     *("blkiotune", "memtune", "memoryBacking", "vcpu", "vcpus", "iothreads", "iothreadids", "defaultiothread"),
-    *(
-        "cputune",
-        "numatune",
-        "resource",
-        "sysinfo",
-        "bootloader",
-        "bootloader_args",
-        "os",
-        "idmap",
-        "features",
-        "cpu",
-    ),
+    *("cputune", "numatune", "resource", "sysinfo", "bootloader", "bootloader_args", "os", "idmap", "features"),
+    "cpu",
 )
 _BEFORE_TOPOLOGY = ("arch", "model", "vendor")
 _VCPU = ("placement", "cpuset", "current")

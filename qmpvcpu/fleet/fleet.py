@@ -75,7 +75,7 @@ class _Member:
 
     def holds(self, key: object) -> bool:
         """Return True if *key* is that of its socket, or of its VM: inodes and thread ids are used again."""
-        return key in (self.path and socket_id(self.path), self.vm and _identity(self.vm))
+        return key == (self.path and socket_id(self.path)) or (self.vm is not None and key in _identities(self.vm))
 
 
 class Fleet:
@@ -333,10 +333,10 @@ class Fleet:
                 resync_interval=self._resync_interval,
             )
             # A QEMU may have two sockets. Asked on both, a guest would have each removal twice.
-            mine = _identity(vm)
-            if mine is not None and (holder := self._holder(mine, member)) is not member:
-                await self._close(vm)
-                raise SameVmError(member.address, holder.address, same_socket=False)
+            for mine in _identities(vm):
+                if (holder := self._holder(mine, member)) is not member and _may_be_one(vm, holder.vm):
+                    await self._close(vm)
+                    raise SameVmError(member.address, holder.address, same_socket=False)
             member.vm, member.name = vm, vm.layout.vm.name
             for events in self._events:
                 events.add(member.address, member.name, vm.events())
@@ -375,9 +375,19 @@ async def _itself(vm: VcpuController) -> VcpuController:
     return vm
 
 
-def _identity(vm: VcpuController) -> object:
-    """Return what tells this QEMU from others on this host, or None where that cannot be known."""
-    if vm.peer_pid is None or not vm.layout.max or vm.layout[0].host_tid is None:
-        return None
+def _identities(vm: VcpuController) -> list[object]:
+    """Return what tells this QEMU from others; nothing where that cannot be known."""
+    tid = vm.layout[0].host_tid if vm.layout.max else None
+    if tid is None:
+        return []
+    uuid = vm.layout.vm.uuid
     # A launcher may listen for many, and in a PID namespace of its own a QEMU may have any thread id.
-    return vm.peer_pid, vm.layout[0].host_tid, vm.layout.vm.uuid
+    local = [] if vm.peer_pid is None else [(vm.peer_pid, tid, uuid)]
+    # Over TCP nobody tells whose process it is.
+    return [*local] if uuid is None else [*local, (tid, uuid)]
+
+
+def _may_be_one(vm: VcpuController, other: VcpuController | None) -> bool:
+    """Return False for VMs that are known to be of two processes, whatever else they have in common."""
+    pids = {vm.peer_pid, other and other.peer_pid}
+    return None in pids or len(pids) == 1

@@ -13,14 +13,12 @@ from qmpvcpu.model.vm import VmInfo
 __all__ = ["CpuProps", "Layout", "Slot", "Vcpu"]
 
 _PERIPHERAL = "/machine/peripheral/"
+_PERIPHERALS = "/machine/peripheral"  # those without an id too, in /machine/peripheral-anon
 
 
 @lru_cache(maxsize=8192)  # values that never change, asked for at every change of their slot
 def _ids(first: int, count: int) -> VcpuMap:
     return VcpuMap(range(first, first + count))
-
-
-_PERIPHERALS = "/machine/peripheral"  # those without an id too, in /machine/peripheral-anon
 
 
 class CpuProps(Mapping[str, Any]):

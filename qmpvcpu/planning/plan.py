@@ -138,37 +138,41 @@ def plan_count(
     Source: libvirt, virDomainSetVcpusFlags; which vCPUs it chooses was measured with libvirt 9.0.0.
     """
     layout = now.layout
-    have = before = len(layout.enabled)
-    chosen = {slot.first for slot in layout.slots if slot.present}
-    denied: Denied | None = None
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= layout.max:
         detail = f"this machine has 1 to {layout.max} vCPUs, not {shorten(count, _MOST_QUOTED)}"
-        denied = Denied(VcpuMap(), DenialReason.UNKNOWN_VCPU, detail)
-    elif count >= have:
-        free = iter(slot for slot in layout.slots if not slot.present)
-        while have < count and (slot := next(free, None)) is not None:
-            chosen.add(slot.first)
-            before, have = have, have + slot.count
-    else:
-        leaving = sorted(
-            (slot for slot in layout.slots if slot.present and slot.first and (include_boot or not slot.is_boot)),
-            key=lambda slot: (slot.first in layout.pending_slots, slot.first),
-        )
-        while have > count and leaving:
-            slot = leaving.pop()
-            chosen.discard(slot.first)
-            before, have = have, have - slot.count
-        if have > count and len(chosen) > 1:  # the slot of vCPU 0 never leaves, include_boot or not
-            boot = VcpuMap(each for slot in layout.slots if slot.first in chosen for each in slot.ids)
-            detail = f"{named(boot)} were there at boot, and a count takes none of those out (include_boot=True does)"
-            denied = Denied(boot, DenialReason.COUNT_KEEPS_BOOT, detail)
-    if denied is None and have != count:
-        denied = _splits(layout, count, {before, have})
+        return _refused(layout, Denied(VcpuMap(), DenialReason.UNKNOWN_VCPU, detail))
+    grows = count >= len(layout.enabled)
+    chosen = {slot.first for slot in layout.slots if slot.present}
+    reached = [len(layout.enabled)]
+    for slot in _free(layout) if grows else _removable(layout, include_boot=include_boot):
+        if (reached[-1] >= count) if grows else (reached[-1] <= count):
+            break
+        chosen ^= {slot.first}
+        reached.append(reached[-1] + (slot.count if grows else -slot.count))
     target = VcpuMap(each for slot in layout.slots if slot.first in chosen for each in slot.ids)
-    if denied is not None:
-        start = layout.enabled
-        return Plan(start, start, (), (denied,), slots=layout.slots, pending_slots=layout.pending_slots)
+    if reached[-1] > count and not grows and len(chosen) > 1:  # the slot of vCPU 0 never leaves, include_boot or not
+        detail = f"{named(target)} were there at boot, and a count takes none of those out (include_boot=True does)"
+        return _refused(layout, Denied(target, DenialReason.COUNT_KEEPS_BOOT, detail))
+    if reached[-1] != count:
+        return _refused(layout, _splits(layout, count, {*reached[-2:]}))
     return plan_map(now, target, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+
+
+def _free(layout: Layout) -> list[Slot]:
+    """Return the slots that a count takes in, in that order."""
+    return [slot for slot in layout.slots if not slot.present]
+
+
+def _removable(layout: Layout, *, include_boot: bool) -> list[Slot]:
+    """Return the slots that a count takes out, in that order: those whose removal is pending first."""
+    slots = [slot for slot in layout.slots if slot.present and slot.first and (include_boot or not slot.is_boot)]
+    return sorted(slots, key=lambda slot: (slot.first in layout.pending_slots, slot.first), reverse=True)
+
+
+def _refused(layout: Layout, denied: Denied) -> Plan:
+    """Return a plan that does nothing, and says why."""
+    start = layout.enabled
+    return Plan(start, start, (), (denied,), slots=layout.slots, pending_slots=layout.pending_slots)
 
 
 def check_plan(plan: Plan, layout: Layout) -> None:

@@ -1,16 +1,16 @@
 """Public test kit: real QEMUs with guests that answer as a test wants.
 
 Floor 6: may use the whole package except ``cli``, and never ``qemu.qmp``: what it starts is for any client.
-Names are imported when they are asked for: every pytest of a machine loads :mod:`~qmpvcpu.testing.pytest_plugin`.
+Names are imported when they are asked for: every pytest of a machine loads ``qmpvcpu.testing.pytest_plugin``.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qmpvcpu.testing.linuxguest import LinuxGuest, LinuxGuestMissingError
+    from qmpvcpu.testing.linuxguest import LinuxGuest
     from qmpvcpu.testing.microguest import MicroGuest
-    from qmpvcpu.testing.peer import HANG, Command, Failure, ScriptedPeer
+    from qmpvcpu.testing.peer import ScriptedPeer
     from qmpvcpu.testing.qemu import (
         QemuNotFoundError,
         QemuProcess,
@@ -25,12 +25,8 @@ if TYPE_CHECKING:
     from qmpvcpu.testing.vms import LinuxVm, LinuxVmFactory, QemuVm, QemuVmFactory
 
 __all__ = [
-    "HANG",
     "UNTIL_TOLD",
-    "Command",
-    "Failure",
     "LinuxGuest",
-    "LinuxGuestMissingError",
     "LinuxVm",
     "LinuxVmFactory",
     "MicroGuest",
@@ -51,9 +47,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "linuxguest": ("LinuxGuest", "LinuxGuestMissingError"),
+    "linuxguest": ("LinuxGuest",),
     "microguest": ("MicroGuest",),
-    "peer": ("HANG", "Command", "Failure", "ScriptedPeer"),
+    "peer": ("ScriptedPeer",),
     "qemu": (
         "QemuNotFoundError",
         "QemuProcess",

@@ -258,7 +258,7 @@ class QemuProcess:
         """Send *sig* to QEMU; nothing happens when it has ended."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(sig)
+                os.kill(self._process.pid, sig)  # send_signal() may reap it, and its status would be lost
 
     def failure(self, why: str, *, start: bool = False) -> QemuProcessError:
         """The error that says *why*, with the command line and QEMU's words as evidence."""

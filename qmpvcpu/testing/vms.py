@@ -13,21 +13,21 @@ from qmpvcpu.testing.qemu import Accelerator
 from qmpvcpu.testing.rom import Personality
 from qmpvcpu.testing.transcript import TRACE_FILE, QmpMessage, read_transcript
 
-__all__ = ["LinuxVm", "LinuxVmFactory", "QemuVm", "QemuVmFactory", "Runner", "Vm"]
+__all__ = ["LinuxVm", "LinuxVmFactory", "QemuVm", "QemuVmFactory", "Vm"]
 
-G = TypeVar("G", bound=GuestVm)
-T = TypeVar("T")
+_G = TypeVar("_G", bound=GuestVm)
+_T = TypeVar("_T")
 
 
-class Runner(Protocol):
+class _Runner(Protocol):
     """Runs a coroutine elsewhere, and blocks until it is done."""
 
-    def run(self, work: Coroutine[Any, Any, T], /) -> T:
+    def run(self, work: Coroutine[Any, Any, _T], /) -> _T:
         """Return what *work* returns, or raise what it raises."""
         ...
 
 
-class Vm(Generic[G]):
+class Vm(Generic[_G]):
     """A QEMU with a guest that runs beside the test, on a thread of its own.
 
     So the same object serves tests of any kind, and the guest answers while a test blocks. Its methods are plain
@@ -40,7 +40,7 @@ class Vm(Generic[G]):
         version: Its version, such as ``"10.0"``.
     """
 
-    def __init__(self, name: str, guest: G, runner: Runner, *, qemu: Path, version: str) -> None:
+    def __init__(self, name: str, guest: _G, runner: _Runner, *, qemu: Path, version: str) -> None:
         self.name = name
         self.guest = guest
         self.qemu = qemu

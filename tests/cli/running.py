@@ -10,11 +10,15 @@ import re
 import struct
 import sys
 import termios
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from qmpvcpu.cli import main
+from tests.cli.forking import Forked, forked
 from tests.cli.schema import check, command_of
 from tests.cli.screen import Screen
 
@@ -57,7 +61,7 @@ class Ran:
 class Running:
     """A run that goes on."""
 
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | Forked
     command: str
 
     async def wait_said(self, words: str) -> None:
@@ -87,33 +91,46 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def running(
-    *arguments: str | Path, env: dict[str, str] | None = None, code: str = ""
-) -> AsyncIterator[Running]:
-    """Start the command line with *arguments*; *code* runs in the process before it."""
+async def _fresh(
+    arguments: Sequence[str | Path], env: dict[str, str], code: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     program = f"import sys\nfrom qmpvcpu.cli import main\n{code}\nsys.exit(main())"
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        program,
-        *map(str, arguments),
-        env=environment() if env is None else env,
+        *(sys.executable, "-c", program, *map(str, arguments)),
+        env=env,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        yield Running(process, command_of(arguments))
+        yield process
     finally:
         if process.returncode is None:
             process.kill()
             await process.communicate()
 
 
+@contextlib.asynccontextmanager
+async def running(
+    *arguments: str | Path, env: dict[str, str] | None = None, code: str = ""
+) -> AsyncIterator[Running]:
+    """Start the command line with *arguments*; *code* runs before it, in a Python that has imported nothing."""
+    env = environment() if env is None else env
+    async with _fresh(arguments, env, code) if code else forked([*map(str, arguments)], env) as process:
+        yield Running(process, command_of(arguments))
+
+
 async def run(*arguments: str | Path, env: dict[str, str] | None = None, code: str = "") -> Ran:
     """Run the command line with *arguments* to its end."""
     async with running(*arguments, env=env, code=code) as it:
         return await it.end()
+
+
+async def said(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Ran:
+    """Run the command line in a thread of this process, where it starts sooner."""
+    code = await asyncio.to_thread(main, [*map(str, arguments)])
+    spoken = capsys.readouterr()
+    return Ran(code, spoken.out, spoken.err, command_of(arguments))
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qmpvcpu import VcpuMap
 from qmpvcpu.cli import main
 from qmpvcpu.cli.fleet_show import Row, answer
 from qmpvcpu.errors import (
@@ -69,6 +70,23 @@ async def test_list_gives_programs_every_vcpu_of_every_vm(folder: Path) -> None:
         )
         assert vm["seconds"] > 0
         assert len(vm["vcpus"]) == 8
+
+
+async def test_the_next_boot_of_each_is_changed_in_its_record(folder: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    records.mkdir()
+    where = ("--json", "--dir", folder, "--pattern", "vm[01].qmp", "--record", records)
+    both = await run("fleet", "set", "0,3", "--affect", "both", *where)
+    assert both.code == 0
+    later = await run("fleet", "count", "5", "--affect", "config", *where)
+    assert later.code == 0
+    for ran, affect, count in ((both, "both", 2), (later, "config", 5)):
+        for vm in ran.document["vms"]:
+            assert (vm["affect"], vm["enabled"]) == (affect, "0,3")
+            assert len(VcpuMap.parse(vm["config"]["target"])) == count
+    nowhere = await run("fleet", "set", "0-3", "--affect", "both", "--dir", folder)
+    assert nowhere.code == 2
+    assert "--record DIR" in nowhere.err
 
 
 async def test_set_and_count_reach_all_and_report_each(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -22,8 +21,7 @@ from qmpvcpu.model import (
     VmInfo,
 )
 from qmpvcpu.testing import MicroGuest, Personality
-from tests.cli.running import Ran, run, running
-from tests.cli.schema import command_of
+from tests.cli.running import Ran, run, running, said
 from tests.controller.vms import exchange
 
 pytestmark = pytest.mark.qemu
@@ -292,13 +290,6 @@ async def test_plan_shows_the_steps_and_sends_nothing(story: MicroGuest) -> None
         [],
     )
     assert (await run("list", "--json", "--qmp", story.qmp)).document["enabled"] == "0-1,6"
-
-
-async def said(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Ran:
-    """Run the command line in a thread of this process, where it starts sooner."""
-    code = await asyncio.to_thread(main, [*map(str, arguments)])
-    spoken = capsys.readouterr()
-    return Ran(code, spoken.out, spoken.err, command_of(arguments))
 
 
 async def test_plan_names_all_that_is_denied(story: MicroGuest, capsys: pytest.CaptureFixture[str]) -> None:

@@ -664,7 +664,7 @@ async def test_a_burst_of_events_in_a_transition_is_told_at_once_and_before_the_
 async def test_a_stream_that_is_dropped_is_forgotten(guest: MicroGuest) -> None:
     async with qmpvcpu.attach(guest.qmp) as vm:
         stream = vm.events()
-        assert len(vm._session._streams) == 1
+        assert len(vm._session.audience._streams) == 1
         del stream
-        assert len(vm._session._streams) == 0
+        assert len(vm._session.audience._streams) == 0
         assert isinstance(vm, VcpuController)

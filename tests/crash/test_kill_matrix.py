@@ -11,10 +11,10 @@ import qmpvcpu
 from qmpvcpu import QmpVcpuError, TransitionError, TransitionOutcome, VcpuController
 from qmpvcpu.controller.controller import How
 from qmpvcpu.model import Direction, Intent
-from tests.crash.conftest import KILLS
 from tests.crash.points import INTENT_SAVED, OUTCOME_SAVED, TURN_SAVED
 from tests.crash.stage import START, STORIES, TARGET, Stage, Story, check_record, stage
 from tests.crash.zygote import NAME, Job, Zygote
+from tests.figures import KILLS
 
 pytestmark = pytest.mark.qemu
 

@@ -6,6 +6,7 @@ it crosses, and when it is over, its exit status follows, after a ``=``.
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -65,6 +66,8 @@ class Zygote:
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.crash.zygote"),
             cwd=ROOT,
+            # What is killed saves nothing of what coverage measured in it, and measuring slows it down.
+            env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -142,6 +145,7 @@ def _live(job: Job) -> None:
 
 
 def main() -> None:
+    gc.freeze()  # so that no fork looks through all that was imported, and has a copy of it made
     for line in sys.stdin:
         child = os.fork()
         if not child:

@@ -28,7 +28,6 @@ __all__ = ["DIRECTORY", "PICTURES", "same_words", "words_in"]
 DIRECTORY = Path(__file__).parents[2] / "docs" / "images"
 _COLUMNS = 80
 _BUSY = 0x82
-_QEMU = "qemu-system-x86_64"
 
 # Letters of a terminal, in pixels.
 _WIDTH, _HEIGHT, _SIZE = 8.4, 18, 14
@@ -65,9 +64,9 @@ async def _ended(*arguments: str | Path, columns: int = _COLUMNS, lines: int = 6
 
 
 def _at_the_usual_place(line: Text) -> Text:
-    """Return *line* with the path of this machine's QEMU as most have it, which is as long as elsewhere."""
-    found = re.search(rf"\S*/{_QEMU}", line.plain)
-    return line if found is None else Text.assemble(line[: found.start()], f"/usr/bin/{_QEMU}", line[found.end() :])
+    """Return *line* with the path of a QEMU in the cache as most have it."""
+    found = re.search(r"/\S*qmpvcpu/(?=qemu-)", line.plain)
+    return line if found is None else Text.assemble(line[: found.start()], "~/.cache/qmpvcpu/", line[found.end() :])
 
 
 async def _demo() -> list[Text]:
@@ -117,11 +116,20 @@ async def _set() -> list[Text]:
         return await _ended("set", "0,2-4", "--on-failure", "revert", "--qmp", path)
 
 
+async def _doctor() -> list[Text]:
+    """This machine, and a VM that has taken and given vCPUs."""
+    async with _vm() as (guest, path):
+        assert (await run("set", "0-3", "--qmp", guest.sockets[1])).code == 0
+        assert (await run("unplug", "3", "--qmp", guest.sockets[1])).code == 0
+        return [_at_the_usual_place(line) for line in await _ended("doctor", "--qmp", path)]
+
+
 # Each with what was typed for it, and what makes it.
 PICTURES: dict[str, tuple[str, Callable[[], Awaitable[list[Text]]]]] = {
     "demo": ("qmpvcpu demo", _demo),
     "list": ("qmpvcpu list", _list),
     "watch": ("qmpvcpu watch", _watch),
+    "doctor": ("qmpvcpu doctor --qmp /run/web1.qmp", _doctor),
     "set": ("qmpvcpu set 0,2-4 --on-failure revert", _set),
 }
 
@@ -178,7 +186,7 @@ _VARIES = (
     (r"pc-q35-\d+\.\d+", "MACHINE"),
     (r"QEMU \d+(\.\d+)+", "QEMU"),
     (r"\b(kvm|tcg|KVM|TCG)\b", "ACCELERATOR"),
-    (r"/\S*/qemu-system-x86_64", "PATH"),
+    (r"\S*/qemu-system-x86_64", "PATH"),
     (r"\b\d{4,}\b", "TID"),
     (r" +", " "),
 )

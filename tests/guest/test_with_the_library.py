@@ -27,7 +27,7 @@ async def test_a_chosen_vcpu_enters_and_leaves_a_running_linux(guest: LinuxGuest
         assert await guest.wait_online(lambda cpus: len(cpus) == 2) == VcpuMap([0, 1])
 
 
-async def test_a_linux_that_refuses_is_heard_within_a_second(guest: LinuxGuest) -> None:
+async def test_a_linux_that_refuses_is_heard_at_once_and_not_at_the_deadline(guest: LinuxGuest) -> None:
     async with qmpvcpu.attach(guest.qmp) as vm:
         await vm.plug(2)
         await guest.wait_online(lambda cpus: len(cpus) == 3)
@@ -36,8 +36,8 @@ async def test_a_linux_that_refuses_is_heard_within_a_second(guest: LinuxGuest) 
         with pytest.raises(UnplugRefusedError, match="device is busy") as caught:
             await vm.unplug(2, timeout=30)
         assert caught.value.code == 0x82
-        # Not a speed test: a wait for a timeout, as others have it, would be 5 s and more.
-        assert time.monotonic() - started < 1
+        # Not a speed test: waiting for the timeout, as others do, would be 30 s.
+        assert time.monotonic() - started < 15
         assert vm.layout.enabled == {0, 1, 2}
         await guest.comply()
         assert await vm.unplug(2, timeout=30) == {2}

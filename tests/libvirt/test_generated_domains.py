@@ -21,7 +21,7 @@ from qmpvcpu.errors import DomainRule, DomainRuleError, DomainXmlError, RuleStag
 from qmpvcpu.testing.qemu import find_qemus
 from tests.domainxml.broken import BROKEN, PARTS
 from tests.domainxml.broken import document as broken_document
-from tests.libvirt.conftest import COMPARED
+from tests.figures import COMPARED
 from tests.libvirt.console import Console, open_console
 from tests.libvirt.daemon import Libvirt, VirshError
 from tests.libvirt.domains import NAME, Machine, any_document, documents_with_three_vcpus

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from qmpvcpu.testing import Personality, best_qemu
-from tests.libvirt.conftest import OPERATIONS
+from tests.figures import OPERATIONS
 from tests.libvirt.daemon import Libvirt
 from tests.libvirt.microguests import Shape
 from tests.libvirt.tolerated import MAP, QUERIES, TOLERATED, VCPUS_UNNEEDED, VCPUS_UNSAID

@@ -12,7 +12,10 @@ import pytest
 
 from tests.packaging.conftest import ROOT, Built
 
-pytestmark = pytest.mark.timeout(300)  # the first test builds
+pytestmark = [pytest.mark.xdist_group("packaging"), pytest.mark.timeout(300)]  # the first test builds
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
@@ -32,9 +35,21 @@ def tracked(*directories: str) -> set[str]:
     return {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
 
 
+def test_the_top_level_is_fixed() -> None:
+    names = {name.partition("/")[0] for name in tracked(".")}
+    fixed = {"pyproject.toml", "README.md", "LICENSE", "qmpvcpu", "tests", "fixtures", "docs"}
+    assert {name for name in names if not name.startswith(".")} == fixed
+
+
 def test_the_wheel_has_the_package_and_nothing_else(built: Built) -> None:
     packed = {name for name in contents(built.wheel) if ".dist-info/" not in name}
-    assert packed == tracked("qmpvcpu")
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    brought = {
+        f"{place}{name.removeprefix(source)}"
+        for source, place in wheel.get("force-include", {}).items()
+        for name in tracked(source)
+    }
+    assert packed == tracked("qmpvcpu") | brought
     assert {"qmpvcpu/py.typed", "qmpvcpu/testing/microguest.rom", "qmpvcpu/__main__.py"} <= packed
 
 
@@ -52,7 +67,6 @@ def test_the_sdist_has_all_that_testing_and_packaging_needs(built: Built) -> Non
 
 def test_the_metadata_names_what_it_is(built: Built) -> None:
     told = metadata(built.wheel)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert told["Name"] == "qmpvcpu"
     assert told["Version"] == "0.1.0"
     assert f"## {told['Version']}" in (ROOT / "docs" / "changelog.md").read_text()
@@ -61,7 +75,7 @@ def test_the_metadata_names_what_it_is(built: Built) -> None:
     assert told["Description-Content-Type"] == "text/markdown"
     assert told.get_payload() == (ROOT / "README.md").read_text()
     assert "Typing :: Typed" in told.get_all("Classifier", [])
-    assert set(told.get_all("Provides-Extra", [])) == set(project["optional-dependencies"])
+    assert set(told.get_all("Provides-Extra", [])) == set(PROJECT["project"]["optional-dependencies"])
 
 
 def test_the_core_requires_three_packages(built: Built) -> None:

@@ -8,7 +8,10 @@ import pytest
 
 from tests.packaging.conftest import ROOT, Environment
 
-pytestmark = pytest.mark.timeout(600)  # the first test builds, installs, and fills mypy's cache
+pytestmark = [
+    pytest.mark.xdist_group("packaging"),
+    pytest.mark.timeout(600),
+]  # the first test builds, installs, and fills mypy's cache
 
 PROGRAMS = ROOT / "tests" / "typing"
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,10 +76,8 @@ async def test_a_held_socket_names_the_process_that_listens(server: Server, conn
 async def test_a_killed_peer_is_noticed_while_idle(server: Server, connect: Open, heard: Heard) -> None:
     process, path = server
     monitor = await connect(path)
-    began = time.monotonic()
     process.kill()
     await until(lambda: heard.lost)
-    assert time.monotonic() - began < 0.1
     assert heard.lost[0].why == "the peer hung up (end of file)"
     assert monitor.peer_pid == process.pid
 
@@ -93,11 +90,9 @@ async def test_a_killed_peer_is_noticed_with_a_command_in_flight(
     monitor = await connect(path)
     asking = asyncio.create_task(monitor.execute("query-status", timeout=within))
     await until(lambda: monitor._client._pending)
-    began = time.monotonic()
     process.kill()
     with pytest.raises(MonitorLostError, match="with query-status in flight") as caught:
         await asking
-    assert time.monotonic() - began < 0.1
     # The kernel says ECONNRESET where the peer had not read all of what we sent.
     assert caught.value.why in {"the peer hung up (end of file)", "the peer reset the connection (ECONNRESET)"}
     assert len(heard.lost) == 1

@@ -42,7 +42,7 @@ def environment(**changes: str) -> dict[str, str]:
     if "QMPVCPU_CACHE" in os.environ:
         cleared["QMPVCPU_CACHE"] = os.environ["QMPVCPU_CACHE"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return cleared | {"PATH": path} | changes
+    return cleared | {"PATH": path, "COLUMNS": "80", "PY_COLORS": "0"} | changes
 
 
 def write(directory: Path, ini: str = AUTO, **modules: str) -> None:

@@ -127,6 +127,7 @@ def test_markers_and_fixtures_are_listed_with_what_they_take(tmp_path: Path) -> 
 
 
 @pytest.mark.guest
+@pytest.mark.timeout(180)
 def test_a_linux_obeys_a_test_and_its_controller(tmp_path: Path) -> None:
     write(
         tmp_path,
@@ -136,7 +137,7 @@ def test_a_linux_obeys_a_test_and_its_controller(tmp_path: Path) -> None:
             import qmpvcpu
 
 
-            @pytest.mark.linux_vm(boot=1, max_vcpus=4, min_version="10")
+            @pytest.mark.linux_vm(boot=1, max_vcpus=4, min_version="10", timeout=120)
             async def test_linux_refuses(linux_vm, vcpus):
                 await vcpus.plug(2)
                 assert linux_vm.wait_online(lambda cpus: len(cpus) == 2) == {0, 1}
@@ -150,7 +151,7 @@ def test_a_linux_obeys_a_test_and_its_controller(tmp_path: Path) -> None:
         """,
     )
     session = run(tmp_path)
-    assert session.outcomes == {"failed": 1}
+    assert session.outcomes == {"failed": 1}, session.output
     report = session.report("test_linux_refuses")
     assert "to see the console" in report
     assert "linux_vm: guest's console" in report

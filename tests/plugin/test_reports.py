@@ -76,7 +76,7 @@ def session(directory: Path) -> Session:
 
 
 def test_each_phase_that_can_fail_is_reported(session: Session) -> None:
-    assert session.outcomes == {"failed": 5, "error": 1, "passed": 2} | {"passed": 2}, session.output
+    assert session.outcomes == {"failed": 5, "error": 1, "passed": 2}, session.output
 
 
 def test_the_transcript_shows_both_sides_with_times(session: Session) -> None:
@@ -148,6 +148,29 @@ def test_the_whole_of_it_is_kept_as_files(session: Session, directory: Path) -> 
     }
     assert '"execute": "device_del"' in (refused / "QMP-transcript.txt").read_text()
     assert (kept / "test_failing.py-test_of_two" / "qemu_vm-2" / "QEMU.txt").exists()
+
+
+def test_what_cannot_be_kept_does_not_end_the_session(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    write(
+        tmp_path,
+        test_two="""
+            import pytest
+
+            def test_fails(qemu_vm):
+                (qemu_vm.qmp.parent / "stderr").write_text("\x1b[2Jall is white")
+                assert not qemu_vm
+
+            def test_passes(qemu_vm):
+                pass
+        """,
+    )
+    session = run(tmp_path, "--qemu-artifacts=taken")
+    assert session.outcomes == {"failed": 1, "passed": 1}
+    report = session.report("test_fails")
+    assert "qemu_vm: not kept" in report
+    assert "Not a directory" in report
+    assert r"\x1b[2Jall is white" in report
 
 
 def test_a_vm_that_cannot_be_is_said_so_in_the_words_of_the_mistake(tmp_path: Path) -> None:

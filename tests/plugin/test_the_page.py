@@ -31,7 +31,7 @@ def shown(directory: Path, console: str) -> tuple[str, str]:
     done = subprocess.run(
         ["sh", "-c", command.removeprefix("$ ")],
         cwd=directory,
-        env=environment(COLUMNS="80"),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -114,7 +114,7 @@ def test_the_steps_of_the_recipes_work(tmp_path: Path) -> None:
         (venv / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (venv / "bin" / name).chmod(0o755)
     env = environment() | {"PATH": f"{venv / 'bin'}:/usr/bin:/bin", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    for recipe in ("workflow.yml", "gitlab-ci.yml"):
+    for recipe in ("workflow.yml", "gitlab-ci.yml"):  # the second finds everything installed
         project = tmp_path / recipe
         project.mkdir()
         for name in ("pytest.ini", "test_vcpus.py"):
@@ -129,3 +129,6 @@ def test_the_steps_of_the_recipes_work(tmp_path: Path) -> None:
             '<testsuite name="pytest" errors="0" failures="0" skipped="0" tests="1"'
             in (project / "junit.xml").read_text()
         )
+    # Whoever installs the package can make the Linux guest.
+    (build,) = venv.glob("lib/python*/site-packages/qmpvcpu/testing/linux/build.sh")
+    assert (build.parent / "init").exists()

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.plugin.sessions import environment, run, write
+from tests.plugin.sessions import STRICT, environment, run, write
 
 
 def modules_after(statement: str) -> set[str]:
@@ -70,6 +70,22 @@ def test_without_pytest_asyncio_only_what_needs_it_fails_and_says_so(tmp_path: P
         assert f"the fixture {fixture} runs on the test's event loop and needs pytest-asyncio" in session.report(test)
 
 
-def test_a_peer_in_a_plain_test_is_refused_with_the_reason(tmp_path: Path) -> None:
-    write(tmp_path, test_plain="def test_plain(scripted_qmp): pass")
-    assert "the test must be async" in run(tmp_path).report("test_plain")
+def test_a_fixture_of_a_loop_that_the_test_does_not_run_on_is_refused(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        STRICT,
+        test_plain="""
+            import pytest
+
+            def test_plain(scripted_qmp):
+                pass
+
+            @pytest.mark.anyio
+            @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+            async def test_anyio(vcpus):
+                pass
+        """,
+    )
+    session = run(tmp_path)
+    assert "answers on the loop of an async test, run by pytest-asyncio" in session.report("test_plain")
+    assert "`async with qmpvcpu.attach(qemu_vm.qmp) as vcpus` does" in session.report("test_anyio[asyncio]")

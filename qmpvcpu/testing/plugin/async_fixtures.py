@@ -65,6 +65,12 @@ def vcpus(request: pytest.FixtureRequest, _qmpvcpu_vm: Any) -> "VcpuController":
 
     It uses the VM's last QMP socket: ``.qmp`` is free for what is tested.
     """
+    if "anyio_backend" in request.node.fixturenames and not pytest_asyncio.is_async_test(request.node):
+        pytest.fail(
+            "vcpus lives on the loop of pytest-asyncio, this test on that of anyio: "
+            "`async with qmpvcpu.attach(qemu_vm.qmp) as vcpus` does the same there",
+            pytrace=False,
+        )
     controller: VcpuController = request.getfixturevalue(f"_qmpvcpu_vcpus_{_loop_scope(request)}")
     return controller
 
@@ -73,7 +79,7 @@ def vcpus(request: pytest.FixtureRequest, _qmpvcpu_vm: Any) -> "VcpuController":
 def scripted_qmp(request: pytest.FixtureRequest) -> "ScriptedPeer":
     """A QMP server that does what the test tells it to, as ``@pytest.mark.scripted_qmp(...)`` begins."""
     if not pytest_asyncio.is_async_test(request.node):
-        pytest.fail("scripted_qmp answers on the test's own event loop: the test must be async", pytrace=False)
+        pytest.fail("scripted_qmp answers on the loop of an async test, run by pytest-asyncio", pytrace=False)
     peer: ScriptedPeer = request.getfixturevalue(f"_qmpvcpu_peer_{_loop_scope(request)}")
     return peer
 

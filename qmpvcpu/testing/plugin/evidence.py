@@ -21,6 +21,7 @@ __all__ = ["Evidence", "PeerEvidence", "VmEvidence", "attach_evidence"]
 _TRANSCRIPT: Final = "QMP transcript"
 _LINES: Final = 60  # of each section in a report; the files have all
 _WIDTH: Final = 400
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _PF_EXITING: Final = 0x4  # include/linux/sched.h
 _FLAGS_FIELD: Final = 6  # of /proc/PID/stat, after the name and counted from the state
 
@@ -74,15 +75,14 @@ class VmEvidence:
         process = self._vm.guest.process
         if process.returncode is None and _is_ending(process.pid):
             self._vm.wait_ended()
-        files = {path.name: _text(path) for path in sorted(process.directory.iterdir()) if path.is_file()}
-        trace = read_transcript(files.get(TRACE_FILE, ""))
+        trace = read_transcript(_text(process.directory / TRACE_FILE))
         guest = self._vm.guest
-        said = files.get("serial0.log", "")
+        said = _text(process.directory / "serial0.log")
         sections = {
             "QEMU": f"{_fate(process.returncode)}\n{' '.join(process.argv)}",
-            "QEMU log": files.get("stderr", ""),
+            "QEMU log": process.stderr,
             _TRANSCRIPT: "\n".join(_line(message, f"qmp{message.monitor}") for message in trace),
-            "guest's console": files.get("console", ""),
+            "guest's console": _text(process.directory / "console"),
             "guest's serial port": guest.spelled_out(said) if isinstance(guest, MicroGuest) else said,
         }
         return {title: text for title, text in sections.items() if text.strip()}
@@ -104,13 +104,20 @@ def attach_evidence(
         for title, text in sections.items():
             _add_section(report, f"{one.name}: {title}", "\n".join(_shortened(text, title)))
         if artifacts is not None:
-            home = artifacts / _file_name(nodeid) / _file_name(one.name)
-            home.mkdir(parents=True, exist_ok=True)
-            for title, text in sections.items():
-                (home / f"{_file_name(title)}.txt").write_text(text + "\n")
+            try:
+                _keep(artifacts / _file_name(nodeid) / _file_name(one.name), sections)
+            except OSError as why:
+                _add_section(report, f"{one.name}: not kept", str(why))
+
+
+def _keep(home: Path, sections: Mapping[str, str]) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    for title, text in sections.items():
+        (home / f"{_file_name(title)}.txt").write_text(text + "\n")
 
 
 def _add_section(report: pytest.TestReport, title: str, text: str) -> None:
+    text = _CONTROL.sub(lambda control: f"\\x{ord(control[0]):02x}", text)  # a console may clear the screen
     # As a part of the failure's text it is in every kind of report, junit's included, whatever is captured.
     add = getattr(report.longrepr, "addsection", None)
     if add is not None:

@@ -12,10 +12,10 @@ from typing import Final, NoReturn, TypeVar
 import pytest
 
 from qmpvcpu.testing.linuxguest import LinuxGuestMissingError
+from qmpvcpu.testing.plugin.background import Background
 from qmpvcpu.testing.plugin.marks import Options
 from qmpvcpu.testing.plugin.settings import Settings
 from qmpvcpu.testing.qemu import Accelerator, QemuNotFoundError, best_qemu, probe_accelerator, qemu_version
-from qmpvcpu.testing.vms import Runner
 
 __all__ = ["Qemu", "Supply"]
 
@@ -49,13 +49,13 @@ class Supply:
 
     Args:
         settings: What the user chose.
-        runner: Runs the guest that tells whether KVM works.
+        background: Runs the guest that tells whether KVM works.
         shared: A file in which the processes of one session (pytest-xdist) share what they found; None: one process.
     """
 
-    def __init__(self, settings: Settings, runner: Runner, shared: Path | None) -> None:
+    def __init__(self, settings: Settings, background: Background, shared: Path | None) -> None:
         self._settings = settings
-        self._runner = runner
+        self._background = background
         self._shared = shared
         self._qemus: dict[str | None, Qemu] = {}
         self._probed: dict[str, Accelerator] = {}
@@ -131,7 +131,7 @@ class Supply:
         if key not in self._probed:
             with self._sharing() as known:
                 if key not in known:
-                    known[key] = self._runner.run(probe_accelerator(qemu.path))
+                    known[key] = self._background.run(probe_accelerator(qemu.path))
                 self._probed |= known
         return self._probed[key]
 
