@@ -8,6 +8,8 @@ import gc
 import sys
 from collections.abc import Sequence
 
+from qmpvcpu.cli.streams import open_missing
+
 __all__ = ["main"]
 
 _EXTRA = ("typer", "rich")
@@ -26,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code, for ``sys.exit``.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    open_missing()
     try:
         return _run(words, own_process=arguments is None)
     except KeyboardInterrupt:  # while the imports ran, or when all is said: in between it is waited for

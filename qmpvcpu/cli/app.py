@@ -13,8 +13,10 @@ from qmpvcpu.cli.completing import ids_to_plug, ids_to_unplug
 from qmpvcpu.cli.demo import GuestKind
 from qmpvcpu.cli.demo import demo as play
 from qmpvcpu.cli.doctor import doctor
+from qmpvcpu.cli.helping import fit_help, help_width
 from qmpvcpu.cli.launching import args
 from qmpvcpu.cli.maps import How, Wish
+from qmpvcpu.cli.migrating import check_target_, confirm_target_, export, take_back
 from qmpvcpu.cli.nextboot import config
 from qmpvcpu.cli.options import (
     BadUsageError,
@@ -28,7 +30,8 @@ from qmpvcpu.cli.options import (
     Saying,
     takes_groups,
 )
-from qmpvcpu.cli.run import Shell, carry_out, failure, print_answer
+from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out, failure, print_answer
+from qmpvcpu.cli.streams import silence
 from qmpvcpu.cli.watch import watch
 from qmpvcpu.cli.writing import xml
 
@@ -98,9 +101,18 @@ app.add_typer(fleet.app, name="fleet", short_help="Many VMs at once: list, set, 
 def run(arguments: Sequence[str]) -> int:
     """Carry out the command line *arguments* and return the exit code."""
     try:
-        code = app(list(arguments), prog_name="qmpvcpu", standalone_mode=False)
+        code = app(list(arguments), prog_name="qmpvcpu", standalone_mode=False, terminal_width=help_width())
+        sys.stdout.flush()
     except (_UsageError, BadUsageError) as error:
         return _complain(error, json="--json" in arguments)
+    except SystemExit as end:  # a shell has been told what completes; or click found a broken pipe, which is no fault
+        if end.code:
+            silence(sys.stdout)
+        return REACHED
+    except OSError as error:  # help that cannot be printed
+        silence(sys.stdout)
+        fault = None if isinstance(error, BrokenPipeError) else error
+        return print_answer(Answer(REACHED, {}), Shell(Options(), unprinted=fault))
     except typer.Abort:
         return _complain(KeyboardInterrupt(), json="--json" in arguments)
     return code if isinstance(code, int) else 0
@@ -374,4 +386,9 @@ app.command("xml", short_help="Print libvirt's domain XML.")(takes_groups(xml))
 app.command("watch", short_help="Follow what happens to the vCPUs.")(takes_groups(watch))
 app.command("args", short_help="Print QEMU's arguments for a domain XML.")(takes_groups(args))
 app.command("doctor", short_help="Tell what works here, and what to do about what does not.")(takes_groups(doctor))
+app.command("export", short_help="Print a VM's vCPUs for its migration.")(takes_groups(export))
+app.command("check-target", short_help="Tell whether a QEMU can take the VM over.")(takes_groups(check_target_))
+app.command("confirm-target", short_help="Make sure that the VM has arrived.")(takes_groups(confirm_target_))
+app.command("take-back", short_help="Run a VM again that did not arrive.")(takes_groups(take_back))
 app.command("config", short_help="Show or change a VM's next boot, without the VM.")(takes_groups(config))
+fit_help(app)

@@ -23,6 +23,8 @@ from qmpvcpu.testing.qemu import QemuNotFoundError, best_qemu
 
 __all__ = ["GuestKind", "Stage", "demo"]
 
+# A narrower terminal has several lines for each step.
+_WIDE = 78
 _VM_NAME = "qmpvcpu-demo"
 _TIMEOUT = 30.0  # for what is expected to be answered at once
 _STYLES = {"PLUGGED": "green", "UNPLUGGED": "green", "REFUSED": "yellow", "PENDING": "yellow"}
@@ -242,7 +244,14 @@ def _say_step(stage: Stage, step: Step) -> None:
     sees = "" if step.online is None else f"  guest: {step.online!s:7}"
     style = _STYLES[step.expected] if step.as_expected else "bold red"
     word = (f"{step.verdict.name:9}", style)
-    stage.say_styled(f"{step.call:9} {map_row(step.layout)} ", word, f" {seconds:>7}{sees}  {step.note}")
+    if shutil.get_terminal_size().columns > _WIDE:
+        said = f" {seconds:>7}{sees}  {step.note}"
+        stage.say_styled(f"{step.call:9} {map_row(step.layout)} ", word, said)
+        return
+    stage.say(f"{step.call:9} {map_row(step.layout)}")
+    stage.say_styled(f"{'':10}", word, f" {seconds:>7}{sees}")
+    if step.note:
+        stage.say(f"{'':10}{step.note}")
 
 
 def _difference(step: Step) -> str:

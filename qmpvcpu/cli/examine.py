@@ -102,7 +102,7 @@ def examine_machine(qemus: Iterable[TriedQemu]) -> Iterator[Finding]:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
     ours = importlib.metadata.version("qmpvcpu")
     yield Finding(Level.OK, "qmpvcpu", f"{ours} on Python {platform.python_version()}, with {versions}")
-    yield _examine_kvm(any(trial.accelerator == "kvm" for qemu in qemus for trial in qemu.trials))
+    yield _examine_kvm(runs_guests=any(trial.accelerator == "kvm" for qemu in qemus for trial in qemu.trials))
     try:
         find_images()
     except LinuxGuestMissingError:
@@ -117,7 +117,7 @@ def examine_machine(qemus: Iterable[TriedQemu]) -> Iterator[Finding]:
     yield Finding(Level.OK, "libvirt", f"not needed (virsh is {there})")
 
 
-def _examine_kvm(runs_guests: bool) -> Finding:
+def _examine_kvm(*, runs_guests: bool) -> Finding:
     """Tell whether KVM is there, may be used, and runs a guest: the one says little about the other."""
     if not _KVM.exists():
         advice = "load kvm_intel or kvm_amd; inside a VM its host must allow nested virtualisation. TCG does, slower"

@@ -3,23 +3,27 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rich.console import Console, Group
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from qmpvcpu import EventStream, VcpuController
+from qmpvcpu.cli.progress import sentence
 from qmpvcpu.cli.reports import shortcoming
 from qmpvcpu.cli.run import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, Answer, code_of
 from qmpvcpu.cli.show import document, error_json, in_options, milliseconds, state_json
+from qmpvcpu.cli.tally import Tally
 from qmpvcpu.fleet import VmResult
-from qmpvcpu.model import TransitionError
+from qmpvcpu.model import Step, TransitionError
 from qmpvcpu.model.jsonform import layout_as_json
 
-__all__ = ["Row", "answer", "telling"]
+__all__ = ["Row", "Told", "answer"]
 
 # Of the codes of all VMs the first of these that occurs is the command's: what nobody knows comes first, what was
 # not even begun last.
@@ -38,6 +42,10 @@ _TICK_S: Final = 0.1
 _LINE_S: Final = 1.0
 _BAR_WIDTH: Final = 20
 _MOST_NAMED: Final = 3
+# Lines of a terminal that are for no VM of its own.
+_OTHER_LINES: Final = 4
+# On a narrower terminal ids and paths would be columns of single letters.
+_TABLE_WIDTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,29 @@ def answer(rows: Sequence[Row], *, seconds: float, whole: bool) -> Answer:
     )
     head = f"{reached} of {len(rows)} VMs {'read' if whole else 'reached'} in {milliseconds(seconds)}"
     complaint = tuple(row.told for row in rows if row.code != REACHED)
-    return Answer(code, content, Group(head, "", _table(rows)), complaint)
+    return Answer(code, content, Group(head, "", _VmRows(rows)), complaint)
+
+
+class _VmRows:
+    """The VMs: a table where there is room for it, else some lines for each."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = tuple(rows)
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= _TABLE_WIDTH:
+            yield _table(self._rows)
+            return
+        for row in self._rows:
+            name, address, word, *state = _cells(row)
+            yield Text.assemble((str(name or address), "bold"), ": ", word)
+            if name:
+                yield Text(f"  {address}")
+            if state:
+                plugged, ids, pending, took = state
+                if ids:
+                    yield Text(f"  {plugged} plugged: {ids}" + (f", pending {pending}" if pending else ""))
+                yield Text(f"  in {took}")
 
 
 def _table(rows: Iterable[Row]) -> Table:
@@ -125,48 +155,68 @@ def _table(rows: Iterable[Row]) -> Table:
     table.add_column("pending", overflow="fold")
     table.add_column("time", no_wrap=True, justify="right")
     for row in rows:
-        word, style = _WORDS[row.code]
-        result = row.result
-        if result is None:
-            table.add_row("", _short(row.address), Text(word, style))
-            continue
-        if result.report is not None:
-            word = result.report.outcome.name.replace("_", " ")
-        layout = result.layout
-        state = ("", "", "")
-        if layout is not None:
-            state = (f"{len(layout.enabled)} of {layout.max}", str(layout.enabled), str(layout.pending))
-        table.add_row(result.name, _short(row.address), Text(word, style), *state, milliseconds(result.seconds))
+        table.add_row(*_cells(row))
     return table
+
+
+def _cells(row: Row) -> list[str | Text]:
+    """Return what stands in the row of one VM: name, socket, state; and where it was begun the rest."""
+    word, style = _WORDS[row.code]
+    result = row.result
+    if result is None:
+        return ["", _short(row.address), Text(word, style)]
+    if result.report is not None:
+        word = result.report.outcome.name.replace("_", " ")
+    layout = result.layout
+    state = ("", "", "")
+    if layout is not None:
+        state = (f"{len(layout.enabled)} of {layout.max}", str(layout.enabled), str(layout.pending))
+    return [result.name, _short(row.address), Text(word, style), *state, milliseconds(result.seconds)]
 
 
 def _short(address: str) -> str:
     return address.removeprefix("unix:")
 
 
-@contextlib.asynccontextmanager
-async def telling(addresses: Iterable[str], console: Console) -> AsyncIterator[Callable[[VmResult[Any]], None]]:
-    """Tell how far it is while the body runs; to be called with each result."""
-    told = _Told(tuple(addresses))
-    task = asyncio.create_task(told.show(console))
-    try:
-        yield told.take
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+class Told:
+    """Counts the VMs that are done, and shows it with what the others do: on a terminal, else a line now and then."""
 
-
-class _Told:
-    """Counts, and shows: a bar on a terminal, else a line now and then."""
-
-    def __init__(self, addresses: Sequence[str]) -> None:
-        self._total = len(addresses)
+    def __init__(self, addresses: Iterable[str]) -> None:
         self._left = dict.fromkeys(addresses)
+        self._total = len(self._left)
         self._failed = 0
+        self._doing: dict[str, str] = {}
+
+    @contextlib.asynccontextmanager
+    async def shown(self, console: Console) -> AsyncIterator[None]:
+        """Show it on *console* while the body runs."""
+        task = asyncio.create_task(self._show(console))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
 
     def take(self, result: VmResult[Any]) -> None:
+        """Take in that one VM is done."""
         self._left.pop(result.address, None)
         self._failed += result.error is not None
+
+    @contextlib.asynccontextmanager
+    async def following(self, vm: VcpuController, steps: Iterable[Step]) -> AsyncIterator[None]:
+        """Show what becomes of *steps* on *vm* while the body runs."""
+        task = asyncio.create_task(self._follow(vm.address, vm.events(), Tally(steps)))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            self._doing.pop(vm.address, None)
+
+    async def _follow(self, address: str, events: EventStream, tally: Tally) -> None:
+        async for event in events:
+            tally.take(event)
+            self._doing[address] = f"{tally}: {sentence(event)}"
 
     def __str__(self) -> str:
         failed = f", {self._failed} failed" if self._failed else ""
@@ -174,15 +224,13 @@ class _Told:
         waiting = f"; waiting for {', '.join(map(_short, self._left))}" if self._left and few else ""
         return f"{self._total - len(self._left)} of {self._total} VMs{failed}{waiting}"
 
-    async def show(self, console: Console) -> None:
+    async def _show(self, console: Console) -> None:
         started = time.monotonic()
         await asyncio.sleep(_QUIET_S)
         if console.is_terminal:
-            columns = (BarColumn(_BAR_WIDTH), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-            with Progress(*columns, console=console, transient=True) as bar:
-                task = bar.add_task(str(self), total=self._total)
+            with Live(console=console, auto_refresh=False, transient=True) as live:
                 while True:
-                    bar.update(task, completed=self._total - len(self._left), description=str(self))
+                    live.update(self._board(console, time.monotonic() - started), refresh=True)
                     await asyncio.sleep(_TICK_S)
         shown = ""
         while True:
@@ -190,3 +238,17 @@ class _Told:
                 shown = str(self)
                 console.print(f"{time.monotonic() - started:5.1f} s  {shown}", soft_wrap=True)
             await asyncio.sleep(_LINE_S)
+
+    def _board(self, console: Console, seconds: float) -> Group:
+        """Return the bar, and a row for each VM that does something, as far as there is room."""
+        done = self._total - len(self._left)
+        bar = ProgressBar(self._total, done, width=min(_BAR_WIDTH, console.width // 5), complete_style="green")
+        head = Table.grid(padding=(0, 2, 0, 0))
+        head.add_row(bar, f"{seconds:.0f} s", str(self))
+        rows = Table.grid(padding=(0, 2, 0, 0))
+        rows.add_column(overflow="fold", max_width=console.width // 3)
+        rows.add_column(overflow="fold")
+        room = max((console.height - _OTHER_LINES) // 2, 1)  # each may take two lines
+        for address, words in list(self._doing.items())[:room]:
+            rows.add_row(_short(address), Text(words, "yellow"))
+        return Group(head, rows)

@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from qmpvcpu import TransitionReport, VcpuController
+from qmpvcpu import Affect, TransitionReport, VcpuController
 from qmpvcpu.cli.fleet import FleetBulk, FleetOptions
-from qmpvcpu.cli.fleet_show import Row, answer, telling
+from qmpvcpu.cli.fleet_show import Row, Told, answer
 from qmpvcpu.cli.maps import Wish
 from qmpvcpu.cli.options import BadUsageError, Permits, check_seconds
 from qmpvcpu.cli.reports import intent_text
@@ -23,13 +23,14 @@ async def list_all(shell: Shell, options: FleetOptions) -> Answer:
     """Attach to every VM, and show what there is."""
     async with _opened(shell, options, timeout=shell.reply_timeout) as fleet:
         results = fleet.attach()
-        return await _see_through(shell, fleet, results, results.aclose, whole=True)
+        return await _see_through(shell, fleet, results, results.aclose, Told(fleet.addresses), whole=True)
 
 
 async def set_all(shell: Shell, options: FleetOptions, wish: Wish, bulk: FleetBulk, permits: Permits) -> Answer:
     """Make it so in every VM, each for itself."""
-    setting = _Setting(shell, wish.checked(), bulk, permits)
+    wish = wish.checked()
     async with _opened(shell, options) as fleet:
+        setting = _Setting(shell, wish, bulk, permits, Told(fleet.addresses))
         results = fleet.each(setting.one)
 
         async def stop() -> None:
@@ -37,7 +38,7 @@ async def set_all(shell: Shell, options: FleetOptions, wish: Wish, bulk: FleetBu
             results.stop()
             await setting.stop()
 
-        return await _see_through(shell, fleet, results, stop, whole=False)
+        return await _see_through(shell, fleet, results, stop, setting.told, whole=False)
 
 
 @contextlib.asynccontextmanager
@@ -68,6 +69,7 @@ async def _see_through(
     fleet: Fleet,
     results: Results[Any],
     stop: Callable[[], Coroutine[Any, Any, None]],
+    told: Told,
     *,
     whole: bool,
 ) -> Answer:
@@ -75,21 +77,28 @@ async def _see_through(
     started = time.monotonic()
     came: dict[str, Any] = {}
     with shell.stopping.stopped_by(stop):
-        async with telling(fleet.addresses, shell.err) as tell:
+        async with told.shown(shell.err):
             async for result in results:
                 came[result.address] = result
                 # If it is abandoned, the document has what came until then.
                 shell.beside["vms"].append(Row(result.address, result).as_json(whole=False))
-                tell(result)
+                told.take(result)
     rows = [Row(address, came.get(address)) for address in fleet.addresses]
     return answer(rows, seconds=time.monotonic() - started, whole=whole)
 
 
 class _Setting:
-    """One map, or count, set on each VM; can be stopped gently."""
+    """One map, or count, set on each VM; can be stopped gently.
 
-    def __init__(self, shell: Shell, wish: Wish, bulk: FleetBulk, permits: Permits) -> None:
+    Attributes:
+        told: Shows how it goes.
+    """
+
+    def __init__(self, shell: Shell, wish: Wish, bulk: FleetBulk, permits: Permits, told: Told) -> None:
+        self.told = told
         self._shell = shell
+        self._permits = permits
+        self._live = bulk.affect is not Affect.CONFIG
         self._wish = wish
         self._running: dict[asyncio.Task[TransitionReport], VcpuController] = {}
         self._terms: dict[str, Any] = {
@@ -106,6 +115,7 @@ class _Setting:
         """Set it on *vm*."""
         if vm.interrupted is not None:
             self._shell.err.print(f"{vm.address}: given up for this: {intent_text(vm.interrupted)}", soft_wrap=True)
+        steps = self._wish.plan(vm, self._permits).steps if self._live else ()
         if self._wish.count is not None:
             work = vm.set_count(self._wish.count, include_boot=self._wish.include_boot, **self._terms)
         else:
@@ -113,7 +123,8 @@ class _Setting:
         task = asyncio.ensure_future(work)
         self._running[task] = vm
         try:
-            return await task
+            async with self.told.following(vm, steps):
+                return await task
         finally:
             del self._running[task]
 

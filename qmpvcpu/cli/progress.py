@@ -97,12 +97,14 @@ class _Narrator:
     def __init__(self, console: Console, wanted: str, tally: Tally) -> None:
         self._console = console
         self._now = wanted
+        self._aside = wanted  # what is of no vCPU: those have rows of their own
         self._tally = tally
 
     async def listen(self, events: EventStream) -> None:
         async for event in events:
             self._tally.take(event)
             self._now = sentence(event)
+            self._aside = "" if hasattr(event, "ids") else self._now
 
     async def show(self) -> None:
         started = time.monotonic()
@@ -124,10 +126,11 @@ class _Narrator:
                 await asyncio.sleep(_TICK_S)
 
     def _board(self, seconds: float) -> RenderableType:
-        """Return the bar, what happened last, and a row for each vCPU as far as there is room."""
+        """Return the bar, what the VM does, and a row for each vCPU as far as there is room."""
         tally = self._tally
         head = Table.grid(padding=(0, 2, 0, 0))
-        bar = ProgressBar(tally.total, tally.settled, width=min(_BAR_WIDTH, self._console.width // 5))
+        width = min(_BAR_WIDTH, self._console.width // 5)
+        bar = ProgressBar(tally.total, tally.settled, width=width, complete_style="green")
         head.add_row(bar, str(tally), f"{seconds:.0f} s")
         steps = Table.grid(padding=(0, 2, 0, 0))
         steps.add_column(no_wrap=True)
@@ -138,7 +141,8 @@ class _Narrator:
             steps.add_row(row.step, Text(row.words + took, row.style))
         left = tally.total - len(rows)
         more = [Text(f"... and {left} more", "dim")] if left else []
-        return Group(head, Text(self._now, no_wrap=True, overflow="ellipsis"), steps, *more)
+        aside = [Text(self._aside)] if self._aside else []
+        return Group(head, *aside, steps, *more)
 
     async def _show_lines(self, started: float) -> None:
         shown = ""

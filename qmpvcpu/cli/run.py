@@ -4,12 +4,11 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -21,6 +20,7 @@ from qmpvcpu.cli.options import BadUsageError, Options
 from qmpvcpu.cli.reports import report_text, shortcoming
 from qmpvcpu.cli.show import document, error_json, in_options, state_json, state_text
 from qmpvcpu.cli.stopping import Stopping
+from qmpvcpu.cli.streams import Forgiving, silence
 from qmpvcpu.errors import (
     DomainXmlError,
     InvalidMapError,
@@ -32,6 +32,7 @@ from qmpvcpu.errors import (
     RecordError,
     SameVmError,
     SocketDirectoryError,
+    TargetLostError,
 )
 from qmpvcpu.model import TransitionError, TransitionReport, Unknown
 from qmpvcpu.testing.linuxguest import LinuxGuestMissingError
@@ -87,7 +88,7 @@ class Shell:
     unread: bool = False
     unprinted: OSError | None = None
     out: Console = field(default_factory=lambda: _console(sys.stdout))
-    err: Console = field(default_factory=lambda: _console(sys.stderr))
+    err: Console = field(default_factory=lambda: _console(cast("TextIO", Forgiving(sys.stderr))))
 
     @property
     def guest_timeout(self) -> float:
@@ -158,8 +159,7 @@ class Shell:
             self.unread = True
             # A reader that has seen enough (head, less) is no fault.
             self.unprinted = None if isinstance(error, BrokenPipeError) else error
-            # Nothing more is printed, and Python's own flush at exit has nothing to complain of.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            silence(sys.stdout)
 
 
 class _PlainConsole(Console):
@@ -235,7 +235,7 @@ def code_of(error: BaseException) -> int:
 
 _CODES: Final = (
     (KeyboardInterrupt, INTERRUPTED),
-    ((MonitorError, OutcomeUnknownError, QemuProcessError), NO_ANSWER),
+    ((MonitorError, OutcomeUnknownError, TargetLostError, QemuProcessError), NO_ANSWER),
     (RecordError, BAD_RECORD),
     ((BadUsageError, PlanError, InvalidMapError, DomainXmlError), NOT_SENT),
     ((QemuNotFoundError, LinuxGuestMissingError, SameVmError, SocketDirectoryError), NOT_SENT),

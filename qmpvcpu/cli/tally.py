@@ -71,6 +71,7 @@ class Tally:
 
     def take(self, event: Event) -> None:
         """Take one event in."""
+        undone = self.undone
         match event:
             case VcpuPlugged(ids=ids):
                 self._settle(min(ids), Action.PLUG)
@@ -83,7 +84,12 @@ class Tally:
             case _:
                 return
         words, style = _WORDS[type(event)]
-        self._words[min(ids)] = words.format(event=event), style
+        words = words.format(event=event)
+        if self.undone > undone:
+            words = "undone"
+        elif self._done.get(min(ids)) is Action.PLUG and not isinstance(event, VcpuPlugged):
+            words = f"to be undone: {words}"
+        self._words[min(ids)] = words, style
 
     def _settle(self, first: int, action: Action) -> None:
         wanted = self._open.get(first)

@@ -208,3 +208,20 @@ def test_the_manual_has_every_command_and_no_other() -> None:
     assert named == {
         command.name or command.callback.__name__ for command in app.registered_commands if command.callback
     } | {group.name for group in app.registered_groups}
+
+
+async def test_a_document_of_the_vms_own_gets_the_state_and_stays_as_it_is_otherwise(
+    guest: MicroGuest, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.xml"
+    assert (await run("xml", "-o", own, "--qmp", guest.qmp)).code == 0
+    own.write_text(own.read_text().replace("<features>", "<!-- mine -->\n  <features>"))
+    assert (await run("plug", "3", "--qmp", guest.qmp)).code == 0
+    ran = await run("xml", "--base", own, "--json", "--qmp", guest.qmp)
+    assert ran.code == 0
+    assert "<!-- mine -->" in ran.document["xml"]
+    assert "<vcpu id='3' enabled='yes' hotpluggable='yes' order='3'/>" in ran.document["xml"]
+    both = await run("xml", "--base", own, "--emulator", "/bin/true", "--qmp", guest.qmp)
+    assert (both.code, "--emulator goes without --base" in both.err) == (2, True)
+    none = await run("xml", "--base", tmp_path / "none.xml", "--qmp", guest.qmp)
+    assert (none.code, "No such file" in none.err) == (2, True)

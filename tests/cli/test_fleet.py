@@ -141,10 +141,13 @@ async def test_a_silent_vm_is_named_while_it_is_waited_for_and_holds_up_no_other
     assert "2 of 3 VMs read in 1." in ran.out
 
 
-async def test_a_terminal_has_a_bar_and_then_the_table(vms: list[MicroGuest], folder: Path) -> None:
+async def test_a_terminal_has_a_bar_with_what_each_vm_does_and_then_the_table(
+    vms: list[MicroGuest], folder: Path
+) -> None:
     await vms[2].become(Personality.held())
     async with on_terminal("fleet", "set", "0", "--dir", folder, columns=160) as it:
         await it.wait_shown("2 of 3 VMs; waiting for")
+        await it.wait_shown("0 of 1: vCPU 1: the guest works on it")
         await vms[2].become(Personality.obliging())
         assert await it.end() == 0
     assert "3 of 3 VMs reached" in it.shown

@@ -244,3 +244,26 @@ async def test_what_was_cut_short_before_the_next_boot_was_written_is_finished(
     assert ran.document["config"]["outcome"] == "WRITTEN"
     assert ran.document["interrupted"]["next_boot"] == "0-2"
     assert await shown(config) == "00+-----"
+
+
+@pytest.mark.qemu
+async def test_a_plan_tells_what_would_become_of_the_next_boot_and_writes_nothing(
+    guest: MicroGuest, tmp_path: Path
+) -> None:
+    xml = tmp_path / "vm.xml"
+    assert (await run("xml", "-o", xml, "--qmp", guest.qmp)).code == 0
+    before = xml.read_bytes()
+    alone = await run("plan", "0,3", "--affect", "config", "--config", xml, "--json")
+    assert (alone.code, alone.document["enabled"], alone.document["config"]["outcome"]) == (0, "0,3", "NOT_TRIED")
+    both = ("plan", "0,3", "--affect", "both", "--config", xml, "--qmp", guest.qmp)
+    planned = await run(*both, "--json")
+    assert [step["action"] for step in planned.document["steps"]] == ["plug", "unplug"]
+    assert planned.document["changes"] == ["vCPU 1: on -> off", "vCPU 3: off -> on, hotpluggable"]
+    shown = await run(*both)
+    assert f"not written: {xml}" in shown.out
+    assert xml.read_bytes() == before
+
+
+def test_an_error_about_a_document_does_not_call_it_a_record(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "/nonexistent/vm.xml"]) == 4
+    assert capsys.readouterr().err == "qmpvcpu: /nonexistent/vm.xml: there is no such file\n"

@@ -75,6 +75,28 @@ def test_what_is_settled_and_undone_is_counted_from_events(events: list[Event], 
     assert str(tally) == says
 
 
+def words_of(tally: Tally, most: int = 9) -> list[str]:
+    return [f"{row.step}: {row.words}" for row in tally.rows(most)]
+
+
+def test_each_step_has_a_row_with_what_it_does() -> None:
+    tally = Tally(STEPS)
+    requested = UnplugRequested(generation=1, ids=VcpuMap([2]))
+    for event in (plugged(2), UnplugAcknowledged(generation=1, ids=VcpuMap([6, 7])), refused(1)):
+        tally.take(event)
+    assert words_of(tally) == [
+        "plug 2: plugged",
+        "keep 5: waits",
+        "unplug 6-7: the guest works on it",
+        "unplug 1: refused: device is busy",
+    ]
+    assert words_of(tally, most=2) == ["unplug 6-7: the guest works on it", "plug 2: plugged"]
+    tally.take(requested)
+    assert words_of(tally)[0] == "plug 2: to be undone: asked, no reaction yet"
+    tally.take(unplugged(2))
+    assert words_of(tally)[0] == "plug 2: undone"
+
+
 SENTENCES: list[tuple[type[Event], dict[str, Any], str]] = [
     (VcpuPlugged, {"ids": VcpuMap([3])}, "vCPU 3 is plugged"),
     (UnplugRequested, {"ids": VcpuMap([3])}, "the guest is asked"),

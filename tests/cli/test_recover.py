@@ -129,3 +129,25 @@ async def test_a_record_that_another_process_keeps_names_it(guest: MicroGuest, t
             assert ran.error["kind"] == "RecordLockedError"
             assert ran.error["pid"] == keeper.process.pid
             assert str(keeper.process.pid) in ran.error["message"]
+
+
+async def test_what_a_revert_has_left_pending_is_named_where_nothing_is_left_to_finish(tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    personalities = [Personality.refusing(0x82).for_slot(1), Personality.silent()]
+    async with MicroGuest(boot=[0, 1, 6], personality=personalities) as guest:
+        vm = ("--record", record, "--qmp", guest.qmp)
+        left = await run("set", "0", "--on-failure", "revert", "--timeout", "0.5", "--json", *vm)
+        assert (left.code, left.document["outcome"], left.document["pending"]) == (1, "REVERT_INCOMPLETE", "6")
+        for how, code in ((), 0), (("--finish",), 1), (("--revert",), 1):
+            ran = await run("recover", *how, *vm)
+            assert ran.code == code
+            assert ran.out.startswith("nothing was interrupted\n")
+            assert "the removal of vCPU 6 was asked for, and the guest has still to answer" in ran.err
+            assert "qmpvcpu unplug 6 (nothing is sent again)" in ran.err
+
+
+async def test_what_was_sent_and_never_answered_is_not_called_unsent(tmp_path: Path) -> None:
+    async with killed(tmp_path / "vm.xml") as guest:
+        shown = await run("recover", "--record", tmp_path / "vm.xml", "--qmp", guest.qmp)
+    assert "not sent" not in shown.out
+    assert "not done" in shown.out

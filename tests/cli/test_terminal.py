@@ -79,3 +79,19 @@ async def test_nothing_is_wider_than_a_narrow_terminal(guest: MicroGuest, comman
     lines = it.shown.splitlines()
     assert len(lines) > 3
     assert max(map(len, lines)) <= 40
+
+
+async def test_colours_are_for_terminals_and_not_for_those_who_want_none(
+    guest: MicroGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def styles() -> set[str]:
+        async with on_terminal("list", "--qmp", guest.qmp) as it:
+            assert await it.end() == 0
+        return {str(span.style) for line in it.screen.coloured for span in line.spans}
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert {"green", "bold"} <= await styles()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "green" not in await styles()
+    piped = await run("list", "--qmp", guest.qmp)
+    assert "\x1b" not in piped.out + piped.err

@@ -1,0 +1,117 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qmpvcpu.cli import examine
+from qmpvcpu.cli.examine import Level
+from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu, find_qemus
+from tests.cli.running import Ran, environment, run
+
+pytestmark = pytest.mark.qemu
+
+
+def found(ran: Ran, subject: str) -> dict[str, str]:
+    """The one finding about *subject*."""
+    (finding,) = [each for each in ran.document["findings"] if each["subject"] == subject]
+    assert isinstance(finding, dict)
+    return finding
+
+
+def program(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def machine_of(directory: Path, **variables: str) -> dict[str, str]:
+    """An environment in which only the programs of *directory* are found, and what starts QEMU."""
+    setpriv = shutil.which("setpriv")
+    assert setpriv is not None
+    (directory / "setpriv").symlink_to(setpriv)
+    return environment(PATH=str(directory), QMPVCPU_CACHE=str(directory), **variables)
+
+
+async def test_every_qemu_has_run_a_guest_and_a_vm_that_answers_is_in_order(guest: MicroGuest) -> None:
+    assert (await run("set", "0-2", "--qmp", guest.qmp)).code == 0
+    ran = await run("doctor", "--qmp", guest.qmp, "--json")
+    assert (ran.code, ran.document["faults"], ran.document["enabled"]) == (0, 0, "0-2")
+    assert {each["version"] for each in ran.document["qemus"]} == find_qemus().keys()
+    for qemu in ran.document["qemus"]:
+        for trial in qemu["trials"]:
+            assert (trial["works"], trial["why"], len(trial["seconds"])) == (True, "", 3)
+            assert bool(trial["known_faults"]) == (trial["accelerator"] == "tcg")
+    assert found(ran, "plug")["found"] == "vCPU 3 can be tried"
+    assert found(ran, "unplug")["found"] == "vCPU 2 can be tried"
+    assert found(ran, "guest")["level"] == "ok"
+
+
+async def test_a_guest_that_refused_and_one_that_hesitates_are_told(tmp_path: Path) -> None:
+    personalities = [Personality.refusing(0x82).for_slot(1), Personality.held().for_slot(2)]
+    env = machine_of(tmp_path)
+    async with MicroGuest(boot=3, personality=personalities) as guest:
+        assert (await run("unplug", "1", "--qmp", guest.qmp)).code == 1
+        refused = await run("doctor", "--qmp", guest.qmp, "--json", env=env)
+        assert "device is busy" in found(refused, "guest")["found"]
+        assert (await run("unplug", "2", "--timeout", "0", "--qmp", guest.qmp)).code == 1
+        ran = await run("doctor", "--qmp", guest.qmp, env=env)
+    assert ran.code == 0
+    assert "the removal of 2 is asked for and unanswered" in ran.out
+    assert "QEMU: no qemu-system-x86_64 in PATH or the cache" in ran.out
+
+
+async def test_a_machine_that_cannot_is_a_fault(tmp_path: Path) -> None:
+    async with QemuProcess(best_qemu(), ["-machine", "microvm", "-S"]) as process:
+        ran = await run("doctor", "--qmp", process.qmp, "--json", env=machine_of(tmp_path))
+    assert ran.code == 1
+    assert found(ran, "plug")["level"] == "fault"
+    assert "microvm" in found(ran, "plug")["found"]
+
+
+async def test_a_qemu_that_hangs_and_one_that_is_none_hold_nothing_up(tmp_path: Path) -> None:
+    hanging = program(tmp_path / "hanging", '[ "$1" = --version ] && echo "QEMU emulator version 9.9.9" || sleep 600')
+    (tmp_path / "sleep").symlink_to(shutil.which("sleep") or "")
+    program(tmp_path / "qemu-system-x86_64", "exit 1")
+    env = machine_of(tmp_path, QMPVCPU_QEMU=str(hanging))
+    ran = await run("doctor", "--json", env=env)
+    assert ran.code == 1
+    assert found(ran, "QEMU 9.9, TCG")["level"] == "fault"
+    assert str(hanging) in found(ran, "QEMU 9.9, TCG")["advice"]
+    assert "does not answer --version" in found(ran, "QEMU")["found"]
+
+
+async def test_a_name_that_is_no_qemu_is_a_fault(tmp_path: Path) -> None:
+    ran = await run("doctor", "--json", env=machine_of(tmp_path, QMPVCPU_QEMU="/etc/passwd"))
+    assert (ran.code, found(ran, "QEMU")["level"]) == (1, "fault")
+
+
+async def test_a_record_is_not_its_business(tmp_path: Path) -> None:
+    ran = await run("--record", tmp_path / "vm.xml", "doctor", "--json")
+    assert ran.code == 2
+    assert "recover --record" in ran.error["message"]
+
+
+@pytest.fixture
+def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A path in the place of /dev/kvm, where nothing is yet."""
+    monkeypatch.setattr(examine, "_KVM", tmp_path / "kvm")
+    return tmp_path / "kvm"
+
+
+def test_kvm_is_judged_by_a_guest_and_not_by_its_node(kvm: Path) -> None:
+    missing = examine._examine_kvm(runs_guests=False)
+    assert (missing.level, "no /" in missing.found) == (Level.NOTE, True)
+    kvm.touch()
+    broken = examine._examine_kvm(runs_guests=False)
+    assert (broken.level, "no QEMU here runs a guest under it" in broken.found) == (Level.WARNING, True)
+    assert examine._examine_kvm(runs_guests=True).level is Level.OK
+
+
+def test_a_kvm_that_may_not_be_opened_names_the_group(kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kvm.touch()
+    kvm.chmod(0o660)
+    monkeypatch.setattr("os.access", lambda *_: False)  # as it is for anyone but root
+    finding = examine._examine_kvm(runs_guests=False)
+    assert finding.level is Level.WARNING
+    assert "mode 0660" in finding.found
+    assert f"usermod -aG {kvm.group()}" in finding.advice

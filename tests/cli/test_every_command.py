@@ -1,0 +1,208 @@
+"""What holds of every command there is, whatever it does: bad words, no VM, and output that nobody takes."""
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from qmpvcpu import Layout, Slot, VmState
+from qmpvcpu.cli import main
+from qmpvcpu.cli.app import app
+from qmpvcpu.model import CpuProps, VmInfo
+from qmpvcpu.testing import MicroGuest
+from tests.cli.running import environment, on_terminal, run
+
+pytestmark = pytest.mark.qemu
+
+# A line for each command with what it needs besides a VM; those that change it leave it as it is.
+ON_A_VM = [
+    "list",
+    "plug 3",
+    "unplug 3",
+    "set 0-1",
+    "count 2",
+    "plan 0-2",
+    "recover --record {record}",
+    "xml",
+    "watch --for 0",
+    "doctor",
+    "export",
+    "check-target {state}",
+    "confirm-target --timeout 0 {state}",
+    "take-back --destination-is-gone",
+    "fleet list",
+    "fleet set 0-1",
+    "fleet count 2",
+]
+WITHOUT = ["demo", "args {xml}", "config {xml}"]
+# These tell of a VM that does not migrate what is wrong with that, which is no answer but an error.
+OF_A_MIGRATION = ("check-target", "confirm-target", "take-back")
+# Each of many commands that one process runs, with its standard output as a test wants it.
+PROGRAM = """
+import contextlib, io, json, os, sys
+from pathlib import Path
+from qmpvcpu.cli import main
+
+lines, outputs, results = json.loads(sys.argv[1]), sys.argv[2], []
+for words in lines:
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    if outputs == "full":
+        fd = os.open("/dev/full", os.O_WRONLY)
+    elif outputs == "closed pipe":
+        ours, fd = os.pipe()
+        os.close(ours)
+    else:
+        fd = os.open(os.devnull, os.O_RDONLY if outputs == "closed" else os.O_WRONLY)
+    os.dup2(fd, 1)
+    sys.stdout = open(1, "w", closefd=False)
+    sys.stderr = io.TextIOWrapper(open("said", "wb"), write_through=True)
+    code = main(words)
+    results.append([code, Path("said").read_text()])
+Path("results").write_text(json.dumps(results))
+"""
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """An export of some VM."""
+    vm = VmInfo("vm", "x86_64", "pc-q35-10.0", "tcg", (10, 0, 2))
+    boot = Slot(0, 1, "qemu64-x86_64-cpu", CpuProps({"core-id": 0}), 0, "/machine/unattached/device[0]", (1,))
+    path = tmp_path / "vm.json"
+    path.write_text(json.dumps(VmState(Layout(vm, (boot,), (0,))).as_json()))
+    return path
+
+
+def commands() -> set[str]:
+    """Every command there is, by its words."""
+    group: Any = typer.main.get_command(app)
+    return {
+        f"{name} {inner}" if inner else name
+        for name, command in group.commands.items()
+        for inner in getattr(command, "commands", {"": None})
+    }
+
+
+def lines_with(directory: Path, *address: str | Path) -> list[list[str]]:
+    """The line of each command, on the VM at *address*."""
+    files = {"record": directory / "record.xml", "xml": directory / "vm.xml", "state": directory / "vm.json"}
+    on_vm = [[*line.format(**files).split(), *map(str, address)] for line in ON_A_VM]
+    return on_vm + [line.format(**files).split() for line in WITHOUT]
+
+
+def test_there_is_a_line_for_every_command() -> None:
+    lines = [" ".join(line.split()[: 2 if line.startswith("fleet") else 1]) for line in ON_A_VM + WITHOUT]
+    assert set(lines) == commands()
+
+
+@pytest.mark.parametrize("line", ON_A_VM + WITHOUT)
+def test_wrong_words_are_told_with_where_help_is(
+    line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("QMPVCPU_QMP", raising=False)
+    words = line.format(record="r", xml="x", state="s").split()
+    for wrong, told in ((["--frobnicate"], "No such option"), (["a", "b", "c", "d"], "")):
+        assert main([*words, *wrong]) == 2
+        said = capsys.readouterr()
+        assert told in said.err
+        assert said.err.startswith("qmpvcpu: ")
+        assert said.out == ""
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("line", sorted({*commands(), "", "fleet"}))
+def test_help_fits_the_terminal(
+    line: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main([*line.split(), "--help"]) == 0
+    help_ = capsys.readouterr().out
+    assert " ".join(help_.split()).count("Exit codes: 0") == 1
+    assert max(map(len, help_.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("line", [each for each in ON_A_VM if each != "doctor"])
+def test_no_vm_and_a_dead_one_are_told_with_what_to_do(
+    line: str, state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("QMPVCPU_QMP", raising=False)
+    tmp_path = state.parent
+    words = line.format(record=tmp_path / "record.xml", state=state).split()
+    assert main(words) == 2
+    assert "which VM" in capsys.readouterr().err
+    dead = tmp_path / "dead.qmp"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(dead))
+    for address, why in ((dead, "nobody listens"), (tmp_path / "none.qmp", "is QEMU running, with -qmp")):
+        assert main([*words, "--qmp", str(address)]) == 3
+        said = capsys.readouterr()
+        assert why in said.out + said.err
+        assert main(["--json", *words, "--qmp", str(address)]) == 3
+        document = json.loads(capsys.readouterr().out)
+        error = document["vms"][0]["error"] if line.startswith("fleet") else document["error"]
+        assert error["kind"] == "MonitorConnectError"
+
+
+async def results_of(lines: Sequence[Sequence[str]], outputs: str, directory: Path, *before: str) -> list[Any]:
+    """Code and standard error of each line, all run in one process."""
+    process = await asyncio.create_subprocess_exec(
+        *before, sys.executable, "-c", PROGRAM, json.dumps(lines), outputs, cwd=directory, env=environment()
+    )
+    assert await process.wait() == 0
+    results: list[Any] = json.loads((directory / "results").read_text())
+    assert [said for _, said in results if "Traceback" in said or "Exception" in said] == []
+    return results
+
+
+async def test_a_socket_that_may_not_be_used_is_told_with_what_it_takes(state: Path) -> None:
+    tmp_path = state.parent
+    path = tmp_path / "vm.qmp"
+    lines = [line for line in lines_with(tmp_path, "--qmp", path) if "--qmp" in line]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        path.chmod(0)
+        # root may use any socket, unless it gives that up.
+        caps = "-dac_override,-dac_read_search"
+        before = ("setpriv", f"--bounding-set={caps}", f"--inh-caps={caps}") if os.geteuid() == 0 else ()
+        assert not before or shutil.which("setpriv")
+        results = await results_of(lines, "shown", tmp_path, *before)
+    assert {code for code, _ in results} == {3}
+    told = [said for line, (_, said) in zip(lines, results, strict=True) if line[0] != "doctor"]
+    assert [said for said in told if "it takes write permission on the socket" not in said] == []
+
+
+@pytest.mark.parametrize("outputs", ["full", "closed", "closed pipe"])
+async def test_output_that_nobody_takes_is_told_and_the_command_is_done(
+    outputs: str, guest: MicroGuest, tmp_path: Path
+) -> None:
+    assert (await run("xml", "-o", tmp_path / "vm.xml", "--qmp", guest.qmp)).code == 0
+    lines = [line for line in lines_with(tmp_path, "--qmp", guest.qmp) if line[0] not in OF_A_MIGRATION]
+    lines += [["--help"], ["--show-completion"]]
+    lines += [[*line, "--json"] for line in lines if line[0] in ("list", "xml", "watch", "plan")]
+    results = await results_of(lines, outputs, tmp_path)
+    reader_left = outputs == "closed pipe"
+    assert [code for code, _ in results] == [0 if reader_left else 1] * len(lines)
+    told = [said for _, said in results if "cannot print the answer" in said]
+    assert len(told) == (0 if reader_left else len(lines))
+    assert (await run("list", "--json", "--qmp", guest.qmp)).document["enabled"] == "0-1"
+
+
+@pytest.mark.parametrize(
+    "line", ["doctor", "unplug 1", "count 3", "xml", "demo", "fleet list", "recover --record {record}"]
+)
+async def test_a_terminal_of_40_columns_shows_all_of_it(line: str, guest: MicroGuest, tmp_path: Path) -> None:
+    words = line.format(record=tmp_path / "record.xml").split()
+    address = () if line == "demo" else ("--qmp", guest.qmp)
+    async with on_terminal(*words, *address, columns=40, lines=200) as it:
+        assert await it.end() == 0
+    assert "…" not in str(it.screen)
+    assert len(it.screen.lines) > 1
