@@ -9,7 +9,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from sphinx.domains.python import PyObject
+from sphinx.domains.python import PyObject  # type: ignore[attr-defined]  # where every version has it
 
 _ROOT = Path(__file__).resolve().parent.parent
 
