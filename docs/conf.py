@@ -9,6 +9,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from sphinx.domains.python import PyObject  # type: ignore[attr-defined]  # where every version has it
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 project = "qmpvcpu"
@@ -55,14 +57,27 @@ nitpick_ignore_regex = [
 #: Classes whose objects are handed out: how they are made is nobody else's business.
 _HANDED_OUT = {"VcpuController", "UnplugRequest", "EventStream", "Export", "DomainConfig", "FleetEvents", "Results"}
 
+_COLON = "\ue000"  # of the private use area: nobody writes it
 _SECTION_IN_LINE = re.compile(r"^(\s*)(Source|Shapes|Units): (?=\S)")
 
 
-def _sections_in_line(
+def _before_napoleon(
+    _app: object, what: str, name: str, _subject: object, _options: object, lines: list[str]
+) -> None:
+    """Prepare a docstring for napoleon, and for readers who use the package and do not work on it."""
+    if what == "module" and name != "qmpvcpu.errors":
+        lines.clear()  # which floor it is on, and what is in it: the page says what it is for
+    # A section that is told in its first line (``Units: seconds``) looks like the others.
+    lines[:] = [_SECTION_IN_LINE.sub(r"\1**\2:** ", line) for line in lines if not line.startswith("Floor ")]
+    if what == "property" and lines:
+        lines[0] = lines[0].replace(":", _COLON)  # else what stands before it is taken for the property's type
+
+
+def _after_napoleon(
     _app: object, _what: str, _name: str, _subject: object, _options: object, lines: list[str]
 ) -> None:
-    """Let a section that is told in its first line (``Units: seconds``) look like the others."""
-    lines[:] = [_SECTION_IN_LINE.sub(r"\1**\2:** ", line) for line in lines]
+    """Put back what _before_napoleon took away."""
+    lines[:] = [line.replace(_COLON, ":") for line in lines]
 
 
 def _no_constructor(_app: object, what: str, name: str, *_rest: object) -> tuple[str, None] | None:
@@ -79,6 +94,10 @@ def _skip_fields(_app: object, what: str, _name: str, subject: object, *_rest: o
 
 def setup(app) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - Sphinx is no dependency of the type check
     """Add to Sphinx what its options cannot say."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"  # as the docstrings call them
     app.connect("autodoc-skip-member", _skip_fields)
     app.connect("autodoc-process-signature", _no_constructor)
-    app.connect("autodoc-process-docstring", _sections_in_line, priority=100)
+    app.connect("autodoc-process-docstring", _before_napoleon, priority=100)
+    app.connect("autodoc-process-docstring", _after_napoleon, priority=900)

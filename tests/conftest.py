@@ -3,12 +3,19 @@
 import asyncio
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from qmpvcpu.testing import best_qemu, probe_accelerator
 from tests.figures import figures
 
-# With -n, tests that bear one of these marks run one at a time: one libvirtd, and one Linux, which keeps a CPU busy.
-_ONE_AT_A_TIME = ("libvirt", "guest")
+# What an example takes on a busy machine tells nothing. All else stays as hypothesis has it: in CI the same examples
+# each time.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
+
+# With -n, tests of one group run one at a time: there is one libvirtd; and what keeps a CPU busy for long, or depends
+# on who is faster, is not to have its like beside it.
+_GROUPS = {"libvirt": "libvirt", "guest": "heavy"}
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist looks at the groups in this hook too
@@ -21,9 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             # tests/summary.py knows this reason.
             item.add_marker(pytest.mark.skip(reason="KVM runs no guest here"))
     for item in items:
-        for name in _ONE_AT_A_TIME:
-            if item.get_closest_marker(name):
-                item.add_marker(pytest.mark.xdist_group(name))
+        for mark, group in _GROUPS.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

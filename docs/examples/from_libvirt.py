@@ -44,9 +44,10 @@ async def change(monitor: Path, document: Path, wish: str) -> None:
 
 def main(libvirt: Libvirt, name: str, wish: str) -> None:
     """Take over, change, hand back; libvirt is started again whatever happens."""
+    text = libvirt.virsh("dumpxml", "--inactive", "--security-info", name)
     document = Path(f"{name}.xml")
     document.touch(mode=0o600)  # it may hold passwords
-    document.write_text(libvirt.virsh("dumpxml", "--inactive", "--security-info", name))
+    document.write_text(text)
     number = libvirt.virsh("domid", name).strip()
     (monitor,) = libvirt.directory.glob(f"domain-{number}-*/monitor.sock")
     libvirt.stop()

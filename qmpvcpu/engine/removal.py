@@ -53,14 +53,8 @@ class State(enum.Enum):
         """True if nothing more is expected."""
         return self in _FINAL
 
-    @property
-    def is_pending(self) -> bool:
-        """True if QEMU has the request and the guest has not answered."""
-        return self in _PENDING
-
 
 _FINAL: Final = frozenset({State.UNPLUGGED, State.REFUSED, State.REJECTED, State.UNKNOWN})
-_PENDING: Final = frozenset({State.REQUESTED, State.WORKING})
 
 
 class Evidence(enum.Enum):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -310,3 +311,7 @@ def _build_script() -> Path:
     here = Path(__file__).parent
     packed = here / "linux" / "build.sh"
     return packed if packed.exists() else here.parents[1] / "fixtures" / "linux" / "build.sh"
+
+
+if __name__ == "__main__":  # python -m qmpvcpu.testing.linuxguest: make the guest
+    os.execvp("bash", ["bash", str(_build_script())])  # noqa: S606, S607 - whatever bash there is

@@ -16,7 +16,7 @@ from tests.crash.stage import START, STORIES, TARGET, Stage, Story, check_record
 from tests.crash.zygote import NAME, Job, Zygote
 from tests.figures import KILLS
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("heavy")]
 
 _GUEST_S = 5.0
 # A point that depends on who is faster does not come up in each run.
@@ -35,6 +35,7 @@ class Matrix:
     def __init__(self, story: Story, zygote: Zygote, folder: Path) -> None:
         self.story = story
         self.lost: list[str] = []
+        self.unmet: list[str] = []
         self._zygote = zygote
         self._folder = folder
         self._runs = 0
@@ -56,7 +57,7 @@ class Matrix:
             crossed = await self._run(point, how)
             if crossed and crossed[-1] == point:
                 return crossed
-        self.lost.append(f"{point}: not met again in {_TRIES} runs")
+        self.unmet.append(f"{point}, {how}")
         return ()
 
     async def _run(self, point: str | None, how: How) -> tuple[str, ...]:
@@ -150,7 +151,8 @@ async def test_nothing_is_lost_wherever_it_is_killed(
     async with Zygote() as zygote:
         matrix = Matrix(story, zygote, tmp_path)
         points = await matrix.play()
-    record_property(KILLS, (len(points), len(matrix.lost)))
-    print(f"\nkill matrix, {story}: {len(points)} points, {len(matrix.lost)} lost")  # noqa: T201 -- for pytest -s
+    met = len(points) - len(matrix.unmet)
+    record_property(KILLS, (met, len(matrix.lost)))
+    print(f"\nkill matrix, {story}: {met} points, {len(matrix.lost)} lost; not met again: {matrix.unmet}")  # noqa: T201 -- for pytest -s
     assert not matrix.lost, "\n".join(matrix.lost)
-    assert len(points) >= 30
+    assert met >= 30, matrix.unmet

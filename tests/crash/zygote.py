@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 import qmpvcpu
+import qmpvcpu.controller
 import qmpvcpu.record
 from qmpvcpu import OnFailure, TransitionError
 from tests.crash.points import Points, watching

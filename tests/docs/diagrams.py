@@ -1,7 +1,8 @@
 """The manual's diagrams, drawn from what they show: ``python -m tests.docs.diagrams`` draws them anew.
 
 `removal.svg` is the engine's own table of one removal. `plug.svg`, `unplug.svg` and `refusal.svg` are what a recorded
-QEMU and its guest said (`fixtures/captures`), between a caller and qmpvcpu.
+QEMU and its guest said (`fixtures/captures`), between a caller and qmpvcpu. `revert.svg` is what the engine does when
+it is run.
 """
 
 import json
@@ -9,9 +10,11 @@ import textwrap
 from collections import defaultdict
 from typing import Any, NamedTuple
 
+from qmpvcpu import OnFailure
 from qmpvcpu.engine import TRANSITIONS, Evidence, State
 from tests.docs.blocks import ROOT
 from tests.docs.svg import Drawing
+from tests.engine.story import Story
 
 IMAGES = ROOT / "docs" / "images"
 
@@ -202,18 +205,18 @@ SEQUENCES = {
 _STEP = 38
 
 
-def draw(sequence: Sequence) -> Drawing:
-    """Draw who says what to whom, from top to bottom."""
-    bottom = 96 + _STEP * len(sequence.said)
-    drawing = Drawing(880, bottom + 10, sequence.title)
-    drawing.text(440, 28, sequence.title, "strong")
-    for who, x in _COLUMNS.items():
+def draw(title: str, told: tuple[Said, ...], columns: dict[str, int]) -> Drawing:
+    """Draw who says what to whom, from top to bottom; *columns* are who, and where."""
+    bottom = 96 + _STEP * len(told)
+    drawing = Drawing(880, bottom + 10, title)
+    drawing.text(440, 28, title, "strong")
+    for who, x in columns.items():
         drawing.life_line(x, 82, bottom - 14)
         drawing.box(x - 70, 48, 140, 34)
         drawing.text(x, 70, who, "strong")
-    for number, said in enumerate(sequence.said):
+    for number, said in enumerate(told):
         y = 118 + _STEP * number
-        start, end = _COLUMNS[said.who], _COLUMNS[said.to]
+        start, end = columns[said.who], columns[said.to]
         if said.who == said.to:
             drawing.arrow(f"M{start} {y - 10}h22v14H{start + 3}", said.tone)
             side, anchor = (start + 30, "start") if said.who != GUEST else (start - 12, "end")
@@ -255,10 +258,51 @@ def _event(message: dict[str, Any], device: str, slot: str) -> tuple[str, str]:
     return "", slot
 
 
+# --- one transition -----------------------------------------------------------------------------------------------
+
+RECORD = "record"
+_REVERT = "A map under REVERT: what the engine has done, while the guest clings to vCPU 1"
+_WITH_RECORD = {CALLER: 78, US: 322, RECORD: 540, QEMU: 800}
+_EFFECTS = {  # of the engine, by the words of tests/engine/story.py
+    "save intent": (RECORD, "the intent, fsync", "plain"),
+    "save reverting": (RECORD, "it turns back, fsync", "doubt"),
+    "save outcome": (RECORD, "what is so now", "plain"),
+    "add": (QEMU, "device_add vcpu{}", "plain"),
+    "del": (QEMU, "device_del {}", "plain"),
+}
+
+
+def reverted() -> tuple[Said, ...]:
+    """Run the engine: 0-1,6 shall be 0,2, one vCPU refuses, and all is undone. Return who says what to whom."""
+    told = Story("0-1,6", "0,2", on_failure=OnFailure.REVERT)
+    said = [Said(CALLER, US, "set_map('0,2', ...REVERT)")]
+
+    def then(effects: list[str]) -> None:
+        for effect in effects:
+            verb, _, vcpu = effect.partition(" ")
+            to, words, tone = _EFFECTS.get(effect) or _EFFECTS[verb]
+            said.append(Said(US, to, words.format(f"vcpu{vcpu}" if verb == "del" else vcpu), tone=tone))
+
+    def answer(words: str, tone: str, effects: list[str]) -> None:
+        said.append(Said(QEMU, US, words, tone=tone))
+        then(effects)
+
+    then(told.begun)
+    answer("return {}: plugged", "good", told.accept(2))
+    answer("return {} for both: requested", "plain", told.accept(6, 1))
+    answer("DEVICE_DELETED vcpu6", "good", told.ejects(6))
+    answer("ACPI_DEVICE_OST 0x82 for vCPU 1", "bad", told.refuses(1))
+    answer("return {}: plugged again", "good", told.accept(6))
+    answer("return {}: requested", "plain", told.accept(2))
+    answer("DEVICE_DELETED vcpu2", "good", told.ejects(2))
+    said.append(Said(US, CALLER, f"TransitionError: {told.outcome}", tone="bad"))
+    return tuple(said)
+
+
 def all_drawings() -> dict[str, Drawing]:
     """Return every diagram by the name of its file."""
-    drawn = {"removal.svg": removal()}
-    return drawn | {f"{name}.svg": draw(sequence) for name, sequence in SEQUENCES.items()}
+    drawn = {"removal.svg": removal(), "revert.svg": draw(_REVERT, reverted(), _WITH_RECORD)}
+    return drawn | {f"{name}.svg": draw(each.title, each.said, _COLUMNS) for name, each in SEQUENCES.items()}
 
 
 def evidence_table() -> str:

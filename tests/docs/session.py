@@ -30,7 +30,7 @@ from tests.docs.blocks import DATA, FOR_SPHINX, PROMPT, SHELL, Block
 
 ADDRESS = "/run/vm.qmp"
 VMS = "/run/vms"
-_DEADLINE = 50.0
+_DEADLINE = 150.0
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _MARK = "\x1e"  # between the outputs of two commands
 _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -13,8 +13,9 @@ OF_ANY_MACHINE = ("qmpvcpu:", "QEMU, ACCELERATOR:", "QEMU: known fault", "VM:", 
 
 def findings(lines: list[str]) -> set[str]:
     """What is found on any machine, however many QEMUs it has, each with its level."""
-    whole = re.sub(r"\n(?!(ok|note|warning|fault) )", " ", "\n".join(same_words(lines)))
-    said = {re.sub(r"\d+(\.\d+)+", "VERSION", line) for line in whole.splitlines()}
+    # Joined first: where a line is broken depends on how many digits a figure before it has.
+    whole = re.sub(r"\n(?!(ok|note|warning|fault) )", " ", "\n".join(line.strip() for line in lines))
+    said = {re.sub(r"\d+(\.\d+)+", "VERSION", line) for line in same_words(whole.splitlines())}
     said = {line.replace("QEMU, VERSION", "QEMU") for line in said}
     of_old = "before VERSION"  # which not every machine has
     return {line for line in said if any(word in line for word in OF_ANY_MACHINE) and of_old not in line}

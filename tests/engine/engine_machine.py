@@ -337,7 +337,9 @@ class EngineBesideQemu(RuleBasedStateMachine):
         assert layout.pending <= layout.enabled
         assert set(layout.order) == set(layout.enabled)
         assert len(set(layout.order)) == len(layout.order)
-        held = {first for first, each in self.engine.removals.items() if each.state.is_pending}
+        held = {
+            first for first, each in self.engine.removals.items() if each.state in {State.REQUESTED, State.WORKING}
+        }
         assert held <= layout.pending_slots <= set(self.engine.removals)
 
     def teardown(self) -> None:

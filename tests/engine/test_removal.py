@@ -44,11 +44,6 @@ def test_what_is_final_stays_so_whatever_reply_comes_last() -> None:
             assert after is state
 
 
-def test_no_state_is_both_pending_and_final_and_only_sent_is_neither() -> None:
-    assert {state for state in State if not state.is_final and not state.is_pending} == {S.SENT}
-    assert not {state for state in State if state.is_final and state.is_pending}
-
-
 def test_the_time_of_the_end_is_kept_once() -> None:
     subject = removal(S.WORKING)
     assert subject.seconds == 0.0

@@ -6,6 +6,8 @@ import pytest
 
 from tests.plugin.sessions import AUTO, STRICT, run, write
 
+pytestmark = pytest.mark.timeout(180)  # a session imports everything anew
+
 PASSING = """
     import asyncio
     import subprocess
@@ -127,7 +129,6 @@ def test_markers_and_fixtures_are_listed_with_what_they_take(tmp_path: Path) -> 
 
 
 @pytest.mark.guest
-@pytest.mark.timeout(180)
 def test_a_linux_obeys_a_test_and_its_controller(tmp_path: Path) -> None:
     write(
         tmp_path,

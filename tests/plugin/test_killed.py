@@ -13,6 +13,8 @@ import pytest
 from qmpvcpu.testing.directory import sweep, vm_directory
 from tests.plugin.sessions import command, environment, run, write
 
+pytestmark = pytest.mark.timeout(180)  # a session imports everything anew
+
 HANGING = """
     import os
     import time

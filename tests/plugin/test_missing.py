@@ -8,7 +8,7 @@ import pytest
 from qmpvcpu.testing import best_qemu, find_qemus
 from tests.plugin.sessions import AUTO, environment, run, write
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]  # a session imports everything anew
 
 ONE = "def test_one(qemu_vm): assert qemu_vm.accelerator == 'tcg'\n"
 
@@ -55,7 +55,8 @@ def test_a_kvm_that_is_there_and_runs_no_guest_is_found_out_once_and_tcg_taken(t
     broken = wrapper(tmp_path / "broken", f'{script}\nexec "$QEMU" "$@"')
     write(tmp_path, test_a=ONE, test_b=ONE, test_c=ONE)
     env = environment(QMPVCPU_QEMU=str(broken), PROBES=str(tmp_path / "probes"))
-    assert run(tmp_path, "-n", "2", env=env).outcomes == {"passed": 3}
+    session = run(tmp_path, "-n", "2", env=env)
+    assert session.outcomes == {"passed": 3}, session.output
     assert (tmp_path / "probes").read_text() == "\n"
 
 

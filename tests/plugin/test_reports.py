@@ -8,7 +8,7 @@ import pytest
 
 from tests.plugin.sessions import Session, run, write
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]  # a session imports everything anew
 
 FAILING = """
     import os

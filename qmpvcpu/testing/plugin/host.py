@@ -42,7 +42,7 @@ class VmHost:
 
         def start(qemu: Qemu, options: Options) -> MicroGuest:
             accel = self._supply.accelerator(qemu, options)
-            return self._enter(MicroGuest(qemu.path, accel=accel, **_for_guest(options)))
+            return self._enter(_made(MicroGuest, qemu.path, accel=accel, **_for_guest(options)))
 
         with self._starter(test, "qemu_vm", start, QemuVm) as starter:
             yield starter
@@ -53,7 +53,7 @@ class VmHost:
 
         def start(qemu: Qemu, options: Options) -> LinuxGuest:
             accel = self._supply.linux_accelerator(qemu, options)
-            linux = LinuxGuest(qemu.path, accel=accel, **_for_guest(options))
+            linux = _made(LinuxGuest, qemu.path, accel=accel, **_for_guest(options))
             guest = self._supply.available(lambda: self._enter(linux))
             self._supply.linux_ran_under(qemu, guest.accelerator)
             return guest
@@ -71,7 +71,7 @@ class VmHost:
             def starter(given: object = None, /, **options: Any) -> V:
                 wanted = options_of(test.item, fixture, options or given)
                 qemu = self._supply.qemu(test.qemu)
-                guest = _started(start, qemu, wanted)
+                guest = start(qemu, wanted)
                 stack.callback(lambda: self._background.run(guest.__aexit__(None, None, None)))
                 vm = kind(next(names), guest, self._background, qemu=qemu.path, version=qemu.version)
                 evidence = VmEvidence(vm)
@@ -82,8 +82,14 @@ class VmHost:
             yield starter
 
     def _enter(self, guest: G) -> G:
-        self._background.run(guest.__aenter__())
-        return guest
+        """Start a guest; where QEMU does not, fail with what it said."""
+        try:
+            self._background.run(guest.__aenter__())
+        except QemuProcessError as why:
+            reason = str(why)
+        else:
+            return guest
+        pytest.fail(reason, pytrace=False)  # outside of the handler: the report shows nothing of our insides
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +126,12 @@ def _for_guest(options: Options) -> Options:
     return own | {"extra_args": (*TRACE_ARGUMENTS, *own.get("extra_args", ()))}
 
 
-def _started(start: Callable[[Qemu, Options], G], qemu: Qemu, options: Options) -> G:
-    """Start a guest; where it cannot be, fail with the reason and nothing of our insides."""
+def _made(kind: Callable[..., G], *args: Any, **options: Any) -> G:
+    """Make a guest of the options of a test; where there can be none, fail with the reason."""
     try:
-        guest = start(qemu, options)
+        made = kind(*args, **options)
     except (ValueError, TypeError) as why:
         reason = f"the VM cannot be: {why}"
-    except QemuProcessError as why:
-        reason = str(why)
     else:
-        return guest
+        return made
     pytest.fail(reason, pytrace=False)
