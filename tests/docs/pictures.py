@@ -141,7 +141,8 @@ def drawn(name: str, lines: Sequence[Text]) -> str:
     """
     typed = PICTURES[name][0]
     rows = [Text.assemble(("$ ", "bold green"), typed), *lines]
-    width = round(_COLUMNS * _WIDTH) + 2 * _MARGIN
+    columns = max(_COLUMNS, *(len(row.plain.rstrip()) for row in rows))
+    width = round(columns * _WIDTH) + 2 * _MARGIN
     height = _TOP + len(rows) * _HEIGHT + _MARGIN
     dots = "".join(
         f'<circle cx="{22 + 18 * place}" cy="20" r="6" fill="{colour}"/>' for place, colour in enumerate(_DOTS)
