@@ -31,6 +31,9 @@ from qmpvcpu.testing.replay import Replay
 
 __all__ = ["GREETING", "HANG", "Answer", "Command", "Failure", "Hang", "Line", "ScriptedPeer"]
 
+_KEPT_MESSAGES: Final = 1000
+_KEPT_OF_EACH: Final = 10_000  # bytes
+
 GREETING: Final[Mapping[str, Any]] = {
     "QMP": {
         "version": {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "scripted"},
@@ -48,7 +51,7 @@ class ScriptedPeer:
         answers: What to answer by itself, by command; may be changed at any time. Values are JSON, `Failure`, `HANG`,
             or functions ``(Command) -> answer`` (plain or async).
         received: Every command, in order; not the handshake.
-        transcript: Everything that was said, by either side.
+        transcript: What was said last, by either side: at most 1000 messages, the first 10 kB of each.
         reject_others: Answer ``CommandNotFound`` to what is not in `answers`, instead of waiting for `expect`.
     """
 
@@ -70,7 +73,7 @@ class ScriptedPeer:
         """
         self.answers: dict[str, Answer] = {"qmp_capabilities": {}, **(answers or {})}
         self.received: list[Command] = []
-        self.transcript: list[Line] = []
+        self.transcript: deque[Line] = deque(maxlen=_KEPT_MESSAGES)
         self.reject_others = reject_others
         self._greeting = greeting
         self._tcp = tcp
@@ -144,7 +147,8 @@ class ScriptedPeer:
         if self._writer is None:
             raise ConnectionError("no client is being served")
         data = message if isinstance(message, bytes) else json.dumps(message).encode() + b"\r\n"
-        self.transcript.append(Line(time.time(), "qemu", data.decode(errors="backslashreplace").rstrip()))
+        text = data[:_KEPT_OF_EACH].decode(errors="backslashreplace").rstrip()
+        self.transcript.append(Line(time.time(), "qemu", text))
         self._writer.write(data)
         await self._writer.drain()
 
@@ -273,7 +277,7 @@ class ScriptedPeer:
                     message, used = decoder.raw_decode(text)
                 except json.JSONDecodeError:
                     break  # the rest is still to come
-                self.transcript.append(Line(time.time(), "client", text[:used]))
+                self.transcript.append(Line(time.time(), "client", text[: min(used, _KEPT_OF_EACH)]))
                 text = text[used:]
                 await self._receive(message)
 
