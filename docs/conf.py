@@ -9,6 +9,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from sphinx.domains.python import PyObject  # type: ignore[attr-defined]  # where every version has it
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 project = "qmpvcpu"
@@ -92,6 +94,9 @@ def _skip_fields(_app: object, what: str, _name: str, subject: object, *_rest: o
 
 def setup(app) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - Sphinx is no dependency of the type check
     """Add to Sphinx what its options cannot say."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"  # as the docstrings call them
     app.connect("autodoc-skip-member", _skip_fields)
     app.connect("autodoc-process-signature", _no_constructor)
     app.connect("autodoc-process-docstring", _before_napoleon, priority=100)

@@ -37,7 +37,7 @@ if [ "$accelerator" = kvm ]; then verdict="KVM runs the micro-guest here"; else 
 echo "== pytest; $verdict"
 status=0
 # Two at a time, which is what CI has cores for: half of the time a test waits for a guest.
-"$bin/pytest" -n 2 --dist loadgroup --cov --cov-branch --junitxml="$results/junit.xml" "$@" || status=$?
+"$bin/pytest" -n 2 --dist loadscope --cov --cov-branch --junitxml="$results/junit.xml" "$@" || status=$?
 
 "$bin/python" tests/summary.py --junit "$results/junit.xml" --pytest-status "$status" --checks-passed "$passed" \
   "${failed[@]/#/--check-failed=}"

@@ -65,7 +65,7 @@ async def test_one_vcpu_has_one_live_line(guest: MicroGuest) -> None:
 async def test_ctrl_c_stops_it_and_shows_the_report(guest: MicroGuest) -> None:
     await guest.become(Personality.held())
     async with on_terminal("set", "0", "--qmp", guest.qmp) as it:
-        await it.wait_shown("vCPU 1: the guest works on it")
+        await it.wait_shown("unplug 1  the guest works on it")
         it.process.send_signal(signal.SIGINT)
         assert await it.end() == 130
     assert "PARTIAL, stopped in" in it.shown

@@ -16,7 +16,7 @@ from tests.crash.stage import START, STORIES, TARGET, Stage, Story, check_record
 from tests.crash.zygote import NAME, Job, Zygote
 from tests.figures import KILLS
 
-pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("heavy")]
+pytestmark = [pytest.mark.qemu]
 
 _GUEST_S = 5.0
 # A point that depends on who is faster does not come up in each run.

@@ -21,7 +21,7 @@ from tests.bench.setting import timed
 from tests.figures import FLEET
 from tests.fleet.vms import guests
 
-pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("heavy")]
+pytestmark = [pytest.mark.qemu]
 
 Queries = tuple[tuple[str, dict[str, object] | None], ...]
 Times = dict[str, list[float]]

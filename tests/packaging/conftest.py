@@ -1,9 +1,12 @@
 """What users are given, built once: the sdist, the wheel, and a virtual environment with that wheel and no extra."""
 
+import contextlib
+import fcntl
 import os
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,21 +57,44 @@ class Environment:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for the whole run: with pytest-xdist all its processes have the same."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "packaging"
+    place.mkdir(exist_ok=True)
+    return place
+
+
+@contextlib.contextmanager
+def once(directory: Path) -> Iterator[bool]:
+    """Tell whether *directory* is yet to be made, which one process does while the others wait."""
+    done = directory.with_suffix(".done")
+    with directory.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not done.exists()
+        done.touch()
+
+
+@pytest.fixture(scope="session")
+def built(place: Path) -> Built:
     """Build all of it; without isolation, since the tests have what builds it."""
-    dist, tree = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("tree")
+    dist, tree = place / "dist", place / "tree"
     build: list[str | Path] = [sys.executable, "-m", "build", "--no-isolation", ROOT, "--outdir"]
-    subprocess.run([*build, dist], check=True, capture_output=True)
-    subprocess.run([*build, tree, "--wheel"], check=True, capture_output=True)
+    with once(dist) as needed:
+        if needed:
+            subprocess.run([*build, dist], check=True, capture_output=True)
+            subprocess.run([*build, tree, "--wheel"], check=True, capture_output=True)
     ((sdist,), (wheel,), (from_tree,)) = dist.glob("*.tar.gz"), dist.glob("*.whl"), tree.glob("*.whl")
     return Built(sdist, wheel, from_tree)
 
 
 @pytest.fixture(scope="session")
-def alone(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def alone(built: Built, place: Path) -> Environment:
     """A virtual environment with the wheel and what it requires, and nothing else."""
-    environment = Environment(tmp_path_factory.mktemp("alone"))
-    venv.create(environment.directory, with_pip=True)
-    pip: list[str | Path] = [environment.path("python"), "-m", "pip", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "--quiet", built.wheel], check=True, capture_output=True)
+    environment = Environment(place / "alone")
+    with once(environment.directory) as needed:
+        if needed:
+            venv.create(environment.directory, with_pip=True)
+            pip: list[str | Path] = [environment.path("python"), "-m", "pip", "--disable-pip-version-check"]
+            subprocess.run([*pip, "install", "--quiet", built.wheel], check=True, capture_output=True)
     return environment

@@ -12,7 +12,7 @@ import pytest
 
 from tests.packaging.conftest import ROOT, Built
 
-pytestmark = [pytest.mark.xdist_group("packaging"), pytest.mark.timeout(300)]  # the first test builds
+pytestmark = pytest.mark.timeout(300)  # the first test builds
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -54,7 +54,8 @@ def write(directory: Path, ini: str = AUTO, **modules: str) -> None:
 
 def command(*args: str) -> list[str]:
     """The command line of a session."""
-    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--strict-markers", *args]
+    unused = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")  # the second is half of the time of a session
+    return [sys.executable, "-m", "pytest", *unused, "--strict-markers", *args]
 
 
 def run(directory: Path, *args: str, env: Mapping[str, str] | None = None) -> Session:
