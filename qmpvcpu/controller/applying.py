@@ -288,6 +288,8 @@ class _Run:
             self._wake.set()
         else:
             self._set_alarm(transition)
+        if self._session.engine.has_news:  # that a deadline has passed is news too, and nobody else's to tell
+            self._session.publish()
 
     async def _save(self, transition: Transition, intent: Intent | None) -> None:
         keeper = self._session.keeper

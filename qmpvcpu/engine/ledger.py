@@ -53,6 +53,11 @@ class Ledger:
         """All slots, as known now."""
         return self.slots.layout
 
+    @property
+    def has_news(self) -> bool:
+        """True while ``take_events`` or ``take_settled`` would return something."""
+        return bool(self._events or self._settled)
+
     def take_events(self) -> list[Event]:
         """Return the events since the last call, oldest first."""
         events, self._events = self._events, []

@@ -242,13 +242,27 @@ async def test_revert_never_plugs_what_is_still_pending(on: Substrate) -> None:
 
 @ON_KVM
 async def test_unplugs_are_awaited_together_and_not_one_after_another(on: Substrate) -> None:
-    async with running(on, personality=Personality.silent()) as (_, vm):
+    # Nothing else happens that would have the end of the waiting told along with it.
+    async with running(on, personality=Personality.silent(), attach={"resync_interval": None}) as (_, vm):
         await vm.set_map("0-4")
         stream = vm.events()
         report = await failing(vm, "0", on_failure=OnFailure.CONTINUE, timeout=0.5)
         told = [type(await anext(stream)) for _ in range(8)]
         assert told == [UnplugRequested] * 4 + [UnplugPending] * 4
         assert [type(step.verdict) for step in report.steps] == [Pending] * 4
+
+
+async def test_that_a_stopped_map_waits_no_longer_is_told_at_once(guest: MicroGuest) -> None:
+    await guest.become(Personality.silent())
+    async with qmpvcpu.attach(guest.qmp, resync_interval=None) as vm:
+        await vm.set_map("0-2")
+        stream = vm.events()
+        wishing = asyncio.create_task(failing(vm, "0"))
+        assert [type(await anext(stream)) for _ in range(2)] == [UnplugRequested] * 2
+        report = await vm.cancel()
+        assert report is not None
+        assert [type(await anext(stream)) for _ in range(2)] == [UnplugPending] * 2
+        await wishing
 
 
 @ON_KVM

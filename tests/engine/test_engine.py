@@ -180,9 +180,11 @@ def test_the_path_under_kvm() -> None:
     assert wanted(subject) is Read.NONE
     assert state(removal) is State.UNPLUGGED
     assert removal.seconds == 0.5
+    assert words(subject) == ["UnplugRequested us", "UnplugAcknowledged us", "VcpuUnplugged us"]
+    assert subject.has_news
     assert subject.take_settled() == [removal]
     assert subject.take_settled() == []
-    assert words(subject) == ["UnplugRequested us", "UnplugAcknowledged us", "VcpuUnplugged us"]
+    assert not subject.has_news
 
 
 def test_every_event_may_overtake_the_reply() -> None:

@@ -103,9 +103,9 @@ def test_the_page_and_the_recipes_say_the_same() -> None:
 def test_the_steps_of_the_recipes_work(tmp_path: Path) -> None:
     """Every `run:` of both, in a fresh virtual environment, with what this machine cannot do replaced.
 
-    The package comes from this tree instead of from an index, and is there already for the second recipe. apt-get is
-    only simulated, so that the names of the packages are checked and the machine is left as it is; chmod of the
-    machine's /dev/kvm is left out likewise.
+    The package comes from this tree instead of from an index, and is there already for the second. apt-get is only
+    simulated, so that the names of the packages are checked and the machine is left as it is; chmod of the machine's
+    /dev/kvm is left out likewise.
     """
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
