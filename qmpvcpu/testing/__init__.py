@@ -4,8 +4,9 @@ Floor 6: may use the whole package except ``cli``, and never ``qemu.qmp``: what 
 Names are imported when they are asked for: every pytest of a machine loads ``qmpvcpu.testing.pytest_plugin``.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from qmpvcpu.lazy import lazily
 
 if TYPE_CHECKING:
     from qmpvcpu.testing.linuxguest import LinuxGuest
@@ -46,34 +47,7 @@ __all__ = [
     "rom_image",
 ]
 
-_HOMES = {
-    "linuxguest": ("LinuxGuest",),
-    "microguest": ("MicroGuest",),
-    "peer": ("ScriptedPeer",),
-    "qemu": (
-        "QemuNotFoundError",
-        "QemuProcess",
-        "QemuProcessError",
-        "QemuStartError",
-        "best_qemu",
-        "find_qemus",
-        "probe_accelerator",
-    ),
-    "rom": ("UNTIL_TOLD", "Personality", "Removal", "rom_image"),
-    "transcript": ("QmpMessage",),
-    "vms": ("LinuxVm", "LinuxVmFactory", "QemuVm", "QemuVmFactory"),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name's module when the name is first used."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazily(
+        __name__, __all__, ("rom", "transcript", "qemu", "microguest", "linuxguest", "vms", "peer")
+    )

@@ -1,16 +1,6 @@
-"""The blocks of docs/testing.md, by what the comment above each calls it."""
+"""What a page shows of an output, held against what was printed."""
 
 import re
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
-
-
-def block(page: str, name: str) -> str:
-    """The text of the block that is called *name*."""
-    fence = rf"^<!-- run by tests/plugin: {re.escape(name)} -->\n```\w+\n(.*?)^```$"
-    (found,) = re.findall(fence, (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
-    return str(found)
 
 
 def is_as_shown(shown: str, printed: str) -> bool:

@@ -10,7 +10,8 @@ import yaml
 
 from qmpvcpu.testing.plugin.marks import KNOWN
 from qmpvcpu.testing.plugin.settings import ENVIRONMENT
-from tests.plugin.page import ROOT, block, is_as_shown
+from tests.docs.blocks import ROOT, block
+from tests.plugin.page import is_as_shown
 from tests.plugin.sessions import environment, run
 
 pytestmark = pytest.mark.timeout(180)  # a session imports everything anew
@@ -22,8 +23,8 @@ RECIPES = ROOT / "docs" / "examples" / "ci"
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory with the page's first test."""
     directory = tmp_path_factory.mktemp("page")
-    (directory / "pytest.ini").write_text(block("docs/testing.md", "pytest.ini"))
-    (directory / "test_vcpus.py").write_text(block("docs/testing.md", "test_vcpus.py"))
+    (directory / "pytest.ini").write_text(block("docs/testing.md", "pytest.ini").text)
+    (directory / "test_vcpus.py").write_text(block("docs/testing.md", "test_vcpus.py").text)
     return directory
 
 
@@ -44,22 +45,22 @@ def shown(directory: Path, console: str) -> tuple[str, str]:
 
 @pytest.mark.qemu
 def test_the_first_test_passes_as_shown(first: Path) -> None:
-    output, printed = shown(first, block("docs/testing.md", "it passes"))
+    output, printed = shown(first, block("docs/testing.md", "it passes").text)
     assert is_as_shown(output, printed), printed
 
 
 @pytest.mark.qemu
 def test_a_failing_test_reports_as_shown(first: Path) -> None:
-    (first / "test_scale_down.py").write_text(block("docs/testing.md", "test_scale_down.py"))
-    output, printed = shown(first, block("docs/testing.md", "it fails, and the report tells why"))
+    (first / "test_scale_down.py").write_text(block("docs/testing.md", "test_scale_down.py").text)
+    output, printed = shown(first, block("docs/testing.md", "it fails, and the report tells why").text)
     assert is_as_shown(output, printed), printed
     assert list((first / "qemu-logs").iterdir())
 
 
 @pytest.mark.qemu
 def test_the_other_tests_of_the_page_pass(first: Path) -> None:
-    (first / "test_tool.py").write_text(block("docs/testing.md", "test_tool.py"))
-    (first / "test_markers.py").write_text(block("docs/testing.md", "test_markers.py"))
+    (first / "test_tool.py").write_text(block("docs/testing.md", "test_tool.py").text)
+    (first / "test_markers.py").write_text(block("docs/testing.md", "test_markers.py").text)
     session = run(first, "test_tool.py", "test_markers.py")
     assert session.outcomes == {"passed": 5}, session.output
 
@@ -89,11 +90,11 @@ def steps(recipe: str) -> list[str]:
 
 
 def test_the_page_and_the_recipes_say_the_same() -> None:
-    wanted = block("docs/testing.md", "what a CI does").splitlines()
+    wanted = block("docs/testing.md", "what a CI does").text.splitlines()
     for recipe in ("workflow.yml", "gitlab-ci.yml"):
         said = "\n".join(steps(recipe)).replace("sudo ", "").splitlines()
         assert [line for line in said if line in wanted] == wanted
-    first = block("docs/testing.md", "what has to be installed").splitlines()
+    first = block("docs/testing.md", "what has to be installed").text.splitlines()
     assert all(any(word in line for line in wanted) for word in ("qemu-system-x86", "'qmpvcpu[pytest]'"))
     assert ["qemu-system-x86" in first[0], "'qmpvcpu[pytest]'" in first[1]] == [True, True]
 
@@ -122,7 +123,7 @@ def test_the_steps_of_the_recipes_work(tmp_path: Path) -> None:
         project = tmp_path / recipe
         project.mkdir()
         for name in ("pytest.ini", "test_vcpus.py"):
-            (project / name).write_text(block("docs/testing.md", name))
+            (project / name).write_text(block("docs/testing.md", name).text)
         for step in steps(recipe):
             command = step.replace("qmpvcpu[", package)
             done = subprocess.run(
@@ -136,6 +137,6 @@ def test_the_steps_of_the_recipes_work(tmp_path: Path) -> None:
     # Whoever installs the package can make the Linux guest: here it is found to be made of the same already.
     (build,) = venv.glob("lib/python*/site-packages/qmpvcpu/testing/linux/build.sh")
     assert build.read_bytes() == (ROOT / "fixtures" / "linux" / "build.sh").read_bytes()
-    make = block("docs/testing.md", "making the Linux guest")
+    make = block("docs/testing.md", "making the Linux guest").text
     done = subprocess.run(["bash", "-e", "-c", make], env=env, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
