@@ -111,10 +111,9 @@ class Commands:
             return f"the VM is migrating or has migrated: run state {status.run_state}, migration {status.migration}"
         now = layout.slot_of(slot.first)
         if action is Action.PLUG:
-            if now.present:
-                return f"the slot is occupied meanwhile, by {now.qom_path}"
             # Until QEMU has joined the thread of a vCPU, its slot is empty and its id is taken.
-            return "the slot is empty; if a vCPU has just left it, QEMU may hold its id for a moment: ask again"
+            empty = "the slot is empty; if a vCPU has just left it, QEMU may hold its id for a moment: ask again"
+            return f"the slot is occupied meanwhile, by {now.qom_path}" if now.present else empty
         if not now.present:
             return "it is gone already"
         if layout.vm.arch in {"x86_64", "i386"}:

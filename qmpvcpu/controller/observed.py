@@ -17,6 +17,11 @@ class ObservedVm:
         self._engine = session.engine
         self._let_go = False
 
+    def __repr__(self) -> str:
+        layout = self.layout
+        pending = f", pending {layout.pending}" if layout.pending else ""
+        return f"<{type(self).__name__} {self.address}: vCPUs {layout.enabled} of {layout.max}{pending}>"
+
     @property
     def layout(self) -> Layout:
         """All slots, as known now; a new object after each change."""

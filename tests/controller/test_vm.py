@@ -70,6 +70,15 @@ async def test_every_kind_of_target_leads_to_the_vm(guest: MicroGuest) -> None:
             assert (await vm.refresh()).max == 8
 
 
+async def test_its_repr_names_the_vm_and_its_vcpus(guest: MicroGuest) -> None:
+    async with qmpvcpu.attach(guest.qmp) as vm:
+        await guest.become(Personality.held())
+        await vm.set_map("0,3-4")
+        await vm.request_unplug(4)
+        assert repr(vm) == f"<VcpuController unix:{guest.qmp}: vCPUs 0,3-4 of 8, pending 4>"
+    assert repr(vm).startswith("<VcpuController ")
+
+
 async def test_a_vm_over_tcp_is_one_too() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
