@@ -1,16 +1,20 @@
-"""What each command does: one or two calls of the library, and the answer made of what they return."""
+"""list, plug and unplug: one or two calls of the library each, and the answer made of what they return."""
 
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Annotated, Final
 
+import typer
 from rich.console import Group
 
+import qmpvcpu
 from qmpvcpu import Affect, Proof, VcpuController
+from qmpvcpu.cli.completing import ids_to_plug, ids_to_unplug
 from qmpvcpu.cli.nextboot import change_config, disable, enable
-from qmpvcpu.cli.options import Daring, Impact, Permits
+from qmpvcpu.cli.options import Daring, Impact, Options, Permits
 from qmpvcpu.cli.progress import progress
-from qmpvcpu.cli.run import REACHED, Answer, Shell
+from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import document, headline, map_row, milliseconds, state_json
 from qmpvcpu.cli.table import WIDE, vcpu_table
 from qmpvcpu.controller.request import error_for
@@ -18,12 +22,104 @@ from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError
 from qmpvcpu.model import Action, Plugged, Step, Unplugged, VmStatus, as_json, verdict_of
 from qmpvcpu.model.jsonform import layout_as_json
 from qmpvcpu.planning import Situation, check_unplug
-from qmpvcpu.record import DomainConfig
 
-__all__ = ["list_vcpus", "plug", "unplug"]
+__all__ = ["list_", "plug", "unplug"]
 
 
-async def list_vcpus(shell: Shell) -> Answer:
+# libvirt's own bound; no machine of QEMU's comes near it.
+_MAX_ID: Final = 16383
+
+
+def list_(
+    *,
+    options: Options,
+) -> int:
+    """Show every vCPU: plugged or free, order, place, device id, QOM path, host thread.
+
+    Reads only. States: plugged; fixed (plugged, cannot be unplugged by us now); pending (its removal is accepted and
+    the guest has not answered); free.
+
+      qmpvcpu list --qmp /run/vm.qmp
+
+      qmpvcpu list --qmp tcp:host:4444 --json
+
+    Exit codes: 0 shown; 2 bad usage; 3 no connection, or QEMU lost; 4 record unreadable or locked.
+    """
+    return carry_out(options, _list)
+
+
+def plug(
+    vcpu: Annotated[
+        int | None,
+        typer.Argument(
+            metavar="ID",
+            min=0,
+            max=_MAX_ID,
+            help="vCPU id; none: the first free one.",
+            show_default=False,
+            autocompletion=ids_to_plug,
+        ),
+    ] = None,
+    *,
+    proof: Annotated[
+        Proof, typer.Option("--proof", help="present: QEMU has it. acknowledged: the guest has said so too.")
+    ] = Proof.PRESENT,
+    impact: Impact,
+    daring: Daring,
+    options: Options,
+) -> int:
+    """Plug one vCPU, the chosen one or the first free one.
+
+    What is known not to work is denied and never sent: an occupied slot, an unknown id, a full machine, a VM that
+    migrates, a step that this QEMU would not survive.
+
+      qmpvcpu plug 3 --qmp /run/vm.qmp
+
+      qmpvcpu plug --proof acknowledged --timeout 5 --qmp /run/vm.qmp
+
+      qmpvcpu plug 3 --affect both --config vm.xml --qmp /run/vm.qmp
+
+    Exit codes: 0 plugged; 1 rejected by QEMU, or plugged without the proof asked for; 2 denied, nothing sent;
+    3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or
+    SIGTERM.
+    """
+    return carry_out(options, lambda shell: _plug(shell, vcpu, proof, daring, impact))
+
+
+def unplug(
+    vcpus: Annotated[
+        list[int],
+        typer.Argument(
+            metavar="ID...",
+            min=0,
+            max=_MAX_ID,
+            help="vCPU ids, asked for one by one.",
+            autocompletion=ids_to_unplug,
+        ),
+    ],
+    *,
+    impact: Impact,
+    permits: Permits,
+    options: Options,
+) -> int:
+    """Unplug vCPUs one by one; each has left when QEMU proves it, not when it was asked.
+
+    The guest may refuse (its reason is shown, it can be asked again), or take its time: after --timeout the vCPU is
+    pending. QEMU never forgets such a request; unplug it again to wait for the same answer, nothing is sent twice.
+    After one that does not leave, no other is asked for.
+
+      qmpvcpu unplug 3 --qmp /run/vm.qmp
+
+      qmpvcpu unplug 5 4 3 --timeout 60 --qmp /run/vm.qmp
+
+    Exit codes: 0 all are gone; 1 refused, rejected or pending; 2 denied, nothing sent; 3 no connection, QEMU lost,
+    outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or
+    SIGTERM.
+    """
+    return carry_out(options, lambda shell: _unplug(shell, vcpus, permits, impact))
+
+
+async def _list(shell: Shell) -> Answer:
     """Read the VM and show every vCPU."""
     async with shell.attach(reply_timeout=shell.reply_timeout) as vm:
         layout = vm.layout
@@ -32,7 +128,7 @@ async def list_vcpus(shell: Shell) -> Answer:
     return Answer(REACHED, document(**layout_as_json(layout)), text)
 
 
-async def plug(shell: Shell, vcpu: int | None, proof: Proof, daring: Daring, impact: Impact) -> Answer:
+async def _plug(shell: Shell, vcpu: int | None, proof: Proof, daring: Daring, impact: Impact) -> Answer:
     """Plug one vCPU, or the first free one."""
     timeout = shell.guest_timeout
     if impact.affect is Affect.CONFIG:
@@ -68,7 +164,7 @@ async def plug(shell: Shell, vcpu: int | None, proof: Proof, daring: Daring, imp
     return Answer(REACHED, document(steps=[step], **impact.as_json(), **state_json(layout)), text)
 
 
-async def unplug(shell: Shell, vcpus: Sequence[int], permits: Permits, impact: Impact) -> Answer:
+async def _unplug(shell: Shell, vcpus: Sequence[int], permits: Permits, impact: Impact) -> Answer:
     """Unplug vCPUs one by one; after one that does not leave, no other is asked for."""
     timeout = shell.guest_timeout
     wanted = list(dict.fromkeys(vcpus))
@@ -79,7 +175,9 @@ async def unplug(shell: Shell, vcpus: Sequence[int], permits: Permits, impact: I
     async with shell.attach(config=impact.config) as vm:
         _check_all(vm, wanted, permits)
         if impact.affect is Affect.BOTH and impact.config is not None:
-            disable(await DomainConfig.load(impact.config), wanted)  # its value only: denied before anything is sent
+            disable(
+                await qmpvcpu.DomainConfig.load(impact.config), wanted
+            )  # its value only: denied before anything is sent
         shell.not_sent = wanted
         while shell.not_sent:
             if impact.affect is Affect.BOTH:

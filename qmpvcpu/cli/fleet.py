@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qmpvcpu.cli.maps import Wish
+from qmpvcpu.cli.maps import IncludeBoot, Wish
 from qmpvcpu.cli.options import BadUsageError, Bulk, Options, Permits, Saying, check_seconds, takes_groups
 from qmpvcpu.cli.run import Answer, Shell, carry_out
 from qmpvcpu.errors import MonitorConnectError
@@ -192,10 +192,7 @@ def set_(
 def count(
     number: Annotated[int, typer.Argument(metavar="N", help="How many vCPUs shall be plugged.")],
     *,
-    include_boot: Annotated[
-        bool,
-        typer.Option("--include-boot", help="Take boot vCPUs out too, highest first, never 0.", show_default=False),
-    ] = False,
+    include_boot: IncludeBoot = False,
     bulk: FleetBulk,
     permits: Permits,
     options: FleetOptions,

@@ -1,4 +1,4 @@
-"""What the commands do that are about a whole map: set, count, plan, recover."""
+"""The commands that are about a whole map: set, count, plan, recover."""
 
 import asyncio
 import dataclasses
@@ -6,28 +6,36 @@ import enum
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import typer
 from rich.console import Group, RenderableType
 
 from qmpvcpu import Affect, VcpuController
 from qmpvcpu.cli.nextboot import change_config
-from qmpvcpu.cli.options import BadUsageError, Bulk, Impact, Permits, check_seconds
+from qmpvcpu.cli.options import BadUsageError, Bulk, ConfigPath, Impact, Options, Permits, check_seconds
 from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.reports import intent_json, intent_text, plan_json, plan_text, report_text
-from qmpvcpu.cli.run import NOT_REACHED, NOT_SENT, REACHED, Answer, Shell
+from qmpvcpu.cli.run import NOT_REACHED, NOT_SENT, REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import document, map_row, state_json, state_text
 from qmpvcpu.errors import InvalidMapError, MonitorLostError
 from qmpvcpu.model import Layout, Step, TransitionError, TransitionOutcome, TransitionReport, VcpuMap
 from qmpvcpu.planning import Plan, finish_wish, revert_wish
-from qmpvcpu.record import DomainConfig
 
-__all__ = ["How", "Wish", "plan", "recover", "set_wish"]
+if TYPE_CHECKING:
+    from qmpvcpu.record import DomainConfig
+
+__all__ = ["IncludeBoot", "Wish", "count", "plan", "recover", "set_"]
 
 _T = TypeVar("_T")
+_MAP_HELP = "vCPU ids and ranges, as libvirt writes them: 0,2-5, or 0-3,^2."
+
+IncludeBoot = Annotated[
+    bool, typer.Option("--include-boot", help="Take boot vCPUs out too, highest first, never 0.", show_default=False)
+]
 
 
-class How(enum.Enum):
+class _How(enum.Enum):
     """What ``recover`` does with a transition that was cut short."""
 
     REPORT = "report"
@@ -64,7 +72,7 @@ class Wish:
             raise InvalidMapError(self.map, "it is empty, and vCPU 0 never leaves")
         return self
 
-    def write(self, config: DomainConfig) -> None:
+    def write(self, config: "DomainConfig") -> None:
         """Have it as the next boot."""
         if self.count is not None:
             config.set_count(self.count)
@@ -79,7 +87,112 @@ class Wish:
         return vm.plan(self.map or "", allow_fatal=fatal, allow_boot_vcpus=boot)
 
 
-async def plan(shell: Shell, wish: Wish, permits: Permits, impact: Impact) -> Answer:
+def set_(
+    wish: Annotated[str, typer.Argument(metavar="MAP", help=_MAP_HELP)],
+    *,
+    impact: Impact,
+    bulk: Bulk,
+    permits: Permits,
+    options: Options,
+) -> int:
+    """Have exactly these vCPUs plugged, boot vCPUs included: the others leave.
+
+    What cannot be is denied before anything is sent, as plan shows it. Plugs come first, then unplugs, highest first.
+    The guest may refuse any of them, or take its time: --timeout is for each answer, and --on-failure says what
+    becomes of the rest. The report has a row for each slot: what was done, how it ended, whether it was undone.
+
+    With --record it can be looked at, finished or reverted later, whatever ends this program: qmpvcpu recover.
+
+      qmpvcpu set 0,2-5 --qmp /run/vm.qmp
+
+      qmpvcpu set 0-3,^2 --on-failure revert --timeout 10 --record vm.xml --qmp /run/vm.qmp --json
+
+      qmpvcpu set 0-3 --affect config --config vm.xml
+
+    Exit codes: 0 reached, also if it was so already; 1 refused, rejected, pending, partial or reverted; 2 bad usage
+    or input, denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked;
+    130 stopped by SIGINT or SIGTERM.
+    """
+    return carry_out(options, lambda shell: _set_wish(shell, Wish(wish), bulk, permits, impact))
+
+
+def count(
+    number: Annotated[int, typer.Argument(metavar="N", help="How many vCPUs shall be plugged.")],
+    *,
+    include_boot: IncludeBoot = False,
+    impact: Impact,
+    bulk: Bulk,
+    permits: Permits,
+    options: Options,
+) -> int:
+    """Have so many vCPUs plugged, as libvirt's setvcpus does: the lowest free ones in, the highest out.
+
+    What was there at boot stays, unless --include-boot; vCPU 0 always does. The rest is as in set.
+
+      qmpvcpu count 4 --qmp /run/vm.qmp
+
+      qmpvcpu count 1 --include-boot --on-failure continue --qmp /run/vm.qmp
+
+    Exit codes: 0 reached, also if it was so already; 1 refused, rejected, pending, partial or reverted; 2 bad usage
+    or input, denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked;
+    130 stopped by SIGINT or SIGTERM.
+    """
+    wish = Wish(count=number, include_boot=include_boot)
+    return carry_out(options, lambda shell: _set_wish(shell, wish, bulk, permits, impact))
+
+
+def plan(
+    wish: Annotated[str | None, typer.Argument(metavar="MAP", help=_MAP_HELP, show_default=False)] = None,
+    *,
+    number: Annotated[
+        int | None, typer.Option("--count", metavar="N", help="Instead of a map: how many.", show_default=False)
+    ] = None,
+    include_boot: IncludeBoot = False,
+    impact: Impact,
+    permits: Permits,
+    options: Options,
+) -> int:
+    """Show what set, or count, would do now, step by step, and what would be denied. Nothing is sent, or written.
+
+      qmpvcpu plan 0,2-5 --qmp /run/vm.qmp
+
+      qmpvcpu plan --count 2 --include-boot --qmp /run/vm.qmp --json
+
+      qmpvcpu plan 0-3 --affect both --config vm.xml --qmp /run/vm.qmp
+
+    Exit codes: 0 it can be tried, or is so already; 2 denied, or bad usage or input; 3 no connection, or QEMU lost;
+    4 record unreadable or locked.
+    """
+    return carry_out(options, lambda shell: _plan(shell, Wish(wish, number, include_boot), permits, impact))
+
+
+def recover(
+    *,
+    finish: Annotated[bool, typer.Option("--finish", help="Go on to what was wanted.", show_default=False)] = False,
+    revert: Annotated[bool, typer.Option("--revert", help="Undo what was done of it.", show_default=False)] = False,
+    config: ConfigPath = None,
+    options: Options,
+) -> int:
+    """Look at a set, count, plug or unplug that was cut short (killed, QEMU unreachable), and end it.
+
+    The record says what was wanted, in which order, under which policy; QEMU says what is so now. Without --finish or
+    --revert both are shown, and nothing is changed. Only the vCPUs concerned are touched.
+
+      qmpvcpu recover --record vm.xml --qmp /run/vm.qmp
+
+      qmpvcpu recover --finish --record vm.xml --qmp /run/vm.qmp
+
+    Exit codes: 0 nothing was interrupted, or nothing is left to do of it; 1 something is left to do, also where
+    --finish or --revert finds but a removal that the guest has still to answer; 2 bad usage, or denied, nothing sent;
+    3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or SIGTERM.
+    """
+    if finish and revert:
+        raise BadUsageError("--finish or --revert: one of them")
+    how = _How.FINISH if finish else _How.REVERT if revert else _How.REPORT
+    return carry_out(options, lambda shell: _recover(shell, how, config))
+
+
+async def _plan(shell: Shell, wish: Wish, permits: Permits, impact: Impact) -> Answer:
     """Show what it would take, of the VM as it runs, of its next boot, or of both; send and write nothing."""
     wish = wish.checked()
     if impact.affect is Affect.CONFIG:
@@ -98,7 +211,7 @@ async def plan(shell: Shell, wish: Wish, permits: Permits, impact: Impact) -> An
     return Answer(code, content, Group(*said))
 
 
-async def set_wish(shell: Shell, wish: Wish, bulk: Bulk, permits: Permits, impact: Impact) -> Answer:
+async def _set_wish(shell: Shell, wish: Wish, bulk: Bulk, permits: Permits, impact: Impact) -> Answer:
     """Make it so, under the policy that was asked for."""
     wish = wish.checked()
     if impact.affect is Affect.CONFIG:
@@ -126,7 +239,7 @@ async def set_wish(shell: Shell, wish: Wish, bulk: Bulk, permits: Permits, impac
     return Answer(REACHED, document(**report.as_json(), **state_json(report.layout)), report_text(report))
 
 
-async def recover(shell: Shell, how: How, config: Path | None) -> Answer:
+async def _recover(shell: Shell, how: _How, config: Path | None) -> Answer:
     """Tell of a transition that was cut short, finish it, or revert it."""
     if shell.options.record is None:
         raise BadUsageError("recover reads what was wanted from the VM's record: name it with --record PATH")
@@ -141,16 +254,16 @@ async def recover(shell: Shell, how: How, config: Path | None) -> Answer:
             return _nothing_interrupted(vm.layout, how)
         shell.beside["interrupted"] = intent_json(intent)
         shell.say(intent_text(intent))
-        if how is How.REPORT:
+        if how is _How.REPORT:
             return _as_looked(shell, looked)
-        wish = finish_wish(intent, vm.layout) if how is How.FINISH else revert_wish(intent, vm.layout)
+        wish = finish_wish(intent, vm.layout) if how is _How.FINISH else revert_wish(intent, vm.layout)
         work = vm.recover(how.value, timeout=shell.options.timeout)
         report = await _see_through(shell, vm, work, vm.plan(wish).steps) or looked
     content = document(**shell.beside, **report.as_json(), **state_json(report.layout))
     return Answer(REACHED, content, report_text(report))
 
 
-def _nothing_interrupted(layout: Layout, how: How) -> Answer:
+def _nothing_interrupted(layout: Layout, how: _How) -> Answer:
     """Tell so, and of removals that are still to be answered: nothing can finish or revert those but the guest."""
     content = document(interrupted=None, **state_json(layout))
     text = f"nothing was interrupted\n{state_text(layout)}"
@@ -159,7 +272,7 @@ def _nothing_interrupted(layout: Layout, how: How) -> Answer:
     slots = " ".join(str(first) for first in sorted(layout.pending_slots))
     pending = f"qmpvcpu: the removal of vCPU {layout.pending} was asked for, and the guest has still to answer"
     advice = f"to wait for it: qmpvcpu unplug {slots} (nothing is sent again); to have it stay: qmpvcpu set, with it"
-    return Answer(REACHED if how is How.REPORT else NOT_REACHED, content, text, (pending, advice))
+    return Answer(REACHED if how is _How.REPORT else NOT_REACHED, content, text, (pending, advice))
 
 
 def _as_looked(shell: Shell, looked: TransitionReport) -> Answer:

@@ -3,19 +3,22 @@
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
 from rich.table import Table
 
+import qmpvcpu
 from qmpvcpu.cli.options import BadUsageError, Options, Saying
 from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import document
-from qmpvcpu.domainxml import DomainVcpu, DomainVcpus
 from qmpvcpu.errors import ConfigDeniedError, DenialReason
 from qmpvcpu.model import ConfigOutcome, ConfigReport, VcpuMap
-from qmpvcpu.record import DomainConfig
+
+if TYPE_CHECKING:
+    from qmpvcpu.domainxml import DomainVcpu, DomainVcpus
+    from qmpvcpu.record import DomainConfig
 
 __all__ = ["change_config", "config", "disable", "enable"]
 
@@ -75,16 +78,16 @@ def config(
 
 
 async def change_config(
-    shell: Shell, path: Path, change: Callable[[DomainConfig], None] | None = None, *, dry: bool = False
+    shell: Shell, path: Path, change: "Callable[[DomainConfig], None] | None" = None, *, dry: bool = False
 ) -> Answer:
     """Show what the document at *path* says of the next boot, after *change* if there is one; *dry*: unwritten."""
     if change is None or dry:
-        config = await DomainConfig.load(path)
+        config = await qmpvcpu.DomainConfig.load(path)
         if change is None:
             return _answer(config, config.domain, None)
         change(config)
         return _answer(config, config.before, ConfigOutcome.NOT_TRIED if config.changed else ConfigOutcome.UNCHANGED)
-    async with DomainConfig.open(path) as config:
+    async with qmpvcpu.DomainConfig.open(path) as config:
         before = config.domain
         change(config)
         outcome = ConfigOutcome.WRITTEN if config.changed else ConfigOutcome.UNCHANGED
@@ -93,7 +96,7 @@ async def change_config(
     return _answer(config, before, outcome)
 
 
-def enable(config: DomainConfig, vcpu: int | None) -> None:
+def enable(config: "DomainConfig", vcpu: int | None) -> None:
     """Have one vCPU at the next boot; the first free one if None."""
     if vcpu is None:
         vcpu = next((row.id for row in config.domain.vcpus if not row.enabled), None)
@@ -103,13 +106,13 @@ def enable(config: DomainConfig, vcpu: int | None) -> None:
     config.set_state(vcpu, enabled=True)
 
 
-def disable(config: DomainConfig, vcpus: Iterable[int]) -> None:
+def disable(config: "DomainConfig", vcpus: Iterable[int]) -> None:
     """Leave vCPUs out of the next boot."""
     for vcpu in vcpus:
         config.set_state(vcpu, enabled=False)
 
 
-def _answer(config: DomainConfig, before: DomainVcpus, outcome: ConfigOutcome | None) -> Answer:
+def _answer(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcome | None) -> Answer:
     now = config.domain
     content: dict[str, Any] = {"name": now.name, "max": now.max, "enabled": str(now.enabled)}
     content["vcpus"] = [_row_json(row) for row in now.vcpus]
@@ -126,11 +129,11 @@ def _answer(config: DomainConfig, before: DomainVcpus, outcome: ConfigOutcome | 
 _SAID = {ConfigOutcome.NOT_TRIED: "not written"}
 
 
-def _row_json(row: DomainVcpu) -> dict[str, Any]:
+def _row_json(row: "DomainVcpu") -> dict[str, Any]:
     return {"id": row.id, "enabled": row.enabled, "hotpluggable": row.hotpluggable, "order": row.order}
 
 
-def _changes(before: DomainVcpus, now: DomainVcpus) -> Iterator[str]:
+def _changes(before: "DomainVcpus", now: "DomainVcpus") -> Iterator[str]:
     """Say what of *before* is otherwise now, a line for all that change alike."""
     if before.max != now.max:
         yield f"room for {before.max} -> {now.max} vCPUs"
@@ -141,13 +144,13 @@ def _changes(before: DomainVcpus, now: DomainVcpus) -> Iterator[str]:
         yield f"vCPU {ids}: {was} -> {becomes}"
 
 
-def _state(row: DomainVcpu) -> str:
+def _state(row: "DomainVcpu") -> str:
     if not row.enabled:
         return "off"
     return "on, hotpluggable" if row.hotpluggable else "on"
 
 
-def _table(domain: DomainVcpus) -> Table:
+def _table(domain: "DomainVcpus") -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("vCPU", justify="right", no_wrap=True)
     table.add_column("next boot", no_wrap=True)

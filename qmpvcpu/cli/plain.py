@@ -11,7 +11,7 @@ from typing import Any
 import qmpvcpu
 from qmpvcpu import VcpuController
 from qmpvcpu.cli.answer import NO_ANSWER, NOT_SENT
-from qmpvcpu.cli.demo import GuestKind, demo
+from qmpvcpu.cli.demo_work import GuestKind, demo
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.testing.qemu import QemuNotFoundError
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TextIO, cast
+from typing import Any, TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -35,8 +35,6 @@ from qmpvcpu.errors import (
     TargetLostError,
 )
 from qmpvcpu.model import TransitionError, TransitionReport, Unknown
-from qmpvcpu.testing.linuxguest import LinuxGuestMissingError
-from qmpvcpu.testing.qemu import QemuNotFoundError, QemuProcessError
 
 __all__ = [
     "BAD_RECORD",
@@ -228,18 +226,20 @@ def failure(error: BaseException, shell: Shell) -> Answer:
 
 def code_of(error: BaseException) -> int:
     """Return the exit code that tells of *error*."""
+    # Not at the top: most commands fail without the test kit, which the demo runs its VM with, or not at all.
+    from qmpvcpu.testing.linuxguest import LinuxGuestMissingError  # noqa: PLC0415
+    from qmpvcpu.testing.qemu import QemuNotFoundError, QemuProcessError  # noqa: PLC0415
+
     if isinstance(error, TransitionError):
         return _code_of_report(error.report)
-    return next((code for kinds, code in _CODES if isinstance(error, kinds)), NOT_REACHED)
-
-
-_CODES: Final = (
-    (KeyboardInterrupt, INTERRUPTED),
-    ((MonitorError, OutcomeUnknownError, TargetLostError, QemuProcessError), NO_ANSWER),
-    (RecordError, BAD_RECORD),
-    ((BadUsageError, PlanError, InvalidMapError, DomainXmlError), NOT_SENT),
-    ((QemuNotFoundError, LinuxGuestMissingError, SameVmError, SocketDirectoryError), NOT_SENT),
-)
+    codes = (
+        (KeyboardInterrupt, INTERRUPTED),
+        ((MonitorError, OutcomeUnknownError, TargetLostError, QemuProcessError), NO_ANSWER),
+        (RecordError, BAD_RECORD),
+        ((BadUsageError, PlanError, InvalidMapError, DomainXmlError), NOT_SENT),
+        ((QemuNotFoundError, LinuxGuestMissingError, SameVmError, SocketDirectoryError), NOT_SENT),
+    )
+    return next((code for kinds, code in codes if isinstance(error, kinds)), NOT_REACHED)
 
 
 def _code_of_report(report: TransitionReport) -> int:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 
 from qmpvcpu import Layout, Slot, VmState
 from qmpvcpu.cli import main
-from qmpvcpu.cli.app import app
+from qmpvcpu.cli.app import program
 from qmpvcpu.model import CpuProps, VmInfo
 from qmpvcpu.testing import MicroGuest
 from tests.cli.running import environment, on_terminal, run
@@ -83,10 +82,9 @@ def state(tmp_path: Path) -> Path:
 
 def commands() -> set[str]:
     """Every command there is, by its words."""
-    group: Any = typer.main.get_command(app)
     return {
         f"{name} {inner}" if inner else name
-        for name, command in group.commands.items()
+        for name, command in program().commands.items()
         for inner in getattr(command, "commands", {"": None})
     }
 
