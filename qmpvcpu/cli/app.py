@@ -81,7 +81,7 @@ _COMMANDS: Final = {
 
 
 class _Commands(UserDict[str, tuple[str, str]]):
-    """The commands by name, each imported and made when it is asked for: that takes as long as most of them do."""
+    """The commands by name, each imported and made when it is asked for, since that takes longer than to do it."""
 
     def __getitem__(self, name: str) -> Any:
         place, summary = super().__getitem__(name)

@@ -44,6 +44,8 @@ ON_A_VM = [
 WITHOUT = ["demo", "args {xml}", "config {xml}"]
 # These tell of a VM that does not migrate what is wrong with that, which is no answer but an error.
 OF_A_MIGRATION = ("check-target", "confirm-target", "take-back")
+# What a command that plugs does without.
+OTHERS = ("lxml", "aiofiles", "qmpvcpu.testing", "qmpvcpu.cli.demo", "qmpvcpu.cli.doctor", "qmpvcpu.cli.watch")
 # Each of many commands that one process runs, with its standard output as a test wants it.
 PROGRAM = """
 import contextlib, io, json, os, sys
@@ -99,6 +101,12 @@ def lines_with(directory: Path, *address: str | Path) -> list[list[str]]:
 def test_there_is_a_line_for_every_command() -> None:
     lines = [" ".join(line.split()[: 2 if line.startswith("fleet") else 1]) for line in ON_A_VM + WITHOUT]
     assert set(lines) == commands()
+
+
+async def test_a_command_loads_nothing_of_what_only_others_need(guest: MicroGuest) -> None:
+    refusing = "\n".join(f"sys.modules[{name!r}] = None" for name in OTHERS)
+    ran = await run("set", "0-2", "--qmp", guest.qmp, "--json", code=refusing)
+    assert ran.document["enabled"] == "0-2"
 
 
 @pytest.mark.parametrize("line", ON_A_VM + WITHOUT)
