@@ -226,7 +226,7 @@ def failure(error: BaseException, shell: Shell) -> Answer:
 
 def code_of(error: BaseException) -> int:
     """Return the exit code that tells of *error*."""
-    # Not at the top: most commands fail without the test kit, which the demo runs its VM with, or not at all.
+    # Not at the top: only the demo and the doctor start VMs, and every command would import what that takes.
     from qmpvcpu.testing.linuxguest import LinuxGuestMissingError  # noqa: PLC0415
     from qmpvcpu.testing.qemu import QemuNotFoundError, QemuProcessError  # noqa: PLC0415
 
