@@ -8,6 +8,8 @@ up a removal, and decide nothing), silent; the end of standard input ends it.
 
 import asyncio
 import contextlib
+import os
+import stat
 import sys
 
 from qmpvcpu.testing import MicroGuest, Personality
@@ -34,6 +36,14 @@ async def main() -> None:
                 print("so be it", flush=True)
 
 
+def is_pipe_or_terminal(descriptor: int) -> bool:
+    """Whether an event loop can wait for what comes from *descriptor*; of files and /dev/null it cannot."""
+    mode = os.fstat(descriptor).st_mode
+    return os.isatty(descriptor) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
 if __name__ == "__main__":
+    if not is_pipe_or_terminal(sys.stdin.fileno()):
+        sys.exit("standard input must be a terminal or a pipe; for a VM that runs on: sleep inf | python guest.py")
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(main())

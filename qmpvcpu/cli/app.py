@@ -23,7 +23,7 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
   qmpvcpu demo                          see it work, on a VM of its own
 
-  qmpvcpu doctor                        what works on this machine, and what to do if not
+  qmpvcpu doctor                        what works here, and what does not
 
   qmpvcpu list --qmp /run/vm.qmp        every vCPU, plugged or not
 
@@ -31,9 +31,9 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
   qmpvcpu unplug 3 --qmp /run/vm.qmp    vCPU 3 out, once the guest agrees
 
-  qmpvcpu plan 0,2-5 --qmp /run/vm.qmp  what it takes to have exactly these
+  qmpvcpu plan 0,2-5 --qmp /run/vm.qmp  what it takes to have these
 
-  qmpvcpu set 0,2-5 --qmp /run/vm.qmp   have exactly these, with a policy for failure
+  qmpvcpu set 0,2-5 --qmp /run/vm.qmp   have exactly these
 
   qmpvcpu config vm.xml --count 4       have four at its next boot
 
@@ -41,7 +41,7 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
   qmpvcpu xml --qmp /run/vm.qmp         the state as libvirt's domain XML
 
-  qmpvcpu args vm.xml                   QEMU's arguments for the vCPUs of a domain XML
+  qmpvcpu args vm.xml                   QEMU's arguments for its vCPUs
 
   qmpvcpu fleet list --dir /run/vms     many VMs at once
 

@@ -99,9 +99,10 @@ class TriedQemu:
 
 def examine_machine(qemus: Iterable[TriedQemu]) -> Iterator[Finding]:
     """Tell what is installed, what KVM does here, and what is missing."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
-    ours = importlib.metadata.version("qmpvcpu")
-    yield Finding(Level.OK, "qmpvcpu", f"{ours} on Python {platform.python_version()}, with {versions}")
+    versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    yield Finding(
+        Level.OK, "qmpvcpu", f"{_version('qmpvcpu')} on Python {platform.python_version()}, with {versions}"
+    )
     yield _examine_kvm(runs_guests=any(trial.accelerator == "kvm" for qemu in qemus for trial in qemu.trials))
     try:
         find_images()
@@ -115,6 +116,14 @@ def examine_machine(qemus: Iterable[TriedQemu]) -> Iterator[Finding]:
         yield Finding(Level.WARNING, "test kit", found, "install util-linux")
     there = "there" if shutil.which("virsh") else "not there"
     yield Finding(Level.OK, "libvirt", f"not needed (virsh is {there})")
+
+
+def _version(package: str) -> str:
+    """Return the version of *package*; one that another brings along, or that was copied, may have none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "of no known version"
 
 
 def _examine_kvm(*, runs_guests: bool) -> Finding:

@@ -1,6 +1,7 @@
 """The commands that are about a whole map: set, count, plan, recover."""
 
 import asyncio
+import contextlib
 import dataclasses
 import enum
 from collections.abc import Coroutine, Iterable
@@ -18,7 +19,7 @@ from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.reports import intent_json, intent_text, plan_json, plan_text, report_text
 from qmpvcpu.cli.run import NOT_REACHED, NOT_SENT, REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import document, map_row, state_json, state_text
-from qmpvcpu.errors import InvalidMapError, MonitorLostError
+from qmpvcpu.errors import InvalidMapError, MonitorLostError, RecordError
 from qmpvcpu.model import Layout, Step, TransitionError, TransitionOutcome, TransitionReport, VcpuMap
 from qmpvcpu.planning import Plan, finish_wish, revert_wish
 
@@ -243,6 +244,7 @@ async def _recover(shell: Shell, how: _How, config: Path | None) -> Answer:
     """Tell of a transition that was cut short, finish it, or revert it."""
     if shell.options.record is None:
         raise BadUsageError("recover reads what was wanted from the VM's record: name it with --record PATH")
+    await asyncio.to_thread(_require, shell.options.record)
     async with shell.attach(config=config) as vm:
         intent = vm.interrupted
         if intent is not None and intent.config is not None and config is None:
@@ -261,6 +263,17 @@ async def _recover(shell: Shell, how: _How, config: Path | None) -> Answer:
         report = await _see_through(shell, vm, work, vm.plan(wish).steps) or looked
     content = document(**shell.beside, **report.as_json(), **state_json(report.layout))
     return Answer(REACHED, content, report_text(report))
+
+
+def _require(record: Path) -> None:
+    """Make sure that there is a record: attaching would begin a new one, in which nothing was ever interrupted.
+
+    Raises:
+        RecordError: There is none. What else is wrong with it is found by whoever reads it.
+    """
+    with contextlib.suppress(OSError):
+        if not record.is_symlink() and not record.exists():
+            raise RecordError(record, "there is no record of that name, so what was wanted is not known")
 
 
 def _nothing_interrupted(layout: Layout, how: _How) -> Answer:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import sys
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 import qmpvcpu
 from qmpvcpu import VcpuController
-from qmpvcpu.cli.answer import NO_ANSWER, NOT_SENT
+from qmpvcpu.cli.answer import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED
 from qmpvcpu.cli.demo_work import GuestKind, demo
+from qmpvcpu.cli.streams import silence
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.testing.qemu import QemuNotFoundError
 
@@ -47,9 +47,12 @@ def play() -> int:
     except QmpVcpuError as error:
         stage.note(f"qmpvcpu: {error}")
         return NOT_SENT if isinstance(error, QemuNotFoundError) else NO_ANSWER
-    except BrokenPipeError:  # a reader that has seen enough (head, less) is no fault
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        silence(sys.stdout)
+        if isinstance(error, BrokenPipeError):  # a reader that has seen enough (head, less) is no fault
+            return REACHED
+        stage.note(f"qmpvcpu: {error}")
+        return NOT_REACHED
     for line in answer.complaint:
         stage.note(line)
     stage.note("\nAll other commands: pip install 'qmpvcpu[cli]'")

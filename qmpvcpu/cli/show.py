@@ -73,7 +73,8 @@ def plain(value: object) -> object:
 
 
 def in_options(message: str) -> str:
-    """Return *message* with what it says of Python's arguments said of options."""
+    """Return *message* with what it says of Python's calls and arguments said of commands and options."""
+    message = message.replace("take_back(destination_is_gone=True)", "qmpvcpu take-back --destination-is-gone")
     return _ARGUMENT.sub(lambda found: "--" + found[1].replace("_", "-"), message)
 
 

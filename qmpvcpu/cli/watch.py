@@ -14,7 +14,7 @@ from rich.live import Live
 
 from qmpvcpu import Layout, VcpuController
 from qmpvcpu.cli.live import LiveTable, clock, told
-from qmpvcpu.cli.options import Options, check_seconds
+from qmpvcpu.cli.options import BadUsageError, Options, check_seconds
 from qmpvcpu.cli.run import INTERRUPTED, NOT_REACHED, REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import document, headline, map_row, plain, state_json
 from qmpvcpu.model import Event, VcpuMap
@@ -31,6 +31,19 @@ class _End:
 
     map: VcpuMap | None = None
     seconds: float | None = None
+
+    def check(self, layout: Layout) -> None:
+        """Refuse to wait for what this VM can never have.
+
+        Raises:
+            BadUsageError: The map has no vCPU 0, or vCPUs that the VM has no slot for.
+        """
+        if self.map is None:
+            return
+        if 0 not in self.map:
+            raise BadUsageError(f"--until {self.map}: it would never end, since vCPU 0 never leaves")
+        if beyond := VcpuMap(each for each in self.map if each >= layout.max):
+            raise BadUsageError(f"--until {self.map}: no vCPU {beyond}: this machine has 0 to {layout.max - 1}")
 
     def reached(self, layout: Layout) -> bool:
         return self.map is not None and layout.enabled == self.map and not layout.pending
@@ -78,12 +91,15 @@ async def _watch(shell: Shell, until: str | None, seconds: float | None, *, reco
     """Tell of every event until the end that was asked for, a signal, or the loss of QEMU.
 
     Raises:
+        BadUsageError: The end can never come.
         MonitorLostError: QEMU is lost.
     """
     end = _End(None if until is None else VcpuMap.parse(until), check_seconds("--for", seconds))
     attaching = shell.attach(reply_timeout=shell.reply_timeout, reconnect=reconnect, resync_interval=_RESYNC_S)
-    async with attaching as vm, _display(shell, vm) as display:
-        code, why = await _follow(shell, vm, end, display)
+    async with attaching as vm:
+        end.check(vm.layout)
+        async with _display(shell, vm) as display:
+            code, why = await _follow(shell, vm, end, display)
     complaint = (f"qmpvcpu: {end.map} not reached ({why})",) if code else ()
     return Answer(code, document(ended=why, **state_json(vm.layout)), complaint=complaint)
 

@@ -149,7 +149,7 @@ class Migration:
             if not _is_left_behind(status):
                 why = f"run state {status.run_state}, migration {status.migration}: no VM that was left behind"
                 if status.run_state == "running":
-                    why += "; it runs here: release() the export"
+                    why += "; it runs here, so there is nothing to take back: end the export that is open, if one is"
                 raise TakeBackError(name, why, run_state=status.run_state)
             try:
                 await session.monitor.execute("cont", timeout=session.timeout)

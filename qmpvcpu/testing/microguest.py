@@ -242,7 +242,10 @@ def _cpu_args(boot: int | Collection[int], max_vcpus: int, topology: str, *, mod
     ids = set(range(boot)) if isinstance(boot, int) else set(boot)
     if 0 not in ids or min(ids) < 0 or max(ids) >= max_vcpus:
         raise ValueError(f"boot is {boot!r}, must be within 0..{max_vcpus - 1} and have vCPU 0")
-    counts = {name: int(count) for name, _, count in (part.partition("=") for part in topology.split(","))}
+    try:
+        counts = {name: int(count) for name, _, count in (part.partition("=") for part in topology.split(","))}
+    except ValueError:
+        raise ValueError(f"{topology!r} is no topology, such as 'sockets=2,cores=2,threads=2'") from None
     if math.prod(counts.values()) != max_vcpus or not counts.keys() <= set(_LEVELS):
         raise ValueError(f"{topology!r} does not make {max_vcpus} vCPUs of {', '.join(_LEVELS)}")
     start = next(number for number in itertools.count() if number not in ids)

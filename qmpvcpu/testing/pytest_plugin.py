@@ -87,10 +87,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Resu
     evidence = item.stash.get(EVIDENCE, [])
     if report.failed and evidence:
         from qmpvcpu.testing.plugin.evidence import attach_evidence  # noqa: PLC0415
-        from qmpvcpu.testing.plugin.settings import Settings  # noqa: PLC0415
+        from qmpvcpu.testing.plugin.settings import artifacts_directory  # noqa: PLC0415
 
-        attach_evidence(item.nodeid, report, evidence, artifacts=Settings.of(item.config).artifacts)
-        evidence.clear()
+        attach_evidence(item.nodeid, report, evidence, artifacts=artifacts_directory(item.config))
+    if report.failed or report.when == "teardown":
+        evidence.clear()  # pytest keeps the items, and so what their VMs have said, until the session ends
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -87,6 +88,13 @@ async def test_the_plugged_vcpus_can_be_had_as_qmp_commands(document: Path) -> N
     assert ran.err == ""
     without = await run("args", document, "--no-device")
     assert "-device" not in without.out
+
+
+async def test_where_no_vcpu_is_to_be_plugged_no_command_is_printed(document: Path) -> None:
+    change(document, "current='3'", "current='8'")
+    document.write_text(re.sub(r"<vcpus>.*</vcpus>", "", document.read_text(), flags=re.DOTALL))
+    ran = await run("args", document, "--qmp-commands")
+    assert (ran.code, ran.out) == (0, "")
 
 
 async def test_a_document_comes_from_standard_input_too(document: Path) -> None:

@@ -115,3 +115,7 @@ def test_a_kvm_that_may_not_be_opened_names_the_group(kvm: Path, monkeypatch: py
     assert finding.level is Level.WARNING
     assert "mode 0660" in finding.found
     assert f"usermod -aG {kvm.group()}" in finding.advice
+
+
+def test_a_package_without_metadata_is_named_all_the_same() -> None:
+    assert examine._version("no-such-package") == "of no known version"

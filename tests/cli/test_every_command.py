@@ -141,7 +141,9 @@ def test_no_vm_and_a_dead_one_are_told_with_what_to_do(
 ) -> None:
     monkeypatch.delenv("QMPVCPU_QMP", raising=False)
     tmp_path = state.parent
-    words = line.format(record=tmp_path / "record.xml", state=state).split()
+    record = tmp_path / "record.xml"
+    record.touch()  # it is not looked into before there is a VM
+    words = line.format(record=record, state=state).split()
     assert main(words) == 2
     assert "which VM" in capsys.readouterr().err
     dead = tmp_path / "dead.qmp"
@@ -171,6 +173,7 @@ async def results_of(lines: Sequence[Sequence[str]], outputs: str, directory: Pa
 async def test_a_socket_that_may_not_be_used_is_told_with_what_it_takes(state: Path) -> None:
     tmp_path = state.parent
     path = tmp_path / "vm.qmp"
+    (tmp_path / "record.xml").touch()
     lines = [line for line in lines_with(tmp_path, "--qmp", path) if "--qmp" in line]
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -190,7 +193,8 @@ async def test_a_socket_that_may_not_be_used_is_told_with_what_it_takes(state: P
 async def test_output_that_nobody_takes_is_told_and_the_command_is_done(
     outputs: str, guest: MicroGuest, tmp_path: Path
 ) -> None:
-    assert (await run("xml", "-o", tmp_path / "vm.xml", "--qmp", guest.qmp)).code == 0
+    record = tmp_path / "record.xml"
+    assert (await run("xml", "-o", tmp_path / "vm.xml", "--record", record, "--qmp", guest.qmp)).code == 0
     lines = [line for line in lines_with(tmp_path, "--qmp", guest.qmp) if line[0] not in OF_A_MIGRATION]
     lines += [["--help"], ["--show-completion"]]
     lines += [[*line, "--json"] for line in lines if line[0] in ("list", "xml", "watch", "plan")]
@@ -206,7 +210,9 @@ async def test_output_that_nobody_takes_is_told_and_the_command_is_done(
     "line", ["doctor", "unplug 1", "count 3", "xml", "demo", "fleet list", "recover --record {record}"]
 )
 async def test_a_terminal_of_40_columns_shows_all_of_it(line: str, guest: MicroGuest, tmp_path: Path) -> None:
-    words = line.format(record=tmp_path / "record.xml").split()
+    record = tmp_path / "record.xml"
+    assert "{record}" not in line or (await run("list", "--record", record, "--qmp", guest.qmp)).code == 0
+    words = line.format(record=record).split()
     address = () if line == "demo" else ("--qmp", guest.qmp)
     async with on_terminal(*words, *address, columns=40, lines=200) as it:
         assert await it.end() == 0

@@ -31,6 +31,7 @@ async def test_a_script_moves_a_vm_with_holes(tmp_path: Path, capsys: pytest.Cap
         assert (right.code, [each["kind"] for each in right.document["notes"]]) == (0, ["ORDER"])
         early = await said(capsys, "confirm-target", state, "--timeout", "0", "--json", *there)
         assert (early.code, early.error["kind"]) == (3, "TargetLostError")
+        assert "then qmpvcpu take-back --destination-is-gone on the source" in early.error["message"]
         assert await move(source, target) == "completed"
         arrived = await said(capsys, "confirm-target", state, "--source", source.qmp, *there)
         assert arrived.code == 0

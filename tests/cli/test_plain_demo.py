@@ -23,6 +23,13 @@ async def test_without_the_extra_the_demo_says_the_same() -> None:
     assert plain.err == f"{rich.err}\nAll other commands: pip install 'qmpvcpu[cli]'\n"
 
 
+async def test_without_the_extra_the_demo_says_in_one_line_that_its_words_go_nowhere() -> None:
+    full = f"{WITHOUT_EXTRA}; sys.stdout = open('/dev/full', 'w')"
+    ran = await run("demo", code=full)
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.splitlines()[-1] == "qmpvcpu: [Errno 28] No space left on device"
+
+
 async def test_without_the_extra_the_demo_says_in_one_line_what_it_lacks() -> None:
     ran = await run("demo", code=WITHOUT_EXTRA, env=environment(QMPVCPU_QEMU="/bin/true"))
     assert (ran.code, ran.out) == (2, "")

@@ -146,6 +146,13 @@ async def test_what_a_revert_has_left_pending_is_named_where_nothing_is_left_to_
             assert "qmpvcpu unplug 6 (nothing is sent again)" in ran.err
 
 
+async def test_a_record_that_is_not_there_says_nothing_of_what_was_wanted(guest: MicroGuest, tmp_path: Path) -> None:
+    ran = await run("recover", "--record", tmp_path / "mistyped.xml", "--json", "--qmp", guest.qmp)
+    assert ran.code == 4
+    assert "there is no record of that name" in ran.error["message"]
+    assert [*tmp_path.iterdir()] == []
+
+
 async def test_what_was_sent_and_never_answered_is_not_called_unsent(tmp_path: Path) -> None:
     async with killed(tmp_path / "vm.xml") as guest:
         shown = await run("recover", "--record", tmp_path / "vm.xml", "--qmp", guest.qmp)

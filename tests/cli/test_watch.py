@@ -59,6 +59,15 @@ async def test_it_ends_after_the_time_it_was_given(guest: MicroGuest) -> None:
     assert "0-7 not reached (time)" in late.err
 
 
+@pytest.mark.parametrize(
+    ("never", "why"), [("0-9", "no vCPU 8-9: this machine has 0 to 7"), ("1-3", "vCPU 0 never leaves")]
+)
+async def test_a_map_that_can_never_come_is_not_waited_for(never: str, why: str, guest: MicroGuest) -> None:
+    ran = await run("watch", "--until", never, "--json", "--qmp", guest.qmp)
+    assert ran.code == 2
+    assert why in ran.error["message"]
+
+
 async def test_what_was_waited_for_may_be_there_already(guest: MicroGuest) -> None:
     ran = await run("watch", "--until", "0-1", "--json", "--qmp", guest.qmp)
     assert ran.code == 0

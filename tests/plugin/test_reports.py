@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.plugin.sessions import Session, run, write
+from tests.plugin.sessions import Session, environment, run, write
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]  # a session imports everything anew
 
@@ -173,10 +173,40 @@ def test_what_cannot_be_kept_does_not_end_the_session(tmp_path: Path) -> None:
     assert r"\x1b[2Jall is white" in report
 
 
+def test_what_was_kept_of_a_test_that_passed_goes_with_it(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        conftest="""
+            from qmpvcpu.testing.plugin.stash import EVIDENCE
+
+            def pytest_sessionfinish(session):
+                print("kept:", [len(item.stash[EVIDENCE]) for item in session.items])
+        """,
+        test_passing="def test_passes(qemu_vm): pass",
+    )
+    assert "kept: [0]" in run(tmp_path, "-s").output
+
+
+def test_a_choice_that_cannot_be_does_not_end_a_session_that_makes_none(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        test_peer="""
+            async def test_fails(scripted_qmp):
+                assert not scripted_qmp
+
+            def test_passes():
+                pass
+        """,
+    )
+    session = run(tmp_path, env=environment(QMPVCPU_ACCEL="xen"))
+    assert session.outcomes == {"failed": 1, "passed": 1}
+
+
 def test_a_vm_that_cannot_be_is_said_so_in_the_words_of_the_mistake(tmp_path: Path) -> None:
     mistakes = {
         "max_vcpu=8": "qemu_vm has no option 'max_vcpu'; did you mean max_vcpus? It takes: machine, boot, max_vcpus",
         "max_vcpus=4, topology='sockets=3'": "the VM cannot be: 'sockets=3' does not make 4 vCPUs of sockets",
+        "topology='cores'": "the VM cannot be: 'cores' is no topology, such as 'sockets=2,cores=2,threads=2'",
         "boot=9": "the VM cannot be: boot is 9, must be within 0..7",
         "boot=None": "the VM cannot be: ",
         "'q35'": "@pytest.mark.qemu_vm takes keywords only: machine",

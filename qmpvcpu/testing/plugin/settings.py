@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-__all__ = ["ENVIRONMENT", "Settings", "chosen_binaries"]
+__all__ = ["ENVIRONMENT", "Settings", "artifacts_directory", "chosen_binaries"]
 
 ENVIRONMENT: Final = {
     "qemu_binary": "QMPVCPU_QEMU",
@@ -26,12 +26,10 @@ class Settings:
     Attributes:
         accel: ``auto``, ``kvm`` or ``tcg``.
         missing: What becomes of a test that lacks QEMU, KVM or the Linux guest: ``fail`` or ``skip``.
-        artifacts: Where the logs of failing tests are kept; None: nowhere.
     """
 
     accel: str
     missing: str
-    artifacts: Path | None
 
     @classmethod
     def of(cls, config: pytest.Config) -> "Settings":
@@ -40,12 +38,16 @@ class Settings:
         Raises:
             pytest.UsageError: A value from the environment or the ini file is none of its choices.
         """
-        artifacts = _value(config, "qemu_artifacts")
         return cls(
             accel=_value(config, "qemu_accel") or "auto",
             missing=_value(config, "qemu_missing") or "fail",
-            artifacts=config.invocation_params.dir / artifacts if artifacts else None,
         )
+
+
+def artifacts_directory(config: pytest.Config) -> Path | None:
+    """Where the logs of failing tests are kept; None: nowhere."""
+    named = _value(config, "qemu_artifacts")
+    return config.invocation_params.dir / named if named else None
 
 
 def chosen_binaries(config: pytest.Config) -> Sequence[str]:
