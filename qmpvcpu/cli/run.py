@@ -18,13 +18,12 @@ from qmpvcpu import VcpuController
 from qmpvcpu.cli.answer import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, Answer
 from qmpvcpu.cli.options import BadUsageError, Options
 from qmpvcpu.cli.reports import report_text, shortcoming
-from qmpvcpu.cli.show import document, error_json, in_options, state_json, state_text
+from qmpvcpu.cli.show import document, error_json, in_options, is_held, state_json, state_text
 from qmpvcpu.cli.stopping import Stopping
 from qmpvcpu.cli.streams import Forgiving, silence
 from qmpvcpu.errors import (
     DomainXmlError,
     InvalidMapError,
-    MonitorConnectError,
     MonitorError,
     OutcomeUnknownError,
     PlanError,
@@ -214,7 +213,7 @@ def failure(error: BaseException, shell: Shell) -> Answer:
         left = ",".join(map(str, shell.not_sent))
         content["not_sent"] = left
         complaint.append(f"not asked for any more: {left}")
-    if isinstance(error, MonitorConnectError) and "another client" in message:
+    if is_held(error):
         complaint.append("how to share a VM with who holds its socket: qmpvcpu --help, and docs/sharing.md")
     if shell.vm is not None:
         layout = shell.vm.layout

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qmpvcpu.cli.documents import SCHEMA, document
-from qmpvcpu.errors import DomainXmlError, InvalidMapError, QmpVcpuError
+from qmpvcpu.errors import DomainXmlError, InvalidMapError, MonitorConnectError, QmpVcpuError
 from qmpvcpu.model import Layout, Vcpu, VcpuMap, as_json, verdict_of
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "error_json",
     "headline",
     "in_options",
+    "is_held",
     "map_row",
     "milliseconds",
     "plain",
@@ -76,6 +77,11 @@ def in_options(message: str) -> str:
     """Return *message* with what it says of Python's calls and arguments said of commands and options."""
     message = message.replace("take_back(destination_is_gone=True)", "qmpvcpu take-back --destination-is-gone")
     return _ARGUMENT.sub(lambda found: "--" + found[1].replace("_", "-"), message)
+
+
+def is_held(error: Exception) -> bool:
+    """Return True where another client most likely holds the QMP socket; not where its QEMU is stopped."""
+    return isinstance(error, MonitorConnectError) and "second -qmp" in error.hint
 
 
 def state_text(layout: Layout) -> str:
