@@ -113,6 +113,12 @@ async def test_something_that_is_no_qmp_is_named_as_such(tmp_path: Path) -> None
     assert "220 mail.example" in ran.error["message"]
 
 
+async def test_a_word_that_is_no_choice_is_told_with_the_choices() -> None:
+    ran = await run("set", "0", "--on-failure", "undo", "--qmp", "/nonexistent")
+    assert ran.code == 2
+    assert ran.err.startswith("qmpvcpu: Invalid value for '--on-failure': 'undo' is not one of 'stop', 'continue'")
+
+
 async def test_a_stopped_qemu_is_told_by_its_deadline(guest: MicroGuest) -> None:
     guest.process.kill(signal.SIGSTOP)
     try:
