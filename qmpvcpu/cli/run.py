@@ -222,7 +222,10 @@ def failure(error: BaseException, shell: Shell) -> Answer:
         if report is None:  # it says so itself
             complaint.append(f"{when}: {state_text(layout)}")
     text = None if report is None else report_text(report)
-    return Answer(NO_ANSWER if shell.lost else code_of(error), document(**content), text, complaint=tuple(complaint))
+    code = NO_ANSWER if shell.lost else code_of(error)
+    if code == NOT_SENT and shell.done:
+        code = NOT_REACHED  # this step was not sent, those before it were
+    return Answer(code, document(**content), text, complaint=tuple(complaint))
 
 
 def code_of(error: BaseException) -> int:
