@@ -63,7 +63,7 @@ class ResizeService:
                 case _:
                     return {"error": 'a request is {"map": "0,2-5"} or {"count": 4}'}
             report = await done
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             return {"error": f"no JSON: {error}"}
         except qmpvcpu.TransitionError as error:
             report = error.report  # refused, pending, undone: the report tells which, and what could not be
@@ -98,4 +98,9 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except qmpvcpu.QmpVcpuError as error:  # it says what is so, and what to do
+        raise SystemExit(str(error)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

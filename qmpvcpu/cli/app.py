@@ -150,4 +150,5 @@ def _complain(error: BaseException, *, json: bool) -> int:
         return print_answer(failure(error, shell), shell)
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "qmpvcpu"
-    return print_answer(failure(BadUsageError(f"{say()} ({path} --help tells more)"), shell), shell)
+    words = say().replace("Value error, ", "")  # pydantic's, where typer has it check an enum
+    return print_answer(failure(BadUsageError(f"{words} ({path} --help tells more)"), shell), shell)

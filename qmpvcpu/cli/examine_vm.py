@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qmpvcpu import Layout, VcpuController, VcpuMap
 from qmpvcpu.cli.examine import Finding, Level
-from qmpvcpu.cli.show import headline, in_options
+from qmpvcpu.cli.show import headline, in_options, is_held
 from qmpvcpu.errors import MonitorConnectError, MonitorError
 from qmpvcpu.model import OstAnswer, OstStatus
 from qmpvcpu.monitor.address import Address
@@ -25,7 +25,7 @@ def unreachable(address: str, error: MonitorError) -> Finding:
     advice = error.hint
     if "permission denied" in error.why:
         advice = _who_may(address) or advice
-    elif "another client" in error.why or "another client" in error.hint:
+    elif is_held(error):
         advice = f"{error.hint}: {_SHARING}"
     elif "left behind" in error.why:
         advice = "start QEMU again: it replaces the socket"

@@ -18,13 +18,12 @@ from qmpvcpu import VcpuController
 from qmpvcpu.cli.answer import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, Answer
 from qmpvcpu.cli.options import BadUsageError, Options
 from qmpvcpu.cli.reports import report_text, shortcoming
-from qmpvcpu.cli.show import document, error_json, in_options, state_json, state_text
+from qmpvcpu.cli.show import document, error_json, in_options, is_held, state_json, state_text
 from qmpvcpu.cli.stopping import Stopping
 from qmpvcpu.cli.streams import Forgiving, silence
 from qmpvcpu.errors import (
     DomainXmlError,
     InvalidMapError,
-    MonitorConnectError,
     MonitorError,
     OutcomeUnknownError,
     PlanError,
@@ -212,7 +211,7 @@ def failure(error: BaseException, shell: Shell) -> Answer:
         left = ",".join(map(str, shell.not_sent))
         content["not_sent"] = left
         complaint.append(f"not asked for any more: {left}")
-    if isinstance(error, MonitorConnectError) and "another client" in message:
+    if is_held(error):
         complaint.append("how to share a VM with who holds its socket: qmpvcpu --help, and docs/sharing.md")
     if shell.vm is not None:
         layout = shell.vm.layout
@@ -221,7 +220,10 @@ def failure(error: BaseException, shell: Shell) -> Answer:
         if report is None:  # it says so itself
             complaint.append(f"{when}: {state_text(layout)}")
     text = None if report is None else report_text(report)
-    return Answer(NO_ANSWER if shell.lost else code_of(error), document(**content), text, complaint=tuple(complaint))
+    code = NO_ANSWER if shell.lost else code_of(error)
+    if code == NOT_SENT and shell.done:
+        code = NOT_REACHED  # this step was not sent, those before it were
+    return Answer(code, document(**content), text, complaint=tuple(complaint))
 
 
 def code_of(error: BaseException) -> int:

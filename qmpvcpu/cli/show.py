@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qmpvcpu.cli.documents import SCHEMA, document
-from qmpvcpu.errors import DomainXmlError, InvalidMapError, QmpVcpuError
+from qmpvcpu.errors import DomainXmlError, InvalidMapError, MonitorConnectError, QmpVcpuError
 from qmpvcpu.model import Layout, Vcpu, VcpuMap, as_json, verdict_of
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "error_json",
     "headline",
     "in_options",
+    "is_held",
     "map_row",
     "milliseconds",
     "plain",
@@ -78,18 +79,28 @@ def in_options(message: str) -> str:
     return _ARGUMENT.sub(lambda found: "--" + found[1].replace("_", "-"), message)
 
 
+def is_held(error: BaseException) -> bool:
+    """Return True where another client most likely holds the QMP socket; not where its QEMU is stopped."""
+    return isinstance(error, MonitorConnectError) and "second -qmp" in error.hint
+
+
 def state_text(layout: Layout) -> str:
     """Return the map, drawn and named."""
-    pending = f", pending {layout.pending}" if layout.pending else ""
-    return f"{map_row(layout)}  plugged {layout.enabled}{pending}"
+    if layout.max > _MOST_IN_ROW:
+        return f"plugged {map_row(layout)}"
+    return f"{map_row(layout)}  plugged {layout.enabled}{_pending(layout)}"
 
 
 def map_row(layout: Layout) -> str:
-    """Return the map as a row of cells, such as ``[0][ ][ ][3]``; a pending removal is ``(3)``."""
+    """Return the map as a row of cells, ``[0][ ][ ][3]``, a pending removal as ``(3)``; a long one in words."""
     if layout.max > _MOST_IN_ROW:
-        return f"{layout.enabled} of 0-{layout.max - 1}"
+        return f"{layout.enabled} of 0-{layout.max - 1}{_pending(layout)}"
     width = len(str(layout.max - 1))
     return "".join(_cell(vcpu, width) for vcpu in layout)
+
+
+def _pending(layout: Layout) -> str:
+    return f", pending {layout.pending}" if layout.pending else ""
 
 
 def _cell(vcpu: Vcpu, width: int) -> str:
@@ -109,8 +120,7 @@ def headline(layout: Layout, width: int | None = None) -> str:
     """Return the VM and its map in one line; in two if they are longer than *width*."""
     vm = layout.vm
     version = ".".join(map(str, vm.qemu_version))
-    pending = f", pending {layout.pending}" if layout.pending else ""
     head = f"{vm.name} ({vm.machine}, {vm.accelerator}, QEMU {version})"
-    plugged = f"{len(layout.enabled)} of {layout.max} vCPUs plugged: {layout.enabled}{pending}"
+    plugged = f"{len(layout.enabled)} of {layout.max} vCPUs plugged: {layout.enabled}{_pending(layout)}"
     apart = "  " if width is None or len(head) + 2 + len(plugged) <= width else "\n"
     return f"{head}{apart}{plugged}"

@@ -138,8 +138,10 @@ def told_as_record_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = "a symlink, which is never followed" if error.errno == errno.ELOOP else error.strerror
-        raise RecordError(path, str(why)) from error
+        why = "a symlink, which is never followed" if error.errno == errno.ELOOP else str(error.strerror)
+        if error.errno == errno.ENOENT and not path.parent.exists():
+            why += f": there is no directory {path.parent}"
+        raise RecordError(path, why) from error
 
 
 @contextlib.contextmanager

@@ -113,12 +113,21 @@ async def test_something_that_is_no_qmp_is_named_as_such(tmp_path: Path) -> None
     assert "220 mail.example" in ran.error["message"]
 
 
+async def test_a_word_that_is_no_choice_is_told_with_the_choices() -> None:
+    ran = await run("set", "0", "--on-failure", "undo", "--qmp", "/nonexistent")
+    assert ran.code == 2
+    assert ran.err.startswith("qmpvcpu: Invalid value for '--on-failure': 'undo' is not one of 'stop', 'continue'")
+
+
 async def test_a_stopped_qemu_is_told_by_its_deadline(guest: MicroGuest) -> None:
     guest.process.kill(signal.SIGSTOP)
     try:
         ran = await run("list", "--timeout", "0.5", "--json", "--qmp", guest.qmp)
+        told = await run("list", "--timeout", "0.5", "--qmp", guest.sockets[1])
     finally:
         guest.process.kill(signal.SIGCONT)
+    assert "SIGCONT lets it go on" in told.err
+    assert "how to share" not in told.err
     assert ran.code == 3
     assert "stopped" in ran.error["message"]
     assert "another client" in ran.error["message"]
@@ -133,6 +142,7 @@ async def test_a_socket_that_another_client_holds_is_told_with_what_to_do(guest:
     assert ran.code == 3
     assert "another client" in ran.err
     assert "second -qmp" in ran.err
+    assert "how to share a VM with who holds its socket" in ran.err
 
 
 async def test_a_qemu_that_dies_while_the_guest_works_leaves_the_outcome_unknown(guest: MicroGuest) -> None:

@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.cli.app import program
+from qmpvcpu.cli.options import Options
+from qmpvcpu.cli.run import Shell, failure
 from qmpvcpu.domainxml import read_identity
+from qmpvcpu.errors import DenialReason, StepDeniedError
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.cli.running import environment, run, running
 
@@ -43,6 +46,18 @@ async def test_a_large_machine_is_listed_without_a_line_for_each_free_vcpu() -> 
     assert shown.code == 0
     assert "free: 1-199" in shown.out
     assert len(shown.out.splitlines()) < 10
+
+
+async def test_the_state_of_a_machine_too_large_to_be_drawn_is_said_once() -> None:
+    async with MicroGuest(boot=[0, 17], max_vcpus=20, personality=Personality.held()) as guest:
+        ran = await run("unplug", "17", "--timeout", "0.1", "--qmp", guest.qmp)
+    assert ran.err.splitlines()[-1] == "now: plugged 0,17 of 0-19, pending 17"
+
+
+def test_a_step_that_is_denied_after_one_that_was_done_is_no_bad_usage() -> None:
+    error = StepDeniedError("unplug", [3], DenialReason.MIGRATING, "it migrates")
+    assert failure(error, Shell(Options())).code == 2
+    assert failure(error, Shell(Options(), done=[{"verdict": "UNPLUGGED"}])).code == 1
 
 
 async def test_options_count_before_the_command_and_after_it(guest: MicroGuest) -> None:

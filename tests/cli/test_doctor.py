@@ -1,4 +1,5 @@
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,18 @@ async def test_a_guest_that_refused_and_one_that_hesitates_are_told(tmp_path: Pa
     assert ran.code == 0
     assert "the removal of 2 is asked for and unanswered" in ran.out
     assert "QEMU: no qemu-system-x86_64 in PATH or the cache" in ran.out
+
+
+async def test_a_qemu_that_is_stopped_is_advised_to_go_on_and_not_to_be_shared(
+    guest: MicroGuest, tmp_path: Path
+) -> None:
+    guest.process.kill(signal.SIGSTOP)
+    try:
+        ran = await run("doctor", "--timeout", "0.5", "--qmp", guest.qmp, "--json", env=machine_of(tmp_path))
+    finally:
+        guest.process.kill(signal.SIGCONT)
+    assert ran.code == 3
+    assert found(ran, "VM")["advice"].endswith("is stopped (SIGSTOP); SIGCONT lets it go on")
 
 
 async def test_a_machine_that_cannot_is_a_fault(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ async def test_the_service_resizes_or_undoes_and_tells_late_answers(tmp_path: Pa
             assert [await answer(one[0]), await answer(other[0])] == [late, late]
 
             assert (await ask(*one, "what?"))["error"].startswith("no JSON")
+            one[1].write(b"\xff\n")
+            assert (await answer(one[0]))["error"].startswith("no JSON")
             assert (await ask(*one, '{"size": 3}'))["error"].startswith("a request is")
             assert (await ask(*one, '{"map": "0-99"}'))["state"] == "unchanged"
             for _, writer in (one, other):
@@ -118,6 +120,14 @@ async def test_the_service_resizes_or_undoes_and_tells_late_answers(tmp_path: Pa
             assert await service.end() == 1
             assert b"current='4'" in record.read_bytes()
             assert "Traceback" not in service.said
+
+
+@pytest.mark.parametrize("words", [["follow_load.py", "none"], ["resize_service.py", "none", "resize"]])
+async def test_a_vm_that_is_not_there_is_told_in_one_line(words: list[str]) -> None:
+    async with running(*words) as program:
+        assert await program.end() == 1
+    assert program.said.startswith("cannot speak QMP on unix:none: no such path (is QEMU running")
+    assert program.said.count("\n") == 1
 
 
 async def test_a_run_that_was_killed_half_way_is_finished_by_the_next(tmp_path: Path) -> None:

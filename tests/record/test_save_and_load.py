@@ -186,6 +186,11 @@ async def test_a_cancelled_save_ends_before_its_caller_and_a_later_one_wins(
         os.close(end)
 
 
+async def test_a_directory_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=f"there is no directory {tmp_path / 'none'}$"):
+        await save(tmp_path / "none" / "vm.xml", b"")
+
+
 async def test_a_record_larger_than_the_bound_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "vm.xml"
     path.touch()
