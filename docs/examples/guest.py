@@ -43,6 +43,8 @@ def is_pipe_or_terminal(descriptor: int) -> bool:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(__doc__)
     if not is_pipe_or_terminal(sys.stdin.fileno()):
         sys.exit("standard input must be a terminal or a pipe; for a VM that runs on: sleep inf | python guest.py")
     with contextlib.suppress(KeyboardInterrupt):
