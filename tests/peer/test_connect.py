@@ -171,6 +171,13 @@ async def test_a_peer_that_rejects_the_negotiation_is_quoted(connect: Open) -> N
     assert error.why == "it rejects qmp_capabilities: Unfriendly: go away"
 
 
+async def test_a_negotiation_that_the_last_client_left_behind_serves_this_one(connect: Open) -> None:
+    late = Failure("Capabilities negotiation is already complete, command ignored", "CommandNotFound")
+    async with ScriptedPeer(answers={"qmp_capabilities": late, "query-status": {"status": "running"}}) as peer:
+        monitor = await connect(peer.address)
+        assert await monitor.execute("query-status") == {"status": "running"}
+
+
 async def test_a_peer_that_does_not_answer_the_negotiation_is_told_from_a_silent_one(connect: Open) -> None:
     async with ScriptedPeer(answers={"qmp_capabilities": HANG}) as peer:
         error = await refusal(peer.address, connect, within=0.1)
