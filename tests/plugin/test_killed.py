@@ -12,6 +12,7 @@ import pytest
 
 from qmpvcpu.testing.directory import sweep, vm_directory
 from tests.plugin.sessions import command, environment, run, write
+from tests.processes import is_gone
 
 pytestmark = pytest.mark.timeout(180)  # a session imports everything anew
 
@@ -37,13 +38,6 @@ def until(condition: Callable[[], object]) -> None:
     """Wait for a condition; the test's timeout bounds it."""
     while not condition():
         time.sleep(0.02)
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # gone before it was opened, or before it was read
-        return False
 
 
 def own_temporary(directory: Path) -> dict[str, str]:
@@ -72,7 +66,7 @@ def started(directory: Path, *names: str) -> list[tuple[int, int, Path]]:
     files = [directory / f"{name}.pids" for name in names]
     until(lambda: all(file.exists() for file in files))
     found = [file.read_text().split() for file in files]
-    assert all(runs(int(pid)) for _, pid, _ in found)
+    assert not any(is_gone(int(pid)) for _, pid, _ in found)
     return [(int(worker), int(pid), Path(home)) for worker, pid, home in found]
 
 
@@ -81,7 +75,7 @@ def test_no_qemu_outlives_a_killed_session_and_the_next_one_sweeps(tmp_path: Pat
     with hanging(tmp_path) as session:
         ((_, qemu, home),) = started(tmp_path, "one")
         session.kill()
-        until(lambda: not runs(qemu))
+        until(lambda: is_gone(qemu))
     assert home.exists()
     write(tmp_path, test_hanging="def test_one(qemu_vm): pass")
     assert run(tmp_path, env=own_temporary(tmp_path)).outcomes == {"passed": 1}
@@ -95,10 +89,10 @@ def test_no_qemu_outlives_a_killed_process_of_a_parallel_session(tmp_path: Path,
         (worker, qemu, _), (_, other, _) = started(tmp_path, "one", "two")
         if whom == "a worker":
             os.kill(worker, signal.SIGKILL)
-            until(lambda: not runs(qemu))
-            assert runs(other)
+            until(lambda: is_gone(qemu))
+            assert not is_gone(other)
         session.kill()
-        until(lambda: not runs(qemu) and not runs(other))
+        until(lambda: is_gone(qemu) and is_gone(other))
 
 
 @pytest.mark.qemu
@@ -107,7 +101,7 @@ def test_an_interrupted_session_cleans_up_after_itself(tmp_path: Path) -> None:
         ((_, qemu, home),) = started(tmp_path, "one")
         session.send_signal(signal.SIGINT)
         assert session.wait() == pytest.ExitCode.INTERRUPTED
-    assert not runs(qemu)
+    assert is_gone(qemu)
     assert not home.exists()
 
 

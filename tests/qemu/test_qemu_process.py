@@ -23,6 +23,7 @@ from qmpvcpu.testing import (
     find_qemus,
     probe_accelerator,
 )
+from tests.processes import is_gone
 
 pytestmark = pytest.mark.qemu
 
@@ -44,15 +45,6 @@ def fake_qemu(tmp_path: Path) -> Path:
         tmp_path / "qemu-system-x86_64",
         '[ "$1" = --version ] && echo "QEMU emulator version 99.1.0" && exit\necho no machine today >&2\nexit 3',
     )
-
-
-def is_gone(pid: int) -> bool:
-    """Whether there is no such process, or only its remains."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return stat.rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_qemu_is_found_by_its_version(fake_qemu: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
