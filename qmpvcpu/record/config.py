@@ -14,8 +14,8 @@ from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, updat
 from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, RecordError
 from qmpvcpu.model import VcpuMap
-from qmpvcpu.record.files import read_file, replace_file, see_through, sweep
-from qmpvcpu.record.lock import Lock
+from qmpvcpu.record.files import read_file, see_through
+from qmpvcpu.record.kept import KeptFile
 
 __all__ = ["DomainConfig"]
 
@@ -36,7 +36,10 @@ class _Document:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        data = read_file(path)
+        return cls.of(path, read_file(path))
+
+    @classmethod
+    def of(cls, path: Path, data: bytes | None) -> Self:
         if data is None:
             raise RecordError(path, "there is no such file")
         return cls(data, parse(data), read_identity(data).metadata)
@@ -83,10 +86,10 @@ class DomainConfig:
         "<domain type='kvm'><name>vm</name><vcpu current='4'>8</vcpu></domain>"
     """
 
-    def __init__(self, path: Path, document: _Document, lock: Lock | None = None) -> None:
+    def __init__(self, path: Path, document: _Document, kept: KeptFile | None = None) -> None:
         self.path = path
         self._document = document
-        self._lock = lock
+        self._kept = kept
         self.domain = document.next_boot
 
     @classmethod
@@ -116,15 +119,15 @@ class DomainConfig:
         file = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
         work = asyncio.ensure_future(_open_in_thread(file))
         try:
-            lock, document = await asyncio.shield(work)  # JUSTIFICATION: the thread goes on, and takes the lock
+            kept, document = await asyncio.shield(work)  # JUSTIFICATION: the thread goes on, and takes the lock
         except asyncio.CancelledError:
             work.add_done_callback(_release)
             await asyncio.wait({work})
             raise
         try:
-            yield cls(file, document, lock)
+            yield cls(file, document, kept)
         finally:
-            await see_through(_release_in_thread(lock))
+            await see_through(_release_in_thread(kept))
 
     @property
     def changed(self) -> bool:
@@ -199,34 +202,31 @@ class DomainConfig:
                 UNKNOWN only where it was replaced and the directory could not be synchronised.
         """
         after = _Document(data := self.to_bytes(), parse(data), read_identity(data).metadata)
-        await see_through(_replace_in_thread(self._lock, self.path, self._document.data, data))
+        await see_through(_replace_in_thread(self._kept, self.path, self._document.data, data))
         self._document = after
 
 
-def _open(path: Path) -> tuple[Lock, _Document]:
-    lock = Lock(path)
+def _open(path: Path) -> tuple[KeptFile, _Document]:
+    kept = KeptFile(path)
     try:
-        sweep(path)
-        return lock, _Document.read(path)
+        return kept, _Document.of(path, kept.data)
     except BaseException:
-        lock.release()
+        kept.release()
         raise
 
 
-def _replace(held: Lock | None, path: Path, before: bytes, data: bytes) -> None:
-    lock = Lock(path) if held is None else held
+def _replace(held: KeptFile | None, path: Path, before: bytes, data: bytes) -> None:
+    kept = KeptFile(path) if held is None else held
     try:
-        lock.renew()
-        if read_file(path) != before:
+        kept.renew()
+        if kept.look() != before or (data != before and not kept.replace(data, before=before, keeps_owner=True)):
             raise RecordError(path, "changed by somebody else since it was read; it is left alone")
-        if data != before:
-            replace_file(path, data, keeps_owner=True)
     finally:
         if held is None:
-            lock.release()
+            kept.release()
 
 
-def _release(opening: "asyncio.Future[tuple[Lock, _Document]]") -> None:
+def _release(opening: "asyncio.Future[tuple[KeptFile, _Document]]") -> None:
     """Let go of what a cancelled ``open`` has got all the same."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result()[0].release()
@@ -235,4 +235,4 @@ def _release(opening: "asyncio.Future[tuple[Lock, _Document]]") -> None:
 _read_in_thread = aiofiles.os.wrap(_Document.read)
 _open_in_thread = aiofiles.os.wrap(_open)
 _replace_in_thread = aiofiles.os.wrap(_replace)
-_release_in_thread = aiofiles.os.wrap(Lock.release)
+_release_in_thread = aiofiles.os.wrap(KeptFile.release)

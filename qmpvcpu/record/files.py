@@ -8,7 +8,9 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Awaitable, Iterator
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,23 +18,15 @@ import aiofiles.os
 
 from qmpvcpu.errors import Outcome, RecordCorruptError, RecordError
 
-__all__ = [
-    "close",
-    "directory_of",
-    "load",
-    "opened",
-    "read_file",
-    "replace_file",
-    "save",
-    "see_through",
-    "sweep",
-    "told_as_record_error",
-]
+__all__ = ["Place", "Replacement", "close", "load", "read_file", "save", "see_through", "told_as_record_error"]
 
 _T = TypeVar("_T")
 
 # 4096 vCPUs, the most that QEMU 11.1 takes, are a document of 300 KB.
 _MOST_BYTES = 4 * 1024 * 1024
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_SYMLINK = "a symlink, which is never followed"
+_IRREGULAR = "no regular file"
 
 
 async def save(path: str | os.PathLike[str], data: bytes) -> None:
@@ -71,12 +65,99 @@ async def see_through(work: Awaitable[_T]) -> _T:
         raise
 
 
-def replace_file(path: Path, data: bytes, *, keeps_owner: bool = False) -> None:
-    """Do what ``save`` does, and block; with *keeps_owner* the new file has the mode and the owner of the old one."""
-    with told_as_record_error(path), directory_of(path) as directory:
-        before = _refuse_irregular(path, directory)
-        temporary = f".{path.name}.{secrets.token_hex(4)}.tmp"
-        with _new_file(temporary, directory) as file:
+class Place:
+    """The place of one file: its directory, opened once, and its name there.
+
+    All that is done is done in that directory, wherever its path leads meanwhile. To be closed. What is here blocks.
+
+    Attributes:
+        path: Where the file is.
+        directory: A descriptor of the directory.
+        close: Closes it; idempotent.
+
+    Raises:
+        RecordError: There is no such directory, or it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with told_as_record_error(path):
+            self.directory = os.open(path.parent, _DIRECTORY)
+        self.close = weakref.finalize(self, close, self.directory)
+
+    def check(self) -> None:
+        """Check that the path still leads here; if this directory was removed, take the new one in its place.
+
+        Raises:
+            RecordError: It leads to another directory, and this one is still somewhere; or there is none.
+        """
+        with told_as_record_error(self.path):
+            now, here = self.path.parent.stat(), os.fstat(self.directory)
+            if os.path.samestat(now, here):
+                return
+            if here.st_nlink or now.st_uid != here.st_uid:
+                why = (
+                    f"{self.path.parent} is another directory than when it was opened, and is left alone: open again"
+                )
+                raise RecordError(self.path, why)
+            directory = os.open(self.path.parent, _DIRECTORY)
+            try:
+                os.dup2(directory, self.directory, inheritable=False)
+            finally:
+                close(directory)
+
+    def status(self) -> os.stat_result | None:
+        """Return what the file is, or None if there is none.
+
+        Raises:
+            RecordError: It is a symlink or no regular file.
+        """
+        with told_as_record_error(self.path):
+            try:
+                status = os.stat(self.path.name, dir_fd=self.directory, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+        # rename() would replace a symlink, not follow it; but somebody put it there, and means the file behind it.
+        if stat.S_ISLNK(status.st_mode):
+            raise RecordError(self.path, _SYMLINK)
+        if not stat.S_ISREG(status.st_mode):
+            raise RecordError(self.path, _IRREGULAR)
+        return status
+
+    def open(self) -> int | None:
+        """Open the file to read it, or return None if there is none; the caller closes it.
+
+        Raises:
+            RecordError: It is a symlink, no regular file, or cannot be opened.
+        """
+        return _open(self.path, self.path.name, self.directory)
+
+    def read(self, file: int) -> bytes:
+        """Return all that *file*, opened here, holds.
+
+        Raises:
+            RecordCorruptError: It is larger than 4 MiB.
+            RecordError: It cannot be read.
+        """
+        return _read_all(self.path, file)
+
+    def replace(
+        self, data: bytes, *, keeps_owner: bool = False, check: Callable[[], None] = lambda: None
+    ) -> "Replacement":
+        """Replace the file, durably, if *check* raises nothing once all but that is done.
+
+        Args:
+            data: What it is to hold.
+            keeps_owner: Give the new file the mode and the owner of the old one.
+            check: Called right before the new file takes the place of the old one.
+
+        Raises:
+            RecordError: As ``save``.
+        """
+        temporary = f".{self.path.name}.{secrets.token_hex(4)}.tmp"
+        before = self.status()
+        with told_as_record_error(self.path):
+            file = _create(temporary, self.directory)
             try:
                 view = memoryview(data)
                 while view:
@@ -85,50 +166,76 @@ def replace_file(path: Path, data: bytes, *, keeps_owner: bool = False) -> None:
                     os.fchown(file, before.st_uid, before.st_gid)
                     os.fchmod(file, stat.S_IMODE(before.st_mode))
                 os.fsync(file)
-                os.rename(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+                check()
+                os.rename(temporary, self.path.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
             except BaseException:
                 with contextlib.suppress(OSError):
-                    os.unlink(temporary, dir_fd=directory)
+                    os.unlink(temporary, dir_fd=self.directory)
+                close(file)
                 raise
-        try:
-            os.fsync(directory)
-        except OSError as error:
-            why = f"replaced, but it may not outlive a crash of the host: {error.strerror}"
-            raise RecordError(path, why, outcome=Outcome.UNKNOWN) from error
+            try:
+                os.fsync(self.directory)
+            except OSError as error:
+                return Replacement(file, error)
+        return Replacement(file)
+
+    def sweep(self) -> None:
+        """Remove what killed writers left beside the file.
+
+        Raises:
+            RecordError: The directory cannot be read.
+        """
+        ours = re.compile(rf"\.{re.escape(self.path.name)}\.[0-9a-f]{{8}}\.tmp")
+        with told_as_record_error(self.path):
+            for name in filter(ours.fullmatch, os.listdir(self.directory)):  # noqa: PTH208 -- a Path cannot list it
+                # Held by a living writer, or gone meanwhile: no matter.
+                with contextlib.suppress(OSError), _opened(name, self.directory) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(name, dir_fd=self.directory)
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A file that has taken the place of another.
+
+    Attributes:
+        file: A descriptor of it, locked where the file system has locks; the caller closes it.
+        error: Why it may not outlive a crash of the host, or None if it does.
+    """
+
+    file: int
+    error: OSError | None = None
+
+    def check(self, path: Path) -> None:
+        """Say so if it may not outlive a crash of the host.
+
+        Raises:
+            RecordError: It may not; ``outcome`` is UNKNOWN.
+        """
+        if self.error is not None:
+            why = f"replaced, but it may not outlive a crash of the host: {self.error.strerror}"
+            raise RecordError(path, why, outcome=Outcome.UNKNOWN) from self.error
 
 
 def read_file(path: Path) -> bytes | None:
     """Do what ``load`` does, and block."""
-    with told_as_record_error(path):
-        try:
-            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        with os.fdopen(file, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise RecordError(path, "no regular file")
-            data = stream.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise RecordCorruptError(path, f"larger than {_MOST_BYTES} bytes; it is left alone")
-    return data
+    file = _open(path, path)
+    if file is None:
+        return None
+    try:
+        return _read_all(path, file)
+    finally:
+        close(file)
 
 
-def sweep(path: Path) -> None:
-    """Remove what killed writers left beside *path*.
-
-    Raises:
-        RecordError: The directory cannot be read.
-    """
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
-    with told_as_record_error(path), directory_of(path) as directory:
-        for name in filter(ours.fullmatch, os.listdir(directory)):  # noqa: PTH208 -- a Path cannot list a descriptor
-            # Held by a living writer, or gone meanwhile: no matter.
-            with contextlib.suppress(OSError), opened(name, os.O_RDONLY | os.O_NONBLOCK, directory) as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(name, dir_fd=directory)
+def _replace(path: Path, data: bytes) -> None:
+    with contextlib.closing(Place(path)) as place:
+        replaced = place.replace(data)
+    close(replaced.file)
+    replaced.check(path)
 
 
-_replace_in_thread = aiofiles.os.wrap(replace_file)
+_replace_in_thread = aiofiles.os.wrap(_replace)
 _read_in_thread = aiofiles.os.wrap(read_file)
 
 
@@ -138,30 +245,10 @@ def told_as_record_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = "a symlink, which is never followed" if error.errno == errno.ELOOP else str(error.strerror)
+        why = _SYMLINK if error.errno == errno.ELOOP else str(error.strerror)
         if error.errno == errno.ENOENT and not path.parent.exists():
             why += f": there is no directory {path.parent}"
         raise RecordError(path, why) from error
-
-
-@contextlib.contextmanager
-def directory_of(path: Path) -> Iterator[int]:
-    """Open the directory that *path* is in."""
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield directory
-    finally:
-        close(directory)
-
-
-@contextlib.contextmanager
-def opened(name: str, flags: int, directory: int) -> Iterator[int]:
-    """Open a file in *directory*, by its own name and no other."""
-    file = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
-    try:
-        yield file
-    finally:
-        close(file)
 
 
 def close(file: int) -> None:
@@ -170,24 +257,48 @@ def close(file: int) -> None:
         os.close(file)
 
 
+def _open(path: Path, name: str | Path, directory: int | None = None) -> int | None:
+    with told_as_record_error(path):
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError:
+            return None
+        try:
+            is_regular = stat.S_ISREG(os.fstat(file).st_mode)
+        except BaseException:
+            close(file)
+            raise
+    if not is_regular:
+        close(file)
+        raise RecordError(path, _IRREGULAR)
+    return file
+
+
+def _read_all(path: Path, file: int) -> bytes:
+    pieces = []
+    size = 0
+    with told_as_record_error(path):
+        while size <= _MOST_BYTES and (piece := os.pread(file, _MOST_BYTES + 1 - size, size)):
+            pieces.append(piece)
+            size += len(piece)
+    if size > _MOST_BYTES:
+        raise RecordCorruptError(path, f"larger than {_MOST_BYTES} bytes; it is left alone")
+    return b"".join(pieces)
+
+
 @contextlib.contextmanager
-def _new_file(name: str, directory: int) -> Iterator[int]:
-    with opened(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, directory) as file:
-        # A sweeper that locks it first removes it: the rename then fails, and nothing is torn. Where the file system
-        # has no locks, a sweeper gets none either, and removes nothing.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
-
-
-def _refuse_irregular(path: Path, directory: int) -> os.stat_result | None:
-    # rename() would replace a symlink, not follow it; but somebody put it there, and means the file behind it.
+def _opened(name: str, directory: int) -> Iterator[int]:
+    file = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
-        status = os.stat(path.name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    if stat.S_ISLNK(status.st_mode):
-        raise RecordError(path, "a symlink, which is never followed")
-    if not stat.S_ISREG(status.st_mode):
-        raise RecordError(path, "no regular file")
-    return status
+        yield file
+    finally:
+        close(file)
+
+
+def _create(name: str, directory: int) -> int:
+    file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    # A sweeper that locks it first removes it: the rename then fails, and nothing is torn. Where the file system has
+    # no locks, a sweeper gets none either, and removes nothing.
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file

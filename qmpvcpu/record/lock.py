@@ -8,26 +8,27 @@ import stat
 from pathlib import Path
 
 from qmpvcpu.errors import RecordError, RecordLockedError
-from qmpvcpu.record.files import directory_of, told_as_record_error
+from qmpvcpu.record.files import Place, told_as_record_error
 
 __all__ = ["Lock"]
 
 
 class Lock:
-    """The keeping of the record at *path*, held from its making to ``release``.
+    """The keeping of the file at *place*, held from its making to ``release``.
 
-    The record itself cannot carry the lock: each save puts a new file in its place. The lock belongs to an open file,
-    so a second keeper in the same process is turned away too; a child that is forked, and lives on without an exec,
-    holds it on.
+    The file itself cannot carry it: each save puts a new one in its place, and at first there is none. The lock
+    belongs to an open file, so a second keeper in the same process is turned away too; a child that is forked, and
+    lives on without an exec, holds it on.
 
     Raises:
-        RecordLockedError: Somebody else keeps the record.
+        RecordLockedError: Somebody else keeps the file.
         RecordError: The lock's file cannot be made beside it, is no regular file, or its file system has no locks.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._name = f".{path.name}.lock"
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._path = place.path
+        self._name = f".{place.path.name}.lock"
         self._file = self._take()
 
     def renew(self) -> None:
@@ -35,10 +36,11 @@ class Lock:
 
         Raises:
             RecordLockedError: Somebody else keeps the record meanwhile.
-            RecordError: The lock's file cannot be made again.
+            RecordError: The lock's file cannot be made again, or the path leads to another directory now.
         """
-        with told_as_record_error(self._path), directory_of(self._path) as directory:
-            in_place = self._is_in_place(self._file, directory)
+        self._place.check()
+        with told_as_record_error(self._path):
+            in_place = self._is_in_place(self._file)
         if not in_place:
             lost, self._file = self._file, self._take()
             _close(lost)
@@ -48,19 +50,19 @@ class Lock:
         if self._file.closed:
             return
         # While it is still locked: whoever locks it next finds it removed, and makes a new one.
-        with contextlib.suppress(OSError), directory_of(self._path) as directory:
-            if self._is_in_place(self._file, directory):
-                os.unlink(self._name, dir_fd=directory)
+        with contextlib.suppress(OSError):
+            if self._is_in_place(self._file):
+                os.unlink(self._name, dir_fd=self._place.directory)
         _close(self._file)
 
     def _take(self) -> io.FileIO:
-        with told_as_record_error(self._path), directory_of(self._path) as directory:
+        with told_as_record_error(self._path):
             while True:
-                file = self._open(directory)
+                file = self._open(self._place.directory)
                 try:
                     self._refuse_irregular(file)
                     self._lock(file)
-                    if self._is_in_place(file, directory):
+                    if self._is_in_place(file):
                         _sign(file)
                         return file
                 except BaseException:
@@ -91,9 +93,9 @@ class Lock:
         except OSError as error:
             raise self._cannot(f"{error.strerror}; it takes a file system with locks") from error
 
-    def _is_in_place(self, file: io.FileIO, directory: int) -> bool:
+    def _is_in_place(self, file: io.FileIO) -> bool:
         try:
-            there = os.stat(self._name, dir_fd=directory, follow_symlinks=False)
+            there = os.stat(self._name, dir_fd=self._place.directory, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return os.path.samestat(there, os.fstat(file.fileno()))

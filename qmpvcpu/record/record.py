@@ -3,6 +3,7 @@
 import asyncio
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -13,8 +14,9 @@ from qmpvcpu.domainxml import Identity, Instance, Metadata, parse, read_identity
 from qmpvcpu.domainxml.updating import identify
 from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError
 from qmpvcpu.model import Intent, Layout, VcpuMap
-from qmpvcpu.record.files import read_file, replace_file, see_through, sweep
-from qmpvcpu.record.lock import Lock
+from qmpvcpu.record.document import Document
+from qmpvcpu.record.files import read_file, see_through
+from qmpvcpu.record.kept import KeptFile
 
 __all__ = ["Record"]
 
@@ -59,21 +61,19 @@ class Record:
     def __init__(
         self,
         path: Path,
-        lock: Lock,
+        document: Document,
         *,
         previous: Identity | None = None,
-        base: bytes | None = None,
         uuid: str | None = None,
         emulator: str | None = None,
         instance: Instance | None = None,
     ) -> None:
         self.path = path
         self.previous = previous
-        self._base = base
         self.uuid = uuid
         self.instance = instance
         self.next_boot = previous.metadata.next_boot if previous and previous.metadata else None
-        self._lock = lock
+        self._document = document
         self._emulator = emulator
         self._generation = previous.metadata.generation if previous and previous.metadata else 0
         self._next: tuple[_State, asyncio.Future[None]] | None = None
@@ -119,18 +119,17 @@ class Record:
         file = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
         work = asyncio.ensure_future(_open_in_thread(file, name, uuid, base))
         try:
-            lock, found = await asyncio.shield(work)  # JUSTIFICATION: the thread goes on, and takes the lock
+            kept, found = await asyncio.shield(work)  # JUSTIFICATION: the thread goes on, and takes the lock
         except asyncio.CancelledError:
             work.add_done_callback(_release)
             await asyncio.wait({work})
             raise
-        made_up = None if uuid is not None else found.uuid or str(uuid4())
+        known = uuid or found.uuid or str(uuid4())
         return cls(
             file,
-            lock,
+            Document(kept, found.base, known),
             previous=found.previous,
-            base=found.base,
-            uuid=made_up,
+            uuid=None if uuid is not None else known,
             emulator=emulator,
             instance=instance,
         )
@@ -175,7 +174,7 @@ class Record:
     async def _close(self) -> None:
         if self._writer is not None:
             await asyncio.wait({self._writer})
-        await _release_in_thread(self._lock)
+        await _release_in_thread(self._document)
 
     async def _write_pending(self) -> None:
         while self._next is not None:
@@ -192,57 +191,50 @@ class Record:
                 done.set_result(None)
 
     async def _write_one(self, state: _State) -> None:
+        # Counted even if the save fails: a generation that may have reached the disk is never given out twice.
+        self._generation += 1
         metadata = Metadata.of(
             state.layout,
-            generation=self._generation + 1,
+            generation=self._generation,
             uuid=self.uuid,
             instance=self.instance,
             intent=state.intent,
             desired=state.desired,
             next_boot=self.next_boot,
         )
-        metadata = replace(metadata, in_place=self._base is not None)
+        await see_through(_save_in_thread(self._document, partial(self._render, state.layout, metadata)))
+
+    def _render(self, layout: Layout, metadata: Metadata, base: bytes | None) -> bytes:
+        metadata = replace(metadata, in_place=base is not None)
         try:
-            data = render(state.layout, base=self._base, emulator=self._emulator, metadata=metadata)
+            return render(layout, base=base, emulator=self._emulator, metadata=metadata)
         except DomainXmlError as error:
             raise RecordError(self.path, str(error)) from error
-        # Counted even if the save fails: a generation that may have reached the disk is never given out twice.
-        self._generation += 1
-        await see_through(_write_in_thread(self._lock, self.path, data))
-        if self._base is not None:
-            self._base = data
 
 
 def _open(
     path: Path, name: str, uuid: str | None, base: bytes | str | os.PathLike[str] | None
-) -> tuple[Lock, _Found]:
-    lock = Lock(path)
+) -> tuple[KeptFile, _Found]:
+    kept = KeptFile(path)
     try:
-        sweep(path)
-        data = read_file(path)
-        if data is not None:
+        if kept.data is not None:
             try:
-                return lock, _admit(path, data, name, uuid)
+                return kept, _admit(path, kept.data, name, uuid)
             except RecordCorruptError:
-                if base is None or _document(base) != data:
+                if base is None or _document(base) != kept.data:
                     raise
-        return lock, _Found() if base is None else _admit_base(path, _document(base), name, uuid)
+        return kept, _Found() if base is None else _admit_base(path, _document(base), name, uuid)
     except BaseException:
-        lock.release()
+        kept.release()
         raise
 
 
-def _write(lock: Lock, path: Path, data: bytes) -> None:
-    lock.renew()
-    replace_file(path, data)
-
-
 _open_in_thread = aiofiles.os.wrap(_open)
-_write_in_thread = aiofiles.os.wrap(_write)
-_release_in_thread = aiofiles.os.wrap(Lock.release)
+_save_in_thread = aiofiles.os.wrap(Document.save)
+_release_in_thread = aiofiles.os.wrap(Document.release)
 
 
-def _release(opening: "asyncio.Future[tuple[Lock, _Found]]") -> None:
+def _release(opening: "asyncio.Future[tuple[KeptFile, _Found]]") -> None:
     """Let go of what a cancelled ``open`` has got all the same."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result()[0].release()

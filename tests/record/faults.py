@@ -11,13 +11,13 @@ import pytest
 
 from qmpvcpu.domainxml import Metadata, render
 from qmpvcpu.model import Action, Intent, Layout, Step, VcpuMap
-from qmpvcpu.record import Record, files, lock
+from qmpvcpu.record import Record, files, kept, lock
 from tests.domainxml.examples import layout_of
 
 UUID = "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"
 CALLS = (
     *("open", "stat", "fstat", "listdir", "write", "ftruncate", "pwrite", "fsync", "rename", "unlink", "close"),
-    "flock",
+    *("flock", "pread"),
 )
 LAYOUT = layout_of(4, [0, 2], boot=1)
 INTENT = Intent(VcpuMap([0, 2]), VcpuMap([0, 2, 3]), (Step(Action.PLUG, VcpuMap([3])),))
@@ -62,7 +62,7 @@ def meddling(meddle: Meddler) -> Iterator[list[str]]:
     """Have all calls of the record's modules go through *meddle*; yields their names, as they are made."""
     calls: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        for module in (files, lock):
+        for module in (files, kept, lock):
             patch.setattr(module, "os", _Meddled(os, calls, meddle))
             patch.setattr(module, "fcntl", _Meddled(fcntl, calls, meddle))
         yield calls

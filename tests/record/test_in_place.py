@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpvcpu.domainxml import Instance, parse, read_identity, render
+from qmpvcpu.domainxml import parse, read_identity
 from qmpvcpu.errors import RecordCorruptError, RecordError
 from qmpvcpu.model import Layout, VcpuMap
 from qmpvcpu.record import Record
@@ -210,18 +210,6 @@ async def test_a_save_that_failed_is_made_up_for_by_the_next(open_record: OpenRe
     found = read_identity(written).metadata
     assert found is not None
     assert found.intent is None
-
-
-async def test_what_another_writes_between_two_saves_is_replaced_by_the_second(
-    open_record: OpenRecord, tmp_path: Path
-) -> None:
-    document, layout = vm_of("cputune-everything")
-    path = tmp_path / "vm.xml"
-    record = await open_record(path, uuid=layout.vm.uuid, base=document, instance=Instance(7, 8))
-    await record.write(layout)
-    path.write_bytes(render(layout))
-    await record.write(layout)
-    assert outside(path.read_bytes()) == outside(document)
 
 
 async def test_a_cancelled_opening_with_a_document_leaves_no_lock(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from qmpvcpu.errors import RecordError, RecordLockedError
 from qmpvcpu.record import Record
-from qmpvcpu.record.lock import Lock
+from qmpvcpu.record.kept import KeptFile
 from tests.domainxml.examples import layout_of
 from tests.record.conftest import UUID, OpenRecord, listing
 
@@ -210,9 +210,7 @@ async def test_a_file_system_without_locks_is_told_and_nothing_is_written(
 
 async def test_a_refused_record_is_not_left_locked(open_record: OpenRecord, tmp_path: Path) -> None:
     path = tmp_path / "vm.xml"
-    await (await open_record(path, name="other")).write(layout_of(1, [0], boot=1))
     path.write_bytes(b"torn")
-    path.with_name(LOCK).unlink()
     for _ in range(2):
         with pytest.raises(RecordError, match="left alone"):
             await open_record(path)
@@ -280,14 +278,14 @@ def test_many_who_come_and_go_are_never_two_at_once(tmp_path: Path) -> None:
         while turns < 40:
             assert time.monotonic() < deadline
             try:
-                lock = Lock(path)
+                kept = KeptFile(path)
             except RecordLockedError:
                 continue
             inside.append(number)
             most.append(len(inside))
-            lock.renew()
+            kept.renew()
             inside.remove(number)
-            lock.release()
+            kept.release()
             turns += 1
         return turns
 
@@ -309,12 +307,12 @@ async def test_closing_is_idempotent_and_what_is_closed_writes_no_more(tmp_path:
 def test_letting_go_never_fails_and_a_lock_let_go_is_not_taken_again_by_that(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    lock = Lock(folder / "vm.xml")
+    kept = KeptFile(folder / "vm.xml")
     folder.rename(tmp_path / "moved")
-    lock.release()
-    lock.release()
-    assert listing(tmp_path / "moved") == [LOCK]
-    again = Lock(tmp_path / "moved" / "vm.xml")
+    kept.release()
+    kept.release()
+    assert listing(tmp_path / "moved") == []
+    again = KeptFile(tmp_path / "moved" / "vm.xml")
     again.release()
     assert listing(tmp_path / "moved") == []
 
@@ -344,14 +342,14 @@ async def test_an_open_that_is_cancelled_twice_lets_go_as_soon_as_it_can(
         assert go_on.wait(10)
         flock(file, operation)
 
-    release = Lock.release
+    release = KeptFile.release
 
-    def release_and_tell(lock: Lock) -> None:
-        release(lock)
+    def release_and_tell(kept: KeptFile) -> None:
+        release(kept)
         loop.call_soon_threadsafe(let_go.set)
 
     monkeypatch.setattr(fcntl, "flock", wait_and_lock)
-    monkeypatch.setattr(Lock, "release", release_and_tell)
+    monkeypatch.setattr(KeptFile, "release", release_and_tell)
     opening = asyncio.create_task(open_record(tmp_path / "vm.xml"))
     await locking.wait()
     for _ in range(2):
@@ -365,8 +363,8 @@ async def test_an_open_that_is_cancelled_twice_lets_go_as_soon_as_it_can(
 
 
 def test_a_lock_that_is_dropped_says_so_and_keeps_nobody_out(tmp_path: Path) -> None:
-    lock = Lock(tmp_path / "vm.xml")
+    kept = KeptFile(tmp_path / "vm.xml")
     with pytest.warns(ResourceWarning):
-        del lock
-    Lock(tmp_path / "vm.xml").release()
+        del kept
+    KeptFile(tmp_path / "vm.xml").release()
     assert listing(tmp_path) == []

@@ -7,14 +7,20 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from qmpvcpu.errors import Outcome, RecordCorruptError, RecordError
 from qmpvcpu.record import load, save
-from qmpvcpu.record.files import sweep
+from qmpvcpu.record.files import Place
 from tests.record.conftest import RunInNamespace, listing
+
+
+def sweep(path: Path) -> None:
+    with closing(Place(path)) as place:
+        place.sweep()
 
 
 async def test_what_was_saved_is_loaded_and_nothing_else_is_left(tmp_path: Path) -> None:
