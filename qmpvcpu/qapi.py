@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from qmpvcpu.errors import MalformedReplyError
 from qmpvcpu.model import CpuProps, OstAnswer, Slot, SlotReading, ThreadReading, Topology
+from qmpvcpu.model.shapes import is_cpu_type, is_qom_path, is_uuid, is_word
 
 __all__ = [
     "Deleted",
@@ -24,8 +25,11 @@ __all__ = [
     "parse_cpus_fast",
     "parse_event",
     "parse_hotpluggable_cpus",
+    "parse_machine",
     "parse_ospm_status",
+    "parse_target",
     "parse_topology",
+    "parse_uuid",
 ]
 
 
@@ -62,6 +66,8 @@ class RunEvent(enum.Enum):
     RESUME = "RESUME"
 
 
+_NIL_UUID = "00000000-0000-0000-0000-000000000000"
+
 QemuEvent = Deleted | GuestError | OstEvent | MigrationStatus | RunEvent
 
 
@@ -80,21 +86,21 @@ def parse_hotpluggable_cpus(reply: object) -> tuple[SlotReading, ...]:
 
     Raises:
         MalformedReplyError: An entry lacks what libvirt needs: a type, a positive vcpus-count, and props with at
-            least one of node-, socket-, core- or thread-id.
+            least one of node-, socket-, core- or thread-id; or these are not what device_add takes of a CPU.
     """
     command = "query-hotpluggable-cpus"
     readings: list[SlotReading] = []
     for entry in _entries(command, reply):
         props, count, path = entry.get("props"), entry.get("vcpus-count"), entry.get("qom-path")
-        if not isinstance(entry.get("type"), str):
-            raise MalformedReplyError(command, "an entry has no type", entry)
+        if not is_cpu_type(entry.get("type")):
+            raise MalformedReplyError(command, "an entry's type is no CPU's", entry)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise MalformedReplyError(command, "an entry has no positive vcpus-count", entry)
         if not isinstance(props, dict) or not props.keys() & {"node-id", "socket-id", "core-id", "thread-id"}:
             raise MalformedReplyError(command, "an entry's props name no node, socket, core or thread", entry)
-        if path is not None and not isinstance(path, str):
-            raise MalformedReplyError(command, "an entry's qom-path is no string", entry)
-        readings.append(SlotReading(entry["type"], count, CpuProps(props), path))
+        if path is not None and not is_qom_path(path):
+            raise MalformedReplyError(command, "an entry's qom-path is none", entry)
+        readings.append(SlotReading(entry["type"], count, _props(command, props, entry), path))
     return tuple(readings)
 
 
@@ -108,11 +114,11 @@ def parse_cpus_fast(reply: object) -> tuple[ThreadReading, ...]:
     threads: list[ThreadReading] = []
     for entry in _entries(command, reply):
         path, tid, index = entry.get("qom-path"), entry.get("thread-id"), entry.get("cpu-index")
-        if not isinstance(path, str) or not isinstance(tid, int) or not isinstance(index, int):
+        if not is_qom_path(path) or not isinstance(tid, int) or not isinstance(index, int):
             raise MalformedReplyError(command, "an entry lacks qom-path, thread-id or cpu-index", entry)
         props, arch = entry.get("props"), entry.get("target")
-        known = CpuProps(props if isinstance(props, dict) else {})
-        threads.append(ThreadReading(path, tid, index, known, arch if isinstance(arch, str) else None))
+        known = _props(command, props if isinstance(props, dict) else {}, entry)
+        threads.append(ThreadReading(path, tid, index, known, arch if is_word(arch) else None))
     return tuple(threads)
 
 
@@ -133,6 +139,39 @@ def parse_ospm_status(reply: object) -> dict[int, OstAnswer]:
     return answers
 
 
+def parse_machine(reply: object) -> str | None:
+    """Read ``qom-get /machine type``; None if there is none to be told.
+
+    Raises:
+        MalformedReplyError: No machine type can be called so.
+    """
+    if not isinstance(reply, str):
+        return None
+    return _word("qom-get /machine type", reply.removesuffix("-machine"), reply)
+
+
+def parse_target(reply: object) -> str | None:
+    """Read ``query-target``; None if there is none to be told.
+
+    Raises:
+        MalformedReplyError: No architecture can be called so.
+    """
+    arch = reply.get("arch") if isinstance(reply, dict) else None
+    return None if arch is None else _word("query-target", arch, reply)
+
+
+def parse_uuid(reply: object) -> str | None:
+    """Read ``query-uuid``; None where QEMU was given none.
+
+    Raises:
+        MalformedReplyError: It is no uuid.
+    """
+    uuid = reply.get("UUID") if isinstance(reply, dict) else None
+    if uuid is not None and not is_uuid(uuid):
+        raise MalformedReplyError("query-uuid", "it is no uuid", reply)
+    return None if uuid == _NIL_UUID else uuid
+
+
 def parse_topology(reply: object) -> Topology | None:
     """Read ``qom-get /machine smp``; None if it is not what it should be (an old or foreign machine)."""
     if not isinstance(reply, dict) or not isinstance(reply.get("maxcpus"), int):
@@ -150,6 +189,19 @@ def parse_event(message: Mapping[str, Any]) -> QemuEvent | None:
     data = message.get("data")
     reader = _EVENTS.get(str(message.get("event")))
     return reader(data if isinstance(data, Mapping) else {}) if reader else None
+
+
+def _word(command: str, text: object, reply: object) -> str:
+    if not is_word(text):
+        raise MalformedReplyError(command, "no name that QEMU gives", reply)
+    return text
+
+
+def _props(command: str, props: Mapping[str, Any], entry: object) -> CpuProps:
+    try:
+        return CpuProps(props)
+    except ValueError as error:
+        raise MalformedReplyError(command, f"an entry's props: {error}", entry) from error
 
 
 def _ost(info: Mapping[str, Any]) -> OstEvent | None:

@@ -26,7 +26,6 @@ __all__ = ["Reader", "Reading", "layout_of", "look"]
 
 Reading = tuple[tuple[Slot, ...], tuple[ThreadReading, ...] | None]
 
-_NIL_UUID = "00000000-0000-0000-0000-000000000000"
 # libvirt gives every QEMU this secret to encrypt its other secrets with; nobody else names one so.
 _LIBVIRT_SECRET = "masterKey0"  # noqa: S105 - the name of an object, no password
 
@@ -115,14 +114,13 @@ class Reader:
         kvm, known_name, uuid, memory, machine, smp, objects = facts
         arch = threads[0].arch if threads else None  # that of one is that of all
         if arch is None:
-            arch = _text(await self._try("query-target"), "arch") or "unknown"
-        machine_type = machine.removesuffix("-machine") if isinstance(machine, str) else "unknown"
+            arch = qapi.parse_target(await self._try("query-target")) or "unknown"
+        machine_type = qapi.parse_machine(machine) or "unknown"
         accelerator = "kvm" if isinstance(kvm, dict) and kvm.get("enabled") is True else "tcg"
         topology = qapi.parse_topology(smp)
-        found_uuid = _text(uuid, "UUID")
         return VmInfo(
             name=name or _text(known_name, "name") or _name_from(self._monitor.address),
-            uuid=None if found_uuid == _NIL_UUID else found_uuid,
+            uuid=qapi.parse_uuid(uuid),
             arch=arch,
             machine=machine_type,
             accelerator=accelerator,
@@ -140,8 +138,7 @@ class Reader:
     async def _x2apic(self, accelerator: str, topology: Topology | None, slots: tuple[Slot, ...]) -> bool | None:
         if accelerator != "tcg" or topology is None or not slots or slots[0].qom_path is None:
             return None
-        last = {name: value for name, value in slots[-1].props.items() if isinstance(value, int)}
-        if not needs_x2apic(topology, last):
+        if not needs_x2apic(topology, slots[-1].props):
             return None
         reply = await self._try("qom-get", {"path": slots[0].qom_path, "property": "x2apic"})
         return reply is True

@@ -30,6 +30,7 @@ from lxml import etree
 from qmpvcpu.domainxml.nodes import Node, line_of
 from qmpvcpu.errors import DomainXmlError, InvalidMapError
 from qmpvcpu.model import Action, Direction, Intent, Layout, OnFailure, Step, VcpuMap
+from qmpvcpu.model.shapes import is_device_id, is_qom_path
 
 __all__ = ["NAMESPACE", "Instance", "Metadata", "find_record", "read_metadata", "record_node"]
 
@@ -251,7 +252,7 @@ def _read_devices(record: etree._Element) -> dict[int, str]:
         first = _value(device, "vcpu", _number)
         if first in found:
             raise _damaged(device, f"another of vCPU {first} is there")
-        found[first] = _value(device, "id", str)
+        found[first] = _value(device, "id", _device_id)
     return found
 
 
@@ -284,7 +285,7 @@ def _read_step(step: etree._Element) -> Step:
     return Step(
         _value(step, "action", Action),
         _value(step, "vcpus", _map_of_a_slot),
-        step.get("path"),
+        None if step.get("path") is None else _value(step, "path", _path),
         joins=step.get("joins") is not None and _value(step, "joins", _truth),
     )
 
@@ -346,6 +347,18 @@ def _seconds(text: str) -> float:
     if not _SECONDS.fullmatch(text):
         raise ValueError(f"{text!r} is no time")
     return float(text)
+
+
+def _device_id(text: str) -> str:
+    if not is_device_id(text):
+        raise ValueError(f"{text!r} is no device id")
+    return text
+
+
+def _path(text: str) -> str:
+    if not is_qom_path(text):
+        raise ValueError(f"{text!r} is no QOM path")
+    return text
 
 
 def _uuid(text: str) -> str:

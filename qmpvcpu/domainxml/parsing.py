@@ -8,8 +8,11 @@ from lxml import etree
 from qmpvcpu.domainxml.contents import Contents
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, NumaCell, VcpuSched
 from qmpvcpu.domainxml.fields import text_of
+from qmpvcpu.domainxml.nodes import line_of
 from qmpvcpu.domainxml.rules import examine
+from qmpvcpu.errors import DomainXmlError, shorten
 from qmpvcpu.model import Topology, VcpuMap
+from qmpvcpu.model.shapes import is_word
 
 __all__ = ["parse", "parse_with_tree"]
 
@@ -33,6 +36,9 @@ _UNREAD = (
     "memoryBacking",
     "numatune",
 )
+
+
+_MOST_QUOTED = 60
 
 
 def parse(xml: bytes) -> DomainVcpus:
@@ -79,8 +85,8 @@ def parse_with_tree(xml: bytes) -> tuple[DomainVcpus, etree._Element]:
         name=_text(root, "name"),
         uuid=str(UUID(_text(root, "uuid").strip().replace("-", ""))) if _text(root, "uuid") else None,
         type="kvm" if root.get("type") == "kvm" else "qemu",
-        arch=None if os_type is None else os_type.get("arch"),
-        machine=None if os_type is None else os_type.get("machine"),
+        arch=None if os_type is None else _name_of(os_type, "arch"),
+        machine=None if os_type is None else _name_of(os_type, "machine"),
         emulator=_text(root, "devices/emulator") or None,
         memory_kib=sum(cell.memory_kib for cell in cells) or contents.memory_kib,
         vcpus=tuple(_vcpus(contents, count)),
@@ -101,6 +107,15 @@ def parse_with_tree(xml: bytes) -> tuple[DomainVcpus, etree._Element]:
 def _text(root: etree._Element, way: str) -> str:
     element = root.find(way)
     return "" if element is None else text_of(element)
+
+
+def _name_of(os_type: etree._Element, attribute: str) -> str | None:
+    """Return a name of QEMU's; libvirt asks QEMU for it, and refuses what it does not have."""
+    name = os_type.get(attribute)
+    if name and not is_word(name):
+        told = f"<type {attribute}=...>: {shorten(name, _MOST_QUOTED)} is no name that QEMU gives"
+        raise DomainXmlError(told, line=line_of(os_type))
+    return name
 
 
 def _vcpus(contents: Contents, count: int) -> Iterator[DomainVcpu]:

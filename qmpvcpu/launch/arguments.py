@@ -10,7 +10,7 @@ from typing import Final
 from qmpvcpu import qapi
 from qmpvcpu.domainxml import DomainVcpus, NumaCell
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.launch.cpumodel import X86, cpu_of, driver_of, model_of
+from qmpvcpu.launch.cpumodel import X86, checked_type, cpu_of, driver_of, model_of
 from qmpvcpu.model import Layout, Topology, VcpuMap
 
 __all__ = ["LaunchArguments", "arguments"]
@@ -84,7 +84,7 @@ def arguments(source: DomainVcpus | Layout, *, cpu: str | None = None) -> Launch
 
     Raises:
         DomainXmlError: A domain that QEMU cannot be started with: the vCPUs that it would start with are not the
-            first ones, the topology is not as many; or names that cannot be a CPU model's or feature's.
+            first ones, the topology is not as many; or names that cannot be a CPU model's, type's or feature's.
     Source:
         libvirt src/qemu/qemu_command.c, qemuBuildSmpCommandLine, qemuBuildCpuCommandLine,
         qemuBuildNumaCommandLine; src/qemu/qemu_process.c, qemuProcessSetupHotpluggableVcpus.
@@ -217,7 +217,7 @@ def _of_layout(layout: Layout, given_cpu: str | None) -> LaunchArguments:
     return LaunchArguments(
         smp=_smp(count, topology) if topology else f"{count},maxcpus={layout.max}",
         cpu=given_cpu or model,
-        device_add=tuple(qapi.device_add(slot) for slot in later),
+        device_add=tuple(qapi.device_add(slot) for slot in later if checked_type(slot.type)),
         unknown=tuple(_unknown_of_layout(layout, given_cpu, model)),
     )
 

@@ -6,8 +6,9 @@ from typing import Final
 
 from qmpvcpu.domainxml import CpuModel, DomainVcpus
 from qmpvcpu.errors import DomainXmlError, shorten
+from qmpvcpu.model.shapes import is_cpu_type, is_word
 
-__all__ = ["X86", "cpu_of", "driver_of", "model_of"]
+__all__ = ["X86", "checked_type", "cpu_of", "driver_of", "model_of"]
 
 X86: Final = ("x86_64", "i686")
 
@@ -24,8 +25,6 @@ _RENAMED: Final = {"pclmuldq": "pclmulqdq"}
 # What libvirt has a name for and QEMU no switch: it follows from other features, or QEMU never had it.
 _NO_SWITCH: Final = frozenset({"osxsave", "ospke", "cmt", "mbm_total", "mbm_local"})
 _SWITCH: Final = {"force": "on", "require": "on", "optional": "on", "disable": "off", "forbid": "off"}
-# A comma, or a blank, would be the beginning of another argument.
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 def cpu_of(domain: DomainVcpus, arch: str) -> str | None:
@@ -76,18 +75,36 @@ def _features(model: CpuModel, arch: str) -> Iterator[str]:
 
 
 def _named(what: str, name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not is_word(name):
         raise DomainXmlError(f"<{what}>: {shorten(name)} is no {what} that QEMU could have")
     return name
 
 
 def driver_of(cpu: str | None, arch: str) -> str | None:
-    """Return the type of CPU that ``device_add`` takes under ``-cpu`` *cpu*; None where only QEMU knows it."""
+    """Return the type of CPU that ``device_add`` takes under ``-cpu`` *cpu*; None where only QEMU knows it.
+
+    Raises:
+        DomainXmlError: *cpu* does not begin with a model that could be one.
+    """
     kind = _TYPES.get(arch)
-    return None if cpu is None or kind is None else f"{cpu.partition(',')[0]}-{kind}"
+    return None if cpu is None or kind is None else checked_type(f"{cpu.partition(',')[0]}-{kind}")
 
 
 def model_of(cpu_type: str) -> str | None:
-    """Return the ``-cpu`` model of QEMU's *cpu_type*; None where there is no type, on a machine without hotplug."""
-    found = re.fullmatch(r"(.+)-(?:[a-z0-9_]+-cpu|spapr-cpu-core)", cpu_type)
-    return found[1] if found else None
+    """Return the ``-cpu`` model of QEMU's *cpu_type*; None where there is no type, on a machine without hotplug.
+
+    Raises:
+        DomainXmlError: It is no CPU's type.
+    """
+    return re.sub("-(?:[a-z0-9_]+-cpu|spapr-cpu-core)$", "", checked_type(cpu_type)) if cpu_type else None
+
+
+def checked_type(cpu_type: str) -> str:
+    """Return *cpu_type*, which is about to be an argument.
+
+    Raises:
+        DomainXmlError: It is no CPU's type.
+    """
+    if not is_cpu_type(cpu_type):
+        raise DomainXmlError(f"{shorten(cpu_type)} is no type of a CPU that QEMU could have")
+    return cpu_type

@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from qmpvcpu.model.jsonread import flag, optional, rows, take, text, unlike, vcpu_map, whole_number
+from qmpvcpu.model.jsonread import flag, optional, rows, shaped, take, text, unlike, vcpu_map, whole_number
 from qmpvcpu.model.layout import CpuProps, Layout, Slot, Vcpu
 from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.shapes import is_cpu_type, is_qom_path, is_uuid, is_word
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology, VmInfo
 
 __all__ = ["layout_as_json", "layout_from_json"]
+
+_MOST_VCPUS: Final = 16384
 
 
 def layout_as_json(layout: Layout) -> dict[str, Any]:
@@ -80,8 +83,12 @@ def layout_from_json(data: Mapping[str, Any]) -> Layout:
     if sorted(places.values()) != list(range(1, len(places) + 1)):
         raise ValueError(f"'vcpus': 'order' does not go from 1 to {len(places)}, the slots that have one")
     pending = take(data, "pending", vcpu_map)
+    vm = take(data, "vm", _read_vm)
+    untyped = next((slot.first for slot in slots if not slot.type), None)
+    if vm.can_plug and untyped is not None:
+        raise ValueError(f"'vcpus': [{untyped}]: 'type': a machine that takes CPUs names the type of each")
     layout = Layout(
-        vm=take(data, "vm", _read_vm),
+        vm=vm,
         slots=slots,
         creation=tuple(sorted(places, key=places.__getitem__)),
         pending_slots=frozenset(slot.first for slot in slots if slot.first in pending),
@@ -121,10 +128,10 @@ def _read_row(data: object) -> _Row:
         id=take(data, "id", _read_id),
         slot=take(data, "slot", whole_number),
         host_tid=take(data, "host_tid", optional(whole_number)),
-        type=take(data, "type", text),
+        type=take(data, "type", _read_type),
         props=take(data, "props", _read_props),
         cpu_index=take(data, "cpu_index", whole_number),
-        qom_path=take(data, "qom_path", optional(text)),
+        qom_path=take(data, "qom_path", optional(_read_path)),
         order=take(data, "order", optional(whole_number)),
         answer=take(data, "answer", optional(_read_answer)),
     )
@@ -164,12 +171,18 @@ def _slot_of(vcpus: list[_Row]) -> Slot:
     )
 
 
+_read_word = shaped(is_word, "a name of QEMU's")
+_read_path = shaped(is_qom_path, "a QOM path")
+_read_cpu_type = shaped(is_cpu_type, "a CPU's type")
+
+
+def _read_type(value: object) -> str:
+    return "" if value == "" else _read_cpu_type(value)  # a machine without CPU hotplug names none
+
+
 def _read_props(value: object) -> CpuProps:
     if not isinstance(value, Mapping):
         raise ValueError(unlike(value, "a JSON object"))  # noqa: TRY004 -- bad content, whatever its type
-    for key, each in value.items():
-        if not isinstance(each, int | str):
-            raise ValueError(f"{key!r}: {unlike(each, 'a number or text')}")  # noqa: TRY004 -- as above
     return CpuProps(value)
 
 
@@ -182,11 +195,11 @@ def _read_answer(value: object) -> OstAnswer:
 def _read_vm(data: object) -> VmInfo:
     return VmInfo(
         name=take(data, "name", text),
-        arch=take(data, "arch", text),
-        machine=take(data, "machine", text),
-        accelerator=take(data, "accelerator", text),
+        arch=take(data, "arch", _read_word),
+        machine=take(data, "machine", _read_word),
+        accelerator=take(data, "accelerator", _read_word),
         qemu_version=take(data, "qemu", _read_version),
-        uuid=take(data, "uuid", optional(text)),
+        uuid=take(data, "uuid", optional(shaped(is_uuid, "a uuid"))),
         package=take(data, "package", text),
         memory_kib=take(data, "memory_kib", optional(whole_number)),
         topology=take(data, "topology", optional(_read_topology)),
@@ -198,7 +211,13 @@ def _read_vm(data: object) -> VmInfo:
 
 
 def _read_topology(data: object) -> Topology:
-    return Topology(**{field.name: take(data, field.name, whole_number) for field in fields(Topology)})
+    return Topology(**{field.name: take(data, field.name, _read_size) for field in fields(Topology)})
+
+
+def _read_size(value: object) -> int:
+    if not 1 <= whole_number(value) <= _MOST_VCPUS:
+        raise ValueError(unlike(value, f"a whole number from 1 to {_MOST_VCPUS}"))
+    return whole_number(value)
 
 
 def _read_version(value: object) -> tuple[int, int, int]:

@@ -6,12 +6,24 @@ that an error names the bad value by its path from the outermost object.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
 from qmpvcpu.errors import shorten
 from qmpvcpu.model.vcpumap import VcpuMap
 
-__all__ = ["flag", "number", "one_of", "optional", "rows", "take", "text", "unlike", "vcpu_map", "whole_number"]
+__all__ = [
+    "flag",
+    "number",
+    "one_of",
+    "optional",
+    "rows",
+    "shaped",
+    "take",
+    "text",
+    "unlike",
+    "vcpu_map",
+    "whole_number",
+]
 
 _T = TypeVar("_T")
 
@@ -92,6 +104,17 @@ def one_of(choices: Mapping[str, _T]) -> Callable[[Any], _T]:
         if not isinstance(value, str) or value not in choices:
             raise ValueError(unlike(value, f"one of {', '.join(choices)}"))
         return choices[value]
+
+    return read
+
+
+def shaped(is_so: Callable[[object], TypeGuard[_T]], what: str) -> Callable[[Any], _T]:
+    """Return a reader of values that *is_so* says yes to; *what* they are is for the error."""
+
+    def read(value: object) -> _T:
+        if not is_so(value):
+            raise ValueError(unlike(value, what))
+        return value
 
     return read
 

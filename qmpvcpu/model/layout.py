@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from qmpvcpu.errors import shorten
 from qmpvcpu.model.ost import OstAnswer, OstStatus
+from qmpvcpu.model.shapes import PERIPHERAL, is_place
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmInfo
 
 __all__ = ["CpuProps", "Layout", "Slot", "Vcpu"]
 
-_PERIPHERAL = "/machine/peripheral/"
 _PERIPHERALS = "/machine/peripheral"  # those without an id too, in /machine/peripheral-anon
+_MOST_PLACE = 2**31 - 1  # QEMU's properties have 32 bits
+_MOST_QUOTED = 60
 
 
 @lru_cache(maxsize=8192)  # values that never change, asked for at every change of their slot
@@ -21,11 +24,17 @@ def _ids(first: int, count: int) -> VcpuMap:
     return VcpuMap(range(first, first + count))
 
 
-class CpuProps(Mapping[str, Any]):
+class CpuProps(Mapping[str, int]):
     """A slot's properties, as QEMU names and orders them (``socket-id``, ``core-id``, ``node-id``, ...).
 
-    A read-only mapping. Properties that this version does not know are kept and passed through, since all of
-    them must be given back to ``device_add``.
+    A read-only mapping. Levels that this version does not know are kept and passed through, since all of them must be
+    given back to ``device_add``. Anything but a place, such as ``driver`` or ``id``, would plug something else.
+
+    Args:
+        props: They.
+
+    Raises:
+        ValueError: A property has no name of a place (``...-id``), or is no whole number from 0 to 2**31 - 1.
 
     Source: QEMU qapi/machine.json, CpuInstanceProperties.
     """
@@ -33,9 +42,14 @@ class CpuProps(Mapping[str, Any]):
     __slots__ = ("_items",)
 
     def __init__(self, props: Mapping[str, Any]) -> None:
-        self._items = dict(props)
+        for name, value in props.items():
+            if not is_place(name):
+                raise ValueError(f"{shorten(name, _MOST_QUOTED)} does not name the place of a CPU, such as core-id")
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_PLACE:
+                raise ValueError(f"{name!r}: {shorten(value, _MOST_QUOTED)} is not a whole number from 0 on")
+        self._items: dict[str, int] = dict(props)
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> int:
         return self._items[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -52,8 +66,7 @@ class CpuProps(Mapping[str, Any]):
 
     def number(self, key: str) -> int | None:
         """Return the id named *key*, or None where the machine has no such level."""
-        value = self._items.get(key)
-        return value if isinstance(value, int) else None
+        return self._items.get(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +107,7 @@ class Slot:
     def device_id(self) -> str | None:
         """The device id of the CPU in it; None if it is empty, or its CPU has none (boot CPUs)."""
         path = self.qom_path or ""
-        return path.removeprefix(_PERIPHERAL) if path.startswith(_PERIPHERAL) else None
+        return path.removeprefix(PERIPHERAL).partition("/")[0] if path.startswith(PERIPHERAL) else None
 
     @property
     def is_boot(self) -> bool:
@@ -116,7 +129,7 @@ class Slot:
     @property
     def new_qom_path(self) -> str:
         """The QOM path of a CPU plugged by us."""
-        return _PERIPHERAL + self.new_device_id
+        return PERIPHERAL + self.new_device_id
 
     def filled(self, qom_path: str) -> "Slot":
         """Return this slot with a newly plugged CPU in it."""

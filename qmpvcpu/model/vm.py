@@ -1,6 +1,7 @@
 """What is known of a VM besides its CPUs: identity, machine, accelerator, and what its QEMU does not survive."""
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -164,7 +165,7 @@ class Capabilities:
         )
 
 
-def apic_id(topology: Topology, props: dict[str, int]) -> int:
+def apic_id(topology: Topology, props: Mapping[str, int]) -> int:
     """Return the APIC id that QEMU gives the CPU with these *props* (wire names to numbers).
 
     Each level takes as many bits as its size needs, threads lowest.
@@ -182,6 +183,6 @@ def apic_id(topology: Topology, props: dict[str, int]) -> int:
     return value
 
 
-def needs_x2apic(topology: Topology, props: dict[str, int]) -> bool:
+def needs_x2apic(topology: Topology, props: Mapping[str, int]) -> bool:
     """Return True if the CPU with these *props* has an APIC id that only x2apic can address."""
     return apic_id(topology, props) >= _FIRST_APIC_ID_OF_X2APIC

@@ -121,10 +121,8 @@ def fatal_plug(now: Situation, slot: Slot) -> KnownFault | None:
         return KnownFault.TCG_REPLUG_CORRUPTS_HEAP
     if KnownFault.TCG_CREATED_BEYOND_MAX in faults and now.created + slot.count > now.layout.max:
         return KnownFault.TCG_CREATED_BEYOND_MAX
-    if KnownFault.TCG_APIC_ID_255 in faults and vm.topology is not None:
-        numbers = {name: value for name, value in slot.props.items() if isinstance(value, int)}
-        if needs_x2apic(vm.topology, numbers):
-            return KnownFault.TCG_APIC_ID_255
+    if KnownFault.TCG_APIC_ID_255 in faults and vm.topology is not None and needs_x2apic(vm.topology, slot.props):
+        return KnownFault.TCG_APIC_ID_255
     return None
 
 

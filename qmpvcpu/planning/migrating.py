@@ -253,11 +253,7 @@ def _addresses(layout: Layout, slots: Iterable[Slot]) -> set[tuple[int, int]] | 
     topology = layout.vm.topology
     if topology is None or layout.vm.arch not in _APIC_ARCHES:
         return None
-    found = set()
-    for slot in slots:
-        numbers = {name: value for name, value in slot.props.items() if isinstance(value, int)}
-        found.add((slot.cpu_index, apic_id(topology, numbers)))
-    return found
+    return {(slot.cpu_index, apic_id(topology, slot.props)) for slot in slots}
 
 
 def _machine(source: Layout, target: Layout) -> Iterator[Difference]:

@@ -199,19 +199,30 @@ async def test_events_that_make_no_sense_are_passed_over() -> None:
         assert vm.layout.enabled - before.enabled == {7}
 
 
+ENTRY = {"type": "qemu64-x86_64-cpu", "vcpus-count": 1, "props": {"core-id": 0}}
+
+
 @pytest.mark.parametrize(
     ("command", "reply"),
     [
         ("query-hotpluggable-cpus", {"not": "a list"}),
         ("query-hotpluggable-cpus", [{"type": "t", "vcpus-count": 1, "props": {}}]),
+        ("query-hotpluggable-cpus", [{**ENTRY, "type": "vfio-pci,host=0000:01:00.0"}]),
+        ("query-hotpluggable-cpus", [{**ENTRY, "type": "host,+vmx-x86_64-cpu"}]),
+        ("query-hotpluggable-cpus", [{**ENTRY, "props": {"core-id": 0, "driver": "virtio-9p-pci"}}]),
+        ("query-hotpluggable-cpus", [{**ENTRY, "props": {"core-id": 0, "id": 7}}]),
+        ("query-hotpluggable-cpus", [{**ENTRY, "props": {"core-id": "0,x=y"}}]),
+        ("query-hotpluggable-cpus", [{**ENTRY, "qom-path": "/machine/peripheral/a,b"}]),
         ("query-cpus-fast", [{"cpu-index": 0}]),
+        ("qom-get /machine type", "q35,firmware=/etc/shadow-machine"),
+        ("query-uuid", {"UUID": "../../../etc/shadow"}),
         ("query-status", {}),
         ("query-acpi-ospm-status", "?"),
     ],
 )
 async def test_nonsense_at_attach_is_an_error_that_quotes_it(command: str, reply: Any) -> None:
     with pytest.raises(MalformedReplyError, match=f"malformed reply to {command}") as caught:
-        async with recorded("10.0.2-q35-sct-2x2x2-boot3", {command: reply}):
+        async with recorded("10.0.2-q35-sct-2x2x2-boot3", {command.partition(" ")[0]: reply}):
             pass
     assert caught.value.command == command
 

@@ -11,6 +11,7 @@ from qmpvcpu.domainxml import NAMESPACE, Instance, Metadata, read_identity, rend
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model import Action, Direction, Intent, OnFailure, Step, VcpuMap
 from tests.domainxml.examples import layout_of
+from tests.model.values import paths
 
 LAYOUT = layout_of(4, [0, 2], boot=1)
 INTENT = Intent(
@@ -38,8 +39,7 @@ steps = st.builds(
     Step,
     st.sampled_from(Action),
     maps.filter(bool),
-    st.none()
-    | st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="\u2028\ufffe\uffff")),
+    st.none() | paths,
     joins=st.booleans(),
 )
 intents = st.builds(
@@ -138,6 +138,11 @@ DAMAGED = {
     "a device of no vCPU": ("<q:device id='a'/>", "<device>: vcpu is missing"),
     "a device without id": ("<q:device vcpu='1'/>", "<device>: id is missing"),
     "two devices in one slot": ("<q:device vcpu='1' id='a'/><q:device vcpu='1' id='b'/>", "another of vCPU 1"),
+    "a device with an option": ("<q:device vcpu='1' id='a,b=c'/>", "<device>: id: 'a,b=c' is no device id"),
+    "a step to nowhere": (
+        f"<q:transition {WHOLE}><q:step action='unplug' vcpus='2' path='vcpu2'/></q:transition>",
+        "<step>: path: 'vcpu2' is no QOM path",
+    ),
     "a next boot without a map": ("<q:next-boot/>", "<next-boot>: vcpus is missing"),
     "a next boot without vCPU 0": ("<q:next-boot vcpus='1-2'/>", "<next-boot>: vcpus: '1-2' is without vCPU 0"),
     "a wish without a map": ("<q:desired/>", "<desired>: vcpus is missing"),

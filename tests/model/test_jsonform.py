@@ -15,6 +15,8 @@ from qmpvcpu.model.verdictjson import verdict_beside, verdict_from_json
 from tests.captures import all_captures
 from tests.model.values import layouts, verdicts
 
+CORE = "power10_v2.0-spapr-cpu-core"
+
 
 def there_and_back(layout: Layout) -> Layout:
     return layout_from_json(json.loads(json.dumps(layout_as_json(layout))))
@@ -56,7 +58,7 @@ def whole() -> dict[str, Any]:
     """Two cores of two threads, the second free, as a JSON object."""
     vm = VmInfo("vm", "ppc64", "pseries", "tcg", (10, 0, 2), topology=Topology(max_cpus=4, cores=2, threads=2))
     props = CpuProps({"core-id": 0, "node-id": 0})
-    slots = (Slot(0, 2, "c", props, 0, "/c0", (7, None), OstAnswer(1, 0)), Slot(2, 2, "c", props, 2))
+    slots = (Slot(0, 2, CORE, props, 0, "/c0", (7, None), OstAnswer(1, 0)), Slot(2, 2, CORE, props, 2))
     layout = Layout(vm=vm, slots=slots, creation=(0,), pending_slots=frozenset({0}), generation=3)
     document: dict[str, Any] = json.loads(json.dumps(layout_as_json(layout)))
     return document
@@ -121,7 +123,32 @@ def drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
         (put("vcpus", 1, "qom_path", value="/c1"), "'vcpus': [1]: 'slot': vCPUs 0 and 1 make no slot 0"),
         (put("vcpus", 1, "qom_path", value=None), "'vcpus': [1]: 'order': vCPU 1 has one, and no 'qom_path'"),
         (put("vcpus", 0, "props", value=None), "'vcpus': [0]: 'props': null is not a JSON object"),
-        (put("vcpus", 0, "props", "core-id", value=[1]), "'props': 'core-id': [1] is not a number or text"),
+        (put("vcpus", 0, "props", "core-id", value=[1]), "'props': 'core-id': [1] is not a whole number from 0 on"),
+        (put("vcpus", 0, "props", "core-id", value="0,x=y"), "'props': 'core-id': \"0,x=y\" is not a whole number"),
+        (put("vcpus", 0, "props", "core-id", value=2**31), "'props': 'core-id': 2147483648 is not a whole number"),
+        (put("vcpus", 0, "props", "id", value=1), "'props': \"id\" does not name the place of a CPU"),
+        (
+            put("vcpus", 0, "props", "driver", value="vfio-pci"),
+            "'props': \"driver\" does not name the place",
+        ),
+        (
+            put("vcpus", 0, "type", value="vfio-pci,host=1"),
+            "'type': \"vfio-pci,host=1\" is not a CPU's type",
+        ),
+        (put("vcpus", 0, "type", value=""), "'vcpus': [1]: 'slot': vCPUs 0 and 1 make no slot 0"),
+        (put("vcpus", 0, "qom_path", value="/c0,x=y z"), "'vcpus': [0]: 'qom_path': \"/c0,x=y z\" is not a QOM path"),
+        (
+            put("vcpus", 0, "qom_path", value="/machine/peripheral/7/a"),
+            "'qom_path': \"/machine/peripheral/7/a\" is not a QOM path",
+        ),
+        (put("vm", "machine", value="q35,firmware=x"), "'vm': 'machine': \"q35,firmware=x\" is not a name of QEMU's"),
+        (put("vm", "arch", value="x86 64"), "'vm': 'arch': \"x86 64\" is not a name of QEMU's"),
+        (put("vm", "accelerator", value=""), "'vm': 'accelerator': \"\" is not a name of QEMU's"),
+        (put("vm", "uuid", value="../../x"), "'vm': 'uuid': \"../../x\" is not a uuid"),
+        (
+            put("vm", "topology", "cores", value=0),
+            "'topology': 'cores': 0 is not a whole number from 1 to 16384",
+        ),
         (put("vcpus", 0, "host_tid", value="7"), "'vcpus': [0]: 'host_tid': \"7\" is not a whole number"),
         (put("vcpus", 0, "answer", value=[1]), "'answer': [1] is not a source and a status"),
         (put("vcpus", 0, "answer", value=[1, "0"]), "'answer': [1]: \"0\" is not a whole number"),
@@ -134,6 +161,16 @@ def test_a_bad_layout_is_refused_by_the_name_of_its_key(change: Callable[[dict[s
     with pytest.raises(ValueError, match=re.escape(says)) as caught:
         layout_from_json(document)
     assert len(str(caught.value)) < 300
+
+
+def test_only_a_machine_that_cannot_plug_has_slots_without_a_type() -> None:
+    document = whole()
+    for vcpu in document["vcpus"]:
+        vcpu["type"] = ""
+    with pytest.raises(ValueError, match=r"'vcpus': \[0\]: 'type': a machine that takes CPUs names the type of each"):
+        layout_from_json(document)
+    document["vm"]["can_plug"] = False
+    assert {slot.type for slot in layout_from_json(document).slots} == {""}
 
 
 def test_a_creation_order_that_does_not_count_is_refused() -> None:

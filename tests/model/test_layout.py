@@ -1,12 +1,14 @@
 """Layout: libvirt's numbers on what QEMU lists."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 
 from qmpvcpu import Layout, VcpuMap
 from qmpvcpu.model import (
     CpuProps,
+    Slot,
     SlotReading,
     ThreadReading,
     VmInfo,
@@ -96,12 +98,39 @@ def test_pseries_cores_hold_all_their_threads() -> None:
 
 
 def test_properties_of_a_future_qemu_are_passed_through() -> None:
-    reading = SlotReading("cpu", 1, CpuProps({"tile-id": 3, "core-id": 0, "flavour": "x"}), None)
+    reading = SlotReading("cpu", 1, CpuProps({"tile-id": 3, "core-id": 0}), None)
     (slot,) = build_slots([reading], ())
-    assert dict(slot.props) == {"tile-id": 3, "core-id": 0, "flavour": "x"}
-    assert slot.props.number("flavour") is None
-    assert repr(slot.props) == "CpuProps({'tile-id': 3, 'core-id': 0, 'flavour': 'x'})"
-    assert hash(slot.props) == hash(CpuProps({"flavour": "x", "core-id": 0, "tile-id": 3}))
+    assert dict(slot.props) == {"tile-id": 3, "core-id": 0}
+    assert slot.props.number("die-id") is None
+    assert repr(slot.props) == "CpuProps({'tile-id': 3, 'core-id': 0})"
+    assert hash(slot.props) == hash(CpuProps({"core-id": 0, "tile-id": 3}))
+
+
+@pytest.mark.parametrize(
+    "props",
+    [
+        {"driver": 1},
+        {"id": 1},
+        {"core-id,fsdev": 1},
+        {"Core-id": 1},
+        {"core-id\n": 1},
+        {"-id": 1},
+        {"core-id": -1},
+        {"core-id": True},
+        {"core-id": "1"},
+        {"core-id": 1.0},
+        {"core-id": None},
+        {"core-id": 2**31},
+    ],
+)
+def test_props_hold_nothing_but_the_place_of_a_cpu(props: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"place of a CPU|whole number"):
+        CpuProps(props)
+
+
+def test_a_cores_thread_has_the_id_of_its_core() -> None:
+    slot = Slot(0, 1, "cpu", CpuProps({}), 0, "/machine/peripheral/core1/thread[0]")
+    assert slot.device_id == "core1"
 
 
 def test_node_ids_may_interleave() -> None:

@@ -43,7 +43,14 @@ BUSY = "the guest refused: device is busy (OST status 0x82)"
 def layout(present: str, pending: tuple[int, ...] = ()) -> Layout:
     ids = VcpuMap.parse(present)
     slots = tuple(
-        Slot(each, 1, "cpu", CpuProps({"core-id": each}), each, *((f"/vcpu{each}", (None,)) if each in ids else ()))
+        Slot(
+            each,
+            1,
+            "t-x86_64-cpu",
+            CpuProps({"core-id": each}),
+            each,
+            *((f"/vcpu{each}", (None,)) if each in ids else ()),
+        )
         for each in range(8)
     )
     return Layout(vm=VM, slots=slots, creation=tuple(ids), pending_slots=frozenset(pending))

@@ -60,14 +60,16 @@ step_reports = st.builds(
 )
 
 sizes = st.integers(1, 64)
+words = st.from_regex("[A-Za-z0-9][A-Za-z0-9_.+-]{0,12}", fullmatch=True)
+uuids = st.uuids().map(str)
 vms = st.builds(
     VmInfo,
     texts,
-    texts,
-    texts,
+    words,
+    words,
     st.sampled_from(["kvm", "tcg"]),
     st.tuples(*[st.integers(0, 99)] * 3),
-    st.none() | texts,
+    st.none() | uuids,
     texts,
     st.none() | numbers,
     st.none() | st.builds(Topology, *[sizes] * 9),
@@ -76,7 +78,13 @@ vms = st.builds(
     st.booleans(),
     maybe,
 )
-props = st.dictionaries(texts, numbers | texts | st.booleans(), max_size=4).map(CpuProps)
+places = st.sampled_from(["node-id", "socket-id", "die-id", "core-id", "thread-id", "tile-id"])
+props = st.dictionaries(places, st.integers(0, 2**31 - 1), max_size=4).map(CpuProps)
+cpu_types = st.builds("{}-{}".format, words, st.sampled_from(["x86_64-cpu", "spapr-cpu-core", "s390x-cpu"]))
+device_ids = st.from_regex("[A-Za-z][A-Za-z0-9._-]{0,8}", fullmatch=True)
+paths = device_ids.map("/machine/peripheral/{}".format) | st.builds(
+    "/machine/unattached/device[{}]".format, st.integers(0, 9999)
+)
 answers = st.none() | st.builds(OstAnswer, numbers, numbers)
 
 
@@ -86,9 +94,9 @@ def layouts(draw: st.DrawFn, count: int | None = None) -> Layout:
     size = draw(st.integers(1, 4)) if count is None else count
     slots: list[Slot] = []
     for first in range(0, size * draw(st.integers(0, 6)), size):
-        path = draw(st.none() | texts)
+        path = draw(st.none() | paths)
         tids = tuple(draw(st.none() | numbers) for _ in range(size)) if path is not None else ()
-        slots.append(Slot(first, size, draw(texts), draw(props), draw(numbers), path, tids, draw(answers)))
+        slots.append(Slot(first, size, draw(cpu_types), draw(props), draw(numbers), path, tids, draw(answers)))
     present = [slot.first for slot in slots if slot.present]
     created = draw(st.permutations(present))
     pending = draw(st.sets(st.sampled_from(present))) if present else set()

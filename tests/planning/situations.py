@@ -37,7 +37,7 @@ def situation(
         Slot(
             first,
             count,
-            "t",
+            "t-x86_64-cpu",
             CpuProps({"socket-id": 0, "core-id": place}),
             first,
             PATHS[plugged[first]].format(first) if first in plugged else None,

@@ -12,7 +12,7 @@ from qmpvcpu.model import CpuProps, OstAnswer, Slot, Topology
 from tests.captures import FOLDER, all_captures
 
 CPU_ANSWER = {"slot-type": "CPU", "slot": "3", "source": 1, "status": 0}
-ENTRY = {"props": {"core-id": 1, "socket-id": 0}, "vcpus-count": 1, "type": "t"}
+ENTRY = {"props": {"core-id": 1, "socket-id": 0}, "vcpus-count": 1, "type": "t-x86_64-cpu"}
 WIRES = [path for path in sorted(FOLDER.glob("*wire*.json")) if "qtest" not in path.stem and "stats" not in path.stem]
 
 
@@ -55,12 +55,27 @@ def test_device_del_names_the_id_or_else_the_path() -> None:
     "entry",
     [
         {**ENTRY, "type": None},
+        {**ENTRY, "type": ""},
+        {**ENTRY, "type": "vfio-pci"},
+        {**ENTRY, "type": "vfio-pci,host=0000:01:00.0"},
+        {**ENTRY, "type": "host,+vmx-x86_64-cpu"},
+        {**ENTRY, "type": "host-x86_64-cpu\n"},
+        {**ENTRY, "type": "a" * 200 + "-x86_64-cpu"},
         {**ENTRY, "vcpus-count": 0},
         {**ENTRY, "vcpus-count": True},
         {**ENTRY, "vcpus-count": "1"},
         {**ENTRY, "props": {}},
         {**ENTRY, "props": []},
+        {**ENTRY, "props": {"core-id": "0,x=y"}},
+        {**ENTRY, "props": {"core-id": -1}},
+        {**ENTRY, "props": {"core-id": True}},
+        {**ENTRY, "props": {"core-id": 0, "id": 7}},
+        {**ENTRY, "props": {"core-id": 0, "driver": "virtio-9p-pci,fsdev=root"}},
         {**ENTRY, "qom-path": 7},
+        {**ENTRY, "qom-path": ""},
+        {**ENTRY, "qom-path": "/machine/peripheral/a b"},
+        {**ENTRY, "qom-path": "/machine/peripheral/7up"},
+        {**ENTRY, "qom-path": "vcpu3"},
         "text",
     ],
 )
@@ -79,9 +94,11 @@ def test_a_reply_that_is_no_list_is_refused(reply: Any) -> None:
 
 @pytest.mark.parametrize("missing", ["qom-path", "thread-id", "cpu-index"])
 def test_a_malformed_thread_is_refused(missing: str) -> None:
-    entry = {"qom-path": "/a", "thread-id": 1, "cpu-index": 0}
+    entry: dict[str, Any] = {"qom-path": "/a", "thread-id": 1, "cpu-index": 0}
     (thread,) = qapi.parse_cpus_fast([entry])
     assert thread.props == {}
+    with pytest.raises(MalformedReplyError, match="does not name the place of a CPU"):
+        qapi.parse_cpus_fast([{**entry, "props": {"id": 1}}])
     del entry[missing]
     with pytest.raises(MalformedReplyError, match="lacks qom-path, thread-id or cpu-index"):
         qapi.parse_cpus_fast([entry])
@@ -94,6 +111,29 @@ def test_ospm_status_keeps_cpus_and_passes_over_memory() -> None:
     }
     with pytest.raises(MalformedReplyError, match="no ACPIOSTInfo"):
         qapi.parse_ospm_status([{**cpu, "slot": "three"}])
+
+
+@pytest.mark.parametrize(
+    ("read", "good", "value", "bad"),
+    [
+        (qapi.parse_machine, "pc-q35-10.0-machine", "pc-q35-10.0", "q35,firmware=/etc/shadow-machine"),
+        (qapi.parse_target, {"arch": "x86_64"}, "x86_64", {"arch": "x86_64 --"}),
+        (qapi.parse_target, {"arch": "ppc64"}, "ppc64", {"arch": 64}),
+        (
+            qapi.parse_uuid,
+            {"UUID": "8e9a45f1-0b52-4f1e-9d0c-3a5a7f6b2c11"},
+            "8e9a45f1-0b52-4f1e-9d0c-3a5a7f6b2c11",
+            {"UUID": "../x"},
+        ),
+        (qapi.parse_uuid, {"UUID": "00000000-0000-0000-0000-000000000000"}, None, {"UUID": 7}),
+    ],
+)
+def test_a_name_of_the_vm_is_one_that_qemu_gives(read: Any, good: Any, value: str | None, bad: Any) -> None:
+    assert read(good) == value
+    assert read(None) is None
+    with pytest.raises(MalformedReplyError) as caught:
+        read(bad)
+    assert caught.value.reply == bad
 
 
 def test_the_topology_of_every_version_is_read() -> None:
