@@ -221,7 +221,7 @@ class Bulk:
     Attributes:
         on_failure: What becomes of the rest when a vCPU stays, or does not come.
         total_timeout: Seconds for all of it, or None.
-        in_flight: Commands without a reply, and under STOP removals without an answer, at once.
+        in_flight: At most so many commands without a reply.
         proof: What a plug waits for.
     """
 
@@ -247,7 +247,7 @@ class Bulk:
             "--in-flight",
             metavar="N",
             min=1,
-            help="Commands on their way at once; with stop also removals without an answer (1: one by one).",
+            help="Commands on their way at once. With stop, removals go one at a time all the same.",
         ),
     ] = 8
     proof: Annotated[

@@ -88,8 +88,8 @@ class WholeMaps(OneVcpu):
             timeout: How long the guest has for each answer, in seconds from QEMU's acceptance; 0 only requests.
             total_timeout: How long all may take that leads to the target, in seconds; None: no bound of its own.
             revert_timeout: As *timeout*, for what is undone; None: the same.
-            in_flight: At most so many commands without a reply; under STOP, so many removals without an answer (1:
-                strictly one by one). CONTINUE and REVERT request all removals at once.
+            in_flight: At most so many commands without a reply. Under STOP a removal is asked for only when the one
+                before has ended; CONTINUE and REVERT ask for all at once, which is faster.
             proof: ACKNOWLEDGED waits for the guest's word on each plug too; it is advisory, and fails nothing.
             allow_fatal: Send even what this QEMU is known not to survive.
             allow_boot_vcpus: Take boot vCPUs from a VM that libvirt runs, which makes libvirtd lose the VM.

@@ -3,7 +3,7 @@
 Rules that live here:
 
 - Plugs come before unplugs; both are sent in the order given.
-- At most ``Terms.in_flight`` commands have no reply. One by one, so many removals have no answer either.
+- At most ``Terms.in_flight`` commands have no reply. One by one: a removal is asked for when no other is out.
 - Where a failure halts the batch, nothing more is sent after it; what is out is awaited.
 - A deadline ends the waiting and nothing else. Before a removal is given up there is one last look.
 - What somebody else has done meanwhile is not done again, and is not ours.
@@ -32,7 +32,7 @@ class Batch:
         terms: How it is to be done.
         limit: How long the guest has for each answer, in seconds; 0 only requests.
         halts: Send nothing more after a failure.
-        one_by_one: Bound the removals without an answer too.
+        one_by_one: Ask for a removal only when no other is out.
 
     Attributes:
         failed: True once a work did not become what it should.
@@ -198,7 +198,7 @@ class Batch:
         if not self._others or self._out.plugging:
             return None
         keeps = self._others[0].step.action is Action.KEEP
-        if self._one_by_one and not keeps and self._out.unplugs >= self._terms.in_flight:
+        if self._one_by_one and not keeps and self._out.unplugging:
             return None
         work = self._others.popleft()
         if work.removal is None and not keeps:

@@ -56,9 +56,9 @@ class Outstanding:
         return bool(self._plugs)
 
     @property
-    def unplugs(self) -> int:
-        """How many removals that were to be made have no end."""
-        return len(self._unplugs)
+    def unplugging(self) -> bool:
+        """True while a removal that is to be made is out."""
+        return bool(self._unplugs)
 
     @property
     def deadline(self) -> float | None:

@@ -34,7 +34,7 @@ class Terms(NamedTuple):
         total_timeout: For all that leads to the target, or None.
         revert_timeout: As *timeout*, for what is undone.
         reply_timeout: For QEMU's reply to each command.
-        in_flight: At most so many commands without a reply; under STOP, so many removals without an answer too.
+        in_flight: At most so many commands without a reply; under STOP removals go one at a time all the same.
         proof: What a plug waits for.
         allow_fatal: Send even what this QEMU is known not to survive.
         allow_boot_vcpus: Take boot vCPUs from a VM that libvirt runs.

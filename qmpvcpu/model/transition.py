@@ -37,8 +37,9 @@ class Affect(enum.Enum):
 class OnFailure(enum.Enum):
     """What becomes of the other steps when one fails.
 
-    STOP: nothing more is sent; what is in flight is awaited. CONTINUE: the others are done all the same. REVERT:
-    nothing more is sent, what is in flight is awaited, and what this transition did is undone, in reverse order.
+    STOP: nothing more is sent; removals are asked for one at a time, so that after a refusal nothing else leaves.
+    CONTINUE: the others are done all the same. REVERT: nothing more is sent, what is in flight is awaited, and what
+    this transition did is undone, in reverse order. CONTINUE and REVERT ask for all removals at once.
     """
 
     STOP = "stop"

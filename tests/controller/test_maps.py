@@ -189,7 +189,7 @@ async def test_terms_that_cannot_be_meant_are_refused(guest: MicroGuest, terms: 
     ("policy", "in_flight", "wanted", "left"),
     [
         ("stop", 1, ["PARTIAL", "unplug 6 UNPLUGGED", "unplug 5 REFUSED", "unplug 1 -"], "0-5"),
-        ("stop", 8, ["PARTIAL", "unplug 6 UNPLUGGED", "unplug 5 REFUSED", "unplug 1 UNPLUGGED"], "0,2-5"),
+        ("stop", 8, ["PARTIAL", "unplug 6 UNPLUGGED", "unplug 5 REFUSED", "unplug 1 -"], "0-5"),
         ("continue", 1, ["PARTIAL", "unplug 6 UNPLUGGED", "unplug 5 REFUSED", "unplug 1 UNPLUGGED"], "0,2-5"),
         ("revert", 8, ["REVERTED", "unplug 6 UNPLUGGED -", "unplug 5 REFUSED", "unplug 1 UNPLUGGED -"], "0-1,5-6"),
     ],
@@ -206,6 +206,18 @@ async def test_each_policy_does_what_its_name_says(
         assert vm.layout.enabled == VcpuMap.parse(left)
         assert await seen_by_qemu(guest) == len(vm.layout.enabled)
         assert "device is busy" in str(report)
+
+
+@WHERE_REPLUG_WORKS
+async def test_nothing_leaves_after_the_first_refusal_unless_the_caller_asks_for_it(on: Substrate) -> None:
+    async with running(on, personality=[BUSY.for_slot(7)]) as (guest, vm):
+        await vm.set_map("0-7")
+        with exchange() as sent:
+            report = await failing(vm, "0")
+        assert sent.count("device_del") == 1
+        assert words(report) == ["unplug 7 REFUSED", *(f"unplug {vcpu} -" for vcpu in (6, 5, 4, 3, 2, 1))]
+        assert vm.layout.enabled == VcpuMap.parse("0-7")
+        assert await seen_by_qemu(guest) == 8
 
 
 @ON_KVM
@@ -257,7 +269,7 @@ async def test_that_a_stopped_map_waits_no_longer_is_told_at_once(guest: MicroGu
     async with qmpvcpu.attach(guest.qmp, resync_interval=None) as vm:
         await vm.set_map("0-2")
         stream = vm.events()
-        wishing = asyncio.create_task(failing(vm, "0"))
+        wishing = asyncio.create_task(failing(vm, "0", on_failure=OnFailure.CONTINUE))
         assert [type(await anext(stream)) for _ in range(2)] == [UnplugRequested] * 2
         report = await vm.cancel()
         assert report is not None
@@ -279,7 +291,7 @@ async def test_a_timeout_of_zero_only_requests(on: Substrate) -> None:
 async def test_the_whole_can_be_bounded(on: Substrate) -> None:
     async with running(on, personality=Personality.held()) as (_, vm):
         await vm.set_map("0-3")
-        report = await failing(vm, "0", in_flight=1, timeout=30, total_timeout=0.2)
+        report = await failing(vm, "0", timeout=30, total_timeout=0.2)
         assert words(report) == ["unplug 3 PENDING", "unplug 2 -", "unplug 1 -"]
         assert "the time for the whole was over" in str(report)
 
@@ -430,7 +442,7 @@ async def test_closing_in_the_middle_ends_cleanly(on: Substrate, tmp_path: Path)
     async with MicroGuest(on.qemu, accel=on.accel, personality=Personality.held()) as guest:
         vm = await qmpvcpu.attach(guest.qmp, name="web", record=tmp_path / "vm.xml")
         await vm.set_map("0-2")
-        first = asyncio.create_task(vm.set_map("0"))
+        first = asyncio.create_task(vm.set_map("0", on_failure=OnFailure.CONTINUE))
         second = asyncio.create_task(vm.set_map("0-5"))
         await vm.wait_for(lambda layout: len(layout.pending) == 2, timeout=10)
         await vm.close()

@@ -23,8 +23,9 @@ def test_at_most_in_flight_commands_have_no_reply() -> None:
     assert told.accept(1, 3) == ["add 6"]
 
 
-def test_one_in_flight_under_stop_is_strictly_one_by_one() -> None:
-    told = story(start="0-3", wish="0", in_flight=1)
+@pytest.mark.parametrize("in_flight", [1, 8])
+def test_under_stop_a_removal_is_asked_for_when_the_one_before_has_ended(in_flight: int) -> None:
+    told = story(start="0-3", wish="0", in_flight=in_flight)
     assert told.begun == ["save intent", "del 3"]
     assert told.accept(3) == []
     assert told.ejects(3) == ["del 2"]
@@ -63,7 +64,7 @@ def test_the_timeout_counts_from_each_reply() -> None:
 
 
 def test_the_last_look_may_find_it_gone() -> None:
-    told = story(start="0-2", wish="0", timeout=5.0)
+    told = story(on_failure=CONTINUE, start="0-2", wish="0", timeout=5.0)
     told.accept(2, 1)
     assert told.wait(5) == ["look"]
     assert told.wait(1) == []
@@ -75,9 +76,15 @@ def test_the_last_look_may_find_it_gone() -> None:
 @pytest.mark.parametrize("policy", OnFailure)
 def test_no_timeout_only_requests_and_is_no_failure(policy: OnFailure) -> None:
     told = story(on_failure=policy, start="0-3", wish="0", timeout=0.0)
-    assert told.begun == ["save intent", "del 3", "del 2", "del 1"]
-    assert told.accept(3) == []
-    assert told.accept(2, 1) == ["save outcome"]
+    if policy is STOP:
+        assert told.begun == ["save intent", "del 3"]
+        assert told.accept(3) == ["del 2"]
+        assert told.accept(2) == ["del 1"]
+        assert told.accept(1) == ["save outcome"]
+    else:
+        assert told.begun == ["save intent", "del 3", "del 2", "del 1"]
+        assert told.accept(3) == []
+        assert told.accept(2, 1) == ["save outcome"]
     assert told.verdicts == {3: "PENDING", 2: "PENDING", 1: "PENDING"}
     assert told.outcome == "PARTIAL"
     assert told.report.layout.pending == VcpuMap.parse("1-3")
@@ -179,6 +186,14 @@ def test_a_removal_that_ended_between_plan_and_start_is_no_longer_pending() -> N
 
 
 # Joining.
+
+
+def test_under_stop_a_removal_that_is_joined_has_to_end_before_the_next_is_asked_for() -> None:
+    engine = make_engine("0-2", answers={2: OstAnswer(3, 0x84)})
+    told = Story(engine, "0")
+    assert told.begun == ["save intent"]
+    assert told.refuses(2) == ["save outcome"]
+    assert told.verdicts == {2: "REFUSED", 1: "not sent"}
 
 
 def test_a_removal_that_is_pending_is_joined_and_nothing_is_sent() -> None:

@@ -215,8 +215,10 @@ class TransitionsBesideQemu(EngineBesideQemu):
         assert self.online or not self.knows_of_loss
         assert len(self.unreplied) < self.terms.in_flight or self.overdue(transition)
         if not work.plugs and self.terms.on_failure is OnFailure.STOP:
-            waiting = [each for each in transition._works if each.stage in {Stage.SENT, Stage.ASKED, Stage.LOOKING}]
-            assert sum(each.step.action is Action.UNPLUG for each in waiting) <= self.terms.in_flight
+            unplugs = [each for each in transition._works if each.step.action is Action.UNPLUG]
+            out = [each for each in unplugs if each.stage in {Stage.SENT, Stage.ASKED, Stage.LOOKING}]
+            assert out == [work], "one at a time"
+            assert not any(isinstance(each.verdict, Refused) for each in unplugs), "and none after a refusal"
         assert self.disk.intent is not None, "nothing is sent without an intent on disk"
         assert vcpu in {step.first for step in self.disk.intent.steps}
         if work.undoes is not None:
