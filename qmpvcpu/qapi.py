@@ -6,14 +6,16 @@ Source: QEMU qapi/machine.json, qdev.json, acpi.json, run-state.json, migration.
 """
 
 import enum
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from qmpvcpu.errors import MalformedReplyError
 from qmpvcpu.model import CpuProps, OstAnswer, Slot, SlotReading, ThreadReading, Topology
 from qmpvcpu.model.shapes import is_cpu_type, is_qom_path, is_uuid, is_word
 
 __all__ = [
+    "MOST_VCPUS",
     "Deleted",
     "GuestError",
     "MigrationStatus",
@@ -25,12 +27,39 @@ __all__ = [
     "parse_cpus_fast",
     "parse_event",
     "parse_hotpluggable_cpus",
+    "parse_hotplugs",
     "parse_machine",
+    "parse_memory_kib",
+    "parse_name",
     "parse_ospm_status",
+    "parse_status",
     "parse_target",
     "parse_topology",
     "parse_uuid",
+    "parse_version",
 ]
+
+
+#: How many vCPUs a VM can have at most: libvirt's bound, VIR_DOMAIN_CPUMASK_LEN.
+MOST_VCPUS: Final = 16384
+
+_LARGEST: Final = (1 << 63) - 1  # of QAPI's int
+_LARGEST_DWORD: Final = (1 << 32) - 1  # what a guest writes to the registers behind _OST
+_LARGEST_PID: Final = (1 << 31) - 1
+_LARGEST_VERSION: Final = 9999
+_MOST_PROPS: Final = 32  # QEMU 11.1 has nine
+_NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"
+
+# What a peer's text has to be like, by what its errors call it.
+_Shape = tuple[str, Callable[[object], bool]]
+_CPU_TYPE: Final[_Shape] = "type of a CPU", is_cpu_type
+_PATH: Final[_Shape] = "QOM path", is_qom_path
+_SLOT: Final[_Shape] = "number of a slot", lambda text: re.fullmatch(r"[0-9]{1,5}", str(text)) is not None
+_UUID: Final[_Shape] = "uuid", is_uuid
+_WORD: Final[_Shape] = "name of letters, digits, '_', '.', '+' and '-'", is_word
+# Half of a surrogate pair is what JSON can say and nothing can encode.
+_TEXT: Final[_Shape] = "text", lambda text: re.search("[\ud800-\udfff]", str(text)) is None
+_LONGEST_TEXT: Final = 1024
 
 
 class Deleted(NamedTuple):
@@ -66,8 +95,6 @@ class RunEvent(enum.Enum):
     RESUME = "RESUME"
 
 
-_NIL_UUID = "00000000-0000-0000-0000-000000000000"
-
 QemuEvent = Deleted | GuestError | OstEvent | MigrationStatus | RunEvent
 
 
@@ -85,22 +112,27 @@ def parse_hotpluggable_cpus(reply: object) -> tuple[SlotReading, ...]:
     """Read ``query-hotpluggable-cpus``.
 
     Raises:
-        MalformedReplyError: An entry lacks what libvirt needs: a type, a positive vcpus-count, and props with at
-            least one of node-, socket-, core- or thread-id; or these are not what device_add takes of a CPU.
+        MalformedReplyError: An entry lacks what libvirt needs (a type, a vcpus-count, and props with at least one of
+            node-, socket-, core- or thread-id), or something in it is out of bounds.
     """
     command = "query-hotpluggable-cpus"
     readings: list[SlotReading] = []
+    paths: set[str] = set()
+    total = 0
     for entry in _entries(command, reply):
-        props, count, path = entry.get("props"), entry.get("vcpus-count"), entry.get("qom-path")
-        if not is_cpu_type(entry.get("type")):
-            raise MalformedReplyError(command, "an entry's type is no CPU's", entry)
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise MalformedReplyError(command, "an entry has no positive vcpus-count", entry)
-        if not isinstance(props, dict) or not props.keys() & {"node-id", "socket-id", "core-id", "thread-id"}:
-            raise MalformedReplyError(command, "an entry's props name no node, socket, core or thread", entry)
-        if path is not None and not is_qom_path(path):
-            raise MalformedReplyError(command, "an entry's qom-path is none", entry)
-        readings.append(SlotReading(entry["type"], count, _props(command, props, entry), path))
+        kind = _text(command, entry, "type", _CPU_TYPE)
+        count = _number(command, entry, "vcpus-count", 1, MOST_VCPUS)
+        path = _text(command, entry, "qom-path", _PATH) if "qom-path" in entry else None
+        props = _props(command, entry)
+        if not props.keys() & {"node-id", "socket-id", "core-id", "thread-id"}:
+            raise MalformedReplyError(command, "'props' name no node, socket, core or thread", entry)
+        if path is not None and path in paths:
+            raise MalformedReplyError(command, "two entries have this 'qom-path'", entry)
+        paths |= {path} if path is not None else set()
+        total += count
+        if total > MOST_VCPUS:
+            raise MalformedReplyError(command, f"'vcpus-count': more than {MOST_VCPUS} vCPUs in all", entry)
+        readings.append(SlotReading(kind, count, props, path))
     return tuple(readings)
 
 
@@ -108,17 +140,17 @@ def parse_cpus_fast(reply: object) -> tuple[ThreadReading, ...]:
     """Read ``query-cpus-fast``.
 
     Raises:
-        MalformedReplyError: An entry lacks qom-path, thread-id or cpu-index.
+        MalformedReplyError: An entry lacks qom-path, thread-id or cpu-index, or something in it is out of bounds.
     """
     command = "query-cpus-fast"
     threads: list[ThreadReading] = []
     for entry in _entries(command, reply):
-        path, tid, index = entry.get("qom-path"), entry.get("thread-id"), entry.get("cpu-index")
-        if not is_qom_path(path) or not isinstance(tid, int) or not isinstance(index, int):
-            raise MalformedReplyError(command, "an entry lacks qom-path, thread-id or cpu-index", entry)
-        props, arch = entry.get("props"), entry.get("target")
-        known = _props(command, props if isinstance(props, dict) else {}, entry)
-        threads.append(ThreadReading(path, tid, index, known, arch if is_word(arch) else None))
+        path = _text(command, entry, "qom-path", _PATH)
+        tid = _number(command, entry, "thread-id", 0, _LARGEST_PID)
+        index = _number(command, entry, "cpu-index", 0, MOST_VCPUS - 1)
+        known = _props(command, entry) if "props" in entry else CpuProps({})
+        arch = _text(command, entry, "target", _WORD) if "target" in entry else None
+        threads.append(ThreadReading(path, tid, index, known, arch))
     return tuple(threads)
 
 
@@ -126,59 +158,119 @@ def parse_ospm_status(reply: object) -> dict[int, OstAnswer]:
     """Read ``query-acpi-ospm-status``: the last answer for each CPU slot, by cpu-index.
 
     Raises:
-        MalformedReplyError: An entry is not an ACPIOSTInfo.
+        MalformedReplyError: An entry of a CPU has no slot, source or status, or one that is out of bounds.
     """
     command = "query-acpi-ospm-status"
     answers: dict[int, OstAnswer] = {}
     for entry in _entries(command, reply):
         if entry.get("slot-type") == "CPU":
-            event = _ost(entry)
-            if event is None:
-                raise MalformedReplyError(command, "an entry is no ACPIOSTInfo", entry)
-            answers[event.cpu_index] = event.answer
+            slot, answer = _ost(command, entry)
+            answers[slot] = answer
     return answers
 
 
-def parse_machine(reply: object) -> str | None:
-    """Read ``qom-get /machine type``; None if there is none to be told.
+def parse_topology(reply: object) -> Topology | None:
+    """Read ``qom-get /machine smp``; None where the machine has no such property.
 
     Raises:
-        MalformedReplyError: No machine type can be called so.
+        MalformedReplyError: A level is out of bounds.
     """
-    if not isinstance(reply, str):
+    command = "qom-get"
+    if not isinstance(reply, Mapping) or "maxcpus" not in reply:
         return None
-    return _word("qom-get /machine type", reply.removesuffix("-machine"), reply)
+    levels = ("sockets", "dies", "clusters", "modules", "cores", "threads", "drawers", "books")
+    known = {level: _number(command, reply, level, 1, MOST_VCPUS) for level in levels if level in reply}
+    return Topology(max_cpus=_number(command, reply, "maxcpus", 1, MOST_VCPUS), **known)
 
 
-def parse_target(reply: object) -> str | None:
-    """Read ``query-target``; None if there is none to be told.
+def parse_memory_kib(reply: object) -> int | None:
+    """Read ``query-memory-size-summary``, hotplugged memory included; None where QEMU does not tell.
 
     Raises:
-        MalformedReplyError: No architecture can be called so.
+        MalformedReplyError: A size is out of bounds.
     """
-    arch = reply.get("arch") if isinstance(reply, dict) else None
-    return None if arch is None else _word("query-target", arch, reply)
+    command = "query-memory-size-summary"
+    if not isinstance(reply, Mapping) or "base-memory" not in reply:
+        return None
+    sizes = [key for key in ("base-memory", "plugged-memory") if key in reply]
+    return sum(_number(command, reply, key, 0, _LARGEST) for key in sizes) // 1024
+
+
+def parse_status(command: str, reply: object) -> str:
+    """Read the state that ``query-status`` and ``query-migrate`` tell.
+
+    Raises:
+        MalformedReplyError: There is none.
+    """
+    if not isinstance(reply, Mapping):
+        raise MalformedReplyError(command, "not an object", reply)
+    return _text(command, reply, "status", _WORD)
+
+
+def parse_name(reply: object) -> str | None:
+    """Read ``query-name``; None where QEMU was given none.
+
+    Raises:
+        MalformedReplyError: It is no text, too long, or cannot be encoded.
+    """
+    name = _text("query-name", reply, "name") if isinstance(reply, Mapping) and "name" in reply else ""
+    return name or None
 
 
 def parse_uuid(reply: object) -> str | None:
     """Read ``query-uuid``; None where QEMU was given none.
 
     Raises:
-        MalformedReplyError: It is no uuid.
+        MalformedReplyError: It is no UUID.
     """
-    uuid = reply.get("UUID") if isinstance(reply, dict) else None
-    if uuid is not None and not is_uuid(uuid):
-        raise MalformedReplyError("query-uuid", "it is no uuid", reply)
+    if not isinstance(reply, Mapping) or "UUID" not in reply:
+        return None
+    uuid = _text("query-uuid", reply, "UUID", _UUID).lower()
     return None if uuid == _NIL_UUID else uuid
 
 
-def parse_topology(reply: object) -> Topology | None:
-    """Read ``qom-get /machine smp``; None if it is not what it should be (an old or foreign machine)."""
-    if not isinstance(reply, dict) or not isinstance(reply.get("maxcpus"), int):
+def parse_target(reply: object) -> str | None:
+    """Read ``query-target``; None where QEMU does not tell.
+
+    Raises:
+        MalformedReplyError: It is no name of an architecture.
+    """
+    return _text("query-target", reply, "arch", _WORD) if isinstance(reply, Mapping) and "arch" in reply else None
+
+
+def parse_machine(reply: object) -> str | None:
+    """Read ``qom-get /machine type``: the machine type as ``-machine`` takes it; None where QEMU does not tell.
+
+    Raises:
+        MalformedReplyError: It is no name of a type.
+    """
+    if reply is None:
         return None
-    levels = ("sockets", "dies", "clusters", "modules", "cores", "threads", "drawers", "books")
-    known = {level: reply[level] for level in levels if isinstance(reply.get(level), int)}
-    return Topology(max_cpus=reply["maxcpus"], **known)
+    if not is_word(reply):
+        raise MalformedReplyError("qom-get", f"'type' is no {_WORD[0]}", reply)
+    return reply.removesuffix("-machine")
+
+
+def parse_hotplugs(reply: object, machine: str) -> bool:
+    """Read from ``query-machines`` whether *machine* takes hotplugged CPUs; False where QEMU does not say so."""
+    entries = reply if isinstance(reply, list) else []
+    return any(
+        isinstance(each, dict) and each.get("name") == machine and each.get("hotpluggable-cpus") is True
+        for each in entries
+    )
+
+
+def parse_version(command: str, reply: object) -> tuple[tuple[int, int, int], str]:
+    """Read QEMU's version and its package's name, from the greeting or from ``query-version``.
+
+    Raises:
+        MalformedReplyError: It is no version.
+    """
+    numbers = reply.get("qemu") if isinstance(reply, Mapping) else None
+    if not isinstance(reply, Mapping) or not isinstance(numbers, Mapping):
+        raise MalformedReplyError(command, "it names no QEMU version", reply)
+    major, minor, micro = (_number(command, numbers, key, 0, _LARGEST_VERSION) for key in ("major", "minor", "micro"))
+    return (major, minor, micro), _text(command, reply, "package") if reply.get("package") is not None else ""
 
 
 def parse_event(message: Mapping[str, Any]) -> QemuEvent | None:
@@ -186,54 +278,44 @@ def parse_event(message: Mapping[str, Any]) -> QemuEvent | None:
 
     A malformed event is None too: events are a shared channel, and whatever a client must know is re-read.
     """
-    data = message.get("data")
-    reader = _EVENTS.get(str(message.get("event")))
-    return reader(data if isinstance(data, Mapping) else {}) if reader else None
-
-
-def _word(command: str, text: object, reply: object) -> str:
-    if not is_word(text):
-        raise MalformedReplyError(command, "no name that QEMU gives", reply)
-    return text
-
-
-def _props(command: str, props: Mapping[str, Any], entry: object) -> CpuProps:
+    name, data = message.get("event"), message.get("data")
+    reader = _EVENTS.get(name) if isinstance(name, str) else None
+    if reader is None:
+        return None
     try:
-        return CpuProps(props)
-    except ValueError as error:
-        raise MalformedReplyError(command, f"an entry's props: {error}", entry) from error
+        return reader(data if isinstance(data, Mapping) else {})
+    except MalformedReplyError:
+        return None
 
 
-def _ost(info: Mapping[str, Any]) -> OstEvent | None:
-    slot, source, status = info.get("slot"), info.get("source"), info.get("status")
-    if info.get("slot-type") != "CPU" or not isinstance(source, int) or not isinstance(status, int):
-        return None
-    if not isinstance(slot, str) or not slot.isascii() or not slot.isdigit():
-        return None
-    return OstEvent(int(slot), OstAnswer(source, status))
+def _ost(command: str, info: Mapping[str, Any]) -> tuple[int, OstAnswer]:
+    slot = int(_text(command, info, "slot", _SLOT))
+    if slot >= MOST_VCPUS:
+        raise MalformedReplyError(command, f"'slot' is no number from 0 to {MOST_VCPUS - 1}", info)
+    source, code = (_number(command, info, key, 0, _LARGEST_DWORD) for key in ("source", "status"))
+    return slot, OstAnswer(source, code)
 
 
 def _read_ost(data: Mapping[str, Any]) -> OstEvent | None:
     info = data.get("info")
-    return _ost(info) if isinstance(info, Mapping) else None
+    if not isinstance(info, Mapping) or info.get("slot-type") != "CPU":
+        return None
+    return OstEvent(*_ost("ACPI_DEVICE_OST", info))
 
 
-def _read_deleted(data: Mapping[str, Any]) -> Deleted | None:
-    path = data.get("path")
-    return Deleted(path) if isinstance(path, str) else None
+def _read_deleted(data: Mapping[str, Any]) -> Deleted:
+    return Deleted(_text("DEVICE_DELETED", data, "path", _PATH))
 
 
-def _read_guest_error(data: Mapping[str, Any]) -> GuestError | None:
-    path = data.get("path")
-    return GuestError(path) if isinstance(path, str) else None
+def _read_guest_error(data: Mapping[str, Any]) -> GuestError:
+    return GuestError(_text("DEVICE_UNPLUG_GUEST_ERROR", data, "path", _PATH))
 
 
-def _read_migration(data: Mapping[str, Any]) -> MigrationStatus | None:
-    status = data.get("status")
-    return MigrationStatus(status) if isinstance(status, str) else None
+def _read_migration(data: Mapping[str, Any]) -> MigrationStatus:
+    return MigrationStatus(_text("MIGRATION", data, "status", _WORD))
 
 
-_EVENTS = {
+_EVENTS: Final[Mapping[str, Callable[[Mapping[str, Any]], QemuEvent | None]]] = {
     "ACPI_DEVICE_OST": _read_ost,
     "DEVICE_DELETED": _read_deleted,
     "DEVICE_UNPLUG_GUEST_ERROR": _read_guest_error,
@@ -247,7 +329,35 @@ _EVENTS = {
 def _entries(command: str, reply: object) -> Sequence[Mapping[str, Any]]:
     if not isinstance(reply, list):
         raise MalformedReplyError(command, "not a list", reply)
+    if len(reply) > MOST_VCPUS:
+        raise MalformedReplyError(command, f"more than {MOST_VCPUS} entries", reply)
     for entry in reply:
         if not isinstance(entry, dict):
             raise MalformedReplyError(command, "an entry is no object", entry)
     return reply
+
+
+def _number(command: str, entry: Mapping[str, Any], key: str, least: int, most: int) -> int:
+    value = entry.get(key)
+    if type(value) is not int or not least <= value <= most:  # a bool is an int to isinstance
+        raise MalformedReplyError(command, f"{key!r} is no number from {least} to {most}", entry)
+    return value
+
+
+def _text(command: str, entry: Mapping[str, Any], key: str, shape: _Shape = _TEXT) -> str:
+    value = entry.get(key)
+    name, fits = shape
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not fits(value):
+        raise MalformedReplyError(command, f"{key!r} is no {name}", entry)
+    return value
+
+
+def _props(command: str, entry: Mapping[str, Any]) -> CpuProps:
+    """Return an entry's props, all of which go back into ``device_add``."""
+    props = entry.get("props")
+    if not isinstance(props, dict) or len(props) > _MOST_PROPS:
+        raise MalformedReplyError(command, f"'props' is no object of at most {_MOST_PROPS} members", entry)
+    try:
+        return CpuProps(props)
+    except ValueError as error:
+        raise MalformedReplyError(command, f"'props': {error}", entry) from error

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qmpvcpu import qapi
-from qmpvcpu.errors import CommandRejectedError, MalformedReplyError
+from qmpvcpu.errors import CommandRejectedError, MalformedReplyError, clip
 from qmpvcpu.model import (
     Layout,
     OstAnswer,
@@ -41,7 +41,7 @@ class Reader:
     def __init__(self, monitor: Monitor, timeout: float) -> None:
         self._monitor = monitor
         self._timeout = timeout
-        self._fixed = False  # the machine cannot hotplug: asked once
+        self._hotplugs: bool | None = None  # whether the machine takes hotplugged CPUs; None: not asked yet
 
     async def slots(self, *, full: bool = True) -> Reading:
         """Read the slots; *full* also tells threads and creation order.
@@ -49,22 +49,37 @@ class Reader:
         Raises:
             MonitorError: No reply, or none that can be understood.
         """
-        if self._fixed:
+        if self._hotplugs is False:
             threads = await self._threads()
-            return build_fixed_slots(threads), threads
+            return build_fixed_slots(threads or ()), threads
         if not full:
             return build_slots(qapi.parse_hotpluggable_cpus(await self._ask("query-hotpluggable-cpus")), ()), None
         # Both go out before either is answered, in libvirt's order.
         reply, threads = await asyncio.gather(self._try("query-hotpluggable-cpus"), self._threads())
         if reply is None:
-            self._fixed = True
-            return build_fixed_slots(threads), threads
-        return build_slots(qapi.parse_hotpluggable_cpus(reply), threads), threads
+            await self._check_fixed()
+            return build_fixed_slots(threads or ()), threads
+        self._hotplugs = True
+        slots = build_slots(qapi.parse_hotpluggable_cpus(reply), threads or ())
+        if threads is None and any(slot.present for slot in slots):
+            raise MalformedReplyError("query-cpus-fast", "an error, and there are CPUs", None)
+        return slots, threads or ()
 
-    async def _threads(self) -> tuple[ThreadReading, ...]:
+    async def _check_fixed(self) -> None:
+        """Make sure that an error in place of the slots means a machine that cannot hotplug, and not a bad moment."""
+        if self._hotplugs is None:
+            machine, machines = await asyncio.gather(self._machine(), self._try("query-machines"))
+            self._hotplugs = machine is not None and qapi.parse_hotplugs(machines, machine)
+        if self._hotplugs:
+            raise MalformedReplyError("query-hotpluggable-cpus", "an error, from a machine that has slots", None)
+
+    async def _machine(self) -> str | None:
+        return qapi.parse_machine(await self._try("qom-get", {"path": "/machine", "property": "type"}))
+
+    async def _threads(self) -> tuple[ThreadReading, ...] | None:
         # Before machine initialisation (-preconfig) there are no CPUs yet, and QEMU rejects the question.
         reply = await self._try("query-cpus-fast")
-        return () if reply is None else qapi.parse_cpus_fast(reply)
+        return None if reply is None else qapi.parse_cpus_fast(reply)
 
     async def status(self) -> VmStatus:
         """Read what the VM is doing.
@@ -73,10 +88,11 @@ class Reader:
             MonitorError: No reply, or none that can be understood.
         """
         status, migration = await asyncio.gather(self._ask("query-status"), self._try("query-migrate"))
-        run_state = _text(status, "status")
-        if run_state is None:
-            raise MalformedReplyError("query-status", "it has no status", status)
-        return VmStatus(run_state, _text(migration, "status") or "none")
+        moves = isinstance(migration, dict) and "status" in migration
+        return VmStatus(
+            qapi.parse_status("query-status", status),
+            qapi.parse_status("query-migrate", migration) if moves else "none",
+        )
 
     async def answers(self) -> dict[int, OstAnswer]:
         """Read the guest's last answer for each slot; empty where the machine has no ACPI hotplug.
@@ -104,7 +120,7 @@ class Reader:
             self._try("query-name"),
             self._try("query-uuid"),
             self._try("query-memory-size-summary"),
-            self._try("qom-get", {"path": "/machine", "property": "type"}),
+            self._machine(),
             self._try("qom-get", {"path": "/machine", "property": "smp"}),
             self._try("qom-list", {"path": "/objects"}),
         )
@@ -115,23 +131,24 @@ class Reader:
         arch = threads[0].arch if threads else None  # that of one is that of all
         if arch is None:
             arch = qapi.parse_target(await self._try("query-target")) or "unknown"
-        machine_type = qapi.parse_machine(machine) or "unknown"
+        machine_type = machine or "unknown"
         accelerator = "kvm" if isinstance(kvm, dict) and kvm.get("enabled") is True else "tcg"
         topology = qapi.parse_topology(smp)
         return VmInfo(
-            name=name or _text(known_name, "name") or _name_from(self._monitor.address),
+            name=name or qapi.parse_name(known_name) or _name_from(self._monitor.address),
             uuid=qapi.parse_uuid(uuid),
             arch=arch,
             machine=machine_type,
             accelerator=accelerator,
             qemu_version=self._monitor.version,
             package=self._monitor.package,
-            memory_kib=_memory_kib(memory),
+            memory_kib=qapi.parse_memory_kib(memory),
             topology=topology,
-            can_plug=not self._fixed,
+            can_plug=self._hotplugs is not False,
             # s390x hardware cannot take a CPU back; isapc has no ACPI to ask the guest with.
-            can_unplug=not self._fixed and arch != "s390x" and machine_type != "isapc",
-            libvirt_owned=isinstance(objects, list) and any(_text(o, "name") == _LIBVIRT_SECRET for o in objects),
+            can_unplug=self._hotplugs is not False and arch != "s390x" and machine_type != "isapc",
+            libvirt_owned=isinstance(objects, list)
+            and any(isinstance(each, dict) and each.get("name") == _LIBVIRT_SECRET for each in objects),
             x2apic=await self._x2apic(accelerator, topology, slots),
         )
 
@@ -143,13 +160,22 @@ class Reader:
         reply = await self._try("qom-get", {"path": slots[0].qom_path, "property": "x2apic"})
         return reply is True
 
-    async def _ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
-        return await self._monitor.execute(command, arguments, timeout=self._timeout)
+    async def _ask(self, command: str) -> Any:
+        """Ask what every QEMU answers.
+
+        Raises:
+            MonitorError: No reply, or an error.
+        """
+        try:
+            return await self._monitor.execute(command, timeout=self._timeout)
+        except CommandRejectedError as error:
+            told = {"class": error.error_class, "desc": error.desc}
+            raise MalformedReplyError(command, "an error where every QEMU answers", told) from error
 
     async def _try(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """Ask what this QEMU may not know; None if it does not."""
         try:
-            return await self._ask(command, arguments)
+            return await self._monitor.execute(command, arguments, timeout=self._timeout)
         except CommandRejectedError:
             return None
 
@@ -194,22 +220,9 @@ def layout_of(vm: VmInfo, reading: Reading, answers: Mapping[int, OstAnswer]) ->
     return Layout(vm=vm, slots=slots, creation=creation_order(slots, threads or ()), pending_slots=frozenset(pending))
 
 
-def _text(reply: object, key: str) -> str | None:
-    value = reply.get(key) if isinstance(reply, dict) else None
-    return value if isinstance(value, str) else None
-
-
-def _memory_kib(reply: object) -> int | None:
-    if not isinstance(reply, dict) or not isinstance(reply.get("base-memory"), int):
-        return None
-    plugged = reply.get("plugged-memory")
-    total: int = reply["base-memory"] + (plugged if isinstance(plugged, int) else 0)
-    return total // 1024
-
-
 def _name_from(address: str) -> str:
     """Return the stem of a UNIX socket's path; pathlib is a tenth of what importing us would take."""
     kind, _, path = address.partition(":")
     name = path.rpartition("/")[2]
     stem, _, suffix = name.rpartition(".")
-    return ((stem if stem and suffix else name) if kind == "unix" else "") or "qemu"
+    return clip((stem if stem and suffix else name) if kind == "unix" else "") or "qemu"

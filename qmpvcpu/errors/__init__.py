@@ -47,6 +47,7 @@ from qmpvcpu.errors.base import (
     Outcome,
     QmpVcpuError,
     WaitTimeoutError,
+    clip,
     describe,
     shorten,
 )
@@ -116,6 +117,7 @@ __all__ = [
     "UnplugRefusedError",
     "UnsupportedMachineError",
     "WaitTimeoutError",
+    "clip",
     "describe",
     "shorten",
 ]

@@ -83,9 +83,18 @@ def shorten(value: object, limit: int = 300) -> str:
     """Return *value* as JSON text of at most about *limit* characters, for messages."""
     try:
         text = json.dumps(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         try:
             text = repr(value)
-        except ValueError:  # an int of thousands of digits
+        except (ValueError, RecursionError):  # an int of thousands of digits, or a list in a list in a list ...
             text = f"a very large {type(value).__name__}"
-    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+    return clip(text, limit)
+
+
+def clip(text: str, limit: int = 300) -> str:
+    """Return at most about *limit* characters of a peer's *text*, which can be encoded.
+
+    JSON can say half of a surrogate pair, and then no file, terminal or socket takes the text.
+    """
+    shown = text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+    return shown.encode(errors="backslashreplace").decode()

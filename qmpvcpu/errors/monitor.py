@@ -1,6 +1,6 @@
 """The QMP connection."""
 
-from qmpvcpu.errors.base import Outcome, QmpVcpuError, shorten
+from qmpvcpu.errors.base import Outcome, QmpVcpuError, clip, shorten
 
 
 class MonitorError(QmpVcpuError):
@@ -17,7 +17,7 @@ class MonitorConnectError(MonitorError):
     """
 
     def __init__(self, address: str, why: str, *, hint: str = "") -> None:
-        super().__init__(f"cannot speak QMP on {address}: {why}" + (f" ({hint})" if hint else ""))
+        super().__init__(f"cannot speak QMP on {clip(address)}: {why}" + (f" ({hint})" if hint else ""))
         self.address = address
         self.why = why
         self.hint = hint

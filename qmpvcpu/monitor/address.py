@@ -14,13 +14,14 @@ from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from typing import NamedTuple
 
-from qmpvcpu.errors import MonitorConnectError
+from qmpvcpu.errors import MonitorConnectError, shorten
 
 __all__ = ["Address", "connect", "connected_socket", "describe_peer", "first_bytes", "peer_pid"]
 
 _SUN_PATH_MAX = 107  # sun_path holds 108 bytes, one of them the final NUL (man 7 unix)
 _BACKLOG_RETRY_S = 0.02
 _PORT_MAX = 65535
+_PORT = re.compile(r"[0-9]{1,5}")
 _TCP = re.compile(r"tcp:(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[^:]*)", re.ASCII)
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
@@ -72,7 +73,7 @@ class Address(NamedTuple):
         """
         match target:
             case (str() as host, int() as port) if not isinstance(port, bool):
-                return cls._tcp(f"tcp:{host}:{port}", host, str(port))
+                return cls._tcp(f"tcp:{host}:{shorten(port)}", host, shorten(port))
             case str() if target.startswith("tcp:"):
                 found = _TCP.fullmatch(target)
                 if found is None:
@@ -91,7 +92,7 @@ class Address(NamedTuple):
         """Check host and port of *text*."""
         if not host:
             raise MonitorConnectError(text, "the host is missing")
-        if not port.isascii() or not port.isdigit() or not 0 < int(port) <= _PORT_MAX:
+        if _PORT.fullmatch(port) is None or not 0 < int(port) <= _PORT_MAX:
             raise MonitorConnectError(text, f"the port is {port!r}, not a number from 1 to {_PORT_MAX}")
         return cls(host=host, port=int(port))
 
@@ -101,7 +102,10 @@ class Address(NamedTuple):
         path = text.removeprefix("unix:")
         if not path or "\0" in path:
             raise MonitorConnectError(repr(text), "the path is empty or holds a NUL")
-        length = len(os.fsencode(path))
+        try:
+            length = len(os.fsencode(path))
+        except UnicodeEncodeError as err:
+            raise MonitorConnectError(repr(text), "the path cannot be encoded: it holds half of a character") from err
         if length > _SUN_PATH_MAX:
             why = f"the path has {length} bytes, a UNIX socket's can have {_SUN_PATH_MAX}"
             raise MonitorConnectError(f"unix:{path}", why, hint="a relative path or a symbolic link is shorter")

@@ -17,6 +17,7 @@ from qmpvcpu.errors import (
     MonitorConnectError,
     MonitorLostError,
     MonitorTimeoutError,
+    clip,
     shorten,
 )
 from qmpvcpu.monitor.address import Address, connect, connected_socket, peer_pid
@@ -37,6 +38,8 @@ def is_address(target: Target) -> bool:
 
 _log = logging.getLogger("qmpvcpu.monitor")
 _CLOSE_GRACE_S: Final = 1.0  # how long close() waits for a peer to take what is still to be sent
+_LONGEST_CLASS: Final = 100  # of what a peer sends as an error; QEMU's own texts have some hundred characters
+_LONGEST_DESC: Final = 4000
 _LOGGED: Final = 1000  # characters of a message in a log line; the extra field has all of it
 
 
@@ -159,7 +162,7 @@ class Monitor:
             except TimeoutError:
                 raise MonitorConnectError(self.address, f"no reply to query-version in {timeout_s:g} s") from None
             except (ExecuteError, ExecInterruptedError, ProtocolError) as err:
-                raise MonitorConnectError(self.address, f"query-version failed: {err}") from err
+                raise MonitorConnectError(self.address, f"query-version failed: {clip(str(err))}") from err
         self.version, self.package = read_version(self.address, version)
         client.register_listener(self._listener)
 
@@ -204,7 +207,8 @@ class Monitor:
         except ExecuteError as err:
             if verbose:
                 self._log_message("received", err.received)
-            raise CommandRejectedError(err.error_class, err.error.error.desc, err.sent) from err
+            told = clip(err.error_class, _LONGEST_CLASS), clip(err.error.error.desc, _LONGEST_DESC)
+            raise CommandRejectedError(*told, err.sent) from err
         except BadReplyError as err:
             raise MalformedReplyError(command, err.error_message, dict(err.msg)) from err
         except (ExecInterruptedError, StateError) as err:

@@ -9,14 +9,15 @@ import os
 import socket
 import string
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, Message, QMPClient, Runstate, StateError
 from qemu.qmp.message import DeserializationError, UnexpectedTypeError
 from qemu.qmp.qmp_client import BadReplyError, GreetingError, ServerParseError
 
-from qmpvcpu.errors import MonitorConnectError, shorten
+from qmpvcpu.errors import MalformedReplyError, MonitorConnectError, clip, shorten
 from qmpvcpu.monitor.address import describe_peer, first_bytes, peer_pid
+from qmpvcpu.qapi import parse_version
 
 __all__ = ["end", "establish", "explain", "make_client", "read_version"]
 
@@ -113,7 +114,7 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
     except OSError as err:
         raise MonitorConnectError(name, explain(err)) from err
     except ExecuteError as err:
-        raise MonitorConnectError(name, f"it rejects qmp_capabilities: {err.error_class}: {err}") from err
+        raise MonitorConnectError(name, f"it rejects qmp_capabilities: {clip(f'{err.error_class}: {err}')}") from err
     except BadReplyError as err:
         why = f"its reply to qmp_capabilities is malformed: {shorten(dict(err.msg))}"
         raise MonitorConnectError(name, why) from err
@@ -164,7 +165,7 @@ async def _skip_leftovers(sock: socket.socket, name: str) -> bytes:
                 raise _nonsense(name, line)
         try:
             json.loads(line)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:  # too many digits are a ValueError
             raise _nonsense(name, line) from err
     return start
 
@@ -199,16 +200,15 @@ def _silence(client: QMPClient, start: bytes, timeout_s: float) -> str:
     )
 
 
-def read_version(name: str, version: Any) -> tuple[tuple[int, int, int], str]:
+def read_version(name: str, version: object) -> tuple[tuple[int, int, int], str]:
     """Return QEMU's version and package name, from a greeting or from ``query-version``.
 
     Raises:
         MonitorConnectError: It is no such thing.
     """
     try:
-        numbers = version["qemu"]
-        return (int(numbers["major"]), int(numbers["minor"]), int(numbers["micro"])), str(version.get("package", ""))
-    except (AttributeError, KeyError, TypeError, ValueError) as err:
+        return parse_version("query-version", version)
+    except MalformedReplyError as err:
         raise MonitorConnectError(name, f"it names no QEMU version: {shorten(version)}") from err
 
 
@@ -279,7 +279,7 @@ def _explain_line(cause: BaseException | None, limit: int) -> str:
         case ValueError() if isinstance(cause.__context__, asyncio.LimitOverrunError):
             return f"the peer sent a line of more than {limit} bytes"
         case _:
-            return f"the peer sent a message of the wrong shape: {type(cause).__name__}: {cause}"
+            return f"the peer sent a message of the wrong shape: {type(cause).__name__}: {clip(str(cause))}"
 
 
 def _quote(data: bytes) -> str:

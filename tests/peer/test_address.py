@@ -35,6 +35,9 @@ def test_an_address_is_read_and_shown_in_one_form(target: object, address: Addre
     ("target", "message"),
     [
         ("", "'': the path is empty"),
+        ("/run/\ud800", "'/run/\\ud800': the path cannot be encoded"),
+        (("host", 10**5000), "the port is 'a very large int'"),
+        ("tcp:host:" + "9" * 5000, "not a number from 1 to 65535"),
         ("unix:", "'unix:': the path is empty"),
         ("a\0b", "the path is empty or holds a NUL"),
         ("tcp:", "a TCP address is tcp:HOST:PORT"),

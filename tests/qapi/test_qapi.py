@@ -1,6 +1,8 @@
 """qapi: QEMU's JSON, as recorded, and JSON that no QEMU should send."""
 
 import json
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -64,11 +66,30 @@ def test_device_del_names_the_id_or_else_the_path() -> None:
         {**ENTRY, "vcpus-count": 0},
         {**ENTRY, "vcpus-count": True},
         {**ENTRY, "vcpus-count": "1"},
+        {**ENTRY, "vcpus-count": 1.0},
+        {**ENTRY, "vcpus-count": 16384},  # with the first entry, one too many
+        {**ENTRY, "vcpus-count": 10**18},
+        {**ENTRY, "type": "t,id=x"},
+        {**ENTRY, "type": "t" * 257},
+        {**ENTRY, "type": "\ud800"},
+        {**ENTRY, "qom-path": None},
+        {**ENTRY, "qom-path": "no/path"},
+        {**ENTRY, "qom-path": "/machine/\x1b[31m"},
+        {**ENTRY, "qom-path": "/" + "x" * 4096},
+        {**ENTRY, "props": {"core-id": -1}},
+        {**ENTRY, "props": {"core-id": True}},
+        {**ENTRY, "props": {"core-id": "1"}},
+        {**ENTRY, "props": {"core-id": 1.5}},
+        {**ENTRY, "props": {"core-id": 10**30}},
+        {**ENTRY, "props": {"core-id": 1, "driver": "virtio-9p-pci"}},
+        {**ENTRY, "props": {"core-id": 1, "id": "x"}},
+        {**ENTRY, "props": {"core-id": 1, "x": [[]]}},
+        {**ENTRY, "props": {"core-id": 1, "x": "a,b"}},
+        {**ENTRY, "props": {"core-id": 1, "a b": 1}},
+        {**ENTRY, "props": {f"x{n}-id": n for n in range(33)} | {"core-id": 1}},
         {**ENTRY, "props": {}},
         {**ENTRY, "props": []},
         {**ENTRY, "props": {"core-id": "0,x=y"}},
-        {**ENTRY, "props": {"core-id": -1}},
-        {**ENTRY, "props": {"core-id": True}},
         {**ENTRY, "props": {"core-id": 0, "id": 7}},
         {**ENTRY, "props": {"core-id": 0, "driver": "virtio-9p-pci,fsdev=root"}},
         {**ENTRY, "qom-path": 7},
@@ -100,8 +121,124 @@ def test_a_malformed_thread_is_refused(missing: str) -> None:
     with pytest.raises(MalformedReplyError, match="does not name the place of a CPU"):
         qapi.parse_cpus_fast([{**entry, "props": {"id": 1}}])
     del entry[missing]
-    with pytest.raises(MalformedReplyError, match="lacks qom-path, thread-id or cpu-index"):
+    with pytest.raises(MalformedReplyError, match=f"'{missing}' is no"):
         qapi.parse_cpus_fast([entry])
+
+
+def test_two_slots_cannot_hold_the_same_cpu() -> None:
+    entry = {**ENTRY, "qom-path": "/machine/peripheral/vcpu1"}
+    with pytest.raises(MalformedReplyError, match="two entries have this 'qom-path'"):
+        qapi.parse_hotpluggable_cpus([entry, entry])
+
+
+def test_a_property_that_a_later_qemu_adds_is_passed_through() -> None:
+    props = {"core-id": 1, "cache-id": 7}
+    (reading,) = qapi.parse_hotpluggable_cpus([{**ENTRY, "props": props}])
+    assert dict(reading.props) == props
+
+
+@pytest.mark.parametrize("parse", [qapi.parse_hotpluggable_cpus, qapi.parse_cpus_fast, qapi.parse_ospm_status])
+def test_a_list_of_more_entries_than_a_vm_has_vcpus_is_refused(parse: Callable[[object], object]) -> None:
+    with pytest.raises(MalformedReplyError, match="more than 16384 entries"):
+        parse([{}] * 16385)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("thread-id", -1),
+        ("thread-id", 2**31),
+        ("thread-id", True),
+        pytest.param("thread-id", 10**5000, id="5001 digits"),
+        ("cpu-index", 16384),
+        ("cpu-index", 1e999),
+        ("cpu-index", False),
+        ("props", []),
+        ("target", "x86_64;"),
+        ("target", None),
+        ("qom-path", "/machine/\ud800"),
+    ],
+)
+def test_a_thread_that_is_out_of_bounds_is_refused_and_the_key_is_named(key: str, value: object) -> None:
+    entry = {"qom-path": "/a", "thread-id": 1, "cpu-index": 0, key: value}
+    with pytest.raises(MalformedReplyError, match=f"'{key}' is no") as caught:
+        qapi.parse_cpus_fast([entry])
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("slot", "9" * 5000),
+        ("slot", "16384"),
+        ("slot", "-1"),
+        ("slot", 3),
+        ("source", -1),
+        ("source", 2**32),
+        ("status", True),
+        ("status", 0.5),
+    ],
+)
+def test_an_answer_that_is_out_of_bounds_is_no_answer(key: str, value: object) -> None:
+    answer = {**CPU_ANSWER, key: value}
+    with pytest.raises(MalformedReplyError, match=f"'{key}' is no"):
+        qapi.parse_ospm_status([answer])
+    assert qapi.parse_event({"event": "ACPI_DEVICE_OST", "data": {"info": answer}}) is None
+
+
+@pytest.mark.parametrize(
+    ("parse", "reply", "key"),
+    [
+        (qapi.parse_topology, {"maxcpus": 10**18}, "maxcpus"),
+        (qapi.parse_topology, {"maxcpus": 4, "cores": 0}, "cores"),
+        (qapi.parse_topology, {"maxcpus": 4, "threads": True}, "threads"),
+        (qapi.parse_memory_kib, {"base-memory": 10**30}, "base-memory"),
+        (qapi.parse_memory_kib, {"base-memory": 1, "plugged-memory": -1}, "plugged-memory"),
+        (qapi.parse_name, {"name": 5}, "name"),
+        (qapi.parse_name, {"name": "x" * 4097}, "name"),
+        (qapi.parse_name, {"name": "\udfff"}, "name"),
+        (qapi.parse_uuid, {"UUID": "x"}, "UUID"),
+        (qapi.parse_target, {"arch": "a/b"}, "arch"),
+        (qapi.parse_machine, "pc\n", "type"),
+        (lambda reply: qapi.parse_status("query-status", reply), {"status": "\x1b"}, "status"),
+        (lambda reply: qapi.parse_status("query-status", reply), {}, "status"),
+        (lambda reply: qapi.parse_version("query-version", reply), {"qemu": {"major": math.inf}}, "major"),
+        (lambda reply: qapi.parse_version("query-version", reply), {"qemu": {"major": "10"}}, "major"),
+        (
+            lambda reply: qapi.parse_version("query-version", reply),
+            {"qemu": {"major": 10, "minor": 0, "micro": 10**30}},
+            "micro",
+        ),
+    ],
+)
+def test_what_never_changes_is_bounded_too(parse: Callable[[object], object], reply: object, key: str) -> None:
+    with pytest.raises(MalformedReplyError, match=f"'{key}' is no"):
+        parse(reply)
+
+
+def test_what_qemu_does_not_tell_is_not_known() -> None:
+    assert qapi.parse_memory_kib({}) is None
+    assert qapi.parse_memory_kib({"base-memory": 4096, "plugged-memory": 1024}) == 5
+    assert qapi.parse_name({}) is None
+    assert qapi.parse_name({"name": ""}) is None
+    assert qapi.parse_name({"name": "a\nb"}) == "a\nb"
+    assert qapi.parse_uuid(None) is None
+    assert qapi.parse_uuid({"UUID": "00000000-0000-0000-0000-000000000000"}) is None
+    assert qapi.parse_target(None) is None
+    assert qapi.parse_machine(None) is None
+    assert qapi.parse_machine("pc-q35-10.0-machine") == "pc-q35-10.0"
+    assert qapi.parse_version("query-version", {"qemu": {"major": 11, "minor": 1, "micro": 3}}) == ((11, 1, 3), "")
+    for version in (None, {}, {"qemu": 10}):
+        with pytest.raises(MalformedReplyError, match="no QEMU version"):
+            qapi.parse_version("query-version", version)
+    with pytest.raises(MalformedReplyError, match="not an object"):
+        qapi.parse_status("query-status", [])
+
+
+def test_query_machines_tells_whether_a_machine_hotplugs() -> None:
+    reply = [{"name": "q35", "hotpluggable-cpus": True}, {"name": "microvm", "hotpluggable-cpus": False}, 7]
+    assert [qapi.parse_hotplugs(reply, name) for name in ("q35", "microvm", "other")] == [True, False, False]
+    assert qapi.parse_hotplugs({}, "q35") is False
 
 
 def test_ospm_status_keeps_cpus_and_passes_over_memory() -> None:
@@ -109,7 +246,7 @@ def test_ospm_status_keeps_cpus_and_passes_over_memory() -> None:
     assert qapi.parse_ospm_status([cpu, {"slot": "0", "slot-type": "DIMM", "source": 0, "status": 0}]) == {
         3: OstAnswer(3, 130)
     }
-    with pytest.raises(MalformedReplyError, match="no ACPIOSTInfo"):
+    with pytest.raises(MalformedReplyError, match="'slot' is no number"):
         qapi.parse_ospm_status([{**cpu, "slot": "three"}])
 
 
@@ -182,6 +319,9 @@ def test_every_recorded_cpu_event_is_read() -> None:
             None,
         ),
         ({"event": "MIGRATION", "data": {}}, None),
+        ({"event": "MIGRATION", "data": {"status": "x\ny"}}, None),
+        ({"event": "DEVICE_DELETED", "data": {"path": "/" + "x" * 5000}}, None),
+        ({"event": ["RESET"]}, None),
         ({"event": None}, None),
     ],
 )
