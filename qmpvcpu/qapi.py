@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from qmpvcpu.errors import MalformedReplyError
 from qmpvcpu.model import CpuProps, OstAnswer, Slot, SlotReading, ThreadReading, Topology
-from qmpvcpu.model.shapes import is_cpu_type, is_qom_path, is_uuid, is_word
+from qmpvcpu.model.shapes import PERIPHERAL, is_cpu_type, is_device_id, is_qom_path, is_uuid, is_word
 
 __all__ = [
     "MOST_VCPUS",
@@ -53,6 +53,7 @@ _NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"
 # What a peer's text has to be like, by what its errors call it.
 _Shape = tuple[str, Callable[[object], bool]]
 _CPU_TYPE: Final[_Shape] = "type of a CPU", is_cpu_type
+_DEVICE: Final[_Shape] = "device id", is_device_id
 _PATH: Final[_Shape] = "QOM path", is_qom_path
 _SLOT: Final[_Shape] = "number of a slot", lambda text: re.fullmatch(r"[0-9]{1,5}", str(text)) is not None
 _UUID: Final[_Shape] = "uuid", is_uuid
@@ -75,10 +76,11 @@ class GuestError(NamedTuple):
 
 
 class OstEvent(NamedTuple):
-    """ACPI_DEVICE_OST of a CPU; ``cpu_index`` is QEMU's slot number."""
+    """ACPI_DEVICE_OST of a CPU; ``cpu_index`` is QEMU's slot number, ``path`` that of a CPU that has a device id."""
 
     cpu_index: int
     answer: OstAnswer
+    path: str | None = None
 
 
 class MigrationStatus(NamedTuple):
@@ -300,7 +302,8 @@ def _read_ost(data: Mapping[str, Any]) -> OstEvent | None:
     info = data.get("info")
     if not isinstance(info, Mapping) or info.get("slot-type") != "CPU":
         return None
-    return OstEvent(*_ost("ACPI_DEVICE_OST", info))
+    device = _text("ACPI_DEVICE_OST", info, "device", _DEVICE) if "device" in info else None
+    return OstEvent(*_ost("ACPI_DEVICE_OST", info), None if device is None else PERIPHERAL + device)
 
 
 def _read_deleted(data: Mapping[str, Any]) -> Deleted:

@@ -193,8 +193,13 @@ async def look(target: Target, *, timeout: float = 10.0) -> Layout:  # noqa: ASY
     Raises:
         MonitorError: As for ``attach``.
     """
-    news: list[Mapping[str, Any]] = []
-    monitor = await Monitor.open(target, timeout=timeout, on_event=news.append, on_lost=lambda _: None)
+    news = False
+
+    def listen(message: Mapping[str, Any]) -> None:
+        nonlocal news
+        news = news or qapi.parse_event(message) is not None
+
+    monitor = await Monitor.open(target, timeout=timeout, on_event=listen, on_lost=lambda _: None)
     try:
         reader = Reader(monitor, timeout)
         everything = await reader.everything(None)

@@ -1,12 +1,12 @@
 """Reconnecting: finds QEMU again after the connection was lost, and makes sure that it is the same VM."""
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 from qmpvcpu.controller.inbox import Inbox
 from qmpvcpu.controller.session import Session
-from qmpvcpu.errors import MalformedReplyError, MonitorError, MonitorLostError
+from qmpvcpu.controller.trouble import Trouble
+from qmpvcpu.errors import MalformedReplyError, MonitorConnectError, MonitorLostError
 from qmpvcpu.monitor import Monitor, Target
 from qmpvcpu.reading import Reader
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from qmpvcpu.domainxml import Instance
 
 __all__ = ["Reconnecting"]
-
-_log = logging.getLogger("qmpvcpu.controller")
 
 # Between two attempts: soon at first, since most losses are of the connection only; then at a pace that is no load.
 _FIRST_PAUSE_S = 0.05
@@ -35,6 +33,9 @@ class Reconnecting:
         self._session = session
         self._target = target
         self._instance = instance
+        self._difference = ""  # what the last one that answered had of another VM
+        vm = session.layout.vm.name
+        self._trouble = Trouble(f"{vm} is not back yet", vm)
 
     async def run(self) -> None:
         """Come back when the session is connected again, or given up."""
@@ -42,9 +43,10 @@ class Reconnecting:
         while not self._session.closed:
             try:
                 await self._once()
-            except MonitorError as error:
-                _log.debug("not back yet: %s", error, extra={"vm": self._session.layout.vm.name})
+            except Exception as error:  # noqa: BLE001 - JUSTIFICATION: whatever answers, the next one may be QEMU
+                self._trouble.failed(error)
             else:
+                self._trouble.over()
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -62,27 +64,39 @@ class Reconnecting:
             (slots, threads), status, answers, found = await reader.everything(vm.name)
             tids = slots[0].host_tids if slots else ()
             instance = instance_of(tids[0] if tids else None, monitor.peer_pid)
+            same = same_instance(self._instance, instance)
+            now = session.loop.time()
+            differs = "" if (found.uuid, found.machine) == (vm.uuid, vm.machine) else "another uuid or machine type"
+            if not differs:
+                try:
+                    session.engine.resync(
+                        slots, threads or (), status=status, answers=answers, same_instance=same, now=now
+                    )
+                except MalformedReplyError as error:
+                    differs = str(error)
+            if differs:
+                self._take_for_another(differs, monitor)
+                await monitor.close()
+                return
+            await session.monitor.close()
         except BaseException:
             await monitor.close()
             raise
-        same = same_instance(self._instance, instance)
-        now = session.loop.time()
-        differs = "" if (found.uuid, found.machine) == (vm.uuid, vm.machine) else "another uuid or machine type"
-        if not differs:
-            try:
-                session.engine.resync(
-                    slots, threads or (), status=status, answers=answers, same_instance=same, now=now
-                )
-            except MalformedReplyError as error:
-                differs = str(error)
-        if differs:
-            session.give_up(MonitorLostError(f"what answers now is not the same VM: {differs}"))
-            await monitor.close()
-            return
-        await session.monitor.close()
         session.monitor, session.reader = monitor, reader
-        self._instance = instance
+        self._instance, self._difference = instance, ""
         if session.keeper.record is not None:
             session.keeper.record.instance = instance
         session.on_return(same_instance=same)
         inbox.hand_over(session)
+
+    def _take_for_another(self, differs: str, monitor: Monitor) -> None:
+        """Give the VM up, if what answers looks like another one for the second time: one reply may be wrong.
+
+        Raises:
+            MonitorConnectError: It is the first time.
+        """
+        why = f"what answers now is not the same VM: {differs}"
+        if differs != self._difference:
+            self._difference = differs
+            raise MonitorConnectError(monitor.address, why)
+        self._session.give_up(MonitorLostError(why))

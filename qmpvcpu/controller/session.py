@@ -7,16 +7,16 @@ reply that comes after the caller's deadline is still taken in.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from qmpvcpu import qapi
 from qmpvcpu.controller.audience import Audience
 from qmpvcpu.controller.keeper import Keeper
 from qmpvcpu.controller.request import UnplugVerdict, verdict_on
+from qmpvcpu.controller.trouble import Trouble
 from qmpvcpu.engine import Engine, Read, Removal, State
 from qmpvcpu.errors import (
-    MonitorError,
     MonitorLostError,
     MonitorTimeoutError,
     OutcomeUnknownError,
@@ -38,6 +38,10 @@ _log = logging.getLogger("qmpvcpu.controller")
 # does not answer it within this many seconds shall not stretch the caller's deadline any further.
 _LAST_LOOK_S = 1.0
 _T = TypeVar("_T")
+
+# A read that nobody waits for and that failed is tried again: soon, then at a pace that is no load.
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 2.0
 
 # close() gives commands in flight this long to be answered, so that their outcome is recorded.
 _CLOSING_S = 1.0
@@ -104,6 +108,9 @@ class Session:
         self._letting_go: asyncio.Task[None] | None = None
         self._commands: set[asyncio.Task[Any]] = set()
         self._reading: asyncio.Task[None] | None = None
+        self._reading_again: asyncio.TimerHandle | None = None
+        self._pause = _FIRST_PAUSE_S
+        self._unread = Trouble(f"cannot read {engine.layout.vm.name}", engine.layout.vm.name)
         self._resync = self.loop.create_task(self._resync_every(resync_interval)) if resync_interval else None
 
     @property
@@ -122,10 +129,9 @@ class Session:
 
     # News.
 
-    def on_event(self, message: Mapping[str, Any]) -> None:
-        """Take one QMP event in."""
-        event = qapi.parse_event(message)
-        if event is None or self.lost is not None:
+    def on_event(self, event: qapi.QemuEvent) -> None:
+        """Take one event in."""
+        if self.lost is not None:
             return
         self.engine.receive(event, self.loop.time())
         if self.watcher is None:
@@ -195,7 +201,8 @@ class Session:
         self.audience.tell(settled)
         if self.watcher is not None:
             self.watcher.on_news(settled)
-        if self.engine.wanted is not Read.NONE and self.lost is None and (not self._reading or self._reading.done()):
+        reading = self._reading_again is not None or (self._reading is not None and not self._reading.done())
+        if self.engine.wanted is not Read.NONE and self.lost is None and not reading:
             self._reading = self.loop.create_task(self._read_wanted())
         self.keeper.changed()
 
@@ -281,13 +288,29 @@ class Session:
         self.publish()
 
     def want(self, read: Read) -> None:
-        """Have the slots read, soon and by nobody in particular."""
+        """Have the slots read, now and by nobody in particular."""
         self.engine.wanted = max(self.engine.wanted, read)
+        self._stop_pausing()
         self.publish()
 
     async def _read_wanted(self) -> None:
-        while self.engine.wanted is not Read.NONE and await self.read_quietly(self.engine.wanted):
-            pass
+        while (read := self.engine.wanted) is not Read.NONE:
+            if not await self.read_quietly(read):
+                self.engine.wanted = max(self.engine.wanted, read)
+                if self._reading_again is None and self.lost is None:
+                    self._reading_again = self.loop.call_later(self._pause, self._read_again)
+                    self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)
+                return
+            self._pause = _FIRST_PAUSE_S
+
+    def _read_again(self) -> None:
+        self._reading_again = None
+        self.publish()
+
+    def _stop_pausing(self) -> None:
+        if self._reading_again is not None:
+            self._reading_again.cancel()
+            self._reading_again = None
 
     async def _resync_every(self, interval: float) -> None:
         while not self.closed:
@@ -299,9 +322,11 @@ class Session:
         """Read where no caller is there to be told of a failure; return False after one."""
         try:
             await self.read(read)
-        except MonitorError as error:
-            _log.warning("cannot read %s: %s", self.layout.vm.name, error, extra={"vm": self.layout.vm.name})
+        except Exception as error:  # noqa: BLE001 - JUSTIFICATION: whatever a peer says, background work goes on
+            if self.lost is None:
+                self._unread.failed(error)
             return False
+        self._unread.over()
         return True
 
     async def last_look(self, read: Read) -> None:
@@ -312,6 +337,7 @@ class Session:
     async def close(self) -> None:
         """End everything; a borrowed client and the VM stay as they are. Idempotent."""
         self.closed = True
+        self._stop_pausing()
         if self.watcher is not None:
             self.watcher.cancel()
         if self._commands:

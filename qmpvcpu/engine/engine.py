@@ -233,7 +233,7 @@ class Engine(Ledger):
                 self._tell(MigrationChanged, Origin.UNKNOWN, status=event.status)
 
     def _receive_ost(self, event: qapi.OstEvent, now: float) -> None:
-        first = self._by_index.get(event.cpu_index)
+        first = self._by_path.get(event.path or "", self._by_index.get(event.cpu_index))
         if first is None:
             self._want(Read.FULL)
             return

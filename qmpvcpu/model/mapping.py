@@ -4,6 +4,7 @@ Source: libvirt src/qemu/qemu_monitor.c, ``qemuMonitorGetCPUInfoHotplug`` and ``
 as measured with libvirt 9.0.0, and QEMU qapi/machine.json (HotpluggableCPU, CpuInfoFast).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,8 +67,9 @@ def build_slots(readings: Sequence[SlotReading], threads: Sequence[ThreadReading
     """Give every entry its vCPU ids, and every thread its place.
 
     Entries are sorted by (socket, die, cluster, module, core, thread), a missing id counting as -1; an entry of
-    n vCPUs takes the next n ids. Threads are joined by QOM path and given out in reply order. QEMU lists entries
-    by descending cpu-index, which is what the guest's ACPI answers name as slot.
+    n vCPUs takes the next n ids. Threads are joined by QOM path and given out in reply order. The cpu-index of an
+    occupied slot, which is what the guest's ACPI answers name as slot, is that of its first thread; QEMU lists
+    entries by descending cpu-index, and where the threads say otherwise, they are right.
 
     Thread ids are dropped for the whole VM if two vCPUs share one (single-threaded TCG), as libvirt does.
 
@@ -78,11 +80,7 @@ def build_slots(readings: Sequence[SlotReading], threads: Sequence[ThreadReading
     Returns:
         The slots, by ascending vCPU id.
     """
-    indexes: list[int] = []
-    total = sum(reading.vcpus for reading in readings)
-    for reading in readings:
-        total -= reading.vcpus
-        indexes.append(total)
+    indexes = _cpu_indexes(readings, threads)
     by_path: dict[str, list[int]] = {}
     shared = runs_single_threaded(threads)
     for thread in threads:
@@ -107,6 +105,22 @@ def build_slots(readings: Sequence[SlotReading], threads: Sequence[ThreadReading
         )
         first += reading.vcpus
     return tuple(slots)
+
+
+def _cpu_indexes(readings: Sequence[SlotReading], threads: Sequence[ThreadReading]) -> list[int]:
+    """Return the cpu-index of each entry's first vCPU: in the order that agrees with all threads, if one does."""
+    known: dict[str, int] = {}
+    for thread in threads:
+        known[thread.core_path] = min(thread.cpu_index, known.get(thread.core_path, thread.cpu_index))
+    told = [None if reading.qom_path is None else known.get(reading.qom_path) for reading in readings]
+    ends = list(itertools.accumulate(reading.vcpus for reading in readings))
+    ascending = [end - reading.vcpus for end, reading in zip(ends, readings, strict=True)]
+    descending = [ends[-1] - end for end in ends]
+    for indexes in (descending, ascending):
+        if all(mine in (None, index) for mine, index in zip(told, indexes, strict=True)):
+            return indexes
+    left = iter([index for index in descending if index not in told])
+    return [next(left, -1) if mine is None else mine for mine in told]
 
 
 def creation_order(slots: Sequence[Slot], threads: Sequence[ThreadReading]) -> tuple[int, ...]:

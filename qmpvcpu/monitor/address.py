@@ -10,9 +10,10 @@ import re
 import socket
 import stat
 import struct
+import threading
 from asyncio.trsock import TransportSocket
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qmpvcpu.errors import MonitorConnectError, shorten
 
@@ -22,6 +23,7 @@ _SUN_PATH_MAX = 107  # sun_path holds 108 bytes, one of them the final NUL (man 
 _BACKLOG_RETRY_S = 0.02
 _PORT_MAX = 65535
 _PORT = re.compile(r"[0-9]{1,5}")
+_Place = tuple[int, tuple[Any, ...]]  # an address family, and an address of it
 _TCP = re.compile(r"tcp:(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[^:]*)", re.ASCII)
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
@@ -184,13 +186,13 @@ async def _connect_tcp(text: str, host: str, port: int) -> socket.socket:
     """Connect to the first of the host's addresses that accepts."""
     loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as err:  # UnicodeError: a label that no host name can have
+        found = _numeric(host, port) or await _look_up(host, port)
+    except (socket.gaierror, ValueError) as err:  # ValueError: a label that no host name can have, or a NUL
         why = f"the host name cannot be resolved: {getattr(err, 'strerror', None) or err}"
         raise MonitorConnectError(text, why) from err
     failure = OSError("the host has no address")
-    for family, kind, protocol, _, where in found:
-        sock = socket.socket(family, kind, protocol)
+    for family, where in found:
+        sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.settimeout(0)
             await loop.sock_connect(sock, where)
@@ -203,6 +205,46 @@ async def _connect_tcp(text: str, host: str, port: int) -> socket.socket:
         else:
             return sock
     raise MonitorConnectError(text, _explain(failure)) from failure
+
+
+def _numeric(host: str, port: int) -> list[_Place]:
+    """Return where a numeric address is; nothing for a name."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):
+            socket.inet_pton(family, host)
+            return [(family, (host, port))]
+    return []
+
+
+async def _look_up(host: str, port: int) -> list[_Place]:
+    """Look a host name up, in a thread of its own, which a caller that gives up leaves to itself.
+
+    Not by ``loop.getaddrinfo``: the loop has a few threads for all that blocks, a record's writes among it, each
+    look-up of a name that nobody answers for holds one of them for ten seconds, and ``asyncio.run`` ends after them.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[_Place]] = loop.create_future()
+
+    def tell(found: list[_Place], error: Exception | None) -> None:
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(found)
+        else:
+            answer.set_exception(error)
+
+    def ask() -> None:
+        found: list[_Place] = []
+        failure: Exception | None = None
+        try:
+            found = [(each[0], each[4]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except (OSError, ValueError) as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, found, failure)
+
+    threading.Thread(target=ask, name=f"look up {host}", daemon=True).start()
+    return await answer
 
 
 def _explain(err: OSError) -> str:

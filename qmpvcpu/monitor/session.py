@@ -40,6 +40,7 @@ _log = logging.getLogger("qmpvcpu.monitor")
 _CLOSE_GRACE_S: Final = 1.0  # how long close() waits for a peer to take what is still to be sent
 _LONGEST_CLASS: Final = 100  # of what a peer sends as an error; QEMU's own texts have some hundred characters
 _LONGEST_DESC: Final = 4000
+_MOST_LATE: Final = 64  # commands whose late replies are waited for
 _LOGGED: Final = 1000  # characters of a message in a log line; the extra field has all of it
 
 
@@ -87,6 +88,7 @@ class Monitor:
         self._watcher: asyncio.Task[object]
         self._ending = False
         self._running: set[asyncio.Task[object]] = set()  # asyncio itself holds tasks weakly
+        self._late: list[asyncio.Task[object]] = []  # those whose deadline has passed, oldest first
 
     @classmethod
     async def open(
@@ -225,6 +227,9 @@ class Monitor:
         self._running.add(task)
         task.add_done_callback(self._forget)
         if not await wait_ended(task, timeout_s):
+            self._late = [each for each in self._late if not each.done()] + [task]
+            if len(self._late) > _MOST_LATE:  # a QEMU that is stopped for a day is asked every half minute
+                self._late.pop(0).cancel()
             raise MonitorTimeoutError(command, timeout_s)
         return task.result()
 

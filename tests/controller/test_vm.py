@@ -40,6 +40,7 @@ from qmpvcpu import (
 )
 from qmpvcpu.controller import EventStream
 from qmpvcpu.engine import Removal
+from qmpvcpu.qapi import RunEvent
 from qmpvcpu.testing import MicroGuest, Personality, QemuProcess
 from tests.controller.vms import exchange, other_client, running, until
 from tests.substrates import Substrate, substrates
@@ -654,12 +655,12 @@ async def test_a_burst_of_events_in_a_transition_is_told_at_once_and_before_the_
     async with qmpvcpu.attach(guest.qmp) as vm:
         stream, session = vm.events(), vm._session
         session.watcher = onlooker = Onlooker()
-        for name in ("STOP", "RESUME", "STOP"):
-            session.on_event({"event": name})
+        for event in (RunEvent.STOP, RunEvent.RESUME, RunEvent.STOP):
+            session.on_event(event)
         assert onlooker.told == 0
         await asyncio.sleep(0)
         assert onlooker.told == 1
-        session.on_event({"event": "RESUME"})
+        session.on_event(RunEvent.RESUME)
         session.on_lost(MonitorLostError("gone"))
         session.watcher = None
     assert [type(event) async for event in stream] == [

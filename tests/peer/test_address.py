@@ -1,6 +1,8 @@
 import asyncio
 import os
 import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -197,13 +199,12 @@ async def test_the_next_address_of_a_host_is_tried() -> None:
         server.listen()
         port = server.getsockname()[1]
 
-        async def two(*_: object, **__: object) -> list[object]:
+        def two(*_: object, **__: object) -> list[object]:
             kind = socket.SOCK_STREAM
             return [(socket.AF_INET6, kind, 6, "", ("::1", port)), (socket.AF_INET, kind, 6, "", ("127.0.0.1", port))]
 
-        loop = asyncio.get_running_loop()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "getaddrinfo", two)
+            patch.setattr(socket, "getaddrinfo", two)
             sock = await connect(Address(host="both", port=port), deadline=soon())
         assert sock.getpeername() == ("127.0.0.1", port)
         assert peer_pid(sock) is None
@@ -254,3 +255,63 @@ def test_the_state_of_a_silent_peer_is_told(state: str, message: str, monkeypatc
 def test_a_peer_without_a_process_still_gets_advice() -> None:
     assert describe_peer(None) == "a QMP socket serves one client at a time; give QEMU a second -qmp"
     assert describe_peer(2**22 + 1).startswith("the process that opened it, pid 4194305, has ended")
+
+
+@pytest.fixture
+def nobody_answers_for_a_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names are looked up for as long as the test takes."""
+    asked: list[str] = []
+    over = threading.Event()
+
+    def look_up(host: str, *_: object, **__: object) -> object:
+        asked.append(host)
+        over.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    yield asked
+    over.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("look up "):
+            thread.join()
+
+
+async def test_a_deadline_holds_over_the_look_up_of_a_name(nobody_answers_for_a_name: list[str]) -> None:
+    # More than the threads of the loop, in which a record's writes run.
+    attempts = [connect(Address(host=f"vm{n}.example", port=4444), deadline=soon(0.1)) for n in range(40)]
+    for failure in await asyncio.gather(*attempts, return_exceptions=True):
+        assert isinstance(failure, MonitorConnectError)
+        assert "did not answer within the deadline" in str(failure)
+    assert len(nobody_answers_for_a_name) == 40
+    assert await asyncio.get_running_loop().run_in_executor(None, int, "7") == 7  # while all are looked up still
+    assert sum(thread.name.startswith("look up ") and thread.daemon for thread in threading.enumerate()) == 40
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_a_number_is_no_name(host: str, nobody_answers_for_a_name: list[str]) -> None:
+    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    with listener:
+        (await connect(Address(host=host, port=listener.getsockname()[1]), deadline=soon())).close()
+    assert nobody_answers_for_a_name == []
+
+
+async def test_a_name_that_nobody_has_is_told_with_the_resolvers_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(*_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    for host in ("vm.example", "a\0b"):
+        with pytest.raises(MonitorConnectError, match="cannot be resolved: Name or service not known"):
+            await connect(Address(host=host, port=4444), deadline=soon())
+
+
+async def test_a_look_up_that_outlives_its_loop_does_no_harm(nobody_answers_for_a_name: list[str]) -> None:
+    def run() -> None:
+        with asyncio.Runner() as runner, pytest.raises(MonitorConnectError):
+            runner.run(connect_soon())
+
+    async def connect_soon() -> None:
+        await connect(Address(host="vm.example", port=4444), deadline=soon(0.01))
+
+    await asyncio.to_thread(run)
+    assert nobody_answers_for_a_name == ["vm.example"]

@@ -99,6 +99,15 @@ async def test_a_reply_that_is_none_is_quoted_and_the_session_goes_on(
     assert heard.lost == []
 
 
+async def test_commands_that_are_never_answered_are_not_kept_for_ever(connect: Open) -> None:
+    async with ScriptedPeer(answers={"stop": HANG}) as peer:
+        monitor = await connect(peer.address)
+        for _ in range(100):
+            with pytest.raises(MonitorTimeoutError):
+                await monitor.execute("stop", timeout=0)
+        await until(lambda: len(monitor._running) == 64)
+
+
 async def test_arguments_that_are_no_json_are_the_callers_error_and_nothing_is_sent(connect: Open) -> None:
     async with ScriptedPeer(answers={"stop": {}}) as peer:
         monitor = await connect(peer.address)

@@ -75,7 +75,7 @@ def test_device_del_names_the_id_or_else_the_path() -> None:
         {**ENTRY, "qom-path": None},
         {**ENTRY, "qom-path": "no/path"},
         {**ENTRY, "qom-path": "/machine/\x1b[31m"},
-        {**ENTRY, "qom-path": "/" + "x" * 4096},
+        {**ENTRY, "qom-path": "/" + "x" * 1024},
         {**ENTRY, "props": {"core-id": -1}},
         {**ENTRY, "props": {"core-id": True}},
         {**ENTRY, "props": {"core-id": "1"}},

@@ -1,0 +1,36 @@
+"""Trouble: background work that fails goes on, and says so once."""
+
+import logging
+
+from qmpvcpu.errors import QmpVcpuError
+
+__all__ = ["Trouble"]
+
+_log = logging.getLogger("qmpvcpu.controller")
+
+
+class Trouble:
+    """A run of failures of one kind of background work: logged as it begins and once it is over, not in between.
+
+    Args:
+        what: What fails, such as ``cannot read vm``.
+        vm: The VM's name, for the log's extra field.
+    """
+
+    def __init__(self, what: str, vm: str) -> None:
+        self._what = what
+        self._extra = {"vm": vm}
+        self._failures = 0
+
+    def failed(self, error: Exception) -> None:
+        """Note a failure."""
+        self._failures += 1
+        level = logging.WARNING if self._failures == 1 else logging.DEBUG
+        ours = isinstance(error, QmpVcpuError)
+        _log.log(level, "%s: %s", self._what, error, extra=self._extra, exc_info=None if ours else error)
+
+    def over(self) -> None:
+        """Note a success, after which the next failure is news again."""
+        if self._failures:
+            _log.info("%s: over, after %d failures", self._what, self._failures, extra=self._extra)
+            self._failures = 0
