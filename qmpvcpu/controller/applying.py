@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from qmpvcpu.controller.commands import Commands
 from qmpvcpu.controller.session import Session
 from qmpvcpu.controller.turns import Turn, Turns
-from qmpvcpu.engine import Batch, Look, Phase, Read, Removal, Save, Send, Terms, Transition, Work
-from qmpvcpu.errors import CommandRejectedError, MonitorLostError, Outcome, OutcomeUnknownError, RecordError
+from qmpvcpu.engine import Batch, LastLook, Look, Phase, Read, Removal, Save, Send, Terms, Transition, Work
+from qmpvcpu.errors import (
+    CommandRejectedError,
+    MonitorError,
+    MonitorLostError,
+    Outcome,
+    OutcomeUnknownError,
+    RecordError,
+)
 from qmpvcpu.model import (
     Affect,
     ConfigOutcome,
@@ -206,7 +213,7 @@ class _Run:
         """Take in that something changed, and which removals became final."""
         if self.transition is not None and (settled or self.transition.batch.looks_at_layout):
             for removal in settled:
-                self.transition.batch.answered(removal, self._session.loop.time())
+                self.transition.answered(removal, self._session.loop.time())
             self._go_on()
 
     def on_lost(self, why: str, *, may_return: bool) -> None:
@@ -215,7 +222,7 @@ class _Run:
             return
         now = self._session.loop.time()
         if may_return:
-            self.transition.batch.paused()
+            self.transition.paused()
             self._offline_until = now + max(self._terms.timeout, self._terms.reply_timeout)
         else:
             self._lose(self.transition, why)
@@ -227,7 +234,7 @@ class _Run:
             return
         self._offline_until = None
         if same_instance:
-            self.transition.batch.resumed(self._session.loop.time())
+            self.transition.resumed(self._session.loop.time())
         else:
             self._lose(self.transition, "another QEMU runs this VM now")
         self._go_on()
@@ -280,10 +287,16 @@ class _Run:
             match effect:
                 case Save():
                     self._to_save = effect
-                case Send():
-                    self._session.start(self._send(transition.batch, effect.work))
+                case Send(work):
+                    sending = self._send(transition.batch, work)
+                    if work.plugs:
+                        self._session.start(sending)
+                    else:
+                        self._commands.start_unplug(work.step.first, sending)
                 case Look():
                     self._session.start(self._look(transition.batch, Read.FULL if effect.full else Read.SLOTS))
+                case LastLook():
+                    self._session.start(self._last_look(transition, effect))
         if self._to_save is not None or transition.ended:
             self._wake.set()
         else:
@@ -330,4 +343,13 @@ class _Run:
     async def _look(self, batch: Batch, read: Read) -> None:
         await self._session.last_look(read)
         batch.looked(self._session.loop.time())
+        self._go_on()
+
+    async def _last_look(self, transition: Transition, look: LastLook) -> None:
+        failed = ""
+        try:
+            await self._session.read(Read.SLOTS)
+        except MonitorError as error:
+            failed = str(error)
+        transition.confirmed(look, failed, self._session.loop.time())
         self._go_on()

@@ -1,12 +1,15 @@
 """Commands: the two that change a VM, sent, and their replies told to the engine."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from qmpvcpu import qapi
+from qmpvcpu.controller.request import rejected_error
 from qmpvcpu.controller.session import Session
 from qmpvcpu.engine import Evidence, Read, Removal, State
 from qmpvcpu.errors import CommandRejectedError, MonitorError, OutcomeUnknownError, RecordError
-from qmpvcpu.model import Action, Layout, Slot, Step
+from qmpvcpu.model import Action, Layout, Rejected, Slot, Step
 
 __all__ = ["Commands"]
 
@@ -19,6 +22,32 @@ class Commands:
         self._engine = session.engine
         self._keeper = session.keeper
         self._look = look
+        self._asking: dict[int, asyncio.Task[None]] = {}  # by slot: the device_del without a reply
+
+    def start_unplug(self, first: int, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run what asks for the slot of vCPU *first*, so that others find the reply; see ``reply_to``."""
+        task = self._asking[first] = self._session.start(work)
+
+        def forget(_: asyncio.Task[None]) -> None:
+            if self._asking.get(first) is task:
+                del self._asking[first]
+
+        task.add_done_callback(forget)
+        return task
+
+    async def reply_to(self, removal: Removal) -> None:
+        """Wait for QEMU's reply to a removal that somebody else has asked for.
+
+        Raises:
+            CommandRejectedError: QEMU rejected it.
+            OutcomeUnknownError: The connection was lost, or silent.
+            RecordError: It could not be recorded, and was not sent.
+        """
+        task = self._asking.get(min(removal.ids))
+        if task is not None:
+            await self._session.replied(Action.UNPLUG.value, removal.ids, task)
+        if removal.state is State.REJECTED:
+            raise rejected_error(removal)
 
     async def plug(self, slot: Slot) -> None:
         """Plug *slot*.
@@ -36,7 +65,7 @@ class Commands:
             self._engine.plug_lost(slot.first)
             self._session.want(Read.FULL)  # if it is there all the same, that is found
             raise OutcomeUnknownError("plug", slot.ids, str(error)) from error
-        self._engine.plug_accepted(slot.first, self._session.loop.time())
+        self._engine.plug_accepted(slot.first)
         self._session.publish()
 
     async def unplug(self, slot: Slot, removal: Removal) -> None:
@@ -50,7 +79,7 @@ class Commands:
             await self._session.monitor.execute("device_del", qapi.device_del(slot))
         except CommandRejectedError as error:
             hint = await self._explain(slot, Action.UNPLUG)
-            self._replied(removal, Evidence.REJECTION)
+            self._replied(removal, Evidence.REJECTION, Rejected(slot.ids, error.error_class, error.desc, hint))
             if removal.state is not State.UNPLUGGED:  # if the look showed it gone, that is what was asked for
                 raise _rejected(Action.UNPLUG, slot, error, hint) from error
         except MonitorError as error:
@@ -88,16 +117,16 @@ class Commands:
         step = Step(Action.UNPLUG, slot.ids, slot.qom_path)
         try:
             await self._keeper.begin_step(step)
-        except RecordError:
-            self._replied(removal, Evidence.REJECTION)
+        except RecordError as error:
+            self._replied(removal, Evidence.REJECTION, Rejected(slot.ids, type(error).__name__, str(error)))
             raise
         try:
             await self.unplug(slot, removal)
         finally:
             self._keeper.end_step(step)
 
-    def _replied(self, removal: Removal, evidence: Evidence) -> None:
-        self._engine.unplug_replied(removal, evidence, self._session.loop.time())
+    def _replied(self, removal: Removal, evidence: Evidence, rejection: Rejected | None = None) -> None:
+        self._engine.unplug_replied(removal, evidence, self._session.loop.time(), rejection=rejection)
         self._session.publish()
 
     async def _explain(self, slot: Slot, action: Action) -> str:

@@ -12,6 +12,7 @@ from qmpvcpu.controller.session import Session
 from qmpvcpu.controller.turns import Turns
 from qmpvcpu.engine import Read, Removal
 from qmpvcpu.errors import (
+    CommandRejectedError,
     ConfigDeniedError,
     DenialReason,
     MonitorLostError,
@@ -38,7 +39,6 @@ class OneVcpu(ObservedVm):
         self._commands = Commands(session, self.refresh)
         self._turns = Turns()
         self._plugging: dict[int, asyncio.Task[None]] = {}
-        self._unplugging: dict[int, asyncio.Task[None]] = {}
 
     async def plug(
         self,
@@ -147,8 +147,7 @@ class OneVcpu(ObservedVm):
                 self._engine.situation, vcpu, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus
             )
             removal = self._engine.unplug_sent(slot.first, self._session.loop.time())
-            task = self._unplugging[slot.first] = self._session.start(self._commands.unplug_alone(slot, removal))
-            task.add_done_callback(lambda _: self._unplugging.pop(slot.first, None))
+            task = self._commands.start_unplug(slot.first, self._commands.unplug_alone(slot, removal))
             await self._session.replied("unplug", slot.ids, task)
         return UnplugRequest(removal, self._session.wait_answer, joined=False)
 
@@ -157,9 +156,7 @@ class OneVcpu(ObservedVm):
         return removal if removal is not None and not removal.recalled else None
 
     async def _join(self, removal: Removal) -> UnplugRequest:
-        task = self._unplugging.get(min(removal.ids))
-        if task is not None:
-            await self._session.replied("unplug", removal.ids, task)
+        await self._commands.reply_to(removal)
         return UnplugRequest(removal, self._session.wait_answer, joined=True)
 
     async def unplug(
@@ -272,10 +269,11 @@ class OneVcpu(ObservedVm):
             slot = self.layout.slot_of(vcpu)
         removal = self._engine.removals.get(vcpu)
         if removal is not None:
-            verdict = await self._session.wait_answer(removal, timeout)
-            error = error_for(verdict, timeout)
-            if error is not None and not isinstance(verdict, Refused):
-                raise error
+            with contextlib.suppress(CommandRejectedError):  # then it stays, which is what is wished
+                verdict = await self._session.wait_answer(removal, timeout)
+                error = error_for(verdict, timeout)
+                if error is not None and not isinstance(verdict, Refused):
+                    raise error
             slot = self.layout.slot_of(vcpu)
         return slot.ids if slot.present else await self.plug(vcpu, timeout=timeout, allow_fatal=allow_fatal)
 

@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable
 
 from qmpvcpu.engine import Removal, State
-from qmpvcpu.errors import QmpVcpuError, UnplugPendingError, UnplugRefusedError
+from qmpvcpu.errors import CommandRejectedError, QmpVcpuError, UnplugPendingError, UnplugRefusedError
 from qmpvcpu.model import Pending, Refused, Unplugged, VcpuMap
 
-__all__ = ["UnplugRequest", "UnplugVerdict", "error_for", "verdict_on"]
+__all__ = ["UnplugRequest", "UnplugVerdict", "error_for", "rejected_error", "verdict_on"]
 
 UnplugVerdict = Unplugged | Refused | Pending
 
@@ -56,6 +56,14 @@ def verdict_on(removal: Removal) -> Unplugged | Refused | None:
     if removal.state is State.REFUSED:
         return Refused(removal.ids, removal.code, removal.reason, seconds=removal.seconds)
     return None
+
+
+def rejected_error(removal: Removal) -> CommandRejectedError:
+    """Return the error that QEMU's rejection of *removal* is, for each of those who wait for it."""
+    said = removal.rejection
+    error_class, desc, hint = ("", "", "") if said is None else (said.error_class, said.desc, said.hint)
+    sent = {"execute": "device_del"}
+    return CommandRejectedError(error_class, desc, sent, action="unplug", vcpus=removal.ids, hint=hint)
 
 
 def error_for(verdict: UnplugVerdict, timeout: float) -> QmpVcpuError | None:

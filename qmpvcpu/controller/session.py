@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from qmpvcpu import qapi
 from qmpvcpu.controller.audience import Audience
 from qmpvcpu.controller.keeper import Keeper
-from qmpvcpu.controller.request import UnplugVerdict, verdict_on
+from qmpvcpu.controller.request import UnplugVerdict, rejected_error, verdict_on
 from qmpvcpu.controller.trouble import Trouble
 from qmpvcpu.engine import Engine, Read, Removal, State
 from qmpvcpu.errors import (
@@ -220,7 +220,12 @@ class Session:
         return self.layout
 
     async def wait_answer(self, removal: Removal, limit: float | None) -> UnplugVerdict:
-        """Wait for the guest's answer to *removal*, at most *limit* seconds; PENDING if there is none."""
+        """Wait for the guest's answer to *removal*, at most *limit* seconds; PENDING if there is none.
+
+        Raises:
+            CommandRejectedError: QEMU rejected it.
+            MonitorLostError: The connection was lost before the answer.
+        """
         if (verdict := verdict_on(removal)) is not None:
             return verdict
         await self.check_open()
@@ -233,6 +238,8 @@ class Session:
                 await self.check_open()
         if (verdict := verdict_on(removal)) is not None:
             return verdict
+        if removal.state is State.REJECTED:
+            raise rejected_error(removal)
         if removal.state is State.UNKNOWN:
             raise MonitorLostError(f"{removal.state.value}; vCPU {removal.ids} is as layout says")
         self.engine.deadline_passed(removal)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qmpvcpu.engine.ledger import Read
     from qmpvcpu.engine.removal import TRANSITIONS, Evidence, IllegalEvidenceError, Removal, State
     from qmpvcpu.engine.transition import Phase, Transition
-    from qmpvcpu.engine.work import Effect, Look, Save, Send, Stage, Terms, Work
+    from qmpvcpu.engine.work import Effect, LastLook, Look, Save, Send, Stage, Terms, Work
 
 __all__ = [
     "TRANSITIONS",
@@ -24,6 +24,7 @@ __all__ = [
     "Engine",
     "Evidence",
     "IllegalEvidenceError",
+    "LastLook",
     "Look",
     "Phase",
     "Read",

@@ -125,12 +125,17 @@ class Batch:
         else:
             self._end(work, Unknown(work.step.ids, reason))
 
-    def answered(self, removal: Removal, now: float) -> None:
-        """Take in that *removal* became final."""
+    def answered(self, removal: Removal, now: float) -> Work | None:
+        """Take in that *removal* became final, and return the work that it ends: after its deadline, too."""
         self._now = now
         work = self._out.asked_by(removal)
         if work is not None:
             self._conclude(work)
+        return work
+
+    def add(self, work: Work) -> None:
+        """Have *work* done too; where nothing more is sent, it ends as it is."""
+        (self._plugs if work.plugs else self._others).append(work)
 
     def looked(self, now: float) -> None:
         """Note that a Look is over, whether or not it succeeded."""
@@ -360,11 +365,12 @@ class Batch:
 
     def _end(self, work: Work, verdict: Verdict | None, reason: str = "") -> None:
         self._out.drop(work)
+        late = work.stage is Stage.DONE  # given up before: whatever was to follow from that has followed
         work.stage, work.verdict, work.ended_at = Stage.DONE, verdict, self._now
         good = succeeded(work.step.action, verdict)
         work.reason = reason or ("" if good or verdict is None else why(verdict))
         only_asked = isinstance(verdict, Pending) and not self._limit
-        if not good and not only_asked:
+        if not good and not only_asked and not late:
             self.failed = True
             if self._halts:
                 self.halted = self.halted or "an earlier step failed"

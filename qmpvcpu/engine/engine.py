@@ -2,12 +2,15 @@
 
 Rules that live here:
 
-- A slot is filled on an accepted ``device_add`` or a read; it is emptied on ``DEVICE_DELETED`` for its exact QOM path
-  or a read. Nothing else changes the layout.
+- A slot is filled on an accepted ``device_add`` or a read; it is emptied by a read, or on ``DEVICE_DELETED`` for the
+  exact QOM path of a CPU that is known to be leaving. Nothing else changes the layout.
+- QOM paths are reused, and ``DEVICE_DELETED`` can be late: after a read has shown the slot empty, even after another
+  CPU has taken the path. A read that finds a CPU gone has spent its event. In doubt the event is a reason to read.
 - Events and replies may overtake each other. Whatever arrives before the reply to its command is kept until then.
 - A read tells nothing of a slot that changed after the read was sent.
 - OST success of a removal (3/0) is a reason to read, never evidence: a guest can answer it and keep the CPU, and a
-  stale one can arrive after a re-plug.
+  stale one can arrive after a re-plug. If the guest worked on the removal and the read still shows the CPU, that is a
+  refusal.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -25,6 +28,7 @@ from qmpvcpu.model import (
     OstAnswer,
     OstStatus,
     Reconnected,
+    Rejected,
     Slot,
     ThreadReading,
     UnplugPending,
@@ -71,7 +75,7 @@ class Engine(Ledger):
         self._plugging: set[int] = set()
         self._unsure: set[int] = set()  # plugs of ours of which nobody knows whether QEMU carried them out
         self._early_answers: dict[int, OstAnswer] = {}
-        self._early_gone: set[int] = set()
+        self._doubted: set[int] = set()  # plugs in flight during which their path was heard to be deleted
         self._by_index = {slot.cpu_index: slot.first for slot in layout.slots}
         self._answers = dict(answers)  # the last one of each slot, as heard or read
         self._meet(answers, now)
@@ -98,6 +102,8 @@ class Engine(Ledger):
             if answer.status is OstStatus.IN_PROGRESS and (removal is None or removal.state is not State.WORKING):
                 (removal or self._adopt(slot, Origin.UNKNOWN, now)).advance(Evidence.IN_PROGRESS, now)
                 self.slots.mark(slot.first, pending=True)
+            elif answer.status is OstStatus.SUCCESS and removal is not None:
+                self._claim(removal)
             elif answer.status is OstStatus.FAILURE and removal is not None:
                 # Of one that the guest had not taken up, the same answer as before may be that from before: then it
                 # may be asked for again, since no guest works on it.
@@ -157,7 +163,7 @@ class Engine(Ledger):
         """Note that ``device_add`` for the slot of vCPU *first* is about to be sent."""
         self._plugging.add(first)
 
-    def plug_accepted(self, first: int, now: float) -> None:
+    def plug_accepted(self, first: int) -> None:
         """Take QEMU's acceptance of our ``device_add`` (or a read that shows it); idempotent."""
         if first not in self._plugging:
             return
@@ -166,9 +172,9 @@ class Engine(Ledger):
         slot = slot.filled(slot.new_qom_path)
         answer = self._early_answers.pop(first, None)
         self._fill(slot if answer is None else slot.answered(answer), Origin.US)
-        if first in self._early_gone:
-            self._early_gone.discard(first)
-            self._empty(first, Origin.UNKNOWN, now)
+        if first in self._doubted:
+            self._doubted.discard(first)
+            self._want(Read.SLOTS)
 
     def tell_instance_changed(self) -> None:
         """Note that it is another QEMU than was known that runs the VM."""
@@ -183,7 +189,7 @@ class Engine(Ledger):
         """Take QEMU's rejection of our ``device_add``; idempotent."""
         self._plugging.discard(first)
         self._early_answers.pop(first, None)
-        self._early_gone.discard(first)
+        self._doubted.discard(first)
 
     def unplug_sent(self, first: int, now: float) -> Removal:
         """Note that ``device_del`` for the slot of vCPU *first* is about to be sent."""
@@ -194,8 +200,11 @@ class Engine(Ledger):
         again.overdue = False  # whoever waits for it since it was asked for first, waits for the same answer
         return again
 
-    def unplug_replied(self, removal: Removal, evidence: Evidence, now: float) -> None:
-        """Take the reply to our ``device_del``: ACCEPTED, REJECTION or LOST."""
+    def unplug_replied(
+        self, removal: Removal, evidence: Evidence, now: float, *, rejection: Rejected | None = None
+    ) -> None:
+        """Take the reply to our ``device_del``: ACCEPTED, REJECTION (with QEMU's *rejection*) or LOST."""
+        removal.rejection = rejection
         self._advance(removal, evidence, now)
 
     def deadline_passed(self, removal: Removal) -> None:
@@ -258,6 +267,8 @@ class Engine(Ledger):
 
     def _receive_ejection(self, slot: Slot, answer: OstAnswer, now: float) -> None:
         if answer.status is OstStatus.SUCCESS:
+            if slot.first in self.removals:
+                self._claim(self.removals[slot.first])
             self._want(Read.SLOTS)
         elif answer.status is OstStatus.FAILURE:
             self._refuse(slot.first, answer.code, answer.reason, now)
@@ -271,12 +282,14 @@ class Engine(Ledger):
 
     def _receive_deleted(self, path: str, now: float) -> None:
         first = self._by_path.get(path)
-        if first is not None:
+        spent = self._spend(path)
+        if first is None:
+            # Most likely the last CPU in that slot. Only a read that is sent after our plug's reply can tell.
+            self._doubted.update(each for each in self._plugging if self.slots[each].new_qom_path == path)
+        elif first in self.removals and not spent:
             self._empty(first, Origin.OTHER, now)
-            return
-        for plugging in self._plugging:
-            if self.slots[plugging].new_qom_path == path:
-                self._early_gone.add(plugging)
+        else:
+            self._want(Read.SLOTS)
 
     # Reads.
 
@@ -304,25 +317,28 @@ class Engine(Ledger):
         unannounced = False
         for slot in slots:
             if self._changed.get(slot.first, 0) <= sent:
-                unannounced |= self._observe(slot, now, full=threads is not None)
+                unannounced |= self._observe(slot, sent, now, full=threads is not None)
         if threads is not None:
             self._take_creation(slots, threads)
         if unannounced:
             self._tell(LayoutChanged, Origin.UNKNOWN)
 
-    def _observe(self, seen: Slot, now: float, *, full: bool) -> bool:
+    def _observe(self, seen: Slot, sent: int, now: float, *, full: bool) -> bool:
         """Take one slot of a read in; return True if it showed what no event had announced."""
         known = self.slots[seen.first]
         if seen.first in self._plugging:
             if seen.qom_path == known.new_qom_path:
-                self.plug_accepted(seen.first, now)
+                self.plug_accepted(seen.first)
             return False
+        removal = self.removals.get(seen.first)
         if seen.qom_path == known.qom_path:
+            if removal is not None and removal.claimed is not None and removal.claimed <= sent:
+                self._settle_claim(removal, now)
             if full and seen.host_tids != known.host_tids:
                 self._replace(known.seen(seen.host_tids), silent=True)
             return False
-        ours = seen.first in self.removals
         if known.present:
+            self._expect_late(known)
             self._empty(seen.first, Origin.UNKNOWN, now)
         if seen.qom_path is not None:
             ours_too = seen.first in self._unsure and seen.qom_path == known.new_qom_path
@@ -330,7 +346,16 @@ class Engine(Ledger):
             self._fill(known.filled(seen.qom_path).seen(seen.host_tids), origin)
             if not full:
                 self._want(Read.FULL)
-        return not ours
+        return removal is None
+
+    def _settle_claim(self, removal: Removal, now: float) -> None:
+        """Take in that the guest has said success, and that a read sent after it still shows the CPU."""
+        removal.claimed = None
+        if removal.state is State.WORKING:
+            reason = "it answered success, and the vCPU is still there"
+            self._refuse(min(removal.ids), 0, reason, now)
+        elif removal.state is State.REQUESTED:  # success of an earlier removal, or of this one: either way it is idle
+            removal.recalled = True
 
     def _take_creation(self, seen: Sequence[Slot], threads: Sequence[ThreadReading]) -> None:
         self.single_threaded = runs_single_threaded(threads) if len(threads) > 1 else self.single_threaded

@@ -45,6 +45,7 @@ class Ledger:
         self._tick = 0
         self._changed: dict[int, int] = {}
         self._by_path = {slot.qom_path: slot.first for slot in layout.slots if slot.qom_path is not None}
+        self._late: dict[str, None] = {}  # of CPUs that a read has found gone: their DEVICE_DELETED may still come
         self._created = len(layout.enabled)
         self._unplug_seen = False
 
@@ -100,6 +101,26 @@ class Ledger:
         self._advance(removal, Evidence.FAILURE, now)
         late = removal.overdue
         self._tell(UnplugRefused, removal.origin, ids=ids, code=code, reason=reason, late=late)
+
+    def _claim(self, removal: Removal) -> None:
+        """Note that the guest has said success: a read sent from now on shows whether that is so."""
+        self._tick += 1
+        removal.claimed = self._tick
+        self._want(Read.SLOTS)
+
+    def _expect_late(self, slot: Slot) -> None:
+        """Note that a read has found the CPU of *slot* gone, so that its DEVICE_DELETED tells nothing any more."""
+        if slot.qom_path is not None:
+            self._late.pop(slot.qom_path, None)
+            self._late[slot.qom_path] = None
+            if len(self._late) > len(self.layout.slots):  # a slot has at most one in any QEMU
+                del self._late[next(iter(self._late))]
+
+    def _spend(self, path: str) -> bool:
+        """Return True if the DEVICE_DELETED of *path* may be that of a CPU that a read has found gone."""
+        late = path in self._late
+        self._late.pop(path, None)
+        return late
 
     def _fill(self, slot: Slot, origin: Origin) -> None:
         self._created += slot.count

@@ -4,7 +4,7 @@ from collections import deque
 
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.work import Stage, Work
-from qmpvcpu.model import Action
+from qmpvcpu.model import Action, Pending
 
 __all__ = ["Outstanding"]
 
@@ -75,9 +75,9 @@ class Outstanding:
         self._by_removal[id(removal)] = work
 
     def asked_by(self, removal: Removal) -> Work | None:
-        """Return the work that awaits the end of *removal*, if one does."""
+        """Return the work that awaits the end of *removal*, or did until its deadline, if one does."""
         work = self._by_removal.get(id(removal))
-        return work if work is not None and id(work) in self._asked else None
+        return work if work is not None and (id(work) in self._asked or isinstance(work.verdict, Pending)) else None
 
     def send(self, work: Work, now: float, limit: float) -> None:
         """Note that the command of *work* is sent."""

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from qmpvcpu.model import Origin, VcpuMap
+from qmpvcpu.model import Origin, Rejected, VcpuMap
 
 __all__ = ["TRANSITIONS", "Evidence", "IllegalEvidenceError", "Removal", "State"]
 
@@ -128,8 +128,10 @@ class Removal:
         overdue: True once a deadline for it has passed.
         recalled: True if only the record tells of it, or the VM was reset since: no guest is known to work on it, and
             one that had taken it up may have left QEMU nothing to remember, so it may be asked for again.
+        claimed: Since when, as the engine counts, the guest says that it is done; None: it does not.
         code: The guest's OST status when it refused, or None.
         reason: The same in words, or "".
+        rejection: How QEMU rejected it, or None.
     """
 
     ids: VcpuMap
@@ -140,8 +142,10 @@ class Removal:
     settled_at: float | None = None
     overdue: bool = False
     recalled: bool = False
+    claimed: int | None = None
     code: int | None = None
     reason: str = ""
+    rejection: Rejected | None = None
 
     def advance(self, evidence: Evidence, now: float) -> State:
         """Take *evidence* in and return the state from before.

@@ -9,6 +9,8 @@ r"""One transition, from a plan to a report: says what to do next, and is told w
                               v                       |
                             TURN --Save(reverting)--> REVERTING
 
+Before the last Save there is a LastLook: what is told at the end has been seen, not only heard.
+
 The owner's loop is: ``advance``, bring its effects about, wait for a reply, an answer, a deadline or a wish to stop,
 tell it here, and again. A Save is awaited before anything else is sent: what a crash leaves behind is always an
 intent that covers whatever may have been sent.
@@ -19,6 +21,8 @@ Rules that live here:
 - REVERT undoes, in reverse order, what this transition did and nothing else: a slot that somebody else has changed is
   left alone, a removal that is still pending cannot be withdrawn. An undoing that fails is reported, not tried again.
   One that finishes what was cut short is the same transition: what had been done before it was cut is undone too.
+- An answer that comes after its deadline, but before the end, still counts: the step's verdict is what became of it,
+  and a vCPU that left while the rest is being undone is plugged again.
 - Loss of the connection ends it where it stands, with the intent still recorded; with ``reconnect`` it waits, and
   what the next look shows is the reply to what was in flight.
 """
@@ -29,7 +33,8 @@ from dataclasses import replace
 
 from qmpvcpu.engine.batch import Batch
 from qmpvcpu.engine.engine import Engine
-from qmpvcpu.engine.work import BY_OTHER, Effect, Save, Stage, Terms, Work, report_on
+from qmpvcpu.engine.removal import Removal
+from qmpvcpu.engine.work import BY_OTHER, Effect, LastLook, Save, Stage, Terms, Work, report_on
 from qmpvcpu.model import (
     Action,
     Direction,
@@ -92,7 +97,11 @@ class Transition:
         self._unsent = ""
         self._stopped = ""
         self._saving = False
-        self.batch = Batch(
+        self._looking = False
+        self._looks = 0
+        self._confirmed = not plan.steps  # of nothing to be done, the look before the plan is the last one
+        self._unconfirmed = ""
+        self._forward = self.batch = Batch(
             self._works,
             engine,
             terms,
@@ -122,7 +131,7 @@ class Transition:
         if self.phase is Phase.BEGIN:
             return self._save(self.intent)
         effects = self.batch.advance(now)
-        if effects or not self.batch.ended:
+        if effects or not self.batch.ended or self._looking or self.phase is Phase.FINISH:
             return effects
         return self._turn_or_finish()
 
@@ -139,10 +148,15 @@ class Transition:
             self._undoing = {
                 id(work): undo for work in reversed(self._works) if (undo := self._undo(work)) is not None
             }
-            if self._undoing:
-                self.phase = Phase.TURN
-                self.intent = replace(self.intent, direction=Direction.REVERTING)
-                return self._save(self.intent)
+        if self._undoing and self.phase is Phase.FORWARD:
+            self.phase = Phase.TURN
+            self.intent = replace(self.intent, direction=Direction.REVERTING)
+            return self._save(self.intent)
+        if not self._confirmed:
+            if self.batch.offline:
+                return []
+            self._looking = True
+            return [LastLook(self._looks)]
         self.phase = Phase.FINISH
         # What nobody knows the outcome of is for the next look: the record goes on saying that it was begun.
         unknown = any(isinstance(work.verdict, Unknown) for work in (*self._works, *self._undoing.values()))
@@ -199,6 +213,42 @@ class Transition:
         else:
             self.phase = Phase.ENDED
 
+    def answered(self, removal: Removal, now: float) -> None:
+        """Take in that *removal* became final."""
+        self._now = now
+        work = self.batch.answered(removal, now) or self._forward.answered(removal, now)
+        if work is None or self.phase is Phase.FINISH or self.ended:
+            return
+        undo = self._undo(work) if self._turned and work.undoes is None and id(work) not in self._undoing else None
+        if undo is not None:
+            self._undoing[id(work)] = undo
+            if self.phase is Phase.REVERTING:
+                self.batch.add(undo)
+        if undo is not None or not self.batch.ended:
+            self._look_anew()
+
+    def _look_anew(self) -> None:
+        """Have a last look after what is to be done yet: one that is under way tells too little."""
+        self._looking = self._confirmed = False
+        self._looks += 1
+
+    def confirmed(self, look: LastLook, failed: str, now: float) -> None:
+        """Note that *look* is over; *failed* is why it did not succeed, or ""."""
+        self._now = now
+        if self._looking and look.number == self._looks:
+            self._looking, self._confirmed, self._unconfirmed = False, True, failed
+
+    def paused(self) -> None:
+        """Note that the connection is lost and may come back: nothing is sent until ``resumed``."""
+        if self._looking:
+            self._look_anew()
+        self.batch.paused()
+
+    def resumed(self, now: float) -> None:
+        """Note that the connection is back, and the engine has read the VM again."""
+        self._now = now
+        self.batch.resumed(now)
+
     def cancel(self, now: float) -> None:
         """Send nothing more, and wait for no answer of the guest's; replies of QEMU are still awaited."""
         self._now = now
@@ -226,7 +276,8 @@ class Transition:
         """Return what became of each slot, as it stands now; *unrecorded* is why the record does not have it."""
         layout = self._engine.layout
         steps = tuple(self._report(work) for work in self._works)
-        reached = layout.enabled == self._plan.target and not layout.pending & self._plan.target
+        as_wished = layout.enabled == self._plan.target and not layout.pending & self._plan.target
+        reached = as_wished and not self._unconfirmed
         kept = any(step.undone is False for step in steps) if self._turned else not reached
         if self._turned or self.intent.direction is Direction.REVERTING:
             outcome = TransitionOutcome.REVERT_INCOMPLETE if kept else TransitionOutcome.REVERTED
@@ -242,6 +293,7 @@ class Transition:
             seconds=round(self._now - self._began, 6),
             cancelled=self.cancelled,
             unrecorded=unrecorded,
+            unconfirmed=self._unconfirmed,
         )
 
     def _report(self, work: Work) -> StepReport:

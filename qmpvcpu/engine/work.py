@@ -20,7 +20,7 @@ from qmpvcpu.model import (
     Verdict,
 )
 
-__all__ = ["BY_OTHER", "Effect", "Look", "Save", "Send", "Stage", "Terms", "Work", "report_on", "why"]
+__all__ = ["BY_OTHER", "Effect", "LastLook", "Look", "Save", "Send", "Stage", "Terms", "Work", "report_on", "why"]
 
 BY_OTHER = "changed by other"
 
@@ -123,7 +123,13 @@ class Look(NamedTuple):
     full: bool
 
 
-Effect = Save | Send | Look
+class LastLook(NamedTuple):
+    """Read the slots, then call ``Transition.confirmed``: nothing is called reached that was not looked at."""
+
+    number: int
+
+
+Effect = Save | Send | Look | LastLook
 
 
 def why(verdict: Verdict) -> str:

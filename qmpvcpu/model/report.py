@@ -97,6 +97,23 @@ class StepReport:
         """True if the slot became what was wished, whether or not that was undone after."""
         return succeeded(self.action, self.verdict)
 
+    @property
+    def left(self) -> bool | None:
+        """True if the step left its vCPUs plugged, False if unplugged; None if nobody can tell."""
+        last = self.verdict if self.undo is None else self.undo
+        match last:
+            case Plugged():
+                return True
+            case Unplugged():
+                return False
+            case Pending() | Unknown():
+                return None
+            case Refused():
+                return True
+        if self.undo is not None:  # an undoing that did not happen
+            return isinstance(self.verdict, Plugged)
+        return self.action is not Action.PLUG
+
     def as_json(self) -> dict[str, Any]:
         """Return the step as a JSON object: ``verdict`` is its word, beside the verdict's own attributes.
 
@@ -212,6 +229,7 @@ class TransitionReport:
         seconds: From the first command to the last answer.
         cancelled: True if somebody stopped it.
         unrecorded: Why the record does not have it, or "".
+        unconfirmed: Why the VM could not be read once more at the end, or "": then nothing is called reached.
         affect: What was to be changed. Under CONFIG there are no steps, and *start* and *target* are the next boot's.
         config: What became of the next boot, or None under LIVE.
     """
@@ -225,6 +243,7 @@ class TransitionReport:
     seconds: float = 0.0
     cancelled: bool = False
     unrecorded: str = ""
+    unconfirmed: str = ""
     affect: Affect = Affect.LIVE
     config: ConfigReport | None = None
 
@@ -236,6 +255,20 @@ class TransitionReport:
         failed = self.config is not None and self.config.outcome is ConfigOutcome.FAILED
         return TransitionOutcome.REACHED if failed else self.outcome  # else it would not have been tried
 
+    @property
+    def changed_by_other(self) -> VcpuMap:
+        """The vCPUs that are not as the start and the steps left them: another client plugged or unplugged them."""
+        if self.affect is Affect.CONFIG:
+            return VcpuMap()
+        expected, untold = set(self.start), set[int]()
+        for step in self.steps:
+            left = step.left
+            if left is None:
+                untold.update(step.ids)
+            else:
+                (expected.update if left else expected.difference_update)(step.ids)
+        return VcpuMap((self.layout.enabled ^ expected) - untold)
+
     def as_json(self) -> dict[str, Any]:
         """Return the report as a JSON object; ``from_json`` gives an equal one back."""
         return {
@@ -245,6 +278,7 @@ class TransitionReport:
             "on_failure": self.on_failure.value,
             "cancelled": self.cancelled,
             "unrecorded": self.unrecorded,
+            "unconfirmed": self.unconfirmed,
             "seconds": self.seconds,
             "steps": [step.as_json() for step in self.steps],
             "layout": layout_as_json(self.layout),
@@ -279,6 +313,7 @@ class TransitionReport:
             seconds=take(content, "seconds", number),
             cancelled=take(content, "cancelled", flag),
             unrecorded=take(content, "unrecorded", text),
+            unconfirmed=take(content, "unconfirmed", text),
             affect=take(content, "affect", one_of(_AFFECTS)) if "affect" in content else Affect.LIVE,
             config=take(content, "config", optional(ConfigReport.from_json)) if "affect" in content else None,
         )
@@ -293,7 +328,8 @@ class TransitionReport:
         )
         unrecorded = [f"  not recorded: {self.unrecorded}"] if self.unrecorded else []
         config = [] if self.config is None else [f"  {self.config}"]
-        return "\n".join([head, *(f"  {line}" for line in _listed(self.steps)), *config, *unrecorded])
+        others = [f"  {said}" for said in _beyond_steps(self)]
+        return "\n".join([head, *(f"  {line}" for line in _listed(self.steps)), *others, *config, *unrecorded])
 
 
 class TransitionError(QmpVcpuError):
@@ -310,6 +346,7 @@ class TransitionError(QmpVcpuError):
         wrong += [f"not sent: {unsent}"] if unsent else []
         if report.config is not None and report.config.outcome is ConfigOutcome.FAILED:
             wrong.append(str(report.config))
+        wrong += _beyond_steps(report)
         pending = f", pending {report.layout.pending}" if report.layout.pending else ""
         super().__init__(
             f"vCPUs {report.target} not reached ({report.outcome.value}): {'; '.join(wrong) or 'changed by other'};"
@@ -321,6 +358,14 @@ class TransitionError(QmpVcpuError):
             self.outcome = Outcome.UNKNOWN
         elif any(_changed(step) for step in report.steps):
             self.outcome = Outcome.CHANGED
+
+
+def _beyond_steps(report: TransitionReport) -> list[str]:
+    """Return what the steps of *report* do not tell: what others did, and that the end could not be seen."""
+    others, enabled = report.changed_by_other, report.layout.enabled
+    said = [f"plugged by another client: {VcpuMap(others & enabled)}"] if others & enabled else []
+    said += [f"unplugged by another client: {VcpuMap(others - enabled)}"] if others - enabled else []
+    return said + ([f"the VM could not be read at the end: {report.unconfirmed}"] if report.unconfirmed else [])
 
 
 def _changed(step: StepReport) -> bool:

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from qmpvcpu import Event, Layout, VcpuUnplugged, qapi
 from qmpvcpu.engine import Engine, Evidence, Read, Removal, State
 from qmpvcpu.model import OstStatus, VmInfo, VmStatus
-from tests.engine.model_qemu import OTHER, SLOTS, US, ModelQemu, Reply
+from tests.engine.model_qemu import OTHER, SLOTS, US, Deletions, ModelQemu, Reply
 
 __all__ = ["Command", "EngineBesideQemu"]
 
@@ -33,12 +33,13 @@ class Command(NamedTuple):
 class EngineBesideQemu(RuleBasedStateMachine):
     """Everybody does something, in any order."""
 
-    has_event = True
+    deletions = Deletions.AT_ONCE_OR_LATE
+    others_use_our_names = True
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 1.0
-        self.qemu = self.judged = ModelQemu(self.has_event)
+        self.qemu = self.judged = ModelQemu(self.deletions)
         self.commands: deque[Command] = deque()
         self.replies: deque[Callable[[], None]] = deque()  # on our side, not taken in yet
         self.seen_to = [0] * SLOTS
@@ -79,7 +80,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
         path = self.engine.layout.slot_of(vcpu).new_qom_path
 
         def accepted() -> None:
-            self.engine.plug_accepted(vcpu, self.now)
+            self.engine.plug_accepted(vcpu)
             self.publish()
             told("accepted")
 
@@ -153,10 +154,20 @@ class EngineBesideQemu(RuleBasedStateMachine):
         command = self.commands.popleft()
         self.qemu.emit(Reply(command.execute(), command.lost))
 
-    @rule(vcpu=vcpus)
-    def another_client_plugs(self, vcpu: int) -> None:
-        if self.qemu.add(vcpu, f"/machine/peripheral/other{vcpu}", OTHER):
+    @rule(vcpu=vcpus, as_ours=st.booleans(), told=st.sampled_from([True, True, False]))
+    def another_client_plugs(self, vcpu: int, as_ours: bool, told: bool) -> None:  # noqa: FBT001 - hypothesis calls it
+        name = "vcpu" if as_ours and self.others_use_our_names else "other"
+        if self.qemu.add(vcpu, f"/machine/peripheral/{name}{vcpu}", OTHER) and told:
             self.qemu.ost(vcpu, 0, source=1)
+
+    @rule(late=st.booleans(), holds=st.booleans())
+    def qemu_is_late(self, late: bool, holds: bool) -> None:  # noqa: FBT001 - hypothesis calls it by name
+        self.qemu.late, self.qemu.holds = late, holds
+
+    @precondition(lambda self: self.qemu.owed or self.qemu.unsaid)
+    @rule()
+    def what_is_owed_is_said(self) -> None:
+        self.qemu.catch_up()
 
     @rule(vcpu=vcpus)
     def another_client_unplugs(self, vcpu: int) -> None:
@@ -217,7 +228,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
     @precondition(lambda self: not self.online and not self.returning)
     @rule(full=st.booleans())
     def another_qemu_takes_its_place(self, full: bool) -> None:  # noqa: FBT001 - hypothesis calls it by name
-        self.qemu = ModelQemu(self.has_event, listened=False)
+        self.qemu = ModelQemu(self.deletions, listened=False)
         if full:
             self.qemu.add(2, "/machine/peripheral/vcpu2", OTHER)
 
@@ -273,7 +284,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
             path = self.engine.layout.slot_of(message.cpu_index).qom_path
             if message.answer.status is OstStatus.IN_PROGRESS and path is not None:
                 self.heard_working[message.cpu_index] = path
-            elif message.answer.status is OstStatus.FAILURE:
+            elif message.answer.status is not OstStatus.IN_PROGRESS:  # it is done, or says so
                 self.heard_working.pop(message.cpu_index, None)
 
     def a_reply_is_taken_in(self) -> None:
@@ -321,7 +332,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
     def check_settled(self, removal: Removal) -> None:
         assert removal.state.is_final
         if removal.state is State.REFUSED:
-            assert min(removal.ids) in self.judged.refused
+            assert min(removal.ids) in self.judged.refused | self.judged.claimed
 
     @invariant()
     def what_we_say_of_a_slot_has_been_so_and_never_goes_back(self) -> None:
@@ -346,6 +357,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
         """Everything that is under way arrives; then one read, and both sides agree."""
         while not self.online:
             self.we_find_qemu_again()
+        self.qemu.catch_up()
         self.everything_arrives()
         self.read(full=True)
         self.everything_arrives()

@@ -1,5 +1,6 @@
 """A naive QEMU with a guest: what is so, what has been, and who brought it about."""
 
+import enum
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,11 +8,19 @@ from typing import Any
 from qmpvcpu import qapi
 from qmpvcpu.model import CpuProps, OstAnswer, Slot, ThreadReading
 
-__all__ = ["BOOT", "OTHER", "SLOTS", "US", "ModelQemu", "Reply"]
+__all__ = ["BOOT", "OTHER", "SLOTS", "US", "Deletions", "ModelQemu", "Reply"]
 
 SLOTS = 4  # few, so that much happens to each
 BOOT = "/machine/unattached/device[0]"
 US, OTHER = "us", "other"
+
+
+class Deletions(enum.Enum):
+    """When a CPU's own DEVICE_DELETED comes."""
+
+    AT_ONCE_OR_LATE = "KVM: at once, or after reads have shown the slot empty, and its id may be taken until then"
+    NEVER = "TCG before 11.1"
+    WITH_THE_NEXT_PLUG = "TCG of 11.1: before the reply to the next device_add of any CPU, or at the next reset"
 
 
 @dataclass(frozen=True)
@@ -30,9 +39,18 @@ class ModelQemu:
     second ``device_del`` puts a slot into both. In ``lied`` are those with one that came to nothing, unrefused.
     ``askers`` tells who asked, ``by`` who made the slot what it is; ``contested`` are those of which another client
     ever asked for the CPU that is, or was last, there.
+
+    While QEMU is ``late`` it owes what it would say of an ejection: the CPU's DEVICE_DELETED (with ``holds`` the id
+    is taken until then) and the guest's last word. ``claimed`` are the slots of which the guest said so falsely.
     """
 
-    has_event: bool  # KVM: the CPU's own DEVICE_DELETED comes; TCG: it does not
+    deletions: Deletions
+    late: bool = False
+    holds: bool = False
+    owed: list[str] = field(default_factory=list)
+    held: set[str] = field(default_factory=set)
+    unsaid: list[int] = field(default_factory=list)
+    claimed: set[int] = field(default_factory=set)
     listened: bool = True
     paths: list[str | None] = field(
         default_factory=lambda: [BOOT, "/machine/unattached/device[2]", None, "/machine/peripheral/vcpu3"]
@@ -61,12 +79,28 @@ class ModelQemu:
     # Commands.
 
     def add(self, vcpu: int, path: str, who: str) -> bool:
-        if self.paths[vcpu] is not None:
+        if self.paths[vcpu] is not None or path in self.held:
             return False
         self._put(vcpu, path, who)
         # A guest that lets one go without a last word, and takes the next without one, is beyond telling.
         self.answers.pop(vcpu, None)
+        if who == US:  # after it is there, and before it is replied to; of another client's we may be told any time
+            self._pay()
         return True
+
+    def _pay(self) -> None:
+        """Send the DEVICE_DELETED that are owed."""
+        for path in self.owed:
+            self.emit(qapi.Deleted(path))
+        self.owed.clear()
+        self.held.clear()
+
+    def catch_up(self) -> None:
+        """Say all that is owed."""
+        self._pay()
+        for vcpu in self.unsaid:
+            self.ost(vcpu, 0)
+        self.unsaid.clear()
 
     def remove(self, path: str, who: str) -> bool:
         if path not in self.paths:
@@ -96,6 +130,9 @@ class ModelQemu:
 
     def take_up(self, vcpu: int) -> None:
         if vcpu in self.requested:
+            if vcpu in self.unsaid:  # a guest does one thing after the other
+                self.unsaid.remove(vcpu)
+                self.ost(vcpu, 0)
             self.requested.discard(vcpu)
             self.working.add(vcpu)
             self.ost(vcpu, 0x84)
@@ -111,6 +148,7 @@ class ModelQemu:
             self.ost(vcpu, 0x82)
         elif answer == "lie":
             self.lied.add(vcpu)
+            self.claimed.add(vcpu)
             self.ost(vcpu, 0)
         else:
             self.eject(vcpu, silent=answer == "eject without a word")
@@ -121,10 +159,18 @@ class ModelQemu:
         if path is not None:
             self._put(vcpu, None, US if US in self.askers[vcpu] else OTHER)
             self.emit(qapi.Deleted(f"{path}/lapic"))
-            if self.has_event:
+            if self.deletions is Deletions.WITH_THE_NEXT_PLUG:
+                self.owed.append(path)
+            elif self.deletions is Deletions.AT_ONCE_OR_LATE and self.late:
+                self.owed.append(path)
+                if self.holds:
+                    self.held.add(path)
+            elif self.deletions is Deletions.AT_ONCE_OR_LATE:
                 self.emit(qapi.Deleted(path))
         self._settle_askers(vcpu)
-        if not silent:
+        if not silent and self.late and vcpu not in self.unsaid:
+            self.unsaid.append(vcpu)
+        elif not silent:
             self.ost(vcpu, 0)
 
     def reset(self, *, forgotten: bool) -> None:
@@ -135,7 +181,9 @@ class ModelQemu:
         else:
             self.requested |= left
         self.working.clear()
+        self.unsaid.clear()
         self.emit(qapi.RunEvent.RESET)
+        self._pay()
 
     # The wire.
 

@@ -4,7 +4,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from qmpvcpu import Layout, OnFailure, Plugged, TransitionReport, VcpuMap, qapi
-from qmpvcpu.engine import Engine, Evidence, Look, Phase, Removal, Save, Send, Terms, Transition, Work
+from qmpvcpu.engine import (
+    Effect,
+    Engine,
+    Evidence,
+    LastLook,
+    Look,
+    Phase,
+    Removal,
+    Save,
+    Send,
+    Terms,
+    Transition,
+    Work,
+)
 from qmpvcpu.model import (
     CpuProps,
     Direction,
@@ -52,7 +65,8 @@ class Story:
 
     Every method that tells something returns what is then to be done: ``save intent``, ``save reverting``,
     ``save outcome`` (nothing is left), ``save the rest`` (something is unknown), ``add 3``, ``del 3``, ``look``,
-    ``look closely``. Saves succeed at once, unless ``saves_wait``.
+    ``look closely``. Saves succeed at once, unless ``saves_wait``; so do last looks, which are not written down,
+    unless ``last_looks_wait``: then ``last look`` is, and ``see`` ends it.
     """
 
     def __init__(
@@ -62,11 +76,14 @@ class Story:
         *,
         intent: Intent | None = None,
         saves_wait: bool = False,
+        last_looks_wait: bool = False,
         **terms: Any,
     ) -> None:
         self.engine = make_engine(start) if isinstance(start, str) else start
         self.now = 1.0
         self.saves_wait = saves_wait
+        self.last_looks_wait = last_looks_wait
+        self.last_looks: list[LastLook] = []
         self.sent: dict[int, Work] = {}
         plan = plan_map(self.engine.situation, VcpuMap.parse(wish))
         self.subject = Transition(plan, self.engine, Terms(**terms), self.now, intent=intent)
@@ -77,9 +94,12 @@ class Story:
         done: list[str] = []
         self.engine.take_events()
         for removal in self.engine.take_settled():
-            self.subject.batch.answered(removal, self.now)
+            self.subject.answered(removal, self.now)
         while effects := self.subject.advance(self.now):
             for effect in effects:
+                if isinstance(effect, LastLook) and not self.last_looks_wait:
+                    self.subject.confirmed(effect, "", self.now)
+                    continue
                 done.append(self._do(effect))
                 if isinstance(effect, Save):
                     if self.saves_wait:
@@ -87,7 +107,7 @@ class Story:
                     self.subject.saved()
         return done
 
-    def _do(self, effect: Save | Send | Look) -> str:
+    def _do(self, effect: Effect) -> str:
         match effect:
             case Save(intent=intent):
                 self.intents.append(intent)
@@ -101,6 +121,14 @@ class Story:
                 return f"{'add' if work.plugs else 'del'} {work.step.first}"
             case Look(full=full):
                 return "look closely" if full else "look"
+            case LastLook():
+                self.last_looks.append(effect)
+                return "last look"
+
+    def see(self, *, failed: str = "") -> list[str]:
+        """The last look that was to be done first is over."""
+        self.subject.confirmed(self.last_looks.pop(0), failed, self.now)
+        return self.go()
 
     # QEMU.
 
@@ -108,7 +136,7 @@ class Story:
         for vcpu in vcpus:
             work = self.sent.pop(vcpu)
             if work.plugs:
-                self.engine.plug_accepted(vcpu, self.now)
+                self.engine.plug_accepted(vcpu)
                 self.subject.batch.replied(work, Plugged(work.step.ids), self.now)
             else:
                 self.engine.unplug_replied(self._removal(work), Evidence.ACCEPTED, self.now)
@@ -130,7 +158,7 @@ class Story:
         paths = {v: f"/machine/peripheral/other{v}" if v in theirs else path(v) for v in VcpuMap.parse(present)}
         self.engine.observed(self.engine.read_sent(self.engine.wanted), read_slots(paths), None, self.now)
         for removal in self.engine.take_settled():
-            self.subject.batch.answered(removal, self.now)
+            self.subject.answered(removal, self.now)
         if is_the_look:
             self.subject.batch.looked(self.now)
         return self.go()
@@ -173,7 +201,7 @@ class Story:
 
     def pause(self) -> list[str]:
         """The connection is lost, and what is in flight with it."""
-        self.subject.batch.paused()
+        self.subject.paused()
         for vcpu, work in sorted(self.sent.items()):
             if work.plugs:
                 self.engine.plug_lost(vcpu)
@@ -189,7 +217,7 @@ class Story:
         threads = tuple(ThreadReading(path(v), 100 + v, v, CpuProps({})) for v in enabled)
         self.engine.resync(slots, threads, status=RUNNING, answers=answers or {}, same_instance=True, now=self.now)
         done = self.go()
-        self.subject.batch.resumed(self.now)
+        self.subject.resumed(self.now)
         return done + self.go()
 
     def lose(self, why: str = "gone") -> list[str]:

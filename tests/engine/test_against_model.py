@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.engine.crash_machine import CrashesBesideQemu
 from tests.engine.engine_machine import EngineBesideQemu
+from tests.engine.model_qemu import Deletions
 
 CASES = int(os.environ.get("QMPVCPU_MODEL_CASES", "2000"))  # of all machines together
 STEPS = 40
@@ -28,20 +29,36 @@ pytestmark = [pytest.mark.timeout(120 + CASES // 10), pytest.mark.no_cover]
 class EngineBesideTcg(EngineBesideQemu):
     """The same, where no event tells that a CPU is gone."""
 
-    has_event = False
+    deletions = Deletions.NEVER
+
+
+class EngineBesideNewerTcg(EngineBesideQemu):
+    """The same, where the event comes when the next CPU is plugged."""
+
+    deletions = Deletions.WITH_THE_NEXT_PLUG
 
 
 class CrashesBesideTcg(CrashesBesideQemu):
     """The same, where no event tells that a CPU is gone."""
 
-    has_event = False
+    deletions = Deletions.NEVER
+
+
+class CrashesBesideNewerTcg(CrashesBesideQemu):
+    """The same, where the event comes when the next CPU is plugged."""
+
+    deletions = Deletions.WITH_THE_NEXT_PLUG
 
 
 TestEngineUnderKvm = EngineBesideQemu.TestCase
 TestEngineUnderKvm.settings = A_FEW
 TestEngineUnderTcg = EngineBesideTcg.TestCase
 TestEngineUnderTcg.settings = A_FEW
+TestEngineUnderNewerTcg = EngineBesideNewerTcg.TestCase
+TestEngineUnderNewerTcg.settings = A_FEW
 TestTransitionsUnderKvm = CrashesBesideQemu.TestCase
 TestTransitionsUnderKvm.settings = MOST
 TestTransitionsUnderTcg = CrashesBesideTcg.TestCase
 TestTransitionsUnderTcg.settings = MOST
+TestTransitionsUnderNewerTcg = CrashesBesideNewerTcg.TestCase
+TestTransitionsUnderNewerTcg.settings = MOST

@@ -92,7 +92,7 @@ def test_an_accepted_plug_fills_the_slot_without_a_read() -> None:
     assert subject.situation.in_flight == {2}
     assert subject.situation.created == 2
     assert subject.layout.enabled == {0}
-    subject.plug_accepted(2, 1.0)
+    subject.plug_accepted(2)
     assert subject.layout.enabled == {0, 2}
     assert subject.layout.order == (0, 2)
     assert subject.layout[2].qom_path == "/machine/peripheral/vcpu2"
@@ -106,14 +106,14 @@ def test_an_acknowledgement_that_overtakes_the_reply_is_kept() -> None:
     subject.plug_sent(2)
     subject.receive(ost(2, 0, source=1), 1.0)
     assert wanted(subject) is Read.NONE
-    subject.plug_accepted(2, 1.0)
+    subject.plug_accepted(2)
     assert subject.layout[2].acknowledged is True
 
 
 def test_an_acknowledgement_after_the_reply_may_be_a_failure() -> None:
     subject = engine(0)
     subject.plug_sent(2)
-    subject.plug_accepted(2, 1.0)
+    subject.plug_accepted(2)
     assert subject.layout[2].acknowledged is None
     subject.receive(ost(2, 0x80, source=1), 1.0)  # insertion in progress
     assert subject.layout[2].acknowledged is None
@@ -121,15 +121,67 @@ def test_an_acknowledgement_after_the_reply_may_be_a_failure() -> None:
     assert subject.layout[2].acknowledged is False
 
 
-def test_a_plug_that_is_ejected_before_its_reply_is_both_events() -> None:
+def test_a_plug_that_is_ejected_before_its_reply_is_found_gone_by_a_read() -> None:
     subject = engine(0)
     subject.plug_sent(2)
     subject.receive(ost(2, 0x84), 1.0)
     subject.receive(deleted(2), 1.0)
-    subject.plug_accepted(2, 1.0)
+    early = subject.read_sent(Read.FULL)
+    subject.plug_accepted(2)
+    subject.observed(early, slots(0), threads(0), 2.0)  # sent before the reply: it tells nothing of the slot
+    assert subject.layout.enabled == {0, 2}
+    assert wanted(subject) is Read.SLOTS
+    subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 2.0)
     assert subject.layout.enabled == {0}
-    assert words(subject) == ["VcpuPlugged us", "VcpuUnplugged unknown"]
+    assert words(subject) == ["VcpuPlugged us", "VcpuUnplugged unknown", "LayoutChanged unknown"]
     assert subject.doubled == {2}
+
+
+def test_the_late_event_of_the_last_cpu_in_a_slot_does_not_empty_it() -> None:
+    subject = engine(0, 2)
+    removal = requested(subject, 2)
+    subject.receive(ost(2, 0x84), 1.0)
+    subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 2.0)
+    assert state(removal) is State.UNPLUGGED
+    subject.plug_sent(2)
+    subject.receive(deleted(2), 3.0)  # before the reply to the device_add, and of the CPU before
+    subject.plug_accepted(2)
+    assert subject.layout.enabled == {0, 2}
+    assert wanted(subject) is Read.SLOTS
+    subject.observed(subject.read_sent(Read.SLOTS), slots(0, 2), None, 4.0)
+    assert words(subject)[-1] == "VcpuPlugged us"
+    assert subject.situation.created == 3
+
+
+@pytest.mark.parametrize("plugged_by_us", [True, False])
+def test_an_event_that_a_read_has_spent_ends_no_later_removal_of_the_same_path(*, plugged_by_us: bool) -> None:
+    subject = engine(0, 2)
+    requested(subject, 2)
+    subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 2.0)
+    if plugged_by_us:
+        subject.plug_sent(2)
+        subject.plug_accepted(2)
+    else:
+        subject.observed(subject.read_sent(Read.FULL), slots(0, 2), threads(0, 2), 2.0)
+    removal = requested(subject, 2)
+    subject.receive(deleted(2), 3.0)
+    assert state(removal) is State.REQUESTED
+    assert wanted(subject) is Read.SLOTS
+    subject.observed(subject.read_sent(Read.SLOTS), slots(0, 2), None, 4.0)
+    assert state(removal) is State.REQUESTED
+    subject.receive(deleted(2), 5.0)
+    assert state(removal) is State.UNPLUGGED
+    assert subject.layout.enabled == {0}
+
+
+def test_paths_that_come_and_go_without_an_event_are_not_kept_for_ever() -> None:
+    subject = engine(0)
+    for number in range(100):
+        there = list(slots(0, 2))
+        there[2] = replace(there[2], qom_path=f"/machine/peripheral/other{number}")
+        subject.observed(subject.read_sent(Read.SLOTS), tuple(there), None, 1.0)
+        subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 1.0)
+    assert len(subject._late) <= len(subject.layout.slots)
 
 
 def test_a_rejected_plug_leaves_nothing_behind() -> None:
@@ -139,7 +191,7 @@ def test_a_rejected_plug_leaves_nothing_behind() -> None:
     subject.plug_failed(2)
     assert subject.situation.in_flight == frozenset()
     assert subject.layout.enabled == {0}
-    subject.plug_accepted(2, 1.0)  # a late word changes nothing
+    subject.plug_accepted(2)  # a late word changes nothing
     assert subject.layout.enabled == {0}
 
 
@@ -149,7 +201,7 @@ def test_a_read_proves_a_plug_whose_reply_is_overdue() -> None:
     sent = subject.read_sent(Read.FULL)
     subject.observed(sent, slots(0, 2), threads(0, 2), 1.0)
     assert subject.layout.enabled == {0, 2}
-    subject.plug_accepted(2, 2.0)
+    subject.plug_accepted(2)
     assert words(subject) == ["VcpuPlugged us"]
 
 
@@ -212,13 +264,29 @@ def test_under_tcg_success_is_a_reason_to_read_and_the_read_is_the_proof() -> No
     assert subject.layout.enabled == {0}
 
 
-def test_a_lying_guest_keeps_the_vcpu_and_the_removal_stays_pending() -> None:
+def test_a_guest_that_says_success_and_keeps_the_vcpu_has_refused() -> None:
     subject = engine(0, 1)
     removal = requested(subject)
     subject.receive(ost(1, 0x84), 1.0)
+    early = subject.read_sent(Read.SLOTS)
+    subject.receive(ost(1, 0), 1.0)
+    subject.observed(early, slots(0, 1), None, 2.0)  # sent before it said so
+    assert state(removal) is State.WORKING
+    assert wanted(subject) is Read.SLOTS
+    subject.observed(subject.read_sent(Read.SLOTS), slots(0, 1), None, 2.0)
+    assert (removal.state, removal.code) == (State.REFUSED, 0)
+    assert removal.reason == "it answered success, and the vCPU is still there"
+    assert not subject.layout.pending
+    assert subject.layout.enabled == {0, 1}
+    assert words(subject)[-1] == "UnplugRefused us"
+
+
+def test_a_success_that_may_be_of_an_earlier_removal_is_no_refusal_but_lets_us_ask_again() -> None:
+    subject = engine(0, 1)
+    removal = requested(subject)
     subject.receive(ost(1, 0), 1.0)
     subject.observed(subject.read_sent(Read.SLOTS), slots(0, 1), None, 2.0)
-    assert state(removal) is State.WORKING
+    assert (removal.state, removal.recalled) == (State.REQUESTED, True)
     assert subject.layout.pending == {1}
 
 
@@ -314,7 +382,10 @@ def test_a_foreign_removal_is_adopted_when_the_guest_works_on_it() -> None:
 def test_a_foreign_removal_that_nobody_announced_is_an_event_too() -> None:
     subject = engine(0, 1)
     subject.receive(deleted(1), 1.0)
-    assert words(subject) == ["VcpuUnplugged other"]
+    assert words(subject) == []  # it may be of the CPU before
+    assert wanted(subject) is Read.SLOTS
+    subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 2.0)
+    assert words(subject) == ["VcpuUnplugged unknown", "LayoutChanged unknown"]
     subject = engine(0, 1)
     subject.receive(ost(1, 0x82), 1.0)
     assert words(subject) == ["UnplugRefused other"]
@@ -359,7 +430,8 @@ def test_a_read_that_was_sent_before_a_change_does_not_undo_it() -> None:
     subject = engine(0, 1)
     sent = subject.read_sent(Read.FULL)
     subject.plug_sent(2)
-    subject.plug_accepted(2, 1.0)
+    subject.plug_accepted(2)
+    requested(subject)
     subject.receive(deleted(1), 1.0)
     subject.observed(sent, slots(0, 1), threads(0, 1), 2.0)
     assert subject.layout.enabled == {0, 2}
@@ -439,7 +511,7 @@ def test_the_run_state_is_known_until_qemu_says_that_it_changed() -> None:
 def test_events_name_the_layout_that_they_led_to() -> None:
     subject = engine(0)
     subject.plug_sent(1)
-    subject.plug_accepted(1, 1.0)
+    subject.plug_accepted(1)
     (event,) = subject.take_events()
     assert isinstance(event, VcpuPlugged)
     assert event.generation == subject.layout.generation

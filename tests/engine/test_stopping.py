@@ -116,7 +116,7 @@ def test_a_command_that_a_loss_overtakes_is_unknown_and_nothing_follows_it() -> 
 @pytest.mark.parametrize("timeout", [0.0, 5.0])
 def test_a_rejection_that_is_told_after_the_loss_lets_nothing_follow_it(timeout: float) -> None:
     told = story(on_failure=CONTINUE, start="0,4-5", wish="0", in_flight=1, timeout=timeout, reconnect=True)
-    told.subject.batch.paused()
+    told.subject.paused()
     assert told.reject(5) == []  # with many in flight, or a look between, its turn comes late
     assert told.resume("0,4-5") == ["del 4"]
     assert told.verdicts[5] == "REJECTED"
@@ -213,21 +213,22 @@ def test_a_plug_that_was_not_carried_out_is_not_sent_again_after_a_halt() -> Non
     assert told.verdicts == {1: "not sent"}
 
 
-def test_a_deadline_that_passes_in_a_gap_gives_up_after_its_look() -> None:
+def test_a_deadline_that_passes_in_a_gap_gives_up_after_its_look_and_ends_with_one_when_we_are_back() -> None:
     told = story(start="0,4", wish="0", reconnect=True, timeout=5.0)
     told.accept(4)
     told.pause()
     assert told.wait(5) == ["look"]
     told.subject.batch.looked(told.now)  # it cannot be done
-    assert told.go() == ["save outcome"]
+    assert told.go() == []
     assert told.verdicts == {4: "PENDING"}
+    assert told.resume("0,4") == ["save outcome"]
 
 
 def test_another_qemu_makes_what_was_asked_unknown_and_not_refused() -> None:
     told = story(start="0,4-5", wish="0", reconnect=True, on_failure=CONTINUE)
     told.accept(5)
     slots = read_slots({0: path(0), 4: path(4), 5: path(5)})
-    told.subject.batch.paused()
+    told.subject.paused()
     told.engine.resync(slots, (), status=RUNNING, answers={}, same_instance=False, now=told.now)
     told.go()
     told.lose("another QEMU runs this VM now")

@@ -171,16 +171,94 @@ def test_a_pending_unplug_is_never_plugged_again() -> None:
     assert told.step(1).reason == "the guest works on it, and has not answered in time"
 
 
-def test_a_vcpu_that_leaves_late_while_turning_back_is_not_undone() -> None:
+def test_a_vcpu_that_leaves_late_while_turning_back_is_plugged_again() -> None:
     told = plugged(REVERT)
     told.refuses(6)
+    told.works(1)
     told.wait(30)
     told.look("0-6")
-    told.ejects(1)
+    assert told.ejects(1) == ["add 1"]
     told.accept(5, 4, 3, 2)
+    told.accept(1)
     told.ejects(5, 4, 3, 2)
-    assert told.verdicts[1] == "PENDING, not undone"
+    assert told.verdicts[1] == "UNPLUGGED, undone"
+    assert told.outcome == "REVERTED"
+
+
+def test_a_vcpu_that_leaves_while_the_turning_back_is_recorded_is_plugged_again() -> None:
+    told = story(on_failure=REVERT, start="0-2", wish="0", timeout=5.0, saves_wait=True)
+    told.subject.saved()
+    told.go()
+    told.accept(2, 1)
+    told.works(1)
+    told.refuses(2)
+    assert told.wait(5) == ["look"]
+    told.look("0-2")
+    assert told.verdicts == {2: "REFUSED", 1: "PENDING, not undone"}
     assert told.outcome == "REVERT_INCOMPLETE"
+
+
+def test_a_vcpu_that_leaves_during_the_last_look_is_plugged_again_and_looked_at() -> None:
+    told = story(on_failure=REVERT, start="0-2", wish="0", timeout=5.0, last_looks_wait=True)
+    told.accept(2, 1)
+    told.works(1)
+    told.refuses(2)
+    told.wait(5)
+    assert told.look("0-2") == ["last look"]
+    assert told.ejects(1) == ["save reverting", "add 1"]
+    assert told.see() == []  # it was sent before
+    assert told.accept(1) == ["last look"]
+    assert told.see() == ["save outcome"]
+    assert told.verdicts == {2: "REFUSED", 1: "UNPLUGGED, undone"}
+    assert told.outcome == "REVERTED"
+
+
+def test_a_vcpu_that_leaves_while_the_outcome_is_recorded_is_told_as_gone() -> None:
+    told = story(on_failure=REVERT, start="0-2", wish="0", timeout=5.0, saves_wait=True)
+    told.subject.saved()
+    told.go()
+    told.accept(2, 1)
+    told.works(1)
+    told.refuses(2)
+    told.wait(5)
+    assert told.look("0-2") == ["save outcome"]
+    told.ejects(1)
+    told.subject.saved()
+    assert told.go() == []
+    assert told.verdicts == {2: "REFUSED", 1: "UNPLUGGED, not undone"}
+    assert told.report.layout.enabled == {0, 2}
+    assert told.outcome == "REVERT_INCOMPLETE"
+
+
+def test_an_answer_after_its_deadline_and_before_the_end_is_the_verdict() -> None:
+    told = story(start="0-2", wish="0", on_failure=CONTINUE, timeout=5.0)
+    told.accept(2, 1)
+    told.works(1)
+    assert told.wait(5) == ["look"]
+    told.subject.batch.looked(told.now)
+    told.ejects(2, 1)
+    assert told.verdicts == {2: "UNPLUGGED", 1: "UNPLUGGED"}
+    assert told.outcome == "REACHED"
+
+
+def test_nothing_is_called_reached_that_was_not_looked_at_in_the_end() -> None:
+    told = story(start="0", wish="0-1", last_looks_wait=True)
+    assert told.accept(1) == ["last look"]
+    assert told.see(failed="QEMU said error") == ["save outcome"]
+    assert told.outcome == "PARTIAL"
+    assert told.report.unconfirmed == "QEMU said error"
+    assert "the VM could not be read at the end: QEMU said error" in str(told.report)
+
+
+def test_what_others_plug_meanwhile_is_found_by_the_last_look_and_named() -> None:
+    told = story(start="0-2", wish="0-1", last_looks_wait=True)
+    told.accept(2)
+    assert told.ejects(2) == ["last look"]
+    told.read("0-1,3", others=[3])
+    assert told.see() == ["save outcome"]
+    assert told.outcome == "PARTIAL"
+    assert told.report.changed_by_other == {3}
+    assert "plugged by another client: 3" in str(told.report)
 
 
 def test_reverting_has_a_timeout_of_its_own() -> None:

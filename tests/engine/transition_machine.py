@@ -13,6 +13,7 @@ from qmpvcpu import DenialReason, OnFailure, Plugged, Proof, Refused, Transition
 from qmpvcpu.engine import (
     Batch,
     Effect,
+    LastLook,
     Look,
     Phase,
     Read,
@@ -59,6 +60,8 @@ class Disk(NamedTuple):
 class TransitionsBesideQemu(EngineBesideQemu):
     """Everybody does something, and we change whole maps."""
 
+    others_use_our_names = False  # what another client calls as we do is undone as if it were ours
+
     def __init__(self) -> None:
         super().__init__()
         self.intent: Intent | None = None  # under way, or left so
@@ -75,6 +78,8 @@ class TransitionsBesideQemu(EngineBesideQemu):
         self.terms = Terms()
         self.unreplied: set[int] = set()
         self.looks: dict[int, Batch] = {}
+        self.last_looks: list[LastLook] = []
+        self.seen_last: list[list[str | None]] = []
         self.added: set[int] = set()
         self.asked: set[int] = set()
         self.sent = False
@@ -179,6 +184,15 @@ class TransitionsBesideQemu(EngineBesideQemu):
             case Look():
                 self.looks[id(effect)] = batch
                 self.read(full=effect.full, then=lambda: self.looked(id(effect)))
+            case LastLook():
+                self.last_looks.append(effect)
+                self.read(full=False, then=lambda: self.saw_the_end(effect))
+
+    def saw_the_end(self, look: LastLook, failed: str = "") -> None:
+        if look in self.last_looks and self.transition is not None:
+            self.last_looks.remove(look)
+            self.seen_last = [list(each) for each in self.judged.history]
+            self.transition.confirmed(look, failed, self.now)
 
     def looked(self, look: int) -> None:
         batch = self.looks.pop(look, None)
@@ -265,6 +279,12 @@ class TransitionsBesideQemu(EngineBesideQemu):
             self.now = max(self.now, deadline)
             self.drive()
 
+    @precondition(lambda self: self.last_looks)
+    @rule()
+    def the_last_look_fails(self) -> None:
+        self.saw_the_end(self.last_looks[0], "QEMU said error")
+        self.drive()
+
     @precondition(lambda self: self.looks)
     @rule()
     def a_look_takes_too_long(self) -> None:
@@ -296,7 +316,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
         if self.transition is None:
             return
         if self.terms.reconnect:
-            self.transition.batch.paused()
+            self.transition.paused()
         else:
             self.give_up("the connection was lost")
 
@@ -305,7 +325,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
         if self.transition is None:
             self.intent = self.intent if same else None
         elif same:
-            self.transition.batch.resumed(self.now)
+            self.transition.resumed(self.now)
         else:
             self.replaced = True
             self.give_up("another QEMU runs this VM now")
@@ -314,7 +334,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
     def check_settled(self, removal: Removal) -> None:
         super().check_settled(removal)
         if self.transition is not None:
-            self.transition.batch.answered(removal, self.now)
+            self.transition.answered(removal, self.now)
 
     def a_message_arrives(self, times: int = 1) -> None:
         super().a_message_arrives(times)
@@ -369,9 +389,16 @@ class TransitionsBesideQemu(EngineBesideQemu):
         if report.outcome is TransitionOutcome.REACHED:
             assert layout.enabled == report.target
             assert not layout.pending & report.target
+            self.check_seen(report)
         if report.outcome is TransitionOutcome.REVERTED and transition._turned:
             self.check_reverted(transition, report)
         assert str(report)
+
+    def check_seen(self, report: TransitionReport) -> None:
+        """What has not changed since the last look is as it is called."""
+        for vcpu, seen in enumerate(self.seen_last):
+            if self.judged.history[vcpu] == seen:
+                assert (seen[-1] is not None) == (vcpu in report.target), (vcpu, str(report))
 
     def check_verdicts(self, report: TransitionReport) -> None:
         for step in report.steps if not self.replaced else ():
@@ -401,14 +428,16 @@ class TransitionsBesideQemu(EngineBesideQemu):
     def a_transition_is_either_saving_or_waits_for_something(self) -> None:
         if self.transition is not None and self.online and self.saving is None:
             batch = self.transition.batch
-            assert self.unreplied or self.looks or batch.deadline is not None
-            assert self.unreplied or not self.transition.cancelled, "a safe point was reached"
+            assert self.unreplied or self.looks or self.last_looks or batch.deadline is not None
+            assert self.unreplied or self.last_looks or not self.transition.cancelled, "a safe point was reached"
 
     def everybody_obliges(self, but: int = 0) -> None:
         """Saves succeed, QEMU answers and the guest does all that it is asked for, until it is over."""
+        self.qemu.late = False
         for round_ in range(50):
             if self.transition is None:
                 return
+            self.qemu.catch_up()
             if round_ > 10:  # what has been misheard is never answered
                 self.a_deadline_passes()
             if self.saving is not None:
