@@ -157,12 +157,13 @@ async def _open(target: Target, options: _Options) -> VcpuController:
         session.reconnect = Reconnecting(session, target, instance).run
     inbox.hand_over(session)
     controller = VcpuController(session)
-    if options.on_interrupted != "report":
-        try:
+    try:
+        await session.wait_read()
+        if options.on_interrupted != "report":
             await controller.recover(options.on_interrupted)
-        except BaseException:
-            await controller.close()
-            raise
+    except BaseException:
+        await controller.close()
+        raise
     return controller
 
 

@@ -300,6 +300,11 @@ class Session:
         self._stop_pausing()
         self.publish()
 
+    async def wait_read(self) -> None:
+        """Wait for the read that is under way, if one is: it may end a doubt."""
+        if self._reading is not None:
+            await asyncio.wait({self._reading}, timeout=self.timeout)
+
     async def _read_wanted(self) -> None:
         while (read := self.engine.wanted) is not Read.NONE:
             if not await self.read_quietly(read):

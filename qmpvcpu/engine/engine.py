@@ -388,6 +388,9 @@ class Engine(Ledger):
         Raises:
             MalformedReplyError: It shows other slots than the first read; nothing was taken in.
         """
+        if not same_instance:  # what a guest said before is nothing to hold the new one's CPUs against
+            for removal in self.removals.values():
+                removal.claimed = None
         self.observed(self._tick, slots, threads, now)
         self.status = status
         self._unsure.clear()
@@ -397,6 +400,7 @@ class Engine(Ledger):
             for removal in list(self.removals.values()):
                 self._advance(removal, Evidence.VOID, now)
             self.doubled.clear()
+            self._late.clear()
             self._meet(answers, now)
             self.tell_instance_changed()
         self._tell(Reconnected, Origin.UNKNOWN)

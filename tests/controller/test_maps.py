@@ -1,6 +1,7 @@
 """Whole maps on a real QEMU: policies, wishes that change, removals that are pending, others who interfere."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ async def test_commands_are_one_a_step_and_queries_do_not_grow(on: Substrate) ->
         with exchange() as sent:
             await vm.set_map("0-7")
         assert sent.count("device_add") == 7
-        assert len(sent) == 8
+        assert [sent[0], *sent[8:]] == ["query-hotpluggable-cpus"] * 2  # one look before, one after
 
 
 @WHERE_REPLUG_WORKS
@@ -494,3 +495,37 @@ async def guest() -> AsyncIterator[MicroGuest]:
     """A VM on whatever is best here."""
     async with MicroGuest() as running_guest:
         yield running_guest
+
+
+# The end: what is told is so.
+
+
+@ON_KVM
+async def test_what_another_client_plugs_meanwhile_is_seen_at_the_end(on: Substrate) -> None:
+    slow = dataclasses.replace(Personality.held(), insert_answer=False)
+    async with running(on, boot=3, personality=slow, attach={"resync_interval": None}) as (guest, vm):
+        changing = asyncio.create_task(vm.set_map("0-1"))
+        await vm.wait_for(lambda layout: 2 in layout.pending, timeout=10)
+        async with other_client(guest) as other:
+            slot = next(each for each in vm.layout.slots if each.first == 3)
+            await other.execute("device_add", {"driver": slot.type, "id": "theirs", **slot.props})
+        await guest.become(Personality.obliging())
+        with pytest.raises(TransitionError, match="plugged by another client: 3") as caught:
+            await changing
+        report = caught.value.report
+        assert report.outcome is TransitionOutcome.PARTIAL
+        assert words(report) == ["unplug 2 UNPLUGGED"]
+        assert report.layout.enabled == vm.layout.enabled == {0, 1, 3}
+        assert report.changed_by_other == {3}
+        assert TransitionReport.from_json(report.as_json()) == report
+
+
+@ON_KVM
+async def test_a_vcpu_that_leaves_late_while_the_rest_is_undone_is_plugged_again(on: Substrate) -> None:
+    late = [Personality.slow(250).for_slot(5), Personality.silent().for_slot(7)]
+    async with running(on, boot={0, 5}, personality=late) as (guest, vm):
+        report = await failing(vm, "0,7", on_failure=OnFailure.REVERT, timeout=0.1, revert_timeout=1)
+        assert report.outcome is TransitionOutcome.REVERT_INCOMPLETE
+        assert words(report) == ["plug 7 PLUGGED", "unplug 5 UNPLUGGED -"]
+        assert report.layout.enabled == {0, 5, 7}
+        assert await seen_by_qemu(guest) == 3

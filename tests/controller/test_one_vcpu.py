@@ -14,6 +14,7 @@ from qmpvcpu import (
     Proof,
     Refused,
     StepDeniedError,
+    TransitionError,
     UnplugAcknowledged,
     Unplugged,
     UnplugPending,
@@ -27,7 +28,7 @@ from qmpvcpu import (
     VmReset,
     WaitTimeoutError,
 )
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import UNTIL_TOLD, MicroGuest, Personality
 from tests.controller.vms import exchange, other_client, present, running, until
 from tests.substrates import Substrate, substrates
 
@@ -158,13 +159,19 @@ async def test_a_silent_guest_is_asked_once_however_often_we_are(on: Substrate) 
 
 
 @ON_Q35
-async def test_a_guest_that_lies_is_not_believed(on: Substrate) -> None:
+async def test_a_guest_that_lies_is_not_believed_and_may_be_asked_again(on: Substrate) -> None:
     async with running(on, personality=Personality.lying()) as (guest, vm), other_client(guest) as other:
         await vm.plug(2)
-        with pytest.raises(UnplugPendingError):
-            await vm.unplug(2, timeout=0.3)
+        for _ in range(2):
+            with pytest.raises(UnplugRefusedError, match="answered success, and the vCPU is still there") as caught:
+                await vm.unplug(2)
+            assert caught.value.code == 0
         assert vm.layout.enabled == {0, 2}
+        assert vm.layout.pending == VcpuMap()
         assert "/machine/peripheral/vcpu2" in await present(other)
+        await guest.become(Personality.obliging())
+        assert await vm.unplug(2) == {2}
+        assert "/machine/peripheral/vcpu2" not in await present(other)
 
 
 @ON_Q35
@@ -379,3 +386,17 @@ async def test_the_events_of_a_plug_and_an_unplug_tell_the_story(on: Substrate) 
         assert [type(event) for event in seen] == [VcpuPlugged, UnplugRequested, UnplugAcknowledged, VcpuUnplugged]
         assert {event.origin for event in seen} == {Origin.US}
         assert [event.generation for event in seen] == sorted(event.generation for event in seen)
+
+
+@pytest.mark.parametrize("on", [on for on in substrates(["q35"], accels=["kvm"]) if on.values[0].has_legacy_mode])
+async def test_everybody_who_joined_a_removal_that_qemu_rejects_is_told_of_it(on: Substrate) -> None:
+    async with running(on, boot=3, ready_after_ms=UNTIL_TOLD, wait=False) as (_, vm):
+        for _ in range(5):
+            asked = [vm.set_map("0-1", timeout=5), *(vm.unplug(2) for _ in range(3)), vm.set_state(2, enabled=False)]
+            ends = await asyncio.gather(*asked, vm.set_state(2, enabled=True), return_exceptions=True)
+            assert isinstance(ends[0], TransitionError)
+            assert [type(each) for each in ends[1:-1]] == [CommandRejectedError] * 4
+            assert all("guest's ACPI hotplug is not up yet" in str(each) for each in ends[:-1])
+            assert ends[-1] == {2}  # it stays, as was wished
+            assert vm.layout.enabled == {0, 1, 2}
+            assert not vm.layout.pending

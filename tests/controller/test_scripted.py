@@ -341,12 +341,17 @@ async def test_what_qemu_does_not_know_is_done_without() -> None:
 
 
 async def test_what_happens_while_we_read_is_not_missed() -> None:
+    capture = CAPTURES["10.0.2-q35-sct-2x2x2-boot3"]
+    slots: list[dict[str, Any]] = [dict(slot) for slot in capture.replies("query-hotpluggable-cpus")[0]]
+
     async def answer_late(_: Command) -> Any:
+        for slot in slots:
+            if slot.get("qom-path") == BOOT_CPU_2:
+                del slot["qom-path"]
         await peer.event("DEVICE_DELETED", {"path": BOOT_CPU_2})
         return {"status": "running", "running": True}
 
-    capture = CAPTURES["10.0.2-q35-sct-2x2x2-boot3"]
-    answers = {**capture_answers(capture), "query-status": answer_late}
+    answers = {**capture_answers(capture), "query-status": answer_late, "query-hotpluggable-cpus": lambda _: slots}
     peer = ScriptedPeer.from_capture(capture.data, answers=answers)
     async with peer, qmpvcpu.attach(peer.address) as vm:
         assert vm.layout.enabled == {0, 1}
