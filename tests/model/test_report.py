@@ -40,7 +40,7 @@ START, TARGET = VcpuMap.parse("0-1,6"), VcpuMap.parse("0,2-5")
 BUSY = "the guest refused: device is busy (OST status 0x82)"
 
 
-def layout(present: str, pending: tuple[int, ...] = ()) -> Layout:
+def layout(present: str, pending: tuple[int, ...] = (), *, count: int = 8) -> Layout:
     ids = VcpuMap.parse(present)
     slots = tuple(
         Slot(
@@ -51,7 +51,7 @@ def layout(present: str, pending: tuple[int, ...] = ()) -> Layout:
             each,
             *((f"/vcpu{each}", (None,)) if each in ids else ()),
         )
-        for each in range(8)
+        for each in range(count)
     )
     return Layout(vm=VM, slots=slots, creation=tuple(ids), pending_slots=frozenset(pending))
 
@@ -132,9 +132,10 @@ def test_what_could_not_be_undone_is_named() -> None:
 
 def test_what_is_pending_and_what_nobody_knows_leave_the_outcome_unknown() -> None:
     waiting = step(Action.UNPLUG, 6, Pending(VcpuMap([6]), acknowledged=True), "the guest works on it")
-    report = replace(story(OnFailure.STOP), steps=(waiting,), layout=layout("0-6", (6,)), cancelled=True)
+    start, left = VcpuMap.parse("0-6"), layout("0-6", (6,))
+    report = replace(story(OnFailure.STOP), start=start, steps=(waiting,), layout=left, cancelled=True)
     assert str(report) == (
-        "PARTIAL, stopped by its caller: vCPUs 0-1,6 to 0,2-5, on failure stop; plugged now: 0-6, pending 6\n"
+        "PARTIAL, stopped by its caller: vCPUs 0-6 to 0,2-5, on failure stop; plugged now: 0-6, pending 6\n"
         "  unplug 6: PENDING: the guest works on it"
     )
     assert str(TransitionError(report)).endswith("; plugged now: 0-6, pending 6")
@@ -148,14 +149,15 @@ def test_an_error_says_once_what_ended_alike() -> None:
         step(Action.UNPLUG, each, Pending(VcpuMap([each]), acknowledged=False), "silence") for each in (7, 6, 4)
     ]
     unsent = [step(Action.UNPLUG, each, None, "not sent: an earlier step failed") for each in (3, 2, 1)]
-    report = replace(story(OnFailure.STOP), steps=(*waiting, *unsent))
+    report = replace(story(OnFailure.STOP), start=VcpuMap.parse("0-6"), steps=(*waiting, *unsent))
     assert str(TransitionError(report)) == (
         "vCPUs 0,2-5 not reached (partial): unplug 4,6-7: PENDING: silence; not sent: 1-3; plugged now: 0-6"
     )
 
 
-def of_many(steps: list[StepReport]) -> TransitionReport:
-    return replace(story(OnFailure.STOP), steps=tuple(steps))
+def of_many(steps: list[StepReport], start: str, left: str) -> TransitionReport:
+    end = layout(left, count=244)
+    return replace(story(OnFailure.STOP), start=VcpuMap.parse(start), steps=tuple(steps), layout=end)
 
 
 def test_a_report_of_many_alike_steps_is_not_a_line_each() -> None:
@@ -163,7 +165,7 @@ def test_a_report_of_many_alike_steps_is_not_a_line_each() -> None:
     refused = step(Action.PLUG, 120, Rejected(VcpuMap([120]), "GenericError", "no"), "GenericError: no")
     unsent = [step(Action.PLUG, vcpu, None, "not sent: an earlier step failed") for vcpu in range(121, 240)]
     few = [step(Action.UNPLUG, vcpu, Unplugged) for vcpu in (243, 242, 241, 240)]
-    assert str(of_many([*plugs, refused, *unsent, *few])).splitlines()[1:] == [
+    assert str(of_many([*plugs, refused, *unsent, *few], "0,240-243", "0-119")).splitlines()[1:] == [
         "  plug 1-119: PLUGGED",
         "  plug 120: REJECTED: GenericError: no",
         "  plug 121-239: not sent: an earlier step failed",
@@ -176,7 +178,7 @@ def test_an_error_stays_one_readable_line_whatever_went_wrong() -> None:
         step(Action.PLUG, each, Rejected(VcpuMap([each]), "GenericError", "x"), f"no\n  room {each}")
         for each in range(1, 240)
     ]
-    message = str(TransitionError(of_many(wrong)))
+    message = str(TransitionError(of_many(wrong, "0", "0")))
     assert "plug 5: REJECTED: no room 5; and 234 more; plugged now" in message
     assert "\n" not in message
     assert len(message) < 400
@@ -203,7 +205,7 @@ def test_an_error_stays_one_readable_line_whatever_went_wrong() -> None:
     ],
 )
 def test_an_error_tells_whether_the_vm_has_changed(one: StepReport, outcome: Outcome) -> None:
-    assert TransitionError(of_many([one])).outcome is outcome
+    assert TransitionError(of_many([one], "0", "0")).outcome is outcome
 
 
 def test_a_step_of_which_nothing_is_known_says_so() -> None:
@@ -217,7 +219,8 @@ def test_a_record_that_could_not_be_written_is_told() -> None:
 
 def test_a_map_that_somebody_else_moved_is_told() -> None:
     report = replace(story(OnFailure.CONTINUE), steps=())
-    assert "changed by other" in str(TransitionError(report))
+    assert "plugged by another client: 2-5; unplugged by another client: 1" in str(TransitionError(report))
+    assert report.changed_by_other == VcpuMap.parse("1-5")
     assert TransitionError(report).outcome is Outcome.UNCHANGED
 
 
