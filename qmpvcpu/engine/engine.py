@@ -335,7 +335,7 @@ class Engine(Ledger):
             if removal is not None and removal.claimed is not None and removal.claimed <= sent:
                 self._settle_claim(removal, now)
             if full and seen.host_tids != known.host_tids:
-                self._replace(known.seen(seen.host_tids), silent=True)
+                self._replace(known.seen(seen.host_tids))
             return False
         if known.present:
             self._expect_late(known)

@@ -143,14 +143,15 @@ class Ledger:
             requested_at=removal.requested_at if removal and origin is Origin.US else None,
         )
 
-    def _replace(self, slot: Slot, *, silent: bool = False) -> None:
+    def _replace(self, slot: Slot) -> None:
         before = self.slots[slot.first].qom_path
         if before is not None:
             self._by_path.pop(before, None)
         if slot.qom_path is not None:
             self._by_path[slot.qom_path] = slot.first
-        self._tick += 0 if silent else 1
-        self._changed[slot.first] = self._tick
+        if slot.qom_path != before:  # of anything else a read under way tells what is so
+            self._tick += 1
+            self._changed[slot.first] = self._tick
         self.slots.put(slot)
 
     def _tell(self, kind: type[Event], origin: Origin, **details: object) -> None:

@@ -541,3 +541,14 @@ def test_a_removal_that_was_refused_on_the_way_is_not_pending_after_it() -> None
     subject.arrived({1}, {1: OstAnswer(3, 0x82)}, 5.0)
     assert subject.layout.pending == set()
     assert subject.removals == {}
+
+
+def test_an_acknowledgement_that_crosses_a_read_hides_nothing_of_it() -> None:
+    subject = engine(0)
+    subject.plug_sent(2)
+    subject.plug_accepted(2)
+    sent = subject.read_sent(Read.FULL)
+    subject.receive(ost(2, 0, source=1), 1.0)
+    subject.observed(sent, slots(0, 2), threads(0, 2), 2.0)
+    assert subject.layout[2].host_tid == 102
+    assert subject.layout[2].acknowledged
