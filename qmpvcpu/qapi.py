@@ -24,10 +24,12 @@ __all__ = [
     "RunEvent",
     "device_add",
     "device_del",
+    "parse_accelerators",
     "parse_cpus_fast",
     "parse_event",
     "parse_hotpluggable_cpus",
     "parse_hotplugs",
+    "parse_kvm",
     "parse_machine",
     "parse_memory_kib",
     "parse_name",
@@ -249,7 +251,7 @@ def parse_machine(reply: object) -> str | None:
     if reply is None:
         return None
     if not is_word(reply):
-        raise MalformedReplyError("qom-get", f"'type' is no {_WORD[0]}", reply)
+        raise MalformedReplyError("qom-get /machine type", f"'type' is no {_WORD[0]}", reply)
     return reply.removesuffix("-machine")
 
 
@@ -273,6 +275,24 @@ def parse_version(command: str, reply: object) -> tuple[tuple[int, int, int], st
         raise MalformedReplyError(command, "it names no QEMU version", reply)
     major, minor, micro = (_number(command, numbers, key, 0, _LARGEST_VERSION) for key in ("major", "minor", "micro"))
     return (major, minor, micro), _text(command, reply, "package") if reply.get("package") is not None else ""
+
+
+def parse_accelerators(reply: object) -> str | None:
+    """Read ``query-accelerators`` (QEMU 10.2): the accelerator's name; None if it tells none."""
+    match reply:
+        case {"enabled": name} if is_word(name):
+            return name
+    return None
+
+
+def parse_kvm(reply: object) -> str | None:
+    """Read ``query-kvm``: ``"kvm"``, or ``"tcg"`` for what is not; None if it does not tell."""
+    match reply:
+        case {"enabled": True}:
+            return "kvm"
+        case {"enabled": False}:
+            return "tcg"
+    return None
 
 
 def parse_event(message: Mapping[str, Any]) -> QemuEvent | None:

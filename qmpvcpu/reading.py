@@ -26,6 +26,8 @@ __all__ = ["Reader", "Reading", "layout_of", "look"]
 
 Reading = tuple[tuple[Slot, ...], tuple[ThreadReading, ...] | None]
 
+# query-kvm is deprecated since 11.0, and QEMU can be told to abort at what is deprecated (-compat).
+_FIRST_WITH_ACCELERATORS = (10, 2, 0)
 # libvirt gives every QEMU this secret to encrypt its other secrets with; nobody else names one so.
 _LIBVIRT_SECRET = "masterKey0"  # noqa: S105 - the name of an object, no password
 
@@ -116,23 +118,34 @@ class Reader:
 
     async def _facts(self) -> list[Any]:
         return await asyncio.gather(
-            self._try("query-kvm"),
+            self._try("query-accelerators"),
+            self._kvm(),
             self._try("query-name"),
             self._try("query-uuid"),
             self._try("query-memory-size-summary"),
             self._machine(),
             self._try("qom-get", {"path": "/machine", "property": "smp"}),
+            self._try("qom-get", {"path": "/machine", "property": "confidential-guest-support"}),
             self._try("qom-list", {"path": "/objects"}),
         )
 
+    async def _kvm(self) -> Any:
+        return None if self._monitor.version >= _FIRST_WITH_ACCELERATORS else await self._try("query-kvm")
+
+    async def _accelerator(self, accelerators: object, kvm: object) -> str:
+        known = qapi.parse_accelerators(accelerators) or qapi.parse_kvm(kvm)
+        if known is None and kvm is None:  # a new QEMU that hides the new command
+            known = qapi.parse_kvm(await self._try("query-kvm"))
+        return known or "unknown"
+
     async def _vm_info(self, name: str | None, reading: Reading, facts: list[Any]) -> VmInfo:
         slots, threads = reading
-        kvm, known_name, uuid, memory, machine, smp, objects = facts
+        accelerators, kvm, known_name, uuid, memory, machine, smp, confidential, objects = facts
         arch = threads[0].arch if threads else None  # that of one is that of all
         if arch is None:
             arch = qapi.parse_target(await self._try("query-target")) or "unknown"
         machine_type = machine or "unknown"
-        accelerator = "kvm" if isinstance(kvm, dict) and kvm.get("enabled") is True else "tcg"
+        accelerator = await self._accelerator(accelerators, kvm)
         topology = qapi.parse_topology(smp)
         return VmInfo(
             name=name or qapi.parse_name(known_name) or _name_from(self._monitor.address),
@@ -150,6 +163,7 @@ class Reader:
             libvirt_owned=isinstance(objects, list)
             and any(isinstance(each, dict) and each.get("name") == _LIBVIRT_SECRET for each in objects),
             x2apic=await self._x2apic(accelerator, topology, slots),
+            confidential=isinstance(confidential, str) and confidential.startswith("/"),  # the path of an object
         )
 
     async def _x2apic(self, accelerator: str, topology: Topology | None, slots: tuple[Slot, ...]) -> bool | None:

@@ -12,7 +12,7 @@ from qmpvcpu.testing import find_qemus
 
 @dataclasses.dataclass(frozen=True)
 class Substrate:
-    """What a VM runs on."""
+    """What a VM runs on; the version is that of QEMU's series, such as "10.0"."""
 
     version: str
     qemu: Path
@@ -30,6 +30,14 @@ class Substrate:
         return int(self.version.split(".")[0]) < 11
 
 
+def qemus() -> dict[str, Path]:
+    """The machine's QEMUs by series, such as "10.0": what machine types are named after."""
+    found: dict[str, Path] = {}
+    for version, path in find_qemus().items():
+        found.setdefault(".".join(version.split(".")[:2]), path)
+    return found
+
+
 def substrates(
     machines: Collection[str] = ("q35", "pc"), *, that_survive: bool = False, accels: Collection[str] = ("kvm", "tcg")
 ) -> list[Any]:
@@ -37,7 +45,7 @@ def substrates(
 
     *that_survive* leaves out the one that dies at a plug after an unplug.
     """
-    found = find_qemus()
+    found = qemus()
     assert found, "no QEMU to test with: run fixtures/install.sh"
     every = [
         Substrate(version, qemu, accel, machine)

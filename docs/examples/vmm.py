@@ -27,7 +27,7 @@ async def started(command: list[str]) -> AsyncIterator[QMPClient]:
     """Run QEMU with a monitor that only this process has; it has ended when this is left."""
     ours, theirs = socket.socketpair()
     with theirs:
-        monitor = ["-chardev", f"socket,id=vmm,fd={theirs.fileno()}", "-mon", "chardev=vmm,mode=control"]
+        monitor = ["-chardev", f"socket,id=vmm,fd={theirs.fileno()}", "-qmp", "chardev:vmm"]
         process = await asyncio.create_subprocess_exec(*command, *monitor, pass_fds=[theirs.fileno()])
     client = QMPClient("vmm")
     try:

@@ -87,7 +87,7 @@ class TriedQemu:
     """One QEMU of this machine.
 
     Attributes:
-        version: Such as ``10.0``.
+        version: Such as ``10.0.2``.
         path: Where it is.
         trials: How it did, by accelerator; KVM is left out where it runs no guest.
     """

@@ -1,6 +1,7 @@
 """The live state of a VM as libvirt's ``<domain>``, and what libvirt has no words for."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 from qmpvcpu.domainxml.domain import DomainVcpus
 from qmpvcpu.domainxml.metadata import Metadata, record_node
@@ -9,7 +10,7 @@ from qmpvcpu.domainxml.parsing import parse
 from qmpvcpu.domainxml.rows import domain_of, row, vcpus_of
 from qmpvcpu.domainxml.updating import update_with
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.model import Layout, Topology
+from qmpvcpu.model import Layout, Topology, VmInfo
 
 __all__ = ["NO_PCI_DEVICES", "domain_from", "omissions", "render"]
 
@@ -67,9 +68,7 @@ def render(
         raise DomainXmlError(f"libvirt takes no domain of the name {vm.name!r}")
     if emulator is not None and not emulator.startswith("/"):
         raise DomainXmlError(f"emulator {emulator!r} is no absolute path")
-    domain = Node(
-        "domain", {"type": "kvm" if vm.accelerator == "kvm" else "qemu"}, tuple(_domain(layout, emulator, metadata))
-    )
+    domain = Node("domain", {"type": _type(vm)}, tuple(_domain(layout, emulator, metadata)))
     return write(domain)
 
 
@@ -83,7 +82,7 @@ def domain_from(layout: Layout) -> DomainVcpus:
     return DomainVcpus(
         name=vm.name,
         uuid=vm.uuid,
-        type="kvm" if vm.accelerator == "kvm" else "qemu",
+        type=_type(vm),
         arch=_ARCHES.get(vm.arch, vm.arch),
         machine=vm.machine,
         emulator=None,
@@ -106,6 +105,10 @@ def omissions(layout: Layout, *, base: bytes | None = None) -> tuple[str, ...]:
     """
     found = []
     said = None if base is None else parse(base)
+    if said is None and layout.vm.accelerator not in {"kvm", "tcg"}:
+        found.append(
+            f"type='kvm' stands for the accelerator {layout.vm.accelerator!r}, which the document cannot name"
+        )
     topology = layout.vm.topology
     if said is not None and said.topology is not None:
         pass
@@ -121,6 +124,11 @@ def omissions(layout: Layout, *, base: bytes | None = None) -> tuple[str, ...]:
     if layout.vm.arch in _ACPI_ARCHES and layout.max > _MOST_WITHOUT_EIM and not _has_eim(base):
         found.append(f"libvirt wants an <iommu> with eim for more than {_MOST_WITHOUT_EIM} vCPUs; none is written")
     return tuple(found)
+
+
+def _type(vm: VmInfo) -> Literal["kvm", "qemu"]:
+    """Return the domain type: libvirt would start ``qemu`` under TCG, where it fails to start ``kvm`` without KVM."""
+    return "qemu" if vm.accelerator == "tcg" else "kvm"
 
 
 def _has_eim(base: bytes | None) -> bool:

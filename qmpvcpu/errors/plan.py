@@ -22,6 +22,7 @@ class DenialReason(enum.Enum):
     MIGRATED_AWAY = "the VM has migrated away"
     EXPORTED = "the VM is exported, to be migrated"
     FATAL = "this QEMU would not survive it"
+    CONFIDENTIAL = "a confidential VM takes no vCPU once it has been launched"
     LIBVIRT_OWNED = "a running libvirtd would lose the VM"
     COUNT_KEEPS_BOOT = "a count takes no boot vCPU out"
     COUNT_SPLITS_SLOT = "no whole slots make up this count"

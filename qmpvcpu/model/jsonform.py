@@ -39,6 +39,7 @@ def layout_as_json(layout: Layout) -> dict[str, Any]:
             "can_unplug": vm.can_unplug,
             "libvirt_owned": vm.libvirt_owned,
             "x2apic": vm.x2apic,
+            "confidential": vm.confidential,
         },
         "generation": layout.generation,
         "vcpus": [_vcpu_as_json(vcpu) for vcpu in layout],
@@ -207,6 +208,7 @@ def _read_vm(data: object) -> VmInfo:
         can_unplug=take(data, "can_unplug", flag),
         libvirt_owned=take(data, "libvirt_owned", flag),
         x2apic=take(data, "x2apic", optional(flag)),
+        confidential=take(data, "confidential", flag),
     )
 
 

@@ -7,23 +7,82 @@ from functools import cached_property
 
 __all__ = ["Capabilities", "KnownFault", "Topology", "VmInfo", "VmStatus", "apic_id", "needs_x2apic"]
 
+_Version = tuple[int, int, int]
+
 _FIRST_APIC_ID_OF_X2APIC = 255  # 0xff is the broadcast id of an xAPIC
 _APIC_MACHINES = ("i386", "x86_64")
 
 
 class KnownFault(enum.Enum):
-    """A way to kill or block a running QEMU that is known; the value tells what happens.
+    """A way to kill or block a running QEMU, or its guest, that is known; the value tells what happens.
 
-    Source: measured on QEMU 7.2.22, 10.0.2 and 11.1.3.
+    Source: measured on QEMU 7.2.22, 8.2.2, 10.0.2, 10.0.13 and 11.1.3.
     """
 
-    TCG_REPLUG_CORRUPTS_HEAP = "QEMU before 10.0 under TCG corrupts its heap at any plug after an unplug"
+    TCG_REPLUG_CORRUPTS_HEAP = "QEMU before 8.2.2 under TCG corrupts its heap at any plug after an unplug"
     TCG_CREATED_BEYOND_MAX = "QEMU under TCG aborts when more vCPUs were ever created than maxcpus"
     TCG_SINGLE_THREAD_UNPLUG = "QEMU under single-threaded TCG aborts when the guest ejects a vCPU"
     TCG_UNPLUG_BLOCKS_MIGRATION = (
-        "QEMU under TCG, once a vCPU has left, may never get a migration out of its setup, nor cancel it"
+        "QEMU up to 10.0.2 under TCG, once a vCPU has left, may never get a migration out of its setup, nor cancel it"
     )
-    TCG_APIC_ID_255 = "QEMU under TCG aborts at a vCPU with an APIC id from 255 on without x2apic in its model"
+    TCG_APIC_ID_255 = "QEMU 10.0 under TCG aborts at a vCPU with an APIC id from 255 on without x2apic in its model"
+    TCG_PSERIES_UNPLUG_ABORTS = "QEMU 10.0.13 under TCG aborts when the guest of a pseries machine gives up a vCPU"
+    TCG_PSERIES_RESET_ABORTS = (
+        "QEMU up to 10.0.2 under TCG may hang and abort when a pseries machine is reset with a removal pending"
+    )
+    TCG_LINUX_LOCKS_UP = "a Linux guest of QEMU 8.2 under TCG locks up once vCPUs have been plugged into it"
+
+
+# The versions that were measured, each with the faults that it has and others lack.
+_MEASURED: dict[_Version, frozenset[KnownFault]] = {
+    # It starts no VM with an APIC id of 255, so that fault is assumed.
+    (7, 2, 22): frozenset(
+        {
+            KnownFault.TCG_REPLUG_CORRUPTS_HEAP,
+            KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION,
+            KnownFault.TCG_APIC_ID_255,
+            KnownFault.TCG_PSERIES_RESET_ABORTS,
+        }
+    ),
+    # It was measured without pseries.
+    (8, 2, 2): frozenset(
+        {
+            KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION,
+            KnownFault.TCG_PSERIES_RESET_ABORTS,
+            KnownFault.TCG_LINUX_LOCKS_UP,
+        }
+    ),
+    (10, 0, 2): frozenset(
+        {
+            KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION,
+            KnownFault.TCG_APIC_ID_255,
+            KnownFault.TCG_PSERIES_RESET_ABORTS,
+        }
+    ),
+    (10, 0, 13): frozenset({KnownFault.TCG_APIC_ID_255, KnownFault.TCG_PSERIES_UNPLUG_ABORTS}),
+    (11, 1, 3): frozenset(),
+}
+_OF_EVERY_VERSION = frozenset({KnownFault.TCG_CREATED_BEYOND_MAX, KnownFault.TCG_SINGLE_THREAD_UNPLUG})
+_OF_PSERIES = frozenset({KnownFault.TCG_PSERIES_UNPLUG_ABORTS, KnownFault.TCG_PSERIES_RESET_ABORTS})
+
+
+def _faults_of(version: _Version) -> frozenset[KnownFault]:
+    """Return the faults of *version*; one that was not measured has those of its neighbours, older and newer.
+
+    A neighbour is the nearest version that was measured. If that is of another series (major.minor), all that were
+    measured of that series count: a fix in a later release of theirs need not be in the first of ours.
+    """
+    if version in _MEASURED:
+        return _MEASURED[version] | _OF_EVERY_VERSION
+    older = [each for each in _MEASURED if each < version][-1:]
+    newer = [each for each in _MEASURED if each > version][:1]
+    found = _OF_EVERY_VERSION
+    for nearest in older + newer:
+        if nearest[:2] == version[:2]:
+            found |= _MEASURED[nearest]
+        else:
+            found = found.union(*(faults for each, faults in _MEASURED.items() if each[:2] == nearest[:2]))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +115,8 @@ class VmInfo:
         uuid: Lower-case text with dashes, or None where QEMU was given none.
         arch: QEMU's target, such as ``x86_64``, ``ppc64``, ``s390x``.
         machine: Versioned machine type, such as ``pc-q35-10.0``, ``pseries-10.0``.
-        accelerator: ``"kvm"`` or ``"tcg"``.
+        accelerator: QEMU's word for it, such as ``"kvm"``, ``"tcg"``, ``"mshv"``; ``"unknown"`` where QEMU does not
+            tell. Before 10.2 QEMU tells only whether it is KVM, and what is not is taken for TCG.
         qemu_version: Major, minor, micro.
         package: The distribution's version of QEMU, or "".
         memory_kib: Memory of the VM in KiB, hotplugged memory included, or None where QEMU does not tell.
@@ -65,6 +125,7 @@ class VmInfo:
         can_unplug: True if the machine gives them back.
         libvirt_owned: True if libvirt started this QEMU.
         x2apic: Whether the CPU model has x2apic; None where that is unknown or no matter.
+        confidential: True if the guest is sealed against the host (SEV, TDX, ...), its vCPUs included.
     """
 
     name: str
@@ -80,22 +141,17 @@ class VmInfo:
     can_unplug: bool = True
     libvirt_owned: bool = False
     x2apic: bool | None = None
+    confidential: bool = False
 
     @cached_property
     def known_faults(self) -> frozenset[KnownFault]:
-        """What this QEMU is known not to survive."""
+        """What this QEMU is known not to survive; of a version that was not measured, what its neighbours do not."""
         if self.accelerator != "tcg":
             return frozenset()
-        faults = {
-            KnownFault.TCG_CREATED_BEYOND_MAX,
-            KnownFault.TCG_SINGLE_THREAD_UNPLUG,
-            KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION,
-        }
-        if self.qemu_version < (10, 0, 0):
-            faults.add(KnownFault.TCG_REPLUG_CORRUPTS_HEAP)
-        if self.arch in _APIC_MACHINES and not self.x2apic:
-            faults.add(KnownFault.TCG_APIC_ID_255)
-        return frozenset(faults)
+        faults = _faults_of(self.qemu_version)
+        if self.arch not in _APIC_MACHINES or self.x2apic:
+            faults -= {KnownFault.TCG_APIC_ID_255}
+        return faults if self.machine.startswith("pseries") else faults - _OF_PSERIES
 
 
 # MigrationStatus values (QEMU qapi/migration.json) in which a migration is not under way.
@@ -140,9 +196,10 @@ class Capabilities:
         can_plug: True if the machine takes hotplugged CPUs.
         can_unplug: True if the machine gives them back.
         machine: Versioned machine type.
-        accelerator: ``"kvm"`` or ``"tcg"``.
+        accelerator: As in :class:`VmInfo`.
         qemu_version: Major, minor, micro.
-        known_faults: What is DENIED with reason FATAL unless ``allow_fatal=True``.
+        known_faults: What this QEMU is known not to survive. A step into one is DENIED with reason FATAL unless
+            ``allow_fatal=True``; a plan warns of those that depend on the guest or on a later reset.
     """
 
     can_plug: bool

@@ -182,7 +182,7 @@ def _nonsense(name: str, start: bytes) -> MonitorConnectError:
     """Return the error for a peer that speaks something else."""
     hint = ""
     if b"monitor - type 'help'" in start:
-        hint = "this is QEMU's monitor for people (HMP); programs need -qmp, or -mon with mode=control"
+        hint = "this is QEMU's monitor for people (HMP); programs need one made with -qmp"
     elif start.startswith((b"{\r\n", b"{\n")):
         hint = "is it a monitor with pretty=on? a program needs one without"
     return MonitorConnectError(name, f"what it sends is no QMP greeting: {_quote(start)}", hint=hint)

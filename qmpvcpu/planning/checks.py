@@ -13,6 +13,7 @@ __all__ = [
     "COUNT",
     "PLUG",
     "UNPLUG",
+    "Fatal",
     "Situation",
     "check_export",
     "check_keep",
@@ -27,6 +28,8 @@ PLUG: Final = "plug"
 UNPLUG: Final = "unplug"
 EXPORT: Final = "export"
 COUNT: Final = "count"
+
+_CONFIDENTIAL: Final = "the VM is confidential: its vCPUs are sealed at launch, and one more probably ends it"
 
 
 class Situation(NamedTuple):
@@ -51,6 +54,18 @@ class Situation(NamedTuple):
     exported: bool = False
 
 
+class Fatal(NamedTuple):
+    """Why this VM would not survive a step: the reason to deny it with, and what would happen."""
+
+    reason: DenialReason
+    why: str
+
+    @classmethod
+    def of(cls, fault: KnownFault) -> "Fatal":
+        """Return that it is a known fault of this QEMU."""
+        return cls(DenialReason.FATAL, fault.value)
+
+
 def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -> Slot:
     """Return the slot that plugging *vcpu* (None: the first free one) fills.
 
@@ -73,9 +88,9 @@ def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -
             held += ", and a removal of it is pending: wait for the guest's answer first"
         raise StepDeniedError(PLUG, slot.ids, DenialReason.SLOT_OCCUPIED, held)
     _check_status(PLUG, slot, now)
-    fault = None if allow_fatal else fatal_plug(now, slot)
-    if fault is not None:
-        raise _fatal(PLUG, slot.ids, fault)
+    fatal = None if allow_fatal else fatal_plug(now, slot)
+    if fatal is not None:
+        raise _fatal(PLUG, slot.ids, fatal)
     return slot
 
 
@@ -107,29 +122,35 @@ def check_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_
             " this (allow_boot_vcpus=True does it all the same)",
         )
     _check_status(UNPLUG, slot, now)
-    fault = None if allow_fatal else fatal_unplug(now)
-    if fault is not None:
-        raise _fatal(UNPLUG, slot.ids, fault)
+    fatal = None if allow_fatal else fatal_unplug(now)
+    if fatal is not None:
+        raise _fatal(UNPLUG, slot.ids, fatal)
     return slot
 
 
-def fatal_plug(now: Situation, slot: Slot) -> KnownFault | None:
-    """Return why this QEMU is known not to survive a plug into *slot*, or None."""
+def fatal_plug(now: Situation, slot: Slot) -> Fatal | None:
+    """Return why this VM is not expected to survive a plug into *slot*, or None."""
     vm = now.layout.vm
+    if vm.confidential:
+        return Fatal(DenialReason.CONFIDENTIAL, _CONFIDENTIAL)
     faults = vm.known_faults
     if KnownFault.TCG_REPLUG_CORRUPTS_HEAP in faults and now.unplug_seen:
-        return KnownFault.TCG_REPLUG_CORRUPTS_HEAP
+        return Fatal.of(KnownFault.TCG_REPLUG_CORRUPTS_HEAP)
     if KnownFault.TCG_CREATED_BEYOND_MAX in faults and now.created + slot.count > now.layout.max:
-        return KnownFault.TCG_CREATED_BEYOND_MAX
+        return Fatal.of(KnownFault.TCG_CREATED_BEYOND_MAX)
     if KnownFault.TCG_APIC_ID_255 in faults and vm.topology is not None and needs_x2apic(vm.topology, slot.props):
-        return KnownFault.TCG_APIC_ID_255
+        return Fatal.of(KnownFault.TCG_APIC_ID_255)
     return None
 
 
-def fatal_unplug(now: Situation) -> KnownFault | None:
+def fatal_unplug(now: Situation) -> Fatal | None:
     """Return why this QEMU is known not to survive that a vCPU leaves, or None."""
-    fault = KnownFault.TCG_SINGLE_THREAD_UNPLUG
-    return fault if now.single_threaded and fault in now.layout.vm.known_faults else None
+    faults = now.layout.vm.known_faults
+    if KnownFault.TCG_PSERIES_UNPLUG_ABORTS in faults:
+        return Fatal.of(KnownFault.TCG_PSERIES_UNPLUG_ABORTS)
+    if now.single_threaded and KnownFault.TCG_SINGLE_THREAD_UNPLUG in faults:
+        return Fatal.of(KnownFault.TCG_SINGLE_THREAD_UNPLUG)
+    return None
 
 
 def find_slot(action: str, layout: Layout, vcpu: int) -> Slot:
@@ -186,7 +207,7 @@ def check_export(now: Situation, *, allow_fatal: bool = False) -> None:
     _check_migration(EXPORT, VcpuMap(), status)
     fault = KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION
     if now.unplug_seen and fault in now.layout.vm.known_faults and not allow_fatal:
-        raise _fatal(EXPORT, VcpuMap(), fault)
+        raise _fatal(EXPORT, VcpuMap(), Fatal.of(fault))
 
 
 def _check_status(action: str, slot: Slot, now: Situation) -> None:
@@ -212,6 +233,6 @@ def _exported(action: str, ids: VcpuMap) -> StepDeniedError:
     return StepDeniedError(action, ids, DenialReason.EXPORTED, detail)
 
 
-def _fatal(action: str, ids: VcpuMap, fault: KnownFault) -> StepDeniedError:
-    detail = f"{fault.value} (allow_fatal=True does it all the same)"
-    return StepDeniedError(action, ids, DenialReason.FATAL, detail)
+def _fatal(action: str, ids: VcpuMap, fatal: Fatal) -> StepDeniedError:
+    detail = f"{fatal.why} (allow_fatal=True does it all the same)"
+    return StepDeniedError(action, ids, fatal.reason, detail)

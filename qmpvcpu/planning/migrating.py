@@ -223,12 +223,12 @@ def _vcpus(state: VmState, target: Layout, *, answered: VcpuMap = VcpuMap()) -> 
         )
     retyped = [(a, b) for a, b in pairs if a.type != b.type]
     if retyped:
-        kvm = target.vm.accelerator == "kvm"
+        emulated = target.vm.accelerator == "tcg"
         yield Difference(
             DifferenceKind.CPU_TYPE,
             retyped[0][0].type,
             retyped[0][1].type,
-            Effect.KILLS if kvm else Effect.SILENT,
+            Effect.SILENT if emulated else Effect.KILLS,
             "start the target with the source's -cpu, feature flags included: QMP does not tell those",
             VcpuMap(each for a, _ in retyped for each in a.ids),
         )
@@ -267,7 +267,8 @@ def _machine(source: Layout, target: Layout) -> Iterator[Difference]:
         sizes = f"{a.memory_kib} KiB", f"{b.memory_kib} KiB"
         yield Difference(DifferenceKind.MEMORY, *sizes, Effect.KILLS, advice)
     if a.accelerator != b.accelerator:
-        effect = Effect.KILLS if a.accelerator == "kvm" else Effect.UNPROMISED
+        kills = a.accelerator == "kvm" and b.accelerator != "unknown"
+        effect = Effect.KILLS if kills else Effect.UNPROMISED
         advice = "use the same accelerator on both sides"
         yield Difference(DifferenceKind.ACCELERATOR, a.accelerator, b.accelerator, effect, advice)
     if b.qemu_version < a.qemu_version:

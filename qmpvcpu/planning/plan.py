@@ -16,6 +16,7 @@ from qmpvcpu.planning.checks import (
     COUNT,
     PLUG,
     UNPLUG,
+    Fatal,
     Situation,
     check_keep,
     check_plug,
@@ -276,36 +277,46 @@ def _warnings(
             f"{named(_ids(keeps))} shall stay, and QEMU cannot withdraw a removal that is pending: the guest's answer"
             " is awaited, and what leaves is plugged again"
         )
-    if not now.layout.vm.known_faults:
+    if not now.layout.vm.known_faults and not now.layout.vm.confidential:
         return
     ours = [step for step in unplugs if not step.joins]
     yield from _fatal_plugs(now, plugs, keeps, ours, allow_fatal=allow_fatal)
-    fault = fatal_unplug(now)
-    if fault is not None and ours and allow_fatal:
-        yield f"taking {named(_ids(ours))} out is known to be fatal: {fault.value}"
-    if fault is not None and plugs:
-        yield f"taking {named(_ids(plugs))} out again, as reverting does, is known to be fatal: {fault.value}"
+    fatal = fatal_unplug(now)
+    if fatal is not None and ours and allow_fatal:
+        yield f"taking {named(_ids(ours))} out is known to be fatal: {fatal.why}"
+    if fatal is not None and plugs:
+        yield f"taking {named(_ids(plugs))} out again, as reverting does, is known to be fatal: {fatal.why}"
+    yield from _of_guest_or_reset(now, plugs, unplugs)
 
 
 def _fatal_plugs(
     now: Situation, plugs: list[Step], keeps: list[Step], unplugs: list[Step], *, allow_fatal: bool
 ) -> Iterator[str]:
-    """Tell which plugs this QEMU would not survive: of the plan, where that is allowed, and of what may follow."""
+    """Tell which plugs this VM would not survive: of the plan, where that is allowed, and of what may follow."""
     for words, steps, left in (
         ("plugging {}", plugs, False),
         ("plugging {} again, should the guest let go,", keeps, True),
         ("plugging {} again, as reverting does,", unplugs, True),
     ):
-        fatal: dict[KnownFault, list[Step]] = {}
+        killing: dict[Fatal, list[Step]] = {}
         for step in steps:
             then = now._replace(unplug_seen=now.unplug_seen or left)
-            fault = fatal_plug(then, now.layout.slot_of(step.first))
-            if fault is not None:
-                fatal.setdefault(fault, []).append(step)
+            fatal = fatal_plug(then, now.layout.slot_of(step.first))
+            if fatal is not None:
+                killing.setdefault(fatal, []).append(step)
             now = now._replace(created=now.created + len(step.ids))
-        for fault, killing in fatal.items():
+        for fatal, those in killing.items():
             if left or allow_fatal:
-                yield f"{words.format(named(_ids(killing)))} is known to be fatal: {fault.value}"
+                yield f"{words.format(named(_ids(those)))} is known to be fatal: {fatal.why}"
+
+
+def _of_guest_or_reset(now: Situation, plugs: list[Step], unplugs: list[Step]) -> Iterator[str]:
+    """Tell the faults that a step alone does not set off, so it is not denied for them."""
+    faults = now.layout.vm.known_faults
+    if plugs and KnownFault.TCG_LINUX_LOCKS_UP in faults:
+        yield KnownFault.TCG_LINUX_LOCKS_UP.value
+    if (unplugs or now.layout.pending_slots) and KnownFault.TCG_PSERIES_RESET_ABORTS in faults:
+        yield f"do not reset the VM before the guest has answered: {KnownFault.TCG_PSERIES_RESET_ABORTS.value}"
 
 
 def _ids(steps: Iterable[Step]) -> VcpuMap:

@@ -70,14 +70,14 @@ class Serial(NamedTuple):
 
 
 def find_qemus() -> dict[str, Path]:
-    """The machine's QEMUs for x86, by version.
+    """The machine's QEMUs for x86, by full version: ``10.0.2`` and ``10.0.13`` have different faults.
 
     Looks at ``QMPVCPU_QEMU`` (one, or several with colons between), then PATH, then the cache directory
     (``QMPVCPU_CACHE``, else ``qmpvcpu`` in the user's cache). Of two with the same version the first found counts.
     Runs each with ``--version``, so it blocks for some tens of milliseconds.
 
     Returns:
-        ``{"7.2": path, "10.0": path}``, in the order in which they were found.
+        ``{"7.2.22": path, "10.0.2": path}``, in the order in which they were found.
 
     Raises:
         QemuNotFoundError: ``QMPVCPU_QEMU`` names something that is no QEMU.
@@ -298,7 +298,7 @@ class QemuProcess:
 
             for path in self.sockets:
                 lend(_listening(path), path.name, ",server=on,wait=off")
-                args.extend(("-mon", f"chardev={path.name},mode=control"))
+                args.extend(("-qmp", f"chardev:{path.name}"))
             for number in range(self._serial_count):
                 ours, end = await self._connection()
                 self.serials += (ours,)
@@ -306,7 +306,7 @@ class QemuProcess:
                 args.extend(("-serial", f"chardev:serial{number}"))
             self._monitor, end = await self._connection()
             lend(end, "ready")
-            args.extend(("-mon", "chardev=ready,mode=control"))
+            args.extend(("-qmp", "chardev:ready"))
             self.argv = (str(self._qemu), *args)
             self._process = await self._spawn(fds)
 
@@ -368,10 +368,10 @@ def _cache() -> Path:
 
 
 def qemu_version(qemu: Path) -> str | None:
-    """``"10.0"``, or None if *qemu* does not answer as a QEMU. Blocks while that runs with ``--version``."""
+    """``"10.0.2"``, or None if *qemu* does not answer as a QEMU. Blocks while that runs with ``--version``."""
     try:
         done = subprocess.run([str(qemu), "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    match = re.match(r"QEMU emulator version (\d+\.\d+)", done.stdout)
+    match = re.match(r"QEMU emulator version (\d+\.\d+(?:\.\d+)?)", done.stdout)
     return match[1] if match else None

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Literal
 
 __all__ = ["TRACE_ARGUMENTS", "TRACE_FILE", "QmpMessage", "read_transcript"]
@@ -21,7 +22,7 @@ TRACE_ARGUMENTS: Final = (
 """Arguments that make QEMU, which runs in its own directory, write what :func:`read_transcript` reads."""
 
 _LINE: Final = re.compile(
-    r"\d+@(?P<at>\d+\.\d+):"
+    r"(?:\d+@(?P<at>\d+\.\d+):|(?P<date>\d{4}-\S+Z) )"
     r"(?P<event>handle_qmp_command|monitor_qmp_respond) mon (?P<monitor>\S+) (?:req|resp): (?P<content>.*)"
 )
 
@@ -55,6 +56,7 @@ def read_transcript(trace: str) -> Iterator[QmpMessage]:
 
     Source:
         QEMU monitor/trace-events, ``handle_qmp_command`` and ``monitor_qmp_respond``; the same from 7.2 to 11.1.
+        Before them stand the process id and the time up to 10.0, the time of ``-msg timestamp=on`` in 11.1.
     """
     monitors: dict[str, int] = {}
     for match in map(_LINE.fullmatch, trace.splitlines()):
@@ -68,4 +70,5 @@ def read_transcript(trace: str) -> Iterator[QmpMessage]:
             monitors.setdefault(match["monitor"], len(monitors))
         if number := monitors.get(match["monitor"], 0):
             sender: Literal["client", "qemu"] = "client" if match["event"] == "handle_qmp_command" else "qemu"
-            yield QmpMessage(float(match["at"]), number, sender, content)
+            at = float(match["at"] or datetime.fromisoformat(match["date"]).timestamp())
+            yield QmpMessage(at, number, sender, content)

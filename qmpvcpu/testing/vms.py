@@ -37,7 +37,7 @@ class Vm(Generic[_G]):
         name: What a report calls it.
         guest: The guest, whose coroutines belong to that thread.
         qemu: The QEMU.
-        version: Its version, such as ``"10.0"``.
+        version: Its version, such as ``"10.0.2"``.
     """
 
     def __init__(self, name: str, guest: _G, runner: _Runner, *, qemu: Path, version: str) -> None:

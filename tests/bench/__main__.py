@@ -14,13 +14,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qmpvcpu.testing import best_qemu, find_qemus, probe_accelerator
+from qmpvcpu.testing import best_qemu, probe_accelerator
 from tests.bench import bulk, documents, fleet, large, processes, reads, record, single
 from tests.bench.publish import machine, publish, redraw
 from tests.bench.row import Row
 from tests.bench.setting import Setting
 from tests.bench.table import goal_lines, terminal
 from tests.libvirt.daemon import running_libvirtd
+from tests.substrates import qemus
 
 PARTS: dict[str, Callable[[Setting], AsyncIterator[Row]]] = {
     "single": single.measure,
@@ -56,7 +57,7 @@ async def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=Path.home())))
         libvirt = None if options.no_libvirt else stack.enter_context(running_libvirtd())
         kvm = await probe_accelerator(best_qemu()) == "kvm"
-        setting = Setting(find_qemus(), kvm=kvm, libvirt=libvirt, folder=folder, rounds=options.rounds)
+        setting = Setting(qemus(), kvm=kvm, libvirt=libvirt, folder=folder, rounds=options.rounds)
         for part in options.parts or PARTS:
             rows += [row async for row in PARTS[part](setting)]
             console.print(f"{time.monotonic() - start:6.1f} s  {part}", style="dim")

@@ -15,7 +15,7 @@ class Setting:
     """What is measured on.
 
     Attributes:
-        qemus: The QEMUs of this machine, by version.
+        qemus: The QEMUs of this machine, by series.
         kvm: True if KVM runs the micro-guest here.
         libvirt: A libvirtd of our own, or None where there is none.
         folder: A folder for files.

@@ -186,6 +186,15 @@ def test_the_uuid_is_qemus_else_the_one_made_up_for_it() -> None:
 def test_the_accelerator_decides_the_domains_type(accelerator: str, kind: str) -> None:
     layout = replace(layout_of(1, [0], boot=1), vm=replace(Q35, accelerator=accelerator))
     assert etree.fromstring(render(layout)).get("type") == kind
+    assert not any("accelerator" in each for each in omissions(layout))
+
+
+@pytest.mark.parametrize("accelerator", ["mshv", "hvf", "unknown"])
+def test_an_accelerator_that_the_document_cannot_name_is_told_of_and_never_becomes_tcg(accelerator: str) -> None:
+    layout = replace(layout_of(1, [0], boot=1), vm=replace(Q35, accelerator=accelerator))
+    assert etree.fromstring(render(layout)).get("type") == "kvm"
+    assert [each for each in omissions(layout) if repr(accelerator) in each]
+    assert not any("accelerator" in each for each in omissions(layout, base=render(layout)))
 
 
 @pytest.mark.parametrize("arch", ["ppc64", "s390x", "aarch64"])

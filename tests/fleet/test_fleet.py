@@ -38,7 +38,7 @@ async def test_a_vm_is_attached_by_the_first_work_and_stays_so(fleet: Fleet) -> 
     assert fleet.vms == {}
     with exchange() as sent:
         attached = await fleet.attach()
-        assert sent.count("query-kvm") == 3
+        assert sent.count("query-name") == 3
         sent.clear()
         again = await fleet.attach()
         assert sent == []
@@ -272,7 +272,7 @@ async def test_closing_lets_go_of_all_at_once_whatever_runs(vms: list[MicroGuest
 async def test_two_works_at_once_attach_a_vm_once(fleet: Fleet) -> None:
     with exchange() as sent:
         both = await asyncio.gather(_layouts(fleet), _layouts(fleet))
-    assert sent.count("query-kvm") == 3
+    assert sent.count("query-name") == 3
     assert both[0] == both[1] == ["0"] * 3
 
 

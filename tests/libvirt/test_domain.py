@@ -12,17 +12,17 @@ from qmpvcpu import qapi
 from qmpvcpu.domainxml import Instance, Metadata, read_identity, render
 from qmpvcpu.model import Action, Intent, Layout, OnFailure, Step, Topology, VcpuMap, build_slots, creation_order
 from qmpvcpu.record import Record
-from qmpvcpu.testing.qemu import find_qemus
 from tests.domainxml.examples import (
     Q35,
     captured_layouts,
     layout_of,
 )
 from tests.libvirt.daemon import Libvirt
+from tests.substrates import qemus
 
 pytestmark = pytest.mark.libvirt
 
-QEMUS = find_qemus()
+QEMUS = qemus()
 NEWEST = max(QEMUS, key=lambda version: tuple(map(int, version.split("."))))
 EIGHT = replace(Q35, topology=Topology(8, sockets=2, cores=2, threads=2))
 STATES = {

@@ -18,17 +18,17 @@ from hypothesis import HealthCheck, given, settings
 
 from qmpvcpu.domainxml import parse, validate
 from qmpvcpu.errors import DomainRule, DomainRuleError, DomainXmlError, RuleStage
-from qmpvcpu.testing.qemu import find_qemus
 from tests.domainxml.broken import BROKEN, PARTS
 from tests.domainxml.broken import document as broken_document
 from tests.figures import COMPARED
 from tests.libvirt.console import Console, open_console
 from tests.libvirt.daemon import Libvirt, VirshError
 from tests.libvirt.domains import NAME, Machine, any_document, documents_with_three_vcpus
+from tests.substrates import qemus
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(150)]
 
-QEMUS = find_qemus()
+QEMUS = qemus()
 LIMITS = {"pc-i440fx-7.2": 255, "pc-q35-7.2": 288, "pc-i440fx-10.0": 255, "pc-q35-10.0": 4096}
 MACHINES = [
     Machine(name, str(path), LIMITS[name])

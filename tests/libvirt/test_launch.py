@@ -18,17 +18,17 @@ import qmpvcpu
 from qmpvcpu.domainxml import DomainVcpus, parse, render
 from qmpvcpu.launch import LaunchArguments, arguments
 from qmpvcpu.testing import QemuProcess
-from qmpvcpu.testing.qemu import find_qemus
 from tests.domainxml.documents import SAMPLES
 from tests.launch.domains import STATES, document_of, domain_of, domains
 from tests.launch.vms import assert_is
 from tests.libvirt.console import Console, open_console
 from tests.libvirt.daemon import Libvirt, VirshError
 from tests.libvirt.microguests import MonitorLog
+from tests.substrates import qemus
 
 pytestmark = pytest.mark.libvirt
 
-QEMUS = find_qemus()
+QEMUS = qemus()
 VERSIONS = [version for version in QEMUS if version in {"7.2", "10.0"}]
 NAME = f"launch-{os.getpid()}"  # other QEMUs may run on this machine
 COMPARED = ("-cpu", "-m", "-smp", "-object", "-numa")

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from qmpvcpu.domainxml import DomainVcpus, parse, update
 from qmpvcpu.domainxml.changes import with_count, with_map, with_max, with_state
 from qmpvcpu.errors import ConfigDeniedError
-from qmpvcpu.testing.qemu import find_qemus
 from tests.domainxml.domains import document, domain_of_rows, domains, said, started
 from tests.libvirt.console import Console, open_console
 from tests.libvirt.daemon import Libvirt, VirshError
+from tests.substrates import qemus
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(150)]
 
-QEMUS = find_qemus()
+QEMUS = qemus()
 NEWEST = max(QEMUS, key=lambda version: tuple(map(int, version.split("."))))
 UUID = "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"
 MOST_COMPARED = 120

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, render
-from qmpvcpu.testing import find_qemus
 from tests.domainxml.documents import SAMPLES, one_plugged, one_unplugged, started_from
 from tests.libvirt.daemon import Libvirt
+from tests.substrates import qemus
 
 pytestmark = pytest.mark.libvirt
 
 # What libvirt adds or resolves by itself, and is no matter of vCPUs.
 NOT_OURS = {"individual", "machine", "emulator", "cpu", "memory_kib", "uuid"}
-VERSION, QEMU = next(iter(find_qemus().items()))
+VERSION, QEMU = next(iter(qemus().items()))
 # Its schema is stricter than it is itself: no blank in a number, no comma at the end of a cpuset.
 NOT_IN_SCHEMA = {"blank-lines", "cpuset-forms"}
 X86 = [case for case, xml in SAMPLES.items() if parse(xml).arch == "x86_64"]

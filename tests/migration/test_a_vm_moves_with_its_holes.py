@@ -8,9 +8,9 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import DifferenceKind, Export, Proof, VcpuController, VcpuMap, VmState, check_target, confirm_target
-from qmpvcpu.testing import find_qemus
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from tests.migration.moving import call, keep, move, rebuild, restore, save, send
+from tests.substrates import qemus
 
 pytestmark = pytest.mark.guest
 
@@ -22,7 +22,7 @@ QEMU = "10.0"
 
 @pytest.fixture
 def qemu() -> Path:
-    return find_qemus()[QEMU]
+    return qemus()[QEMU]
 
 
 @pytest.fixture

@@ -26,10 +26,10 @@ from qmpvcpu import (
     check_target,
     confirm_target,
 )
-from qmpvcpu.testing import MicroGuest, Personality, find_qemus
+from qmpvcpu.testing import MicroGuest, Personality
 from tests.controller.vms import other_client, running, until
 from tests.migration.moving import call, ended, keep, move, rebuild, restore, save, waiting
-from tests.substrates import Substrate, substrates
+from tests.substrates import Substrate, qemus, substrates
 
 pytestmark = pytest.mark.qemu
 EVERYWHERE = pytest.mark.parametrize("on", substrates(["q35"]))
@@ -280,7 +280,7 @@ async def test_another_cpu_type_kills_a_target_under_kvm(on: Substrate) -> None:
 
 @pytest.mark.kvm
 async def test_a_vm_goes_back_to_an_older_qemu_only_if_its_owner_says_so() -> None:
-    old, new = find_qemus()["7.2"], find_qemus()["10.0"]
+    old, new = qemus()["7.2"], qemus()["10.0"]
     options: dict[str, Any] = {"machine": "pc-q35-7.2", "accel": "kvm", "boot": HOLES}
     async with (
         MicroGuest(new, **options) as source,
@@ -302,7 +302,7 @@ async def test_a_vm_goes_back_to_an_older_qemu_only_if_its_owner_says_so() -> No
 
 @pytest.mark.kvm
 async def test_a_vm_of_kvm_is_not_for_tcg() -> None:
-    qemu = find_qemus()["10.0"]
+    qemu = qemus()["10.0"]
     async with (
         MicroGuest(qemu, accel="kvm") as source,
         MicroGuest(qemu, accel="tcg", incoming=True) as target,

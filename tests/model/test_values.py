@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import pickle
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -97,21 +99,64 @@ def test_verdicts_are_json() -> None:
     assert as_json(Unplugged(VcpuMap([1])))["verdict"] == "UNPLUGGED"
 
 
-def vm(accelerator: str, version: tuple[int, int, int], *, x2apic: bool | None = None) -> VmInfo:
-    return VmInfo("test", "x86_64", "pc-q35", accelerator, version, x2apic=x2apic)
+def vm(accelerator: str, version: tuple[int, int, int], **changes: Any) -> VmInfo:
+    return replace(VmInfo("test", "x86_64", "pc-q35", accelerator, version), **changes)
 
 
-def test_kvm_has_no_known_faults_and_each_tcg_has_its_own() -> None:
-    assert vm("kvm", (7, 2, 22)).known_faults == frozenset()
-    both = {
-        KnownFault.TCG_CREATED_BEYOND_MAX,
-        KnownFault.TCG_SINGLE_THREAD_UNPLUG,
-        KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION,
-        KnownFault.TCG_APIC_ID_255,
-    }
-    assert vm("tcg", (10, 0, 2)).known_faults == both
-    assert vm("tcg", (7, 2, 22)).known_faults == both | {KnownFault.TCG_REPLUG_CORRUPTS_HEAP}
-    assert KnownFault.TCG_APIC_ID_255 not in vm("tcg", (10, 0, 2), x2apic=True).known_faults
+PSERIES = {"arch": "ppc64", "machine": "pseries-8.2"}
+ALWAYS = {KnownFault.TCG_CREATED_BEYOND_MAX, KnownFault.TCG_SINGLE_THREAD_UNPLUG}
+REPLUG = KnownFault.TCG_REPLUG_CORRUPTS_HEAP
+BLOCKS = KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION
+APIC = KnownFault.TCG_APIC_ID_255
+LOCKS = KnownFault.TCG_LINUX_LOCKS_UP
+UNPLUG_OF_PSERIES = KnownFault.TCG_PSERIES_UNPLUG_ABORTS
+RESET_OF_PSERIES = KnownFault.TCG_PSERIES_RESET_ABORTS
+
+
+@pytest.mark.parametrize(
+    ("version", "faults", "of_pseries"),
+    [
+        ((7, 2, 22), {REPLUG, BLOCKS, APIC}, {RESET_OF_PSERIES}),
+        ((8, 2, 2), {BLOCKS, LOCKS}, {RESET_OF_PSERIES}),
+        ((10, 0, 2), {BLOCKS, APIC}, {RESET_OF_PSERIES}),
+        ((10, 0, 13), {APIC}, {UNPLUG_OF_PSERIES}),
+        ((11, 1, 3), set(), set()),
+    ],
+)
+def test_each_version_that_was_measured_has_its_own_faults(
+    version: tuple[int, int, int], faults: set[KnownFault], of_pseries: set[KnownFault]
+) -> None:
+    assert vm("tcg", version).known_faults == ALWAYS | faults
+    assert vm("tcg", version, x2apic=True).known_faults == ALWAYS | faults - {APIC}
+    assert vm("tcg", version, **PSERIES).known_faults == ALWAYS | faults - {APIC} | of_pseries
+
+
+@pytest.mark.parametrize(
+    ("version", "faults"),
+    [
+        ((6, 2, 0), {REPLUG, BLOCKS, APIC}),
+        ((7, 2, 23), {REPLUG, BLOCKS, APIC, LOCKS}),
+        ((8, 2, 1), {REPLUG, BLOCKS, APIC, LOCKS}),
+        ((8, 2, 3), {BLOCKS, APIC, LOCKS}),
+        ((9, 2, 0), {BLOCKS, APIC, LOCKS}),
+        ((10, 0, 12), {BLOCKS, APIC}),
+        ((10, 0, 14), {APIC}),
+        ((10, 1, 0), {BLOCKS, APIC}),
+        ((11, 1, 2), {BLOCKS, APIC}),
+        ((11, 1, 4), set()),
+        ((12, 0, 0), set()),
+    ],
+)
+def test_a_version_that_was_not_measured_has_the_faults_of_its_neighbours(
+    version: tuple[int, int, int], faults: set[KnownFault]
+) -> None:
+    assert vm("tcg", version).known_faults == ALWAYS | faults
+
+
+@pytest.mark.parametrize("accelerator", ["kvm", "mshv", "hvf", "nvmm", "whpx", "xen", "unknown"])
+def test_what_is_not_tcg_has_none_of_its_faults(accelerator: str) -> None:
+    assert vm(accelerator, (7, 2, 22)).known_faults == frozenset()
+    assert vm(accelerator, (10, 0, 13), **PSERIES).known_faults == frozenset()
 
 
 def test_capabilities_say_what_the_vm_info_says() -> None:

@@ -12,6 +12,7 @@ from qmpvcpu.planning import Situation, check_export, check_plug, check_unplug
 KVM = VmInfo("test", "x86_64", "pc-q35-10.0", "kvm", (10, 0, 2))
 TCG = replace(KVM, accelerator="tcg")
 OLD_TCG = replace(TCG, qemu_version=(7, 2, 22))
+PSERIES = replace(TCG, arch="ppc64", machine="pseries-10.0", qemu_version=(10, 0, 13))
 
 
 def situation(vm: VmInfo = KVM, *, present: tuple[int, ...] = (0, 2), count: int = 1, **changes: Any) -> Situation:
@@ -55,6 +56,7 @@ def test_a_plugged_vcpu_may_leave_boot_vcpus_too() -> None:
         (situation(exported=True), 3, DenialReason.EXPORTED, "the VM is exported"),
         (situation(OLD_TCG, unplug_seen=True), 3, DenialReason.FATAL, "corrupts its heap"),
         (situation(TCG, created=4), 3, DenialReason.FATAL, "more vCPUs were ever created"),
+        (situation(replace(KVM, confidential=True)), 3, DenialReason.CONFIDENTIAL, "sealed at launch"),
         (situation(replace(KVM, can_plug=False)), 3, DenialReason.MACHINE_CANNOT_PLUG, "no hotpluggable CPUs"),
     ],
 )
@@ -83,6 +85,7 @@ def test_a_plug_is_denied_with_its_reason(now: Situation, vcpu: int | None, reas
         (situation(status=VmStatus("finish-migrate", "device")), 2, DenialReason.MIGRATING, "migrating"),
         (situation(exported=True), 2, DenialReason.EXPORTED, "the VM is exported"),
         (situation(TCG, single_threaded=True), 2, DenialReason.FATAL, "single-threaded TCG"),
+        (situation(PSERIES), 2, DenialReason.FATAL, "pseries machine gives up a vCPU"),
     ],
 )
 def test_an_unplug_is_denied_with_its_reason(now: Situation, vcpu: int, reason: DenialReason, says: str) -> None:
@@ -111,11 +114,20 @@ def test_an_export_from_a_vm_that_may_leave_goes_through() -> None:
     for now in (situation(), situation(unplug_seen=True), situation(status=VmStatus("paused")), situation(TCG)):
         check_export(now)
     check_export(situation(TCG, unplug_seen=True), allow_fatal=True)
+    for version in ((10, 0, 13), (11, 1, 3)):
+        check_export(situation(replace(TCG, qemu_version=version), unplug_seen=True))
+
+
+def test_a_slot_is_filled_again_where_that_is_known_to_be_safe() -> None:
+    for version in ((8, 2, 2), (10, 0, 2), (11, 1, 3)):
+        assert check_plug(situation(replace(TCG, qemu_version=version), unplug_seen=True), 3).first == 3
 
 
 def test_what_is_fatal_goes_through_when_the_caller_insists() -> None:
     assert check_plug(situation(OLD_TCG, unplug_seen=True), 3, allow_fatal=True).first == 3
     assert check_plug(situation(TCG, created=9), 3, allow_fatal=True).first == 3
+    assert check_plug(situation(replace(KVM, confidential=True)), 3, allow_fatal=True).first == 3
+    assert check_unplug(situation(PSERIES), 2, allow_fatal=True).first == 2
     assert check_unplug(situation(TCG, single_threaded=True), 2, allow_fatal=True).first == 2
     owned = situation(replace(KVM, libvirt_owned=True), present=(0, 1))
     assert check_unplug(owned, 1, allow_boot_vcpus=True).first == 1

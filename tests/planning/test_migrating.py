@@ -80,9 +80,12 @@ def test_another_size_of_memory_kills() -> None:
     assert told(as_vm(memory_kib=1024), source=as_vm(memory_kib=2048)) == [(K.MEMORY, E.KILLS)]
 
 
-def test_under_tcg_another_cpu_type_is_accepted_silently_and_leaving_tcg_is_not_promised() -> None:
+def test_what_qemu_makes_of_another_accelerator_or_cpu_type_depends_on_the_accelerator() -> None:
     assert told(retyped(as_vm(TCG)), source=as_vm(TCG)) == [(K.CPU_TYPE, E.SILENT)]
     assert told(layout(), source=as_vm(TCG)) == [(K.ACCELERATOR, E.UNPROMISED)]
+    assert told(as_vm(accelerator="mshv")) == [(K.ACCELERATOR, E.KILLS)]
+    assert told(as_vm(accelerator="unknown")) == [(K.ACCELERATOR, E.UNPROMISED)]
+    assert told(retyped(as_vm(accelerator="hvf")), source=as_vm(accelerator="hvf")) == [(K.CPU_TYPE, E.KILLS)]
     faults = [each for each in compare_target(VmState(as_vm(TCG)), as_vm(OLD_TCG), WAITS) if not each.refuses]
     assert [each.target for each in faults] == [KnownFault.TCG_REPLUG_CORRUPTS_HEAP.value]
 

@@ -311,9 +311,12 @@ def test_a_plan_for_this_layout_can_be_carried_out() -> None:
 
 # Warnings.
 
-REPLUG = "QEMU before 10.0 under TCG corrupts its heap at any plug after an unplug"
+REPLUG = "QEMU before 8.2.2 under TCG corrupts its heap at any plug after an unplug"
 BEYOND = "QEMU under TCG aborts when more vCPUs were ever created than maxcpus"
 SINGLE = "QEMU under single-threaded TCG aborts when the guest ejects a vCPU"
+SEALED = "the VM is confidential: its vCPUs are sealed at launch, and one more probably ends it"
+LOCKS_UP = "a Linux guest of QEMU 8.2 under TCG locks up once vCPUs have been plugged into it"
+RESET = "QEMU up to 10.0.2 under TCG may hang and abort when a pseries machine is reset with a removal pending"
 KEPT = (
     "shall stay, and QEMU cannot withdraw a removal that is pending: the guest's answer is awaited, and what leaves"
 )
@@ -366,6 +369,17 @@ KEPT = (
             situation(STORY, vm=TCG, single_threaded=True),
             "0-2,6",
             [f"taking vCPU 2 out again, as reverting does, is known to be fatal: {SINGLE}"],
+        ),
+        (
+            situation(STORY, vm=replace(KVM, confidential=True)),
+            "0,6",
+            [f"plugging vCPU 1 again, as reverting does, is known to be fatal: {SEALED}"],
+        ),
+        (situation(STORY, vm=replace(TCG, qemu_version=(8, 2, 2))), "0-2,6", [LOCKS_UP]),
+        (
+            situation(STORY, vm=replace(TCG, arch="ppc64", machine="pseries-10.0"), pending=(6,)),
+            "0-1",
+            [f"do not reset the VM before the guest has answered: {RESET}"],
         ),
     ],
 )

@@ -47,20 +47,23 @@ def fake_qemu(tmp_path: Path) -> Path:
     )
 
 
-def test_a_qemu_is_found_by_its_version(fake_qemu: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_qemu_is_found_by_its_full_version(
+    fake_qemu: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     cached = program(cache / "qemu-98" / "bin" / fake_qemu.name, "echo QEMU emulator version 98.0.50")
+    sibling = program(cache / "qemu-98-too" / "bin" / fake_qemu.name, "echo QEMU emulator version 98.0.13")
     program(cache / "qemu-97" / "bin" / fake_qemu.name, "exit 1")
     other = program(tmp_path / "other", "exec " + str(fake_qemu) + ' "$@"')
     monkeypatch.setenv("PATH", f"{fake_qemu.parent}:/usr/bin:/bin")
     monkeypatch.setenv("QMPVCPU_CACHE", str(cache))
     monkeypatch.delenv("QMPVCPU_QEMU", raising=False)
-    assert find_qemus() == {"99.1": fake_qemu, "98.0": cached}
+    assert find_qemus() == {"99.1.0": fake_qemu, "98.0.50": cached, "98.0.13": sibling}
     assert best_qemu() == fake_qemu
     monkeypatch.setenv("QMPVCPU_QEMU", str(cached))
     assert best_qemu() == cached
     monkeypatch.setenv("QMPVCPU_QEMU", str(other))
-    assert find_qemus() == {"99.1": other, "98.0": cached}
+    assert find_qemus() == {"99.1.0": other, "98.0.50": cached, "98.0.13": sibling}
 
 
 def test_a_chosen_qemu_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

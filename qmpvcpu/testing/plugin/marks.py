@@ -69,8 +69,8 @@ def _check_requirements(fixture: str, options: Options) -> None:
     if accel not in {None, "kvm", "tcg"}:
         pytest.fail(f"{fixture}(accel={accel!r}): must be 'kvm' or 'tcg'", pytrace=False)
     version = options.get("min_version")
-    if version is not None and not re.fullmatch(r"\d+(\.\d+)?", str(version)):
-        pytest.fail(f"{fixture}(min_version={version!r}): must be as '10.0'", pytrace=False)
+    if version is not None and not re.fullmatch(r"\d+(\.\d+){0,2}", str(version)):
+        pytest.fail(f"{fixture}(min_version={version!r}): must be as '10.0' or '10.0.2'", pytrace=False)
 
 
 def _listed(fixture: str) -> str:

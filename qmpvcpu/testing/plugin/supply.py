@@ -33,7 +33,7 @@ class Qemu:
 
     Attributes:
         path: Where it is.
-        version: Such as ``"10.0"``.
+        version: Such as ``"10.0.2"``.
     """
 
     path: Path

@@ -1,0 +1,80 @@
+"""What runs the vCPUs, and whether it takes more of them: asked at attach, of QEMUs old and new."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import qmpvcpu
+from qmpvcpu import DenialReason, KnownFault, MonitorTimeoutError, StepDeniedError
+from qmpvcpu.testing.peer import HANG, Command, Failure, ScriptedPeer
+from tests.controller.test_scripted import CAPTURES, recorded
+
+OLD, NEW = "10.0.2-q35-sct-2x2x2-boot3", "11.1.3-q35-sct-2x2x2-boot3"
+MISSING = Failure("The command has not been found", "CommandNotFound")
+KVM, NO_KVM = {"enabled": True, "present": True}, {"enabled": False, "present": True}
+
+
+def accelerators(name: Any) -> dict[str, Any]:
+    return {"enabled": name, "present": ["kvm", "mshv", "tcg"]}
+
+
+@pytest.mark.parametrize(
+    ("capture", "new", "old", "expected"),
+    [
+        (NEW, accelerators("kvm"), MISSING, "kvm"),
+        (NEW, accelerators("tcg"), MISSING, "tcg"),
+        (NEW, accelerators("mshv"), NO_KVM, "mshv"),
+        (NEW, MISSING, KVM, "kvm"),
+        (NEW, MISSING, NO_KVM, "tcg"),
+        (NEW, MISSING, MISSING, "unknown"),
+        (NEW, accelerators(None), {"enabled": 1}, "unknown"),
+        (NEW, accelerators("kvm\x1b[2J"), MISSING, "unknown"),
+        (NEW, accelerators("k" * 1000), [], "unknown"),
+        (OLD, MISSING, KVM, "kvm"),
+        (OLD, MISSING, NO_KVM, "tcg"),
+        (OLD, MISSING, MISSING, "unknown"),
+        (OLD, accelerators("hvf"), NO_KVM, "hvf"),
+    ],
+)
+async def test_the_accelerator_is_what_qemu_calls_it_and_unknown_is_not_tcg(
+    capture: str, new: object, old: object, expected: str
+) -> None:
+    async with recorded(capture, {"query-accelerators": new, "query-kvm": old}) as (_, vm):
+        assert vm.layout.vm.accelerator == expected
+        assert (KnownFault.TCG_CREATED_BEYOND_MAX in vm.capabilities.known_faults) == (expected == "tcg")
+
+
+async def test_a_new_qemu_is_not_asked_what_is_deprecated() -> None:
+    async with recorded(NEW, {"query-accelerators": accelerators("kvm")}) as (peer, _):
+        assert (peer.count("query-accelerators"), peer.count("query-kvm")) == (1, 0)
+
+
+@pytest.mark.parametrize("capture", [OLD, NEW])
+async def test_what_runs_the_vm_is_asked_in_the_round_of_all_the_rest(capture: str) -> None:
+    data = CAPTURES[capture].data
+    async with ScriptedPeer.from_capture(data, answers={"query-accelerators": HANG, "query-kvm": HANG}) as peer:
+        with pytest.raises(MonitorTimeoutError):
+            await qmpvcpu.attach(peer.address, timeout=0.5)
+        asked = [str(said) for said in peer.transcript if said.sender == "client"]
+    assert [each for each in asked if "confidential-guest-support" in each]
+
+
+def machine(support: str) -> Callable[[Command], Any]:
+    """Answers of a machine with that confidential-guest-support, and nothing else to tell."""
+    asked = {"path": "/machine", "property": "confidential-guest-support"}
+    return lambda command: support if command.arguments == asked else MISSING
+
+
+async def test_a_confidential_vm_gets_no_vcpu_unless_the_caller_insists() -> None:
+    async with recorded(NEW, {"qom-get": machine("/objects/sev0"), "device_add": {}}) as (peer, vm):
+        assert vm.layout.vm.confidential
+        for denied in (vm.plug(3), vm.plug(), vm.set_map("0-3"), vm.set_count(4)):
+            with pytest.raises(StepDeniedError) as caught:
+                await denied
+            assert caught.value.reason is DenialReason.CONFIDENTIAL
+        assert peer.count("device_add") == 0
+        await vm.plug(3, allow_fatal=True)
+        assert peer.count("device_add") == 1
+    async with recorded(NEW, {"qom-get": machine("")}) as (_, vm):
+        assert not vm.layout.vm.confidential
