@@ -1,9 +1,15 @@
-"""What a shell offers for a vCPU id: those that a look at the VM finds, if it answers at once."""
+"""What a shell offers for a vCPU id: those that a look at the VM finds, if it answers at once.
+
+Shells evaluate what they are offered (zsh twice), and QEMU's properties come from outside: only numbers, and names of
+small letters and dashes, are passed on.
+"""
 
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 import typer
 
@@ -11,10 +17,11 @@ import qmpvcpu
 from qmpvcpu import Layout, Vcpu
 from qmpvcpu.errors import QmpVcpuError
 
-__all__ = ["ids_to_plug", "ids_to_unplug"]
+__all__ = ["ids_to_plug", "ids_to_unplug", "words"]
 
 # Who presses a key does not wait for a VM whose socket somebody holds.
 _PATIENCE_S = 0.5
+_NAME: Final = re.compile(r"[a-z-]+")
 
 
 def ids_to_plug(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -37,7 +44,7 @@ def _offered(context: typer.Context, incomplete: str, fits: Callable[[Vcpu], boo
         layout = asyncio.run(_look(address))
     except QmpVcpuError:
         return []
-    return [(word, place) for word, place in _words(layout, fits) if word.startswith(incomplete)]
+    return [(word, place) for word, place in words(layout, fits) if word.startswith(incomplete)]
 
 
 async def _look(address: str) -> Layout:
@@ -45,10 +52,17 @@ async def _look(address: str) -> Layout:
         return vm.layout
 
 
-def _words(layout: Layout, fits: Callable[[Vcpu], bool]) -> Iterator[tuple[str, str]]:
+def words(layout: Layout, fits: Callable[[Vcpu], bool]) -> Iterator[tuple[str, str]]:
+    """Return the first id of every slot whose vCPU *fits*, with its place in the machine."""
     for slot in layout.slots:
         if fits(layout[slot.first]):
-            yield (
-                str(slot.first),
-                " ".join(f"{name.removesuffix('-id')} {value}" for name, value in slot.props.items()),
-            )
+            yield str(slot.first), _place(slot.props)
+
+
+def _place(props: Mapping[str, Any]) -> str:
+    """Return where a slot is, in words that no shell reads as anything but words."""
+    return " ".join(
+        f"{name.removesuffix('-id')} {value}"
+        for name, value in props.items()
+        if _NAME.fullmatch(name) and type(value) is int
+    )

@@ -140,23 +140,32 @@ class Terminal:
     Attributes:
         process: The run.
         screen: What the terminal shows now.
+        master: The other end of the terminal.
         shown: Everything so far, as text.
+        raw: The same, as it was written.
     """
 
     process: asyncio.subprocess.Process
     screen: Screen
+    master: int
     shown: str = ""
+    raw: bytes = b""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def read(self, master: int) -> None:
+    def type(self, keys: str) -> None:
+        """Press *keys*."""
+        os.write(self.master, keys.encode())
+
+    def read(self) -> None:
         """Take in what there is; at the end of the other side there is an error instead."""
         try:
-            said = os.read(master, 65536)
+            said = os.read(self.master, 65536)
         except OSError:
-            asyncio.get_running_loop().remove_reader(master)
+            asyncio.get_running_loop().remove_reader(self.master)
             self._ended.set()
         else:
+            self.raw += said
             self.screen.feed(said)
             self.shown += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode(errors="replace"))
         self._news.set()
@@ -185,18 +194,27 @@ class Terminal:
 
 
 @contextlib.asynccontextmanager
-async def on_terminal(*arguments: str | Path, columns: int = 80, lines: int = 30) -> AsyncIterator[Terminal]:
+async def on_terminal(
+    *arguments: str | Path, columns: int = 80, lines: int = 30, env: dict[str, str] | None = None
+) -> AsyncIterator[Terminal]:
     """Start the command line with *arguments* on a terminal of so many columns and lines."""
+    words = (sys.executable, "-m", "qmpvcpu.cli", *map(str, arguments))
+    async with program_on_terminal(*words, columns=columns, lines=lines, env=env or environment()) as terminal:
+        yield terminal
+
+
+@contextlib.asynccontextmanager
+async def program_on_terminal(
+    *argv: str, env: dict[str, str], columns: int = 80, lines: int = 30, cwd: Path | None = None
+) -> AsyncIterator[Terminal]:
+    """Start any program on a terminal of so many columns and lines."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-    env = environment(TERM="xterm")
-    del env["COLUMNS"]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "qmpvcpu.cli", *map(str, arguments)), env=env, stdin=slave, stdout=slave, stderr=slave
-    )
+    env = {name: value for name, value in env.items() if name != "COLUMNS"} | {"TERM": "xterm"}
+    process = await asyncio.create_subprocess_exec(*argv, env=env, cwd=cwd, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
-    terminal = Terminal(process, Screen(columns, lines))
-    asyncio.get_running_loop().add_reader(master, terminal.read, master)
+    terminal = Terminal(process, Screen(columns, lines), master)
+    asyncio.get_running_loop().add_reader(master, terminal.read)
     try:
         yield terminal
     finally:

@@ -1,12 +1,18 @@
 import asyncio
 import socket
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qmpvcpu import Layout, Slot
+from qmpvcpu.cli.completing import words
+from qmpvcpu.model import CpuProps, VmInfo
 from qmpvcpu.testing import MicroGuest
-from tests.cli.running import environment, run
+from tests.cli.hostile import slots, small_vm
+from tests.cli.running import environment, program_on_terminal, run
 
 pytestmark = pytest.mark.qemu
 
@@ -14,23 +20,37 @@ pytestmark = pytest.mark.qemu
 _TAB = 'COMP_WORDS=({words} "{begun}"); COMP_CWORD={place}; _qmpvcpu_completion qmpvcpu; echo "${{COMPREPLY[*]}}"'
 
 
-async def test_bash_completes_commands_options_and_their_values(tmp_path: Path) -> None:
-    program = tmp_path / "qmpvcpu"
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home directory with the program in its bin/, and an empty directory to work in."""
+    for folder in ("bin", "here"):
+        (tmp_path / folder).mkdir()
+    program = tmp_path / "bin/qmpvcpu"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m qmpvcpu.cli "$@"\n')
     program.chmod(0o755)
-    path = f"{tmp_path}:/usr/bin:/bin"
-    asked = [("qmpvcpu", "unp", 1), ("qmpvcpu set --on-failure", "", 3), ("qmpvcpu fleet", "c", 2)]
-    tabs = [_TAB.format(words=words, begun=begun, place=place) for words, begun, place in asked]
-    script = "\n".join(['eval "$(qmpvcpu --show-completion)"', *tabs])
+    return tmp_path
+
+
+def at_home(home: Path, **changes: str) -> dict[str, str]:
+    path = f"{home}/bin:/usr/bin:/bin"
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # or the shell's name would not be taken
+    return environment(PATH=path, HOME=str(home), **named, **changes)
+
+
+async def said_by(home: Path, *argv: str, **changes: str) -> str:
+    """What a shell prints that runs and ends."""
     shell = await asyncio.create_subprocess_exec(
-        *("bash", "--norc", "-c", script), env=environment(PATH=path), stdout=asyncio.subprocess.PIPE
+        *argv, cwd=home / "here", env=at_home(home, **changes), stdout=asyncio.subprocess.PIPE
     )
     said, _ = await asyncio.wait_for(shell.communicate(), 50)
-    assert [line.split() for line in said.decode().splitlines()] == [
-        ["unplug"],
-        ["stop", "continue", "revert"],
-        ["count"],
-    ]
+    return said.decode()
+
+
+async def test_bash_completes_commands_options_and_their_values(home: Path) -> None:
+    asked = [("qmpvcpu", "unp", 1), ("qmpvcpu set --on-failure", "", 3), ("qmpvcpu fleet", "c", 2)]
+    tabs = [_TAB.format(words=words, begun=begun, place=place) for words, begun, place in asked]
+    said = await said_by(home, "bash", "--norc", "-c", "\n".join(['eval "$(qmpvcpu --show-completion bash)"', *tabs]))
+    assert [line.split() for line in said.splitlines()] == [["unplug"], ["stop", "continue", "revert"], ["count"]]
 
 
 @pytest.mark.parametrize(("shell", "words"), [("zsh", "#compdef qmpvcpu"), ("fish", "complete --command qmpvcpu")])
@@ -39,6 +59,73 @@ async def test_other_shells_get_a_script_of_their_own(shell: str, words: str) ->
     ran = await run("--show-completion", shell, env=named)
     assert ran.code == 0
     assert words in ran.out
+
+
+async def in_bash(home: Path, address: str) -> str:
+    """What bash offers after ``qmpvcpu plug``."""
+    tab = _TAB.format(words="qmpvcpu plug", begun="", place=2)
+    script = f'eval "$(qmpvcpu --show-completion bash)"\n{tab}'
+    return await said_by(home, "bash", "--norc", "-c", script, QMPVCPU_QMP=address)
+
+
+async def in_fish(home: Path, address: str) -> str:
+    """What fish offers after ``qmpvcpu plug``."""
+    script = "qmpvcpu --show-completion fish | source; complete --do-complete 'qmpvcpu plug '"
+    return await said_by(home, "fish", "--no-config", "-c", script, QMPVCPU_QMP=address)
+
+
+async def in_zsh(home: Path, address: str) -> str:
+    """What zsh shows when Tab is pressed after ``qmpvcpu plug``: only its line editor completes."""
+    ready = "autoload -U compinit; compinit -u; eval \"$(qmpvcpu --show-completion zsh)\"; PS1='rea''dy> '\n"
+    env = at_home(home, QMPVCPU_QMP=address)
+    async with program_on_terminal("zsh", "-f", "-i", env=env, cwd=home / "here") as zsh:
+        zsh.type(ready)
+        await zsh.wait_shown("ready> ")
+        zsh.type("qmpvcpu plug \t\x15echo 'ov''er'\n")  # what follows Tab is read when all is offered
+        await zsh.wait_shown("over")
+        return zsh.shown
+
+
+SHELLS = pytest.mark.parametrize("tab", [in_bash, in_zsh, in_fish])
+Tab = Callable[[Path, str], Coroutine[Any, Any, str]]
+
+
+@SHELLS
+async def test_each_shell_offers_the_ids_that_are_free(home: Path, tab: Tab) -> None:
+    async with small_vm() as peer:
+        said = await tab(home, peer.address)
+    assert {"1", "2"} <= set(said.split())
+    assert "core 2" in said or tab is in_bash  # which shows no descriptions
+
+
+# Each as a value, and as a property's name. zsh evaluates twice, so that a backslash too many is one too few.
+_COMMANDS = [
+    "$(touch harm)",
+    "\\$(touch harm)",
+    "\\\\$(touch harm)",
+    "`touch harm`",
+    "\\`touch harm`",
+    "';touch harm;'",
+]
+_COMMANDS += ['"; touch harm; "', "(touch harm)", "\n touch harm\n", "))'; touch harm; ((", "[red]$(touch harm)", "*"]
+
+
+@pytest.mark.parametrize("commands", [_COMMANDS[1:2], _COMMANDS], ids=["one", "all"])
+@SHELLS
+async def test_no_shell_runs_what_qemu_calls_a_place(home: Path, tab: Tab, commands: list[str]) -> None:
+    props = {f"{number}-id": each for number, each in enumerate(commands)} | dict.fromkeys(commands, 1)
+    async with small_vm(query_hotpluggable_cpus=slots(props)) as peer:
+        said = await tab(home, peer.address)
+    assert "harm" not in said
+    assert list((home / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["$(id)", "1", True, 1.5, None, [1], {"a": 1}])
+def test_what_is_offered_has_only_numbers_and_small_letters(value: object) -> None:
+    props = CpuProps({"core-id": 3, "socket-id": value, "$(id)": 1, "Core-id": 1, "core-id\n": 1, "": 1})
+    slot = Slot(first=0, count=1, type="$(id)", props=props, cpu_index=0)
+    vm = VmInfo(name="$(id)", arch="x86_64", machine="pc", accelerator="kvm", qemu_version=(10, 0, 2))
+    assert list(words(Layout(vm=vm, slots=(slot,)), lambda _: True)) == [("0", "core 3")]
 
 
 async def offered(words: str, address: Path) -> list[str]:
