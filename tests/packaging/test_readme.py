@@ -9,7 +9,7 @@ import pytest
 
 from tests.docs.blocks import ROOT, block
 
-PLACE = "/tmp/try"  # noqa: S108 - where the README puts it; the test does not
+PLACE = "~/qmpvcpu-try"
 
 
 def steps(place: Path) -> list[str]:
