@@ -25,9 +25,11 @@ class Answer:
         document: What ``--json`` prints.
         text: What people see on standard output; None: all was said on the way.
         complaint: What people see on standard error.
+        data: What goes to standard output byte by byte instead of a text, such as a document; None: nothing.
     """
 
     code: int
     document: dict[str, Any]
     text: "RenderableType | None" = None
     complaint: tuple[str, ...] = ()
+    data: bytes | None = None

@@ -18,7 +18,7 @@ from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import document, headline, map_row, milliseconds, state_json
 from qmpvcpu.cli.table import WIDE, vcpu_table
 from qmpvcpu.controller.request import error_for
-from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError
+from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError, printable
 from qmpvcpu.model import Action, Plugged, Step, Unplugged, VmStatus, as_json, verdict_of
 from qmpvcpu.model.jsonform import layout_as_json
 from qmpvcpu.planning import Situation, check_unplug
@@ -160,7 +160,9 @@ async def _plug(shell: Shell, vcpu: int | None, proof: Proof, daring: Daring, im
     step = as_json(Plugged(ids, acknowledged, slot.answer.code if slot.answer else None, seconds=seconds))
     said = ", the guest acknowledged it" if acknowledged else ""
     said += ", at the next boot too" if impact.affect is Affect.BOTH else ""
-    text = f"plugged vCPU {ids} as {slot.device_id} in {milliseconds(seconds)}{said}\n{map_row(layout)}"
+    text = (
+        f"plugged vCPU {ids} as {printable(str(slot.device_id))} in {milliseconds(seconds)}{said}\n{map_row(layout)}"
+    )
     return Answer(REACHED, document(steps=[step], **impact.as_json(), **state_json(layout)), text)
 
 

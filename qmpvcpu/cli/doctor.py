@@ -16,7 +16,7 @@ from qmpvcpu.cli.examine_vm import examine_vm, unreachable
 from qmpvcpu.cli.options import BadUsageError, Options, Saying, check_seconds
 from qmpvcpu.cli.run import NO_ANSWER, NOT_REACHED, REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import document, state_json
-from qmpvcpu.errors import MonitorError
+from qmpvcpu.errors import MonitorError, printable
 
 __all__ = ["Looking", "doctor"]
 
@@ -145,9 +145,11 @@ def _table(findings: Sequence[Finding]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for each in findings:
-        said = Text.assemble((f"{each.subject}: ", "bold"), each.found)
+        said = Text.assemble((f"{printable(each.subject)}: ", "bold"), printable(each.found))
         if each.advice:
-            said.append(f"\n-> {each.advice}", "italic" if each.level is Level.NOTE else _STYLES[each.level])
+            said.append(
+                f"\n-> {printable(each.advice)}", "italic" if each.level is Level.NOTE else _STYLES[each.level]
+            )
         table.add_row(Text(each.level.value, _STYLES[each.level]), said)
     return table
 

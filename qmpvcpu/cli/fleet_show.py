@@ -19,6 +19,7 @@ from qmpvcpu.cli.reports import shortcoming
 from qmpvcpu.cli.run import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, Answer, code_of
 from qmpvcpu.cli.show import document, error_json, in_options, milliseconds, state_json
 from qmpvcpu.cli.tally import Tally
+from qmpvcpu.errors import printable
 from qmpvcpu.fleet import VmResult
 from qmpvcpu.model import Step, TransitionError
 from qmpvcpu.model.jsonform import layout_as_json
@@ -83,7 +84,7 @@ class Row:
     def told(self) -> str:
         """The complaint, with whose it is."""
         complaint = self.complaint
-        return complaint if self.address in complaint else f"{_short(self.address)}: {complaint}"
+        return complaint if printable(self.address) in complaint else f"{_short(self.address)}: {complaint}"
 
     def as_json(self, *, whole: bool) -> dict[str, Any]:
         """Return it as JSON; *whole* has every vCPU of the layout."""
@@ -171,11 +172,11 @@ def _cells(row: Row) -> list[str | Text]:
     state = ("", "", "")
     if layout is not None:
         state = (f"{len(layout.enabled)} of {layout.max}", str(layout.enabled), str(layout.pending))
-    return [result.name, _short(row.address), Text(word, style), *state, milliseconds(result.seconds)]
+    return [printable(result.name), _short(row.address), Text(word, style), *state, milliseconds(result.seconds)]
 
 
 def _short(address: str) -> str:
-    return address.removeprefix("unix:")
+    return printable(address.removeprefix("unix:"))
 
 
 class Told:

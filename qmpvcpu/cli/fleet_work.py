@@ -14,6 +14,7 @@ from qmpvcpu.cli.maps import Wish
 from qmpvcpu.cli.options import BadUsageError, Permits, check_seconds
 from qmpvcpu.cli.reports import intent_text
 from qmpvcpu.cli.run import Answer, Shell
+from qmpvcpu.errors import printable
 from qmpvcpu.fleet import Fleet, Results
 
 __all__ = ["list_all", "set_all"]
@@ -114,7 +115,9 @@ class _Setting:
     async def one(self, vm: VcpuController) -> TransitionReport:
         """Set it on *vm*."""
         if vm.interrupted is not None:
-            self._shell.err.print(f"{vm.address}: given up for this: {intent_text(vm.interrupted)}", soft_wrap=True)
+            self._shell.err.print(
+                f"{printable(vm.address)}: given up for this: {intent_text(vm.interrupted)}", soft_wrap=True
+            )
         steps = self._wish.plan(vm, self._permits).steps if self._live else ()
         if self._wish.count is not None:
             work = vm.set_count(self._wish.count, include_boot=self._wish.include_boot, **self._terms)

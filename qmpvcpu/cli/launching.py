@@ -87,7 +87,8 @@ async def _print_arguments(path: Path, form: _Form, cpu: str | None) -> Answer:
         memory_mib=built.memory_mib,
         unknown=list(built.unknown),
     )
-    return Answer(REACHED, content, "\n".join(_lines(built, form)) or None, complaint=built.unknown)
+    lines = "\n".join(_lines(built, form))
+    return Answer(REACHED, content, data=lines.encode() or None, complaint=built.unknown)
 
 
 def _lines(built: LaunchArguments, form: _Form) -> list[str]:

@@ -17,7 +17,7 @@ from qmpvcpu.cli.launching import read_document
 from qmpvcpu.cli.options import BadUsageError, Daring, Options, check_seconds
 from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import document, state_json, state_text
-from qmpvcpu.errors import RecordError
+from qmpvcpu.errors import RecordError, printable
 from qmpvcpu.planning import changes_since
 from qmpvcpu.record import save
 
@@ -143,12 +143,12 @@ async def _export(shell: Shell, settle: float | None, output: Path | None, darin
     text = json.dumps(state.as_json())
     content = document(export=state.as_json(), **state_json(state.layout))
     if output is None:
-        return Answer(REACHED, content, text)
+        return Answer(REACHED, content, data=text.encode())
     try:
         await save(output, text.encode() + b"\n")
     except RecordError as error:
         raise BadUsageError(f"--output: {error}") from error
-    return Answer(REACHED, content | {"output": str(output)}, f"written to {output}")
+    return Answer(REACHED, content | {"output": str(output)}, printable(f"written to {output}"))
 
 
 async def _check(shell: Shell, path: Path, accept: list[DifferenceKind]) -> Answer:
@@ -159,7 +159,7 @@ async def _check(shell: Shell, path: Path, accept: list[DifferenceKind]) -> Answ
         except TargetMismatchError as error:
             _note(shell, error)
             raise
-        return _agreed(f"VM {state.name} can come", notes, state_json(vm.layout))
+        return _agreed(f"VM {printable(state.name)} can come", notes, state_json(vm.layout))
 
 
 async def _confirm(shell: Shell, path: Path, source: str | None) -> Answer:
@@ -173,7 +173,7 @@ async def _confirm(shell: Shell, path: Path, source: str | None) -> Answer:
         except TargetMismatchError as error:
             _note(shell, error)
             raise
-        text = f"VM {state.name} has arrived: {state_text(vm.layout)}"
+        text = f"VM {printable(state.name)} has arrived: {state_text(vm.layout)}"
         return _agreed(text, notes, state_json(vm.layout))
 
 

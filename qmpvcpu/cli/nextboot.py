@@ -13,7 +13,7 @@ import qmpvcpu
 from qmpvcpu.cli.options import BadUsageError, Options, Saying
 from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import document
-from qmpvcpu.errors import ConfigDeniedError, DenialReason
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, printable
 from qmpvcpu.model import ConfigOutcome, ConfigReport, VcpuMap
 
 if TYPE_CHECKING:
@@ -116,12 +116,15 @@ def _answer(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcom
     now = config.domain
     content: dict[str, Any] = {"name": now.name, "max": now.max, "enabled": str(now.enabled)}
     content["vcpus"] = [_row_json(row) for row in now.vcpus]
-    said: list[Any] = [f"{now.name}  next boot: {now.current} of {now.max} vCPUs: {now.enabled}"]
+    said: list[Any] = [f"{printable(now.name)}  next boot: {now.current} of {now.max} vCPUs: {now.enabled}"]
     if outcome is not None:
         report = ConfigReport(str(config.path), outcome, before.enabled, now.enabled, now.max)
         changes = list(_changes(before, now))
         content |= {"affect": "config", "config": report.as_json(), "changes": changes}
-        said += [f"{_SAID.get(outcome, outcome.value)}: {config.path}", *(f"  {each}" for each in changes)]
+        said += [
+            f"{_SAID.get(outcome, outcome.value)}: {printable(str(config.path))}",
+            *(f"  {each}" for each in changes),
+        ]
     return Answer(REACHED, document(**content), Group(*said, "", _table(now)))
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from qmpvcpu import Proof
-from qmpvcpu.errors import MonitorConnectError
+from qmpvcpu.errors import MonitorConnectError, printable
 from qmpvcpu.model import Affect, OnFailure
 from qmpvcpu.monitor.address import Address
 
@@ -38,6 +38,9 @@ _QMP_HELP = "The VM's QMP socket: a path, unix:PATH or tcp:HOST:PORT."
 
 class BadUsageError(Exception):
     """The command line says something that cannot be meant; nothing was sent."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from qmpvcpu import EventStream, VcpuController
 from qmpvcpu.cli.tally import Tally
+from qmpvcpu.errors import printable
 from qmpvcpu.model import (
     Disconnected,
     Event,
@@ -88,7 +89,7 @@ def sentence(event: Event) -> str:
     """Return what *event* means to somebody who waits."""
     if isinstance(event, LayoutChanged) and event.resync:
         return "too much happened at once: some events were dropped"
-    return _SENTENCES[type(event)].format(event=event)
+    return printable(_SENTENCES[type(event)].format(event=event))
 
 
 class _Narrator:
@@ -115,7 +116,7 @@ class _Narrator:
             await self._show_board()
         with self._console.status("") as status:
             while True:
-                status.update(f"{self._now} ({time.monotonic() - started:.1f} s)")
+                status.update(Text(f"{self._now} ({time.monotonic() - started:.1f} s)"))
                 await asyncio.sleep(_TICK_S)
 
     async def _show_board(self) -> None:

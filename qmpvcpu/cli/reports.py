@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qmpvcpu.cli.show import in_options, milliseconds, state_text
+from qmpvcpu.errors import printable
 from qmpvcpu.model import ConfigOutcome, Intent, Step, StepReport, TransitionOutcome, TransitionReport, as_json
 from qmpvcpu.planning import Plan
 
@@ -84,7 +85,7 @@ def report_text(report: TransitionReport, *, looked: bool = False) -> Group:
         head.append(", nothing to do")
     now = Text(state_text(report.layout))
     lines = [] if report.config is None else [str(report.config)]
-    lines += [f"not recorded: {report.unrecorded}"] if report.unrecorded else []
+    lines += [f"not recorded: {printable(report.unrecorded)}"] if report.unrecorded else []
     return Group(
         head, *([_Steps(report.steps, "not done" if looked else "not sent")] if report.steps else []), *lines, now
     )
@@ -118,7 +119,9 @@ def _step_table(steps: tuple[StepReport, ...], unanswered: str) -> Table:
         verdict = unanswered if step.verdict is None else step.verdict.name
         took = milliseconds(step.seconds) if step.seconds else ""
         undone = (_undone(step),) if turned else ()
-        table.add_row(step.action.value, str(step.ids), Text(verdict, _style(step)), took, *undone, Text(step.reason))
+        table.add_row(
+            step.action.value, str(step.ids), Text(verdict, _style(step)), took, *undone, Text(printable(step.reason))
+        )
     return table
 
 
@@ -143,7 +146,7 @@ def shortcoming(report: TransitionReport) -> str:
     named += [f"{len(wrong) - _MOST_NAMED} more"] if len(wrong) > _MOST_NAMED else []
     named += [f"{unsent} not sent"] if unsent else []
     if report.config is not None and report.config.outcome is ConfigOutcome.FAILED:
-        named.append(f"the next boot is as it was ({report.config.reason})")
+        named.append(f"the next boot is as it was ({printable(report.config.reason)})")
     stopped = "stopped, " if report.cancelled else ""
     outcome = report.outcome.value
     return f"{report.target} not reached ({stopped}{outcome}): {', '.join(named) or 'changed by somebody else'}"

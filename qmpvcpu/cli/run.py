@@ -5,12 +5,13 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 import qmpvcpu
@@ -32,6 +33,7 @@ from qmpvcpu.errors import (
     SameVmError,
     SocketDirectoryError,
     TargetLostError,
+    printable,
 )
 from qmpvcpu.model import TransitionError, TransitionReport, Unknown
 
@@ -147,6 +149,13 @@ class Shell:
         """Tell people on standard error what goes on."""
         self.err.print(line, soft_wrap=True, style="dim")
 
+    def pass_on(self, data: bytes) -> None:
+        """Print *data* as it is; to a terminal only what is printable of it."""
+        if self.out.is_terminal:
+            self.say(data.decode(errors="backslashreplace").removesuffix("\n"))
+        else:
+            self.put(lambda: sys.stdout.buffer.write(data if data.endswith(b"\n") else data + b"\n"))
+
     def put(self, write: Callable[[], object]) -> None:
         """Do *write* to standard output; a command goes on where that takes no more."""
         try:
@@ -160,7 +169,12 @@ class Shell:
 
 
 class _PlainConsole(Console):
-    """A console of text as it is, that leaves the broken pipe to its user."""
+    """A console of text as it is, with no controls but rich's own, that leaves the broken pipe to its user."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Render, and escape what a text has that is not printable: what nobody has thought of arrives here."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text, lines=True), style, control)
 
     def on_broken_pipe(self) -> None:
         """Raise, where rich would end the process in the middle of a command."""
@@ -198,7 +212,7 @@ def failure(error: BaseException, shell: Shell) -> Answer:
     if not isinstance(error, KeyboardInterrupt):
         message = in_options(str(error))
     report = error.report if isinstance(error, TransitionError) else None
-    complaint = [f"qmpvcpu: {message if report is None else shortcoming(report)}"]
+    complaint = f"qmpvcpu: {message if report is None else shortcoming(report)}".split("\n")
     content: dict[str, Any] = {"error": error_json(error, message), **shell.beside}
     if report is not None:
         content |= report.as_json()
@@ -255,10 +269,12 @@ def print_answer(answer: Answer, shell: Shell) -> int:
     complaint = () if shell.options.json else answer.complaint
     if shell.options.json:
         shell.put(lambda: sys.stdout.write(json.dumps(answer.document) + "\n"))
+    elif answer.data is not None:
+        shell.pass_on(answer.data)
     elif answer.text is not None:
         shell.say(answer.text)
     for line in complaint:
-        shell.err.print(line)
+        shell.err.print(printable(line))
     if shell.unprinted is not None:
         shell.err.print(f"qmpvcpu: cannot print the answer: {shell.unprinted}", soft_wrap=True)
         return answer.code or NOT_REACHED

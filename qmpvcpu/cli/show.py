@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qmpvcpu.cli.documents import SCHEMA, document
-from qmpvcpu.errors import DomainXmlError, InvalidMapError, MonitorConnectError, QmpVcpuError
+from qmpvcpu.errors import DomainXmlError, InvalidMapError, MonitorConnectError, QmpVcpuError, printable
 from qmpvcpu.model import Layout, Vcpu, VcpuMap, as_json, verdict_of
 
 __all__ = [
@@ -120,7 +120,7 @@ def headline(layout: Layout, width: int | None = None) -> str:
     """Return the VM and its map in one line; in two if they are longer than *width*."""
     vm = layout.vm
     version = ".".join(map(str, vm.qemu_version))
-    head = f"{vm.name} ({vm.machine}, {vm.accelerator}, QEMU {version})"
+    head = printable(f"{vm.name} ({vm.machine}, {vm.accelerator}, QEMU {version})")
     plugged = f"{len(layout.enabled)} of {layout.max} vCPUs plugged: {layout.enabled}{_pending(layout)}"
     apart = "  " if width is None or len(head) + 2 + len(plugged) <= width else "\n"
     return f"{head}{apart}{plugged}"

@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qmpvcpu.errors import printable
 from qmpvcpu.model import Layout, Vcpu
 
 __all__ = ["WIDE", "vcpu_table"]
@@ -55,7 +56,10 @@ def vcpu_table(
     if cut:  # what is pending is what is looked at
         shown = sorted(sorted(shown, key=lambda vcpu: (not vcpu.pending, vcpu.id))[:-cut], key=lambda vcpu: vcpu.id)
     for vcpu in shown:
-        cells = (Text(cell(vcpu), _STYLES.get(_state(vcpu), "") if name == "state" else "") for name, cell in columns)
+        cells = (
+            Text(printable(cell(vcpu)), _STYLES.get(_state(vcpu), "") if name == "state" else "")
+            for name, cell in columns
+        )
         table.add_row(*cells, style=_style(vcpu))
     notes = [Text(f"{cut} more are plugged")] if cut else []
     notes += [Text(f"free: {layout.free}", style="dim")] if long and layout.free else []
@@ -66,7 +70,7 @@ def _columns(layout: Layout, since: Mapping[int, str] | None, *, narrow: bool) -
     """Return the columns, each with what stands in it."""
     props = layout.slots[0].props if layout.slots else {}
     levels = sorted((name for name in props if name != "node-id"), key=_depth)
-    place = "/".join(name.removesuffix("-id") for name in levels) or "place"
+    place = printable("/".join(name.removesuffix("-id") for name in levels)) or "place"
     columns: list[_Column] = [("id", lambda vcpu: str(vcpu.id))]
     if any(slot.count > 1 for slot in layout.slots) or (since is not None and not narrow):
         columns.append(("slot", lambda vcpu: str(vcpu.slot.first)))

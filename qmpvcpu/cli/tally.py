@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
+from qmpvcpu.errors import printable
 from qmpvcpu.model import (
     Action,
     Event,
@@ -84,7 +85,7 @@ class Tally:
             case _:
                 return
         words, style = _WORDS[type(event)]
-        words = words.format(event=event)
+        words = printable(words.format(event=event))
         if self.undone > undone:
             words = "undone"
         elif self._done.get(min(ids)) is Action.PLUG and not isinstance(event, VcpuPlugged):

@@ -11,7 +11,7 @@ from qmpvcpu.cli.options import BadUsageError, Options
 from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import document, state_json
 from qmpvcpu.domainxml import omissions, render
-from qmpvcpu.errors import RecordError
+from qmpvcpu.errors import RecordError, printable
 from qmpvcpu.record import save
 
 __all__ = ["xml"]
@@ -67,9 +67,9 @@ async def _write_xml(shell: Shell, emulator: str | None, output: Path | None, ba
     left_out = () if base is not None else omissions(layout)
     content = document(xml=xml.decode(), left_out=list(left_out), **state_json(layout))
     if output is None:
-        return Answer(REACHED, content, xml.decode().rstrip("\n"), complaint=left_out)
+        return Answer(REACHED, content, data=xml, complaint=left_out)
     try:
         await save(output, xml)
     except RecordError as error:
         raise BadUsageError(f"--output: {error}") from error
-    return Answer(REACHED, content | {"output": str(output)}, f"written to {output}", complaint=left_out)
+    return Answer(REACHED, content | {"output": str(output)}, printable(f"written to {output}"), complaint=left_out)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qmpvcpu.errors import Outcome, RecordError
+from qmpvcpu.errors import Outcome, RecordError, printable
 from qmpvcpu.model import Action, Intent, Layout, Step, VcpuMap
 
 if TYPE_CHECKING:
@@ -222,4 +222,4 @@ class Keeper:
     def _look_at_save(self, saving: "asyncio.Task[None]") -> None:
         """Tell of a save that failed with nobody waiting for it; the next change tries again."""
         if not saving.cancelled() and (error := saving.exception()) is not None:
-            _log.error("%s", error, extra={"vm": self._look().vm.name})
+            _log.error("%s", error, extra={"vm": printable(self._look().vm.name)})

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from qmpvcpu.controller.session import Session
 from qmpvcpu.controller.stream import EventStream
+from qmpvcpu.errors import printable
 from qmpvcpu.model import Capabilities, Layout
 
 __all__ = ["ObservedVm"]
@@ -20,7 +21,7 @@ class ObservedVm:
     def __repr__(self) -> str:
         layout = self.layout
         pending = f", pending {layout.pending}" if layout.pending else ""
-        return f"<{type(self).__name__} {self.address}: vCPUs {layout.enabled} of {layout.max}{pending}>"
+        return f"<{type(self).__name__} {printable(self.address)}: vCPUs {layout.enabled} of {layout.max}{pending}>"
 
     @property
     def layout(self) -> Layout:

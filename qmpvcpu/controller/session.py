@@ -21,6 +21,7 @@ from qmpvcpu.errors import (
     MonitorTimeoutError,
     OutcomeUnknownError,
     WaitTimeoutError,
+    printable,
 )
 from qmpvcpu.model import Disconnected, Layout, Pending, VcpuMap
 from qmpvcpu.monitor import Monitor
@@ -195,7 +196,7 @@ class Session:
         """Carry the engine's news to whoever waits for them; to be called after each word to the engine."""
         for event in self.engine.take_events():
             if _log.isEnabledFor(logging.INFO):
-                _log.info("%s", event, extra={"vm": self.layout.vm.name, "event": event})
+                _log.info("%s", event, extra={"vm": printable(self.layout.vm.name), "event": event})
             self.audience.push(event)
         settled = self.engine.take_settled()
         self.audience.tell(settled)
@@ -259,7 +260,7 @@ class Session:
     def _finish(self, task: asyncio.Task[Any]) -> None:
         self._commands.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.info("%s", error, extra={"vm": self.layout.vm.name})
+            _log.info("%s", error, extra={"vm": printable(self.layout.vm.name)})
 
     async def replied(self, action: str, ids: VcpuMap, task: asyncio.Task[None]) -> None:
         """Wait for a command's reply within its deadline; the command itself goes on."""

@@ -2,7 +2,7 @@
 
 import logging
 
-from qmpvcpu.errors import QmpVcpuError
+from qmpvcpu.errors import QmpVcpuError, printable
 
 __all__ = ["Trouble"]
 
@@ -18,8 +18,8 @@ class Trouble:
     """
 
     def __init__(self, what: str, vm: str) -> None:
-        self._what = what
-        self._extra = {"vm": vm}
+        self._what = printable(what)
+        self._extra = {"vm": printable(vm)}
         self._failures = 0
 
     def failed(self, error: Exception) -> None:
@@ -27,7 +27,9 @@ class Trouble:
         self._failures += 1
         level = logging.WARNING if self._failures == 1 else logging.DEBUG
         ours = isinstance(error, QmpVcpuError)
-        _log.log(level, "%s: %s", self._what, error, extra=self._extra, exc_info=None if ours else error)
+        _log.log(
+            level, "%s: %s", self._what, printable(str(error)), extra=self._extra, exc_info=None if ours else error
+        )
 
     def over(self) -> None:
         """Note a success, after which the next failure is news again."""

@@ -49,6 +49,7 @@ from qmpvcpu.errors.base import (
     WaitTimeoutError,
     clip,
     describe,
+    printable,
     shorten,
 )
 from qmpvcpu.errors.domainxml import DomainRule, DomainRuleError, RuleStage
@@ -119,5 +120,6 @@ __all__ = [
     "WaitTimeoutError",
     "clip",
     "describe",
+    "printable",
     "shorten",
 ]

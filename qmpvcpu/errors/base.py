@@ -25,6 +25,9 @@ class QmpVcpuError(Exception):
 
     outcome: Outcome = Outcome.UNCHANGED
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 class InvalidMapError(QmpVcpuError, ValueError):
     """A set of vCPU ids cannot be read.
@@ -77,6 +80,28 @@ def describe(action: str, vcpus: Collection[int]) -> str:
         return f"{action} of vCPUs {min(vcpus)}-{max(vcpus)}"
     shown = sorted(vcpus)[:_MOST_NAMED]
     return f"{action} of vCPUs {','.join(map(str, shown))}{',...' if len(vcpus) > _MOST_NAMED else ''}"
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return *text* from outside as it may reach a terminal, a log or a report: what is not printable is escaped.
+
+    Escaped as in Python are control characters (ESC, 0x80 to 0x9f, line breaks), characters that turn the direction
+    of text or take no room, and bytes of file names that are no text. Printable text stays as it is, backslashes too,
+    so that escaping twice changes nothing.
+
+    Args:
+        text: The text.
+        lines: Leave line breaks and tabs, for text of our own that has several lines.
+
+    Returns:
+        The text in printable characters.
+    """
+    if text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(
+        each if each.isprintable() or each in kept else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def shorten(value: object, limit: int = 300) -> str:

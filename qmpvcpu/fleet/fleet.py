@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self, TypedDict, TypeVar, Unpack
 
 from qmpvcpu.controller import VcpuController, attach
 from qmpvcpu.controller.wholemaps import Wish
-from qmpvcpu.errors import InvalidMapError, MonitorConnectError, MonitorLostError, SameVmError
+from qmpvcpu.errors import InvalidMapError, MonitorConnectError, MonitorLostError, SameVmError, printable
 from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.fleet.results import Places, Results, VmResult
 from qmpvcpu.fleet.scan import find_sockets, socket_id
@@ -368,7 +368,8 @@ async def _closed(vm: VcpuController) -> None:
     try:
         await vm.close()
     except Exception:  # noqa: BLE001 - JUSTIFICATION: it is told, and the others are closed all the same
-        _log.exception("closing %s failed", vm.address, extra={"vm": vm.address})
+        address = printable(vm.address)
+        _log.exception("closing %s failed", address, extra={"vm": address})
 
 
 async def _itself(vm: VcpuController) -> VcpuController:

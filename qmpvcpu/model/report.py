@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
-from qmpvcpu.errors import Outcome, QmpVcpuError
+from qmpvcpu.errors import Outcome, QmpVcpuError, printable
 from qmpvcpu.model.jsonform import layout_as_json, layout_from_json
 from qmpvcpu.model.jsonread import flag, number, one_of, optional, rows, take, text, vcpu_map, whole_number
 from qmpvcpu.model.layout import Layout
@@ -152,10 +152,11 @@ class StepReport:
 
     @property
     def said(self) -> str:
-        """How it ended and why, in words."""
+        """How it ended and why, in words of one line."""
         undone = {None: "", True: "undone", False: "NOT undone"}[self.undone]
         ended = ", ".join(filter(None, ("" if self.verdict is None else self.verdict.name, undone)))
-        return ": ".join(filter(None, (ended, self.reason))) or "not sent"
+        why = printable(" ".join(self.reason.split()))
+        return ": ".join(filter(None, (ended, why))) or "not sent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ class ConfigReport:
         )
 
     def __str__(self) -> str:
-        why = f": {self.reason}" if self.reason else ""
+        why = f": {printable(self.reason)}" if self.reason else ""
         return f"next boot {self.start} to {self.target}: {self.outcome.name}{why}"
 
 
@@ -326,7 +327,7 @@ class TransitionReport:
             f"{self.outcome.name}{stopped}: vCPUs {self.start} to {self.target}, on failure {self.on_failure.value};"
             f" plugged now: {layout.enabled}{pending}"
         )
-        unrecorded = [f"  not recorded: {self.unrecorded}"] if self.unrecorded else []
+        unrecorded = [f"  not recorded: {printable(self.unrecorded)}"] if self.unrecorded else []
         config = [] if self.config is None else [f"  {self.config}"]
         others = [f"  {said}" for said in _beyond_steps(self)]
         return "\n".join([head, *(f"  {line}" for line in _listed(self.steps)), *others, *config, *unrecorded])
@@ -394,7 +395,7 @@ def _grouped(steps: Iterable[StepReport]) -> list[str]:
     """Return what is said of *steps* in one line, of all that ended alike at once, and of not too many."""
     alike: dict[tuple[str, str], list[int]] = {}
     for step in steps:
-        alike.setdefault((step.action.value, " ".join(step.said.split())), []).extend(step.ids)
+        alike.setdefault((step.action.value, step.said), []).extend(step.ids)
     said = [f"{action} {VcpuMap(ids)}: {said}" for (action, said), ids in alike.items()]
     more = len(said) - _MOST_SAID
     return said if more <= 0 else [*said[:_MOST_SAID], f"and {more} more"]

@@ -18,6 +18,7 @@ from qmpvcpu.errors import (
     MonitorLostError,
     MonitorTimeoutError,
     clip,
+    printable,
     shorten,
 )
 from qmpvcpu.monitor.address import Address, connect, connected_socket, peer_pid
@@ -164,7 +165,7 @@ class Monitor:
             except TimeoutError:
                 raise MonitorConnectError(self.address, f"no reply to query-version in {timeout_s:g} s") from None
             except (ExecuteError, ExecInterruptedError, ProtocolError) as err:
-                raise MonitorConnectError(self.address, f"query-version failed: {clip(str(err))}") from err
+                raise MonitorConnectError(self.address, f"query-version failed: {clip(str(err))}") from None
         self.version, self.package = read_version(self.address, version)
         client.register_listener(self._listener)
 
@@ -210,7 +211,8 @@ class Monitor:
             if verbose:
                 self._log_message("received", err.received)
             told = clip(err.error_class, _LONGEST_CLASS), clip(err.error.error.desc, _LONGEST_DESC)
-            raise CommandRejectedError(*told, err.sent) from err
+            # Not from err: a traceback would print QEMU's text as it is.
+            raise CommandRejectedError(*told, err.sent) from None
         except BadReplyError as err:
             raise MalformedReplyError(command, err.error_message, dict(err.msg)) from err
         except (ExecInterruptedError, StateError) as err:
@@ -294,10 +296,12 @@ class Monitor:
         try:
             function(news)
         except Exception:  # noqa: BLE001 - raised further it ends the reader of a client that may not be ours
-            _log.exception("%s: the function called with %s failed", self.address, news, extra={"vm": self.address})
+            address = printable(self.address)
+            _log.exception("%s: the function called with %s failed", address, news, extra={"vm": address})
 
     def _log_message(self, direction: str, message: Mapping[str, Any]) -> None:
         """Log one message of the exchange."""
         qmp = dict(message)
-        extra = {"vm": self.address, "direction": direction, "qmp": qmp}
-        _log.debug("%s %s %s", self.address, direction, shorten(qmp, _LOGGED), extra=extra)
+        address = printable(self.address)
+        extra = {"vm": address, "direction": direction, "qmp": qmp}
+        _log.debug("%s %s %s", address, direction, printable(shorten(qmp, _LOGGED)), extra=extra)

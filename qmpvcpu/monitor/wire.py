@@ -114,7 +114,7 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
     except OSError as err:
         raise MonitorConnectError(name, explain(err)) from err
     except ExecuteError as err:
-        raise MonitorConnectError(name, f"it rejects qmp_capabilities: {clip(f'{err.error_class}: {err}')}") from err
+        raise MonitorConnectError(name, f"it rejects qmp_capabilities: {clip(f'{err.error_class}: {err}')}") from None
     except BadReplyError as err:
         why = f"its reply to qmp_capabilities is malformed: {shorten(dict(err.msg))}"
         raise MonitorConnectError(name, why) from err

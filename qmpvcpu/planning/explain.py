@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
+from qmpvcpu.errors import DenialReason, printable
 from qmpvcpu.model import Action, Denied, Slot, Step, VcpuMap
 
 if TYPE_CHECKING:
-    from qmpvcpu.errors import DenialReason
     from qmpvcpu.planning.plan import Plan
 
 __all__ = ["explained", "merged", "named"]
@@ -40,9 +40,9 @@ def explained(plan: "Plan") -> Iterator[str]:
     rows += [("denied", str(each.ids or "the count"), each.detail) for each in merged(plan.denied)]
     width = min(max((len(ids) for _, ids, _ in rows), default=0), _WIDEST_IDS)
     for word, ids, how in rows:
-        yield f"  {word:<6} {ids:<{width}}  ({how})"
+        yield f"  {word:<6} {ids:<{width}}  ({printable(how)})"
     for warning in plan.warnings:
-        yield f"  warning: {warning}"
+        yield f"  warning: {printable(warning)}"
 
 
 def _head(plan: "Plan") -> str:

@@ -8,7 +8,7 @@ import enum
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from qmpvcpu.errors import MigrationError
+from qmpvcpu.errors import MigrationError, printable
 from qmpvcpu.model import Layout, Slot, VcpuMap, VmState, VmStatus, apic_id
 from qmpvcpu.planning.explain import named
 
@@ -89,7 +89,7 @@ class Difference:
         return self.effect is not Effect.HARMLESS
 
     def __str__(self) -> str:
-        return (
+        return printable(
             f"{self.kind.value}: the source has {self.source}, the target {self.target}; {self.effect.value}:"
             f" {self.advice}"
         )

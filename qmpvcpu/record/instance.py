@@ -23,7 +23,7 @@ def instance_of(host_tid: int | None, pid: int | None) -> Instance | None:
     ticks = None
     if pid is not None:
         with contextlib.suppress(OSError):  # it may have ended, or be hidden from us: then only its number is known
-            fields = Path(f"/proc/{pid}/task/{host_tid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{pid}/task/{host_tid}/stat").read_text(errors="replace").rpartition(")")[2].split()
             ticks = int(fields[19])
     return Instance(host_tid, ticks)
 

@@ -121,9 +121,7 @@ def _keeper(file: io.FileIO) -> tuple[int | None, str]:
     pid = int(text)
     words = f"this process, {pid}" if pid == os.getpid() else f"process {pid}"
     with contextlib.suppress(OSError):  # on another host, or hidden from us
-        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-        # Its name is its own choice, and this goes to terminals.
-        words += f" ({''.join(each if each.isprintable() else '?' for each in name)})"
+        words += f" ({Path(f'/proc/{pid}/comm').read_text(errors='replace').strip()})"
     return pid, words
 
 

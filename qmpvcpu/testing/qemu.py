@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
-from qmpvcpu.errors import QmpVcpuError
+from qmpvcpu.errors import QmpVcpuError, printable
 from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.rom import rom_image
 
@@ -57,6 +57,9 @@ class QemuProcessError(QmpVcpuError):
         self.stderr = stderr
         self.returncode = returncode
 
+    def __str__(self) -> str:
+        return printable(Exception.__str__(self), lines=True)
+
 
 class QemuStartError(QemuProcessError):
     """QEMU, or the guest in it, did not come up."""
@@ -94,7 +97,7 @@ def find_qemus() -> dict[str, Path]:
     for path in candidates:
         version = qemu_version(path)
         if version is None:
-            _LOGGER.warning("%s does not answer --version: left out", path)
+            _LOGGER.warning("%s does not answer --version: left out", printable(str(path)))
         else:
             found.setdefault(version, path)
     return found
@@ -135,7 +138,7 @@ async def probe_accelerator(qemu: Path, *, timeout: float = 3.0) -> Accelerator:
             async with asyncio.timeout(timeout):
                 await process.serials[0].reader.readuntil(b"R")
     except (QemuStartError, TimeoutError, asyncio.IncompleteReadError) as why:
-        _LOGGER.info("KVM does not run guests of %s here: %s", qemu, why)
+        _LOGGER.info("KVM does not run guests of %s here: %s", qemu, printable(str(why)))
         return "tcg"
     return "kvm"
 

@@ -11,8 +11,8 @@ from qmpvcpu import Layout, Slot
 from qmpvcpu.cli.completing import words
 from qmpvcpu.model import CpuProps, VmInfo
 from qmpvcpu.testing import MicroGuest
-from tests.cli.hostile import slots, small_vm
 from tests.cli.running import environment, program_on_terminal, run
+from tests.hostile import slots, small_vm
 
 pytestmark = pytest.mark.qemu
 

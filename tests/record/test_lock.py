@@ -120,7 +120,7 @@ async def test_a_stopped_keeper_keeps_the_record(open_record: OpenRecord, tmp_pa
 async def test_a_keeper_cannot_write_to_our_terminal_by_its_name(open_record: OpenRecord, tmp_path: Path) -> None:
     with keeper(tmp_path / "vm.xml", "\x1b[31mred") as other, pytest.raises(RecordLockedError) as locked:
         await open_record(tmp_path / "vm.xml")
-    assert f"process {other.pid} (?[31mred)" in str(locked.value)
+    assert f"process {other.pid} (\\x1b[31mred)" in str(locked.value)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 import pytest
 
+from qmpvcpu.errors import printable
 from qmpvcpu.testing.dialogue import Line
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.peer import ScriptedPeer
@@ -21,7 +22,6 @@ __all__ = ["Evidence", "PeerEvidence", "VmEvidence", "attach_evidence"]
 _TRANSCRIPT: Final = "QMP transcript"
 _LINES: Final = 60  # of each section in a report; the files have all
 _WIDTH: Final = 400
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _PF_EXITING: Final = 0x4  # include/linux/sched.h
 _FLAGS_FIELD: Final = 6  # of /proc/PID/stat, after the name and counted from the state
 
@@ -117,7 +117,7 @@ def _keep(home: Path, sections: Mapping[str, str]) -> None:
 
 
 def _add_section(report: pytest.TestReport, title: str, text: str) -> None:
-    text = _CONTROL.sub(lambda control: f"\\x{ord(control[0]):02x}", text)  # a console may clear the screen
+    text = printable(text, lines=True)  # a console may clear the screen
     # As a part of the failure's text it is in every kind of report, junit's included, whatever is captured.
     add = getattr(report.longrepr, "addsection", None)
     if add is not None:
@@ -148,7 +148,7 @@ def _fate(returncode: int | None) -> str:
 
 def _line(said: QmpMessage | Line, monitor: str) -> str:
     at = datetime.fromtimestamp(said.at, tz=UTC).strftime("%H:%M:%S.%f")
-    return f"{at} {monitor} {'->' if said.sender == 'client' else '<-'} {said}"
+    return f"{at} {monitor} {'->' if said.sender == 'client' else '<-'} {printable(str(said))}"
 
 
 def _shortened(text: str, title: str) -> Iterator[str]:
