@@ -5,47 +5,54 @@ from typing import Any
 
 from qmpvcpu.testing.peer import GREETING, Failure, ScriptedPeer
 
-HOSTILE = "\x1b]0;owned\x07\x1b[31;5m[bold]\r\nFORGED ok\x9b1;1H\u202ecod\u2066\u2028FORGED too\x85\x7f\ud800"
+HOSTILE = "\x1b]0;owned\x07\x1b[31;5m[bold]\r\nFORGED ok\x9b1;1H\u202ecod\u2066\u2028FORGED too\x85\x7f"
 """Sets a terminal's title and colours, moves its cursor, turns the direction of text, and begins lines of its own."""
 
 _BOOT = "/machine/unattached/device[0]"
+_PLUGGED = "/machine/peripheral/vcpu1"
 
 
 def small_vm(greeting: Mapping[str, Any] = GREETING, **answers: Any) -> ScriptedPeer:
-    """A peer that plays a VM with vCPU 0 of 3, but for what *answers* says, by command with ``_`` for ``-``."""
-    said = {
+    """A peer that plays a VM with vCPUs 0-1 of 4, but for what *answers* says, by command with ``_`` for ``-``."""
+    said: dict[str, Any] = {
         "query-hotpluggable-cpus": slots({}),
-        "query-cpus-fast": threads(),
+        "query-cpus-fast": [
+            {"qom-path": path, "thread-id": 1 + index, "cpu-index": index, "target": "x86_64", "props": {}}
+            for index, path in enumerate((_BOOT, _PLUGGED))
+        ],
         "query-status": {"status": "running", "running": True},
+        "query-memory-size-summary": {"base-memory": 2**30},
+        "qom-get": "pc-machine",
     }
     said |= {name if name.startswith("device_") else name.replace("_", "-"): each for name, each in answers.items()}
     return ScriptedPeer(answers=said, greeting=greeting, reject_others=True)
 
 
-def named_vm(name: str) -> ScriptedPeer:
-    """The same with this name, which is all that is foreign about it."""
-    return small_vm(query_name={"name": name}, query_memory_size_summary={"base-memory": 2**30}, qom_get="pc-machine")
-
-
-def hostile_vm() -> ScriptedPeer:
-    """The same with a hostile word wherever a QEMU could say one and still be listed."""
+def hostile_vm(**answers: Any) -> ScriptedPeer:
+    """The same with a hostile word wherever a QEMU has text of its own: its name, package and errors."""
     version = {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": HOSTILE}
-    names = {("/machine", "type"): f"{HOSTILE}-machine", ("/machine", "smp"): {"maxcpus": 3, HOSTILE: HOSTILE}}
+    failure = Failure(HOSTILE, HOSTILE)
     return small_vm(
         greeting={"QMP": {"version": version, "capabilities": [HOSTILE]}},
-        query_hotpluggable_cpus=slots({f"{HOSTILE}-id": HOSTILE, "node-id": HOSTILE}, kind=HOSTILE, path=HOSTILE),
-        query_cpus_fast=threads(path=HOSTILE, arch=HOSTILE),
-        query_name={"name": HOSTILE},
-        query_uuid={"UUID": HOSTILE},
-        qom_get=lambda command: names.get(tuple(command.arguments.values()), Failure(HOSTILE, HOSTILE)),
-        device_add=Failure(HOSTILE, HOSTILE),
-        device_del=Failure(HOSTILE, HOSTILE),
+        **{"query_name": {"name": HOSTILE}, "device_add": failure, "device_del": failure, **answers},
     )
 
 
-def slots(props: Mapping[str, Any], *, kind: str = "qemu64-x86_64-cpu", path: str = "") -> list[dict[str, Any]]:
-    """What query-hotpluggable-cpus says of such a VM whose slots have *props*, with vCPU 1 at *path*."""
-    paths = {0: _BOOT} | ({1: f"/machine/peripheral/{path}"} if path else {})
+def impossible_vms() -> list[ScriptedPeer]:
+    """Peers whose replies no QEMU could give, for a hostile word in them."""
+    return [
+        hostile_vm(query_hotpluggable_cpus=slots({HOSTILE: HOSTILE, "node-id": HOSTILE})),
+        hostile_vm(query_hotpluggable_cpus=slots({}, kind=HOSTILE)),
+        hostile_vm(query_hotpluggable_cpus=HOSTILE),
+        hostile_vm(query_cpus_fast=[{HOSTILE: HOSTILE, "qom-path": HOSTILE, "thread-id": 1, "cpu-index": 0}]),
+        hostile_vm(qom_get=f"{HOSTILE}-machine", query_uuid={"UUID": HOSTILE}, query_migrate={"status": HOSTILE}),
+        hostile_vm(query_status=Failure(HOSTILE, HOSTILE)),
+    ]
+
+
+def slots(props: Mapping[str, Any], *, kind: str = "qemu64-x86_64-cpu") -> list[dict[str, Any]]:
+    """What query-hotpluggable-cpus says of such a VM whose slots have *props* too."""
+    paths = {0: _BOOT, 1: _PLUGGED}
     return [
         {
             "type": kind,
@@ -53,14 +60,5 @@ def slots(props: Mapping[str, Any], *, kind: str = "qemu64-x86_64-cpu", path: st
             "props": {"core-id": core, **props},
             **({"qom-path": paths[core]} if core in paths else {}),
         }
-        for core in range(3)
-    ]
-
-
-def threads(*, path: str = "", arch: str = "x86_64") -> list[dict[str, Any]]:
-    """What query-cpus-fast says of such a VM."""
-    paths = [_BOOT] + ([f"/machine/peripheral/{path}"] if path else [])
-    return [
-        {"qom-path": each, "thread-id": 1 + index, "cpu-index": index, "target": arch, "props": {}}
-        for index, each in enumerate(paths)
+        for core in range(4)
     ]

@@ -9,7 +9,7 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from qmpvcpu.cli.streams import open_missing
+from qmpvcpu.cli.streams import Forgiving, cannot_print, encode_all, open_missing
 
 __all__ = ["main"]
 
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     open_missing()
+    encode_all()
     if arguments is None:
         gc.set_threshold(_MANY_OBJECTS)
         atexit.register(gc.freeze)  # and none is looked for at the end, when all goes anyway
@@ -43,10 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if words[:1] == ["--version"]:
-        from importlib.metadata import version  # noqa: PLC0415 -- only where it is needed
-
-        print(f"qmpvcpu {version('qmpvcpu')}")
-        return 0
+        return _say_version()
     try:
         if "list" in words and "--json" in words:
             from qmpvcpu.cli import quick  # noqa: PLC0415 -- only where it is likely to be of use
@@ -64,14 +62,23 @@ def _run(words: list[str]) -> int:
         return _without_extra(words, missing)
 
 
+def _say_version() -> int:
+    from importlib.metadata import version  # noqa: PLC0415 -- only where it is needed
+
+    try:
+        print(f"qmpvcpu {version('qmpvcpu')}", flush=True)
+    except OSError as error:
+        return cannot_print(error)
+    return 0
+
+
 def _without_extra(words: list[str], missing: str) -> int:
     """Play the demo, which needs no more than the package itself; of all else say what it needs."""
     if words == ["demo"]:
         from qmpvcpu.cli.plain import play  # noqa: PLC0415 -- only where it is needed
 
         return play()
-    print(
-        f"qmpvcpu: the command line needs {missing}, which is not installed: pip install 'qmpvcpu[cli]'",
-        file=sys.stderr,
+    Forgiving(sys.stderr).write(
+        f"qmpvcpu: the command line needs {missing}, which is not installed: pip install 'qmpvcpu[cli]'\n"
     )
     return 2

@@ -10,8 +10,8 @@ import typer
 
 from qmpvcpu.cli.helping import fit_help, help_width
 from qmpvcpu.cli.options import BadUsageError, FirstOptions, Options, takes_groups
-from qmpvcpu.cli.run import REACHED, Answer, Shell, failure, print_answer
-from qmpvcpu.cli.streams import silence
+from qmpvcpu.cli.run import REACHED, Shell, failure, print_answer
+from qmpvcpu.cli.streams import Forgiving, cannot_print, silence
 
 __all__ = ["program", "run"]
 
@@ -115,7 +115,7 @@ def program() -> Any:
 def _shared(context: typer.Context, options: FirstOptions) -> None:
     context.obj = options
     if context.invoked_subcommand is None:
-        sys.stderr.write(context.get_help() + "\n")
+        Forgiving(sys.stderr).write(context.get_help() + "\n")
         raise BadUsageError("no command")
 
 
@@ -131,9 +131,7 @@ def run(arguments: Sequence[str]) -> int:
             silence(sys.stdout)
         return REACHED
     except OSError as error:  # help that cannot be printed
-        silence(sys.stdout)
-        fault = None if isinstance(error, BrokenPipeError) else error
-        return print_answer(Answer(REACHED, {}), Shell(Options(), unprinted=fault))
+        return cannot_print(error)
     except typer.Abort:
         return _complain(KeyboardInterrupt(), json="--json" in arguments)
     return code if isinstance(code, int) else 0

@@ -1,8 +1,11 @@
-"""What every JSON document begins with."""
+"""What every JSON document begins with, and how one is written."""
 
+import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["SCHEMA", "document"]
+__all__ = ["SCHEMA", "as_line", "document"]
 
 SCHEMA = "qmpvcpu/1"
 
@@ -10,3 +13,22 @@ SCHEMA = "qmpvcpu/1"
 def document(**content: Any) -> dict[str, Any]:
     """Return a JSON document with its schema first."""
     return {"schema": SCHEMA, **content}
+
+
+def as_line(content: Mapping[str, Any]) -> str:
+    """Return *content* as one line of JSON in ASCII; JSON has no NaN and no infinity, so that these become text."""
+    try:
+        return json.dumps(content, allow_nan=False) + "\n"
+    except ValueError:
+        return json.dumps(_spelled(content), allow_nan=False) + "\n"
+
+
+def _spelled(value: object) -> object:
+    match value:
+        case float() if not math.isfinite(value):
+            return json.dumps(value)
+        case Mapping():
+            return {key: _spelled(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_spelled(each) for each in value]
+    return value

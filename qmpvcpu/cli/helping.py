@@ -12,13 +12,15 @@ __all__ = ["fit_help", "help_width"]
 # click's own bounds: wider is hard to read, and below this it gives up to fit.
 _WIDEST: Final = 80
 _NARROW: Final = 60
+# Below this words are cut to pieces, and textwrap ends with an error: the terminal wraps what is longer.
+_NARROWEST: Final = 20
 # Of a narrow terminal options stand on lines of their own, what they do below, indented by so much.
 _INDENT: Final = 4
 
 
 def help_width() -> int:
     """Return how wide help may be."""
-    return min(shutil.get_terminal_size().columns, _WIDEST) - 2
+    return max(min(shutil.get_terminal_size().columns, _WIDEST), _NARROWEST) - 2
 
 
 def _narrowed(formatter: Any) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import enum
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -88,7 +89,7 @@ async def _print_arguments(path: Path, form: _Form, cpu: str | None) -> Answer:
         unknown=list(built.unknown),
     )
     lines = "\n".join(_lines(built, form))
-    return Answer(REACHED, content, data=lines.encode() or None, complaint=built.unknown)
+    return Answer(REACHED, content, data=os.fsencode(lines) or None, complaint=built.unknown)
 
 
 def _lines(built: LaunchArguments, form: _Form) -> list[str]:

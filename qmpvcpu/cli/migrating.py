@@ -5,7 +5,6 @@ what the source became is compared by ``confirm-target --source``.
 """
 
 import asyncio
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from qmpvcpu import Difference, DifferenceKind, TargetMismatchError, VmState, ch
 from qmpvcpu.cli.launching import read_document
 from qmpvcpu.cli.options import BadUsageError, Daring, Options, check_seconds
 from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out
-from qmpvcpu.cli.show import document, state_json, state_text
+from qmpvcpu.cli.show import as_line, document, state_json, state_text
 from qmpvcpu.errors import RecordError, printable
 from qmpvcpu.planning import changes_since
 from qmpvcpu.record import save
@@ -140,12 +139,12 @@ async def _export(shell: Shell, settle: float | None, output: Path | None, darin
         await vm.export(settle=seconds, allow_fatal=daring.allow_fatal) as exported,
     ):
         state = exported.state
-    text = json.dumps(state.as_json())
+    text = as_line(state.as_json())
     content = document(export=state.as_json(), **state_json(state.layout))
     if output is None:
         return Answer(REACHED, content, data=text.encode())
     try:
-        await save(output, text.encode() + b"\n")
+        await save(output, text.encode())
     except RecordError as error:
         raise BadUsageError(f"--output: {error}") from error
     return Answer(REACHED, content | {"output": str(output)}, printable(f"written to {output}"))

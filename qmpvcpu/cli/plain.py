@@ -9,9 +9,9 @@ from typing import Any
 
 import qmpvcpu
 from qmpvcpu import VcpuController
-from qmpvcpu.cli.answer import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED
+from qmpvcpu.cli.answer import NO_ANSWER, NOT_SENT
 from qmpvcpu.cli.demo_work import GuestKind, demo
-from qmpvcpu.cli.streams import silence
+from qmpvcpu.cli.streams import Forgiving, cannot_print
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.testing.qemu import QemuNotFoundError
 
@@ -28,7 +28,7 @@ class _PlainStage:
         return qmpvcpu.attach(target, name=name, resync_interval=None)
 
     def note(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        Forgiving(sys.stderr).write(f"{line}\n")
 
     def say(self, line: str) -> None:
         print(line, flush=True)
@@ -48,11 +48,7 @@ def play() -> int:
         stage.note(f"qmpvcpu: {error}")
         return NOT_SENT if isinstance(error, QemuNotFoundError) else NO_ANSWER
     except OSError as error:
-        silence(sys.stdout)
-        if isinstance(error, BrokenPipeError):  # a reader that has seen enough (head, less) is no fault
-            return REACHED
-        stage.note(f"qmpvcpu: {error}")
-        return NOT_REACHED
+        return cannot_print(error)
     for line in answer.complaint:
         stage.note(line)
     stage.note("\nAll other commands: pip install 'qmpvcpu[cli]'")

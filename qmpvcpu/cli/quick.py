@@ -5,14 +5,13 @@ anything else, and whatever goes wrong, is theirs.
 """
 
 import asyncio
-import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from qmpvcpu.cli.documents import document
+from qmpvcpu.cli.documents import as_line, document
 from qmpvcpu.cli.stopping import Stopping
 from qmpvcpu.errors import MonitorConnectError, QmpVcpuError
 from qmpvcpu.model import Layout
@@ -52,7 +51,7 @@ def list_json(address: str) -> int:
     except (QmpVcpuError, asyncio.CancelledError) as error:
         return _told(address, stopping, KeyboardInterrupt() if isinstance(error, asyncio.CancelledError) else error)
     try:
-        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(as_line(found))
         sys.stdout.flush()
     except OSError:
         return _told(address, stopping, found)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -19,7 +18,7 @@ from qmpvcpu import VcpuController
 from qmpvcpu.cli.answer import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, Answer
 from qmpvcpu.cli.options import BadUsageError, Options
 from qmpvcpu.cli.reports import report_text, shortcoming
-from qmpvcpu.cli.show import document, error_json, in_options, is_held, state_json, state_text
+from qmpvcpu.cli.show import as_line, document, error_json, in_options, is_held, state_json, state_text
 from qmpvcpu.cli.stopping import Stopping
 from qmpvcpu.cli.streams import Forgiving, silence
 from qmpvcpu.errors import (
@@ -268,7 +267,7 @@ def print_answer(answer: Answer, shell: Shell) -> int:
     """Print *answer* where and how the options say, and return its exit code."""
     complaint = () if shell.options.json else answer.complaint
     if shell.options.json:
-        shell.put(lambda: sys.stdout.write(json.dumps(answer.document) + "\n"))
+        shell.put(lambda: sys.stdout.write(as_line(answer.document)))
     elif answer.data is not None:
         shell.pass_on(answer.data)
     elif answer.text is not None:

@@ -5,12 +5,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qmpvcpu.cli.documents import SCHEMA, document
+from qmpvcpu.cli.documents import SCHEMA, as_line, document
 from qmpvcpu.errors import DomainXmlError, InvalidMapError, MonitorConnectError, QmpVcpuError, printable
 from qmpvcpu.model import Layout, Vcpu, VcpuMap, as_json, verdict_of
 
 __all__ = [
     "SCHEMA",
+    "as_line",
     "document",
     "error_json",
     "headline",

@@ -1,12 +1,15 @@
 """Standard streams that are closed, full, or read by nobody: a command goes on, and says so where it still can."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable
 from typing import IO, Any
 
-__all__ = ["Forgiving", "open_missing", "silence"]
+from qmpvcpu.cli.answer import NOT_REACHED, REACHED
+
+__all__ = ["Forgiving", "cannot_print", "encode_all", "open_missing", "silence"]
 
 
 def open_missing() -> None:
@@ -24,6 +27,22 @@ def open_missing() -> None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def encode_all() -> None:
+    """Have both outputs take any text: what their encoding lacks is escaped, as Python does on standard error."""
+    for file in (sys.stdout, sys.stderr):
+        if isinstance(file, io.TextIOWrapper):
+            file.reconfigure(errors="backslashreplace")
+
+
+def cannot_print(error: OSError) -> int:
+    """Let standard output go nowhere from here on, tell why if that is a fault, and return the exit code."""
+    silence(sys.stdout)
+    if isinstance(error, BrokenPipeError):  # a reader that has seen enough (head, less)
+        return REACHED
+    Forgiving(sys.stderr).write(f"qmpvcpu: cannot print the answer: {error}\n")
+    return NOT_REACHED
 
 
 def silence(file: IO[str]) -> None:

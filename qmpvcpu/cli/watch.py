@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, fields
@@ -16,7 +15,7 @@ from qmpvcpu import Layout, VcpuController
 from qmpvcpu.cli.live import LiveTable, clock, told
 from qmpvcpu.cli.options import BadUsageError, Options, check_seconds
 from qmpvcpu.cli.run import INTERRUPTED, NOT_REACHED, REACHED, Answer, Shell, carry_out
-from qmpvcpu.cli.show import document, headline, map_row, plain, state_json
+from qmpvcpu.cli.show import as_line, document, headline, map_row, plain, state_json
 from qmpvcpu.model import Event, VcpuMap
 
 __all__ = ["watch"]
@@ -187,8 +186,8 @@ class _Documents:
 
     def _print(self, said: dict[str, Any], layout: Layout) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps(document(time=now, **said, **state_json(layout)))
-        self._shell.put(lambda: sys.stdout.write(line + "\n"))
+        line = as_line(document(time=now, **said, **state_json(layout)))
+        self._shell.put(lambda: sys.stdout.write(line))
 
 
 class _Lines:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import unicodedata
 from pathlib import Path
 
@@ -12,14 +11,13 @@ from qmpvcpu import Layout, Slot, VmState
 from qmpvcpu.model import CpuProps, VmInfo
 from qmpvcpu.testing import ScriptedPeer
 from tests.cli.running import on_terminal, run, running, said
-from tests.hostile import HOSTILE, hostile_vm, named_vm, small_vm
+from tests.hostile import HOSTILE, hostile_vm, impossible_vms, small_vm
 
 COMMANDS = [
     "list",
     "plan 0-1",
     "plan 0-2",
     "plug 2",
-    "plug 2 --verbose",
     "unplug 1",
     "set 0,2",
     "set 0,2 --on-failure continue",
@@ -34,9 +32,11 @@ COMMANDS = [
     "take-back --destination-is-gone",
     "fleet list --dir {folder}/vms",
     "fleet set 0,2 --dir {folder}/vms",
+    "check-target {folder}/no-state.json",
     "config {folder}/base.xml",
     "config {folder}/base.xml --count 2",
     "args {folder}/base.xml",
+    "args {folder}/no-base.xml",
     "xml --base {folder}/base.xml -o {folder}/vm\x1b]0;owned\x07\nFORGED.xml",
     "list --record {folder}/\x1b]0;owned\x07\nFORGED.xml",
     "list --frob\x1b]0;owned\x07\nFORGED",
@@ -56,15 +56,17 @@ def printed(text: str) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with files whose author means harm."""
-    vm = VmInfo(HOSTILE, HOSTILE, HOSTILE, "tcg", (10, 0, 2), package=HOSTILE)
-    boot = Slot(0, 1, HOSTILE, CpuProps({"core-id": 0, HOSTILE: HOSTILE}), 0, "/machine/unattached/device[0]", (1,))
+    vm = VmInfo(HOSTILE, "x86_64", "pc", "tcg", (10, 0, 2), package=HOSTILE)
+    boot = Slot(0, 1, "qemu64-x86_64-cpu", CpuProps({"core-id": 0}), 0, "/machine/unattached/device[0]", (1,))
     (tmp_path / "state.json").write_text(json.dumps(VmState(Layout(vm, (boot,), (0,))).as_json()))
+    (tmp_path / "no-state.json").write_text(json.dumps({HOSTILE: HOSTILE, "schema": HOSTILE}))
     name = "&#x9b;31m&#10;FORGED&#x202e;cod&#x85;FORGED&#x7f;"
-    (tmp_path / "base.xml").write_text(
-        f"<domain type='kvm'><name>{name}</name><memory>1024</memory><vcpu current='1'>3</vcpu>"
-        f"<os><type arch='x86_64' machine='{name}'>hvm</type></os>"
-        f"<cpu mode='custom'><model>{name}</model><feature name='{name}'/></cpu></domain>"
-    )
+    for file, word in (("base.xml", "pc"), ("no-base.xml", name)):
+        (tmp_path / file).write_text(
+            f"<domain type='kvm'><name>{name}</name><memory>1024</memory><vcpu current='1'>3</vcpu>"
+            f"<os><type arch='x86_64' machine='{word}'>hvm</type></os>"
+            f"<cpu mode='custom'><model>{word}</model><feature name='{word}'/></cpu></domain>"
+        )
     (tmp_path / "vms").mkdir()
     return tmp_path
 
@@ -81,7 +83,8 @@ async def test_every_command_prints_lines_of_its_own_and_no_control(
     line: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = line.format(folder=folder).split(" ")
-    for vm in (hostile_vm(), named_vm(HOSTILE)):
+    vms = [hostile_vm(), *(impossible_vms() if line in ("list", "doctor", "fleet list --dir {folder}/vms") else [])]
+    for vm in vms:
         async with vm as peer:
             reach(peer, folder)
             address = [] if words[0] in ("fleet", "config", "args") else ["--qmp", peer.address]
@@ -93,7 +96,7 @@ async def test_every_command_prints_lines_of_its_own_and_no_control(
             printed(text)
 
 
-@pytest.mark.parametrize("line", ["list", "plan 0-2", "set 0,2", "watch --for 0.3", "fleet list --dir {folder}/vms"])
+@pytest.mark.parametrize("line", ["list", "set 0,2", "watch --for 0.3", "fleet list --dir {folder}/vms"])
 async def test_a_terminal_gets_no_control_but_those_of_its_table(line: str, folder: Path) -> None:
     words = line.format(folder=folder).split(" ")
     async with hostile_vm() as peer:
@@ -107,7 +110,7 @@ async def test_a_terminal_gets_no_control_but_those_of_its_table(line: str, fold
 
 
 async def test_a_document_is_exact_in_a_file_and_printable_on_a_terminal(tmp_path: Path) -> None:
-    base = "<domain type='kvm'>\r\n\t<name>\u202eö\x9b31m</name>\t<memory>1024</memory>\n<vcpu>3</vcpu></domain>"
+    base = "<domain type='kvm'>\r\n\t<name>\u202eö\x9b31m</name>\t<memory>1024</memory>\n<vcpu>4</vcpu></domain>"
     (tmp_path / "base.xml").write_bytes(base.encode())
     async with small_vm() as peer:
         words = ("xml", "--base", tmp_path / "base.xml", "--qmp", peer.address)
@@ -122,26 +125,34 @@ async def test_a_document_is_exact_in_a_file_and_printable_on_a_terminal(tmp_pat
     assert r"<name>\u202eö\x9b31m</name>" in it.raw.decode()
 
 
+async def test_the_exchange_is_printed_in_lines() -> None:
+    async with hostile_vm() as peer:
+        ran = await run("plug", "2", "--verbose", "--qmp", peer.address)
+    assert "received" in ran.err
+    printed(ran.err)
+
+
 async def test_json_has_what_was_said_to_the_letter() -> None:
-    async with named_vm(HOSTILE) as peer:
+    async with hostile_vm() as peer:
         ran = await run("export", "--json", "--qmp", peer.address)
     assert ran.document["export"]["vm"]["name"] == HOSTILE
 
 
 async def test_what_happens_is_told_in_printable_words() -> None:
-    async with small_vm() as peer, running("watch", "--qmp", peer.address) as it:
+    async with hostile_vm() as peer, running("watch", "--qmp", peer.address) as it:
         assert it.process.stdout is not None
-        assert "of 3 vCPUs plugged" in (await it.process.stdout.readline()).decode()
-        await peer.event("MIGRATION", {"status": HOSTILE})
         line = (await it.process.stdout.readline()).decode()
-        it.process.send_signal(signal.SIGINT)
-        assert (await it.end()).out == ""
-    assert "migration: " in line
-    assert "FORGED too" in line
-    printed(line)
+        assert "FORGED too" in line
+        printed(line)
+        await peer.send(b"\x1b]0;owned\x07 \xe2\x80\xae\r\n")
+        ran = await it.end()
+    assert ran.code == 3
+    assert "the QMP connection is lost" in ran.out
+    printed(ran.out)
+    printed(ran.err)
 
 
 async def test_markup_in_a_name_is_a_name() -> None:
-    async with named_vm("[bold red]vm[/] [link=http://x]y") as peer:
+    async with small_vm(query_name={"name": "[bold red]vm[/] [link=http://x]y"}) as peer:
         ran = await run("list", "--qmp", peer.address)
     assert "[bold red]vm[/] [link=http://x]y (" in ran.out
