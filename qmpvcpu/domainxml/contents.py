@@ -150,7 +150,7 @@ def _rows(root: etree._Element, count: int | None, fields: Fields) -> Mapping[in
     rows: dict[int, Row] = {}
     readable = True
     for element in root.iterfind("vcpus/vcpu"):
-        before = len(fields.found)
+        before = fields.count
         number = fields.number(element, "id") if fields.required(element, "id") else None
         if number is not None and count is not None and number >= count:
             says = f"vcpu id '{number}' is out of range of maximum vcpu count"
@@ -159,7 +159,7 @@ def _rows(root: etree._Element, count: int | None, fields: Fields) -> Mapping[in
         enabled = fields.truth(element, "enabled") if fields.required(element, "enabled") else None
         hotpluggable = fields.truth(element, "hotpluggable")
         order = fields.number(element, "order")
-        if len(fields.found) > before or number is None or enabled is None:
+        if fields.count > before or number is None or enabled is None:
             readable = False
             continue
         rows[number] = Row(element, enabled, hotpluggable, order or 0)

@@ -44,6 +44,8 @@ class Editor:
         self._spans: dict[etree._Element, Span] = dict(zip(self.root.iter("*"), find_spans(xml), strict=True))
         self._edits: list[tuple[int, int, bytes]] = []
         self._inside: dict[etree._Element, list[Node]] = {}  # of elements without any inside
+        self._margins: dict[etree._Element, bytes] = {}  # as looked for once: a line can be as long as the document
+        self._anchors: dict[tuple[etree._Element, tuple[str, ...]], etree._Element | None] = {}
         self._unit = self._find_unit()
 
     def result(self) -> bytes:
@@ -126,20 +128,29 @@ class Editor:
     def insert_after(self, element: etree._Element, node: Node) -> None:
         """Put *node* behind *element*, and behind the comments on the same line; more than once: in this order."""
         end = self._spans[element].end
-        self._insert(end, node, self._margin(element) or self._margin_of_next_line(end))
+        if element not in self._margins:
+            self._margins[element] = self._margin(element) or self._margin_of_next_line(end)
+        self._insert(end, node, self._margins[element])
 
     def insert(self, parent: etree._Element, node: Node, *, after: Sequence[str]) -> None:
         """Put *node* into *parent*: behind its last child of the last name in *after* that it has, else first."""
-        for tag in reversed(after):
-            found = parent.findall(tag)
-            if found:
-                self.insert_after(found[-1], node)
-                return
+        anchor = self._anchor(parent, tuple(after))
+        if anchor is not None:
+            self.insert_after(anchor, node)
+            return
         first = next(parent.iterchildren("*"), None)
         if first is None:
             self._inside.setdefault(parent, []).append(node)
         else:
             self._insert(self._spans[parent].content, node, self._margin(first))
+
+    def _anchor(self, parent: etree._Element, after: tuple[str, ...]) -> etree._Element | None:
+        # Looked for once: some thousands of pins go behind one element, which has some thousands of children.
+        key = (parent, after)
+        if key not in self._anchors:
+            found = (next(parent.iterchildren(tag, reversed=True), None) for tag in reversed(after))
+            self._anchors[key] = next((each for each in found if each is not None), None)
+        return self._anchors[key]
 
     def _insert(self, at: int, node: Node, margin: bytes) -> None:
         rest = _REST_OF_LINE.match(self._xml, at) if margin else None

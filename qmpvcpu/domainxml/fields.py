@@ -26,6 +26,8 @@ for _power, _letter in enumerate("kmgtpe", start=1):
 _MOST_KIB = 2**53 - 1
 # Some hundreds of different CPUs for each of some thousands of vCPUs; a hostile document names all of them for each.
 _MOST_CPUS_NAMED = 2**20
+# Nobody reads more, and a hostile document has some for each of its tags.
+_MOST_FOUND = 1000
 
 
 class Fields:
@@ -34,11 +36,13 @@ class Fields:
     What is refused is read as if it were not there.
 
     Attributes:
-        found: The rules that are broken.
+        found: The rules that are broken, the first thousand of them.
+        count: How many are.
     """
 
     def __init__(self) -> None:
         self.found: list[DomainRuleError] = []
+        self.count = 0
         self._maps: dict[str, VcpuMap | None] = {}
         self._named = 0
 
@@ -54,6 +58,9 @@ class Fields:
         stage: RuleStage = RuleStage.DEFINE,
     ) -> None:
         """Take down that *rule* is broken; *value* is that of the attribute where none is given."""
+        self.count += 1
+        if self.count > _MOST_FOUND:
+            return
         tags = [str(each.tag) for each in element.iterancestors()][:-1]
         self.found.append(
             DomainRuleError(

@@ -12,6 +12,12 @@ __all__ = ["Node", "line_of", "parse_safely", "write"]
 
 # XML 1.0 cannot hold these, save for tab and line breaks, which libvirt refuses in a name.
 _UNWRITABLE = re.compile("[^\x20-\x7e\x80-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# What libvirt takes from a client (REMOTE_STRING_MAX), and ten times the document of 4096 vCPUs with a pin for each.
+_MOST_BYTES = 4 * 1024 * 1024
+# A row, a pin, a scheduler and a step for each of 16384 vCPUs take half of it.
+_MOST_TAGS = 2**17
+# It is a part of the name of each element and attribute, so that a long one costs its length as many times.
+_LONG_NAMESPACE = re.compile(rb"""\sxmlns(?::[^\s=]{0,999})?\s*+=\s*+(?:"[^"]{257}|'[^']{257})""")
 # What nearly every text is: there are some for each vCPU.
 _PLAIN = re.compile("[\\w./:,-]*", re.ASCII)
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&apos;", '"': "&quot;"})
@@ -75,12 +81,15 @@ def _escaped(value: object) -> str:
 def parse_safely(xml: bytes) -> etree._Element:
     """Parse a document that anybody may have written.
 
-    Nothing is fetched, no entity is expanded, nothing is included, no document type is accepted, and the size of what
-    is built is bounded by that of *xml*, which the caller bounds.
+    Nothing is fetched, no entity is expanded, nothing is included, no document type is accepted, and what is built is
+    bounded: *xml* has at most 4 MiB, and 131,072 tags (comments and the like count too).
 
     Raises:
-        DomainXmlError: Not well-formed (torn, empty, not UTF-8), or with a document type; ``line`` says where.
+        DomainXmlError: Not well-formed (torn, empty, not UTF-8), too large, or with a document type; ``line`` says
+            where.
     """
+    if len(xml) > _MOST_BYTES:
+        raise DomainXmlError(f"larger than {_MOST_BYTES} bytes, which is more than libvirt takes")
     if not xml.strip():
         raise DomainXmlError("the document is empty")
     try:
@@ -92,6 +101,11 @@ def parse_safely(xml: bytes) -> etree._Element:
     doctype = xml.find(b"<!DOCTYPE")
     if doctype >= 0:
         raise DomainXmlError("a document type is not accepted", line=xml.count(b"\n", 0, doctype) + 1)
+    if xml.count(b"<") > _MOST_TAGS:
+        raise DomainXmlError(f"more than {_MOST_TAGS} tags, which no domain has")
+    if found := _LONG_NAMESPACE.search(xml):
+        line = xml.count(b"\n", 0, found.start()) + 1
+        raise DomainXmlError("a namespace of more than 256 characters, which no domain has", line=line)
     parser = etree.XMLParser(
         encoding="utf-8", resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, remove_pis=True
     )

@@ -1,7 +1,8 @@
 """Whose document it is, and what it holds that a record of ours does not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from uuid import UUID
 
 from lxml import etree
@@ -34,6 +35,8 @@ _WRITTEN = {
     "domain/devices": set(),
     "domain/devices/emulator": set(),
 }
+# Of a hostile document each can be long, and there can be as many as it has tags.
+_MOST_FOREIGN = 100
 _NO_PCI = [(f"domain/devices/{node.tag}", dict(node.attributes)) for node in NO_PCI_DEVICES]
 
 
@@ -46,7 +49,8 @@ class Identity:
         uuid: Lower-case text with dashes, or None where the document has none.
         metadata: Our own element, or None where it has none: the document was not written by us.
         foreign: What ``render`` never writes: names of elements (``disk``, ``cputune``, ...), of attributes
-            (``vcpu cpuset``), and ``!--`` for a comment. To replace such a document by a rendered one would lose it.
+            (``vcpu cpuset``), and ``!--`` for a comment; at most 100 of them. To replace such a document by a
+            rendered one would lose it.
     """
 
     name: str
@@ -58,15 +62,15 @@ class Identity:
 def read_identity(xml: bytes) -> Identity:
     """Tell whose document this is, without trusting it.
 
-    Nothing is fetched or included, no entity is expanded, no document type is accepted, and the size of what is built
-    is bounded by that of *xml*, which the caller bounds.
+    Nothing is fetched or included, no entity is expanded, no document type is accepted, and what is built is bounded.
+    The time it takes is in proportion to the size of *xml*.
 
     Returns:
         Name, uuid, our metadata if it has any, and what it holds that we would not write.
 
     Raises:
-        DomainXmlError: Not well-formed (torn, empty, not UTF-8), a document type, not a ``<domain>``, no name, our
-            own element damaged, or written by a newer version; ``line`` says where.
+        DomainXmlError: Not well-formed (torn, empty, not UTF-8), too large, a document type, not a ``<domain>``, no
+            name, our own element damaged, or written by a newer version; ``line`` says where.
     """
     root = parse_safely(xml)
     if root.tag != "domain":
@@ -85,19 +89,32 @@ def read_identity(xml: bytes) -> Identity:
         name=name,
         uuid=uuid,
         metadata=None if record is None else read_metadata(record),
-        foreign=tuple(dict.fromkeys(_foreign(root, "domain", record))),
+        foreign=tuple(islice(_once(_foreign(root, "domain", record)), _MOST_FOREIGN)),
     )
 
 
+def _once(names: Iterator[str]) -> Iterator[str]:
+    seen = set()
+    for name in names:
+        if name not in seen:
+            seen.add(name)
+            yield name
+
+
 def _foreign(element: etree._Element, way: str, ours: etree._Element | None) -> Iterator[str]:
-    attributes = dict(element.items())
-    if (way, attributes) not in _NO_PCI:
+    # Not items(): lxml looks for the value of each attribute among all of them.
+    names = element.keys()
+    if not any(way == known and _has(element, names, attributes) for known, attributes in _NO_PCI):
         if way not in _WRITTEN:
             yield str(element.tag)
             return
-        yield from (f"{element.tag!s} {name!s}" for name in attributes if name not in _WRITTEN[way])
+        yield from (f"{element.tag!s} {name!s}" for name in names if name not in _WRITTEN[way])
     if next(element.iterchildren(tag=etree.Comment), None) is not None:
         yield "!--"
     for child in element.iterchildren(tag=etree.Element):
         if child is not ours:
             yield from _foreign(child, f"{way}/{child.tag}", ours)
+
+
+def _has(element: etree._Element, names: Sequence[object], attributes: Mapping[str, object]) -> bool:
+    return len(names) == len(attributes) and all(element.get(name) == value for name, value in attributes.items())

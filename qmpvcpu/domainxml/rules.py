@@ -44,7 +44,7 @@ _RANGES = {
 
 
 def validate(xml: bytes) -> tuple[DomainRuleError, ...]:
-    """Return every rule of libvirt's for vCPUs that a domain document breaks.
+    """Return the rules of libvirt's for vCPUs that a domain document breaks, the first thousand of them.
 
     Those for which it is refused at define come first, in the order in which libvirt would come upon them, had the
     others been kept; then those for which libvirt takes it, and refuses to start it. What only the host knows (its

@@ -201,9 +201,7 @@ class DomainConfig:
             RecordError: It has changed since it was read, or cannot be written: it is as it is. ``outcome`` is
                 UNKNOWN only where it was replaced and the directory could not be synchronised.
         """
-        after = _Document(data := self.to_bytes(), parse(data), read_identity(data).metadata)
-        await see_through(_replace_in_thread(self._kept, self.path, self._document.data, data))
-        self._document = after
+        self._document = await see_through(_save_in_thread(self._kept, self.path, self._document, self.domain))
 
 
 def _open(path: Path) -> tuple[KeptFile, _Document]:
@@ -215,15 +213,19 @@ def _open(path: Path) -> tuple[KeptFile, _Document]:
         raise
 
 
-def _replace(held: KeptFile | None, path: Path, before: bytes, data: bytes) -> None:
+def _save(held: KeptFile | None, path: Path, document: _Document, domain: DomainVcpus) -> _Document:
+    """Have *document* say that *domain* is the next boot, on disk; return it as it is then."""
+    before, after = document.data, _Document.of(path, document.saying(domain))
     kept = KeptFile(path) if held is None else held
     try:
         kept.renew()
-        if kept.look() != before or (data != before and not kept.replace(data, before=before, keeps_owner=True)):
+        is_same = after.data == before
+        if kept.look() != before or not (is_same or kept.replace(after.data, before=before, keeps_owner=True)):
             raise RecordError(path, "changed by somebody else since it was read; it is left alone")
     finally:
         if held is None:
             kept.release()
+    return after
 
 
 def _release(opening: "asyncio.Future[tuple[KeptFile, _Document]]") -> None:
@@ -234,5 +236,5 @@ def _release(opening: "asyncio.Future[tuple[KeptFile, _Document]]") -> None:
 
 _read_in_thread = aiofiles.os.wrap(_Document.read)
 _open_in_thread = aiofiles.os.wrap(_open)
-_replace_in_thread = aiofiles.os.wrap(_replace)
+_save_in_thread = aiofiles.os.wrap(_save)
 _release_in_thread = aiofiles.os.wrap(KeptFile.release)

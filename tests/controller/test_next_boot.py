@@ -411,8 +411,8 @@ import qmpvcpu
 from qmpvcpu import Affect
 from qmpvcpu.record import config
 async def main(address, record, path, call, when):
-    replace = config._replace
-    config._replace_in_thread = lambda *given: os._exit(9 if when == "before" or not replace(*given) else 1)
+    save = config._save
+    config._save_in_thread = lambda *given: os._exit(9 if when == "before" or save(*given) else 1)
     async with qmpvcpu.attach(address, name="vm", record=record, config=path) as vm:
         await eval(call)
 asyncio.run(main(*sys.argv[1:]))

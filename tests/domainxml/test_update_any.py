@@ -88,7 +88,7 @@ def test_any_change_of_any_document_keeps_every_byte_outside_of_what_is_named(da
 
 @pytest.mark.parametrize("place", ["before its elements", "before its rows", "behind its rows", "in its rows"])
 def test_a_hostile_document_is_not_multiplied_by_its_rows(place: str) -> None:
-    blanks = "\n" + " " * 1_000_000
+    blanks = "\n" + " " * 500_000
     pieces = {
         "before its elements": ("", blanks),
         "before its rows": (f"<vcpus>{blanks}<vcpu id='0' enabled='yes'/></vcpus>", ""),
