@@ -60,6 +60,12 @@ class _Document:
         metadata = replace(self.metadata, next_boot=domain.enabled, generation=self.metadata.generation + 1)
         return update(self.data, self.rows, metadata=metadata)
 
+    def kept(self, domain: DomainVcpus) -> DomainVcpus:
+        """Return *domain* as the next look shows it: a record keeps which vCPUs it has, and nothing else of it."""
+        if self.metadata is None or domain == self.next_boot:
+            return domain
+        return with_map(self.rows, domain.enabled)
+
 
 class DomainConfig:
     """The vCPUs of a VM's next boot, in its document on disk; made by ``load``, or by ``open``.
@@ -73,7 +79,6 @@ class DomainConfig:
 
     Attributes:
         path: Where it is.
-        domain: What the next boot is to have.
 
     Example:
         >>> document = "<domain type='kvm'><name>vm</name><vcpu current='2'>8</vcpu></domain>"
@@ -90,7 +95,7 @@ class DomainConfig:
         self.path = path
         self._document = document
         self._kept = kept
-        self.domain = document.next_boot
+        self._domain = document.next_boot
 
     @classmethod
     async def load(cls, path: str | os.PathLike[str]) -> "DomainConfig":
@@ -128,6 +133,18 @@ class DomainConfig:
             yield cls(file, document, kept)
         finally:
             await see_through(_release_in_thread(kept))
+
+    @property
+    def domain(self) -> DomainVcpus:
+        """What the next boot is to have, as it is shown once it is saved.
+
+        Of a record only ``domain.enabled`` is kept: what comes to the VM as it runs is hotpluggable.
+        """
+        return self._domain
+
+    @domain.setter
+    def domain(self, domain: DomainVcpus) -> None:
+        self._domain = self._document.kept(domain)
 
     @property
     def changed(self) -> bool:

@@ -7,11 +7,13 @@ import pytest
 import qmpvcpu
 from qmpvcpu import DomainConfig
 from qmpvcpu.cli import main
+from qmpvcpu.domainxml import Metadata, render
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.cli.running import Ran, run
 from tests.cli.schema import command_of
 from tests.controller.test_next_boot import died_writing
 from tests.domainxml.domains import document, domain_of_rows, said
+from tests.domainxml.examples import layout_of
 from tests.record.conftest import listing
 from tests.record.test_config import XML
 
@@ -262,6 +264,18 @@ async def test_a_plan_tells_what_would_become_of_the_next_boot_and_writes_nothin
     shown = await run(*both)
     assert f"not written: {xml}" in shown.out
     assert xml.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["--count 3", "--count 4 --hotpluggable", "--set 0,3", "--enable 1"])
+def test_the_next_boot_in_a_record_is_shown_as_it_was_written(here: Here, tmp_path: Path, change: str) -> None:
+    folder = tmp_path / "records"
+    folder.mkdir()
+    record = folder / "vm.xml"
+    record.write_bytes(render(layout_of(4, [0, 2], boot=1), metadata=Metadata(generation=1)))
+    written = here.run("config", record, *change.split(), "--json")
+    looked = here.run("config", record, "--json")
+    assert (written.code, looked.code) == (0, 0)
+    assert written.document["vcpus"] == looked.document["vcpus"]
 
 
 def test_an_error_about_a_document_does_not_call_it_a_record(capsys: pytest.CaptureFixture[str]) -> None:

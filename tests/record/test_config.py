@@ -305,6 +305,40 @@ async def test_the_next_boot_in_a_record_is_a_map_beside_the_vm_as_it_runs(tmp_p
     assert added in record.path.read_bytes(), "it survives what happens to the VM"
 
 
+CHANGES: dict[str, Callable[[DomainConfig], None]] = {
+    "a count": lambda config: config.set_count(3),
+    "a higher count": lambda config: config.set_count(4),
+    "a lower count": lambda config: config.set_count(1),
+    "a hotpluggable count": lambda config: config.set_count(3, hotpluggable=True),
+    "a map": lambda config: config.set_map("0,3"),
+    "a vCPU more": lambda config: config.set_state(1, enabled=True),
+    "a vCPU less": lambda config: config.set_state(2, enabled=False),
+}
+
+
+@pytest.mark.parametrize("second", CHANGES)
+@pytest.mark.parametrize("first", CHANGES)
+async def test_who_changes_a_record_sees_what_the_next_look_shows(tmp_path: Path, first: str, second: str) -> None:
+    path = tmp_path / "vm.xml"
+    path.write_bytes(render(layout_of(4, [0, 2], boot=1), metadata=Metadata(generation=1)))
+    for change in (first, second):
+        async with DomainConfig.open(path) as config:
+            CHANGES[change](config)
+            shown = config.domain
+            await config.save()
+            assert config.domain == shown
+        assert (await DomainConfig.load(path)).domain == shown
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_who_changes_a_document_sees_what_the_next_look_shows(path: Path, change: str) -> None:
+    async with DomainConfig.open(path) as config:
+        CHANGES[change](config)
+        await config.save()
+        shown = config.domain
+    assert (await DomainConfig.load(path)).domain == shown
+
+
 def test_a_next_boot_without_vcpu_0_is_no_record_of_ours() -> None:
     xml = render(layout_of(4, [0], boot=1), metadata=Metadata(next_boot=VcpuMap([0, 1])))
     assert read_identity(xml).metadata == Metadata(next_boot=VcpuMap([0, 1]))
