@@ -8,6 +8,7 @@ Source: QEMU qapi/machine.json, qdev.json, acpi.json, run-state.json, migration.
 import enum
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from qmpvcpu.errors import MalformedReplyError
@@ -57,7 +58,8 @@ _Shape = tuple[str, Callable[[object], bool]]
 _CPU_TYPE: Final[_Shape] = "type of a CPU", is_cpu_type
 _DEVICE: Final[_Shape] = "device id", is_device_id
 _PATH: Final[_Shape] = "QOM path", is_qom_path
-_SLOT: Final[_Shape] = "number of a slot", lambda text: re.fullmatch(r"[0-9]{1,5}", str(text)) is not None
+_SLOT_NUMBER: Final = re.compile(r"[0-9]{1,5}")
+_SLOT: Final[_Shape] = "number of a slot", lambda text: _SLOT_NUMBER.fullmatch(str(text)) is not None
 _UUID: Final[_Shape] = "uuid", is_uuid
 _WORD: Final[_Shape] = "name of letters, digits, '_', '.', '+' and '-'", is_word
 # Half of a surrogate pair is what JSON can say and nothing can encode.
@@ -128,11 +130,12 @@ def parse_hotpluggable_cpus(reply: object) -> tuple[SlotReading, ...]:
         count = _number(command, entry, "vcpus-count", 1, MOST_VCPUS)
         path = _text(command, entry, "qom-path", _PATH) if "qom-path" in entry else None
         props = _props(command, entry)
-        if not props.keys() & {"node-id", "socket-id", "core-id", "thread-id"}:
+        if not entry["props"].keys() & {"node-id", "socket-id", "core-id", "thread-id"}:
             raise MalformedReplyError(command, "'props' name no node, socket, core or thread", entry)
-        if path is not None and path in paths:
+        if path in paths:
             raise MalformedReplyError(command, "two entries have this 'qom-path'", entry)
-        paths |= {path} if path is not None else set()
+        if path is not None:
+            paths.add(path)
         total += count
         if total > MOST_VCPUS:
             raise MalformedReplyError(command, f"'vcpus-count': more than {MOST_VCPUS} vCPUs in all", entry)
@@ -369,10 +372,14 @@ def _number(command: str, entry: Mapping[str, Any], key: str, least: int, most: 
 
 def _text(command: str, entry: Mapping[str, Any], key: str, shape: _Shape = _TEXT) -> str:
     value = entry.get(key)
-    name, fits = shape
-    if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not fits(value):
-        raise MalformedReplyError(command, f"{key!r} is no {name}", entry)
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not _fits(shape, value):
+        raise MalformedReplyError(command, f"{key!r} is no {shape[0]}", entry)
     return value
+
+
+@lru_cache(maxsize=4096)  # each read has the same types and paths, and each vCPU its own events
+def _fits(shape: _Shape, value: str) -> bool:
+    return shape[1](value)
 
 
 def _props(command: str, entry: Mapping[str, Any]) -> CpuProps:

@@ -94,7 +94,9 @@ class Keeper:
 
     def changed(self) -> None:
         """Note that something may have changed; it is written soon, and by nobody in particular."""
-        if self.record is not None and self._timer is None and not self._holds and self._state() != self._saved:
+        if self.record is None or self.record.closed:  # what comes after the end is for the next one who looks
+            return
+        if self._timer is None and not self._holds and self._state() != self._saved:
             self._timer = asyncio.get_running_loop().call_later(_SOON_S, self._start)
 
     def _start(self) -> "asyncio.Task[None]":

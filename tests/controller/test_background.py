@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ import pytest
 import qmpvcpu
 from qmpvcpu import (
     MalformedReplyError,
+    MigrationChanged,
     MonitorLostError,
     Reconnected,
     TransitionError,
     UnplugPendingError,
     UnplugRefusedError,
+    VcpuMap,
 )
 from qmpvcpu.controller.inbox import Inbox
 from qmpvcpu.engine import Read
@@ -113,16 +116,13 @@ async def test_one_bad_reply_leaves_the_next_refresh_as_it_was(command: str, rep
 
 async def test_an_error_in_place_of_the_status_is_no_verdict_on_a_plug() -> None:
     async with recorded(NAME, resync_interval=None) as (peer, vm):
-        await peer.event("STOP")
-        await peer.event("RESUME")
-        await peer.event("MIGRATION", {"status": "setup"})
         stream = vm.events()
+        await peer.event("MIGRATION", {"status": "setup"})
+        await until(stream, MigrationChanged)  # so it is asked before anything is sent
         peer.answers["query-status"] = Failure("not now")
-        await vm.wait_for(lambda _: True)
         with pytest.raises(MalformedReplyError, match="query-status: an error where every QEMU answers"):
-            await vm.refresh()
+            await vm.plug(3)
         assert peer.count("device_add") == 0
-        del stream
 
 
 async def test_an_error_at_attach_is_a_machine_without_hotplug_only_where_query_machines_agrees() -> None:
@@ -288,3 +288,13 @@ async def test_an_answer_that_names_its_device_is_that_devices_whatever_the_orde
         await peer.event("ACPI_DEVICE_OST", answer)
         with pytest.raises(UnplugRefusedError, match="device is busy"):
             await unplugging
+
+
+async def test_what_becomes_known_once_the_record_is_closed_is_no_error(tmp_path: Path, said: Any) -> None:
+    memory = {"query-memory-size-summary": {"base-memory": 1 << 27}}
+    async with recorded(NAME, memory, record=tmp_path / "vm.xml") as (_, vm):
+        keeper = vm._session.keeper
+    keeper.desired = VcpuMap({0})
+    keeper.changed()
+    assert keeper._timer is None
+    assert said() == []
