@@ -26,6 +26,11 @@ _KERNEL_OPTIONS = (
 )
 
 
+# Linux from 6.12.77 on (commit adbf61cc47cb) takes no CPUs but those of the boot unless it detects a hypervisor, and
+# TCG is none. It detects VMware by these two.
+_HYPERVISOR_OF_TCG = ("-cpu", "qemu64,-hypervisor", "-smbios", "type=1,serial=VMware-1")
+
+
 class LinuxGuestMissingError(QmpVcpuError):
     """The kernel or the initramfs of the Linux guest has not been made on this machine."""
 
@@ -34,8 +39,9 @@ class LinuxGuest(GuestVm):
     """A QEMU that runs the Linux guest; an async context manager.
 
     When it is entered Linux is up (with *incoming*: expected). It brings every plugged CPU online by itself. It is
-    killed at the end. The CPU numbers that it tells are Linux's own, given in the order of plugging; they are not
-    vCPU ids.
+    killed at the end. The CPU numbers that it tells are Linux's own, which are not vCPU ids. Linux 6.1 counts in the
+    order of plugging. 6.12 has fixed all numbers at boot: first the CPUs that are there, then the others by ascending
+    vCPU id, so that vCPU 5 is its CPU 5 where it booted with the first ones.
 
     Args:
         qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.best_qemu`. Under TCG only 10.0 and newer survive
@@ -48,6 +54,8 @@ class LinuxGuest(GuestVm):
         memory_mib: Memory of the VM in MiB.
         incoming: Boot nothing, but wait for a Linux that migrates here (``-incoming defer``); entered, QEMU answers
             QMP. Needs *accel*, that of the source. Once ``migrate-incoming`` has brought one, ``online`` asks it.
+        kernel: Another kernel image, with serial console, ACPI CPU hotplug and devtmpfs built in; None: the one that
+            was made.
         kernel_options: Appended to the kernel's command line.
         extra_args: More arguments for QEMU.
         qmp_sockets: How many QMP sockets QEMU gets: each serves one client at a time.
@@ -77,6 +85,7 @@ class LinuxGuest(GuestVm):
         topology: str | None = None,
         memory_mib: int = 256,
         incoming: bool = False,
+        kernel: Path | None = None,
         kernel_options: str = "",
         extra_args: Sequence[str] = (),
         qmp_sockets: int = 2,
@@ -88,6 +97,7 @@ class LinuxGuest(GuestVm):
             raise ValueError("what a Linux that arrives runs under is its source's: name it (accel)")
         self._qemu = qemu
         self._accel = accel
+        self._kernel = kernel
         self._incoming = incoming
         self._qmp_sockets = qmp_sockets
         self._timeout = timeout
@@ -110,7 +120,7 @@ class LinuxGuest(GuestVm):
     async def __aenter__(self) -> Self:
         kernel, initramfs = find_images()
         qemu = self._qemu or best_qemu()
-        args = ["-kernel", str(kernel), "-initrd", str(initramfs), *self._args]
+        args = ["-kernel", str(self._kernel or kernel), "-initrd", str(initramfs), *self._args]
         accel = self._accel
         if accel is None:
             try:
@@ -221,7 +231,8 @@ class LinuxGuest(GuestVm):
         self.accelerator = accel
         self._online, self._gone = None, False
         self._answers = asyncio.Queue()
-        self.process = QemuProcess(qemu, ["-accel", accel, *args], qmp_sockets=self._qmp_sockets, serials=1)
+        seen_as = () if accel == "kvm" else _HYPERVISOR_OF_TCG
+        self.process = QemuProcess(qemu, ["-accel", accel, *seen_as, *args], qmp_sockets=self._qmp_sockets, serials=1)
         await self.process.__aenter__()
         self._listener = asyncio.create_task(self._listen(self.process.serials[0].reader))
 

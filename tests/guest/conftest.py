@@ -1,13 +1,16 @@
-"""A Linux guest for each test; which accelerator runs it is found out once."""
+"""A Linux guest for each test and kernel; which accelerator runs it is found out once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from qmpvcpu.testing.linuxguest import LinuxGuest
-from qmpvcpu.testing.qemu import Accelerator, best_qemu
+from qmpvcpu.testing.linuxguest import LinuxGuest, find_images
+from qmpvcpu.testing.qemu import Accelerator, _cache, best_qemu
+
+# Linux 6.1 numbers CPUs as they come; 6.12 has numbered them all at boot.
+FIXED_AT_BOOT = (6, 9)
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +27,23 @@ def accel(qemu: Path) -> Accelerator:
     return asyncio.run(boot())
 
 
+@pytest.fixture(params=sorted(image.name for image in (_cache() / "linux").glob("vmlinuz*")))
+def kernel(request: pytest.FixtureRequest) -> Path:
+    """The kernel that was made for the guest, and the newer one that only the tests have."""
+    return find_images()[0].with_name(request.param)
+
+
 @pytest.fixture
-async def guest(qemu: Path, accel: Accelerator) -> AsyncIterator[LinuxGuest]:
-    async with LinuxGuest(qemu, accel=accel) as guest:
+async def guest(qemu: Path, accel: Accelerator, kernel: Path) -> AsyncIterator[LinuxGuest]:
+    async with LinuxGuest(qemu, accel=accel, kernel=kernel) as guest:
         yield guest
+
+
+@pytest.fixture
+def third(kernel: Path) -> Callable[[int], int]:
+    """Tells Linux's own number of a vCPU that was plugged next to the first two."""
+    image = kernel.read_bytes()
+    # Its version, as text: Documentation/arch/x86/boot.rst, kernel_version.
+    at = int.from_bytes(image[0x20E:0x210], "little") + 0x200
+    major, minor = map(int, image[at : at + 32].split(b".")[:2])
+    return (lambda vcpu: vcpu) if (major, minor) >= FIXED_AT_BOOT else lambda _: 2

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,13 @@ async def test_the_guest_boots_with_its_boot_cpus_online(guest: LinuxGuest) -> N
     assert await guest.present() == VcpuMap([0, 1])
 
 
-async def test_a_plugged_cpu_comes_online_and_goes_with_the_unplug(guest: LinuxGuest) -> None:
+async def test_a_plugged_cpu_comes_online_and_goes_with_the_unplug(
+    guest: LinuxGuest, third: Callable[[int], int]
+) -> None:
     async with raw_vm(guest) as vm:
         await vm.plug(5)
-        # Linux numbers CPUs as they come: slot 5 is its CPU 2.
-        assert await guest.wait_online(lambda cpus: len(cpus) == 3) == VcpuMap([0, 1, 2])
-        assert await guest.present() == VcpuMap([0, 1, 2])
+        assert await guest.wait_online(lambda cpus: len(cpus) == 3) == VcpuMap([0, 1, third(5)])
+        assert await guest.present() == VcpuMap([0, 1, third(5)])
         await vm.request_unplug(5)
         assert await vm.unplug_answer(5) == DONE
         assert await guest.wait_online(lambda cpus: len(cpus) == 2) == VcpuMap([0, 1])
@@ -88,7 +89,9 @@ async def test_a_guest_told_to_refuse_answers_busy_until_told_to_comply(guest: L
         assert await guest.online() == VcpuMap([0, 1])
 
 
-async def test_a_refusing_guest_keeps_a_cpu_plugged_after_it_was_told(guest: LinuxGuest) -> None:
+async def test_a_refusing_guest_keeps_a_cpu_plugged_after_it_was_told(
+    guest: LinuxGuest, third: Callable[[int], int]
+) -> None:
     await guest.refuse()
     async with raw_vm(guest) as vm:
         await vm.plug(3)
@@ -96,7 +99,33 @@ async def test_a_refusing_guest_keeps_a_cpu_plugged_after_it_was_told(guest: Lin
         await guest.ping()  # commands and changes are served in turn, so the new reservation is made
         await vm.request_unplug(3)
         assert await vm.unplug_answer(3) == BUSY
-        assert await guest.online() == VcpuMap([0, 1, 2])
+        assert await guest.online() == VcpuMap([0, 1, third(3)])
+        await guest.comply()
+        await vm.request_unplug(3)
+        assert await vm.unplug_answer(3) == DONE
+
+
+async def test_a_guest_refuses_one_cpu_and_gives_up_another_until_told_to_comply(guest: LinuxGuest) -> None:
+    async with raw_vm(guest) as vm:
+        await vm.plug(2)
+        await guest.wait_online(lambda cpus: len(cpus) == 3)
+        await guest.refuse(2)
+        await vm.plug(3)
+        await guest.wait_online(lambda cpus: len(cpus) == 4)
+        for slot, answer in ((2, BUSY), (3, DONE)):
+            await vm.request_unplug(slot)
+            assert await vm.unplug_answer(slot) == answer
+        await guest.comply()
+        await vm.request_unplug(2)
+        assert await vm.unplug_answer(2) == DONE
+
+
+@pytest.mark.parametrize("cpu", [2, 7, 99])
+async def test_a_cpu_that_is_not_there_cannot_be_made_to_stay(guest: LinuxGuest, cpu: int) -> None:
+    for _ in range(2):
+        with pytest.raises(QemuProcessError, match=f"Linux cannot be made to refuse CPU {cpu}"):
+            await guest.refuse(cpu)
+    await guest.comply()
 
 
 async def test_what_the_guest_never_reports_is_an_error_with_what_it_did_report(guest: LinuxGuest) -> None:

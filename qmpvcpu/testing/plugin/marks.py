@@ -17,7 +17,7 @@ _REQUIREMENTS: Final = ("accel", "min_version")
 _MACHINE: Final = ("machine", "boot", "max_vcpus", "topology", "extra_args", "qmp_sockets")
 KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
     "qemu_vm": (*_MACHINE, "personality", "ready_after_ms", "wait", "incoming", *_REQUIREMENTS),
-    "linux_vm": (*_MACHINE, "memory_mib", "kernel_options", "incoming", "timeout", *_REQUIREMENTS),
+    "linux_vm": (*_MACHINE, "memory_mib", "kernel", "kernel_options", "incoming", "timeout", *_REQUIREMENTS),
     "scripted_qmp": ("answers", "greeting", "tcp", "reject_others"),
 }
 
