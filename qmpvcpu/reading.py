@@ -6,6 +6,7 @@ from typing import Any
 
 from qmpvcpu import qapi
 from qmpvcpu.errors import CommandRejectedError, MalformedReplyError, clip
+from qmpvcpu.given import checked
 from qmpvcpu.model import (
     Layout,
     OstAnswer,
@@ -194,6 +195,7 @@ class Reader:
             return None
 
 
+@checked
 async def look(target: Target, *, timeout: float = 10.0) -> Layout:  # noqa: ASYNC109 - as for attach()
     """Connect, read the VM, and leave: what ``attach`` would know of it, for who wants no more.
 

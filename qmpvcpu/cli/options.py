@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import typer
 
 from qmpvcpu import Proof
 from qmpvcpu.errors import MonitorConnectError, printable
+from qmpvcpu.given import seconds as duration
 from qmpvcpu.model import Affect, OnFailure
 from qmpvcpu.monitor.address import Address
 
@@ -264,9 +264,10 @@ def check_seconds(option: str, seconds: float | None) -> float | None:
     Raises:
         BadUsageError: They are none.
     """
-    if seconds is not None and not (seconds >= 0 and math.isfinite(seconds)):
-        raise BadUsageError(f"{option} {seconds:g}: a deadline is a finite number of seconds, 0 or more")
-    return seconds
+    try:
+        return None if seconds is None else duration(option, seconds)
+    except ValueError as error:
+        raise BadUsageError(str(error)) from None
 
 
 def takes_groups(command: Callable[..., _T]) -> Callable[..., _T]:

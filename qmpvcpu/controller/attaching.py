@@ -12,6 +12,7 @@ from qmpvcpu.controller.keeper import Keeper
 from qmpvcpu.controller.reconnecting import Reconnecting
 from qmpvcpu.controller.session import Session
 from qmpvcpu.engine import Engine
+from qmpvcpu.given import checked, path
 from qmpvcpu.model import OstAnswer, runs_single_threaded
 from qmpvcpu.monitor import Monitor, Target, is_address
 from qmpvcpu.reading import Reader, layout_of
@@ -44,6 +45,7 @@ class Attaching:
             await self._vm.close()
 
 
+@checked
 def attach(
     target: Target,
     *,
@@ -90,7 +92,8 @@ def attach(
         DomainXmlError: *config* is no document that libvirt would define.
         TransitionError: What *on_interrupted* asks for was not reached; nothing is left attached.
         ValueError: *reconnect* with a socket or client that is given; *base* without *record*; *config* is the
-            record.
+            record; a duration, path or word that cannot be meant. Nobody was connected to.
+        TypeError: An argument is of a wrong type. Nobody was connected to.
 
     Example:
         >>> async with attach("/run/vm.qmp") as vm:
@@ -99,6 +102,8 @@ def attach(
         VcpuMap('3')
         0,3
     """
+    if base is not None and not isinstance(base, bytes):
+        path("base", base)
     options = _Options(name, record, base, config, timeout, reconnect, on_interrupted, resync_interval)
     return Attaching(lambda: _open(target, options))
 

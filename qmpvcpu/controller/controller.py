@@ -10,6 +10,7 @@ from qmpvcpu.controller.replaying import wanted_of
 from qmpvcpu.controller.session import Session
 from qmpvcpu.controller.wholemaps import WholeMaps
 from qmpvcpu.errors import ConfigDeniedError, DenialReason
+from qmpvcpu.given import checked
 from qmpvcpu.model import (
     Affect,
     Direction,
@@ -74,6 +75,7 @@ class VcpuController(WholeMaps):
         """
         return self._session.keeper.interrupted
 
+    @checked
     async def recover(self, how: How, *, timeout: float | None = None) -> TransitionReport | None:  # noqa: ASYNC109
         """Look at the transition that was cut short, and report it, finish it, or revert it.
 
@@ -91,8 +93,6 @@ class VcpuController(WholeMaps):
             TransitionError: What was asked for was not reached.
             QmpVcpuError: As ``set_map``.
         """
-        if how not in ("report", "finish", "revert"):
-            raise ValueError(f"how to recover: report, finish or revert, not {how!r}")
         intent = self.interrupted
         if intent is None:
             return None
@@ -150,6 +150,7 @@ class VcpuController(WholeMaps):
 
     # Another QEMU for the same VM.
 
+    @checked
     async def replay(
         self, source: "DomainVcpus | Layout | bytes", *, in_flight: int = 8, allow_fatal: bool = False
     ) -> TransitionReport:
@@ -189,6 +190,7 @@ class VcpuController(WholeMaps):
         planning.check_replayed(layout, wanted)
         return replace(report, layout=layout)
 
+    @checked
     async def export(self, *, settle: float = 0.0, allow_fatal: bool = False) -> Export:
         """Let no vCPU change from now on, and return the VM's state for the target of a migration.
 

@@ -22,6 +22,7 @@ from qmpvcpu.errors import (
     TargetLostError,
     WaitTimeoutError,
 )
+from qmpvcpu.given import checked
 from qmpvcpu.model import Layout, VmState, VmStatus
 from qmpvcpu.planning import Difference, DifferenceKind, TargetMismatchError
 
@@ -113,8 +114,6 @@ class Migration:
 
     async def export(self, *, settle: float, allow_fatal: bool) -> Export:
         """See ``VcpuController.export``."""
-        if not settle >= 0:
-            raise ValueError(f"settle is a number of seconds, 0 or more, not {settle!r}")
         async with self._turns.alone():
             await self._session.know_status()
             planning.check_export(self._engine.situation, allow_fatal=allow_fatal)
@@ -239,6 +238,7 @@ async def check_target(
     return await vm.migration.check(_state_of(export), accept)
 
 
+@checked
 async def confirm_target(
     export: Export | VmState,
     vm: "VcpuController",

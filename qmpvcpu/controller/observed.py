@@ -5,6 +5,7 @@ from collections.abc import Callable
 from qmpvcpu.controller.session import Session
 from qmpvcpu.controller.stream import EventStream
 from qmpvcpu.errors import printable
+from qmpvcpu.given import checked
 from qmpvcpu.model import Capabilities, Layout
 
 __all__ = ["ObservedVm"]
@@ -55,6 +56,7 @@ class ObservedVm:
         """
         return await self._session.refresh()
 
+    @checked
     async def wait_for(
         self,
         predicate: Callable[[Layout], object],
@@ -71,6 +73,7 @@ class ObservedVm:
         """
         return await self._session.wait_for(predicate, timeout)
 
+    @checked
     async def wait_settled(self, *, timeout: float | None = None) -> Layout:  # noqa: ASYNC109 - as wait_for
         """Wait until no removal is pending, and return the layout.
 

@@ -21,6 +21,7 @@ from qmpvcpu.errors import (
     WaitTimeoutError,
     describe,
 )
+from qmpvcpu.given import checked
 from qmpvcpu.model import Affect, Proof, Refused, Slot, VcpuMap
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class OneVcpu(ObservedVm):
         self._turns = Turns()
         self._plugging: dict[int, asyncio.Task[None]] = {}
 
+    @checked
     async def plug(
         self,
         vcpu: int | None = None,
@@ -113,6 +115,7 @@ class OneVcpu(ObservedVm):
             await self._prove(slot, timeout, require_proof=require_proof, doubled=doubled)
         return slot.ids
 
+    @checked
     async def request_unplug(
         self, vcpu: int, *, allow_fatal: bool = False, allow_boot_vcpus: bool = False
     ) -> UnplugRequest:
@@ -159,6 +162,7 @@ class OneVcpu(ObservedVm):
         await self._commands.reply_to(removal)
         return UnplugRequest(removal, self._session.wait_answer, joined=True)
 
+    @checked
     async def unplug(
         self,
         vcpu: int,
@@ -216,6 +220,7 @@ class OneVcpu(ObservedVm):
         await self._session.keeper.written(f"vCPU {verdict.ids} is unplugged")
         return verdict.ids
 
+    @checked
     async def set_state(
         self,
         vcpu: int,

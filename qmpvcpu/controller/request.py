@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from qmpvcpu.engine import Removal, State
 from qmpvcpu.errors import CommandRejectedError, QmpVcpuError, UnplugPendingError, UnplugRefusedError
+from qmpvcpu.given import checked
 from qmpvcpu.model import Pending, Refused, Unplugged, VcpuMap
 
 __all__ = ["UnplugRequest", "UnplugVerdict", "error_for", "rejected_error", "verdict_on"]
@@ -32,6 +33,7 @@ class UnplugRequest:
         """The verdict, or None while there is none (see ``wait`` for PENDING)."""
         return verdict_on(self._removal)
 
+    @checked
     async def wait(self, timeout: float | None = None) -> UnplugVerdict:  # noqa: ASYNC109 - a verdict, not an error
         """Wait for the guest's answer.
 

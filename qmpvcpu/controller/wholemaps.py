@@ -9,6 +9,7 @@ from qmpvcpu.controller.onevcpu import OneVcpu
 from qmpvcpu.controller.session import Session
 from qmpvcpu.engine import Terms
 from qmpvcpu.errors import ConfigDeniedError, DenialReason
+from qmpvcpu.given import at_least, checked
 from qmpvcpu.model import Affect, ConfigReport, OnFailure, Proof, TransitionOutcome, TransitionReport
 from qmpvcpu.planning import Plan
 
@@ -27,6 +28,7 @@ class WholeMaps(OneVcpu):
         super().__init__(session)
         self._applier = Applier(session, self._commands, self._turns)
 
+    @checked
     def plan(self, wish: Wish, *, allow_fatal: bool = False, allow_boot_vcpus: bool = False) -> Plan:
         """Return what ``set_map`` would do now; nothing is sent or read. ``str(plan)`` explains it.
 
@@ -43,6 +45,7 @@ class WholeMaps(OneVcpu):
             self._engine.situation, target, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus
         )
 
+    @checked
     def plan_count(
         self, count: int, *, include_boot: bool = False, allow_fatal: bool = False, allow_boot_vcpus: bool = False
     ) -> Plan:
@@ -55,6 +58,7 @@ class WholeMaps(OneVcpu):
             allow_boot_vcpus=allow_boot_vcpus,
         )
 
+    @checked
     async def set_map(
         self,
         wish: Wish | Plan,
@@ -135,6 +139,7 @@ class WholeMaps(OneVcpu):
 
         return await self._bring_about(make_plan, terms, affect, f"map {target}", change)
 
+    @checked
     async def set_count(
         self,
         count: int,
@@ -200,6 +205,7 @@ class WholeMaps(OneVcpu):
 
         return await self._bring_about(make_plan, terms, affect, f"count {count}", change)
 
+    @checked
     async def set_max(self, maximum: int) -> ConfigReport:
         """Have room for *maximum* vCPUs at the next boot; that of the VM as it runs is its QEMU's for good.
 
@@ -268,19 +274,13 @@ class WholeMaps(OneVcpu):
         allow_fatal: bool = False,
         allow_boot_vcpus: bool = False,
     ) -> Terms:
-        if in_flight < 1:
-            raise ValueError(f"in_flight is at least 1, not {in_flight}")
-        limits = {"timeout": timeout, "total_timeout": total_timeout, "revert_timeout": revert_timeout}
-        for name, limit in limits.items():
-            if limit is not None and not limit >= 0:
-                raise ValueError(f"{name} is a number of seconds, 0 or more, not {limit!r}")
         return Terms(
             on_failure=on_failure,
             timeout=timeout,
             total_timeout=total_timeout,
             revert_timeout=timeout if revert_timeout is None else revert_timeout,
             reply_timeout=self._session.timeout,
-            in_flight=in_flight,
+            in_flight=at_least("in_flight", in_flight, 1),
             proof=proof,
             allow_fatal=allow_fatal,
             allow_boot_vcpus=allow_boot_vcpus,

@@ -18,6 +18,7 @@
 It is read back exactly, or not at all: to rewrite a record that holds more than is understood would lose it.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ _SEVERAL = {"record/device", "record/transition/step"}
 # 18 digits hold every count of ours, and spare int() the quadratic time that it takes for megabytes.
 _NUMBER = re.compile("[0-9]{1,18}")
 # As repr() writes a float.
-_SECONDS = re.compile(r"[0-9]{1,18}(\.[0-9]{1,24})?(e[+-][0-9]{1,3})?|inf")
+_SECONDS = re.compile(r"[0-9]{1,18}(\.[0-9]{1,24})?(e[+-][0-9]{1,3})?")
 # No machine has so many vCPUs, even if each were in four steps; a hostile record would have them without end.
 _MOST_IDS_IN_STEPS = 4 * 16384
 _MOST_TOLD = 200
@@ -344,9 +345,10 @@ def _number(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    if not _SECONDS.fullmatch(text):
+    seconds = float(text) if _SECONDS.fullmatch(text) else math.inf
+    if math.isinf(seconds):
         raise ValueError(f"{text!r} is no time")
-    return float(text)
+    return seconds
 
 
 def _device_id(text: str) -> str:

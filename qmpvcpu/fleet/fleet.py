@@ -15,6 +15,7 @@ from qmpvcpu.errors import InvalidMapError, MonitorConnectError, MonitorLostErro
 from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.fleet.results import Places, Results, VmResult
 from qmpvcpu.fleet.scan import find_sockets, socket_id
+from qmpvcpu.given import at_least, checked, options
 from qmpvcpu.model import Affect, Layout, OnFailure, Proof, TransitionReport, VcpuMap
 from qmpvcpu.monitor.address import Address
 
@@ -112,6 +113,7 @@ class Fleet:
         vm 0-3
     """
 
+    @checked
     def __init__(
         self,
         addresses: Iterable[_Location] = (),
@@ -125,8 +127,6 @@ class Fleet:
     ) -> None:
         if isinstance(addresses, str | os.PathLike):
             raise TypeError("addresses are many: give a list of them, or directory=")
-        if concurrency < 1:
-            raise ValueError(f"concurrency is at least 1, not {concurrency}")
         if not pattern or PurePath(pattern).is_absolute():
             raise ValueError(f"a pattern is a relative path such as *.qmp, not {pattern!r}")
         self._directory = None if directory is None else Path(directory)
@@ -134,7 +134,7 @@ class Fleet:
         self._timeout = timeout
         self._record = record
         self._resync_interval = resync_interval
-        self._places = Places(concurrency)
+        self._places = Places(at_least("concurrency", concurrency, 1))
         self._members: dict[str, _Member] = {}
         self._holders: dict[object, _Member] = {}  # of sockets and VMs, each of which one member has
         self._working: set[asyncio.Task[Any]] = set()
@@ -217,13 +217,16 @@ class Fleet:
         target = VcpuMap.parse(wish) if isinstance(wish, str) else VcpuMap(wish)
         if not target:
             raise InvalidMapError(wish if isinstance(wish, str) else "", "it is empty, and vCPU 0 never leaves")
-        return self.each(lambda vm: vm.set_map(target, **terms))
+        given = _checked(terms)
+        return self.each(lambda vm: vm.set_map(target, **given))
 
+    @checked
     def set_count(
         self, count: int, *, include_boot: bool = False, **terms: Unpack[Terms]
     ) -> Results[TransitionReport]:
         """Make so many vCPUs plugged on every VM, as ``VcpuController.set_count`` does, each for itself."""
-        return self.each(lambda vm: vm.set_count(count, include_boot=include_boot, **terms))
+        given = _checked(terms)
+        return self.each(lambda vm: vm.set_count(count, include_boot=include_boot, **given))
 
     def each(self, work: Callable[[VcpuController], Awaitable[_T]]) -> Results[_T]:
         """Do *work* on every VM that is in the fleet now, and return the results as they come.
@@ -362,6 +365,12 @@ class Fleet:
     async def _close(self, vm: VcpuController) -> None:
         """Close *vm*, also if its caller is cancelled meanwhile."""
         await asyncio.wait({self._start(_closed(vm), self._letting_go)})
+
+
+def _checked(terms: Terms) -> dict[str, Any]:
+    """Return *terms* if every VM can be asked for a map on them."""
+    at_least("in_flight", terms.get("in_flight", 1), 1)
+    return options(VcpuController.set_map, terms)
 
 
 async def _closed(vm: VcpuController) -> None:

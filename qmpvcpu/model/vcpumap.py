@@ -1,8 +1,9 @@
 """VcpuMap: an immutable set of vCPU ids, with libvirt's text and byte forms."""
 
+import operator
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from typing import Self
+from typing import Self, SupportsIndex
 
 from qmpvcpu.errors import InvalidMapError, shorten
 
@@ -39,12 +40,15 @@ class VcpuMap(AbstractSet[int]):
         if isinstance(ids, str | bytes | bytearray):  # these have elements too, which are no vCPU ids
             raise InvalidMapError(ids, "text is read by VcpuMap.parse, libvirt's bytes by VcpuMap.from_bytes")
         members: set[int] = set()
+        if not isinstance(ids, Iterable):
+            raise TypeError(f"ids are several, as in [3] or VcpuMap.parse('3'), not {shorten(ids)}")
         for each in ids:
-            if isinstance(each, bool) or not isinstance(each, int):
+            if isinstance(each, bool) or not isinstance(each, SupportsIndex):
                 raise InvalidMapError(each, "a vCPU id is an int")
-            if not 0 <= each <= _MAX_ID:
+            number = operator.index(each)
+            if not 0 <= number <= _MAX_ID:
                 raise InvalidMapError(each, f"a vCPU id is 0 to {_MAX_ID}")
-            members.add(each)
+            members.add(number)
         self._members = frozenset(members)
         self._ids = tuple(sorted(members))
 
@@ -65,6 +69,8 @@ class VcpuMap(AbstractSet[int]):
             >>> str(VcpuMap.parse("0-3,^2,8"))
             '0-1,3,8'
         """
+        if not isinstance(text, str):
+            raise TypeError(f"a map to be read is text, not {shorten(text)}")
         if len(text) > _MAX_TEXT:
             raise InvalidMapError(text, f"it is longer than {_MAX_TEXT} characters")
         if not text.strip():

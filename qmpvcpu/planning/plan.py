@@ -139,7 +139,7 @@ def plan_count(
     Source: libvirt, virDomainSetVcpusFlags; which vCPUs it chooses was measured with libvirt 9.0.0.
     """
     layout = now.layout
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= layout.max:
+    if not 1 <= count <= layout.max:
         detail = f"this machine has 1 to {layout.max} vCPUs, not {shorten(count, _MOST_QUOTED)}"
         return _refused(layout, Denied(VcpuMap(), DenialReason.UNKNOWN_VCPU, detail))
     grows = count >= len(layout.enabled)

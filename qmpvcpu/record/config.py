@@ -13,6 +13,7 @@ import aiofiles.os
 from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, update
 from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, RecordError
+from qmpvcpu.given import checked
 from qmpvcpu.model import VcpuMap
 from qmpvcpu.record.files import read_file, see_through
 from qmpvcpu.record.kept import KeptFile
@@ -170,6 +171,7 @@ class DomainConfig:
         """
         self.domain = with_map(self.domain, VcpuMap.parse(wish) if isinstance(wish, str) else wish)
 
+    @checked
     def set_count(self, count: int, *, hotpluggable: bool = False) -> None:
         """Have *count* vCPUs at the next boot: the lowest free ones come, the highest leave.
 
@@ -182,6 +184,7 @@ class DomainConfig:
         """
         self.domain = with_count(self.domain, count, hotpluggable=hotpluggable)
 
+    @checked
     def set_state(self, vcpu: int, *, enabled: bool) -> None:
         """Have one vCPU, with its whole slot, at the next boot, or not.
 
@@ -190,6 +193,7 @@ class DomainConfig:
         """
         self.domain = with_state(self.domain, slot_of(self.domain, vcpu, enabled=enabled), enabled=enabled)
 
+    @checked
     def set_max(self, maximum: int) -> None:
         """Have room for *maximum* vCPUs at the next boot; those above are dropped, with their pins.
 

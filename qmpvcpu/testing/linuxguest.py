@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from qmpvcpu.errors import QmpVcpuError
+from qmpvcpu.given import checked
 from qmpvcpu.model import VcpuMap
 from qmpvcpu.testing.guest import GuestVm
 from qmpvcpu.testing.qemu import Accelerator, QemuProcess, QemuProcessError, QemuStartError, _cache, best_qemu
@@ -74,6 +75,7 @@ class LinuxGuest(GuestVm):
         ...         await vm.unplug(2)  # raises UnplugRefusedError
     """
 
+    @checked
     def __init__(
         self,
         qemu: Path | None = None,
@@ -181,6 +183,7 @@ class LinuxGuest(GuestVm):
         """
         return VcpuMap.parse(await self._ask("present", "present "))
 
+    @checked
     async def wait_online(
         self,
         condition: Callable[[VcpuMap], bool],
@@ -200,6 +203,7 @@ class LinuxGuest(GuestVm):
         assert self._online is not None  # noqa: S101 - just waited for
         return self._online
 
+    @checked
     async def refuse(self, cpu: int | None = None) -> None:
         """Make Linux refuse to give up CPUs, as a guest does that has promised them to real-time tasks.
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from qmpvcpu.given import checked
 from qmpvcpu.testing.guest import GuestVm
 from qmpvcpu.testing.qemu import (
     Accelerator,
@@ -81,6 +82,7 @@ class MicroGuest(GuestVm):
         VcpuMap('2')
     """
 
+    @checked
     def __init__(
         self,
         qemu: Path | None = None,
@@ -139,6 +141,7 @@ class MicroGuest(GuestVm):
             f"{word}: {meanings.get(word, 'a word that the micro-guest does not have')}" for word in said
         )
 
+    @checked
     async def wait_ready(self, *, timeout: float = _TIMEOUT) -> None:  # noqa: ASYNC109 - a bound that names its failure
         """Return when the guest has booted once more than this was answered; after a reset: when it is up again.
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from qmpvcpu.given import checked
 from qmpvcpu.testing.dialogue import HANG, Answer, Command, Failure, Hang, Line
 from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.replay import Replay
@@ -174,6 +175,7 @@ class ScriptedPeer:
             self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self._writer.transport.abort()
 
+    @checked
     async def expect(self, name: str, *, within: float = 5.0) -> Command:
         """Return the next command that nothing has answered, which has to be *name*.
 
@@ -193,6 +195,7 @@ class ScriptedPeer:
             raise AssertionError(f"{name} was expected, {command.name} was sent: {dict(command.message)}")
         return command
 
+    @checked
     async def wait_for(self, name: str, n: int = 1, *, within: float = 5.0) -> Command:
         """Wait until *name* has been received *n* times, answered or not, and return the n-th.
 
@@ -202,6 +205,7 @@ class ScriptedPeer:
         await self._until(lambda: self.count(name) >= n, f"{name} was not sent {n} times", within)
         return next(itertools.islice((one for one in self.received if one.name == name), n - 1, None))
 
+    @checked
     async def wait_connected(self, *, within: float = 5.0) -> None:
         """Wait until a client is being served.
 
@@ -210,6 +214,7 @@ class ScriptedPeer:
         """
         await self._until(lambda: self._writer is not None, "no client came", within)
 
+    @checked
     async def wait_left(self, *, within: float = 5.0) -> None:
         """Wait until no client is being served.
 

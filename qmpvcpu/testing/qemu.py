@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from qmpvcpu.errors import QmpVcpuError, printable
+from qmpvcpu.given import checked
 from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.rom import rom_image
 
@@ -119,6 +120,7 @@ def best_qemu() -> Path:
     return max(found.items(), key=lambda item: tuple(map(int, item[0].split("."))))[1]
 
 
+@checked
 async def probe_accelerator(qemu: Path, *, timeout: float = 3.0) -> Accelerator:  # noqa: ASYNC109 - for the guest
     """Which accelerator runs guests of *qemu*: found by running the micro-guest, never by looking at /dev/kvm.
 
@@ -227,6 +229,7 @@ class QemuProcess:
             return (self.directory / "stderr").read_text(errors="replace")
         return self._last_words
 
+    @checked
     async def wait_ready(self, *, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - a bound that names its failure
         """Return when QEMU has built the machine and answers QMP.
 

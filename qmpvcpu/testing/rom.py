@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from importlib import resources
 from typing import Self
 
+from qmpvcpu.given import checked, options
+
 __all__ = ["MAX_RULES", "RULE_SIZE", "UNTIL_TOLD", "Personality", "Removal", "pack_rules", "rom_image"]
 
 UNTIL_TOLD = 0xFFFF
@@ -89,6 +91,8 @@ class Personality:
     slot: int | None = None
 
     def __post_init__(self) -> None:
+        fields = [each.name for each in dataclasses.fields(self)]
+        given = options(Personality.__init__, {name: getattr(self, name) for name in fields})
         for name, limit in (
             ("status", 0xFFFFFFFF),
             ("source", 0xFFFF),
@@ -96,7 +100,7 @@ class Personality:
             ("times", 0xFFFF),
             ("insert_status", 0xFFFF),
         ):
-            value = getattr(self, name)
+            value = given[name]
             if not 0 <= value <= limit:
                 raise ValueError(f"{name} is {value}, must be in 0..{limit:#x}")
         if self.slot is not None and not 0 <= self.slot < _ANY_SLOT - 1:
@@ -200,6 +204,7 @@ def pack_rules(personalities: Personality | Iterable[Personality]) -> bytes:
     return b"".join(personality.pack() for personality in given)
 
 
+@checked
 def rom_image(personalities: Personality | Iterable[Personality] = (), *, ready_after_ms: int = 0) -> bytes:
     """A 64 KiB image for QEMU's ``-bios``: the micro-guest with *personalities*.
 

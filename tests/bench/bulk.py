@@ -12,15 +12,17 @@ from tests.bench.setting import Setting, timed
 
 __all__ = ["measure"]
 
-CONTINUE = "qmpvcpu, CONTINUE"
 SIZES = (8, 64, 240)
 PLUGS = (
     "from the call until QEMU has all; raw: a device_add each, eight in flight; libvirt: setVcpus, one at a time. "
     "qmpvcpu reads the VM before, and reports each slot"
 )
-UNPLUGS = (
-    "from the call until all are gone for certain; raw: eight unanswered at a time, each CPU's own DEVICE_DELETED "
-    "awaited; libvirt: setVcpus, one at a time"
+TOGETHER = (
+    "from the call until all are gone for certain, under on_failure=CONTINUE, which asks for all at once, as REVERT "
+    "does; raw: eight unanswered at a time, each CPU's own DEVICE_DELETED awaited; libvirt: setVcpus, one at a time"
+)
+ONE_BY_ONE = (
+    "the same under STOP, the default: the next is asked for when the one before has left; raw: one at a time too"
 )
 
 
@@ -34,7 +36,8 @@ async def measure(setting: Setting) -> AsyncIterator[Row]:
             into = (Goal(OURS, 1.08, RAW), Goal(OURS, 1 / 5, LIBVIRT)) if largest else ()
             out = (Goal(OURS, 1.10, RAW), Goal(OURS, 1 / 7, LIBVIRT)) if largest else ()
             yield Row(f"plug 1 -> {vcpus}", name, PLUGS, samples["plug"], goals=into)
-            yield Row(f"unplug {vcpus} -> 1", name, UNPLUGS, samples["unplug"], goals=out)
+            yield Row(f"unplug {vcpus} -> 1, CONTINUE", name, TOGETHER, samples["CONTINUE"], goals=out)
+            yield Row(f"unplug {vcpus} -> 1, STOP", name, ONE_BY_ONE, samples["STOP"])
 
 
 async def _compare(setting: Setting, version: str, vcpus: int) -> Samples:
@@ -52,18 +55,17 @@ async def _compare(setting: Setting, version: str, vcpus: int) -> Samples:
         with client.listener("DEVICE_DELETED") as listener, peer(setting.libvirt, qemu, vcpus) as theirs:
             raw = Raw(client, plain.layout.slots[1:], listener, tcg=False)
             for number in range(2 * setting.rounds + 1):  # how long QEMU takes differs by a third from round to round
-                took = {RAW: (await timed(raw.plug_all(everything)), await timed(raw.unplug_all(everything)))}
-                for who, vm, policy in (
-                    (OURS, plain, OnFailure.STOP),
-                    (RECORDED, recorded, OnFailure.STOP),
-                    (CONTINUE, plain, OnFailure.CONTINUE),
-                ):
-                    plugged = await timed(vm.set_map(wish, on_failure=policy))
-                    took[who] = plugged, await timed(vm.set_map("0", on_failure=policy))
+                noted = samples if number else Samples()  # the first round warms everybody up
+                for policy in (OnFailure.CONTINUE, OnFailure.STOP):
+                    out = raw.unplug_all if policy is OnFailure.CONTINUE else raw.unplug_each
+                    noted.note("plug", RAW, await timed(raw.plug_all(everything)))
+                    noted.note(policy.name, RAW, await timed(out(everything)))
+                    for who, vm in ((OURS, plain), (RECORDED, recorded)):
+                        noted.note("plug", who, await timed(vm.set_map(wish, on_failure=policy)))
+                        noted.note(policy.name, who, await timed(vm.set_map("0", on_failure=policy)))
                 if theirs is not None and number:
-                    took[LIBVIRT] = theirs.set_count(vcpus), theirs.set_count(1)
-                if number:  # the first round warms everybody up
-                    for who, (plugged, unplugged) in took.items():
-                        samples.note("plug", who, plugged)
-                        samples.note("unplug", who, unplugged)
+                    samples.note("plug", LIBVIRT, theirs.set_count(vcpus))
+                    out_by_libvirt = theirs.set_count(1)
+                    for policy in (OnFailure.CONTINUE, OnFailure.STOP):
+                        samples.note(policy.name, LIBVIRT, out_by_libvirt)
     return samples

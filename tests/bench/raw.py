@@ -92,6 +92,11 @@ class Raw:
 
         await asyncio.gather(*map(one, vcpus))
 
+    async def unplug_each(self, vcpus: Sequence[int]) -> None:
+        """One at a time, the next when the one before is gone for certain."""
+        for vcpu in reversed(vcpus):
+            await self.unplug(vcpu)
+
     async def unplug_all(self, vcpus: Sequence[int]) -> None:
         """A device_del for each, eight unanswered at a time, until the last CPU's own event (KVM)."""
         left = {f"/machine/peripheral/vcpu{vcpu}" for vcpu in vcpus}

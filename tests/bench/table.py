@@ -1,5 +1,6 @@
 """The rows as people read them: on the terminal, and in docs/performance.md."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
@@ -15,9 +16,11 @@ MAIN = (
     ("unplug one, proven", "16 slots"),
     ("plug one, recorded", "8 slots"),
     ("plug 1 -> 8", "8 slots"),
-    ("unplug 8 -> 1", "8 slots"),
+    ("unplug 8 -> 1, CONTINUE", "8 slots"),
+    ("unplug 8 -> 1, STOP", "8 slots"),
     ("plug 1 -> 240", "240 slots"),
-    ("unplug 240 -> 1", "240 slots"),
+    ("unplug 240 -> 1, CONTINUE", "240 slots"),
+    ("unplug 240 -> 1, STOP", "240 slots"),
     ("read again", "240 slots"),
     ("look at what is known", "240 slots"),
     ("XML", "240 slots"),
@@ -150,5 +153,5 @@ def _kind(work: str) -> str:
     """Return *work* without its numbers: rows of several sizes measure the same."""
     for verb in ("plug 1 ->", "unplug"):
         if work.startswith(verb) and "->" in work:
-            return "plug 1 -> N" if verb == "plug 1 ->" else "unplug N -> 1"
+            return "plug 1 -> N" if verb == "plug 1 ->" else re.sub(r"\d+ ->", "N ->", work)
     return work

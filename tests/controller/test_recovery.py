@@ -102,7 +102,7 @@ async def test_a_new_map_supersedes_what_was_cut_short(tmp_path: Path) -> None:
 
 async def test_a_word_that_is_none_of_the_three_is_refused(tmp_path: Path) -> None:
     async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp, record=tmp_path / "vm.xml") as vm:
-        with pytest.raises(ValueError, match="report, finish or revert"):
+        with pytest.raises(ValueError, match="how is one of report, finish, revert"):
             await vm.recover("undo")  # type: ignore[arg-type]  # that is the point
         assert await vm.recover("revert") is None
 

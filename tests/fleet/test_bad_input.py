@@ -261,6 +261,46 @@ def test_what_can_be_meant_by_nobody_is_refused_at_once() -> None:
         Fleet([7])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="concurrency"):
         Fleet(concurrency=0)
+
+
+@pytest.mark.parametrize("given", ["30", True, float("nan"), float("inf"), -1])
+async def test_a_fleet_refuses_a_duration_that_cannot_be_meant_and_asks_nobody(given: Any) -> None:
+    said = r"is a (finite )?number of seconds"
+    async with ScriptedPeer() as peer:
+        for name in ("timeout", "resync_interval"):
+            with pytest.raises((TypeError, ValueError), match=f"{name} {said}"):
+                Fleet([peer.path], **{name: given})
+        async with Fleet([peer.path]) as fleet:
+            for name in ("timeout", "total_timeout", "revert_timeout"):
+                with pytest.raises((TypeError, ValueError), match=f"{name} {said}"):
+                    fleet.set_map("0", **{name: given})
+                with pytest.raises((TypeError, ValueError), match=f"{name} {said}"):
+                    fleet.set_count(1, **{name: given})
+        assert list(peer.transcript) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"in_flight": 0}, "in_flight is at least 1, not 0"),
+        ({"in_flight": "8"}, "in_flight is a whole number"),
+        ({"on_failure": "revert"}, "on_failure is one of OnFailure.STOP"),
+        ({"allow_fatal": "no"}, "allow_fatal is True or False"),
+        ({"reply_timeout": 3}, "set_map has no option reply_timeout"),
+    ],
+)
+async def test_a_fleet_refuses_terms_that_cannot_be_meant_and_asks_nobody(options: dict[str, Any], said: str) -> None:
+    async with ScriptedPeer() as peer, Fleet([peer.path]) as fleet:
+        with pytest.raises((TypeError, ValueError), match=said):
+            fleet.set_map("0", **options)
+        with pytest.raises((TypeError, ValueError), match=said):
+            fleet.set_count(1, **options)
+        for count in ("1", True, 1.0):
+            with pytest.raises(TypeError, match="count is a whole number"):
+                fleet.set_count(count)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="ids are several"):
+            fleet.set_map(3)  # type: ignore[arg-type]
+        assert list(peer.transcript) == []
     for pattern in ("", "/run/*.qmp"):
         with pytest.raises(ValueError, match="pattern"):
             Fleet(directory="/run", pattern=pattern)

@@ -189,7 +189,7 @@ async def test_releasing_twice_does_not_unlock_the_next_export(vm: VcpuControlle
 
 async def test_a_bad_settle_is_refused_and_locks_nothing(vm: VcpuController) -> None:
     for settle in (-1.0, float("nan")):
-        with pytest.raises(ValueError, match="settle is a number of seconds"):
+        with pytest.raises(ValueError, match="settle is a finite number of seconds"):
             await vm.export(settle=settle)
     assert await is_unlocked(vm)
 

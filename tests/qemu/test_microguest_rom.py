@@ -82,3 +82,25 @@ async def test_the_image_alone_tells_on_the_debug_console_that_it_is_ready() -> 
             with contextlib.suppress(FileNotFoundError):
                 said = console.read_bytes()
     assert said == b"R"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"delay_ms": 0.5}, "delay_ms is a whole number, not 0.5"),
+        ({"delay_ms": "50"}, 'delay_ms is a whole number, not "50"'),
+        ({"times": True}, "times is a whole number, not True"),
+        ({"slot": "3"}, 'slot is a whole number, not "3"'),
+        ({"announce": "no"}, 'announce is True or False, not "no"'),
+        ({"removal": 1}, "removal is one of "),
+    ],
+)
+def test_what_is_no_personality_is_refused_before_a_guest_starts(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        Personality(**fields)
+
+
+@pytest.mark.parametrize("given", ["0", 0.5, True, None])
+def test_a_time_until_ready_that_is_no_whole_number_is_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match="ready_after_ms is a whole number"):
+        rom_image(ready_after_ms=given)

@@ -1,0 +1,213 @@
+"""What callers give, checked before anything is done with it.
+
+One rule for all public calls: durations are finite real numbers and not negative, whole numbers are whole, flags are
+True or False, and choices are of their kind. A wrong type is a TypeError, a wrong value a ValueError; both name the
+parameter, and say what was given.
+"""
+
+import enum
+import functools
+import inspect
+import math
+import operator
+import os
+from collections.abc import Callable, Mapping
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
+
+from qmpvcpu.errors import shorten
+
+__all__ = ["at_least", "checked", "flag", "member", "options", "path", "seconds", "text", "whole"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_Check = Callable[[str, Any], Any]
+
+
+def seconds(name: str, value: object) -> float:
+    """Return the duration *value*, which *name* was given.
+
+    Raises:
+        TypeError: It is no real number. Text, True and a Decimal are none.
+        ValueError: It is negative, or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is a number of seconds, not {_quoted(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} is a finite number of seconds, 0 or more, not {_quoted(value)}")
+    return number
+
+
+def whole(name: str, value: object) -> int:
+    """Return the whole number *value*, which *name* was given: an int, or what stands for one.
+
+    Raises:
+        TypeError: It is none. Text, True and 3.0 are none.
+        ValueError: It has too many digits to be told of.
+    """
+    if isinstance(value, bool):
+        raise TypeError(f"{name} is a whole number, not {value}")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # which is what is found out
+    except TypeError:
+        raise TypeError(f"{name} is a whole number, not {_quoted(value)}") from None
+    try:
+        str(number)
+    except ValueError:
+        raise ValueError(f"{name} is {_quoted(number)}, and no VM has so many") from None
+    return number
+
+
+def at_least(name: str, value: object, least: int) -> int:
+    """Return the whole number *value*, which *name* was given, and which is *least* or more.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is less.
+    """
+    number = whole(name, value)
+    if number < least:
+        raise ValueError(f"{name} is at least {least}, not {number}")
+    return number
+
+
+def flag(name: str, value: object) -> bool:
+    """Return *value*, which *name* was given, if it is True or False.
+
+    Raises:
+        TypeError: It is not: "no" would count as True.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, not {_quoted(value)}")
+    return value
+
+
+def text(name: str, value: object) -> str:
+    """Return the text *value*, which *name* was given.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is text, not {_quoted(value)}")
+    return value
+
+
+def path(name: str, value: object) -> object:
+    """Return *value*, which *name* was given, if it can be a path.
+
+    Raises:
+        TypeError: It is neither text nor a path of text.
+        ValueError: It is empty, or has a NUL in it.
+    """
+    plain = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(plain, str):
+        raise TypeError(f"{name} is a path, not {_quoted(value)}")
+    if not plain or "\0" in plain:
+        raise ValueError(f"{name} is a path, not {_quoted(plain)}")
+    return value
+
+
+def member(name: str, value: object, kind: type[enum.Enum]) -> object:
+    """Return *value*, which *name* was given, if it is of *kind*.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if not isinstance(value, kind):
+        known = ", ".join(map(str, kind))
+        raise TypeError(f"{name} is one of {known}, not {_quoted(value)}")
+    return value
+
+
+def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Have *function* begin only when its arguments are what their annotations say.
+
+    ``float`` is a duration, ``str | PathLike[str]`` a path; ``int``, ``bool``, ``str`` and enumerations are what they
+    say; each also with ``| None``. A ``Literal`` is one of its words. Other annotations say nothing here.
+    """
+    checks = _checks_of(function)
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+
+    def take(args: tuple[Any, ...], given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        named = {name: _taken(checks, name, value) for name, value in given.items()}
+        taken = [_taken(checks, name, value) for name, value in zip(names, args, strict=False)]
+        return [*taken, *args[len(names) :]], named
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def begin(*args: Any, **given: Any) -> Any:
+            taken, named = take(args, given)
+            return await function(*taken, **named)
+
+    else:
+
+        @functools.wraps(function)
+        def begin(*args: Any, **given: Any) -> Any:
+            taken, named = take(args, given)
+            return function(*taken, **named)
+
+    return begin  # type: ignore[return-value]  # it is called as the function is
+
+
+def options(function: Callable[..., object], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options *given* for a later call of *function*, checked now.
+
+    Raises:
+        TypeError: *function* has no such option, or one is of a wrong type.
+        ValueError: One has a wrong value.
+    """
+    checks = _checks_of(function)
+    if unknown := sorted(set(given) - set(function.__annotations__)):
+        raise TypeError(f"{function.__name__} has no option {', '.join(unknown)}")
+    return {name: _taken(checks, name, value) for name, value in given.items()}
+
+
+@functools.cache
+def _checks_of(function: Callable[..., object]) -> Mapping[str, _Check]:
+    found = {name: _check_for(kind) for name, kind in function.__annotations__.items() if name != "return"}
+    return {name: check for name, check in found.items() if check is not None}
+
+
+def _taken(checks: Mapping[str, _Check], name: str, value: object) -> Any:
+    return checks[name](name, value) if name in checks else value
+
+
+def _check_for(annotation: Any) -> _Check | None:
+    """Return what checks a value that is to be *annotation*; None: nothing does."""
+    if get_origin(annotation) is Literal:
+        return functools.partial(_one_of, words=get_args(annotation))
+    if get_origin(annotation) is not UnionType:
+        return _check_of(annotation)
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    check = path if kinds == [str, os.PathLike[str]] else _check_of(kinds[0]) if len(kinds) == 1 else None
+    return None if check is None else functools.partial(_unless_none, check=check)
+
+
+def _check_of(kind: Any) -> _Check | None:
+    known: Mapping[Any, _Check] = {float: seconds, int: whole, bool: flag, str: text}
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return functools.partial(member, kind=kind)
+    return known.get(kind)
+
+
+def _unless_none(name: str, value: object, *, check: _Check) -> Any:
+    return None if value is None else check(name, value)
+
+
+def _one_of(name: str, value: object, *, words: tuple[str, ...]) -> object:
+    if value not in words:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{name} is one of {', '.join(words)}, not {_quoted(value)}")
+    return value
+
+
+def _quoted(value: object) -> str:
+    return repr(value) if value is None or isinstance(value, bool | float) else shorten(value)
