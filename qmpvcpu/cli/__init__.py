@@ -9,7 +9,7 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from qmpvcpu.cli.streams import Forgiving, cannot_print, encode_all, open_missing
+from qmpvcpu.cli.streams import cannot_print, complain, encode_all, open_missing
 
 __all__ = ["main"]
 
@@ -78,7 +78,5 @@ def _without_extra(words: list[str], missing: str) -> int:
         from qmpvcpu.cli.plain import play  # noqa: PLC0415 -- only where it is needed
 
         return play()
-    Forgiving(sys.stderr).write(
-        f"qmpvcpu: the command line needs {missing}, which is not installed: pip install 'qmpvcpu[cli]'\n"
-    )
+    complain(f"qmpvcpu: the command line needs {missing}, which is not installed: pip install 'qmpvcpu[cli]'")
     return 2

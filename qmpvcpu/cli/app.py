@@ -11,7 +11,7 @@ import typer
 from qmpvcpu.cli.helping import fit_help, help_width
 from qmpvcpu.cli.options import BadUsageError, FirstOptions, Options, takes_groups
 from qmpvcpu.cli.run import REACHED, Shell, failure, print_answer
-from qmpvcpu.cli.streams import Forgiving, cannot_print, silence
+from qmpvcpu.cli.streams import cannot_print, complain, silence
 
 __all__ = ["program", "run"]
 
@@ -115,7 +115,7 @@ def program() -> Any:
 def _shared(context: typer.Context, options: FirstOptions) -> None:
     context.obj = options
     if context.invoked_subcommand is None:
-        Forgiving(sys.stderr).write(context.get_help() + "\n")
+        complain(context.get_help())
         raise BadUsageError("no command")
 
 

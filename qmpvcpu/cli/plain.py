@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import sys
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import qmpvcpu
 from qmpvcpu import VcpuController
 from qmpvcpu.cli.answer import NO_ANSWER, NOT_SENT
 from qmpvcpu.cli.demo_work import GuestKind, demo
-from qmpvcpu.cli.streams import Forgiving, cannot_print
+from qmpvcpu.cli.streams import cannot_print, complain
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.testing.qemu import QemuNotFoundError
 
@@ -28,7 +27,7 @@ class _PlainStage:
         return qmpvcpu.attach(target, name=name, resync_interval=None)
 
     def note(self, line: str) -> None:
-        Forgiving(sys.stderr).write(f"{line}\n")
+        complain(line)
 
     def say(self, line: str) -> None:
         print(line, flush=True)

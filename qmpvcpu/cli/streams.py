@@ -5,11 +5,11 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, TextIO, cast
 
 from qmpvcpu.cli.answer import NOT_REACHED, REACHED
 
-__all__ = ["Forgiving", "cannot_print", "encode_all", "open_missing", "silence"]
+__all__ = ["Forgiving", "cannot_print", "complain", "encode_all", "open_missing", "silence"]
 
 
 def open_missing() -> None:
@@ -36,12 +36,17 @@ def encode_all() -> None:
             file.reconfigure(errors="backslashreplace")
 
 
+def complain(line: str) -> None:
+    """Print *line* on standard error if that can be."""
+    print(line, file=cast("TextIO", Forgiving(sys.stderr)), flush=True)
+
+
 def cannot_print(error: OSError) -> int:
     """Let standard output go nowhere from here on, tell why if that is a fault, and return the exit code."""
     silence(sys.stdout)
     if isinstance(error, BrokenPipeError):  # a reader that has seen enough (head, less)
         return REACHED
-    Forgiving(sys.stderr).write(f"qmpvcpu: cannot print the answer: {error}\n")
+    complain(f"qmpvcpu: cannot print the answer: {error}")
     return NOT_REACHED
 
 

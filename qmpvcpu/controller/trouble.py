@@ -25,11 +25,12 @@ class Trouble:
     def failed(self, error: Exception) -> None:
         """Note a failure."""
         self._failures += 1
-        level = logging.WARNING if self._failures == 1 else logging.DEBUG
-        ours = isinstance(error, QmpVcpuError)
-        _log.log(
-            level, "%s: %s", self._what, printable(str(error)), extra=self._extra, exc_info=None if ours else error
-        )
+        why = printable(str(error))
+        cause = None if isinstance(error, QmpVcpuError) else error
+        if self._failures == 1:
+            _log.warning("%s: %s", self._what, why, extra=self._extra, exc_info=cause)
+        else:
+            _log.debug("%s: %s", self._what, why, extra=self._extra, exc_info=cause)
 
     def over(self) -> None:
         """Note a success, after which the next failure is news again."""

@@ -27,7 +27,7 @@ async def test_without_the_extra_the_demo_says_in_one_line_that_its_words_go_now
     full = f"{WITHOUT_EXTRA}; sys.stdout = open('/dev/full', 'w')"
     ran = await run("demo", code=full)
     assert (ran.code, ran.out) == (1, "")
-    assert ran.err.splitlines()[-1] == "qmpvcpu: [Errno 28] No space left on device"
+    assert ran.err.splitlines()[-1] == "qmpvcpu: cannot print the answer: [Errno 28] No space left on device"
 
 
 async def test_without_the_extra_the_demo_says_in_one_line_what_it_lacks() -> None:

@@ -15,7 +15,7 @@ from tests.hostile import small_vm
 
 _NOT_UTF8 = b"\xff\x1b[31m\n"
 _DOMAIN = (
-    "<domain type='kvm'><name>vm</name><memory>1024</memory><vcpu current='1'>3</vcpu>"
+    "<domain type='kvm'><name>vm</name><memory>1024</memory><vcpu current='1'>4</vcpu>"
     "<os><type arch='x86_64' machine='pc'>hvm</type></os></domain>"
 )
 # What a shell may say of standard output and standard error.
