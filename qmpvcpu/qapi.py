@@ -35,6 +35,7 @@ __all__ = [
     "parse_memory_kib",
     "parse_name",
     "parse_ospm_status",
+    "parse_peripherals",
     "parse_status",
     "parse_target",
     "parse_topology",
@@ -104,9 +105,9 @@ class RunEvent(enum.Enum):
 QemuEvent = Deleted | GuestError | OstEvent | MigrationStatus | RunEvent
 
 
-def device_add(slot: Slot) -> dict[str, Any]:
-    """Return the arguments that plug *slot*: its type, our id, and its props verbatim in QEMU's order."""
-    return {"driver": slot.type, "id": slot.new_device_id, **slot.props}
+def device_add(slot: Slot, path: str | None = None) -> dict[str, Any]:
+    """Return the arguments that plug *slot*, at *path*: its type, an id, and its props verbatim in QEMU's order."""
+    return {"driver": slot.type, "id": (path or slot.new_qom_path).removeprefix(PERIPHERAL), **slot.props}
 
 
 def device_del(slot: Slot) -> dict[str, Any]:
@@ -212,6 +213,23 @@ def parse_status(command: str, reply: object) -> str:
     if not isinstance(reply, Mapping):
         raise MalformedReplyError(command, "not an object", reply)
     return _text(command, reply, "status", _WORD)
+
+
+def parse_peripherals(reply: object) -> frozenset[str]:
+    """Read ``qom-list /machine/peripheral``: the paths of devices that are no CPUs and whose ids begin with ``vcpu``.
+
+    Raises:
+        MalformedReplyError: It is no list of objects with a name and a type.
+    """
+    if reply is None:  # a QEMU without it
+        return frozenset()
+    command, paths = "qom-list", set[str]()
+    for entry in _entries(command, reply):
+        name, kind = _text(command, entry, "name"), _text(command, entry, "type")
+        cpu = is_cpu_type(kind.removeprefix("child<").removesuffix(">"))
+        if name.startswith("vcpu") and is_device_id(name) and not cpu:
+            paths.add(PERIPHERAL + name)
+    return frozenset(paths)
 
 
 def parse_name(reply: object) -> str | None:

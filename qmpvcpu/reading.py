@@ -128,6 +128,7 @@ class Reader:
             self._try("qom-get", {"path": "/machine", "property": "smp"}),
             self._try("qom-get", {"path": "/machine", "property": "confidential-guest-support"}),
             self._try("qom-list", {"path": "/objects"}),
+            self.other_paths(),
         )
 
     async def _kvm(self) -> Any:
@@ -139,9 +140,17 @@ class Reader:
             known = qapi.parse_kvm(await self._try("query-kvm"))
         return known or "unknown"
 
+    async def other_paths(self) -> frozenset[str]:
+        """Read which devices have an id that a vCPU could want, and are none; CPUs are in the slots.
+
+        Raises:
+            MonitorError: No reply, or none that can be understood.
+        """
+        return qapi.parse_peripherals(await self._try("qom-list", {"path": "/machine/peripheral"}))
+
     async def _vm_info(self, name: str | None, reading: Reading, facts: list[Any]) -> VmInfo:
         slots, threads = reading
-        accelerators, kvm, known_name, uuid, memory, machine, smp, confidential, objects = facts
+        accelerators, kvm, known_name, uuid, memory, machine, smp, confidential, objects, other_paths = facts
         arch = threads[0].arch if threads else None  # that of one is that of all
         if arch is None:
             arch = qapi.parse_target(await self._try("query-target")) or "unknown"
@@ -165,6 +174,7 @@ class Reader:
             and any(isinstance(each, dict) and each.get("name") == _LIBVIRT_SECRET for each in objects),
             x2apic=await self._x2apic(accelerator, topology, slots),
             confidential=isinstance(confidential, str) and confidential.startswith("/"),  # the path of an object
+            other_paths=other_paths,
         )
 
     async def _x2apic(self, accelerator: str, topology: Topology | None, slots: tuple[Slot, ...]) -> bool | None:

@@ -324,8 +324,8 @@ class _Run:
         slot = engine.slots[work.step.first]
         started = loop.time()
         try:
-            if work.plugs:
-                await self._commands.plug(slot)
+            if work.path is not None:
+                await self._commands.plug(slot, work.path)
                 plugged = Plugged(slot.ids, seconds=round(loop.time() - started, 6))
                 batch.replied(work, plugged, loop.time())
             elif work.removal is not None:

@@ -49,18 +49,18 @@ class Commands:
         if removal.state is State.REJECTED:
             raise rejected_error(removal)
 
-    async def plug(self, slot: Slot) -> None:
-        """Plug *slot*.
+    async def plug(self, slot: Slot, path: str) -> None:
+        """Plug *slot*, at *path*.
 
         Raises:
             CommandRejectedError: QEMU answered with an error; nothing was plugged.
             OutcomeUnknownError: The connection was lost with the command in flight.
         """
         try:
-            await self._session.monitor.execute("device_add", qapi.device_add(slot))
+            await self._session.monitor.execute("device_add", qapi.device_add(slot, path))
         except CommandRejectedError as error:
             self._engine.plug_failed(slot.first)
-            raise _rejected(Action.PLUG, slot, error, await self._explain(slot, Action.PLUG)) from error
+            raise _rejected(Action.PLUG, slot, error, await self._explain(slot, Action.PLUG, path)) from error
         except MonitorError as error:
             self._engine.plug_lost(slot.first)
             self._session.want(Read.FULL)  # if it is there all the same, that is found
@@ -89,8 +89,8 @@ class Commands:
         else:
             self._replied(removal, Evidence.ACCEPTED)
 
-    async def plug_alone(self, slot: Slot) -> None:
-        """Plug *slot*, as a transition of its own: recorded before.
+    async def plug_alone(self, slot: Slot, path: str) -> None:
+        """Plug *slot* at *path*, as a transition of its own: recorded before.
 
         Raises:
             RecordError: The record cannot be written; nothing was sent.
@@ -103,7 +103,7 @@ class Commands:
             self._engine.plug_failed(slot.first)
             raise
         try:
-            await self.plug(slot)
+            await self.plug(slot, path)
         finally:
             self._keeper.end_step(step)
 
@@ -129,10 +129,12 @@ class Commands:
         self._engine.unplug_replied(removal, evidence, self._session.loop.time(), rejection=rejection)
         self._session.publish()
 
-    async def _explain(self, slot: Slot, action: Action) -> str:
+    async def _explain(self, slot: Slot, action: Action, path: str = "") -> str:
         """Look at the VM after a rejection, since QEMU's texts are no ground to stand on."""
         try:
             layout = await self._look()
+            if action is Action.PLUG:
+                self._engine.others_read(await self._session.reader.other_paths())
         except MonitorError:
             return ""
         status = self._engine.status
@@ -140,9 +142,7 @@ class Commands:
             return f"the VM is migrating or has migrated: run state {status.run_state}, migration {status.migration}"
         now = layout.slot_of(slot.first)
         if action is Action.PLUG:
-            # Until QEMU has joined the thread of a vCPU, its slot is empty and its id is taken.
-            empty = "the slot is empty; if a vCPU has just left it, QEMU may hold its id for a moment: ask again"
-            return f"the slot is occupied meanwhile, by {now.qom_path}" if now.present else empty
+            return self._explain_plug(now, path)
         if not now.present:
             return "it is gone already"
         if layout.vm.arch in {"x86_64", "i386"}:
@@ -151,6 +151,14 @@ class Commands:
                 " ACPI): ask again once the guest runs"
             )
         return "it is still plugged"
+
+    def _explain_plug(self, now: Slot, path: str) -> str:
+        if now.present:
+            return f"the slot is occupied meanwhile, by {now.qom_path}"
+        if self._engine.is_taken(path):
+            return f"another device is {path}: ask again, and the vCPU gets another id"
+        # Until QEMU has joined the thread of a vCPU, its slot is empty and its id is taken.
+        return "the slot is empty; if a vCPU has just left it, QEMU may hold its id for a moment: ask again"
 
 
 def _rejected(action: Action, slot: Slot, error: CommandRejectedError, hint: str) -> CommandRejectedError:

@@ -105,8 +105,8 @@ class OneVcpu(ObservedVm):
             slot = planning.check_plug(self._engine.situation, vcpu, allow_fatal=allow_fatal)
             if promise is not None:
                 promise.make_state(slot.ids, enabled=True)
-            self._engine.plug_sent(slot.first)
-            task = self._plugging[slot.first] = self._session.start(self._commands.plug_alone(slot))
+            plugging = self._commands.plug_alone(slot, self._engine.plug_sent(slot.first))
+            task = self._plugging[slot.first] = self._session.start(plugging)
             task.add_done_callback(lambda _: self._plugging.pop(slot.first, None))
             await self._session.replied("plug", slot.ids, task)
         await self._session.keeper.written(f"vCPU {slot.ids} is plugged")

@@ -220,7 +220,7 @@ class Batch:
             check_plug(self._engine.situation, first, allow_fatal=self._terms.allow_fatal)
         except StepDeniedError as error:
             return self._deny(work, error)
-        self._engine.plug_sent(first)
+        work.path = self._engine.plug_sent(first)
         return self._mark_sent(work)
 
     def _send_unplug(self, work: Work) -> list[Effect]:
@@ -228,7 +228,7 @@ class Batch:
         slot = self._engine.slots[first]
         if not slot.present:
             return self._found_so(work, Unplugged(work.step.ids))
-        if work.undoes is not None and slot.qom_path != slot.new_qom_path:
+        if work.undoes is not None and slot.qom_path != work.undoes.path:
             return self._found_so(work, None)
         removal = self._engine.removals.get(first)
         if removal is not None and not removal.recalled:

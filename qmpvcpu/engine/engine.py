@@ -72,8 +72,9 @@ class Engine(Ledger):
         self.single_threaded = single_threaded
         self.exported = False  # True: nothing may be sent that changes a slot
         self.doubled: set[int] = set()  # slots in which a second removal may be queued
-        self._plugging: set[int] = set()
-        self._unsure: set[int] = set()  # plugs of ours of which nobody knows whether QEMU carried them out
+        self._others = layout.vm.other_paths  # that a vCPU cannot have: some other device has them
+        self._plugging: dict[int, str] = {}  # the QOM path that each is to have
+        self._unsure: dict[int, str] = {}  # plugs of ours of which nobody knows whether QEMU carried them out
         self._early_answers: dict[int, OstAnswer] = {}
         self._doubted: set[int] = set()  # plugs in flight during which their path was heard to be deleted
         self._by_index = {slot.cpu_index: slot.first for slot in layout.slots}
@@ -159,22 +160,31 @@ class Engine(Ledger):
 
     # Our own commands.
 
-    def plug_sent(self, first: int) -> None:
-        """Note that ``device_add`` for the slot of vCPU *first* is about to be sent."""
-        self._plugging.add(first)
+    def plug_sent(self, first: int) -> str:
+        """Note that a plug of the slot of vCPU *first* is about to be sent; return the QOM path to plug it at."""
+        path = self.slots[first].free_path(self._by_path, self._others)
+        self._plugging[first] = path
+        return path
 
     def plug_accepted(self, first: int) -> None:
         """Take QEMU's acceptance of our ``device_add`` (or a read that shows it); idempotent."""
         if first not in self._plugging:
             return
-        self._plugging.discard(first)
-        slot = self.slots[first]
-        slot = slot.filled(slot.new_qom_path)
+        path = self._plugging.pop(first)
+        slot = self.slots[first].filled(path)
         answer = self._early_answers.pop(first, None)
         self._fill(slot if answer is None else slot.answered(answer), Origin.US)
         if first in self._doubted:
             self._doubted.discard(first)
             self._want(Read.SLOTS)
+
+    def others_read(self, paths: frozenset[str]) -> None:
+        """Take in which QOM paths other devices have now that a vCPU could want."""
+        self._others = paths
+
+    def is_taken(self, path: str) -> bool:
+        """Return True if some other device is known to have the QOM path *path*."""
+        return path in self._by_path or path in self._others
 
     def tell_instance_changed(self) -> None:
         """Note that it is another QEMU than was known that runs the VM."""
@@ -182,12 +192,13 @@ class Engine(Ledger):
 
     def plug_lost(self, first: int) -> None:
         """Note that nobody knows whether QEMU carried our ``device_add`` out: the next read tells; idempotent."""
-        self._unsure.add(first)
+        if first in self._plugging:
+            self._unsure[first] = self._plugging[first]
         self.plug_failed(first)
 
     def plug_failed(self, first: int) -> None:
         """Take QEMU's rejection of our ``device_add``; idempotent."""
-        self._plugging.discard(first)
+        self._plugging.pop(first, None)
         self._early_answers.pop(first, None)
         self._doubted.discard(first)
 
@@ -285,7 +296,7 @@ class Engine(Ledger):
         spent = self._spend(path)
         if first is None:
             # Most likely the last CPU in that slot. Only a read that is sent after our plug's reply can tell.
-            self._doubted.update(each for each in self._plugging if self.slots[each].new_qom_path == path)
+            self._doubted.update(each for each, new in self._plugging.items() if new == path)
         elif first in self.removals and not spent:
             self._empty(first, Origin.OTHER, now)
         else:
@@ -327,7 +338,7 @@ class Engine(Ledger):
         """Take one slot of a read in; return True if it showed what no event had announced."""
         known = self.slots[seen.first]
         if seen.first in self._plugging:
-            if seen.qom_path == known.new_qom_path:
+            if seen.qom_path == self._plugging[seen.first]:
                 self.plug_accepted(seen.first)
             return False
         removal = self.removals.get(seen.first)
@@ -341,7 +352,7 @@ class Engine(Ledger):
             self._expect_late(known)
             self._empty(seen.first, Origin.UNKNOWN, now)
         if seen.qom_path is not None:
-            ours_too = seen.first in self._unsure and seen.qom_path == known.new_qom_path
+            ours_too = seen.qom_path == self._unsure.get(seen.first)
             origin = Origin.US if ours_too else Origin.OTHER
             self._fill(known.filled(seen.qom_path).seen(seen.host_tids), origin)
             if not full:

@@ -169,8 +169,8 @@ class Transition:
             if first in planned or first >= self._engine.layout.max:
                 continue
             slot = self._engine.slots[first]
-            if step.action is Action.PLUG and slot.qom_path == slot.new_qom_path:
-                yield Work(step, stage=Stage.DONE, verdict=Plugged(step.ids))
+            if step.action is Action.PLUG and slot.has_our_name:
+                yield Work(step, stage=Stage.DONE, verdict=Plugged(step.ids), path=slot.qom_path)
             elif step.action is Action.UNPLUG and not slot.present:
                 yield Work(step, stage=Stage.DONE, verdict=Unplugged(step.ids))
 

@@ -79,6 +79,7 @@ class Work:
         deadline: When it is no longer waited for, or None.
         removal: The removal that is awaited, or None.
         ours: False if somebody else had done it, or asked for it, before.
+        path: The QOM path of the CPU that it plugs, once that is sent.
         replug: True once a vCPU that was to be kept has left, and is being plugged again.
     """
 
@@ -92,6 +93,7 @@ class Work:
     deadline: float | None = None
     removal: Removal | None = None
     ours: bool = True
+    path: str | None = None
     replug: bool = False
 
     @property

@@ -1,7 +1,8 @@
 """Layout: all slots of a VM with their vCPU ids at one moment."""
 
+import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -130,6 +131,18 @@ class Slot:
     def new_qom_path(self) -> str:
         """The QOM path of a CPU plugged by us."""
         return PERIPHERAL + self.new_device_id
+
+    def free_path(self, *taken: Container[str]) -> str:
+        """Return the QOM path of a CPU plugged by us: ``vcpu3``, or ``vcpu3-2`` and so on where that is *taken*."""
+        suffixes = itertools.chain([""], map("-{}".format, itertools.count(2)))
+        paths = (self.new_qom_path + suffix for suffix in suffixes)
+        return next(path for path in paths if not any(path in each for each in taken))
+
+    @property
+    def has_our_name(self) -> bool:
+        """True if its CPU has an id that we give to the CPU of this slot."""
+        name, _, number = (self.device_id or "").partition("-")
+        return name == self.new_device_id and (not number or number.isdecimal())
 
     def filled(self, qom_path: str) -> "Slot":
         """Return this slot with a newly plugged CPU in it."""

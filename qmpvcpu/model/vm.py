@@ -126,6 +126,7 @@ class VmInfo:
         libvirt_owned: True if libvirt started this QEMU.
         x2apic: Whether the CPU model has x2apic; None where that is unknown or no matter.
         confidential: True if the guest is sealed against the host (SEV, TDX, ...), its vCPUs included.
+        other_paths: QOM paths of devices other than CPUs whose ids begin with ``vcpu``, as we do with those of CPUs.
     """
 
     name: str
@@ -142,6 +143,7 @@ class VmInfo:
     libvirt_owned: bool = False
     x2apic: bool | None = None
     confidential: bool = False
+    other_paths: frozenset[str] = frozenset()
 
     @cached_property
     def known_faults(self) -> frozenset[KnownFault]:

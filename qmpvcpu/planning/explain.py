@@ -1,6 +1,6 @@
 """A plan in words, for people: alike steps in one line, so that 240 of them can be read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
@@ -56,21 +56,22 @@ def _head(plan: "Plan") -> str:
 
 def _step_rows(plan: "Plan") -> Iterator[tuple[str, str, str]]:
     slots = {slot.first: slot for slot in plan.slots}
+    taken = {slot.qom_path for slot in plan.slots if slot.qom_path is not None}
     for _, group in groupby(plan.steps, lambda step: (step.action, step.joins, slots[step.first].is_boot)):
         run = list(group)
         word = run[0].action.value
         if len(run) > _MOST_ALIKE:
             ids = VcpuMap(each for step in run for each in step.ids)
-            yield word, str(ids), _how_all(run, slots)
+            yield word, str(ids), _how_all(run, slots, taken)
         else:
             for step in run:
-                yield word, str(step.ids), _how(step, slots[step.first])
+                yield word, str(step.ids), _how(step, slots[step.first], taken)
 
 
-def _how(step: Step, slot: Slot) -> str:
+def _how(step: Step, slot: Slot, taken: Container[str]) -> str:
     if step.action is Action.PLUG:
         place = " ".join(f"{name.removesuffix('-id')} {value}" for name, value in slot.props.items())
-        return f"device_add {slot.new_device_id}, {place}"
+        return f"device_add {_id(slot, taken)}, {place}"
     if step.action is Action.KEEP:
         return "its removal is pending: the guest's answer is awaited"
     if step.joins:
@@ -79,11 +80,15 @@ def _how(step: Step, slot: Slot) -> str:
     return f"the guest is asked to give up {step.qom_path}{boot}"
 
 
-def _how_all(run: list[Step], slots: dict[int, Slot]) -> str:
+def _id(slot: Slot, taken: Container[str]) -> str:
+    return slot.free_path(taken).rpartition("/")[2]
+
+
+def _how_all(run: list[Step], slots: dict[int, Slot], taken: Container[str]) -> str:
     """Return how all of *run*, which are alike, are done."""
     first, last = slots[run[0].first], slots[run[-1].first]
     if run[0].action is Action.PLUG:
-        return f"device_add {first.new_device_id} .. {last.new_device_id}"
+        return f"device_add {_id(first, taken)} .. {_id(last, taken)}"
     if run[0].action is Action.KEEP:
         return "their removals are pending: the guest's answers are awaited"
     if run[0].joins:

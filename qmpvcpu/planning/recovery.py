@@ -76,7 +76,7 @@ def _is_ours(step: Step, layout: Layout) -> bool:
     if step.first >= layout.max:
         return False
     slot = layout.slot_of(step.first)
-    return slot.qom_path == slot.new_qom_path
+    return slot.has_our_name
 
 
 def observed_report(intent: Intent, layout: Layout) -> TransitionReport:

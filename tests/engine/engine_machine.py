@@ -73,11 +73,9 @@ class EngineBesideQemu(RuleBasedStateMachine):
     @rule(vcpu=vcpus)
     def plug(self, vcpu: int) -> None:
         if not self.engine.layout.slot_of(vcpu).present and vcpu not in self.engine.situation.in_flight:
-            self.engine.plug_sent(vcpu)
-            self.send_plug(vcpu)
+            self.send_plug(vcpu, self.engine.plug_sent(vcpu))
 
-    def send_plug(self, vcpu: int, told: Callable[[str], None] = lambda _: None) -> None:
-        path = self.engine.layout.slot_of(vcpu).new_qom_path
+    def send_plug(self, vcpu: int, path: str, told: Callable[[str], None] = lambda _: None) -> None:
 
         def accepted() -> None:
             self.engine.plug_accepted(vcpu)

@@ -105,8 +105,8 @@ class TransitionsBesideQemu(EngineBesideQemu):
     def may_send(self) -> bool:
         return self.online and self.transition is None
 
-    def send_plug(self, vcpu: int, told: Callable[[str], None] | None = None) -> None:
-        super().send_plug(vcpu, told or self.as_its_own_intent(Step(Action.PLUG, VcpuMap([vcpu]))))
+    def send_plug(self, vcpu: int, path: str, told: Callable[[str], None] | None = None) -> None:
+        super().send_plug(vcpu, path, told or self.as_its_own_intent(Step(Action.PLUG, VcpuMap([vcpu]))))
 
     def send_unplug(self, vcpu: int, removal: Removal, told: Callable[[str], None] | None = None) -> None:
         step = Step(Action.UNPLUG, VcpuMap([vcpu]), removal.qom_path)
@@ -218,7 +218,8 @@ class TransitionsBesideQemu(EngineBesideQemu):
 
         if work.plugs:
             self.added.add(vcpu)
-            self.send_plug(vcpu, told)
+            assert work.path is not None
+            self.send_plug(vcpu, work.path, told)
         else:
             assert work.removal is not None
             self.asked.add(vcpu)
