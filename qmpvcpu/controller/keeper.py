@@ -196,7 +196,8 @@ class Keeper:
         """Write what is not written, and let go of the record."""
         if self.record is None:
             return
-        if self._timer is not None or (self._saving is not None and not self._saving.done()):
+        # What failed before is tried once more: the disk may have room again, or an edited record be put right.
+        if self._saved is not None and self._state() != self._saved:
             await asyncio.wait({self._start()})
         await self.record.close()
 

@@ -8,7 +8,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu import Outcome, RecordError
 from qmpvcpu.domainxml import parse, read_identity
-from qmpvcpu.testing import MicroGuest
+from qmpvcpu.testing import MicroGuest, Personality
 from tests.controller.vms import exchange
 
 pytestmark = pytest.mark.qemu
@@ -61,3 +61,23 @@ async def test_a_record_that_is_no_record_any_more_costs_the_change_and_not_what
     assert found.metadata is not None
     assert found.name == "web"
     assert found.metadata.desired == {0, 3, 5}
+
+
+async def test_what_could_not_be_written_is_written_once_the_record_is_put_right_and_at_the_latest_at_the_end(
+    guest: MicroGuest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "vm.xml"
+    await guest.become(Personality.held())
+    async with qmpvcpu.attach(guest.qmp, name="web", record=path) as vm:
+        await vm.plug(3)
+        await vm.request_unplug(3)
+        await vm._session.keeper.written("this")
+        before = path.read_bytes()
+        path.write_bytes(before[:-20])
+        await guest.become(Personality.obliging())
+        await vm.wait_for(lambda layout: 3 not in layout.enabled, timeout=10)
+        with pytest.raises(RecordError, match="and not recorded"):
+            await vm._session.keeper.written("this is done")
+        path.write_bytes(before)
+    assert "cannot be read any more" in caplog.text
+    assert b"<vcpu id='3' enabled='no'" in path.read_bytes()
