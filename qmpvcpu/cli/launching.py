@@ -15,6 +15,7 @@ from qmpvcpu.cli.options import BadUsageError, Options, Saying
 from qmpvcpu.cli.run import REACHED, Answer, carry_out
 from qmpvcpu.cli.show import document
 from qmpvcpu.domainxml import parse, validate
+from qmpvcpu.errors import RuleStage
 from qmpvcpu.launch import LaunchArguments, arguments
 
 __all__ = ["args", "read_document"]
@@ -78,10 +79,12 @@ def args(
 async def _print_arguments(path: Path, form: _Form, cpu: str | None) -> Answer:
     """Print the QEMU arguments that rebuild the vCPUs of the document at *path*; ``-`` is standard input."""
     xml = await asyncio.to_thread(read_document, path)
-    broken = validate(xml)
-    if broken:  # what libvirt would say only at the start counts too: these are for a start
-        raise broken[0]
-    built = arguments(parse(xml), cpu=cpu)
+    domain = parse(xml)
+    # What libvirt would say only at the start counts too: these are for a start. All else parse() has refused.
+    at_start = next((each for each in validate(xml) if each.stage is RuleStage.START), None)
+    if at_start is not None:
+        raise at_start
+    built = arguments(domain, cpu=cpu)
     content = document(
         argv=built.boot_argv if form is _Form.BOOT else built.argv,
         device_add=[dict(device) for device in built.device_add],

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import enum
+import shlex
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,7 +250,7 @@ async def _recover(shell: Shell, how: _How, config: Path | None) -> Answer:
         intent = vm.interrupted
         if intent is not None and intent.config is not None and config is None:
             raise BadUsageError(
-                f"the next boot was to be written too: name its document with --config {intent.config}"
+                f"the next boot was to be written too: name its document with --config {shlex.quote(intent.config)}"
             )
         looked = await vm.recover("report")
         if intent is None or looked is None:

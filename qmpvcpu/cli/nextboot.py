@@ -125,7 +125,10 @@ def _answer(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcom
             f"{_SAID.get(outcome, outcome.value)}: {printable(str(config.path))}",
             *(f"  {each}" for each in changes),
         ]
-    return Answer(REACHED, document(**content), Group(*said, "", _table(now)))
+    refused = tuple(str(each) for each in config.refused_by_libvirt)
+    if refused:
+        content["refused_by_libvirt"] = list(refused)
+    return Answer(REACHED, document(**content), Group(*said, "", _table(now)), complaint=refused)
 
 
 # Planned only.

@@ -64,7 +64,7 @@ async def _write_xml(shell: Shell, emulator: str | None, output: Path | None, ba
     async with shell.attach(reply_timeout=shell.reply_timeout) as vm:
         layout = vm.layout
     xml = render(layout, base=document_of_vm, emulator=emulator)
-    left_out = () if base is not None else omissions(layout)
+    left_out = omissions(layout, base=document_of_vm)
     content = document(xml=xml.decode(), left_out=list(left_out), **state_json(layout))
     if output is None:
         return Answer(REACHED, content, data=xml, complaint=left_out)

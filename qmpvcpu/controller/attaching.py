@@ -1,6 +1,7 @@
 """attach(): from any kind of QMP address to a VcpuController."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from types import TracebackType
@@ -12,6 +13,7 @@ from qmpvcpu.controller.keeper import Keeper
 from qmpvcpu.controller.reconnecting import Reconnecting
 from qmpvcpu.controller.session import Session
 from qmpvcpu.engine import Engine
+from qmpvcpu.errors import printable
 from qmpvcpu.given import checked, path
 from qmpvcpu.model import OstAnswer, runs_single_threaded
 from qmpvcpu.monitor import Monitor, Target, is_address
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from qmpvcpu.domainxml import Instance
 
 __all__ = ["Attaching", "attach"]
+
+_log = logging.getLogger("qmpvcpu.controller")
 
 
 class Attaching:
@@ -205,6 +209,9 @@ async def _keep(
         return Keeper(None, lambda: engine.layout), instance
     vm = layout.vm
     record = await Record.open(options.record, name=vm.name, uuid=vm.uuid, instance=instance, base=options.base)
+    if (other_cpu := record.cpu_differs(layout)) is not None:
+        called = printable(vm.name)
+        _log.warning("VM %s: %s", called, printable(other_cpu), extra={"vm": called})
     before = record.previous.metadata if record.previous is not None else None
     same = before is not None and same_instance(before.instance, instance)
     if before is not None and same:

@@ -27,12 +27,15 @@ def wanted_of(source: "DomainVcpus | Layout | bytes") -> Wanted:
         from qmpvcpu.domainxml import parse  # noqa: PLC0415
 
         source = parse(source)
+    from qmpvcpu.domainxml.cpumodel import qemu_model  # noqa: PLC0415 -- as above
+
     return Wanted(
         max=source.max,
         boot=source.started_with,
         later=source.order,
         topology=source.topology,
         cells={each: cell.id for cell in source.numa for each in cell.cpus},
+        model=None if source.cpu is None else qemu_model(source, source.arch or ""),
     )
 
 

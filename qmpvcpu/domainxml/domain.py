@@ -100,6 +100,8 @@ class DomainVcpus:
         cpu: The CPU model, or None where QEMU's default is taken.
         unread: Names of elements that change how libvirt starts QEMU's CPUs and cells, and that are not read here
             (``cpu/cache``, ``features/hyperv``, ...); of no matter to equality.
+        untold: What QEMU did not tell when the document was written from a running VM, and nobody has added since:
+            ``cpu-model``, ``cpu-features``, ``iommu`` (which libvirt wants for so many vCPUs); no matter either.
     """
 
     name: str
@@ -120,6 +122,7 @@ class DomainVcpus:
     numa: tuple[NumaCell, ...] = ()
     cpu: CpuModel | None = None
     unread: tuple[str, ...] = field(default=(), compare=False)
+    untold: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def max(self) -> int:

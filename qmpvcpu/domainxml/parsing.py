@@ -6,11 +6,12 @@ from uuid import UUID
 from lxml import etree
 
 from qmpvcpu.domainxml.contents import Contents
+from qmpvcpu.domainxml.cpumodel import IOMMU, has_mark, untold_of
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, NumaCell, VcpuSched
 from qmpvcpu.domainxml.fields import text_of
 from qmpvcpu.domainxml.nodes import line_of
 from qmpvcpu.domainxml.rules import examine
-from qmpvcpu.errors import DomainXmlError, shorten
+from qmpvcpu.errors import DomainRule, DomainXmlError, shorten
 from qmpvcpu.model import Topology, VcpuMap
 from qmpvcpu.model.shapes import is_word
 
@@ -54,7 +55,8 @@ def parse(xml: bytes) -> DomainVcpus:
 
     Raises:
         DomainXmlError: Not well-formed, not safe to read, or no domain of QEMU's; ``line`` says where.
-        DomainRuleError: What libvirt would refuse when the document is defined; the first of these.
+        DomainRuleError: What libvirt would refuse when the document is defined; the first of these. Only that more
+            than 255 vCPUs need an ``<iommu>`` is not held against a document that ``render`` wrote (``untold``).
     Source:
         libvirt formatdomain; measured with libvirt 9.0.0.
 
@@ -73,9 +75,12 @@ def parse_with_tree(xml: bytes) -> tuple[DomainVcpus, etree._Element]:
         DomainXmlError: As ``parse`` does.
     """
     contents, broken = examine(xml, at_start=False)
-    if broken:
-        raise broken[0]
     root = contents.root
+    is_ours = has_mark(root)
+    for each in broken:
+        # Whether the VM has such an IOMMU QEMU did not tell; its vCPUs are read all the same.
+        if not is_ours or each.rule is not DomainRule.EIM_MISSING:
+            raise each
     os_type = root.find("os/type")
     # Not refused, so that it can be told.
     count = contents.count or 1
@@ -100,6 +105,7 @@ def parse_with_tree(xml: bytes) -> tuple[DomainVcpus, etree._Element]:
         numa=cells,
         cpu=contents.cpu.model,
         unread=tuple(way for way in _UNREAD if root.find(way) is not None),
+        untold=tuple(filter(None, (untold_of(root, contents.cpu.model), IOMMU if broken else None))),
     )
     return domain, root
 

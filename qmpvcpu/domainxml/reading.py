@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from uuid import UUID
 
 from lxml import etree
 
+from qmpvcpu.domainxml.cpumodel import CPU_MARK, is_as_written
+from qmpvcpu.domainxml.domain import CpuModel
 from qmpvcpu.domainxml.metadata import Metadata, find_record, read_metadata
 from qmpvcpu.domainxml.nodes import line_of, parse_safely
 from qmpvcpu.domainxml.rendering import NO_PCI_DEVICES
@@ -21,6 +23,7 @@ _WRITTEN = {
     "domain/name": set(),
     "domain/uuid": set(),
     "domain/metadata": set(),
+    f"domain/metadata/{CPU_MARK}": {"model", "features"},
     "domain/memory": {"unit"},
     "domain/currentMemory": {"unit"},
     "domain/vcpu": {"placement", "current"},
@@ -30,7 +33,8 @@ _WRITTEN = {
     "domain/os/type": {"arch", "machine"},
     "domain/features": set(),
     "domain/features/acpi": set(),
-    "domain/cpu": set(),
+    "domain/cpu": {"mode", "match", "check", "migratable"},
+    "domain/cpu/model": {"fallback"},
     "domain/cpu/topology": {"sockets", "dies", "cores", "threads"},
     "domain/devices": set(),
     "domain/devices/emulator": set(),
@@ -89,7 +93,7 @@ def read_identity(xml: bytes) -> Identity:
         name=name,
         uuid=uuid,
         metadata=None if record is None else read_metadata(record),
-        foreign=tuple(islice(_once(_foreign(root, "domain", record)), _MOST_FOREIGN)),
+        foreign=tuple(islice(_once(chain(_foreign_model(root), _foreign(root, "domain", record))), _MOST_FOREIGN)),
     )
 
 
@@ -99,6 +103,16 @@ def _once(names: Iterator[str]) -> Iterator[str]:
         if name not in seen:
             seen.add(name)
             yield name
+
+
+def _foreign_model(root: etree._Element) -> Iterator[str]:
+    """Tell whether somebody else has named the CPU model."""
+    cpu = root.find("cpu")
+    if cpu is None:
+        return
+    mode, name = cpu.get("mode"), cpu.findtext("model")
+    if (mode or name) and not is_as_written(root, CpuModel(mode or "custom", name)):
+        yield "cpu model"
 
 
 def _foreign(element: etree._Element, way: str, ours: etree._Element | None) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Literal
 
+from qmpvcpu.domainxml.cpumodel import CPU_FEATURES, CPU_MODEL, IOMMU, cpu_differs, cpu_parts, mark_node, model_from
 from qmpvcpu.domainxml.domain import DomainVcpus
 from qmpvcpu.domainxml.metadata import Metadata, record_node
 from qmpvcpu.domainxml.nodes import Node, parse_safely, write
@@ -36,8 +37,8 @@ def render(
     every other vCPU is ``'yes'``: libvirt plugs it, in this order, before the guest runs. The vCPUs of one slot are
     alike.
 
-    What libvirt cannot say, or QEMU does not tell, is left out; ``omissions`` names it. The CPU model is never
-    written: QEMU does not tell its features.
+    What libvirt cannot say, or QEMU does not tell, is left out; ``omissions`` names it. The CPU model is written
+    without features, which QEMU does not tell; an element of ours under ``<metadata>`` says that they are unknown.
 
     With *base*, that document is changed to tell this state, as ``update`` does: what it says of memory, devices,
     pins and all else stays, byte for byte.
@@ -79,6 +80,7 @@ def domain_from(layout: Layout) -> DomainVcpus:
         DomainXmlError: vCPU 0 is not plugged.
     """
     vm = layout.vm
+    model = model_from(layout)
     return DomainVcpus(
         name=vm.name,
         uuid=vm.uuid,
@@ -90,6 +92,8 @@ def domain_from(layout: Layout) -> DomainVcpus:
         vcpus=tuple(vcpus_of(layout)),
         individual=True,
         topology=vm.topology,
+        cpu=model,
+        untold=(CPU_MODEL if model is None else CPU_FEATURES, *((IOMMU,) if _wants_eim(layout) else ())),
     )
 
 
@@ -98,7 +102,8 @@ def omissions(layout: Layout, *, base: bytes | None = None) -> tuple[str, ...]:
 
     Args:
         layout: The state to write.
-        base: The VM's own document, or None: what it says is not left out.
+        base: The VM's own document, or None: what it says is not left out. A CPU model in it that is not the one
+            that QEMU runs is named.
 
     Raises:
         DomainXmlError: *base* cannot be read.
@@ -121,9 +126,27 @@ def omissions(layout: Layout, *, base: bytes | None = None) -> tuple[str, ...]:
     nodes = {slot.props.number("node-id") for slot in layout.slots} - {None}
     if len(nodes) > 1 and not (said and said.numa):
         found.append(f"<numa> is left out: QEMU does not tell the memory of its {len(nodes)} NUMA nodes")
-    if layout.vm.arch in _ACPI_ARCHES and layout.max > _MOST_WITHOUT_EIM and not _has_eim(base):
-        found.append(f"libvirt wants an <iommu> with eim for more than {_MOST_WITHOUT_EIM} vCPUs; none is written")
-    return tuple(found)
+    if _wants_eim(layout) and not _has_eim(base):
+        found.append(
+            f"libvirt wants an <iommu> with eim for more than {_MOST_WITHOUT_EIM} vCPUs, and refuses the document"
+            " without: none is written, since QEMU does not tell whether the VM has one"
+        )
+    found.append(_cpu_omission(layout) if said is None else cpu_differs(layout, said) or "")
+    return tuple(filter(None, found))
+
+
+def _cpu_omission(layout: Layout) -> str:
+    model = layout.slots[0].model if layout.slots else None
+    if model is None:
+        return "QEMU does not tell its CPU model: <cpu> is left out, and libvirt takes a model of its own choice"
+    return (
+        f"QEMU does not tell which CPU features were asked for besides the model {model}: none is written, and those"
+        " that were switched on or off at its start have to be added"
+    )
+
+
+def _wants_eim(layout: Layout) -> bool:
+    return layout.vm.arch in _ACPI_ARCHES and layout.max > _MOST_WITHOUT_EIM
 
 
 def _type(vm: VmInfo) -> Literal["kvm", "qemu"]:
@@ -141,8 +164,8 @@ def _domain(layout: Layout, emulator: str | None, metadata: Metadata | None) -> 
     known_uuid = vm.uuid or (metadata.uuid if metadata else None)
     if known_uuid is not None:
         yield Node("uuid", content=known_uuid)
-    if metadata is not None:
-        yield Node("metadata", content=(record_node(metadata),))
+    records = () if metadata is None else (record_node(metadata),)
+    yield Node("metadata", content=(*records, mark_node(layout)))
     for tag in ("memory", "currentMemory"):
         yield Node(tag, {"unit": "KiB"}, str(vm.memory_kib))
     plugged = sum(slot.count for slot in layout.slots if slot.present)
@@ -153,8 +176,12 @@ def _domain(layout: Layout, emulator: str | None, metadata: Metadata | None) -> 
     yield Node("os", content=(Node("type", machine, "hvm"),))
     if vm.arch in _ACPI_ARCHES:
         yield Node("features", content=(Node("acpi"),))
+    model = model_from(layout)
+    said, inside = ({}, ()) if model is None else cpu_parts(model)
     if vm.topology is not None and _sayable(vm.topology, layout.max):
-        yield Node("cpu", content=(_topology(vm.topology),))
+        inside = (*inside, _topology(vm.topology))
+    if said or inside:
+        yield Node("cpu", said, inside)
     devices: tuple[Node, ...] = () if emulator is None else (Node("emulator", content=emulator),)
     if vm.machine in _WITHOUT_PCI:
         devices += NO_PCI_DEVICES

@@ -9,8 +9,9 @@ from typing import Final
 
 from qmpvcpu import qapi
 from qmpvcpu.domainxml import DomainVcpus, NumaCell
+from qmpvcpu.domainxml.cpumodel import CPU_FEATURES, CPU_MODEL, IOMMU
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.launch.cpumodel import X86, checked_type, cpu_of, driver_of, model_of
+from qmpvcpu.launch.cpumodel import X86, checked_type, cpu_of, driver_of
 from qmpvcpu.model import Layout, Topology, VcpuMap
 
 __all__ = ["LaunchArguments", "arguments"]
@@ -22,6 +23,11 @@ _PPC64: Final = ("ppc64", "ppc64le")
 _PLACED: Final = (*X86, "s390x", "loongarch64")
 _LEVELS: Final = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
 _WITHOUT_HOTPLUG: Final = ("microvm", "none")
+_UNTOLD: Final = {
+    CPU_MODEL: "its CPU model: without yours, -cpu is what libvirt or QEMU takes by default",
+    CPU_FEATURES: "which features were asked for besides the CPU model: give -cpu as it was",
+    IOMMU: "whether it has an IOMMU, which libvirt wants with eim='on' for so many vCPUs: give its -device as it was",
+}
 _MIB: Final = 1024 * 1024
 # As libvirt rounds a cell: in MiB, and on ppc64 to whole blocks of 256 MiB, which such a guest's memory is made of.
 _CELL_MIB: Final = 1
@@ -171,6 +177,8 @@ def _unknown_of_domain(domain: DomainVcpus, arch: str, driver: str | None, given
         yield "the document names no architecture, and libvirt takes the host's: taken as x86_64"
     if domain.order and (why := _why_not_placed(domain, arch, driver)) is not None:
         yield f"{why}; vCPUs {','.join(map(str, domain.order))} are to be plugged in this order"
+    for what in domain.untold if given_cpu is None else set(domain.untold) & {IOMMU}:
+        yield f"the document was written from a running VM, and QEMU did not tell {_UNTOLD[what]}"
     if given_cpu is None and domain.cpu is not None:
         if domain.cpu.mode == "host-model":
             yield (
@@ -213,7 +221,10 @@ def _of_layout(layout: Layout, given_cpu: str | None) -> LaunchArguments:
     later = [layout.slot_of(first) for first in layout.creation[len(started_with) :]]
     count = sum(layout.slot_of(first).count for first in started_with)
     topology = layout.vm.topology
-    model = model_of(layout.slots[0].type) if layout.slots else None
+    model = None
+    if layout.slots and layout.slots[0].type:
+        checked_type(layout.slots[0].type)
+        model = layout.slots[0].model
     return LaunchArguments(
         smp=_smp(count, topology) if topology else f"{count},maxcpus={layout.max}",
         cpu=given_cpu or model,

@@ -9,7 +9,7 @@ from typing import Any
 
 from qmpvcpu.errors import shorten
 from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.shapes import PERIPHERAL, is_place
+from qmpvcpu.model.shapes import KNOWN_PLACES, PERIPHERAL, cpu_model_of, is_place
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmInfo
 
@@ -43,10 +43,12 @@ class CpuProps(Mapping[str, int]):
     __slots__ = ("_items",)
 
     def __init__(self, props: Mapping[str, Any]) -> None:
-        for name, value in props.items():
+        # Nearly all are known, and there are some for each vCPU at every read.
+        for name in () if props.keys() <= KNOWN_PLACES else props:
             if not is_place(name):
                 raise ValueError(f"{shorten(name, _MOST_QUOTED)} does not name the place of a CPU, such as core-id")
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_PLACE:
+        for name, value in props.items():
+            if type(value) is not int or not 0 <= value <= _MOST_PLACE:  # True is an int too
                 raise ValueError(f"{name!r}: {shorten(value, _MOST_QUOTED)} is not a whole number from 0 on")
         self._items: dict[str, int] = dict(props)
 
@@ -98,6 +100,11 @@ class Slot:
     def ids(self) -> VcpuMap:
         """The vCPU ids that it holds."""
         return _ids(self.first, self.count)
+
+    @property
+    def model(self) -> str | None:
+        """The CPU model, as ``-cpu`` takes it; None on a machine without CPU hotplug, which does not tell it."""
+        return cpu_model_of(self.type)
 
     @property
     def present(self) -> bool:

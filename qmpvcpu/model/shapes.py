@@ -4,24 +4,45 @@ None of them can hold a comma, an equals sign, a blank or a quote, which would b
 """
 
 import re
+from functools import lru_cache
 from typing import Final, TypeGuard
 
-__all__ = ["PERIPHERAL", "is_cpu_type", "is_device_id", "is_place", "is_qom_path", "is_uuid", "is_word"]
+__all__ = [
+    "KNOWN_PLACES",
+    "PERIPHERAL",
+    "cpu_model_of",
+    "is_cpu_type",
+    "is_device_id",
+    "is_place",
+    "is_qom_path",
+    "is_same_model",
+    "is_uuid",
+    "is_word",
+]
 
 PERIPHERAL: Final = "/machine/peripheral/"
 """Where QEMU has the devices with an id."""
 
 # The longest of each that QEMU has are a third of this.
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")
-_CPU_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,120}-(?:[a-z0-9_]{1,16}-cpu|spapr-cpu-core)")
+_CPU_TYPE: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+-]{0,120})-(?:[a-z0-9_]{1,16}-cpu|spapr-cpu-core)")
+_MODEL_VERSION: Final = re.compile("-v[0-9]{1,3}$")
 _DEVICE_ID: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,255}")
-_QOM_PATH: Final = re.compile(r"(?:/[A-Za-z0-9_.:@+-]{1,256}(?:\[[0-9]{1,10}\])?){1,16}")
+_QOM_PATH: Final = re.compile(
+    r"(?!/machine/peripheral/(?![A-Za-z][A-Za-z0-9._-]*(?:/|\Z)))(?:/[A-Za-z0-9_.:@+-]{1,256}(?:\[[0-9]{1,10}\])?){1,8}"
+)
+_LONGEST_PATH: Final = 2200
 _PLACE: Final = re.compile(r"[a-z]{1,16}(?:-[a-z]{1,16}){0,3}-id")
-# Nearly all are one of these, and there are some for each vCPU at every read.
-_KNOWN_PLACES: Final = frozenset(
+KNOWN_PLACES: Final = frozenset(
     f"{level}-id" for level in ("node", "drawer", "book", "socket", "die", "cluster", "module", "core", "thread")
 )
+"""The names of places in every QEMU to 11.1."""
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+@lru_cache(maxsize=16384)  # a VM's paths are the same at every read
+def _fits_path(text: str) -> bool:
+    return _QOM_PATH.fullmatch(text) is not None
 
 
 def is_word(value: object) -> TypeGuard[str]:
@@ -32,6 +53,22 @@ def is_word(value: object) -> TypeGuard[str]:
 def is_cpu_type(value: object) -> TypeGuard[str]:
     """Tell whether *value* can name a CPU's type: a model, and ``-x86_64-cpu``, ``-spapr-cpu-core`` or the like."""
     return isinstance(value, str) and _CPU_TYPE.fullmatch(value) is not None
+
+
+def cpu_model_of(cpu_type: str) -> str | None:
+    """Return the model of a CPU's type, as ``-cpu`` takes it; None if it is no CPU's type."""
+    found = _CPU_TYPE.fullmatch(cpu_type)
+    return found[1] if found else None
+
+
+def is_same_model(named: str, running: str) -> bool:
+    """Tell whether a VM of which the model *named* was asked for may run as *running*.
+
+    A machine type decides which version of a model its plain name is, and QEMU which revision ``POWER9`` is.
+    """
+    if _MODEL_VERSION.sub("", named) == _MODEL_VERSION.sub("", running):
+        return named == running or _MODEL_VERSION.search(named) is None or _MODEL_VERSION.search(running) is None
+    return running.lower().startswith(f"{named.lower()}_v")
 
 
 def is_device_id(value: object) -> TypeGuard[str]:
@@ -47,9 +84,7 @@ def is_qom_path(value: object) -> TypeGuard[str]:
 
     One of a device with an id has that id in it.
     """
-    if not isinstance(value, str) or _QOM_PATH.fullmatch(value) is None:
-        return False
-    return not value.startswith(PERIPHERAL) or is_device_id(value.removeprefix(PERIPHERAL).partition("/")[0])
+    return isinstance(value, str) and len(value) <= _LONGEST_PATH and _fits_path(value)
 
 
 def is_place(value: object) -> TypeGuard[str]:
@@ -57,7 +92,7 @@ def is_place(value: object) -> TypeGuard[str]:
 
     Source: QEMU qapi/machine.json, CpuInstanceProperties: each is a whole number, in every version to 11.1.
     """
-    return value in _KNOWN_PLACES or (isinstance(value, str) and _PLACE.fullmatch(value) is not None)
+    return isinstance(value, str) and _PLACE.fullmatch(value) is not None
 
 
 def is_uuid(value: object) -> TypeGuard[str]:

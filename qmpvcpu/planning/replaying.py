@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 from qmpvcpu.errors import Outcome, ReplayMismatchError
 from qmpvcpu.model import Layout, Slot, Topology, VcpuMap
+from qmpvcpu.model.shapes import is_same_model
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.explain import named
 from qmpvcpu.planning.plan import Plan, plan_plugs
@@ -27,6 +28,7 @@ class Wanted(NamedTuple):
         topology: Its topology, or None where that is not said.
         cells: The NUMA cell of each vCPU; empty where there are none.
         slots: Its slots, where they are known: their types and places are to be the same.
+        model: The CPU model that is asked for, or None where that is not said.
     """
 
     max: int
@@ -35,6 +37,7 @@ class Wanted(NamedTuple):
     topology: Topology | None = None
     cells: Mapping[int, int] = MappingProxyType({})
     slots: tuple[Slot, ...] = ()
+    model: str | None = None
 
 
 def plan_replay(now: Situation, wanted: Wanted, *, allow_fatal: bool = False) -> Plan:
@@ -75,6 +78,9 @@ def _differences(now: Situation, wanted: Wanted) -> Iterator[str]:
     if layout.max != wanted.max:
         yield f"it can have {layout.max} vCPUs, not {wanted.max} (maxcpus)"
         return  # what else differs follows from that
+    running = layout.slots[0].model
+    if wanted.model is not None and running is not None and not is_same_model(wanted.model, running):
+        yield f"its CPU model is {running}, not {wanted.model} (-cpu)"
     yield from _other_places(layout, wanted)
     if layout.pending:
         yield f"a removal of {named(layout.pending)} is pending, and may come true at any plug"

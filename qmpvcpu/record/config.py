@@ -10,9 +10,9 @@ from typing import Self
 
 import aiofiles.os
 
-from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, update
+from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, update, validate
 from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, with_state
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, RecordError
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, RecordError, RuleStage
 from qmpvcpu.given import checked
 from qmpvcpu.model import VcpuMap
 from qmpvcpu.record.files import read_file, see_through
@@ -156,6 +156,14 @@ class DomainConfig:
     def is_record(self) -> bool:
         """True if the document is the record of a running VM."""
         return self._document.metadata is not None
+
+    @property
+    def refused_by_libvirt(self) -> tuple[DomainRuleError, ...]:
+        """The rules for which libvirt would not define the document that ``save`` would write, though we read it.
+
+        Empty but where it was written from a running VM of more than 255 vCPUs, and has no ``<iommu>``.
+        """
+        return tuple(each for each in validate(self.to_bytes()) if each.stage is RuleStage.DEFINE)
 
     @property
     def before(self) -> DomainVcpus:

@@ -51,7 +51,7 @@ class Document:
             self._kept.renew()
             now = self._kept.look()
             if now is None or now == self._kept.data:
-                data = make(self._known())
+                data = make(self.own)
             else:
                 data = make(self._edited(now))
                 self._in_place = True  # also if the save fails: nothing is lost by it
@@ -59,7 +59,9 @@ class Document:
                 return
         raise RecordError(self._kept.path, f"changed by somebody else {_MOST_TRIES} times while it was to be saved")
 
-    def _known(self) -> bytes | None:
+    @property
+    def own(self) -> bytes | None:
+        """The VM's own document, as known, which is changed in place; None: it is written anew each time."""
         if not self._in_place:
             return None
         return self._base if self._kept.data is self._opened else self._kept.data

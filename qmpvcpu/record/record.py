@@ -11,6 +11,7 @@ from uuid import uuid4
 import aiofiles.os
 
 from qmpvcpu.domainxml import Identity, Instance, Metadata, parse, read_identity, render
+from qmpvcpu.domainxml.cpumodel import cpu_differs
 from qmpvcpu.domainxml.updating import identify
 from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError
 from qmpvcpu.model import Intent, Layout, VcpuMap
@@ -133,6 +134,11 @@ class Record:
             emulator=emulator,
             instance=instance,
         )
+
+    def cpu_differs(self, layout: Layout) -> str | None:
+        """Say in what the VM's own document names another CPU model than QEMU runs; None: in nothing."""
+        own = self._document.own
+        return None if own is None else cpu_differs(layout, parse(own))
 
     @property
     def closed(self) -> bool:

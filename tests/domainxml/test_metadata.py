@@ -89,6 +89,7 @@ def test_a_transition_reads_as_a_person_would_write_it() -> None:
         <qmpvcpu:step action="keep" vcpus="1" path="/machine/unattached/device[1]"/>
       </qmpvcpu:transition>
     </qmpvcpu:record>
+    <qmpvcpu:cpu xmlns:qmpvcpu="urn:qmpvcpu:cpu:1" model="qemu64" features="unknown"/>
   </metadata>
 """
         in document

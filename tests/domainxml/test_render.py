@@ -237,7 +237,7 @@ def test_a_topology_is_written_where_libvirt_can_say_it(topology: Topology) -> N
     assert {level: int(number) for level, number in written.items()} == {
         level: getattr(topology, level) for level in ("sockets", "dies", "cores", "threads")
     }
-    assert omissions(layout) == ()
+    assert not any("topology" in each for each in omissions(layout))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_topology_is_written_where_libvirt_can_say_it(topology: Topology) -> N
 def test_a_topology_that_libvirt_cannot_say_is_left_out_and_told_of(topology: Topology | None) -> None:
     layout = replace(layout_of(8, [0], boot=1), vm=replace(Q35, topology=topology))
     assert b"topology" not in render(layout)
-    assert [each for each in omissions(layout) if "<topology>" in each] == list(omissions(layout)) != []
+    assert sum("<topology>" in each for each in omissions(layout)) == 1
 
 
 def test_numa_nodes_and_more_vcpus_than_libvirt_starts_without_an_iommu_are_omissions() -> None:
@@ -256,7 +256,7 @@ def test_numa_nodes_and_more_vcpus_than_libvirt_starts_without_an_iommu_are_omis
     assert not any("NUMA" in each for each in omissions(CAPTURED["10.0.2-pseries-threads4-0"]))
     topology = Topology(256, sockets=256)
     wide = replace(layout_of(256, [0], boot=1), vm=replace(Q35, topology=topology))
-    assert [each for each in omissions(wide) if "<iommu>" in each] == list(omissions(wide))
+    assert sum("<iommu>" in each for each in omissions(wide)) == 1
 
 
 def test_a_rendered_map_of_pendings_survives_its_shortest_form() -> None:

@@ -42,7 +42,7 @@ def test_a_state_from_a_layout_keeps_all_else_that_the_document_says() -> None:
 
 def test_what_a_document_says_is_not_left_out() -> None:
     wide = layout_of(288, [0], boot=1)
-    assert len(omissions(wide)) == 2
+    assert len(omissions(wide)) == 3
     assert [each for each in omissions(wide, base=SAMPLES["more-than-255-vcpus"]) if "iommu" in each] == []
     numa = started_from(parse(SAMPLES["numa-distances"]))
-    assert omissions(numa, base=SAMPLES["numa-distances"]) == ()
+    assert not any("<numa>" in each for each in omissions(numa, base=SAMPLES["numa-distances"]))

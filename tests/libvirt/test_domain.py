@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu import qapi
-from qmpvcpu.domainxml import Instance, Metadata, read_identity, render
+from qmpvcpu.domainxml import Instance, Metadata, parse, read_identity, render
 from qmpvcpu.model import Action, Intent, Layout, OnFailure, Step, Topology, VcpuMap, build_slots, creation_order
 from qmpvcpu.record import Record
 from tests.domainxml.examples import (
@@ -79,7 +79,10 @@ CAPTURED = {name: (layout, version) for name, layout, version in captured_on_x86
 
 def assert_libvirt_keeps(libvirt: Libvirt, xml: bytes) -> None:
     printed = libvirt.inactive(libvirt.define(xml))
-    ours = ("name", "metadata", "memory", "currentMemory", "vcpu", "vcpus", "topology", "emulator", "acpi")
+    ours = ["name", "metadata", "memory", "currentMemory", "vcpu", "vcpus", "topology", "emulator", "acpi"]
+    if b"<cpu " in xml:  # where we know of no model, libvirt puts in its own
+        ours.append("cpu")
+    assert parse(printed).untold == parse(xml).untold
     assert excerpt(printed, *ours) == excerpt(xml, *ours)
 
 
@@ -94,6 +97,34 @@ def test_libvirt_defines_every_state_and_prints_it_as_we_do(libvirt: Libvirt, st
 def test_libvirt_defines_every_recorded_x86_machine_and_prints_it_as_we_do(libvirt: Libvirt, case: str) -> None:
     layout, version = CAPTURED[case]
     assert_libvirt_keeps(libvirt, render(layout, emulator=str(QEMUS[version]), metadata=Metadata.of(layout)))
+
+
+def of_type(layout: Layout, cpu_type: str) -> Layout:
+    return replace(layout, slots=tuple(replace(slot, type=cpu_type) for slot in layout.slots))
+
+
+@pytest.mark.parametrize(
+    "model", ["EPYC", "EPYC-v4", "Icelake-Server-noTSX", "486", "SierraForest-v2", "host", "max"]
+)
+@pytest.mark.parametrize("accelerator", ["kvm", "tcg"])
+def test_libvirt_defines_every_cpu_model_and_prints_it_as_we_do(
+    libvirt: Libvirt, model: str, accelerator: str
+) -> None:
+    layout = of_type(machine_of(STATES["a hole"], NEWEST), f"{model}-x86_64-cpu")
+    layout = replace(layout, vm=replace(layout.vm, accelerator=accelerator))
+    xml = render(layout, emulator=str(QEMUS[NEWEST]), metadata=Metadata.of(layout))
+    assert_libvirt_keeps(libvirt, xml)
+
+
+@pytest.mark.parametrize("version", QEMUS)
+@pytest.mark.parametrize("model", ["EPYC", "max"])
+def test_a_vm_that_libvirt_starts_from_it_has_the_same_cpu_model(libvirt: Libvirt, version: str, model: str) -> None:
+    layout = of_type(machine_of(STATES["a hole"], version), f"{model}-x86_64-cpu")
+    name = libvirt.define(render(layout, emulator=str(QEMUS[version])))
+    libvirt.virsh("start", name, "--paused")
+    command = json.dumps({"execute": "query-hotpluggable-cpus"})
+    slots = json.loads(libvirt.virsh("qemu-monitor-command", name, command))["return"]
+    assert {slot["type"] for slot in slots} == {f"{model}-x86_64-cpu"}
 
 
 @pytest.mark.parametrize("name", ["vm & <co>", "\u00fcml\u00e4ut \U0001f600", "a'b\"c", " edged ", "-x", "a;b$c"])
