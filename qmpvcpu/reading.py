@@ -157,8 +157,10 @@ class Reader:
         machine_type = machine or "unknown"
         accelerator = await self._accelerator(accelerators, kvm)
         topology = qapi.parse_topology(smp)
+        given = name or qapi.parse_name(known_name)
         return VmInfo(
-            name=name or qapi.parse_name(known_name) or _name_from(self._monitor.address),
+            name=given or _name_from(self._monitor.address),
+            named=given is not None,
             uuid=qapi.parse_uuid(uuid),
             arch=arch,
             machine=machine_type,

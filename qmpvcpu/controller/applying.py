@@ -67,6 +67,7 @@ class Applier:
         *,
         intent: Intent | None = None,
         next_boot: "NextBootChange | None" = None,
+        rebuilds: bool = False,
     ) -> TransitionReport:
         """Wait for its turn, plan, and carry the plan out.
 
@@ -78,6 +79,7 @@ class Applier:
             terms: How to carry it out.
             intent: What is to be recorded as under way, where it is not the plan itself.
             next_boot: The next boot, and what is to be changed in it once the plan's target is reached; or None.
+            rebuilds: True if it brings back what an earlier QEMU had, which any other transition supersedes.
 
         Returns:
             The report, if what was wanted is reached.
@@ -89,7 +91,7 @@ class Applier:
                 reached, and not recorded.
             MonitorError: The connection was lost before.
         """
-        run = _Run(self._session, self._commands, terms)
+        run = _Run(self._session, self._commands, terms, rebuilds=rebuilds)
         turn = self._turns.alone()
         task = self._session.start(self._carry_out(run, turn, make_plan, intent, next_boot))
         try:
@@ -157,12 +159,13 @@ class Applier:
 class _Run:
     """One transition, carried out."""
 
-    def __init__(self, session: Session, commands: Commands, terms: Terms) -> None:
+    def __init__(self, session: Session, commands: Commands, terms: Terms, *, rebuilds: bool) -> None:
         self.transition: Transition | None = None
         self.ended: asyncio.Future[TransitionReport] = session.loop.create_future()
         self._session = session
         self._commands = commands
         self._terms = terms
+        self._rebuilds = rebuilds
         self._wake = asyncio.Event()
         self._to_save: Save | None = None
         self._alarm: asyncio.TimerHandle | None = None
@@ -313,7 +316,7 @@ class _Run:
                     self._config, self.unwritten = await self.promise.try_to_keep()
                 await keeper.end(intent, transition.wanted)
             elif intent is not None:
-                await keeper.begin(intent)
+                await keeper.begin(intent, rebuilds=self._rebuilds)
         except RecordError as error:
             if transition.phase is Phase.BEGIN:
                 raise

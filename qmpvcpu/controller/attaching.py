@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,15 +14,16 @@ from qmpvcpu.controller.keeper import Keeper
 from qmpvcpu.controller.reconnecting import Reconnecting
 from qmpvcpu.controller.session import Session
 from qmpvcpu.engine import Engine
-from qmpvcpu.errors import printable
+from qmpvcpu.errors import RecordError, printable
 from qmpvcpu.given import checked, path
-from qmpvcpu.model import OstAnswer, runs_single_threaded
+from qmpvcpu.model import OstAnswer, VmInfo, VmStatus, runs_single_threaded
 from qmpvcpu.monitor import Monitor, Target, is_address
-from qmpvcpu.reading import Reader, layout_of
+from qmpvcpu.reading import Reader, Reading, layout_of
 
 if TYPE_CHECKING:
     from qmpvcpu.controller.nextboot import NextBoot
     from qmpvcpu.domainxml import Instance
+    from qmpvcpu.record import Record
 
 __all__ = ["Attaching", "attach"]
 
@@ -61,6 +63,8 @@ def attach(
     reconnect: bool = False,
     on_interrupted: How = "report",
     resync_interval: float | None = 30.0,
+    arrived: bool = False,
+    read_only: bool = False,
 ) -> Attaching:
     """Attach to a running QEMU.
 
@@ -73,8 +77,9 @@ def attach(
     Args:
         target: Path of a UNIX socket, ``"unix:PATH"``, ``"tcp:HOST:PORT"``, ``(host, port)``, a connected
             ``socket.socket``, or a running ``qemu.qmp.QMPClient``.
-        name: What to call the VM; default: QEMU's ``-name``, else the socket's stem.
-        record: Path of the domain XML that is to follow the VM's state; None keeps none.
+        name: What to call the VM; default: QEMU's ``-name``, else the socket's stem. A VM without a uuid is told from
+            others by a name that it was given; the socket's stem tells nothing.
+        record: Path of the domain XML that is to follow the VM's state; None keeps none. It must be this VM's.
         base: The VM's own libvirt document (its bytes, or its path) to start the record from where there is none yet;
             the record is then that document, changed in place. None: the record is made of what QEMU tells.
         config: Path of the domain XML that the VM is next started from, for changes with ``affect=``; None: its next
@@ -85,18 +90,21 @@ def attach(
         on_interrupted: What to do with a transition that the record says was begun and is not over: ``"report"``
             leaves it in ``vm.interrupted``; ``"finish"`` and ``"revert"`` do so before this returns.
         resync_interval: Seconds between reads that find what no event announces; None: no such reads.
+        arrived: The VM has migrated into this QEMU (``confirm_target``) from that of the record: removals that are
+            pending there came along, and so did a transition that was cut short.
+        read_only: Only read the record, which is neither locked nor written; a change is RecordError then.
 
     Raises:
         MonitorConnectError: No QMP session came about; it says why, and what the kernel tells of the peer.
         MonitorTimeoutError: QEMU stopped answering.
         MonitorLostError: QEMU went away meanwhile.
         MalformedReplyError: What answers is no QEMU that can be understood.
-        RecordError: The record is another VM's, nobody's, locked by another process, or cannot be written; or
-            *config* is another VM's, or cannot be read.
+        RecordError: The record is another VM's, nobody's, locked by another process, or cannot be written; nothing
+            has *arrived*; or *config* is another VM's, or cannot be read.
         DomainXmlError: *config* is no document that libvirt would define.
         TransitionError: What *on_interrupted* asks for was not reached; nothing is left attached.
-        ValueError: *reconnect* with a socket or client that is given; *base* without *record*; *config* is the
-            record; a duration, path or word that cannot be meant. Nobody was connected to.
+        ValueError: *reconnect* with a socket or client that is given; *base*, *arrived* or *read_only* without
+            *record*; *config* is the record; a duration, path or word that cannot be meant. Nobody was connected to.
         TypeError: An argument is of a wrong type. Nobody was connected to.
 
     Example:
@@ -108,7 +116,18 @@ def attach(
     """
     if base is not None and not isinstance(base, bytes):
         path("base", base)
-    options = _Options(name, record, base, config, timeout, reconnect, on_interrupted, resync_interval)
+    options = _Options(
+        name=name,
+        record=record,
+        base=base,
+        config=config,
+        timeout=timeout,
+        reconnect=reconnect,
+        on_interrupted=on_interrupted,
+        resync_interval=resync_interval,
+        arrived=arrived,
+        read_only=read_only,
+    )
     return Attaching(lambda: _open(target, options))
 
 
@@ -123,6 +142,8 @@ class _Options(NamedTuple):
     reconnect: bool
     on_interrupted: How
     resync_interval: float | None
+    arrived: bool
+    read_only: bool
 
 
 async def _open(target: Target, options: _Options) -> VcpuController:
@@ -130,23 +151,26 @@ async def _open(target: Target, options: _Options) -> VcpuController:
         raise ValueError("reconnect=True needs an address: a socket or client that is given cannot be opened again")
     if options.base is not None and options.record is None:
         raise ValueError("base= is what a record starts from: it needs record=")
+    if (options.arrived or options.read_only) and options.record is None:
+        raise ValueError(f"{'arrived' if options.arrived else 'read_only'}= is about a record: it needs record=")
     if options.config is not None and options.record is not None and _same(options.config, options.record):
         raise ValueError("config= is a document of its own: a record keeps the next boot without it")
     inbox = Inbox()
     monitor = await Monitor.open(target, timeout=options.timeout, on_event=inbox.event, on_lost=inbox.lost)
-    keeper = None
+    record = None
     try:
         reader = Reader(monitor, options.timeout)
         reading, status, answers, vm = await reader.everything(options.name)
         seen = reading[1] or ()
+        record, instance = await _open_record(options, vm, reading, status, monitor.peer_pid)
         engine = Engine(
-            layout_of(vm, reading, answers),
+            layout_of(vm if record is None else replace(vm, name=record.name), reading, answers),
             status=status,
             single_threaded=runs_single_threaded(seen) if len(seen) > 1 else None,
             answers=answers,
             now=asyncio.get_running_loop().time(),
         )
-        keeper, instance = await _keep(engine, options, answers, monitor.peer_pid)
+        keeper = await _keep(record, engine, options, answers)
         next_boot = await _next_boot(keeper, engine, options)
         session = Session(
             monitor,
@@ -159,11 +183,11 @@ async def _open(target: Target, options: _Options) -> VcpuController:
         session.next_boot = next_boot
     except BaseException:
         await monitor.close()
-        if keeper is not None:
-            await keeper.close()
+        if record is not None:
+            await record.close()
         raise
     if options.reconnect:
-        session.reconnect = Reconnecting(session, target, instance).run
+        session.reconnect = Reconnecting(session, target, options.name, instance).run
     inbox.hand_over(session)
     controller = VcpuController(session)
     try:
@@ -194,39 +218,61 @@ async def _next_boot(keeper: Keeper, engine: Engine, options: _Options) -> "Next
     return next_boot
 
 
-async def _keep(
-    engine: Engine, options: _Options, answers: Mapping[int, OstAnswer], pid: int | None
-) -> "tuple[Keeper, Instance | None]":
-    """Open the record, if there is to be one, and take in what it knows of this very QEMU."""
+async def _open_record(
+    options: _Options, vm: VmInfo, reading: Reading, status: VmStatus, pid: int | None
+) -> "tuple[Record | None, Instance | None]":
+    """Open the record, if there is to be one, and tell which run of QEMU this is, if that matters."""
     if options.record is None and not options.reconnect:
-        return Keeper(None, lambda: engine.layout), None
+        return None, None
     # Here, and not above: XML and files are a third of the time that importing us would take.
-    from qmpvcpu.record import Record, instance_of, same_instance  # noqa: PLC0415
+    from qmpvcpu.record import Record, instance_of  # noqa: PLC0415
 
-    layout = engine.layout
-    instance = instance_of(layout[0].host_tid if layout.max else None, pid)
+    slots, _ = reading
+    instance = instance_of(slots[0].host_tids[0] if slots and slots[0].host_tids else None, pid)
     if options.record is None:
-        return Keeper(None, lambda: engine.layout), instance
-    vm = layout.vm
-    record = await Record.open(options.record, name=vm.name, uuid=vm.uuid, instance=instance, base=options.base)
-    if (other_cpu := record.cpu_differs(layout)) is not None:
-        called = printable(vm.name)
-        _log.warning("VM %s: %s", called, printable(other_cpu), extra={"vm": called})
-    before = record.previous.metadata if record.previous is not None else None
-    same = before is not None and same_instance(before.instance, instance)
-    if before is not None and same:
-        engine.recall(before.pending, answers, asyncio.get_running_loop().time())
-    elif before is not None:
-        engine.tell_instance_changed()
-    keeper = Keeper(
-        record,
-        lambda: engine.layout,
-        interrupted=before.intent if before is not None and same else None,
-        desired=before.desired if before is not None else None,
+        return None, instance
+    if options.arrived and status.run_state == "inmigrate":
+        raise RecordError(options.record, "no VM has arrived in this QEMU yet: attach with arrived=True once it has")
+    if options.arrived and status.migration == "none":
+        raise RecordError(options.record, "no VM has migrated into this QEMU: attach without arrived=True")
+    record = await Record.open(
+        options.record,
+        name=vm.name,
+        named=vm.named,
+        uuid=vm.uuid,
+        instance=instance,
+        base=options.base,
+        arrived=options.arrived,
+        read_only=options.read_only,
     )
-    try:
+    return record, instance
+
+
+async def _keep(
+    record: "Record | None", engine: Engine, options: _Options, answers: Mapping[int, OstAnswer]
+) -> Keeper:
+    """Take in what the record knows of this very QEMU, and what it keeps of an earlier one."""
+    if record is not None and (other_cpu := record.cpu_differs(engine.layout)) is not None:
+        called = printable(engine.layout.vm.name)
+        _log.warning("VM %s: %s", called, printable(other_cpu), extra={"vm": called})
+    before = None if record is None or record.previous is None else record.previous.metadata
+    if record is None or before is None:
+        keeper = Keeper(record, lambda: engine.layout)
+    else:
+        now = asyncio.get_running_loop().time()
+        if options.arrived:
+            engine.arrived(before.pending, answers, now)
+        elif record.same_instance:
+            engine.recall(before.pending, answers, now)
+        else:
+            engine.tell_instance_changed()
+        keeper = Keeper(
+            record,
+            lambda: engine.layout,
+            interrupted=before.intent if record.same_instance else None,
+            desired=before.desired,
+            previous=record.earlier,
+        )
+    if record is not None and not record.read_only:
         await keeper.save()
-    except BaseException:
-        await record.close()
-        raise
-    return keeper, instance
+    return keeper

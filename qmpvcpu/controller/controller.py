@@ -9,7 +9,7 @@ from qmpvcpu.controller.migration import Export, Migration
 from qmpvcpu.controller.replaying import wanted_of
 from qmpvcpu.controller.session import Session
 from qmpvcpu.controller.wholemaps import WholeMaps
-from qmpvcpu.errors import ConfigDeniedError, DenialReason
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, ReplayMismatchError
 from qmpvcpu.given import checked
 from qmpvcpu.model import (
     Affect,
@@ -18,9 +18,11 @@ from qmpvcpu.model import (
     Layout,
     OnFailure,
     OstAnswer,
+    PreviousVcpus,
     TransitionError,
     TransitionOutcome,
     TransitionReport,
+    VcpuMap,
 )
 from qmpvcpu.planning import Plan
 
@@ -113,13 +115,13 @@ class VcpuController(WholeMaps):
         again = replace(intent, direction=Direction.REVERTING if reverts else Direction.FORWARD)
         for _ in range(_RECOVERIES - 1):
             try:
-                return await self._applier.apply(plan, terms, intent=again, next_boot=next_boot)
+                return await self._applier.apply(plan, terms, intent=again, next_boot=next_boot, rebuilds=True)
             except TransitionError as error:
                 # Every step went well, and it is not reached all the same: a removal that had been asked for before
                 # the crash, and that nobody could know of, was answered meanwhile.
                 if error.report.cancelled or not all(step.ok for step in error.report.steps):
                     raise
-        return await self._applier.apply(plan, terms, intent=again, next_boot=next_boot)
+        return await self._applier.apply(plan, terms, intent=again, next_boot=next_boot, rebuilds=True)
 
     async def _seen(self, intent: Intent) -> TransitionReport:
         """Return what a fresh look shows of *intent*, and of the next boot that it was to have."""
@@ -150,9 +152,35 @@ class VcpuController(WholeMaps):
 
     # Another QEMU for the same VM.
 
+    @property
+    def desired(self) -> VcpuMap | None:
+        """The map that was asked for last, by whoever kept the record; None if none was."""
+        return self._session.keeper.desired
+
+    @property
+    def previous(self) -> PreviousVcpus | None:
+        """What an earlier QEMU of this VM had, and this one has not; None where nothing is kept.
+
+        It is kept in the record, from one QEMU to the next, until this QEMU has the same vCPUs in the same order
+        (``replay``), a change is asked for instead, or it is dropped (``drop_previous``).
+        """
+        return self._session.keeper.previous
+
+    async def drop_previous(self) -> None:
+        """Keep nothing of an earlier QEMU any more; idempotent.
+
+        Raises:
+            RecordError: It cannot be recorded, and is kept.
+        """
+        await self._session.keeper.drop_previous()
+
     @checked
     async def replay(
-        self, source: "DomainVcpus | Layout | bytes", *, in_flight: int = 8, allow_fatal: bool = False
+        self,
+        source: "DomainVcpus | Layout | PreviousVcpus | bytes | None" = None,
+        *,
+        in_flight: int = 8,
+        allow_fatal: bool = False,
     ) -> TransitionReport:
         """Plug into a QEMU that is stopped what another, or an earlier one, had: the same vCPUs in the same order.
 
@@ -165,7 +193,9 @@ class VcpuController(WholeMaps):
         A transition like ``set_map``: recorded, cancelled and recovered in the same way.
 
         Args:
-            source: A domain document, what ``parse`` read of one, or another VM's layout.
+            source: A domain document, what ``parse`` read of one, or another VM's layout. Of a record it is what the
+                VM is next started with (``domainxml.start_of``). None: as the record of this VM has it, which needs
+                ``previous``.
             in_flight: At most so many commands without a reply; QEMU keeps their order.
             allow_fatal: Send even what this QEMU is known not to survive.
 
@@ -173,22 +203,43 @@ class VcpuController(WholeMaps):
             The report, with a step for each vCPU that was plugged.
 
         Raises:
-            ReplayMismatchError: The VM runs, or is another than *source* says: ``differences`` lists all of it, and
-                nothing was sent. With ``outcome`` CHANGED: all was done, and what QEMU has is something else.
+            ReplayMismatchError: The VM runs, or is another than *source* says, or nothing is kept of an earlier QEMU;
+                ``differences`` lists all of it, and nothing was sent. With ``outcome`` CHANGED: all was done, and
+                what QEMU has is something else.
             StepDeniedError: A plug must not be sent; nothing was.
             TransitionError: QEMU rejected a plug; its report tells what was plugged before.
             DomainXmlError: *source* is no domain document that can be read.
             QmpVcpuError: As ``set_map``.
         """
-        wanted = wanted_of(source)
+        wanted = self._kept() if source is None else wanted_of(source)
         terms = self._terms(on_failure=OnFailure.STOP, timeout=30.0, in_flight=in_flight, allow_fatal=allow_fatal)
         await self.refresh()  # a transition looks at slots only, and others may have plugged some in another order
         report = await self._applier.apply(
-            lambda: planning.plan_replay(self._engine.situation, wanted, allow_fatal=allow_fatal), terms
+            lambda: planning.plan_replay(self._engine.situation, wanted, allow_fatal=allow_fatal),
+            terms,
+            rebuilds=True,
         )
         layout = await self.refresh()
         planning.check_replayed(layout, wanted)
+        if self.previous is not None:
+            await self.drop_previous()
         return replace(report, layout=layout)
+
+    def _kept(self) -> planning.Wanted:
+        """Return what the VM is to be started with by its record.
+
+        Raises:
+            ReplayMismatchError: Nothing is kept of an earlier QEMU.
+        """
+        record, previous = self._session.keeper.record, self.previous
+        if previous is None:
+            why = "attached without its record, or it is here again, was superseded by a change, or dropped"
+            raise ReplayMismatchError([f"nothing is kept of an earlier QEMU: {why}; name what is to be replayed"])
+        if record is None or record.next_boot is None:
+            return wanted_of(previous)
+        from qmpvcpu.domainxml import domain_from  # noqa: PLC0415 -- as in set_map
+
+        return wanted_of(replace(domain_from(self.layout), previous=previous, next_boot=record.next_boot))
 
     @checked
     async def export(self, *, settle: float = 0.0, allow_fatal: bool = False) -> Export:

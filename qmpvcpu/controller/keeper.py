@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qmpvcpu.errors import Outcome, RecordError, printable
-from qmpvcpu.model import Action, Intent, Layout, Step, VcpuMap
+from qmpvcpu.model import Action, Intent, Layout, PreviousVcpus, Step, VcpuMap
 
 if TYPE_CHECKING:
     from qmpvcpu.record import Record
@@ -29,11 +29,13 @@ class Keeper:
         look: Returns the layout as known now.
         interrupted: The transition that the record says was begun and is not over, or None.
         desired: The map that was last asked for, or None.
+        previous: What an earlier QEMU had and this one has not been given again, or None.
 
     Attributes:
         record: As given.
         interrupted: As given, until it is taken up or superseded.
         desired: As given; the map that is asked for, from the first command on.
+        previous: As given, until the VM has it, or a change is asked for that is not to bring it back.
         promised: Returns what the next boot is to have once what is under way is reached, and the document that it is
             kept in (None: the record); None: nothing was promised.
     """
@@ -45,10 +47,12 @@ class Keeper:
         *,
         interrupted: Intent | None = None,
         desired: VcpuMap | None = None,
+        previous: PreviousVcpus | None = None,
     ) -> None:
         self.record = record
         self.interrupted = interrupted
         self.desired = desired
+        self.previous = previous
         self._look = look
         self._transition: Intent | None = None
         self.promised: Callable[[], tuple[VcpuMap, str | None] | None] = lambda: None
@@ -58,6 +62,11 @@ class Keeper:
         self._saved: object = None
         self._saving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._drop_if_there()
+
+    def _drop_if_there(self) -> None:
+        if self.previous is not None and self.previous.is_there(self._look()):
+            self.previous = None
 
     @property
     def intent(self) -> Intent | None:
@@ -94,7 +103,9 @@ class Keeper:
 
     def changed(self) -> None:
         """Note that something may have changed; it is written soon, and by nobody in particular."""
-        if self.record is None or self.record.closed:  # what comes after the end is for the next one who looks
+        self._drop_if_there()
+        if self.record is None or self.record.read_only or self.record.closed:
+            # What comes after the end is for the next one who looks.
             return
         if self._timer is None and not self._holds and self._state() != self._saved:
             self._timer = asyncio.get_running_loop().call_later(_SOON_S, self._start)
@@ -109,18 +120,22 @@ class Keeper:
             self._saving.add_done_callback(self._look_at_save)
         return self._saving
 
-    async def begin(self, intent: Intent) -> None:
+    async def begin(self, intent: Intent, *, rebuilds: bool = False) -> None:
         """Record a transition, durably, before its first command, or as it turns back.
+
+        What an earlier QEMU had is kept if it *rebuilds* that, and superseded by any other.
 
         Raises:
             RecordError: It could not be recorded.
         """
-        before = self._transition, self.interrupted, self.desired
+        before = self._transition, self.interrupted, self.desired, self.previous
         self._transition, self.interrupted, self.desired = self._with_next_boot(intent), None, intent.target
+        if not rebuilds:
+            self.previous = None
         try:
             await self.save()
         except RecordError:
-            self._transition, self.interrupted, self.desired = before
+            self._transition, self.interrupted, self.desired, self.previous = before
             raise
 
     async def end(self, left: Intent | None, desired: VcpuMap) -> None:
@@ -131,15 +146,31 @@ class Keeper:
         """
         left = None if left is None else self._with_next_boot(left)
         self._transition, self.interrupted, self.desired = None, left, desired
+        self._drop_if_there()
         await self.save()
+
+    async def drop_previous(self) -> None:
+        """Keep nothing of an earlier QEMU any more, durably.
+
+        Raises:
+            RecordError: It could not be recorded, and is kept.
+        """
+        before, self.previous = self.previous, None
+        try:
+            await self.save()
+        except RecordError:
+            self.previous = before
+            raise
 
     def abandon(self) -> None:
         """Leave the transition in the record as it stands: the connection is lost, the next look will tell."""
         self._transition, self.interrupted = None, self._transition or self.interrupted
 
-    def forget(self) -> None:
-        """Drop what was under way, or was left so: it was of a QEMU that is no more."""
+    def forget(self, had: Layout) -> None:
+        """Drop what was under way, or was left so: it was of a QEMU that is no more, which *had* these vCPUs."""
         self._transition = self.interrupted = None
+        if self.previous is None and 0 in had.enabled:
+            self.previous = PreviousVcpus.of(had)
         self.changed()
 
     async def begin_step(self, step: Step) -> None:
@@ -148,17 +179,18 @@ class Keeper:
         Raises:
             RecordError: It could not be recorded.
         """
+        before = self.desired, self.previous
+        self.previous = None
         if self.record is None:
             return
         self._steps.append(step)
-        before = self.desired
         wished = self.desired if self.desired is not None else self._look().enabled
         self.desired = VcpuMap(wished | step.ids if step.action is Action.PLUG else wished - step.ids)
         try:
             await self.save()
         except RecordError:
             self._steps.remove(step)
-            self.desired = before
+            self.desired, self.previous = before
             raise
 
     def end_step(self, step: Step) -> None:
@@ -203,7 +235,7 @@ class Keeper:
 
     def _state(self) -> object:
         next_boot = None if self.record is None else self.record.next_boot
-        return self._look().generation, self.intent, self.desired, next_boot
+        return self._look().generation, self.intent, self.desired, self.previous, next_boot
 
     async def save(self) -> None:
         """Write what is known now, durably.
@@ -213,7 +245,7 @@ class Keeper:
         """
         if self.record is not None:
             state = self._state()
-            await self.record.write(self._look(), intent=self.intent, desired=self.desired)
+            await self.record.write(self._look(), intent=self.intent, desired=self.desired, previous=self.previous)
             self._saved = state
 
     async def _save_all(self) -> None:

@@ -15,10 +15,11 @@ from typing import Protocol
 from qmpvcpu.controller.keeper import Keeper
 from qmpvcpu.domainxml import DomainVcpus, domain_from
 from qmpvcpu.domainxml.changes import slot_of, with_map, with_state
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, Outcome, RecordError, shorten
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, Outcome, RecordError
 from qmpvcpu.model import ConfigOutcome, ConfigReport, Layout, VcpuMap
 from qmpvcpu.record import DomainConfig, Record
 from qmpvcpu.record.files import see_through
+from qmpvcpu.record.owner import Claim, refuse_other_document
 
 __all__ = ["Change", "NextBoot", "Promise"]
 
@@ -363,10 +364,7 @@ def _refuse_other(config: DomainConfig, layout: Layout) -> None:
     """Refuse the document of another VM.
 
     Raises:
-        RecordError: It is one: by its uuid where both have one, else by its name.
+        RecordError: It is one.
     """
     domain, vm = config.domain, layout.vm
-    known = domain.uuid is not None and vm.uuid is not None
-    if (domain.uuid != vm.uuid) if known else (domain.name != vm.name):
-        told = f"{shorten(domain.name)}, uuid {domain.uuid}"
-        raise RecordError(config.path, f"the document of VM {told}, not of {shorten(vm.name)}, uuid {vm.uuid}")
+    refuse_other_document(config.path, domain.name, domain.uuid, Claim(vm.name, vm.named, vm.uuid))

@@ -7,6 +7,7 @@ from qmpvcpu.controller.inbox import Inbox
 from qmpvcpu.controller.session import Session
 from qmpvcpu.controller.trouble import Trouble
 from qmpvcpu.errors import MalformedReplyError, MonitorConnectError, MonitorLostError
+from qmpvcpu.model import VmInfo
 from qmpvcpu.monitor import Monitor, Target
 from qmpvcpu.reading import Reader
 
@@ -26,12 +27,14 @@ class Reconnecting:
     Args:
         session: Whose connection it is.
         target: Where to connect to.
+        name: What the VM was called by who attached, or None.
         instance: Which run of QEMU it was.
     """
 
-    def __init__(self, session: Session, target: Target, instance: "Instance | None") -> None:
+    def __init__(self, session: Session, target: Target, name: str | None, instance: "Instance | None") -> None:
         self._session = session
         self._target = target
+        self._name = name
         self._instance = instance
         self._difference = ""  # what the last one that answered had of another VM
         vm = session.layout.vm.name
@@ -60,13 +63,13 @@ class Reconnecting:
         monitor = await Monitor.open(self._target, timeout=session.timeout, on_event=inbox.event, on_lost=inbox.lost)
         try:
             reader = Reader(monitor, session.timeout)
-            vm = session.layout.vm
-            (slots, threads), status, answers, found = await reader.everything(vm.name)
+            before = session.layout
+            (slots, threads), status, answers, found = await reader.everything(self._name)
             tids = slots[0].host_tids if slots else ()
             instance = instance_of(tids[0] if tids else None, monitor.peer_pid)
             same = same_instance(self._instance, instance)
             now = session.loop.time()
-            differs = "" if (found.uuid, found.machine) == (vm.uuid, vm.machine) else "another uuid or machine type"
+            differs = _difference(before.vm, found, same_instance=same)
             if not differs:
                 try:
                     session.engine.resync(
@@ -86,7 +89,7 @@ class Reconnecting:
         self._instance, self._difference = instance, ""
         if session.keeper.record is not None:
             session.keeper.record.instance = instance
-        session.on_return(same_instance=same)
+        session.on_return(had=before, same_instance=same)
         inbox.hand_over(session)
 
     def _take_for_another(self, differs: str, monitor: Monitor) -> None:
@@ -100,3 +103,14 @@ class Reconnecting:
             self._difference = differs
             raise MonitorConnectError(monitor.address, why)
         self._session.give_up(MonitorLostError(why))
+
+
+def _difference(before: VmInfo, found: VmInfo, *, same_instance: bool) -> str:
+    """Say in what *found* is another VM than *before*; "" if it is none."""
+    if (found.uuid, found.machine) != (before.uuid, before.machine):
+        return "another uuid or machine type"
+    if same_instance or found.uuid is not None:
+        return ""
+    if found.identity is None:
+        return "another QEMU, with neither a uuid nor a name that would tell that it runs this VM"
+    return "" if found.identity == before.identity else "another name"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from qmpvcpu.model import Layout, VcpuMap
+from qmpvcpu.model import Layout, PreviousVcpus, VcpuMap
 from qmpvcpu.planning import Wanted
 
 if TYPE_CHECKING:
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 __all__ = ["wanted_of"]
 
 
-def wanted_of(source: "DomainVcpus | Layout | bytes") -> Wanted:
-    """Return what *source* says of a VM's vCPUs.
+def wanted_of(source: "DomainVcpus | Layout | PreviousVcpus | bytes") -> Wanted:
+    """Return what *source* says that a VM is to be started with.
 
     Raises:
         DomainXmlError: It is no domain document that can be read.
@@ -20,15 +20,17 @@ def wanted_of(source: "DomainVcpus | Layout | bytes") -> Wanted:
     """
     if isinstance(source, Layout):
         return _of_layout(source)
+    if isinstance(source, PreviousVcpus):
+        boot, later = source.order[: source.started_with], source.order[source.started_with :]
+        return Wanted(max=source.max, boot=VcpuMap(boot), later=later, topology=source.topology)
     if isinstance(source, str):
         raise TypeError("a domain document is bytes: read the file, or encode the text")
-    if isinstance(source, bytes):
-        # Here, and not above: XML is a part of the time that importing us would take, and few replay.
-        from qmpvcpu.domainxml import parse  # noqa: PLC0415
+    # Here, and not above: XML is a part of the time that importing us would take, and few replay.
+    from qmpvcpu.domainxml import parse, start_of  # noqa: PLC0415
 
-        source = parse(source)
     from qmpvcpu.domainxml.cpumodel import qemu_model  # noqa: PLC0415 -- as above
 
+    source = start_of(parse(source) if isinstance(source, bytes) else source)
     return Wanted(
         max=source.max,
         boot=source.started_with,

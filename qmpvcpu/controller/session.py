@@ -162,14 +162,14 @@ class Session:
         else:
             self.give_up(error)
 
-    def on_return(self, *, same_instance: bool) -> None:
-        """Take in that the connection is back, and the engine has read the VM again."""
+    def on_return(self, *, had: Layout, same_instance: bool) -> None:
+        """Take in that the connection is back, and the engine has read the VM again, which *had* these vCPUs."""
         self.lost = None
         self.publish()
         if self.watcher is not None:
             self.watcher.on_return(same_instance=same_instance)
         if not same_instance:
-            self.keeper.forget()
+            self.keeper.forget(had)
         if self._back is not None:
             self._back.set_result(None)
             self._back = None

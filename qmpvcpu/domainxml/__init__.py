@@ -3,8 +3,8 @@
 ``render`` writes the live state as libvirt itself would print it, so that ``virsh define`` accepts it and a VM
 started from it has the same vCPUs, created in the same order. ``parse`` reads the vCPU side of any domain document as
 libvirt reads it, to a ``DomainVcpus``; ``validate`` names every rule of libvirt's that it breaks; ``update`` changes
-what it says of vCPUs, and no other byte. ``read_identity`` tells whose a document is, and what our own element in it
-says (``metadata``).
+what it says of vCPUs, and no other byte; ``start_of`` returns what a VM is next started with. ``read_identity`` tells
+whose a document is, and what our own element in it says (``metadata``).
 
 Source: libvirt formatdomain, "CPU Allocation" and "CPU model and topology"; the rules of ``<vcpus>`` as measured
 with libvirt 9.0.0 (define, start, dumpxml) on QEMU 7.2.22 and 10.0.2.
@@ -17,6 +17,7 @@ from qmpvcpu.domainxml.reading import Identity, read_identity
 from qmpvcpu.domainxml.rendering import domain_from, omissions, render
 from qmpvcpu.domainxml.rows import domain_of
 from qmpvcpu.domainxml.rules import validate
+from qmpvcpu.domainxml.starting import start_of
 from qmpvcpu.domainxml.updating import update
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "parse",
     "read_identity",
     "render",
+    "start_of",
     "update",
     "validate",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qmpvcpu.model import Topology, VcpuMap
+from qmpvcpu.model import PreviousVcpus, Topology, VcpuMap
 
 __all__ = ["CpuModel", "DomainVcpu", "DomainVcpus", "NumaCell", "VcpuSched"]
 
@@ -102,6 +102,9 @@ class DomainVcpus:
             (``cpu/cache``, ``features/hyperv``, ...); of no matter to equality.
         untold: What QEMU did not tell when the document was written from a running VM, and nobody has added since:
             ``cpu-model``, ``cpu-features``, ``iommu`` (which libvirt wants for so many vCPUs); no matter either.
+        previous: Of a record: what an earlier QEMU had, and the VM as it runs has not been given again. The rows are
+            those of the VM as it runs. Of no matter to equality.
+        next_boot: Of a record: the vCPUs that the next boot is to have, where that was asked for; likewise.
     """
 
     name: str
@@ -123,6 +126,8 @@ class DomainVcpus:
     cpu: CpuModel | None = None
     unread: tuple[str, ...] = field(default=(), compare=False)
     untold: tuple[str, ...] = field(default=(), compare=False)
+    previous: PreviousVcpus | None = field(default=None, compare=False)
+    next_boot: VcpuMap | None = field(default=None, compare=False)
 
     @property
     def max(self) -> int:

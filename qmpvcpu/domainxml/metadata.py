@@ -6,6 +6,7 @@
       <qmpvcpu:instance host-tid="4711" start-ticks="123456"/>
       <qmpvcpu:pending vcpus="3"/>
       <qmpvcpu:device vcpu="4" id="cpu-4"/>
+      <qmpvcpu:previous max="8" started-with="1" order="0,5,3,2" sockets="2" cores="2" threads="2"/>
       <qmpvcpu:desired vcpus="0,2-5"/>
       <qmpvcpu:next-boot vcpus="0-3"/>
       <qmpvcpu:transition start="0-1,6" target="0,2-5" on-failure="revert" timeout="30.0" direction="forward"
@@ -23,6 +24,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import prod
 from typing import NoReturn, TypeVar
 from uuid import UUID
 
@@ -30,7 +32,7 @@ from lxml import etree
 
 from qmpvcpu.domainxml.nodes import Node, line_of
 from qmpvcpu.errors import DomainXmlError, InvalidMapError
-from qmpvcpu.model import Action, Direction, Intent, Layout, OnFailure, Step, VcpuMap
+from qmpvcpu.model import Action, Direction, Intent, Layout, OnFailure, PreviousVcpus, Step, Topology, VcpuMap
 from qmpvcpu.model.shapes import is_device_id, is_qom_path
 
 __all__ = ["NAMESPACE", "Instance", "Metadata", "find_record", "read_metadata", "record_node"]
@@ -45,12 +47,15 @@ _PREFIX = "qmpvcpu"
 _RECORD = f"{{{NAMESPACE}}}record"
 _NEWER = "written by a newer version of qmpvcpu"
 
+# As QEMU's -smp has them, highest first.
+_LEVELS = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
 # What is understood, by the way from our element down: the attributes of each.
 _KNOWN = {
-    "record": {"generation", "made-up-uuid", "in-place"},
+    "record": {"generation", "made-up-uuid", "nameless", "in-place"},
     "record/instance": {"host-tid", "start-ticks"},
     "record/pending": {"vcpus"},
     "record/device": {"vcpu", "id"},
+    "record/previous": {"max", "started-with", "order", *_LEVELS},
     "record/desired": {"vcpus"},
     "record/next-boot": {"vcpus"},
     "record/transition": {"start", "target", "on-failure", "timeout", "direction", "next-boot", "config"},
@@ -62,7 +67,8 @@ _NUMBER = re.compile("[0-9]{1,18}")
 # As repr() writes a float.
 _SECONDS = re.compile(r"[0-9]{1,18}(\.[0-9]{1,24})?(e[+-][0-9]{1,3})?")
 # No machine has so many vCPUs, even if each were in four steps; a hostile record would have them without end.
-_MOST_IDS_IN_STEPS = 4 * 16384
+_MOST_VCPUS = 16384
+_MOST_IDS_IN_STEPS = 4 * _MOST_VCPUS
 _MOST_TOLD = 200
 _TRUTHS = {"yes": True, "no": False}
 
@@ -95,6 +101,8 @@ class Metadata:
         intent: The transition under way, or None while there is none.
         desired: The map that was last asked for, or None if none was.
         next_boot: The vCPUs that the next boot is to have; None: those that are plugged.
+        previous: What an earlier QEMU had, and this one has not been given again; None: nothing is kept.
+        nameless: True if the VM was given neither a uuid nor a name: that of the document is a label.
         in_place: True if the document around it is not of our making: it is never written anew, only changed.
     """
 
@@ -106,6 +114,8 @@ class Metadata:
     intent: Intent | None = None
     desired: VcpuMap | None = None
     next_boot: VcpuMap | None = None
+    previous: PreviousVcpus | None = None
+    nameless: bool = False
     in_place: bool = False
 
     @classmethod
@@ -119,6 +129,7 @@ class Metadata:
         intent: Intent | None = None,
         desired: VcpuMap | None = None,
         next_boot: VcpuMap | None = None,
+        previous: PreviousVcpus | None = None,
     ) -> "Metadata":
         """Return what *layout* has to tell that libvirt has no place for; the rest as given."""
         foreign = {
@@ -126,7 +137,18 @@ class Metadata:
             for slot in layout.slots
             if slot.device_id is not None and slot.device_id != slot.new_device_id
         }
-        return cls(generation, uuid, layout.pending, foreign, instance, intent, desired, next_boot)
+        return cls(
+            generation=generation,
+            uuid=uuid,
+            pending=layout.pending,
+            device_ids=foreign,
+            instance=instance,
+            intent=intent,
+            desired=desired,
+            next_boot=next_boot,
+            previous=previous,
+            nameless=layout.vm.identity is None,
+        )
 
 
 def record_node(metadata: Metadata) -> Node:
@@ -138,6 +160,8 @@ def record_node(metadata: Metadata) -> Node:
     attributes: dict[str, object] = {f"xmlns:{_PREFIX}": NAMESPACE, "generation": metadata.generation}
     if metadata.uuid is not None:
         attributes["made-up-uuid"] = metadata.uuid
+    if metadata.nameless:
+        attributes["nameless"] = "yes"
     if metadata.in_place:
         attributes["in-place"] = "yes"
     return Node(f"{_PREFIX}:record", attributes, tuple(_children(metadata)))
@@ -152,12 +176,26 @@ def _children(metadata: Metadata) -> Iterator[Node]:
         yield Node(f"{_PREFIX}:pending", {"vcpus": metadata.pending})
     for first, device_id in sorted(metadata.device_ids.items()):
         yield Node(f"{_PREFIX}:device", {"vcpu": first, "id": device_id})
+    if metadata.previous is not None:
+        yield _previous_node(metadata.previous)
     if metadata.desired is not None:
         yield Node(f"{_PREFIX}:desired", {"vcpus": metadata.desired})
     if metadata.next_boot is not None:
         yield Node(f"{_PREFIX}:next-boot", {"vcpus": metadata.next_boot})
     if metadata.intent is not None:
         yield _transition_node(metadata.intent)
+
+
+def _previous_node(previous: PreviousVcpus) -> Node:
+    attributes: dict[str, object] = {
+        "max": previous.max,
+        "started-with": previous.started_with,
+        "order": ",".join(map(str, previous.order)),
+    }
+    if previous.topology is not None:
+        sizes = {level: getattr(previous.topology, level) for level in _LEVELS}
+        attributes |= {level: size for level, size in sizes.items() if size > 1 or level == "sockets"}
+    return Node(f"{_PREFIX}:previous", attributes)
 
 
 def _transition_node(intent: Intent) -> Node:
@@ -211,16 +249,20 @@ def read_metadata(record: etree._Element) -> Metadata:
         DomainXmlError: It is damaged, or holds what only a newer version can have written; ``line`` says where.
     """
     _check_known(record, "record")
-    names = ("instance", "pending", "desired", "next-boot", "transition")
-    instance, pending, desired, next_boot, transition = (record.find(f"{{{NAMESPACE}}}{name}") for name in names)
+    names = ("instance", "pending", "previous", "desired", "next-boot", "transition")
+    instance, pending, previous, desired, next_boot, transition = (
+        record.find(f"{{{NAMESPACE}}}{name}") for name in names
+    )
     return Metadata(
         generation=_value(record, "generation", _number),
         uuid=None if record.get("made-up-uuid") is None else _value(record, "made-up-uuid", _uuid),
+        nameless=record.get("nameless") is not None and _value(record, "nameless", _truth),
         in_place=record.get("in-place") is not None and _value(record, "in-place", _truth),
         pending=VcpuMap() if pending is None else _value(pending, "vcpus", _map),
         device_ids=_read_devices(record),
         instance=None if instance is None else _read_instance(instance),
         intent=None if transition is None else _read_transition(transition),
+        previous=None if previous is None else _read_previous(previous),
         desired=None if desired is None else _value(desired, "vcpus", _map),
         next_boot=None if next_boot is None else _value(next_boot, "vcpus", _map_of_a_vm),
     )
@@ -260,6 +302,17 @@ def _read_devices(record: etree._Element) -> dict[int, str]:
 def _read_instance(instance: etree._Element) -> Instance:
     ticks = None if instance.get("start-ticks") is None else _value(instance, "start-ticks", _number)
     return Instance(_value(instance, "host-tid", _number), ticks)
+
+
+def _read_previous(previous: etree._Element) -> PreviousVcpus:
+    most = _value(previous, "max", _count)
+    order = _value(previous, "order", _ids)
+    started_with = _value(previous, "started-with", _count)
+    if len(set(order)) < len(order) or max(order) >= most or started_with > len(order):
+        raise _damaged(previous, f"order: not {started_with} or more of {most} vCPUs, each once")
+    sizes = {level: _value(previous, level, _count) for level in _LEVELS if previous.get(level) is not None}
+    topology = Topology(prod(sizes.values()), **sizes) if sizes else None
+    return PreviousVcpus(most, started_with, order, topology)
 
 
 def _read_transition(transition: etree._Element) -> Intent:
@@ -330,6 +383,17 @@ def _map_of_a_vm(text: str) -> VcpuMap:
     if 0 not in ids:
         raise ValueError(f"{text!r} is without vCPU 0")
     return ids
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(_number(each) for each in text.split(","))
+
+
+def _count(text: str) -> int:
+    number = _number(text)
+    if not 1 <= number <= _MOST_VCPUS:
+        raise ValueError(f"{text!r} is not 1 to {_MOST_VCPUS}")
+    return number
 
 
 def _truth(text: str) -> bool:

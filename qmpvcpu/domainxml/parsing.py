@@ -1,6 +1,7 @@
 """The vCPU side of any libvirt ``<domain>``, read as libvirt reads it, with the defaults that it fills in."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from uuid import UUID
 
 from lxml import etree
@@ -9,6 +10,7 @@ from qmpvcpu.domainxml.contents import Contents
 from qmpvcpu.domainxml.cpumodel import IOMMU, has_mark, untold_of
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, NumaCell, VcpuSched
 from qmpvcpu.domainxml.fields import text_of
+from qmpvcpu.domainxml.metadata import find_record, read_metadata
 from qmpvcpu.domainxml.nodes import line_of
 from qmpvcpu.domainxml.rules import examine
 from qmpvcpu.errors import DomainRule, DomainXmlError, shorten
@@ -50,11 +52,14 @@ def parse(xml: bytes) -> DomainVcpus:
     not hotpluggable and one that is off is unless it is said, vCPUs of no cell are in cell 0, a cpuset under
     ``placement='auto'`` and a pin of a vCPU that cannot be are dropped.
 
+    The rows of a record are the VM as it runs; ``start_of`` returns what it is next started with.
+
     Args:
         xml: The document, in UTF-8; the caller bounds its size.
 
     Raises:
-        DomainXmlError: Not well-formed, not safe to read, or no domain of QEMU's; ``line`` says where.
+        DomainXmlError: Not well-formed, not safe to read, or no domain of QEMU's; or our own element in it is
+            damaged, or of a newer version; ``line`` says where.
         DomainRuleError: What libvirt would refuse when the document is defined; the first of these. Only that more
             than 255 vCPUs need an ``<iommu>`` is not held against a document that ``render`` wrote (``untold``).
     Source:
@@ -65,7 +70,13 @@ def parse(xml: bytes) -> DomainVcpus:
         >>> domain.max, domain.enabled
         (4, VcpuMap('0-1'))
     """
-    return parse_with_tree(xml)[0]
+    domain, root = parse_with_tree(xml)
+    metadata = root.find("metadata")
+    record = None if metadata is None else find_record(metadata)
+    if record is None:
+        return domain
+    said = read_metadata(record)
+    return replace(domain, previous=said.previous, next_boot=said.next_boot)
 
 
 def parse_with_tree(xml: bytes) -> tuple[DomainVcpus, etree._Element]:

@@ -31,7 +31,8 @@ def domain_of(layout: Layout, base: DomainVcpus) -> DomainVcpus:
     if base.max != layout.max:
         raise DomainXmlError(f"the document says that there can be {base.max} vCPUs, and QEMU has {layout.max}")
     vcpus = tuple(vcpus_of(layout))
-    return replace(base, vcpus=vcpus, individual=base.individual or needs_rows(vcpus))
+    individual = base.individual or needs_rows(vcpus)
+    return replace(base, vcpus=vcpus, individual=individual, previous=None, next_boot=None)
 
 
 def vcpus_of(layout: Layout) -> Iterator[DomainVcpu]:

@@ -8,7 +8,7 @@ from math import prod
 from typing import Final
 
 from qmpvcpu import qapi
-from qmpvcpu.domainxml import DomainVcpus, NumaCell
+from qmpvcpu.domainxml import DomainVcpus, NumaCell, start_of
 from qmpvcpu.domainxml.cpumodel import CPU_FEATURES, CPU_MODEL, IOMMU
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.launch.cpumodel import X86, checked_type, cpu_of, driver_of
@@ -79,7 +79,8 @@ def arguments(source: DomainVcpus | Layout, *, cpu: str | None = None) -> Launch
 
     Of a domain they are what libvirt gives QEMU: ``-smp`` counts the vCPUs that are on and not hotpluggable, all
     others that are on are plugged by ``order``, as ``vcpuN``, before the guest runs. Of a layout the same rule is
-    used, by which ``render`` tells the two kinds apart; places and types are as QEMU told them.
+    used, by which ``render`` tells the two kinds apart; places and types are as QEMU told them. Of a record they are
+    what the VM is next started with (``domainxml.start_of``), not what it has as it runs.
 
     ``-machine``, ``-accel``, ``-m`` and all that concerns no vCPU is left to the caller.
 
@@ -100,7 +101,7 @@ def arguments(source: DomainVcpus | Layout, *, cpu: str | None = None) -> Launch
         >>> arguments(parse(b"<domain type='kvm'><name>a</name><vcpu current='2'>4</vcpu></domain>")).argv
         ['-cpu', 'qemu64', '-smp', '2,maxcpus=4,sockets=4,cores=1,threads=1']
     """
-    return _of_layout(source, cpu) if isinstance(source, Layout) else _of_domain(source, cpu)
+    return _of_layout(source, cpu) if isinstance(source, Layout) else _of_domain(start_of(source), cpu)
 
 
 # From a domain.

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         runs_single_threaded,
     )
     from qmpvcpu.model.ost import OstAnswer, OstStatus
+    from qmpvcpu.model.previous import PreviousVcpus
     from qmpvcpu.model.report import (
         ConfigOutcome,
         ConfigReport,
@@ -87,6 +88,7 @@ __all__ = [
     "OstStatus",
     "Pending",
     "Plugged",
+    "PreviousVcpus",
     "Proof",
     "Reconnected",
     "Refused",
@@ -132,5 +134,17 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazily(
         __name__,
         __all__,
-        ("vcpumap", "ost", "vm", "layout", "mapping", "events", "transition", "verdicts", "report", "vmstate"),
+        (
+            "vcpumap",
+            "ost",
+            "vm",
+            "layout",
+            "mapping",
+            "events",
+            "transition",
+            "verdicts",
+            "report",
+            "vmstate",
+            "previous",
+        ),
     )

@@ -27,6 +27,7 @@ def layout_as_json(layout: Layout) -> dict[str, Any]:
         "pending": str(layout.pending),
         "vm": {
             "name": vm.name,
+            "named": vm.named,
             "uuid": vm.uuid,
             "arch": vm.arch,
             "machine": vm.machine,
@@ -196,6 +197,7 @@ def _read_answer(value: object) -> OstAnswer:
 def _read_vm(data: object) -> VmInfo:
     return VmInfo(
         name=take(data, "name", text),
+        named=take(data, "named", flag),
         arch=take(data, "arch", _read_word),
         machine=take(data, "machine", _read_word),
         accelerator=take(data, "accelerator", _read_word),

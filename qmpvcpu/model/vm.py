@@ -111,7 +111,8 @@ class VmInfo:
     """What QEMU tells once about the VM; none of it changes while this QEMU runs.
 
     Attributes:
-        name: As given to ``attach``, else QEMU's ``-name``, else derived from the socket's path.
+        name: As given to ``attach``, else QEMU's ``-name``; else a label: that in the record, or one made of the
+            socket's path.
         uuid: Lower-case text with dashes, or None where QEMU was given none.
         arch: QEMU's target, such as ``x86_64``, ``ppc64``, ``s390x``.
         machine: Versioned machine type, such as ``pc-q35-10.0``, ``pseries-10.0``.
@@ -127,6 +128,7 @@ class VmInfo:
         x2apic: Whether the CPU model has x2apic; None where that is unknown or no matter.
         confidential: True if the guest is sealed against the host (SEV, TDX, ...), its vCPUs included.
         other_paths: QOM paths of devices other than CPUs whose ids begin with ``vcpu``, as we do with those of CPUs.
+        named: True if *name* was given; False for a label, which does not tell this VM from another.
     """
 
     name: str
@@ -144,6 +146,12 @@ class VmInfo:
     x2apic: bool | None = None
     confidential: bool = False
     other_paths: frozenset[str] = frozenset()
+    named: bool = True
+
+    @property
+    def identity(self) -> str | None:
+        """What tells this VM from others, whichever QEMU runs it: its uuid, else a name that was given, or None."""
+        return self.uuid or (self.name if self.named else None)
 
     @cached_property
     def known_faults(self) -> frozenset[KnownFault]:

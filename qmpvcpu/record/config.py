@@ -10,7 +10,7 @@ from typing import Self
 
 import aiofiles.os
 
-from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, update, validate
+from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, start_of, update, validate
 from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, RecordError, RuleStage
 from qmpvcpu.given import checked
@@ -48,9 +48,7 @@ class _Document:
     @property
     def next_boot(self) -> DomainVcpus:
         """What the next boot has: the rows of a record are of the VM as it runs."""
-        if self.metadata is None or self.metadata.next_boot is None:
-            return self.rows
-        return with_map(self.rows, self.metadata.next_boot)
+        return start_of(self.rows)
 
     def saying(self, domain: DomainVcpus) -> bytes:
         """Return the document that has *domain* as its next boot; all else is as it was."""

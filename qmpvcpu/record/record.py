@@ -10,14 +10,16 @@ from uuid import uuid4
 
 import aiofiles.os
 
-from qmpvcpu.domainxml import Identity, Instance, Metadata, parse, read_identity, render
+from qmpvcpu.domainxml import DomainVcpus, Identity, Instance, Metadata, parse, read_identity, render
 from qmpvcpu.domainxml.cpumodel import cpu_differs
 from qmpvcpu.domainxml.updating import identify
 from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError
-from qmpvcpu.model import Intent, Layout, VcpuMap
+from qmpvcpu.model import Intent, Layout, PreviousVcpus, VcpuMap
 from qmpvcpu.record.document import Document
 from qmpvcpu.record.files import read_file, see_through
+from qmpvcpu.record.instance import same_instance
 from qmpvcpu.record.kept import KeptFile
+from qmpvcpu.record.owner import Claim, refuse_other, refuse_other_document
 
 __all__ = ["Record"]
 
@@ -32,6 +34,7 @@ class _State:
     layout: Layout
     intent: Intent | None
     desired: VcpuMap | None
+    previous: PreviousVcpus | None
 
 
 class _Found(NamedTuple):
@@ -41,11 +44,17 @@ class _Found(NamedTuple):
         previous: The record that was there, or None.
         base: The document that is only changed in place; None: the record is written anew each time.
         uuid: The uuid in these, or None.
+        name: The name in these, or None.
+        same_instance: True if the record was of the QEMU that runs, or its VM has migrated into that one.
+        earlier: What the QEMU of the record had, or one before it, if that is another than runs.
     """
 
     previous: Identity | None = None
     base: bytes | None = None
     uuid: str | None = None
+    name: str | None = None
+    same_instance: bool = False
+    earlier: PreviousVcpus | None = None
 
 
 class Record:
@@ -54,6 +63,10 @@ class Record:
     Attributes:
         path: Where it is.
         previous: What was on disk when it was opened, or None if there was nothing.
+        name: The VM's name: that of the record where the VM was given none.
+        same_instance: True if what was on disk is of the QEMU that runs, so that what was under way still is.
+        earlier: What an earlier QEMU of the VM had, and has not been given to another; None: nothing is kept.
+        read_only: True if it is neither locked nor ever written.
         uuid: The uuid made up for a VM whose QEMU has none (kept from the first save on), or None.
         instance: The QEMU that runs, or None where not known; what is set here is in the next save.
         next_boot: The vCPUs that the next boot is to have, or None for those that are plugged; saved likewise.
@@ -62,15 +75,21 @@ class Record:
     def __init__(
         self,
         path: Path,
-        document: Document,
+        document: Document | None,
+        found: _Found,
         *,
-        previous: Identity | None = None,
+        name: str,
         uuid: str | None = None,
         emulator: str | None = None,
         instance: Instance | None = None,
     ) -> None:
+        previous = found.previous
         self.path = path
         self.previous = previous
+        self.name = name
+        self.same_instance = found.same_instance
+        self.earlier = found.earlier
+        self.read_only = document is None
         self.uuid = uuid
         self.instance = instance
         self.next_boot = previous.metadata.next_boot if previous and previous.metadata else None
@@ -91,6 +110,9 @@ class Record:
         emulator: str | None = None,
         instance: Instance | None = None,
         base: bytes | str | os.PathLike[str] | None = None,
+        named: bool = True,
+        arrived: bool = False,
+        read_only: bool = False,
     ) -> "Record":
         """Return the record of a VM at *path*, existing or to be, locked against every other keeper.
 
@@ -101,14 +123,18 @@ class Record:
 
         Args:
             path: The file; its directory must exist. A later change of the working directory does not move it.
-            name: The VM's name, which must be that of the record.
+            name: The VM's name, which must be that of the record where QEMU has no uuid.
             uuid: The uuid as QEMU tells it, which must be that of the record; None where QEMU has none: the record's
                 must then be one that was made up for it.
             emulator: Absolute path of the QEMU that libvirt shall start from the record, or None; a document that is
                 changed in place has its own.
-            instance: The QEMU that runs, or None where not known.
+            instance: The QEMU that runs, or None where not known. That of the record is the same VM, whatever it is
+                called; another is another VM as long as that of the record runs.
             base: A domain document of this VM to start the record from where there is none yet: its bytes, or its
                 path. If that is *path* itself, the document there becomes the record.
+            named: False if *name* is a label: it then tells nothing, and only the instance, or the uuid, does.
+            arrived: True if the VM has migrated into this QEMU from that of the record.
+            read_only: True to only read it: it is not locked, and every ``write`` is an error.
 
         Raises:
             RecordLockedError: Another process, or this one, has it open.
@@ -118,7 +144,8 @@ class Record:
                 cannot be read, is another VM's, or is none that libvirt would define.
         """
         file = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
-        work = asyncio.ensure_future(_open_in_thread(file, name, uuid, base))
+        claim = Claim(name, named, uuid, instance, arrived)
+        work = asyncio.ensure_future(_open_in_thread(file, claim, base, read_only=read_only))
         try:
             kept, found = await asyncio.shield(work)  # JUSTIFICATION: the thread goes on, and takes the lock
         except asyncio.CancelledError:
@@ -128,8 +155,9 @@ class Record:
         known = uuid or found.uuid or str(uuid4())
         return cls(
             file,
-            Document(kept, found.base, known),
-            previous=found.previous,
+            None if kept is None else Document(kept, found.base, known),
+            found,
+            name=name if named else found.name or name,
             uuid=None if uuid is not None else known,
             emulator=emulator,
             instance=instance,
@@ -137,7 +165,7 @@ class Record:
 
     def cpu_differs(self, layout: Layout) -> str | None:
         """Say in what the VM's own document names another CPU model than QEMU runs; None: in nothing."""
-        own = self._document.own
+        own = None if self._document is None else self._document.own
         return None if own is None else cpu_differs(layout, parse(own))
 
     @property
@@ -145,7 +173,14 @@ class Record:
         """True once it is, or is being, closed."""
         return self._closing is not None
 
-    async def write(self, layout: Layout, *, intent: Intent | None = None, desired: VcpuMap | None = None) -> None:
+    async def write(
+        self,
+        layout: Layout,
+        *,
+        intent: Intent | None = None,
+        desired: VcpuMap | None = None,
+        previous: PreviousVcpus | None = None,
+    ) -> None:
         """Save all of this; returns when it, or what was given later, is on disk.
 
         Calls made while a save is under way are served by one save, of what was given last: nothing is kept of what
@@ -155,15 +190,19 @@ class Record:
             layout: The state of the VM.
             intent: The transition under way, or None if there is none.
             desired: The map that was last asked for, or None.
+            previous: What an earlier QEMU had and is kept, or None.
 
         Raises:
-            RecordError: As ``save``; or libvirt has no domain for this layout (as ``domainxml.render``), and
-                nothing is written; or the record is closed, or its lock was lost to somebody else.
+            RecordError: It is only read; or as ``save``; or libvirt has no domain for this layout (as
+                ``domainxml.render``), and nothing is written; or the record is closed, or its lock was lost to
+                somebody else.
         """
+        if self.read_only:
+            raise RecordError(self.path, "attached to with read_only, and a change would have to be recorded")
         if self.closed:
             raise RecordError(self.path, "closed")
         done = self._next[1] if self._next else asyncio.get_running_loop().create_future()
-        self._next = _State(layout, intent, desired), done
+        self._next = _State(layout, intent, desired, previous), done
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_pending(), name=f"record {self.path.name}")
         await asyncio.shield(done)  # JUSTIFICATION: one caller's cancel must not cancel the others' save
@@ -180,7 +219,8 @@ class Record:
     async def _close(self) -> None:
         if self._writer is not None:
             await asyncio.wait({self._writer})
-        await _release_in_thread(self._document)
+        if self._document is not None:
+            await _release_in_thread(self._document)
 
     async def _write_pending(self) -> None:
         while self._next is not None:
@@ -207,7 +247,9 @@ class Record:
             intent=state.intent,
             desired=state.desired,
             next_boot=self.next_boot,
+            previous=state.previous,
         )
+        assert self._document is not None  # noqa: S101 -- JUSTIFICATION: write() refuses without, mypy cannot know
         await see_through(_save_in_thread(self._document, partial(self._render, state.layout, metadata)))
 
     def _render(self, layout: Layout, metadata: Metadata, base: bytes | None) -> bytes:
@@ -219,20 +261,26 @@ class Record:
 
 
 def _open(
-    path: Path, name: str, uuid: str | None, base: bytes | str | os.PathLike[str] | None
-) -> tuple[KeptFile, _Found]:
+    path: Path, claim: Claim, base: bytes | str | os.PathLike[str] | None, *, read_only: bool
+) -> tuple[KeptFile | None, _Found]:
+    if read_only:
+        return None, _find(path, read_file(path), claim, base)
     kept = KeptFile(path)
     try:
-        if kept.data is not None:
-            try:
-                return kept, _admit(path, kept.data, name, uuid)
-            except RecordCorruptError:
-                if base is None or _document(base) != kept.data:
-                    raise
-        return kept, _Found() if base is None else _admit_base(path, _document(base), name, uuid)
+        return kept, _find(path, kept.data, claim, base)
     except BaseException:
         kept.release()
         raise
+
+
+def _find(path: Path, data: bytes | None, claim: Claim, base: bytes | str | os.PathLike[str] | None) -> _Found:
+    if data is not None:
+        try:
+            return _admit(path, data, claim)
+        except RecordCorruptError:
+            if base is None or _document(base) != data:
+                raise
+    return _Found() if base is None else _admit_base(path, _document(base), claim)
 
 
 _open_in_thread = aiofiles.os.wrap(_open)
@@ -240,31 +288,38 @@ _save_in_thread = aiofiles.os.wrap(Document.save)
 _release_in_thread = aiofiles.os.wrap(Document.release)
 
 
-def _release(opening: "asyncio.Future[tuple[KeptFile, _Found]]") -> None:
+def _release(opening: "asyncio.Future[tuple[KeptFile | None, _Found]]") -> None:
     """Let go of what a cancelled ``open`` has got all the same."""
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result()[0].release()
+    if not opening.cancelled() and opening.exception() is None and (kept := opening.result()[0]) is not None:
+        kept.release()
 
 
-def _admit(path: Path, data: bytes, name: str, uuid: str | None) -> _Found:
+def _admit(path: Path, data: bytes, claim: Claim) -> _Found:
     try:
         found = read_identity(data)
-        in_place = found.metadata is not None and (found.metadata.in_place or bool(found.foreign))
-        if in_place:
-            parse(data)
+        metadata = found.metadata
+        if metadata is None:
+            hint = "base= with this path makes it the record"
+            told = found.name[:_MOST_TOLD]
+            raise RecordCorruptError(
+                path, f"a libvirt document of {told!r} that is not ours; it is left alone ({hint})"
+            )
+        refuse_other(path, found, metadata, claim)
+        in_place = metadata.in_place or bool(found.foreign)
+        same = claim.arrived or same_instance(metadata.instance, claim.instance)
+        earlier = metadata.previous
+        if in_place or (earlier is None and not same):
+            domain = parse(data)
+            earlier = earlier if same else earlier or _had(domain)
     except DomainXmlError as error:
         raise RecordCorruptError(path, f"cannot be trusted and is left alone: {str(error)[:_MOST_TOLD]}") from error
-    told = found.name[:_MOST_TOLD]
-    if found.metadata is None:
-        hint = "base= with this path makes it the record"
-        raise RecordCorruptError(path, f"a libvirt document of {told!r} that is not ours; it is left alone ({hint})")
-    if found.name != name:
-        raise RecordError(path, f"the record of VM {told!r}, not of {name!r}; it is left alone")
-    # A VM without uuid has the one that we made up for it, and no other.
-    expected = uuid or found.metadata.uuid
-    if found.uuid is None or found.uuid != expected:
-        raise RecordError(path, f"the record of a VM with uuid {found.uuid}, not {uuid}; it is left alone")
-    return _Found(found, data if in_place else None, found.uuid)
+    label = found.name if len(found.name) <= _MOST_TOLD else None
+    return _Found(found, data if in_place else None, found.uuid, label, same, earlier)
+
+
+def _had(domain: DomainVcpus) -> PreviousVcpus:
+    order = (*domain.started_with, *domain.order)
+    return PreviousVcpus(domain.max, len(domain.started_with), order, domain.topology)
 
 
 def _document(base: bytes | str | os.PathLike[str]) -> bytes:
@@ -274,17 +329,12 @@ def _document(base: bytes | str | os.PathLike[str]) -> bytes:
     return data
 
 
-def _admit_base(path: Path, data: bytes, name: str, uuid: str | None) -> _Found:
+def _admit_base(path: Path, data: bytes, claim: Claim) -> _Found:
     try:
         found = read_identity(data)
         parse(data)
     except DomainXmlError as error:
         raise RecordError(path, f"cannot be started from that document: {str(error)[:_MOST_TOLD]}") from error
-    if found.name != name:
-        raise RecordError(
-            path, f"cannot be started from the document of VM {found.name[:_MOST_TOLD]!r}, not {name!r}"
-        )
-    if None not in (found.uuid, uuid) and found.uuid != uuid:
-        raise RecordError(path, f"cannot be started from the document of a VM with uuid {found.uuid}, not {uuid}")
-    known = uuid or found.uuid or str(uuid4())
-    return _Found(None, identify(data, known), known)
+    refuse_other_document(path, found.name, found.uuid, claim)
+    known = claim.uuid or found.uuid or str(uuid4())
+    return _Found(None, identify(data, known), known, found.name)

@@ -562,8 +562,9 @@ async def test_another_vms_record_is_left_alone(guest: MicroGuest, tmp_path: Pat
     async with qmpvcpu.attach(guest.qmp, name="web", record=path):
         pass
     before = path.read_bytes()
-    with pytest.raises(RecordError, match="db"):
-        await qmpvcpu.attach(guest.qmp, name="db", record=path)
+    async with MicroGuest() as other:
+        with pytest.raises(RecordError, match="db"):
+            await qmpvcpu.attach(other.qmp, name="db", record=path)
     assert path.read_bytes() == before
 
 

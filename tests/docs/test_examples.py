@@ -90,7 +90,8 @@ async def test_the_examples_of_the_page_on_fleets_hold(tmp_path: Path, capsys: p
 @pytest.mark.qemu
 async def test_the_examples_of_the_page_on_launching_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = block("docs/launch.md", "both ways, with real QEMUs").module()
-    machine = ("-machine", "q35", "-accel", "tcg", "-m", "16")
+    again = block("docs/launch.md", "a VM is started again from its record").module()
+    machine = ("-machine", "q35", "-accel", "tcg", "-m", "16", "-name", "vm")
     document = tmp_path / "vm.xml"
     async with (
         QemuProcess(best_qemu(), [*machine, "-smp", "2,maxcpus=8", "-S"]) as qemu,
@@ -111,6 +112,11 @@ async def test_the_examples_of_the_page_on_launching_hold(tmp_path: Path, capsys
         qmpvcpu.attach(qemu.qmp) as vm,
     ):
         assert await module.rebuild(vm, document) == "plugged 6, 3; the order is (0, 1, 6, 3)"
+    for _ in range(2):  # the second time from a record that the first QEMU's state is in
+        async with QemuProcess(best_qemu(), module.command_line_before_replay(document, *machine)) as qemu:
+            for _ in range(2):
+                told = await again.bring_back(str(qemu.qmp), str(document))
+                assert told == "0-1,3,6, created as (0, 1, 6, 3)"
 
 
 @pytest.mark.qemu

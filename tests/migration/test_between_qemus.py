@@ -6,6 +6,7 @@ denies it); and it has no ``file:`` to migrate to, only ``exec:``.
 """
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from qmpvcpu import (
     DenialReason,
     DifferenceKind,
     Effect,
+    InstanceChanged,
     Origin,
+    RecordError,
     StepDeniedError,
     TakeBackError,
     TargetLostError,
     TargetMismatchError,
     VcpuMap,
     VcpuUnplugged,
+    VmState,
     check_target,
     confirm_target,
 )
@@ -36,7 +40,7 @@ EVERYWHERE = pytest.mark.parametrize("on", substrates(["q35"]))
 UNDER_KVM = pytest.mark.parametrize("on", substrates(["q35"], accels=["kvm"]))
 EVERY_MACHINE = pytest.mark.parametrize("on", substrates())
 HOLES = (0, 2, 5)
-NAMED = {"name": "vm"}
+NAMED: dict[str, Any] = {"name": "vm"}
 
 
 def kinds(error: TargetMismatchError) -> list[DifferenceKind]:
@@ -123,6 +127,50 @@ async def test_a_pending_removal_migrates_and_fires_where_it_arrived(on: Substra
         assert isinstance(gone, VcpuUnplugged)
         assert (gone.ids, gone.late, gone.origin) == (VcpuMap([5]), True, Origin.US)
         assert there.layout.enabled == {0, 2}
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("personality", [Personality.silent(), Personality.held()], ids=["unseen", "worked on"])
+async def test_a_record_moves_along_with_the_removal_that_is_pending_in_it(
+    on: Substrate, personality: Personality, tmp_path: Path
+) -> None:
+    record = tmp_path / "vm.xml"
+    async with contextlib.AsyncExitStack() as ours, contextlib.AsyncExitStack() as theirs:
+        options = {**NAMED, "record": record}
+        source, vm = await ours.enter_async_context(running(on, attach=options, boot=HOLES, personality=personality))
+        target, there = await theirs.enter_async_context(waiting(on, boot=HOLES))
+        with pytest.raises(RecordError, match="no VM has arrived"):
+            await qmpvcpu.attach(target.sockets[1], **NAMED, record=record, arrived=True)
+        await vm.request_unplug(5)
+        assert await move(source, target) == "completed"
+        await confirm_target(VmState(await vm.refresh()), there)
+        await there.close()
+        await vm.close()
+        # The source waits to be quit, and it is the source's record until somebody says otherwise.
+        with pytest.raises(RecordError, match="arrived=True"):
+            await qmpvcpu.attach(target.qmp, **NAMED, record=record)
+        await ours.aclose()
+        for arrived in (True, False):  # and from then on it is the target's
+            async with qmpvcpu.attach(target.qmp, **NAMED, record=record, arrived=arrived) as vm:
+                assert vm.layout.pending == {5}
+                assert vm.desired == {0, 2}
+                assert vm.previous is None
+        async with qmpvcpu.attach(target.qmp, **NAMED, record=record, arrived=True) as vm:
+            news = vm.events()
+            await target.become(Personality.obliging())
+            await target.look()
+            seen = await until(news, VcpuUnplugged)
+            assert not any(isinstance(event, InstanceChanged) for event in seen)
+            assert isinstance(gone := seen[-1], VcpuUnplugged)
+            assert (gone.ids, gone.late, gone.origin) == (VcpuMap([5]), True, Origin.US)
+            assert vm.layout.enabled == {0, 2}
+
+
+async def test_nothing_arrives_in_a_qemu_that_no_vm_has_migrated_into(tmp_path: Path) -> None:
+    async with MicroGuest() as guest:
+        with pytest.raises(RecordError, match="no VM has migrated into this QEMU"):
+            await qmpvcpu.attach(guest.qmp, **NAMED, record=tmp_path / "vm.xml", arrived=True)
+        assert list(tmp_path.iterdir()) == []
 
 
 @EVERYWHERE
