@@ -121,7 +121,7 @@ def unplug(
 
 async def _list(shell: Shell) -> Answer:
     """Read the VM and show every vCPU."""
-    async with shell.attach(reply_timeout=shell.reply_timeout) as vm:
+    async with shell.attach(reply_timeout=shell.reply_timeout, read_only=True) as vm:
         layout = vm.layout
     width = shell.out.width
     text = Group(headline(layout, width), "", vcpu_table(layout, narrow=width < WIDE))

@@ -22,7 +22,7 @@ __all__ = ["list_all", "set_all"]
 
 async def list_all(shell: Shell, options: FleetOptions) -> Answer:
     """Attach to every VM, and show what there is."""
-    async with _opened(shell, options, timeout=shell.reply_timeout) as fleet:
+    async with _opened(shell, options, timeout=shell.reply_timeout, read_only=True) as fleet:
         results = fleet.attach()
         return await _see_through(shell, fleet, results, results.aclose, Told(fleet.addresses), whole=True)
 

@@ -21,7 +21,7 @@ from qmpvcpu.cli.reports import intent_json, intent_text, plan_json, plan_text, 
 from qmpvcpu.cli.run import NOT_REACHED, NOT_SENT, REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import document, map_row, state_json, state_text
 from qmpvcpu.errors import InvalidMapError, MonitorLostError, RecordError
-from qmpvcpu.model import Layout, Step, TransitionError, TransitionOutcome, TransitionReport, VcpuMap
+from qmpvcpu.model import Layout, PreviousVcpus, Step, TransitionError, TransitionOutcome, TransitionReport, VcpuMap
 from qmpvcpu.planning import Plan, finish_wish, revert_wish
 
 if TYPE_CHECKING:
@@ -172,13 +172,22 @@ def recover(
     *,
     finish: Annotated[bool, typer.Option("--finish", help="Go on to what was wanted.", show_default=False)] = False,
     revert: Annotated[bool, typer.Option("--revert", help="Undo what was done of it.", show_default=False)] = False,
+    drop_previous: Annotated[
+        bool,
+        typer.Option(
+            "--drop-previous", help="Forget what an earlier QEMU had and this one has not.", show_default=False
+        ),
+    ] = False,
     config: ConfigPath = None,
     options: Options,
 ) -> int:
     """Look at a set, count, plug or unplug that was cut short (killed, QEMU unreachable), and end it.
 
     The record says what was wanted, in which order, under which policy; QEMU says what is so now. Without --finish or
-    --revert both are shown, and nothing is changed. Only the vCPUs concerned are touched.
+    --revert both are shown, and nothing is changed or written. Only the vCPUs concerned are touched.
+
+    If the VM was started again, what its earlier QEMU had is shown too, until it has that again: qmpvcpu args RECORD
+    has the arguments for it. Another change, or --drop-previous, forgets it.
 
       qmpvcpu recover --record vm.xml --qmp /run/vm.qmp
 
@@ -188,10 +197,10 @@ def recover(
     --finish or --revert finds but a removal that the guest has still to answer; 2 bad usage, or denied, nothing sent;
     3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or SIGTERM.
     """
-    if finish and revert:
-        raise BadUsageError("--finish or --revert: one of them")
+    if finish + revert + drop_previous > 1:
+        raise BadUsageError("--finish, --revert or --drop-previous: one of them")
     how = _How.FINISH if finish else _How.REVERT if revert else _How.REPORT
-    return carry_out(options, lambda shell: _recover(shell, how, config))
+    return carry_out(options, lambda shell: _recover(shell, how, config, drop_previous=drop_previous))
 
 
 async def _plan(shell: Shell, wish: Wish, permits: Permits, impact: Impact) -> Answer:
@@ -200,7 +209,7 @@ async def _plan(shell: Shell, wish: Wish, permits: Permits, impact: Impact) -> A
     if impact.affect is Affect.CONFIG:
         return await change_config(shell, impact.document(shell.options), wish.write, dry=True)
     path = impact.document(shell.options) if impact.affect is Affect.BOTH else None
-    async with shell.attach(config=impact.config) as vm:
+    async with shell.attach(config=impact.config, read_only=True) as vm:
         planned = wish.plan(vm, permits)
         layout = vm.layout
     code = NOT_SENT if planned.denied else REACHED
@@ -241,12 +250,17 @@ async def _set_wish(shell: Shell, wish: Wish, bulk: Bulk, permits: Permits, impa
     return Answer(REACHED, document(**report.as_json(), **state_json(report.layout)), report_text(report))
 
 
-async def _recover(shell: Shell, how: _How, config: Path | None) -> Answer:
+async def _recover(shell: Shell, how: _How, config: Path | None, *, drop_previous: bool) -> Answer:
     """Tell of a transition that was cut short, finish it, or revert it."""
     if shell.options.record is None:
         raise BadUsageError("recover reads what was wanted from the VM's record: name it with --record PATH")
     await asyncio.to_thread(_require, shell.options.record)
-    async with shell.attach(config=config) as vm:
+    async with shell.attach(config=config, read_only=how is _How.REPORT and not drop_previous) as vm:
+        if drop_previous:
+            await vm.drop_previous()
+        shell.beside["previous"] = _previous_json(vm.previous)
+        if vm.previous is not None:
+            shell.say(_previous_text(vm.previous, shell.options.record))
         intent = vm.interrupted
         if intent is not None and intent.config is not None and config is None:
             raise BadUsageError(
@@ -254,7 +268,7 @@ async def _recover(shell: Shell, how: _How, config: Path | None) -> Answer:
             )
         looked = await vm.recover("report")
         if intent is None or looked is None:
-            return _nothing_interrupted(vm.layout, how)
+            return _nothing_interrupted(shell, vm.layout, how)
         shell.beside["interrupted"] = intent_json(intent)
         shell.say(intent_text(intent))
         if how is _How.REPORT:
@@ -277,9 +291,23 @@ def _require(record: Path) -> None:
             raise RecordError(record, "there is no record of that name, so what was wanted is not known")
 
 
-def _nothing_interrupted(layout: Layout, how: _How) -> Answer:
+def _previous_json(previous: PreviousVcpus | None) -> dict[str, Any] | None:
+    if previous is None:
+        return None
+    return {"max": previous.max, "enabled": str(previous.enabled), "order": list(previous.order)}
+
+
+def _previous_text(previous: PreviousVcpus, record: Path) -> str:
+    order = ",".join(map(str, previous.order))
+    return (
+        f"an earlier QEMU of this VM had vCPUs {previous.enabled}, created as {order}; this one has not\n"
+        f"to start one that has: qmpvcpu args {record}; to forget it: qmpvcpu recover --drop-previous"
+    )
+
+
+def _nothing_interrupted(shell: Shell, layout: Layout, how: _How) -> Answer:
     """Tell so, and of removals that are still to be answered: nothing can finish or revert those but the guest."""
-    content = document(interrupted=None, **state_json(layout))
+    content = document(interrupted=None, **shell.beside, **state_json(layout))
     text = f"nothing was interrupted\n{state_text(layout)}"
     if not layout.pending:
         return Answer(REACHED, content, text)

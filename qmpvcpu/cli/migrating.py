@@ -6,6 +6,7 @@ what the source became is compared by ``confirm-target --source``.
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from qmpvcpu.cli.launching import read_document
 from qmpvcpu.cli.options import BadUsageError, Daring, Options, check_seconds
 from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out
 from qmpvcpu.cli.show import as_line, document, state_json, state_text
-from qmpvcpu.errors import RecordError, printable
+from qmpvcpu.errors import Outcome, RecordError, printable
 from qmpvcpu.planning import changes_since
 from qmpvcpu.record import save
 
@@ -98,7 +99,8 @@ def confirm_target_(
 ) -> int:
     """Make sure that the VM has arrived in the QEMU at --qmp, with exactly the vCPUs that were exported.
 
-    Waits for it up to --timeout (10 s). Only after a 0 may the source be quit.
+    Waits for it up to --timeout (10 s). Only after a 0 may the source be quit. With --record that file follows the VM
+    from then on; it may be the source's, which nobody else may keep.
 
       qmpvcpu confirm-target vm.json --source /run/vm.qmp --qmp /run/target.qmp
 
@@ -135,7 +137,7 @@ def take_back(
 async def _export(shell: Shell, settle: float | None, output: Path | None, daring: Daring) -> Answer:
     seconds = check_seconds("--settle", settle) or 0.0
     async with (
-        shell.attach(reply_timeout=shell.reply_timeout) as vm,
+        shell.attach(reply_timeout=shell.reply_timeout, read_only=True) as vm,
         await vm.export(settle=seconds, allow_fatal=daring.allow_fatal) as exported,
     ):
         state = exported.state
@@ -152,7 +154,7 @@ async def _export(shell: Shell, settle: float | None, output: Path | None, darin
 
 async def _check(shell: Shell, path: Path, accept: list[DifferenceKind]) -> Answer:
     state = await _read(path)
-    async with shell.attach(reply_timeout=shell.reply_timeout) as vm:
+    async with shell.attach(reply_timeout=shell.reply_timeout, read_only=True) as vm:
         try:
             notes = await check_target(state, vm, accept=accept)
         except TargetMismatchError as error:
@@ -164,16 +166,26 @@ async def _check(shell: Shell, path: Path, accept: list[DifferenceKind]) -> Answ
 async def _confirm(shell: Shell, path: Path, source: str | None) -> Answer:
     state = await _read(path)
     timeout = _ARRIVAL_TIMEOUT if shell.options.timeout is None else shell.options.timeout
-    async with shell.attach() as vm:
-        try:
+    record = shell.options.record
+    try:
+        # A record of the source's is the target's only once the VM is there.
+        shell.options = replace(shell.options, record=None)
+        async with shell.attach() as vm:
             notes = await confirm_target(state, vm, timeout=timeout)
             if source is not None:
                 await _compare_source(state, source, notes)
-        except TargetMismatchError as error:
-            _note(shell, error)
-            raise
-        text = f"VM {printable(state.name)} has arrived: {state_text(vm.layout)}"
-        return _agreed(text, notes, state_json(vm.layout))
+        if record is not None:
+            shell.options = replace(shell.options, record=record)
+            async with shell.attach(arrived=True) as vm:
+                await confirm_target(state, vm, timeout=timeout)
+    except TargetMismatchError as error:
+        _note(shell, error)
+        raise
+    except RecordError as error:
+        why = f"{error.why}; VM {state.name!r} has arrived, and that is not recorded"
+        raise RecordError(error.path, why, outcome=Outcome.CHANGED) from error
+    text = f"VM {printable(state.name)} has arrived: {state_text(vm.layout)}"
+    return _agreed(text, notes, state_json(vm.layout))
 
 
 async def _compare_source(state: VmState, address: str, notes: Iterable[Difference]) -> None:

@@ -70,6 +70,7 @@ class Options(Saying):
 
     Attributes:
         qmp: Address of the VM's QMP socket, or None.
+        name: What the VM is called, or None.
         record: Path of the record, or None.
         timeout: Seconds, or None for the command's own default.
     """
@@ -77,6 +78,15 @@ class Options(Saying):
     qmp: Annotated[
         str | None,
         typer.Option("--qmp", metavar="ADDRESS", help=f"{_QMP_HELP} Else $QMPVCPU_QMP.", show_default=False),
+    ] = None
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="The VM's name, where QEMU has no -name: a record of a VM without uuid goes by it.",
+            show_default=False,
+        ),
     ] = None
     record: Annotated[
         Path | None,
@@ -104,6 +114,7 @@ class Options(Saying):
             json=self.json or earlier.json,
             verbose=self.verbose or earlier.verbose,
             qmp=earlier.qmp if self.qmp is None else self.qmp,
+            name=earlier.name if self.name is None else self.name,
             record=earlier.record if self.record is None else self.record,
             timeout=check_seconds("--timeout", earlier.timeout if self.timeout is None else self.timeout),
         )

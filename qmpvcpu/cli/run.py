@@ -116,21 +116,27 @@ class Shell:
         reply_timeout: float = _REPLY_TIMEOUT,
         reconnect: bool = False,
         resync_interval: float | None = None,
+        read_only: bool = False,
+        arrived: bool = False,
     ) -> AsyncIterator[VcpuController]:
         """Attach to *target*, else to the VM that the options name; *reply_timeout* is QEMU's, in seconds.
 
-        *config* is the document of its next boot.
+        *config* is the document of its next boot. *read_only* is for commands that change nothing: the record, if
+        one is named, is read and not written. *arrived*: the VM has migrated here, with its record.
 
         Without *resync_interval* there are no resyncs: most commands are over before one would tell anything.
         """
+        record = self.options.record
         attaching = qmpvcpu.attach(
             self.options.address if target is None else target,
-            name=name,
-            record=self.options.record,
+            name=self.options.name if name is None else name,
+            record=record,
             config=config,
             timeout=reply_timeout,
             reconnect=reconnect,
             resync_interval=resync_interval,
+            read_only=read_only and record is not None,
+            arrived=arrived,
         )
         async with attaching as self.vm:
             yield self.vm

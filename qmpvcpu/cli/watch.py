@@ -94,7 +94,9 @@ async def _watch(shell: Shell, until: str | None, seconds: float | None, *, reco
         MonitorLostError: QEMU is lost.
     """
     end = _End(None if until is None else VcpuMap.parse(until), check_seconds("--for", seconds))
-    attaching = shell.attach(reply_timeout=shell.reply_timeout, reconnect=reconnect, resync_interval=_RESYNC_S)
+    attaching = shell.attach(
+        reply_timeout=shell.reply_timeout, reconnect=reconnect, resync_interval=_RESYNC_S, read_only=True
+    )
     async with attaching as vm:
         end.check(vm.layout)
         async with _display(shell, vm) as display:

@@ -61,7 +61,7 @@ async def _write_xml(shell: Shell, emulator: str | None, output: Path | None, ba
     if base is not None and emulator is not None:
         raise BadUsageError("--emulator goes without --base, which has its own")
     document_of_vm = None if base is None else await asyncio.to_thread(read_document, base)
-    async with shell.attach(reply_timeout=shell.reply_timeout) as vm:
+    async with shell.attach(reply_timeout=shell.reply_timeout, read_only=True) as vm:
         layout = vm.layout
     xml = render(layout, base=document_of_vm, emulator=emulator)
     left_out = omissions(layout, base=document_of_vm)

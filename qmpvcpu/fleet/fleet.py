@@ -100,6 +100,7 @@ class Fleet:
             makes room for the next, so that VMs which do not answer do not hold up the others.
         timeout: Deadline of connecting, and of each QMP command, of each VM, in seconds from its own beginning.
         record: Returns, for an address, the path of the domain XML that is to follow its VM, or None for none.
+        read_only: As in ``attach``, of all records.
         resync_interval: As in ``attach``.
 
     Raises:
@@ -123,6 +124,7 @@ class Fleet:
         concurrency: int = 16,
         timeout: float = 10.0,
         record: Callable[[str], str | os.PathLike[str] | None] | None = None,
+        read_only: bool = False,
         resync_interval: float | None = 30.0,
     ) -> None:
         if isinstance(addresses, str | os.PathLike):
@@ -133,6 +135,7 @@ class Fleet:
         self._pattern = pattern
         self._timeout = timeout
         self._record = record
+        self._read_only = read_only
         self._resync_interval = resync_interval
         self._places = Places(at_least("concurrency", concurrency, 1))
         self._members: dict[str, _Member] = {}
@@ -329,21 +332,35 @@ class Fleet:
             socket = None if member.path is None else socket_id(member.path)
             if socket is not None and (holder := self._holder(socket, member)) is not member:
                 raise SameVmError(member.address, holder.address, same_socket=True)
+            record = None if self._record is None else self._record(member.address)
             vm = await attach(
                 member.target,
-                record=None if self._record is None else self._record(member.address),
+                record=record,
                 timeout=self._timeout,
                 resync_interval=self._resync_interval,
+                read_only=self._read_only and record is not None,
             )
             # A QEMU may have two sockets. Asked on both, a guest would have each removal twice.
             for mine in _identities(vm):
                 if (holder := self._holder(mine, member)) is not member and _may_be_one(vm, holder.vm):
                     await self._close(vm)
                     raise SameVmError(member.address, holder.address, same_socket=False)
-            member.vm, member.name = vm, vm.layout.vm.name
+            member.vm, member.name = vm, self._name_of(member, vm)
             for events in self._events:
                 events.add(member.address, member.name, vm.events())
             return vm
+
+    def _name_of(self, member: _Member, vm: VcpuController) -> str:
+        """Return the name that *vm* was given; else as much of its address as tells it from the others."""
+        if vm.layout.vm.named:
+            return vm.layout.vm.name
+        others = [each for each in self._members.values() if each is not member]
+        parts = _parts(member)
+        for count in range(1, len(parts)):
+            label = "/".join(parts[-count:])
+            if not any(label in (each.name, "/".join(_parts(each)[-count:])) for each in others):
+                return label
+        return member.path or parts[0]
 
     def _holder(self, key: object, member: _Member) -> _Member:
         """Return who has what *key* tells from others: another member, or else, from now on, *member*."""
@@ -383,6 +400,13 @@ async def _closed(vm: VcpuController) -> None:
 
 async def _itself(vm: VcpuController) -> VcpuController:
     return vm
+
+
+def _parts(member: _Member) -> tuple[str, ...]:
+    """Return what a member's address is made of, without the suffix of a socket's file name."""
+    if member.path is None:
+        return (member.address.partition(":")[2] or member.address,)
+    return PurePath(member.path).with_suffix("").parts
 
 
 def _identities(vm: VcpuController) -> list[object]:

@@ -25,7 +25,8 @@ class VmResult(Generic[_T_co]):
 
     Attributes:
         address: Its address, as ``unix:PATH`` or ``tcp:HOST:PORT``.
-        name: Its name; "" where it was never reached.
+        name: The name that it was given, else as much of its address as tells it from the others; "" where it was
+            never reached.
         layout: Its layout at the end, or as last seen; None where it was not reached.
         value: What was returned for it; None after an error.
         error: What was raised instead, or None.

@@ -10,7 +10,7 @@ import pytest
 
 from qmpvcpu import Layout, TransitionError, VcpuController
 from qmpvcpu.domainxml import read_identity
-from qmpvcpu.errors import MonitorLostError
+from qmpvcpu.errors import MonitorLostError, RecordError
 from qmpvcpu.fleet import Fleet, Results
 from qmpvcpu.testing import MicroGuest, Personality
 from qmpvcpu.testing.peer import ScriptedPeer
@@ -290,6 +290,30 @@ async def test_each_vm_has_a_record_of_its_own(vms: list[MicroGuest], tmp_path: 
         failed = [each for each in await fleet.set_map("0") if each.error]
         assert isinstance(failed[0].error, TransitionError)
     assert names(tmp_path) == ["qmp0", "qmp0"]
+
+
+async def test_nameless_vms_are_called_by_as_much_of_their_paths_as_tells_them_apart(
+    vms: list[MicroGuest], tmp_path: Path
+) -> None:
+    paths = [tmp_path / way for way in ("one/qmp.sock", "two/qmp.sock", "two/qmp.other")]
+    for path, guest in zip(paths, vms, strict=True):
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(guest.qmp)
+    async with MicroGuest(extra_args=("-name", "web")) as named, Fleet([*paths, named.qmp]) as fleet:
+        results = await fleet.attach()
+        assert [each.name for each in results] == ["one/qmp", str(paths[1]), str(paths[2]), "web"]
+        events = fleet.events()
+        await results[0].unwrap().plug(3)
+        assert (await anext(events)).name == "one/qmp"
+
+
+async def test_a_fleet_that_only_reads_writes_no_record(vms: list[MicroGuest], tmp_path: Path) -> None:
+    addresses = [each.qmp for each in vms]
+    async with Fleet(addresses, record=lambda _: tmp_path / "vm.xml", read_only=True) as fleet:
+        assert not any(each.error for each in await fleet.refresh())
+        errors = [each.error for each in await fleet.set_count(2)]
+        assert all(isinstance(error, RecordError) for error in errors)
+    assert list(tmp_path.iterdir()) == []
 
 
 def names(folder: Path) -> list[str]:

@@ -1,0 +1,113 @@
+"""What commands do to a record: those that only look leave no trace, and none goes by a socket's file name."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import qmpvcpu
+from qmpvcpu.domainxml import parse
+from qmpvcpu.launch import arguments
+from qmpvcpu.testing import MicroGuest, QemuProcess, best_qemu, rom_image
+from tests.cli.running import run
+
+pytestmark = pytest.mark.qemu
+
+# With which exit codes they end while a removal is pending, and a record is there.
+LOOKING = {
+    "list": 0,
+    "plan 0-3": 0,
+    "plan 0-3 --affect both": 0,
+    "xml": 0,
+    "watch --for 0.1": 0,
+    "recover": 0,
+    "export": 0,
+    "check-target STATE": 1,
+    "fleet list": 0,
+}
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {each.name: (each.stat().st_mtime_ns, each.read_bytes()) for each in folder.iterdir()}
+
+
+@pytest.mark.parametrize("line", LOOKING)
+async def test_a_command_that_only_looks_neither_writes_nor_locks_a_record(
+    guest: MicroGuest, tmp_path: Path, line: str
+) -> None:
+    folder, state = tmp_path / "records", tmp_path / "state.json"
+    folder.mkdir()
+    # As the fleet names it.
+    record = folder / f"{str(guest.qmp).strip('/').replace('/', '-')}.xml"
+    words = line.replace("STATE", str(state)).split()
+    where = folder if words[0] == "fleet" else record
+    exists = words[0] != "recover" and "both" not in words
+    assert (await run("export", "-o", state, "--qmp", guest.qmp)).code == 0
+    if exists:
+        assert (await run(*words, "--record", where, "--qmp", guest.qmp)).code == LOOKING[line]
+        assert state_of(folder) == {}
+    async with qmpvcpu.attach(guest.sockets[1], record=record) as vm:
+        await vm.plug(3)
+    async with qmpvcpu.attach(guest.sockets[1], record=record):  # it is locked
+        before = state_of(folder)
+        folder.chmod(0o555)
+        ran = await run(*words, "--record", where, "--qmp", guest.qmp)
+        folder.chmod(0o755)
+        assert ran.code == LOOKING[line], ran.err
+        assert state_of(folder) == before
+
+
+async def test_another_vms_record_is_not_even_read_for_it(guest: MicroGuest, tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    async with MicroGuest() as other:
+        async with qmpvcpu.attach(other.qmp, record=record) as vm:
+            await vm.plug(1)
+        ran = await run("list", "--record", record, "--qmp", guest.qmp, "--json")
+    assert ran.code == 4
+    assert "neither a uuid nor a name" in ran.error["message"]
+
+
+async def test_a_nameless_vm_has_its_record_under_the_name_that_it_is_called(tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    for code, more in ((0, ()), (4, ()), (4, ("--name", "other")), (0, ("--name", "web"))):
+        async with MicroGuest() as guest:
+            named = ("--name", "web") if not record.exists() else more
+            ran = await run("plug", "1", "--record", record, "--qmp", guest.qmp, "--json", *named)
+            assert ran.code == code
+    assert "<name>web</name>" in record.read_text()
+    async with MicroGuest() as guest:  # it is taken before the command, too
+        assert (await run("--name", "web", "list", "--record", record, "--qmp", guest.qmp)).code == 0
+
+
+async def test_what_an_earlier_qemu_had_is_told_until_it_is_there_or_dropped(tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    who = ("-name", "web")
+    async with MicroGuest(extra_args=who) as guest:
+        for vcpu in ("5", "2"):
+            assert (await run("plug", vcpu, "--record", record, "--qmp", guest.qmp)).code == 0
+    machine = ("-machine", "q35", "-accel", "tcg", "-m", "16", "-bios", "microguest.rom", *who)
+    built = arguments(parse(record.read_bytes()))
+    async with QemuProcess(
+        best_qemu(), [*machine, *built.boot_argv, "-S"], files={"microguest.rom": rom_image()}
+    ) as qemu:
+        before = record.read_bytes()
+        for _ in range(2):
+            ran = await run("recover", "--record", record, "--qmp", qemu.qmp, "--json")
+            assert ran.code == 0
+            assert ran.document["previous"] == {"max": 8, "enabled": "0,2,5", "order": [0, 5, 2]}
+            assert record.read_bytes() == before
+            said = await run("recover", "--record", record, "--qmp", qemu.qmp)
+            assert "had vCPUs 0,2,5, created as 0,5,2; this one has not" in said.out
+            # Once somebody has attached to keep it, it is there all the same.
+            async with qmpvcpu.attach(qemu.qmp, record=record):
+                before = record.read_bytes()
+        argv = (await run("args", record)).out
+        assert argv.index("id=vcpu5") < argv.index("id=vcpu2")
+        ran = await run("recover", "--drop-previous", "--record", record, "--qmp", qemu.qmp, "--json")
+        assert (ran.code, ran.document["previous"]) == (0, None)
+        ran = await run("recover", "--record", record, "--qmp", qemu.qmp, "--json")
+        assert ran.document["previous"] is None
+        assert "vcpu5" not in (await run("args", record)).out
+    ran = await run("recover", "--drop-previous", "--finish", "--record", record, "--qmp", os.devnull)
+    assert ran.code == 2
+    assert "one of them" in ran.err
