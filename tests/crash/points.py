@@ -87,9 +87,9 @@ def watching(points: Points) -> Iterator[None]:
         answered(self, removal, now)
         points.cross(f"answer for vCPU {removal.ids} taken in")
 
-    async def _write(self: Record, layout: Any, *, intent: Intent | None = None, desired: Any = None) -> None:
+    async def _write(self: Record, layout: Any, *, intent: Intent | None = None, **more: Any) -> None:
         points.cross(f"before the {_content(intent)} is saved")
-        await write(self, layout, intent=intent, desired=desired)
+        await write(self, layout, intent=intent, **more)
         points.cross(f"the {_content(intent)} is saved")
 
     with pytest.MonkeyPatch.context() as patch:

@@ -88,7 +88,7 @@ async def test_one_that_falls_silent_later_has_its_own_deadline(vms: list[MicroG
             first, *others = await fleet.refresh()
         assert isinstance(first.error, MonitorTimeoutError)
         assert first.layout is not None
-        assert first.name == "qmp0"
+        assert first.name == f"{vms[0].qmp.parent.name}/qmp0"
         assert [each.error for each in others] == [None] * 4
         assert max(each.seconds for each in others) < 0.5
         assert (await fleet.refresh())[0].error is None
