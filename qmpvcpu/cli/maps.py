@@ -255,6 +255,8 @@ async def _recover(shell: Shell, how: _How, config: Path | None, *, drop_previou
     if shell.options.record is None:
         raise BadUsageError("recover reads what was wanted from the VM's record: name it with --record PATH")
     await asyncio.to_thread(_require, shell.options.record)
+    if how is _How.REPORT:  # which takes no lock, and what somebody is at work on is not interrupted
+        await asyncio.to_thread(_refuse_kept, shell.options.record)
     async with shell.attach(config=config, read_only=how is _How.REPORT and not drop_previous) as vm:
         if drop_previous:
             await vm.drop_previous()
@@ -289,6 +291,18 @@ def _require(record: Path) -> None:
     with contextlib.suppress(OSError):
         if not record.is_symlink() and not record.exists():
             raise RecordError(record, "there is no record of that name, so what was wanted is not known")
+
+
+def _refuse_kept(record: Path) -> None:
+    """Make sure that nobody keeps the record.
+
+    Raises:
+        RecordLockedError: Somebody does.
+        RecordError: It cannot be locked or read.
+    """
+    from qmpvcpu.record.kept import KeptFile  # noqa: PLC0415 -- XML comes with it, and few commands need it
+
+    KeptFile(record.absolute()).release()
 
 
 def _previous_json(previous: PreviousVcpus | None) -> dict[str, Any] | None:

@@ -92,7 +92,8 @@ def attach(
         resync_interval: Seconds between reads that find what no event announces; None: no such reads.
         arrived: The VM has migrated into this QEMU (``confirm_target``) from that of the record: removals that are
             pending there came along, and so did a transition that was cut short.
-        read_only: Only read the record, which is neither locked nor written; a change is RecordError then.
+        read_only: Only read the record, which is neither locked nor written; a change is RecordError then. If another
+            process keeps it, ``interrupted`` may be what that one is at work on.
 
     Raises:
         MonitorConnectError: No QMP session came about; it says why, and what the kernel tells of the peer.

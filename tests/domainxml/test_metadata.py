@@ -1,6 +1,7 @@
 """What was intended comes back exactly as it was meant, or not at all."""
 
 from dataclasses import replace
+from math import prod
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from lxml import etree
 
 from qmpvcpu.domainxml import NAMESPACE, Instance, Metadata, read_identity, render
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.model import Action, Direction, Intent, OnFailure, Step, VcpuMap
+from qmpvcpu.model import Action, Direction, Intent, OnFailure, PreviousVcpus, Step, Topology, VcpuMap
 from tests.domainxml.examples import layout_of
 from tests.model.values import paths
 
@@ -61,6 +62,20 @@ def test_any_intent_and_any_wish_come_back_as_they_were(
 ) -> None:
     next_boot = None if next_boot is None else VcpuMap([0, *next_boot])
     metadata = Metadata(generation=1, intent=intent, desired=desired, next_boot=next_boot)
+    assert read_back(metadata) == metadata
+
+
+@st.composite
+def previous(draw: st.DrawFn) -> PreviousVcpus:
+    order = tuple(draw(st.lists(st.integers(0, 16383), min_size=1, max_size=9, unique=True)))
+    levels = draw(st.none() | st.lists(st.integers(1, 9), min_size=8, max_size=8))
+    topology = None if levels is None else Topology(prod(levels), *levels)
+    return PreviousVcpus(16384, draw(st.integers(1, len(order))), order, topology)
+
+
+@given(kept=previous(), nameless=st.booleans())
+def test_what_an_earlier_qemu_had_comes_back_as_it_was(*, kept: PreviousVcpus, nameless: bool) -> None:
+    metadata = Metadata(previous=kept, nameless=nameless)
     assert read_back(metadata) == metadata
 
 
@@ -138,6 +153,14 @@ DAMAGED = {
     "two pendings": ("<q:pending vcpus='1'/><q:pending vcpus='2'/>", "<pending>: it is there twice"),
     "a device of no vCPU": ("<q:device id='a'/>", "<device>: vcpu is missing"),
     "a device without id": ("<q:device vcpu='1'/>", "<device>: id is missing"),
+    "an earlier QEMU of no size": ("<q:previous started-with='1' order='0'/>", "<previous>: max is missing"),
+    "one without a vCPU": ("<q:previous max='4' started-with='1' order=''/>", "<previous>: order"),
+    "one with a vCPU twice": ("<q:previous max='4' started-with='1' order='0,1,1'/>", "each once"),
+    "one with a vCPU too many": ("<q:previous max='4' started-with='1' order='0,4'/>", "of 4 vCPUs"),
+    "one that starts with more": ("<q:previous max='4' started-with='2' order='0'/>", "not 2 or more"),
+    "one without end": ("<q:previous max='99999' started-with='1' order='0'/>", "is not 1 to 16384"),
+    "one with no such level": ("<q:previous max='4' started-with='1' order='0' cores='0'/>", "<previous>: cores"),
+    "neither nameless nor not": ("generation='1' nameless='1'", "<record>: nameless"),
     "two devices in one slot": ("<q:device vcpu='1' id='a'/><q:device vcpu='1' id='b'/>", "another of vCPU 1"),
     "a device with an option": ("<q:device vcpu='1' id='a,b=c'/>", "<device>: id: 'a,b=c' is no device id"),
     "a step to nowhere": (
