@@ -65,15 +65,14 @@ def refuse_other(path: Path, found: Identity, metadata: Metadata, claim: Claim) 
 def refuse_other_document(path: Path, name: str, uuid: str | None, claim: Claim) -> None:
     """Refuse the document of another VM, called *name* and with *uuid* there.
 
+    Of a VM without uuid and name nothing tells, and whoever names a document says whose it is.
+
     Raises:
-        RecordError: It is one: by its uuid where both have one, else by its name.
+        RecordError: It is one: by its uuid where both have one, else by the name that the VM was given.
     """
     told = f"the document of VM {name[:_MOST_TOLD]!r}, uuid {uuid}"
     if None not in (uuid, claim.uuid):
         if uuid != claim.uuid:
             raise RecordError(path, f"{told}, not of one with uuid {claim.uuid}")
-    elif not claim.named:
-        why = "and this QEMU has neither its uuid nor a name that would tell that it is this VM"
-        raise RecordError(path, f"{told}, {why}. {_SAY_SO}")
-    elif name != claim.name:
+    elif claim.named and name != claim.name:
         raise RecordError(path, f"{told}, not of {claim.name[:_MOST_TOLD]!r}, uuid {claim.uuid}")

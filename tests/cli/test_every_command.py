@@ -194,7 +194,8 @@ async def test_output_that_nobody_takes_is_told_and_the_command_is_done(
     outputs: str, guest: MicroGuest, tmp_path: Path
 ) -> None:
     record = tmp_path / "record.xml"
-    assert (await run("xml", "-o", tmp_path / "vm.xml", "--record", record, "--qmp", guest.qmp)).code == 0
+    assert (await run("xml", "-o", tmp_path / "vm.xml", "--qmp", guest.qmp)).code == 0
+    assert (await run("set", "0-1", "--record", record, "--qmp", guest.qmp)).code == 0
     lines = [line for line in lines_with(tmp_path, "--qmp", guest.qmp) if line[0] not in OF_A_MIGRATION]
     lines += [["--help"], ["--show-completion"]]
     lines += [[*line, "--json"] for line in lines if line[0] in ("list", "xml", "watch", "plan")]
@@ -211,7 +212,7 @@ async def test_output_that_nobody_takes_is_told_and_the_command_is_done(
 )
 async def test_a_terminal_of_40_columns_shows_all_of_it(line: str, guest: MicroGuest, tmp_path: Path) -> None:
     record = tmp_path / "record.xml"
-    assert "{record}" not in line or (await run("list", "--record", record, "--qmp", guest.qmp)).code == 0
+    assert "{record}" not in line or (await run("set", "0-1", "--record", record, "--qmp", guest.qmp)).code == 0
     words = line.format(record=record).split()
     address = () if line == "demo" else ("--qmp", guest.qmp)
     async with on_terminal(*words, *address, columns=40, lines=200) as it:

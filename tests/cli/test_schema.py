@@ -67,7 +67,7 @@ async def test_no_command_prints_more_than_its_schema_says_or_other_things(
         ("set", "0,3", *both, *vm),
         ("count", "0", *vm),
         ("recover", "--record", record, *vm),
-        ("list", "--record", record, *vm),
+        ("set", "0-1", "--record", record, *vm),
         ("recover", "--record", record, *vm),
         ("config", xml, "--json"),
         ("args", xml, "--json"),

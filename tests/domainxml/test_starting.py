@@ -26,7 +26,7 @@ def test_of_a_record_it_is_what_an_earlier_qemu_had_as_long_as_that_is_kept() ->
     domain = parse(record(HAD))
     assert domain.enabled == {0}
     start = start_of(domain)
-    assert (start.started_with, start.order, start.topology) == ({0}, (5, 3, 2), HAD.topology)
+    assert (start.started_with, start.order, start.topology) == (VcpuMap([0]), (5, 3, 2), HAD.topology)
     assert start_of(start) == start
     built = arguments(domain)
     assert built.smp == "1,maxcpus=8,sockets=1,dies=1,cores=4,threads=2"
