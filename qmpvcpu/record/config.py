@@ -63,7 +63,7 @@ class _Document:
         """Return *domain* as the next look shows it: a record keeps which vCPUs it has, and nothing else of it."""
         if self.metadata is None or domain == self.next_boot:
             return domain
-        return with_map(self.rows, domain.enabled)
+        return start_of(replace(self.rows, next_boot=domain.enabled))
 
 
 class DomainConfig:
