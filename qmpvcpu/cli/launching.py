@@ -14,7 +14,8 @@ import typer
 from qmpvcpu.cli.options import BadUsageError, Options, Saying
 from qmpvcpu.cli.run import REACHED, Answer, carry_out
 from qmpvcpu.cli.show import document
-from qmpvcpu.domainxml import parse, validate
+from qmpvcpu.domainxml import parse, read_identity, validate
+from qmpvcpu.domainxml.changes import with_map
 from qmpvcpu.errors import RuleStage
 from qmpvcpu.launch import LaunchArguments, arguments
 
@@ -78,13 +79,7 @@ def args(
 
 async def _print_arguments(path: Path, form: _Form, cpu: str | None) -> Answer:
     """Print the QEMU arguments that rebuild the vCPUs of the document at *path*; ``-`` is standard input."""
-    xml = await asyncio.to_thread(read_document, path)
-    domain = parse(xml)
-    # What libvirt would say only at the start counts too: these are for a start. All else parse() has refused.
-    at_start = next((each for each in validate(xml) if each.stage is RuleStage.START), None)
-    if at_start is not None:
-        raise at_start
-    built = arguments(domain, cpu=cpu)
+    built = await asyncio.to_thread(_arguments_of, path, cpu)  # a large document takes seconds
     content = document(
         argv=built.boot_argv if form is _Form.BOOT else built.argv,
         device_add=[dict(device) for device in built.device_add],
@@ -93,6 +88,19 @@ async def _print_arguments(path: Path, form: _Form, cpu: str | None) -> Answer:
     )
     lines = "\n".join(_lines(built, form))
     return Answer(REACHED, content, data=os.fsencode(lines) or None, complaint=built.unknown)
+
+
+def _arguments_of(path: Path, cpu: str | None) -> LaunchArguments:
+    xml = read_document(path)
+    domain = parse(xml)
+    # What libvirt would say only at the start counts too: these are for a start. All else parse() has refused.
+    at_start = next((each for each in validate(xml) if each.stage is RuleStage.START), None)
+    if at_start is not None:
+        raise at_start
+    metadata = read_identity(xml).metadata
+    if metadata is not None and metadata.next_boot is not None:  # the rows of a record are of the VM as it runs
+        domain = with_map(domain, metadata.next_boot)
+    return arguments(domain, cpu=cpu)
 
 
 def _lines(built: LaunchArguments, form: _Form) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import qmpvcpu
-from qmpvcpu import DomainConfig
+from qmpvcpu import DomainConfig, VcpuMap
 from qmpvcpu.cli import main
 from qmpvcpu.domainxml import Metadata, render
 from qmpvcpu.testing import MicroGuest, Personality
@@ -267,7 +267,9 @@ async def test_a_plan_tells_what_would_become_of_the_next_boot_and_writes_nothin
 
 
 @pytest.mark.parametrize("change", ["--count 3", "--count 4 --hotpluggable", "--set 0,3", "--enable 1"])
-def test_the_next_boot_in_a_record_is_shown_as_it_was_written(here: Here, tmp_path: Path, change: str) -> None:
+def test_the_next_boot_in_a_record_is_shown_as_it_was_written_and_started_from(
+    here: Here, tmp_path: Path, change: str
+) -> None:
     folder = tmp_path / "records"
     folder.mkdir()
     record = folder / "vm.xml"
@@ -276,6 +278,10 @@ def test_the_next_boot_in_a_record_is_shown_as_it_was_written(here: Here, tmp_pa
     looked = here.run("config", record, "--json")
     assert (written.code, looked.code) == (0, 0)
     assert written.document["vcpus"] == looked.document["vcpus"]
+    enabled = VcpuMap.parse(written.document["enabled"])
+    args = here.run("args", record, "--json").document
+    assert "1,maxcpus=4" in args["argv"][args["argv"].index("-smp") + 1]
+    assert {device["id"] for device in args["device_add"]} == {f"vcpu{each}" for each in enabled - {0}}
 
 
 def test_an_error_about_a_document_does_not_call_it_a_record(capsys: pytest.CaptureFixture[str]) -> None:
