@@ -16,6 +16,7 @@ class DenialReason(enum.Enum):
     IN_PROGRESS = "another change of it is in flight"
     BOOT_VCPU = "vCPU 0 never leaves"
     MACHINE_FULL = "no free slot"
+    MACHINE_NOT_BUILT = "QEMU has not built the machine yet"
     MACHINE_CANNOT_PLUG = "the machine cannot plug CPUs"
     MACHINE_CANNOT_UNPLUG = "the machine cannot unplug CPUs"
     MIGRATING = "the VM is migrating"

@@ -43,9 +43,7 @@ class VcpuMap(AbstractSet[int]):
         if not isinstance(ids, Iterable):
             raise TypeError(f"ids are several, as in [3] or VcpuMap.parse('3'), not {shorten(ids)}")
         for each in ids:
-            if isinstance(each, bool) or not isinstance(each, SupportsIndex):
-                raise InvalidMapError(each, "a vCPU id is an int")
-            number = operator.index(each)
+            number = each if type(each) is int else _index(each)
             if not 0 <= number <= _MAX_ID:
                 raise InvalidMapError(each, f"a vCPU id is 0 to {_MAX_ID}")
             members.add(number)
@@ -152,6 +150,12 @@ class VcpuMap(AbstractSet[int]):
 def _ids_of(bits: int) -> Iterator[int]:
     lowest = (bits & -bits).bit_length() - 1 if bits else 0  # a map of few high ids is short
     return (place for place, bit in enumerate(reversed(f"{bits >> lowest:b}"), lowest) if bit == "1")
+
+
+def _index(given: SupportsIndex) -> int:
+    if isinstance(given, bool) or not isinstance(given, SupportsIndex):
+        raise InvalidMapError(given, "a vCPU id is an int")
+    return operator.index(given)
 
 
 def _number(digits: str, part: str, text: str) -> int:

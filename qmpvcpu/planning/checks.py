@@ -79,6 +79,9 @@ def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -
         raise UnsupportedMachineError(
             PLUG, named, DenialReason.MACHINE_CANNOT_PLUG, detail, machine=layout.vm.machine
         )
+    if not layout.enabled:
+        detail = "QEMU has not built the machine yet (-preconfig): x-exit-preconfig, and refresh(), first"
+        raise StepDeniedError(PLUG, named, DenialReason.MACHINE_NOT_BUILT, detail)
     slot = _first_free(now) if vcpu is None else find_slot(PLUG, layout, vcpu)
     if slot.first in now.in_flight:
         raise StepDeniedError(PLUG, slot.ids, DenialReason.IN_PROGRESS, "another plug of it is in flight")
