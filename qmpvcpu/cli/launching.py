@@ -14,8 +14,7 @@ import typer
 from qmpvcpu.cli.options import BadUsageError, Options, Saying
 from qmpvcpu.cli.run import REACHED, Answer, carry_out
 from qmpvcpu.cli.show import document
-from qmpvcpu.domainxml import parse, read_identity, validate
-from qmpvcpu.domainxml.changes import with_map
+from qmpvcpu.domainxml import parse, validate
 from qmpvcpu.errors import RuleStage
 from qmpvcpu.launch import LaunchArguments, arguments
 
@@ -97,9 +96,6 @@ def _arguments_of(path: Path, cpu: str | None) -> LaunchArguments:
     at_start = next((each for each in validate(xml) if each.stage is RuleStage.START), None)
     if at_start is not None:
         raise at_start
-    metadata = read_identity(xml).metadata
-    if metadata is not None and metadata.next_boot is not None:  # the rows of a record are of the VM as it runs
-        domain = with_map(domain, metadata.next_boot)
     return arguments(domain, cpu=cpu)
 
 
