@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.libvirt, pytest.mark.qemu]
 
 SHAPE = Shape(boot=2, topology="sockets='2' dies='1' cores='2' threads='2'", plugged=(5,))
 KVM = substrates(["q35"], accels=["kvm"])
+# To save, libvirt 9 sends migrate with "detach", which QEMU 11.1 has no more.
+SAVED_BY_LIBVIRT = [on for on in KVM if on.values[0].version in {"7.2", "10.0"}]
 
 
 def running(libvirt: Libvirt, on: Substrate, shape: Shape) -> Domain:
@@ -89,7 +91,7 @@ async def test_a_vm_of_libvirts_is_taken_over_changed_and_handed_back(
     assert plugged(await seen(domain)) == plugged(left)
 
 
-@pytest.mark.parametrize("on", KVM)
+@pytest.mark.parametrize("on", SAVED_BY_LIBVIRT)
 async def test_what_was_handed_back_outlives_a_save_and_a_restore(libvirt: Libvirt, on: Substrate) -> None:
     domain = running(libvirt, on, SHAPE)
     monitor = libvirt.monitor_socket(domain.name)
