@@ -12,7 +12,6 @@ from qmpvcpu.controller.turns import Turn, Turns
 from qmpvcpu.engine import Batch, LastLook, Look, Phase, Read, Removal, Save, Send, Terms, Transition, Work
 from qmpvcpu.errors import (
     CommandRejectedError,
-    MonitorError,
     MonitorLostError,
     Outcome,
     OutcomeUnknownError,
@@ -352,7 +351,7 @@ class _Run:
         failed = ""
         try:
             await self._session.read(Read.SLOTS)
-        except MonitorError as error:
+        except Exception as error:  # noqa: BLE001 - JUSTIFICATION: whatever a peer says, the transition ends
             failed = str(error)
         transition.confirmed(look, failed, self._session.loop.time())
         self._go_on()
