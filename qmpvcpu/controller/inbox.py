@@ -51,7 +51,10 @@ class Inbox:
         """Give *session* what has arrived, and all that follows."""
         self._session = session
         for event in self._early.values():
-            session.on_event(event)
+            if isinstance(event, qapi.Deleted):  # it may be older than what was read, and the path another CPU's now
+                session.want(Read.FULL)
+            else:
+                session.on_event(event)
         self._early.clear()
         if self._forgot:
             session.want(Read.FULL)

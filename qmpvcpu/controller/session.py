@@ -230,7 +230,8 @@ class Session:
         if (verdict := verdict_on(removal)) is not None:
             return verdict
         await self.check_open()
-        await self.audience.wait_settled(removal, limit)
+        if not removal.state.is_final:
+            await self.audience.wait_settled(removal, limit)
         if not removal.state.is_final and limit:
             self.want(Read.SLOTS)
             if self._reading is not None:

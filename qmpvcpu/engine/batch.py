@@ -84,7 +84,7 @@ class Batch:
     def deadline(self) -> float | None:
         """When ``advance`` is to be called again at the latest, by the caller's clock."""
         first = self._out.deadline
-        if self.halted or self.last_moment is None:
+        if self.halted or self.ended or self.last_moment is None:
             return first
         return self.last_moment if first is None else min(first, self.last_moment)
 
@@ -126,10 +126,12 @@ class Batch:
             self._end(work, Unknown(work.step.ids, reason))
 
     def answered(self, removal: Removal, now: float) -> Work | None:
-        """Take in that *removal* became final, and return the work that it ends: after its deadline, too."""
+        """Take in that *removal* became final, and return the work it ends, even one whose deadline has passed."""
         self._now = now
         work = self._out.asked_by(removal)
         if work is not None:
+            if work.stage is Stage.WAITING:  # it joined, and needs no turn any more: nothing is to be sent
+                self._others.remove(work)
             self._conclude(work)
         return work
 
@@ -278,7 +280,7 @@ class Batch:
 
     def _expire(self) -> list[Effect]:
         """Act on the deadlines that have passed."""
-        if self.last_moment is not None and not self.halted and self._now >= self.last_moment:
+        if self.last_moment is not None and not self.halted and not self.ended and self._now >= self.last_moment:
             self.failed = True
             self.stop("the time for the whole was over", self._now)
         first = self._out.deadline
@@ -326,6 +328,7 @@ class Batch:
         elif work.step.action is Action.KEEP and not self.halted:
             self._out.drop(work)
             work.replug, work.stage = True, Stage.WAITING
+            work.verdict, work.reason = Unplugged(work.step.ids, seconds=seconds), "it left"
             self._plugs.append(work)
         else:
             self._end(
@@ -336,11 +339,10 @@ class Batch:
 
     def _end_unanswered(self, work: Work, removal: Removal) -> None:
         """Take in that no guest is going to answer *removal*: that is no refusal."""
-        if work.ours or work.step.action is Action.KEEP:
+        if work.ours or work.step.action is Action.KEEP or (removal.state is State.UNKNOWN and not self.offline):
             self._end(work, Unknown(work.step.ids, removal.state.value))
             return
         # It was somebody else's, so now it is for us to ask; if the connection went with it, once that is back.
-        self.offline = self.offline or removal.state is State.UNKNOWN
         self._out.drop(work)
         work.stage, work.removal = Stage.WAITING, None
         self._others.appendleft(work)

@@ -72,10 +72,11 @@ class Engine(Ledger):
         self.single_threaded = single_threaded
         self.exported = False  # True: nothing may be sent that changes a slot
         self.doubled: set[int] = set()  # slots in which a second removal may be queued
-        self._others = layout.vm.other_paths  # that a vCPU cannot have: some other device has them
+        self._other_paths = layout.vm.other_paths  # that a vCPU cannot have: some other device has them
         self._plugging: dict[int, str] = {}  # the QOM path that each is to have
         self._unsure: dict[int, str] = {}  # plugs of ours of which nobody knows whether QEMU carried them out
         self._early_answers: dict[int, OstAnswer] = {}
+        self._told: set[int] = set()  # slots whose CPU was heard to be deleted, which a read has yet to show
         self._doubted: set[int] = set()  # plugs in flight during which their path was heard to be deleted
         self._by_index = {slot.cpu_index: slot.first for slot in layout.slots}
         self._answers = dict(answers)  # the last one of each slot, as heard or read
@@ -89,6 +90,8 @@ class Engine(Ledger):
             for slot in self.layout.slots
             if not slot.present and answers.get(slot.cpu_index, OstAnswer(0, 0)).source
         ]
+        for slot in left:  # its DEVICE_DELETED may still come
+            self._late[slot.new_qom_path] = None
         self._created = len(self.layout.enabled) + sum(slot.count for slot in left)
         self._unplug_seen = bool(left)
         self._adopt_answered(answers, now)
@@ -162,7 +165,7 @@ class Engine(Ledger):
 
     def plug_sent(self, first: int) -> str:
         """Note that a plug of the slot of vCPU *first* is about to be sent; return the QOM path to plug it at."""
-        path = self.slots[first].free_path(self._by_path, self._others)
+        path = self.slots[first].free_path(self._by_path, self._other_paths)
         self._plugging[first] = path
         return path
 
@@ -180,11 +183,11 @@ class Engine(Ledger):
 
     def others_read(self, paths: frozenset[str]) -> None:
         """Take in which QOM paths other devices have now that a vCPU could want."""
-        self._others = paths
+        self._other_paths = paths
 
     def is_taken(self, path: str) -> bool:
         """Return True if some other device is known to have the QOM path *path*."""
-        return path in self._by_path or path in self._others
+        return path in self._by_path or path in self._other_paths
 
     def tell_instance_changed(self) -> None:
         """Note that it is another QEMU than was known that runs the VM."""
@@ -208,6 +211,7 @@ class Engine(Ledger):
         if again is None or not again.recalled:
             return self._adopt(self.slots[first], Origin.US, now)
         self.doubled.add(first)  # should the guest take the first request up right now
+        again.recalled = False
         again.overdue = False  # whoever waits for it since it was asked for first, waits for the same answer
         return again
 
@@ -217,6 +221,8 @@ class Engine(Ledger):
         """Take the reply to our ``device_del``: ACCEPTED, REJECTION (with QEMU's *rejection*) or LOST."""
         removal.rejection = rejection
         self._advance(removal, evidence, now)
+        if removal.state is State.REQUESTED and evidence is not Evidence.ACCEPTED:
+            removal.recalled = True
 
     def deadline_passed(self, removal: Removal) -> None:
         """Note that somebody stopped waiting for *removal*: its answer will be a late one."""
@@ -300,6 +306,8 @@ class Engine(Ledger):
         elif first in self.removals and not spent:
             self._empty(first, Origin.OTHER, now)
         else:
+            if not spent:
+                self._told.add(first)
             self._want(Read.SLOTS)
 
     # Reads.
@@ -322,9 +330,7 @@ class Engine(Ledger):
         Raises:
             MalformedReplyError: It shows other slots than the first read; nothing was taken in.
         """
-        if [slot.first for slot in slots] != [slot.first for slot in self.layout.slots]:
-            shown = [str(slot.ids) for slot in slots]
-            raise MalformedReplyError("query-hotpluggable-cpus", "its slots are not those of the first read", shown)
+        self._check_slots(slots)
         unannounced = False
         for slot in slots:
             if self._changed.get(slot.first, 0) <= sent:
@@ -334,6 +340,11 @@ class Engine(Ledger):
         if unannounced:
             self._tell(LayoutChanged, Origin.UNKNOWN)
 
+    def _check_slots(self, slots: Sequence[Slot]) -> None:
+        if [slot.first for slot in slots] != [slot.first for slot in self.layout.slots]:
+            shown = [str(slot.ids) for slot in slots]
+            raise MalformedReplyError("query-hotpluggable-cpus", "its slots are not those of the first read", shown)
+
     def _observe(self, seen: Slot, sent: int, now: float, *, full: bool) -> bool:
         """Take one slot of a read in; return True if it showed what no event had announced."""
         known = self.slots[seen.first]
@@ -342,6 +353,8 @@ class Engine(Ledger):
                 self.plug_accepted(seen.first)
             return False
         removal = self.removals.get(seen.first)
+        told = seen.first in self._told
+        self._told.discard(seen.first)
         if seen.qom_path == known.qom_path:
             if removal is not None and removal.claimed is not None and removal.claimed <= sent:
                 self._settle_claim(removal, now)
@@ -349,7 +362,8 @@ class Engine(Ledger):
                 self._replace(known.seen(seen.host_tids))
             return False
         if known.present:
-            self._expect_late(known)
+            if not told:
+                self._expect_late(known)
             self._empty(seen.first, Origin.UNKNOWN, now)
         if seen.qom_path is not None:
             ours_too = seen.qom_path == self._unsure.get(seen.first)
@@ -399,6 +413,7 @@ class Engine(Ledger):
         Raises:
             MalformedReplyError: It shows other slots than the first read; nothing was taken in.
         """
+        self._check_slots(slots)
         if not same_instance:  # what a guest said before is nothing to hold the new one's CPUs against
             for removal in self.removals.values():
                 removal.claimed = None

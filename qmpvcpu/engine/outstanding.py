@@ -75,9 +75,12 @@ class Outstanding:
         self._by_removal[id(removal)] = work
 
     def asked_by(self, removal: Removal) -> Work | None:
-        """Return the work that awaits the end of *removal*, or did until its deadline, if one does."""
+        """Return the work that awaits the end of *removal*, will when its turn comes, or did until its deadline."""
         work = self._by_removal.get(id(removal))
-        return work if work is not None and (id(work) in self._asked or isinstance(work.verdict, Pending)) else None
+        if work is None or work.removal is not removal:
+            return None
+        waits = id(work) in self._asked or work.stage is Stage.WAITING or isinstance(work.verdict, Pending)
+        return work if waits else None
 
     def send(self, work: Work, now: float, limit: float) -> None:
         """Note that the command of *work* is sent."""

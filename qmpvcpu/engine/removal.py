@@ -158,6 +158,8 @@ class Removal:
             self.state = TRANSITIONS[before, evidence]
         except KeyError:
             raise IllegalEvidenceError(f"{evidence.name} for a removal that is {before.name}") from None
+        if evidence in {Evidence.IN_PROGRESS, Evidence.RESET}:
+            self.claimed = None
         if self.state is State.WORKING:
             self.recalled = False
         elif evidence is Evidence.RESET and self.state is State.REQUESTED:

@@ -131,7 +131,7 @@ class Transition:
         if self.phase is Phase.BEGIN:
             return self._save(self.intent)
         effects = self.batch.advance(now)
-        if effects or not self.batch.ended or self._looking or self.phase is Phase.FINISH:
+        if effects or not self.batch.ended or self._looking:
             return effects
         return self._turn_or_finish()
 
@@ -152,6 +152,8 @@ class Transition:
             self.phase = Phase.TURN
             self.intent = replace(self.intent, direction=Direction.REVERTING)
             return self._save(self.intent)
+        if self.batch.offline and self.cancelled and not self._confirmed:
+            self._confirmed, self._unconfirmed = True, "the connection is lost"
         if not self._confirmed:
             if self.batch.offline:
                 return []
@@ -228,7 +230,7 @@ class Transition:
             self._look_anew()
 
     def _look_anew(self) -> None:
-        """Have a last look after what is to be done yet: one that is under way tells too little."""
+        """Discard a last look under way: it predates work still to be done."""
         self._looking = self._confirmed = False
         self._looks += 1
 
@@ -260,6 +262,8 @@ class Transition:
         """Note that the connection is lost for good: it ends here, and the record keeps the intent."""
         self._now = now
         self._stopped = self._stopped or reason
+        if not self._confirmed:
+            self._unconfirmed = reason
         self.phase = Phase.ENDED
         self.batch.lose(reason, now)
 
@@ -278,7 +282,7 @@ class Transition:
         steps = tuple(self._report(work) for work in self._works)
         as_wished = layout.enabled == self._plan.target and not layout.pending & self._plan.target
         reached = as_wished and not self._unconfirmed
-        kept = any(step.undone is False for step in steps) if self._turned else not reached
+        kept = bool(self._unconfirmed) or any(step.undone is False for step in steps) if self._turned else not reached
         if self._turned or self.intent.direction is Direction.REVERTING:
             outcome = TransitionOutcome.REVERT_INCOMPLETE if kept else TransitionOutcome.REVERTED
         else:

@@ -1,6 +1,7 @@
 """Layout: all slots of a VM with their vCPU ids at one moment."""
 
 import itertools
+import re
 from bisect import bisect_right
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -148,8 +149,7 @@ class Slot:
     @property
     def has_our_name(self) -> bool:
         """True if its CPU has an id that we give to the CPU of this slot."""
-        name, _, number = (self.device_id or "").partition("-")
-        return name == self.new_device_id and (not number or number.isdecimal())
+        return re.fullmatch(rf"{self.new_device_id}(-[1-9][0-9]*)?", self.device_id or "") is not None
 
     def filled(self, qom_path: str) -> "Slot":
         """Return this slot with a newly plugged CPU in it."""

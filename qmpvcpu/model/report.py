@@ -100,19 +100,17 @@ class StepReport:
     @property
     def left(self) -> bool | None:
         """True if the step left its vCPUs plugged, False if unplugged; None if nobody can tell."""
-        last = self.verdict if self.undo is None else self.undo
-        match last:
-            case Plugged():
+        match self.verdict if self.undo is None else self.undo:
+            case Pending() | Unknown():
+                return None
+            case Plugged() | Refused():
                 return True
             case Unplugged():
                 return False
-            case Pending() | Unknown():
-                return None
-            case Refused():
-                return True
         if self.undo is not None:  # an undoing that did not happen
             return isinstance(self.verdict, Plugged)
-        return self.action is not Action.PLUG
+        # Not sent, denied or rejected: as it was. A KEEP is sent something only once its vCPU has left.
+        return self.action is Action.UNPLUG or (self.action is Action.KEEP and self.verdict is None)
 
     def as_json(self) -> dict[str, Any]:
         """Return the step as a JSON object: ``verdict`` is its word, beside the verdict's own attributes.

@@ -147,3 +147,17 @@ async def test_an_event_of_a_cpu_that_nobody_asked_for_is_a_reason_to_read_and_n
         qemu.eject()
         await qemu.deleted()
         await vm.wait_for(lambda layout: 5 not in layout.enabled, timeout=5)
+
+
+async def test_who_waits_for_a_removal_of_an_earlier_qemu_is_told_at_once() -> None:
+    async with reused() as (_, vm):
+        await vm.plug(5)
+        request = await vm.request_unplug(5)
+        session = vm._session
+        (slots, threads), status, answers, _info = await session.reader.everything(None)
+        now = session.loop.time()
+        session.engine.resync(slots, threads or (), status=status, answers=answers, same_instance=False, now=now)
+        session.publish()
+        async with asyncio.timeout(10):
+            with pytest.raises(qmpvcpu.MonitorLostError):
+                await request.wait()

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from qmpvcpu import OnFailure, Pending, Plugged, Proof, Refused, Unplugged, VcpuMap
-from qmpvcpu.engine import Evidence, Terms, Transition
-from qmpvcpu.model import OstAnswer
+from qmpvcpu.engine import Evidence, Removal, State, Terms, Transition
+from qmpvcpu.model import Origin, OstAnswer
 from qmpvcpu.planning import plan_map
-from tests.engine.story import Story, make_engine, story
+from tests.engine.story import Story, make_engine, path, story
 
 STOP, CONTINUE, REVERT = OnFailure
 
@@ -239,10 +239,48 @@ def test_a_joined_removal_whose_reply_is_lost_is_asked_for_once_the_connection_i
     told = Story(engine, "0", reconnect=True)
     late = first.sent.pop(1)
     assert late.removal is not None
+    assert told.pause() == []  # the monitor tells the loss before it tells those of the commands
     engine.unplug_replied(late.removal, Evidence.LOST, 4.0)
-    assert told.go() == []  # before anybody has said that the connection is gone
-    assert told.pause() == []
+    assert told.go() == []
     assert told.resume("0-1") == ["del 1"]
+
+
+def test_a_joined_removal_whose_reply_makes_no_sense_is_not_asked_for_again() -> None:
+    engine = make_engine("0-1")
+    first = Story(engine, "0", reply_timeout=2.0)
+    first.wait(2)
+    told = Story(engine, "0", on_failure=OnFailure.CONTINUE)
+    late = first.sent.pop(1)
+    assert late.removal is not None
+    engine.unplug_replied(late.removal, Evidence.LOST, 4.0)  # and the connection is there
+    assert told.go() == ["save the rest"]
+    assert told.verdicts == {1: "UNKNOWN"}
+
+
+def test_a_work_that_forgot_a_removal_is_not_ended_by_another_in_its_place() -> None:
+    engine = make_engine("0-2")
+    theirs = engine.unplug_sent(1, 0.0)
+    told = Story(engine, "0,2")
+    engine.unplug_replied(theirs, Evidence.REJECTION, 1.0)
+    assert told.go() == ["del 1"]
+    stranger = Removal(VcpuMap([2]), path(2), Origin.OTHER, 1.0, state=State.REFUSED)
+    told.subject.batch._out._by_removal[id(stranger)] = told.subject._works[0]  # as where memory is used again
+    told.subject.answered(stranger, 2.0)
+    assert told.accept(1) == []
+    assert told.ejects(1) == ["save outcome"]
+    assert told.verdicts == {1: "UNPLUGGED"}
+
+
+def test_a_joined_removal_that_ends_before_its_turn_is_told_as_it_ended() -> None:
+    engine = make_engine("0-3")
+    engine.unplug_replied(engine.unplug_sent(1, 0.0), Evidence.ACCEPTED, 0.0)
+    told = Story(engine, "0")
+    assert told.begun == ["save intent", "del 3"]
+    told.accept(3)
+    assert told.ejects(1) == []
+    assert told.refuses(3) == ["save outcome"]
+    assert told.verdicts == {3: "REFUSED", 2: "not sent", 1: "UNPLUGGED"}
+    assert not told.report.changed_by_other
 
 
 def test_what_only_the_record_knows_is_asked_for_again() -> None:

@@ -552,3 +552,46 @@ def test_an_acknowledgement_that_crosses_a_read_hides_nothing_of_it() -> None:
     subject.observed(sent, slots(0, 2), threads(0, 2), 2.0)
     assert subject.layout[2].host_tid == 102
     assert subject.layout[2].acknowledged
+
+
+def test_of_many_who_ask_for_a_forgotten_removal_again_one_sends_it() -> None:
+    subject = engine(0, 1)
+    removal = requested(subject)
+    subject.receive(qapi.RunEvent.RESET, 1.0)
+    assert removal.recalled
+    assert subject.unplug_sent(1, 2.0) is removal
+    assert not removal.recalled  # so the next one joins
+    subject.unplug_replied(removal, Evidence.LOST, 3.0)
+    assert removal.recalled
+
+
+def test_a_guest_that_takes_the_removal_up_again_has_not_refused_it_by_an_earlier_success() -> None:
+    subject = engine(0, 1)
+    removal = requested(subject)
+    subject.receive(ost(1, 0x84), 1.0)
+    subject.receive(ost(1, 0), 1.0)
+    sent = subject.read_sent(Read.SLOTS)
+    subject.receive(ost(1, 0x84), 1.5)
+    subject.observed(sent, slots(0, 1), None, 2.0)
+    assert state(removal) is State.WORKING
+
+
+def test_the_event_of_a_cpu_that_left_before_we_came_is_not_the_next_ones() -> None:
+    subject = engine(0, answers={2: OstAnswer(3, 0)})
+    subject.plug_sent(2)
+    subject.plug_accepted(2)
+    removal = requested(subject, 2)
+    subject.receive(deleted(2), 3.0)
+    assert state(removal) is State.REQUESTED
+    assert wanted(subject) is Read.SLOTS
+
+
+def test_an_event_that_made_us_read_is_not_waited_for_again() -> None:
+    subject = engine(0, 2)
+    subject.receive(deleted(2), 1.0)  # of a removal of somebody else's that we have not heard of
+    subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 2.0)
+    subject.plug_sent(2)
+    subject.plug_accepted(2)
+    removal = requested(subject, 2)
+    subject.receive(deleted(2), 3.0)
+    assert state(removal) is State.UNPLUGGED
