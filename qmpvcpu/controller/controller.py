@@ -154,7 +154,7 @@ class VcpuController(WholeMaps):
 
     @property
     def desired(self) -> VcpuMap | None:
-        """The map that was asked for last, by whoever kept the record; None if none was."""
+        """The map that was last asked for, as the record has it; None if there is none."""
         return self._session.keeper.desired
 
     @property

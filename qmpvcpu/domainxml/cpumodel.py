@@ -1,7 +1,7 @@
 """The CPU model: as QEMU tells it of a running VM, as libvirt's ``<cpu>``, and as a document names it.
 
 QMP tells the model, by the slots' type, and not which features were asked for besides. A document written from that
-says so in an element of its own under ``<metadata>``, so that whoever starts a VM from it is told::
+says so in an element of its own under ``<metadata>``, to be told to anybody who starts a VM from it::
 
     <qmpvcpu:cpu xmlns:qmpvcpu="urn:qmpvcpu:cpu:1" model="EPYC" features="unknown"/>
 
