@@ -116,7 +116,10 @@ def read_document(path: Path) -> bytes:
         if str(path) == "-":
             data = sys.stdin.buffer.read(_MOST_BYTES + 1)
         else:
-            with path.open("rb") as file:
+            # A pipe that nobody writes to has no end that could be waited for: opened so, it is empty.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.set_blocking(descriptor, True)
+            with os.fdopen(descriptor, "rb") as file:
                 data = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise BadUsageError(f"{path}: {error.strerror or error}") from error

@@ -69,6 +69,7 @@ class Reconnecting:
             instance = instance_of(tids[0] if tids else None, monitor.peer_pid)
             same = same_instance(self._instance, instance)
             now = session.loop.time()
+            _check_told(monitor, before.vm, found)
             differs = _difference(before.vm, found, same_instance=same)
             if not differs:
                 try:
@@ -103,6 +104,16 @@ class Reconnecting:
             self._difference = differs
             raise MonitorConnectError(monitor.address, why)
         self._session.give_up(MonitorLostError(why))
+
+
+def _check_told(monitor: Monitor, before: VmInfo, found: VmInfo) -> None:
+    """Return if *found* tells what *before* told: no answer is not another VM.
+
+    Raises:
+        MonitorConnectError: It does not.
+    """
+    if (found.uuid is None and before.uuid is not None) or (found.machine == "unknown" != before.machine):
+        raise MonitorConnectError(monitor.address, "it does not tell which VM it is")
 
 
 def _difference(before: VmInfo, found: VmInfo, *, same_instance: bool) -> str:

@@ -331,10 +331,21 @@ class Engine(Ledger):
             MalformedReplyError: It shows other slots than the first read; nothing was taken in.
         """
         self._check_slots(slots)
+        self._take(sent, slots, threads, now)
+
+    def _take(
+        self,
+        sent: int,
+        slots: Sequence[Slot],
+        threads: Sequence[ThreadReading] | None,
+        now: float,
+        *,
+        same_qemu: bool = True,
+    ) -> None:
         unannounced = False
         for slot in slots:
             if self._changed.get(slot.first, 0) <= sent:
-                unannounced |= self._observe(slot, sent, now, full=threads is not None)
+                unannounced |= self._observe(slot, sent, now, full=threads is not None, same_qemu=same_qemu)
         if threads is not None:
             self._take_creation(slots, threads)
         if unannounced:
@@ -345,7 +356,7 @@ class Engine(Ledger):
             shown = [str(slot.ids) for slot in slots]
             raise MalformedReplyError("query-hotpluggable-cpus", "its slots are not those of the first read", shown)
 
-    def _observe(self, seen: Slot, sent: int, now: float, *, full: bool) -> bool:
+    def _observe(self, seen: Slot, sent: int, now: float, *, full: bool, same_qemu: bool) -> bool:
         """Take one slot of a read in; return True if it showed what no event had announced."""
         known = self.slots[seen.first]
         if seen.first in self._plugging:
@@ -355,7 +366,7 @@ class Engine(Ledger):
         removal = self.removals.get(seen.first)
         told = seen.first in self._told
         self._told.discard(seen.first)
-        if seen.qom_path == known.qom_path:
+        if seen.qom_path == known.qom_path and not (same_qemu and _has_other_threads(seen, known)):
             if removal is not None and removal.claimed is not None and removal.claimed <= sent:
                 self._settle_claim(removal, now)
             if full and seen.host_tids != known.host_tids:
@@ -417,7 +428,7 @@ class Engine(Ledger):
         if not same_instance:  # what a guest said before is nothing to hold the new one's CPUs against
             for removal in self.removals.values():
                 removal.claimed = None
-        self.observed(self._tick, slots, threads, now)
+        self._take(self._tick, slots, threads, now, same_qemu=same_instance)
         self.status = status
         self._unsure.clear()
         if same_instance:
@@ -430,3 +441,9 @@ class Engine(Ledger):
             self._meet(answers, now)
             self.tell_instance_changed()
         self._tell(Reconnected, Origin.UNKNOWN)
+
+
+def _has_other_threads(seen: Slot, known: Slot) -> bool:
+    """Tell whether the CPU *seen* runs in other host threads than the one *known* in its place: it is another CPU."""
+    told = seen.host_tids and known.host_tids and None not in (*seen.host_tids, *known.host_tids)
+    return bool(told) and seen.host_tids != known.host_tids

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -149,6 +150,14 @@ async def test_a_file_that_cannot_be_read_is_bad_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.qemu
+async def test_a_pipe_that_nobody_writes_to_is_an_empty_document(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    result = await run("args", str(pipe))
+    assert result.code == 2
+    assert "the document is empty" in result.err
+
+
 async def test_the_lines_are_what_xargs_gives_to_qemu(document: Path, tmp_path: Path) -> None:
     lines = tmp_path / "lines"
     printed = (await run("args", document)).out

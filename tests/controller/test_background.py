@@ -215,6 +215,20 @@ async def test_reconnecting_goes_on_after_a_bad_reply(spoil: Any, said: Any) -> 
         assert len(said()) == 1, said()
 
 
+@pytest.mark.parametrize("reply", [Failure("not now"), None, 7, [[[]]], {"a": {}}], ids=str)
+async def test_a_qemu_that_does_not_tell_its_uuid_for_a_while_is_not_another_vm(reply: Any, said: Any) -> None:
+    uuid = {"UUID": "4a1b2f7e-0000-4000-8000-000000000001"}
+    async with recorded(NAME, {"query-uuid": uuid}, resync_interval=None, reconnect=True, timeout=5) as (peer, vm):
+        stream = vm.events()
+        peer.answers["query-uuid"] = reply
+        await peer.hang_up()
+        while peer.count("query-uuid") < 4:  # noqa: ASYNC110 - what the peer is asked
+            await asyncio.sleep(0.001)
+        peer.answers["query-uuid"] = uuid
+        assert isinstance((await until(stream, Reconnected))[-1], Reconnected)
+        assert len(said()) == 1, said()
+
+
 async def test_another_vm_is_taken_for_one_when_it_has_answered_twice(said: Any) -> None:
     async with recorded(NAME, resync_interval=None, reconnect=True) as (peer, vm):
         peer.answers["query-uuid"] = {"UUID": "11111111-1111-1111-1111-111111111111"}
@@ -253,6 +267,8 @@ async def test_what_was_heard_while_attaching_is_taken_in_afterwards() -> None:
 
         async def busy(_: Command) -> Any:
             await peer.event("ACPI_DEVICE_OST", ost(2, 0x84))
+            left = [{k: v for k, v in slot.items() if slot is not SLOTS[5] or k != "qom-path"} for slot in SLOTS]
+            peer.answers["query-hotpluggable-cpus"] = left
             await peer.event("DEVICE_DELETED", {"path": SLOTS[5]["qom-path"]})
             return {"status": "running", "running": True}
 

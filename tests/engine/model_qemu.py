@@ -1,6 +1,7 @@
 """A naive QEMU with a guest: what is so, what has been, and who brought it about."""
 
 import enum
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,11 +66,14 @@ class ModelQemu:
     by: list[str] = field(default_factory=lambda: ["" for _ in range(SLOTS)])
     answers: dict[int, OstAnswer] = field(default_factory=dict)
     history: list[list[str | None]] = field(init=False)
+    tids: dict[str, int] = field(default_factory=dict)  # of those that are there; none is ever used again
     wire: deque[Any] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.created = [path for path in self.paths if path is not None]
         self.history = [[path] for path in self.paths]
+        self._next_tid = itertools.count(100)
+        self.tids = {path: next(self._next_tid) for path in self.created}
 
     @property
     def removals(self) -> set[int]:
@@ -113,7 +117,7 @@ class ModelQemu:
         return True
 
     def read(self) -> tuple[tuple[Slot, ...], tuple[ThreadReading, ...]]:
-        tids = {path: 100 + number for number, path in enumerate(self.created)}
+        tids = self.tids
         slots = tuple(
             Slot(v, 1, "t", CpuProps({"core-id": v}), v, path, (tids[path],) if path else ())
             for v, path in enumerate(self.paths)
@@ -201,6 +205,7 @@ class ModelQemu:
             self.created.remove(old)
         if path is not None:
             self.created.append(path)
+            self.tids[path] = next(self._next_tid)
             self.contested.discard(vcpu)
         self.paths[vcpu] = path
         self.by[vcpu] = who

@@ -595,3 +595,19 @@ def test_an_event_that_made_us_read_is_not_waited_for_again() -> None:
     removal = requested(subject, 2)
     subject.receive(deleted(2), 3.0)
     assert state(removal) is State.UNPLUGGED
+
+
+def test_a_cpu_that_took_the_path_of_another_while_we_were_away_is_known_by_its_thread() -> None:
+    subject = engine(0, 2)
+    removal = requested(subject, 2)
+    subject.receive(ost(2, 0x84), 1.0)
+    swapped = tuple(replace(each, host_tids=(999,)) if each.first == 2 else each for each in slots(0, 2))
+    subject.resync(
+        swapped, threads(0, 2), status=VmStatus("running"), answers={2: OstAnswer(1, 0)}, same_instance=True, now=2.0
+    )
+    assert state(removal) is State.UNPLUGGED
+    assert not subject.layout.pending
+    assert subject.layout[2].host_tid == 999
+    again = requested(subject, 2)
+    subject.receive(deleted(2), 3.0)  # of the CPU before
+    assert state(again) is State.REQUESTED
