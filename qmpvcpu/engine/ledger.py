@@ -55,6 +55,11 @@ class Ledger:
         return self.slots.layout
 
     @property
+    def changes(self) -> int:
+        """How often what is known of any slot has changed: a read tells nothing of what changed after it was sent."""
+        return self._tick
+
+    @property
     def has_news(self) -> bool:
         """True while ``take_events`` or ``take_settled`` would return something."""
         return bool(self._events or self._settled)

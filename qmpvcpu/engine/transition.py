@@ -55,6 +55,7 @@ from qmpvcpu.planning import Plan
 __all__ = ["Phase", "Transition"]
 
 _CANCELLED = "stopped by its caller"
+_MOST_LOOKS = 8  # where others go on changing the VM there is no last one
 
 
 class Phase(enum.Enum):
@@ -99,6 +100,7 @@ class Transition:
         self._saving = False
         self._looking = False
         self._looks = 0
+        self._looked_at = 0
         self._confirmed = not plan.steps  # of nothing to be done, the look before the plan is the last one
         self._unconfirmed = ""
         self._forward = self.batch = Batch(
@@ -158,6 +160,7 @@ class Transition:
             if self.batch.offline:
                 return []
             self._looking = True
+            self._looked_at = self._engine.changes
             return [LastLook(self._looks)]
         self.phase = Phase.FINISH
         # What nobody knows the outcome of is for the next look: the record goes on saying that it was begun.
@@ -237,7 +240,11 @@ class Transition:
     def confirmed(self, look: LastLook, failed: str, now: float) -> None:
         """Note that *look* is over; *failed* is why it did not succeed, or ""."""
         self._now = now
-        if self._looking and look.number == self._looks:
+        if not self._looking or look.number != self._looks:
+            return
+        if not failed and self._engine.changes != self._looked_at and self._looks < _MOST_LOOKS:
+            self._look_anew()  # it tells nothing of what has changed since it was sent
+        else:
             self._looking, self._confirmed, self._unconfirmed = False, True, failed
 
     def paused(self) -> None:

@@ -66,3 +66,23 @@ def test_a_vcpu_that_was_to_stay_and_cannot_be_plugged_again_any_more_is_told_as
     told.ejects(1)
     assert told.step(1).left is not True
     assert not told.report.changed_by_other
+
+
+def test_a_look_that_was_sent_before_a_late_reply_is_not_the_last() -> None:
+    told = Story("0", "0-1", reply_timeout=2.0, last_looks_wait=True)
+    assert told.wait(2) == ["last look"]
+    told.engine.plug_accepted(1)  # late: of this slot the look tells nothing
+    assert told.see() == ["last look"]
+    assert told.see() == ["save the rest"]
+
+
+def test_where_others_go_on_changing_the_vm_looking_has_an_end() -> None:
+    told = Story("0", "0-1", last_looks_wait=True)
+    told.accept(1)
+    looks = 0
+    while told.last_looks:
+        looks += 1
+        told.read("0-1" if looks % 2 else "0-1,3", others=[3])
+        told.see()
+    assert looks < 20
+    assert told.subject.ended

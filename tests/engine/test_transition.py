@@ -255,6 +255,7 @@ def test_what_others_plug_meanwhile_is_found_by_the_last_look_and_named() -> Non
     told.accept(2)
     assert told.ejects(2) == ["last look"]
     told.read("0-1,3", others=[3])
+    assert told.see() == ["last look"]  # something has changed since this one was sent
     assert told.see() == ["save outcome"]
     assert told.outcome == "PARTIAL"
     assert told.report.changed_by_other == {3}
