@@ -362,8 +362,8 @@ class TransitionError(QmpVcpuError):
 def _beyond_steps(report: TransitionReport) -> list[str]:
     """Return what the steps of *report* do not tell: what others did, and that the end could not be seen."""
     others, enabled = report.changed_by_other, report.layout.enabled
-    said = [f"plugged by another client: {VcpuMap(others & enabled)}"] if others & enabled else []
-    said += [f"unplugged by another client: {VcpuMap(others - enabled)}"] if others - enabled else []
+    said = [f"plugged outside this transition: {VcpuMap(others & enabled)}"] if others & enabled else []
+    said += [f"unplugged outside this transition: {VcpuMap(others - enabled)}"] if others - enabled else []
     return said + ([f"the VM could not be read at the end: {report.unconfirmed}"] if report.unconfirmed else [])
 
 

@@ -100,7 +100,8 @@ async def test_it_outlives_the_connection_if_told_to(tmp_path: Path) -> None:
     def machine(boot: int) -> QemuProcess:
         smp = f"{boot},maxcpus=4,sockets=4"
         return QemuProcess(
-            best_qemu(), ["-machine", "q35", "-S", "-smp", smp, "-qmp", f"unix:{socket},server=on,wait=off"]
+            best_qemu(),
+            ["-name", "vm", "-machine", "q35", "-S", "-smp", smp, "-qmp", f"unix:{socket},server=on,wait=off"],
         )
 
     async with machine(1) as first:

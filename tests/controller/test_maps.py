@@ -510,7 +510,7 @@ async def test_what_another_client_plugs_meanwhile_is_seen_at_the_end(on: Substr
             slot = next(each for each in vm.layout.slots if each.first == 3)
             await other.execute("device_add", {"driver": slot.type, "id": "theirs", **slot.props})
         await guest.become(Personality.obliging())
-        with pytest.raises(TransitionError, match="plugged by another client: 3") as caught:
+        with pytest.raises(TransitionError, match="plugged outside this transition: 3") as caught:
             await changing
         report = caught.value.report
         assert report.outcome is TransitionOutcome.PARTIAL

@@ -443,7 +443,7 @@ async def test_a_machine_that_is_not_made_yet_has_its_slots_already(on: Substrat
         async with qmpvcpu.attach(process.qmp) as vm:
             assert vm.layout.max == 4
             assert not vm.layout.enabled
-            with pytest.raises(CommandRejectedError, match="machine initialization"):
+            with pytest.raises(StepDeniedError, match="has not built the machine yet"):
                 await vm.plug(1)
 
 

@@ -259,7 +259,7 @@ def test_what_others_plug_meanwhile_is_found_by_the_last_look_and_named() -> Non
     assert told.see() == ["save outcome"]
     assert told.outcome == "PARTIAL"
     assert told.report.changed_by_other == {3}
-    assert "plugged by another client: 3" in str(told.report)
+    assert "plugged outside this transition: 3" in str(told.report)
 
 
 def test_reverting_has_a_timeout_of_its_own() -> None:

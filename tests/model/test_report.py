@@ -219,7 +219,9 @@ def test_a_record_that_could_not_be_written_is_told() -> None:
 
 def test_a_map_that_somebody_else_moved_is_told() -> None:
     report = replace(story(OnFailure.CONTINUE), steps=())
-    assert "plugged by another client: 2-5; unplugged by another client: 1" in str(TransitionError(report))
+    assert "plugged outside this transition: 2-5; unplugged outside this transition: 1" in str(
+        TransitionError(report)
+    )
     assert report.changed_by_other == VcpuMap.parse("1-5")
     assert TransitionError(report).outcome is Outcome.UNCHANGED
 
