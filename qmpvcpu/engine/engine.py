@@ -428,6 +428,7 @@ class Engine(Ledger):
         if not same_instance:  # what a guest said before is nothing to hold the new one's CPUs against
             for removal in self.removals.values():
                 removal.claimed = None
+            self.tell_instance_changed()
         self._take(self._tick, slots, threads, now, same_qemu=same_instance)
         self.status = status
         self._unsure.clear()
@@ -439,7 +440,6 @@ class Engine(Ledger):
             self.doubled.clear()
             self._late.clear()
             self._meet(answers, now)
-            self.tell_instance_changed()
         self._tell(Reconnected, Origin.UNKNOWN)
 
 

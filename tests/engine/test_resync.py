@@ -157,9 +157,9 @@ def test_another_qemu_makes_void_what_was_pending() -> None:
     subject.doubled.add(3)
     subject.take_events()
     assert come_back(subject, "0-2", {5: OstAnswer(1, 0)}, same_instance=False) == [
+        "InstanceChanged unknown",
         "VcpuUnplugged unknown",
         "LayoutChanged unknown",
-        "InstanceChanged unknown",
         "Reconnected unknown",
     ]
     assert {pending.state, sent.state} == {State.UNKNOWN}
