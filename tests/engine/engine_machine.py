@@ -332,10 +332,13 @@ class EngineBesideQemu(RuleBasedStateMachine):
     def check_settled(self, removal: Removal) -> None:
         assert removal.state.is_final
         if removal.state is State.REFUSED:
-            vcpu = min(removal.ids)
-            # Of two CPUs that had one path, one after the other while we were away, nobody can tell which one it is.
-            swapped = removal.code == 0 and self.was_away and None in self.judged.history[vcpu]
-            assert swapped or vcpu in self.judged.refused | self.judged.claimed
+            assert self.may_have_refused(min(removal.ids), removal.code)
+
+    def may_have_refused(self, vcpu: int, code: int | None) -> bool:
+        """Tell whether the guest has ever refused *vcpu*, by its word or by a false success."""
+        # Of two CPUs that had one path, one after the other while we were away, nobody can tell which one it is.
+        swapped = code == 0 and self.was_away and None in self.judged.history[vcpu]
+        return swapped or vcpu in self.judged.refused | self.judged.claimed
 
     @invariant()
     def what_we_say_of_a_slot_has_been_so_and_never_goes_back(self) -> None:
