@@ -27,7 +27,7 @@ from qmpvcpu.testing.peer import GREETING, Command, Failure, ScriptedPeer
 from tests.captures import all_captures
 from tests.controller.test_scripted import capture_answers, ost, recorded
 from tests.controller.vms import until
-from tests.peer.conftest import sockets
+from tests.peer.conftest import left_behind, sockets
 
 NAME = "10.0.2-q35-sct-2x2x2-boot3"
 CAPTURE = next(capture for capture in all_captures() if capture.name == NAME)
@@ -43,12 +43,7 @@ async def nothing_is_left_behind() -> AsyncIterator[None]:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: stray.append(context))
     before = sockets()
     yield
-    current = asyncio.current_task()
-    for _ in range(100):
-        left = [task for task in asyncio.all_tasks() if task is not current], sockets() - before
-        if not any(left):
-            break
-        await asyncio.sleep(0.01)
+    left = await left_behind(before)
     gc.collect()
     await asyncio.sleep(0)
     assert (left, stray) == (([], set()), [])

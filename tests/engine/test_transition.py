@@ -185,7 +185,7 @@ def test_a_vcpu_that_leaves_late_while_turning_back_is_plugged_again() -> None:
     assert told.outcome == "REVERTED"
 
 
-def test_a_vcpu_that_leaves_while_the_turning_back_is_recorded_is_plugged_again() -> None:
+def test_what_is_still_pending_when_there_is_nothing_to_undo_is_told_as_that() -> None:
     told = story(on_failure=REVERT, start="0-2", wish="0", timeout=5.0, saves_wait=True)
     told.subject.saved()
     told.go()
@@ -196,6 +196,28 @@ def test_a_vcpu_that_leaves_while_the_turning_back_is_recorded_is_plugged_again(
     told.look("0-2")
     assert told.verdicts == {2: "REFUSED", 1: "PENDING, not undone"}
     assert told.outcome == "REVERT_INCOMPLETE"
+
+
+def test_a_vcpu_that_leaves_while_the_turning_back_is_recorded_is_plugged_again() -> None:
+    told = story(on_failure=REVERT, start="0-2", wish="0,3", timeout=5.0, saves_wait=True)
+    told.subject.saved()
+    told.go()
+    told.accept(3)
+    told.accept(2, 1)
+    told.works(1)
+    told.refuses(2)
+    assert told.wait(5) == ["look"]
+    assert told.look("0-3") == ["save reverting"]
+    assert told.ejects(1) == []
+    told.subject.saved()
+    assert told.go() == ["add 1"]
+    assert told.accept(1) == ["del 3"]
+    told.accept(3)
+    assert told.ejects(3) == ["save outcome"]
+    told.subject.saved()
+    assert told.go() == []
+    assert told.verdicts == {3: "PLUGGED, undone", 2: "REFUSED", 1: "UNPLUGGED, undone"}
+    assert told.outcome == "REVERTED"
 
 
 def test_a_vcpu_that_leaves_during_the_last_look_is_plugged_again_and_looked_at() -> None:

@@ -35,18 +35,23 @@ def sockets() -> set[str]:
     return {link for link in links if link.startswith("socket:")}
 
 
-@pytest.fixture(autouse=True)
-async def nothing_leaks() -> AsyncIterator[None]:
-    """Every test ends with the tasks and sockets that it began with."""
-    before = sockets()
-    yield
+async def left_behind(before: set[str]) -> tuple[list[asyncio.Task[Any]], set[str]]:
+    """The tasks that run, and the sockets that are open and were not *before*, once they have had time to end."""
     current = asyncio.current_task()
     for _ in range(100):
         left = [task for task in asyncio.all_tasks() if task is not current], sockets() - before
         if not any(left):
             break
         await asyncio.sleep(0.01)
-    assert left == ([], set())
+    return left
+
+
+@pytest.fixture(autouse=True)
+async def nothing_leaks() -> AsyncIterator[None]:
+    """Every test ends with the tasks and sockets that it began with."""
+    before = sockets()
+    yield
+    assert await left_behind(before) == ([], set())
 
 
 @pytest.fixture
