@@ -10,13 +10,7 @@ from qmpvcpu.controller.commands import Commands
 from qmpvcpu.controller.session import Session
 from qmpvcpu.controller.turns import Turn, Turns
 from qmpvcpu.engine import Batch, LastLook, Look, Phase, Read, Removal, Save, Send, Terms, Transition, Work
-from qmpvcpu.errors import (
-    CommandRejectedError,
-    MonitorLostError,
-    Outcome,
-    OutcomeUnknownError,
-    RecordError,
-)
+from qmpvcpu.errors import CommandRejectedError, MonitorLostError, Outcome, OutcomeUnknownError, RecordError
 from qmpvcpu.model import (
     Affect,
     ConfigOutcome,

@@ -74,7 +74,7 @@ class Engine(Ledger):
         self.doubled: set[int] = set()  # slots in which a second removal may be queued
         self._other_paths = layout.vm.other_paths  # that a vCPU cannot have: some other device has them
         self._plugging: dict[int, str] = {}  # the QOM path that each is to have
-        self._unsure: dict[int, str] = {}  # plugs of ours of which nobody knows whether QEMU carried them out
+        self._unsure: dict[int, str] = {}  # plugs of ours that QEMU may or may not have carried out
         self._early_answers: dict[int, OstAnswer] = {}
         self._told: set[int] = set()  # slots whose CPU was heard to be deleted, which a read has yet to show
         self._doubted: set[int] = set()  # plugs in flight during which their path was heard to be deleted

@@ -65,7 +65,7 @@ def refuse_other(path: Path, found: Identity, metadata: Metadata, claim: Claim) 
 def refuse_other_document(path: Path, name: str, uuid: str | None, claim: Claim) -> None:
     """Refuse the document of another VM, called *name* and with *uuid* there.
 
-    Of a VM without uuid and name nothing tells, and whoever names a document says whose it is.
+    If the VM has neither a uuid nor a name, nothing is checked: the caller says whose document it is.
 
     Raises:
         RecordError: It is one: by its uuid where both have one, else by the name that the VM was given.
