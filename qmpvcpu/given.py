@@ -18,8 +18,6 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from qmpvcpu.errors import shorten
 
-__all__ = ["at_least", "checked", "flag", "member", "options", "path", "seconds", "text", "whole"]
-
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 

@@ -12,37 +12,11 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from qmpvcpu.errors import MalformedReplyError
-from qmpvcpu.model import CpuProps, OstAnswer, Slot, SlotReading, ThreadReading, Topology
+from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.numbering import SlotReading, ThreadReading
+from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.shapes import PERIPHERAL, is_cpu_type, is_device_id, is_qom_path, is_uuid, is_word
-
-__all__ = [
-    "MOST_VCPUS",
-    "Deleted",
-    "GuestError",
-    "MigrationStatus",
-    "OstEvent",
-    "QemuEvent",
-    "RunEvent",
-    "device_add",
-    "device_del",
-    "parse_accelerators",
-    "parse_cpus_fast",
-    "parse_event",
-    "parse_hotpluggable_cpus",
-    "parse_hotplugs",
-    "parse_kvm",
-    "parse_machine",
-    "parse_memory_kib",
-    "parse_name",
-    "parse_ospm_status",
-    "parse_peripherals",
-    "parse_status",
-    "parse_target",
-    "parse_topology",
-    "parse_uuid",
-    "parse_version",
-]
-
+from qmpvcpu.model.vm import Topology
 
 #: How many vCPUs a VM can have at most: libvirt's bound, VIR_DOMAIN_CPUMASK_LEN.
 MOST_VCPUS: Final = 16384

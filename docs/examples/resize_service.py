@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import qmpvcpu
-from qmpvcpu import OnFailure, UnplugRefused, VcpuController, VcpuUnplugged
+from qmpvcpu import OnFailure, VcpuController
+from qmpvcpu.events import UnplugRefused, VcpuUnplugged
 
 
 class ResizeService:

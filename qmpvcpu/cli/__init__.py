@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 from qmpvcpu.cli.streams import cannot_print, complain, encode_all, open_missing
 
-__all__ = ["main"]
-
 _EXTRA = ("typer", "rich")
 # Importing makes far more objects than these, and no garbage: looking for it takes a fifth of a short command's time.
 _MANY_OBJECTS = 100_000

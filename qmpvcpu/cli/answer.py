@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["BAD_RECORD", "INTERRUPTED", "NOT_REACHED", "NOT_SENT", "NO_ANSWER", "REACHED", "Answer"]
-
 REACHED: Final = 0
 NOT_REACHED: Final = 1
 NOT_SENT: Final = 2

@@ -8,12 +8,11 @@ from typing import Any, Final
 
 import typer
 
+from qmpvcpu.cli.answer import REACHED
 from qmpvcpu.cli.helping import fit_help, help_width
 from qmpvcpu.cli.options import BadUsageError, FirstOptions, Options, takes_groups
-from qmpvcpu.cli.run import REACHED, Shell, failure, print_answer
+from qmpvcpu.cli.run import Shell, failure, print_answer
 from qmpvcpu.cli.streams import cannot_print, complain, silence
-
-__all__ = ["program", "run"]
 
 _HELP = """Plug and unplug chosen vCPUs of a running QEMU, on evidence.
 

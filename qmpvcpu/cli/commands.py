@@ -9,22 +9,23 @@ import typer
 from rich.console import Group
 
 import qmpvcpu
-from qmpvcpu import Affect, Proof, VcpuController
+from qmpvcpu.cli.answer import REACHED, Answer
 from qmpvcpu.cli.completing import ids_to_plug, ids_to_unplug
+from qmpvcpu.cli.documents import document
 from qmpvcpu.cli.nextboot import change_config, disable, enable
 from qmpvcpu.cli.options import Daring, Impact, Options, Permits
 from qmpvcpu.cli.progress import progress
-from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out
-from qmpvcpu.cli.show import document, headline, map_row, milliseconds, state_json
+from qmpvcpu.cli.run import Shell, carry_out
+from qmpvcpu.cli.show import headline, map_row, milliseconds, state_json
 from qmpvcpu.cli.table import WIDE, vcpu_table
-from qmpvcpu.controller.request import error_for
 from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError, printable
-from qmpvcpu.model import Action, Plugged, Step, Unplugged, VmStatus, as_json, verdict_of
 from qmpvcpu.model.jsonform import layout_as_json
-from qmpvcpu.planning import Situation, check_unplug
-
-__all__ = ["list_", "plug", "unplug"]
-
+from qmpvcpu.model.transition import Action, Affect, Step
+from qmpvcpu.model.verdicts import Plugged, Proof, Unplugged, as_json, verdict_of
+from qmpvcpu.model.vm import VmStatus
+from qmpvcpu.planning.checks import Situation, check_unplug
+from qmpvcpu.vm.controller import VcpuController
+from qmpvcpu.vm.request import error_for
 
 # libvirt's own bound; no machine of QEMU's comes near it.
 _MAX_ID: Final = 16383

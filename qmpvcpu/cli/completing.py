@@ -14,10 +14,8 @@ from typing import Any, Final
 import typer
 
 import qmpvcpu
-from qmpvcpu import Layout, Vcpu
 from qmpvcpu.errors import QmpVcpuError
-
-__all__ = ["ids_to_plug", "ids_to_unplug", "words"]
+from qmpvcpu.model.layout import Layout, Vcpu
 
 # Who presses a key does not wait for a VM whose socket somebody holds.
 _PATIENCE_S = 0.5

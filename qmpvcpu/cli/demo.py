@@ -10,8 +10,6 @@ from qmpvcpu.cli.demo_work import demo as play
 from qmpvcpu.cli.options import Options, Saying
 from qmpvcpu.cli.run import carry_out
 
-__all__ = ["demo"]
-
 
 def demo(
     *,

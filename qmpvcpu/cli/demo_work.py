@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from qmpvcpu import EventStream, Layout, Proof, VcpuController
 from qmpvcpu.cli.answer import NOT_REACHED, REACHED, Answer
+from qmpvcpu.cli.documents import document
 from qmpvcpu.cli.guests import LinuxDemoGuest, MicroDemoGuest
-from qmpvcpu.cli.show import document, map_row, milliseconds, state_json
+from qmpvcpu.cli.show import map_row, milliseconds, state_json
 from qmpvcpu.domainxml import render
 from qmpvcpu.errors import QmpVcpuError
-from qmpvcpu.model import Pending, Plugged, Refused, Unplugged, VcpuMap, VcpuUnplugged, Verdict, as_json, verdict_of
+from qmpvcpu.events import VcpuUnplugged
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Pending, Plugged, Proof, Refused, Unplugged, Verdict, as_json, verdict_of
 from qmpvcpu.testing.qemu import QemuNotFoundError, best_qemu
-
-__all__ = ["GuestKind", "Stage", "demo"]
+from qmpvcpu.vm.controller import VcpuController
+from qmpvcpu.vm.stream import EventStream
 
 # A narrower terminal has several lines for each step.
 _WIDE = 78

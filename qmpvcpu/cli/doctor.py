@@ -11,14 +11,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qmpvcpu.cli.answer import NO_ANSWER, NOT_REACHED, REACHED, Answer
+from qmpvcpu.cli.documents import document
 from qmpvcpu.cli.examine import Finding, Level, TriedQemu, examine_machine, try_qemus
 from qmpvcpu.cli.examine_vm import examine_vm, unreachable
 from qmpvcpu.cli.options import BadUsageError, Options, Saying, check_seconds
-from qmpvcpu.cli.run import NO_ANSWER, NOT_REACHED, REACHED, Answer, Shell, carry_out
-from qmpvcpu.cli.show import document, state_json
+from qmpvcpu.cli.run import Shell, carry_out
+from qmpvcpu.cli.show import state_json
 from qmpvcpu.errors import MonitorError, printable
-
-__all__ = ["Looking", "doctor"]
 
 _STYLES: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.FAULT: "bold red"}
 _REPLY_TIMEOUT: Final = 5.0

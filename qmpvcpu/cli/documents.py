@@ -5,8 +5,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["SCHEMA", "as_line", "document"]
-
 SCHEMA = "qmpvcpu/1"
 
 

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Final
 
 import qmpvcpu
-from qmpvcpu import KnownFault, Proof
 from qmpvcpu.cli.show import milliseconds
 from qmpvcpu.errors import QmpVcpuError
+from qmpvcpu.model.verdicts import Proof
+from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.testing import MicroGuest, QemuNotFoundError, find_qemus, probe_accelerator
 from qmpvcpu.testing.linuxguest import LinuxGuestMissingError, find_images
 from qmpvcpu.testing.qemu import Accelerator
-
-__all__ = ["Finding", "Level", "Trial", "TriedQemu", "examine_machine", "try_qemus"]
 
 _KVM: Final = Path("/dev/kvm")
 _PACKAGES: Final = ("qemu.qmp", "aiofiles", "lxml", "typer", "rich")

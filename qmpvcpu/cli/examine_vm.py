@@ -6,14 +6,14 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from qmpvcpu import Layout, VcpuController, VcpuMap
 from qmpvcpu.cli.examine import Finding, Level
 from qmpvcpu.cli.show import headline, in_options, is_held
 from qmpvcpu.errors import MonitorConnectError, MonitorError
-from qmpvcpu.model import OstAnswer, OstStatus
-from qmpvcpu.monitor.address import Address
-
-__all__ = ["examine_vm", "unreachable"]
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.ost import OstAnswer, OstStatus
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.qmp.address import Address
+from qmpvcpu.vm.controller import VcpuController
 
 _SHARING = "-qmp unix:PATH2,server=on,wait=off, or what else docs/sharing.md says"
 

@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
+from qmpvcpu.cli.answer import Answer
 from qmpvcpu.cli.maps import IncludeBoot, Wish
 from qmpvcpu.cli.options import BadUsageError, Bulk, Options, Permits, Saying, check_seconds, takes_groups
-from qmpvcpu.cli.run import Answer, Shell, carry_out
+from qmpvcpu.cli.run import Shell, carry_out
 from qmpvcpu.errors import MonitorConnectError
-from qmpvcpu.model import Affect
-from qmpvcpu.monitor.address import Address
-
-__all__ = ["FleetOptions", "app"]
+from qmpvcpu.model.transition import Affect
+from qmpvcpu.qmp.address import Address
 
 _HELP = """Work on many VMs of this host at once.
 

@@ -13,18 +13,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from qmpvcpu import EventStream, VcpuController
+from qmpvcpu.cli.answer import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, Answer
+from qmpvcpu.cli.documents import document
 from qmpvcpu.cli.progress import sentence
 from qmpvcpu.cli.reports import shortcoming
-from qmpvcpu.cli.run import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, Answer, code_of
-from qmpvcpu.cli.show import document, error_json, in_options, milliseconds, state_json
+from qmpvcpu.cli.run import code_of
+from qmpvcpu.cli.show import error_json, in_options, milliseconds, state_json
 from qmpvcpu.cli.tally import Tally
 from qmpvcpu.errors import printable
 from qmpvcpu.fleet import VmResult
-from qmpvcpu.model import Step, TransitionError
 from qmpvcpu.model.jsonform import layout_as_json
-
-__all__ = ["Row", "Told", "answer"]
+from qmpvcpu.model.report import TransitionError
+from qmpvcpu.model.transition import Step
+from qmpvcpu.vm.controller import VcpuController
+from qmpvcpu.vm.stream import EventStream
 
 # Of the codes of all VMs the first of these that occurs is the command's: what nobody knows comes first, what was
 # not even begun last.

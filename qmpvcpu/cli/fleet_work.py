@@ -7,17 +7,18 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from qmpvcpu import Affect, TransitionReport, VcpuController
+from qmpvcpu.cli.answer import Answer
 from qmpvcpu.cli.fleet import FleetBulk, FleetOptions
 from qmpvcpu.cli.fleet_show import Row, Told, answer
 from qmpvcpu.cli.maps import Wish
 from qmpvcpu.cli.options import BadUsageError, Permits, check_seconds
 from qmpvcpu.cli.reports import intent_text
-from qmpvcpu.cli.run import Answer, Shell
+from qmpvcpu.cli.run import Shell
 from qmpvcpu.errors import printable
 from qmpvcpu.fleet import Fleet, Results
-
-__all__ = ["list_all", "set_all"]
+from qmpvcpu.model.report import TransitionReport
+from qmpvcpu.model.transition import Affect
+from qmpvcpu.vm.controller import VcpuController
 
 
 async def list_all(shell: Shell, options: FleetOptions) -> Answer:

@@ -5,12 +5,10 @@ from types import TracebackType
 from typing import Self
 
 from qmpvcpu.errors import QmpVcpuError
-from qmpvcpu.model import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.rom import Personality
-
-__all__ = ["LinuxDemoGuest", "MicroDemoGuest"]
 
 _BUSY = 0x82
 _MAX_VCPUS = 8

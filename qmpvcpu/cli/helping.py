@@ -7,8 +7,6 @@ from typing import Any, Final
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["fit_help", "help_width"]
-
 # click's own bounds: wider is hard to read, and below this it gives up to fit.
 _WIDEST: Final = 80
 _NARROW: Final = 60

@@ -11,14 +11,13 @@ from typing import Annotated
 
 import typer
 
+from qmpvcpu.cli.answer import REACHED, Answer
+from qmpvcpu.cli.documents import document
 from qmpvcpu.cli.options import BadUsageError, Options, Saying
-from qmpvcpu.cli.run import REACHED, Answer, carry_out
-from qmpvcpu.cli.show import document
+from qmpvcpu.cli.run import carry_out
 from qmpvcpu.domainxml import parse, validate
 from qmpvcpu.errors import RuleStage
 from qmpvcpu.launch import LaunchArguments, arguments
-
-__all__ = ["args", "read_document"]
 
 # The document of 4096 vCPUs, with a pin for each, has not a tenth of it.
 _MOST_BYTES = 16 * 1024 * 1024

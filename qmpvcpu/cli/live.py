@@ -11,11 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from qmpvcpu import Layout, VcpuController
 from qmpvcpu.cli.progress import sentence
 from qmpvcpu.cli.show import headline
 from qmpvcpu.cli.table import WIDE, vcpu_table
-from qmpvcpu.model import (
+from qmpvcpu.events import (
     Disconnected,
     Event,
     InstanceChanged,
@@ -29,8 +28,8 @@ from qmpvcpu.model import (
     VcpuPlugged,
     VcpuUnplugged,
 )
-
-__all__ = ["LiveTable", "clock", "told"]
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.vm.controller import VcpuController
 
 _TICK_S: Final = 0.1
 # How long ago a removal was asked for is counted in these.

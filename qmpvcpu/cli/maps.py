@@ -13,21 +13,26 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.console import Group, RenderableType
 
-from qmpvcpu import Affect, VcpuController
+from qmpvcpu.cli.answer import NOT_REACHED, NOT_SENT, REACHED, Answer
+from qmpvcpu.cli.documents import document
 from qmpvcpu.cli.nextboot import change_config
 from qmpvcpu.cli.options import BadUsageError, Bulk, ConfigPath, Impact, Options, Permits, check_seconds
 from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.reports import intent_json, intent_text, plan_json, plan_text, report_text
-from qmpvcpu.cli.run import NOT_REACHED, NOT_SENT, REACHED, Answer, Shell, carry_out
-from qmpvcpu.cli.show import document, map_row, state_json, state_text
+from qmpvcpu.cli.run import Shell, carry_out
+from qmpvcpu.cli.show import map_row, state_json, state_text
 from qmpvcpu.errors import InvalidMapError, MonitorLostError, RecordError
-from qmpvcpu.model import Layout, PreviousVcpus, Step, TransitionError, TransitionOutcome, TransitionReport, VcpuMap
-from qmpvcpu.planning import Plan, finish_wish, revert_wish
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.previous import PreviousVcpus
+from qmpvcpu.model.report import TransitionError, TransitionOutcome, TransitionReport
+from qmpvcpu.model.transition import Affect, Step
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.planning.plan import Plan
+from qmpvcpu.planning.recovery import finish_wish, revert_wish
+from qmpvcpu.vm.controller import VcpuController
 
 if TYPE_CHECKING:
-    from qmpvcpu.record import DomainConfig
-
-__all__ = ["IncludeBoot", "Wish", "count", "plan", "recover", "set_"]
+    from qmpvcpu.record.config import DomainConfig
 
 _T = TypeVar("_T")
 _MAP_HELP = "vCPU ids and ranges, as libvirt writes them: 0,2-5, or 0-3,^2."

@@ -12,16 +12,17 @@ from typing import Annotated, Any
 
 import typer
 
-from qmpvcpu import Difference, DifferenceKind, TargetMismatchError, VmState, check_target, confirm_target
+from qmpvcpu.cli.answer import REACHED, Answer
+from qmpvcpu.cli.documents import as_line, document
 from qmpvcpu.cli.launching import read_document
 from qmpvcpu.cli.options import BadUsageError, Daring, Options, check_seconds
-from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out
-from qmpvcpu.cli.show import as_line, document, state_json, state_text
+from qmpvcpu.cli.run import Shell, carry_out
+from qmpvcpu.cli.show import state_json, state_text
 from qmpvcpu.errors import Outcome, RecordError, printable
-from qmpvcpu.planning import changes_since
-from qmpvcpu.record import save
-
-__all__ = ["check_target_", "confirm_target_", "export", "take_back"]
+from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.planning.migrating import Difference, DifferenceKind, TargetMismatchError, changes_since
+from qmpvcpu.record.files import save
+from qmpvcpu.vm.migration import check_target, confirm_target
 
 _ARRIVAL_TIMEOUT = 10.0
 

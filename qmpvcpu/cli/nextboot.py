@@ -10,17 +10,17 @@ from rich.console import Group
 from rich.table import Table
 
 import qmpvcpu
+from qmpvcpu.cli.answer import REACHED, Answer
+from qmpvcpu.cli.documents import document
 from qmpvcpu.cli.options import BadUsageError, Options, Saying
-from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out
-from qmpvcpu.cli.show import document
+from qmpvcpu.cli.run import Shell, carry_out
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, printable
-from qmpvcpu.model import ConfigOutcome, ConfigReport, VcpuMap
+from qmpvcpu.model.report import ConfigOutcome, ConfigReport
+from qmpvcpu.model.vcpumap import VcpuMap
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import DomainVcpu, DomainVcpus
-    from qmpvcpu.record import DomainConfig
-
-__all__ = ["change_config", "config", "disable", "enable"]
+    from qmpvcpu.record.config import DomainConfig
 
 
 def config(

@@ -10,25 +10,11 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from qmpvcpu import Proof
 from qmpvcpu.errors import MonitorConnectError, printable
 from qmpvcpu.given import seconds as duration
-from qmpvcpu.model import Affect, OnFailure
-from qmpvcpu.monitor.address import Address
-
-__all__ = [
-    "BadUsageError",
-    "Bulk",
-    "ConfigPath",
-    "Daring",
-    "FirstOptions",
-    "Impact",
-    "Options",
-    "Permits",
-    "Saying",
-    "check_seconds",
-    "takes_groups",
-]
+from qmpvcpu.model.transition import Affect, OnFailure
+from qmpvcpu.model.verdicts import Proof
+from qmpvcpu.qmp.address import Address
 
 _T = TypeVar("_T")
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD

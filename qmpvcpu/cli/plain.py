@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import qmpvcpu
-from qmpvcpu import VcpuController
 from qmpvcpu.cli.answer import NO_ANSWER, NOT_SENT
 from qmpvcpu.cli.demo_work import GuestKind, demo
 from qmpvcpu.cli.streams import cannot_print, complain
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.testing.qemu import QemuNotFoundError
-
-__all__ = ["play"]
+from qmpvcpu.vm.controller import VcpuController
 
 
 class _PlainStage:

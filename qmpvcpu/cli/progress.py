@@ -12,17 +12,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from qmpvcpu import EventStream, VcpuController
 from qmpvcpu.cli.tally import Tally
 from qmpvcpu.errors import printable
-from qmpvcpu.model import (
+from qmpvcpu.events import (
     Disconnected,
     Event,
     InstanceChanged,
     LayoutChanged,
     MigrationChanged,
     Reconnected,
-    Step,
     UnplugAcknowledged,
     UnplugPending,
     UnplugRefused,
@@ -33,8 +31,9 @@ from qmpvcpu.model import (
     VmResumed,
     VmStopped,
 )
-
-__all__ = ["progress", "sentence"]
+from qmpvcpu.model.transition import Step
+from qmpvcpu.vm.controller import VcpuController
+from qmpvcpu.vm.stream import EventStream
 
 # A guest that answers sooner needs no commentary.
 _QUIET_S = 0.4

@@ -14,12 +14,10 @@ from typing import Any
 from qmpvcpu.cli.documents import as_line, document
 from qmpvcpu.cli.stopping import Stopping
 from qmpvcpu.errors import MonitorConnectError, QmpVcpuError
-from qmpvcpu.model import Layout
 from qmpvcpu.model.jsonform import layout_as_json
-from qmpvcpu.monitor.address import Address
-from qmpvcpu.reading import look
-
-__all__ = ["address_of", "list_json"]
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.qmp.address import Address
+from qmpvcpu.qmp.queries import look
 
 
 def address_of(arguments: Sequence[str]) -> str | None:
@@ -61,8 +59,9 @@ def list_json(address: str) -> int:
 def _told(address: str, stopping: Stopping, what: BaseException | dict[str, Any]) -> int:
     """Tell of an error, or of a document that cannot be printed, as every command does."""
     # Not at the top: this is rare, and may take its time.
+    from qmpvcpu.cli.answer import REACHED, Answer  # noqa: PLC0415
     from qmpvcpu.cli.options import Options  # noqa: PLC0415
-    from qmpvcpu.cli.run import REACHED, Answer, Shell, failure, print_answer  # noqa: PLC0415
+    from qmpvcpu.cli.run import Shell, failure, print_answer  # noqa: PLC0415
 
     shell = Shell(Options(json=True, qmp=address), stopping=stopping)
     return print_answer(Answer(REACHED, what) if isinstance(what, dict) else failure(what, shell), shell)

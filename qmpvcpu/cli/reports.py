@@ -8,10 +8,10 @@ from rich.text import Text
 
 from qmpvcpu.cli.show import in_options, milliseconds, state_text
 from qmpvcpu.errors import printable
-from qmpvcpu.model import ConfigOutcome, Intent, Step, StepReport, TransitionOutcome, TransitionReport, as_json
-from qmpvcpu.planning import Plan
-
-__all__ = ["intent_json", "intent_text", "plan_json", "plan_text", "report_text", "shortcoming"]
+from qmpvcpu.model.report import ConfigOutcome, StepReport, TransitionOutcome, TransitionReport
+from qmpvcpu.model.transition import Intent, Step
+from qmpvcpu.model.verdicts import as_json
+from qmpvcpu.planning.plan import Plan
 
 _OUTCOMES: Final = {
     TransitionOutcome.REACHED: "green",

@@ -14,11 +14,11 @@ from rich.segment import Segment
 from rich.text import Text
 
 import qmpvcpu
-from qmpvcpu import VcpuController
-from qmpvcpu.cli.answer import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, Answer
+from qmpvcpu.cli.answer import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, Answer
+from qmpvcpu.cli.documents import as_line, document
 from qmpvcpu.cli.options import BadUsageError, Options
 from qmpvcpu.cli.reports import report_text, shortcoming
-from qmpvcpu.cli.show import as_line, document, error_json, in_options, is_held, state_json, state_text
+from qmpvcpu.cli.show import error_json, in_options, is_held, state_json, state_text
 from qmpvcpu.cli.stopping import Stopping
 from qmpvcpu.cli.streams import Forgiving, silence
 from qmpvcpu.errors import (
@@ -34,22 +34,9 @@ from qmpvcpu.errors import (
     TargetLostError,
     printable,
 )
-from qmpvcpu.model import TransitionError, TransitionReport, Unknown
-
-__all__ = [
-    "BAD_RECORD",
-    "INTERRUPTED",
-    "NOT_REACHED",
-    "NOT_SENT",
-    "NO_ANSWER",
-    "REACHED",
-    "Answer",
-    "Shell",
-    "carry_out",
-    "code_of",
-    "failure",
-    "print_answer",
-]
+from qmpvcpu.model.report import TransitionError, TransitionReport
+from qmpvcpu.model.verdicts import Unknown
+from qmpvcpu.vm.controller import VcpuController
 
 _REPLY_TIMEOUT = 10.0
 _GUEST_TIMEOUT = 30.0
@@ -290,7 +277,7 @@ def _configure_logging(*, verbose: bool) -> None:
     # qemu.qmp logs every lost connection; the error says it better, once.
     logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
     if verbose:
-        logger = logging.getLogger("qmpvcpu.monitor")
+        logger = logging.getLogger("qmpvcpu.qmp")
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(relativeCreated)7.1f ms  %(message)s"))
         logger.addHandler(handler)

@@ -5,24 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qmpvcpu.cli.documents import SCHEMA, as_line, document
 from qmpvcpu.errors import DomainXmlError, InvalidMapError, MonitorConnectError, QmpVcpuError, printable
-from qmpvcpu.model import Layout, Vcpu, VcpuMap, as_json, verdict_of
-
-__all__ = [
-    "SCHEMA",
-    "as_line",
-    "document",
-    "error_json",
-    "headline",
-    "in_options",
-    "is_held",
-    "map_row",
-    "milliseconds",
-    "plain",
-    "state_json",
-    "state_text",
-]
+from qmpvcpu.model.layout import Layout, Vcpu
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import as_json, verdict_of
 
 # Wider rows wrap on a terminal of 80 columns; ids with ranges say it shorter then.
 _MOST_IN_ROW = 16

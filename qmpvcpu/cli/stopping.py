@@ -8,8 +8,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["Stopping"]
-
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 

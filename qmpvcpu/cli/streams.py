@@ -9,8 +9,6 @@ from typing import IO, Any, TextIO, cast
 
 from qmpvcpu.cli.answer import NOT_REACHED, REACHED
 
-__all__ = ["Forgiving", "cannot_print", "complain", "encode_all", "open_missing", "silence"]
-
 
 def open_missing() -> None:
     """Have all three standard streams, where this process was started without one of them.

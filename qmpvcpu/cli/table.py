@@ -8,9 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qmpvcpu.errors import printable
-from qmpvcpu.model import Layout, Vcpu
-
-__all__ = ["WIDE", "vcpu_table"]
+from qmpvcpu.model.layout import Layout, Vcpu
 
 WIDE: Final = 78
 """Columns of a terminal that all of the table needs; a narrower one gets what fits into 40."""

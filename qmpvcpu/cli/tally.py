@@ -5,10 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from qmpvcpu.errors import printable
-from qmpvcpu.model import (
-    Action,
+from qmpvcpu.events import (
     Event,
-    Step,
     UnplugAcknowledged,
     UnplugPending,
     UnplugRefused,
@@ -16,8 +14,7 @@ from qmpvcpu.model import (
     VcpuPlugged,
     VcpuUnplugged,
 )
-
-__all__ = ["Row", "Tally"]
+from qmpvcpu.model.transition import Action, Step
 
 # What is under way comes first, then what is settled, then what has not begun.
 _DOING, _SETTLED, _WAITING = range(3)

@@ -11,14 +11,16 @@ from typing import Annotated, Any, Protocol
 import typer
 from rich.live import Live
 
-from qmpvcpu import Layout, VcpuController
+from qmpvcpu.cli.answer import INTERRUPTED, NOT_REACHED, REACHED, Answer
+from qmpvcpu.cli.documents import as_line, document
 from qmpvcpu.cli.live import LiveTable, clock, told
 from qmpvcpu.cli.options import BadUsageError, Options, check_seconds
-from qmpvcpu.cli.run import INTERRUPTED, NOT_REACHED, REACHED, Answer, Shell, carry_out
-from qmpvcpu.cli.show import as_line, document, headline, map_row, plain, state_json
-from qmpvcpu.model import Event, VcpuMap
-
-__all__ = ["watch"]
+from qmpvcpu.cli.run import Shell, carry_out
+from qmpvcpu.cli.show import headline, map_row, plain, state_json
+from qmpvcpu.events import Event
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.vm.controller import VcpuController
 
 # What nobody announces, such as a plug that the guest does not acknowledge, is to be seen within this time.
 _RESYNC_S = 5.0

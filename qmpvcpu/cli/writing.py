@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
+from qmpvcpu.cli.answer import REACHED, Answer
+from qmpvcpu.cli.documents import document
 from qmpvcpu.cli.launching import read_document
 from qmpvcpu.cli.options import BadUsageError, Options
-from qmpvcpu.cli.run import REACHED, Answer, Shell, carry_out
-from qmpvcpu.cli.show import document, state_json
+from qmpvcpu.cli.run import Shell, carry_out
+from qmpvcpu.cli.show import state_json
 from qmpvcpu.domainxml import omissions, render
 from qmpvcpu.errors import RecordError, printable
-from qmpvcpu.record import save
-
-__all__ = ["xml"]
+from qmpvcpu.record.files import save
 
 
 def xml(

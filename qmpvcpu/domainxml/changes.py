@@ -10,9 +10,7 @@ from dataclasses import replace
 
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, describe, shorten
-from qmpvcpu.model import VcpuMap
-
-__all__ = ["slot_of", "with_count", "with_map", "with_max", "with_state"]
+from qmpvcpu.model.vcpumap import VcpuMap
 
 # Where the slots of the machine are its cores; elsewhere each thread is a slot of its own.
 _CORE_ARCHES = frozenset({"ppc64", "ppc64le"})

@@ -13,9 +13,7 @@ from qmpvcpu.domainxml.domain import VcpuSched
 from qmpvcpu.domainxml.fields import Fields, signed, text_of, unsigned
 from qmpvcpu.domainxml.nodes import line_of
 from qmpvcpu.errors import DomainRule, DomainXmlError
-from qmpvcpu.model import VcpuMap
-
-__all__ = ["Contents", "Row", "Tune", "read_contents"]
+from qmpvcpu.model.vcpumap import VcpuMap
 
 _UINT_MAX = 2**32 - 1
 # No machine has more, and the id of each must fit a VcpuMap.

@@ -8,9 +8,7 @@ from lxml import etree
 from qmpvcpu.domainxml.domain import CpuModel, NumaCell
 from qmpvcpu.domainxml.fields import Fields, text_of
 from qmpvcpu.errors import DomainRule
-from qmpvcpu.model import VcpuMap
-
-__all__ = ["Cpu", "read_cpu"]
+from qmpvcpu.model.vcpumap import VcpuMap
 
 LEVELS = ("sockets", "dies", "clusters", "cores", "threads")
 _REQUIRED = frozenset({"sockets", "cores", "threads"})

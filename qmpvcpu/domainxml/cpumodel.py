@@ -17,23 +17,8 @@ from lxml import etree
 from qmpvcpu.domainxml.domain import CpuModel, DomainVcpus
 from qmpvcpu.domainxml.nodes import Node
 from qmpvcpu.errors import shorten
-from qmpvcpu.model import Layout
+from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.shapes import is_same_model
-
-__all__ = [
-    "CPU_FEATURES",
-    "CPU_MARK",
-    "CPU_MODEL",
-    "IOMMU",
-    "cpu_differs",
-    "cpu_parts",
-    "has_mark",
-    "is_as_written",
-    "mark_node",
-    "model_from",
-    "qemu_model",
-    "untold_of",
-]
 
 CPU_MODEL: Final = "cpu-model"
 CPU_FEATURES: Final = "cpu-features"

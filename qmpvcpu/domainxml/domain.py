@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qmpvcpu.model import PreviousVcpus, Topology, VcpuMap
-
-__all__ = ["CpuModel", "DomainVcpu", "DomainVcpus", "NumaCell", "VcpuSched"]
+from qmpvcpu.model.previous import PreviousVcpus
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 
 
 @dataclass(frozen=True, slots=True)

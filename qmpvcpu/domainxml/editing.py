@@ -8,8 +8,6 @@ from lxml import etree
 from qmpvcpu.domainxml.nodes import Node, write
 from qmpvcpu.domainxml.spans import Span, find_spans
 
-__all__ = ["Editor"]
-
 _UNIT = b"  "
 _NAME = re.compile(rb"<[^\s/>]+")
 _ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")

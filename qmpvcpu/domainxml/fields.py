@@ -7,9 +7,7 @@ from lxml import etree
 
 from qmpvcpu.domainxml.nodes import line_of
 from qmpvcpu.errors import DomainRule, DomainRuleError, DomainXmlError, InvalidMapError, RuleStage
-from qmpvcpu.model import VcpuMap
-
-__all__ = ["Fields", "text_of"]
+from qmpvcpu.model.vcpumap import VcpuMap
 
 # What C's strtoul takes before a number, as far as XML can hold it.
 _UNSIGNED = re.compile(r"[ \t\n\r]*\+?([0-9]+)")

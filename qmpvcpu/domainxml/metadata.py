@@ -32,10 +32,12 @@ from lxml import etree
 
 from qmpvcpu.domainxml.nodes import Node, line_of
 from qmpvcpu.errors import DomainXmlError, InvalidMapError
-from qmpvcpu.model import Action, Direction, Intent, Layout, OnFailure, PreviousVcpus, Step, Topology, VcpuMap
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.shapes import is_device_id, is_qom_path
-
-__all__ = ["NAMESPACE", "Instance", "Metadata", "find_record", "read_metadata", "record_node"]
+from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 
 _T = TypeVar("_T")
 

@@ -8,8 +8,6 @@ from lxml import etree
 
 from qmpvcpu.errors import DomainXmlError
 
-__all__ = ["Node", "line_of", "parse_safely", "write"]
-
 # XML 1.0 cannot hold these, save for tab and line breaks, which libvirt refuses in a name.
 _UNWRITABLE = re.compile("[^\x20-\x7e\x80-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # What libvirt takes from a client (REMOTE_STRING_MAX), and ten times the document of 4096 vCPUs with a pin for each.

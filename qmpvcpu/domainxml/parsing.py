@@ -14,10 +14,9 @@ from qmpvcpu.domainxml.metadata import find_record, read_metadata
 from qmpvcpu.domainxml.nodes import line_of
 from qmpvcpu.domainxml.rules import examine
 from qmpvcpu.errors import DomainRule, DomainXmlError, shorten
-from qmpvcpu.model import Topology, VcpuMap
 from qmpvcpu.model.shapes import is_word
-
-__all__ = ["parse", "parse_with_tree"]
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 
 # What else changes -cpu, or the memory of cells, and is for nobody here but whoever starts QEMU.
 _UNREAD = (

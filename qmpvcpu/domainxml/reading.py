@@ -14,8 +14,6 @@ from qmpvcpu.domainxml.nodes import line_of, parse_safely
 from qmpvcpu.domainxml.rendering import NO_PCI_DEVICES
 from qmpvcpu.errors import DomainXmlError
 
-__all__ = ["Identity", "read_identity"]
-
 # Everything that render() writes, by the way from <domain> down, with its attributes: a document with more than this
 # is not ours alone. Our own element is read, and checked, by itself.
 _WRITTEN = {

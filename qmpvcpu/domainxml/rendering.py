@@ -11,9 +11,8 @@ from qmpvcpu.domainxml.parsing import parse
 from qmpvcpu.domainxml.rows import domain_of, row, vcpus_of
 from qmpvcpu.domainxml.updating import update_with
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.model import Layout, Topology, VmInfo
-
-__all__ = ["NO_PCI_DEVICES", "domain_from", "omissions", "render"]
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.vm import Topology, VmInfo
 
 # QEMU's target where libvirt has another word for it; all others are the same.
 _ARCHES = {"i386": "i686", "arm": "armv7l", "or1k": "openrisc", "hppa": "parisc"}

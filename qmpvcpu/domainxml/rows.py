@@ -5,9 +5,7 @@ from dataclasses import replace
 
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.model import Layout
-
-__all__ = ["creation_of", "domain_of", "needs_rows", "row", "vcpus_of"]
+from qmpvcpu.model.layout import Layout
 
 _YES_OR_NO = {True: "yes", False: "no"}
 

@@ -13,8 +13,6 @@ from qmpvcpu.domainxml.fields import Fields, text_of
 from qmpvcpu.domainxml.nodes import parse_safely
 from qmpvcpu.errors import DomainRule, DomainRuleError, RuleStage
 
-__all__ = ["examine", "validate"]
-
 _UINT_MAX = 2**32 - 1
 _UUID = re.compile(r"\s*(-*[0-9a-fA-F]{2}){16}\s*", re.ASCII)
 _TYPES = frozenset({"kvm", "qemu"})

@@ -3,8 +3,6 @@
 import re
 from typing import NamedTuple
 
-__all__ = ["Span", "find_spans"]
-
 # All that markup can be in a well-formed document without document type. What looks like markup inside a comment,
 # CDATA or an attribute's value is none, and is passed over as a part of these. Nothing is ever tried twice, so that
 # this takes linear time whatever the bytes are.

@@ -6,9 +6,7 @@ from dataclasses import replace
 from qmpvcpu.domainxml.changes import with_map
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus
 from qmpvcpu.errors import ConfigDeniedError, DomainXmlError
-from qmpvcpu.model import PreviousVcpus
-
-__all__ = ["start_of"]
+from qmpvcpu.model.previous import PreviousVcpus
 
 
 def start_of(domain: DomainVcpus) -> DomainVcpus:

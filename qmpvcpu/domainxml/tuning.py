@@ -9,9 +9,7 @@ from qmpvcpu.domainxml.domain import DomainVcpus, VcpuSched
 from qmpvcpu.domainxml.editing import Editor
 from qmpvcpu.domainxml.fields import Fields
 from qmpvcpu.domainxml.nodes import Node
-from qmpvcpu.model import VcpuMap
-
-__all__ = ["by_vcpu", "update_tuning"]
+from qmpvcpu.model.vcpumap import VcpuMap
 
 # As libvirt prints them.
 _CHILDREN = (

@@ -13,12 +13,11 @@ from qmpvcpu.domainxml.parsing import parse, parse_with_tree
 from qmpvcpu.domainxml.rows import creation_of, needs_rows, row
 from qmpvcpu.domainxml.tuning import by_vcpu, update_tuning
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.model import Topology, VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 
 if TYPE_CHECKING:
     from lxml import etree
-
-__all__ = ["identify", "update", "update_with"]
 
 # As libvirt prints them.
 _DOMAIN = (

@@ -17,10 +17,10 @@ from qmpvcpu.engine.outstanding import Outstanding
 from qmpvcpu.engine.removal import Removal, State
 from qmpvcpu.engine.work import BY_OTHER, Effect, Look, Send, Stage, Terms, Work, why
 from qmpvcpu.errors import StepDeniedError
-from qmpvcpu.model import Action, Denied, Pending, Plugged, Proof, Refused, Unknown, Unplugged, Verdict, succeeded
-from qmpvcpu.planning import check_plug, check_unplug
-
-__all__ = ["Batch"]
+from qmpvcpu.model.report import succeeded
+from qmpvcpu.model.transition import Action
+from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Proof, Refused, Unknown, Unplugged, Verdict
+from qmpvcpu.planning.checks import check_plug, check_unplug
 
 
 class Batch:

@@ -19,29 +19,23 @@ from qmpvcpu import qapi
 from qmpvcpu.engine.ledger import Ledger, Read
 from qmpvcpu.engine.removal import Evidence, Removal, State
 from qmpvcpu.errors import MalformedReplyError
-from qmpvcpu.model import (
+from qmpvcpu.events import (
     InstanceChanged,
-    Layout,
     LayoutChanged,
     MigrationChanged,
     Origin,
-    OstAnswer,
-    OstStatus,
     Reconnected,
-    Rejected,
-    Slot,
-    ThreadReading,
     UnplugPending,
     VmReset,
     VmResumed,
-    VmStatus,
     VmStopped,
-    creation_order,
-    runs_single_threaded,
 )
-from qmpvcpu.planning import Situation
-
-__all__ = ["Engine"]
+from qmpvcpu.model.layout import Layout, Slot
+from qmpvcpu.model.numbering import ThreadReading, creation_order, runs_single_threaded
+from qmpvcpu.model.ost import OstAnswer, OstStatus
+from qmpvcpu.model.verdicts import Rejected
+from qmpvcpu.model.vm import VmStatus
+from qmpvcpu.planning.checks import Situation
 
 
 class Engine(Ledger):

@@ -4,19 +4,16 @@ import enum
 
 from qmpvcpu.engine.removal import Evidence, Removal, State
 from qmpvcpu.engine.slots import SlotTable
-from qmpvcpu.model import (
+from qmpvcpu.events import (
     Event,
-    Layout,
     Origin,
-    Slot,
     UnplugAcknowledged,
     UnplugRefused,
     UnplugRequested,
     VcpuPlugged,
     VcpuUnplugged,
 )
-
-__all__ = ["Ledger", "Read"]
+from qmpvcpu.model.layout import Layout, Slot
 
 
 class Read(enum.IntEnum):

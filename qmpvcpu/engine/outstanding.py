@@ -4,9 +4,8 @@ from collections import deque
 
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.work import Stage, Work
-from qmpvcpu.model import Action, Pending
-
-__all__ = ["Outstanding"]
+from qmpvcpu.model.transition import Action
+from qmpvcpu.model.verdicts import Pending
 
 
 class Outstanding:

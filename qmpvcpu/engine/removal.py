@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from qmpvcpu.model import Origin, Rejected, VcpuMap
-
-__all__ = ["TRANSITIONS", "Evidence", "IllegalEvidenceError", "Removal", "State"]
+from qmpvcpu.events import Origin
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Rejected
 
 
 class State(enum.Enum):

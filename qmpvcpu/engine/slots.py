@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable
 
-from qmpvcpu.model import Layout, Slot
-
-__all__ = ["SlotTable"]
+from qmpvcpu.model.layout import Layout, Slot
 
 
 class SlotTable:

@@ -35,24 +35,11 @@ from qmpvcpu.engine.batch import Batch
 from qmpvcpu.engine.engine import Engine
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.work import BY_OTHER, Effect, LastLook, Save, Stage, Terms, Work, report_on
-from qmpvcpu.model import (
-    Action,
-    Direction,
-    Intent,
-    OnFailure,
-    Plugged,
-    Step,
-    StepReport,
-    TransitionOutcome,
-    TransitionReport,
-    Unknown,
-    Unplugged,
-    VcpuMap,
-    succeeded,
-)
-from qmpvcpu.planning import Plan
-
-__all__ = ["Phase", "Transition"]
+from qmpvcpu.model.report import StepReport, TransitionOutcome, TransitionReport, succeeded
+from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Plugged, Unknown, Unplugged
+from qmpvcpu.planning.plan import Plan
 
 _CANCELLED = "stopped by its caller"
 _MOST_LOOKS = 8  # where others go on changing the VM there is no last one

@@ -5,22 +5,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from qmpvcpu.engine.removal import Removal
-from qmpvcpu.model import (
-    Action,
-    Denied,
-    Intent,
-    OnFailure,
-    Pending,
-    Proof,
-    Refused,
-    Rejected,
-    Step,
-    StepReport,
-    Unknown,
-    Verdict,
-)
-
-__all__ = ["BY_OTHER", "Effect", "LastLook", "Look", "Save", "Send", "Stage", "Terms", "Work", "report_on", "why"]
+from qmpvcpu.model.report import StepReport
+from qmpvcpu.model.transition import Action, Intent, OnFailure, Step
+from qmpvcpu.model.verdicts import Denied, Pending, Proof, Refused, Rejected, Unknown, Verdict
 
 BY_OTHER = "changed by other"
 

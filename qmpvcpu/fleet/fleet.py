@@ -9,17 +9,20 @@ from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypedDict, TypeVar, Unpack
 
-from qmpvcpu.controller import VcpuController, attach
-from qmpvcpu.controller.wholemaps import Wish
 from qmpvcpu.errors import InvalidMapError, MonitorConnectError, MonitorLostError, SameVmError, printable
 from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.fleet.results import Places, Results, VmResult
 from qmpvcpu.fleet.scan import find_sockets, socket_id
 from qmpvcpu.given import at_least, checked, options
-from qmpvcpu.model import Affect, Layout, OnFailure, Proof, TransitionReport, VcpuMap
-from qmpvcpu.monitor.address import Address
-
-__all__ = ["Fleet", "Rescan", "Terms"]
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.report import TransitionReport
+from qmpvcpu.model.transition import Affect, OnFailure
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Proof
+from qmpvcpu.qmp.address import Address
+from qmpvcpu.vm.attaching import attach
+from qmpvcpu.vm.controller import VcpuController
+from qmpvcpu.vm.wholemaps import Wish
 
 _T = TypeVar("_T")
 _Location = str | os.PathLike[str] | tuple[str, int]

@@ -6,10 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, Self
 
-from qmpvcpu.controller import EventStream
-from qmpvcpu.model import Event
-
-__all__ = ["FleetEvents", "VmEvent"]
+from qmpvcpu.events import Event
+from qmpvcpu.vm.stream import EventStream
 
 # A subscriber with a backlog takes so many events before it lets the loop read new ones.
 _AT_A_TIME: Final = 64

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Self, TypeVar, cast
 
 from qmpvcpu.errors import QmpVcpuError
-from qmpvcpu.model import Layout, TransitionError, TransitionReport, Verdict, verdict_of
-
-__all__ = ["Places", "Results", "VmResult"]
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.report import TransitionError, TransitionReport
+from qmpvcpu.model.verdicts import Verdict, verdict_of
 
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)

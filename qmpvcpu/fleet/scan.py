@@ -6,8 +6,6 @@ from pathlib import Path
 
 from qmpvcpu.errors import SocketDirectoryError
 
-__all__ = ["SocketId", "find_sockets", "socket_id"]
-
 # Device and inode: the same, whatever path leads there.
 SocketId = tuple[int, int]
 

@@ -12,8 +12,6 @@ from qmpvcpu.model.shapes import is_cpu_type, is_qom_path, is_uuid, is_word
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology, VmInfo
 
-__all__ = ["layout_as_json", "layout_from_json"]
-
 _MOST_VCPUS: Final = 16384
 
 

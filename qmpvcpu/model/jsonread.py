@@ -11,20 +11,6 @@ from typing import Any, Final, TypeGuard, TypeVar
 from qmpvcpu.errors import shorten
 from qmpvcpu.model.vcpumap import VcpuMap
 
-__all__ = [
-    "flag",
-    "number",
-    "one_of",
-    "optional",
-    "rows",
-    "shaped",
-    "take",
-    "text",
-    "unlike",
-    "vcpu_map",
-    "whole_number",
-]
-
 _T = TypeVar("_T")
 
 _MAX_QUOTE: Final = 60

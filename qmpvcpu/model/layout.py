@@ -14,8 +14,6 @@ from qmpvcpu.model.shapes import KNOWN_PLACES, PERIPHERAL, cpu_model_of, is_plac
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmInfo
 
-__all__ = ["CpuProps", "Layout", "Slot", "Vcpu"]
-
 _PERIPHERALS = "/machine/peripheral"  # those without an id too, in /machine/peripheral-anon
 _MOST_PLACE = 2**31 - 1  # QEMU's properties have 32 bits
 _MOST_QUOTED = 60

@@ -7,8 +7,6 @@ Source: ACPI 6.5, section 6.3.5 "_OST (OSPM Status Indication)"; the sources and
 import enum
 from dataclasses import dataclass
 
-__all__ = ["OstAnswer", "OstStatus"]
-
 _INSERTION_SOURCES = frozenset({0x1, 0x200})  # device check; insertion processing
 _EJECTION_SOURCES = frozenset({0x3, 0x103})  # eject request; ejection processing
 

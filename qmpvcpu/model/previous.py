@@ -6,8 +6,6 @@ from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
 
-__all__ = ["PreviousVcpus"]
-
 
 @dataclass(frozen=True, slots=True)
 class PreviousVcpus:

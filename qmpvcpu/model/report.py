@@ -16,16 +16,6 @@ from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdictjson import verdict_beside, verdict_from_json
 from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict, as_json
 
-__all__ = [
-    "ConfigOutcome",
-    "ConfigReport",
-    "StepReport",
-    "TransitionError",
-    "TransitionOutcome",
-    "TransitionReport",
-    "succeeded",
-]
-
 
 class TransitionOutcome(enum.Enum):
     """How a transition ended.

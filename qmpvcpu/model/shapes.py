@@ -7,19 +7,6 @@ import re
 from functools import lru_cache
 from typing import Final, TypeGuard
 
-__all__ = [
-    "KNOWN_PLACES",
-    "PERIPHERAL",
-    "cpu_model_of",
-    "is_cpu_type",
-    "is_device_id",
-    "is_place",
-    "is_qom_path",
-    "is_same_model",
-    "is_uuid",
-    "is_word",
-]
-
 PERIPHERAL: Final = "/machine/peripheral/"
 """Where QEMU has the devices with an id."""
 

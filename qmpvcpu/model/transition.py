@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from qmpvcpu.model.vcpumap import VcpuMap
 
-__all__ = ["Action", "Affect", "Direction", "Intent", "OnFailure", "Step"]
-
 
 class Action(enum.Enum):
     """What a step does to its slot.

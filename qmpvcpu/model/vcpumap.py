@@ -7,8 +7,6 @@ from typing import Self, SupportsIndex
 
 from qmpvcpu.errors import InvalidMapError, shorten
 
-__all__ = ["VcpuMap"]
-
 # libvirt refuses a cpuset with a bit from here on (VIR_DOMAIN_CPUMASK_LEN), measured with libvirt 9.0.0.
 _MAX_ID = 16383
 # Twice what it takes to name every id one by one; more would only cost time.

@@ -8,8 +8,6 @@ from qmpvcpu.errors import DenialReason
 from qmpvcpu.model.jsonread import flag, number, one_of, optional, take, text, vcpu_map, whole_number
 from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged, Verdict, as_json
 
-__all__ = ["verdict_beside", "verdict_from_json"]
-
 _VERDICTS: Final[Mapping[str, type[Verdict]]] = {
     kind.name: kind for kind in (Plugged, Unplugged, Refused, Pending, Rejected, Denied, Unknown)
 }

@@ -24,20 +24,6 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model.vcpumap import VcpuMap
 
-__all__ = [
-    "Denied",
-    "Pending",
-    "Plugged",
-    "Proof",
-    "Refused",
-    "Rejected",
-    "Unknown",
-    "Unplugged",
-    "Verdict",
-    "as_json",
-    "verdict_of",
-]
-
 
 class Proof(enum.Enum):
     """What a plug waits for.

@@ -10,8 +10,6 @@ from qmpvcpu.model.jsonread import optional, take, text, unlike, vcpu_map
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.vcpumap import VcpuMap
 
-__all__ = ["VmState"]
-
 _SCHEMA: Final = "qmpvcpu-export/1"
 
 

@@ -7,22 +7,9 @@ nothing and changes nothing.
 from typing import Final, NamedTuple
 
 from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
-from qmpvcpu.model import KnownFault, Layout, Slot, VcpuMap, VmStatus, needs_x2apic
-
-__all__ = [
-    "COUNT",
-    "PLUG",
-    "UNPLUG",
-    "Fatal",
-    "Situation",
-    "check_export",
-    "check_keep",
-    "check_plug",
-    "check_unplug",
-    "fatal_plug",
-    "fatal_unplug",
-    "find_slot",
-]
+from qmpvcpu.model.layout import Layout, Slot
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import KnownFault, VmStatus, needs_x2apic
 
 PLUG: Final = "plug"
 UNPLUG: Final = "unplug"

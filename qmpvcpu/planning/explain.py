@@ -5,12 +5,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from qmpvcpu.errors import DenialReason, printable
-from qmpvcpu.model import Action, Denied, Slot, Step, VcpuMap
+from qmpvcpu.model.layout import Slot
+from qmpvcpu.model.transition import Action, Step
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Denied
 
 if TYPE_CHECKING:
     from qmpvcpu.planning.plan import Plan
-
-__all__ = ["explained", "merged", "named"]
 
 # More alike steps in a row than these share a line: so many still show each one's place in the machine.
 _MOST_ALIKE: Final = 4

@@ -9,21 +9,11 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from qmpvcpu.errors import MigrationError, printable
-from qmpvcpu.model import Layout, Slot, VcpuMap, VmState, VmStatus, apic_id
+from qmpvcpu.model.layout import Layout, Slot
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import VmStatus, apic_id
+from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.planning.explain import named
-
-__all__ = [
-    "Difference",
-    "DifferenceKind",
-    "Effect",
-    "TargetMismatchError",
-    "arrived",
-    "changes_since",
-    "compare_arrived",
-    "compare_target",
-    "demand",
-    "never_came",
-]
 
 _APIC_ARCHES = ("i386", "x86_64")
 _LISTENING = ("none", "setup")  # migration statuses of a target that no stream has reached

@@ -11,7 +11,11 @@ from qmpvcpu.errors import (
     UnsupportedMachineError,
     shorten,
 )
-from qmpvcpu.model import Action, Denied, KnownFault, Layout, Slot, Step, VcpuMap
+from qmpvcpu.model.layout import Layout, Slot
+from qmpvcpu.model.transition import Action, Step
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Denied
+from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.planning.checks import (
     COUNT,
     PLUG,
@@ -25,8 +29,6 @@ from qmpvcpu.planning.checks import (
     fatal_unplug,
 )
 from qmpvcpu.planning.explain import explained, merged, named
-
-__all__ = ["Plan", "check_plan", "plan_count", "plan_map", "plan_plugs", "read_wish"]
 
 _MOST_QUOTED = 40
 _OF_THE_MACHINE = (DenialReason.MACHINE_CANNOT_PLUG, DenialReason.MACHINE_CANNOT_UNPLUG)

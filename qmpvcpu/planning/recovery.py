@@ -5,25 +5,12 @@ Only the slots of its steps are touched; what others have changed since stays.
 
 from dataclasses import replace
 
-from qmpvcpu.model import (
-    Action,
-    Direction,
-    Intent,
-    Layout,
-    Pending,
-    Plugged,
-    Step,
-    StepReport,
-    TransitionOutcome,
-    TransitionReport,
-    Unplugged,
-    VcpuMap,
-    Verdict,
-    succeeded,
-)
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.report import StepReport, TransitionOutcome, TransitionReport, succeeded
+from qmpvcpu.model.transition import Action, Direction, Intent, Step
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Pending, Plugged, Unplugged, Verdict
 from qmpvcpu.planning.plan import Plan
-
-__all__ = ["finish_wish", "in_order_of", "observed_report", "revert_wish"]
 
 _NOT_DONE = "not done, as far as a look tells"
 

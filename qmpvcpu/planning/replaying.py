@@ -5,13 +5,13 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from qmpvcpu.errors import Outcome, ReplayMismatchError
-from qmpvcpu.model import Layout, Slot, Topology, VcpuMap
+from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.shapes import is_same_model
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.explain import named
 from qmpvcpu.planning.plan import Plan, plan_plugs
-
-__all__ = ["Wanted", "check_replayed", "plan_replay"]
 
 # Run states in which no guest runs, and one can: QEMU takes device_add in all of them.
 _STOPPED: Final = ("prelaunch", "paused", "inmigrate")

@@ -14,10 +14,3 @@ Beside the record ``NAME``:
 
 A ``DomainConfig`` is any domain document, changed for the next boot under the same lock.
 """
-
-from qmpvcpu.record.config import DomainConfig
-from qmpvcpu.record.files import load, save
-from qmpvcpu.record.instance import instance_of, is_alive, same_instance
-from qmpvcpu.record.record import Record
-
-__all__ = ["DomainConfig", "Record", "instance_of", "is_alive", "load", "same_instance", "save"]

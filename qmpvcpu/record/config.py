@@ -14,11 +14,9 @@ from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, start
 from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, RecordError, RuleStage
 from qmpvcpu.given import checked
-from qmpvcpu.model import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.files import read_file, see_through
 from qmpvcpu.record.kept import KeptFile
-
-__all__ = ["DomainConfig"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,6 @@ from qmpvcpu.domainxml.updating import identify
 from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError, shorten
 from qmpvcpu.record.kept import KeptFile
 
-__all__ = ["Document"]
-
 # Somebody who writes at each of so many looks does not stop.
 _MOST_TRIES = 5
 _MOST_TOLD = 400

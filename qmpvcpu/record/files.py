@@ -18,8 +18,6 @@ import aiofiles.os
 
 from qmpvcpu.errors import Outcome, RecordCorruptError, RecordError
 
-__all__ = ["Place", "Replacement", "close", "load", "read_file", "save", "see_through", "told_as_record_error"]
-
 _T = TypeVar("_T")
 
 # 4096 vCPUs, the most that QEMU 11.1 takes, are a document of 300 KB.

@@ -7,8 +7,6 @@ from typing import Final
 
 from qmpvcpu.domainxml import Instance
 
-__all__ = ["instance_of", "is_alive", "same_instance"]
-
 # States of a thread that runs no more.
 _GONE: Final = ("Z", "X", "x")
 

@@ -10,8 +10,6 @@ from qmpvcpu.errors import RecordLockedError
 from qmpvcpu.record.files import Place, close, told_as_record_error
 from qmpvcpu.record.lock import Lock
 
-__all__ = ["KeptFile"]
-
 
 class KeptFile:
     """The file at *path*, locked against other keepers until ``release``; what killed writers left is removed.

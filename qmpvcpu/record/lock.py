@@ -10,8 +10,6 @@ from pathlib import Path
 from qmpvcpu.errors import RecordError, RecordLockedError
 from qmpvcpu.record.files import Place, told_as_record_error
 
-__all__ = ["Lock"]
-
 
 class Lock:
     """The keeping of the file at *place*, held from its making to ``release``.

@@ -7,8 +7,6 @@ from qmpvcpu.domainxml import Identity, Instance, Metadata
 from qmpvcpu.errors import RecordError
 from qmpvcpu.record.instance import is_alive, same_instance
 
-__all__ = ["Claim", "refuse_other", "refuse_other_document"]
-
 # A hostile document's names can be as long as it is.
 _MOST_TOLD = 400
 _SAY_SO = "Start QEMU with -uuid or -name, or say who it is: attach(name=...)"

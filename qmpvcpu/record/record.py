@@ -14,14 +14,15 @@ from qmpvcpu.domainxml import DomainVcpus, Identity, Instance, Metadata, parse, 
 from qmpvcpu.domainxml.cpumodel import cpu_differs
 from qmpvcpu.domainxml.updating import identify
 from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError
-from qmpvcpu.model import Intent, Layout, PreviousVcpus, VcpuMap
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.previous import PreviousVcpus
+from qmpvcpu.model.transition import Intent
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.document import Document
 from qmpvcpu.record.files import read_file, see_through
 from qmpvcpu.record.instance import same_instance
 from qmpvcpu.record.kept import KeptFile
 from qmpvcpu.record.owner import Claim, refuse_other, refuse_other_document
-
-__all__ = ["Record"]
 
 # A hostile document's names can be as long as it is.
 _MOST_TOLD = 400

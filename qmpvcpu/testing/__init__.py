@@ -47,7 +47,27 @@ __all__ = [
     "rom_image",
 ]
 
+_HOMES = {
+    "LinuxGuest": "qmpvcpu.testing.linuxguest",
+    "LinuxVm": "qmpvcpu.testing.vms",
+    "LinuxVmFactory": "qmpvcpu.testing.vms",
+    "MicroGuest": "qmpvcpu.testing.microguest",
+    "Personality": "qmpvcpu.testing.rom",
+    "QemuNotFoundError": "qmpvcpu.testing.qemu",
+    "QemuProcess": "qmpvcpu.testing.qemu",
+    "QemuProcessError": "qmpvcpu.testing.qemu",
+    "QemuStartError": "qmpvcpu.testing.qemu",
+    "QemuVm": "qmpvcpu.testing.vms",
+    "QemuVmFactory": "qmpvcpu.testing.vms",
+    "QmpMessage": "qmpvcpu.testing.transcript",
+    "Removal": "qmpvcpu.testing.rom",
+    "ScriptedPeer": "qmpvcpu.testing.peer",
+    "UNTIL_TOLD": "qmpvcpu.testing.rom",
+    "best_qemu": "qmpvcpu.testing.qemu",
+    "find_qemus": "qmpvcpu.testing.qemu",
+    "probe_accelerator": "qmpvcpu.testing.qemu",
+    "rom_image": "qmpvcpu.testing.rom",
+}
+
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazily(
-        __name__, __all__, ("rom", "transcript", "qemu", "microguest", "linuxguest", "vms", "peer")
-    )
+    __getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
-__all__ = ["HANG", "Answer", "Command", "Failure", "Hang", "Line"]
-
 
 class _Connection(Protocol):
     """The connection that a command came on."""

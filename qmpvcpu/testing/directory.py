@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["sweep", "vm_directory"]
-
 _PREFIX = "qmpvcpu-"
 _LOCK = "in-use"
 

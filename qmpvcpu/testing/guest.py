@@ -7,8 +7,6 @@ from typing import Self
 
 from qmpvcpu.testing.qemu import Accelerator, QemuProcess
 
-__all__ = ["GuestVm"]
-
 
 class GuestVm(ABC):
     """A QEMU with a guest in it; base of the kit's guests.

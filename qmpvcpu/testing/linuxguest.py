@@ -10,11 +10,9 @@ from typing import Self
 
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.given import checked
-from qmpvcpu.model import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.testing.guest import GuestVm
 from qmpvcpu.testing.qemu import Accelerator, QemuProcess, QemuProcessError, QemuStartError, _cache, best_qemu
-
-__all__ = ["LinuxGuest", "LinuxGuestMissingError", "find_images"]
 
 _LOGGER = logging.getLogger(__name__)
 _KERNEL_TIMEOUT = 2.0  # s: under a KVM that runs operating systems the kernel prints within 0.5

@@ -21,8 +21,6 @@ from qmpvcpu.testing.qemu import (
 )
 from qmpvcpu.testing.rom import RULE_SIZE, Personality, pack_rules, rom_image
 
-__all__ = ["MicroGuest"]
-
 _LOGGER = logging.getLogger(__name__)
 _KVM_TIMEOUT = 3.0  # s: the guest is ready in 0.1; where KVM cannot run it, nothing more comes
 _TIMEOUT = 10.0

@@ -26,11 +26,9 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from qmpvcpu.given import checked
-from qmpvcpu.testing.dialogue import HANG, Answer, Command, Failure, Hang, Line
+from qmpvcpu.testing.dialogue import HANG, Answer, Command, Failure, Line
 from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.replay import Replay
-
-__all__ = ["GREETING", "HANG", "Answer", "Command", "Failure", "Hang", "Line", "ScriptedPeer"]
 
 _KEPT_MESSAGES: Final = 1000
 _KEPT_OF_EACH: Final = 10_000  # bytes

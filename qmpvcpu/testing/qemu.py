@@ -20,19 +20,6 @@ from qmpvcpu.given import checked
 from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.rom import rom_image
 
-__all__ = [
-    "Accelerator",
-    "QemuNotFoundError",
-    "QemuProcess",
-    "QemuProcessError",
-    "QemuStartError",
-    "Serial",
-    "best_qemu",
-    "find_qemus",
-    "probe_accelerator",
-    "qemu_version",
-]
-
 _LOGGER = logging.getLogger(__name__)
 _BINARY = "qemu-system-x86_64"
 

@@ -5,8 +5,6 @@ from typing import Any, Final
 
 from qmpvcpu.testing.dialogue import Answer, Command, Failure
 
-__all__ = ["Replay"]
-
 _QUERIES: Final = ("query-", "qom-get", "qom-list", "device-list-properties")
 
 

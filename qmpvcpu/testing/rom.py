@@ -12,8 +12,6 @@ from typing import Self
 
 from qmpvcpu.given import checked, options
 
-__all__ = ["MAX_RULES", "RULE_SIZE", "UNTIL_TOLD", "Personality", "Removal", "pack_rules", "rom_image"]
-
 UNTIL_TOLD = 0xFFFF
 """A delay that ends only when the guest is given other personalities."""
 

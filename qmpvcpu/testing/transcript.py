@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-__all__ = ["TRACE_ARGUMENTS", "TRACE_FILE", "QmpMessage", "read_transcript"]
-
 TRACE_FILE: Final = "qmp.log"
 TRACE_ARGUMENTS: Final = (
     *("-msg", "timestamp=on"),

@@ -5,15 +5,13 @@ from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from qmpvcpu.model import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.testing.guest import GuestVm
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.qemu import Accelerator
 from qmpvcpu.testing.rom import Personality
 from qmpvcpu.testing.transcript import TRACE_FILE, QmpMessage, read_transcript
-
-__all__ = ["LinuxVm", "LinuxVmFactory", "QemuVm", "QemuVmFactory", "Vm"]
 
 _G = TypeVar("_G", bound=GuestVm)
 _T = TypeVar("_T")

@@ -11,7 +11,9 @@ from pathlib import Path
 from qemu.qmp import QMPClient
 
 import qmpvcpu
+from qmpvcpu.events import VmStopped
 from qmpvcpu.testing import MicroGuest
+from qmpvcpu.vm.stream import EventStream
 from tests.bench.libvirtd import VCPU_STATS, peer, run_domain
 from tests.bench.raw import ALL_QUERIES, Raw
 from tests.bench.row import LIBVIRT, OURS, RAW, Goal, Row, Samples
@@ -170,8 +172,8 @@ async def _our_round(samples: Samples, guests: Sequence[MicroGuest]) -> None:
     await asyncio.gather(*(vm.close() for vm in vms))
 
 
-async def _stopped(stream: qmpvcpu.EventStream) -> None:
-    while not isinstance(await anext(stream), qmpvcpu.VmStopped):
+async def _stopped(stream: EventStream) -> None:
+    while not isinstance(await anext(stream), VmStopped):
         pass
 
 

@@ -9,8 +9,10 @@ from typing import Any
 from qmpvcpu import Layout, VcpuMap, qapi
 from qmpvcpu.domainxml import render
 from qmpvcpu.engine.slots import SlotTable
-from qmpvcpu.model import Topology, VmInfo, VmStatus, build_slots, creation_order
-from qmpvcpu.planning import Situation, plan_map
+from qmpvcpu.model.numbering import build_slots, creation_order
+from qmpvcpu.model.vm import Topology, VmInfo, VmStatus
+from qmpvcpu.planning.checks import Situation
+from qmpvcpu.planning.plan import plan_map
 from tests.bench.row import Goal, Row, Samples
 from tests.bench.setting import Setting
 

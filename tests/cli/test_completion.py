@@ -9,7 +9,7 @@ import pytest
 
 from qmpvcpu import Layout, Slot
 from qmpvcpu.cli.completing import words
-from qmpvcpu.model import VmInfo
+from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.testing import MicroGuest
 from tests.cli.running import environment, program_on_terminal, run
 from tests.hostile import slots, small_vm

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu import Layout, Slot, VmState
+from qmpvcpu import Layout, Slot
 from qmpvcpu.cli import main
 from qmpvcpu.cli.app import program
-from qmpvcpu.model import CpuProps, VmInfo
+from qmpvcpu.model.layout import CpuProps
+from qmpvcpu.model.vm import VmInfo
+from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.testing import MicroGuest
 from tests.cli.running import environment, on_terminal, run
 

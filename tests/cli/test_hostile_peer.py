@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qmpvcpu import Layout, Slot, VmState
-from qmpvcpu.model import CpuProps, VmInfo
+from qmpvcpu import Layout, Slot
+from qmpvcpu.model.layout import CpuProps
+from qmpvcpu.model.vm import VmInfo
+from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.testing import ScriptedPeer
 from tests.cli.running import on_terminal, run, running, said
 from tests.hostile import HOSTILE, hostile_vm, impossible_vms, small_vm

@@ -9,17 +9,12 @@ from qmpvcpu import OnFailure
 from qmpvcpu.cli import main
 from qmpvcpu.cli.options import Options
 from qmpvcpu.cli.run import Shell, failure
-from qmpvcpu.model import (
-    Action,
-    Layout,
-    StepReport,
-    TransitionError,
-    TransitionOutcome,
-    TransitionReport,
-    Unknown,
-    VcpuMap,
-    VmInfo,
-)
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.report import StepReport, TransitionError, TransitionOutcome, TransitionReport
+from qmpvcpu.model.transition import Action
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Unknown
+from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.cli.running import Ran, run, running, said
 from tests.controller.vms import exchange
@@ -203,7 +198,7 @@ async def test_a_second_signal_does_not_wait_for_a_qemu_that_is_silent(story: Mi
 
 async def test_a_signal_before_it_has_begun_sends_nothing(story: MicroGuest) -> None:
     waits = (
-        "import asyncio\nfrom qmpvcpu.controller.session import Session\n"
+        "import asyncio\nfrom qmpvcpu.vm.session import Session\n"
         "async def wait(self):\n    print('now', file=sys.stderr)\n    await asyncio.sleep(60)\n"
         "Session.know_status = wait"
     )

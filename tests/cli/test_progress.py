@@ -4,8 +4,7 @@ import pytest
 
 from qmpvcpu.cli.progress import sentence
 from qmpvcpu.cli.tally import Tally
-from qmpvcpu.model import (
-    Action,
+from qmpvcpu.events import (
     Disconnected,
     Event,
     InstanceChanged,
@@ -13,18 +12,18 @@ from qmpvcpu.model import (
     MigrationChanged,
     Origin,
     Reconnected,
-    Step,
     UnplugAcknowledged,
     UnplugPending,
     UnplugRefused,
     UnplugRequested,
-    VcpuMap,
     VcpuPlugged,
     VcpuUnplugged,
     VmReset,
     VmResumed,
     VmStopped,
 )
+from qmpvcpu.model.transition import Action, Step
+from qmpvcpu.model.vcpumap import VcpuMap
 
 STEPS = (
     Step(Action.PLUG, VcpuMap([2])),

@@ -8,13 +8,14 @@ import pytest
 import qmpvcpu
 from qmpvcpu.cli.quick import address_of
 from qmpvcpu.testing import MicroGuest, Personality
-from qmpvcpu.testing.peer import HANG, ScriptedPeer
+from qmpvcpu.testing.dialogue import HANG
+from qmpvcpu.testing.peer import ScriptedPeer
 
 from .running import environment, run, running
 
 LONG_WAY = ("--timeout", "7")  # an option that the quick way leaves to the other
 # What only people need, and what only those need who stay attached.
-OTHERS = ("typer", "rich", "lxml", "aiofiles", "pathlib", "qmpvcpu.controller", "qmpvcpu.engine", "qmpvcpu.planning")
+OTHERS = ("typer", "rich", "lxml", "aiofiles", "pathlib", "qmpvcpu.vm", "qmpvcpu.engine", "qmpvcpu.planning")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from jsonschema import Draft202012Validator
 
 import qmpvcpu
 from qmpvcpu.errors import DenialReason
-from qmpvcpu.model import Event, KnownFault
-from qmpvcpu.planning import DifferenceKind, Effect
+from qmpvcpu.events import Event
+from qmpvcpu.model.vm import KnownFault
+from qmpvcpu.planning.migrating import DifferenceKind, Effect
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.cli.running import run, said
 from tests.cli.schema import SCHEMA, errors_in

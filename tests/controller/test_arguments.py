@@ -11,9 +11,9 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import InvalidMapError, Pending, VcpuController
-from qmpvcpu.controller.migration import confirm_target
-from qmpvcpu.reading import look
+from qmpvcpu.qmp.queries import look
 from qmpvcpu.testing import MicroGuest, Personality, ScriptedPeer
+from qmpvcpu.vm.migration import confirm_target
 from tests.controller.vms import exchange
 
 pytestmark = pytest.mark.qemu

@@ -13,17 +13,17 @@ import pytest
 import qmpvcpu
 from qmpvcpu import (
     MalformedReplyError,
-    MigrationChanged,
     MonitorLostError,
-    Reconnected,
     TransitionError,
     UnplugPendingError,
     UnplugRefusedError,
     VcpuMap,
 )
-from qmpvcpu.controller.inbox import Inbox
-from qmpvcpu.engine import Read
-from qmpvcpu.testing.peer import GREETING, Command, Failure, ScriptedPeer
+from qmpvcpu.engine.ledger import Read
+from qmpvcpu.events import MigrationChanged, Reconnected
+from qmpvcpu.testing.dialogue import Command, Failure
+from qmpvcpu.testing.peer import GREETING, ScriptedPeer
+from qmpvcpu.vm.inbox import Inbox
 from tests.captures import all_captures
 from tests.controller.test_scripted import capture_answers, ost, recorded
 from tests.controller.vms import until
@@ -52,7 +52,7 @@ async def nothing_is_left_behind() -> AsyncIterator[None]:
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """What the controller logged, from WARNING on."""
-    caplog.set_level(logging.INFO, "qmpvcpu.controller")
+    caplog.set_level(logging.INFO, "qmpvcpu.vm")
 
     def warnings() -> list[str]:
         return [

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 import qmpvcpu
-from qmpvcpu import MonitorLostError, OnFailure, QmpVcpuError, VcpuController, VcpuMap, VcpuUnplugged
+from qmpvcpu import MonitorLostError, OnFailure, QmpVcpuError, VcpuController, VcpuMap
+from qmpvcpu.events import VcpuUnplugged
 from qmpvcpu.testing.directory import vm_directory
 from tests.controller.fuzz_peer import BOOT, KEPT, NEVER, SLOTS, HostilePeer
 from tests.peer.conftest import sockets

@@ -10,9 +10,10 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.errors import CommandRejectedError, MonitorConnectError, QmpVcpuError
-from qmpvcpu.model import Disconnected, MigrationChanged
+from qmpvcpu.events import Disconnected, MigrationChanged
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.testing.peer import HANG, ScriptedPeer
+from qmpvcpu.testing.dialogue import HANG
+from qmpvcpu.testing.peer import ScriptedPeer
 from tests.hostile import HOSTILE, hostile_vm, impossible_vms
 
 _AS_LINES = logging.Formatter("%(vm)s %(message)s")
@@ -34,9 +35,9 @@ def warning() -> Iterator[asyncio.Event]:
             came.set()
 
     handler = Setting(logging.WARNING)
-    logging.getLogger("qmpvcpu.controller").addHandler(handler)
+    logging.getLogger("qmpvcpu.vm").addHandler(handler)
     yield came
-    logging.getLogger("qmpvcpu.controller").removeHandler(handler)
+    logging.getLogger("qmpvcpu.vm").removeHandler(handler)
 
 
 async def test_a_log_has_a_line_a_record_whatever_a_peer_calls_itself(

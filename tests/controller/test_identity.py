@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import qmpvcpu
-from qmpvcpu import InstanceChanged, MonitorLostError, Reconnected, RecordError, VcpuMap
+from qmpvcpu import MonitorLostError, RecordError, VcpuMap
 from qmpvcpu.domainxml import domain_from, render, update
+from qmpvcpu.events import InstanceChanged, Reconnected
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.controller.vms import other_client, until
 

@@ -22,12 +22,10 @@ from qmpvcpu import (
     TransitionOutcome,
     TransitionReport,
     Unplugged,
-    UnplugPending,
-    UnplugRequested,
     VcpuController,
     VcpuMap,
-    VcpuUnplugged,
 )
+from qmpvcpu.events import UnplugPending, UnplugRequested, VcpuUnplugged
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.controller.vms import exchange, other_client, present, running, until
 from tests.substrates import Substrate, substrates

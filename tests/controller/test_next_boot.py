@@ -14,7 +14,6 @@ import qmpvcpu
 from qmpvcpu import (
     Affect,
     ConfigDeniedError,
-    ConfigOutcome,
     DenialReason,
     DomainConfig,
     MonitorLostError,
@@ -30,6 +29,7 @@ from qmpvcpu import (
     UnplugRefusedError,
 )
 from qmpvcpu.domainxml import read_identity
+from qmpvcpu.model.report import ConfigOutcome
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.controller.vms import exchange
 from tests.domainxml.domains import document, domain_of_rows, said

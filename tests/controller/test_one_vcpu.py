@@ -8,25 +8,27 @@ import qmpvcpu
 from qmpvcpu import (
     CommandRejectedError,
     DenialReason,
-    Origin,
     Pending,
     PlugUnprovenError,
     Proof,
     Refused,
     StepDeniedError,
     TransitionError,
-    UnplugAcknowledged,
     Unplugged,
-    UnplugPending,
     UnplugPendingError,
-    UnplugRefused,
     UnplugRefusedError,
-    UnplugRequested,
     VcpuMap,
+    WaitTimeoutError,
+)
+from qmpvcpu.events import (
+    Origin,
+    UnplugAcknowledged,
+    UnplugPending,
+    UnplugRefused,
+    UnplugRequested,
     VcpuPlugged,
     VcpuUnplugged,
     VmReset,
-    WaitTimeoutError,
 )
 from qmpvcpu.testing import UNTIL_TOLD, MicroGuest, Personality
 from tests.controller.vms import exchange, other_client, present, running, until

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import qmpvcpu
-from qmpvcpu import InstanceChanged, OnFailure, RecordError, TransitionError, TransitionOutcome, VcpuMap
+from qmpvcpu import OnFailure, RecordError, TransitionError, TransitionOutcome, VcpuMap
+from qmpvcpu.events import Disconnected, InstanceChanged
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.controller.vms import exchange, until
 
@@ -146,7 +147,7 @@ async def test_the_record_is_free_once_the_connection_is_given_up(tmp_path: Path
         vm = await qmpvcpu.attach(guest.qmp, name="web", record=record)
         events = vm.events()
         guest.process.kill()
-        await until(events, qmpvcpu.Disconnected)
+        await until(events, Disconnected)
     async with MicroGuest() as other:
         while True:
             try:

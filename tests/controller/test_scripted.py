@@ -17,18 +17,17 @@ from qmpvcpu import (
     MonitorConnectError,
     MonitorTimeoutError,
     OnFailure,
-    Origin,
     OutcomeUnknownError,
     Pending,
-    PlugUndoneError,
     StepDeniedError,
     TransitionError,
     UnplugRefusedError,
-    UnsupportedMachineError,
     VcpuController,
-    VcpuUnplugged,
 )
-from qmpvcpu.testing.peer import HANG, Command, Failure, ScriptedPeer
+from qmpvcpu.errors import PlugUndoneError, UnsupportedMachineError
+from qmpvcpu.events import Disconnected, Origin, VcpuUnplugged
+from qmpvcpu.testing.dialogue import HANG, Command, Failure
+from qmpvcpu.testing.peer import ScriptedPeer
 from tests.captures import Capture, all_captures
 from tests.controller.vms import until
 
@@ -239,8 +238,8 @@ async def test_a_line_of_20_megabytes_ends_the_session_with_its_reason() -> None
         stream = vm.events()
         with contextlib.suppress(ConnectionError):  # we hang up before its end
             await peer.send(b'{"event": "' + b"x" * 20_000_000 + b'"}\n')
-        lost = (await until(stream, qmpvcpu.Disconnected))[-1]
-        assert isinstance(lost, qmpvcpu.Disconnected)
+        lost = (await until(stream, Disconnected))[-1]
+        assert isinstance(lost, Disconnected)
         assert "10" in lost.why  # the limit, in bytes
         with pytest.raises(qmpvcpu.MonitorLostError):
             await vm.plug(7)

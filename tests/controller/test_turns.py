@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from qmpvcpu.controller.turns import Turn, Turns
+from qmpvcpu.vm.turns import Turn, Turns
 
 
 class Course:

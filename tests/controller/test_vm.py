@@ -18,30 +18,24 @@ import qmpvcpu
 from qmpvcpu import (
     CommandRejectedError,
     DenialReason,
-    Disconnected,
-    KnownFault,
-    LayoutChanged,
     MonitorConnectError,
     MonitorLostError,
-    Origin,
     OutcomeUnknownError,
     RecordError,
     StepDeniedError,
     Unplugged,
-    UnsupportedMachineError,
     VcpuController,
     VcpuMap,
-    VcpuPlugged,
-    VcpuUnplugged,
-    VmResumed,
-    VmStopped,
     WaitTimeoutError,
     domainxml,
 )
-from qmpvcpu.controller import EventStream
-from qmpvcpu.engine import Removal
+from qmpvcpu.engine.removal import Removal
+from qmpvcpu.errors import UnsupportedMachineError
+from qmpvcpu.events import Disconnected, LayoutChanged, Origin, VcpuPlugged, VcpuUnplugged, VmResumed, VmStopped
+from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.qapi import RunEvent
 from qmpvcpu.testing import MicroGuest, Personality, QemuProcess
+from qmpvcpu.vm.stream import EventStream
 from tests.controller.vms import exchange, other_client, running, until
 from tests.substrates import Substrate, substrates
 
@@ -607,7 +601,7 @@ async def test_what_is_done_and_cannot_be_recorded_is_an_error_that_says_so(
             "unplug": lambda: vm.unplug(2),
             "set_map": lambda: vm.set_map("0,5"),
         }
-        logger = logging.getLogger("qmpvcpu.monitor")
+        logger = logging.getLogger("qmpvcpu.qmp")
         logger.setLevel(logging.DEBUG)
         logger.addFilter(lose_the_folder)
         try:

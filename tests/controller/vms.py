@@ -8,9 +8,11 @@ from typing import Any
 from qemu.qmp import QMPClient
 
 import qmpvcpu
-from qmpvcpu import Event, EventStream, VcpuController
+from qmpvcpu import VcpuController
+from qmpvcpu.events import Event
 from qmpvcpu.testing import MicroGuest
 from qmpvcpu.testing.guest import GuestVm
+from qmpvcpu.vm.stream import EventStream
 from tests.substrates import Substrate
 
 
@@ -60,7 +62,7 @@ class Exchange(logging.Handler):
 def exchange() -> Iterator[list[str]]:
     """The names of the commands that are sent inside."""
     handler = Exchange()
-    logger = logging.getLogger("qmpvcpu.monitor")
+    logger = logging.getLogger("qmpvcpu.qmp")
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)

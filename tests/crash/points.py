@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu.engine import Batch, Removal, Work
+from qmpvcpu.engine.batch import Batch
+from qmpvcpu.engine.removal import Removal
+from qmpvcpu.engine.work import Work
 from qmpvcpu.errors import CommandRejectedError
-from qmpvcpu.model import Direction, Intent, Verdict
-from qmpvcpu.monitor import Monitor
-from qmpvcpu.monitor.wire import _Client
-from qmpvcpu.record import Record
+from qmpvcpu.model.transition import Direction, Intent
+from qmpvcpu.model.verdicts import Verdict
+from qmpvcpu.qmp.client import _Client
+from qmpvcpu.qmp.monitor import Monitor
+from qmpvcpu.record.record import Record
 
 INTENT_SAVED = "the intent is saved"
 TURN_SAVED = "the turn is saved"

@@ -9,8 +9,8 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import QmpVcpuError, TransitionError, TransitionOutcome, VcpuController
-from qmpvcpu.controller.controller import How
-from qmpvcpu.model import Direction, Intent
+from qmpvcpu.model.transition import Direction, Intent
+from qmpvcpu.vm.controller import How
 from tests.crash.points import INTENT_SAVED, OUTCOME_SAVED, TURN_SAVED
 from tests.crash.stage import START, STORIES, TARGET, Stage, Story, check_record, stage
 from tests.crash.zygote import NAME, Job, Zygote

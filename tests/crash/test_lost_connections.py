@@ -10,10 +10,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import (
-    Disconnected,
-    InstanceChanged,
     MonitorLostError,
-    Reconnected,
     Rejected,
     TransitionError,
     TransitionOutcome,
@@ -21,6 +18,7 @@ from qmpvcpu import (
     Unknown,
     VcpuController,
 )
+from qmpvcpu.events import Disconnected, InstanceChanged, Reconnected
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.controller.vms import until
 from tests.crash.points import Points, acting_at

@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import Self
 
 import qmpvcpu
-import qmpvcpu.controller
-import qmpvcpu.record
+import qmpvcpu.record.record
+import qmpvcpu.vm.attaching
 from qmpvcpu import OnFailure, TransitionError
 from tests.crash.points import Points, watching
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from typing import Any, NamedTuple
 
 from qmpvcpu import OnFailure
-from qmpvcpu.engine import TRANSITIONS, Evidence, State
+from qmpvcpu.engine.removal import TRANSITIONS, Evidence, State
 from tests.docs.blocks import ROOT
 from tests.docs.svg import Drawing
 from tests.engine.story import Story

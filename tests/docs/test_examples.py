@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import qmpvcpu
+from qmpvcpu.errors import TargetLostError
 from qmpvcpu.fleet import Fleet
 from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu
 from tests.docs.blocks import block
@@ -164,7 +165,7 @@ async def test_the_example_of_the_page_on_migration_holds(what: str, capsys: pyt
             return await move_live(source, target)
 
         if target_dies:
-            with pytest.raises(qmpvcpu.TargetLostError):
+            with pytest.raises(TargetLostError):
                 await move(vm, there, migrate, target.process.kill)
             await vm.plug(1)
             return

@@ -12,7 +12,8 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.domainxml import metadata
-from qmpvcpu.model import KnownFault, VmInfo, ost
+from qmpvcpu.model import ost
+from qmpvcpu.model.vm import KnownFault, VmInfo
 from qmpvcpu.testing import MicroGuest
 from tests.docs.blocks import ROOT, block
 
@@ -113,7 +114,7 @@ async def test_events_are_logged_as_data(caplog: pytest.LogCaptureFixture) -> No
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(self.format(record))
 
-    logger, handler = logging.getLogger("qmpvcpu.controller"), Kept()
+    logger, handler = logging.getLogger("qmpvcpu.vm"), Kept()
     before = logger.level
     try:
         module.tell_events(handler)
@@ -125,7 +126,7 @@ async def test_events_are_logged_as_data(caplog: pytest.LogCaptureFixture) -> No
         logger.setLevel(before)
     assert '{"vm": "vm", "text": ' in lines[0]
     assert [line for line in lines if line.endswith('"event": "VcpuUnplugged"}')]
-    assert {record.name for record in caplog.records} == {"qmpvcpu.controller"}
+    assert {record.name for record in caplog.records} == {"qmpvcpu.vm"}
 
 
 def test_every_call_of_libvirts_has_an_answer() -> None:

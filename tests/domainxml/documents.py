@@ -8,7 +8,8 @@ from typing import Any
 from qmpvcpu.domainxml import NAMESPACE, DomainVcpu, DomainVcpus, parse, update
 from qmpvcpu.domainxml.nodes import parse_safely
 from qmpvcpu.domainxml.spans import Span, find_spans
-from qmpvcpu.model import Layout, VmInfo
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.vm import VmInfo
 from tests.domainxml.examples import GOLDEN, layout_of
 from tests.planning.situations import with_slot
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qmpvcpu.domainxml import DomainVcpu, DomainVcpus, NumaCell, validate
 from qmpvcpu.errors import DomainRule
-from qmpvcpu.model import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap
 
 _ORDERED = "abcdefghijklmnopqrstuvwxyz"
 

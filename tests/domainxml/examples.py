@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lxml import etree
 
-from qmpvcpu.model import CpuProps, Layout, Slot, Topology, VmInfo
+from qmpvcpu.model.layout import CpuProps, Layout, Slot
+from qmpvcpu.model.vm import Topology, VmInfo
 from tests.captures import Capture, all_captures
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "domains"

@@ -11,7 +11,8 @@ from qmpvcpu.domainxml import parse
 from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, NumaCell, VcpuSched
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRule, InvalidMapError, Outcome
-from qmpvcpu.model import Topology, VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 from tests.domainxml.domains import broken, document, domain_of_rows, domains, said, started
 
 TABLE: list[tuple[str, Callable[[DomainVcpus], DomainVcpus], str, str]] = [

@@ -7,7 +7,8 @@ import pytest
 from qmpvcpu.domainxml import CpuModel, domain_from, omissions, parse, read_identity, render, update
 from qmpvcpu.errors import DomainRule, DomainRuleError
 from qmpvcpu.launch import arguments
-from qmpvcpu.model import Layout, VmInfo
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.vm import VmInfo
 from tests.domainxml.documents import document
 from tests.domainxml.examples import PSERIES, Q35, captured_layouts, layout_of
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from qmpvcpu.domainxml import CpuModel, DomainVcpu, NumaCell, VcpuSched, parse, validate
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.model import Topology, VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 from tests.domainxml.broken import BROKEN, document, rows
 from tests.domainxml.examples import GOLDEN
 

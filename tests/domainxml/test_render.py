@@ -13,7 +13,9 @@ from lxml import etree
 
 from qmpvcpu.domainxml import Instance, Metadata, omissions, read_identity, render, validate
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.model import Layout, Topology, VcpuMap
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 from tests.domainxml.examples import (
     GOLDEN,
     PSERIES,

@@ -5,7 +5,9 @@ import pytest
 from qmpvcpu.domainxml import Metadata, domain_of, parse, render, start_of
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.launch import arguments
-from qmpvcpu.model import PreviousVcpus, Topology, VcpuMap
+from qmpvcpu.model.previous import PreviousVcpus
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 from tests.domainxml.examples import layout_of
 
 LAYOUT = layout_of(8, [0], boot=1)

@@ -9,7 +9,8 @@ import pytest
 
 from qmpvcpu.domainxml import DomainVcpu, NumaCell, VcpuSched, parse, update
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.model import Topology, VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 from tests.domainxml.documents import SAMPLES, VCPU, changed, document, inserted, states
 
 # --- <vcpu> and <vcpus>

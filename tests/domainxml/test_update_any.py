@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu.domainxml import DomainVcpu, Metadata, parse, update, validate
-from qmpvcpu.model import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap
 from tests.domainxml.documents import assert_says, outside
 
 BLANKS = st.sampled_from(

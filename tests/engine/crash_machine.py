@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from qmpvcpu import OnFailure
-from qmpvcpu.engine import Terms
-from qmpvcpu.model import Action, Direction, Intent, OstStatus
-from qmpvcpu.planning import finish_wish, observed_report, revert_wish
+from qmpvcpu.engine.work import Terms
+from qmpvcpu.model.ost import OstStatus
+from qmpvcpu.model.transition import Action, Direction, Intent
+from qmpvcpu.planning.recovery import finish_wish, observed_report, revert_wish
 from tests.engine.model_qemu import SLOTS, US
 from tests.engine.transition_machine import REPLY_TIMEOUT, TransitionsBesideQemu
 

@@ -12,9 +12,13 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from qmpvcpu import Event, Layout, VcpuUnplugged, qapi
-from qmpvcpu.engine import Engine, Evidence, Read, Removal, State
-from qmpvcpu.model import OstStatus, VmInfo, VmStatus
+from qmpvcpu import Layout, qapi
+from qmpvcpu.engine.engine import Engine
+from qmpvcpu.engine.ledger import Read
+from qmpvcpu.engine.removal import Evidence, Removal, State
+from qmpvcpu.events import Event, VcpuUnplugged
+from qmpvcpu.model.ost import OstStatus
+from qmpvcpu.model.vm import VmInfo, VmStatus
 from tests.engine.model_qemu import OTHER, SLOTS, US, Deletions, ModelQemu, Reply
 
 __all__ = ["Command", "EngineBesideQemu"]

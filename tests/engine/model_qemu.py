@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qmpvcpu import qapi
-from qmpvcpu.model import CpuProps, OstAnswer, Slot, ThreadReading
+from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.numbering import ThreadReading
+from qmpvcpu.model.ost import OstAnswer
 
 __all__ = ["BOOT", "OTHER", "SLOTS", "US", "Deletions", "ModelQemu", "Reply"]
 

@@ -4,35 +4,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from qmpvcpu import Layout, OnFailure, Plugged, TransitionReport, VcpuMap, qapi
-from qmpvcpu.engine import (
-    Effect,
-    Engine,
-    Evidence,
-    LastLook,
-    Look,
-    Phase,
-    Removal,
-    Save,
-    Send,
-    Terms,
-    Transition,
-    Work,
-)
-from qmpvcpu.model import (
-    CpuProps,
-    Direction,
-    Intent,
-    OstAnswer,
-    Pending,
-    Rejected,
-    Slot,
-    StepReport,
-    ThreadReading,
-    Verdict,
-    VmInfo,
-    VmStatus,
-)
-from qmpvcpu.planning import plan_map
+from qmpvcpu.engine.engine import Engine
+from qmpvcpu.engine.removal import Evidence, Removal
+from qmpvcpu.engine.transition import Phase, Transition
+from qmpvcpu.engine.work import Effect, LastLook, Look, Save, Send, Terms, Work
+from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.numbering import ThreadReading
+from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.report import StepReport
+from qmpvcpu.model.transition import Direction, Intent
+from qmpvcpu.model.verdicts import Pending, Rejected, Verdict
+from qmpvcpu.model.vm import VmInfo, VmStatus
+from qmpvcpu.planning.plan import plan_map
 
 __all__ = ["RUNNING", "Story", "make_engine", "path", "read_slots", "story"]
 

@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 
 from qmpvcpu import OnFailure, Pending, Plugged, Proof, Refused, Unplugged, VcpuMap
-from qmpvcpu.engine import Evidence, Removal, State, Terms, Transition
-from qmpvcpu.model import Origin, OstAnswer
-from qmpvcpu.planning import plan_map
+from qmpvcpu.engine.removal import Evidence, Removal, State
+from qmpvcpu.engine.transition import Transition
+from qmpvcpu.engine.work import Terms
+from qmpvcpu.events import Origin
+from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.planning.plan import plan_map
 from tests.engine.story import Story, make_engine, path, story
 
 STOP, CONTINUE, REVERT = OnFailure

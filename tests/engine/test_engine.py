@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu import (
+from qmpvcpu import Layout, MalformedReplyError, qapi
+from qmpvcpu.engine.engine import Engine
+from qmpvcpu.engine.ledger import Read
+from qmpvcpu.engine.removal import Evidence, Removal, State
+from qmpvcpu.events import (
     Event,
-    Layout,
     LayoutChanged,
-    MalformedReplyError,
     MigrationChanged,
     Origin,
     UnplugAcknowledged,
@@ -21,10 +23,11 @@ from qmpvcpu import (
     VmReset,
     VmResumed,
     VmStopped,
-    qapi,
 )
-from qmpvcpu.engine import Engine, Evidence, Read, Removal, State
-from qmpvcpu.model import CpuProps, OstAnswer, Slot, ThreadReading, VmInfo, VmStatus
+from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.numbering import ThreadReading
+from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.vm import VmInfo, VmStatus
 
 BOOT = "/machine/unattached/device[0]"
 FIRST_PATH = "/machine/peripheral/vcpu1"

@@ -3,7 +3,7 @@
 import pytest
 
 from qmpvcpu import OnFailure
-from qmpvcpu.engine import Evidence
+from qmpvcpu.engine.removal import Evidence
 from tests.engine.story import Story, make_engine
 
 CONTINUE, REVERT = OnFailure.CONTINUE, OnFailure.REVERT

@@ -3,7 +3,7 @@
 import pytest
 
 from qmpvcpu import OnFailure, VcpuMap
-from qmpvcpu.engine import Terms
+from qmpvcpu.engine.work import Terms
 from tests.engine.model_qemu import OTHER
 from tests.engine.transition_machine import TransitionsBesideQemu
 

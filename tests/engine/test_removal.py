@@ -4,8 +4,9 @@ from itertools import product
 
 import pytest
 
-from qmpvcpu import Origin, VcpuMap
-from qmpvcpu.engine import TRANSITIONS, Evidence, IllegalEvidenceError, Removal, State
+from qmpvcpu import VcpuMap
+from qmpvcpu.engine.removal import TRANSITIONS, Evidence, IllegalEvidenceError, Removal, State
+from qmpvcpu.events import Origin
 
 S, E = State, Evidence
 

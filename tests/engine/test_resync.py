@@ -2,21 +2,16 @@
 
 import pytest
 
-from qmpvcpu import (
-    InstanceChanged,
-    MalformedReplyError,
-    Origin,
-    Plugged,
-    UnplugAcknowledged,
-    UnplugRefused,
-    VcpuMap,
-    VcpuPlugged,
-    VcpuUnplugged,
-    qapi,
-)
-from qmpvcpu.engine import Engine, Evidence, Read, Removal, State
+from qmpvcpu import MalformedReplyError, Plugged, VcpuMap, qapi
+from qmpvcpu.engine.engine import Engine
+from qmpvcpu.engine.ledger import Read
+from qmpvcpu.engine.removal import Evidence, Removal, State
 from qmpvcpu.engine.work import why
-from qmpvcpu.model import CpuProps, OstAnswer, ThreadReading, VmStatus
+from qmpvcpu.events import InstanceChanged, Origin, UnplugAcknowledged, UnplugRefused, VcpuPlugged, VcpuUnplugged
+from qmpvcpu.model.layout import CpuProps
+from qmpvcpu.model.numbering import ThreadReading
+from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.vm import VmStatus
 from tests.engine.story import RUNNING, make_engine, path, read_slots
 
 WORKS = OstAnswer(3, 0x84)

@@ -3,8 +3,8 @@
 import pytest
 
 from qmpvcpu import OnFailure, Pending, VcpuMap
-from qmpvcpu.engine import Phase
-from qmpvcpu.model import OstAnswer
+from qmpvcpu.engine.transition import Phase
+from qmpvcpu.model.ost import OstAnswer
 from tests.engine.story import RUNNING, Story, path, read_slots, story
 
 STOP, CONTINUE, REVERT = OnFailure

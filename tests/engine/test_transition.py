@@ -3,9 +3,11 @@
 import pytest
 
 from qmpvcpu import OnFailure, Refused, Rejected, Unknown, VcpuMap
-from qmpvcpu.engine import Phase
-from qmpvcpu.model import Action, Direction, Intent, OstAnswer, Step, VmStatus
-from qmpvcpu.planning import finish_wish, revert_wish
+from qmpvcpu.engine.transition import Phase
+from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.transition import Action, Direction, Intent, Step
+from qmpvcpu.model.vm import VmStatus
+from qmpvcpu.planning.recovery import finish_wish, revert_wish
 from tests.engine.story import Story, make_engine, path, story
 
 STOP, CONTINUE, REVERT = OnFailure

@@ -10,23 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from qmpvcpu import DenialReason, OnFailure, Plugged, Proof, Refused, TransitionReport, Unknown, Unplugged, VcpuMap
-from qmpvcpu.engine import (
-    Batch,
-    Effect,
-    LastLook,
-    Look,
-    Phase,
-    Read,
-    Removal,
-    Save,
-    Send,
-    Stage,
-    Terms,
-    Transition,
-    Work,
-)
-from qmpvcpu.model import Action, Direction, Intent, Rejected, Step, TransitionOutcome
-from qmpvcpu.planning import plan_map
+from qmpvcpu.engine.batch import Batch
+from qmpvcpu.engine.ledger import Read
+from qmpvcpu.engine.removal import Removal
+from qmpvcpu.engine.transition import Phase, Transition
+from qmpvcpu.engine.work import Effect, LastLook, Look, Save, Send, Stage, Terms, Work
+from qmpvcpu.model.report import TransitionOutcome
+from qmpvcpu.model.transition import Action, Direction, Intent, Step
+from qmpvcpu.model.verdicts import Rejected
+from qmpvcpu.planning.plan import plan_map
 from tests.engine.engine_machine import EngineBesideQemu, vcpus
 from tests.engine.model_qemu import OTHER, SLOTS
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import qmpvcpu
-from qmpvcpu import UnplugAcknowledged
+from qmpvcpu.events import UnplugAcknowledged
 from qmpvcpu.testing import MicroGuest, Personality, best_qemu, probe_accelerator, rom_image
 from tests.examples.running import EXAMPLES, running
 

@@ -23,7 +23,8 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.fleet import Fleet
 from qmpvcpu.testing import MicroGuest, Personality
-from qmpvcpu.testing.peer import HANG, ScriptedPeer
+from qmpvcpu.testing.dialogue import HANG
+from qmpvcpu.testing.peer import ScriptedPeer
 from tests.fleet.vms import dead_socket, garbage, guests, held, stopped
 
 pytestmark = pytest.mark.qemu

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from qmpvcpu.controller import EventStream
+from qmpvcpu.events import Disconnected, LayoutChanged, VcpuPlugged, VcpuUnplugged
 from qmpvcpu.fleet import Fleet, FleetEvents
-from qmpvcpu.model import Disconnected, LayoutChanged, VcpuPlugged, VcpuUnplugged
 from qmpvcpu.testing import MicroGuest
+from qmpvcpu.vm.stream import EventStream
 from tests.fleet.vms import guests
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from qemu.qmp import EventListener, QMPClient
 
+from qmpvcpu.events import VmResumed, VmStopped
 from qmpvcpu.fleet import Fleet, FleetEvents, Results
-from qmpvcpu.model import Slot, VmResumed, VmStopped
+from qmpvcpu.model.layout import Slot
 from qmpvcpu.testing import MicroGuest
 from tests.bench.raw import Raw
 from tests.bench.setting import timed

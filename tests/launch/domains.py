@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from qmpvcpu.domainxml import DomainVcpu, DomainVcpus, NumaCell
-from qmpvcpu.model import Topology, VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 
 EIGHT = Topology(8, sockets=2, cores=2, threads=2)
 DIES = Topology(8, sockets=1, dies=2, cores=2, threads=2)

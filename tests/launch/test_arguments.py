@@ -9,7 +9,10 @@ from hypothesis import given
 from qmpvcpu.domainxml import CpuModel, DomainVcpus, NumaCell, parse
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.launch import LaunchArguments, arguments
-from qmpvcpu.model import CpuProps, Layout, SlotReading, ThreadReading, Topology, VcpuMap, build_slots, creation_order
+from qmpvcpu.model.layout import CpuProps, Layout
+from qmpvcpu.model.numbering import SlotReading, ThreadReading, build_slots, creation_order
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 from tests.captures import Capture, all_captures
 from tests.domainxml.examples import Q35, captured_layouts, layout_of
 from tests.launch.domains import CELLS, DIES, EIGHT, INTERLEAVED, STATES, domain_of, domains

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu import VmState
 from qmpvcpu.domainxml import CpuModel, parse
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.launch import arguments
-from qmpvcpu.model import CpuProps, Layout
+from qmpvcpu.model.layout import CpuProps, Layout
+from qmpvcpu.model.vmstate import VmState
 from tests.domainxml.examples import layout_of
 from tests.launch.domains import domain_of
 

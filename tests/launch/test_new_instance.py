@@ -10,20 +10,15 @@ from typing import Any
 import pytest
 
 import qmpvcpu
-from qmpvcpu import (
-    InstanceChanged,
-    Outcome,
-    Reconnected,
-    RecordError,
-    ReplayMismatchError,
-    StepDeniedError,
-    TransitionOutcome,
-    VcpuController,
-)
+from qmpvcpu import Outcome, RecordError, StepDeniedError, TransitionOutcome, VcpuController
 from qmpvcpu.domainxml import parse, read_identity
+from qmpvcpu.errors import ReplayMismatchError
+from qmpvcpu.events import InstanceChanged, Reconnected
 from qmpvcpu.launch import LaunchArguments, arguments
-from qmpvcpu.model import PreviousVcpus, Topology, VcpuMap
-from qmpvcpu.record import DomainConfig
+from qmpvcpu.model.previous import PreviousVcpus
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
+from qmpvcpu.record.config import DomainConfig
 from qmpvcpu.testing import MicroGuest, QemuProcess
 from tests.controller.vms import exchange, until
 from tests.launch.vms import qemu_of

@@ -8,20 +8,15 @@ from typing import Any
 import pytest
 
 import qmpvcpu
-from qmpvcpu import (
-    DomainXmlError,
-    Outcome,
-    Plugged,
-    Rejected,
-    ReplayMismatchError,
-    TransitionError,
-    TransitionOutcome,
-)
+from qmpvcpu import DomainXmlError, Outcome, Plugged, Rejected, TransitionError, TransitionOutcome
 from qmpvcpu.domainxml import NumaCell, render
+from qmpvcpu.errors import ReplayMismatchError
 from qmpvcpu.launch import arguments
-from qmpvcpu.model import Topology, VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.testing.peer import Command, ScriptedPeer
+from qmpvcpu.testing.dialogue import Command
+from qmpvcpu.testing.peer import ScriptedPeer
 from tests.captures import all_captures
 from tests.controller.vms import exchange, other_client
 from tests.launch.domains import EIGHT, STATES, domain_of

@@ -7,7 +7,7 @@ import qmpvcpu
 from qmpvcpu import VcpuController
 from qmpvcpu.domainxml import DomainVcpus
 from qmpvcpu.launch import LaunchArguments
-from qmpvcpu.model import Layout
+from qmpvcpu.model.layout import Layout
 from qmpvcpu.testing import QemuProcess, rom_image
 from tests.substrates import Substrate
 

@@ -10,8 +10,12 @@ import pytest
 
 from qmpvcpu import qapi
 from qmpvcpu.domainxml import Instance, Metadata, parse, read_identity, render
-from qmpvcpu.model import Action, Intent, Layout, OnFailure, Step, Topology, VcpuMap, build_slots, creation_order
-from qmpvcpu.record import Record
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.numbering import build_slots, creation_order
+from qmpvcpu.model.transition import Action, Intent, OnFailure, Step
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
+from qmpvcpu.record.record import Record
 from tests.domainxml.examples import (
     Q35,
     captured_layouts,

@@ -14,7 +14,7 @@ import qmpvcpu
 from qmpvcpu import Layout, StepDeniedError, TransitionError, VcpuController
 from qmpvcpu.domainxml import render
 from qmpvcpu.errors import DenialReason
-from qmpvcpu.model import Action
+from qmpvcpu.model.transition import Action
 from tests.libvirt.console import Console, open_console
 from tests.libvirt.daemon import Libvirt, VirshError
 from tests.libvirt.microguests import MonitorLog, Shape, microguest_domain, start, vcpu_side
@@ -228,7 +228,7 @@ class _Sent(logging.Handler):
 def sent_by(vm: VcpuController) -> Iterator[list[tuple[str, list[tuple[str, Any]]]]]:
     """The commands that *vm* sends inside, with their arguments."""
     handler = _Sent(vm.address)
-    logger = logging.getLogger("qmpvcpu.monitor")
+    logger = logging.getLogger("qmpvcpu.qmp")
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)

@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 import qmpvcpu
-from qmpvcpu import DifferenceKind, Export, Proof, VcpuController, VcpuMap, VmState, check_target, confirm_target
+from qmpvcpu import Proof, VcpuController, VcpuMap
+from qmpvcpu.errors import TargetLostError
+from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.planning.migrating import DifferenceKind, TargetMismatchError
 from qmpvcpu.testing.linuxguest import LinuxGuest
+from qmpvcpu.vm.migration import Export, check_target, confirm_target
 from tests.migration.moving import call, keep, move, rebuild, restore, save, send
 from tests.substrates import qemus
 
@@ -129,14 +133,14 @@ async def test_a_linux_whose_target_died_goes_on_where_it_was(
         ):
             for vcpu in (5, 3):
                 await elsewhere.plug(vcpu)
-            with pytest.raises(qmpvcpu.TargetMismatchError) as refused:
+            with pytest.raises(TargetMismatchError) as refused:
                 await check_target(export, elsewhere)
             assert [(each.kind, each.ids) for each in refused.value.differences] == [
                 (DifferenceKind.MISSING_VCPU, VcpuMap([6]))
             ]
             said = await move(source, other)
             await other.process.wait()
-            with pytest.raises(qmpvcpu.TargetLostError, match="do not quit it"):
+            with pytest.raises(TargetLostError, match="do not quit it"):
                 await confirm_target(export, elsewhere)
         # Even if the source says "completed" the VM is not lost.
         await keep(export, source, said)
@@ -144,6 +148,6 @@ async def test_a_linux_whose_target_died_goes_on_where_it_was(
         await vm.plug(4, proof=Proof.ACKNOWLEDGED, require_proof=True)
         assert len(await source.wait_online(lambda cpus: len(cpus) == 5)) == 5
         # The first target does not fit any more, and says so.
-        with pytest.raises(qmpvcpu.TargetMismatchError, match="lacks: the source has vCPU 4, the target none"):
+        with pytest.raises(TargetMismatchError, match="lacks: the source has vCPU 4, the target none"):
             await check_target(await vm.export(), there)
         assert target.process.returncode is None

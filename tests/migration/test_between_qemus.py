@@ -13,24 +13,13 @@ from typing import Any
 import pytest
 
 import qmpvcpu
-from qmpvcpu import (
-    DenialReason,
-    DifferenceKind,
-    Effect,
-    InstanceChanged,
-    Origin,
-    RecordError,
-    StepDeniedError,
-    TakeBackError,
-    TargetLostError,
-    TargetMismatchError,
-    VcpuMap,
-    VcpuUnplugged,
-    VmState,
-    check_target,
-    confirm_target,
-)
+from qmpvcpu import DenialReason, RecordError, StepDeniedError, VcpuMap
+from qmpvcpu.errors import TakeBackError, TargetLostError
+from qmpvcpu.events import InstanceChanged, Origin, VcpuUnplugged
+from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.planning.migrating import DifferenceKind, Effect, TargetMismatchError
 from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.vm.migration import check_target, confirm_target
 from tests.controller.vms import other_client, running, until
 from tests.migration.moving import call, ended, keep, move, rebuild, restore, save, waiting
 from tests.substrates import Substrate, qemus, substrates

@@ -15,16 +15,18 @@ from qmpvcpu import (
     MonitorLostError,
     Outcome,
     Pending,
-    Reconnected,
     StepDeniedError,
-    TakeBackError,
     Unplugged,
     VcpuController,
     VcpuMap,
-    VmState,
 )
+from qmpvcpu.errors import TakeBackError
+from qmpvcpu.events import Reconnected
+from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.planning.migrating import DifferenceKind
 from qmpvcpu.testing import MicroGuest, Personality
-from qmpvcpu.testing.peer import Failure, ScriptedPeer
+from qmpvcpu.testing.dialogue import Failure
+from qmpvcpu.testing.peer import ScriptedPeer
 from tests.captures import all_captures
 from tests.controller.vms import exchange, other_client, present, until
 from tests.crash.proxy import Proxy
@@ -215,7 +217,7 @@ async def test_what_others_change_is_told(vm: VcpuController, guest: MicroGuest)
             await other.execute("device_add", {"driver": slot.type, "id": "vcpu3", **slot.props})
             assert len(await present(other)) == 4
         (change,) = await export.changes()
-        assert (change.kind, change.ids) == (qmpvcpu.DifferenceKind.MISSING_VCPU, VcpuMap([3]))
+        assert (change.kind, change.ids) == (DifferenceKind.MISSING_VCPU, VcpuMap([3]))
 
 
 # The connection.

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 
 from qmpvcpu import Layout, VcpuMap
-from qmpvcpu.model import CpuProps, OstAnswer, Pending, Refused, Slot, Topology, Unknown, Verdict, VmInfo, as_json
 from qmpvcpu.model.jsonform import layout_as_json, layout_from_json
+from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.verdictjson import verdict_beside, verdict_from_json
+from qmpvcpu.model.verdicts import Pending, Refused, Unknown, Verdict, as_json
+from qmpvcpu.model.vm import Topology, VmInfo
 from tests.captures import all_captures
 from tests.model.values import layouts, verdicts
 

@@ -6,16 +6,9 @@ from typing import Any
 import pytest
 
 from qmpvcpu import Layout, VcpuMap
-from qmpvcpu.model import (
-    CpuProps,
-    Slot,
-    SlotReading,
-    ThreadReading,
-    VmInfo,
-    build_slots,
-    creation_order,
-    runs_single_threaded,
-)
+from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.numbering import SlotReading, ThreadReading, build_slots, creation_order, runs_single_threaded
+from qmpvcpu.model.vm import VmInfo
 from tests.captures import Capture, all_captures
 
 CAPTURES = all_captures()

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from qmpvcpu.model import PreviousVcpus, Topology, VcpuMap
+from qmpvcpu.model.previous import PreviousVcpus
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 from tests.domainxml.examples import layout_of
 
 LAYOUT = layout_of(4, [0, 2], boot=1)

@@ -6,13 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu.errors import CommandRejectedError, MonitorConnectError, QmpVcpuError, RecordError, printable
-from qmpvcpu.model import (
-    Action,
-    ConfigOutcome,
-    ConfigReport,
-    StepReport,
-    VcpuMap,
-)
+from qmpvcpu.model.report import ConfigOutcome, ConfigReport, StepReport
+from qmpvcpu.model.transition import Action
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Rejected
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\nFORGED ok\x9b31m\u202egpj.exe\u2066\u200b\u2028\x7f\x00\udcff"

@@ -10,29 +10,19 @@ from hypothesis import given
 
 from qmpvcpu import Layout, VcpuMap
 from qmpvcpu.errors import Outcome
-from qmpvcpu.model import (
-    Action,
-    Affect,
+from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.report import (
     ConfigOutcome,
     ConfigReport,
-    CpuProps,
-    OnFailure,
-    Pending,
-    Plugged,
-    Refused,
-    Rejected,
-    Slot,
     StepReport,
     TransitionError,
     TransitionOutcome,
     TransitionReport,
-    Unknown,
-    Unplugged,
-    Verdict,
-    VmInfo,
-    as_json,
     succeeded,
 )
+from qmpvcpu.model.transition import Action, Affect, OnFailure
+from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Rejected, Unknown, Unplugged, Verdict, as_json
+from qmpvcpu.model.vm import VmInfo
 from tests.model.values import reports
 
 VM = VmInfo("vm", "x86_64", "pc-q35-10.0", "kvm", (10, 0, 2))

@@ -3,7 +3,7 @@
 import pytest
 
 from qmpvcpu import OnFailure, VcpuMap
-from qmpvcpu.model import Action, Direction, Intent, Step
+from qmpvcpu.model.transition import Action, Direction, Intent, Step
 
 
 @pytest.mark.parametrize(

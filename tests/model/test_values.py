@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 
 from qmpvcpu import (
-    Capabilities,
     CommandRejectedError,
     DenialReason,
     Denied,
-    KnownFault,
     MonitorLostError,
     OutcomeUnknownError,
     Pending,
@@ -26,13 +24,12 @@ from qmpvcpu import (
     UnplugPendingError,
     UnplugRefusedError,
     VcpuMap,
-    VcpuPlugged,
-    VmResumed,
-    VmStopped,
 )
 from qmpvcpu.errors import describe, shorten
-from qmpvcpu.model import OstAnswer, OstStatus, Topology, VmInfo, VmStatus, as_json, needs_x2apic, verdict_of
-from qmpvcpu.model.vm import apic_id
+from qmpvcpu.events import VcpuPlugged, VmResumed, VmStopped
+from qmpvcpu.model.ost import OstAnswer, OstStatus
+from qmpvcpu.model.verdicts import as_json, verdict_of
+from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatus, apic_id, needs_x2apic
 
 
 @pytest.mark.parametrize(

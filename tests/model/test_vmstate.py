@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu import Layout, VcpuMap, VmState
+from qmpvcpu import Layout, VcpuMap
+from qmpvcpu.model.vmstate import VmState
 from tests.captures import all_captures
 from tests.model.values import layouts, maps
 from tests.planning.situations import situation

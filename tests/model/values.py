@@ -6,29 +6,12 @@ from typing import Any
 from hypothesis import strategies as st
 
 from qmpvcpu import DenialReason, Layout, VcpuMap
-from qmpvcpu.model import (
-    Action,
-    Affect,
-    ConfigOutcome,
-    ConfigReport,
-    CpuProps,
-    Denied,
-    OnFailure,
-    OstAnswer,
-    Pending,
-    Plugged,
-    Refused,
-    Rejected,
-    Slot,
-    StepReport,
-    Topology,
-    TransitionOutcome,
-    TransitionReport,
-    Unknown,
-    Unplugged,
-    Verdict,
-    VmInfo,
-)
+from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.report import ConfigOutcome, ConfigReport, StepReport, TransitionOutcome, TransitionReport
+from qmpvcpu.model.transition import Action, Affect, OnFailure
+from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged, Verdict
+from qmpvcpu.model.vm import Topology, VmInfo
 
 __all__ = ["layouts", "maps", "reports", "step_reports", "verdicts"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qmpvcpu.errors import MonitorLostError
-from qmpvcpu.monitor import Monitor, Target
+from qmpvcpu.qmp.monitor import Monitor, Target
 
 Open = Callable[..., Coroutine[Any, Any, Monitor]]
 

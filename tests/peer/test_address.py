@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.errors import MonitorConnectError
-from qmpvcpu.monitor.address import Address, connect, connected_socket, describe_peer, first_bytes, peer_pid
+from qmpvcpu.qmp.address import Address, connect, connected_socket, describe_peer, first_bytes, peer_pid
 
 
 def soon(seconds: float = 5) -> float:

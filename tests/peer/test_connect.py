@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from qmpvcpu.errors import MonitorConnectError
-from qmpvcpu.monitor import Monitor
-from qmpvcpu.testing.peer import GREETING, HANG, Failure, ScriptedPeer
+from qmpvcpu.qmp.monitor import Monitor
+from qmpvcpu.testing.dialogue import HANG, Failure
+from qmpvcpu.testing.peer import GREETING, ScriptedPeer
 
 from .conftest import Heard, Open
 

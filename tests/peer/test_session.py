@@ -12,16 +12,11 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu.errors import (
-    CommandRejectedError,
-    MalformedReplyError,
-    MonitorLostError,
-    MonitorTimeoutError,
-    Outcome,
-)
-from qmpvcpu.monitor import Monitor
-from qmpvcpu.monitor.wire import explain
-from qmpvcpu.testing.peer import HANG, Failure, ScriptedPeer
+from qmpvcpu.errors import CommandRejectedError, MalformedReplyError, MonitorLostError, MonitorTimeoutError, Outcome
+from qmpvcpu.qmp.client import explain
+from qmpvcpu.qmp.monitor import Monitor
+from qmpvcpu.testing.dialogue import HANG, Failure
+from qmpvcpu.testing.peer import ScriptedPeer
 
 from .conftest import Heard, Open
 from .helpers import until
@@ -259,7 +254,7 @@ async def test_what_a_listener_raises_is_logged_and_ends_nothing(caplog: pytest.
         await until(lambda: monitor.lost)
         await until(lambda: len(caplog.records) > 1)
         await monitor.close()
-    mine = [record for record in caplog.records if record.name == "qmpvcpu.monitor"]
+    mine = [record for record in caplog.records if record.name == "qmpvcpu.qmp"]
     assert ["SPAM" in mine[0].getMessage(), "end of file" in mine[1].getMessage()] == [True, True]
     assert all(record.exc_info for record in mine)
 
@@ -447,7 +442,7 @@ async def test_events_after_closing_reach_nobody(connect: Open, heard: Heard) ->
 
 
 async def test_the_exchange_is_logged_as_data(connect: Open, caplog: pytest.LogCaptureFixture, heard: Heard) -> None:
-    caplog.set_level(logging.DEBUG, logger="qmpvcpu.monitor")
+    caplog.set_level(logging.DEBUG, logger="qmpvcpu.qmp")
     async with ScriptedPeer(answers={"stop": {}, "cont": Failure("no"), "qom-get": "x" * 5000}) as peer:
         monitor = await connect(peer.address)
         await monitor.execute("stop")
@@ -456,7 +451,7 @@ async def test_the_exchange_is_logged_as_data(connect: Open, caplog: pytest.LogC
         await peer.event("RESUME")
         await until(lambda: heard.events)
         await monitor.execute("qom-get")
-    records = [record for record in caplog.records if record.name == "qmpvcpu.monitor"]
+    records = [record for record in caplog.records if record.name == "qmpvcpu.qmp"]
     assert [(record.direction, next(iter(record.qmp))) for record in records] == [  # type: ignore[attr-defined] # extra fields
         ("sent", "execute"),
         ("received", "return"),

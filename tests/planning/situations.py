@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from qmpvcpu import Layout, VcpuMap
 from qmpvcpu.engine.slots import SlotTable
-from qmpvcpu.model import CpuProps, Slot, Topology, VmInfo, VmStatus
-from qmpvcpu.planning import Situation
+from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.vm import Topology, VmInfo, VmStatus
+from qmpvcpu.planning.checks import Situation
 
 KVM = VmInfo("test", "x86_64", "pc-q35-10.0", "kvm", (10, 0, 2))
 TCG = replace(KVM, accelerator="tcg")

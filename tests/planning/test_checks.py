@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu import DenialReason, Layout, StepDeniedError, UnsupportedMachineError
-from qmpvcpu.model import CpuProps, Slot, Topology, VmInfo, VmStatus
-from qmpvcpu.planning import Situation, check_export, check_plug, check_unplug
+from qmpvcpu import DenialReason, Layout, StepDeniedError
+from qmpvcpu.errors import UnsupportedMachineError
+from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.vm import Topology, VmInfo, VmStatus
+from qmpvcpu.planning.checks import Situation, check_export, check_plug, check_unplug
 
 KVM = VmInfo("test", "x86_64", "pc-q35-10.0", "kvm", (10, 0, 2))
 TCG = replace(KVM, accelerator="tcg")

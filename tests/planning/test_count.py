@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu import DenialReason, StepDeniedError
-from qmpvcpu.model import Layout, VmStatus
-from qmpvcpu.planning import Situation, check_plan, plan_count
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.vm import VmStatus
+from qmpvcpu.planning.checks import Situation
+from qmpvcpu.planning.plan import check_plan, plan_count
 from tests.planning.situations import KVM, TCG, situation, situations, vcpus
 
 HOLES = {0: "boot", 1: "boot", 3: "ours", 6: "other"}

@@ -6,10 +6,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from qmpvcpu import Difference, DifferenceKind, Effect, KnownFault, Layout, TargetMismatchError, VcpuMap, VmState
-from qmpvcpu.model import CpuProps, Slot, Topology, VmInfo, VmStatus
-from qmpvcpu.planning import (
-    Situation,
+from qmpvcpu import Layout, VcpuMap
+from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.vm import KnownFault, Topology, VmInfo, VmStatus
+from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.planning.checks import Situation
+from qmpvcpu.planning.migrating import (
+    Difference,
+    DifferenceKind,
+    Effect,
+    TargetMismatchError,
     arrived,
     changes_since,
     compare_arrived,

@@ -9,9 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu import DenialReason, InvalidMapError, StalePlanError, StepDeniedError, UnsupportedMachineError, VcpuMap
-from qmpvcpu.model import Action, CpuProps, Denied, Layout, Slot, Step, Topology, VmStatus
-from qmpvcpu.planning import Plan, Situation, check_plan, plan_map, read_wish
+from qmpvcpu import DenialReason, InvalidMapError, StalePlanError, StepDeniedError, VcpuMap
+from qmpvcpu.errors import UnsupportedMachineError
+from qmpvcpu.model.layout import CpuProps, Layout, Slot
+from qmpvcpu.model.transition import Action, Step
+from qmpvcpu.model.verdicts import Denied
+from qmpvcpu.model.vm import Topology, VmStatus
+from qmpvcpu.planning.checks import Situation
+from qmpvcpu.planning.plan import Plan, check_plan, plan_map, read_wish
 from tests.counting import calls
 from tests.planning.situations import KVM, OLD_TCG, TCG, situation, situations, vcpus, wide
 

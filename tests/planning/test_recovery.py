@@ -8,17 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu import OnFailure, TransitionOutcome, VcpuMap
-from qmpvcpu.model import Action, Direction, Intent, Layout, Step, VmStatus
-from qmpvcpu.planning import (
-    Situation,
-    Wanted,
-    finish_wish,
-    in_order_of,
-    observed_report,
-    plan_map,
-    plan_replay,
-    revert_wish,
-)
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.transition import Action, Direction, Intent, Step
+from qmpvcpu.model.vm import VmStatus
+from qmpvcpu.planning.checks import Situation
+from qmpvcpu.planning.plan import plan_map
+from qmpvcpu.planning.recovery import finish_wish, in_order_of, observed_report, revert_wish
+from qmpvcpu.planning.replaying import Wanted, plan_replay
 from tests.planning.situations import situation, situations, vcpus, with_slot
 
 START = situation({0: "boot", 1: "boot", 6: "ours"})

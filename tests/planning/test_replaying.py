@@ -6,9 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu import DenialReason, KnownFault, Layout, Outcome, ReplayMismatchError
-from qmpvcpu.model import Action, CpuProps, Topology, VcpuMap, VmStatus
-from qmpvcpu.planning import Situation, Wanted, check_replayed, plan_replay
+from qmpvcpu import DenialReason, Layout, Outcome
+from qmpvcpu.errors import ReplayMismatchError
+from qmpvcpu.model.layout import CpuProps
+from qmpvcpu.model.transition import Action
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import KnownFault, Topology, VmStatus
+from qmpvcpu.planning.checks import Situation
+from qmpvcpu.planning.replaying import Wanted, check_replayed, plan_replay
 from tests.domainxml.examples import Q35, layout_of
 from tests.planning.situations import with_slot
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu import MalformedReplyError, qapi
-from qmpvcpu.model import CpuProps, OstAnswer, Slot, Topology
+from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.vm import Topology
 from tests.captures import FOLDER, all_captures
 
 CPU_ANSWER = {"slot-type": "CPU", "slot": "3", "source": 1, "status": 0}

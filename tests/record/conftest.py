@@ -10,13 +10,13 @@ from typing import Protocol
 import pytest
 
 from qmpvcpu.domainxml import Instance
-from qmpvcpu.record import Record
+from qmpvcpu.record.record import Record
 
 # Saves at the path given, twice, in a directory that is a file system of its own; tells what became of each.
 SAVER = """
 import asyncio, os, sys
 from qmpvcpu.errors import RecordError
-from qmpvcpu.record import save
+from qmpvcpu.record.files import save
 
 async def main():
     for data in sys.argv[2:]:
@@ -75,7 +75,7 @@ async def open_record() -> AsyncIterator[OpenRecord]:
 KEEPER = """
 import asyncio, os, sys
 from qmpvcpu.errors import RecordError
-from qmpvcpu.record import Record
+from qmpvcpu.record.record import Record
 from tests.record.faults import INTENT, LAYOUT
 
 async def main():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qmpvcpu.record import Record
+from qmpvcpu.record.record import Record
 from tests.record.faults import live, meddling, prepare, untouched
 
 DIED = 9

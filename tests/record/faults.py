@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from qmpvcpu.domainxml import Metadata, render
-from qmpvcpu.model import Action, Intent, Layout, Step, VcpuMap
-from qmpvcpu.record import Record, files, kept, lock
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.transition import Action, Intent, Step
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.record import files, kept, lock
+from qmpvcpu.record.record import Record
 from tests.domainxml.examples import layout_of
 
 UUID = "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"

@@ -17,7 +17,7 @@ import qmpvcpu
 from qmpvcpu import ConfigDeniedError, DenialReason, DomainConfig, DomainXmlError, InvalidMapError, VcpuMap
 from qmpvcpu.domainxml import Metadata, parse, read_identity, render
 from qmpvcpu.errors import Outcome, RecordError, RecordLockedError
-from qmpvcpu.record import Record
+from qmpvcpu.record.record import Record
 from tests.domainxml.domains import said
 from tests.domainxml.examples import layout_of
 from tests.record.conftest import listing

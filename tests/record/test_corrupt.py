@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from qmpvcpu.domainxml import NAMESPACE, Instance, Metadata, render
 from qmpvcpu.errors import Outcome, RecordCorruptError, RecordError
-from qmpvcpu.model import Action, Intent, Step, VcpuMap
+from qmpvcpu.model.transition import Action, Intent, Step
+from qmpvcpu.model.vcpumap import VcpuMap
 from tests.domainxml.examples import Q35, layout_of
 from tests.domainxml.test_read_identity import HOSTILE
 from tests.record.conftest import UUID, OpenRecord, listing

@@ -11,8 +11,8 @@ import pytest
 
 from qmpvcpu import DomainConfig, Outcome, RecordCorruptError, RecordError, VcpuMap
 from qmpvcpu.domainxml import parse, read_identity
-from qmpvcpu.model import Layout
-from qmpvcpu.record import Record
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.record.record import Record
 from tests.domainxml.documents import one_plugged, outside
 from tests.record.conftest import UUID, OpenRecord, listing
 from tests.record.faults import meddling

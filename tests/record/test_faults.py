@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from qmpvcpu.errors import Outcome, RecordError
-from qmpvcpu.record import Record
+from qmpvcpu.record.record import Record
 from tests.record.conftest import listing
 from tests.record.faults import live, meddling, prepare, untouched
 

@@ -12,8 +12,9 @@ import pytest
 
 from qmpvcpu.domainxml import Instance, read_identity
 from qmpvcpu.errors import RecordError
-from qmpvcpu.model import VmInfo
-from qmpvcpu.record import Record, instance_of, is_alive
+from qmpvcpu.model.vm import VmInfo
+from qmpvcpu.record.instance import instance_of, is_alive
+from qmpvcpu.record.record import Record
 from tests.domainxml.examples import Q35, layout_of
 
 UUID = "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"

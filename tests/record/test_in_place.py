@@ -9,8 +9,9 @@ import pytest
 
 from qmpvcpu.domainxml import parse, read_identity
 from qmpvcpu.errors import RecordCorruptError, RecordError
-from qmpvcpu.model import Layout, VcpuMap
-from qmpvcpu.record import Record
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.record.record import Record
 from tests.domainxml.documents import SAMPLES, one_plugged, outside, started_from
 from tests.domainxml.examples import Q35, layout_of
 from tests.record.conftest import UUID, OpenRecord, listing

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.errors import RecordError, RecordLockedError
-from qmpvcpu.record import Record
 from qmpvcpu.record.kept import KeptFile
+from qmpvcpu.record.record import Record
 from tests.domainxml.examples import layout_of
 from tests.record.conftest import UUID, OpenRecord, listing
 
@@ -27,7 +27,7 @@ LAYOUT = layout_of(4, [0, 2], boot=1)
 LOCK = ".vm.xml.lock"
 KEEPER = """
 import asyncio, sys
-from qmpvcpu.record import Record
+from qmpvcpu.record.record import Record
 
 async def main():
     record = await Record.open(sys.argv[1], name="vm", uuid=None)

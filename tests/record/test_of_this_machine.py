@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 
 import qmpvcpu
-from qmpvcpu import DomainConfig, ReplayMismatchError, TargetMismatchError, VmState, check_target
+from qmpvcpu import DomainConfig
 from qmpvcpu.domainxml import CpuModel, parse, render
+from qmpvcpu.errors import ReplayMismatchError
 from qmpvcpu.launch import arguments
+from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.planning.migrating import TargetMismatchError
 from qmpvcpu.testing import MicroGuest
+from qmpvcpu.vm.migration import check_target
 from tests.cli.running import run
 from tests.controller.vms import exchange
 from tests.launch.vms import started
@@ -73,7 +77,7 @@ async def test_a_document_of_another_cpu_model_stays_as_it_is_and_is_warned_of(
 ) -> None:
     own = b"<domain type='qemu'><name>vm</name><vcpu>8</vcpu><cpu mode='maximum'/></domain>"
     async with MicroGuest(on.qemu, machine="q35", accel=on.accel, extra_args=EPYC) as guest:
-        with caplog.at_level(logging.WARNING, "qmpvcpu.controller"):
+        with caplog.at_level(logging.WARNING, "qmpvcpu.vm"):
             async with qmpvcpu.attach(guest.qmp, name="vm", record=tmp_path / "vm.xml", base=own):
                 pass
         (base := tmp_path / "own.xml").write_bytes(own)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from qmpvcpu.domainxml import Metadata, render
-from qmpvcpu.model import Action, Intent, Step, VcpuMap
+from qmpvcpu.model.transition import Action, Intent, Step
+from qmpvcpu.model.vcpumap import VcpuMap
 from tests.counting import calls
 from tests.domainxml.examples import layout_of
 from tests.record.conftest import OpenRecord

@@ -10,15 +10,8 @@ from qemu.qmp import QMPClient
 import qmpvcpu
 from qmpvcpu import (
     Affect,
-    Capabilities,
-    ConfigReport,
     DenialReason,
     DomainConfig,
-    Event,
-    EventStream,
-    Export,
-    Intent,
-    KnownFault,
     Layout,
     OnFailure,
     Outcome,
@@ -27,7 +20,6 @@ from qmpvcpu import (
     Proof,
     Refused,
     Slot,
-    Step,
     StepReport,
     TransitionOutcome,
     TransitionReport,
@@ -36,14 +28,19 @@ from qmpvcpu import (
     Vcpu,
     VcpuController,
     VcpuMap,
-    VcpuUnplugged,
     Verdict,
 )
 from qmpvcpu.domainxml import DomainVcpus, parse, render, update, validate
 from qmpvcpu.errors import DomainRuleError
+from qmpvcpu.events import Event, VcpuUnplugged
 from qmpvcpu.fleet import Fleet, VmResult
 from qmpvcpu.launch import LaunchArguments, arguments
+from qmpvcpu.model.report import ConfigReport
+from qmpvcpu.model.transition import Intent, Step
+from qmpvcpu.model.vm import Capabilities, KnownFault
 from qmpvcpu.testing import LinuxVm, MicroGuest, Personality, QemuVm, QmpMessage
+from qmpvcpu.vm.migration import Export, check_target, confirm_target
+from qmpvcpu.vm.stream import EventStream
 
 
 async def every_kind_of_target(client: QMPClient, connected: socket.socket) -> None:
@@ -145,8 +142,8 @@ async def errors(vm: VcpuController) -> None:
 async def another_qemu(vm: VcpuController, target: VcpuController) -> None:
     async with await vm.export(settle=5) as export:
         assert_type(export, Export)
-        await qmpvcpu.check_target(export, target)
-        await qmpvcpu.confirm_target(export, target)
+        await check_target(export, target)
+        await confirm_target(export, target)
     assert_type(await target.replay(vm.layout), TransitionReport)
 
 

@@ -14,10 +14,8 @@ from qmpvcpu.testing.plugin.stash import EVIDENCE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from qmpvcpu.controller import VcpuController
     from qmpvcpu.testing.peer import ScriptedPeer
-
-__all__ = ["scripted_qmp", "vcpus"]
+    from qmpvcpu.vm.controller import VcpuController
 
 _Scope = Literal["function", "class", "module", "package", "session"]
 _SCOPES: Final[tuple[_Scope, ...]] = ("function", "class", "module", "package", "session")
@@ -26,7 +24,7 @@ _SCOPES: Final[tuple[_Scope, ...]] = ("function", "class", "module", "package", 
 def _attached_on(scope: _Scope) -> Any:
     @pytest_asyncio.fixture(loop_scope=scope, name=f"_qmpvcpu_vcpus_{scope}")
     async def attached(_qmpvcpu_vm: Any) -> "AsyncIterator[VcpuController]":
-        from qmpvcpu import attach  # noqa: PLC0415
+        from qmpvcpu.vm.attaching import attach  # noqa: PLC0415
 
         # To the last socket, so that the first is free for what is tested.
         async with attach(_qmpvcpu_vm.sockets[-1], name=_qmpvcpu_vm.name) as controller:

@@ -17,8 +17,6 @@ from qmpvcpu.testing.peer import ScriptedPeer
 from qmpvcpu.testing.transcript import TRACE_FILE, QmpMessage, read_transcript
 from qmpvcpu.testing.vms import Vm
 
-__all__ = ["Evidence", "PeerEvidence", "VmEvidence", "attach_evidence"]
-
 _TRANSCRIPT: Final = "QMP transcript"
 _LINES: Final = 60  # of each section in a report; the files have all
 _WIDTH: Final = 400

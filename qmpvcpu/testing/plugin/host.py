@@ -22,8 +22,6 @@ from qmpvcpu.testing.qemu import QemuProcessError
 from qmpvcpu.testing.transcript import TRACE_ARGUMENTS
 from qmpvcpu.testing.vms import LinuxVm, QemuVm, Vm
 
-__all__ = ["Test", "VmHost", "hosting"]
-
 G = TypeVar("G", bound=GuestVm)
 V = TypeVar("V", bound=Vm[Any])
 _REQUIREMENTS = ("accel", "min_version")

@@ -9,8 +9,6 @@ import pytest
 
 from qmpvcpu.testing.rom import Personality
 
-__all__ = ["KNOWN", "Options", "options_of"]
-
 Options = dict[str, Any]
 
 _REQUIREMENTS: Final = ("accel", "min_version")

@@ -2,8 +2,6 @@
 
 import pytest
 
-__all__ = ["scripted_qmp", "vcpus"]
-
 _NEEDS = "the fixture {} runs on the test's event loop and needs pytest-asyncio 0.24: pip install 'qmpvcpu[pytest]'"
 
 

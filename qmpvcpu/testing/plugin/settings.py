@@ -8,8 +8,6 @@ from typing import Final
 
 import pytest
 
-__all__ = ["ENVIRONMENT", "Settings", "artifacts_directory", "chosen_binaries"]
-
 ENVIRONMENT: Final = {
     "qemu_binary": "QMPVCPU_QEMU",
     "qemu_accel": "QMPVCPU_ACCEL",

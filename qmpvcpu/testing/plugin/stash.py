@@ -7,7 +7,5 @@ import pytest
 if TYPE_CHECKING:
     from qmpvcpu.testing.plugin.evidence import Evidence
 
-__all__ = ["EVIDENCE"]
-
 EVIDENCE: "pytest.StashKey[list[Evidence]]" = pytest.StashKey()
 """What its VMs have to tell when it fails."""

@@ -17,8 +17,6 @@ from qmpvcpu.testing.plugin.marks import Options
 from qmpvcpu.testing.plugin.settings import Settings
 from qmpvcpu.testing.qemu import Accelerator, QemuNotFoundError, best_qemu, probe_accelerator, qemu_version
 
-__all__ = ["Qemu", "Supply"]
-
 T = TypeVar("T")
 
 _HOW_TO_INSTALL: Final = (

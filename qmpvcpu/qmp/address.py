@@ -1,0 +1,326 @@
+"""Where a QMP server listens: reading such an address, connecting to it, and who is at the other end.
+
+Sockets and /proc, no QMP. Every failure is a `MonitorConnectError` that says which of the many things it is.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+import stat
+import struct
+import threading
+from asyncio.trsock import TransportSocket
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from qmpvcpu.errors import MonitorConnectError, shorten
+
+_SUN_PATH_MAX = 107  # sun_path holds 108 bytes, one of them the final NUL (man 7 unix)
+_BACKLOG_RETRY_S = 0.02
+_PORT_MAX = 65535
+_PORT = re.compile(r"[0-9]{1,5}")
+_Place = tuple[int, tuple[Any, ...]]  # an address family, and an address of it
+_TCP = re.compile(r"tcp:(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[^:]*)", re.ASCII)
+
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISREG, "a regular file"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+# Process states of proc(5) in which nothing will greet.
+_STATES = {
+    "T": "is stopped (SIGSTOP); SIGCONT lets it go on",
+    "t": "is stopped by a debugger",
+    "Z": "has ended",
+    "X": "has ended",
+    "D": "is blocked in the kernel, as on storage that does not answer",
+}
+
+
+class Address(NamedTuple):
+    """An address of a QMP server: a UNIX path, or a TCP host and port.
+
+    Attributes:
+        path: Path of the UNIX socket, or None.
+        host: TCP host name or number, or None.
+        port: TCP port, 0 where there is a path.
+    """
+
+    path: str | None = None
+    host: str | None = None
+    port: int = 0
+
+    @classmethod
+    def parse(cls, target: object) -> "Address":
+        """Return the address that *target* names; nothing is looked up or tried.
+
+        Args:
+            target: A path, ``"unix:PATH"``, ``"tcp:HOST:PORT"`` (a numeric IPv6 host in brackets), or a pair
+                of host and port.
+
+        Returns:
+            The address.
+
+        Raises:
+            MonitorConnectError: The text is malformed, the port is none, or the path is longer than a UNIX
+                socket's can be.
+            TypeError: *target* is nothing of the kind.
+        """
+        match target:
+            case (str() as host, int() as port) if not isinstance(port, bool):
+                return cls._tcp(f"tcp:{host}:{shorten(port)}", host, shorten(port))
+            case str() if target.startswith("tcp:"):
+                found = _TCP.fullmatch(target)
+                if found is None:
+                    why = "a TCP address is tcp:HOST:PORT, with a numeric IPv6 host in brackets"
+                    raise MonitorConnectError(target, why)
+                return cls._tcp(target, found["bracketed"] or found["host"], found["port"])
+            case str() | os.PathLike():
+                return cls._unix(os.fsdecode(target))
+        raise TypeError(
+            "a QMP server is given as a path, 'unix:PATH', 'tcp:HOST:PORT', (host, port), a connected socket"
+            f" or a QMPClient, not as {type(target).__name__}"
+        )
+
+    @classmethod
+    def _tcp(cls, text: str, host: str, port: str) -> "Address":
+        """Check host and port of *text*."""
+        if not host:
+            raise MonitorConnectError(text, "the host is missing")
+        if _PORT.fullmatch(port) is None or not 0 < int(port) <= _PORT_MAX:
+            raise MonitorConnectError(text, f"the port is {port!r}, not a number from 1 to {_PORT_MAX}")
+        return cls(host=host, port=int(port))
+
+    @classmethod
+    def _unix(cls, text: str) -> "Address":
+        """Check the path that *text* is or names."""
+        path = text.removeprefix("unix:")
+        if not path or "\0" in path:
+            raise MonitorConnectError(repr(text), "the path is empty or holds a NUL")
+        try:
+            length = len(os.fsencode(path))
+        except UnicodeEncodeError as err:
+            raise MonitorConnectError(repr(text), "the path cannot be encoded: it holds half of a character") from err
+        if length > _SUN_PATH_MAX:
+            why = f"the path has {length} bytes, a UNIX socket's can have {_SUN_PATH_MAX}"
+            raise MonitorConnectError(f"unix:{path}", why, hint="a relative path or a symbolic link is shorter")
+        return cls(path=path)
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"tcp:[{self.host}]:{self.port}" if ":" in str(self.host) else f"tcp:{self.host}:{self.port}"
+
+
+async def connect(address: Address, *, deadline: float) -> socket.socket:
+    """Return a non-blocking socket connected to *address*; on failure or cancellation none is left open.
+
+    Args:
+        address: Where to.
+        deadline: Time of the running loop's clock at which to give up.
+
+    Returns:
+        The socket; the caller closes it.
+
+    Raises:
+        MonitorConnectError: Nothing usable is there, or it did not accept by the deadline.
+    """
+    try:
+        async with asyncio.timeout_at(deadline):
+            if address.path is not None:
+                return await _connect_unix(str(address), address.path)
+            return await _connect_tcp(str(address), str(address.host), address.port)
+    except TimeoutError:
+        if address.path is None:
+            raise MonitorConnectError(str(address), "the host did not answer within the deadline") from None
+        raise MonitorConnectError(
+            str(address),
+            "its queue of waiting clients is full: another client holds this QMP socket while others wait already,"
+            " or QEMU is stopped",
+            hint="a QMP socket serves one client at a time; give QEMU a second -qmp",
+        ) from None
+
+
+async def _connect_unix(text: str, path: str) -> socket.socket:
+    """Connect to a UNIX socket; waits as long as the listener's queue is full."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - one stat of a local path; str keeps a "./"
+    except FileNotFoundError:
+        hint = "is QEMU running, with -qmp unix:PATH,server=on,wait=off?"
+        raise MonitorConnectError(text, "no such path", hint=hint) from None
+    except OSError as err:
+        raise MonitorConnectError(text, _explain(err)) from err
+    if not stat.S_ISSOCK(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+        raise MonitorConnectError(text, f"the path is {kind}, no socket")
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(0)
+        while True:
+            # Not loop.sock_connect: on a full queue the kernel says EAGAIN and starts nothing, which asyncio
+            # takes for a connection that is coming about.
+            with contextlib.suppress(BlockingIOError):
+                sock.connect(path)
+                return sock
+            await asyncio.sleep(_BACKLOG_RETRY_S)
+    except ConnectionRefusedError:
+        sock.close()
+        why = "connection refused: nobody listens, the socket was left behind by a process that has ended"
+        raise MonitorConnectError(text, why) from None
+    except OSError as err:
+        sock.close()
+        raise MonitorConnectError(text, _explain(err)) from err
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def _connect_tcp(text: str, host: str, port: int) -> socket.socket:
+    """Connect to the first of the host's addresses that accepts."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = _numeric(host, port) or await _look_up(host, port)
+    except (socket.gaierror, ValueError) as err:  # ValueError: a label that no host name can have, or a NUL
+        why = f"the host name cannot be resolved: {getattr(err, 'strerror', None) or err}"
+        raise MonitorConnectError(text, why) from err
+    failure = OSError("the host has no address")
+    for family, where in found:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(0)
+            await loop.sock_connect(sock, where)
+        except OSError as err:
+            sock.close()
+            failure = err
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise MonitorConnectError(text, _explain(failure)) from failure
+
+
+def _numeric(host: str, port: int) -> list[_Place]:
+    """Return where a numeric address is; nothing for a name."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):
+            socket.inet_pton(family, host)
+            return [(family, (host, port))]
+    return []
+
+
+async def _look_up(host: str, port: int) -> list[_Place]:
+    """Look a host name up, in a thread of its own, which a caller that gives up leaves to itself.
+
+    Not by ``loop.getaddrinfo``: the loop has a few threads for all that blocks, a record's writes among it, each
+    look-up of a name that nobody answers for holds one of them for ten seconds, and ``asyncio.run`` ends after them.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[_Place]] = loop.create_future()
+
+    def tell(found: list[_Place], error: Exception | None) -> None:
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(found)
+        else:
+            answer.set_exception(error)
+
+    def ask() -> None:
+        found: list[_Place] = []
+        failure: Exception | None = None
+        try:
+            found = [(each[0], each[4]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except (OSError, ValueError) as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, found, failure)
+
+    threading.Thread(target=ask, name=f"look up {host}", daemon=True).start()
+    return await answer
+
+
+def _explain(err: OSError) -> str:
+    """Say what the kernel said."""
+    if isinstance(err, PermissionError):
+        return "permission denied: it takes write permission on the socket and search permission on its directories"
+    if isinstance(err, ConnectionRefusedError):
+        return "connection refused: nobody listens on that port"
+    return err.strerror or str(err)
+
+
+def connected_socket(sock: socket.socket) -> tuple[str, socket.socket]:
+    """Return *sock* made non-blocking, and its name for messages.
+
+    Raises:
+        MonitorConnectError: It is closed, no stream, or not connected.
+    """
+    name = f"fd {sock.fileno()}"
+    if sock.type != socket.SOCK_STREAM:
+        raise MonitorConnectError(name, "it is no stream socket")
+    try:
+        sock.getpeername()
+    except OSError as err:
+        raise MonitorConnectError(name, f"it is no connected socket: {err.strerror}") from err
+    sock.settimeout(0)
+    return name, sock
+
+
+async def first_bytes(sock: socket.socket, size: int = 128) -> bytes:
+    """Wait for the peer's first bytes, and return them without taking them off the socket.
+
+    Args:
+        sock: A connected non-blocking socket that nothing reads from.
+        size: How many bytes at most.
+
+    Returns:
+        The bytes, b"" if the peer has hung up.
+    """
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sock, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sock)
+    return sock.recv(size, socket.MSG_PEEK)
+
+
+def peer_pid(sock: socket.socket | TransportSocket) -> int | None:
+    """Return the process id of the peer of a connected UNIX socket, None where there is none to know.
+
+    It is the process that called ``listen()``: a QEMU that was handed a listening socket shows its launcher's.
+    """
+    if sock.family != socket.AF_UNIX:
+        return None
+    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return pid or None  # 0: a process outside our PID namespace
+
+
+def describe_peer(pid: int | None) -> str:
+    """Say what the kernel tells about a peer that does not greet, and what to do about it.
+
+    Args:
+        pid: The peer's process id, or None if unknown.
+
+    Returns:
+        A sentence for a person, such as ``pid 123 (qemu-system-x86) is stopped (SIGSTOP)``.
+    """
+    advice = "a QMP socket serves one client at a time; give QEMU a second -qmp"
+    if pid is None:
+        return advice
+    try:
+        from pathlib import Path  # noqa: PLC0415 -- with urllib behind it, a tenth of what importing us takes
+
+        # stat, not status: one read of a kernel file; comm stands in parentheses and may hold any byte.
+        head, _, tail = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
+    except OSError:
+        return f"the process that opened it, pid {pid}, has ended; {advice}"
+    who = f"pid {pid} ({head.partition('(')[2]})"
+    running = f"runs, so most likely another client holds the socket; {advice}"
+    return f"{who} {_STATES.get(tail.split()[0], running)}"

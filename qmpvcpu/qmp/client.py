@@ -1,0 +1,285 @@
+"""A QMPClient of our own on a connected socket: greeting, negotiation, its end, and the reason of its end."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import socket
+import string
+from collections.abc import Sequence
+from typing import Final
+
+from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, Message, QMPClient, Runstate, StateError
+from qemu.qmp.message import DeserializationError, UnexpectedTypeError
+from qemu.qmp.qmp_client import BadReplyError, GreetingError, ServerParseError
+
+from qmpvcpu.errors import MalformedReplyError, MonitorConnectError, clip, shorten
+from qmpvcpu.qapi import parse_version
+from qmpvcpu.qmp.address import describe_peer, first_bytes, peer_pid
+
+_CLIENT_NAME: Final = "qmpvcpu"  # names its logger too
+logging.getLogger(f"qemu.qmp.protocol.{_CLIENT_NAME}").addHandler(logging.NullHandler())
+
+_SHOWN: Final = 80  # how much of a peer's nonsense an error quotes
+_LEFTOVERS: Final = (b'{"timestamp": ', b'{"return": ', b'{"error": ')  # how QEMU's events and replies begin
+_LONGEST_LEFTOVER: Final = 1 << 20  # bytes; a reply of query-hotpluggable-cpus for 4,096 slots is half of that
+_CHUNK: Final = 1 << 16
+_LETTERS: Final = string.ascii_letters + "-_@#+*.:,;=~"  # no digits: what follows is a number
+
+
+class _Client(QMPClient):
+    """A client whose ids are short and of this session alone, and that renders for the log only what is read there.
+
+    QEMU sends a reply that the last client did not wait for to the next one, behind its greeting too (measured on
+    7.2 and 10.0: after every third hang-up with queries in flight). qemu.qmp counts from 0 in every session, and
+    would take such a reply for that of its own command. It renders each message, too: a fifth of our time in bulk.
+
+    QEMU reads QMP byte by byte (monitor/monitor.c, ``monitor_can_read``), each in a turn of its loop: 4 us of its
+    CPU time, which is most of what a query costs. Hence short ids.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        session = "".join(_LETTERS[byte % len(_LETTERS)] for byte in os.urandom(4))  # one in 16 million
+        self._ids = (f"{session}{number}" for number in itertools.count())
+
+    def _get_exec_id(self) -> str:
+        return next(self._ids)
+
+    async def _bh_send_message(self) -> None:
+        """Send all that waits in one piece: a system call each is much of what a query costs, here and in QEMU."""
+        waiting = [await self._outgoing.get()]
+        while not self._outgoing.empty():
+            waiting.append(self._outgoing.get_nowait())
+        try:
+            self._send_all([self._cb_outbound(message) for message in waiting])
+        finally:
+            for _ in waiting:
+                self._outgoing.task_done()
+
+    def _send_all(self, messages: Sequence[Message]) -> None:
+        assert self._writer is not None  # noqa: S101 - JUSTIFICATION: it is as long as this task runs, mypy cannot know
+        self._writer.write(b"".join(map(bytes, messages)))
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return super()._cb_inbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return super()._cb_outbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
+
+
+def make_client() -> QMPClient:
+    """Return a client for `establish`; listeners are registered before that, so that no event is missed."""
+    client = _Client(_CLIENT_NAME)
+    # Done by establish(): qemu.qmp asserts the reply, so a refusal has no text, and under -O goes unnoticed.
+    client.negotiate = False
+    # The default listener would keep all events for ever.
+    client.events.event_filter = lambda _event: False
+    return client
+
+
+async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadline: float, timeout_s: float) -> None:
+    """Take the greeting and negotiate; after a failure the caller still has to `end` the client.
+
+    Args:
+        client: From `make_client`.
+        sock: A connected non-blocking socket.
+        name: The address, for messages.
+        deadline: Time of the running loop's clock at which to give up.
+        timeout_s: The whole time there was, for messages.
+
+    Raises:
+        MonitorConnectError: The peer is silent, hangs up, speaks something else, or refuses.
+    """
+    start = b""
+    pid = peer_pid(sock)  # asked now: qemu.qmp closes the socket on failure
+    try:
+        async with asyncio.timeout_at(deadline):
+            # A look before qemu.qmp reads: it waits for a newline, whatever comes, and forgets what it read.
+            start = await _skip_leftovers(sock, name)
+            _check_start(name, start)
+            await client.connect(sock)
+            await _negotiate(client)
+    except TimeoutError:
+        why = _silence(client, start, timeout_s)
+        raise MonitorConnectError(name, why, hint=describe_peer(pid)) from None
+    except ConnectError as err:
+        if isinstance(err.exc, GreetingError):
+            raise _nonsense(name, start) from err
+        raise MonitorConnectError(name, f"in its greeting: {explain(err.exc, client.readbuflen)}") from err
+    except OSError as err:
+        raise MonitorConnectError(name, explain(err)) from err
+    except ExecuteError as err:
+        raise MonitorConnectError(name, f"it rejects qmp_capabilities: {clip(f'{err.error_class}: {err}')}") from None
+    except BadReplyError as err:
+        why = f"its reply to qmp_capabilities is malformed: {shorten(dict(err.msg))}"
+        raise MonitorConnectError(name, why) from err
+    except (ExecInterruptedError, StateError, AssertionError) as err:
+        # AssertionError: qemu.qmp's, where the end comes right behind the greeting.
+        why = f"after its greeting: {explain(await end(client, sock, grace_s=0), client.readbuflen)}"
+        raise MonitorConnectError(name, why) from err
+
+
+async def _negotiate(client: QMPClient) -> None:
+    """Leave the negotiation mode.
+
+    A command that the last client hung up on may still wait in QEMU, and is then carried out in this session (7.2 and
+    10.0; on a busy machine, after 4 of 1,500 hang-ups). If it was ``qmp_capabilities``, ours comes too late
+    (monitor/qmp-cmds-control.c, ``qmp_qmp_capabilities``: CommandNotFound, "Capabilities negotiation is already
+    complete"). Then the session is as it shall be, but for ``oob``, which is as that client wanted it.
+    """
+    try:
+        await client.execute("qmp_capabilities", _capabilities(client))
+    except ExecuteError as err:
+        if err.error_class != "CommandNotFound":
+            raise
+
+
+def _capabilities(client: QMPClient) -> dict[str, list[str]] | None:
+    """Return what to enable.
+
+    Nothing of ours is sent out of band. But without ``oob`` QEMU stops reading after each command until its main loop
+    has carried it out; with it, up to 8 wait in QEMU's queue (qmp-spec, "Capabilities negotiation"), which makes
+    pipelined plugs a quarter faster.
+    """
+    offered = client.greeting.QMP.capabilities if client.greeting else ()
+    return {"enable": ["oob"]} if "oob" in offered else None
+
+
+async def _skip_leftovers(sock: socket.socket, name: str) -> bytes:
+    """Take off the socket what QEMU had for the last client; return the first bytes of what follows, left on it.
+
+    Where a connection is cut while QEMU writes, whole events and replies reach the next client before its greeting.
+    They are of no use to it: whoever attaches reads all anew.
+    """
+    while (start := await first_bytes(sock)).startswith(_LEFTOVERS):
+        line = b""
+        while not line.endswith(b"\n"):
+            chunk = await first_bytes(sock, _CHUNK)
+            line += sock.recv(chunk.find(b"\n") + 1 or len(chunk))
+            if not chunk or len(line) > _LONGEST_LEFTOVER:
+                raise _nonsense(name, line)
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError) as err:  # too many digits are a ValueError
+            raise _nonsense(name, line) from err
+    return start
+
+
+def _check_start(name: str, start: bytes) -> None:
+    """Refuse at once what cannot become a greeting."""
+    if not start:
+        raise MonitorConnectError(name, "it hung up without a greeting", hint="QEMU may have ended this moment")
+    if start.lstrip() and not start.lstrip().startswith(b"{"):
+        raise _nonsense(name, start)
+
+
+def _nonsense(name: str, start: bytes) -> MonitorConnectError:
+    """Return the error for a peer that speaks something else."""
+    hint = ""
+    if b"monitor - type 'help'" in start:
+        hint = "this is QEMU's monitor for people (HMP); programs need one made with -qmp"
+    elif start.startswith((b"{\r\n", b"{\n")):
+        hint = "is it a monitor with pretty=on? a program needs one without"
+    return MonitorConnectError(name, f"what it sends is no QMP greeting: {_quote(start)}", hint=hint)
+
+
+def _silence(client: QMPClient, start: bytes, timeout_s: float) -> str:
+    """Say what a peer left out that let the deadline pass."""
+    if client.greeting is not None:
+        return f"it greeted, but did not reply to qmp_capabilities within {timeout_s:g} s"
+    if start:
+        return f"its greeting was not finished within {timeout_s:g} s: {_quote(start)}"
+    return (
+        f"no greeting within {timeout_s:g} s: another client holds this QMP socket, or QEMU is stopped"
+        " (or it is no QMP server)"
+    )
+
+
+def read_version(name: str, version: object) -> tuple[tuple[int, int, int], str]:
+    """Return QEMU's version and package name, from a greeting or from ``query-version``.
+
+    Raises:
+        MonitorConnectError: It is no such thing.
+    """
+    try:
+        return parse_version("query-version", version)
+    except MalformedReplyError as err:
+        raise MonitorConnectError(name, f"it names no QEMU version: {shorten(version)}") from err
+
+
+async def end(client: QMPClient, sock: socket.socket, *, grace_s: float) -> BaseException | None:
+    """Disconnect our own client and close its socket; never raises because of the peer.
+
+    Args:
+        client: From `make_client`, in any state.
+        sock: Its socket.
+        grace_s: Seconds after which a peer that does not read is cut off.
+
+    Returns:
+        What had ended the session before, or None.
+    """
+
+    def cut() -> None:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+    # disconnect() waits until all is sent: for ever, if the peer reads nothing.
+    timer = asyncio.get_running_loop().call_later(grace_s, cut)
+    try:
+        if client.runstate is not Runstate.IDLE:
+            await client.disconnect()
+    except Exception as err:  # noqa: BLE001 - it raises whatever ended its reader or writer: that is the answer
+        return err
+    finally:
+        timer.cancel()
+        sock.close()
+    return None
+
+
+def explain(cause: BaseException | None, limit: int = 0) -> str:
+    """Say what ended a session.
+
+    Args:
+        cause: What ended qemu.qmp's reader or writer.
+        limit: The client's longest line, in bytes.
+
+    Returns:
+        A sentence without a full stop, such as ``the peer hung up (end of file)``.
+    """
+    match cause:
+        case EOFError():
+            why = "the peer hung up (end of file)"
+        case ConnectionResetError():
+            why = "the peer reset the connection (ECONNRESET)"
+        case OSError():
+            why = cause.strerror or str(cause)
+        case ServerParseError():
+            why = f"the peer could not read a message of ours: {shorten(dict(cause.msg))}"
+        case UnexpectedTypeError():
+            why = f"the peer sent JSON that is no object: {shorten(cause.value, _SHOWN)}"
+        case _:
+            why = _explain_line(cause, limit)
+    return why
+
+
+def _explain_line(cause: BaseException | None, limit: int) -> str:
+    """Say what is wrong with a line that could not be read."""
+    match cause:
+        case DeserializationError(raw=raw) if not raw.endswith(b"\n"):
+            return f"the peer hung up in the middle of a message: {_quote(raw)}"
+        case DeserializationError(raw=raw):
+            return f"the peer sent a line that is no JSON: {_quote(raw)}"
+        case UnicodeDecodeError():
+            return f"the peer sent a line that is no UTF-8: {_quote(cause.object)}"
+        case ValueError() if isinstance(cause.__context__, asyncio.LimitOverrunError):
+            return f"the peer sent a line of more than {limit} bytes"
+        case _:
+            return f"the peer sent a message of the wrong shape: {type(cause).__name__}: {clip(str(cause))}"
+
+
+def _quote(data: bytes) -> str:
+    """Show the beginning of a peer's bytes."""
+    return repr(data[:_SHOWN]) + ("..." if len(data) > _SHOWN else "")

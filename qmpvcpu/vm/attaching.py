@@ -1,0 +1,280 @@
+"""attach(): from any kind of QMP address to a VcpuController."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from qmpvcpu.engine.engine import Engine
+from qmpvcpu.errors import RecordError, printable
+from qmpvcpu.given import checked, path
+from qmpvcpu.model.numbering import runs_single_threaded
+from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.vm import VmInfo, VmStatus
+from qmpvcpu.qmp.monitor import Monitor, Target, is_address
+from qmpvcpu.qmp.queries import Reader, Reading, layout_of
+from qmpvcpu.vm.controller import How, VcpuController
+from qmpvcpu.vm.inbox import Inbox
+from qmpvcpu.vm.keeper import Keeper
+from qmpvcpu.vm.reconnecting import Reconnecting
+from qmpvcpu.vm.session import Session
+
+if TYPE_CHECKING:
+    from qmpvcpu.domainxml import Instance
+    from qmpvcpu.record.record import Record
+    from qmpvcpu.vm.nextboot import NextBoot
+
+_log = logging.getLogger("qmpvcpu.vm")
+
+
+class Attaching:
+    """What ``attach`` returns: to be awaited, or entered with ``async with``; once."""
+
+    def __init__(self, open_: Callable[[], Awaitable[VcpuController]]) -> None:
+        self._open = open_
+        self._vm: VcpuController | None = None
+
+    def __await__(self) -> Generator[Any, None, VcpuController]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> VcpuController:
+        self._vm = await self._open()
+        return self._vm
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._vm is not None:
+            await self._vm.close()
+
+
+@checked
+def attach(
+    target: Target,
+    *,
+    name: str | None = None,
+    record: str | os.PathLike[str] | None = None,
+    base: bytes | str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    timeout: float = 10.0,
+    reconnect: bool = False,
+    on_interrupted: How = "report",
+    resync_interval: float | None = 30.0,
+    arrived: bool = False,
+    read_only: bool = False,
+) -> Attaching:
+    """Attach to a running QEMU.
+
+    Use as ``async with attach(...) as vm:`` or ``vm = await attach(...)`` and ``await vm.close()``. Reads the VM
+    once (a constant number of queries), changes nothing. Cancelling it leaves nothing behind.
+
+    A QMPClient of the caller's is borrowed: a listener is added and removed again, its own ``events`` queue and its
+    runstate are left alone, and it is never disconnected.
+
+    Args:
+        target: Path of a UNIX socket, ``"unix:PATH"``, ``"tcp:HOST:PORT"``, ``(host, port)``, a connected
+            ``socket.socket``, or a running ``qemu.qmp.QMPClient``.
+        name: What to call the VM; default: QEMU's ``-name``, else the socket's stem. A VM without a uuid is told from
+            others by a name that it was given; the socket's stem tells nothing.
+        record: Path of the domain XML that is to follow the VM's state; None keeps none. It must be this VM's.
+        base: The VM's own libvirt document (its bytes, or its path) to start the record from where there is none yet;
+            the record is then that document, changed in place. None: the record is made of what QEMU tells.
+        config: Path of the domain XML that the VM is next started from, for changes with ``affect=``; None: its next
+            boot is kept in the record.
+        timeout: Deadline of connecting, and of each QMP command, in seconds.
+        reconnect: When the connection is lost, connect again, for as long as it takes, and find out what happened
+            meanwhile; needs an address. A transition under way waits for that, as long as for an answer.
+        on_interrupted: What to do with a transition that the record says was begun and is not over: ``"report"``
+            leaves it in ``vm.interrupted``; ``"finish"`` and ``"revert"`` do so before this returns.
+        resync_interval: Seconds between reads that find what no event announces; None: no such reads.
+        arrived: The VM has migrated into this QEMU (``confirm_target``) from that of the record: removals that are
+            pending there came along, and so did a transition that was cut short.
+        read_only: Only read the record, which is neither locked nor written; a change is RecordError then. If another
+            process keeps it, ``interrupted`` may be what that one is at work on.
+
+    Raises:
+        MonitorConnectError: No QMP session came about; it says why, and what the kernel tells of the peer.
+        MonitorTimeoutError: QEMU stopped answering.
+        MonitorLostError: QEMU went away meanwhile.
+        MalformedReplyError: What answers is no QEMU that can be understood.
+        RecordError: The record is another VM's, nobody's, locked by another process, or cannot be written; nothing
+            has *arrived*; or *config* is another VM's, or cannot be read.
+        DomainXmlError: *config* is no document that libvirt would define.
+        TransitionError: What *on_interrupted* asks for was not reached; nothing is left attached.
+        ValueError: *reconnect* with a socket or client that is given; *base*, *arrived* or *read_only* without
+            *record*; *config* is the record; a duration, path or word that cannot be meant. Nobody was connected to.
+        TypeError: An argument is of a wrong type. Nobody was connected to.
+
+    Example:
+        >>> async with attach("/run/vm.qmp") as vm:
+        ...     await vm.plug(3)
+        ...     print(vm.layout.enabled)
+        VcpuMap('3')
+        0,3
+    """
+    if base is not None and not isinstance(base, bytes):
+        path("base", base)
+    options = _Options(
+        name=name,
+        record=record,
+        base=base,
+        config=config,
+        timeout=timeout,
+        reconnect=reconnect,
+        on_interrupted=on_interrupted,
+        resync_interval=resync_interval,
+        arrived=arrived,
+        read_only=read_only,
+    )
+    return Attaching(lambda: _open(target, options))
+
+
+class _Options(NamedTuple):
+    """What attach() was asked for."""
+
+    name: str | None
+    record: str | os.PathLike[str] | None
+    base: bytes | str | os.PathLike[str] | None
+    config: str | os.PathLike[str] | None
+    timeout: float
+    reconnect: bool
+    on_interrupted: How
+    resync_interval: float | None
+    arrived: bool
+    read_only: bool
+
+
+async def _open(target: Target, options: _Options) -> VcpuController:
+    if options.reconnect and not is_address(target):
+        raise ValueError("reconnect=True needs an address: a socket or client that is given cannot be opened again")
+    if options.base is not None and options.record is None:
+        raise ValueError("base= is what a record starts from: it needs record=")
+    if (options.arrived or options.read_only) and options.record is None:
+        raise ValueError(f"{'arrived' if options.arrived else 'read_only'}= is about a record: it needs record=")
+    if options.config is not None and options.record is not None and _same(options.config, options.record):
+        raise ValueError("config= is a document of its own: a record keeps the next boot without it")
+    inbox = Inbox()
+    monitor = await Monitor.open(target, timeout=options.timeout, on_event=inbox.event, on_lost=inbox.lost)
+    record = None
+    try:
+        reader = Reader(monitor, options.timeout)
+        reading, status, answers, vm = await reader.everything(options.name)
+        seen = reading[1] or ()
+        record, instance = await _open_record(options, vm, reading, status, monitor.peer_pid)
+        engine = Engine(
+            layout_of(vm if record is None else replace(vm, name=record.name), reading, answers),
+            status=status,
+            single_threaded=runs_single_threaded(seen) if len(seen) > 1 else None,
+            answers=answers,
+            now=asyncio.get_running_loop().time(),
+        )
+        keeper = await _keep(record, engine, options, answers)
+        next_boot = await _next_boot(keeper, engine, options)
+        session = Session(
+            monitor,
+            reader,
+            engine,
+            keeper=keeper,
+            timeout=options.timeout,
+            resync_interval=options.resync_interval,
+        )
+        session.next_boot = next_boot
+    except BaseException:
+        await monitor.close()
+        if record is not None:
+            await record.close()
+        raise
+    if options.reconnect:
+        session.reconnect = Reconnecting(session, target, options.name, instance).run
+    inbox.hand_over(session)
+    controller = VcpuController(session)
+    try:
+        await session.wait_read()
+        if options.on_interrupted != "report":
+            await controller.recover(options.on_interrupted)
+    except BaseException:
+        await controller.close()
+        raise
+    return controller
+
+
+def _same(config: str | os.PathLike[str], record: str | os.PathLike[str]) -> bool:
+    from pathlib import Path  # noqa: PLC0415 -- with urllib behind it, a tenth of what importing us takes
+
+    return Path(config).absolute() == Path(record).absolute()
+
+
+async def _next_boot(keeper: Keeper, engine: Engine, options: _Options) -> "NextBoot | None":
+    """Have the next boot at hand where there is something to keep it in."""
+    if options.config is None and options.record is None:
+        return None
+    from qmpvcpu.vm.nextboot import NextBoot  # noqa: PLC0415 -- as in _keep
+
+    next_boot = NextBoot(keeper, lambda: engine.layout, options.config)
+    await next_boot.check()
+    keeper.promised = lambda: next_boot.promised
+    return next_boot
+
+
+async def _open_record(
+    options: _Options, vm: VmInfo, reading: Reading, status: VmStatus, pid: int | None
+) -> "tuple[Record | None, Instance | None]":
+    """Open the record, if there is to be one, and tell which run of QEMU this is, if that matters."""
+    if options.record is None and not options.reconnect:
+        return None, None
+    # Here, and not above: XML and files are a third of the time that importing us would take.
+    from qmpvcpu.record.instance import instance_of  # noqa: PLC0415
+    from qmpvcpu.record.record import Record  # noqa: PLC0415
+
+    slots, _ = reading
+    instance = instance_of(slots[0].host_tids[0] if slots and slots[0].host_tids else None, pid)
+    if options.record is None:
+        return None, instance
+    if options.arrived and status.run_state == "inmigrate":
+        raise RecordError(options.record, "no VM has arrived in this QEMU yet: attach with arrived=True once it has")
+    if options.arrived and status.migration == "none":
+        raise RecordError(options.record, "no VM has migrated into this QEMU: attach without arrived=True")
+    record = await Record.open(
+        options.record,
+        name=vm.name,
+        named=vm.named,
+        uuid=vm.uuid,
+        instance=instance,
+        base=options.base,
+        arrived=options.arrived,
+        read_only=options.read_only,
+    )
+    return record, instance
+
+
+async def _keep(
+    record: "Record | None", engine: Engine, options: _Options, answers: Mapping[int, OstAnswer]
+) -> Keeper:
+    """Take in what the record knows of this very QEMU, and what it keeps of an earlier one."""
+    if record is not None and (other_cpu := record.cpu_differs(engine.layout)) is not None:
+        called = printable(engine.layout.vm.name)
+        _log.warning("VM %s: %s", called, printable(other_cpu), extra={"vm": called})
+    before = None if record is None or record.previous is None else record.previous.metadata
+    if record is None or before is None:
+        keeper = Keeper(record, lambda: engine.layout)
+    else:
+        now = asyncio.get_running_loop().time()
+        if options.arrived:
+            engine.arrived(before.pending, answers, now)
+        elif record.same_instance:
+            engine.recall(before.pending, answers, now)
+        else:
+            engine.tell_instance_changed()
+        keeper = Keeper(
+            record,
+            lambda: engine.layout,
+            interrupted=before.intent if record.same_instance else None,
+            desired=before.desired,
+            previous=record.earlier,
+        )
+    if record is not None and not record.read_only:
+        await keeper.save()
+    return keeper

@@ -1,0 +1,371 @@
+"""NextBoot: what an attached VM is next started with, and how a change of it goes with one of the VM as it runs.
+
+It is kept in the document that ``attach(config=)`` names, else beside the live state in the record. A document is
+locked, and read, for as long as a change is under way, so that what was checked before the live change is what is
+written after it; changes that go side by side share the lock, and are written one after the other.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Protocol
+
+from qmpvcpu.domainxml import DomainVcpus, domain_from
+from qmpvcpu.domainxml.changes import slot_of, with_map, with_state
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, Outcome, RecordError
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.report import ConfigOutcome, ConfigReport
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.record.config import DomainConfig
+from qmpvcpu.record.files import see_through
+from qmpvcpu.record.owner import Claim, refuse_other_document
+from qmpvcpu.record.record import Record
+from qmpvcpu.vm.keeper import Keeper
+
+Change = Callable[[DomainVcpus], DomainVcpus]
+
+
+class NextBoot:
+    """The next boot of one VM.
+
+    Args:
+        keeper: Keeps the VM's record.
+        look: Returns the layout as known now.
+        config: The document, or None: the record.
+    """
+
+    def __init__(self, keeper: Keeper, look: Callable[[], Layout], config: str | os.PathLike[str] | None) -> None:
+        self._keeper = keeper
+        self._look = look
+        self._path = None if config is None else Path(config).absolute()
+        self._store: _Store | None = None
+        self._holders = 0
+        self._opening = asyncio.Lock()
+        self._writing = asyncio.Lock()
+        self._promises: list[Promise] = []
+
+    @property
+    def path(self) -> Path | None:
+        """The document, or None: it is in the record."""
+        return self._path
+
+    async def check(self) -> None:
+        """Read the document once, so that one that cannot be used is told of before anything depends on it.
+
+        Raises:
+            RecordError: It cannot be read, or is another VM's.
+            DomainXmlError: libvirt would not define it.
+        """
+        if self._path is not None:
+            _refuse_other(await DomainConfig.load(self._path), self._look())
+
+    async def change(self, change: Change) -> ConfigReport:
+        """Change the next boot and nothing else.
+
+        Raises:
+            ConfigDeniedError: It cannot be; nothing was written.
+            RecordError: It cannot be read or written, and is as it was.
+        """
+        async with self._held() as store:
+            return await self._write(store, change)
+
+    async def enable(self, vcpu: int | None) -> VcpuMap:
+        """Have one vCPU at the next boot, the first free one if None; return the ids of its slot.
+
+        Raises:
+            QmpVcpuError: As ``change``.
+        """
+        ids = VcpuMap()
+
+        def change(domain: DomainVcpus) -> DomainVcpus:
+            nonlocal ids
+            ids = slot_of(domain, _first_free(domain) if vcpu is None else vcpu, enabled=True)
+            return with_state(domain, ids, enabled=True)
+
+        await self.change(change)
+        return ids
+
+    async def disable(self, vcpu: int) -> VcpuMap:
+        """Leave one vCPU out of the next boot; return the ids of its slot.
+
+        Raises:
+            QmpVcpuError: As ``change``.
+        """
+        ids = VcpuMap()
+
+        def change(domain: DomainVcpus) -> DomainVcpus:
+            nonlocal ids
+            ids = slot_of(domain, vcpu, enabled=False)
+            return with_state(domain, ids, enabled=False)
+
+        await self.change(change)
+        return ids
+
+    async def look(self, change: Change) -> ConfigReport:
+        """Return whether the next boot is as *change* would make it.
+
+        Raises:
+            RecordError: It cannot be read, or is locked.
+            DomainXmlError: libvirt would not define it.
+        """
+        async with self._held() as store:
+            now = store.domain
+            wished = change(now)
+            so = now == wished
+            outcome, why = (ConfigOutcome.UNCHANGED, "") if so else (ConfigOutcome.NOT_TRIED, "not done")
+            return ConfigReport(store.path, outcome, now.enabled, wished.enabled, now.max, why)
+
+    @contextlib.asynccontextmanager
+    async def promise(self) -> "AsyncIterator[Promise]":
+        """Hold the next boot for as long as a live change takes that is to be followed by one of it.
+
+        Raises:
+            RecordError: It cannot be read, or is locked.
+            DomainXmlError: libvirt would not define it.
+        """
+        async with self._held() as store:
+            promise = Promise(self, store)
+            try:
+                yield promise
+            finally:
+                if promise in self._promises:
+                    self._promises.remove(promise)
+                if not self._promises:
+                    self._keeper.promises_are_over()
+
+    @property
+    def promised(self) -> tuple[VcpuMap, str | None] | None:
+        """What the next boot is to have once all that is under way is reached, and its document if it has one.
+
+        None: nothing was promised.
+        """
+        if self._store is None or not self._promises:
+            return None
+        domain = self._store.domain
+        for promise in self._promises:
+            with contextlib.suppress(ConfigDeniedError):  # what is promised beside it may have made it impossible
+                domain = promise.change(domain)
+        return domain.enabled, None if self._path is None else str(self._path)
+
+    def made(self, promise: "Promise") -> None:
+        """Count *promise* as outstanding."""
+        self._promises.append(promise)
+
+    async def kept(self, promise: "Promise", store: "_Store") -> ConfigReport:
+        """Write what was promised.
+
+        Raises:
+            ConfigDeniedError: It cannot be any more; nothing was written.
+            RecordError: It cannot be written, and is as it was.
+        """
+        try:
+            return await self._write(store, promise.change)
+        finally:
+            self._promises.remove(promise)
+
+    async def _write(self, store: "_Store", change: Change) -> ConfigReport:
+        async with self._writing:
+            before = store.domain
+            domain = change(before)
+            await store.write(domain)
+        outcome = ConfigOutcome.UNCHANGED if domain == before else ConfigOutcome.WRITTEN
+        return ConfigReport(store.path, outcome, before.enabled, domain.enabled, domain.max)
+
+    @contextlib.asynccontextmanager
+    async def _held(self) -> "AsyncIterator[_Store]":
+        self._holders += 1
+        try:
+            async with self._opening:
+                if self._store is None:
+                    self._store = await self._open()
+                store = self._store
+            yield store
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                await see_through(self._close())
+
+    async def _close(self) -> None:
+        async with self._opening:
+            if self._store is not None and not self._holders:
+                store, self._store = self._store, None
+                await store.close()
+
+    async def _open(self) -> "_Store":
+        record = self._keeper.record
+        if self._path is None and record is not None and not record.closed:
+            return _InRecord(record, self._keeper, self._look)
+        path = self._path or (record.path if record is not None else None)
+        assert path is not None  # noqa: S101 -- JUSTIFICATION: attach makes none without either, mypy cannot know
+        return await _InDocument.open(path, self._look())
+
+
+class Promise:
+    """A change of the next boot that is to follow one of the VM as it runs; made by ``NextBoot.promise``.
+
+    Attributes:
+        change: What is to be changed, once ``make`` was called.
+    """
+
+    def __init__(self, next_boot: NextBoot, store: "_Store") -> None:
+        self.change: Change = lambda domain: domain
+        self._next_boot = next_boot
+        self._store = store
+
+    def make(self, change: Change) -> None:
+        """Promise *change*: it is in the record's intents from here on.
+
+        Raises:
+            ConfigDeniedError: It cannot be.
+        """
+        change(self._store.domain)
+        self.change = change
+        self._next_boot.made(self)
+
+    def make_state(self, ids: VcpuMap, *, enabled: bool) -> None:
+        """Promise to have *ids* at the next boot, or to leave them out.
+
+        Raises:
+            ConfigDeniedError: It cannot be.
+        """
+        self.make(lambda domain: with_state(domain, ids, enabled=enabled))
+
+    async def keep(self, done: str) -> ConfigReport:
+        """Write what was promised, now that *done* is.
+
+        Raises:
+            RecordError: It is not written; ``outcome`` is CHANGED.
+        """
+        try:
+            return await self._next_boot.kept(self, self._store)
+        except (RecordError, ConfigDeniedError, DomainXmlError) as error:
+            why = error.why if isinstance(error, RecordError) else str(error)
+            why = f"{why}; {done}, and the next boot is as it was"
+            raise RecordError(self._store.path, why, outcome=Outcome.CHANGED) from error
+
+    async def try_to_keep(self) -> tuple[ConfigReport, RecordError | None]:
+        """Write what was promised, and return how that ended, with the error if it did not go well."""
+        try:
+            return await self.keep("the VM as it runs is as wished"), None
+        except RecordError as error:
+            return self._told(ConfigOutcome.FAILED, error.why), error
+
+    def not_tried(self) -> ConfigReport:
+        """Return the report of a promise that is not kept, since the VM as it runs is not as wished."""
+        return self._told(ConfigOutcome.NOT_TRIED, "the VM as it runs is not as wished")
+
+    def _told(self, outcome: ConfigOutcome, why: str) -> ConfigReport:
+        now = self._store.domain
+        try:
+            wished = self.change(now).enabled
+        except ConfigDeniedError:
+            wished = now.enabled
+        return ConfigReport(self._store.path, outcome, now.enabled, wished, now.max, why)
+
+
+class _Store(Protocol):
+    """Where the next boot is kept."""
+
+    @property
+    def path(self) -> str:
+        """The file, for messages."""
+
+    @property
+    def domain(self) -> DomainVcpus:
+        """What the next boot has."""
+
+    async def write(self, domain: DomainVcpus) -> None:
+        """Have *domain* as the next boot, durably, also if it is so already; if that fails, it is as it was."""
+
+    async def close(self) -> None:
+        """Let go of it."""
+
+
+class _InDocument:
+    """A document of its own; or a record that the controller has let go of, since its VM is lost."""
+
+    def __init__(self, config: DomainConfig, stack: contextlib.AsyncExitStack) -> None:
+        self._config = config
+        self._stack = stack
+
+    @classmethod
+    async def open(cls, path: Path, layout: Layout) -> "_InDocument":
+        async with contextlib.AsyncExitStack() as stack:
+            config = await stack.enter_async_context(DomainConfig.open(path))
+            _refuse_other(config, layout)
+            return cls(config, stack.pop_all())
+
+    @property
+    def path(self) -> str:
+        return str(self._config.path)
+
+    @property
+    def domain(self) -> DomainVcpus:
+        return self._config.domain
+
+    async def write(self, domain: DomainVcpus) -> None:
+        self._config.domain = domain
+        try:
+            await self._config.save()
+        finally:
+            self._config.domain = self._config.before
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
+class _InRecord:
+    """A map in the record, beside the live state."""
+
+    def __init__(self, record: Record, keeper: Keeper, look: Callable[[], Layout]) -> None:
+        self._record = record
+        self._keeper = keeper
+        self._look = look
+        self._seen: tuple[Layout, DomainVcpus] | None = None
+
+    @property
+    def path(self) -> str:
+        return str(self._record.path)
+
+    @property
+    def domain(self) -> DomainVcpus:
+        layout = self._look()
+        if self._seen is None or self._seen[0] is not layout:
+            self._seen = layout, domain_from(layout)
+        wish = self._record.next_boot
+        return self._seen[1] if wish is None else with_map(self._seen[1], wish)
+
+    async def write(self, domain: DomainVcpus) -> None:
+        before = self._record.next_boot
+        if before == domain.enabled:
+            return
+        # Even if the VM has just these as it runs: from here on the next boot no longer follows it.
+        self._record.next_boot = domain.enabled
+        try:
+            await self._keeper.save()
+        except RecordError:
+            self._record.next_boot = before
+            raise
+
+    async def close(self) -> None:
+        pass
+
+
+def _first_free(domain: DomainVcpus) -> int:
+    free = next((row.id for row in domain.vcpus if not row.enabled), None)
+    if free is None:
+        detail = f"all of its {domain.max} vCPUs are there at the next boot already"
+        raise ConfigDeniedError("plug", (), DenialReason.MACHINE_FULL, detail)
+    return free
+
+
+def _refuse_other(config: DomainConfig, layout: Layout) -> None:
+    """Refuse the document of another VM.
+
+    Raises:
+        RecordError: It is one.
+    """
+    domain, vm = config.domain, layout.vm
+    refuse_other_document(config.path, domain.name, domain.uuid, Claim(vm.name, vm.named, vm.uuid))

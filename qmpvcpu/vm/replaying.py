@@ -1,0 +1,51 @@
+"""What a replay is to rebuild, taken from whatever says it."""
+
+from typing import TYPE_CHECKING
+
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.previous import PreviousVcpus
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.planning.replaying import Wanted
+
+if TYPE_CHECKING:
+    from qmpvcpu.domainxml import DomainVcpus
+
+
+def wanted_of(source: "DomainVcpus | Layout | PreviousVcpus | bytes") -> Wanted:
+    """Return what *source* says that a VM is to be started with.
+
+    Raises:
+        DomainXmlError: It is no domain document that can be read.
+        TypeError: It is text, which may be a path or a document.
+    """
+    if isinstance(source, Layout):
+        return _of_layout(source)
+    if isinstance(source, PreviousVcpus):
+        boot, later = source.order[: source.started_with], source.order[source.started_with :]
+        return Wanted(max=source.max, boot=VcpuMap(boot), later=later, topology=source.topology)
+    if isinstance(source, str):
+        raise TypeError("a domain document is bytes: read the file, or encode the text")
+    # Here, and not above: XML is a part of the time that importing us would take, and few replay.
+    from qmpvcpu.domainxml import parse, start_of  # noqa: PLC0415
+    from qmpvcpu.domainxml.cpumodel import qemu_model  # noqa: PLC0415 -- as above
+
+    source = start_of(parse(source) if isinstance(source, bytes) else source)
+    return Wanted(
+        max=source.max,
+        boot=source.started_with,
+        later=source.order,
+        topology=source.topology,
+        cells={each: cell.id for cell in source.numa for each in cell.cpus},
+        model=None if source.cpu is None else qemu_model(source, source.arch or ""),
+    )
+
+
+def _of_layout(layout: Layout) -> Wanted:
+    boot = layout.started_with
+    return Wanted(
+        max=layout.max,
+        boot=VcpuMap(each for first in boot for each in layout.slot_of(first).ids),
+        later=tuple(each for first in layout.order[len(boot) :] for each in layout.slot_of(first).ids),
+        topology=layout.vm.topology,
+        slots=layout.slots,
+    )
