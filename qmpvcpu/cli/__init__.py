@@ -45,12 +45,12 @@ def _run(words: list[str]) -> int:
         return _say_version()
     try:
         if "list" in words and "--json" in words:
-            from qmpvcpu.cli import quick  # noqa: PLC0415 -- only where it is likely to be of use
+            from qmpvcpu.cli import quick
 
             if (address := quick.address_of(words)) is not None:
                 return quick.list_json(address)
         # Not at the top: without the extra, an import error here would be a traceback instead of a sentence.
-        from qmpvcpu.cli.app import run  # noqa: PLC0415
+        from qmpvcpu.cli.app import run
 
         return run(words)
     except ModuleNotFoundError as error:
@@ -61,7 +61,7 @@ def _run(words: list[str]) -> int:
 
 
 def _say_version() -> int:
-    from importlib.metadata import version  # noqa: PLC0415 -- only where it is needed
+    from importlib.metadata import version
 
     try:
         print(f"qmpvcpu {version('qmpvcpu')}", flush=True)
@@ -73,7 +73,7 @@ def _say_version() -> int:
 def _without_extra(words: list[str], missing: str) -> int:
     """Play the demo, which needs no more than the package itself; of all else say what it needs."""
     if words == ["demo"]:
-        from qmpvcpu.cli.plain import play  # noqa: PLC0415 -- only where it is needed
+        from qmpvcpu.cli.plain import play
 
         return play()
     complain(f"qmpvcpu: the command line needs {missing}, which is not installed: pip install 'qmpvcpu[cli]'")

@@ -192,7 +192,7 @@ async def _unplug(shell: Shell, vcpus: Sequence[int], permits: Permits, impact: 
     return Answer(REACHED, content, map_row(layout))
 
 
-async def _unplug_both(shell: Shell, vm: VcpuController, vcpu: int, timeout: float, permits: Permits) -> None:  # noqa: ASYNC109 - passed on
+async def _unplug_both(shell: Shell, vm: VcpuController, vcpu: int, timeout: float, permits: Permits) -> None:
     started = time.monotonic()
     joined = vcpu in vm.layout.pending
     async with progress(
@@ -222,7 +222,7 @@ def _several(vm: VcpuController, vcpu: int, others: Sequence[int]) -> list[Step]
     return [Step(Action.UNPLUG, slot.ids, slot.qom_path) for slot in slots]
 
 
-async def _unplug_one(shell: Shell, vm: VcpuController, vcpu: int, timeout: float, permits: Permits) -> None:  # noqa: ASYNC109 - passed on
+async def _unplug_one(shell: Shell, vm: VcpuController, vcpu: int, timeout: float, permits: Permits) -> None:
     async with progress(
         vm, shell.err, wanted=f"vCPU {vcpu}: asking for it", steps=_several(vm, vcpu, shell.not_sent)
     ):

@@ -210,13 +210,13 @@ def count(
 
 
 async def _list(shell: Shell, options: FleetOptions) -> Answer:
-    from qmpvcpu.cli.fleet_work import list_all  # noqa: PLC0415
+    from qmpvcpu.cli.fleet_work import list_all
 
     return await list_all(shell, options)
 
 
 async def _set(shell: Shell, options: FleetOptions, wish: Wish, bulk: FleetBulk, permits: Permits) -> Answer:
-    from qmpvcpu.cli.fleet_work import set_all  # noqa: PLC0415
+    from qmpvcpu.cli.fleet_work import set_all
 
     if bulk.affect is not Affect.LIVE and options.record is None:
         raise BadUsageError(

@@ -59,9 +59,9 @@ def list_json(address: str) -> int:
 def _told(address: str, stopping: Stopping, what: BaseException | dict[str, Any]) -> int:
     """Tell of an error, or of a document that cannot be printed, as every command does."""
     # Not at the top: this is rare, and may take its time.
-    from qmpvcpu.cli.answer import REACHED, Answer  # noqa: PLC0415
-    from qmpvcpu.cli.options import Options  # noqa: PLC0415
-    from qmpvcpu.cli.run import Shell, failure, print_answer  # noqa: PLC0415
+    from qmpvcpu.cli.answer import REACHED, Answer
+    from qmpvcpu.cli.options import Options
+    from qmpvcpu.cli.run import Shell, failure, print_answer
 
     shell = Shell(Options(json=True, qmp=address), stopping=stopping)
     return print_answer(Answer(REACHED, what) if isinstance(what, dict) else failure(what, shell), shell)

@@ -235,8 +235,8 @@ def failure(error: BaseException, shell: Shell) -> Answer:
 def code_of(error: BaseException) -> int:
     """Return the exit code that tells of *error*."""
     # Not at the top: only the demo and the doctor start VMs, and every command would import what that takes.
-    from qmpvcpu.testing.linuxguest import LinuxGuestMissingError  # noqa: PLC0415
-    from qmpvcpu.testing.qemu import QemuNotFoundError, QemuProcessError  # noqa: PLC0415
+    from qmpvcpu.testing.linuxguest import LinuxGuestMissingError
+    from qmpvcpu.testing.qemu import QemuNotFoundError, QemuProcessError
 
     if isinstance(error, TransitionError):
         return _code_of_report(error.report)

@@ -315,7 +315,7 @@ def describe_peer(pid: int | None) -> str:
     if pid is None:
         return advice
     try:
-        from pathlib import Path  # noqa: PLC0415 -- with urllib behind it, a tenth of what importing us takes
+        from pathlib import Path  # it brings urllib
 
         # stat, not status: one read of a kernel file; comm stands in parentheses and may hold any byte.
         head, _, tail = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")

@@ -94,7 +94,7 @@ class Monitor:
         cls,
         target: Target,
         *,
-        timeout: float,  # noqa: ASYNC109 - our users' word, and it shapes the error
+        timeout: float,
         on_event: Callable[[Mapping[str, Any]], None],
         on_lost: Callable[[MonitorLostError], None],
     ) -> Self:
@@ -172,7 +172,7 @@ class Monitor:
         command: str,
         arguments: Mapping[str, Any] | None = None,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - as for open(); the command outlives it
+        timeout: float | None = None,
     ) -> Any:
         """Send a command and return what QEMU returned.
 

@@ -196,7 +196,7 @@ class Reader:
 
 
 @checked
-async def look(target: Target, *, timeout: float = 10.0) -> Layout:  # noqa: ASYNC109 - as for attach()
+async def look(target: Target, *, timeout: float = 10.0) -> Layout:
     """Connect, read the VM, and leave: what ``attach`` would know of it, for who wants no more.
 
     Args:

@@ -186,7 +186,7 @@ class LinuxGuest(GuestVm):
         self,
         condition: Callable[[VcpuMap], bool],
         *,
-        timeout: float = _TIMEOUT,  # noqa: ASYNC109 - a bound that names its failure
+        timeout: float = _TIMEOUT,
     ) -> VcpuMap:
         """Return the CPUs that Linux runs on as soon as they meet *condition*; Linux's numbers.
 
@@ -287,7 +287,7 @@ class LinuxGuest(GuestVm):
         await self.process.wait()
         raise self._failure(f"QEMU ended before Linux answered {command!r}")
 
-    async def _hear(self, condition: Callable[[], bool], what: str, *, timeout: float) -> None:  # noqa: ASYNC109 - as wait_online
+    async def _hear(self, condition: Callable[[], bool], what: str, *, timeout: float) -> None:
         try:
             async with asyncio.timeout(timeout), self._news:
                 await self._news.wait_for(lambda: self._gone or condition())

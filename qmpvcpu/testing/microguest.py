@@ -140,7 +140,7 @@ class MicroGuest(GuestVm):
         )
 
     @checked
-    async def wait_ready(self, *, timeout: float = _TIMEOUT) -> None:  # noqa: ASYNC109 - a bound that names its failure
+    async def wait_ready(self, *, timeout: float = _TIMEOUT) -> None:
         """Return when the guest has booted once more than this was answered; after a reset: when it is up again.
 
         Entering answers it once, unless told not to wait.
@@ -172,7 +172,7 @@ class MicroGuest(GuestVm):
         """
         await self._say(b"S", answer=b"s")
 
-    async def _start(self, qemu: Path, accel: Accelerator, *, timeout: float) -> None:  # noqa: ASYNC109 - as wait_ready
+    async def _start(self, qemu: Path, accel: Accelerator, *, timeout: float) -> None:
         self.accelerator = accel
         self.process = QemuProcess(
             qemu,
@@ -216,7 +216,7 @@ class MicroGuest(GuestVm):
         self.process.serials[0].writer.write(message)
         await self._hear(answer)
 
-    async def _hear(self, word: bytes, *, timeout: float = _TIMEOUT, consume: bool = True) -> None:  # noqa: ASYNC109 - as wait_ready
+    async def _hear(self, word: bytes, *, timeout: float = _TIMEOUT, consume: bool = True) -> None:
         try:
             async with asyncio.timeout(timeout), self._news:
                 await self._news.wait_for(lambda: word in self._heard or _GONE in self._heard)

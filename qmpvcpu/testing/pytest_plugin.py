@@ -73,7 +73,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what uses a QEMU with each, if the user named several."""
     if "qemu_binary" not in metafunc.fixturenames:
         return
-    from qmpvcpu.testing.plugin.settings import chosen_binaries  # noqa: PLC0415
+    from qmpvcpu.testing.plugin.settings import chosen_binaries
 
     named = chosen_binaries(metafunc.config)
     if len(named) > 1:
@@ -87,8 +87,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Resu
     report = outcome.get_result()
     evidence = item.stash.get(EVIDENCE, [])
     if report.failed and evidence:
-        from qmpvcpu.testing.plugin.evidence import attach_evidence  # noqa: PLC0415
-        from qmpvcpu.testing.plugin.settings import artifacts_directory  # noqa: PLC0415
+        from qmpvcpu.testing.plugin.evidence import attach_evidence
+        from qmpvcpu.testing.plugin.settings import artifacts_directory
 
         attach_evidence(item.nodeid, report, evidence, artifacts=artifacts_directory(item.config))
     if report.failed or report.when == "teardown":
@@ -98,7 +98,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Resu
 @pytest.fixture(scope="session")
 def qemu_binary(request: pytest.FixtureRequest) -> str | None:
     """The QEMU that the user named, one after the other if several; None: the best of the machine is taken."""
-    from qmpvcpu.testing.plugin.settings import chosen_binaries  # noqa: PLC0415
+    from qmpvcpu.testing.plugin.settings import chosen_binaries
 
     named: str | None = getattr(request, "param", None)
     return named or next(iter(chosen_binaries(request.config)), None)
@@ -107,8 +107,8 @@ def qemu_binary(request: pytest.FixtureRequest) -> str | None:
 @pytest.fixture(scope="session")
 def _qmpvcpu_host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[VmHost]":
     """The session's VMs run here."""
-    from qmpvcpu.testing.plugin.host import hosting  # noqa: PLC0415
-    from qmpvcpu.testing.plugin.settings import Settings  # noqa: PLC0415
+    from qmpvcpu.testing.plugin.host import hosting
+    from qmpvcpu.testing.plugin.settings import Settings
 
     shared: Path | None = None
     if hasattr(request.config, "workerinput"):  # pytest-xdist's workers share the parent of their directories
@@ -150,7 +150,7 @@ def linux_vm(request: pytest.FixtureRequest, linux_vm_factory: Any) -> "LinuxVm"
 
 
 def _test(request: pytest.FixtureRequest, qemu: str | None) -> "Test":
-    from qmpvcpu.testing.plugin.host import Test  # noqa: PLC0415
+    from qmpvcpu.testing.plugin.host import Test
 
     return Test(request.node, qemu, request.node.stash.setdefault(EVIDENCE, []))
 
@@ -159,6 +159,6 @@ def _has_pytest_asyncio(config: pytest.Config) -> bool:
     """Whether a pytest-asyncio is loaded that lets a fixture choose its loop (0.24); an older one may stay."""
     if not any(map(config.pluginmanager.hasplugin, ("asyncio", "pytest_asyncio", "pytest_asyncio.plugin"))):
         return False
-    import pytest_asyncio  # noqa: PLC0415
+    import pytest_asyncio
 
     return "loop_scope" in inspect.signature(pytest_asyncio.fixture).parameters

@@ -108,7 +108,7 @@ def best_qemu() -> Path:
 
 
 @checked
-async def probe_accelerator(qemu: Path, *, timeout: float = 3.0) -> Accelerator:  # noqa: ASYNC109 - for the guest
+async def probe_accelerator(qemu: Path, *, timeout: float = 3.0) -> Accelerator:
     """Which accelerator runs guests of *qemu*: found by running the micro-guest, never by looking at /dev/kvm.
 
     A device node that opens says little: some hosts' KVM runs 16-bit real mode and nothing else. That is enough for
@@ -217,7 +217,7 @@ class QemuProcess:
         return self._last_words
 
     @checked
-    async def wait_ready(self, *, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - a bound that names its failure
+    async def wait_ready(self, *, timeout: float = 10.0) -> None:
         """Return when QEMU has built the machine and answers QMP.
 
         It asks on a monitor of its own: the sockets stay untouched. Can be called once.

@@ -202,7 +202,7 @@ async def _open(target: Target, options: _Options) -> VcpuController:
 
 
 def _same(config: str | os.PathLike[str], record: str | os.PathLike[str]) -> bool:
-    from pathlib import Path  # noqa: PLC0415 -- with urllib behind it, a tenth of what importing us takes
+    from pathlib import Path  # it brings urllib
 
     return Path(config).absolute() == Path(record).absolute()
 
@@ -211,7 +211,7 @@ async def _next_boot(keeper: Keeper, engine: Engine, options: _Options) -> "Next
     """Have the next boot at hand where there is something to keep it in."""
     if options.config is None and options.record is None:
         return None
-    from qmpvcpu.vm.nextboot import NextBoot  # noqa: PLC0415 -- as in _keep
+    from qmpvcpu.vm.nextboot import NextBoot
 
     next_boot = NextBoot(keeper, lambda: engine.layout, options.config)
     await next_boot.check()
@@ -226,8 +226,8 @@ async def _open_record(
     if options.record is None and not options.reconnect:
         return None, None
     # Here, and not above: XML and files are a third of the time that importing us would take.
-    from qmpvcpu.record.instance import instance_of  # noqa: PLC0415
-    from qmpvcpu.record.record import Record  # noqa: PLC0415
+    from qmpvcpu.record.instance import instance_of
+    from qmpvcpu.record.record import Record
 
     slots, _ = reading
     instance = instance_of(slots[0].host_tids[0] if slots and slots[0].host_tids else None, pid)

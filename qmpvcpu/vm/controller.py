@@ -70,7 +70,7 @@ class VcpuController(WholeMaps):
         return self._session.keeper.interrupted
 
     @checked
-    async def recover(self, how: How, *, timeout: float | None = None) -> TransitionReport | None:  # noqa: ASYNC109
+    async def recover(self, how: How, *, timeout: float | None = None) -> TransitionReport | None:
         """Look at the transition that was cut short, and report it, finish it, or revert it.
 
         Only the slots of its steps are touched: what others have changed since stays.
@@ -138,7 +138,7 @@ class VcpuController(WholeMaps):
         if next_boot.path is None and intent.config is not None:
             detail = f"it was to be written to {intent.config}: attach with config= and that path"
             raise ConfigDeniedError(f"map {wish}", wish, DenialReason.NO_CONFIG, detail)
-        from qmpvcpu.domainxml.changes import with_map  # noqa: PLC0415 -- as in set_map
+        from qmpvcpu.domainxml.changes import with_map
 
         return NextBootChange(next_boot, lambda domain: with_map(domain, wish))
 
@@ -229,7 +229,7 @@ class VcpuController(WholeMaps):
             raise ReplayMismatchError([f"nothing is kept of an earlier QEMU: {why}; name what is to be replayed"])
         if record is None or record.next_boot is None:
             return wanted_of(previous)
-        from qmpvcpu.domainxml import domain_from  # noqa: PLC0415 -- as in set_map
+        from qmpvcpu.domainxml import domain_from
 
         return wanted_of(replace(domain_from(self.layout), previous=previous, next_boot=record.next_boot))
 

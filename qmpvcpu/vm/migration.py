@@ -179,7 +179,7 @@ class Migration:
         layout = await self.look()
         return demand(state.name, compare_target(state, layout, self._status()), accept)
 
-    async def confirm(self, state: VmState, timeout: float) -> tuple[Difference, ...]:  # noqa: ASYNC109 - of several waits
+    async def confirm(self, state: VmState, timeout: float) -> tuple[Difference, ...]:
         """See ``confirm_target``."""
         session = self._session
         try:
@@ -198,7 +198,7 @@ class Migration:
         await session.keeper.written(f"VM {state.name!r} has arrived")
         return found
 
-    async def _wait_arrived(self, name: str, timeout: float) -> None:  # noqa: ASYNC109 - as confirm
+    async def _wait_arrived(self, name: str, timeout: float) -> None:
         session = self._session
         deadline = session.loop.time() + timeout
         await session.check_open()
@@ -253,7 +253,7 @@ async def confirm_target(
     export: Export | VmState,
     vm: "VcpuController",
     *,
-    timeout: float = 10.0,  # noqa: ASYNC109 - of several waits
+    timeout: float = 10.0,
 ) -> tuple[Difference, ...]:
     """Make sure that the VM has arrived in the QEMU of *vm*; only then may the source be quit.
 
@@ -299,7 +299,7 @@ def _is_left_behind(status: VmStatus) -> bool:
 
 def _xml_of(layout: Layout) -> bytes | None:
     # Here, and not above: XML is a large part of the time that importing us would take.
-    from qmpvcpu.domainxml import render  # noqa: PLC0415
+    from qmpvcpu.domainxml import render
 
     try:
         return render(layout)

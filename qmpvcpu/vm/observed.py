@@ -60,7 +60,7 @@ class ObservedVm:
         self,
         predicate: Callable[[Layout], object],
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - ours names the layout in its error
+        timeout: float | None = None,
     ) -> Layout:
         """Wait until *predicate* holds for the layout, and return that layout.
 
@@ -73,7 +73,7 @@ class ObservedVm:
         return await self._session.wait_for(predicate, timeout)
 
     @checked
-    async def wait_settled(self, *, timeout: float | None = None) -> Layout:  # noqa: ASYNC109 - as wait_for
+    async def wait_settled(self, *, timeout: float | None = None) -> Layout:
         """Wait until no removal is pending, and return the layout.
 
         Raises:

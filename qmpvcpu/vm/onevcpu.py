@@ -50,7 +50,7 @@ class OneVcpu(ObservedVm):
         *,
         proof: Proof = Proof.PRESENT,
         require_proof: bool = False,
-        timeout: float = 30.0,  # noqa: ASYNC109 - of the guest's proof only
+        timeout: float = 30.0,
         allow_fatal: bool = False,
         affect: Affect = Affect.LIVE,
     ) -> VcpuMap:
@@ -99,7 +99,7 @@ class OneVcpu(ObservedVm):
         *,
         proof: Proof,
         require_proof: bool,
-        timeout: float,  # noqa: ASYNC109 -- of the guest's proof only
+        timeout: float,
         allow_fatal: bool,
     ) -> VcpuMap:
         async with self._turns.together():
@@ -169,7 +169,7 @@ class OneVcpu(ObservedVm):
         self,
         vcpu: int,
         *,
-        timeout: float = 30.0,  # noqa: ASYNC109 - of the guest's answer only
+        timeout: float = 30.0,
         allow_fatal: bool = False,
         allow_boot_vcpus: bool = False,
         affect: Affect = Affect.LIVE,
@@ -210,7 +210,7 @@ class OneVcpu(ObservedVm):
         self,
         vcpu: int,
         *,
-        timeout: float,  # noqa: ASYNC109 -- of the guest's answer only
+        timeout: float,
         allow_fatal: bool,
         allow_boot_vcpus: bool,
     ) -> VcpuMap:
@@ -228,7 +228,7 @@ class OneVcpu(ObservedVm):
         vcpu: int,
         *,
         enabled: bool,
-        timeout: float = 30.0,  # noqa: ASYNC109 - of the guest's answer only
+        timeout: float = 30.0,
         allow_fatal: bool = False,
         affect: Affect = Affect.LIVE,
     ) -> VcpuMap:
@@ -263,7 +263,7 @@ class OneVcpu(ObservedVm):
         vcpu: int,
         *,
         enabled: bool,
-        timeout: float,  # noqa: ASYNC109 -- of the guest's answer only
+        timeout: float,
         allow_fatal: bool,
     ) -> VcpuMap:
         await self._session.check_open()

@@ -26,8 +26,8 @@ def wanted_of(source: "DomainVcpus | Layout | PreviousVcpus | bytes") -> Wanted:
     if isinstance(source, str):
         raise TypeError("a domain document is bytes: read the file, or encode the text")
     # Here, and not above: XML is a part of the time that importing us would take, and few replay.
-    from qmpvcpu.domainxml import parse, start_of  # noqa: PLC0415
-    from qmpvcpu.domainxml.cpumodel import qemu_model  # noqa: PLC0415 -- as above
+    from qmpvcpu.domainxml import parse, start_of
+    from qmpvcpu.domainxml.cpumodel import qemu_model
 
     source = start_of(parse(source) if isinstance(source, bytes) else source)
     return Wanted(

@@ -36,7 +36,7 @@ class UnplugRequest:
         return verdict_on(self._removal)
 
     @checked
-    async def wait(self, timeout: float | None = None) -> UnplugVerdict:  # noqa: ASYNC109 - a verdict, not an error
+    async def wait(self, timeout: float | None = None) -> UnplugVerdict:
         """Wait for the guest's answer.
 
         May be called again after PENDING, by several tasks at once, and cancelled: the removal goes on.

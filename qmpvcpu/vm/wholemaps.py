@@ -61,7 +61,7 @@ class WholeMaps(OneVcpu):
         wish: Wish | Plan,
         *,
         on_failure: OnFailure = OnFailure.STOP,
-        timeout: float = 30.0,  # noqa: ASYNC109 -- of each answer of the guest's
+        timeout: float = 30.0,
         total_timeout: float | None = None,
         revert_timeout: float | None = None,
         in_flight: int = 8,
@@ -130,7 +130,7 @@ class WholeMaps(OneVcpu):
             return self.plan(target, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
 
         def change(domain: "DomainVcpus") -> "DomainVcpus":
-            from qmpvcpu.domainxml.changes import with_map  # noqa: PLC0415 -- as in attach: XML is not for everybody
+            from qmpvcpu.domainxml.changes import with_map
 
             return with_map(domain, target)
 
@@ -143,7 +143,7 @@ class WholeMaps(OneVcpu):
         *,
         include_boot: bool = False,
         on_failure: OnFailure = OnFailure.STOP,
-        timeout: float = 30.0,  # noqa: ASYNC109 -- of each answer of the guest's
+        timeout: float = 30.0,
         total_timeout: float | None = None,
         revert_timeout: float | None = None,
         in_flight: int = 8,
@@ -196,7 +196,7 @@ class WholeMaps(OneVcpu):
             )
 
         def change(domain: "DomainVcpus") -> "DomainVcpus":
-            from qmpvcpu.domainxml.changes import with_count  # noqa: PLC0415 -- as in set_map
+            from qmpvcpu.domainxml.changes import with_count
 
             return with_count(domain, count)
 
@@ -220,7 +220,7 @@ class WholeMaps(OneVcpu):
         if next_boot.path is None:
             detail = "a record's maximum is that of the VM as it runs: attach with config=PATH"
             raise ConfigDeniedError(f"maximum {maximum}", (), DenialReason.RECORD_MAXIMUM, detail)
-        from qmpvcpu.domainxml.changes import with_max  # noqa: PLC0415 -- as in set_map
+        from qmpvcpu.domainxml.changes import with_max
 
         return await next_boot.change(lambda domain: with_max(domain, maximum))
 

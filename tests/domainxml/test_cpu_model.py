@@ -134,7 +134,7 @@ MILAN = "  <cpu><model>EPYC-Milan</model></cpu>"
 def test_a_documents_own_model_stays_and_one_that_is_not_what_runs_is_named(
     cpu: str,
     cpu_type: str,
-    differs: bool,  # noqa: FBT001 - a column of the table
+    differs: bool,
 ) -> None:
     own = document("  <vcpu current='2'>4</vcpu>", *filter(None, [cpu]))
     layout = of_type(cpu_type)

@@ -26,7 +26,7 @@ class CrashesBesideQemu(TransitionsBesideQemu):
         how=st.sampled_from(["report", "finish", "revert"]),
         obliged=st.booleans(),
     )
-    def we_die_and_another_comes(self, executed: int, saved: bool, how: str, obliged: bool) -> None:  # noqa: FBT001
+    def we_die_and_another_comes(self, executed: int, saved: bool, how: str, obliged: bool) -> None:
         self.die(executed, saved=saved)
         if self.qemu is not self.judged:
             self.intent, self.disk = None, self.disk._replace(intent=None, pending={})

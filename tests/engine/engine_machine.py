@@ -124,7 +124,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
 
     @precondition(lambda self: self.online)
     @rule(full=st.booleans())
-    def we_read(self, full: bool) -> None:  # noqa: FBT001 - hypothesis calls it by name
+    def we_read(self, full: bool) -> None:
         self.read(full=full)
 
     def read(self, *, full: bool, then: Callable[[], None] = lambda: None) -> None:
@@ -158,13 +158,13 @@ class EngineBesideQemu(RuleBasedStateMachine):
         self.qemu.emit(Reply(command.execute(), command.lost))
 
     @rule(vcpu=vcpus, as_ours=st.booleans(), told=st.sampled_from([True, True, False]))
-    def another_client_plugs(self, vcpu: int, as_ours: bool, told: bool) -> None:  # noqa: FBT001 - hypothesis calls it
+    def another_client_plugs(self, vcpu: int, as_ours: bool, told: bool) -> None:
         name = "vcpu" if as_ours and self.others_use_our_names else "other"
         if self.qemu.add(vcpu, f"/machine/peripheral/{name}{vcpu}", OTHER) and told:
             self.qemu.ost(vcpu, 0, source=1)
 
     @rule(late=st.booleans(), holds=st.booleans())
-    def qemu_is_late(self, late: bool, holds: bool) -> None:  # noqa: FBT001 - hypothesis calls it by name
+    def qemu_is_late(self, late: bool, holds: bool) -> None:
         self.qemu.late, self.qemu.holds = late, holds
 
     @precondition(lambda self: self.qemu.owed or self.qemu.unsaid)
@@ -192,14 +192,14 @@ class EngineBesideQemu(RuleBasedStateMachine):
 
     @precondition(lambda self: self.qemu.working)
     @rule(forgotten=st.booleans())
-    def the_vm_is_reset(self, forgotten: bool) -> None:  # noqa: FBT001 - hypothesis calls it by name
+    def the_vm_is_reset(self, forgotten: bool) -> None:
         self.qemu.reset(forgotten=forgotten)
 
     # The connection.
 
     @precondition(lambda self: self.online)
     @rule(executed=st.integers(0, 3), told_first=st.booleans())
-    def the_connection_is_lost(self, executed: int, told_first: bool) -> None:  # noqa: FBT001 - hypothesis calls it
+    def the_connection_is_lost(self, executed: int, told_first: bool) -> None:
         self.lose_the_connection(executed, told_first=told_first)
 
     def lose_the_connection(self, executed: int, *, told_first: bool) -> None:
@@ -231,7 +231,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.online and not self.returning)
     @rule(full=st.booleans())
-    def another_qemu_takes_its_place(self, full: bool) -> None:  # noqa: FBT001 - hypothesis calls it by name
+    def another_qemu_takes_its_place(self, full: bool) -> None:
         self.qemu = ModelQemu(self.deletions, listened=False)
         if full:
             self.qemu.add(2, "/machine/peripheral/vcpu2", OTHER)

@@ -242,7 +242,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
 
     @precondition(lambda self: self.saving is not None)
     @rule(succeeds=st.sampled_from([True, True, True, False]), kept=st.booleans())
-    def a_save_ends(self, succeeds: bool, kept: bool) -> None:  # noqa: FBT001 - hypothesis calls it by name
+    def a_save_ends(self, succeeds: bool, kept: bool) -> None:
         transition = self.transition
         if self.saving is None or transition is None:
             return
@@ -286,7 +286,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
 
     @precondition(lambda self: self.transition is not None)
     @rule(really=st.sampled_from([True, False, False]))
-    def its_caller_stops_it(self, really: bool) -> None:  # noqa: FBT001 - hypothesis calls it by name
+    def its_caller_stops_it(self, really: bool) -> None:
         if self.transition is not None and really:
             self.transition.cancel(self.now)
             self.drive()

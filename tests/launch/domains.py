@@ -84,7 +84,7 @@ def domains(draw: st.DrawFn) -> DomainVcpus:
 def document_of(domain: DomainVcpus, *, said: str = "", cpu: str = "") -> bytes:
     """Return *domain* as a document that libvirt takes; its ``<cpu>`` has the attributes *said*, and *cpu* inside."""
 
-    def yes(truth: bool) -> str:  # noqa: FBT001 - it is what it turns into a word
+    def yes(truth: bool) -> str:
         return "yes" if truth else "no"
 
     rows = "".join(

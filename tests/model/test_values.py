@@ -184,7 +184,7 @@ def test_apic_ids_leave_room_for_sizes_that_are_no_power_of_two() -> None:
         (VmStatus("running", "some-future-phase"), True, False, False),
     ],
 )
-def test_a_status_knows_a_migration(status: VmStatus, migrating: bool, away: bool, steady: bool) -> None:  # noqa: FBT001 - a table
+def test_a_status_knows_a_migration(status: VmStatus, migrating: bool, away: bool, steady: bool) -> None:
     assert (status.migrating, status.migrated_away, status.is_steady) == (migrating, away, steady)
 
 

@@ -76,7 +76,7 @@ def test_boot_vcpus_leave_only_where_that_is_asked_for_and_the_first_never() -> 
 def test_a_count_that_cannot_be_had_is_denied(
     now: Situation,
     count: int,
-    include_boot: bool,  # noqa: FBT001 -- a table
+    include_boot: bool,
     reason: DenialReason,
     says: str,
 ) -> None:
@@ -132,7 +132,7 @@ def chosen_naively(layout: Layout, count: int, *, include_boot: bool) -> set[int
 
 
 @given(situations(), st.integers(0, 44), st.booleans())
-def test_a_count_is_what_one_slot_after_the_other_comes_to(now: Situation, count: int, include_boot: bool) -> None:  # noqa: FBT001 -- drawn
+def test_a_count_is_what_one_slot_after_the_other_comes_to(now: Situation, count: int, include_boot: bool) -> None:
     plan = plan_count(now, count, include_boot=include_boot)
     expected = chosen_naively(now.layout, count, include_boot=include_boot) if count else None
     if expected is None:

@@ -192,7 +192,7 @@ def test_what_changes_on_the_source_after_the_export_is_told() -> None:
         (VmStatus("running"), False, "nothing has migrated into it: run state running, no migration"),
     ],
 )
-def test_a_vm_has_arrived_only_by_a_migration_that_is_over(status: VmStatus, here: bool, never: str) -> None:  # noqa: FBT001 - a table
+def test_a_vm_has_arrived_only_by_a_migration_that_is_over(status: VmStatus, here: bool, never: str) -> None:
     assert arrived(status) is here
     assert never_came(status) == never
 

@@ -484,7 +484,7 @@ def test_a_wish_costs_no_more_than_it_is_long(wish: str | Iterable[int]) -> None
 
 
 @pytest.mark.parametrize("unplug", [False, True])
-def test_planning_costs_in_proportion_to_the_slots(unplug: bool) -> None:  # noqa: FBT001 -- a table
+def test_planning_costs_in_proportion_to_the_slots(unplug: bool) -> None:
     cost = {}
     for slots in (256, 1024):
         plugged = {0: "boot"} | (dict.fromkeys(range(1, slots), "ours") if unplug else {})

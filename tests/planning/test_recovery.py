@@ -196,7 +196,7 @@ def test_a_look_on_the_way_back_tells_what_is_undone(
         (layout({0: "boot"}), "keep 3: UNPLUGGED: not done, as far as a look tells", False),
     ],
 )
-def test_a_look_at_what_was_to_be_kept(now: Layout, says: str, ok: bool) -> None:  # noqa: FBT001 -- a table
+def test_a_look_at_what_was_to_be_kept(now: Layout, says: str, ok: bool) -> None:
     kept = Intent(vcpus("0,3"), vcpus("0,3"), (Step(Action.KEEP, vcpus("3"), "/machine/peripheral/vcpu3"),))
     (step,) = observed_report(kept, now).steps
     assert (str(step), step.ok) == (says, ok)

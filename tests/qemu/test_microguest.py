@@ -73,7 +73,7 @@ async def test_a_held_guest_decides_when_told(start: "StartVm") -> None:
 
 @pytest.mark.parametrize("status", [1, 0x80, 0x81, 0x82, 0x83])
 @pytest.mark.parametrize("announce", [True, False], ids=["after 0x84", "at once"])
-async def test_a_refusing_guest_keeps_the_cpu(start: "StartVm", status: int, announce: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_a_refusing_guest_keeps_the_cpu(start: "StartVm", status: int, announce: bool) -> None:
     vm = await start(personality=Personality.refusing(status, announce=announce))
     await vm.plugged(7)
     await vm.unplug(7)

@@ -21,7 +21,7 @@ def all_plugged_from_one(slots: int) -> Intent:
 
 
 @pytest.mark.parametrize("intended", [True, False])
-def test_rendering_costs_in_proportion_to_the_slots(intended: bool) -> None:  # noqa: FBT001 -- a table
+def test_rendering_costs_in_proportion_to_the_slots(intended: bool) -> None:
     cost = {}
     for slots in (64, 256):
         layout = layout_of(slots, range(slots), boot=1)

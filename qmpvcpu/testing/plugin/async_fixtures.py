@@ -24,7 +24,7 @@ _SCOPES: Final[tuple[_Scope, ...]] = ("function", "class", "module", "package", 
 def _attached_on(scope: _Scope) -> Any:
     @pytest_asyncio.fixture(loop_scope=scope, name=f"_qmpvcpu_vcpus_{scope}")
     async def attached(_qmpvcpu_vm: Any) -> "AsyncIterator[VcpuController]":
-        from qmpvcpu.vm.attaching import attach  # noqa: PLC0415
+        from qmpvcpu.vm.attaching import attach
 
         # To the last socket, so that the first is free for what is tested.
         async with attach(_qmpvcpu_vm.sockets[-1], name=_qmpvcpu_vm.name) as controller:
@@ -36,9 +36,9 @@ def _attached_on(scope: _Scope) -> Any:
 def _peer_on(scope: _Scope) -> Any:
     @pytest_asyncio.fixture(loop_scope=scope, name=f"_qmpvcpu_peer_{scope}")
     async def peer(request: pytest.FixtureRequest) -> "AsyncIterator[ScriptedPeer]":
-        from qmpvcpu.testing.peer import ScriptedPeer  # noqa: PLC0415
-        from qmpvcpu.testing.plugin.evidence import PeerEvidence  # noqa: PLC0415
-        from qmpvcpu.testing.plugin.marks import options_of  # noqa: PLC0415
+        from qmpvcpu.testing.peer import ScriptedPeer
+        from qmpvcpu.testing.plugin.evidence import PeerEvidence
+        from qmpvcpu.testing.plugin.marks import options_of
 
         async with ScriptedPeer(**options_of(request.node, "scripted_qmp")) as peer:
             request.node.stash.setdefault(EVIDENCE, []).append(PeerEvidence(peer))
