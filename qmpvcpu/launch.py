@@ -17,7 +17,7 @@ from typing import Final
 
 from qmpvcpu import qapi
 from qmpvcpu.domainxml import CpuModel, DomainVcpus, NumaCell, start_of
-from qmpvcpu.domainxml.cpumodel import CPU_FEATURES, CPU_MODEL, IOMMU, qemu_model
+from qmpvcpu.domainxml.cpu import CPU_FEATURES, CPU_MODEL, IOMMU, qemu_model
 from qmpvcpu.errors import DomainXmlError, shorten
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.shapes import is_cpu_type, is_word

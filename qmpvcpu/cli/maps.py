@@ -305,7 +305,7 @@ def _refuse_kept(record: Path) -> None:
         RecordLockedError: Somebody does.
         RecordError: It cannot be locked or read.
     """
-    from qmpvcpu.record.kept import KeptFile
+    from qmpvcpu.record.file import KeptFile
 
     KeptFile(record.absolute()).release()
 

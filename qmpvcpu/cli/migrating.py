@@ -21,7 +21,7 @@ from qmpvcpu.cli.show import state_json, state_text
 from qmpvcpu.errors import Outcome, RecordError, printable
 from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.planning.migrating import Difference, DifferenceKind, TargetMismatchError, changes_since
-from qmpvcpu.record.files import save
+from qmpvcpu.record.file import save
 from qmpvcpu.vm.migration import check_target, confirm_target
 
 _ARRIVAL_TIMEOUT = 10.0

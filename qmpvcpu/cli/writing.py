@@ -14,7 +14,7 @@ from qmpvcpu.cli.run import Shell, carry_out
 from qmpvcpu.cli.show import state_json
 from qmpvcpu.domainxml import omissions, render
 from qmpvcpu.errors import RecordError, printable
-from qmpvcpu.record.files import save
+from qmpvcpu.record.file import save
 
 
 def xml(

@@ -11,14 +11,12 @@ with libvirt 9.0.0 (define, start, dumpxml) on QEMU 7.2.22 and 10.0.2.
 """
 
 from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell, VcpuSched
-from qmpvcpu.domainxml.metadata import NAMESPACE, Instance, Metadata
-from qmpvcpu.domainxml.parsing import parse
-from qmpvcpu.domainxml.reading import Identity, read_identity
-from qmpvcpu.domainxml.rendering import domain_from, omissions, render
-from qmpvcpu.domainxml.rows import domain_of
+from qmpvcpu.domainxml.live_state import domain_from, domain_of, omissions, render
+from qmpvcpu.domainxml.next_boot import start_of
+from qmpvcpu.domainxml.patch import update
+from qmpvcpu.domainxml.reader import Identity, parse, read_identity
+from qmpvcpu.domainxml.record_element import NAMESPACE, Instance, Metadata
 from qmpvcpu.domainxml.rules import validate
-from qmpvcpu.domainxml.starting import start_of
-from qmpvcpu.domainxml.updating import update
 
 __all__ = [
     "NAMESPACE",

@@ -1,6 +1,6 @@
 """DomainVcpus: all that a libvirt ``<domain>`` says about vCPUs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -159,3 +159,16 @@ class DomainVcpus:
         """The ids of those that are plugged before the guest runs, in this order."""
         late = [each for each in self.vcpus if each.enabled and each.hotpluggable]
         return tuple(each.id for each in sorted(late, key=lambda each: (each.order or 0, each.id)))
+
+
+def needs_rows(vcpus: Sequence[DomainVcpu]) -> bool:
+    """Return True if ``<vcpu current>`` cannot say it: there is a hole, or an enabled vCPU that is hotpluggable."""
+    enabled = sum(vcpu.enabled for vcpu in vcpus)
+    return any(vcpu.enabled != (vcpu.id < enabled) or vcpu.hotpluggable == vcpu.enabled for vcpu in vcpus)
+
+
+def creation_of(vcpus: Sequence[DomainVcpu]) -> list[int]:
+    """Return the enabled vCPUs in the order in which libvirt has QEMU create them."""
+    enabled = [vcpu for vcpu in vcpus if vcpu.enabled]
+    enabled.sort(key=lambda vcpu: (vcpu.hotpluggable, vcpu.hotpluggable and (vcpu.order or 0), vcpu.id))
+    return [vcpu.id for vcpu in enabled]

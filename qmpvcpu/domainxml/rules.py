@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from lxml import etree
 
-from qmpvcpu.domainxml.contents import Contents, Row, Tune, read_contents
-from qmpvcpu.domainxml.fields import Fields, text_of
-from qmpvcpu.domainxml.nodes import parse_safely
+from qmpvcpu.domainxml.attributes import Fields
+from qmpvcpu.domainxml.document import Contents, Row, Tune, read_contents
+from qmpvcpu.domainxml.safe_xml import parse_safely, text_of
 from qmpvcpu.errors import DomainRule, DomainRuleError, RuleStage
 
 _UINT_MAX = 2**32 - 1

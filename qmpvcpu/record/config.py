@@ -11,12 +11,11 @@ from typing import Self
 import aiofiles.os
 
 from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, start_of, update, validate
-from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, with_state
+from qmpvcpu.domainxml.next_boot import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, RecordError, RuleStage
 from qmpvcpu.given import checked
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.record.files import read_file, see_through
-from qmpvcpu.record.kept import KeptFile
+from qmpvcpu.record.file import KeptFile, read_file, see_through
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,7 +226,7 @@ async def _open_record(
     if options.record is None and not options.reconnect:
         return None, None
     # Here, and not above: XML and files are a third of the time that importing us would take.
-    from qmpvcpu.record.instance import instance_of
+    from qmpvcpu.record.owner import instance_of
     from qmpvcpu.record.record import Record
 
     slots, _ = reading

@@ -138,7 +138,7 @@ class VcpuController(WholeMaps):
         if next_boot.path is None and intent.config is not None:
             detail = f"it was to be written to {intent.config}: attach with config= and that path"
             raise ConfigDeniedError(f"map {wish}", wish, DenialReason.NO_CONFIG, detail)
-        from qmpvcpu.domainxml.changes import with_map
+        from qmpvcpu.domainxml.next_boot import with_map
 
         return NextBootChange(next_boot, lambda domain: with_map(domain, wish))
 

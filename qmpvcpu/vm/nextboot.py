@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Protocol
 
 from qmpvcpu.domainxml import DomainVcpus, domain_from
-from qmpvcpu.domainxml.changes import slot_of, with_map, with_state
+from qmpvcpu.domainxml.next_boot import slot_of, with_map, with_state
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, Outcome, RecordError
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.report import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.config import DomainConfig
-from qmpvcpu.record.files import see_through
+from qmpvcpu.record.file import see_through
 from qmpvcpu.record.owner import Claim, refuse_other_document
 from qmpvcpu.record.record import Record
 from qmpvcpu.vm.keeper import Keeper

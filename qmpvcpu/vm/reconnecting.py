@@ -54,7 +54,7 @@ class Reconnecting:
 
     async def _once(self) -> None:
         # Where nobody reconnects, the XML that it comes with is not imported.
-        from qmpvcpu.record.instance import instance_of, same_instance
+        from qmpvcpu.record.owner import instance_of, same_instance
 
         session = self._session
         inbox = Inbox()

@@ -27,7 +27,7 @@ def wanted_of(source: "DomainVcpus | Layout | PreviousVcpus | bytes") -> Wanted:
         raise TypeError("a domain document is bytes: read the file, or encode the text")
     # Here, and not above: XML is a part of the time that importing us would take, and few replay.
     from qmpvcpu.domainxml import parse, start_of
-    from qmpvcpu.domainxml.cpumodel import qemu_model
+    from qmpvcpu.domainxml.cpu import qemu_model
 
     source = start_of(parse(source) if isinstance(source, bytes) else source)
     return Wanted(

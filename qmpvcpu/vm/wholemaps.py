@@ -130,7 +130,7 @@ class WholeMaps(OneVcpu):
             return self.plan(target, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
 
         def change(domain: "DomainVcpus") -> "DomainVcpus":
-            from qmpvcpu.domainxml.changes import with_map
+            from qmpvcpu.domainxml.next_boot import with_map
 
             return with_map(domain, target)
 
@@ -196,7 +196,7 @@ class WholeMaps(OneVcpu):
             )
 
         def change(domain: "DomainVcpus") -> "DomainVcpus":
-            from qmpvcpu.domainxml.changes import with_count
+            from qmpvcpu.domainxml.next_boot import with_count
 
             return with_count(domain, count)
 
@@ -220,7 +220,7 @@ class WholeMaps(OneVcpu):
         if next_boot.path is None:
             detail = "a record's maximum is that of the VM as it runs: attach with config=PATH"
             raise ConfigDeniedError(f"maximum {maximum}", (), DenialReason.RECORD_MAXIMUM, detail)
-        from qmpvcpu.domainxml.changes import with_max
+        from qmpvcpu.domainxml.next_boot import with_max
 
         return await next_boot.change(lambda domain: with_max(domain, maximum))
 

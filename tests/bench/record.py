@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import qmpvcpu
-from qmpvcpu.record.files import save
+from qmpvcpu.record.file import save
 from qmpvcpu.testing import MicroGuest
 from tests.bench.raw import Raw, raw_client
 from tests.bench.row import OURS, RAW, RECORDED, Row, Samples

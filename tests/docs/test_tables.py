@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 import qmpvcpu
-from qmpvcpu.domainxml import metadata
+from qmpvcpu.domainxml import record_element
 from qmpvcpu.model import ost
 from qmpvcpu.model.vm import KnownFault, VmInfo
 from qmpvcpu.testing import MicroGuest
@@ -70,7 +70,7 @@ def test_every_element_and_attribute_of_a_record_is_explained_and_shown() -> Non
     for first, second, _ in rows(text, 3):
         element = found[0] if (found := re.findall(r"^`([\w-]+)`", first)) else element
         told |= {(element, attribute) for attribute in re.findall(r"`([\w-]+)`", second)}
-    known = {(way.rpartition("/")[2], name) for way, names in metadata._KNOWN.items() for name in names}
+    known = {(way.rpartition("/")[2], name) for way, names in record_element._KNOWN.items() for name in names}
     assert told == known
     example = block("docs/record-format.md", "a record with everything in it").text
     assert [name for _, name in known if f' {name}="' not in example] == ["made-up-uuid"]

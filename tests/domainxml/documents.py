@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from qmpvcpu.domainxml import NAMESPACE, DomainVcpu, DomainVcpus, parse, update
-from qmpvcpu.domainxml.nodes import parse_safely
-from qmpvcpu.domainxml.spans import Span, find_spans
+from qmpvcpu.domainxml.safe_xml import Span, find_spans, parse_safely
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vm import VmInfo
 from tests.domainxml.examples import GOLDEN, layout_of

@@ -9,7 +9,7 @@ import pytest
 
 from qmpvcpu import DomainXmlError, VcpuMap
 from qmpvcpu.domainxml import Metadata, parse, read_identity, render, update, validate
-from qmpvcpu.domainxml.changes import with_map
+from qmpvcpu.domainxml.next_boot import with_map
 from tests.domainxml.examples import layout_of
 
 HEAD = b"<domain type='kvm'><name>vm</name>"

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu.domainxml import parse
-from qmpvcpu.domainxml.changes import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, NumaCell, VcpuSched
+from qmpvcpu.domainxml.next_boot import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRule, InvalidMapError, Outcome
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology

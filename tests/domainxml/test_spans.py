@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu.domainxml.nodes import parse_safely
-from qmpvcpu.domainxml.spans import Span, find_spans
+from qmpvcpu.domainxml.safe_xml import Span, find_spans, parse_safely
 
 DOCUMENTS = {
     "one empty element": b"<a/>",

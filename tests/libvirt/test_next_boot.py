@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qmpvcpu.domainxml import DomainVcpus, parse, update
-from qmpvcpu.domainxml.changes import with_count, with_map, with_max, with_state
+from qmpvcpu.domainxml.next_boot import with_count, with_map, with_max, with_state
 from qmpvcpu.errors import ConfigDeniedError
 from tests.domainxml.domains import document, domain_of_rows, domains, said, started
 from tests.libvirt.console import Console, open_console

@@ -16,7 +16,7 @@ from qmpvcpu.record.record import Record
 SAVER = """
 import asyncio, os, sys
 from qmpvcpu.errors import RecordError
-from qmpvcpu.record.files import save
+from qmpvcpu.record.file import save
 
 async def main():
     for data in sys.argv[2:]:

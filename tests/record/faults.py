@@ -13,7 +13,7 @@ from qmpvcpu.domainxml import Metadata, render
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Action, Intent, Step
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.record import files, kept, lock
+from qmpvcpu.record import file
 from qmpvcpu.record.record import Record
 from tests.domainxml.examples import layout_of
 
@@ -62,12 +62,11 @@ def _told(name: str, args: tuple[Any, ...]) -> str:
 
 @contextmanager
 def meddling(meddle: Meddler) -> Iterator[list[str]]:
-    """Have all calls of the record's modules go through *meddle*; yields their names, as they are made."""
+    """Have all calls of the record's file go through *meddle*; yields their names, as they are made."""
     calls: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        for module in (files, kept, lock):
-            patch.setattr(module, "os", _Meddled(os, calls, meddle))
-            patch.setattr(module, "fcntl", _Meddled(fcntl, calls, meddle))
+        patch.setattr(file, "os", _Meddled(os, calls, meddle))
+        patch.setattr(file, "fcntl", _Meddled(fcntl, calls, meddle))
         yield calls
 
 

@@ -13,7 +13,7 @@ import pytest
 from qmpvcpu.domainxml import Instance, read_identity
 from qmpvcpu.errors import RecordError
 from qmpvcpu.model.vm import VmInfo
-from qmpvcpu.record.instance import instance_of, is_alive
+from qmpvcpu.record.owner import instance_of, is_alive
 from qmpvcpu.record.record import Record
 from tests.domainxml.examples import Q35, layout_of
 

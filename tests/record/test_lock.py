@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.errors import RecordError, RecordLockedError
-from qmpvcpu.record.kept import KeptFile
+from qmpvcpu.record.file import KeptFile
 from qmpvcpu.record.record import Record
 from tests.domainxml.examples import layout_of
 from tests.record.conftest import UUID, OpenRecord, listing

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.errors import Outcome, RecordCorruptError, RecordError
-from qmpvcpu.record.files import Place, load, save
+from qmpvcpu.record.file import Place, load, save
 from tests.record.conftest import RunInNamespace, listing
 
 
@@ -219,7 +219,7 @@ async def test_a_record_that_may_not_be_read_is_an_error_not_an_absence(
 
 KILLED = """
 import asyncio, os, sys
-from qmpvcpu.record.files import save
+from qmpvcpu.record.file import save
 os.rename = lambda *a, **k: (print("writing", flush=True), sys.stdin.read())
 asyncio.run(save(sys.argv[1], b"half"))
 """

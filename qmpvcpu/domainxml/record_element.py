@@ -30,7 +30,8 @@ from uuid import UUID
 
 from lxml import etree
 
-from qmpvcpu.domainxml.nodes import Node, line_of
+from qmpvcpu.domainxml.safe_xml import line_of
+from qmpvcpu.domainxml.writer import Node
 from qmpvcpu.errors import DomainXmlError, InvalidMapError
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.previous import PreviousVcpus

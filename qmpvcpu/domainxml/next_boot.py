@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, describe, shorten
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, describe, shorten
+from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.vcpumap import VcpuMap
 
 # Where the slots of the machine are its cores; elsewhere each thread is a slot of its own.
@@ -258,3 +259,31 @@ def _check_whole(domain: DomainVcpus, asked: str, ids: VcpuMap) -> None:
 
 def _slots(maximum: int, size: int) -> Iterator[range]:
     return (range(first, min(first + size, maximum)) for first in range(0, maximum, size))
+
+
+def start_of(domain: DomainVcpus) -> DomainVcpus:
+    """Return *domain* with the vCPUs that its VM is next started with.
+
+    Of a record they are those of the next boot where one was asked for, else those of the earlier QEMU as long as
+    they are kept, else those that the VM has; what stays keeps its place in the order. Idempotent.
+
+    Raises:
+        DomainXmlError: The next boot that was asked for is none of a VM with this maximum.
+    """
+    start = domain
+    if domain.previous is not None:
+        vcpus = tuple(_rows(domain.previous))
+        start = replace(domain, vcpus=vcpus, individual=True, topology=domain.previous.topology)
+    if domain.next_boot is not None:
+        try:
+            start = with_map(start, domain.next_boot)
+        except ConfigDeniedError as error:
+            raise DomainXmlError(f"the next boot that the record asks for cannot be: {error}") from error
+    return replace(start, previous=None, next_boot=None)
+
+
+def _rows(previous: PreviousVcpus) -> Iterator[DomainVcpu]:
+    places = {vcpu: place for place, vcpu in enumerate(previous.order, start=1)}
+    for each in range(previous.max):
+        place = places.get(each)
+        yield DomainVcpu(each, place is not None, place is None or place > previous.started_with, place)

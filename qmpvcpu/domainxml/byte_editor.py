@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from lxml import etree
 
-from qmpvcpu.domainxml.nodes import Node, write
-from qmpvcpu.domainxml.spans import Span, find_spans
+from qmpvcpu.domainxml.safe_xml import Span, find_spans
+from qmpvcpu.domainxml.writer import Node, write
 
 _UNIT = b"  "
 _NAME = re.compile(rb"<[^\s/>]+")

@@ -1,15 +1,16 @@
 """The live state of a VM as libvirt's ``<domain>``, and what libvirt has no words for."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
-from qmpvcpu.domainxml.cpumodel import CPU_FEATURES, CPU_MODEL, IOMMU, cpu_differs, cpu_parts, mark_node, model_from
-from qmpvcpu.domainxml.domain import DomainVcpus
-from qmpvcpu.domainxml.metadata import Metadata, record_node
-from qmpvcpu.domainxml.nodes import Node, parse_safely, write
-from qmpvcpu.domainxml.parsing import parse
-from qmpvcpu.domainxml.rows import domain_of, row, vcpus_of
-from qmpvcpu.domainxml.updating import update_with
+from qmpvcpu.domainxml.cpu import CPU_FEATURES, CPU_MODEL, IOMMU, cpu_differs, cpu_parts, mark_node, model_from
+from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, needs_rows
+from qmpvcpu.domainxml.patch import update_with
+from qmpvcpu.domainxml.reader import parse
+from qmpvcpu.domainxml.record_element import Metadata, record_node
+from qmpvcpu.domainxml.safe_xml import parse_safely
+from qmpvcpu.domainxml.writer import NO_PCI_DEVICES, Node, row, write
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vm import Topology, VmInfo
@@ -22,7 +23,6 @@ _MOST_WITHOUT_EIM = 255
 
 # libvirt gives every VM a USB controller and a balloon on PCI unless told not to, and refuses one that has no PCI.
 _WITHOUT_PCI = frozenset({"microvm", "isapc"})
-NO_PCI_DEVICES = (Node("controller", {"type": "usb", "model": "none"}), Node("memballoon", {"model": "none"}))
 
 
 def render(
@@ -204,3 +204,48 @@ def _topology(topology: Topology) -> Node:
             "threads": topology.threads,
         },
     )
+
+
+def domain_of(layout: Layout, base: DomainVcpus) -> DomainVcpus:
+    """Return what a document says, with the live state of a VM in the place of the state that it tells.
+
+    Which vCPUs are enabled, which of them are hotpluggable, and their order are *layout*'s; all else is *base*'s.
+
+    Args:
+        layout: The live state.
+        base: What the VM's document says.
+
+    Raises:
+        DomainXmlError: They are of two VMs (both have a uuid, and not the same one), or of another number of possible
+            vCPUs; vCPU 0 is not plugged.
+    """
+    ours = layout.vm.uuid
+    if ours is not None and base.uuid is not None and ours != base.uuid:
+        raise DomainXmlError(f"the document is that of a VM with uuid {base.uuid}, not {ours}")
+    if base.max != layout.max:
+        raise DomainXmlError(f"the document says that there can be {base.max} vCPUs, and QEMU has {layout.max}")
+    vcpus = tuple(vcpus_of(layout))
+    individual = base.individual or needs_rows(vcpus)
+    return replace(base, vcpus=vcpus, individual=individual, previous=None, next_boot=None)
+
+
+def vcpus_of(layout: Layout) -> Iterator[DomainVcpu]:
+    """Return every possible vCPU, by id, so that a VM started from them has the same ones, created in the same order.
+
+    Raises:
+        DomainXmlError: vCPU 0 is not plugged.
+    """
+    if not layout.slots or not layout.slots[0].present:
+        raise DomainXmlError("vCPU 0 is not plugged: libvirt has no such domain")
+    places = {first: place for place, first in enumerate(layout.creation)}
+    # Counted here, over what is plugged and nothing else, vCPU 0 first as libvirt wants it: libvirt's own numbers go
+    # stale or double when a removal completes late, and such a document cannot be restored from.
+    present = sorted(
+        (slot for slot in layout.slots if slot.present),
+        key=lambda slot: (slot.first != 0, places.get(slot.first, len(places)), slot.first),
+    )
+    order = {slot.first: place for place, slot in enumerate(present, start=1)}
+    started_with = len(layout.started_with)
+    for index, slot in enumerate(layout.slots):
+        for each in range(slot.first, slot.first + slot.count):
+            yield DomainVcpu(each, slot.present, index >= started_with, order.get(slot.first))

@@ -1,79 +1,18 @@
-"""XML in libvirt's own style, from nodes; and XML that is not trusted, to elements."""
+"""XML that nobody vouches for: read safely to elements, and where these are in its bytes."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lxml import etree
 
 from qmpvcpu.errors import DomainXmlError
 
-# XML 1.0 cannot hold these, save for tab and line breaks, which libvirt refuses in a name.
-_UNWRITABLE = re.compile("[^\x20-\x7e\x80-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # What libvirt takes from a client (REMOTE_STRING_MAX), and ten times the document of 4096 vCPUs with a pin for each.
 _MOST_BYTES = 4 * 1024 * 1024
 # A row, a pin, a scheduler and a step for each of 16384 vCPUs take half of it.
 _MOST_TAGS = 2**17
 # It is a part of the name of each element and attribute, so that a long one costs its length as many times.
 _LONG_NAMESPACE = re.compile(rb"""\sxmlns(?::[^\s=]{0,999})?\s*+=\s*+(?:"[^"]{257}|'[^']{257})""")
-# What nearly every text is: there are some for each vCPU.
-_PLAIN = re.compile("[\\w./:,-]*", re.ASCII)
-_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&apos;", '"': "&quot;"})
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """An element to be written.
-
-    Attributes:
-        tag: Its name, with its prefix.
-        attributes: By name, in the order in which they are written.
-        content: Text, or other elements; one that is given as text is a line that is ready to be written.
-    """
-
-    tag: str
-    attributes: Mapping[str, object] = field(default_factory=dict)
-    content: "str | tuple[Node | str, ...]" = ()
-
-
-def write(node: Node) -> bytes:
-    """Return *node* as libvirt would write it, without XML declaration, in UTF-8.
-
-    Raises:
-        DomainXmlError: A text holds a character that XML cannot.
-    """
-    lines: list[str] = []
-    _write(node, "", lines.append)
-    lines.append("")
-    return "\n".join(lines).encode()
-
-
-def _write(node: Node, indent: str, put: Callable[[str], None]) -> None:
-    # libvirt writes what it knows in single quotes, and hands foreign metadata to libxml2, which writes double ones.
-    quote = '"' if ":" in node.tag else "'"
-    attributes = "".join([f" {key}={quote}{_escaped(value)}{quote}" for key, value in node.attributes.items()])
-    if not node.content:
-        put(f"{indent}<{node.tag}{attributes}/>")
-    elif isinstance(node.content, str):
-        put(f"{indent}<{node.tag}{attributes}>{_escaped(node.content)}</{node.tag}>")
-    else:
-        put(f"{indent}<{node.tag}{attributes}>")
-        inner = indent + "  "
-        for child in node.content:
-            if isinstance(child, str):
-                put(inner + child)
-            else:
-                _write(child, inner, put)
-        put(f"{indent}</{node.tag}>")
-
-
-def _escaped(value: object) -> str:
-    text = str(value)
-    if _PLAIN.fullmatch(text):
-        return text
-    if _UNWRITABLE.search(text):
-        raise DomainXmlError(f"{text!r} holds a character that a libvirt document cannot")
-    return text.translate(_ESCAPES)
 
 
 def parse_safely(xml: bytes) -> etree._Element:
@@ -117,3 +56,70 @@ def line_of(element: etree._Element) -> int | None:
     """Return the line that *element* begins on, from 1, where known."""
     line = element.sourceline
     return line if isinstance(line, int) else None
+
+
+def text_of(element: etree._Element) -> str:
+    """Return all text in an element, as XPath's ``string()`` does."""
+    return str(element.xpath("string()"))
+
+
+# All that markup can be in a well-formed document without document type. What looks like markup inside a comment,
+# CDATA or an attribute's value is none, and is passed over as a part of these. Nothing is ever tried twice, so that
+# this takes linear time whatever the bytes are.
+_MARKUP = re.compile(
+    rb"""
+    <!--.*?--> | <!\[CDATA\[.*?\]\]> | <\?.*?\?>
+    | (?P<end></[^>]*+>)
+    | (?P<start><(?:[^>"']++|"[^"]*+"|'[^']*+')*+>)
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+
+
+class Span(NamedTuple):
+    """The place of one element, in bytes from the beginning of the document; ends are exclusive.
+
+    Attributes:
+        start: Where its start tag begins.
+        content: Where that tag ends: the content begins here.
+        close: Where its end tag begins; where there is none (``<a/>``), as ``content``.
+        end: Where it ends.
+    """
+
+    start: int
+    content: int
+    close: int
+    end: int
+
+    @property
+    def is_empty_tag(self) -> bool:
+        """True if it is written as ``<a/>``, without an end tag."""
+        return self.close == self.end
+
+
+def find_spans(xml: bytes) -> list[Span]:
+    """Return where each element is, in document order.
+
+    Args:
+        xml: A document that ``parse_safely`` has accepted: well-formed UTF-8, no document type. Of any other, the
+            result means nothing.
+
+    Example:
+        >>> find_spans(b"<a><b c='>'/></a>")
+        [Span(start=0, content=3, close=13, end=17), Span(start=3, content=13, close=13, end=13)]
+    """
+    found: list[Span | None] = []
+    open_: list[tuple[int, int, int]] = []  # its place among those found, start and content
+    for markup in _MARKUP.finditer(xml):
+        kind = markup.lastgroup
+        start, end = markup.span()
+        if kind == "start":
+            if xml[end - 2] == ord("/"):
+                found.append(Span(start, end, end, end))
+            else:
+                open_.append((len(found), start, end))
+                found.append(None)
+        elif kind == "end":
+            place, begun, content = open_.pop()
+            found[place] = Span(begun, content, start, end)
+    return [span for span in found if span is not None]

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from lxml import etree
 
-from qmpvcpu.domainxml.nodes import line_of
+from qmpvcpu.domainxml.safe_xml import line_of, text_of
 from qmpvcpu.errors import DomainRule, DomainRuleError, DomainXmlError, InvalidMapError, RuleStage
 from qmpvcpu.model.vcpumap import VcpuMap
 
@@ -204,11 +204,6 @@ class Fields:
     ) -> None:
         told = f"Invalid value for attribute '{attribute}' in element '{element.tag!s}': '{element.get(attribute)}'"
         self.refuse(rule, element, attribute, says=says or told + ending, detail=detail)
-
-
-def text_of(element: etree._Element) -> str:
-    """Return all text in an element, as XPath's ``string()`` does."""
-    return str(element.xpath("string()"))
 
 
 def unsigned(text: str) -> int | None:

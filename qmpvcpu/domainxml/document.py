@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from lxml import etree
 
+from qmpvcpu.domainxml.attributes import Fields, signed, unsigned
 from qmpvcpu.domainxml.cpu import Cpu, read_cpu
 from qmpvcpu.domainxml.domain import VcpuSched
-from qmpvcpu.domainxml.fields import Fields, signed, text_of, unsigned
-from qmpvcpu.domainxml.nodes import line_of
+from qmpvcpu.domainxml.safe_xml import line_of, text_of
 from qmpvcpu.errors import DomainRule, DomainXmlError
 from qmpvcpu.model.vcpumap import VcpuMap
 
