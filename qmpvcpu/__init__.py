@@ -44,8 +44,9 @@ if TYPE_CHECKING:
         WaitTimeoutError,
     )
     from qmpvcpu.model.layout import Layout, Slot, Vcpu
+    from qmpvcpu.model.options import ChangeOptions
     from qmpvcpu.model.report import StepReport, TransitionError, TransitionOutcome, TransitionReport
-    from qmpvcpu.model.transition import Affect, OnFailure
+    from qmpvcpu.model.transition import Affect, OnFailure, Recovery
     from qmpvcpu.model.vcpumap import VcpuMap
     from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Proof, Refused, Rejected, Unknown, Unplugged, Verdict
     from qmpvcpu.planning.plan import Plan
@@ -81,7 +82,9 @@ _HOMES = {
     "PlanError": "qmpvcpu.errors",
     "PlugUnprovenError": "qmpvcpu.errors",
     "Plugged": "qmpvcpu.model.verdicts",
+    "ChangeOptions": "qmpvcpu.model.options",
     "Proof": "qmpvcpu.model.verdicts",
+    "Recovery": "qmpvcpu.model.transition",
     "QmpVcpuError": "qmpvcpu.errors",
     "RecordCorruptError": "qmpvcpu.errors",
     "RecordError": "qmpvcpu.errors",
@@ -111,6 +114,7 @@ _HOMES = {
 
 __all__ = [
     "Affect",
+    "ChangeOptions",
     "CommandRejectedError",
     "ConfigDeniedError",
     "DenialReason",
@@ -138,6 +142,7 @@ __all__ = [
     "RecordCorruptError",
     "RecordError",
     "RecordLockedError",
+    "Recovery",
     "Refused",
     "Rejected",
     "Slot",

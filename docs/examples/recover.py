@@ -12,16 +12,16 @@ import asyncio
 import sys
 
 import qmpvcpu
-from qmpvcpu import OnFailure, VcpuController
+from qmpvcpu import OnFailure, Recovery, VcpuController
 
 
-async def recovered(vm: VcpuController, how: str) -> None:
+async def recovered(vm: VcpuController, how: Recovery) -> None:
     """See to what an earlier run left, if it left anything."""
     if (intent := vm.interrupted) is None:
         return
     print(f"an earlier run was cut short on its way from {intent.start} to {intent.target}; now:")
-    print(await vm.recover("report"))  # only looks
-    print(await vm.recover("finish" if how == "finish" else "revert"))
+    print(await vm.recover(Recovery.REPORT))  # only looks
+    print(await vm.recover(how))
 
 
 async def main() -> int:
@@ -34,7 +34,7 @@ async def main() -> int:
     options = parser.parse_args()
     try:
         async with qmpvcpu.attach(options.address, record=options.record) as vm:
-            await recovered(vm, options.interrupted)
+            await recovered(vm, Recovery(options.interrupted))
             print(await vm.set_map(options.wish, on_failure=OnFailure.REVERT, timeout=30))
     except qmpvcpu.TransitionError as error:
         print(error.report)

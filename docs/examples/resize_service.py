@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import qmpvcpu
-from qmpvcpu import OnFailure, VcpuController
+from qmpvcpu import OnFailure, Recovery, VcpuController
 from qmpvcpu.events import UnplugRefused, VcpuUnplugged
 
 
@@ -90,7 +90,7 @@ async def main() -> None:
     parser.add_argument("--record", type=Path, help="the domain XML that follows the VM, and outlives a crash")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds that the guest has for each answer")
     options = parser.parse_args()
-    async with qmpvcpu.attach(options.address, record=options.record, on_interrupted="revert") as vm:
+    async with qmpvcpu.attach(options.address, record=options.record, on_interrupted=Recovery.REVERT) as vm:
         service = ResizeService(vm, options.timeout)
         async with await asyncio.start_unix_server(service.serve, options.socket):
             print(f"listening on {options.socket}", flush=True)

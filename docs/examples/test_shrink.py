@@ -69,7 +69,7 @@ async def test_a_qemu_that_crashes_is_told_from_a_guest_that_refuses(qemu_vm: Qe
 @pytest.mark.scripted_qmp(greeting=None)
 async def test_a_monitor_that_somebody_else_holds_hangs_nobody(scripted_qmp: ScriptedPeer) -> None:
     with pytest.raises(qmpvcpu.MonitorConnectError):
-        await qmpvcpu.attach(scripted_qmp.path, timeout=0.2)
+        await qmpvcpu.attach(scripted_qmp.path, reply_timeout=0.2)
 
 
 async def test_a_real_linux_has_one_cpu_less(linux_vm: LinuxVm, vcpus: VcpuController) -> None:

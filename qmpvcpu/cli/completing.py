@@ -46,7 +46,7 @@ def _offered(context: typer.Context, incomplete: str, fits: Callable[[Vcpu], boo
 
 
 async def _look(address: str) -> Layout:
-    async with qmpvcpu.attach(address, timeout=_PATIENCE_S, resync_interval=None) as vm:
+    async with qmpvcpu.attach(address, reply_timeout=_PATIENCE_S, resync_interval=None) as vm:
         return vm.layout
 
 

@@ -192,7 +192,7 @@ async def _try(qemu: Path, accelerator: Accelerator) -> Trial:
     try:
         async with asyncio.timeout(_TRIAL_S), MicroGuest(qemu, accel=accelerator) as guest:
             times.append(time.monotonic())
-            async with qmpvcpu.attach(guest.qmp, timeout=_STEP_S, resync_interval=None) as vm:
+            async with qmpvcpu.attach(guest.qmp, reply_timeout=_STEP_S, resync_interval=None) as vm:
                 faults = vm.capabilities.known_faults
                 await vm.plug(1, proof=Proof.ACKNOWLEDGED, require_proof=True, timeout=_STEP_S)
                 times.append(time.monotonic())

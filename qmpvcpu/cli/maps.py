@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import enum
 import shlex
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from qmpvcpu.errors import InvalidMapError, MonitorLostError, RecordError
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.report import TransitionError, TransitionOutcome, TransitionReport
-from qmpvcpu.model.transition import Affect, Step
+from qmpvcpu.model.transition import Affect, Recovery, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.plan import Plan
 from qmpvcpu.planning.recovery import finish_wish, revert_wish
@@ -40,14 +39,6 @@ _MAP_HELP = "vCPU ids and ranges, as libvirt writes them: 0,2-5, or 0-3,^2."
 IncludeBoot = Annotated[
     bool, typer.Option("--include-boot", help="Take boot vCPUs out too, highest first, never 0.", show_default=False)
 ]
-
-
-class _How(enum.Enum):
-    """What ``recover`` does with a transition that was cut short."""
-
-    REPORT = "report"
-    FINISH = "finish"
-    REVERT = "revert"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +195,7 @@ def recover(
     """
     if finish + revert + drop_previous > 1:
         raise BadUsageError("--finish, --revert or --drop-previous: one of them")
-    how = _How.FINISH if finish else _How.REVERT if revert else _How.REPORT
+    how = Recovery.FINISH if finish else Recovery.REVERT if revert else Recovery.REPORT
     return carry_out(options, lambda shell: _recover(shell, how, config, drop_previous=drop_previous))
 
 
@@ -255,14 +246,14 @@ async def _set_wish(shell: Shell, wish: Wish, bulk: Bulk, permits: Permits, impa
     return Answer(REACHED, document(**report.as_json(), **state_json(report.layout)), report_text(report))
 
 
-async def _recover(shell: Shell, how: _How, config: Path | None, *, drop_previous: bool) -> Answer:
+async def _recover(shell: Shell, how: Recovery, config: Path | None, *, drop_previous: bool) -> Answer:
     """Tell of a transition that was cut short, finish it, or revert it."""
     if shell.options.record is None:
         raise BadUsageError("recover reads what was wanted from the VM's record: name it with --record PATH")
     await asyncio.to_thread(_require, shell.options.record)
-    if how is _How.REPORT:  # which takes no lock, and what somebody is at work on is not interrupted
+    if how is Recovery.REPORT:  # which takes no lock, and what somebody is at work on is not interrupted
         await asyncio.to_thread(_refuse_kept, shell.options.record)
-    async with shell.attach(config=config, read_only=how is _How.REPORT and not drop_previous) as vm:
+    async with shell.attach(config=config, read_only=how is Recovery.REPORT and not drop_previous) as vm:
         if drop_previous:
             await vm.drop_previous()
         shell.beside["previous"] = _previous_json(vm.previous)
@@ -273,15 +264,15 @@ async def _recover(shell: Shell, how: _How, config: Path | None, *, drop_previou
             raise BadUsageError(
                 f"the next boot was to be written too: name its document with --config {shlex.quote(intent.config)}"
             )
-        looked = await vm.recover("report")
+        looked = await vm.recover(Recovery.REPORT)
         if intent is None or looked is None:
             return _nothing_interrupted(shell, vm.layout, how)
         shell.beside["interrupted"] = intent_json(intent)
         shell.say(intent_text(intent))
-        if how is _How.REPORT:
+        if how is Recovery.REPORT:
             return _as_looked(shell, looked)
-        wish = finish_wish(intent, vm.layout) if how is _How.FINISH else revert_wish(intent, vm.layout)
-        work = vm.recover(how.value, timeout=shell.options.timeout)
+        wish = finish_wish(intent, vm.layout) if how is Recovery.FINISH else revert_wish(intent, vm.layout)
+        work = vm.recover(how, timeout=shell.options.timeout)
         report = await _see_through(shell, vm, work, vm.plan(wish).steps) or looked
     content = document(**shell.beside, **report.as_json(), **state_json(report.layout))
     return Answer(REACHED, content, report_text(report))
@@ -324,7 +315,7 @@ def _previous_text(previous: PreviousVcpus, record: Path) -> str:
     )
 
 
-def _nothing_interrupted(shell: Shell, layout: Layout, how: _How) -> Answer:
+def _nothing_interrupted(shell: Shell, layout: Layout, how: Recovery) -> Answer:
     """Tell so, and of removals that are still to be answered: nothing can finish or revert those but the guest."""
     content = document(interrupted=None, **shell.beside, **state_json(layout))
     text = f"nothing was interrupted\n{state_text(layout)}"
@@ -333,7 +324,7 @@ def _nothing_interrupted(shell: Shell, layout: Layout, how: _How) -> Answer:
     slots = " ".join(str(first) for first in sorted(layout.pending_slots))
     pending = f"qmpvcpu: the removal of vCPU {layout.pending} was asked for, and the guest has still to answer"
     advice = f"to wait for it: qmpvcpu unplug {slots} (nothing is sent again); to have it stay: qmpvcpu set, with it"
-    return Answer(REACHED if how is _How.REPORT else NOT_REACHED, content, text, (pending, advice))
+    return Answer(REACHED if how is Recovery.REPORT else NOT_REACHED, content, text, (pending, advice))
 
 
 def _as_looked(shell: Shell, looked: TransitionReport) -> Answer:

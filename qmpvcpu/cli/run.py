@@ -119,7 +119,7 @@ class Shell:
             name=self.options.name if name is None else name,
             record=record,
             config=config,
-            timeout=reply_timeout,
+            reply_timeout=reply_timeout,
             reconnect=reconnect,
             resync_interval=resync_interval,
             read_only=read_only and record is not None,

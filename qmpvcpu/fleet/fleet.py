@@ -101,7 +101,7 @@ class Fleet:
         pattern: Which paths below *directory*, as in ``pathlib.Path.glob``: ``"*.qmp"``, ``"*/qmp.sock"``.
         concurrency: So many VMs are begun at a time. One that keeps us waiting for more than a tenth of a second
             makes room for the next, so that VMs which do not answer do not hold up the others.
-        timeout: Deadline of connecting, and of each QMP command, of each VM, in seconds from its own beginning.
+        reply_timeout: Deadline of connecting, and of each QMP command, of each VM, in seconds from its own beginning.
         record: Returns, for an address, the path of the domain XML that is to follow its VM, or None for none.
         read_only: As in ``attach``, of all records.
         resync_interval: As in ``attach``.
@@ -125,7 +125,7 @@ class Fleet:
         directory: str | os.PathLike[str] | None = None,
         pattern: str = "*",
         concurrency: int = 16,
-        timeout: float = 10.0,
+        reply_timeout: float = 10.0,
         record: Callable[[str], str | os.PathLike[str] | None] | None = None,
         read_only: bool = False,
         resync_interval: float | None = 30.0,
@@ -136,7 +136,7 @@ class Fleet:
             raise ValueError(f"a pattern is a relative path such as *.qmp, not {pattern!r}")
         self._directory = None if directory is None else Path(directory)
         self._pattern = pattern
-        self._timeout = timeout
+        self._reply_timeout = reply_timeout
         self._record = record
         self._read_only = read_only
         self._resync_interval = resync_interval
@@ -339,7 +339,7 @@ class Fleet:
             vm = await attach(
                 member.target,
                 record=record,
-                timeout=self._timeout,
+                reply_timeout=self._reply_timeout,
                 resync_interval=self._resync_interval,
                 read_only=self._read_only and record is not None,
             )

@@ -45,6 +45,18 @@ class OnFailure(enum.Enum):
     REVERT = "revert"
 
 
+class Recovery(enum.Enum):
+    """What to do with a transition that was cut short.
+
+    REPORT: look at it, change nothing, and leave it interrupted. FINISH: go on to its target under its policy.
+    REVERT: undo what it had done.
+    """
+
+    REPORT = "report"
+    FINISH = "finish"
+    REVERT = "revert"
+
+
 class Direction(enum.Enum):
     """Whether a transition goes towards its target or back to its start."""
 

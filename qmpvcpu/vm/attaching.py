@@ -13,10 +13,11 @@ from qmpvcpu.errors import RecordError, printable
 from qmpvcpu.given import checked, path
 from qmpvcpu.model.numbering import runs_single_threaded
 from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.transition import Recovery
 from qmpvcpu.model.vm import VmInfo, VmStatus
 from qmpvcpu.qmp.monitor import Monitor, Target, is_address
 from qmpvcpu.qmp.queries import Reader, Reading, layout_of
-from qmpvcpu.vm.controller import How, VcpuController
+from qmpvcpu.vm.controller import VcpuController
 from qmpvcpu.vm.inbox import Inbox
 from qmpvcpu.vm.keeper import Keeper
 from qmpvcpu.vm.reconnecting import Reconnecting
@@ -59,9 +60,9 @@ def attach(
     record: str | os.PathLike[str] | None = None,
     base: bytes | str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | None = None,
-    timeout: float = 10.0,
+    reply_timeout: float = 10.0,
     reconnect: bool = False,
-    on_interrupted: How = "report",
+    on_interrupted: Recovery = Recovery.REPORT,
     resync_interval: float | None = 30.0,
     arrived: bool = False,
     read_only: bool = False,
@@ -84,11 +85,11 @@ def attach(
             the record is then that document, changed in place. None: the record is made of what QEMU tells.
         config: Path of the domain XML that the VM is next started from, for changes with ``affect=``; None: its next
             boot is kept in the record.
-        timeout: Deadline of connecting, and of each QMP command, in seconds.
+        reply_timeout: Deadline of connecting, and of each QMP command, in seconds.
         reconnect: When the connection is lost, connect again, for as long as it takes, and find out what happened
             meanwhile; needs an address. A transition under way waits for that, as long as for an answer.
-        on_interrupted: What to do with a transition that the record says was begun and is not over: ``"report"``
-            leaves it in ``vm.interrupted``; ``"finish"`` and ``"revert"`` do so before this returns.
+        on_interrupted: What to do with a transition that the record says was begun and is not over: REPORT leaves it
+            in ``vm.interrupted``; FINISH and REVERT do so before this returns.
         resync_interval: Seconds between reads that find what no event announces; None: no such reads.
         arrived: The VM has migrated into this QEMU (``confirm_target``) from that of the record: removals that are
             pending there came along, and so did a transition that was cut short.
@@ -122,7 +123,7 @@ def attach(
         record=record,
         base=base,
         config=config,
-        timeout=timeout,
+        reply_timeout=reply_timeout,
         reconnect=reconnect,
         on_interrupted=on_interrupted,
         resync_interval=resync_interval,
@@ -139,9 +140,9 @@ class _Options(NamedTuple):
     record: str | os.PathLike[str] | None
     base: bytes | str | os.PathLike[str] | None
     config: str | os.PathLike[str] | None
-    timeout: float
+    reply_timeout: float
     reconnect: bool
-    on_interrupted: How
+    on_interrupted: Recovery
     resync_interval: float | None
     arrived: bool
     read_only: bool
@@ -157,10 +158,10 @@ async def _open(target: Target, options: _Options) -> VcpuController:
     if options.config is not None and options.record is not None and _same(options.config, options.record):
         raise ValueError("config= is a document of its own: a record keeps the next boot without it")
     inbox = Inbox()
-    monitor = await Monitor.open(target, timeout=options.timeout, on_event=inbox.event, on_lost=inbox.lost)
+    monitor = await Monitor.open(target, timeout=options.reply_timeout, on_event=inbox.event, on_lost=inbox.lost)
     record = None
     try:
-        reader = Reader(monitor, options.timeout)
+        reader = Reader(monitor, options.reply_timeout)
         reading, status, answers, vm = await reader.everything(options.name)
         seen = reading[1] or ()
         record, instance = await _open_record(options, vm, reading, status, monitor.peer_pid)
@@ -178,7 +179,7 @@ async def _open(target: Target, options: _Options) -> VcpuController:
             reader,
             engine,
             keeper=keeper,
-            timeout=options.timeout,
+            timeout=options.reply_timeout,
             resync_interval=options.resync_interval,
         )
         session.next_boot = next_boot
@@ -193,7 +194,7 @@ async def _open(target: Target, options: _Options) -> VcpuController:
     controller = VcpuController(session)
     try:
         await session.wait_read()
-        if options.on_interrupted != "report":
+        if options.on_interrupted is not Recovery.REPORT:
             await controller.recover(options.on_interrupted)
     except BaseException:
         await controller.close()

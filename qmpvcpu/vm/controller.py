@@ -1,7 +1,7 @@
 """VcpuController: one VM, as its users see it."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, ReplayMismatchError
 from qmpvcpu.given import checked
@@ -9,7 +9,7 @@ from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.report import TransitionError, TransitionOutcome, TransitionReport
-from qmpvcpu.model.transition import Affect, Direction, Intent, OnFailure
+from qmpvcpu.model.transition import Affect, Direction, Intent, OnFailure, Recovery
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.plan import Plan
 from qmpvcpu.planning.recovery import finish_wish, in_order_of, observed_report, revert_wish
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 # A guest serves removals one by one, so late answers come one by one: two in a row have been seen.
 _RECOVERIES = 3
-
-How = Literal["report", "finish", "revert"]
 
 
 class VcpuController(WholeMaps):
@@ -70,14 +68,14 @@ class VcpuController(WholeMaps):
         return self._session.keeper.interrupted
 
     @checked
-    async def recover(self, how: How, *, timeout: float | None = None) -> TransitionReport | None:
+    async def recover(self, how: Recovery, *, timeout: float | None = None) -> TransitionReport | None:
         """Look at the transition that was cut short, and report it, finish it, or revert it.
 
         Only the slots of its steps are touched: what others have changed since stays.
 
         Args:
-            how: ``"report"`` tells what a fresh look shows of each step, changes nothing, and leaves it interrupted.
-                ``"finish"`` goes on to its target under its policy. ``"revert"`` undoes what it had done.
+            how: REPORT tells what a fresh look shows of each step, changes nothing, and leaves it interrupted.
+                FINISH goes on to its target under its policy. REVERT undoes what it had done.
             timeout: How long the guest has for each answer, in seconds; None: as long as the transition gave it.
 
         Returns:
@@ -90,9 +88,9 @@ class VcpuController(WholeMaps):
         intent = self.interrupted
         if intent is None:
             return None
-        if how == "report":
+        if how is Recovery.REPORT:
             return await self._seen(intent)
-        reverts = how == "revert"
+        reverts = how is Recovery.REVERT
         next_boot = None if reverts else self._next_boot_of(intent)
         wish_for = revert_wish if reverts else finish_wish
         terms = self._terms(

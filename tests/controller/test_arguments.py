@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import qmpvcpu
-from qmpvcpu import InvalidMapError, Pending, VcpuController
+from qmpvcpu import InvalidMapError, Pending, Recovery, VcpuController
 from qmpvcpu.qmp.queries import look
 from qmpvcpu.testing import MicroGuest, Personality, ScriptedPeer
 from qmpvcpu.vm.migration import confirm_target
@@ -32,7 +32,7 @@ DURATIONS: dict[str, tuple[str, Call]] = {
     "set_count, revert": ("revert_timeout", lambda vm, given: vm.set_count(1, revert_timeout=given)),
     "wait_for": ("timeout", lambda vm, given: vm.wait_for(lambda _: False, timeout=given)),
     "wait_settled": ("timeout", lambda vm, given: vm.wait_settled(timeout=given)),
-    "recover": ("timeout", lambda vm, given: vm.recover("finish", timeout=given)),
+    "recover": ("timeout", lambda vm, given: vm.recover(Recovery.FINISH, timeout=given)),
     "export": ("settle", lambda vm, given: vm.export(settle=given)),
 }
 NO_DURATION = r"^timeout is a (finite )?number of seconds"
@@ -80,7 +80,7 @@ NOT_MEANT: dict[str, tuple[str, Call]] = {
     "set_map(bytes)": ("is no set of vCPU ids", lambda vm, _: vm.set_map(b"0-2")),
     "set_count('1')": ("count is a whole number", lambda vm, _: vm.set_count("1")),  # type: ignore[arg-type]
     "set_count(True)": ("count is a whole number", lambda vm, _: vm.set_count(True)),
-    "recover('redo')": ("how is one of report", lambda vm, _: vm.recover("redo")),  # type: ignore[arg-type]
+    "recover('redo')": ("how is one of Recovery", lambda vm, _: vm.recover("redo")),  # type: ignore[arg-type]
 }
 
 
@@ -141,7 +141,7 @@ async def test_a_target_is_not_asked_for_a_wait_that_cannot_be_meant(guest: Micr
 
 @pytest.mark.parametrize("given", [Fraction(60), 10**18, 1e300])
 async def test_any_real_number_is_a_duration_however_long(guest: MicroGuest, given: float) -> None:
-    async with qmpvcpu.attach(guest.qmp, timeout=given, resync_interval=given) as vm:
+    async with qmpvcpu.attach(guest.qmp, reply_timeout=given, resync_interval=given) as vm:
         assert await vm.plug(2, proof=qmpvcpu.Proof.ACKNOWLEDGED, timeout=given) == {2}
         assert await vm.unplug(2, timeout=given) == {2}
         await vm.set_map("0,3", timeout=given, total_timeout=given)
@@ -167,10 +167,10 @@ async def test_what_stands_for_an_int_is_a_vcpu_id(guest: MicroGuest) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        *(({"timeout": given}, "timeout is a ") for given in NO_DURATIONS),
+        *(({"reply_timeout": given}, "reply_timeout is a ") for given in NO_DURATIONS),
         *(({"resync_interval": given}, "resync_interval is a ") for given in NO_DURATIONS),
         ({"reconnect": "no"}, "reconnect is True or False"),
-        ({"on_interrupted": "redo"}, "on_interrupted is one of report"),
+        ({"on_interrupted": "redo"}, "on_interrupted is one of Recovery"),
         ({"name": 3}, "name is text"),
         ({"record": 3}, "record is a path"),
         ({"record": b"vm.xml"}, "record is a path"),

@@ -73,7 +73,7 @@ async def test_a_value_out_of_bounds_is_a_malformed_reply_that_names_its_key(
 async def test_a_greeting_that_no_qemu_sends_is_no_session(greeting: bytes) -> None:
     async with ScriptedPeer(greeting=greeting) as peer:
         with pytest.raises(MonitorConnectError) as caught:
-            await qmpvcpu.attach(peer.address, timeout=5)
+            await qmpvcpu.attach(peer.address, reply_timeout=5)
     str(caught.value).encode()
 
 

@@ -123,7 +123,7 @@ async def one_session(peer: HostilePeer, dice: random.Random, folder: Path) -> N
     shown = dict(peer.shown_gone)
     try:
         vm = await qmpvcpu.attach(
-            peer.path, timeout=PATIENCE, reconnect=reconnects, record=record, resync_interval=0.02
+            peer.path, reply_timeout=PATIENCE, reconnect=reconnects, record=record, resync_interval=0.02
         )
     except QmpVcpuError:
         return

@@ -44,7 +44,7 @@ async def test_a_log_has_a_line_a_record_whatever_a_peer_calls_itself(
     caplog: pytest.LogCaptureFixture, warning: asyncio.Event
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="qmpvcpu")
-    async with hostile_vm() as peer, qmpvcpu.attach(peer.address, resync_interval=0.05, timeout=0.2) as vm:
+    async with hostile_vm() as peer, qmpvcpu.attach(peer.address, resync_interval=0.05, reply_timeout=0.2) as vm:
         events = vm.events()
         await peer.event("MIGRATION", {"status": "active"})
         assert isinstance(await anext(events), MigrationChanged)

@@ -21,6 +21,7 @@ from qmpvcpu import (
     Outcome,
     RecordError,
     RecordLockedError,
+    Recovery,
     StepDeniedError,
     TransitionError,
     TransitionOutcome,
@@ -449,16 +450,16 @@ async def test_who_dies_between_the_two_has_the_next_boot_written_by_recover(
         assert config.read_bytes() == before
         async with qmpvcpu.attach(guest.qmp, name="vm", record=record) as vm:
             with pytest.raises(ConfigDeniedError, match="it was to be written to ") as caught:
-                await vm.recover("finish")
+                await vm.recover(Recovery.FINISH)
             assert caught.value.reason is DenialReason.NO_CONFIG
         async with qmpvcpu.attach(guest.qmp, name="vm", record=record, config=config) as vm:
             assert vm.interrupted is not None
-            looked = await vm.recover("report")
+            looked = await vm.recover(Recovery.REPORT)
             assert looked is not None
             assert (looked.affect, looked.outcome) == (Affect.BOTH, TransitionOutcome.PARTIAL)
             assert str(looked.config).endswith("NOT_TRIED: not done")
             with exchange() as sent:
-                report = await vm.recover("finish")
+                report = await vm.recover(Recovery.FINISH)
             assert not CHANGES & set(sent), "the VM as it runs was as wished"
             assert report is not None
             assert report.config is not None
@@ -475,7 +476,9 @@ async def test_who_dies_with_the_next_boot_written_has_nothing_left_to_be_done(c
     async with MicroGuest(boot=2) as guest:
         await died_writing(guest, record, config, CALLS["set_map"][0], "after")
         assert said((await DomainConfig.load(config)).domain) == CALLS["set_map"][1]
-        async with qmpvcpu.attach(guest.qmp, name="vm", record=record, config=config, on_interrupted="finish") as vm:
+        async with qmpvcpu.attach(
+            guest.qmp, name="vm", record=record, config=config, on_interrupted=Recovery.FINISH
+        ) as vm:
             assert vm.interrupted is None
             assert vm.layout.enabled == {0, 1, 3}
     assert await next_boot(config) == CALLS["set_map"][1]
@@ -511,7 +514,7 @@ async def test_reverting_what_was_cut_short_leaves_the_next_boot(config: Path, t
     async with MicroGuest(boot=2) as guest:
         await died_writing(guest, record, config, CALLS["set_map"][0])
         async with qmpvcpu.attach(guest.qmp, name="vm", record=record, config=config) as vm:
-            report = await vm.recover("revert")
+            report = await vm.recover(Recovery.REVERT)
             assert report is not None
             assert report.outcome is TransitionOutcome.REVERTED
             assert vm.layout.enabled == {0, 1}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import qmpvcpu
-from qmpvcpu import OnFailure, RecordError, TransitionError, TransitionOutcome, VcpuMap
+from qmpvcpu import OnFailure, RecordError, Recovery, TransitionError, TransitionOutcome, VcpuMap
 from qmpvcpu.events import Disconnected, InstanceChanged
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.controller.vms import exchange, until
@@ -43,7 +43,7 @@ async def test_what_was_cut_short_is_found_and_reported_and_left(tmp_path: Path)
             assert vm.interrupted.start == {0, 1, 2}
             assert vm.interrupted.target == {0, 5}
             with exchange() as sent:
-                report = await vm.recover("report")
+                report = await vm.recover(Recovery.REPORT)
             assert report is not None
             assert report.outcome is TransitionOutcome.PARTIAL
             assert not {"device_add", "device_del"} & set(sent)
@@ -51,18 +51,18 @@ async def test_what_was_cut_short_is_found_and_reported_and_left(tmp_path: Path)
             assert vm.interrupted is not None
 
 
-@pytest.mark.parametrize(("how", "left"), [("finish", "0,5"), ("revert", "0-2")])
-async def test_what_was_cut_short_is_finished_or_reverted(tmp_path: Path, how: str, left: str) -> None:
+@pytest.mark.parametrize(("how", "left"), [(Recovery.FINISH, "0,5"), (Recovery.REVERT, "0-2")])
+async def test_what_was_cut_short_is_finished_or_reverted(tmp_path: Path, how: Recovery, left: str) -> None:
     record = tmp_path / "vm.xml"
     async with MicroGuest(personality=Personality.slow(100)) as guest:
         await cut_short(guest, record, "0-2", "len(layout.enabled) == 3")
         await cut_short(guest, record, "0,5", "layout.pending")
         # The guest serves one removal at a time: the second is asked for, and QEMU tells nobody.
         async with qmpvcpu.attach(guest.qmp, record=record) as vm:
-            report = await vm.recover(how)  # type: ignore[arg-type]  # one of its words
+            report = await vm.recover(how)
             assert report is not None
             assert vm.interrupted is None
-            assert await vm.recover("report") is None
+            assert await vm.recover(Recovery.REPORT) is None
             await vm.wait_for(lambda layout: layout.enabled == VcpuMap.parse(left) and not layout.pending, timeout=10)
         assert b"transition" not in record.read_bytes()
 
@@ -71,7 +71,7 @@ async def test_attach_itself_can_finish(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
     async with MicroGuest() as guest:
         await cut_short(guest, record, "0-6", "len(layout.enabled) == 4")
-        async with qmpvcpu.attach(guest.qmp, record=record, on_interrupted="finish") as vm:
+        async with qmpvcpu.attach(guest.qmp, record=record, on_interrupted=Recovery.FINISH) as vm:
             assert vm.interrupted is None
             assert vm.layout.enabled == VcpuMap.parse("0-6")
 
@@ -83,7 +83,7 @@ async def test_attach_that_cannot_finish_leaves_nothing_attached(tmp_path: Path)
         await cut_short(guest, record, "0", "layout.pending")
         await guest.become(Personality.refusing(0x82))
         with pytest.raises(TransitionError):
-            async with qmpvcpu.attach(guest.qmp, record=record, on_interrupted="finish"):
+            async with qmpvcpu.attach(guest.qmp, record=record, on_interrupted=Recovery.FINISH):
                 raise AssertionError("attached")
         async with qmpvcpu.attach(guest.qmp, record=record) as vm:  # and not locked
             assert vm.layout.enabled == {0, 1, 2}
@@ -103,9 +103,9 @@ async def test_a_new_map_supersedes_what_was_cut_short(tmp_path: Path) -> None:
 
 async def test_a_word_that_is_none_of_the_three_is_refused(tmp_path: Path) -> None:
     async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp, record=tmp_path / "vm.xml") as vm:
-        with pytest.raises(ValueError, match="how is one of report, finish, revert"):
+        with pytest.raises(TypeError, match=r"how is one of Recovery\.REPORT, Recovery\.FINISH, Recovery\.REVERT"):
             await vm.recover("undo")  # type: ignore[arg-type]  # that is the point
-        assert await vm.recover("revert") is None
+        assert await vm.recover(Recovery.REVERT) is None
 
 
 async def test_a_silent_removal_is_known_from_the_record_and_may_be_asked_for_again(tmp_path: Path) -> None:

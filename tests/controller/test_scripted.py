@@ -248,7 +248,7 @@ async def test_a_line_of_20_megabytes_ends_the_session_with_its_reason() -> None
 async def test_what_is_no_qmp_is_no_vm() -> None:
     async with ScriptedPeer(greeting=b"HTTP/1.1 400 Bad Request\r\n\r\n") as peer:
         with pytest.raises(MonitorConnectError, match=r"HTTP/1\.1 400"):
-            await qmpvcpu.attach(peer.address, timeout=1)
+            await qmpvcpu.attach(peer.address, reply_timeout=1)
 
 
 async def test_a_read_of_another_machine_is_refused_and_changes_nothing() -> None:

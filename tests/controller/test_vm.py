@@ -335,11 +335,11 @@ async def test_a_qemu_that_dies_with_a_command_in_flight_leaves_its_outcome_unkn
 async def test_a_qemu_that_is_gone_or_stopped_cannot_be_attached_to(guest: MicroGuest) -> None:
     guest.process.kill(signal.SIGSTOP)
     with pytest.raises(MonitorConnectError, match="stopped"):
-        await qmpvcpu.attach(guest.qmp, timeout=0.2)
+        await qmpvcpu.attach(guest.qmp, reply_timeout=0.2)
     guest.process.kill(signal.SIGCONT)
     async with qmpvcpu.attach(guest.qmp):
         with pytest.raises(MonitorConnectError, match="another client"):
-            await qmpvcpu.attach(guest.qmp, timeout=0.2)
+            await qmpvcpu.attach(guest.qmp, reply_timeout=0.2)
 
 
 async def test_closing_ends_every_wait(guest: MicroGuest) -> None:

@@ -57,7 +57,7 @@ async def test_what_runs_the_vm_is_asked_in_the_round_of_all_the_rest(capture: s
     data = CAPTURES[capture].data
     async with ScriptedPeer.from_capture(data, answers={"query-accelerators": HANG, "query-kvm": HANG}) as peer:
         with pytest.raises(MonitorTimeoutError):
-            await qmpvcpu.attach(peer.address, timeout=0.5)
+            await qmpvcpu.attach(peer.address, reply_timeout=0.5)
         asked = [str(said) for said in peer.transcript if said.sender == "client"]
     assert [each for each in asked if "confidential-guest-support" in each]
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 import qmpvcpu
-from qmpvcpu import QmpVcpuError, TransitionError, TransitionOutcome, VcpuController
+from qmpvcpu import QmpVcpuError, Recovery, TransitionError, TransitionOutcome, VcpuController
 from qmpvcpu.model.transition import Direction, Intent
-from qmpvcpu.vm.controller import How
 from tests.crash.points import INTENT_SAVED, OUTCOME_SAVED, TURN_SAVED
 from tests.crash.stage import START, STORIES, TARGET, Stage, Story, check_record, stage
 from tests.crash.zygote import NAME, Job, Zygote
@@ -45,22 +44,22 @@ class Matrix:
     async def play(self) -> list[str]:
         """Kill it at every point that it is ever seen to cross, twice; return the points."""
         async with self._stages:
-            points = list(await self._run(None, "report"))
+            points = list(await self._run(None, Recovery.REPORT))
             for point in points:  # which grows
-                for how in ("finish", "revert"):
+                for how in (Recovery.FINISH, Recovery.REVERT):
                     met = await self._meet(point, how)
                     points += [each for each in met if each not in points]
         return points
 
-    async def _meet(self, point: str, how: How) -> Iterable[str]:
+    async def _meet(self, point: str, how: Recovery) -> Iterable[str]:
         for _ in range(_TRIES):
             crossed = await self._run(point, how)
             if crossed and crossed[-1] == point:
                 return crossed
-        self.unmet.append(f"{point}, {how}")
+        self.unmet.append(f"{point}, {how.value}")
         return ()
 
-    async def _run(self, point: str | None, how: How) -> tuple[str, ...]:
+    async def _run(self, point: str | None, how: Recovery) -> tuple[str, ...]:
         """Play it to its end, or until it is killed at *point*; then recover."""
         at = await self._at_start()
         folder = self._folder / str(self._runs)
@@ -77,11 +76,11 @@ class Matrix:
         try:
             await self._look(at, record, intent, death.crossed, how)
         except (AssertionError, QmpVcpuError, TimeoutError) as error:
-            self.lost.append(f"{point}, {how}: {type(error).__name__}: {error}")
+            self.lost.append(f"{point}, {how.value}: {type(error).__name__}: {error}")
             await self._drop_stage()
         return death.crossed
 
-    async def _look(self, at: Stage, record: Path, intent: Intent, crossed: tuple[str, ...], how: How) -> None:
+    async def _look(self, at: Stage, record: Path, intent: Intent, crossed: tuple[str, ...], how: Recovery) -> None:
         before = await at.plugged()
         async with qmpvcpu.attach(at.guest.qmp, name=NAME, record=record) as vm:
             told = vm.layout.enabled
@@ -130,8 +129,8 @@ def _expected(intent: Intent, crossed: tuple[str, ...]) -> Intent | None:
     )
 
 
-async def _recover(story: Story, vm: VcpuController, how: How) -> None:
-    if how == "finish" and story.refused:
+async def _recover(story: Story, vm: VcpuController, how: Recovery) -> None:
+    if how is Recovery.FINISH and story.refused:
         with pytest.raises(TransitionError, match="unplug 6: REFUSED: the guest refused: device is busy") as caught:
             await vm.recover(how)
         ended = caught.value.report
@@ -139,7 +138,7 @@ async def _recover(story: Story, vm: VcpuController, how: How) -> None:
         return
     report = await vm.recover(how)
     assert report is not None
-    wanted = (TransitionOutcome.REACHED, TARGET) if how == "finish" else (TransitionOutcome.REVERTED, START)
+    wanted = (TransitionOutcome.REACHED, TARGET) if how is Recovery.FINISH else (TransitionOutcome.REVERTED, START)
     assert (report.outcome, vm.layout.enabled) == wanted
 
 

@@ -11,6 +11,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu import (
     MonitorLostError,
+    Recovery,
     Rejected,
     TransitionError,
     TransitionOutcome,
@@ -81,7 +82,7 @@ class Lossy:
             kept = [step for step in report.steps if step.undone is False]
             assert all(isinstance(step.verdict, Unknown) for step in kept), str(report)
             assert vm.interrupted is not None
-            ended = await vm.recover("revert")
+            ended = await vm.recover(Recovery.REVERT)
             assert ended is not None
             report = ended
         assert report.outcome is wanted, str(report)

@@ -18,6 +18,7 @@ from qmpvcpu import (
     MonitorTimeoutError,
     Pending,
     Plugged,
+    Recovery,
     Refused,
     Rejected,
     TransitionError,
@@ -138,7 +139,7 @@ async def test_qemu_falls_silent_at_every_point(tmp_path: Path) -> None:
                 assert (vm.interrupted is not None) == unknown, point
                 await at.agrees(vm)
                 if unknown:
-                    await vm.recover("finish", timeout=10)
+                    await vm.recover(Recovery.FINISH, timeout=10)
                     assert vm.layout.enabled == TARGET
                     assert vm.interrupted is None
                 # What was asked for before the silence goes on, whoever waits for it.
@@ -198,7 +199,7 @@ async def lasting(story: Story, record: Path) -> AsyncIterator[tuple[Callable[[]
                 kept[:] = [await stack.enter_async_context(stage(story, qmp_sockets=3))]
             await kept[0].to_start()
             async with qmpvcpu.attach(
-                kept[0].guest.qmp, name=NAME, record=record, timeout=_SILENCE_S, resync_interval=None
+                kept[0].guest.qmp, name=NAME, record=record, reply_timeout=_SILENCE_S, resync_interval=None
             ) as vm:
                 yield kept[0], vm
 

@@ -48,7 +48,9 @@ async def test_a_stopped_a_dead_a_held_and_a_babbling_one_leave_the_others_alone
     with stopped(halted):
         async with held(taken), garbage() as babbling:
             bad = [str(halted.qmp), str(taken.qmp), str(dead), babbling.path]
-            async with Fleet([*bad, *(each.qmp for each in good)], timeout=TIMEOUT, concurrency=concurrency) as fleet:
+            async with Fleet(
+                [*bad, *(each.qmp for each in good)], reply_timeout=TIMEOUT, concurrency=concurrency
+            ) as fleet:
                 start = loop.time()
                 results = fleet.set_map("0-1")
                 came = [(result, loop.time() - start) async for result in results]
@@ -75,7 +77,9 @@ async def test_a_stopped_a_dead_a_held_and_a_babbling_one_leave_the_others_alone
 async def test_a_hundred_silent_ones_do_not_hold_up_the_last_in_line(vms: list[MicroGuest]) -> None:
     async with contextlib.AsyncExitStack() as stack:
         silent = [await stack.enter_async_context(ScriptedPeer(greeting=None)) for _ in range(100)]
-        fleet = await stack.enter_async_context(Fleet([*(each.path for each in silent), vms[0].qmp], timeout=60))
+        fleet = await stack.enter_async_context(
+            Fleet([*(each.path for each in silent), vms[0].qmp], reply_timeout=60)
+        )
         async with asyncio.timeout(30), contextlib.aclosing(fleet.attach()) as results:
             first = await anext(results)
     assert first.address == f"unix:{vms[0].qmp}"
@@ -83,7 +87,7 @@ async def test_a_hundred_silent_ones_do_not_hold_up_the_last_in_line(vms: list[M
 
 
 async def test_one_that_falls_silent_later_has_its_own_deadline(vms: list[MicroGuest]) -> None:
-    async with Fleet([each.qmp for each in vms], timeout=0.5) as fleet:
+    async with Fleet([each.qmp for each in vms], reply_timeout=0.5) as fleet:
         assert [each.error for each in await fleet.attach()] == [None] * 5
         with stopped(vms[0]):
             first, *others = await fleet.refresh()
@@ -99,7 +103,7 @@ async def test_one_that_answers_no_command_is_given_up_at_the_deadline(vms: list
     answers = {"query-status": HANG}
     async with (
         ScriptedPeer(answers=answers, reject_others=True) as mute,
-        Fleet([mute.path, vms[0].qmp], timeout=0.5) as fleet,
+        Fleet([mute.path, vms[0].qmp], reply_timeout=0.5) as fleet,
     ):
         silent, good = await fleet.attach()
     assert isinstance(silent.error, MonitorTimeoutError)
@@ -158,7 +162,7 @@ async def test_one_socket_by_two_paths_is_worked_on_once(vms: list[MicroGuest], 
     hard = vms[1].qmp.with_name("hard")
     hard.hardlink_to(vms[1].qmp)
     paths = [vms[0].qmp, link, vms[1].qmp, hard, vms[2].qmp, vms[2].qmp]
-    async with Fleet(paths, timeout=TIMEOUT) as fleet:
+    async with Fleet(paths, reply_timeout=TIMEOUT) as fleet:
         assert len(fleet.addresses) == 5  # word for word the same is the same
         for _ in range(2):
             results = await fleet.refresh()
@@ -354,7 +358,7 @@ async def test_a_socket_that_is_there_again_is_another_vm_even_with_the_same_ino
     first, second = tmp_path / "first", tmp_path / "second"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(first))
-    async with Fleet([first, second], timeout=0.5) as fleet:
+    async with Fleet([first, second], reply_timeout=0.5) as fleet:
         await fleet.attach()
         # File systems hand a free inode out again at once; whoever had it before has no claim.
         first.rename(second)

@@ -30,7 +30,7 @@ async def vms() -> AsyncIterator[list[MicroGuest]]:
 
 @pytest.fixture
 async def fleet(vms: list[MicroGuest]) -> AsyncIterator[Fleet]:
-    async with Fleet([each.qmp for each in vms], timeout=5) as fleet:
+    async with Fleet([each.qmp for each in vms], reply_timeout=5) as fleet:
         yield fleet
 
 
@@ -103,7 +103,7 @@ async def test_a_vm_that_is_attached_after_the_stop_is_not_worked_on(vms: list[M
     async def work(vm: VcpuController) -> None:
         asked.append(vm.address)
 
-    async with Fleet([each.qmp for each in vms[:2]], timeout=20) as fleet:
+    async with Fleet([each.qmp for each in vms[:2]], reply_timeout=20) as fleet:
         with stopped(vms[1]):
             results = fleet.each(work)
             first = await anext(results)
@@ -244,7 +244,7 @@ async def _all(results: Results[NoReturn]) -> None:
 
 async def test_closing_lets_go_of_all_at_once_whatever_runs(vms: list[MicroGuest]) -> None:
     loop = asyncio.get_running_loop()
-    async with Fleet([each.qmp for each in vms], timeout=30) as fleet:
+    async with Fleet([each.qmp for each in vms], reply_timeout=30) as fleet:
         await fleet.set_map("0-1")
         events = fleet.events()
         await vms[0].become(Personality.held())

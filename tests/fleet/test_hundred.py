@@ -64,7 +64,7 @@ async def test_a_hundred_qemus_at_once(record_property: Any) -> None:
 
 
 async def our_phases(vms: Sequence[MicroGuest], wall: Times, cpu: Times) -> None:
-    async with Fleet([each.qmp for each in vms], timeout=30) as fleet:
+    async with Fleet([each.qmp for each in vms], reply_timeout=30) as fleet:
 
         async def phase(name: str, work: Awaitable[object]) -> None:
             before = time.process_time()
@@ -121,7 +121,7 @@ async def raw_phases(vms: Sequence[MicroGuest], slots: Sequence[Slot], wall: Tim
 
 async def events_to_all(vms: Sequence[MicroGuest]) -> tuple[float, float]:
     """Stop and resume every VM; return the milliseconds until the last event was here, by us and raw, at once."""
-    async with Fleet([each.sockets[1] for each in vms], timeout=30) as fleet, raw_clients(vms) as clients:
+    async with Fleet([each.sockets[1] for each in vms], reply_timeout=30) as fleet, raw_clients(vms) as clients:
         await fleet.attach()
         merged = fleet.events()
 

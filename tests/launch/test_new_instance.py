@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import qmpvcpu
-from qmpvcpu import Outcome, RecordError, StepDeniedError, TransitionOutcome, VcpuController
+from qmpvcpu import Outcome, RecordError, Recovery, StepDeniedError, TransitionOutcome, VcpuController
 from qmpvcpu.domainxml import parse, read_identity
 from qmpvcpu.errors import ReplayMismatchError
 from qmpvcpu.events import InstanceChanged, Reconnected
@@ -151,7 +151,7 @@ async def test_a_replay_that_is_reverted_leaves_it_kept_and_one_that_is_finished
     async with stopped(on, record) as process:
         await die(process, record, "replaying")
         async with qmpvcpu.attach(process.qmp, record=record) as vm:
-            report = await vm.recover("finish")
+            report = await vm.recover(Recovery.FINISH)
             assert report is not None
             assert report.outcome is TransitionOutcome.REACHED
             assert vm.layout.order == HAD.order

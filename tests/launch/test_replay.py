@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import qmpvcpu
-from qmpvcpu import DomainXmlError, Outcome, Plugged, Rejected, TransitionError, TransitionOutcome
+from qmpvcpu import DomainXmlError, Outcome, Plugged, Recovery, Rejected, TransitionError, TransitionOutcome
 from qmpvcpu.domainxml import NumaCell, render
 from qmpvcpu.errors import ReplayMismatchError
 from qmpvcpu.launch import arguments
@@ -192,7 +192,7 @@ async def test_a_replay_whose_process_dies_is_finished_in_its_order(on: Substrat
             begun = len(vm.layout.enabled)
             assert 2 < begun < 8
             assert vm.layout.order == (0, *BACKWARDS.order)[:begun]
-            report = await vm.recover("finish")
+            report = await vm.recover(Recovery.FINISH)
             assert report is not None
             assert report.outcome is TransitionOutcome.REACHED
             await vm.refresh()

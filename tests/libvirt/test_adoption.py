@@ -53,7 +53,7 @@ async def test_a_vm_of_libvirts_is_taken_over_changed_and_handed_back(
     base = libvirt.inactive(domain.name)
     monitor = libvirt.monitor_socket(domain.name)
     with pytest.raises(MonitorConnectError):  # libvirtd has it
-        await qmpvcpu.attach(monitor, timeout=0.5)
+        await qmpvcpu.attach(monitor, reply_timeout=0.5)
 
     libvirt.stop("KILL")
     async with qmpvcpu.attach(monitor) as vm:

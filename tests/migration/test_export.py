@@ -15,6 +15,7 @@ from qmpvcpu import (
     MonitorLostError,
     Outcome,
     Pending,
+    Recovery,
     StepDeniedError,
     Unplugged,
     VcpuController,
@@ -96,7 +97,7 @@ async def test_a_transition_that_was_cut_short_is_not_finished_while_the_vm_is_e
         assert vm.interrupted is not None
         async with await vm.export() as export:
             assert export.state.desired == {0, 2}
-            for how in ("finish", "revert"):
+            for how in (Recovery.FINISH, Recovery.REVERT):
                 with pytest.raises(StepDeniedError) as denied:
                     await vm.recover(how)
                 assert denied.value.reason is DenialReason.EXPORTED

@@ -43,7 +43,7 @@ FAILING = """
 
 
     async def test_of_a_peer(scripted_qmp):
-        assert await qmpvcpu.attach(scripted_qmp.path, timeout=0.1)
+        assert await qmpvcpu.attach(scripted_qmp.path, reply_timeout=0.1)
 
 
     def test_of_two(qemu_vm_factory):

@@ -31,7 +31,7 @@ async def test_every_session_begins_whatever_the_last_client_left_unread(on: Sub
         told = []
         for _ in range(HANG_UPS):
             told += hang_up_with_queries_in_flight(str(guest.qmp))
-            async with qmpvcpu.attach(guest.qmp, timeout=5) as vm:
+            async with qmpvcpu.attach(guest.qmp, reply_timeout=5) as vm:
                 assert vm.layout.enabled == set(range(8))
                 assert vm.layout.slots[7].props == SLOT
     # Which hang-ups leave something is QEMU's luck; on what was measured it was one in three.

@@ -18,6 +18,7 @@ from qmpvcpu import (
     Pending,
     Plan,
     Proof,
+    Recovery,
     Refused,
     Slot,
     StepReport,
@@ -53,9 +54,9 @@ async def every_kind_of_target(client: QMPClient, connected: socket.socket) -> N
         record="/var/lib/vm.xml",
         base=b"<domain/>",
         config=Path("/etc/vm.xml"),
-        timeout=5,
+        reply_timeout=5,
         reconnect=True,
-        on_interrupted="finish",
+        on_interrupted=Recovery.FINISH,
         resync_interval=None,
     )
     assert_type(vm, VcpuController)
@@ -111,7 +112,7 @@ async def whole_maps(vm: VcpuController) -> None:
     assert_type(await vm.set_max(16), ConfigReport)
     assert_type(await vm.cancel(), TransitionReport | None)
     assert_type(vm.interrupted, Intent | None)
-    assert_type(await vm.recover("revert", timeout=5), TransitionReport | None)
+    assert_type(await vm.recover(Recovery.REVERT, timeout=5), TransitionReport | None)
 
 
 async def events(vm: VcpuController) -> AsyncIterator[VcpuMap]:

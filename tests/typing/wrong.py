@@ -1,7 +1,7 @@
 """What a user must not write: mypy --strict rejects each marked line, and calls a mark without need an error."""
 
 import qmpvcpu
-from qmpvcpu import OnFailure, Pending, Refused, TransitionReport, Unplugged, VcpuController, VcpuMap
+from qmpvcpu import OnFailure, Pending, Recovery, Refused, TransitionReport, Unplugged, VcpuController, VcpuMap
 from qmpvcpu.testing import MicroGuest, Personality
 
 
@@ -35,7 +35,7 @@ async def whole_maps(vm: VcpuController) -> None:
     await vm.set_map("0-3", on_failure="revert")  # type: ignore[arg-type]
     await vm.set_count("4")  # type: ignore[arg-type]
     await vm.recover("retry")  # type: ignore[arg-type]
-    report: TransitionReport = await vm.recover("report")  # type: ignore[assignment]
+    report: TransitionReport = await vm.recover(Recovery.REPORT)  # type: ignore[assignment]
     report.outcome = OnFailure.STOP  # type: ignore[misc, assignment]
 
 

@@ -1,0 +1,41 @@
+"""The options of a change, described once."""
+
+from typing import TypedDict
+
+from qmpvcpu.model.transition import Affect, OnFailure
+from qmpvcpu.model.verdicts import Proof
+
+
+class ChangeOptions(TypedDict, total=False):
+    """How a change of vCPUs is carried out; ``plug``, ``unplug``, ``set_map`` and all other changes take these.
+
+    Each may be left out. An option without a meaning for a change has no effect on it.
+
+    Attributes:
+        on_failure: What to do with the remaining steps when one fails; default ``OnFailure.STOP``.
+        timeout: How long the guest may take for each answer, in seconds from QEMU's acceptance of the request; 0 only
+            sends the request. Default 30.
+        total_timeout: How long the steps towards the target may take together, in seconds; None (the default): no
+            limit of their own.
+        revert_timeout: As *timeout*, for the steps that are undone; None (the default): the same.
+        in_flight: How many commands may wait for QEMU's reply at once, at least 1; default 8. Under STOP removals are
+            still requested one at a time.
+        proof: ``Proof.PRESENT`` (the default) is content with QEMU's acceptance of a plug; ``Proof.ACKNOWLEDGED``
+            also waits for the guest's answer, up to *timeout*. That is advisory, so its absence is no failure.
+        require_proof: True makes a plug that the guest does not acknowledge a failure; implies ACKNOWLEDGED.
+        allow_fatal: True sends even what this QEMU is known not to survive.
+        allow_boot_vcpus: True takes boot vCPUs from a VM that libvirt runs, which makes libvirtd lose the VM.
+        affect: ``Affect.LIVE`` (the default) changes the running VM; CONFIG only its next boot, and nothing is sent;
+            BOTH checks both sides first, changes the running VM, and writes the next boot once that is done.
+    """
+
+    on_failure: OnFailure
+    timeout: float
+    total_timeout: float | None
+    revert_timeout: float | None
+    in_flight: int
+    proof: Proof
+    require_proof: bool
+    allow_fatal: bool
+    allow_boot_vcpus: bool
+    affect: Affect
