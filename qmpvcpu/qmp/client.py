@@ -29,15 +29,24 @@ _CHUNK: Final = 1 << 16
 _LETTERS: Final = string.ascii_letters + "-_@#+*.:,;=~"  # no digits: what follows is a number
 
 
-class _Client(QMPClient):
-    """A client whose ids are short and of this session alone, and that renders for the log only what is read there.
+_READBUFLEN: Final = 10 << 20  # bytes; the longest line of every client until 0.0.5, which made it an attribute
 
-    QEMU sends a reply that the last client did not wait for to the next one, behind its greeting too (measured on
-    7.2 and 10.0: after every third hang-up with queries in flight). qemu.qmp counts from 0 in every session, and
-    would take such a reply for that of its own command. It renders each message, too: a fifth of our time in bulk.
 
-    QEMU reads QMP byte by byte (monitor/monitor.c, ``monitor_can_read``), each in a turn of its loop: 4 us of its
-    CPU time, which is most of what a query costs. Hence short ids.
+class TunedClient(QMPClient):
+    """A client that sends faster than `QMPClient`, and takes no reply meant for the last client.
+
+    It overrides private methods of qemu.qmp. Each override is a gain and nothing more: a version that no longer has
+    one of these methods, or an attribute that they use, behaves like its own `QMPClient` there.
+    tests/peer/test_private_parts.py checks which of them the installed version has, and takes them away.
+
+    - ``_get_exec_id``: ids that are short and belong to this session alone. QEMU sends a reply that the last client
+      did not wait for to the next one, after its greeting too (measured on 7.2 and 10.0: after every third hang-up
+      with queries in flight). qemu.qmp counts from 0 in every session, and would take it for the reply to its own
+      command. Short, because QEMU reads QMP byte by byte (monitor/monitor.c, ``monitor_can_read``), each in a turn of
+      its loop: 4 us of its CPU time, which is most of what a query costs.
+    - ``_bh_send_message``, with ``_outgoing`` and ``_writer``: one system call for all messages that wait.
+    - ``_cb_inbound`` and ``_cb_outbound``: messages are rendered only if somebody reads the log. qemu.qmp always
+      renders them, which is a fifth of our time in bulk.
     """
 
     def __init__(self, name: str) -> None:
@@ -49,30 +58,41 @@ class _Client(QMPClient):
         return next(self._ids)
 
     async def _bh_send_message(self) -> None:
-        """Send all that waits in one piece: a system call each is much of what a query costs, here and in QEMU."""
-        waiting = [await self._outgoing.get()]
-        while not self._outgoing.empty():
-            waiting.append(self._outgoing.get_nowait())
+        outgoing, writer = getattr(self, "_outgoing", None), getattr(self, "_writer", None)
+        if outgoing is None or writer is None:
+            await super()._bh_send_message()
+            return
+        waiting = [await outgoing.get()]
+        while not outgoing.empty():
+            waiting.append(outgoing.get_nowait())
         try:
-            self._send_all([self._cb_outbound(message) for message in waiting])
+            self.write_all(writer, [self._cb_outbound(message) for message in waiting])
         finally:
             for _ in waiting:
-                self._outgoing.task_done()
+                outgoing.task_done()
 
-    def _send_all(self, messages: Sequence[Message]) -> None:
-        assert self._writer is not None  # noqa: S101 - JUSTIFICATION: it is as long as this task runs, mypy cannot know
-        self._writer.write(b"".join(map(bytes, messages)))
+    @staticmethod
+    def write_all(writer: asyncio.StreamWriter, messages: Sequence[Message]) -> None:
+        """Write *messages* in one piece."""
+        writer.write(b"".join(map(bytes, messages)))
 
     def _cb_inbound(self, msg: Message) -> Message:
-        return super()._cb_inbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
+        self.logger.debug("<-- %s", msg)
+        return msg
 
     def _cb_outbound(self, msg: Message) -> Message:
-        return super()._cb_outbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
+        self.logger.debug("--> %s", msg)
+        return msg
+
+
+def longest_line(client: QMPClient) -> int:
+    """Return the length, in bytes, of the longest line that *client* reads."""
+    return getattr(client, "readbuflen", _READBUFLEN)
 
 
 def make_client() -> QMPClient:
     """Return a client for `establish`; listeners are registered before that, so that no event is missed."""
-    client = _Client(_CLIENT_NAME)
+    client = TunedClient(_CLIENT_NAME)
     # Done by establish(): qemu.qmp asserts the reply, so a refusal has no text, and under -O goes unnoticed.
     client.negotiate = False
     # The default listener would keep all events for ever.
@@ -108,7 +128,7 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
     except ConnectError as err:
         if isinstance(err.exc, GreetingError):
             raise _nonsense(name, start) from err
-        raise MonitorConnectError(name, f"in its greeting: {explain(err.exc, client.readbuflen)}") from err
+        raise MonitorConnectError(name, f"in its greeting: {explain(err.exc, longest_line(client))}") from err
     except OSError as err:
         raise MonitorConnectError(name, explain(err)) from err
     except ExecuteError as err:
@@ -118,7 +138,7 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
         raise MonitorConnectError(name, why) from err
     except (ExecInterruptedError, StateError, AssertionError) as err:
         # AssertionError: qemu.qmp's, where the end comes right behind the greeting.
-        why = f"after its greeting: {explain(await end(client, sock, grace_s=0), client.readbuflen)}"
+        why = f"after its greeting: {explain(await end(client, sock, grace_s=0), longest_line(client))}"
         raise MonitorConnectError(name, why) from err
 
 

@@ -22,8 +22,7 @@ from qmpvcpu.errors import (
     shorten,
 )
 from qmpvcpu.qmp.address import Address, connect, connected_socket, peer_pid
-from qmpvcpu.qmp.client import end, establish, explain, make_client, read_version
-from qmpvcpu.qmp.waiting import wait_ended
+from qmpvcpu.qmp.client import end, establish, explain, longest_line, make_client, read_version
 
 Target = str | os.PathLike[str] | tuple[str, int] | socket.socket | QMPClient
 
@@ -266,7 +265,7 @@ class Monitor:
             self._client.remove_listener(self._listener)  # or its owner's next session would reach us
             why = self._foreign_end()
         else:
-            why = explain(await end(self._client, self._sock, grace_s=0), self._client.readbuflen)
+            why = explain(await end(self._client, self._sock, grace_s=0), longest_line(self._client))
         if self.lost is not None:
             return
         self.lost = MonitorLostError(why)
@@ -279,7 +278,7 @@ class Monitor:
         cause = reader.exception() if reader is not None and reader.done() and not reader.cancelled() else None
         if cause is None:
             return f"the QMPClient was disconnected (runstate {self._client.runstate.name})"
-        return explain(cause, self._client.readbuflen)
+        return explain(cause, longest_line(self._client))
 
     def _deliver(self, event: Message) -> None:
         """Hand an event to the caller's function."""
@@ -303,3 +302,31 @@ class Monitor:
         address = printable(self.address)
         extra = {"vm": address, "direction": direction, "qmp": qmp}
         _log.debug("%s %s %s", address, direction, printable(shorten(qmp, _LOGGED)), extra=extra)
+
+
+# asyncio.wait does the same as these, and wakes its caller one turn of the loop later. That counts where a VM is
+# attached with a dozen queries, and where each vCPU of a map has its answer.
+
+
+def wake(waiting: asyncio.Future[None]) -> None:
+    """Let the caller that waits for *waiting* go on; may be called again."""
+    if not waiting.done():
+        waiting.set_result(None)
+
+
+async def wait_woken(waiting: asyncio.Future[None], limit: float | None) -> None:
+    """Wait until *waiting*, which belongs to the caller alone, is woken; at most *limit* seconds."""
+    alarm = None if limit is None else waiting.get_loop().call_later(limit, wake, waiting)
+    try:
+        await waiting
+    finally:
+        if alarm is not None:
+            alarm.cancel()
+
+
+async def wait_ended(task: asyncio.Task[Any], limit: float) -> bool:
+    """Wait until *task* ends, at most *limit* seconds; return whether it has. Cancelling this leaves it running."""
+    ended = task.get_loop().create_future()
+    task.add_done_callback(lambda _: wake(ended))
+    await wait_woken(ended, limit)
+    return task.done()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.events import Event
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.qmp.waiting import wait_woken, wake
+from qmpvcpu.qmp.monitor import wait_woken, wake
 from qmpvcpu.vm.stream import EventStream
 
 

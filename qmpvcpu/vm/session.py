@@ -19,9 +19,8 @@ from qmpvcpu.events import Disconnected
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Pending
-from qmpvcpu.qmp.monitor import Monitor
+from qmpvcpu.qmp.monitor import Monitor, wait_ended
 from qmpvcpu.qmp.queries import Reader
-from qmpvcpu.qmp.waiting import wait_ended
 from qmpvcpu.vm.audience import Audience
 from qmpvcpu.vm.keeper import Keeper
 from qmpvcpu.vm.request import UnplugVerdict, rejected_error, verdict_on

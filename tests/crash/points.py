@@ -1,5 +1,6 @@
 """The points between two effects of a transition: seen from outside, named, and one of them made a special one."""
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from qmpvcpu.engine.work import Work
 from qmpvcpu.errors import CommandRejectedError
 from qmpvcpu.model.transition import Direction, Intent
 from qmpvcpu.model.verdicts import Verdict
-from qmpvcpu.qmp.client import _Client
+from qmpvcpu.qmp.client import TunedClient
 from qmpvcpu.qmp.monitor import Monitor
 from qmpvcpu.record.record import Record
 
@@ -63,7 +64,7 @@ def _content(intent: Intent | None) -> str:
 @contextmanager
 def watching(points: Points) -> Iterator[None]:
     """Inside, have *points* cross every point: of commands, replies, answers of the guest and saves."""
-    execute, send = Monitor.execute, _Client._send_all
+    execute, send = Monitor.execute, TunedClient.write_all
     replied, answered, write = Batch.replied, Batch.answered, Record.write
 
     async def _execute(self: Monitor, command: str, arguments: Any = None, **options: Any) -> Any:
@@ -77,8 +78,8 @@ def watching(points: Points) -> Iterator[None]:
         points.cross(f"{name} replied to")
         return reply
 
-    def _send(self: _Client, messages: Sequence[Any]) -> None:
-        send(self, messages)  # the socket has room: the kernel has all of it now
+    def _send(writer: asyncio.StreamWriter, messages: Sequence[Any]) -> None:
+        send(writer, messages)  # the socket has room: the kernel has all of it now
         for message in messages:
             points.cross(f"{_told(message.get('execute'), message.get('arguments'))} handed over")
 
@@ -97,7 +98,7 @@ def watching(points: Points) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Monitor, "execute", _execute)
-        patch.setattr(_Client, "_send_all", _send)
+        patch.setattr(TunedClient, "write_all", staticmethod(_send))
         patch.setattr(Batch, "replied", _replied)
         patch.setattr(Batch, "answered", _answered)
         patch.setattr(Record, "write", _write)

@@ -26,7 +26,7 @@ from lxml import etree
 
 from qmpvcpu.domainxml import parse, validate
 from qmpvcpu.testing import MicroGuest
-from tests.docs.blocks import DATA, FOR_SPHINX, PROMPT, SHELL, Block
+from tests.docs.blocks import DATA, FOR_SPHINX, PROMPT, SHELL, Block, syntax_tree
 
 ADDRESS = "/run/vm.qmp"
 VMS = "/run/vms"
@@ -151,7 +151,7 @@ class Session:
         out = io.StringIO()
         try:
             with contextlib.redirect_stdout(out):
-                for statement in ast.parse(source).body:
+                for statement in syntax_tree(source).body:
                     code = compile(ast.Interactive([statement]), "prompt", "single", flags=_AWAIT)
                     if inspect.isawaitable(done := eval(code, self.names)):  # noqa: S307 - it is our own page
                         await done

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.docs.blocks import ROOT
+from tests.docs.blocks import ROOT, syntax_tree
 
 PAGE = (ROOT / "docs" / "security.md").read_text()
 CITED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)))
@@ -19,7 +19,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("file", "name"), CITED, ids="::".join)
 def test_a_test_that_the_page_names_is_there(file: str, name: str) -> None:
-    names = {node.name for node in ast.walk(ast.parse((ROOT / file).read_text())) if hasattr(node, "name")}
+    names = {node.name for node in ast.walk(syntax_tree((ROOT / file).read_text())) if hasattr(node, "name")}
     assert name in names
 
 

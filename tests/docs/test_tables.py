@@ -15,7 +15,7 @@ from qmpvcpu.domainxml import record_element
 from qmpvcpu.model import ost
 from qmpvcpu.model.vm import KnownFault, VmInfo
 from qmpvcpu.testing import MicroGuest
-from tests.docs.blocks import ROOT, block
+from tests.docs.blocks import ROOT, block, syntax_tree
 
 CALLS = [
     *(
@@ -84,7 +84,7 @@ def logged() -> set[tuple[str, str]]:
     """(level, field) of every call of a logger in the package; a level without fields has the field ""."""
     found = set()
     for path in (ROOT / "qmpvcpu").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(syntax_tree(path.read_text())):
             match node:
                 case ast.Call(
                     func=ast.Attribute(value=ast.Name("_log" | "_LOGGER"), attr=str(level)), keywords=given

@@ -3,8 +3,10 @@
 import contextlib
 import fcntl
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,3 +100,35 @@ def alone(built: Built, place: Path) -> Environment:
             pip: list[str | Path] = [environment.path("python"), "-m", "pip", "--disable-pip-version-check"]
             subprocess.run([*pip, "install", "--quiet", built.wheel], check=True, capture_output=True)
     return environment
+
+
+@pytest.fixture(scope="session")
+def with_oldest_qmp(alone: Environment, place: Path) -> Environment:
+    """A virtual environment like `alone`, but with the oldest qemu.qmp that the wheel accepts."""
+    environment = Environment(place / "with-oldest-qmp")
+    with once(environment.directory) as needed:
+        if needed:
+            venv.create(environment.directory, with_pip=False)
+            pip: list[str | Path] = [alone.path("python"), "-m", "pip", "--disable-pip-version-check"]
+            (home,) = environment.directory.glob("lib/python*/site-packages")
+            oldest = oldest_accepted("qemu.qmp")
+            subprocess.run(
+                [*pip, "install", "--quiet", "--no-deps", "--target", home, f"qemu.qmp=={oldest}"],
+                check=True,
+                capture_output=True,
+            )
+            # All else is that of the other environment; what stands here comes first.
+            (others,) = alone.directory.glob("lib/python*/site-packages")
+            (home / "others.pth").write_text(f"{others}\n")
+    return environment
+
+
+def oldest_accepted(name: str) -> str:
+    """Return the lower bound of a dependency in pyproject.toml."""
+    (found,) = [
+        re.match(rf"{re.escape(name)}>=([\d.]+)", each)
+        for each in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+        if each.startswith(name)
+    ]
+    assert found is not None
+    return found[1]

@@ -1,0 +1,33 @@
+"""The wheel with the oldest qemu.qmp that it accepts."""
+
+import pytest
+
+from tests.packaging.conftest import Environment, oldest_accepted
+
+pytestmark = pytest.mark.timeout(300)  # the first test builds and installs
+
+PROGRAM = """
+import asyncio
+from importlib.metadata import version
+
+import qmpvcpu
+from qmpvcpu.testing import MicroGuest
+
+
+async def main():
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+        await vm.plug(3)
+        await vm.set_map("0,3-6")
+        await vm.unplug(3)
+        print(version("qemu.qmp"), vm.layout.enabled)
+
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.qemu
+def test_it_plugs_and_unplugs(with_oldest_qmp: Environment) -> None:
+    ran = with_oldest_qmp.run("python", "-W", "error", "-c", PROGRAM)
+    assert ran.stderr == ""
+    assert ran.stdout == f"{oldest_accepted('qemu.qmp')} 0,4-6\n"
