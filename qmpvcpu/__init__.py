@@ -39,13 +39,14 @@ if TYPE_CHECKING:
         StalePlanError,
         StepDeniedError,
         StepError,
+        TransitionError,
         UnplugPendingError,
         UnplugRefusedError,
         WaitTimeoutError,
     )
     from qmpvcpu.model.layout import Layout, Slot, Vcpu
     from qmpvcpu.model.options import ChangeOptions
-    from qmpvcpu.model.report import StepReport, TransitionError, TransitionOutcome, TransitionReport
+    from qmpvcpu.model.report import StepReport, TransitionOutcome, TransitionReport
     from qmpvcpu.model.transition import Affect, OnFailure, Recovery
     from qmpvcpu.model.vcpumap import VcpuMap
     from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Proof, Refused, Rejected, Unknown, Unplugged, Verdict
@@ -96,7 +97,7 @@ _HOMES = {
     "StepDeniedError": "qmpvcpu.errors",
     "StepError": "qmpvcpu.errors",
     "StepReport": "qmpvcpu.model.report",
-    "TransitionError": "qmpvcpu.model.report",
+    "TransitionError": "qmpvcpu.errors",
     "TransitionOutcome": "qmpvcpu.model.report",
     "TransitionReport": "qmpvcpu.model.report",
     "Unknown": "qmpvcpu.model.verdicts",

@@ -151,7 +151,7 @@ async def _plug(shell: Shell, vcpu: int | None, proof: Proof, daring: Daring, im
                 )
             except PlugUnprovenError as error:
                 seconds = time.monotonic() - started
-                verdict = Plugged(vm.layout.slot_of(error.vcpus[0]).ids, False, error.code, error.reason, seconds)
+                verdict = Plugged(vm.layout.slot_of(min(error.ids)).ids, False, error.code, error.reason, seconds)
                 shell.done.append(as_json(verdict))
                 raise
         seconds = time.monotonic() - started

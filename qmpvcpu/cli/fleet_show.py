@@ -20,10 +20,9 @@ from qmpvcpu.cli.reports import shortcoming
 from qmpvcpu.cli.run import code_of
 from qmpvcpu.cli.show import error_json, in_options, milliseconds, state_json
 from qmpvcpu.cli.tally import Tally
-from qmpvcpu.errors import printable
+from qmpvcpu.errors import TransitionError, printable
 from qmpvcpu.fleet import VmResult
 from qmpvcpu.model.jsonform import layout_as_json
-from qmpvcpu.model.report import TransitionError
 from qmpvcpu.model.transition import Step
 from qmpvcpu.vm.controller import VcpuController
 from qmpvcpu.vm.stream import EventStream

@@ -16,7 +16,7 @@ from qmpvcpu.cli.documents import document
 from qmpvcpu.cli.options import BadUsageError, Options, Saying
 from qmpvcpu.cli.run import carry_out
 from qmpvcpu.domainxml import parse, validate
-from qmpvcpu.errors import RuleStage
+from qmpvcpu.domainxml.domainrule import RuleStage
 from qmpvcpu.launch import LaunchArguments, arguments
 
 # The document of 4096 vCPUs, with a pin for each, has not a tenth of it.

@@ -20,10 +20,10 @@ from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.reports import intent_json, intent_text, plan_json, plan_text, report_text
 from qmpvcpu.cli.run import Shell, carry_out
 from qmpvcpu.cli.show import map_row, state_json, state_text
-from qmpvcpu.errors import InvalidMapError, MonitorLostError, RecordError
+from qmpvcpu.errors import InvalidMapError, MonitorLostError, RecordError, TransitionError
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.previous import PreviousVcpus
-from qmpvcpu.model.report import TransitionError, TransitionOutcome, TransitionReport
+from qmpvcpu.model.report import TransitionOutcome, TransitionReport
 from qmpvcpu.model.transition import Affect, Recovery, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.plan import Plan

@@ -18,9 +18,9 @@ from qmpvcpu.cli.launching import read_document
 from qmpvcpu.cli.options import BadUsageError, Daring, Options, check_seconds
 from qmpvcpu.cli.run import Shell, carry_out
 from qmpvcpu.cli.show import state_json, state_text
-from qmpvcpu.errors import Outcome, RecordError, printable
+from qmpvcpu.errors import Outcome, RecordError, TargetMismatchError, printable
 from qmpvcpu.model.vmstate import VmState
-from qmpvcpu.planning.migrating import Difference, DifferenceKind, TargetMismatchError, changes_since
+from qmpvcpu.planning.migrating import Difference, DifferenceKind, changes_since
 from qmpvcpu.record.file import save
 from qmpvcpu.vm.migration import check_target, confirm_target
 

@@ -102,7 +102,7 @@ def enable(config: "DomainConfig", vcpu: int | None) -> None:
         vcpu = next((row.id for row in config.domain.vcpus if not row.enabled), None)
     if vcpu is None:
         detail = f"all of its {config.domain.max} vCPUs are there already"
-        raise ConfigDeniedError("plug", (), DenialReason.MACHINE_FULL, detail)
+        raise ConfigDeniedError("plug", VcpuMap(), DenialReason.MACHINE_FULL, detail)
     config.set_state(vcpu, enabled=True)
 
 

@@ -32,9 +32,10 @@ from qmpvcpu.errors import (
     SameVmError,
     SocketDirectoryError,
     TargetLostError,
+    TransitionError,
     printable,
 )
-from qmpvcpu.model.report import TransitionError, TransitionReport
+from qmpvcpu.model.report import TransitionReport
 from qmpvcpu.model.verdicts import Unknown
 from qmpvcpu.vm.controller import VcpuController
 

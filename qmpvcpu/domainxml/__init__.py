@@ -11,6 +11,7 @@ with libvirt 9.0.0 (define, start, dumpxml) on QEMU 7.2.22 and 10.0.2.
 """
 
 from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell, VcpuSched
+from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
 from qmpvcpu.domainxml.live_state import domain_from, domain_of, omissions, render
 from qmpvcpu.domainxml.next_boot import start_of
 from qmpvcpu.domainxml.patch import update
@@ -21,12 +22,14 @@ from qmpvcpu.domainxml.rules import validate
 __all__ = [
     "NAMESPACE",
     "CpuModel",
+    "DomainRule",
     "DomainVcpu",
     "DomainVcpus",
     "Identity",
     "Instance",
     "Metadata",
     "NumaCell",
+    "RuleStage",
     "VcpuSched",
     "domain_from",
     "domain_of",

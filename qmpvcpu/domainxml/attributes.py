@@ -5,8 +5,9 @@ from collections.abc import Collection
 
 from lxml import etree
 
+from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
 from qmpvcpu.domainxml.safe_xml import line_of, text_of
-from qmpvcpu.errors import DomainRule, DomainRuleError, DomainXmlError, InvalidMapError, RuleStage
+from qmpvcpu.errors import DomainRuleError, DomainXmlError, InvalidMapError
 from qmpvcpu.model.vcpumap import VcpuMap
 
 # What C's strtoul takes before a number, as far as XML can hold it.

@@ -17,9 +17,10 @@ from lxml import etree
 
 from qmpvcpu.domainxml.attributes import Fields
 from qmpvcpu.domainxml.domain import CpuModel, DomainVcpus, NumaCell
+from qmpvcpu.domainxml.domainrule import DomainRule
 from qmpvcpu.domainxml.safe_xml import text_of
 from qmpvcpu.domainxml.writer import Node
-from qmpvcpu.errors import DomainRule, shorten
+from qmpvcpu.errors import shorten
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.shapes import is_same_model
 from qmpvcpu.model.vcpumap import VcpuMap

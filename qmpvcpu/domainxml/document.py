@@ -11,8 +11,9 @@ from lxml import etree
 from qmpvcpu.domainxml.attributes import Fields, signed, unsigned
 from qmpvcpu.domainxml.cpu import Cpu, read_cpu
 from qmpvcpu.domainxml.domain import VcpuSched
+from qmpvcpu.domainxml.domainrule import DomainRule
 from qmpvcpu.domainxml.safe_xml import line_of, text_of
-from qmpvcpu.errors import DomainRule, DomainXmlError
+from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.vcpumap import VcpuMap
 
 _UINT_MAX = 2**32 - 1

@@ -11,7 +11,7 @@ from dataclasses import replace
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, describe, shorten
 from qmpvcpu.model.previous import PreviousVcpus
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, possible_ids
 
 # Where the slots of the machine are its cores; elsewhere each thread is a slot of its own.
 _CORE_ARCHES = frozenset({"ppc64", "ppc64le"})
@@ -98,7 +98,7 @@ def with_count(domain: DomainVcpus, count: int, *, hotpluggable: bool = False) -
     asked = f"count {shorten(count, _MOST_QUOTED)}"
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= domain.max:
         detail = f"the document has 1 to {domain.max} vCPUs"
-        raise ConfigDeniedError(asked, (), DenialReason.UNKNOWN_VCPU, detail)
+        raise ConfigDeniedError(asked, VcpuMap(), DenialReason.UNKNOWN_VCPU, detail)
     size = _slot_size(domain)
     states = _states(domain)
     missing = count - domain.current
@@ -106,7 +106,7 @@ def with_count(domain: DomainVcpus, count: int, *, hotpluggable: bool = False) -
         below = domain.current + missing // size * size
         near = " and ".join(str(each) for each in (below, below + size) if 1 <= each <= domain.max)
         detail = f"slots of {size} vCPUs move whole: {near} can be had"
-        raise ConfigDeniedError(asked, (), DenialReason.COUNT_SPLITS_SLOT, detail)
+        raise ConfigDeniedError(asked, VcpuMap(), DenialReason.COUNT_SPLITS_SLOT, detail)
     ids = range(domain.max) if missing > 0 else range(domain.max - 1, -1, -1)
     late = hotpluggable
     for each in ids:
@@ -135,12 +135,12 @@ def with_max(domain: DomainVcpus, maximum: int) -> DomainVcpus:
     asked = f"maximum {shorten(maximum, _MOST_QUOTED)}"
     if isinstance(maximum, bool) or not isinstance(maximum, int) or not 1 <= maximum <= _MOST_VCPUS:
         detail = f"a document has room for 1 to {_MOST_VCPUS} vCPUs"
-        raise ConfigDeniedError(asked, (), DenialReason.UNKNOWN_VCPU, detail)
+        raise ConfigDeniedError(asked, VcpuMap(), DenialReason.UNKNOWN_VCPU, detail)
     if maximum == domain.max:
         return domain
     if domain.topology is not None:
         detail = f"the document's <topology> is of {domain.max} vCPUs, and libvirt takes no other number beside it"
-        raise ConfigDeniedError(asked, (), DenialReason.TOPOLOGY_MISMATCH, detail)
+        raise ConfigDeniedError(asked, VcpuMap(), DenialReason.TOPOLOGY_MISMATCH, detail)
     for cell in domain.numa:
         beyond = VcpuMap(each for each in cell.cpus if each >= maximum)
         if beyond:
@@ -230,14 +230,13 @@ def _asked(vcpus: Iterable[int], *, enabled: bool) -> str:
 
 
 def _unknown(domain: DomainVcpus, asked: str, ids: Iterable[int]) -> ConfigDeniedError:
-    beyond = tuple(ids)
     detail = f"the document has vCPUs 0 to {domain.max - 1}"
-    return ConfigDeniedError(asked, beyond, DenialReason.UNKNOWN_VCPU, detail)
+    return ConfigDeniedError(asked, possible_ids(ids), DenialReason.UNKNOWN_VCPU, detail)
 
 
 def _first_stays(asked: str) -> ConfigDeniedError:
     detail = "vCPU 0 is the one that boots the VM, it never leaves"
-    return ConfigDeniedError(asked, (0,), DenialReason.BOOT_VCPU, detail)
+    return ConfigDeniedError(asked, VcpuMap([0]), DenialReason.BOOT_VCPU, detail)
 
 
 def _check_known(domain: DomainVcpus, asked: str, ids: VcpuMap) -> None:

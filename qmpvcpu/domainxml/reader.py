@@ -10,11 +10,12 @@ from lxml import etree
 from qmpvcpu.domainxml.cpu import CPU_MARK, IOMMU, has_mark, is_as_written, untold_of
 from qmpvcpu.domainxml.document import Contents
 from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell, VcpuSched
+from qmpvcpu.domainxml.domainrule import DomainRule
 from qmpvcpu.domainxml.record_element import Metadata, find_record, read_metadata
 from qmpvcpu.domainxml.rules import examine
 from qmpvcpu.domainxml.safe_xml import line_of, parse_safely, text_of
 from qmpvcpu.domainxml.writer import NO_PCI_DEVICES
-from qmpvcpu.errors import DomainRule, DomainXmlError, shorten
+from qmpvcpu.errors import DomainXmlError, shorten
 from qmpvcpu.model.shapes import is_word
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology

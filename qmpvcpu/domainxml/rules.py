@@ -10,8 +10,9 @@ from lxml import etree
 
 from qmpvcpu.domainxml.attributes import Fields
 from qmpvcpu.domainxml.document import Contents, Row, Tune, read_contents
+from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
 from qmpvcpu.domainxml.safe_xml import parse_safely, text_of
-from qmpvcpu.errors import DomainRule, DomainRuleError, RuleStage
+from qmpvcpu.errors import DomainRuleError
 
 _UINT_MAX = 2**32 - 1
 _UUID = re.compile(r"\s*(-*[0-9a-fA-F]{2}){16}\s*", re.ASCII)

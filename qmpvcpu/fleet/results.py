@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Gener
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Self, TypeVar, cast
 
-from qmpvcpu.errors import QmpVcpuError
+from qmpvcpu.errors import QmpVcpuError, TransitionError
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.report import TransitionError, TransitionReport
+from qmpvcpu.model.report import TransitionReport
 from qmpvcpu.model.verdicts import Verdict, verdict_of
 
 _T = TypeVar("_T")

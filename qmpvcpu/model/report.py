@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
-from qmpvcpu.errors import Outcome, QmpVcpuError, printable
+from qmpvcpu.errors import Outcome, printable
 from qmpvcpu.model.jsonform import layout_as_json, layout_from_json
 from qmpvcpu.model.jsonread import flag, number, one_of, optional, rows, take, text, vcpu_map, whole_number
 from qmpvcpu.model.layout import Layout
@@ -258,6 +258,30 @@ class TransitionReport:
                 (expected.update if left else expected.difference_update)(step.ids)
         return VcpuMap((self.layout.enabled ^ expected) - untold)
 
+    @property
+    def failure(self) -> str:
+        """Why the target is not reached, in one line, as the message of TransitionError."""
+        wrong = _grouped(step for step in self.steps if step.verdict is not None and not step.ok)
+        wrong += _grouped(step for step in self.steps if step.ok and step.undone is False)
+        unsent = VcpuMap(each for step in self.steps if step.verdict is None for each in step.ids)
+        wrong += [f"not sent: {unsent}"] if unsent else []
+        if self.config is not None and self.config.outcome is ConfigOutcome.FAILED:
+            wrong.append(str(self.config))
+        wrong += _beyond_steps(self)
+        pending = f", pending {self.layout.pending}" if self.layout.pending else ""
+        return (
+            f"vCPUs {self.target} not reached ({self.outcome.value}): {'; '.join(wrong) or 'changed by other'};"
+            f" plugged now: {self.layout.enabled}{pending}"
+        )
+
+    @property
+    def vm_outcome(self) -> Outcome:
+        """Whether the transition has left the VM changed."""
+        verdicts = [verdict for step in self.steps for verdict in (step.verdict, step.undo)]
+        if any(isinstance(verdict, Unknown | Pending) for verdict in verdicts):
+            return Outcome.UNKNOWN
+        return Outcome.CHANGED if any(_changed(step) for step in self.steps) else Outcome.UNCHANGED
+
     def as_json(self) -> dict[str, Any]:
         """Return the report as a JSON object; ``from_json`` gives an equal one back."""
         return {
@@ -319,34 +343,6 @@ class TransitionReport:
         config = [] if self.config is None else [f"  {self.config}"]
         others = [f"  {said}" for said in _beyond_steps(self)]
         return "\n".join([head, *(f"  {line}" for line in _listed(self.steps)), *others, *config, *unrecorded])
-
-
-class TransitionError(QmpVcpuError):
-    """A map was not reached; the report tells slot by slot what happened.
-
-    Attributes:
-        report: The report.
-    """
-
-    def __init__(self, report: TransitionReport) -> None:
-        wrong = _grouped(step for step in report.steps if step.verdict is not None and not step.ok)
-        wrong += _grouped(step for step in report.steps if step.ok and step.undone is False)
-        unsent = VcpuMap(each for step in report.steps if step.verdict is None for each in step.ids)
-        wrong += [f"not sent: {unsent}"] if unsent else []
-        if report.config is not None and report.config.outcome is ConfigOutcome.FAILED:
-            wrong.append(str(report.config))
-        wrong += _beyond_steps(report)
-        pending = f", pending {report.layout.pending}" if report.layout.pending else ""
-        super().__init__(
-            f"vCPUs {report.target} not reached ({report.outcome.value}): {'; '.join(wrong) or 'changed by other'};"
-            f" plugged now: {report.layout.enabled}{pending}"
-        )
-        self.report = report
-        verdicts = [verdict for step in report.steps for verdict in (step.verdict, step.undo)]
-        if any(isinstance(verdict, Unknown | Pending) for verdict in verdicts):
-            self.outcome = Outcome.UNKNOWN
-        elif any(_changed(step) for step in report.steps):
-            self.outcome = Outcome.CHANGED
 
 
 def _beyond_steps(report: TransitionReport) -> list[str]:

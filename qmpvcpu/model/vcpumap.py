@@ -145,6 +145,11 @@ class VcpuMap(AbstractSet[int]):
         return f"VcpuMap({str(self)!r})"
 
 
+def possible_ids(ids: Iterable[int]) -> VcpuMap:
+    """Return those of *ids* that can be vCPU ids, for an error about ids that were not checked."""
+    return VcpuMap(each for each in ids if 0 <= each <= _MAX_ID)
+
+
 def _ids_of(bits: int) -> Iterator[int]:
     lowest = (bits & -bits).bit_length() - 1 if bits else 0  # a map of few high ids is short
     return (place for place, bit in enumerate(reversed(f"{bits >> lowest:b}"), lowest) if bit == "1")

@@ -162,15 +162,15 @@ def verdict_of(error: QmpVcpuError) -> Verdict | None:
     """Return the verdict that *error* stands for, or None if it is not about one vCPU's change."""
     match error:
         case StepDeniedError():
-            return Denied(VcpuMap(error.vcpus), error.reason, error.detail)
+            return Denied(error.ids, error.reason, error.detail)
         case CommandRejectedError():
-            return Rejected(VcpuMap(error.vcpus), error.error_class, error.desc, error.hint)
+            return Rejected(error.ids, error.error_class, error.desc, error.hint)
         case UnplugRefusedError():
-            return Refused(VcpuMap(error.vcpus), error.code, error.reason)
+            return Refused(error.ids, error.code, error.reason)
         case UnplugPendingError():
-            return Pending(VcpuMap(error.vcpus), acknowledged=error.acknowledged, seconds=error.deadline_s)
+            return Pending(error.ids, acknowledged=error.acknowledged, seconds=error.timeout)
         case OutcomeUnknownError():
-            return Unknown(VcpuMap(error.vcpus), str(error))
+            return Unknown(error.ids, str(error))
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, possible_ids
 from qmpvcpu.model.vm import KnownFault, VmStatus, needs_x2apic
 
 PLUG: Final = "plug"
@@ -60,7 +60,7 @@ def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -
         StepDeniedError: It cannot or must not be sent.
     """
     layout = now.layout
-    named = () if vcpu is None else (vcpu,)
+    named = VcpuMap() if vcpu is None else possible_ids([vcpu])
     if not layout.vm.can_plug:
         detail = f"machine {layout.vm.machine!r} has no hotpluggable CPUs"
         raise UnsupportedMachineError(
@@ -152,11 +152,11 @@ def find_slot(action: str, layout: Layout, vcpu: int) -> Slot:
     try:
         slot = layout.slot_of(vcpu)
     except IndexError as error:
-        raise StepDeniedError(action, (vcpu,), DenialReason.UNKNOWN_VCPU, str(error)) from None
+        raise StepDeniedError(action, possible_ids([vcpu]), DenialReason.UNKNOWN_VCPU, str(error)) from None
     if vcpu != slot.first:
         raise StepDeniedError(
             action,
-            (vcpu,),
+            VcpuMap([vcpu]),
             DenialReason.PART_OF_SLOT,
             f"it is part of the slot of vCPUs {slot.ids}, which move together: name it by the first, {slot.first}",
         )
@@ -168,7 +168,7 @@ def _first_free(now: Situation) -> Slot:
         if not slot.present and slot.first not in now.in_flight:
             return slot
     detail = f"all {now.layout.max} vCPUs of this machine are plugged or being plugged"
-    raise StepDeniedError(PLUG, (), DenialReason.MACHINE_FULL, detail)
+    raise StepDeniedError(PLUG, VcpuMap(), DenialReason.MACHINE_FULL, detail)
 
 
 def check_keep(now: Situation, slot: Slot) -> None:
@@ -193,7 +193,7 @@ def check_export(now: Situation, *, allow_fatal: bool = False) -> None:
         raise _exported(EXPORT, VcpuMap())
     if status.run_state == "inmigrate":
         detail = "no VM has arrived here yet: run state inmigrate"
-        raise StepDeniedError(EXPORT, (), DenialReason.MIGRATING, detail)
+        raise StepDeniedError(EXPORT, VcpuMap(), DenialReason.MIGRATING, detail)
     _check_migration(EXPORT, VcpuMap(), status)
     fault = KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION
     if now.unplug_seen and fault in now.layout.vm.known_faults and not allow_fatal:

@@ -8,7 +8,7 @@ import enum
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from qmpvcpu.errors import MigrationError, printable
+from qmpvcpu.errors import TargetMismatchError, printable
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmStatus, apic_id
@@ -83,23 +83,6 @@ class Difference:
             f"{self.kind.value}: the source has {self.source}, the target {self.target}; {self.effect.value}:"
             f" {self.advice}"
         )
-
-
-class TargetMismatchError(MigrationError):
-    """Source and target differ in a way that loses the VM, or a part of it.
-
-    Attributes:
-        vm: The VM's name.
-        differences: All that refuse.
-        notes: Those that are harmless, or were accepted by the caller.
-    """
-
-    def __init__(self, vm: str, differences: Collection[Difference], notes: Collection[Difference] = ()) -> None:
-        said = "; ".join(f"({number}) {each}" for number, each in enumerate(differences, start=1))
-        super().__init__(f"the target is not what VM {vm!r} needs: {said}")
-        self.vm = vm
-        self.differences = tuple(differences)
-        self.notes = tuple(notes)
 
 
 def demand(vm: str, found: Collection[Difference], accept: Collection[DifferenceKind] = ()) -> tuple[Difference, ...]:

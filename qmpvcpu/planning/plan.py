@@ -194,7 +194,7 @@ def check_plan(plan: Plan, layout: Layout) -> None:
             other = min(planned.items() ^ observed.items(), key=lambda slot: slot[0])[0]
             was += f" with {planned.get(other)} as vCPU {other}"
             now += f" with {observed.get(other)} as vCPU {other}"
-        raise StalePlanError(was, now)
+        raise StalePlanError(plan.start, layout.enabled, f"it starts from {was}, the VM is at {now} now")
     if plan.denied:
         action = _action_of(plan.denied[0], plan)
         alike = [each for each in plan.denied if _action_of(each, plan) == action]

@@ -21,6 +21,7 @@ from qmpvcpu.errors import (
     printable,
     shorten,
 )
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.qmp.address import Address, connect, connected_socket, peer_pid
 from qmpvcpu.qmp.client import end, establish, explain, longest_line, make_client, read_version
 
@@ -209,7 +210,7 @@ class Monitor:
                 self._log_message("received", err.received)
             told = clip(err.error_class, _LONGEST_CLASS), clip(err.error.error.desc, _LONGEST_DESC)
             # Not from err: a traceback would print QEMU's text as it is.
-            raise CommandRejectedError(*told, err.sent) from None
+            raise CommandRejectedError(*told, err.sent, ids=VcpuMap()) from None
         except BadReplyError as err:
             raise MalformedReplyError(command, err.error_message, dict(err.msg)) from err
         except (ExecInterruptedError, StateError) as err:

@@ -11,8 +11,9 @@ from typing import Self
 import aiofiles.os
 
 from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, start_of, update, validate
+from qmpvcpu.domainxml.domainrule import RuleStage
 from qmpvcpu.domainxml.next_boot import slot_of, with_count, with_map, with_max, with_state
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, RecordError, RuleStage
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, RecordError
 from qmpvcpu.given import checked
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.file import KeptFile, read_file, see_through
@@ -206,7 +207,7 @@ class DomainConfig:
         """
         if self.is_record and maximum != self.domain.max:
             detail = "a record's maximum is that of the VM as it runs: change the document that it is started from"
-            raise ConfigDeniedError(f"maximum {maximum}", (), DenialReason.RECORD_MAXIMUM, detail)
+            raise ConfigDeniedError(f"maximum {maximum}", VcpuMap(), DenialReason.RECORD_MAXIMUM, detail)
         self.domain = with_max(self.domain, maximum)
 
     def to_bytes(self) -> bytes:

@@ -11,8 +11,15 @@ from qmpvcpu.engine.ledger import Read
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.transition import Phase, Transition
 from qmpvcpu.engine.work import LastLook, Look, Save, Send, Terms, Work
-from qmpvcpu.errors import CommandRejectedError, MonitorLostError, Outcome, OutcomeUnknownError, RecordError
-from qmpvcpu.model.report import ConfigOutcome, ConfigReport, TransitionError, TransitionOutcome, TransitionReport
+from qmpvcpu.errors import (
+    CommandRejectedError,
+    MonitorLostError,
+    Outcome,
+    OutcomeUnknownError,
+    RecordError,
+    TransitionError,
+)
+from qmpvcpu.model.report import ConfigOutcome, ConfigReport, TransitionOutcome, TransitionReport
 from qmpvcpu.model.transition import Affect, Direction, Intent
 from qmpvcpu.model.verdicts import Plugged, Unknown, verdict_of
 from qmpvcpu.planning.plan import Plan, check_plan

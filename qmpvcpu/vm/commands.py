@@ -164,5 +164,5 @@ class Commands:
 
 def _rejected(action: Action, slot: Slot, error: CommandRejectedError, hint: str) -> CommandRejectedError:
     return CommandRejectedError(
-        error.error_class, error.desc, error.sent, action=action.value, vcpus=slot.ids, hint=hint
+        error.error_class, error.desc, error.sent, action=action.value, ids=slot.ids, hint=hint
     )

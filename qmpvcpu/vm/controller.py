@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, ReplayMismatchError
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, ReplayMismatchError, TransitionError
 from qmpvcpu.given import checked
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.previous import PreviousVcpus
-from qmpvcpu.model.report import TransitionError, TransitionOutcome, TransitionReport
+from qmpvcpu.model.report import TransitionOutcome, TransitionReport
 from qmpvcpu.model.transition import Affect, Direction, Intent, OnFailure, Recovery
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.plan import Plan

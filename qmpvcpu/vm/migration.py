@@ -17,6 +17,7 @@ from qmpvcpu.errors import (
     Outcome,
     TakeBackError,
     TargetLostError,
+    TargetMismatchError,
     WaitTimeoutError,
 )
 from qmpvcpu.given import checked
@@ -27,7 +28,6 @@ from qmpvcpu.planning.checks import check_export
 from qmpvcpu.planning.migrating import (
     Difference,
     DifferenceKind,
-    TargetMismatchError,
     arrived,
     changes_since,
     compare_arrived,

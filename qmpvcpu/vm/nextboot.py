@@ -357,7 +357,7 @@ def _first_free(domain: DomainVcpus) -> int:
     free = next((row.id for row in domain.vcpus if not row.enabled), None)
     if free is None:
         detail = f"all of its {domain.max} vCPUs are there at the next boot already"
-        raise ConfigDeniedError("plug", (), DenialReason.MACHINE_FULL, detail)
+        raise ConfigDeniedError("plug", VcpuMap(), DenialReason.MACHINE_FULL, detail)
     return free
 
 

@@ -297,7 +297,7 @@ class OneVcpu(ObservedVm):
             raise MonitorLostError("closed by this side")
         if self._session.next_boot is None:
             detail = "nothing keeps the next boot of this VM: attach with config=PATH, or with record=PATH"
-            raise ConfigDeniedError(asked, (), DenialReason.NO_CONFIG, detail)
+            raise ConfigDeniedError(asked, VcpuMap(), DenialReason.NO_CONFIG, detail)
         return self._session.next_boot
 
     async def _both(self, asked: str, change: "Callable[[Promise], Awaitable[VcpuMap]]") -> VcpuMap:

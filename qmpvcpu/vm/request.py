@@ -67,7 +67,7 @@ def rejected_error(removal: Removal) -> CommandRejectedError:
     said = removal.rejection
     error_class, desc, hint = ("", "", "") if said is None else (said.error_class, said.desc, said.hint)
     sent = {"execute": "device_del"}
-    return CommandRejectedError(error_class, desc, sent, action="unplug", vcpus=removal.ids, hint=hint)
+    return CommandRejectedError(error_class, desc, sent, action="unplug", ids=removal.ids, hint=hint)
 
 
 def error_for(verdict: UnplugVerdict, timeout: float) -> QmpVcpuError | None:

@@ -213,7 +213,7 @@ class Session:
         try:
             await self.audience.wait_for(predicate, limit)
         except TimeoutError:
-            raise WaitTimeoutError(limit or 0.0, str(self.layout.enabled), str(self.layout.pending)) from None
+            raise WaitTimeoutError(limit or 0.0, self.layout.enabled, self.layout.pending) from None
         return self.layout
 
     async def wait_answer(self, removal: Removal, limit: float | None) -> UnplugVerdict:

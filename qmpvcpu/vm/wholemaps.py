@@ -8,6 +8,7 @@ from qmpvcpu.errors import ConfigDeniedError, DenialReason
 from qmpvcpu.given import at_least, checked
 from qmpvcpu.model.report import ConfigReport, TransitionOutcome, TransitionReport
 from qmpvcpu.model.transition import Affect, OnFailure
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Proof
 from qmpvcpu.planning.plan import Plan, plan_count, plan_map, read_wish
 from qmpvcpu.vm.applying import Applier, NextBootChange
@@ -219,7 +220,7 @@ class WholeMaps(OneVcpu):
         next_boot = self._next_boot(f"maximum {maximum}")
         if next_boot.path is None:
             detail = "a record's maximum is that of the VM as it runs: attach with config=PATH"
-            raise ConfigDeniedError(f"maximum {maximum}", (), DenialReason.RECORD_MAXIMUM, detail)
+            raise ConfigDeniedError(f"maximum {maximum}", VcpuMap(), DenialReason.RECORD_MAXIMUM, detail)
         from qmpvcpu.domainxml.next_boot import with_max
 
         return await next_boot.change(lambda domain: with_max(domain, maximum))

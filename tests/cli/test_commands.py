@@ -8,6 +8,7 @@ from qmpvcpu.cli.options import Options
 from qmpvcpu.cli.run import Shell, failure
 from qmpvcpu.domainxml import read_identity
 from qmpvcpu.errors import DenialReason, StepDeniedError
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.cli.running import environment, run, running
 
@@ -55,7 +56,7 @@ async def test_the_state_of_a_machine_too_large_to_be_drawn_is_said_once() -> No
 
 
 def test_a_step_that_is_denied_after_one_that_was_done_is_no_bad_usage() -> None:
-    error = StepDeniedError("unplug", [3], DenialReason.MIGRATING, "it migrates")
+    error = StepDeniedError("unplug", VcpuMap([3]), DenialReason.MIGRATING, "it migrates")
     assert failure(error, Shell(Options())).code == 2
     assert failure(error, Shell(Options(), done=[{"verdict": "UNPLUGGED"}])).code == 1
 

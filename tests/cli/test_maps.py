@@ -9,8 +9,9 @@ from qmpvcpu import OnFailure
 from qmpvcpu.cli import main
 from qmpvcpu.cli.options import Options
 from qmpvcpu.cli.run import Shell, failure
+from qmpvcpu.errors import TransitionError
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.report import StepReport, TransitionError, TransitionOutcome, TransitionReport
+from qmpvcpu.model.report import StepReport, TransitionOutcome, TransitionReport
 from qmpvcpu.model.transition import Action
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Unknown
@@ -328,7 +329,7 @@ async def test_a_map_that_cannot_be_is_denied_and_nothing_is_sent(
     ("arguments", "words"),
     [
         (["set", "0-"], "is no vCPU id"),
-        (["set", "^1"], "is no set of vCPU ids"),
+        (["set", "^1"], "is not a set of vCPU ids"),
         (["set", ""], "it is empty"),
         (["set", "3-1"], "runs downwards"),
         (["set", "0,,1"], "is no vCPU id"),

@@ -101,7 +101,7 @@ def test_the_next_boot_is_shown_and_nothing_is_written(here: Here, config: Path)
     [
         ("--set 1", 2, "vCPU 0 is the one that boots the VM"),
         ("--set 0,9", 2, "the document has vCPUs 0 to 3"),
-        ("--set 0-", 2, "is no set of vCPU ids"),
+        ("--set 0-", 2, "is not a set of vCPU ids"),
         ("--count 0", 2, "the document has 1 to 4 vCPUs"),
         ("--disable 0", 2, "unplug of vCPU 0 at the next boot denied, nothing was changed"),
         ("--max 0", 2, "1 to 16384 vCPUs"),

@@ -77,7 +77,7 @@ NOT_MEANT: dict[str, tuple[str, Call]] = {
     "set_map(None)": ("ids are several", lambda vm, _: vm.set_map(None)),  # type: ignore[arg-type]
     "set_map(['2'])": ("a vCPU id is an int", lambda vm, _: vm.set_map(["0", "2"])),  # type: ignore[list-item]
     "set_map([2.0])": ("a vCPU id is an int", lambda vm, _: vm.set_map([0, 2.0])),  # type: ignore[list-item]
-    "set_map(bytes)": ("is no set of vCPU ids", lambda vm, _: vm.set_map(b"0-2")),
+    "set_map(bytes)": ("is not a set of vCPU ids", lambda vm, _: vm.set_map(b"0-2")),
     "set_count('1')": ("count is a whole number", lambda vm, _: vm.set_count("1")),  # type: ignore[arg-type]
     "set_count(True)": ("count is a whole number", lambda vm, _: vm.set_count(True)),
     "recover('redo')": ("how is one of Recovery", lambda vm, _: vm.recover("redo")),  # type: ignore[arg-type]

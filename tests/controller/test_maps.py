@@ -133,7 +133,7 @@ async def test_the_guests_word_can_be_waited_for(on: Substrate) -> None:
         ("3-1", "runs downwards"),
         ("0,,1", '"" is no vCPU id'),
         ("", "empty"),
-        ("1" * 10_000_000, "is no set of vCPU ids"),
+        ("1" * 10_000_000, "is not a set of vCPU ids"),
         ([], "empty"),
         ([-1], "-1"),
     ],

@@ -181,7 +181,7 @@ async def test_a_plug_that_another_client_beat_us_to_says_so(guest: MicroGuest) 
         await other.execute("device_add", {"driver": slot.type, "id": "theirs", **slot.props})
         with pytest.raises(CommandRejectedError, match="occupied meanwhile, by /machine/peripheral/theirs") as caught:
             await vm.plug(3)
-        assert caught.value.vcpus == (3,)
+        assert caught.value.ids == {3}
         assert vm.layout[3].device_id == "theirs"
 
 

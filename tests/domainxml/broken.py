@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from qmpvcpu.errors import DomainRule as Rule
-from qmpvcpu.errors import RuleStage
+from qmpvcpu.domainxml.domainrule import DomainRule as Rule
+from qmpvcpu.domainxml.domainrule import RuleStage
 
 PARTS = {
     "domain": "<domain type='qemu'>",

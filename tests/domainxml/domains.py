@@ -11,7 +11,7 @@ from xml.sax.saxutils import quoteattr
 from hypothesis import strategies as st
 
 from qmpvcpu.domainxml import DomainVcpu, DomainVcpus, NumaCell, validate
-from qmpvcpu.errors import DomainRule
+from qmpvcpu.domainxml.domainrule import DomainRule
 from qmpvcpu.model.vcpumap import VcpuMap
 
 _ORDERED = "abcdefghijklmnopqrstuvwxyz"

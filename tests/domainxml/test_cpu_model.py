@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from qmpvcpu.domainxml import CpuModel, domain_from, omissions, parse, read_identity, render, update
-from qmpvcpu.errors import DomainRule, DomainRuleError
+from qmpvcpu.domainxml.domainrule import DomainRule
+from qmpvcpu.errors import DomainRuleError
 from qmpvcpu.launch import arguments
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vm import VmInfo

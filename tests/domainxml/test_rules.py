@@ -3,7 +3,8 @@
 import pytest
 
 from qmpvcpu.domainxml import parse, validate
-from qmpvcpu.errors import DomainRule, DomainRuleError, DomainXmlError, RuleStage
+from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
+from qmpvcpu.errors import DomainRuleError, DomainXmlError
 from tests.domainxml.broken import BROKEN, PARTS, document, rows
 
 

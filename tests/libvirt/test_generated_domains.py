@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from qmpvcpu.domainxml import parse, validate
-from qmpvcpu.errors import DomainRule, DomainRuleError, DomainXmlError, RuleStage
+from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
+from qmpvcpu.errors import DomainRuleError, DomainXmlError
 from tests.domainxml.broken import BROKEN, PARTS
 from tests.domainxml.broken import document as broken_document
 from tests.figures import COMPARED

@@ -8,9 +8,9 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import Proof, VcpuController, VcpuMap
-from qmpvcpu.errors import TargetLostError
+from qmpvcpu.errors import TargetLostError, TargetMismatchError
 from qmpvcpu.model.vmstate import VmState
-from qmpvcpu.planning.migrating import DifferenceKind, TargetMismatchError
+from qmpvcpu.planning.migrating import DifferenceKind
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.vm.migration import Export, check_target, confirm_target
 from tests.migration.moving import call, keep, move, rebuild, restore, save, send

@@ -14,10 +14,10 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import DenialReason, RecordError, StepDeniedError, VcpuMap
-from qmpvcpu.errors import TakeBackError, TargetLostError
+from qmpvcpu.errors import TakeBackError, TargetLostError, TargetMismatchError
 from qmpvcpu.events import InstanceChanged, Origin, VcpuUnplugged
 from qmpvcpu.model.vmstate import VmState
-from qmpvcpu.planning.migrating import DifferenceKind, Effect, TargetMismatchError
+from qmpvcpu.planning.migrating import DifferenceKind, Effect
 from qmpvcpu.testing import MicroGuest, Personality
 from qmpvcpu.vm.migration import check_target, confirm_target
 from tests.controller.vms import other_client, running, until

@@ -47,7 +47,7 @@ def test_no_control_is_left_of_any_text_and_escaping_twice_changes_nothing(text:
     "error",
     [
         QmpVcpuError(HOSTILE),
-        CommandRejectedError("GenericError", HOSTILE, {"execute": HOSTILE}, hint=HOSTILE),
+        CommandRejectedError("GenericError", HOSTILE, {"execute": HOSTILE}, ids=VcpuMap(), hint=HOSTILE),
         MonitorConnectError(f"unix:/run/{HOSTILE}", HOSTILE, hint=HOSTILE),
         RecordError(HOSTILE, HOSTILE),
     ],

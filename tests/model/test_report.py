@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 
 from qmpvcpu import Layout, VcpuMap
-from qmpvcpu.errors import Outcome
+from qmpvcpu.errors import Outcome, TransitionError
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.report import (
     ConfigOutcome,
     ConfigReport,
     StepReport,
-    TransitionError,
     TransitionOutcome,
     TransitionReport,
     succeeded,
@@ -266,7 +265,7 @@ def test_a_verdict_of_other_ids_or_seconds_than_its_step_is_kept_too() -> None:
         ({"outcome": "MAYBE"}, "'outcome': \"MAYBE\" is not one of REACHED, PARTIAL, REVERTED, REVERT_INCOMPLETE"),
         ({"outcome": []}, "'outcome': [] is not one of"),
         ({"on_failure": "STOP"}, "'on_failure': \"STOP\" is not one of stop, continue, revert"),
-        ({"target": "^1"}, "'target': \"^1\" is no set of vCPU ids"),
+        ({"target": "^1"}, "'target': \"^1\" is not a set of vCPU ids"),
         ({"cancelled": "false"}, "'cancelled': \"false\" is not true or false"),
         ({"unrecorded": None}, "'unrecorded': null is not text"),
         ({"seconds": float("inf")}, "'seconds': Infinity is not a number"),

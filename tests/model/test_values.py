@@ -60,17 +60,20 @@ def test_an_ost_answer_is_read_as_acpi_means_it(source: int, code: int, status: 
     ("error", "expected"),
     [
         (
-            StepDeniedError("unplug", (0,), DenialReason.BOOT_VCPU, "never"),
+            StepDeniedError("unplug", VcpuMap([0]), DenialReason.BOOT_VCPU, "never"),
             Denied(VcpuMap([0]), DenialReason.BOOT_VCPU, "never"),
         ),
         (
             CommandRejectedError(
-                "GenericError", "no", {"execute": "device_del"}, action="unplug", vcpus=(3,), hint="h"
+                "GenericError", "no", {"execute": "device_del"}, action="unplug", ids=VcpuMap([3]), hint="h"
             ),
             Rejected(VcpuMap([3]), "GenericError", "no", "h"),
         ),
-        (UnplugRefusedError((3,), 0x82, "busy"), Refused(VcpuMap([3]), 0x82, "busy")),
-        (UnplugPendingError((3,), 2.0, acknowledged=True), Pending(VcpuMap([3]), acknowledged=True, seconds=2.0)),
+        (UnplugRefusedError(VcpuMap([3]), 0x82, "busy"), Refused(VcpuMap([3]), 0x82, "busy")),
+        (
+            UnplugPendingError(VcpuMap([3]), 2.0, acknowledged=True),
+            Pending(VcpuMap([3]), acknowledged=True, seconds=2.0),
+        ),
     ],
 )
 def test_every_step_error_is_a_verdict(error: StepDeniedError, expected: object) -> None:
@@ -78,7 +81,7 @@ def test_every_step_error_is_a_verdict(error: StepDeniedError, expected: object)
 
 
 def test_an_unknown_outcome_is_a_verdict_and_a_lost_monitor_alone_is_none() -> None:
-    error = OutcomeUnknownError("plug", (1,), "gone")
+    error = OutcomeUnknownError("plug", VcpuMap([1]), "gone")
     assert verdict_of(error) == Unknown(VcpuMap([1]), str(error))
     assert verdict_of(MonitorLostError("gone")) is None
 

@@ -53,7 +53,7 @@ def test_text_and_bytes_are_not_taken_for_ids(bad: str | bytes) -> None:
 
 def test_bytes_with_a_bit_beyond_libvirts_bound_are_refused_at_once() -> None:
     assert VcpuMap.from_bytes(bytes(2047) + b"\x80") == {16383}
-    with pytest.raises(InvalidMapError, match="16384 is no set of vCPU ids: a vCPU id is 0 to 16383"):
+    with pytest.raises(InvalidMapError, match="16384 is not a set of vCPU ids: a vCPU id is 0 to 16383"):
         VcpuMap.from_bytes(bytes(2048) + b"\x01")
     with pytest.raises(InvalidMapError):
         VcpuMap.from_bytes(b"\xff" * 10_000_000)

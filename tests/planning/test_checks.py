@@ -8,6 +8,7 @@ import pytest
 from qmpvcpu import DenialReason, Layout, StepDeniedError
 from qmpvcpu.errors import UnsupportedMachineError
 from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology, VmInfo, VmStatus
 from qmpvcpu.planning.checks import Situation, check_export, check_plug, check_unplug
 
@@ -111,7 +112,7 @@ def test_an_unplug_is_denied_with_its_reason(now: Situation, vcpu: int, reason: 
 def test_an_export_is_denied_with_its_reason(now: Situation, reason: DenialReason, says: str) -> None:
     with pytest.raises(StepDeniedError, match=says) as caught:
         check_export(now)
-    assert (caught.value.action, caught.value.vcpus, caught.value.reason) == ("export", (), reason)
+    assert (caught.value.action, caught.value.ids, caught.value.reason) == ("export", VcpuMap(), reason)
 
 
 def test_an_export_from_a_vm_that_may_leave_goes_through() -> None:
@@ -163,4 +164,4 @@ def test_a_machine_that_cannot_is_named() -> None:
     with pytest.raises(UnsupportedMachineError) as caught:
         check_plug(situation(replace(KVM, machine="microvm", can_plug=False)), None)
     assert caught.value.machine == "microvm"
-    assert caught.value.vcpus == ()
+    assert caught.value.ids == VcpuMap()

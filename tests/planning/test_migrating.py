@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 
 from qmpvcpu import Layout, VcpuMap
+from qmpvcpu.errors import TargetMismatchError
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.vm import KnownFault, Topology, VmInfo, VmStatus
 from qmpvcpu.model.vmstate import VmState
@@ -15,7 +16,6 @@ from qmpvcpu.planning.migrating import (
     Difference,
     DifferenceKind,
     Effect,
-    TargetMismatchError,
     arrived,
     changes_since,
     compare_arrived,

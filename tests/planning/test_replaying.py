@@ -151,6 +151,6 @@ def test_what_this_qemu_would_not_survive_is_denied() -> None:
 
 
 def test_an_end_that_is_another_says_that_something_was_changed() -> None:
-    with pytest.raises(ReplayMismatchError, match="what came of the replay") as caught:
+    with pytest.raises(ReplayMismatchError, match="the replay failed") as caught:
         check_replayed(layout_of(4, [0, 2, 3], boot=1), wanted(4, 1, 3, 2))
     assert caught.value.outcome is Outcome.CHANGED

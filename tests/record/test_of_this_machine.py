@@ -8,10 +8,9 @@ import pytest
 import qmpvcpu
 from qmpvcpu import DomainConfig
 from qmpvcpu.domainxml import CpuModel, parse, render
-from qmpvcpu.errors import ReplayMismatchError
+from qmpvcpu.errors import ReplayMismatchError, TargetMismatchError
 from qmpvcpu.launch import arguments
 from qmpvcpu.model.vmstate import VmState
-from qmpvcpu.planning.migrating import TargetMismatchError
 from qmpvcpu.testing import MicroGuest
 from qmpvcpu.vm.migration import check_target
 from tests.cli.running import run

@@ -129,9 +129,9 @@ async def errors(vm: VcpuController) -> None:
         await vm.unplug(3)
     except qmpvcpu.UnplugRefusedError as error:
         assert_type(error.code, int | None)
-        assert_type(error.vcpus, tuple[int, ...])
+        assert_type(error.ids, VcpuMap)
     except qmpvcpu.UnplugPendingError as error:
-        assert_type(error.deadline_s, float)
+        assert_type(error.timeout, float)
     except qmpvcpu.StepDeniedError as error:
         assert_type(error.reason, DenialReason)
     except qmpvcpu.TransitionError as error:
