@@ -7,9 +7,10 @@ from pathlib import Path
 
 from lxml import etree
 
-from qmpvcpu.model.layout import CpuProps, Layout, Slot
+from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vm import Topology, VmInfo
 from tests.captures import Capture, all_captures
+from tests.layouts import layout
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "domains"
 LEVELS = ("sockets", "dies", "clusters", "modules", "cores", "threads", "drawers", "books")
@@ -23,8 +24,8 @@ def captured_layouts() -> Iterator[tuple[str, Layout]]:
     """Every layout of every capture, with the VM as its command line describes it."""
     for capture in all_captures():
         vm = _vm_of(capture)
-        for number, layout in enumerate(capture.layouts()):
-            yield f"{capture.name}-{number}", replace(layout, vm=vm)
+        for number, captured in enumerate(capture.layouts()):
+            yield f"{capture.name}-{number}", replace(captured, vm=vm)
 
 
 def _vm_of(capture: Capture) -> VmInfo:
@@ -61,23 +62,11 @@ def layout_of(
 
     The first *boot* that were created are boot CPUs; those in *foreign* have ids that are not libvirt's.
     """
-    paths = {}
-    for place, number in enumerate(created):
-        name = f"cpu-{number}" if number in foreign else f"vcpu{number * count}"
-        paths[number] = f"/machine/unattached/device[{place}]" if place < boot else f"/machine/peripheral/{name}"
-    made = tuple(
-        Slot(
-            first=number * count,
-            count=count,
-            type="qemu64-x86_64-cpu",
-            props=CpuProps({"socket-id": number, "core-id": 0, "thread-id": 0}),
-            cpu_index=number * count,
-            qom_path=paths.get(number),
-            host_tids=(None,) * count if number in paths else (),
-        )
-        for number in range(slots)
-    )
-    return Layout(vm=vm, slots=made, creation=tuple(number * count for number in created))
+    plugged = {
+        number * count: "boot" if place < boot else "other" if number in foreign else "ours"
+        for place, number in enumerate(created)
+    }
+    return layout(plugged, slots=slots, count=count, vm=vm)
 
 
 def vcpu_rows(xml: bytes) -> list[tuple[str, ...]]:

@@ -27,22 +27,15 @@ from qmpvcpu.events import (
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.numbering import ThreadReading
 from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.vm import VmInfo, VmStatus
+from qmpvcpu.model.vm import VmStatus
+from tests.layouts import KVM, layout
 
 BOOT = "/machine/unattached/device[0]"
 FIRST_PATH = "/machine/peripheral/vcpu1"
 
 
 def slots(*present: int, count: int = 4) -> tuple[Slot, ...]:
-    def path(vcpu: int) -> str | None:
-        if vcpu not in present:
-            return None
-        return f"/machine/peripheral/vcpu{vcpu}" if vcpu else BOOT
-
-    return tuple(
-        Slot(vcpu, 1, "t", CpuProps({"core-id": vcpu}), vcpu, path(vcpu), (100 + vcpu,) if vcpu in present else ())
-        for vcpu in range(count)
-    )
+    return layout({vcpu: "ours" if vcpu else "boot" for vcpu in present}, slots=count, first_tid=100).slots
 
 
 def threads(*present: int) -> tuple[ThreadReading, ...]:
@@ -53,10 +46,9 @@ def threads(*present: int) -> tuple[ThreadReading, ...]:
 
 
 def engine(*present: int, **changes: Any) -> Engine:
-    vm = VmInfo("test", "x86_64", "q35", "kvm", (10, 0, 2))
-    layout = Layout(vm=vm, slots=slots(*present), creation=present)
+    start = Layout(vm=KVM, slots=slots(*present), creation=present)
     given: dict[str, Any] = {"status": VmStatus("running"), "single_threaded": None, "answers": {}, "now": 0.0}
-    return Engine(layout, **{**given, **changes})
+    return Engine(start, **{**given, **changes})
 
 
 def ost(vcpu: int, code: int, *, source: int = 3) -> qapi.OstEvent:

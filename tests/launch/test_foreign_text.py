@@ -94,13 +94,15 @@ def test_a_document_of_a_machine_that_is_none_is_not_read(attribute: str, value:
         parse(document.encode())
 
 
+DOMAIN_PLACE = ["socket-id", "core-id", "thread-id"]
 names = st.text(st.sampled_from("aZ09._+-,= \n\"'\\;$`\u0445"), max_size=6)
 
 
 @given(names, names, names)
 def test_no_name_adds_an_option_to_the_command_line(model: str, feature: str, cpu_type: str) -> None:
     domain = domain_of(4, 1, [3], cpu=CpuModel("custom", f"m{model}", {f"f{feature}": "require"}))
-    for source, options in ((domain, 2), (with_type(LAYOUT, f"t{cpu_type}-x86_64-cpu", 0, 1, 2, 3), 1)):
+    typed = with_type(LAYOUT, f"t{cpu_type}-x86_64-cpu", 0, 1, 2, 3)
+    for source, options, place in ((domain, 2, DOMAIN_PLACE), (typed, 1, list(LAYOUT[0].props))):
         try:
             built = arguments(source)
         except DomainXmlError:
@@ -110,7 +112,7 @@ def test_no_name_adds_an_option_to_the_command_line(model: str, feature: str, cp
         for device in built.device_argv[1::2]:
             driver, *rest = device.split(",")
             assert driver.endswith("-x86_64-cpu")
-            assert [each.partition("=")[0] for each in rest] == ["id", "socket-id", "core-id", "thread-id"]
+            assert [each.partition("=")[0] for each in rest] == ["id", *place]
         assert not set(" \n\"'\\;$`\u0445") & set("".join(built.argv))
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from qmpvcpu import Layout, VcpuMap
+from qmpvcpu import VcpuMap
 from qmpvcpu.errors import Outcome, TransitionError
-from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.report import (
     ConfigOutcome,
     ConfigReport,
@@ -22,27 +21,12 @@ from qmpvcpu.model.report import (
 from qmpvcpu.model.transition import Action, Affect, OnFailure
 from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Rejected, Unknown, Unplugged, Verdict, as_json
 from qmpvcpu.model.vm import VmInfo
+from tests.layouts import layout
 from tests.model.values import reports
 
 VM = VmInfo("vm", "x86_64", "pc-q35-10.0", "kvm", (10, 0, 2))
 START, TARGET = VcpuMap.parse("0-1,6"), VcpuMap.parse("0,2-5")
 BUSY = "the guest refused: device is busy (OST status 0x82)"
-
-
-def layout(present: str, pending: tuple[int, ...] = (), *, count: int = 8) -> Layout:
-    ids = VcpuMap.parse(present)
-    slots = tuple(
-        Slot(
-            each,
-            1,
-            "t-x86_64-cpu",
-            CpuProps({"core-id": each}),
-            each,
-            *((f"/vcpu{each}", (None,)) if each in ids else ()),
-        )
-        for each in range(count)
-    )
-    return Layout(vm=VM, slots=slots, creation=tuple(ids), pending_slots=frozenset(pending))
 
 
 def step(
@@ -121,7 +105,7 @@ def test_what_could_not_be_undone_is_named() -> None:
 
 def test_what_is_pending_and_what_nobody_knows_leave_the_outcome_unknown() -> None:
     waiting = step(Action.UNPLUG, 6, Pending(VcpuMap([6]), acknowledged=True), "the guest works on it")
-    start, left = VcpuMap.parse("0-6"), layout("0-6", (6,))
+    start, left = VcpuMap.parse("0-6"), layout("0-6", pending=(6,))
     report = replace(story(OnFailure.STOP), start=start, steps=(waiting,), layout=left, cancelled=True)
     assert str(report) == (
         "PARTIAL, stopped by its caller: vCPUs 0-6 to 0,2-5, on failure stop; plugged now: 0-6, pending 6\n"
@@ -145,7 +129,7 @@ def test_an_error_says_once_what_ended_alike() -> None:
 
 
 def of_many(steps: list[StepReport], start: str, left: str) -> TransitionReport:
-    end = layout(left, count=244)
+    end = layout(left, slots=244)
     return replace(story(OnFailure.STOP), start=VcpuMap.parse(start), steps=tuple(steps), layout=end)
 
 

@@ -1,5 +1,6 @@
 """VMs to plan for: any mixture of boot vCPUs, of ours, and of what others plugged."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -7,24 +8,14 @@ from hypothesis import strategies as st
 
 from qmpvcpu import Layout, VcpuMap
 from qmpvcpu.engine.slots import SlotTable
-from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.layout import Slot
 from qmpvcpu.model.vm import Topology, VmInfo, VmStatus
 from qmpvcpu.planning.checks import Situation
-
-KVM = VmInfo("test", "x86_64", "pc-q35-10.0", "kvm", (10, 0, 2))
-TCG = replace(KVM, accelerator="tcg")
-OLD_TCG = replace(TCG, qemu_version=(7, 2, 22))
-
-PATHS = {
-    "boot": "/machine/unattached/device[{}]",
-    "ours": "/machine/peripheral/vcpu{}",
-    "other": "/machine/peripheral/cpu-{}",
-    "nameless": "/machine/peripheral-anon/device[{}]",
-}
+from tests.layouts import KVM, PATHS, TCG, layout
 
 
 def situation(
-    plugged: dict[int, str],
+    plugged: Mapping[int, str],
     *,
     slots: int = 8,
     count: int = 1,
@@ -32,28 +23,15 @@ def situation(
     vm: VmInfo = KVM,
     **changes: Any,
 ) -> Situation:
-    """*plugged* names, by first vCPU id, whence each CPU is (``PATHS``)."""
-    firsts = range(0, slots * count, count)
-    made = tuple(
-        Slot(
-            first,
-            count,
-            "t-x86_64-cpu",
-            CpuProps({"socket-id": 0, "core-id": place}),
-            first,
-            PATHS[plugged[first]].format(first) if first in plugged else None,
-            (None,) * count if first in plugged else (),
-        )
-        for place, first in enumerate(firsts)
-    )
-    layout = Layout(vm=vm, slots=made, creation=tuple(plugged), pending_slots=frozenset(pending))
+    """A running VM, with a layout as `tests.layouts.layout` makes it."""
+    now = layout(plugged, slots=slots, count=count, pending=pending, vm=vm)
     given: dict[str, Any] = {"status": VmStatus("running"), "created": len(plugged) * count}
-    return Situation(layout=layout, **(given | changes))
+    return Situation(layout=now, **(given | changes))
 
 
-def with_slot(layout: Layout, slot: Slot) -> Layout:
-    """Return *layout* with *slot* in the place of the one with its first id."""
-    table = SlotTable(layout)
+def with_slot(of: Layout, slot: Slot) -> Layout:
+    """Return *of* with *slot* in the place of the one with its first id."""
+    table = SlotTable(of)
     table.put(slot)
     return table.layout
 

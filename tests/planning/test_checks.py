@@ -11,26 +11,16 @@ from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology, VmInfo, VmStatus
 from qmpvcpu.planning.checks import Situation, check_export, check_plug, check_unplug
+from tests.layouts import KVM, OLD_TCG, TCG, layout
 
-KVM = VmInfo("test", "x86_64", "pc-q35-10.0", "kvm", (10, 0, 2))
-TCG = replace(KVM, accelerator="tcg")
-OLD_TCG = replace(TCG, qemu_version=(7, 2, 22))
 PSERIES = replace(TCG, arch="ppc64", machine="pseries-10.0", qemu_version=(10, 0, 13))
 
 
 def situation(vm: VmInfo = KVM, *, present: tuple[int, ...] = (0, 2), count: int = 1, **changes: Any) -> Situation:
-    def path(first: int) -> str | None:
-        if first not in present:
-            return None
-        return f"/machine/peripheral/vcpu{first}" if first > 1 else f"/machine/unattached/device[{first}]"
-
-    slots = tuple(
-        Slot(first, count, "t", CpuProps({"socket-id": place}), first, path(first))
-        for place, first in enumerate(range(0, 4 * count, count))
-    )
-    layout = Layout(vm=vm, slots=slots, creation=present, pending_slots=changes.pop("pending", frozenset()))
+    plugged = {first: "ours" if first > 1 else "boot" for first in present}
+    now = layout(plugged, slots=4, count=count, pending=changes.pop("pending", ()), vm=vm)
     given: dict[str, Any] = {"status": VmStatus("running"), "created": len(present)}
-    return Situation(layout=layout, **{**given, **changes})
+    return Situation(layout=now, **{**given, **changes})
 
 
 def test_a_free_slot_may_be_filled_and_the_lowest_is_taken_by_default() -> None:

@@ -11,7 +11,8 @@ from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import check_plan, plan_count
-from tests.planning.situations import KVM, TCG, situation, situations, vcpus
+from tests.layouts import KVM, TCG
+from tests.planning.situations import situation, situations, vcpus
 
 HOLES = {0: "boot", 1: "boot", 3: "ours", 6: "other"}
 

@@ -23,7 +23,8 @@ from qmpvcpu.planning.migrating import (
     demand,
     never_came,
 )
-from tests.planning.situations import KVM, OLD_TCG, TCG, situation, situations
+from tests.layouts import KVM, OLD_TCG, TCG, layout
+from tests.planning.situations import situations
 
 WAITS = VmStatus("inmigrate")
 PLUGGED = {0: "boot", 5: "ours", 2: "ours"}
@@ -32,17 +33,13 @@ K = DifferenceKind
 E = Effect
 
 
-def layout(plugged: dict[int, str] = PLUGGED, **options: Any) -> Layout:
-    return situation(plugged, **options).layout
-
-
 def told(target: Layout, status: VmStatus = WAITS, source: Layout | None = None) -> list[tuple[K, E]]:
-    state = VmState(source or layout())
+    state = VmState(source or layout(PLUGGED))
     return [(each.kind, each.effect) for each in compare_target(state, target, status)]
 
 
 def as_vm(vm: VmInfo = KVM, **changes: Any) -> Layout:
-    return layout(vm=replace(vm, **changes))
+    return layout(PLUGGED, vm=replace(vm, **changes))
 
 
 def retyped(of: Layout) -> Layout:
@@ -64,10 +61,10 @@ def test_a_target_like_the_source_has_no_difference(now: Situation) -> None:
         (layout({0: "boot", 2: "ours"}), [(K.MISSING_VCPU, E.KILLS)]),
         (layout({0: "boot", 5: "ours", 2: "ours", 6: "ours"}), [(K.EXTRA_VCPU, E.SILENT)]),
         (layout({0: "boot", 5: "ours", 3: "ours"}), [(K.MISSING_VCPU, E.KILLS), (K.EXTRA_VCPU, E.SILENT)]),
-        (layout(slots=16), [(K.MAXIMUM, E.KILLS)]),
+        (layout(PLUGGED, slots=16), [(K.MAXIMUM, E.KILLS)]),
         (as_vm(machine="pc-q35-9.2"), [(K.MACHINE, E.KILLS)]),
         (as_vm(arch="i386"), [(K.MACHINE, E.KILLS)]),
-        (retyped(layout()), [(K.CPU_TYPE, E.KILLS)]),
+        (retyped(layout(PLUGGED)), [(K.CPU_TYPE, E.KILLS)]),
         (as_vm(TCG), [(K.ACCELERATOR, E.KILLS), *[(K.KNOWN_FAULT, E.HARMLESS)] * 4]),
         (as_vm(qemu_version=(10, 0, 1)), [(K.QEMU_VERSION, E.UNPROMISED)]),
         (as_vm(qemu_version=(11, 0, 0)), []),
@@ -88,7 +85,7 @@ def test_another_size_of_memory_kills() -> None:
 
 def test_what_qemu_makes_of_another_accelerator_or_cpu_type_depends_on_the_accelerator() -> None:
     assert told(retyped(as_vm(TCG)), source=as_vm(TCG)) == [(K.CPU_TYPE, E.SILENT)]
-    assert told(layout(), source=as_vm(TCG)) == [(K.ACCELERATOR, E.UNPROMISED)]
+    assert told(layout(PLUGGED), source=as_vm(TCG)) == [(K.ACCELERATOR, E.UNPROMISED)]
     assert told(as_vm(accelerator="mshv")) == [(K.ACCELERATOR, E.KILLS)]
     assert told(as_vm(accelerator="unknown")) == [(K.ACCELERATOR, E.UNPROMISED)]
     assert told(retyped(as_vm(accelerator="hvf")), source=as_vm(accelerator="hvf")) == [(K.CPU_TYPE, E.KILLS)]
@@ -106,7 +103,7 @@ def test_what_qemu_makes_of_another_accelerator_or_cpu_type_depends_on_the_accel
     ],
 )
 def test_a_target_has_to_wait(status: VmStatus, expected: list[tuple[K, E]]) -> None:
-    assert told(layout(), status) == expected
+    assert told(layout(PLUGGED), status) == expected
 
 
 def placed(topology: Topology, *places: tuple[int, int]) -> Layout:
@@ -134,7 +131,7 @@ def test_another_place_kills_only_where_the_apic_id_differs() -> None:
 
 
 def test_where_the_topology_is_not_told_another_place_is_taken_to_kill() -> None:
-    source = layout()
+    source = layout(PLUGGED)
     slots = tuple(replace(slot, props=CpuProps({"core-id": slot.first + 8})) for slot in source.slots)
     (difference,) = compare_target(VmState(source), replace(source, slots=slots), WAITS)
     assert (difference.kind, difference.effect) == (K.TOPOLOGY, E.KILLS)
@@ -142,7 +139,9 @@ def test_where_the_topology_is_not_told_another_place_is_taken_to_kill() -> None
 
 
 def test_what_refuses_comes_first_and_is_demanded() -> None:
-    found = compare_target(VmState(layout(pending=(5,))), layout({0: "boot", 2: "other", 5: "ours"}, slots=16), WAITS)
+    found = compare_target(
+        VmState(layout(PLUGGED, pending=(5,))), layout({0: "boot", 2: "other", 5: "ours"}, slots=16), WAITS
+    )
     assert [each.kind for each in found] == [K.MAXIMUM, K.DEVICE_ID, K.ORDER, K.PENDING]
     with pytest.raises(TargetMismatchError) as refused:
         demand("test", found)
@@ -166,7 +165,7 @@ def test_many_ids_are_cut_in_words_and_whole_in_the_value() -> None:
 
 
 def test_a_pending_vcpu_may_have_left_on_arrival_and_any_other_may_not() -> None:
-    state = VmState(layout(pending=(5,)))
+    state = VmState(layout(PLUGGED, pending=(5,)))
     (note,) = compare_arrived(state, layout({0: "boot", 2: "ours"}))
     assert (note.kind, note.ids, note.refuses) == (K.PENDING, VcpuMap([5]), False)
     (missing,) = compare_arrived(state, layout({0: "boot", 5: "ours"}))
@@ -174,7 +173,7 @@ def test_a_pending_vcpu_may_have_left_on_arrival_and_any_other_may_not() -> None
 
 
 def test_what_changes_on_the_source_after_the_export_is_told() -> None:
-    left, came = changes_since(VmState(layout()), layout({0: "boot", 2: "ours", 6: "other"}))
+    left, came = changes_since(VmState(layout(PLUGGED)), layout({0: "boot", 2: "ours", 6: "other"}))
     assert (left.kind, left.ids, left.effect) == (K.EXTRA_VCPU, VcpuMap([5]), E.SILENT)
     assert (came.kind, came.ids, came.effect) == (K.MISSING_VCPU, VcpuMap([6]), E.KILLS)
 

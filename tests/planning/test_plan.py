@@ -18,7 +18,8 @@ from qmpvcpu.model.vm import Topology, VmStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import Plan, check_plan, plan_map, read_wish
 from tests.counting import calls
-from tests.planning.situations import KVM, OLD_TCG, TCG, situation, situations, vcpus, wide
+from tests.layouts import KVM, OLD_TCG, TCG
+from tests.planning.situations import situation, situations, vcpus, wide
 
 STORY = {0: "boot", 1: "boot", 6: "ours"}
 

@@ -1,7 +1,6 @@
 """A transition that was cut short: what a look shows, how it is finished, how it is undone."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +14,7 @@ from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import plan_map
 from qmpvcpu.planning.recovery import finish_wish, in_order_of, observed_report, revert_wish
 from qmpvcpu.planning.replaying import Wanted, plan_replay
+from tests.layouts import layout
 from tests.planning.situations import situation, situations, vcpus, with_slot
 
 START = situation({0: "boot", 1: "boot", 6: "ours"})
@@ -24,10 +24,6 @@ def intent(now: Situation, wish: str) -> Intent:
     plan = plan_map(now, vcpus(wish))
     assert plan.denied == ()
     return Intent(plan.start, plan.target, plan.steps, OnFailure.REVERT)
-
-
-def layout(plugged: dict[int, str], **changes: Any) -> Layout:
-    return situation(plugged, **changes).layout
 
 
 STORY = intent(START, "0,2-5")
