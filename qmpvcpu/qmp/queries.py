@@ -196,12 +196,12 @@ class Reader:
 
 
 @checked
-async def look(target: Target, *, timeout: float = 10.0) -> Layout:
-    """Connect, read the VM, and leave: what ``attach`` would know of it, for who wants no more.
+async def look(target: Target, *, reply_timeout: float = 10.0) -> Layout:
+    """Connect, read the VM, and leave: what ``attach`` would know of it, at less cost.
 
     Args:
         target: As for ``attach``.
-        timeout: As for ``attach``, in seconds.
+        reply_timeout: As for ``attach``, in seconds.
 
     Returns:
         The VM as it is now.
@@ -215,9 +215,9 @@ async def look(target: Target, *, timeout: float = 10.0) -> Layout:
         nonlocal news
         news = news or qapi.parse_event(message) is not None
 
-    monitor = await Monitor.open(target, timeout=timeout, on_event=listen, on_lost=lambda _: None)
+    monitor = await Monitor.open(target, timeout=reply_timeout, on_event=listen, on_lost=lambda _: None)
     try:
-        reader = Reader(monitor, timeout)
+        reader = Reader(monitor, reply_timeout)
         everything = await reader.everything(None)
         if news:  # of two replies one may be older than it
             everything = await reader.everything(None)

@@ -192,7 +192,7 @@ async def test_an_attach_that_cannot_be_meant_connects_to_nobody(options: dict[s
 async def test_a_look_that_cannot_be_meant_connects_to_nobody(given: Any) -> None:
     async with ScriptedPeer() as peer:
         with pytest.raises((TypeError, ValueError), match=NO_DURATION):
-            await look(peer.path, timeout=given)
+            await look(peer.path, reply_timeout=given)
         assert list(peer.transcript) == []
 
 

@@ -198,7 +198,10 @@ SPOILT: list[Any] = [
 @pytest.mark.parametrize("spoil", SPOILT, ids=range(len(SPOILT)))
 async def test_reconnecting_goes_on_after_a_bad_reply(spoil: Any, said: Any) -> None:
     uuid = {"UUID": "4a1b2f7e-0000-4000-8000-000000000001"}
-    async with recorded(NAME, {"query-uuid": uuid}, resync_interval=None, reconnect=True, timeout=5) as (peer, vm):
+    async with recorded(NAME, {"query-uuid": uuid}, resync_interval=None, reconnect=True, reply_timeout=5) as (
+        peer,
+        vm,
+    ):
         good, stream = dict(peer.answers), vm.events()
         spoil(peer)
         await peer.hang_up()
@@ -213,7 +216,10 @@ async def test_reconnecting_goes_on_after_a_bad_reply(spoil: Any, said: Any) -> 
 @pytest.mark.parametrize("reply", [Failure("not now"), None, 7, [[[]]], {"a": {}}], ids=str)
 async def test_a_qemu_that_does_not_tell_its_uuid_for_a_while_is_not_another_vm(reply: Any, said: Any) -> None:
     uuid = {"UUID": "4a1b2f7e-0000-4000-8000-000000000001"}
-    async with recorded(NAME, {"query-uuid": uuid}, resync_interval=None, reconnect=True, timeout=5) as (peer, vm):
+    async with recorded(NAME, {"query-uuid": uuid}, resync_interval=None, reconnect=True, reply_timeout=5) as (
+        peer,
+        vm,
+    ):
         stream = vm.events()
         peer.answers["query-uuid"] = reply
         await peer.hang_up()

@@ -229,7 +229,7 @@ async def test_nonsense_at_attach_is_an_error_that_quotes_it(command: str, reply
 async def test_silence_at_attach_ends_at_the_deadline() -> None:
     # Long enough for the queries that are answered, on a busy machine too: they go out with it.
     with pytest.raises(MonitorTimeoutError, match=r"query-status within 1 s"):
-        async with recorded("10.0.2-q35-sct-2x2x2-boot3", {"query-status": HANG}, timeout=1):
+        async with recorded("10.0.2-q35-sct-2x2x2-boot3", {"query-status": HANG}, reply_timeout=1):
             pass
 
 
@@ -311,14 +311,14 @@ async def test_a_session_that_ends_right_after_a_rejection_lets_a_map_send_nothi
 
 
 async def test_a_wait_ends_though_the_last_look_is_not_answered() -> None:
-    async with recorded("10.0.2-q35-sct-2x2x2-boot3", {"device_del": {}}, timeout=0.2) as (peer, vm):
+    async with recorded("10.0.2-q35-sct-2x2x2-boot3", {"device_del": {}}, reply_timeout=0.2) as (peer, vm):
         request = await vm.request_unplug(2)
         peer.answers["query-hotpluggable-cpus"] = HANG
         assert isinstance(await request.wait(0.05), Pending)
 
 
 async def test_reads_that_fail_in_the_background_do_not_end_them(caplog: pytest.LogCaptureFixture) -> None:
-    async with recorded("10.0.2-q35-sct-2x2x2-boot3", timeout=0.05, resync_interval=0.01) as (peer, vm):
+    async with recorded("10.0.2-q35-sct-2x2x2-boot3", reply_timeout=0.05, resync_interval=0.01) as (peer, vm):
         working = peer.answers["query-hotpluggable-cpus"]
         peer.answers["query-hotpluggable-cpus"] = HANG
         reads = peer.count("query-hotpluggable-cpus")

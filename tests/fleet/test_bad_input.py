@@ -272,7 +272,7 @@ def test_what_can_be_meant_by_nobody_is_refused_at_once() -> None:
 async def test_a_fleet_refuses_a_duration_that_cannot_be_meant_and_asks_nobody(given: Any) -> None:
     said = r"is a (finite )?number of seconds"
     async with ScriptedPeer() as peer:
-        for name in ("timeout", "resync_interval"):
+        for name in ("reply_timeout", "resync_interval"):
             with pytest.raises((TypeError, ValueError), match=f"{name} {said}"):
                 Fleet([peer.path], **{name: given})
         async with Fleet([peer.path]) as fleet:
