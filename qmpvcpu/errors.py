@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
     from qmpvcpu.model.report import TransitionReport
     from qmpvcpu.model.vcpumap import VcpuMap
-    from qmpvcpu.planning.migrating import Difference
+    from qmpvcpu.planning.compatibility import Difference
 
 _MOST_NAMED: Final = 8
 _MOST_QUOTED: Final = 60

@@ -20,7 +20,7 @@ from qmpvcpu.domainxml import CpuModel, DomainVcpus, NumaCell, start_of
 from qmpvcpu.domainxml.cpu import CPU_FEATURES, CPU_MODEL, IOMMU, qemu_model
 from qmpvcpu.errors import DomainXmlError, shorten
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.shapes import is_cpu_type, is_word
+from qmpvcpu.model.names import is_cpu_type, is_word
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
 
@@ -242,8 +242,8 @@ def _cell_mib(cell: NumaCell, arch: str) -> int:
 
 def _of_layout(layout: Layout, given_cpu: str | None) -> LaunchArguments:
     started_with = layout.started_with
-    later = [layout.slot_of(first) for first in layout.creation[len(started_with) :]]
-    count = sum(layout.slot_of(first).count for first in started_with)
+    later = [layout.slot_of(first) for first in layout.creation if first not in started_with]
+    count = len(started_with)
     topology = layout.vm.topology
     model = None
     if layout.slots and layout.slots[0].type:

@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple
 
 from qmpvcpu.errors import MalformedReplyError
 from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.names import PERIPHERAL, is_cpu_type, is_device_id, is_qom_path, is_uuid, is_word
 from qmpvcpu.model.numbering import SlotReading, ThreadReading
 from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.shapes import PERIPHERAL, is_cpu_type, is_device_id, is_qom_path, is_uuid, is_word
 from qmpvcpu.model.vm import Topology
 
 #: How many vCPUs a VM can have at most: libvirt's bound, VIR_DOMAIN_CPUMASK_LEN.

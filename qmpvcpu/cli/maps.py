@@ -22,12 +22,12 @@ from qmpvcpu.cli.run import Shell, carry_out
 from qmpvcpu.cli.show import map_row, state_json, state_text
 from qmpvcpu.errors import InvalidMapError, MonitorLostError, RecordError, TransitionError
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.report import TransitionOutcome, TransitionReport
 from qmpvcpu.model.transition import Affect, Recovery, Step
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vmstate import PreviousVcpus
 from qmpvcpu.planning.plan import Plan
-from qmpvcpu.planning.recovery import finish_wish, revert_wish
+from qmpvcpu.planning.recovery import finish_target, revert_target
 from qmpvcpu.vm.controller import VcpuController
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ async def _recover(shell: Shell, how: Recovery, config: Path | None, *, drop_pre
         shell.say(intent_text(intent))
         if how is Recovery.REPORT:
             return _as_looked(shell, looked)
-        wish = finish_wish(intent, vm.layout) if how is Recovery.FINISH else revert_wish(intent, vm.layout)
+        wish = finish_target(intent, vm.layout) if how is Recovery.FINISH else revert_target(intent, vm.layout)
         work = vm.recover(how, timeout=shell.options.timeout)
         report = await _see_through(shell, vm, work, vm.plan(wish).steps) or looked
     content = document(**shell.beside, **report.as_json(), **state_json(report.layout))

@@ -20,7 +20,7 @@ from qmpvcpu.cli.run import Shell, carry_out
 from qmpvcpu.cli.show import state_json, state_text
 from qmpvcpu.errors import Outcome, RecordError, TargetMismatchError, printable
 from qmpvcpu.model.vmstate import VmState
-from qmpvcpu.planning.migrating import Difference, DifferenceKind, changes_since
+from qmpvcpu.planning.compatibility import Difference, DifferenceKind, changes_since
 from qmpvcpu.record.file import save
 from qmpvcpu.vm.migration import check_target, confirm_target
 
@@ -239,7 +239,7 @@ def _difference_json(each: Difference) -> dict[str, str]:
         "kind": each.kind.name,
         "source": each.source,
         "target": each.target,
-        "effect": each.effect.name,
+        "severity": each.severity.name,
         "advice": each.advice,
         "ids": str(each.ids),
     }

@@ -22,7 +22,7 @@ from qmpvcpu.domainxml.safe_xml import text_of
 from qmpvcpu.domainxml.writer import Node
 from qmpvcpu.errors import shorten
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.shapes import is_same_model
+from qmpvcpu.model.names import is_same_model
 from qmpvcpu.model.vcpumap import VcpuMap
 
 CPU_MODEL: Final = "cpu-model"

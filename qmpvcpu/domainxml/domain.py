@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
+from qmpvcpu.model.vmstate import PreviousVcpus
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,7 +245,7 @@ def vcpus_of(layout: Layout) -> Iterator[DomainVcpu]:
         key=lambda slot: (slot.first != 0, places.get(slot.first, len(places)), slot.first),
     )
     order = {slot.first: place for place, slot in enumerate(present, start=1)}
-    started_with = len(layout.started_with)
-    for index, slot in enumerate(layout.slots):
+    started_with = layout.started_with
+    for slot in layout.slots:
         for each in range(slot.first, slot.first + slot.count):
-            yield DomainVcpu(each, slot.present, index >= started_with, order.get(slot.first))
+            yield DomainVcpu(each, slot.present, each not in started_with, order.get(slot.first))

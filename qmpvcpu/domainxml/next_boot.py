@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, describe, shorten
-from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.vcpumap import VcpuMap, possible_ids
+from qmpvcpu.model.vmstate import PreviousVcpus
 
 # Where the slots of the machine are its cores; elsewhere each thread is a slot of its own.
 _CORE_ARCHES = frozenset({"ppc64", "ppc64le"})
@@ -285,4 +285,4 @@ def _rows(previous: PreviousVcpus) -> Iterator[DomainVcpu]:
     places = {vcpu: place for place, vcpu in enumerate(previous.order, start=1)}
     for each in range(previous.max):
         place = places.get(each)
-        yield DomainVcpu(each, place is not None, place is None or place > previous.started_with, place)
+        yield DomainVcpu(each, place is not None, each not in previous.started_with, place)

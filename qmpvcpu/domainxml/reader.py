@@ -16,7 +16,7 @@ from qmpvcpu.domainxml.rules import examine
 from qmpvcpu.domainxml.safe_xml import line_of, parse_safely, text_of
 from qmpvcpu.domainxml.writer import NO_PCI_DEVICES
 from qmpvcpu.errors import DomainXmlError, shorten
-from qmpvcpu.model.shapes import is_word
+from qmpvcpu.model.names import is_word
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
 

@@ -34,11 +34,11 @@ from qmpvcpu.domainxml.safe_xml import line_of
 from qmpvcpu.domainxml.writer import Node
 from qmpvcpu.errors import DomainXmlError, InvalidMapError
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.previous import PreviousVcpus
-from qmpvcpu.model.shapes import is_device_id, is_qom_path
+from qmpvcpu.model.names import is_device_id, is_qom_path
 from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
+from qmpvcpu.model.vmstate import PreviousVcpus
 
 _T = TypeVar("_T")
 
@@ -192,7 +192,7 @@ def _children(metadata: Metadata) -> Iterator[Node]:
 def _previous_node(previous: PreviousVcpus) -> Node:
     attributes: dict[str, object] = {
         "max": previous.max,
-        "started-with": previous.started_with,
+        "started-with": len(previous.started_with),
         "order": ",".join(map(str, previous.order)),
     }
     if previous.topology is not None:
@@ -315,7 +315,7 @@ def _read_previous(previous: etree._Element) -> PreviousVcpus:
         raise _damaged(previous, f"order: not {started_with} or more of {most} vCPUs, each once")
     sizes = {level: _value(previous, level, _count) for level in _LEVELS if previous.get(level) is not None}
     topology = Topology(prod(sizes.values()), **sizes) if sizes else None
-    return PreviousVcpus(most, started_with, order, topology)
+    return PreviousVcpus(most, VcpuMap(order[:started_with]), order, topology)
 
 
 def _read_transition(transition: etree._Element) -> Intent:

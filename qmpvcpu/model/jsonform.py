@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 
 from qmpvcpu.model.jsonread import flag, optional, rows, shaped, take, text, unlike, vcpu_map, whole_number
 from qmpvcpu.model.layout import CpuProps, Layout, Slot, Vcpu
+from qmpvcpu.model.names import is_cpu_type, is_qom_path, is_uuid, is_word
 from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.shapes import is_cpu_type, is_qom_path, is_uuid, is_word
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology, VmInfo
 

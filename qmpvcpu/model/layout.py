@@ -9,8 +9,8 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from qmpvcpu.errors import shorten
+from qmpvcpu.model.names import KNOWN_PLACES, PERIPHERAL, cpu_model_of, is_place
 from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.shapes import KNOWN_PLACES, PERIPHERAL, cpu_model_of, is_place
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmInfo
 
@@ -266,18 +266,18 @@ class Layout:
         return self.creation
 
     @property
-    def started_with(self) -> tuple[int, ...]:
-        """First vCPU ids of the slots that a new QEMU starts with, to rebuild this layout.
+    def started_with(self) -> VcpuMap:
+        """The vCPUs that a new QEMU starts with (their number is that of ``-smp``), to rebuild this layout.
 
-        They are the unbroken run of boot CPUs from vCPU 0 on that were created in the order of their ids; all others
-        are plugged after them, as ``order`` has it.
+        They are the unbroken run of boot vCPUs from vCPU 0 on that were created in the order of their ids; all others
+        are plugged after them, in the order of ``order``.
         """
         run: list[int] = []
         for slot, first in zip(self.slots, self.creation, strict=False):
             if slot.first != first or not (slot.is_boot or first == 0):
                 break
-            run.append(first)
-        return tuple(run)
+            run.extend(slot.ids)
+        return VcpuMap(run)
 
     @cached_property
     def _places(self) -> dict[int, int]:

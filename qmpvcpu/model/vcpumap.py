@@ -12,6 +12,7 @@ _MAX_ID = 16383
 # Twice what it takes to name every id one by one; more would only cost time.
 _MAX_TEXT = 200_000
 _MAX_QUOTE = 40
+_MOST_NAMED = 60
 
 
 class VcpuMap(AbstractSet[int]):
@@ -143,6 +144,13 @@ class VcpuMap(AbstractSet[int]):
 
     def __repr__(self) -> str:
         return f"VcpuMap({str(self)!r})"
+
+
+def named(ids: VcpuMap) -> str:
+    """Return ``vCPU 3``, or ``vCPUs 3-5``; a very scattered map is cut."""
+    text = str(ids)
+    shown = text if len(text) <= _MOST_NAMED else f"{text[:_MOST_NAMED]}..."
+    return f"vCPU {shown}" if len(ids) == 1 else f"vCPUs {shown}"
 
 
 def possible_ids(ids: Iterable[int]) -> VcpuMap:

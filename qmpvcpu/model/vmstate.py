@@ -1,4 +1,4 @@
-"""VmState: what the other side of a migration has to know of a VM's vCPUs, as a value that travels as JSON."""
+"""What another QEMU must know to have the vCPUs of this one: on another host, or on this one later."""
 
 import json
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from qmpvcpu.model.jsonform import layout_as_json, layout_from_json
 from qmpvcpu.model.jsonread import optional, take, text, unlike, vcpu_map
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import Topology
 
 _SCHEMA: Final = "qmpvcpu-export/1"
 
@@ -54,18 +55,18 @@ class VmState:
         return self.layout.generation
 
     @property
-    def started_with(self) -> int:
-        """How many vCPUs a target's ``-smp`` starts with: the unbroken run of boot vCPUs that were created in order.
+    def started_with(self) -> VcpuMap:
+        """The vCPUs that a target starts with (their number is that of ``-smp``): boot vCPUs created in order.
 
-        What ``domainxml.render`` marks ``hotpluggable='no'``.
+        ``domainxml.render`` marks them ``hotpluggable='no'``.
         """
-        return sum(self.layout.slot_of(first).count for first in self.layout.started_with)
+        return self.layout.started_with
 
     @property
     def plugged_after(self) -> tuple[Slot, ...]:
-        """The slots that a target has to be given besides, by ``device_add`` or ``-device``, in their order."""
-        start = self.started_with
-        return tuple(self.layout.slot_of(first) for first in self.layout.order if first >= start)
+        """The slots that a target needs besides, by ``device_add`` or ``-device``, in this order."""
+        started = self.started_with
+        return tuple(self.layout.slot_of(first) for first in self.layout.order if first not in started)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as a JSON object, for another host."""
@@ -103,3 +104,41 @@ def _encoded(xml: str) -> bytes:
         return xml.encode()
     except UnicodeEncodeError as error:  # a lone surrogate, which JSON can say
         raise ValueError(f"'xml': {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousVcpus:
+    """The vCPUs of an earlier QEMU, in the order in which they were created.
+
+    Attributes:
+        max: How many there could be.
+        started_with: Those that a new QEMU starts with (their number is that of ``-smp``).
+        order: The vCPU ids in the order of creation; those that QEMU starts with come first.
+        topology: The CPU topology, or None where it is not known.
+    """
+
+    max: int
+    started_with: VcpuMap
+    order: tuple[int, ...]
+    topology: Topology | None = None
+
+    @property
+    def enabled(self) -> VcpuMap:
+        """The vCPUs that were plugged."""
+        return VcpuMap(self.order)
+
+    @classmethod
+    def of(cls, layout: Layout) -> "PreviousVcpus":
+        """Return what *layout* has."""
+        started_with = layout.started_with or layout.slots[0].ids
+        return cls(layout.max, started_with, _order(layout), layout.vm.topology)
+
+    def is_there(self, layout: Layout) -> bool:
+        """Return True if *layout* has these vCPUs, created in this order."""
+        return len(self.order) == len(layout.enabled) and self.order == _order(layout)
+
+
+def _order(layout: Layout) -> tuple[int, ...]:
+    # vCPU 0 first, as every document has it, should QEMU tell another order.
+    firsts = sorted(layout.order, key=lambda first: first != 0)
+    return tuple(each for first in firsts for each in layout.slot_of(first).ids)

@@ -1,7 +1,9 @@
-"""From a wish to the steps that reach it, or the reasons why not."""
+"""The steps that take a VM to a target map, or the reasons why it cannot get there; a plan explains itself."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
 
 from qmpvcpu.errors import (
     DenialReason,
@@ -9,11 +11,12 @@ from qmpvcpu.errors import (
     StalePlanError,
     StepDeniedError,
     UnsupportedMachineError,
+    printable,
     shorten,
 )
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.transition import Action, Step
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, named
 from qmpvcpu.model.verdicts import Denied
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.planning.checks import (
@@ -28,8 +31,10 @@ from qmpvcpu.planning.checks import (
     fatal_plug,
     fatal_unplug,
 )
-from qmpvcpu.planning.explain import explained, merged, named
 
+# More alike steps in a row than these share a line: so many still show each one's place in the machine.
+_MOST_ALIKE: Final = 4
+_WIDEST_IDS: Final = 12
 _MOST_QUOTED = 40
 _OF_THE_MACHINE = (DenialReason.MACHINE_CANNOT_PLUG, DenialReason.MACHINE_CANNOT_UNPLUG)
 
@@ -44,7 +49,7 @@ class Plan:
 
     Attributes:
         start: The vCPUs that are plugged.
-        target: The vCPUs that shall be.
+        target: The vCPUs that should be.
         steps: What is to be done, in order; empty if it is so already.
         denied: What cannot be done, and why; nothing is sent of a plan that has any.
         warnings: What may come out otherwise than planned.
@@ -64,33 +69,32 @@ class Plan:
         return "\n".join(explained(self))
 
 
-def read_wish(wish: str | Iterable[int], layout: Layout) -> VcpuMap:
-    """Return the map that is wished for.
+def parse_target(given: str | Iterable[int], layout: Layout) -> VcpuMap:
+    """Return the target map that a caller gives, as text or as ids.
 
     Raises:
-        InvalidMapError: *wish* is empty, or no set of vCPU ids.
+        InvalidMapError: It is empty, or not a set of vCPU ids.
     """
-    target = VcpuMap.parse(wish) if isinstance(wish, str) else VcpuMap(wish)
+    target = VcpuMap.parse(given) if isinstance(given, str) else VcpuMap(given)
     if not target:
         why = f"it is empty, and vCPU 0 of 0-{layout.max - 1} never leaves"
-        raise InvalidMapError(wish if isinstance(wish, str) else "", why)
+        raise InvalidMapError(given if isinstance(given, str) else "", why)
     return target
 
 
 def plan_map(now: Situation, target: VcpuMap, *, allow_fatal: bool = False, allow_boot_vcpus: bool = False) -> Plan:
     """Return the steps that make exactly *target* plugged."""
     layout = now.layout
-    wanted = frozenset(target)
-    denied = list(_denied_wishes(layout, wanted))
+    denied = list(_denied_ids(layout, target))
     plugs: list[Step] = []
     keeps: list[Step] = []
     unplugs: list[Step] = []
     for slot in layout.slots:
         ids = range(slot.first, slot.first + slot.count)
-        inside = sum(each in wanted for each in ids)
+        inside = sum(each in target for each in ids)
         pending = slot.first in layout.pending_slots
         if 0 < inside < slot.count:
-            denied.append(_split(slot, wanted))
+            denied.append(_split(slot, target))
         elif inside and not slot.present:
             plugs.append(Step(Action.PLUG, slot.ids))
         elif inside and pending:
@@ -219,7 +223,7 @@ def _splits(layout: Layout, count: int, reached: set[int]) -> Denied:
 
 
 def _action_of(denied: Denied, plan: Plan) -> str:
-    """Return what was not to be: the count itself, the unplug of what is plugged, the plug of what is not."""
+    """Return the denied action: the count itself, the unplug of what is plugged, or the plug of what is not."""
     if not denied.ids:
         return COUNT
     return UNPLUG if denied.ids <= plan.start else PLUG
@@ -229,19 +233,21 @@ def _state(enabled: VcpuMap, pending: VcpuMap) -> str:
     return f"{enabled}, pending {pending}" if pending else str(enabled)
 
 
-def _denied_wishes(layout: Layout, wanted: frozenset[int]) -> Iterator[Denied]:
-    unknown = VcpuMap(each for each in wanted if each >= layout.max)
+def _denied_ids(layout: Layout, target: VcpuMap) -> Iterator[Denied]:
+    unknown = VcpuMap(each for each in target if each >= layout.max)
     if unknown:
         detail = f"no {named(unknown)}: this machine has 0 to {layout.max - 1}"
         yield Denied(unknown, DenialReason.UNKNOWN_VCPU, detail)
-    if layout.slots and 0 not in wanted:
+    if layout.slots and 0 not in target:
         detail = "vCPU 0 is the one that booted the VM, it never leaves"
         yield Denied(layout.slots[0].ids, DenialReason.BOOT_VCPU, detail)
 
 
-def _split(slot: Slot, wanted: frozenset[int]) -> Denied:
-    inside = VcpuMap(each for each in slot.ids if each in wanted)
-    detail = f"{named(slot.ids)} are one slot and move together: the wish has {inside} and lacks {slot.ids - inside}"
+def _split(slot: Slot, target: VcpuMap) -> Denied:
+    inside = VcpuMap(slot.ids & target)
+    detail = (
+        f"{named(slot.ids)} are one slot and move together: the target has {inside} and lacks {slot.ids - inside}"
+    )
     return Denied(slot.ids, DenialReason.PART_OF_SLOT, detail)
 
 
@@ -276,8 +282,8 @@ def _warnings(
             yield f"no plug is safe after that: {KnownFault.TCG_REPLUG_CORRUPTS_HEAP.value}"
     if keeps:
         yield (
-            f"{named(_ids(keeps))} shall stay, and QEMU cannot withdraw a removal that is pending: the guest's answer"
-            " is awaited, and what leaves is plugged again"
+            f"{named(_ids(keeps))} should stay, and QEMU cannot withdraw a pending removal: the guest's answer is"
+            " awaited, and a vCPU that leaves is plugged again"
         )
     if not now.layout.vm.known_faults and not now.layout.vm.confidential:
         return
@@ -323,3 +329,78 @@ def _of_guest_or_reset(now: Situation, plugs: list[Step], unplugs: list[Step]) -
 
 def _ids(steps: Iterable[Step]) -> VcpuMap:
     return VcpuMap(each for step in steps for each in step.ids)
+
+
+# In words, for people: alike steps share a line, so that 240 of them can be read.
+
+
+def merged(denied: Iterable[Denied]) -> list[Denied]:
+    """Return *denied* with those that say the same put together, in the order of the first of each."""
+    alike: dict[tuple[DenialReason, str], list[int]] = {}
+    for each in denied:
+        alike.setdefault((each.reason, each.detail), []).extend(each.ids)
+    return [Denied(VcpuMap(ids), reason, detail) for (reason, detail), ids in alike.items()]
+
+
+def explained(plan: Plan) -> Iterator[str]:
+    """Return the lines that tell what *plan* does, what is denied of it, and what may come out otherwise."""
+    yield _head(plan)
+    rows = list(_step_rows(plan))
+    rows += [("denied", str(each.ids or "the count"), each.detail) for each in merged(plan.denied)]
+    width = min(max((len(ids) for _, ids, _ in rows), default=0), _WIDEST_IDS)
+    for word, ids, how in rows:
+        yield f"  {word:<6} {ids:<{width}}  ({printable(how)})"
+    for warning in plan.warnings:
+        yield f"  warning: {printable(warning)}"
+
+
+def _head(plan: Plan) -> str:
+    counts = {action: sum(len(step.ids) for step in plan.steps if step.action is action) for action in Action}
+    parts = [f"{number} to {action.value}" for action, number in counts.items() if number]
+    if plan.denied:
+        parts = ["denied, nothing would be sent"]
+    way = f"{plan.start}" if plan.denied and plan.start == plan.target else f"{plan.start} -> {plan.target}"
+    return f"vCPUs {way}: {', '.join(parts) or 'nothing to do'}"
+
+
+def _step_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    slots = {slot.first: slot for slot in plan.slots}
+    taken = {slot.qom_path for slot in plan.slots if slot.qom_path is not None}
+    for _, group in groupby(plan.steps, lambda step: (step.action, step.joins, slots[step.first].is_boot)):
+        run = list(group)
+        word = run[0].action.value
+        if len(run) > _MOST_ALIKE:
+            ids = VcpuMap(each for step in run for each in step.ids)
+            yield word, str(ids), _how_all(run, slots, taken)
+        else:
+            for step in run:
+                yield word, str(step.ids), _how(step, slots[step.first], taken)
+
+
+def _how(step: Step, slot: Slot, taken: Container[str]) -> str:
+    if step.action is Action.PLUG:
+        place = " ".join(f"{name.removesuffix('-id')} {value}" for name, value in slot.props.items())
+        return f"device_add {_id(slot, taken)}, {place}"
+    if step.action is Action.KEEP:
+        return "its removal is pending: the guest's answer is awaited"
+    if step.joins:
+        return "its removal is pending already: nothing is sent, the guest's answer is awaited"
+    boot = ", there at boot" if slot.is_boot else ""
+    return f"the guest is asked to give up {step.qom_path}{boot}"
+
+
+def _id(slot: Slot, taken: Container[str]) -> str:
+    return slot.free_path(taken).rpartition("/")[2]
+
+
+def _how_all(run: list[Step], slots: dict[int, Slot], taken: Container[str]) -> str:
+    """Return how all of *run*, which are alike, are done."""
+    first, last = slots[run[0].first], slots[run[-1].first]
+    if run[0].action is Action.PLUG:
+        return f"device_add {_id(first, taken)} .. {_id(last, taken)}"
+    if run[0].action is Action.KEEP:
+        return "their removals are pending: the guest's answers are awaited"
+    if run[0].joins:
+        return "their removals are pending already: nothing is sent, the guest's answers are awaited"
+    boot = "; they were there at boot" if first.is_boot else ""
+    return f"the guest is asked to give them up, {first.first} first{boot}"

@@ -1,4 +1,4 @@
-"""A transition that was cut short: what a look shows of it, and what to wish for to finish it, or to revert it.
+"""A transition that was interrupted: what a read shows of it, and the target that finishes or reverts it.
 
 Only the slots of its steps are touched; what others have changed since stays.
 """
@@ -15,15 +15,15 @@ from qmpvcpu.planning.plan import Plan
 _NOT_DONE = "not done, as far as a look tells"
 
 
-def finish_wish(intent: Intent, layout: Layout) -> VcpuMap:
+def finish_target(intent: Intent, layout: Layout) -> VcpuMap:
     """Return the map that *intent* leads to from *layout*."""
-    wish = _standing(intent, layout)
+    target = _standing(intent, layout)
     for step in intent.steps:
         if step.action is Action.UNPLUG:
-            wish -= set(step.ids)
+            target -= set(step.ids)
         else:
-            wish |= set(step.ids)
-    return VcpuMap(wish)
+            target |= set(step.ids)
+    return VcpuMap(target)
 
 
 def in_order_of(intent: Intent, plan: Plan) -> Plan:
@@ -35,21 +35,21 @@ def in_order_of(intent: Intent, plan: Plan) -> Plan:
     return replace(plan, steps=(*plugs, *others))
 
 
-def revert_wish(intent: Intent, layout: Layout) -> VcpuMap:
+def revert_target(intent: Intent, layout: Layout) -> VcpuMap:
     """Return the map that undoes what *intent* has done to *layout*.
 
     A slot that somebody else has filled meanwhile holds another device than ours, and is left alone; so is one that
     an earlier removal, which the transition only joined, has emptied.
     """
-    wish = _standing(intent, layout)
+    target = _standing(intent, layout)
     # Where a slot is named twice, as by single commands one after another, its first step tells what was there.
     for step in {step.first: step for step in reversed(intent.steps)}.values():
         if step.action is Action.PLUG:
             if _is_ours(step, layout):
-                wish -= set(step.ids)
+                target -= set(step.ids)
         elif not step.joins:
-            wish |= set(step.ids)
-    return VcpuMap(wish)
+            target |= set(step.ids)
+    return VcpuMap(target)
 
 
 def _standing(intent: Intent, layout: Layout) -> set[int]:
@@ -67,11 +67,11 @@ def _is_ours(step: Step, layout: Layout) -> bool:
 
 
 def observed_report(intent: Intent, layout: Layout) -> TransitionReport:
-    """Return what *layout* shows of each step of *intent*; whoever brought it about."""
+    """Return what *layout* shows of each step of *intent*, no matter who did it."""
     back = intent.direction is Direction.REVERTING
     steps = tuple(_observed(step, layout, reverting=back) for step in intent.steps)
-    wanted = intent.start if back else intent.target
-    if layout.enabled == wanted and not layout.pending & wanted:
+    goal = intent.start if back else intent.target
+    if layout.enabled == goal and not layout.pending & goal:
         outcome = TransitionOutcome.REVERTED if back else TransitionOutcome.REACHED
     else:
         outcome = TransitionOutcome.REVERT_INCOMPLETE if back else TransitionOutcome.PARTIAL

@@ -16,9 +16,9 @@ from qmpvcpu.domainxml.cpu import cpu_differs
 from qmpvcpu.domainxml.patch import identify
 from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError, shorten
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.transition import Intent
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vmstate import PreviousVcpus
 from qmpvcpu.record.file import KeptFile, read_file, see_through
 from qmpvcpu.record.owner import Claim, refuse_other, refuse_other_document, same_instance
 
@@ -397,7 +397,7 @@ def _admit(path: Path, data: bytes, claim: Claim) -> _Found:
 
 def _had(domain: DomainVcpus) -> PreviousVcpus:
     order = (*domain.started_with, *domain.order)
-    return PreviousVcpus(domain.max, len(domain.started_with), order, domain.topology)
+    return PreviousVcpus(domain.max, domain.started_with, order, domain.topology)
 
 
 def _document(base: bytes | str | os.PathLike[str]) -> bytes:

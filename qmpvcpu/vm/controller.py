@@ -7,13 +7,13 @@ from qmpvcpu.errors import ConfigDeniedError, DenialReason, ReplayMismatchError,
 from qmpvcpu.given import checked
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.report import TransitionOutcome, TransitionReport
 from qmpvcpu.model.transition import Affect, Direction, Intent, OnFailure, Recovery
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vmstate import PreviousVcpus
 from qmpvcpu.planning.plan import Plan
-from qmpvcpu.planning.recovery import finish_wish, in_order_of, observed_report, revert_wish
-from qmpvcpu.planning.replaying import Wanted, check_replayed, plan_replay
+from qmpvcpu.planning.recovery import finish_target, in_order_of, observed_report, revert_target
+from qmpvcpu.planning.replay import ReplayTarget, check_replayed, plan_replay
 from qmpvcpu.vm.applying import NextBootChange
 from qmpvcpu.vm.migration import Export, Migration
 from qmpvcpu.vm.replaying import wanted_of
@@ -92,7 +92,7 @@ class VcpuController(WholeMaps):
             return await self._seen(intent)
         reverts = how is Recovery.REVERT
         next_boot = None if reverts else self._next_boot_of(intent)
-        wish_for = revert_wish if reverts else finish_wish
+        wish_for = revert_target if reverts else finish_target
         terms = self._terms(
             on_failure=OnFailure.CONTINUE if reverts else intent.on_failure,
             timeout=intent.timeout if timeout is None else timeout,
@@ -215,7 +215,7 @@ class VcpuController(WholeMaps):
             await self.drop_previous()
         return replace(report, layout=layout)
 
-    def _kept(self) -> Wanted:
+    def _kept(self) -> ReplayTarget:
         """Return what the VM is to be started with by its record.
 
         Raises:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from qmpvcpu.errors import Outcome, RecordError, printable
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.transition import Action, Intent, Step
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vmstate import PreviousVcpus
 
 if TYPE_CHECKING:
     from qmpvcpu.record.record import Record

@@ -25,15 +25,15 @@ from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.planning.checks import check_export
-from qmpvcpu.planning.migrating import (
+from qmpvcpu.planning.compatibility import (
     Difference,
     DifferenceKind,
+    arrival_failure,
     arrived,
     changes_since,
     compare_arrived,
     compare_target,
-    demand,
-    never_came,
+    raise_if_incompatible,
 )
 from qmpvcpu.vm.session import Session
 from qmpvcpu.vm.turns import Turns
@@ -177,7 +177,7 @@ class Migration:
     async def check(self, state: VmState, accept: Collection[DifferenceKind]) -> tuple[Difference, ...]:
         """See ``check_target``."""
         layout = await self.look()
-        return demand(state.name, compare_target(state, layout, self._status()), accept)
+        return raise_if_incompatible(state.name, compare_target(state, layout, self._status()), accept)
 
     async def confirm(self, state: VmState, timeout: float) -> tuple[Difference, ...]:
         """See ``confirm_target``."""
@@ -187,7 +187,7 @@ class Migration:
             layout, answers = await asyncio.gather(self.look(), session.reader.answers())
         except MonitorError as error:
             raise TargetLostError(state.name, str(error)) from error
-        found = demand(state.name, compare_arrived(state, layout))
+        found = raise_if_incompatible(state.name, compare_arrived(state, layout))
         if not self._arrived:
             self._arrived = True
             self._engine.arrived(state.pending, answers, session.loop.time())
@@ -208,7 +208,7 @@ class Migration:
             if arrived(status):
                 return
             left = deadline - session.loop.time()
-            why = never_came(status)
+            why = arrival_failure(status)
             if not why and left <= 0:
                 why = f"after {timeout:g} s it has run state {status.run_state}, migration {status.migration}"
             if why:

@@ -3,15 +3,14 @@
 from typing import TYPE_CHECKING
 
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.previous import PreviousVcpus
-from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.planning.replaying import Wanted
+from qmpvcpu.model.vmstate import PreviousVcpus
+from qmpvcpu.planning.replay import ReplayTarget
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import DomainVcpus
 
 
-def wanted_of(source: "DomainVcpus | Layout | PreviousVcpus | bytes") -> Wanted:
+def wanted_of(source: "DomainVcpus | Layout | PreviousVcpus | bytes") -> ReplayTarget:
     """Return what *source* says that a VM is to be started with.
 
     Raises:
@@ -21,8 +20,8 @@ def wanted_of(source: "DomainVcpus | Layout | PreviousVcpus | bytes") -> Wanted:
     if isinstance(source, Layout):
         return _of_layout(source)
     if isinstance(source, PreviousVcpus):
-        boot, later = source.order[: source.started_with], source.order[source.started_with :]
-        return Wanted(max=source.max, boot=VcpuMap(boot), later=later, topology=source.topology)
+        later = tuple(each for each in source.order if each not in source.started_with)
+        return ReplayTarget(max=source.max, started_with=source.started_with, later=later, topology=source.topology)
     if isinstance(source, str):
         raise TypeError("a domain document is bytes: read the file, or encode the text")
     # Here, and not above: XML is a part of the time that importing us would take, and few replay.
@@ -30,9 +29,9 @@ def wanted_of(source: "DomainVcpus | Layout | PreviousVcpus | bytes") -> Wanted:
     from qmpvcpu.domainxml.cpu import qemu_model
 
     source = start_of(parse(source) if isinstance(source, bytes) else source)
-    return Wanted(
+    return ReplayTarget(
         max=source.max,
-        boot=source.started_with,
+        started_with=source.started_with,
         later=source.order,
         topology=source.topology,
         cells={each: cell.id for cell in source.numa for each in cell.cpus},
@@ -40,12 +39,12 @@ def wanted_of(source: "DomainVcpus | Layout | PreviousVcpus | bytes") -> Wanted:
     )
 
 
-def _of_layout(layout: Layout) -> Wanted:
+def _of_layout(layout: Layout) -> ReplayTarget:
     boot = layout.started_with
-    return Wanted(
+    return ReplayTarget(
         max=layout.max,
-        boot=VcpuMap(each for first in boot for each in layout.slot_of(first).ids),
-        later=tuple(each for first in layout.order[len(boot) :] for each in layout.slot_of(first).ids),
+        started_with=boot,
+        later=tuple(each for first in layout.order if first not in boot for each in layout.slot_of(first).ids),
         topology=layout.vm.topology,
         slots=layout.slots,
     )

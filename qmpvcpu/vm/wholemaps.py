@@ -10,7 +10,7 @@ from qmpvcpu.model.report import ConfigReport, TransitionOutcome, TransitionRepo
 from qmpvcpu.model.transition import Affect, OnFailure
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Proof
-from qmpvcpu.planning.plan import Plan, plan_count, plan_map, read_wish
+from qmpvcpu.planning.plan import Plan, parse_target, plan_count, plan_map
 from qmpvcpu.vm.applying import Applier, NextBootChange
 from qmpvcpu.vm.onevcpu import OneVcpu
 from qmpvcpu.vm.session import Session
@@ -40,7 +40,7 @@ class WholeMaps(OneVcpu):
         Raises:
             InvalidMapError: *wish* is empty, or no set of vCPU ids. What cannot be done is in ``plan.denied``.
         """
-        target = read_wish(wish, self.layout)
+        target = parse_target(wish, self.layout)
         return plan_map(self._engine.situation, target, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
 
     @checked
@@ -123,7 +123,7 @@ class WholeMaps(OneVcpu):
             allow_fatal=allow_fatal,
             allow_boot_vcpus=allow_boot_vcpus,
         )
-        target = wish.target if isinstance(wish, Plan) else read_wish(wish, self.layout)
+        target = wish.target if isinstance(wish, Plan) else parse_target(wish, self.layout)
 
         def make_plan() -> Plan:
             if isinstance(wish, Plan):

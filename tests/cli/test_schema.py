@@ -11,7 +11,7 @@ import qmpvcpu
 from qmpvcpu.errors import DenialReason
 from qmpvcpu.events import Event
 from qmpvcpu.model.vm import KnownFault
-from qmpvcpu.planning.migrating import DifferenceKind, Effect
+from qmpvcpu.planning.compatibility import DifferenceKind, Severity
 from qmpvcpu.testing import MicroGuest, Personality
 from tests.cli.running import run, said
 from tests.cli.schema import SCHEMA, errors_in
@@ -112,7 +112,7 @@ def test_it_knows_every_error_event_and_reason_of_the_library() -> None:
     assert set(defs["fault"]["enum"]) == set(KnownFault.__members__)
     difference = defs["difference"]["properties"]
     assert set(difference["kind"]["enum"]) == set(DifferenceKind.__members__)
-    assert set(difference["effect"]["enum"]) == set(Effect.__members__)
+    assert set(difference["severity"]["enum"]) == set(Severity.__members__)
 
 
 def test_every_document_of_a_command_is_among_those_of_the_whole() -> None:

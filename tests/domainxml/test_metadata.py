@@ -10,10 +10,10 @@ from lxml import etree
 
 from qmpvcpu.domainxml import NAMESPACE, Instance, Metadata, read_identity, render
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
+from qmpvcpu.model.vmstate import PreviousVcpus
 from tests.domainxml.examples import layout_of
 from tests.model.values import paths
 
@@ -73,7 +73,7 @@ def previous(draw: st.DrawFn) -> PreviousVcpus:
     order = tuple(draw(st.lists(st.integers(0, 16383), min_size=1, max_size=9, unique=True)))
     levels = draw(st.none() | st.lists(st.integers(1, 9), min_size=8, max_size=8))
     topology = None if levels is None else Topology(prod(levels), *levels)
-    return PreviousVcpus(16384, draw(st.integers(1, len(order))), order, topology)
+    return PreviousVcpus(16384, VcpuMap(order[: draw(st.integers(1, len(order)))]), order, topology)
 
 
 @given(kept=previous(), nameless=st.booleans())

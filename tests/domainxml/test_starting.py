@@ -5,13 +5,13 @@ import pytest
 from qmpvcpu.domainxml import Metadata, domain_of, parse, render, start_of
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.launch import arguments
-from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
+from qmpvcpu.model.vmstate import PreviousVcpus
 from tests.domainxml.examples import layout_of
 
 LAYOUT = layout_of(8, [0], boot=1)
-HAD = PreviousVcpus(8, 1, (0, 5, 3, 2), Topology(8, sockets=1, dies=1, cores=4, threads=2))
+HAD = PreviousVcpus(8, VcpuMap([0]), (0, 5, 3, 2), Topology(8, sockets=1, dies=1, cores=4, threads=2))
 
 
 def record(previous: PreviousVcpus | None = None, next_boot: VcpuMap | None = None) -> bytes:

@@ -9,7 +9,7 @@ from qmpvcpu import OnFailure
 from qmpvcpu.engine.work import Terms
 from qmpvcpu.model.ost import OstStatus
 from qmpvcpu.model.transition import Action, Direction, Intent
-from qmpvcpu.planning.recovery import finish_wish, observed_report, revert_wish
+from qmpvcpu.planning.recovery import finish_target, observed_report, revert_target
 from tests.engine.model_qemu import SLOTS, US
 from tests.engine.transition_machine import REPLY_TIMEOUT, TransitionsBesideQemu
 
@@ -80,7 +80,7 @@ class CrashesBesideQemu(TransitionsBesideQemu):
         if how == "report":
             return
         reverts = how == "revert"
-        wish = (revert_wish if reverts else finish_wish)(intent, self.engine.layout)
+        wish = (revert_target if reverts else finish_target)(intent, self.engine.layout)
         joined = {step.first for step in intent.steps if step.joins}
         # Where single commands followed a transition, a slot is named twice: its first step tells what was there.
         for step in {each.first: each for each in (reversed(intent.steps) if reverts else intent.steps)}.values():

@@ -7,7 +7,7 @@ from qmpvcpu.engine.transition import Phase
 from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.transition import Action, Direction, Intent, Step
 from qmpvcpu.model.vm import VmStatus
-from qmpvcpu.planning.recovery import finish_wish, revert_wish
+from qmpvcpu.planning.recovery import finish_target, revert_target
 from tests.engine.story import Story, make_engine, path, story
 
 STOP, CONTINUE, REVERT = OnFailure
@@ -467,5 +467,5 @@ def test_a_slot_that_was_plugged_and_then_unplugged_under_one_intent_goes_back_t
     there, gone = make_engine("0,2").layout, make_engine("0").layout
     start, target = VcpuMap([0]), VcpuMap([0])
     intent = Intent(start, target, (plug, unplug))
-    assert revert_wish(intent, there) == revert_wish(intent, gone) == start
-    assert finish_wish(intent, there) == finish_wish(intent, gone) == target
+    assert revert_target(intent, there) == revert_target(intent, gone) == start
+    assert finish_target(intent, there) == finish_target(intent, gone) == target

@@ -262,7 +262,7 @@ def assert_rebuilt(domain: DomainVcpus, layout: Layout) -> None:
     assert layout.max == domain.max
     assert layout.enabled == domain.enabled
     assert layout.order == (*domain.started_with, *domain.order)
-    assert layout.started_with == tuple(domain.started_with)
+    assert layout.started_with == domain.started_with
     cells = {each: cell.id for cell in domain.numa for each in cell.cpus}
     assert {slot.first: slot.props.number("node-id") for slot in layout.slots} == {
         each: cells.get(each) for each in range(domain.max)

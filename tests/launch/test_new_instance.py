@@ -15,9 +15,9 @@ from qmpvcpu.domainxml import parse, read_identity
 from qmpvcpu.errors import ReplayMismatchError
 from qmpvcpu.events import InstanceChanged, Reconnected
 from qmpvcpu.launch import LaunchArguments, arguments
-from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
+from qmpvcpu.model.vmstate import PreviousVcpus
 from qmpvcpu.record.config import DomainConfig
 from qmpvcpu.testing import MicroGuest, QemuProcess
 from tests.controller.vms import exchange, until
@@ -30,7 +30,7 @@ EVERY = substrates(("q35",), accels=("kvm",))
 ONE = EVERY[-1:]
 WHO = ("-name", "vm", "-uuid", "8e9a45f1-0b52-4f1e-9d0c-3a5a7f6b2c11")
 TOPOLOGY = Topology(8, sockets=2, cores=2, threads=2)
-HAD = PreviousVcpus(8, 1, (0, 5, 3, 2), TOPOLOGY)
+HAD = PreviousVcpus(8, VcpuMap([0]), (0, 5, 3, 2), TOPOLOGY)
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ import qmpvcpu
 from qmpvcpu import Proof, VcpuController, VcpuMap
 from qmpvcpu.errors import TargetLostError, TargetMismatchError
 from qmpvcpu.model.vmstate import VmState
-from qmpvcpu.planning.migrating import DifferenceKind
+from qmpvcpu.planning.compatibility import DifferenceKind
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.vm.migration import Export, check_target, confirm_target
 from tests.migration.moving import call, keep, move, rebuild, restore, save, send
@@ -51,7 +51,7 @@ async def vm(source: LinuxGuest, tmp_path: Path) -> AsyncIterator[VcpuController
 async def target_for(state: VmState, qemu: Path) -> AsyncIterator[tuple[LinuxGuest, VcpuController]]:
     """A QEMU that was started from *state*, and waits for the VM."""
     async with (
-        LinuxGuest(qemu, accel="tcg", boot=state.started_with, incoming=True) as guest,
+        LinuxGuest(qemu, accel="tcg", boot=len(state.started_with), incoming=True) as guest,
         qmpvcpu.attach(guest.qmp, name="story", record=guest.process.directory / "target.xml") as vm,
     ):
         await rebuild(state, vm)

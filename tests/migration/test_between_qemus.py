@@ -17,7 +17,7 @@ from qmpvcpu import DenialReason, RecordError, StepDeniedError, VcpuMap
 from qmpvcpu.errors import TakeBackError, TargetLostError, TargetMismatchError
 from qmpvcpu.events import InstanceChanged, Origin, VcpuUnplugged
 from qmpvcpu.model.vmstate import VmState
-from qmpvcpu.planning.migrating import DifferenceKind, Effect
+from qmpvcpu.planning.compatibility import DifferenceKind, Severity
 from qmpvcpu.testing import MicroGuest, Personality
 from qmpvcpu.vm.migration import check_target, confirm_target
 from tests.controller.vms import other_client, running, until
@@ -41,7 +41,7 @@ async def test_a_vm_with_holes_moves_live_and_is_changed_where_it_arrived(on: Su
     async with running(on, attach=NAMED) as (source, vm):
         for vcpu in (5, 2, 3):
             await vm.plug(vcpu)
-        async with await vm.export() as export, waiting(on, boot=export.state.started_with) as (target, there):
+        async with await vm.export() as export, waiting(on, boot=len(export.state.started_with)) as (target, there):
             assert [slot.first for slot in export.state.plugged_after] == [5, 2, 3]
             await rebuild(export.state, there)
             assert await check_target(export, there) == ()
@@ -193,8 +193,8 @@ async def test_a_vcpu_that_left_on_the_way_is_found_on_the_source(on: Substrate)
         assert await move(source, target) == "completed"  # QEMU says nothing
         with pytest.raises(TargetMismatchError, match="left the source after the export") as found:
             await confirm_target(export, there)
-        assert [(each.kind, each.ids, each.effect) for each in found.value.differences] == [
-            (DifferenceKind.EXTRA_VCPU, VcpuMap([5]), Effect.SILENT)
+        assert [(each.kind, each.ids, each.severity) for each in found.value.differences] == [
+            (DifferenceKind.EXTRA_VCPU, VcpuMap([5]), Severity.SILENT)
         ]
         assert await there.unplug(5) == {5}  # as the error advises
 
@@ -214,10 +214,10 @@ async def test_a_target_that_lacks_a_slot_is_refused_and_would_have_lost_the_vm(
         with pytest.raises(TargetMismatchError) as refused:
             await check_target(export, there)
         (missing,) = refused.value.differences
-        assert (missing.kind, missing.ids, missing.effect) == (
+        assert (missing.kind, missing.ids, missing.severity) == (
             DifferenceKind.MISSING_VCPU,
             VcpuMap([5]),
-            Effect.KILLS,
+            Severity.KILLS,
         )
         # What happens to those who do not ask. Through a pipe the source never hears of the target's end; over a
         # socket it is chance whether it does (the misfits below).
@@ -246,7 +246,7 @@ async def test_a_target_with_a_slot_too_many_is_refused_and_would_be_accepted_si
         with pytest.raises(TargetMismatchError) as refused:
             await check_target(export, there)
         (extra,) = refused.value.differences
-        assert (extra.kind, extra.ids, extra.effect) == (DifferenceKind.EXTRA_VCPU, VcpuMap([6]), Effect.SILENT)
+        assert (extra.kind, extra.ids, extra.severity) == (DifferenceKind.EXTRA_VCPU, VcpuMap([6]), Severity.SILENT)
         assert await move(source, target) == "completed"
         with pytest.raises(TargetMismatchError) as found:
             await confirm_target(export, there)
@@ -285,12 +285,12 @@ async def test_a_misfit_is_refused_and_does_what_it_is_said_to_do(on: Substrate,
         assert kinds(refused.value) == expected
         said = await move(source, target)
         if not kills:
-            assert {each.effect for each in refused.value.differences} == {Effect.SILENT}
+            assert {each.severity for each in refused.value.differences} == {Severity.SILENT}
             assert said == "completed"
             await target.become()
             assert (await call(target, "query-status"))["status"] == "running"
             return
-        assert Effect.KILLS in {each.effect for each in refused.value.differences}
+        assert Severity.KILLS in {each.severity for each in refused.value.differences}
         assert await target.process.wait() == 1
         with pytest.raises(TargetLostError):
             await confirm_target(export, there)
@@ -307,8 +307,8 @@ async def test_another_cpu_type_kills_a_target_under_kvm(on: Substrate) -> None:
         export = await vm.export()
         with pytest.raises(TargetMismatchError) as refused:
             await check_target(export, there)
-        assert [(each.kind, each.effect) for each in refused.value.differences] == [
-            (DifferenceKind.CPU_TYPE, Effect.KILLS)
+        assert [(each.kind, each.severity) for each in refused.value.differences] == [
+            (DifferenceKind.CPU_TYPE, Severity.KILLS)
         ]
         said = await move(source, target)
         assert await target.process.wait() != 0
@@ -348,8 +348,8 @@ async def test_a_vm_of_kvm_is_not_for_tcg() -> None:
     ):
         with pytest.raises(TargetMismatchError) as refused:
             await check_target(await vm.export(), there)
-        assert [(each.kind, each.effect) for each in refused.value.differences] == [
-            (DifferenceKind.ACCELERATOR, Effect.KILLS)
+        assert [(each.kind, each.severity) for each in refused.value.differences] == [
+            (DifferenceKind.ACCELERATOR, Severity.KILLS)
         ]
         await move(source, target)
         assert await target.process.wait() == 1
@@ -365,7 +365,7 @@ async def test_a_target_that_does_not_wait_is_refused(on: Substrate) -> None:
         with pytest.raises(TargetMismatchError, match="-incoming defer") as refused:
             await check_target(export, elsewhere)
         (state,) = refused.value.differences
-        assert (state.kind, state.target, state.effect) == (DifferenceKind.RUN_STATE, "running", Effect.NOT_BEGUN)
+        assert (state.kind, state.target, state.severity) == (DifferenceKind.RUN_STATE, "running", Severity.NOT_BEGUN)
         with pytest.raises(Exception, match="incoming"):
             await call(other, "migrate-incoming", uri="exec:cat /dev/null")
         with pytest.raises(TargetLostError, match="nothing has migrated into it"):

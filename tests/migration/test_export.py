@@ -24,7 +24,7 @@ from qmpvcpu import (
 from qmpvcpu.errors import TakeBackError
 from qmpvcpu.events import Reconnected
 from qmpvcpu.model.vmstate import VmState
-from qmpvcpu.planning.migrating import DifferenceKind
+from qmpvcpu.planning.compatibility import DifferenceKind
 from qmpvcpu.testing import MicroGuest, Personality
 from qmpvcpu.testing.dialogue import Failure
 from qmpvcpu.testing.peer import ScriptedPeer

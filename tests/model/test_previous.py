@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from qmpvcpu.model.previous import PreviousVcpus
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
+from qmpvcpu.model.vmstate import PreviousVcpus
 from tests.domainxml.examples import layout_of
 
 LAYOUT = layout_of(4, [0, 2], boot=1)
@@ -13,7 +13,7 @@ LAYOUT = layout_of(4, [0, 2], boot=1)
 def test_it_has_what_a_layout_has_in_its_order() -> None:
     layout = layout_of(8, [0, 5, 3, 2], boot=1)
     previous = PreviousVcpus.of(layout)
-    assert (previous.max, previous.started_with, previous.order) == (8, 1, layout.order)
+    assert (previous.max, previous.started_with, previous.order) == (8, VcpuMap([0]), layout.order)
     assert previous.enabled == layout.enabled
     assert previous.topology == layout.vm.topology
     assert previous.is_there(layout)
@@ -30,6 +30,6 @@ def test_it_is_there_only_with_the_same_vcpus_in_the_same_order() -> None:
 def test_vcpu_0_comes_first_whatever_order_qemu_tells() -> None:
     odd = replace(LAYOUT, creation=(2, 0))
     previous = PreviousVcpus.of(odd)
-    assert (previous.started_with, previous.order) == (1, (0, 2))
+    assert (previous.started_with, previous.order) == (VcpuMap([0]), (0, 2))
     assert previous.is_there(odd)
     assert previous.enabled == VcpuMap([0, 2])

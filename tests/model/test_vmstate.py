@@ -76,13 +76,13 @@ def test_a_target_starts_with_the_boot_vcpus_and_is_given_the_rest_in_order(
     plugged: dict[int, str], started_with: int, after: list[int]
 ) -> None:
     state = state_of(plugged)
-    assert state.started_with == started_with
+    assert state.started_with == VcpuMap(range(started_with))
     assert [slot.first for slot in state.plugged_after] == after
 
 
 def test_a_target_starts_with_whole_slots() -> None:
     state = state_of({0: "boot", 4: "boot", 12: "ours"}, count=4)
-    assert state.started_with == 8
+    assert state.started_with == VcpuMap(range(8))
     assert [slot.first for slot in state.plugged_after] == [12]
 
 

@@ -16,7 +16,7 @@ from qmpvcpu.model.transition import Action, Step
 from qmpvcpu.model.verdicts import Denied
 from qmpvcpu.model.vm import Topology, VmStatus
 from qmpvcpu.planning.checks import Situation
-from qmpvcpu.planning.plan import Plan, check_plan, plan_map, read_wish
+from qmpvcpu.planning.plan import Plan, check_plan, parse_target, plan_map
 from tests.counting import calls
 from tests.layouts import KVM, OLD_TCG, TCG
 from tests.planning.situations import situation, situations, vcpus, wide
@@ -70,14 +70,14 @@ def words(plan: Plan) -> list[str]:
 def test_a_wish_that_is_none_is_refused_at_once_and_shortly(wish: str | Iterable[int], says: str) -> None:
     layout = situation(STORY).layout
     with pytest.raises(InvalidMapError) as caught:
-        read_wish(wish, layout)
+        parse_target(wish, layout)
     assert says in str(caught.value)
     assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize("wish", ["0,2-5", " 0 , 2 - 5 ", [5, 4, 3, 2, 0, 0], VcpuMap([0, 2, 3, 4, 5]), "0,2-5,^7"])
 def test_a_wish_is_text_or_ids(wish: str | Iterable[int]) -> None:
-    assert read_wish(wish, situation(STORY).layout) == {0, 2, 3, 4, 5}
+    assert parse_target(wish, situation(STORY).layout) == {0, 2, 3, 4, 5}
 
 
 # Steps.
@@ -266,7 +266,7 @@ def test_a_machine_that_cannot_is_named(
 
 def test_a_slot_named_in_part_tells_what_is_lacking() -> None:
     (denied,) = plan_map(situation({0: "boot", 4: "ours"}, count=4), vcpus("0-3,5,7")).denied
-    assert denied.detail == "vCPUs 4-7 are one slot and move together: the wish has 5,7 and lacks 4,6"
+    assert denied.detail == "vCPUs 4-7 are one slot and move together: the target has 5,7 and lacks 4,6"
 
 
 def test_a_hundred_like_denials_are_one_in_words() -> None:
@@ -324,7 +324,7 @@ SEALED = "the VM is confidential: its vCPUs are sealed at launch, and one more p
 LOCKS_UP = "a Linux guest of QEMU 8.2 under TCG locks up once vCPUs have been plugged into it"
 RESET = "QEMU up to 10.0.2 under TCG may hang and abort when a pseries machine is reset with a removal pending"
 KEPT = (
-    "shall stay, and QEMU cannot withdraw a removal that is pending: the guest's answer is awaited, and what leaves"
+    "should stay, and QEMU cannot withdraw a pending removal: the guest's answer is awaited, and a vCPU that leaves"
 )
 
 
@@ -478,7 +478,7 @@ def test_a_wish_costs_no_more_than_it_is_long(wish: str | Iterable[int]) -> None
 
     def refused() -> None:
         with pytest.raises(InvalidMapError):
-            read_wish(wish, layout)
+            parse_target(wish, layout)
 
     length = min(len(wish), 200_000) if isinstance(wish, str) else 16384  # what is longer is not looked at
     assert calls(refused) < 6 * length + 1000

@@ -12,8 +12,8 @@ from qmpvcpu.model.transition import Action, Direction, Intent, Step
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import plan_map
-from qmpvcpu.planning.recovery import finish_wish, in_order_of, observed_report, revert_wish
-from qmpvcpu.planning.replaying import Wanted, plan_replay
+from qmpvcpu.planning.recovery import finish_target, in_order_of, observed_report, revert_target
+from qmpvcpu.planning.replay import ReplayTarget, plan_replay
 from tests.layouts import layout
 from tests.planning.situations import situation, situations, vcpus, with_slot
 
@@ -49,16 +49,16 @@ HALF = layout({0: "boot", 1: "boot", 6: "ours", 2: "ours", 3: "ours"})
 def test_finishing_and_reverting_touch_only_the_slots_of_the_steps(
     what: Intent, now: Layout, finish: str, revert: str
 ) -> None:
-    assert finish_wish(what, now) == vcpus(finish)
-    assert revert_wish(what, now) == vcpus(revert)
+    assert finish_target(what, now) == vcpus(finish)
+    assert revert_target(what, now) == vcpus(revert)
 
 
 def test_a_replay_is_finished_in_its_own_order() -> None:
     before = situation({0: "boot"})._replace(status=VmStatus("prelaunch"))
-    replay = plan_replay(before, Wanted(8, vcpus("0"), (5, 2, 7, 1)))
+    replay = plan_replay(before, ReplayTarget(8, vcpus("0"), (5, 2, 7, 1)))
     begun = Intent(replay.start, replay.target, replay.steps)
     now = situation({0: "boot", 5: "ours", 2: "ours"})
-    rest = in_order_of(begun, plan_map(now, finish_wish(begun, now.layout)))
+    rest = in_order_of(begun, plan_map(now, finish_target(begun, now.layout)))
     assert [step.first for step in rest.steps] == [7, 1]
     other = in_order_of(begun, plan_map(now, vcpus("0,1,4,7")))
     assert [(step.action, step.first) for step in other.steps] == [
@@ -74,16 +74,16 @@ def test_a_removal_that_was_only_joined_is_not_undone() -> None:
     before = {0: "boot", 3: "ours"}
     joined = intent(situation(before, pending=(3,)), "0")
     assert joined.steps[0].joins
-    assert revert_wish(joined, layout({0: "boot"})) == {0}
-    assert revert_wish(joined, layout(before)) == {0, 3}
-    assert revert_wish(joined, layout(before, pending=(3,))) == {0, 3}
+    assert revert_target(joined, layout({0: "boot"})) == {0}
+    assert revert_target(joined, layout(before)) == {0, 3}
+    assert revert_target(joined, layout(before, pending=(3,))) == {0, 3}
 
 
 def test_what_was_to_be_kept_is_wished_for_either_way() -> None:
     kept = intent(situation({0: "boot", 3: "ours"}, pending=(3,)), "0,3")
     assert [step.action for step in kept.steps] == [Action.KEEP]
     for now in (layout({0: "boot"}), layout({0: "boot", 3: "ours"}, pending=(3,))):
-        assert finish_wish(kept, now) == revert_wish(kept, now) == {0, 3}
+        assert finish_target(kept, now) == revert_target(kept, now) == {0, 3}
 
 
 @given(situations(), st.data())
@@ -104,9 +104,9 @@ def test_from_any_point_finish_leads_to_the_target_and_revert_to_the_start(
             reached = with_slot(reached, slot.filled(slot.new_qom_path))
         elif step.action is Action.UNPLUG:
             reached = with_slot(reached, slot.emptied())
-    assert finish_wish(begun, reached) == plan.target
+    assert finish_target(begun, reached) == plan.target
     joined = {each for step in plan.steps if step.joins for each in step.ids}
-    assert set(revert_wish(begun, reached)) | joined == set(plan.start) | joined
+    assert set(revert_target(begun, reached)) | joined == set(plan.start) | joined
     looked = observed_report(begun, reached)
     assert (looked.outcome is TransitionOutcome.REACHED) == (
         reached.enabled == plan.target and not reached.pending & plan.target

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 
 from qmpvcpu.errors import TargetMismatchError, printable
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, named
 from qmpvcpu.model.vm import VmStatus, apic_id
 from qmpvcpu.model.vmstate import VmState
-from qmpvcpu.planning.explain import named
 
 _APIC_ARCHES = ("i386", "x86_64")
 _LISTENING = ("none", "setup")  # migration statuses of a target that no stream has reached
@@ -43,7 +42,7 @@ class DifferenceKind(enum.Enum):
     KNOWN_FAULT = "known fault of the target's QEMU"
 
 
-class Effect(enum.Enum):
+class Severity(enum.Enum):
     """What QEMU makes of a difference."""
 
     NOT_BEGUN = "QEMU refuses to begin"
@@ -61,7 +60,7 @@ class Difference:
         kind: In what.
         source: What the source has, as text.
         target: What the target has, as text.
-        effect: What QEMU makes of it.
+        severity: What QEMU makes of it.
         advice: What to do about it.
         ids: The vCPUs concerned; empty where it is about the VM.
     """
@@ -69,23 +68,25 @@ class Difference:
     kind: DifferenceKind
     source: str
     target: str
-    effect: Effect
+    severity: Severity
     advice: str
     ids: VcpuMap = field(default_factory=VcpuMap)
 
     @property
     def refuses(self) -> bool:
         """True if a migration should not be begun with it; False if it is a note."""
-        return self.effect is not Effect.HARMLESS
+        return self.severity is not Severity.HARMLESS
 
     def __str__(self) -> str:
         return printable(
-            f"{self.kind.value}: the source has {self.source}, the target {self.target}; {self.effect.value}:"
+            f"{self.kind.value}: the source has {self.source}, the target {self.target}; {self.severity.value}:"
             f" {self.advice}"
         )
 
 
-def demand(vm: str, found: Collection[Difference], accept: Collection[DifferenceKind] = ()) -> tuple[Difference, ...]:
+def raise_if_incompatible(
+    vm: str, found: Collection[Difference], accept: Collection[DifferenceKind] = ()
+) -> tuple[Difference, ...]:
     """Return *found* if it is nothing but notes, and kinds that *accept* names.
 
     Raises:
@@ -102,7 +103,7 @@ def arrived(status: VmStatus) -> bool:
     return status.run_state not in _NOT_ARRIVED and status.migration == "completed"
 
 
-def never_came(status: VmStatus) -> str:
+def arrival_failure(status: VmStatus) -> str:
     """Return why nothing more can be expected of a target with this status, or ""."""
     if status.migration in {"failed", "cancelled"}:
         return f"its incoming migration is {status.migration} (run state {status.run_state})"
@@ -130,7 +131,7 @@ def compare_arrived(state: VmState, target: Layout) -> tuple[Difference, ...]:
                 DifferenceKind.PENDING,
                 f"{named(gone)} with a removal under way",
                 "none",
-                Effect.HARMLESS,
+                Severity.HARMLESS,
                 "the removal was answered after the arrival: it is as was asked",
                 gone,
             )
@@ -145,40 +146,40 @@ def changes_since(state: VmState, source: Layout) -> tuple[Difference, ...]:
     if left:
         advice = "it left the source after the export: unplug it on the target too, or build the target anew"
         found.append(
-            Difference(DifferenceKind.EXTRA_VCPU, "left", f"{named(left)}", Effect.SILENT, advice, left),
+            Difference(DifferenceKind.EXTRA_VCPU, "left", f"{named(left)}", Severity.SILENT, advice, left),
         )
     if came:
         advice = "somebody plugged it on the source after the export: export again, and build the target anew"
-        found.append(Difference(DifferenceKind.MISSING_VCPU, named(came), "none", Effect.KILLS, advice, came))
+        found.append(Difference(DifferenceKind.MISSING_VCPU, named(came), "none", Severity.KILLS, advice, came))
     return tuple(found)
 
 
 def _waits(status: VmStatus) -> Iterator[Difference]:
     if status.run_state != "inmigrate":
         advice = "start the target with -incoming defer, and let nothing else run in it"
-        yield Difference(DifferenceKind.RUN_STATE, "a VM to give", status.run_state, Effect.NOT_BEGUN, advice)
+        yield Difference(DifferenceKind.RUN_STATE, "a VM to give", status.run_state, Severity.NOT_BEGUN, advice)
     elif status.migration not in _LISTENING:
         advice = "the stream has begun: what the target lacks now comes too late; start another target"
         target = f"inmigrate, migration {status.migration}"
-        yield Difference(DifferenceKind.RUN_STATE, "a VM to give", target, Effect.UNPROMISED, advice)
+        yield Difference(DifferenceKind.RUN_STATE, "a VM to give", target, Severity.UNPROMISED, advice)
 
 
 def _vcpus(state: VmState, target: Layout, *, answered: VcpuMap = VcpuMap()) -> Iterator[Difference]:  # noqa: B008 -- immutable
     source = state.layout
     if source.max != target.max:
         advice = f"start the target with maxcpus={source.max} and the source's topology"
-        yield Difference(DifferenceKind.MAXIMUM, str(source.max), str(target.max), Effect.KILLS, advice)
+        yield Difference(DifferenceKind.MAXIMUM, str(source.max), str(target.max), Severity.KILLS, advice)
     missing = VcpuMap((source.enabled - target.enabled) - answered)
     if missing:
         advice = "give it the slots that are named here, by device_add before migrate-incoming, or by -device"
-        yield Difference(DifferenceKind.MISSING_VCPU, named(missing), "none", Effect.KILLS, advice, missing)
+        yield Difference(DifferenceKind.MISSING_VCPU, named(missing), "none", Severity.KILLS, advice, missing)
     extra = VcpuMap(target.enabled - source.enabled)
     if extra:
         advice = (
             "the guest would not know them: start the target without (QEMU takes none out before the VM arrives), or"
             " unplug them there afterwards"
         )
-        yield Difference(DifferenceKind.EXTRA_VCPU, "none", named(extra), Effect.SILENT, advice, extra)
+        yield Difference(DifferenceKind.EXTRA_VCPU, "none", named(extra), Severity.SILENT, advice, extra)
     pairs = [(a, b) for a, b in zip(source.slots, target.slots, strict=False) if a.present and b.present]
     moved = [(a, b) for a, b in pairs if (a.first, a.count, a.props) != (b.first, b.count, b.props)]
     if moved or _shape(source) != _shape(target):
@@ -190,7 +191,7 @@ def _vcpus(state: VmState, target: Layout, *, answered: VcpuMap = VcpuMap()) -> 
             DifferenceKind.TOPOLOGY,
             _shape(source) or _place(moved[0][0]),
             _shape(target) or _place(moved[0][1]),
-            Effect.SILENT if same else Effect.KILLS,
+            Severity.SILENT if same else Severity.KILLS,
             advice,
             ids,
         )
@@ -201,7 +202,7 @@ def _vcpus(state: VmState, target: Layout, *, answered: VcpuMap = VcpuMap()) -> 
             DifferenceKind.CPU_TYPE,
             retyped[0][0].type,
             retyped[0][1].type,
-            Effect.SILENT if emulated else Effect.KILLS,
+            Severity.SILENT if emulated else Severity.KILLS,
             "start the target with the source's -cpu, feature flags included: QMP does not tell those",
             VcpuMap(each for a, _ in retyped for each in a.ids),
         )
@@ -234,29 +235,29 @@ def _machine(source: Layout, target: Layout) -> Iterator[Difference]:
     if (a.arch, a.machine) != (b.arch, b.machine):
         advice = "start the target with the source's versioned machine type"
         theirs = f"{b.machine} ({b.arch})"
-        yield Difference(DifferenceKind.MACHINE, f"{a.machine} ({a.arch})", theirs, Effect.KILLS, advice)
+        yield Difference(DifferenceKind.MACHINE, f"{a.machine} ({a.arch})", theirs, Severity.KILLS, advice)
     if a.memory_kib is not None and b.memory_kib is not None and a.memory_kib != b.memory_kib:
         advice = "start the target with the source's memory, DIMMs included"
         sizes = f"{a.memory_kib} KiB", f"{b.memory_kib} KiB"
-        yield Difference(DifferenceKind.MEMORY, *sizes, Effect.KILLS, advice)
+        yield Difference(DifferenceKind.MEMORY, *sizes, Severity.KILLS, advice)
     if a.accelerator != b.accelerator:
         kills = a.accelerator == "kvm" and b.accelerator != "unknown"
-        effect = Effect.KILLS if kills else Effect.UNPROMISED
+        severity = Severity.KILLS if kills else Severity.UNPROMISED
         advice = "use the same accelerator on both sides"
-        yield Difference(DifferenceKind.ACCELERATOR, a.accelerator, b.accelerator, effect, advice)
+        yield Difference(DifferenceKind.ACCELERATOR, a.accelerator, b.accelerator, severity, advice)
     if b.qemu_version < a.qemu_version:
         ours, theirs = (".".join(map(str, each.qemu_version)) for each in (a, b))
         advice = "migrate to the same or a newer QEMU, or accept it where this machine type is known to go back"
-        yield Difference(DifferenceKind.QEMU_VERSION, ours, theirs, Effect.UNPROMISED, advice)
+        yield Difference(DifferenceKind.QEMU_VERSION, ours, theirs, Severity.UNPROMISED, advice)
     if a.uuid != b.uuid:
         advice = (
             "start the target with the source's -uuid: what the guest reads, and what records go by, would change"
         )
-        yield Difference(DifferenceKind.UUID, str(a.uuid), str(b.uuid), Effect.SILENT, advice)
+        yield Difference(DifferenceKind.UUID, str(a.uuid), str(b.uuid), Severity.SILENT, advice)
 
 
 def _notes(state: VmState, target: Layout) -> Iterator[Difference]:
-    harmless = Effect.HARMLESS
+    harmless = Severity.HARMLESS
     if state.name != target.vm.name:
         advice = "attach(name=) names it"
         yield Difference(DifferenceKind.NAME, repr(state.name), repr(target.vm.name), harmless, advice)
@@ -279,13 +280,13 @@ def _ids_and_order(source: Layout, target: Layout) -> Iterator[Difference]:
         ids = VcpuMap(each for a, _ in renamed for each in a.ids)
         source_ids, target_ids = (_listed(pair[side].device_id or "none" for pair in renamed) for side in (0, 1))
         advice = "vCPUs are unplugged under the target's ids from then on, by us without a word of yours"
-        yield Difference(DifferenceKind.DEVICE_ID, source_ids, target_ids, Effect.HARMLESS, advice, ids)
+        yield Difference(DifferenceKind.DEVICE_ID, source_ids, target_ids, Severity.HARMLESS, advice, ids)
     common = set(source.order) & set(target.order)
     ours, theirs = ([first for first in layout.order if first in common] for layout in (source, target))
     if ours != theirs:
         advice = "the target's XML has another order; the guest keeps its own numbers"
         shown = _listed(map(str, ours)), _listed(map(str, theirs))
-        yield Difference(DifferenceKind.ORDER, *shown, Effect.HARMLESS, advice)
+        yield Difference(DifferenceKind.ORDER, *shown, Severity.HARMLESS, advice)
 
 
 def _listed(words: Iterable[str]) -> str:

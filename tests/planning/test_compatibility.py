@@ -12,16 +12,16 @@ from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.vm import KnownFault, Topology, VmInfo, VmStatus
 from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.planning.checks import Situation
-from qmpvcpu.planning.migrating import (
+from qmpvcpu.planning.compatibility import (
     Difference,
     DifferenceKind,
-    Effect,
+    Severity,
+    arrival_failure,
     arrived,
     changes_since,
     compare_arrived,
     compare_target,
-    demand,
-    never_came,
+    raise_if_incompatible,
 )
 from tests.layouts import KVM, OLD_TCG, TCG, layout
 from tests.planning.situations import situations
@@ -30,12 +30,12 @@ WAITS = VmStatus("inmigrate")
 PLUGGED = {0: "boot", 5: "ours", 2: "ours"}
 EIGHT = Topology(max_cpus=8, sockets=2, cores=4)
 K = DifferenceKind
-E = Effect
+E = Severity
 
 
 def told(target: Layout, status: VmStatus = WAITS, source: Layout | None = None) -> list[tuple[K, E]]:
     state = VmState(source or layout(PLUGGED))
-    return [(each.kind, each.effect) for each in compare_target(state, target, status)]
+    return [(each.kind, each.severity) for each in compare_target(state, target, status)]
 
 
 def as_vm(vm: VmInfo = KVM, **changes: Any) -> Layout:
@@ -126,7 +126,7 @@ def test_another_place_kills_only_where_the_apic_id_differs() -> None:
     source = placed(threes, (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2))
     flat = placed(Topology(max_cpus=6, sockets=6), *((socket, 0) for socket in range(6)))
     (difference,) = compare_target(VmState(source), flat, WAITS)
-    assert (difference.effect, difference.source, difference.target) == (E.KILLS, "sockets=2,cores=3", "sockets=6")
+    assert (difference.severity, difference.source, difference.target) == (E.KILLS, "sockets=2,cores=3", "sockets=6")
     assert difference.ids == VcpuMap.parse("1-5")
 
 
@@ -134,7 +134,7 @@ def test_where_the_topology_is_not_told_another_place_is_taken_to_kill() -> None
     source = layout(PLUGGED)
     slots = tuple(replace(slot, props=CpuProps({"core-id": slot.first + 8})) for slot in source.slots)
     (difference,) = compare_target(VmState(source), replace(source, slots=slots), WAITS)
-    assert (difference.kind, difference.effect) == (K.TOPOLOGY, E.KILLS)
+    assert (difference.kind, difference.severity) == (K.TOPOLOGY, E.KILLS)
     assert (difference.source, difference.target) == ("vCPU 0 at socket-id 0 core-id 0", "vCPU 0 at core-id 8")
 
 
@@ -144,7 +144,7 @@ def test_what_refuses_comes_first_and_is_demanded() -> None:
     )
     assert [each.kind for each in found] == [K.MAXIMUM, K.DEVICE_ID, K.ORDER, K.PENDING]
     with pytest.raises(TargetMismatchError) as refused:
-        demand("test", found)
+        raise_if_incompatible("test", found)
     assert refused.value.differences == found[:1]
     assert refused.value.notes == found[1:]
     assert str(refused.value) == (
@@ -152,7 +152,7 @@ def test_what_refuses_comes_first_and_is_demanded() -> None:
         " dies, and the source may report completed all the same: start the target with maxcpus=8 and the source's"
         " topology"
     )
-    assert demand("test", found, [K.MAXIMUM]) == found
+    assert raise_if_incompatible("test", found, [K.MAXIMUM]) == found
 
 
 def test_many_ids_are_cut_in_words_and_whole_in_the_value() -> None:
@@ -174,8 +174,8 @@ def test_a_pending_vcpu_may_have_left_on_arrival_and_any_other_may_not() -> None
 
 def test_what_changes_on_the_source_after_the_export_is_told() -> None:
     left, came = changes_since(VmState(layout(PLUGGED)), layout({0: "boot", 2: "ours", 6: "other"}))
-    assert (left.kind, left.ids, left.effect) == (K.EXTRA_VCPU, VcpuMap([5]), E.SILENT)
-    assert (came.kind, came.ids, came.effect) == (K.MISSING_VCPU, VcpuMap([6]), E.KILLS)
+    assert (left.kind, left.ids, left.severity) == (K.EXTRA_VCPU, VcpuMap([5]), E.SILENT)
+    assert (came.kind, came.ids, came.severity) == (K.MISSING_VCPU, VcpuMap([6]), E.KILLS)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_what_changes_on_the_source_after_the_export_is_told() -> None:
 )
 def test_a_vm_has_arrived_only_by_a_migration_that_is_over(status: VmStatus, here: bool, never: str) -> None:
     assert arrived(status) is here
-    assert never_came(status) == never
+    assert arrival_failure(status) == never
 
 
 def test_a_difference_is_a_value() -> None:

@@ -6,11 +6,10 @@ from typing import Final, NamedTuple
 
 from qmpvcpu.errors import Outcome, ReplayMismatchError
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.model.shapes import is_same_model
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.names import is_same_model
+from qmpvcpu.model.vcpumap import VcpuMap, named
 from qmpvcpu.model.vm import Topology
 from qmpvcpu.planning.checks import Situation
-from qmpvcpu.planning.explain import named
 from qmpvcpu.planning.plan import Plan, plan_plugs
 
 # Run states in which no guest runs, and one can: QEMU takes device_add in all of them.
@@ -18,12 +17,12 @@ _STOPPED: Final = ("prelaunch", "paused", "inmigrate")
 _LEVELS: Final = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
 
 
-class Wanted(NamedTuple):
+class ReplayTarget(NamedTuple):
     """What a QEMU is to have.
 
     Attributes:
         max: How many vCPUs there can be.
-        boot: The vCPUs that it starts with.
+        started_with: The vCPUs that it starts with.
         later: The vCPUs that are plugged after, in order.
         topology: Its topology, or None where that is not said.
         cells: The NUMA cell of each vCPU; empty where there are none.
@@ -32,7 +31,7 @@ class Wanted(NamedTuple):
     """
 
     max: int
-    boot: VcpuMap
+    started_with: VcpuMap
     later: tuple[int, ...]
     topology: Topology | None = None
     cells: Mapping[int, int] = MappingProxyType({})
@@ -40,64 +39,64 @@ class Wanted(NamedTuple):
     model: str | None = None
 
 
-def plan_replay(now: Situation, wanted: Wanted, *, allow_fatal: bool = False) -> Plan:
-    """Return the plugs that give a QEMU what it lacks of *wanted*, in its order.
+def plan_replay(now: Situation, target: ReplayTarget, *, allow_fatal: bool = False) -> Plan:
+    """Return the plugs that give a QEMU what it lacks of *target*, in its order.
 
     Idempotent: what the QEMU has already may be a beginning of that order.
 
     Raises:
-        ReplayMismatchError: The VM runs, or its QEMU cannot become *wanted* by plugging.
+        ReplayMismatchError: The VM runs, or its QEMU cannot become *target* by plugging.
     """
-    found = tuple(_differences(now, wanted))
+    found = tuple(_differences(now, target))
     if found:
         raise ReplayMismatchError(found)
     have = len(now.layout.order)
-    return plan_plugs(now, _expected(now.layout, wanted)[have:], allow_fatal=allow_fatal)
+    return plan_plugs(now, _expected(now.layout, target)[have:], allow_fatal=allow_fatal)
 
 
-def check_replayed(layout: Layout, wanted: Wanted) -> None:
-    """Return if *layout* has the vCPUs of *wanted*, created in its order.
+def check_replayed(layout: Layout, target: ReplayTarget) -> None:
+    """Return if *layout* has the vCPUs of *target*, created in its order.
 
     Raises:
         ReplayMismatchError: It has not.
     """
-    expected = _expected(layout, wanted)
+    expected = _expected(layout, target)
     if layout.order != expected:
         raise ReplayMismatchError([_other_order(layout, expected)], outcome=Outcome.CHANGED)
 
 
-def _expected(layout: Layout, wanted: Wanted) -> tuple[int, ...]:
-    """Return the first vCPU ids of the slots of *wanted*, in the order in which they are created."""
-    return tuple(dict.fromkeys(layout.slot_of(each).first for each in (*wanted.boot, *wanted.later)))
+def _expected(layout: Layout, target: ReplayTarget) -> tuple[int, ...]:
+    """Return the first vCPU ids of the slots of *target*, in the order in which they are created."""
+    return tuple(dict.fromkeys(layout.slot_of(each).first for each in (*target.started_with, *target.later)))
 
 
-def _differences(now: Situation, wanted: Wanted) -> Iterator[str]:
+def _differences(now: Situation, target: ReplayTarget) -> Iterator[str]:
     layout, state = now.layout, now.status.run_state
     if state not in _STOPPED:
         yield f"it is {state}, not stopped ({', '.join(_STOPPED)}): set_map is for a VM that runs"
-    if layout.max != wanted.max:
-        yield f"it can have {layout.max} vCPUs, not {wanted.max} (maxcpus)"
+    if layout.max != target.max:
+        yield f"it can have {layout.max} vCPUs, not {target.max} (maxcpus)"
         return  # what else differs follows from that
     running = layout.slots[0].model
-    if wanted.model is not None and running is not None and not is_same_model(wanted.model, running):
-        yield f"its CPU model is {running}, not {wanted.model} (-cpu)"
-    yield from _other_places(layout, wanted)
+    if target.model is not None and running is not None and not is_same_model(target.model, running):
+        yield f"its CPU model is {running}, not {target.model} (-cpu)"
+    yield from _other_places(layout, target)
     if layout.pending:
         yield f"a removal of {named(layout.pending)} is pending, and may come true at any plug"
-    parts = list(_parts(layout, wanted))
+    parts = list(_parts(layout, target))
     yield from parts
     if not parts:
-        yield from _other_cpus(layout, wanted)
+        yield from _other_cpus(layout, target)
 
 
-def _other_places(layout: Layout, wanted: Wanted) -> Iterator[str]:
+def _other_places(layout: Layout, target: ReplayTarget) -> Iterator[str]:
     here = layout.vm.topology
-    if here is not None and wanted.topology is not None:
-        sizes = [(level, getattr(here, level), getattr(wanted.topology, level)) for level in _LEVELS]
+    if here is not None and target.topology is not None:
+        sizes = [(level, getattr(here, level), getattr(target.topology, level)) for level in _LEVELS]
         unlike = [f"{level} {size}, not {other}" for level, size, other in sizes if size != other]
         if unlike:
             yield f"its topology has {'; '.join(unlike)}"
-    pairs = list(zip(layout.slots, wanted.slots, strict=False))
+    pairs = list(zip(layout.slots, target.slots, strict=False))
     others = {
         "are of other sizes": _ids(slot for slot, other in pairs if slot.count != other.count),
         "are of another CPU type": _ids(slot for slot, other in pairs if slot.type != other.type),
@@ -106,24 +105,24 @@ def _other_places(layout: Layout, wanted: Wanted) -> Iterator[str]:
     for how, ids in others.items():
         if ids:
             first = layout.slot_of(min(ids))
-            other = next(each for each in wanted.slots if each.first <= first.first < each.first + each.count)
+            other = next(each for each in target.slots if each.first <= first.first < each.first + each.count)
             is_so, not_so = _said(first), _said(other)
             yield f"the slots of {named(ids)} {how}: the first is {is_so}, not {not_so}"
     cells = [(each, slot.props.number("node-id")) for slot in layout.slots for each in slot.ids]
-    strays = [(each, node) for each, node in cells if wanted.cells and node != wanted.cells.get(each)]
+    strays = [(each, node) for each, node in cells if target.cells and node != target.cells.get(each)]
     if strays:
         vcpu, node = strays[0]
         ids = VcpuMap(each for each, _ in strays)
-        yield f"{named(ids)} are in other NUMA cells: {vcpu} in {node}, not in {wanted.cells.get(vcpu)}"
+        yield f"{named(ids)} are in other NUMA cells: {vcpu} in {node}, not in {target.cells.get(vcpu)}"
 
 
 def _said(slot: Slot) -> str:
     return f"{slot.count} of {slot.type} at {', '.join(f'{name} {value}' for name, value in slot.props.items())}"
 
 
-def _parts(layout: Layout, wanted: Wanted) -> Iterator[str]:
-    """Return the slots of which only a part is wanted, or is wanted at the start."""
-    for ids, when in ((wanted.boot, "to be there at the start"), (wanted.later, "to be plugged")):
+def _parts(layout: Layout, target: ReplayTarget) -> Iterator[str]:
+    """Return the slots of which only a part is target, or is target at the start."""
+    for ids, when in ((target.started_with, "to be there at the start"), (target.later, "to be plugged")):
         those = frozenset(ids)
         for slot in layout.slots:
             inside = [each for each in range(slot.first, slot.first + slot.count) if each in those]
@@ -131,11 +130,12 @@ def _parts(layout: Layout, wanted: Wanted) -> Iterator[str]:
                 yield f"{named(slot.ids)} are one slot and move together: {VcpuMap(inside)} of it is {when}"
 
 
-def _other_cpus(layout: Layout, wanted: Wanted) -> Iterator[str]:
+def _other_cpus(layout: Layout, target: ReplayTarget) -> Iterator[str]:
     has = _ids(slot for slot in layout.slots if slot.is_boot)
-    expected = _expected(layout, wanted)
-    if has != wanted.boot:
-        yield f"QEMU has started with {named(has)}, not with {named(wanted.boot)} (-smp {len(wanted.boot)})"
+    expected = _expected(layout, target)
+    if has != target.started_with:
+        should = target.started_with
+        yield f"QEMU has started with {named(has)}, not with {named(should)} (-smp {len(should)})"
     elif layout.order != expected[: len(layout.order)]:
         yield _other_order(layout, expected)
 

@@ -13,7 +13,7 @@ from qmpvcpu.model.transition import Action
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import KnownFault, Topology, VmStatus
 from qmpvcpu.planning.checks import Situation
-from qmpvcpu.planning.replaying import Wanted, check_replayed, plan_replay
+from qmpvcpu.planning.replay import ReplayTarget, check_replayed, plan_replay
 from tests.domainxml.examples import Q35, layout_of
 from tests.planning.situations import with_slot
 
@@ -25,12 +25,12 @@ def situation(layout: Layout, status: VmStatus = STOPPED) -> Situation:
     return Situation(layout, status, created=len(layout.enabled))
 
 
-def wanted(most: int, boot: int, *later: int) -> Wanted:
-    return Wanted(most, VcpuMap(range(boot)), later)
+def wanted(most: int, boot: int, *later: int) -> ReplayTarget:
+    return ReplayTarget(most, VcpuMap(range(boot)), later)
 
 
 @st.composite
-def replays(draw: st.DrawFn) -> tuple[Layout, Wanted, tuple[int, ...]]:
+def replays(draw: st.DrawFn) -> tuple[Layout, ReplayTarget, tuple[int, ...]]:
     """A QEMU that has some of what is wanted, and what it lacks, in order."""
     count = draw(st.sampled_from([1, 1, 2, 4]))
     slots = draw(st.integers(1, 8))
@@ -40,19 +40,19 @@ def replays(draw: st.DrawFn) -> tuple[Layout, Wanted, tuple[int, ...]]:
     done = draw(st.integers(0, len(later)))
     layout = layout_of(slots, [*range(boot), *later[:done]], boot=boot, count=count)
     ids = tuple(each for number in later for each in range(number * count, (number + 1) * count))
-    needs = Wanted(slots * count, VcpuMap(range(boot * count)), ids)
+    needs = ReplayTarget(slots * count, VcpuMap(range(boot * count)), ids)
     return layout, needs, tuple(number * count for number in later[done:])
 
 
 @given(case=replays())
 def test_what_is_lacking_is_plugged_in_its_order_and_nothing_else(
-    case: tuple[Layout, Wanted, tuple[int, ...]],
+    case: tuple[Layout, ReplayTarget, tuple[int, ...]],
 ) -> None:
     layout, needs, lacking = case
     plan = plan_replay(situation(layout), needs)
     assert tuple(step.first for step in plan.steps) == lacking
     assert all(step.action is Action.PLUG for step in plan.steps)
-    assert plan.target == needs.boot | set(needs.later)
+    assert plan.target == needs.started_with | set(needs.later)
     for step in plan.steps:
         slot = layout.slot_of(step.first)
         layout = with_slot(layout, slot.filled(slot.new_qom_path))
@@ -109,7 +109,7 @@ def test_a_vm_that_is_not_stopped_does_not(state: str) -> None:
         ),
     ],
 )
-def test_a_qemu_that_is_another_is_told_in_what(layout: Layout, needs: Wanted, words: str) -> None:
+def test_a_qemu_that_is_another_is_told_in_what(layout: Layout, needs: ReplayTarget, words: str) -> None:
     with pytest.raises(ReplayMismatchError) as caught:
         plan_replay(situation(layout), needs)
     (difference,) = caught.value.differences
