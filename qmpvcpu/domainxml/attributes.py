@@ -1,4 +1,4 @@
-"""Attributes and texts as libvirt reads them, and what it has against them."""
+"""Attributes and texts read as libvirt reads them; what it would refuse is collected."""
 
 import re
 from collections.abc import Collection
@@ -23,24 +23,24 @@ _UNITS = {"": 1024, "b": 1, "byte": 1, "bytes": 1}
 for _power, _letter in enumerate("kmgtpe", start=1):
     _UNITS |= {_letter: 1024**_power, f"{_letter}ib": 1024**_power, f"{_letter}b": 1000**_power}
 _MOST_KIB = 2**53 - 1
-# Some hundreds of different CPUs for each of some thousands of vCPUs; a hostile document names all of them for each.
+# Hundreds of CPUs for each of thousands of vCPUs; a hostile document names all of them for each.
 _MOST_CPUS_NAMED = 2**20
-# Nobody reads more, and a hostile document has some for each of its tags.
+# Nobody reads more, and a hostile document can break a rule with each of its tags.
 _MOST_FOUND = 1000
 
 
-class Fields:
-    """Reads attributes, and collects what libvirt would refuse: in its own order, if it is asked in that order.
+class AttributeReader:
+    """Reads attributes, and collects what libvirt would refuse, in the order in which it is asked for them.
 
-    What is refused is read as if it were not there.
+    A refused value is read as if it were absent.
 
     Attributes:
-        found: The rules that are broken, the first thousand of them.
-        count: How many are.
+        broken: The broken rules, the first thousand of them.
+        count: How many there are.
     """
 
     def __init__(self) -> None:
-        self.found: list[DomainRuleError] = []
+        self.broken: list[DomainRuleError] = []
         self.count = 0
         self._maps: dict[str, VcpuMap | None] = {}
         self._named = 0
@@ -49,19 +49,19 @@ class Fields:
         self,
         rule: DomainRule,
         element: etree._Element,
-        attribute: str | None = None,
-        *,
+        attribute: str | None,
         says: str,
+        *,
         value: str | None = None,
         detail: str = "",
         stage: RuleStage = RuleStage.DEFINE,
     ) -> None:
-        """Take down that *rule* is broken; *value* is that of the attribute where none is given."""
+        """Note a broken *rule*; *says* is libvirt's message, and *value* defaults to the attribute's."""
         self.count += 1
         if self.count > _MOST_FOUND:
             return
         tags = [str(each.tag) for each in element.iterancestors()][:-1]
-        self.found.append(
+        self.broken.append(
             DomainRuleError(
                 rule,
                 element="/".join([*reversed(tags), str(element.tag)]),
@@ -75,75 +75,63 @@ class Fields:
         )
 
     def required(self, element: etree._Element, attribute: str) -> bool:
-        """Tell whether the attribute is there; it must be."""
+        """Tell whether a mandatory attribute is present."""
         if element.get(attribute) is not None:
             return True
-        self.refuse(
-            DomainRule.ATTRIBUTE_MISSING,
-            element,
-            attribute,
-            says=f"Missing required attribute '{attribute}' in element '{element.tag!s}'",
-        )
+        says = f"Missing required attribute '{attribute}' in element '{element.tag!s}'"
+        self.refuse(DomainRule.ATTRIBUTE_MISSING, element, attribute, says)
         return False
 
     def number(self, element: etree._Element, attribute: str) -> int | None:
-        """Return an unsigned number of 32 bits, if there is one."""
+        """Return an unsigned 32-bit number, or None if it is absent."""
         text = element.get(attribute)
         if text is None:
             return None
-        # Most are so; there are some for each vCPU.
+        # A shortcut for most of them: each vCPU has some.
         if len(text) < _FEW_DIGITS and text.isascii() and text.isdigit():
             return int(text)
         found = unsigned(text)
         if found is None or found > _UINT_MAX:
-            self._refuse_value(
-                DomainRule.NOT_A_NUMBER, element, attribute, ending=". Expected non-negative integer value"
-            )
+            self._refuse_value(DomainRule.NOT_A_NUMBER, element, attribute, ". Expected non-negative integer value")
             return None
         return found
 
     def integer(self, element: etree._Element, attribute: str) -> int | None:
-        """Return a signed number of 32 bits; it must be there."""
+        """Return a signed 32-bit number, which must be there."""
         found = signed(element.get(attribute, ""))
         if found is None or not -_INT_MAX - 1 <= found <= _INT_MAX:
-            self._refuse_value(DomainRule.NOT_AN_INTEGER, element, attribute, ending=". Expected integer value")
+            self._refuse_value(DomainRule.NOT_AN_INTEGER, element, attribute, ". Expected integer value")
             return None
         return found
 
     def truth(self, element: etree._Element, attribute: str) -> bool | None:
-        """Return whether it says yes, if it says anything."""
+        """Return what a yes or no says, or None if it is absent."""
         text = element.get(attribute)
         if text is None:
             return None
         if text in _TRUTHS:
             return _TRUTHS[text]
-        self._refuse_value(DomainRule.NOT_YES_OR_NO, element, attribute, ending=".")
+        self._refuse_value(DomainRule.NOT_YES_OR_NO, element, attribute, ".")
         return None
 
     def choice(
         self, element: etree._Element, attribute: str, choices: Collection[str], *, says: str | None = None
     ) -> str | None:
-        """Return one of *choices*, if there is one."""
+        """Return one of *choices*, or None if it is absent; *says* is libvirt's message if it has its own."""
         text = element.get(attribute)
         if text is None or text in choices:
             return text
-        self._refuse_value(
-            DomainRule.NOT_A_CHOICE,
-            element,
-            attribute,
-            ending=".",
-            says=says,
-            detail=f"these are {', '.join(choices)}",
-        )
+        detail = f"these are {', '.join(choices)}"
+        self._refuse_value(DomainRule.NOT_A_CHOICE, element, attribute, ".", says=says, detail=detail)
         return None
 
     def cpuset(
         self, element: etree._Element, attribute: str, *, may_be_empty: bool = False, says_empty: str | None = None
     ) -> VcpuMap | None:
-        """Return a set of ids, if there is one; two that are written alike are one object.
+        """Return a set of ids, or None if it is absent; equal texts give the same object.
 
         Raises:
-            DomainXmlError: The document names so many that it can only mean to take our memory.
+            DomainXmlError: The document names more CPUs than any honest one.
         """
         text = element.get(attribute)
         if text is None:
@@ -154,26 +142,25 @@ class Fields:
             self.count_named(element, found or ())
         found = self._maps[text]
         if found is None:
-            says = f"Failed to parse bitmap '{text}'"
-            self.refuse(DomainRule.CPUSET_UNREADABLE, element, attribute, says=says)
+            self.refuse(DomainRule.CPUSET_UNREADABLE, element, attribute, f"Failed to parse bitmap '{text}'")
         elif not found and not may_be_empty:
             says = says_empty or f"Invalid value of '{attribute}': {text}"
-            self.refuse(DomainRule.CPUSET_EMPTY, element, attribute, says=says)
+            self.refuse(DomainRule.CPUSET_EMPTY, element, attribute, says)
             return None
         return found
 
     def count_named(self, element: etree._Element, cpus: Collection[int]) -> None:
-        """Count CPUs that cost time or memory each, whoever else has named them.
+        """Count named CPUs, repeated ones too: each costs time or memory.
 
         Raises:
-            DomainXmlError: These are more than any document needs to name.
+            DomainXmlError: They are more than any document needs.
         """
         self._named += len(cpus)
         if self._named > _MOST_CPUS_NAMED:
             raise DomainXmlError(f"its cpusets name more than {_MOST_CPUS_NAMED} CPUs in all", line=line_of(element))
 
     def kib(self, element: etree._Element, attribute: str | None = None) -> int | None:
-        """Return an amount of memory in KiB, rounded up; it is in *attribute*, or the text."""
+        """Return an amount of memory in KiB, rounded up, from *attribute* or the element's text."""
         text = text_of(element) if attribute is None else element.get(attribute, "")
         where = "./@memory" if attribute else f"./{element.tag!s}[1]"
         if not text:
@@ -181,15 +168,15 @@ class Fields:
         found = unsigned(text)
         if found is None or found >= 2**64:
             says = f"Invalid value '{text}' for element or attribute '{where}'"
-            self.refuse(DomainRule.MEMORY_NOT_A_NUMBER, element, attribute, value=text, says=says)
+            self.refuse(DomainRule.MEMORY_NOT_A_NUMBER, element, attribute, says, value=text)
             return None
         unit = element.get("unit", "")
         if unit.lower() not in _UNITS:
-            self.refuse(DomainRule.MEMORY_UNIT, element, "unit", says=f"unknown suffix '{unit}'")
+            self.refuse(DomainRule.MEMORY_UNIT, element, "unit", f"unknown suffix '{unit}'")
             return None
         kib = -(-found * _UNITS[unit.lower()] // 1024)
         if kib > _MOST_KIB:
-            self.refuse(DomainRule.MEMORY_TOO_LARGE, element, attribute, value=text, says="value too large")
+            self.refuse(DomainRule.MEMORY_TOO_LARGE, element, attribute, "value too large", value=text)
             return None
         return kib
 
@@ -198,25 +185,25 @@ class Fields:
         rule: DomainRule,
         element: etree._Element,
         attribute: str,
-        *,
         ending: str,
+        *,
         says: str | None = None,
         detail: str = "",
     ) -> None:
         told = f"Invalid value for attribute '{attribute}' in element '{element.tag!s}': '{element.get(attribute)}'"
-        self.refuse(rule, element, attribute, says=says or told + ending, detail=detail)
+        self.refuse(rule, element, attribute, says or told + ending, detail=detail)
 
 
 def unsigned(text: str) -> int | None:
-    """Return the number that C's ``strtoul`` reads, if nothing follows it; 2**64 or more where it is too large."""
-    if len(text) <= _MOST_DIGITS and text.isascii() and text.isdecimal():  # nearly all are, some thousands of them
+    """Return the number that C's ``strtoul`` reads if nothing follows it; too large ones are 2**64 or more."""
+    if len(text) <= _MOST_DIGITS and text.isascii() and text.isdecimal():  # nearly all are, in thousands
         return int(text)
     found = _UNSIGNED.fullmatch(text)
     return None if found is None else _bounded(found[1])
 
 
 def signed(text: str) -> int | None:
-    """Return the number that C's ``strtol`` reads, if nothing follows it; beyond 64 bits where it is too large."""
+    """Return the number that C's ``strtol`` reads if nothing follows it; too large ones are beyond 64 bits."""
     found = _SIGNED.fullmatch(text)
     if found is None:
         return None
@@ -224,18 +211,18 @@ def signed(text: str) -> int | None:
 
 
 def _bounded(digits: str) -> int:
-    # Before int(): a digit string of megabytes must not cost quadratic time.
+    # int() takes quadratic time for megabytes of digits.
     rest = digits.lstrip("0")
     return int(rest or "0") if len(rest) <= _MOST_DIGITS else 2**64
 
 
 def _map_of(text: str) -> VcpuMap | None:
-    # libvirt knows no spaces but these, and takes one comma at the end.
+    # libvirt skips these spaces only, and accepts one comma at the end.
     body = text.strip(" \t\n\r").removesuffix(",")
     if not body.isascii() or not body.strip():
         return None
     try:
-        # The first two name nothing. They make a set of what is only taken out: libvirt reads that, as the empty set.
+        # "0,^0" names nothing, and lets a set start with an exclusion: libvirt reads that, as the empty set.
         return VcpuMap.parse(f"0,^0,{body}")
     except InvalidMapError:
         return None

@@ -1,4 +1,4 @@
-"""A document that is edited in its bytes: what is not touched stays as it was written."""
+"""Edits to the bytes of a document: whatever is not edited stays as it was written."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,23 +14,23 @@ _ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
 _NUMBER = re.compile(rb"\s*\+?([0-9]+)\s*")
 _NO_TEXT = re.compile(rb"<!--.*?-->|<\?.*?\?>", re.DOTALL)
 _BREAK = re.compile(rb"\r\n|\r|\n")
-# Comments at the end of a line are about what stands before them on it. Each is looked for once for each of some
-# thousands of rows, so that a hostile document could make it dear: hence the bounds.
+# Comments at the end of a line belong to what is before them. They are looked for once per row, thousands of times,
+# which a hostile document could make expensive: hence the bounds.
 _REST_OF_LINE = re.compile(rb"(?:[ \t]{0,99}<!--(?:(?!--)[^\r\n]){0,500}+-->){0,9}+[ \t]{0,99}(?=[\r\n])")
 _BLANK_REST = re.compile(rb"[ \t]*(?=[\r\n])")
-# Taken over by each new line; nobody indents by more.
+# Each new line copies the indentation; nobody indents by more.
 _MOST_BLANKS = 200
 
 
 class Editor:
-    """Edits to one document, carried out all at once.
+    """Edits to one document, all made at once by ``result``.
 
     New elements are written as libvirt writes them (single quotes, two blanks a level), on lines of their own where
     their neighbours are; they take over the neighbours' indentation and line ends.
 
     Args:
         xml: The document.
-        root: What ``parse_safely`` makes of it.
+        root: Its tree, from ``parse_safely``.
 
     Attributes:
         root: As given; never changed.
@@ -41,8 +41,8 @@ class Editor:
         self._xml = xml
         self._spans: dict[etree._Element, Span] = dict(zip(self.root.iter("*"), find_spans(xml), strict=True))
         self._edits: list[tuple[int, int, bytes]] = []
-        self._inside: dict[etree._Element, list[Node]] = {}  # of elements without any inside
-        self._margins: dict[etree._Element, bytes] = {}  # as looked for once: a line can be as long as the document
+        self._inside: dict[etree._Element, list[Node]] = {}  # new children of elements that have none
+        self._margins: dict[etree._Element, bytes] = {}  # each found once: a line can be as long as the document
         self._anchors: dict[tuple[etree._Element, tuple[str, ...]], etree._Element | None] = {}
         self._unit = self._find_unit()
 
@@ -61,12 +61,12 @@ class Editor:
     def set_attributes(
         self, element: etree._Element, changes: Mapping[str, str | None], *, order: Sequence[str]
     ) -> None:
-        """Give attributes of *element* new values, or take them away (None); once for each element.
+        """Give attributes of *element* new values, or remove them (None); at most once for each element.
 
         Args:
             element: Of this document.
             changes: New values, which need no escaping, by name.
-            order: The order in which libvirt writes the names, for those that are new.
+            order: libvirt's order of the names, which says where a new one goes.
         """
         span = self._spans[element]
         tag = self._xml[span.start : span.content]
@@ -91,7 +91,7 @@ class Editor:
         self._put(span.start, span.content, b"".join(text for _, text in pieces) + tag[at:])
 
     def set_number(self, element: etree._Element, number: int) -> None:
-        """Put *number* in the place of the one that is the text of *element*."""
+        """Replace the number that is the text of *element*."""
         span = self._spans[element]
         content = self._xml[span.content : span.close]
         text = _NO_TEXT.sub(lambda comment: b" " * len(comment[0]), content)
@@ -100,7 +100,7 @@ class Editor:
         self._put(span.content + start, span.content + end, b"%d" % number)
 
     def remove(self, element: etree._Element) -> None:
-        """Take *element* out, and with it its line if nothing else is on that."""
+        """Remove *element*, and its line if nothing else is on it."""
         span = self._spans[element]
         margin = self._margin(element)
         rest = _BLANK_REST.match(self._xml, span.end)
@@ -110,28 +110,28 @@ class Editor:
             self._put(span.start, span.end, b"")
 
     def replace(self, element: etree._Element, node: Node) -> None:
-        """Put *node* in the place of *element*."""
+        """Replace *element* by *node*."""
         span = self._spans[element]
         margin = self._margin(element)
         self._put(span.start, span.end, self._text(node, margin)[len(margin) :])
 
     def rewrite(self, element: etree._Element, before: str, after: str) -> bool:
-        """Write *element* as *after* if it is written exactly as *before*; return whether it is."""
+        """Replace the bytes *before* of *element* by *after*; return False if it is written in another way."""
         span = self._spans[element]
         exact = self._xml[span.start : span.end] == before.encode()
         if exact:
             self._put(span.start, span.end, after.encode())
         return exact
 
-    def insert_after(self, element: etree._Element, node: Node) -> None:
-        """Put *node* behind *element*, and behind the comments on the same line; more than once: in this order."""
+    def insert_after(self, element: etree._Element, node: Node | str) -> None:
+        """Insert *node* after *element* and the comments on its line; repeated calls keep their order."""
         end = self._spans[element].end
         if element not in self._margins:
             self._margins[element] = self._margin(element) or self._margin_of_next_line(end)
         self._insert(end, node, self._margins[element])
 
     def insert(self, parent: etree._Element, node: Node, *, after: Sequence[str]) -> None:
-        """Put *node* into *parent*: behind its last child of the last name in *after* that it has, else first."""
+        """Insert *node* into *parent*, after the last child with the latest name in *after*, or else first."""
         anchor = self._anchor(parent, tuple(after))
         if anchor is not None:
             self.insert_after(anchor, node)
@@ -143,14 +143,14 @@ class Editor:
             self._insert(self._spans[parent].content, node, self._margin(first))
 
     def _anchor(self, parent: etree._Element, after: tuple[str, ...]) -> etree._Element | None:
-        # Looked for once: some thousands of pins go behind one element, which has some thousands of children.
+        # Found once: thousands of pins may go after one element that has thousands of children.
         key = (parent, after)
         if key not in self._anchors:
             found = (next(parent.iterchildren(tag, reversed=True), None) for tag in reversed(after))
             self._anchors[key] = next((each for each in found if each is not None), None)
         return self._anchors[key]
 
-    def _insert(self, at: int, node: Node, margin: bytes) -> None:
+    def _insert(self, at: int, node: Node | str, margin: bytes) -> None:
         rest = _REST_OF_LINE.match(self._xml, at) if margin else None
         place = rest.end() if rest else at
         self._put(place, place, self._text(node, margin))
@@ -173,8 +173,8 @@ class Editor:
     def _put(self, start: int, end: int, text: bytes) -> None:
         self._edits.append((start, end, text))
 
-    def _text(self, node: Node, margin: bytes) -> bytes:
-        """Return *node* as text, each of its lines after a line break and its indentation; without *margin*, none."""
+    def _text(self, node: Node | str, margin: bytes) -> bytes:
+        """Return *node* as text, each line after a line break and its indentation if there is a *margin*."""
         lines = []
         for line in write(node).removesuffix(b"\n").split(b"\n"):
             text = line.lstrip(b" ")
@@ -183,7 +183,7 @@ class Editor:
         return b"".join(lines)
 
     def _margin(self, element: etree._Element) -> bytes:
-        """Return the line break and the blanks before *element*; nothing if it is not the first on its line."""
+        """Return the line break and the blanks before *element*; empty if it is not the first on its line."""
         end = start = self._spans[element].start
         while end - start <= _MOST_BLANKS and self._xml[start - 1 : start] in {b" ", b"\t"}:
             start -= 1
@@ -193,7 +193,7 @@ class Editor:
         return self._xml[start - (2 if line_break == b"\r\n" else 1) : end]
 
     def _margin_of_next_line(self, at: int) -> bytes:
-        """Return the line break that comes after *at* and the blanks of this line; nothing if more is on the line."""
+        """Return the line break after *at* and the indentation of its line; empty if more follows on the line."""
         rest = _REST_OF_LINE.match(self._xml, at)
         ends = rest and _BREAK.match(self._xml, rest.end())
         if not ends:

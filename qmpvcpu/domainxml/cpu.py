@@ -1,12 +1,12 @@
-"""The CPU model: as QEMU tells it of a running VM, as libvirt's ``<cpu>``, and as a document names it.
+"""``<cpu>``: the model, the topology and the NUMA cells; and QEMU's names of models.
 
-QMP tells the model, by the slots' type, and not which features were asked for besides. A document written from that
-says so in an element of its own under ``<metadata>``, to be told to anybody who starts a VM from it::
+QMP reports the CPU model, through the type of the slots, but not the features that were requested. A document that is
+written from a running VM notes that in an element of our own under ``<metadata>``, for those who start a VM from it::
 
     <qmpvcpu:cpu xmlns:qmpvcpu="urn:qmpvcpu:cpu:1" model="EPYC" features="unknown"/>
 
-It counts for as long as ``<cpu>`` says what was written with it: once somebody names another model, or features,
-the document knows better. Without ``model`` QEMU told none, as of a machine without CPU hotplug.
+The note counts while ``<cpu>`` says what was written with it. Once somebody names another model, or features, the
+document knows better. Without ``model``, QEMU reported none, as for a machine without CPU hotplug.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from typing import Final
 
 from lxml import etree
 
-from qmpvcpu.domainxml.attributes import Fields
-from qmpvcpu.domainxml.domain import CpuModel, DomainVcpus, NumaCell
+from qmpvcpu.domainxml.attributes import AttributeReader
+from qmpvcpu.domainxml.domain import LEVELS, CpuModel, DomainVcpus, NumaCell
 from qmpvcpu.domainxml.domainrule import DomainRule
 from qmpvcpu.domainxml.safe_xml import text_of
 from qmpvcpu.domainxml.writer import Node
@@ -36,13 +36,24 @@ CPU_MARK: Final = f"{{{_NAMESPACE}}}cpu"
 
 _MODES: Final[Mapping[str, str]] = {"host": "host-passthrough", "max": "maximum"}
 _MODELS: Final = {mode: name for name, mode in _MODES.items()}
-# What QEMU takes without -cpu; libvirt writes it out, where its own default is no other.
+# What QEMU uses without -cpu; libvirt writes it out unless its own default differs.
 _DEFAULTS: Final = {"x86_64": "qemu64", "i686": "qemu32", "loongarch64": "la464"}
 
 
+_REQUIRED: Final = frozenset({"sockets", "cores", "threads"})
+_LIBVIRT_MODES: Final = ("custom", "host-model", "host-passthrough", "maximum")
+_POLICIES: Final = ("force", "require", "optional", "disable", "forbid")
+_MODES_WITHOUT_MODEL: Final = ("host-passthrough", "maximum")
+
+
+def running_model(layout: Layout) -> str | None:
+    """Return QEMU's name of the model that a VM runs with, or None where QEMU does not report it."""
+    return layout.slots[0].model if layout.slots else None
+
+
 def model_from(layout: Layout) -> CpuModel | None:
-    """Return the CPU model of a running VM as libvirt says it, or None where QEMU does not tell it."""
-    name = layout.slots[0].model if layout.slots else None
+    """Return the model that a VM runs with in libvirt's terms, or None where QEMU does not report it."""
+    name = running_model(layout)
     return None if name is None else _from_name(name)
 
 
@@ -54,9 +65,9 @@ def _from_name(name: str) -> CpuModel:
 
 
 def cpu_parts(model: CpuModel) -> tuple[Mapping[str, str], tuple[Node, ...]]:
-    """Return the attributes of ``<cpu>``, and what is in it, that say *model*.
+    """Return the attributes and the children of the ``<cpu>`` that names *model*.
 
-    libvirt is asked for this very model, and not to check it against the host: QEMU runs it.
+    They ask libvirt for exactly this model, without checking it against the host: QEMU already runs it.
     """
     if model.mode == "custom":
         said = {"mode": "custom", "match": "exact", "check": "none"}
@@ -66,19 +77,19 @@ def cpu_parts(model: CpuModel) -> tuple[Mapping[str, str], tuple[Node, ...]]:
 
 
 def mark_node(layout: Layout) -> Node:
-    """Return what goes under ``<metadata>`` of a document that is written from *layout*."""
-    name = layout.slots[0].model if layout.slots else None
+    """Return the note on the CPU that goes under ``<metadata>`` of a document written from *layout*."""
+    name = running_model(layout)
     told = {} if name is None else {"model": name}
     return Node("qmpvcpu:cpu", {"xmlns:qmpvcpu": _NAMESPACE, **told, "features": "unknown"})
 
 
 def has_mark(root: etree._Element) -> bool:
-    """Tell whether a document was written from a running VM, by us."""
+    """Return True if we wrote the document from a running VM."""
     return root.find(f"metadata/{CPU_MARK}") is not None
 
 
 def is_as_written(root: etree._Element, model: CpuModel | None) -> bool:
-    """Tell whether *model*, which the document names, is the one that its mark is of."""
+    """Return True if *model*, which the document names, is the one that we wrote."""
     mark = root.find(f"metadata/{CPU_MARK}")
     if mark is None:
         return False
@@ -90,14 +101,14 @@ def is_as_written(root: etree._Element, model: CpuModel | None) -> bool:
 
 
 def untold_of(root: etree._Element, model: CpuModel | None) -> str | None:
-    """Return what QEMU did not tell of the CPU of a document that names *model*; None where somebody has added it."""
+    """Return what QEMU did not report about the CPU of a document that names *model*; None if it was added since."""
     if not is_as_written(root, model) or (model is not None and model.features):
         return None
     return CPU_MODEL if root.find(f"metadata/{CPU_MARK}[@model]") is None else CPU_FEATURES
 
 
 def qemu_model(domain: DomainVcpus, arch: str) -> str | None:
-    """Return QEMU's name of the model that a document asks for; None where it is QEMU's or the host's to choose."""
+    """Return QEMU's name of the model that a document asks for; None where QEMU or the host chooses."""
     model = domain.cpu or CpuModel("custom")
     if model.mode != "custom":
         return _MODELS.get(model.mode)
@@ -108,8 +119,8 @@ def qemu_model(domain: DomainVcpus, arch: str) -> str | None:
 
 
 def cpu_differs(layout: Layout, domain: DomainVcpus) -> str | None:
-    """Say in what the CPU model of a running VM is not that of its document; None where it is, or is not known."""
-    running = layout.slots[0].model if layout.slots else None
+    """Return how the running CPU model differs from the document's; None if it does not, or is not known."""
+    running = running_model(layout)
     named = qemu_model(domain, domain.arch or "x86_64")
     if running is None or named is None or is_same_model(named, running):
         return None
@@ -117,22 +128,15 @@ def cpu_differs(layout: Layout, domain: DomainVcpus) -> str | None:
     return f"the document {said}, and QEMU runs {running}: a VM that is started from it has another CPU"
 
 
-LEVELS = ("sockets", "dies", "clusters", "cores", "threads")
-_REQUIRED = frozenset({"sockets", "cores", "threads"})
-_ALL_MODES = ("custom", "host-model", "host-passthrough", "maximum")
-_POLICIES = ("force", "require", "optional", "disable", "forbid")
-_MODES_WITHOUT_MODEL = ("host-passthrough", "maximum")
-
-
 @dataclass(frozen=True, slots=True)
-class Cpu:
-    """What ``<cpu>`` says; what libvirt would refuse is left out.
+class RawCpu:
+    """What ``<cpu>`` says, without the values that libvirt would refuse.
 
     Attributes:
-        model: The CPU model, or None where nothing is said of one.
+        model: The CPU model, or None where the document names none.
         levels: The numbers of ``<topology>``, by their names; None where there is none.
         topology: That element.
-        cells: ``<numa>``, as it stands there.
+        cells: ``<numa>``, as written.
     """
 
     model: CpuModel | None = None
@@ -141,127 +145,126 @@ class Cpu:
     cells: tuple[NumaCell, ...] = ()
 
 
-def read_cpu(root: etree._Element, count: int | None, fields: Fields) -> Cpu:
-    """Read ``<cpu>`` of a domain with *count* possible vCPUs (None: there is no telling)."""
+def read_cpu(root: etree._Element, count: int | None, reader: AttributeReader) -> RawCpu:
+    """Read ``<cpu>`` of a domain with *count* possible vCPUs (None: unknown)."""
     cpu = root.find("cpu")
     if cpu is None:
-        return Cpu()
+        return RawCpu()
     says = f"Invalid mode attribute '{cpu.get('mode')}'"
-    mode = fields.choice(cpu, "mode", _ALL_MODES, says=says) or "custom"
-    migratable = fields.choice(cpu, "migratable", ("on", "off"))
+    mode = reader.choice(cpu, "mode", _LIBVIRT_MODES, says=says) or "custom"
+    migratable = reader.choice(cpu, "migratable", ("on", "off"))
     if migratable is not None and mode not in _MODES_WITHOUT_MODEL:
         says = "Attribute migratable is only allowed for 'host-passthrough' / 'maximum' CPU mode"
-        fields.refuse(DomainRule.MIGRATABLE_MODE, cpu, "migratable", says=says)
+        reader.refuse(DomainRule.MIGRATABLE_MODE, cpu, "migratable", says)
     topology = cpu.find("topology")
-    levels = None if topology is None else _levels(topology, fields)
+    levels = None if topology is None else _levels(topology, reader)
     element = cpu.find("model")
     name = None if element is None else text_of(element) or None
-    features = _features(cpu, fields, has_model=mode != "custom" or name is not None)
+    features = _features(cpu, reader, has_model=mode != "custom" or name is not None)
     model = None
     if mode != "custom" or name is not None:
         # libvirt drops the name where the mode says it all, and lets the host's own CPU migrate.
         name = None if mode in _MODES_WITHOUT_MODEL else name
         migratable = migratable or ("on" if mode == "host-passthrough" else None)
         model = CpuModel(mode, name, features, migratable)
-    return Cpu(model, levels, topology, _cells(root, count, fields))
+    return RawCpu(model, levels, topology, _cells(root, count, reader))
 
 
-def _levels(topology: etree._Element, fields: Fields) -> Mapping[str, int] | None:
+def _levels(topology: etree._Element, reader: AttributeReader) -> Mapping[str, int] | None:
     levels = {}
     broken = False
     for level in LEVELS:
         if level not in topology.attrib and level not in _REQUIRED:
             levels[level] = 1
             continue
-        number = fields.number(topology, level) if fields.required(topology, level) else None
+        number = reader.number(topology, level) if reader.required(topology, level) else None
         if number == 0:
             says = f"Invalid value for attribute '{level}' in element 'topology': Zero is not permitted"
-            fields.refuse(DomainRule.TOPOLOGY_ZERO, topology, level, says=says)
+            reader.refuse(DomainRule.TOPOLOGY_ZERO, topology, level, says)
         broken |= not number
         levels[level] = number or 1
     return None if broken else levels
 
 
-def _features(cpu: etree._Element, fields: Fields, *, has_model: bool) -> Mapping[str, str]:
+def _features(cpu: etree._Element, reader: AttributeReader, *, has_model: bool) -> Mapping[str, str]:
     elements = cpu.findall("feature")
     if elements and not has_model:
         says = "Non-empty feature list specified without CPU model"
-        fields.refuse(DomainRule.FEATURE_WITHOUT_MODEL, elements[0], "name", says=says)
+        reader.refuse(DomainRule.FEATURE_WITHOUT_MODEL, elements[0], "name", says)
     features: dict[str, str] = {}
     for element in elements:
-        policy = fields.choice(element, "policy", _POLICIES, says="Invalid CPU feature policy") or "require"
+        policy = reader.choice(element, "policy", _POLICIES, says="Invalid CPU feature policy") or "require"
         name = element.get("name")
         if not name:
-            says = "Invalid CPU feature name"
-            fields.refuse(DomainRule.FEATURE_WITHOUT_NAME, element, "name", says=says)
+            reader.refuse(DomainRule.FEATURE_WITHOUT_NAME, element, "name", "Invalid CPU feature name")
         elif name in features:
-            says = f"CPU feature '{name}' specified more than once"
-            fields.refuse(DomainRule.FEATURE_TWICE, element, "name", says=says)
+            reader.refuse(DomainRule.FEATURE_TWICE, element, "name", f"CPU feature '{name}' specified more than once")
         else:
             features[name] = policy
     return features
 
 
-def _cells(root: etree._Element, count: int | None, fields: Fields) -> tuple[NumaCell, ...]:
+def _cells(root: etree._Element, count: int | None, reader: AttributeReader) -> tuple[NumaCell, ...]:
     numa = root.find("cpu/numa")
     if numa is None:
         return ()
     elements = numa.findall("cell")
     if not elements:
-        says = "NUMA topology defined without NUMA cells"
-        fields.refuse(DomainRule.NUMA_WITHOUT_CELLS, numa, says=says)
+        reader.refuse(DomainRule.NUMA_WITHOUT_CELLS, numa, None, "NUMA topology defined without NUMA cells")
     owners: dict[int, int] = {}
     cells: dict[int, NumaCell] = {}
     read: list[tuple[etree._Element, NumaCell]] = []
     for place, element in enumerate(elements):
-        cell = _cell(element, place, len(elements), fields, cells)
+        cell = _cell(element, place, len(elements), reader, cells)
         if cell is not None:
-            _refuse_overlap(element, cell, owners, fields)
-            memory = fields.kib(element, "memory")
+            _refuse_overlap(element, cell, owners, reader)
+            memory = reader.kib(element, "memory")
             if not element.get("memory"):
                 says = "missing element or attribute './@memory'"
-                fields.refuse(DomainRule.ATTRIBUTE_MISSING, element, "memory", says=says)
+                reader.refuse(DomainRule.ATTRIBUTE_MISSING, element, "memory", says)
             cells[cell.id] = NumaCell(cell.id, cell.cpus, memory or 0)
             read.append((element, cell))
     if count is not None:
-        _refuse_beyond(read, len(owners), count, fields)
+        _refuse_beyond(read, len(owners), count, reader)
     return tuple(cells[each] for each in sorted(cells))
 
 
 def _cell(
-    element: etree._Element, place: int, most: int, fields: Fields, known: Mapping[int, NumaCell]
+    element: etree._Element, place: int, most: int, reader: AttributeReader, known: Mapping[int, NumaCell]
 ) -> NumaCell | None:
-    number = fields.number(element, "id") if "id" in element.attrib else place
+    number = reader.number(element, "id") if "id" in element.attrib else place
     if number is None:
         return None
     if number >= most:
         says = "Exactly one 'cell' element per guest NUMA cell allowed"
-        fields.refuse(DomainRule.NUMA_ID_GAP, element, "id", says=says, detail=f"there are {most} cells")
+        reader.refuse(DomainRule.NUMA_ID_GAP, element, "id", says, detail=f"there are {most} cells")
         return None
     if number in known:
         says = f"Duplicate NUMA cell info for cell id '{number}'"
-        fields.refuse(DomainRule.NUMA_ID_TWICE, element, "id", value=str(number), says=says)
+        reader.refuse(DomainRule.NUMA_ID_TWICE, element, "id", says, value=str(number))
         return None
-    return NumaCell(number, fields.cpuset(element, "cpus", may_be_empty=True) or VcpuMap(), 0)
+    return NumaCell(number, reader.cpuset(element, "cpus", may_be_empty=True) or VcpuMap(), 0)
 
 
-def _refuse_overlap(element: etree._Element, cell: NumaCell, owners: dict[int, int], fields: Fields) -> None:
-    fields.count_named(element, cell.cpus)
+def _refuse_overlap(element: etree._Element, cell: NumaCell, owners: dict[int, int], reader: AttributeReader) -> None:
+    reader.count_named(element, cell.cpus)
     shared = [each for each in cell.cpus if each in owners]
     if shared:
         other = min(owners[each] for each in shared)
         says = f"NUMA cells {cell.id} and {other} have overlapping vCPU ids"
         detail = f"vCPU {next(each for each in shared if owners[each] == other)} is in cells {other} and {cell.id}"
-        fields.refuse(DomainRule.NUMA_OVERLAP, element, "cpus", says=says, detail=detail)
+        reader.refuse(DomainRule.NUMA_OVERLAP, element, "cpus", says, detail=detail)
     for each in cell.cpus:
         owners.setdefault(each, cell.id)
 
 
-def _refuse_beyond(cells: list[tuple[etree._Element, NumaCell]], named: int, count: int, fields: Fields) -> None:
+def _refuse_beyond(
+    cells: list[tuple[etree._Element, NumaCell]], named: int, count: int, reader: AttributeReader
+) -> None:
     for element, cell in cells:
         if any(each >= count for each in cell.cpus):
             rule, says = DomainRule.NUMA_ABOVE_MAX, "CPU IDs in <numa> exceed the <vcpu> count"
             if named > count:
                 rule, says = DomainRule.NUMA_TOO_MANY, "Number of CPUs in <numa> exceeds the <vcpu> count"
-            fields.refuse(rule, element, "cpus", says=says, detail=f"<vcpu> says {count}")
+            reader.refuse(rule, element, "cpus", says, detail=f"<vcpu> says {count}")
             return

@@ -1,12 +1,19 @@
-"""DomainVcpus: all that a libvirt ``<domain>`` says about vCPUs."""
+"""What a libvirt ``<domain>`` says about vCPUs, as values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
 from qmpvcpu.model.vmstate import PreviousVcpus
+
+LEVELS: Final = ("sockets", "dies", "clusters", "cores", "threads")
+"""libvirt's levels of ``<topology>``."""
+SMP_LEVELS: Final = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
+"""The levels of QEMU's ``-smp``, highest first."""
+MOST_VCPUS: Final = 16384
+"""No machine has more vCPUs, and the id of each must fit a ``VcpuMap``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +22,10 @@ class DomainVcpu:
 
     Attributes:
         id: Its number, 0 to max - 1.
-        enabled: True if it is there once the VM runs.
-        hotpluggable: True if it is, or would be, plugged before the guest runs, and can leave; False if QEMU starts
-            with it.
-        order: Its place in the order of creation, from 1 on; None where none is given.
+        enabled: True if the VM has it once it runs.
+        hotpluggable: True if it is, or would be, plugged before the guest runs, and can be unplugged; False if QEMU
+            boots with it.
+        order: Its place in the order of creation, from 1 on; None where the document gives none.
     """
 
     id: int
@@ -33,7 +40,7 @@ class NumaCell:
 
     Attributes:
         id: Its number.
-        cpus: The vCPUs in it; a vCPU that no cell names is in cell 0, as libvirt has it.
+        cpus: The vCPUs in it; libvirt puts a vCPU that no cell names into cell 0.
         memory_kib: Its memory in KiB.
     """
 
@@ -47,7 +54,7 @@ class VcpuSched:
     """One ``<vcpusched>``: the host's scheduler for the threads of some vCPUs.
 
     Attributes:
-        vcpus: Which.
+        vcpus: The vCPUs.
         scheduler: ``batch``, ``idle``, ``fifo`` or ``rr``.
         priority: For ``fifo`` and ``rr``; None for the others.
     """
@@ -59,15 +66,14 @@ class VcpuSched:
 
 @dataclass(frozen=True, slots=True)
 class CpuModel:
-    """``<cpu>`` apart from its topology and cells.
+    """``<cpu>`` without its topology and cells.
 
     Attributes:
         mode: ``custom``, ``host-model``, ``host-passthrough`` or ``maximum``.
         model: The model's name under ``custom``, or None.
-        features: What is asked of each feature, by its name: ``force``, ``require``, ``optional``, ``disable`` or
+        features: The policy for each feature, by its name: ``force``, ``require``, ``optional``, ``disable`` or
             ``forbid``.
-        migratable: ``on`` or ``off`` as the document says it, for ``host-passthrough`` and ``maximum``; None where it
-            does not.
+        migratable: ``on`` or ``off`` for ``host-passthrough`` and ``maximum``; None where the document does not say.
     """
 
     mode: str
@@ -84,11 +90,11 @@ class DomainVcpus:
         name: The VM's name.
         uuid: Lower-case text with dashes, or None where the document has none.
         type: ``kvm`` or ``qemu`` (TCG).
-        arch: As libvirt names it (``x86_64``, ``i686``, ``ppc64``, ...), or None.
+        arch: libvirt's name (``x86_64``, ``i686``, ``ppc64``, ...), or None.
         machine: The machine type, or None.
         emulator: Absolute path of the QEMU, or None.
         memory_kib: Its memory in KiB, or None.
-        vcpus: Every possible vCPU, by ascending id: there are as many as ``<vcpu>`` says.
+        vcpus: Every possible vCPU, by ascending id: as many as ``<vcpu>`` says.
         individual: True if the document has ``<vcpus>``, so that holes and order are kept.
         placement: ``static`` or ``auto``.
         cpuset: Host CPUs that vCPUs may run on by default, or None.
@@ -97,14 +103,14 @@ class DomainVcpus:
         scheds: ``<vcpusched>``.
         topology: ``<topology>``, or None where libvirt would give every vCPU a socket.
         numa: The cells, by ascending id.
-        cpu: The CPU model, or None where QEMU's default is taken.
+        cpu: The CPU model, or None where QEMU's default is used.
         unread: Names of elements that change how libvirt starts QEMU's CPUs and cells, and that are not read here
-            (``cpu/cache``, ``features/hyperv``, ...); of no matter to equality.
-        untold: What QEMU did not tell when the document was written from a running VM, and nobody has added since:
-            ``cpu-model``, ``cpu-features``, ``iommu`` (which libvirt wants for so many vCPUs); no matter either.
-        previous: Of a record: what an earlier QEMU had, and the VM as it runs has not been given again. The rows are
-            those of the VM as it runs. Of no matter to equality.
-        next_boot: Of a record: the vCPUs that the next boot is to have, where that was asked for; likewise.
+            (``cpu/cache``, ``features/hyperv``, ...). Ignored by ``==``, as all that follows.
+        untold: What QEMU did not report when the document was written from a running VM, and nobody has added since:
+            ``cpu-model``, ``cpu-features``, ``iommu`` (which libvirt requires for so many vCPUs).
+        previous: In a record: what an earlier QEMU had and the running VM has not been given again. The rows describe
+            the running VM.
+        next_boot: In a record: the vCPUs requested for the next boot, or None.
     """
 
     name: str
@@ -136,12 +142,12 @@ class DomainVcpus:
 
     @property
     def enabled(self) -> VcpuMap:
-        """The vCPUs that are there once the VM runs."""
+        """The vCPUs that the VM has once it runs."""
         return VcpuMap(each.id for each in self.vcpus if each.enabled)
 
     @property
     def current(self) -> int:
-        """How many these are."""
+        """How many are enabled."""
         return sum(each.enabled for each in self.vcpus)
 
     @property
@@ -151,24 +157,32 @@ class DomainVcpus:
 
     @property
     def started_with(self) -> VcpuMap:
-        """The vCPUs that QEMU starts with (the number in ``-smp``): enabled, and not hotpluggable."""
+        """The vCPUs that QEMU boots with (the number in ``-smp``): enabled, and not hotpluggable."""
         return VcpuMap(each.id for each in self.vcpus if each.enabled and not each.hotpluggable)
 
     @property
     def order(self) -> tuple[int, ...]:
-        """The ids of those that are plugged before the guest runs, in this order."""
+        """The ids of the enabled hotpluggable vCPUs, in the order in which they are plugged before the guest runs."""
         late = [each for each in self.vcpus if each.enabled and each.hotpluggable]
         return tuple(each.id for each in sorted(late, key=lambda each: (each.order or 0, each.id)))
 
+    @property
+    def creation(self) -> tuple[int, ...]:
+        """The ids of all enabled vCPUs, in the order in which QEMU creates them."""
+        return (*self.started_with, *self.order)
+
+    @property
+    def has_cores(self) -> bool:
+        """True if the machine's slots are cores; elsewhere each thread is a slot of its own."""
+        return self.arch in {"ppc64", "ppc64le"}
+
+    @property
+    def slot_size(self) -> int:
+        """How many vCPUs make a slot, and are plugged and unplugged together."""
+        return self.topology.threads if self.has_cores and self.topology is not None else 1
+
 
 def needs_rows(vcpus: Sequence[DomainVcpu]) -> bool:
-    """Return True if ``<vcpu current>`` cannot say it: there is a hole, or an enabled vCPU that is hotpluggable."""
+    """Return True if ``<vcpu current>`` cannot express it: there is a hole, or an enabled vCPU is hotpluggable."""
     enabled = sum(vcpu.enabled for vcpu in vcpus)
     return any(vcpu.enabled != (vcpu.id < enabled) or vcpu.hotpluggable == vcpu.enabled for vcpu in vcpus)
-
-
-def creation_of(vcpus: Sequence[DomainVcpu]) -> list[int]:
-    """Return the enabled vCPUs in the order in which libvirt has QEMU create them."""
-    enabled = [vcpu for vcpu in vcpus if vcpu.enabled]
-    enabled.sort(key=lambda vcpu: (vcpu.hotpluggable, vcpu.hotpluggable and (vcpu.order or 0), vcpu.id))
-    return [vcpu.id for vcpu in enabled]

@@ -1,14 +1,14 @@
-"""The vCPU side of any libvirt ``<domain>``, read as libvirt reads it, with the defaults that it fills in."""
+"""What a domain document says: about vCPUs, as libvirt reads it, and about whose document it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
-from uuid import UUID
+from functools import cached_property
+from itertools import islice
 
 from lxml import etree
 
 from qmpvcpu.domainxml.cpu import CPU_MARK, IOMMU, has_mark, is_as_written, untold_of
-from qmpvcpu.domainxml.document import Contents
+from qmpvcpu.domainxml.document import RawDomain, name_of, uuid_of
 from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell, VcpuSched
 from qmpvcpu.domainxml.domainrule import DomainRule
 from qmpvcpu.domainxml.record_element import Metadata, find_record, read_metadata
@@ -20,7 +20,7 @@ from qmpvcpu.model.names import is_word
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
 
-# What else changes -cpu, or the memory of cells, and is for nobody here but whoever starts QEMU.
+# These change -cpu or the memory of cells too, but only matter to those who start QEMU.
 _UNREAD = (
     "cpu[@match='minimum']",
     "cpu/model[@vendor_id]",
@@ -41,129 +41,8 @@ _UNREAD = (
     "numatune",
 )
 
-
-_MOST_QUOTED = 60
-
-
-def parse(xml: bytes) -> DomainVcpus:
-    """Read what a domain document says about vCPUs, as libvirt reads it.
-
-    What libvirt fills in by itself, without asking QEMU, is filled in: vCPUs that ``<vcpus>`` does not list are off,
-    of two rows for one vCPU the last counts, ``current`` counts only where there are no rows, a vCPU that is on is
-    not hotpluggable and one that is off is unless it is said, vCPUs of no cell are in cell 0, a cpuset under
-    ``placement='auto'`` and a pin of a vCPU that cannot be are dropped.
-
-    The rows of a record are the VM as it runs; ``start_of`` returns what it is next started with.
-
-    Args:
-        xml: The document, in UTF-8; the caller bounds its size.
-
-    Raises:
-        DomainXmlError: Not well-formed, not safe to read, or no domain of QEMU's; or our own element in it is
-            damaged, or of a newer version; ``line`` says where.
-        DomainRuleError: What libvirt would refuse when the document is defined; the first of these. Only that more
-            than 255 vCPUs need an ``<iommu>`` is not held against a document that ``render`` wrote (``untold``).
-    Source:
-        libvirt formatdomain; measured with libvirt 9.0.0.
-
-    Example:
-        >>> domain = parse(b"<domain type='kvm'><name>a</name><vcpu current='2'>4</vcpu></domain>")
-        >>> domain.max, domain.enabled
-        (4, VcpuMap('0-1'))
-    """
-    domain, root = parse_with_tree(xml)
-    metadata = root.find("metadata")
-    record = None if metadata is None else find_record(metadata)
-    if record is None:
-        return domain
-    said = read_metadata(record)
-    return replace(domain, previous=said.previous, next_boot=said.next_boot)
-
-
-def parse_with_tree(xml: bytes) -> tuple[DomainVcpus, etree._Element]:
-    """Do what ``parse`` does, and return the document's root too: building the tree twice would be dear.
-
-    Raises:
-        DomainXmlError: As ``parse`` does.
-    """
-    contents, broken = examine(xml, at_start=False)
-    root = contents.root
-    is_ours = has_mark(root)
-    for each in broken:
-        # Whether the VM has such an IOMMU QEMU did not tell; its vCPUs are read all the same.
-        if not is_ours or each.rule is not DomainRule.EIM_MISSING:
-            raise each
-    os_type = root.find("os/type")
-    # Not refused, so that it can be told.
-    count = contents.count or 1
-    cells = tuple(_cells(contents.cpu.cells, count))
-    levels = contents.cpu.levels
-    domain = DomainVcpus(
-        name=_text(root, "name"),
-        uuid=str(UUID(_text(root, "uuid").strip().replace("-", ""))) if _text(root, "uuid") else None,
-        type="kvm" if root.get("type") == "kvm" else "qemu",
-        arch=None if os_type is None else _name_of(os_type, "arch"),
-        machine=None if os_type is None else _name_of(os_type, "machine"),
-        emulator=_text(root, "devices/emulator") or None,
-        memory_kib=sum(cell.memory_kib for cell in cells) or contents.memory_kib,
-        vcpus=tuple(_vcpus(contents, count)),
-        individual=bool(contents.rows),
-        placement="auto" if contents.placement == "auto" else "static",
-        cpuset=contents.cpuset,
-        pins=dict(sorted(contents.pins.items())),
-        emulator_pin=contents.emulator_pin,
-        scheds=_scheds(contents.scheds),
-        topology=None if levels is None else Topology(count, **levels),
-        numa=cells,
-        cpu=contents.cpu.model,
-        unread=tuple(way for way in _UNREAD if root.find(way) is not None),
-        untold=tuple(filter(None, (untold_of(root, contents.cpu.model), IOMMU if broken else None))),
-    )
-    return domain, root
-
-
-def _text(root: etree._Element, way: str) -> str:
-    element = root.find(way)
-    return "" if element is None else text_of(element)
-
-
-def _name_of(os_type: etree._Element, attribute: str) -> str | None:
-    """Return a name of QEMU's; libvirt asks QEMU for it, and refuses what it does not have."""
-    name = os_type.get(attribute)
-    if name and not is_word(name):
-        told = f"<type {attribute}=...>: {shorten(name, _MOST_QUOTED)} is no name that QEMU gives"
-        raise DomainXmlError(told, line=line_of(os_type))
-    return name
-
-
-def _vcpus(contents: Contents, count: int) -> Iterator[DomainVcpu]:
-    on = count if contents.current is None else contents.current
-    for each in range(count):
-        row = (contents.rows or {}).get(each)
-        enabled = each < on if not contents.rows else row is not None and row.enabled
-        said = None if row is None else row.hotpluggable
-        order = None if row is None else row.order or None
-        yield DomainVcpu(each, enabled, not enabled if said is None else said, order)
-
-
-def _cells(cells: tuple[NumaCell, ...], count: int) -> Iterator[NumaCell]:
-    named = {each for cell in cells for each in cell.cpus}
-    rest = [each for each in range(count) if each not in named]
-    for cell in cells:
-        yield cell if cell.id or not rest else NumaCell(0, VcpuMap([*cell.cpus, *rest]), cell.memory_kib)
-
-
-def _scheds(scheds: tuple[VcpuSched, ...]) -> tuple[VcpuSched, ...]:
-    """Merge those that are alike: libvirt writes one for each vCPU."""
-    found: dict[tuple[str, int | None], list[int]] = {}
-    for each in scheds:
-        found.setdefault((each.scheduler, each.priority), []).extend(each.vcpus)
-    merged = (VcpuSched(VcpuMap(vcpus), scheduler, priority) for (scheduler, priority), vcpus in found.items())
-    return tuple(sorted(merged, key=lambda each: next(iter(each.vcpus))))
-
-
-# Everything that render() writes, by the way from <domain> down, with its attributes: a document with more than this
-# is not ours alone. Our own element is read, and checked, by itself.
+# Everything that render() writes, by the path from <domain> down, with its attributes. A document with more than this
+# is not ours alone. Our own element is read and checked elsewhere.
 _WRITTEN = {
     "domain": {"type"},
     "domain/name": set(),
@@ -185,9 +64,10 @@ _WRITTEN = {
     "domain/devices": set(),
     "domain/devices/emulator": set(),
 }
-# Of a hostile document each can be long, and there can be as many as it has tags.
-_MOST_FOREIGN = 100
 _NO_PCI = [(f"domain/devices/{node.tag}", dict(node.attributes)) for node in NO_PCI_DEVICES]
+# In a hostile document each name can be long, and every tag can be one.
+_MOST_FOREIGN = 100
+_MOST_QUOTED = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +77,10 @@ class Identity:
     Attributes:
         name: The VM's name.
         uuid: Lower-case text with dashes, or None where the document has none.
-        metadata: Our own element, or None where it has none: the document was not written by us.
+        metadata: Our own element, or None: the document was not written by us.
         foreign: What ``render`` never writes: names of elements (``disk``, ``cputune``, ...), of attributes
-            (``vcpu cpuset``), and ``!--`` for a comment; at most 100 of them. To replace such a document by a
-            rendered one would lose it.
+            (``vcpu cpuset``), and ``!--`` for a comment; at most 100 of them. A rendered document in its place would
+            lose these.
     """
 
     name: str
@@ -209,71 +89,218 @@ class Identity:
     foreign: tuple[str, ...] = ()
 
 
+class ReadDocument:
+    """A document, parsed once; each part is read when it is first asked for.
+
+    Args:
+        xml: The document, in UTF-8; the caller bounds its size.
+
+    Attributes:
+        xml: As given.
+        root: Its tree, not to be changed.
+
+    Raises:
+        DomainXmlError: Not well-formed, or not safe to read; ``line`` says where.
+    """
+
+    def __init__(self, xml: bytes) -> None:
+        self.xml = xml
+        self.root = parse_safely(xml)
+
+    @cached_property
+    def metadata(self) -> Metadata | None:
+        """Our own element, or None.
+
+        Raises:
+            DomainXmlError: It is damaged, or written by a newer version.
+        """
+        holder = self.root.find("metadata")
+        record = None if holder is None else find_record(holder)
+        return None if record is None else read_metadata(record)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Whose document it is, as ``read_identity`` returns it.
+
+        Raises:
+            DomainXmlError: As ``read_identity``.
+        """
+        root = self.root
+        if root.tag != "domain":
+            raise DomainXmlError(f"a <{root.tag}>, not a <domain>", line=line_of(root))
+        name = name_of(root)
+        if not name:
+            raise DomainXmlError("the domain has no name", line=line_of(root))
+        try:
+            uuid = uuid_of(root)
+        except ValueError as error:
+            raise DomainXmlError(str(error), line=line_of(root)) from error
+        return Identity(name, uuid, self.metadata, tuple(islice(self._foreign(), _MOST_FOREIGN)))
+
+    @cached_property
+    def domain(self) -> DomainVcpus:
+        """The vCPU side, as ``parse`` returns it.
+
+        Raises:
+            DomainXmlError: As ``parse``.
+        """
+        raw, broken = examine(self.root, at_start=False)
+        is_ours = has_mark(self.root)
+        for each in broken:
+            # QEMU does not report whether the VM has such an IOMMU; its vCPUs are read all the same.
+            if not is_ours or each.rule is not DomainRule.EIM_MISSING:
+                raise each
+        domain = _filled_in(raw, lacks_iommu=bool(broken))
+        said = self.metadata
+        return domain if said is None else replace(domain, previous=said.previous, next_boot=said.next_boot)
+
+    def _foreign(self) -> Iterator[str]:
+        """Return what ``render`` never writes, each once."""
+        holder = self.root.find("metadata")
+        record = None if holder is None else find_record(holder)
+        seen = {}
+        if _has_foreign_model(self.root):
+            seen["cpu model"] = True
+            yield "cpu model"
+        for name in _foreign(self.root, "domain", record):
+            if name not in seen:
+                seen[name] = True
+                yield name
+
+
+def parse(xml: bytes) -> DomainVcpus:
+    """Return what a domain document says about vCPUs, as libvirt reads it.
+
+    The defaults that libvirt fills in without asking QEMU are filled in: vCPUs that ``<vcpus>`` does not list are
+    off; the last of two rows for one vCPU counts; ``current`` counts only without rows; an enabled vCPU is not
+    hotpluggable and a disabled one is, unless the document says otherwise; vCPUs of no cell are in cell 0; a cpuset
+    under ``placement='auto'`` and a pin of an impossible vCPU are dropped.
+
+    The rows of a record describe the running VM; ``start_of`` returns what it is next started with.
+
+    Args:
+        xml: The document, in UTF-8; the caller bounds its size.
+
+    Raises:
+        DomainXmlError: Not well-formed, not safe to read, or not a QEMU domain; or our own element in it is damaged,
+            or of a newer version; ``line`` says where.
+        DomainRuleError: The first rule for which libvirt would refuse the definition. One rule is not applied to
+            documents that ``render`` wrote: that more than 255 vCPUs need an ``<iommu>`` (see ``untold``).
+    Source:
+        libvirt formatdomain; measured with libvirt 9.0.0.
+
+    Example:
+        >>> domain = parse(b"<domain type='kvm'><name>a</name><vcpu current='2'>4</vcpu></domain>")
+        >>> domain.max, domain.enabled
+        (4, VcpuMap('0-1'))
+    """
+    return ReadDocument(xml).domain
+
+
 def read_identity(xml: bytes) -> Identity:
-    """Tell whose document this is, without trusting it.
+    """Return whose document this is, without trusting it.
 
-    Nothing is fetched or included, no entity is expanded, no document type is accepted, and what is built is bounded.
-    The time it takes is in proportion to the size of *xml*.
-
-    Returns:
-        Name, uuid, our metadata if it has any, and what it holds that we would not write.
+    Nothing is fetched or included, no entity is expanded, no document type is accepted, and memory is bounded. The
+    time is proportional to the size of *xml*.
 
     Raises:
         DomainXmlError: Not well-formed (torn, empty, not UTF-8), too large, a document type, not a ``<domain>``, no
             name, our own element damaged, or written by a newer version; ``line`` says where.
     """
-    root = parse_safely(xml)
-    if root.tag != "domain":
-        raise DomainXmlError(f"a <{root.tag}>, not a <domain>", line=line_of(root))
-    name = root.findtext("name")
-    if not name:
-        raise DomainXmlError("the domain has no name", line=line_of(root))
-    text = root.findtext("uuid")
-    try:
-        uuid = None if text is None else str(UUID(text.strip()))
-    except ValueError as error:
-        raise DomainXmlError(f"not a uuid: {error}", line=line_of(root)) from error
-    metadata = root.find("metadata")
-    record = None if metadata is None else find_record(metadata)
-    return Identity(
-        name=name,
-        uuid=uuid,
-        metadata=None if record is None else read_metadata(record),
-        foreign=tuple(islice(_once(chain(_foreign_model(root), _foreign(root, "domain", record))), _MOST_FOREIGN)),
+    return ReadDocument(xml).identity
+
+
+# libvirt's defaults.
+
+
+def _filled_in(raw: RawDomain, *, lacks_iommu: bool) -> DomainVcpus:
+    root = raw.root
+    os_type = root.find("os/type")
+    count = raw.count or 1  # without a broken rule it is a number
+    cells = tuple(_cells(raw.cpu.cells, count))
+    levels = raw.cpu.levels
+    emulator = root.find("devices/emulator")
+    return DomainVcpus(
+        name=name_of(root),
+        uuid=uuid_of(root),
+        type="kvm" if root.get("type") == "kvm" else "qemu",
+        arch=None if os_type is None else _qemu_name(os_type, "arch"),
+        machine=None if os_type is None else _qemu_name(os_type, "machine"),
+        emulator=None if emulator is None else text_of(emulator) or None,
+        memory_kib=sum(cell.memory_kib for cell in cells) or raw.memory_kib,
+        vcpus=tuple(_vcpus(raw, count)),
+        individual=bool(raw.rows),
+        placement="auto" if raw.placement == "auto" else "static",
+        cpuset=raw.cpuset,
+        pins=dict(sorted(raw.pins.items())),
+        emulator_pin=raw.emulator_pin,
+        scheds=_scheds(raw.scheds),
+        topology=None if levels is None else Topology(count, **levels),
+        numa=cells,
+        cpu=raw.cpu.model,
+        unread=tuple(path for path in _UNREAD if root.find(path) is not None),
+        untold=tuple(filter(None, (untold_of(root, raw.cpu.model), IOMMU if lacks_iommu else None))),
     )
 
 
-def _once(names: Iterator[str]) -> Iterator[str]:
-    seen = set()
-    for name in names:
-        if name not in seen:
-            seen.add(name)
-            yield name
+def _qemu_name(os_type: etree._Element, attribute: str) -> str | None:
+    """Return a name that libvirt looks up in QEMU, and refuses if QEMU does not have it."""
+    name = os_type.get(attribute)
+    if name and not is_word(name):
+        told = f"<type {attribute}=...>: {shorten(name, _MOST_QUOTED)} is not a name that QEMU uses"
+        raise DomainXmlError(told, line=line_of(os_type))
+    return name
 
 
-def _foreign_model(root: etree._Element) -> Iterator[str]:
-    """Tell whether somebody else has named the CPU model."""
+def _vcpus(raw: RawDomain, count: int) -> Iterator[DomainVcpu]:
+    current = count if raw.current is None else raw.current
+    for each in range(count):
+        row = (raw.rows or {}).get(each)
+        enabled = each < current if not raw.rows else row is not None and row.enabled
+        said = None if row is None else row.hotpluggable
+        order = None if row is None else row.order or None
+        yield DomainVcpu(each, enabled, not enabled if said is None else said, order)
+
+
+def _cells(cells: tuple[NumaCell, ...], count: int) -> Iterator[NumaCell]:
+    named = {each for cell in cells for each in cell.cpus}
+    rest = [each for each in range(count) if each not in named]
+    for cell in cells:
+        yield cell if cell.id or not rest else NumaCell(0, VcpuMap([*cell.cpus, *rest]), cell.memory_kib)
+
+
+def _scheds(scheds: tuple[VcpuSched, ...]) -> tuple[VcpuSched, ...]:
+    """Merge equal schedulers: libvirt writes one for each vCPU."""
+    found: dict[tuple[str, int | None], list[int]] = {}
+    for each in scheds:
+        found.setdefault((each.scheduler, each.priority), []).extend(each.vcpus)
+    merged = (VcpuSched(VcpuMap(vcpus), scheduler, priority) for (scheduler, priority), vcpus in found.items())
+    return tuple(sorted(merged, key=lambda each: next(iter(each.vcpus))))
+
+
+# What render() never writes.
+
+
+def _has_foreign_model(root: etree._Element) -> bool:
+    """Return True if somebody else named the CPU model."""
     cpu = root.find("cpu")
-    if cpu is None:
-        return
-    mode, name = cpu.get("mode"), cpu.findtext("model")
-    if (mode or name) and not is_as_written(root, CpuModel(mode or "custom", name)):
-        yield "cpu model"
+    mode, name = (None, None) if cpu is None else (cpu.get("mode"), cpu.findtext("model"))
+    return bool(mode or name) and not is_as_written(root, CpuModel(mode or "custom", name))
 
 
-def _foreign(element: etree._Element, way: str, ours: etree._Element | None) -> Iterator[str]:
+def _foreign(element: etree._Element, path: str, ours: etree._Element | None) -> Iterator[str]:
     # Not items(): lxml looks for the value of each attribute among all of them.
     names = element.keys()
-    if not any(way == known and _has(element, names, attributes) for known, attributes in _NO_PCI):
-        if way not in _WRITTEN:
+    if not any(path == known and _has(element, names, attributes) for known, attributes in _NO_PCI):
+        if path not in _WRITTEN:
             yield str(element.tag)
             return
-        yield from (f"{element.tag!s} {name!s}" for name in names if name not in _WRITTEN[way])
+        yield from (f"{element.tag!s} {name!s}" for name in names if name not in _WRITTEN[path])
     if next(element.iterchildren(tag=etree.Comment), None) is not None:
         yield "!--"
     for child in element.iterchildren(tag=etree.Element):
         if child is not ours:
-            yield from _foreign(child, f"{way}/{child.tag}", ours)
+            yield from _foreign(child, f"{path}/{child.tag}", ours)
 
 
 def _has(element: etree._Element, names: Sequence[object], attributes: Mapping[str, object]) -> bool:

@@ -1,21 +1,21 @@
-"""libvirt's rules for vCPUs: those by which it refuses to define a domain document, and to start it."""
+"""libvirt's rules for vCPUs: why it refuses to define a domain document, or to start it."""
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import NamedTuple, Protocol
 
 from lxml import etree
 
-from qmpvcpu.domainxml.attributes import Fields
-from qmpvcpu.domainxml.document import Contents, Row, Tune, read_contents
+from qmpvcpu.domainxml.attributes import AttributeReader
+from qmpvcpu.domainxml.document import RawDomain, RawTune, RawVcpu, name_of, read_domain, uuid_of
 from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
 from qmpvcpu.domainxml.safe_xml import parse_safely, text_of
 from qmpvcpu.errors import DomainRuleError
 
 _UINT_MAX = 2**32 - 1
-_UUID = re.compile(r"\s*(-*[0-9a-fA-F]{2}){16}\s*", re.ASCII)
 _TYPES = frozenset({"kvm", "qemu"})
 _OTHER_TYPES = frozenset(
     "none kqemu xen lxc uml openvz test vmware hyperv vbox phyp parallels bhyve vz hvf".split()  # noqa: SIM905 - legible
@@ -23,7 +23,7 @@ _OTHER_TYPES = frozenset(
 _X86 = frozenset({"x86_64", "i686"})
 _MOST_WITHOUT_EIM = 255
 
-# Measured with query-machines of QEMU 7.2, 10.0 and 11.1; machine types of distributions are theirs to know.
+# Measured with query-machines of QEMU 7.2, 10.0 and 11.1; distributions have machine types of their own.
 _LIMITS = {"isapc": 1, "microvm": 288, "pc": 255, "s390-ccw-virtio": 248}
 _VERSIONED = re.compile(r"(pc-i440fx|pc-q35|s390-ccw-virtio)-([0-9]{1,3})\.([0-9]{1,3})(\.[0-9]{1,3})?")
 _Q35_LIMITS = (((9, 0), 4096), ((8, 1), 1024), ((2, 8), 288), ((0, 0), 255))
@@ -43,140 +43,162 @@ _RANGES = {
 
 
 def validate(xml: bytes) -> tuple[DomainRuleError, ...]:
-    """Return the rules of libvirt's for vCPUs that a domain document breaks, the first thousand of them.
+    """Return libvirt's rules for vCPUs that a domain document breaks, the first thousand of them.
 
-    Those for which it is refused at define come first, in the order in which libvirt would come upon them, had the
-    others been kept; then those for which libvirt takes it, and refuses to start it. What only the host knows (its
-    CPUs, its QEMU, the machine types of distributions) is not looked at, nor what is no matter of vCPUs.
+    Rules that make libvirt refuse the definition come first, in the order in which libvirt checks them. Rules that
+    make it refuse to start a domain that it has defined come after them. What depends on the host (its CPUs, its
+    QEMU, a distribution's machine types) is not checked, nor what has nothing to do with vCPUs.
 
     Args:
         xml: The document, in UTF-8; the caller bounds its size.
 
     Raises:
-        DomainXmlError: Not well-formed, not safe to read, or no ``<domain>``; ``line`` says where.
+        DomainXmlError: Not well-formed, not safe to read, or not a ``<domain>``; ``line`` says where.
     Source:
-        Measured with libvirt 9.0.0, which is asked again by ``tests/libvirt/test_generated_domains.py``.
+        Measured with libvirt 9.0.0; ``tests/libvirt/test_generated_domains.py`` compares the two.
 
     Example:
         >>> document = b"<domain type='kvm'><name>a</name><vcpu current='3'>2</vcpu></domain>"
         >>> [(error.rule.name, error.attribute, error.line) for error in validate(document)]
         [('CURRENT_ABOVE_MAX', 'current', 1)]
     """
-    return examine(xml, at_start=True)[1]
+    return examine(parse_safely(xml), at_start=True)[1]
 
 
-def examine(xml: bytes, *, at_start: bool) -> tuple[Contents, tuple[DomainRuleError, ...]]:
-    """Return what stands in a document, and what is wrong with it at define, or also *at_start*.
+def examine(root: etree._Element, *, at_start: bool) -> tuple[RawDomain, tuple[DomainRuleError, ...]]:
+    """Return what a document says, and the rules that it breaks at define, or also *at_start*.
 
     Raises:
-        DomainXmlError: As ``validate`` does.
+        DomainXmlError: Not a ``<domain>``, or too much of one.
     """
-    root = parse_safely(xml)
-    fields = Fields()
-    _identity(root, fields)
-    contents = read_contents(root, fields)
-    states = _states(contents)
-    if states:
-        for each in _misplaced(states):
-            _refuse_misplaced(states, each, fields, RuleStage.DEFINE)
-        _off(states, fields)
-    if contents.count is not None:
-        is_within_limit = _machine(contents, contents.count, fields)
-        _topology(contents, contents.count, fields)
-        _whole_cores(contents, states, fields)
+    reader = AttributeReader()
+    _identity(root, reader)
+    raw = read_domain(root, reader)
+    states = _states(raw)
+    for each in broken_states(states):
+        _refuse_state(states, each, reader, RuleStage.DEFINE)
+    if raw.count is not None:
+        is_within_limit = _machine(raw, raw.count, reader)
+        _topology(raw, raw.count, reader)
+        _whole_cores(raw, states, reader)
         if is_within_limit:
-            _eim(contents, contents.count, fields)
-    _ranges(contents.tunes, fields)
+            _eim(raw, raw.count, reader)
+    _ranges(raw.tunes, reader)
     if states and at_start:
-        _at_start(contents, states, fields)
-    return contents, tuple(fields.found)
+        _at_start(raw, states, reader)
+    return raw, tuple(reader.broken)
 
 
-def _identity(root: etree._Element, fields: Fields) -> None:
+def _identity(root: etree._Element, reader: AttributeReader) -> None:
     if root.tag != "domain":
-        return  # refused where it is read
+        return  # read_domain refuses it
     given = root.get("type")
     if given not in _TYPES:
         says = "missing domain type attribute" if given is None else f"invalid domain type {given}"
         if given in _OTHER_TYPES:
             says = f"does not support virt type '{given}'"
-        fields.refuse(DomainRule.TYPE, root, "type", says=says)
-    name = root.find("name")
-    if name is None or not text_of(name):
-        fields.refuse(DomainRule.NAME, root if name is None else name, says="missing name information")
-    uuid = root.find("uuid")
-    if uuid is not None and text_of(uuid) and not _UUID.fullmatch(text_of(uuid)):
-        fields.refuse(DomainRule.UUID, uuid, value=text_of(uuid), says="malformed uuid element")
+        reader.refuse(DomainRule.TYPE, root, "type", says)
+    if not name_of(root):
+        name = root.find("name")
+        reader.refuse(DomainRule.NAME, root if name is None else name, None, "missing name information")
+    try:
+        uuid_of(root)
+    except ValueError:
+        uuid = root.find("uuid")
+        assert uuid is not None  # noqa: S101 -- JUSTIFICATION: uuid_of read it, mypy cannot know
+        reader.refuse(DomainRule.UUID, uuid, None, "malformed uuid element", value=text_of(uuid))
 
 
-def _states(contents: Contents) -> list[Row]:
-    """Return the vCPUs as they stand there; none where one cannot be read."""
-    if contents.count is None or contents.rows is None:
-        return []
-    count = contents.count
-    if contents.rows:
-        vcpus = contents.root.find("vcpus")
-        absent = Row(contents.root if vcpus is None else vcpus, enabled=False, hotpluggable=None, order=0)
-        return [contents.rows.get(each, absent) for each in range(count)]
-    on = count if contents.current is None else contents.current
-    element = contents.root if contents.vcpu is None else contents.vcpu
-    return [Row(element, each < on, None, 0) for each in range(count)]
+class VcpuState(Protocol):
+    """The state of one possible vCPU: ``hotpluggable`` may be unsaid (None), an order of 0 or None is none."""
+
+    @property
+    def enabled(self) -> bool: ...  # noqa: D102 -- as in DomainVcpu
+
+    @property
+    def hotpluggable(self) -> bool | None: ...  # noqa: D102 -- as in DomainVcpu
+
+    @property
+    def order(self) -> int | None: ...  # noqa: D102 -- as in DomainVcpu
 
 
-@dataclass(frozen=True, slots=True)
-class _Misplaced:
-    """A vCPU that is not where it may be among the others."""
+class BrokenState(NamedTuple):
+    """A vCPU that may not be in its state, given the others.
 
-    number: int
+    Attributes:
+        vcpu: Its id.
+        rule: The rule that it breaks.
+        attribute: The attribute of its row that is at fault.
+        says: libvirt's message.
+    """
+
+    vcpu: int
     rule: DomainRule
     attribute: str
     says: str
 
 
-def _misplaced(states: list[Row]) -> Iterator[_Misplaced]:
-    first = states[0]
-    if not first.enabled:
-        yield _Misplaced(0, DomainRule.VCPU_0_OFF, "enabled", "vcpu 0 can't be offline")
-    if first.hotpluggable:
-        yield _Misplaced(0, DomainRule.VCPU_0_HOTPLUGGABLE, "hotpluggable", "vcpu0 can't be hotpluggable")
-    if first.order > 1:
-        yield _Misplaced(0, DomainRule.VCPU_0_NOT_FIRST, "order", "vcpu0 must be enabled first")
-    for number, (before, state) in enumerate(pairwise(states), start=1):
-        if state.enabled and bool(state.order) != bool(first.order):
+def broken_states(states: Sequence[VcpuState]) -> Iterator[BrokenState]:
+    """Return the rules that the states of all vCPUs, by id, break at define; in libvirt's order."""
+    for first in states[:1]:
+        yield from _broken_first(first)
+    for vcpu, (before, state) in enumerate(pairwise(states), start=1):
+        if state.enabled and bool(state.order) != bool(states[0].order):
             says = "all vcpus must have either set or unset order"
-            yield _Misplaced(number, DomainRule.ORDER_INCOMPLETE, "order", says)
-        if state.hotpluggable is False and before.hotpluggable:
+            yield BrokenState(vcpu, DomainRule.ORDER_INCOMPLETE, "order", says)
+        if state.hotpluggable is not False:
+            continue
+        if before.hotpluggable:
             says = "online non-hotpluggable vcpus need to be ordered prior to hotplugable vcpus"
-            yield _Misplaced(number, DomainRule.STARTED_WITH_AFTER_HOTPLUGGABLE, "hotpluggable", says)
-        if state.hotpluggable is False and before.order > state.order:
+            yield BrokenState(vcpu, DomainRule.STARTED_WITH_AFTER_HOTPLUGGABLE, "hotpluggable", says)
+        if (before.order or 0) > (state.order or 0):
             says = "online non-hotpluggable vcpus must be ordered in ascending order"
-            yield _Misplaced(number, DomainRule.STARTED_WITH_DESCENDING, "order", says)
-
-
-def _refuse_misplaced(states: list[Row], found: _Misplaced, fields: Fields, stage: RuleStage) -> None:
-    element = states[found.number].element
-    # Without <vcpus> it is the number of vCPUs that are on.
-    name = "current" if "current" in element.attrib else found.attribute
-    attribute = name if name in element.attrib else None
-    fields.refuse(found.rule, element, attribute, says=found.says, stage=stage)
-
-
-def _off(states: list[Row], fields: Fields) -> None:
-    for number, state in enumerate(states):
+            yield BrokenState(vcpu, DomainRule.STARTED_WITH_DESCENDING, "order", says)
+    for vcpu, state in enumerate(states):
         if not state.enabled and state.hotpluggable is False:
-            says = f"vcpu '{number}' is both offline and not hotpluggable"
-            fields.refuse(DomainRule.OFF_NOT_HOTPLUGGABLE, state.element, "hotpluggable", says=says)
+            says = f"vcpu '{vcpu}' is both offline and not hotpluggable"
+            yield BrokenState(vcpu, DomainRule.OFF_NOT_HOTPLUGGABLE, "hotpluggable", says)
 
 
-def _machine(contents: Contents, count: int, fields: Fields) -> bool:
-    os_type = contents.root.find("os/type")
+def _broken_first(first: VcpuState) -> Iterator[BrokenState]:
+    if not first.enabled:
+        yield BrokenState(0, DomainRule.VCPU_0_OFF, "enabled", "vcpu 0 can't be offline")
+    if first.hotpluggable:
+        yield BrokenState(0, DomainRule.VCPU_0_HOTPLUGGABLE, "hotpluggable", "vcpu0 can't be hotpluggable")
+    if (first.order or 0) > 1:
+        yield BrokenState(0, DomainRule.VCPU_0_NOT_FIRST, "order", "vcpu0 must be enabled first")
+
+
+def _states(raw: RawDomain) -> list[RawVcpu]:
+    """Return the state of each vCPU as written; none where one cannot be read."""
+    if raw.count is None or raw.rows is None:
+        return []
+    if raw.rows:
+        vcpus = raw.root.find("vcpus")
+        absent = RawVcpu(raw.root if vcpus is None else vcpus, enabled=False, hotpluggable=None, order=0)
+        return [raw.rows.get(each, absent) for each in range(raw.count)]
+    enabled = raw.count if raw.current is None else raw.current
+    element = raw.root if raw.vcpu is None else raw.vcpu
+    return [RawVcpu(element, each < enabled, None, 0) for each in range(raw.count)]
+
+
+def _refuse_state(states: list[RawVcpu], broken: BrokenState, reader: AttributeReader, stage: RuleStage) -> None:
+    element = states[broken.vcpu].element
+    # Without <vcpus> the number of vCPUs that are on is at fault.
+    name = "current" if "current" in element.attrib else broken.attribute
+    attribute = name if name in element.attrib else None
+    reader.refuse(broken.rule, element, attribute, broken.says, stage=stage)
+
+
+def _machine(raw: RawDomain, count: int, reader: AttributeReader) -> bool:
+    os_type = raw.root.find("os/type")
     machine = "" if os_type is None else os_type.get("machine", "")
     limit = _limit(machine)
-    if limit is None or count <= limit or contents.vcpu is None:
+    if limit is None or count <= limit or raw.vcpu is None:
         return True
     says = f"Maximum CPUs greater than specified machine type limit {limit}"
     detail = f"that of {machine} is {limit}"
-    fields.refuse(DomainRule.MACHINE_LIMIT, contents.vcpu, value=str(count), says=says, detail=detail)
+    reader.refuse(DomainRule.MACHINE_LIMIT, raw.vcpu, None, says, value=str(count), detail=detail)
     return False
 
 
@@ -192,8 +214,8 @@ def _limit(machine: str) -> int | None:
     return _LIMITS["pc" if family == "pc-i440fx" else family]
 
 
-def _topology(contents: Contents, count: int, fields: Fields) -> None:
-    cpu = contents.cpu
+def _topology(raw: RawDomain, count: int, reader: AttributeReader) -> None:
+    cpu = raw.cpu
     if cpu.levels is None or cpu.topology is None:
         return
     product = math.prod(cpu.levels.values())
@@ -202,83 +224,83 @@ def _topology(contents: Contents, count: int, fields: Fields) -> None:
         if product > _UINT_MAX:
             says = f"cpu topology results in more than {_UINT_MAX} cpus"
         detail = f"{product}, and <vcpu> says {count}"
-        fields.refuse(DomainRule.TOPOLOGY_PRODUCT, cpu.topology, says=says, detail=detail)
+        reader.refuse(DomainRule.TOPOLOGY_PRODUCT, cpu.topology, None, says, detail=detail)
 
 
-def _core_size(contents: Contents) -> int:
-    """How many vCPUs come and go together, as libvirt has it."""
-    machine = contents.root.find("os/type")
-    if machine is None or contents.cpu.levels is None or contents.count is None:
+def _core_size(raw: RawDomain) -> int:
+    """Return how many vCPUs libvirt plugs and unplugs together."""
+    machine = raw.root.find("os/type")
+    if machine is None or raw.cpu.levels is None or raw.count is None:
         return 1
     if machine.get("arch") not in {"ppc64", "ppc64le"} or not machine.get("machine", "pseries").startswith("pseries"):
         return 1
-    return contents.cpu.levels["threads"]
+    return raw.cpu.levels["threads"]
 
 
-def _whole_cores(contents: Contents, states: list[Row], fields: Fields) -> None:
-    size = _core_size(contents)
+def _whole_cores(raw: RawDomain, states: list[RawVcpu], reader: AttributeReader) -> None:
+    size = _core_size(raw)
     on = sum(state.enabled for state in states)
-    if on % size and contents.vcpu is not None:
-        attribute = "current" if "current" in contents.vcpu.attrib else None
+    if on % size and raw.vcpu is not None:
+        attribute = "current" if "current" in raw.vcpu.attrib else None
         says = f"vCPUs count must be a multiple of the vCPU hotplug granularity ({size})"
         detail = f"{on} are on, and a core has {size}"
-        fields.refuse(DomainRule.PART_OF_CORE, contents.vcpu, attribute, says=says, detail=detail)
+        reader.refuse(DomainRule.PART_OF_CORE, raw.vcpu, attribute, says, detail=detail)
 
 
-def _eim(contents: Contents, count: int, fields: Fields) -> None:
-    os_type = contents.root.find("os/type")
-    if os_type is None or os_type.get("arch") not in _X86 or count <= _MOST_WITHOUT_EIM or contents.vcpu is None:
+def _eim(raw: RawDomain, count: int, reader: AttributeReader) -> None:
+    os_type = raw.root.find("os/type")
+    if os_type is None or os_type.get("arch") not in _X86 or count <= _MOST_WITHOUT_EIM or raw.vcpu is None:
         return
     is_q35 = os_type.get("machine", "pc").startswith(("q35", "pc-q35-"))
-    driver = contents.root.find("devices/iommu/driver")
+    driver = raw.root.find("devices/iommu/driver")
     if not is_q35 or driver is None or driver.get("eim") != "on":
         says = f"more than {_MOST_WITHOUT_EIM} vCPUs require extended interrupt mode enabled on the iommu device"
         if not is_q35:
             says = f"more than {_MOST_WITHOUT_EIM} vCPUs are only supported on q35-based machine types"
-        fields.refuse(DomainRule.EIM_MISSING, contents.vcpu, value=str(count), says=says)
+        reader.refuse(DomainRule.EIM_MISSING, raw.vcpu, None, says, value=str(count))
 
 
-def _ranges(tunes: Mapping[str, Tune], fields: Fields) -> None:
+def _ranges(tunes: Mapping[str, RawTune], reader: AttributeReader) -> None:
     for name, (low, high) in _RANGES.items():
         tune = tunes.get(name)
         if tune is not None and tune.number > 0 and not low <= tune.number <= high:
             says = f"Value of cputune '{name}' must be in range [{low}, {high}]"
             detail = f"{low} to {high}"
-            fields.refuse(DomainRule.TUNE_OUT_OF_RANGE, tune.element, value=tune.text, says=says, detail=detail)
+            reader.refuse(DomainRule.TUNE_OUT_OF_RANGE, tune.element, None, says, value=tune.text, detail=detail)
 
 
-def _at_start(contents: Contents, states: list[Row], fields: Fields) -> None:
-    # libvirt checks before it fills in what is not said, takes the document, and reads its own of it again at start.
+def _at_start(raw: RawDomain, states: list[RawVcpu], reader: AttributeReader) -> None:
+    # libvirt checks before it fills in what is unsaid, accepts the document, and reads its own version at start.
     filled = [replace(each, hotpluggable=not each.enabled) if each.hotpluggable is None else each for each in states]
-    known = {(each.number, each.rule) for each in _misplaced(states)}
-    for each in _misplaced(filled):
-        # What is said of vCPU 0 is always what stands there.
-        if each.number and (each.number, each.rule) not in known:
-            _refuse_misplaced(filled, each, fields, RuleStage.START)
+    known = {(each.vcpu, each.rule) for each in broken_states(states)}
+    for each in broken_states(filled):
+        # Nothing is filled in for vCPU 0.
+        if each.vcpu and (each.vcpu, each.rule) not in known:
+            _refuse_state(filled, each, reader, RuleStage.START)
     if any(each.enabled and each.hotpluggable for each in filled):
-        _slots(filled, _core_size(contents), fields)
+        _slots(filled, _core_size(raw), reader)
 
 
-def _slots(states: list[Row], size: int, fields: Fields) -> None:
-    """Check what libvirt checks once QEMU has told it which vCPUs make a slot; be they on or off."""
+def _slots(states: list[RawVcpu], size: int, reader: AttributeReader) -> None:
+    """Check what libvirt checks once QEMU has told it which vCPUs make a slot, enabled or not."""
     seen: set[int] = set()
     for first in range(0, len(states), size):
         state = states[first]
         if state.order in seen:
             says = f"duplicate vcpu order '{state.order}'"
-            fields.refuse(DomainRule.ORDER_TWICE, state.element, "order", says=says, stage=RuleStage.START)
+            reader.refuse(DomainRule.ORDER_TWICE, state.element, "order", says, stage=RuleStage.START)
         if state.order > len(states):
             says = f"vcpu order '{state.order}' exceeds vcpu count"
-            fields.refuse(DomainRule.ORDER_ABOVE_MAX, state.element, "order", says=says, stage=RuleStage.START)
+            reader.refuse(DomainRule.ORDER_ABOVE_MAX, state.element, "order", says, stage=RuleStage.START)
         if state.order:
             seen.add(state.order)
         for number, other in _others(states, first, size) if size > 1 else ():
             says = f"vcpus '{first}' and '{number}' are in the same hotplug group but differ in configuration"
             detail = f"vCPU {number} is not as vCPU {first}"
-            fields.refuse(DomainRule.CORE_DIFFERS, other.element, says=says, detail=detail, stage=RuleStage.START)
+            reader.refuse(DomainRule.CORE_DIFFERS, other.element, None, says, detail=detail, stage=RuleStage.START)
 
 
-def _others(states: list[Row], first: int, size: int) -> Iterator[tuple[int, Row]]:
+def _others(states: list[RawVcpu], first: int, size: int) -> Iterator[tuple[int, RawVcpu]]:
     state = states[first]
     for number in range(first + 1, min(first + size, len(states))):
         other = states[number]

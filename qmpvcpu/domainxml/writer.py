@@ -3,15 +3,18 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
-from qmpvcpu.domainxml.domain import DomainVcpu
+from qmpvcpu.domainxml.domain import LEVELS, DomainVcpu
 from qmpvcpu.errors import DomainXmlError
+from qmpvcpu.model.vm import Topology
 
-# XML 1.0 cannot hold these, save for tab and line breaks, which libvirt refuses in a name.
-_UNWRITABLE = re.compile("[^\x20-\x7e\x80-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# What nearly every text is: there are some for each vCPU.
-_PLAIN = re.compile("[\\w./:,-]*", re.ASCII)
-_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&apos;", '"': "&quot;"})
+# XML 1.0 cannot hold these, except for tab and line breaks, which libvirt refuses in a name.
+_UNWRITABLE: Final = re.compile("[^\x20-\x7e\x80-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# A shortcut for nearly every text: each vCPU has some.
+_PLAIN: Final = re.compile("[\\w./:,-]*", re.ASCII)
+_ESCAPES: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&apos;", '"': "&quot;"})
+_YES_OR_NO: Final = {True: "yes", False: "no"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class Node:
     Attributes:
         tag: Its name, with its prefix.
         attributes: By name, in the order in which they are written.
-        content: Text, or other elements; one that is given as text is a line that is ready to be written.
+        content: Text, or child elements; a child that is a string is a line ready to be written.
     """
 
     tag: str
@@ -29,10 +32,11 @@ class Node:
     content: "str | tuple[Node | str, ...]" = ()
 
 
-NO_PCI_DEVICES = (Node("controller", {"type": "usb", "model": "none"}), Node("memballoon", {"model": "none"}))
+NO_PCI_DEVICES: Final = (Node("controller", {"type": "usb", "model": "none"}), Node("memballoon", {"model": "none"}))
+"""libvirt adds a USB controller and a balloon on PCI unless told not to, and refuses a machine without PCI then."""
 
 
-def write(node: Node) -> bytes:
+def write(node: Node | str) -> bytes:
     """Return *node* as libvirt would write it, without XML declaration, in UTF-8.
 
     Raises:
@@ -44,8 +48,24 @@ def write(node: Node) -> bytes:
     return "\n".join(lines).encode()
 
 
-def _write(node: Node, indent: str, put: Callable[[str], None]) -> None:
-    # libvirt writes what it knows in single quotes, and hands foreign metadata to libxml2, which writes double ones.
+def vcpu_row(vcpu: DomainVcpu) -> str:
+    """Return one row of ``<vcpus>``."""
+    order = f" order='{vcpu.order}'" if vcpu.order else ""
+    enabled, hotpluggable = _YES_OR_NO[vcpu.enabled], _YES_OR_NO[vcpu.hotpluggable]
+    return f"<vcpu id='{vcpu.id}' enabled='{enabled}' hotpluggable='{hotpluggable}'{order}/>"
+
+
+def topology_node(topology: Topology) -> Node:
+    """Return ``<topology>``; libvirt before 10.1 does not know clusters."""
+    sizes = {level: getattr(topology, level) for level in LEVELS}
+    return Node("topology", {level: size for level, size in sizes.items() if level != "clusters" or size > 1})
+
+
+def _write(node: Node | str, indent: str, put: Callable[[str], None]) -> None:
+    if isinstance(node, str):
+        put(indent + node)
+        return
+    # libvirt writes its own elements in single quotes; foreign metadata goes to libxml2, which writes double ones.
     quote = '"' if ":" in node.tag else "'"
     attributes = "".join([f" {key}={quote}{_escaped(value)}{quote}" for key, value in node.attributes.items()])
     if not node.content:
@@ -54,12 +74,8 @@ def _write(node: Node, indent: str, put: Callable[[str], None]) -> None:
         put(f"{indent}<{node.tag}{attributes}>{_escaped(node.content)}</{node.tag}>")
     else:
         put(f"{indent}<{node.tag}{attributes}>")
-        inner = indent + "  "
         for child in node.content:
-            if isinstance(child, str):
-                put(inner + child)
-            else:
-                _write(child, inner, put)
+            _write(child, indent + "  ", put)
         put(f"{indent}</{node.tag}>")
 
 
@@ -70,13 +86,3 @@ def _escaped(value: object) -> str:
     if _UNWRITABLE.search(text):
         raise DomainXmlError(f"{text!r} holds a character that a libvirt document cannot")
     return text.translate(_ESCAPES)
-
-
-_YES_OR_NO = {True: "yes", False: "no"}
-
-
-def row(vcpu: DomainVcpu) -> str:
-    """Return one row of ``<vcpus>`` as libvirt prints it."""
-    order = f" order='{vcpu.order}'" if vcpu.order else ""
-    enabled, hotpluggable = _YES_OR_NO[vcpu.enabled], _YES_OR_NO[vcpu.hotpluggable]
-    return f"<vcpu id='{vcpu.id}' enabled='{enabled}' hotpluggable='{hotpluggable}'{order}/>"

@@ -13,7 +13,7 @@ import aiofiles.os
 
 from qmpvcpu.domainxml import DomainVcpus, Identity, Instance, Metadata, parse, read_identity, render
 from qmpvcpu.domainxml.cpu import cpu_differs
-from qmpvcpu.domainxml.patch import identify
+from qmpvcpu.domainxml.patch import with_uuid
 from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError, shorten
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Intent
@@ -102,7 +102,7 @@ class Document:
             raise RecordError(path, f"somebody has put the document of VM {told}, there; {_ALONE}")
         if found.metadata != known.metadata:
             raise RecordError(path, f"our own element in it was edited or removed by somebody; {_ALONE}")
-        return identify(now, self._uuid)
+        return with_uuid(now, self._uuid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,8 +317,7 @@ class Record:
     async def _write_one(self, state: _State) -> None:
         # Counted even if the save fails: a generation that may have reached the disk is never given out twice.
         self._generation += 1
-        metadata = Metadata.of(
-            state.layout,
+        metadata = Metadata(
             generation=self._generation,
             uuid=self.uuid,
             instance=self.instance,
@@ -326,7 +325,7 @@ class Record:
             desired=state.desired,
             next_boot=self.next_boot,
             previous=state.previous,
-        )
+        ).with_layout(state.layout)
         assert self._document is not None  # noqa: S101 -- JUSTIFICATION: write() refuses without, mypy cannot know
         await see_through(_save_in_thread(self._document, partial(self._render, state.layout, metadata)))
 
@@ -396,8 +395,7 @@ def _admit(path: Path, data: bytes, claim: Claim) -> _Found:
 
 
 def _had(domain: DomainVcpus) -> PreviousVcpus:
-    order = (*domain.started_with, *domain.order)
-    return PreviousVcpus(domain.max, domain.started_with, order, domain.topology)
+    return PreviousVcpus(domain.max, domain.started_with, domain.creation, domain.topology)
 
 
 def _document(base: bytes | str | os.PathLike[str]) -> bytes:
@@ -415,4 +413,4 @@ def _admit_base(path: Path, data: bytes, claim: Claim) -> _Found:
         raise RecordError(path, f"cannot be started from that document: {str(error)[:_MOST_TOLD]}") from error
     refuse_other_document(path, found.name, found.uuid, claim)
     known = claim.uuid or found.uuid or str(uuid4())
-    return _Found(None, identify(data, known), known, found.name)
+    return _Found(None, with_uuid(data, known), known, found.name)

@@ -50,8 +50,8 @@ def _works(count: int) -> dict[str, Callable[[], object]]:
     full = layout_of(count, [0, *order], boot=1, vm=VM)
     before = layout_of(count, [0, *order[:-1]], boot=1, vm=VM)
     reordered = layout_of(count, [0, *reversed(order)], boot=1, vm=VM)
-    base = render(before, metadata=Metadata.of(before)).replace(b"</domain>\n", IOMMU)
-    metadata = Metadata.of(full, generation=1)
+    base = render(before, metadata=Metadata().with_layout(before)).replace(b"</domain>\n", IOMMU)
+    metadata = Metadata(generation=1).with_layout(full)
     return {
         "render": lambda: render(full, metadata=metadata),
         "parse": lambda: parse(base),

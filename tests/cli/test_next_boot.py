@@ -99,7 +99,7 @@ def test_the_next_boot_is_shown_and_nothing_is_written(here: Here, config: Path)
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        ("--set 1", 2, "vCPU 0 is the one that boots the VM"),
+        ("--set 1", 2, "vCPU 0 boots the VM"),
         ("--set 0,9", 2, "the document has vCPUs 0 to 3"),
         ("--set 0-", 2, "is not a set of vCPU ids"),
         ("--count 0", 2, "the document has 1 to 4 vCPUs"),

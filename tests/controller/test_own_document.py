@@ -70,7 +70,7 @@ async def test_a_document_without_our_element_is_left_alone_with_a_word_on_how_t
 async def test_the_document_of_a_vm_with_another_maximum_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     path = tmp_path / "web.xml"
     async with MicroGuest(max_vcpus=4) as guest:
-        with pytest.raises(RecordError, match="there can be 8 vCPUs, and QEMU has 4"):
+        with pytest.raises(RecordError, match="a maximum of 8 vCPUs, and QEMU has 4"):
             await qmpvcpu.attach(guest.qmp, name="web", record=path, base=DOCUMENT)
         assert listing(tmp_path) == []
 

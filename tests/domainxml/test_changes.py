@@ -148,7 +148,7 @@ DENIED: list[tuple[str, Callable[[], object], DenialReason, tuple[int, ...], str
     ("maximum 0", lambda: with_max(domain_of_rows("0-"), 0), DenialReason.UNKNOWN_VCPU, (), "1 to 16384"),
     ("maximum -1", lambda: with_max(domain_of_rows("0-"), -1), DenialReason.UNKNOWN_VCPU, (), "1 to 16384"),
     ("maximum 2^32", lambda: with_max(domain_of_rows("0-"), 2**32), DenialReason.UNKNOWN_VCPU, (), "1 to 16384"),
-    ("topology", lambda: with_max(CORES, 24), DenialReason.TOPOLOGY_MISMATCH, (), "<topology> is of 16 vCPUs"),
+    ("topology", lambda: with_max(CORES, 24), DenialReason.TOPOLOGY_MISMATCH, (), "<topology> has 16 vCPUs"),
     ("numa", lambda: with_max(NUMA, 2), DenialReason.NUMA_MISMATCH, (2, 3), "NUMA cell 0 has vCPUs 2-3"),
     (
         "half",
@@ -158,7 +158,7 @@ DENIED: list[tuple[str, Callable[[], object], DenialReason, tuple[int, ...], str
         "9-15 not",
     ),
     ("not first", lambda: slot_of(CORES, 9), DenialReason.PART_OF_SLOT, tuple(range(8, 16)), "name it by vCPU 8"),
-    ("count 12", lambda: with_count(CORES, 12), DenialReason.COUNT_SPLITS_SLOT, (), "8 and 16 can be had"),
+    ("count 12", lambda: with_count(CORES, 12), DenialReason.COUNT_SPLITS_SLOT, (), "8 and 16 are possible"),
 ]
 
 

@@ -129,8 +129,8 @@ def test_a_wish_for_nothing_is_not_the_absence_of_a_wish() -> None:
 @pytest.mark.parametrize(
     ("intent", "told"),
     [
-        (replace(INTENT, timeout=float("nan")), "nan is no time"),
-        (replace(INTENT, timeout=-1.0), "-1.0 is no time"),
+        (replace(INTENT, timeout=float("nan")), "nan is not a time"),
+        (replace(INTENT, timeout=-1.0), "-1.0 is not a time"),
         (replace(INTENT, steps=(Step(Action.PLUG, VcpuMap()),)), "a step without a vCPU"),
         (replace(INTENT, steps=(Step(Action.UNPLUG, VcpuMap([1]), "/a\nb"),)), "cannot"),
     ],
@@ -145,15 +145,15 @@ JOINING = "<q:step action='unplug' vcpus='2' joins='1'/>"
 WHOLE = "start='0' target='0,2' on-failure='stop' timeout='30.0' direction='forward'"
 DAMAGED = {
     "generation is missing": ("", "<record>: generation is missing"),
-    "generation below none": ("generation='-1'", "<record>: generation: '-1' is no number"),
-    "a number in other digits": ("generation='\u0661'", "is no number"),
-    "a number without end": (f"generation='{'9' * 5000}'", "is no number"),
+    "generation below none": ("generation='-1'", "<record>: generation: '-1' is not a number"),
+    "a number in other digits": ("generation='\u0661'", "is not a number"),
+    "a number without end": (f"generation='{'9' * 5000}'", "is not a number"),
     "no uuid": ("generation='1' made-up-uuid='x'", "<record>: made-up-uuid"),
     "an instance of no thread": ("<q:instance/>", "<instance>: host-tid is missing"),
     "an instance without a time": ("<q:instance host-tid='1' start-ticks='x'/>", "<instance>: start-ticks"),
-    "pending half of a range": ("<q:pending vcpus='1-'/>", "<pending>: vcpus: '' is no number"),
+    "pending half of a range": ("<q:pending vcpus='1-'/>", "<pending>: vcpus: '' is not a number"),
     "pending of nothing": ("<q:pending/>", "<pending>: vcpus is missing"),
-    "two pendings": ("<q:pending vcpus='1'/><q:pending vcpus='2'/>", "<pending>: it is there twice"),
+    "two pendings": ("<q:pending vcpus='1'/><q:pending vcpus='2'/>", "<pending>: there are two of it"),
     "a device of no vCPU": ("<q:device id='a'/>", "<device>: vcpu is missing"),
     "a device without id": ("<q:device vcpu='1'/>", "<device>: id is missing"),
     "an earlier QEMU of no size": ("<q:previous started-with='1' order='0'/>", "<previous>: max is missing"),
@@ -165,26 +165,26 @@ DAMAGED = {
     "one with no such level": ("<q:previous max='4' started-with='1' order='0' cores='0'/>", "<previous>: cores"),
     "neither nameless nor not": ("generation='1' nameless='1'", "<record>: nameless"),
     "two devices in one slot": ("<q:device vcpu='1' id='a'/><q:device vcpu='1' id='b'/>", "another of vCPU 1"),
-    "a device with an option": ("<q:device vcpu='1' id='a,b=c'/>", "<device>: id: 'a,b=c' is no device id"),
+    "a device with an option": ("<q:device vcpu='1' id='a,b=c'/>", "<device>: id: 'a,b=c' is not a device id"),
     "a step to nowhere": (
         f"<q:transition {WHOLE}><q:step action='unplug' vcpus='2' path='vcpu2'/></q:transition>",
-        "<step>: path: 'vcpu2' is no QOM path",
+        "<step>: path: 'vcpu2' is not a QOM path",
     ),
     "a next boot without a map": ("<q:next-boot/>", "<next-boot>: vcpus is missing"),
-    "a next boot without vCPU 0": ("<q:next-boot vcpus='1-2'/>", "<next-boot>: vcpus: '1-2' is without vCPU 0"),
+    "a next boot without vCPU 0": ("<q:next-boot vcpus='1-2'/>", "<next-boot>: vcpus: '1-2' lacks vCPU 0"),
     "a wish without a map": ("<q:desired/>", "<desired>: vcpus is missing"),
     "a wish beyond all vCPUs": ("<q:desired vcpus='0-16384'/>", "<desired>: vcpus: .* 0 to 16383"),
-    "a wish that excludes": ("<q:desired vcpus='0-3,^2'/>", "<desired>: vcpus: '\\^2' is no number"),
+    "a wish that excludes": ("<q:desired vcpus='0-3,^2'/>", "<desired>: vcpus: '\\^2' is not a number"),
     "a wish that runs downwards": ("<q:desired vcpus='3-1'/>", "<desired>: vcpus: '3-1' does not ascend"),
     "a wish that says a vCPU twice": ("<q:desired vcpus='0-3,3'/>", "does not ascend"),
     "a transition without a start": (f"<q:transition {WHOLE[10:]}/>", "<transition>: start is missing"),
     "a transition without a policy": (f"<q:transition {WHOLE.replace('stop', 'pray')}/>", "on-failure: 'pray'"),
     "a transition to somewhere": (f"<q:transition {WHOLE.replace('forward', 'up')}/>", "direction: 'up'"),
-    "a wait for a while": (f"<q:transition {WHOLE.replace('30.0', 'long')}/>", "timeout: 'long' is no time"),
-    "a wait for nan": (f"<q:transition {WHOLE.replace('30.0', 'nan')}/>", "timeout: 'nan' is no time"),
-    "a wait for ever": (f"<q:transition {WHOLE.replace('30.0', 'inf')}/>", "timeout: 'inf' is no time"),
-    "a wait without end": (f"<q:transition {WHOLE.replace('30.0', '9e+999')}/>", "timeout: '9e.999' is no time"),
-    "a wait before it began": (f"<q:transition {WHOLE.replace('30.0', '-1.0')}/>", "timeout: '-1.0' is no time"),
+    "a wait for a while": (f"<q:transition {WHOLE.replace('30.0', 'long')}/>", "timeout: 'long' is not a time"),
+    "a wait for nan": (f"<q:transition {WHOLE.replace('30.0', 'nan')}/>", "timeout: 'nan' is not a time"),
+    "a wait for ever": (f"<q:transition {WHOLE.replace('30.0', 'inf')}/>", "timeout: 'inf' is not a time"),
+    "a wait without end": (f"<q:transition {WHOLE.replace('30.0', '9e+999')}/>", "timeout: '9e.999' is not a time"),
+    "a wait before it began": (f"<q:transition {WHOLE.replace('30.0', '-1.0')}/>", "timeout: '-1.0' is not a time"),
     "an element of nobody": ("<pins/>", "<record>: <pins> is not ours"),
     "an element of somebody": ("<o:x xmlns:o='urn:o'/>", "<record>: <{urn:o}x> is not ours"),
     "an attribute of somebody": ("generation='1' o:x='1' xmlns:o='urn:o'", "<record>: {urn:o}x is not ours"),
@@ -192,7 +192,7 @@ DAMAGED = {
         f"<q:transition {WHOLE}><o:x xmlns:o='urn:o'/></q:transition>",
         "<transition>: <{urn:o}x> is not ours",
     ),
-    "two transitions": (f"<q:transition {WHOLE}/><q:transition {WHOLE}/>", "<transition>: it is there twice"),
+    "two transitions": (f"<q:transition {WHOLE}/><q:transition {WHOLE}/>", "<transition>: there are two of it"),
     "a step of nothing": (f"<q:transition {WHOLE}><q:step/></q:transition>", "<step>: action is missing"),
     "a step of no action": (f"<q:transition {WHOLE}>{STEP.replace('plug', 'sing')}</q:transition>", "action: 'sing'"),
     "a step of no slot": (f"<q:transition {WHOLE}>{STEP.replace('2', '')}</q:transition>", "a slot has a vCPU"),
@@ -218,7 +218,7 @@ def test_damage_is_told_with_its_place_and_not_guessed_around(case: str) -> None
 
 def test_our_element_is_there_once() -> None:
     record = f"<q:record xmlns:q='{NAMESPACE}' generation='1'/>"
-    with pytest.raises(DomainXmlError, match="twice"):
+    with pytest.raises(DomainXmlError, match="there are two of it"):
         read_identity(f"<domain><name>a</name><metadata>{record}{record}</metadata></domain>".encode())
     found = read_identity(
         f"<domain><name>a</name><metadata>{record}</metadata><metadata>{record}</metadata></domain>".encode()

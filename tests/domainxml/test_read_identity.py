@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu.domainxml import NAMESPACE, Metadata, read_identity, render
+from qmpvcpu.domainxml import NAMESPACE, Metadata, parse, read_identity, render
+from qmpvcpu.domainxml.patch import with_uuid
 from qmpvcpu.errors import DomainXmlError
 from tests.domainxml.examples import Q35, layout_of
 
@@ -44,7 +45,7 @@ def test_an_error_tells_the_line() -> None:
 
 def test_a_document_torn_anywhere_is_refused() -> None:
     layout = layout_of(4, [0, 2], boot=1)
-    whole = render(layout, metadata=Metadata.of(layout)).rstrip()
+    whole = render(layout, metadata=Metadata().with_layout(layout)).rstrip()
     for cut in range(len(whole)):
         with pytest.raises(DomainXmlError):
             read_identity(whole[:cut])
@@ -123,6 +124,22 @@ def test_what_only_a_newer_version_can_have_written_is_refused_and_said_to_be_so
 def test_a_uuid_is_told_in_one_form() -> None:
     found = read_identity(b"<domain><name>a</name><uuid> 6F9E0A3E6A2E4A8D9A380F6F4F8F4B8A\n</uuid></domain>")
     assert found.uuid == "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"
+
+
+SPELLINGS = {
+    "": None,
+    "6F9E0A3E6A2E4A8D9A380F6F4F8F4B8A": "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a",
+    " 6f9e-0a3e6a2e4a8d9a38-0f6f4f8f4b-8a ": "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a",
+}
+
+
+@pytest.mark.parametrize("text", SPELLINGS)
+def test_a_uuid_is_read_alike_everywhere(text: str) -> None:
+    document = f"<domain type='kvm'><name>a</name><uuid>{text}</uuid><vcpu>2</vcpu></domain>".encode()
+    assert read_identity(document).uuid == parse(document).uuid == SPELLINGS[text]
+    given = "c7a5fdbd-cdaf-9455-926a-d65c16db1809"
+    assert parse(with_uuid(document, given)).uuid == (SPELLINGS[text] or given)
+    assert (with_uuid(document, given) == document) == (SPELLINGS[text] is not None)
 
 
 def test_elements_that_we_never_write_are_named() -> None:

@@ -63,7 +63,7 @@ def test_every_recorded_qemu_renders_to_what_libvirts_schema_and_rules_allow(
     case: str, schema: etree.RelaxNG
 ) -> None:
     layout = CAPTURED[case]
-    document = render(layout, emulator="/usr/bin/qemu", metadata=Metadata.of(layout))
+    document = render(layout, emulator="/usr/bin/qemu", metadata=Metadata().with_layout(layout))
     assert validate(document) == ()
     assert started_by_libvirt(document, group=group_of(layout)) == list(layout.creation)
     known = TOO_NEW.get(layout.vm.arch, layout.vm.arch)
@@ -74,7 +74,7 @@ def test_every_recorded_qemu_renders_to_what_libvirts_schema_and_rules_allow(
 @pytest.mark.parametrize("case", GOLDENS)
 def test_the_document_is_byte_for_byte_the_reviewed_one(case: str) -> None:
     layout = GOLDENS[case]
-    metadata = Metadata.of(layout, generation=7, instance=Instance(4711, 123456))
+    metadata = Metadata(generation=7, instance=Instance(4711, 123456)).with_layout(layout)
     path = GOLDEN / f"{case}.xml"
     assert render(layout, metadata=metadata).decode() == path.read_text()
 
@@ -126,7 +126,7 @@ def test_orders_are_dense_in_creation_order_and_absent_where_no_cpu_is(layout: L
 
 @given(layouts())
 def test_what_libvirt_has_no_place_for_comes_back_from_the_metadata(layout: Layout) -> None:
-    metadata = Metadata.of(layout, generation=3, instance=Instance(17))
+    metadata = Metadata(generation=3, instance=Instance(17)).with_layout(layout)
     found = read_identity(render(layout, metadata=metadata))
     assert found.metadata == metadata
     assert found.metadata.pending == layout.pending
@@ -163,7 +163,7 @@ def test_boot_cpus_that_qemu_made_in_another_order_than_their_ids_are_plugged_in
 
 def test_a_pending_removal_is_enabled_in_the_vcpus_and_named_in_the_metadata() -> None:
     layout = replace(layout_of(4, [0, 2], boot=1), pending_slots=frozenset({2}))
-    document = render(layout, metadata=Metadata.of(layout))
+    document = render(layout, metadata=Metadata().with_layout(layout))
     assert vcpu_rows(document)[2] == ("2", "yes", "yes", "2")
     assert b'<qmpvcpu:pending vcpus="2"/>' in document
 
@@ -210,9 +210,9 @@ def test_acpi_is_left_out_where_libvirt_has_no_use_for_it(arch: str) -> None:
     [
         ({"memory_kib": None}, None, "memory size"),
         ({"name": "a/b"}, None, "a/b"),
-        ({"name": " "}, None, "no domain of the name"),
+        ({"name": " "}, None, "does not accept the domain name"),
         ({"name": "a\nb"}, None, "cannot"),
-        ({}, "qemu", "no absolute path"),
+        ({}, "qemu", "not an absolute path"),
         ({}, "/bin/\x00", "cannot"),
     ],
 )

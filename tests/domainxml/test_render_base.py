@@ -24,7 +24,7 @@ def test_the_document_of_another_vm_is_refused() -> None:
 
 
 def test_a_document_with_another_maximum_is_refused() -> None:
-    with pytest.raises(DomainXmlError, match="there can be 4 vCPUs, and QEMU has 6"):
+    with pytest.raises(DomainXmlError, match="a maximum of 4 vCPUs, and QEMU has 6"):
         render(layout_of(6, [0], boot=1), base=document(VCPU))
 
 

@@ -65,7 +65,7 @@ def test_rendering_the_vm_that_libvirt_starts_from_it_leaves_it_as_it_is(case: s
 @pytest.mark.parametrize("case", CHANGED)
 def test_after_one_change_the_lines_that_differ_are_those_of_the_vcpus_and_our_own(case: str) -> None:
     base, after = CHANGED[case]
-    result = render(after, base=base, metadata=Metadata.of(after, generation=1, instance=Instance(4711, 99)))
+    result = render(after, base=base, metadata=Metadata(generation=1, instance=Instance(4711, 99)).with_layout(after))
     old, new = base.split(b"\n"), result.split(b"\n")
     for kind, low, high, first, last in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if kind != "equal":
@@ -78,7 +78,7 @@ def test_after_one_change_the_lines_that_differ_are_those_of_the_vcpus_and_our_o
 @pytest.mark.parametrize("case", CHANGED)
 def test_after_one_change_it_says_so_and_libvirt_has_nothing_against_it(case: str) -> None:
     base, after = CHANGED[case]
-    metadata = Metadata.of(after, generation=42)
+    metadata = Metadata(generation=42).with_layout(after)
     result = render(after, base=base, metadata=metadata)
     said = parse(result)
     assert said.enabled == after.enabled

@@ -189,10 +189,13 @@ def test_where_vcpus_may_run_is_said_by_the_count(given: str, values: dict[str, 
         ((DomainVcpu(0, enabled=False, hotpluggable=True),), "vCPU 0"),
         ((DomainVcpu(0, enabled=True, hotpluggable=True),), "vCPU 0"),
         ((DomainVcpu(0, enabled=True, hotpluggable=False, order=2),), "vCPU 0"),
-        ((*states("b")[:1], DomainVcpu(1, enabled=False, hotpluggable=False)), "vCPU 1 is neither"),
-        ((*states("b")[:1], DomainVcpu(1, enabled=True, hotpluggable=True)), "every enabled vCPU has an order"),
-        (states("b-b"), "vCPU 2 is not hotpluggable and comes after vCPU 1"),
-        (states("bhb"), "vCPU 2 is not hotpluggable and comes after vCPU 1"),
+        (
+            (*states("b")[:1], DomainVcpu(1, enabled=False, hotpluggable=False, order=2)),
+            "vCPU 1: a vCPU that is off",
+        ),
+        ((*states("b")[:1], DomainVcpu(1, enabled=True, hotpluggable=True)), "every vCPU that is on has an order"),
+        (states("b-b"), "vCPU 2: a vCPU that QEMU starts with does not follow"),
+        (states("bhb"), "vCPU 2: a vCPU that QEMU starts with does not follow"),
     ],
 )
 def test_a_state_that_libvirt_refuses_is_refused(vcpus: Sequence[DomainVcpu], told: str) -> None:
@@ -208,9 +211,9 @@ def test_a_state_that_libvirt_refuses_is_refused(vcpus: Sequence[DomainVcpu], to
         ({"vcpus": states("bb----"), "topology": Topology(4, cores=4)}, "multiply to the number of vCPUs"),
         ({"cpuset": VcpuMap()}, "a cpuset is ids and ranges"),
         ({"pins": {0: VcpuMap()}}, "a cpuset is ids and ranges"),
-        ({"pins": {4: VcpuMap([0])}}, "something else than is asked for: pins"),
+        ({"pins": {4: VcpuMap([0])}}, "something else than was asked for: pins"),
         ({"scheds": (VcpuSched(VcpuMap([4]), "batch"),)}, "vCPUs that there can be"),
-        ({"placement": "auto", "cpuset": VcpuMap([0])}, "something else than is asked for: cpuset"),
+        ({"placement": "auto", "cpuset": VcpuMap([0])}, "something else than was asked for: cpuset"),
     ],
 )
 def test_what_libvirt_would_refuse_or_drop_is_refused(values: dict[str, Any], told: str) -> None:
@@ -350,7 +353,7 @@ def test_a_topology_gets_clusters_and_goes() -> None:
 
 def test_a_topology_that_libvirt_has_no_words_for_is_refused() -> None:
     base = document(VCPU)
-    with pytest.raises(DomainXmlError, match="no words for modules"):
+    with pytest.raises(DomainXmlError, match="cannot express modules"):
         update(base, replace(parse(base), topology=Topology(4, modules=2, cores=2)))
 
 

@@ -90,7 +90,7 @@ def test_a_document_of_a_machine_that_is_none_is_not_read(attribute: str, value:
     said = {"arch": "x86_64", "machine": "q35"} | {attribute: value}
     words = "".join(f" {name}='{each}'" for name, each in said.items())
     document = f"<domain type='kvm'><name>a</name>\n<os><type{words}>hvm</type></os></domain>"
-    with pytest.raises(DomainXmlError, match=rf"line 2: <type {attribute}=...>: .* is no name that QEMU gives"):
+    with pytest.raises(DomainXmlError, match=rf"line 2: <type {attribute}=...>: .* is not a name that QEMU uses"):
         parse(document.encode())
 
 

@@ -93,14 +93,18 @@ def assert_libvirt_keeps(libvirt: Libvirt, xml: bytes) -> None:
 @pytest.mark.parametrize("state", STATES)
 def test_libvirt_defines_every_state_and_prints_it_as_we_do(libvirt: Libvirt, state: str) -> None:
     layout = machine_of(STATES[state], NEWEST)
-    metadata = Metadata.of(layout, generation=3, instance=Instance(17, 42), intent=INTENT, desired=VcpuMap([0, 1, 3]))
+    metadata = Metadata(
+        generation=3, instance=Instance(17, 42), intent=INTENT, desired=VcpuMap([0, 1, 3])
+    ).with_layout(layout)
     assert_libvirt_keeps(libvirt, render(layout, emulator=str(QEMUS[NEWEST]), metadata=metadata))
 
 
 @pytest.mark.parametrize("case", CAPTURED)
 def test_libvirt_defines_every_recorded_x86_machine_and_prints_it_as_we_do(libvirt: Libvirt, case: str) -> None:
     layout, version = CAPTURED[case]
-    assert_libvirt_keeps(libvirt, render(layout, emulator=str(QEMUS[version]), metadata=Metadata.of(layout)))
+    assert_libvirt_keeps(
+        libvirt, render(layout, emulator=str(QEMUS[version]), metadata=Metadata().with_layout(layout))
+    )
 
 
 def of_type(layout: Layout, cpu_type: str) -> Layout:
@@ -116,7 +120,7 @@ def test_libvirt_defines_every_cpu_model_and_prints_it_as_we_do(
 ) -> None:
     layout = of_type(machine_of(STATES["a hole"], NEWEST), f"{model}-x86_64-cpu")
     layout = replace(layout, vm=replace(layout.vm, accelerator=accelerator))
-    xml = render(layout, emulator=str(QEMUS[NEWEST]), metadata=Metadata.of(layout))
+    xml = render(layout, emulator=str(QEMUS[NEWEST]), metadata=Metadata().with_layout(layout))
     assert_libvirt_keeps(libvirt, xml)
 
 

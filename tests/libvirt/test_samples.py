@@ -49,7 +49,7 @@ def test_libvirt_defines_a_sample_after_each_change_and_prints_the_same_vcpus(
     layout = started_from(parse(base))
     for after in (layout, one_plugged(layout), one_unplugged(layout)):
         if after is not None:
-            metadata = Metadata.of(after, generation=7)
+            metadata = Metadata(generation=7).with_layout(after)
             document = render(after, base=base, metadata=metadata)
             printed = printed_by(libvirt, tmp_path, case, document)
             assert vcpu_side(parse(printed)) == vcpu_side(parse(document))

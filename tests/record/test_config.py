@@ -342,7 +342,7 @@ async def test_who_changes_a_document_sees_what_the_next_look_shows(path: Path, 
 def test_a_next_boot_without_vcpu_0_is_no_record_of_ours() -> None:
     xml = render(layout_of(4, [0], boot=1), metadata=Metadata(next_boot=VcpuMap([0, 1])))
     assert read_identity(xml).metadata == Metadata(next_boot=VcpuMap([0, 1]))
-    with pytest.raises(DomainXmlError, match="<next-boot>: vcpus: '1' is without vCPU 0"):
+    with pytest.raises(DomainXmlError, match="<next-boot>: vcpus: '1' lacks vCPU 0"):
         read_identity(xml.replace(b'<qmpvcpu:next-boot vcpus="0-1"/>', b'<qmpvcpu:next-boot vcpus="1"/>'))
 
 

@@ -156,7 +156,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], type[RecordError], str]] = {
         RecordError,
         "somebody has put the document of VM",
     ),
-    "another maximum": (lambda xml: xml.replace(b">4</vcpu>", b">8</vcpu>"), RecordError, "there can be 8 vCPUs"),
+    "another maximum": (lambda xml: xml.replace(b">4</vcpu>", b">8</vcpu>"), RecordError, "a maximum of 8 vCPUs"),
     "our element taken out": (
         lambda xml: xml[: xml.index(b"  <metadata>")] + xml[xml.index(b"</metadata>\n") + 12 :],
         RecordError,

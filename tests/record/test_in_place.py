@@ -187,7 +187,7 @@ async def test_a_vm_with_another_maximum_than_its_document_is_not_recorded_in_it
 ) -> None:
     document, _ = vm_of("minimal")
     record = await open_record(tmp_path / "vm.xml", base=document)
-    with pytest.raises(RecordError, match="there can be 4 vCPUs, and QEMU has 8"):
+    with pytest.raises(RecordError, match="a maximum of 4 vCPUs, and QEMU has 8"):
         await record.write(layout_of(8, [0], boot=1))
     assert not record.path.exists()
 

@@ -66,7 +66,7 @@ async def test_what_is_written_tells_the_state_the_emulator_and_the_instance(
     layout = replace(LAYOUT, vm=replace(Q35, uuid=UUID), pending_slots=frozenset({2}))
     await record.write(layout)
     assert path.read_bytes() == render(
-        layout, emulator="/bin/qemu", metadata=Metadata.of(layout, generation=1, instance=Instance(7, 8))
+        layout, emulator="/bin/qemu", metadata=Metadata(generation=1, instance=Instance(7, 8)).with_layout(layout)
     )
 
 
@@ -104,7 +104,7 @@ async def test_an_intent_that_cannot_be_written_is_an_error_and_the_record_stays
     record = await open_record(tmp_path / "vm.xml")
     await record.write(LAYOUT)
     before = record.path.read_bytes()
-    with pytest.raises(RecordError, match="nan is no time"):
+    with pytest.raises(RecordError, match="nan is not a time"):
         await record.write(LAYOUT, intent=replace(INTENT, timeout=float("nan")))
     assert record.path.read_bytes() == before
 

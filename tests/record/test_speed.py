@@ -26,7 +26,7 @@ def test_rendering_costs_in_proportion_to_the_slots(intended: bool) -> None:
     for slots in (64, 256):
         layout = layout_of(slots, range(slots), boot=1)
         whole = all_plugged_from_one(slots)
-        metadata = Metadata.of(layout, intent=whole if intended else None, desired=whole.target)
+        metadata = Metadata(intent=whole if intended else None, desired=whole.target).with_layout(layout)
         cost[slots] = calls(partial(render, layout, metadata=metadata))
     assert cost[256] < 4.4 * cost[64]
 
