@@ -35,7 +35,7 @@ DURATIONS: dict[str, tuple[str, Call]] = {
     "recover": ("timeout", lambda vm, given: vm.recover(Recovery.FINISH, timeout=given)),
     "export": ("settle", lambda vm, given: vm.export(settle=given)),
 }
-NO_DURATION = r"^timeout is a (finite )?number of seconds"
+NO_DURATION = r"^(reply_)?timeout is a (finite )?number of seconds"
 NO_DURATIONS = ["30", Decimal(30), True, [1], math.nan, math.inf, -1, -0.001, 10**400]
 NOT_MEANT: dict[str, tuple[str, Call]] = {
     "plug('3')": ("vcpu is a whole number", lambda vm, _: vm.plug("3")),  # type: ignore[arg-type]
