@@ -2,7 +2,7 @@
 
 libvirt plugs and unplugs one named vCPU at a time, and hears no refusal of an x86 guest. Its monitor socket is free
 while libvirtd is stopped, and QEMU runs on without it. No other VM of this host can be managed meanwhile: seconds, if
-the guest obliges. What to heed is in docs/libvirt.md.
+the guest complies. What to heed is in docs/libvirt.md.
 
     sudo python from_libvirt.py VM 0-1,4,6
 """

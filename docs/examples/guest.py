@@ -1,6 +1,6 @@
 """A VM to try the other examples on: a real QEMU with the micro-guest, which answers as you tell it.
 
-It says where its QMP socket is. Each line of standard input gives it another personality: oblige, refuse, hold (take
+It says where its QMP socket is. Each line of standard input gives it another behaviour: comply, refuse, hang (take
 up a removal, and decide nothing), silent; the end of standard input ends it.
 
     python guest.py
@@ -12,13 +12,13 @@ import os
 import stat
 import sys
 
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 
-PERSONALITIES = {
-    "oblige": Personality.obliging(),
-    "refuse": Personality.refusing(0x82),
-    "hold": Personality.held(),
-    "silent": Personality.silent(),
+BEHAVIOURS = {
+    "comply": Behaviour.complying(),
+    "refuse": Behaviour.refusing(0x82),
+    "hang": Behaviour.hanging(),
+    "silent": Behaviour.silent(),
 }
 
 
@@ -29,11 +29,11 @@ async def main() -> None:
     async with MicroGuest(boot=1, max_vcpus=8) as guest:
         print(guest.qmp, flush=True)
         async for line in reader:
-            if (personality := PERSONALITIES.get(line.decode().strip())) is None:
-                print(f"one of: {', '.join(PERSONALITIES)}", flush=True)
+            if (behaviour := BEHAVIOURS.get(line.decode().strip())) is None:
+                print(f"one of: {', '.join(BEHAVIOURS)}", flush=True)
             else:
-                await guest.become(personality)
-                print("so be it", flush=True)
+                await guest.set_behaviour(behaviour)
+                print("done", flush=True)
 
 
 def is_pipe_or_terminal(descriptor: int) -> bool:

@@ -1,4 +1,4 @@
-"""A CI job: code of yours, here `shrink`, against guests that oblige, refuse, hesitate or are gone.
+"""A CI job: code of yours, here `shrink`, against guests that comply, refuse, hesitate or are gone.
 
 Every VM is a real QEMU, and answers as its test says, within milliseconds; nothing is mocked. The last guest is a
 Linux, which `bash fixtures/linux/build.sh` makes. docs/testing.md has all fixtures, docs/examples/ci workflow files.
@@ -11,7 +11,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import OnFailure, VcpuController
-from qmpvcpu.testing import LinuxVm, Personality, QemuVm, ScriptedPeer
+from qmpvcpu.testing import Behaviour, LinuxVm, QemuVm, ScriptedPeer
 
 pytestmark = pytest.mark.asyncio
 
@@ -29,13 +29,13 @@ async def shrink(vm: VcpuController, count: int, patience: float = 10) -> str:
 
 
 @pytest.mark.qemu_vm(boot=1, max_vcpus=4)
-async def test_a_guest_that_obliges_shrinks(vcpus: VcpuController) -> None:
+async def test_a_guest_that_complies_shrinks(vcpus: VcpuController) -> None:
     await vcpus.set_map("0-3")
     assert await shrink(vcpus, 1) == "1 vCPUs left"
     assert vcpus.layout.enabled == {0}
 
 
-@pytest.mark.qemu_vm(personality=Personality.refusing(0x82).for_slot(2))
+@pytest.mark.qemu_vm(behaviour=Behaviour.refusing(0x82).for_slot(2))
 async def test_a_vcpu_that_the_guest_keeps_is_named_with_the_guests_reason(vcpus: VcpuController) -> None:
     await vcpus.set_map("0-3")
     assert await shrink(vcpus, 1) == "vCPU 2 stays, the guest refused: device is busy (OST status 0x82)"
@@ -50,7 +50,7 @@ async def test_it_works_once_the_guests_obstacle_is_gone(qemu_vm: QemuVm, vcpus:
     assert await shrink(vcpus, 1) == "1 vCPUs left"
 
 
-@pytest.mark.qemu_vm(personality=Personality.held())
+@pytest.mark.qemu_vm(behaviour=Behaviour.hanging())
 async def test_a_late_answer_still_counts(qemu_vm: QemuVm, vcpus: VcpuController) -> None:
     await vcpus.plug(3)
     told = await shrink(vcpus, 1, patience=0.1)

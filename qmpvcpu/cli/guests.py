@@ -8,7 +8,7 @@ from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
-from qmpvcpu.testing.rom import Personality
+from qmpvcpu.testing.rom import Behaviour
 
 _BUSY = 0x82
 _MAX_VCPUS = 8
@@ -60,15 +60,15 @@ class MicroDemoGuest(_DemoGuest):
 
     async def refuse(self) -> None:
         """Refuse removals from now on."""
-        await self._guest.become(Personality.refusing(_BUSY))
+        await self._guest.set_behaviour(Behaviour.refusing(_BUSY))
 
     async def comply(self) -> None:
         """Oblige from now on, also where it hesitates."""
-        await self._guest.become(Personality.obliging())
+        await self._guest.set_behaviour(Behaviour.complying())
 
     async def hesitate(self) -> None:
         """Take removals up and decide nothing."""
-        await self._guest.become(Personality.held())
+        await self._guest.set_behaviour(Behaviour.hanging())
 
     async def online(self, expected: int) -> VcpuMap | None:  # noqa: ARG002 - the other guest's word
         """Return None: it has no words for what it sees."""

@@ -21,17 +21,17 @@ if TYPE_CHECKING:
         find_qemus,
         probe_accelerator,
     )
-    from qmpvcpu.testing.rom import UNTIL_TOLD, Personality, Removal, rom_image
+    from qmpvcpu.testing.rom import UNTIL_TOLD, Behaviour, RemovalAction, rom_image
     from qmpvcpu.testing.transcript import QmpMessage
     from qmpvcpu.testing.vms import LinuxVm, LinuxVmFactory, QemuVm, QemuVmFactory
 
 __all__ = [
     "UNTIL_TOLD",
+    "Behaviour",
     "LinuxGuest",
     "LinuxVm",
     "LinuxVmFactory",
     "MicroGuest",
-    "Personality",
     "QemuNotFoundError",
     "QemuProcess",
     "QemuProcessError",
@@ -39,7 +39,7 @@ __all__ = [
     "QemuVm",
     "QemuVmFactory",
     "QmpMessage",
-    "Removal",
+    "RemovalAction",
     "ScriptedPeer",
     "best_qemu",
     "find_qemus",
@@ -52,7 +52,7 @@ _HOMES = {
     "LinuxVm": "qmpvcpu.testing.vms",
     "LinuxVmFactory": "qmpvcpu.testing.vms",
     "MicroGuest": "qmpvcpu.testing.microguest",
-    "Personality": "qmpvcpu.testing.rom",
+    "Behaviour": "qmpvcpu.testing.rom",
     "QemuNotFoundError": "qmpvcpu.testing.qemu",
     "QemuProcess": "qmpvcpu.testing.qemu",
     "QemuProcessError": "qmpvcpu.testing.qemu",
@@ -60,7 +60,7 @@ _HOMES = {
     "QemuVm": "qmpvcpu.testing.vms",
     "QemuVmFactory": "qmpvcpu.testing.vms",
     "QmpMessage": "qmpvcpu.testing.transcript",
-    "Removal": "qmpvcpu.testing.rom",
+    "RemovalAction": "qmpvcpu.testing.rom",
     "ScriptedPeer": "qmpvcpu.testing.peer",
     "UNTIL_TOLD": "qmpvcpu.testing.rom",
     "best_qemu": "qmpvcpu.testing.qemu",

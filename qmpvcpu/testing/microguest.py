@@ -19,7 +19,7 @@ from qmpvcpu.testing.qemu import (
     best_qemu,
     probe_accelerator,
 )
-from qmpvcpu.testing.rom import RULE_SIZE, Personality, pack_rules, rom_image
+from qmpvcpu.testing.rom import RULE_SIZE, Behaviour, pack_rules, rom_image
 
 _LOGGER = logging.getLogger(__name__)
 _KVM_TIMEOUT = 3.0  # s: the guest is ready in 0.1; where KVM cannot run it, nothing more comes
@@ -27,7 +27,7 @@ _TIMEOUT = 10.0
 _WORDS = {  # that the guest says
     b"B": "that it listens",
     b"R": "that it is ready",
-    b"t": "that it took up its personalities",
+    b"t": "that it took up its behaviours",
     b"s": "that it looks",
 }
 _GONE = b"\0"  # the guest says no such byte
@@ -43,7 +43,7 @@ _LEVELS = {  # of -smp, with the property that places a CPU in it; outermost fir
 class MicroGuest(GuestVm):
     """A QEMU that runs the micro-guest; an async context manager.
 
-    When it is entered the guest is ready: it answers plugs and unplugs as its personalities say, and sleeps
+    When it is entered the guest is ready: it answers plugs and unplugs as its behaviours say, and sleeps
     otherwise. It is killed at the end.
 
     Args:
@@ -54,12 +54,12 @@ class MicroGuest(GuestVm):
             ``-device`` under the ids ``vcpuN``.
         max_vcpus: How many there can be.
         topology: As in ``-smp``; None: ``sockets=2,cores=2,threads=2`` for 8 vCPUs, else one socket for each.
-        personality: How it answers: one, or several of which the first that fits a slot counts.
+        behaviour: How it answers: one, or several of which the first that fits a slot counts.
         ready_after_ms: Time until the guest is ready, as in :func:`~qmpvcpu.testing.rom_image`.
         wait: Wait until it is ready when entered; False (as needed with ``-S``): only until QEMU answers QMP.
         incoming: Start no guest, but wait for one that migrates here (``-incoming defer``); entered, QEMU answers
             QMP. Once ``migrate-incoming`` has brought a micro-guest it can be spoken with as on its source;
-            *personality* and *ready_after_ms* come with it.
+            *behaviour* and *ready_after_ms* come with it.
         extra_args: More arguments for QEMU.
         qmp_sockets: How many QMP sockets QEMU gets: each serves one client at a time.
 
@@ -72,8 +72,8 @@ class MicroGuest(GuestVm):
 
     Example:
         >>> import qmpvcpu
-        >>> slow = Personality.slow(300).for_slot(2)
-        >>> async with MicroGuest(personality=slow) as guest, qmpvcpu.attach(guest.qmp) as vm:
+        >>> slow = Behaviour.slow(300).for_slot(2)
+        >>> async with MicroGuest(behaviour=slow) as guest, qmpvcpu.attach(guest.qmp) as vm:
         ...     await vm.plug(2)
         ...     await vm.unplug(2)  # takes the guest 0.3 s
         VcpuMap('2')
@@ -90,7 +90,7 @@ class MicroGuest(GuestVm):
         boot: int | Collection[int] = 1,
         max_vcpus: int = 8,
         topology: str | None = None,
-        personality: Personality | Iterable[Personality] = (),
+        behaviour: Behaviour | Iterable[Behaviour] = (),
         ready_after_ms: int = 0,
         wait: bool = True,
         incoming: bool = False,
@@ -105,7 +105,7 @@ class MicroGuest(GuestVm):
         # A guest that arrives has said that it listens where it came from, and does so still.
         self._known = b"B" if incoming else b""
         self._qmp_sockets = qmp_sockets
-        self._rom = rom_image(personality, ready_after_ms=ready_after_ms)
+        self._rom = rom_image(behaviour, ready_after_ms=ready_after_ms)
         self._args = [
             *("-machine", machine, "-m", "16", "-bios", "microguest.rom"),
             *_cpu_args(boot, max_vcpus, topology, model=_cpu_model(extra_args)),
@@ -150,21 +150,21 @@ class MicroGuest(GuestVm):
         """
         await self._hear(b"R", timeout=timeout)
 
-    async def become(self, personality: Personality | Iterable[Personality] = ()) -> None:
-        """Give the guest other personalities; returns when it has taken them up.
+    async def set_behaviour(self, behaviour: Behaviour | Iterable[Behaviour] = ()) -> None:
+        """Give the guest other behaviours; returns when it has taken them up.
 
-        They outlive a reset, and count for a removal that the guest is waiting out (:meth:`Personality.slow`,
-        :meth:`Personality.held`): it is decided anew. Removals that were ignored are still pending in QEMU, and are
-        looked at with the next hot-plug event of any CPU, or :meth:`look`.
+        They outlive a reset, and count for a removal that the guest is waiting out (:meth:`Behaviour.slow`,
+        :meth:`Behaviour.hanging`): it is decided anew. Removals that were ignored are still pending in QEMU, and are
+        looked at with the next hot-plug event of any CPU, or :meth:`scan_slots`.
 
         Raises:
-            ValueError: Too many personalities.
+            ValueError: Too many behaviours.
             QemuProcessError: The guest does not listen, or QEMU ended.
         """
-        rules = pack_rules(personality)
+        rules = pack_rules(behaviour)
         await self._say(b"T" + bytes([len(rules) // RULE_SIZE]) + rules, answer=b"t")
 
-    async def look(self) -> None:
+    async def scan_slots(self) -> None:
         """Make the guest look for hot-plug events now, as if one had come; returns when it is about to.
 
         Raises:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _VM = "topology=None, extra_args=(), qmp_sockets=2, incoming=False, accel=None, min_version=None"
 _MARKERS = {
-    "qemu_vm": f"*, machine='q35', boot=1, max_vcpus=8, personality=(), ready_after_ms=0, wait=True, {_VM}",
+    "qemu_vm": f"*, machine='q35', boot=1, max_vcpus=8, behaviour=(), ready_after_ms=0, wait=True, {_VM}",
     "linux_vm": "*, machine='q35', boot=2, max_vcpus=8, memory_mib=256, kernel=None, kernel_options='', timeout=60, "
     + _VM,
     "scripted_qmp": "*, answers=None, greeting=GREETING, tcp=False, reject_others=False",

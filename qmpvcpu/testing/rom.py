@@ -13,23 +13,23 @@ from typing import Self
 from qmpvcpu.given import checked, options
 
 UNTIL_TOLD = 0xFFFF
-"""A delay that ends only when the guest is given other personalities."""
+"""A delay that ends only when the guest is given other behaviours."""
 
 MAX_RULES = 8
-"""Personalities that one guest can hold."""
+"""Behaviours that one guest can hold."""
 
 RULE_SIZE = 16
-"""Bytes of a packed personality."""
+"""Bytes of a packed behaviour."""
 
 _BIOS_SIZE = 0x10000  # QEMU takes multiples of 64 KiB
 _RULES_OFFSET = 0xFF00
-_READY_OFFSET = _RULES_OFFSET + (MAX_RULES + 1) * RULE_SIZE  # the ninth rule is built in: oblige
+_READY_OFFSET = _RULES_OFFSET + (MAX_RULES + 1) * RULE_SIZE  # the ninth rule is built in: comply
 _ANY_SLOT = 0xFFFF
 _RULE = struct.Struct("<HBBIHHHH")
 _WORD = struct.Struct("<H")
 
 
-class Removal(enum.IntEnum):
+class RemovalAction(enum.IntEnum):
     """What becomes of a removal once its time has come; the values are the ROM's."""
 
     EJECT = 0
@@ -48,11 +48,11 @@ class _Flag(enum.IntFlag):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Personality:
+class Behaviour:
     """How the guest answers the hot-plug of one slot, or of all.
 
     Made by the named constructors; narrowed by :meth:`for_slot` and :meth:`for_first`. Given several, the guest
-    follows the first that fits a slot, and obliges where none does.
+    follows the first that fits a slot, and complies where none does.
 
     Units: delays in milliseconds; slots are QEMU's ``cpu-index``, which is the vCPU id on x86.
 
@@ -64,7 +64,7 @@ class Personality:
         source: _OST source event of all answers to removals: 3 (ejection request) or 0x103 (the OS's own).
         delay_ms: Time between taking a removal up and acting; :data:`UNTIL_TOLD`: until the guest is told otherwise.
             The guest serves one slot at a time, as Linux does: others wait meanwhile.
-        times: How many removals this holds for, then the next personality that fits; 0: all.
+        times: How many removals this holds for, then the next behaviour that fits; 0: all.
         holds_until_reset: It holds until the first reset of the VM.
         insert_answer: Answer inserts at all.
         insert_status: _OST status of inserts: 0 taken, anything else not.
@@ -76,7 +76,7 @@ class Personality:
         QEMU docs/specs/acpi_cpu_hotplug.rst; ACPI 6.5 section 6.3.5, _OST.
     """
 
-    removal: Removal = Removal.EJECT
+    removal: RemovalAction = RemovalAction.EJECT
     announce: bool = True
     answer: bool = True
     status: int = 0
@@ -90,7 +90,7 @@ class Personality:
 
     def __post_init__(self) -> None:
         fields = [each.name for each in dataclasses.fields(self)]
-        given = options(Personality.__init__, {name: getattr(self, name) for name in fields})
+        given = options(Behaviour.__init__, {name: getattr(self, name) for name in fields})
         for name, limit in (
             ("status", 0xFFFFFFFF),
             ("source", 0xFFFF),
@@ -103,11 +103,11 @@ class Personality:
                 raise ValueError(f"{name} is {value}, must be in 0..{limit:#x}")
         if self.slot is not None and not 0 <= self.slot < _ANY_SLOT - 1:
             raise ValueError(f"slot is {self.slot}, must be in 0..{_ANY_SLOT - 2:#x}")
-        if self.times and self.removal is Removal.IGNORE:
+        if self.times and self.removal is RemovalAction.IGNORE:
             raise ValueError("a silent guest looks at no removal, so it cannot count them")
 
     @classmethod
-    def obliging(cls) -> Self:
+    def complying(cls) -> Self:
         """Ejects at once: _OST 0x84, eject, _OST 0."""
         return cls()
 
@@ -117,22 +117,22 @@ class Personality:
         return cls(delay_ms=ms)
 
     @classmethod
-    def held(cls) -> Self:
-        """Says _OST 0x84 and decides only when told: the next personalities apply to the removal under way."""
+    def hanging(cls) -> Self:
+        """Says _OST 0x84 and decides only when told: the next behaviours apply to the removal under way."""
         return cls(delay_ms=UNTIL_TOLD)
 
     @classmethod
     def refusing(cls, status: int, *, announce: bool = True, delay_ms: int = 0) -> Self:
         """Keeps the CPU and answers _OST *status* (0x80 to 0x83, 1, ...), after 0x84 if *announce*."""
-        return cls(removal=Removal.REFUSE, status=status, announce=announce, delay_ms=delay_ms)
+        return cls(removal=RemovalAction.REFUSE, status=status, announce=announce, delay_ms=delay_ms)
 
     @classmethod
     def silent(cls) -> Self:
         """Does not look at removals: no event at all, QEMU keeps the request.
 
-        A guest that is told to oblige later serves it at the next hot-plug event of any CPU.
+        A guest that is told to comply later serves it at the next hot-plug event of any CPU.
         """
-        return cls(removal=Removal.IGNORE)
+        return cls(removal=RemovalAction.IGNORE)
 
     @classmethod
     def silent_until_reset(cls) -> Self:
@@ -140,12 +140,12 @@ class Personality:
 
         Linux after a panic and a reboot, measured on QEMU 7.2, 10.0 and 11.1.
         """
-        return cls(removal=Removal.IGNORE, holds_until_reset=True)
+        return cls(removal=RemovalAction.IGNORE, holds_until_reset=True)
 
     @classmethod
     def lying(cls) -> Self:
         """Answers _OST 0x84 and 0 (success) and keeps the CPU."""
-        return cls(removal=Removal.LIE)
+        return cls(removal=RemovalAction.LIE)
 
     @classmethod
     def wordless(cls) -> Self:
@@ -154,12 +154,12 @@ class Personality:
 
     @classmethod
     def silent_about_inserts(cls) -> Self:
-        """Takes inserted CPUs without an _OST, as an OS in early boot; obliges removals."""
+        """Takes inserted CPUs without an _OST, as an OS in early boot; complies with removals."""
         return cls(insert_answer=False)
 
     @classmethod
     def refusing_inserts(cls, status: int = 1) -> Self:
-        """Answers inserts with _OST *status*; QEMU keeps the CPU all the same. Obliges removals."""
+        """Answers inserts with _OST *status*; QEMU keeps the CPU all the same. Complies with removals."""
         return cls(insert_status=status)
 
     def for_slot(self, slot: int) -> Self:
@@ -190,41 +190,41 @@ class Personality:
         )
 
 
-def pack_rules(personalities: Personality | Iterable[Personality]) -> bytes:
-    """The rules of *personalities*, 16 bytes each, first match first.
+def pack_rules(behaviours: Behaviour | Iterable[Behaviour]) -> bytes:
+    """The rules of *behaviours*, 16 bytes each, first match first.
 
     Raises:
         ValueError: More than :data:`MAX_RULES`.
     """
-    given = (personalities,) if isinstance(personalities, Personality) else tuple(personalities)
+    given = (behaviours,) if isinstance(behaviours, Behaviour) else tuple(behaviours)
     if len(given) > MAX_RULES:
-        raise ValueError(f"{len(given)} personalities, the micro-guest holds {MAX_RULES}")
-    return b"".join(personality.pack() for personality in given)
+        raise ValueError(f"{len(given)} behaviours, the micro-guest holds {MAX_RULES}")
+    return b"".join(behaviour.pack() for behaviour in given)
 
 
 @checked
-def rom_image(personalities: Personality | Iterable[Personality] = (), *, ready_after_ms: int = 0) -> bytes:
-    """A 64 KiB image for QEMU's ``-bios``: the micro-guest with *personalities*.
+def rom_image(behaviours: Behaviour | Iterable[Behaviour] = (), *, ready_after_ms: int = 0) -> bytes:
+    """A 64 KiB image for QEMU's ``-bios``: the micro-guest with *behaviours*.
 
     Runs on q35 and i440fx (``pc``), under KVM and TCG; needs no more than ``-m 1``. On COM1 it writes ``B`` when it
     listens there and ``R`` when it is ready; ``R`` also goes to ``-debugcon`` (port 0xe9).
 
     Args:
-        personalities: One, or several of which the first that fits a slot counts.
+        behaviours: One, or several of which the first that fits a slot counts.
         ready_after_ms: Time until it takes over ACPI CPU hot-plug; until then QEMU before 11 refuses ``device_del``.
-            :data:`UNTIL_TOLD`: when it is given personalities.
+            :data:`UNTIL_TOLD`: when it is given behaviours.
 
     Returns:
         The image.
 
     Raises:
-        ValueError: Too many personalities, or a time that does not fit 16 bits.
+        ValueError: Too many behaviours, or a time that does not fit 16 bits.
     """
     if not 0 <= ready_after_ms <= UNTIL_TOLD:
         raise ValueError(f"ready_after_ms is {ready_after_ms}, must be in 0..{UNTIL_TOLD:#x}")
     code = resources.files(__package__).joinpath("microguest.rom").read_bytes()
     image = bytearray(_BIOS_SIZE - len(code)) + code
-    rules = pack_rules(personalities)
+    rules = pack_rules(behaviours)
     image[_RULES_OFFSET : _RULES_OFFSET + len(rules)] = rules
     _WORD.pack_into(image, _READY_OFFSET, ready_after_ms)
     return bytes(image)

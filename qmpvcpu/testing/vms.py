@@ -10,7 +10,7 @@ from qmpvcpu.testing.guest import GuestVm
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.qemu import Accelerator
-from qmpvcpu.testing.rom import Personality
+from qmpvcpu.testing.rom import Behaviour
 from qmpvcpu.testing.transcript import TRACE_FILE, QmpMessage, read_transcript
 
 _G = TypeVar("_G", bound=GuestVm)
@@ -94,17 +94,17 @@ class Vm(Generic[_G]):
 class QemuVm(Vm[MicroGuest]):
     """A VM with the micro-guest."""
 
-    def become(self, personality: Personality | Iterable[Personality] = ()) -> None:
-        """Give the guest other personalities: see :meth:`qmpvcpu.testing.MicroGuest.become`.
+    def set_behaviour(self, behaviour: Behaviour | Iterable[Behaviour] = ()) -> None:
+        """Give the guest other behaviours: see :meth:`qmpvcpu.testing.MicroGuest.set_behaviour`.
 
         Raises:
-            ValueError: Too many personalities.
+            ValueError: Too many behaviours.
             QemuProcessError: The guest does not listen, or QEMU ended.
         """
-        self._runner.run(self.guest.become(personality))
+        self._runner.run(self.guest.set_behaviour(behaviour))
 
     def refuse(self, status: int = 0x82, *, slot: int | None = None) -> None:
-        """Make the guest refuse to give up a vCPU, or any; the other slots oblige.
+        """Make the guest refuse to give up a vCPU, or any; the other slots comply.
 
         Args:
             status: The _OST status that it answers; 0x82: the device is busy.
@@ -113,8 +113,8 @@ class QemuVm(Vm[MicroGuest]):
         Raises:
             QemuProcessError: The guest does not listen, or QEMU ended.
         """
-        refusing = Personality.refusing(status)
-        self.become(refusing if slot is None else refusing.for_slot(slot))
+        refusing = Behaviour.refusing(status)
+        self.set_behaviour(refusing if slot is None else refusing.for_slot(slot))
 
     def comply(self) -> None:
         """Make the guest give up every vCPU that it is asked for.
@@ -122,15 +122,15 @@ class QemuVm(Vm[MicroGuest]):
         Raises:
             QemuProcessError: The guest does not listen, or QEMU ended.
         """
-        self.become(Personality.obliging())
+        self.set_behaviour(Behaviour.complying())
 
-    def look(self) -> None:
-        """Make the guest look for hot-plug events now: see :meth:`qmpvcpu.testing.MicroGuest.look`.
+    def scan_slots(self) -> None:
+        """Make the guest look for hot-plug events now: see :meth:`qmpvcpu.testing.MicroGuest.scan_slots`.
 
         Raises:
             QemuProcessError: The guest does not listen, or QEMU ended.
         """
-        self._runner.run(self.guest.look())
+        self._runner.run(self.guest.scan_slots())
 
     def wait_ready(self) -> None:
         """Return when the guest is up once more: see :meth:`qmpvcpu.testing.MicroGuest.wait_ready`.

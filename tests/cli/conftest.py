@@ -10,7 +10,7 @@ from qmpvcpu.testing import MicroGuest
 
 @pytest.fixture
 async def guest() -> AsyncIterator[MicroGuest]:
-    """A micro-guest with vCPUs 0 and 1 of 8, which obliges until told otherwise."""
+    """A micro-guest with vCPUs 0 and 1 of 8, which complies until told otherwise."""
     async with MicroGuest(boot=2) as guest:
         yield guest
 

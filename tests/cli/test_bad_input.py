@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.cli import main
-from qmpvcpu.testing import UNTIL_TOLD, MicroGuest, Personality, QemuProcess, best_qemu
+from qmpvcpu.testing import UNTIL_TOLD, Behaviour, MicroGuest, QemuProcess, best_qemu
 from tests.cli.running import run, running
 from tests.substrates import Substrate, substrates
 
@@ -154,7 +154,7 @@ async def test_a_socket_that_another_client_holds_is_told_with_what_to_do(guest:
 
 
 async def test_a_qemu_that_dies_while_the_guest_works_leaves_the_outcome_unknown(guest: MicroGuest) -> None:
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with running("unplug", "1", "--json", "--qmp", guest.qmp) as it:
         await it.wait_said("the guest works on it")
         guest.process.kill()

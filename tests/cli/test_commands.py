@@ -9,7 +9,7 @@ from qmpvcpu.cli.run import Shell, failure
 from qmpvcpu.domainxml import read_identity
 from qmpvcpu.errors import DenialReason, StepDeniedError
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.cli.running import environment, run, running
 
 pytestmark = pytest.mark.qemu
@@ -50,7 +50,7 @@ async def test_a_large_machine_is_listed_without_a_line_for_each_free_vcpu() -> 
 
 
 async def test_the_state_of_a_machine_too_large_to_be_drawn_is_said_once() -> None:
-    async with MicroGuest(boot=[0, 17], max_vcpus=20, personality=Personality.held()) as guest:
+    async with MicroGuest(boot=[0, 17], max_vcpus=20, behaviour=Behaviour.hanging()) as guest:
         ran = await run("unplug", "17", "--timeout", "0.1", "--qmp", guest.qmp)
     assert ran.err.splitlines()[-1] == "now: plugged 0,17 of 0-19, pending 17"
 
@@ -87,7 +87,7 @@ async def test_plug_takes_the_chosen_vcpu_or_the_first_free_one(guest: MicroGues
 
 
 async def test_a_plug_without_the_proof_asked_for_is_partial() -> None:
-    async with MicroGuest(personality=Personality.silent_about_inserts()) as guest:
+    async with MicroGuest(behaviour=Behaviour.silent_about_inserts()) as guest:
         ran = await run("plug", "3", "--proof", "acknowledged", "--timeout", "0.2", "--json", "--qmp", guest.qmp)
     assert ran.code == 1
     assert ran.error["kind"] == "PlugUnprovenError"
@@ -107,7 +107,7 @@ async def test_unplug_takes_vcpus_one_by_one_boot_vcpus_too(guest: MicroGuest) -
 
 
 async def test_a_refusal_has_its_code_and_reason_and_the_same_call_succeeds_later(guest: MicroGuest) -> None:
-    await guest.become(Personality.refusing(0x82))
+    await guest.set_behaviour(Behaviour.refusing(0x82))
     words = await run("unplug", "1", "--qmp", guest.qmp)
     assert words.code == 1
     assert "refused by the guest with OST status 0x82: device is busy" in words.err
@@ -116,7 +116,7 @@ async def test_a_refusal_has_its_code_and_reason_and_the_same_call_succeeds_late
     assert ran.code == 1
     assert (ran.error["verdict"], ran.error["code"], ran.error["reason"]) == ("REFUSED", 0x82, "device is busy")
     assert ran.error["outcome"] == "unchanged"
-    await guest.become(Personality.obliging())
+    await guest.set_behaviour(Behaviour.complying())
     again = await run("unplug", "1", "--json", "--qmp", guest.qmp)
     assert again.code == 0
     assert [step["verdict"] for step in again.document["steps"]] == ["UNPLUGGED"]
@@ -125,7 +125,7 @@ async def test_a_refusal_has_its_code_and_reason_and_the_same_call_succeeds_late
 async def test_after_a_vcpu_that_stays_no_other_is_asked_for(guest: MicroGuest) -> None:
     for vcpu in ("3", "5"):
         await run("plug", vcpu, "--qmp", guest.qmp)
-    await guest.become(Personality.refusing(0x81).for_slot(3))
+    await guest.set_behaviour(Behaviour.refusing(0x81).for_slot(3))
     ran = await run("unplug", "5", "3", "1", "--json", "--qmp", guest.qmp)
     assert ran.code == 1
     assert [step["verdict"] for step in ran.document["steps"]] == ["UNPLUGGED", "REFUSED"]
@@ -134,7 +134,7 @@ async def test_after_a_vcpu_that_stays_no_other_is_asked_for(guest: MicroGuest) 
 
 
 async def test_a_pending_unplug_is_told_and_is_joined_by_the_next_one(guest: MicroGuest) -> None:
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     ran = await run("unplug", "1", "--timeout", "0.7", "--json", "--qmp", guest.qmp)
     assert ran.code == 1
     assert (ran.error["verdict"], ran.error["acknowledged"], ran.error["outcome"]) == ("PENDING", True, "unknown")
@@ -142,7 +142,7 @@ async def test_a_pending_unplug_is_told_and_is_joined_by_the_next_one(guest: Mic
     assert "the guest works on it" in ran.err
     async with running("unplug", "1", "--json", "--qmp", guest.qmp) as later:
         await later.wait_said("nothing is sent")
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         ended = await later.end()
     assert ended.code == 0
     [step] = ended.document["steps"]
@@ -150,7 +150,7 @@ async def test_a_pending_unplug_is_told_and_is_joined_by_the_next_one(guest: Mic
 
 
 async def test_sigint_stops_the_waiting_and_tells_what_is_pending(guest: MicroGuest) -> None:
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with running("unplug", "1", "--json", "--qmp", guest.qmp) as it:
         await it.wait_said("the guest works on it")
         it.process.send_signal(signal.SIGINT)

@@ -91,16 +91,16 @@ async def test_the_demo_shows_people_the_map_at_each_step_and_the_xml() -> None:
 
 @pytest.mark.qemu
 async def test_a_guest_that_does_otherwise_fails_the_demo_and_is_named() -> None:
-    obliging = (
-        "from qmpvcpu.cli.guests import MicroDemoGuest\nasync def oblige(self): pass\nMicroDemoGuest.refuse = oblige"
+    complying = (
+        "from qmpvcpu.cli.guests import MicroDemoGuest\nasync def comply(self): pass\nMicroDemoGuest.refuse = comply"
     )
-    ran = await run("demo", "--json", code=obliging)
+    ran = await run("demo", "--json", code=complying)
     assert ran.code == 1
     document = ran.document
     assert document["as_expected"] is False
     [difference] = document["differences"]
     assert difference.startswith("unplug 5: expected REFUSED, got Unplugged")
-    assert difference in ran.err or (await run("demo", code=obliging)).err.count("expected REFUSED") == 1
+    assert difference in ran.err or (await run("demo", code=complying)).err.count("expected REFUSED") == 1
 
 
 @pytest.mark.qemu

@@ -6,7 +6,7 @@ import pytest
 
 from qmpvcpu.cli import examine
 from qmpvcpu.cli.examine import Level
-from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu, find_qemus
+from qmpvcpu.testing import Behaviour, MicroGuest, QemuProcess, best_qemu, find_qemus
 from tests.cli.running import Ran, environment, run
 
 pytestmark = pytest.mark.qemu
@@ -48,9 +48,9 @@ async def test_every_qemu_has_run_a_guest_and_a_vm_that_answers_is_in_order(gues
 
 
 async def test_a_guest_that_refused_and_one_that_hesitates_are_told(tmp_path: Path) -> None:
-    personalities = [Personality.refusing(0x82).for_slot(1), Personality.held().for_slot(2)]
+    behaviours = [Behaviour.refusing(0x82).for_slot(1), Behaviour.hanging().for_slot(2)]
     env = machine_of(tmp_path)
-    async with MicroGuest(boot=3, personality=personalities) as guest:
+    async with MicroGuest(boot=3, behaviour=behaviours) as guest:
         assert (await run("unplug", "1", "--qmp", guest.qmp)).code == 1
         refused = await run("doctor", "--qmp", guest.qmp, "--json", env=env)
         assert "device is busy" in found(refused, "guest")["found"]

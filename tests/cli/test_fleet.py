@@ -20,7 +20,7 @@ from qmpvcpu.errors import (
     UnplugRefusedError,
 )
 from qmpvcpu.fleet import VmResult
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.dialogue import HANG, Command
 from qmpvcpu.testing.peer import ScriptedPeer
 from tests.captures import all_captures
@@ -106,7 +106,7 @@ async def test_set_and_count_reach_all_and_report_each(folder: Path, tmp_path: P
 async def test_what_goes_wrong_in_one_vm_is_told_of_it_alone(
     vms: list[MicroGuest], folder: Path, tmp_path: Path
 ) -> None:
-    await vms[1].become(Personality.refusing(0x82).for_slot(1))
+    await vms[1].set_behaviour(Behaviour.refusing(0x82).for_slot(1))
     arguments = ("fleet", "set", "0,2", "--on-failure", "revert", "--dir", folder)
     ran = await run(*arguments)
     assert ran.code == 1
@@ -145,17 +145,17 @@ async def test_a_silent_vm_is_named_while_it_is_waited_for_and_holds_up_no_other
 async def test_a_terminal_has_a_bar_with_what_each_vm_does_and_then_the_table(
     vms: list[MicroGuest], folder: Path
 ) -> None:
-    await vms[2].become(Personality.held())
+    await vms[2].set_behaviour(Behaviour.hanging())
     async with on_terminal("fleet", "set", "0", "--dir", folder, columns=160) as it:
         await it.wait_shown("2 of 3 VMs; waiting for")
         await it.wait_shown("0 of 1: vCPU 1: the guest works on it")
-        await vms[2].become(Personality.obliging())
+        await vms[2].set_behaviour(Behaviour.complying())
         assert await it.end() == 0
     assert "3 of 3 VMs reached" in it.shown
 
 
 async def test_sigint_stops_all_at_their_next_safe_point(vms: list[MicroGuest], folder: Path) -> None:
-    await vms[2].become(Personality.held())
+    await vms[2].set_behaviour(Behaviour.hanging())
     async with running("fleet", "set", "0,4", "--dir", folder, "--json") as it:
         await it.wait_said("2 of 3 VMs; waiting for")
         it.process.send_signal(signal.SIGINT)
@@ -200,13 +200,13 @@ async def test_sigint_before_a_map_is_begun_leaves_that_vm_as_it_is() -> None:
 
 
 async def test_what_was_cut_short_is_given_up_aloud(vms: list[MicroGuest], folder: Path, tmp_path: Path) -> None:
-    await vms[0].become(Personality.held())
+    await vms[0].set_behaviour(Behaviour.hanging())
     arguments = ("--dir", folder, "--record", tmp_path)
     async with running("fleet", "set", "0", *arguments) as it:
         await it.wait_said("2 of 3 VMs; waiting for")
         it.process.kill()
         await it.process.wait()
-    await vms[0].become(Personality.obliging())
+    await vms[0].set_behaviour(Behaviour.complying())
     ran = await run("fleet", "set", "0,5", *arguments)
     assert ran.code == 0
     assert ran.err.count("given up for this: interrupted: vCPUs 0-1 to 0") == 1

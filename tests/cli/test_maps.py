@@ -16,7 +16,7 @@ from qmpvcpu.model.transition import Action
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Unknown
 from qmpvcpu.model.vm import VmInfo
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.cli.running import Ran, run, running, said
 from tests.controller.vms import exchange
 
@@ -60,7 +60,7 @@ async def test_the_document_of_a_set_is_the_report_whole(story: MicroGuest) -> N
 
 
 async def test_people_see_a_row_for_each_slot_and_the_map(story: MicroGuest) -> None:
-    await story.become(Personality.refusing(0x82).for_slot(1))
+    await story.set_behaviour(Behaviour.refusing(0x82).for_slot(1))
     ran = await run("set", "0,2-5", "--on-failure", "revert", "--qmp", story.qmp)
     assert ran.code == 1
     head, columns, *rows, last = ran.out.splitlines()
@@ -82,7 +82,7 @@ async def test_people_see_a_row_for_each_slot_and_the_map(story: MicroGuest) -> 
 
 
 async def test_stop_asks_for_nothing_more_after_a_refusal(story: MicroGuest) -> None:
-    await story.become(Personality.refusing(0x82).for_slot(6))
+    await story.set_behaviour(Behaviour.refusing(0x82).for_slot(6))
     ran = await run("set", "0,2", "--in-flight", "1", "--json", "--qmp", story.qmp)
     assert ran.code == 1
     assert ran.error["kind"] == "TransitionError"
@@ -96,7 +96,7 @@ async def test_stop_asks_for_nothing_more_after_a_refusal(story: MicroGuest) -> 
 
 
 async def test_continue_does_the_others_all_the_same(story: MicroGuest) -> None:
-    await story.become(Personality.refusing(0x82).for_slot(6))
+    await story.set_behaviour(Behaviour.refusing(0x82).for_slot(6))
     ran = await run("set", "0,2", "--on-failure", "continue", "--in-flight", "1", "--json", "--qmp", story.qmp)
     assert ran.code == 1
     assert ran.document["outcome"] == "PARTIAL"
@@ -106,7 +106,7 @@ async def test_continue_does_the_others_all_the_same(story: MicroGuest) -> None:
 
 
 async def test_revert_puts_back_what_was_done_and_what_it_cannot_is_named(story: MicroGuest) -> None:
-    await story.become([Personality.refusing(0x82).for_slot(6), Personality.refusing(0x81).for_slot(2)])
+    await story.set_behaviour([Behaviour.refusing(0x82).for_slot(6), Behaviour.refusing(0x81).for_slot(2)])
     ran = await run("set", "0,2", "--on-failure", "revert", "--json", "--qmp", story.qmp)
     assert ran.code == 1
     assert ran.document["outcome"] == "REVERT_INCOMPLETE"
@@ -121,14 +121,14 @@ async def test_revert_puts_back_what_was_done_and_what_it_cannot_is_named(story:
 
 
 async def test_a_guest_that_takes_too_long_is_pending_and_a_later_set_waits_for_its_answer(story: MicroGuest) -> None:
-    await story.become(Personality.held())
+    await story.set_behaviour(Behaviour.hanging())
     ran = await run("set", "0-1", "--timeout", "0.3", "--json", "--qmp", story.qmp)
     assert ran.code == 1
     assert verdicts(ran) == {"6": ("unplug", "PENDING", None)}
     assert (ran.document["pending"], ran.error["outcome"]) == ("6", "unknown")
     async with running("set", "0-1,6", "--json", "--qmp", story.qmp) as it:
         await it.wait_said("0 of 1: asking QEMU")
-        await story.become(Personality.obliging())
+        await story.set_behaviour(Behaviour.complying())
         kept = await it.end()
     assert kept.code == 0
     assert verdicts(kept) == {"6": ("keep", "PLUGGED", None)}
@@ -147,7 +147,7 @@ async def test_count_takes_the_lowest_in_and_the_highest_out_but_no_boot_vcpu(st
 
 
 async def test_a_slow_guest_is_told_of_as_it_goes(story: MicroGuest) -> None:
-    await story.become(Personality.slow(400))
+    await story.set_behaviour(Behaviour.slow(400))
     ran = await run("count", "1", "--include-boot", "--json", "--qmp", story.qmp)
     assert ran.code == 0
     assert "0 of 2: vCPU " in ran.err
@@ -159,7 +159,7 @@ async def test_a_signal_stops_at_the_next_safe_point_and_what_was_done_is_told(
     story: MicroGuest, sig: signal.Signals, tmp_path: Path
 ) -> None:
     record = tmp_path / "vm.xml"
-    await story.become(Personality.held().for_slot(6))
+    await story.set_behaviour(Behaviour.hanging().for_slot(6))
     arguments = ("set", "0,2-3", "--in-flight", "1", "--record", record, "--qmp", story.qmp)
     async with running(*arguments, "--json") as it:
         await it.wait_said("vCPU 6: the guest works on it")
@@ -181,7 +181,7 @@ async def test_a_signal_stops_at_the_next_safe_point_and_what_was_done_is_told(
 
 
 async def test_a_second_signal_does_not_wait_for_a_qemu_that_is_silent(story: MicroGuest) -> None:
-    await story.become(Personality.held())
+    await story.set_behaviour(Behaviour.hanging())
     async with running("set", "0-1", "--json", "--qmp", story.qmp) as it:
         await it.wait_said("vCPU 6: the guest works on it")
         story.process.kill(signal.SIGSTOP)
@@ -214,7 +214,7 @@ async def test_a_signal_before_it_has_begun_sends_nothing(story: MicroGuest) -> 
 
 
 async def test_a_third_signal_ends_the_process_at_once(story: MicroGuest) -> None:
-    await story.become(Personality.held())
+    await story.set_behaviour(Behaviour.hanging())
     lingers = (
         "import asyncio, contextlib\nfrom qmpvcpu import VcpuController\n"
         "async def close(self):\n"
@@ -254,7 +254,7 @@ def test_an_outcome_that_nobody_knows_has_an_exit_code_of_its_own() -> None:
 
 
 async def test_a_qemu_that_dies_on_the_way_leaves_the_outcome_unknown(story: MicroGuest) -> None:
-    await story.become(Personality.held())
+    await story.set_behaviour(Behaviour.hanging())
     async with running("set", "0-2", "--json", "--qmp", story.qmp) as it:
         await it.wait_said("vCPU 6: the guest works on it")
         story.process.kill()

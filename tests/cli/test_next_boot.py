@@ -8,7 +8,7 @@ import qmpvcpu
 from qmpvcpu import DomainConfig, VcpuMap
 from qmpvcpu.cli import main
 from qmpvcpu.domainxml import Metadata, render
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.cli.running import Ran, run
 from tests.cli.schema import command_of
 from tests.controller.test_next_boot import died_writing
@@ -180,7 +180,7 @@ async def test_both_are_changed(guest: MicroGuest, config: Path, words: str, aft
 
 @pytest.mark.qemu
 async def test_a_guest_that_refuses_is_told_of_and_the_next_boot_stays(config: Path) -> None:
-    async with MicroGuest(boot=2, personality=Personality.refusing(0x82)) as guest:
+    async with MicroGuest(boot=2, behaviour=Behaviour.refusing(0x82)) as guest:
         async with qmpvcpu.attach(guest.qmp) as vm:
             name = vm.layout.vm.name
         xml = document(domain_of_rows("00------", name=name))

@@ -7,7 +7,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.cli.quick import address_of
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.dialogue import HANG
 from qmpvcpu.testing.peer import ScriptedPeer
 
@@ -53,7 +53,7 @@ async def test_both_ways_say_the_same(guest: MicroGuest) -> None:
 
 
 async def test_both_ways_say_that_the_guest_works_on_a_removal(guest: MicroGuest) -> None:
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with qmpvcpu.attach(guest.sockets[1]) as vm:
         await vm.request_unplug(1)
         await vm.wait_for(lambda _: 1 in vm.layout.pending, timeout=10)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import qmpvcpu
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.cli.running import run, running
 
 pytestmark = pytest.mark.qemu
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.qemu
 @contextlib.asynccontextmanager
 async def killed(record: Path, *options: str) -> AsyncIterator[MicroGuest]:
     """A guest at 0-1,6 whose way to 0,2 ended with SIGKILL: 2 is in, the guest works on 6, 1 was not asked for."""
-    async with MicroGuest(boot=[0, 1, 6], personality=Personality.held()) as guest:
+    async with MicroGuest(boot=[0, 1, 6], behaviour=Behaviour.hanging()) as guest:
         words = ("set", "0,2", "--in-flight", "1", *options)
         async with running(*words, "--record", record, "--qmp", guest.qmp) as it:
             await it.wait_said("vCPU 6: the guest works on it")
@@ -58,7 +58,7 @@ async def test_it_is_finished_without_asking_twice(tmp_path: Path) -> None:
             "recover", "--finish", "--record", record, "--json", "--verbose", "--qmp", guest.qmp
         ) as it:
             await it.wait_said("of 2: ")
-            await guest.become(Personality.obliging())
+            await guest.set_behaviour(Behaviour.complying())
             ran = await it.end()
         assert ran.code == 0
         assert (ran.document["outcome"], ran.document["enabled"]) == ("REACHED", "0,2")
@@ -71,7 +71,7 @@ async def test_it_is_finished_without_asking_twice(tmp_path: Path) -> None:
 async def test_it_is_reverted_and_a_vcpu_that_leaves_meanwhile_is_put_back(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
     async with killed(record) as guest:
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         ran = await run("recover", "--revert", "--record", record, "--json", "--qmp", guest.qmp)
         assert ran.code == 0
         assert (ran.document["outcome"], ran.document["enabled"]) == ("REVERTED", "0-1,6")
@@ -81,12 +81,12 @@ async def test_it_is_reverted_and_a_vcpu_that_leaves_meanwhile_is_put_back(tmp_p
 
 async def test_what_ended_well_by_itself_leaves_nothing_to_do(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
-    async with MicroGuest(boot=[0, 1, 6], personality=Personality.held()) as guest:
+    async with MicroGuest(boot=[0, 1, 6], behaviour=Behaviour.hanging()) as guest:
         async with running("set", "0-1", "--record", record, "--qmp", guest.qmp) as it:
             await it.wait_said("vCPU 6: the guest works on it")
             it.process.send_signal(signal.SIGKILL)
             await it.process.wait()
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         async with qmpvcpu.attach(guest.qmp) as vm:
             await vm.wait_for(lambda layout: 6 not in layout.enabled, timeout=10)
         ran = await run("recover", "--record", record, "--json", "--qmp", guest.qmp)
@@ -98,7 +98,7 @@ async def test_what_ended_well_by_itself_leaves_nothing_to_do(tmp_path: Path) ->
 async def test_a_refusal_while_finishing_is_reported_as_ever(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
     async with killed(record) as guest:
-        await guest.become(Personality.refusing(0x81))
+        await guest.set_behaviour(Behaviour.refusing(0x81))
         ran = await run("recover", "--finish", "--record", record, "--json", "--qmp", guest.qmp)
     assert ran.code == 1
     assert ran.document["outcome"] == "PARTIAL"
@@ -109,7 +109,7 @@ async def test_a_refusal_while_finishing_is_reported_as_ever(tmp_path: Path) -> 
 async def test_a_new_wish_gives_up_the_interrupted_one_and_says_so(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
     async with killed(record) as guest:
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         ran = await run("set", "0-2,6", "--record", record, "--qmp", guest.qmp)
         assert ran.code == 0
         assert "given up for this: interrupted: vCPUs 0-1,6 to 0,2" in ran.err
@@ -120,7 +120,7 @@ async def test_a_new_wish_gives_up_the_interrupted_one_and_says_so(tmp_path: Pat
 
 async def test_a_record_that_another_process_keeps_names_it(guest: MicroGuest, tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with running("set", "0", "--record", record, "--qmp", guest.sockets[1]) as keeper:
         await keeper.wait_said("the guest works on it")
         for command in (("set", "0-3"), ("recover",)):
@@ -133,8 +133,8 @@ async def test_a_record_that_another_process_keeps_names_it(guest: MicroGuest, t
 
 async def test_what_a_revert_has_left_pending_is_named_where_nothing_is_left_to_finish(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
-    personalities = [Personality.refusing(0x82).for_slot(1), Personality.silent()]
-    async with MicroGuest(boot=[0, 1, 6], personality=personalities) as guest:
+    behaviours = [Behaviour.refusing(0x82).for_slot(1), Behaviour.silent()]
+    async with MicroGuest(boot=[0, 1, 6], behaviour=behaviours) as guest:
         vm = ("--record", record, "--qmp", guest.qmp)
         left = await run("set", "0", "--on-failure", "revert", "--timeout", "0.5", "--json", *vm)
         assert (left.code, left.document["outcome"], left.document["pending"]) == (1, "REVERT_INCOMPLETE", "6")

@@ -12,7 +12,7 @@ from qmpvcpu.errors import DenialReason
 from qmpvcpu.events import Event
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.planning.compatibility import DifferenceKind, Severity
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.cli.running import run, said
 from tests.cli.schema import SCHEMA, errors_in
 
@@ -78,7 +78,7 @@ async def test_no_command_prints_more_than_its_schema_says_or_other_things(
         ("list", "--json", "--frob"),
     ]
     seen = [await said(capsys, *each) for each in words]
-    await guest.become(Personality.refusing(0x82))
+    await guest.set_behaviour(Behaviour.refusing(0x82))
     refused = [("set", "0,2", "--on-failure", "revert", *vm), ("unplug", "1", *vm)]
     seen += [await said(capsys, *each) for each in refused]
     for ran in seen:

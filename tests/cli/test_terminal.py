@@ -2,20 +2,20 @@ import signal
 
 import pytest
 
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.cli.running import on_terminal, run
 
 pytestmark = pytest.mark.qemu
 
 
 async def test_a_live_table_of_vcpus_follows_what_happens(guest: MicroGuest) -> None:
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with on_terminal("watch", "--until", "0", "--qmp", guest.sockets[1]) as it:
         await it.wait_shown("pending since")
         asked = await run("unplug", "1", "--timeout", "0.3", "--qmp", guest.qmp)
         assert asked.code == 1
         await it.wait_shown("vCPU 1: the guest works on it (by another client)")
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         assert await it.end() == 0
     assert "1 of 8 vCPUs plugged: 0" in it.shown
     assert "vCPU 1 is gone" in it.shown
@@ -31,39 +31,39 @@ async def test_a_lost_qemu_is_told_above_what_was_last_seen(guest: MicroGuest) -
 
 
 async def test_each_vcpu_of_a_map_has_a_row_while_the_guest_takes_its_time(guest: MicroGuest) -> None:
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with on_terminal("set", "0,2-3", "--qmp", guest.qmp) as it:
         await it.wait_shown("2 of 3")
         await it.wait_shown("plug 2    plugged")
         await it.wait_shown("unplug 1  the guest works on it (0.")
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         assert await it.end() == 0
     assert "REACHED in" in it.shown
 
 
 async def test_vcpus_that_leave_one_by_one_are_shown_with_those_that_wait(guest: MicroGuest) -> None:
     assert (await run("set", "0-3", "--qmp", guest.qmp)).code == 0
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with on_terminal("unplug", "3", "2", "1", "--qmp", guest.qmp) as it:
         await it.wait_shown("0 of 3")
         await it.wait_shown("unplug 3  the guest works on it (0.")
         await it.wait_shown("unplug 1  waits")
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         assert await it.end() == 0
     assert "unplugged vCPU 1 in" in it.shown
 
 
 async def test_one_vcpu_has_one_live_line(guest: MicroGuest) -> None:
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with on_terminal("unplug", "1", "--qmp", guest.qmp) as it:
         await it.wait_shown("vCPU 1: the guest works on it (0.")
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         assert await it.end() == 0
     assert "unplugged vCPU 1 in" in it.shown
 
 
 async def test_ctrl_c_stops_it_and_shows_the_report(guest: MicroGuest) -> None:
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with on_terminal("set", "0", "--qmp", guest.qmp) as it:
         await it.wait_shown("unplug 1  the guest works on it")
         it.process.send_signal(signal.SIGINT)

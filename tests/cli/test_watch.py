@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu
+from qmpvcpu.testing import Behaviour, MicroGuest, QemuProcess, best_qemu
 from tests.cli.running import Running, run, running
 
 pytestmark = pytest.mark.qemu
@@ -33,7 +33,7 @@ async def test_another_clients_changes_are_seen_as_they_happen(guest: MicroGuest
 
 
 async def test_people_read_a_line_an_event_with_its_time_and_the_map(guest: MicroGuest) -> None:
-    await guest.become(Personality.refusing(0x82))
+    await guest.set_behaviour(Behaviour.refusing(0x82))
     async with running("watch", "--qmp", guest.sockets[1]) as it:
         assert b"2 of 8 vCPUs plugged: 0-1" in await first_line(it)
         assert (await run("set", "0", "--qmp", guest.qmp)).code == 1

@@ -12,7 +12,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu import InvalidMapError, Pending, Recovery, VcpuController
 from qmpvcpu.qmp.queries import look
-from qmpvcpu.testing import MicroGuest, Personality, ScriptedPeer
+from qmpvcpu.testing import Behaviour, MicroGuest, ScriptedPeer
 from qmpvcpu.vm.migration import confirm_target
 from tests.controller.vms import exchange
 
@@ -119,7 +119,7 @@ async def test_what_cannot_be_meant_sends_nothing(guest: MicroGuest) -> None:
 
 
 async def test_a_wait_that_cannot_be_meant_leaves_the_request_as_it_is(guest: MicroGuest) -> None:
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with qmpvcpu.attach(guest.qmp, resync_interval=None) as vm:
         await vm.plug(2)
         request = await vm.request_unplug(2)
@@ -127,7 +127,7 @@ async def test_a_wait_that_cannot_be_meant_leaves_the_request_as_it_is(guest: Mi
             with pytest.raises((TypeError, ValueError), match=NO_DURATION):
                 await request.wait(given)  # type: ignore[arg-type]
         assert isinstance(await request.wait(0), Pending)
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         assert (await request.wait(10)).ids == {2}
 
 

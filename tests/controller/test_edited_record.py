@@ -8,7 +8,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu import Outcome, RecordError
 from qmpvcpu.domainxml import parse, read_identity
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.controller.vms import exchange
 
 pytestmark = pytest.mark.qemu
@@ -67,14 +67,14 @@ async def test_what_could_not_be_written_is_written_once_the_record_is_put_right
     guest: MicroGuest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "vm.xml"
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with qmpvcpu.attach(guest.qmp, name="web", record=path) as vm:
         await vm.plug(3)
         await vm.request_unplug(3)
         await vm._session.keeper.written("this")
         before = path.read_bytes()
         path.write_bytes(before[:-20])
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         await vm.wait_for(lambda layout: 3 not in layout.enabled, timeout=10)
         with pytest.raises(RecordError, match="and not recorded"):
             await vm._session.keeper.written("this is done")

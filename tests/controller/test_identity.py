@@ -11,7 +11,7 @@ import qmpvcpu
 from qmpvcpu import MonitorLostError, RecordError, VcpuMap
 from qmpvcpu.domainxml import domain_from, render, update
 from qmpvcpu.events import InstanceChanged, Reconnected
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.controller.vms import other_client, until
 
 pytestmark = pytest.mark.qemu
@@ -54,7 +54,7 @@ async def test_two_nameless_vms_at_sockets_of_one_name_do_not_share_a_record(tmp
 @pytest.mark.parametrize("who", WHO)
 async def test_one_vm_through_two_sockets_has_one_record(tmp_path: Path, who: str) -> None:
     record = tmp_path / "vm.xml"
-    async with at(tmp_path / "qmp.sock", *WHO[who], personality=Personality.held()) as guest:
+    async with at(tmp_path / "qmp.sock", *WHO[who], behaviour=Behaviour.hanging()) as guest:
         async with qmpvcpu.attach(tmp_path / "qmp.sock", record=record) as vm:
             name = vm.layout.vm.name
             await vm.plug(3)
@@ -140,7 +140,7 @@ async def test_another_name_at_the_same_address_is_another_vm(tmp_path: Path) ->
 async def test_a_read_only_attach_reads_what_is_known_and_writes_and_changes_nothing(tmp_path: Path) -> None:
     record = tmp_path / "record" / "vm.xml"
     record.parent.mkdir()
-    async with at(tmp_path / "qmp.sock", "-name", "web", personality=Personality.held()) as guest:
+    async with at(tmp_path / "qmp.sock", "-name", "web", behaviour=Behaviour.hanging()) as guest:
         async with qmpvcpu.attach(guest.qmp, record=record, read_only=True) as vm:  # there is none yet
             assert vm.desired is None
         assert list(record.parent.iterdir()) == []

@@ -26,7 +26,7 @@ from qmpvcpu import (
     VcpuMap,
 )
 from qmpvcpu.events import UnplugPending, UnplugRequested, VcpuUnplugged
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.controller.vms import exchange, other_client, present, running, until
 from tests.substrates import Substrate, substrates
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.qemu
 EVERYWHERE = pytest.mark.parametrize("on", substrates())
 WHERE_REPLUG_WORKS = pytest.mark.parametrize("on", substrates(["q35"], that_survive=True))
 ON_KVM = pytest.mark.parametrize("on", substrates(["q35"], accels=["kvm"]))
-BUSY = Personality.refusing(0x82)
+BUSY = Behaviour.refusing(0x82)
 
 
 def words(report: TransitionReport) -> list[str]:
@@ -112,8 +112,8 @@ async def test_a_count_takes_the_lowest_free_in_and_the_highest_removable_out(on
 
 @ON_KVM
 async def test_the_guests_word_can_be_waited_for(on: Substrate) -> None:
-    mute = Personality(insert_answer=False).for_slot(3)
-    async with running(on, personality=[mute]) as (_, vm):
+    mute = Behaviour(insert_answer=False).for_slot(3)
+    async with running(on, behaviour=[mute]) as (_, vm):
         report = await vm.set_map("0,2-3", proof=Proof.ACKNOWLEDGED, timeout=0.2)
         assert report.outcome is TransitionOutcome.REACHED
         two, three = (step.verdict for step in report.steps)
@@ -196,7 +196,7 @@ async def test_terms_that_cannot_be_meant_are_refused(guest: MicroGuest, terms: 
 async def test_each_policy_does_what_its_name_says(
     on: Substrate, policy: str, in_flight: int, wanted: list[str], left: str
 ) -> None:
-    async with running(on, boot=2, max_vcpus=16, personality=[BUSY.for_slot(5)]) as (guest, vm):
+    async with running(on, boot=2, max_vcpus=16, behaviour=[BUSY.for_slot(5)]) as (guest, vm):
         await vm.set_map("0-1,5-6")
         report = await failing(vm, "0,2-4", on_failure=OnFailure(policy), in_flight=in_flight)
         undone = " -" if policy == "revert" else ""
@@ -209,7 +209,7 @@ async def test_each_policy_does_what_its_name_says(
 
 @WHERE_REPLUG_WORKS
 async def test_nothing_leaves_after_the_first_refusal_unless_the_caller_asks_for_it(on: Substrate) -> None:
-    async with running(on, personality=[BUSY.for_slot(7)]) as (guest, vm):
+    async with running(on, behaviour=[BUSY.for_slot(7)]) as (guest, vm):
         await vm.set_map("0-7")
         with exchange() as sent:
             report = await failing(vm, "0")
@@ -222,7 +222,7 @@ async def test_nothing_leaves_after_the_first_refusal_unless_the_caller_asks_for
 @ON_KVM
 async def test_what_cannot_be_undone_is_told(on: Substrate) -> None:
     stubborn = [BUSY.for_slot(5), BUSY.for_slot(3)]
-    async with running(on, personality=stubborn) as (_, vm):
+    async with running(on, behaviour=stubborn) as (_, vm):
         await vm.plug(5)
         report = await failing(vm, "0,2-3", on_failure=OnFailure.REVERT)
         assert report.outcome is TransitionOutcome.REVERT_INCOMPLETE
@@ -233,7 +233,7 @@ async def test_what_cannot_be_undone_is_told(on: Substrate) -> None:
 
 @ON_KVM
 async def test_revert_never_plugs_what_is_still_pending(on: Substrate) -> None:
-    async with running(on, personality=[Personality.silent().for_slot(5)]) as (guest, vm):
+    async with running(on, behaviour=[Behaviour.silent().for_slot(5)]) as (guest, vm):
         await vm.plug(5)
         report = await failing(vm, "0,2", on_failure=OnFailure.REVERT, timeout=0.2)
         assert report.outcome is TransitionOutcome.REVERT_INCOMPLETE
@@ -241,7 +241,7 @@ async def test_revert_never_plugs_what_is_still_pending(on: Substrate) -> None:
         assert vm.layout.enabled == {0, 5}
         assert vm.layout.pending == {5}
         events = vm.events()
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         await vm.plug(7)  # QEMU's notice of any plug makes the guest look at the rest too
         gone = (await until(events, VcpuUnplugged))[-1]
         assert isinstance(gone, VcpuUnplugged)
@@ -254,7 +254,7 @@ async def test_revert_never_plugs_what_is_still_pending(on: Substrate) -> None:
 @ON_KVM
 async def test_unplugs_are_awaited_together_and_not_one_after_another(on: Substrate) -> None:
     # Nothing else happens that would have the end of the waiting told along with it.
-    async with running(on, personality=Personality.silent(), attach={"resync_interval": None}) as (_, vm):
+    async with running(on, behaviour=Behaviour.silent(), attach={"resync_interval": None}) as (_, vm):
         await vm.set_map("0-4")
         stream = vm.events()
         report = await failing(vm, "0", on_failure=OnFailure.CONTINUE, timeout=0.5)
@@ -264,7 +264,7 @@ async def test_unplugs_are_awaited_together_and_not_one_after_another(on: Substr
 
 
 async def test_that_a_stopped_map_waits_no_longer_is_told_at_once(guest: MicroGuest) -> None:
-    await guest.become(Personality.silent())
+    await guest.set_behaviour(Behaviour.silent())
     async with qmpvcpu.attach(guest.qmp, resync_interval=None) as vm:
         await vm.set_map("0-2")
         stream = vm.events()
@@ -278,17 +278,17 @@ async def test_that_a_stopped_map_waits_no_longer_is_told_at_once(guest: MicroGu
 
 @ON_KVM
 async def test_a_timeout_of_zero_only_requests(on: Substrate) -> None:
-    async with running(on, personality=Personality.held()) as (guest, vm):
+    async with running(on, behaviour=Behaviour.hanging()) as (guest, vm):
         await vm.set_map("0-3")
         report = await failing(vm, "0", timeout=0)
         assert words(report) == ["unplug 3 PENDING", "unplug 2 PENDING", "unplug 1 PENDING"]
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         await vm.wait_for(lambda layout: layout.enabled == {0}, timeout=10)
 
 
 @ON_KVM
 async def test_the_whole_can_be_bounded(on: Substrate) -> None:
-    async with running(on, personality=Personality.held()) as (_, vm):
+    async with running(on, behaviour=Behaviour.hanging()) as (_, vm):
         await vm.set_map("0-3")
         report = await failing(vm, "0", timeout=30, total_timeout=0.2)
         assert words(report) == ["unplug 3 PENDING", "unplug 2 -", "unplug 1 -"]
@@ -301,14 +301,14 @@ async def test_the_whole_can_be_bounded(on: Substrate) -> None:
 @ON_KVM
 async def test_a_wish_without_a_pending_vcpu_joins_its_removal(on: Substrate, tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
-    async with running(on, personality=Personality.held(), attach={"record": record, "name": "web"}) as (guest, vm):
+    async with running(on, behaviour=Behaviour.hanging(), attach={"record": record, "name": "web"}) as (guest, vm):
         await vm.plug(3)
         await vm.request_unplug(3)
         await vm.wait_for(lambda layout: 3 in layout.pending, timeout=10)
         with exchange() as sent:
             wished = asyncio.create_task(vm.set_map("0"))
             await recorded(record, b'joins="yes"')
-            await guest.become(Personality.obliging())
+            await guest.set_behaviour(Behaviour.complying())
             report = await wished
         assert "device_del" not in sent
         assert words(report) == ["unplug 3 UNPLUGGED"]
@@ -317,14 +317,14 @@ async def test_a_wish_without_a_pending_vcpu_joins_its_removal(on: Substrate, tm
 @ON_KVM
 async def test_a_pending_vcpu_that_shall_stay_is_plugged_again_if_it_leaves(on: Substrate, tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
-    async with running(on, personality=Personality.held(), attach={"record": record, "name": "web"}) as (guest, vm):
+    async with running(on, behaviour=Behaviour.hanging(), attach={"record": record, "name": "web"}) as (guest, vm):
         await vm.plug(3)
         await vm.request_unplug(3)
         plan = vm.plan("0,3")
         assert "QEMU cannot withdraw" in str(plan)
         wished = asyncio.create_task(vm.set_map("0,3"))
         await recorded(record, b'action="keep"')
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         report = await wished
         assert words(report) == ["keep 3 PLUGGED"]
         assert vm.layout.enabled == {0, 3}
@@ -334,7 +334,7 @@ async def test_a_pending_vcpu_that_shall_stay_is_plugged_again_if_it_leaves(on: 
 
 @ON_KVM
 async def test_a_pending_vcpu_that_shall_stay_and_gets_no_answer_is_partial(on: Substrate) -> None:
-    async with running(on, personality=Personality.silent()) as (_, vm):
+    async with running(on, behaviour=Behaviour.silent()) as (_, vm):
         await vm.plug(3)
         await vm.request_unplug(3)
         report = await failing(vm, "0,3", timeout=0.2)
@@ -345,12 +345,12 @@ async def test_a_pending_vcpu_that_shall_stay_and_gets_no_answer_is_partial(on: 
 @ON_KVM
 async def test_a_pending_vcpu_that_the_guest_refuses_to_give_up_stays(on: Substrate, tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
-    async with running(on, personality=Personality.held(), attach={"record": record, "name": "web"}) as (guest, vm):
+    async with running(on, behaviour=Behaviour.hanging(), attach={"record": record, "name": "web"}) as (guest, vm):
         await vm.plug(3)
         await vm.request_unplug(3)
         wished = asyncio.create_task(vm.set_map("0,3"))
         await recorded(record, b'action="keep"')
-        await guest.become(BUSY)
+        await guest.set_behaviour(BUSY)
         report = await wished
         assert report.outcome is TransitionOutcome.REACHED
         assert words(report) == ["keep 3 REFUSED"]
@@ -361,7 +361,7 @@ async def test_a_pending_vcpu_that_the_guest_refuses_to_give_up_stays(on: Substr
 
 @ON_KVM
 async def test_a_second_wish_waits_for_the_first(on: Substrate) -> None:
-    async with running(on, personality=Personality.slow(50)) as (_, vm):
+    async with running(on, behaviour=Behaviour.slow(50)) as (_, vm):
         await vm.set_map("0-3")
         first, second = await asyncio.gather(vm.set_map("0,4"), vm.set_map("0,5"))
         assert words(first) == ["plug 4 PLUGGED", "unplug 3 UNPLUGGED", "unplug 2 UNPLUGGED", "unplug 1 UNPLUGGED"]
@@ -371,7 +371,7 @@ async def test_a_second_wish_waits_for_the_first(on: Substrate) -> None:
 
 @ON_KVM
 async def test_cancel_stops_at_the_next_safe_point_with_a_report(on: Substrate) -> None:
-    async with running(on, personality=Personality.held()) as (guest, vm):
+    async with running(on, behaviour=Behaviour.hanging()) as (guest, vm):
         await vm.set_map("0-3")
         assert await vm.cancel() is None
         wished = asyncio.create_task(vm.set_map("0", in_flight=1, on_failure=OnFailure.REVERT))
@@ -384,14 +384,14 @@ async def test_cancel_stops_at_the_next_safe_point_with_a_report(on: Substrate) 
         assert report.cancelled
         assert report.outcome is TransitionOutcome.PARTIAL
         assert vm.layout.enabled == {0, 1, 2, 3}
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         await vm.wait_settled(timeout=10)
         assert (await vm.set_map("0-3")).outcome is TransitionOutcome.REACHED
 
 
 @ON_KVM
 async def test_a_cancelled_caller_leaves_no_outcome_unread(on: Substrate, tmp_path: Path) -> None:
-    async with running(on, personality=Personality.held(), attach={"record": tmp_path / "vm.xml", "name": "web"}) as (
+    async with running(on, behaviour=Behaviour.hanging(), attach={"record": tmp_path / "vm.xml", "name": "web"}) as (
         guest,
         vm,
     ):
@@ -401,7 +401,7 @@ async def test_a_cancelled_caller_leaves_no_outcome_unread(on: Substrate, tmp_pa
         wished.cancel()
         with pytest.raises(asyncio.CancelledError):
             await wished
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         # The next in turn sees what the first one left, and nothing of it is lost.
         report = await vm.set_map("0,5")
         assert report.outcome is TransitionOutcome.REACHED
@@ -413,7 +413,7 @@ async def test_a_cancelled_caller_leaves_no_outcome_unread(on: Substrate, tmp_pa
 
 @ON_KVM
 async def test_a_caller_that_is_cancelled_before_its_turn_leaves_no_trace(on: Substrate) -> None:
-    async with running(on, personality=Personality.slow(100)) as (_, vm):
+    async with running(on, behaviour=Behaviour.slow(100)) as (_, vm):
         await vm.set_map("0-1")
         first = asyncio.create_task(vm.set_map("0"))
         second = asyncio.create_task(vm.set_map("0-7"))
@@ -426,7 +426,7 @@ async def test_a_caller_that_is_cancelled_before_its_turn_leaves_no_trace(on: Su
 
 @ON_KVM
 async def test_single_commands_and_maps_take_turns(on: Substrate) -> None:
-    async with running(on, personality=Personality.slow(20)) as (guest, vm):
+    async with running(on, behaviour=Behaviour.slow(20)) as (guest, vm):
         await vm.set_map("0-3")
         results = await asyncio.gather(
             vm.unplug(3), vm.set_map("0,4-5"), vm.plug(6), vm.plug(), vm.set_map("0-1,6"), vm.unplug(6)
@@ -438,7 +438,7 @@ async def test_single_commands_and_maps_take_turns(on: Substrate) -> None:
 
 @ON_KVM
 async def test_closing_in_the_middle_ends_cleanly(on: Substrate, tmp_path: Path) -> None:
-    async with MicroGuest(on.qemu, accel=on.accel, personality=Personality.held()) as guest:
+    async with MicroGuest(on.qemu, accel=on.accel, behaviour=Behaviour.hanging()) as guest:
         vm = await qmpvcpu.attach(guest.qmp, name="web", record=tmp_path / "vm.xml")
         await vm.set_map("0-2")
         first = asyncio.create_task(vm.set_map("0", on_failure=OnFailure.CONTINUE))
@@ -460,7 +460,7 @@ async def test_closing_in_the_middle_ends_cleanly(on: Substrate, tmp_path: Path)
 @ON_KVM
 async def test_what_others_changed_is_neither_done_again_nor_undone(on: Substrate) -> None:
     async with (
-        running(on, personality=[Personality.slow(200).for_slot(6), BUSY.for_slot(5)]) as (guest, vm),
+        running(on, behaviour=[Behaviour.slow(200).for_slot(6), BUSY.for_slot(5)]) as (guest, vm),
         # Before anything happens: qemu.qmp gives up at an event between its qmp_capabilities and the reply.
         other_client(guest) as client,
     ):
@@ -475,13 +475,13 @@ async def test_what_others_changed_is_neither_done_again_nor_undone(on: Substrat
 
 
 async def test_the_latent_removal_of_another_vcpu_is_a_late_answer(guest: MicroGuest) -> None:
-    await guest.become(Personality.silent())
+    await guest.set_behaviour(Behaviour.silent())
     async with qmpvcpu.attach(guest.qmp) as vm:
         await vm.plug(3)
         request = await vm.request_unplug(3)
         assert isinstance(await request.wait(0.1), Pending)
         assert "any plug may set it off" in str(vm.plan("0,2"))
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         report = await vm.set_map("0,2")
         assert report.outcome is TransitionOutcome.REACHED
         assert isinstance(await request.wait(10), Unplugged)
@@ -500,14 +500,14 @@ async def guest() -> AsyncIterator[MicroGuest]:
 
 @ON_KVM
 async def test_what_another_client_plugs_meanwhile_is_seen_at_the_end(on: Substrate) -> None:
-    slow = dataclasses.replace(Personality.held(), insert_answer=False)
-    async with running(on, boot=3, personality=slow, attach={"resync_interval": None}) as (guest, vm):
+    slow = dataclasses.replace(Behaviour.hanging(), insert_answer=False)
+    async with running(on, boot=3, behaviour=slow, attach={"resync_interval": None}) as (guest, vm):
         changing = asyncio.create_task(vm.set_map("0-1"))
         await vm.wait_for(lambda layout: 2 in layout.pending, timeout=10)
         async with other_client(guest) as other:
             slot = next(each for each in vm.layout.slots if each.first == 3)
             await other.execute("device_add", {"driver": slot.type, "id": "theirs", **slot.props})
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         with pytest.raises(TransitionError, match="plugged outside this transition: 3") as caught:
             await changing
         report = caught.value.report
@@ -520,8 +520,8 @@ async def test_what_another_client_plugs_meanwhile_is_seen_at_the_end(on: Substr
 
 @ON_KVM
 async def test_a_vcpu_that_leaves_late_while_the_rest_is_undone_is_plugged_again(on: Substrate) -> None:
-    late = [Personality.slow(250).for_slot(5), Personality.silent().for_slot(7)]
-    async with running(on, boot={0, 5}, personality=late) as (guest, vm):
+    late = [Behaviour.slow(250).for_slot(5), Behaviour.silent().for_slot(7)]
+    async with running(on, boot={0, 5}, behaviour=late) as (guest, vm):
         report = await failing(vm, "0,7", on_failure=OnFailure.REVERT, timeout=0.1, revert_timeout=1)
         assert report.outcome is TransitionOutcome.REVERT_INCOMPLETE
         assert words(report) == ["plug 7 PLUGGED", "unplug 5 UNPLUGGED -"]

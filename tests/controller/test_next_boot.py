@@ -31,7 +31,7 @@ from qmpvcpu import (
 )
 from qmpvcpu.domainxml import read_identity
 from qmpvcpu.model.report import ConfigOutcome
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.controller.vms import exchange
 from tests.domainxml.domains import document, domain_of_rows, said
 from tests.record.conftest import listing
@@ -132,9 +132,9 @@ async def test_for_the_vm_as_it_runs_alone_everything_is_as_ever(config: Path) -
 @pytest.mark.parametrize("policy", [OnFailure.STOP, OnFailure.REVERT])
 async def test_a_guest_that_refuses_keeps_its_vcpu_at_the_next_boot_too(config: Path, policy: OnFailure) -> None:
     before = config.read_bytes()
-    stubborn = Personality.refusing(0x82).for_slot(1)
+    stubborn = Behaviour.refusing(0x82).for_slot(1)
     async with (
-        MicroGuest(boot=2, personality=stubborn) as guest,
+        MicroGuest(boot=2, behaviour=stubborn) as guest,
         qmpvcpu.attach(guest.qmp, name="vm", config=config) as vm,
     ):
         with pytest.raises(TransitionError) as caught:
@@ -290,7 +290,7 @@ async def test_a_disk_that_is_full_when_the_next_boot_is_written_leaves_the_vm_a
 
 async def test_two_controllers_that_change_one_document_are_told_apart_before_anything_is_sent(config: Path) -> None:
     async with (
-        MicroGuest(boot=3, personality=Personality.held().for_slot(2)) as guest,
+        MicroGuest(boot=3, behaviour=Behaviour.hanging().for_slot(2)) as guest,
         qmpvcpu.attach(guest.qmp, name="vm", config=config) as one,
         qmpvcpu.attach(guest.sockets[1], name="vm", config=config) as other,
     ):
@@ -304,7 +304,7 @@ async def test_two_controllers_that_change_one_document_are_told_apart_before_an
                     await other.set_map("0-2,5", affect=affect)
         assert not CHANGES & set(sent)
         await one.plug(4, affect=Affect.BOTH)  # its own calls share the lock
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         assert await asking == {2}
         assert await next_boot(config) == "00--+---"
         await other.plug(5, affect=Affect.BOTH)
@@ -325,13 +325,13 @@ async def test_calls_that_go_side_by_side_are_all_at_the_next_boot(config: Path)
 
 async def test_what_somebody_else_writes_meanwhile_is_not_written_over(config: Path) -> None:
     async with (
-        MicroGuest(boot=3, personality=Personality.held()) as guest,
+        MicroGuest(boot=3, behaviour=Behaviour.hanging()) as guest,
         qmpvcpu.attach(guest.qmp, name="vm", config=config) as vm,
     ):
         asking = asyncio.create_task(vm.unplug(2, affect=Affect.BOTH))
         await vm.wait_for(lambda layout: 2 in layout.pending)
         config.write_bytes(document(domain_of_rows("0000----")))
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         with pytest.raises(RecordError, match="changed by somebody else") as caught:
             await asking
         assert caught.value.outcome is Outcome.CHANGED
@@ -341,12 +341,12 @@ async def test_what_somebody_else_writes_meanwhile_is_not_written_over(config: P
 
 async def test_a_late_answer_does_not_change_the_next_boot(config: Path) -> None:
     async with (
-        MicroGuest(boot=3, personality=Personality.held()) as guest,
+        MicroGuest(boot=3, behaviour=Behaviour.hanging()) as guest,
         qmpvcpu.attach(guest.qmp, name="vm", config=config) as vm,
     ):
         with pytest.raises(UnplugPendingError):
             await vm.unplug(1, affect=Affect.BOTH, timeout=0)
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         await vm.wait_for(lambda layout: 1 not in layout.enabled, timeout=20)
         assert await next_boot(config) == "00------"
         await vm.set_state(1, enabled=False, affect=Affect.BOTH)  # nothing is left to be sent
@@ -354,14 +354,14 @@ async def test_a_late_answer_does_not_change_the_next_boot(config: Path) -> None
 
 
 async def test_cancelling_a_caller_leaves_no_half(config: Path) -> None:
-    async with MicroGuest(boot=3, personality=Personality.held()) as guest:
+    async with MicroGuest(boot=3, behaviour=Behaviour.hanging()) as guest:
         async with qmpvcpu.attach(guest.qmp, name="vm", config=config) as vm:
             asking = asyncio.create_task(vm.unplug(1, affect=Affect.BOTH))
             await vm.wait_for(lambda layout: 1 in layout.pending)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-            await guest.become(Personality.obliging())
+            await guest.set_behaviour(Behaviour.complying())
             await vm.wait_for(lambda layout: 1 not in layout.enabled, timeout=20)
         assert await next_boot(config) == "0-------", "it was still written"
 
@@ -487,7 +487,7 @@ async def test_who_dies_with_the_next_boot_written_has_nothing_left_to_be_done(c
 async def test_a_record_keeps_its_promise_of_a_next_boot_in_one_file(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
     async with (
-        MicroGuest(boot=3, personality=Personality.held()) as guest,
+        MicroGuest(boot=3, behaviour=Behaviour.hanging()) as guest,
         qmpvcpu.attach(guest.qmp, record=record) as vm,
     ):
         asking = asyncio.create_task(vm.set_map("0,2", affect=Affect.BOTH))
@@ -498,7 +498,7 @@ async def test_a_record_keeps_its_promise_of_a_next_boot_in_one_file(tmp_path: P
         assert promised.intent.next_boot == {0, 2}
         assert promised.intent.config is None
         assert promised.next_boot is None
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         report = await asking
         assert report.config is not None
         assert report.config.path == str(record)
@@ -526,7 +526,7 @@ async def test_the_record_of_what_is_under_way_says_what_the_next_boot_is_to_hav
 ) -> None:
     record = tmp_path / "record.xml"
     async with (
-        MicroGuest(boot=3, personality=Personality.held()) as guest,
+        MicroGuest(boot=3, behaviour=Behaviour.hanging()) as guest,
         qmpvcpu.attach(guest.qmp, name="vm", record=record, config=config) as vm,
     ):
         tasks = [asyncio.create_task(vm.unplug(each, affect=Affect.BOTH)) for each in (1, 2)]
@@ -536,7 +536,7 @@ async def test_the_record_of_what_is_under_way_says_what_the_next_boot_is_to_hav
         assert metadata.intent is not None
         assert metadata.intent.next_boot == {0}
         assert metadata.intent.config == str(config)
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         await asyncio.gather(*tasks)
         metadata = read_identity(record.read_bytes()).metadata
         assert metadata is not None

@@ -30,7 +30,7 @@ from qmpvcpu.events import (
     VcpuUnplugged,
     VmReset,
 )
-from qmpvcpu.testing import UNTIL_TOLD, MicroGuest, Personality
+from qmpvcpu.testing import UNTIL_TOLD, Behaviour, MicroGuest
 from tests.controller.vms import exchange, other_client, present, running, until
 from tests.substrates import Substrate, substrates
 
@@ -84,8 +84,8 @@ async def test_an_unplug_under_kvm_is_one_device_del_and_nothing_else(on: Substr
 
 @EVERYWHERE
 async def test_a_refusal_is_told_at_once_with_its_reason_and_may_be_retried(on: Substrate) -> None:
-    busy = Personality.refusing(0x82).for_first(1)
-    async with running(on, personality=busy) as (_, vm):
+    busy = Behaviour.refusing(0x82).for_first(1)
+    async with running(on, behaviour=busy) as (_, vm):
         await vm.plug(2)
         with pytest.raises(
             UnplugRefusedError, match="vCPU 2 refused by the guest with OST status 0x82: device is busy"
@@ -99,7 +99,7 @@ async def test_a_refusal_is_told_at_once_with_its_reason_and_may_be_retried(on: 
 
 @ON_Q35
 async def test_a_slow_guest_is_pending_and_its_late_answer_is_an_event(on: Substrate) -> None:
-    async with running(on, personality=Personality.held()) as (guest, vm):
+    async with running(on, behaviour=Behaviour.hanging()) as (guest, vm):
         await vm.plug(2)
         stream = vm.events()
         request = await vm.request_unplug(2)
@@ -112,7 +112,7 @@ async def test_a_slow_guest_is_pending_and_its_late_answer_is_an_event(on: Subst
         assert vm.layout.enabled == {0, 2}
         with pytest.raises(WaitTimeoutError, match="of which 2 pending"):
             await vm.wait_settled(timeout=0.01)
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         assert isinstance(await request.wait(20), Unplugged)
         await vm.wait_settled(timeout=5)
         seen = await until(stream, VcpuUnplugged)
@@ -127,13 +127,13 @@ async def test_a_slow_guest_is_pending_and_its_late_answer_is_an_event(on: Subst
 
 @ON_Q35
 async def test_a_late_refusal_is_an_event_too(on: Substrate) -> None:
-    async with running(on, personality=Personality.held()) as (guest, vm):
+    async with running(on, behaviour=Behaviour.hanging()) as (guest, vm):
         await vm.plug(2)
         stream = vm.events()
         with pytest.raises(UnplugPendingError) as caught:
             await vm.unplug(2, timeout=0.05)
         assert caught.value.timeout == 0.05
-        await guest.become(Personality.refusing(0x81))
+        await guest.set_behaviour(Behaviour.refusing(0x81))
         late = (await until(stream, UnplugRefused))[-1]
         assert isinstance(late, UnplugRefused)
         assert (late.late, late.code, late.reason) == (True, 0x81, "device is in use by an application")
@@ -143,7 +143,7 @@ async def test_a_late_refusal_is_an_event_too(on: Substrate) -> None:
 
 @ON_Q35
 async def test_a_silent_guest_is_asked_once_however_often_we_are(on: Substrate) -> None:
-    async with running(on, personality=Personality.silent()) as (guest, vm):
+    async with running(on, behaviour=Behaviour.silent()) as (guest, vm):
         await vm.plug(2)
         with exchange() as sent:
             with pytest.raises(UnplugPendingError, match="the guest has not reacted") as caught:
@@ -155,14 +155,14 @@ async def test_a_silent_guest_is_asked_once_however_often_we_are(on: Substrate) 
         assert both[1].joined
         assert isinstance(both[0], Pending)
         assert sent.count("device_del") == 1
-        await guest.become(Personality.obliging())
-        await guest.look()
+        await guest.set_behaviour(Behaviour.complying())
+        await guest.scan_slots()
         assert isinstance(await again.wait(20), Unplugged)
 
 
 @ON_Q35
 async def test_a_guest_that_lies_is_not_believed_and_may_be_asked_again(on: Substrate) -> None:
-    async with running(on, personality=Personality.lying()) as (guest, vm), other_client(guest) as other:
+    async with running(on, behaviour=Behaviour.lying()) as (guest, vm), other_client(guest) as other:
         await vm.plug(2)
         for _ in range(2):
             with pytest.raises(UnplugRefusedError, match="answered success, and the vCPU is still there") as caught:
@@ -171,21 +171,21 @@ async def test_a_guest_that_lies_is_not_believed_and_may_be_asked_again(on: Subs
         assert vm.layout.enabled == {0, 2}
         assert vm.layout.pending == VcpuMap()
         assert "/machine/peripheral/vcpu2" in await present(other)
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         assert await vm.unplug(2) == {2}
         assert "/machine/peripheral/vcpu2" not in await present(other)
 
 
 @ON_Q35
 async def test_a_guest_that_ejects_without_a_word_is_found_out(on: Substrate) -> None:
-    async with running(on, personality=Personality.wordless()) as (_, vm):
+    async with running(on, behaviour=Behaviour.wordless()) as (_, vm):
         await vm.plug(2)
         assert await vm.unplug(2, timeout=1.0) == {2}
 
 
 @WHERE_REPLUG_WORKS
 async def test_a_removal_survives_a_reset_and_fires_with_the_next_hotplug(on: Substrate) -> None:
-    async with running(on, personality=Personality.silent_until_reset()) as (guest, vm), other_client(guest) as other:
+    async with running(on, behaviour=Behaviour.silent_until_reset()) as (guest, vm), other_client(guest) as other:
         await vm.plug(2)
         stream = vm.events()
         with pytest.raises(UnplugPendingError):
@@ -234,7 +234,7 @@ async def test_an_acknowledgement_can_be_waited_for(on: Substrate) -> None:
 
 @ON_Q35
 async def test_an_acknowledgement_that_does_not_come_is_no_failure_unless_required(on: Substrate) -> None:
-    async with running(on, personality=Personality.silent_about_inserts()) as (_, vm):
+    async with running(on, behaviour=Behaviour.silent_about_inserts()) as (_, vm):
         assert await vm.plug(2, proof=Proof.ACKNOWLEDGED, timeout=0.05) == {2}
         assert vm.layout[2].acknowledged is None
         with pytest.raises(PlugUnprovenError, match=r"no answer within 0\.05 s") as caught:
@@ -245,7 +245,7 @@ async def test_an_acknowledgement_that_does_not_come_is_no_failure_unless_requir
 
 @ON_Q35
 async def test_a_guest_that_does_not_take_the_cpu_is_told_with_its_code(on: Substrate) -> None:
-    async with running(on, personality=Personality.refusing_inserts(0x81)) as (_, vm):
+    async with running(on, behaviour=Behaviour.refusing_inserts(0x81)) as (_, vm):
         assert await vm.plug(2, proof=Proof.ACKNOWLEDGED) == {2}
         assert vm.layout[2].acknowledged is False
         with pytest.raises(PlugUnprovenError, match="device driver load failure") as caught:
@@ -273,20 +273,20 @@ async def test_set_state_is_idempotent(on: Substrate) -> None:
 
 @WHERE_REPLUG_WORKS
 async def test_a_wish_to_keep_a_vcpu_that_is_leaving_waits_and_plugs_it_again(on: Substrate) -> None:
-    async with running(on, personality=Personality.held()) as (guest, vm):
+    async with running(on, behaviour=Behaviour.hanging()) as (guest, vm):
         await vm.plug(2)
         await vm.request_unplug(2)
         with pytest.raises(UnplugPendingError):
             await vm.set_state(2, enabled=True, timeout=0.05)
         keeping = asyncio.create_task(vm.set_state(2, enabled=True))
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         assert await keeping == {2}
         assert vm.layout.enabled == {0, 2}
         assert vm.layout.order == (0, 2)
-        await guest.become(Personality.held())
+        await guest.set_behaviour(Behaviour.hanging())
         request = await vm.request_unplug(2)
         keeping = asyncio.create_task(vm.set_state(2, enabled=True))
-        await guest.become(Personality.refusing(0x80))
+        await guest.set_behaviour(Behaviour.refusing(0x80))
         assert await keeping == {2}
         assert isinstance(request.verdict, Refused)
 

@@ -9,7 +9,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu import OnFailure, RecordError, Recovery, TransitionError, TransitionOutcome, VcpuMap
 from qmpvcpu.events import Disconnected, InstanceChanged
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.controller.vms import exchange, until
 
 pytestmark = pytest.mark.qemu
@@ -35,7 +35,7 @@ async def cut_short(guest: MicroGuest, record: Path, wish: str, when: str) -> No
 
 async def test_what_was_cut_short_is_found_and_reported_and_left(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
-    async with MicroGuest(personality=Personality.held()) as guest:
+    async with MicroGuest(behaviour=Behaviour.hanging()) as guest:
         await cut_short(guest, record, "0-2", "len(layout.enabled) == 3")
         await cut_short(guest, record, "0,5", "layout.pending")
         async with qmpvcpu.attach(guest.qmp, record=record) as vm:
@@ -54,7 +54,7 @@ async def test_what_was_cut_short_is_found_and_reported_and_left(tmp_path: Path)
 @pytest.mark.parametrize(("how", "left"), [(Recovery.FINISH, "0,5"), (Recovery.REVERT, "0-2")])
 async def test_what_was_cut_short_is_finished_or_reverted(tmp_path: Path, how: Recovery, left: str) -> None:
     record = tmp_path / "vm.xml"
-    async with MicroGuest(personality=Personality.slow(100)) as guest:
+    async with MicroGuest(behaviour=Behaviour.slow(100)) as guest:
         await cut_short(guest, record, "0-2", "len(layout.enabled) == 3")
         await cut_short(guest, record, "0,5", "layout.pending")
         # The guest serves one removal at a time: the second is asked for, and QEMU tells nobody.
@@ -78,10 +78,10 @@ async def test_attach_itself_can_finish(tmp_path: Path) -> None:
 
 async def test_attach_that_cannot_finish_leaves_nothing_attached(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
-    async with MicroGuest(personality=Personality.held()) as guest:
+    async with MicroGuest(behaviour=Behaviour.hanging()) as guest:
         await cut_short(guest, record, "0-2", "len(layout.enabled) == 3")
         await cut_short(guest, record, "0", "layout.pending")
-        await guest.become(Personality.refusing(0x82))
+        await guest.set_behaviour(Behaviour.refusing(0x82))
         with pytest.raises(TransitionError):
             async with qmpvcpu.attach(guest.qmp, record=record, on_interrupted=Recovery.FINISH):
                 raise AssertionError("attached")
@@ -110,7 +110,7 @@ async def test_a_word_that_is_none_of_the_three_is_refused(tmp_path: Path) -> No
 
 async def test_a_silent_removal_is_known_from_the_record_and_may_be_asked_for_again(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
-    async with MicroGuest(personality=Personality.silent()) as guest:
+    async with MicroGuest(behaviour=Behaviour.silent()) as guest:
         async with qmpvcpu.attach(guest.qmp, record=record) as vm:
             await vm.plug(3)
             await vm.request_unplug(3)
@@ -118,7 +118,7 @@ async def test_a_silent_removal_is_known_from_the_record_and_may_be_asked_for_ag
             assert not vm.layout.pending  # QEMU tells nobody
         async with qmpvcpu.attach(guest.qmp, record=record) as vm:
             assert vm.layout.pending == {3}
-            await guest.become(Personality.obliging())
+            await guest.set_behaviour(Behaviour.complying())
             with exchange() as sent:
                 assert await vm.unplug(3, timeout=10) == {3}
             assert "device_del" in sent
@@ -127,7 +127,7 @@ async def test_a_silent_removal_is_known_from_the_record_and_may_be_asked_for_ag
 async def test_another_run_of_qemu_voids_what_was_pending(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
     async with (
-        MicroGuest(personality=Personality.held()) as guest,
+        MicroGuest(behaviour=Behaviour.hanging()) as guest,
         qmpvcpu.attach(guest.qmp, name="web", record=record) as vm,
     ):
         await vm.set_map("0,3")

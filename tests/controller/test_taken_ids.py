@@ -6,7 +6,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import CommandRejectedError, OnFailure, TransitionError, VcpuController
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.controller.vms import other_client, running
 from tests.substrates import Substrate, substrates
 
@@ -48,8 +48,8 @@ async def test_the_first_free_vcpu_and_a_count_are_not_stopped_by_a_taken_id(on:
 
 @WHERE_REPLUG_WORKS
 async def test_a_vcpu_under_another_id_is_undone_like_any_other(on: Substrate) -> None:
-    stubborn = Personality.refusing(0x82).for_slot(1)
-    async with running(on, boot=2, personality=stubborn) as (guest, vm):
+    stubborn = Behaviour.refusing(0x82).for_slot(1)
+    async with running(on, boot=2, behaviour=stubborn) as (guest, vm):
         await plug_as(guest, vm, 5, "vcpu3")
         with pytest.raises(TransitionError) as caught:
             await vm.set_map("0,3,5", on_failure=OnFailure.REVERT)

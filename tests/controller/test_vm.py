@@ -34,7 +34,7 @@ from qmpvcpu.errors import UnsupportedMachineError
 from qmpvcpu.events import Disconnected, LayoutChanged, Origin, VcpuPlugged, VcpuUnplugged, VmResumed, VmStopped
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.qapi import RunEvent
-from qmpvcpu.testing import MicroGuest, Personality, QemuProcess
+from qmpvcpu.testing import Behaviour, MicroGuest, QemuProcess
 from qmpvcpu.vm.stream import EventStream
 from tests.controller.vms import exchange, other_client, running, until
 from tests.substrates import Substrate, substrates
@@ -67,7 +67,7 @@ async def test_every_kind_of_target_leads_to_the_vm(guest: MicroGuest) -> None:
 
 async def test_its_repr_names_the_vm_and_its_vcpus(guest: MicroGuest) -> None:
     async with qmpvcpu.attach(guest.qmp) as vm:
-        await guest.become(Personality.held())
+        await guest.set_behaviour(Behaviour.hanging())
         await vm.set_map("0,3-4")
         await vm.request_unplug(4)
         assert repr(vm) == f"<VcpuController unix:{guest.qmp}: vCPUs 0,3-4 of 8, pending 4>"
@@ -129,7 +129,7 @@ async def test_a_plug_by_another_client_is_seen_and_can_be_taken_out(on: Substra
 
 @ON_Q35
 async def test_an_unplug_by_another_client_is_seen(on: Substrate) -> None:
-    async with running(on, boot=2, personality=Personality.held()) as (guest, vm), other_client(guest) as other:
+    async with running(on, boot=2, behaviour=Behaviour.hanging()) as (guest, vm), other_client(guest) as other:
         await vm.plug(2)
         stream = vm.events()
         await other.execute("device_del", {"id": "vcpu2"})
@@ -138,7 +138,7 @@ async def test_an_unplug_by_another_client_is_seen(on: Substrate) -> None:
             joined = await vm.request_unplug(2)
         assert joined.joined
         assert "device_del" not in sent
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         assert isinstance(await joined.wait(10), Unplugged)
         gone = (await until(stream, VcpuUnplugged))[-1]
         assert gone.origin is Origin.OTHER
@@ -146,14 +146,14 @@ async def test_an_unplug_by_another_client_is_seen(on: Substrate) -> None:
 
 @WHERE_REPLUG_WORKS
 async def test_a_removal_that_was_asked_for_twice_is_noticed(on: Substrate) -> None:
-    async with running(on, personality=Personality.held()) as (guest, vm), other_client(guest) as other:
+    async with running(on, behaviour=Behaviour.hanging()) as (guest, vm), other_client(guest) as other:
         await vm.plug(2)
         request = await vm.request_unplug(2)
         await vm.wait_for(lambda layout: 2 in layout.pending, timeout=10)
         stream = vm.events()
         # Theirs comes while the guest works on ours: QEMU queues a second removal.
         await other.execute("device_del", {"id": "vcpu2"})
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         assert isinstance(await request.wait(10), Unplugged)
         await vm.refresh()
         assert vm.layout.enabled == {0}
@@ -162,7 +162,7 @@ async def test_a_removal_that_was_asked_for_twice_is_noticed(on: Substrate) -> N
 
 async def test_what_nobody_announces_is_found_by_the_next_read() -> None:
     async with (
-        MicroGuest(personality=Personality.silent_about_inserts()) as guest,
+        MicroGuest(behaviour=Behaviour.silent_about_inserts()) as guest,
         qmpvcpu.attach(guest.qmp, resync_interval=0.05) as vm,
         other_client(guest) as other,
     ):
@@ -176,7 +176,7 @@ async def test_what_nobody_announces_is_found_by_the_next_read() -> None:
 
 async def test_a_plug_that_another_client_beat_us_to_says_so(guest: MicroGuest) -> None:
     async with qmpvcpu.attach(guest.qmp) as vm, other_client(guest) as other:
-        await guest.become(Personality.silent_about_inserts())
+        await guest.set_behaviour(Behaviour.silent_about_inserts())
         slot = vm.layout[3].slot
         await other.execute("device_add", {"driver": slot.type, "id": "theirs", **slot.props})
         with pytest.raises(CommandRejectedError, match="occupied meanwhile, by /machine/peripheral/theirs") as caught:
@@ -187,7 +187,7 @@ async def test_a_plug_that_another_client_beat_us_to_says_so(guest: MicroGuest) 
 
 @pytest.mark.parametrize("on", substrates(["q35"], accels=["tcg"]))
 async def test_an_unplug_of_what_is_gone_already_is_met(on: Substrate) -> None:
-    async with running(on, boot=2, personality=Personality.wordless()) as (guest, vm), other_client(guest) as other:
+    async with running(on, boot=2, behaviour=Behaviour.wordless()) as (guest, vm), other_client(guest) as other:
         await vm.plug(2)
         await other.execute("device_del", {"id": "vcpu2"})
 
@@ -274,7 +274,7 @@ async def test_waiting_for_a_condition(guest: MicroGuest) -> None:
 
 
 async def test_a_qemu_that_dies_is_noticed_at_once_by_everyone(guest: MicroGuest) -> None:
-    await guest.become(Personality.silent())
+    await guest.set_behaviour(Behaviour.silent())
     async with qmpvcpu.attach(guest.qmp) as vm:
         await vm.plug(3)
         stream = vm.events()
@@ -343,7 +343,7 @@ async def test_a_qemu_that_is_gone_or_stopped_cannot_be_attached_to(guest: Micro
 
 
 async def test_closing_ends_every_wait(guest: MicroGuest) -> None:
-    await guest.become(Personality.silent())
+    await guest.set_behaviour(Behaviour.silent())
     vm = await qmpvcpu.attach(guest.qmp)
     await vm.plug(1)
     request = await vm.request_unplug(1)
@@ -512,11 +512,11 @@ async def test_the_record_follows_the_vm(guest: MicroGuest, tmp_path: Path) -> N
 
 async def test_a_late_answer_reaches_the_record_without_anyone_waiting(guest: MicroGuest, tmp_path: Path) -> None:
     path = tmp_path / "vm.xml"
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with qmpvcpu.attach(guest.qmp, name="web", record=path) as vm:
         await vm.plug(3)
         await vm.request_unplug(3)
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         await vm.wait_for(lambda layout: 3 not in layout.enabled, timeout=10)
     assert b"<vcpu id='3' enabled='no'" in path.read_bytes()
 
@@ -526,14 +526,14 @@ async def test_a_late_answer_that_cannot_be_recorded_is_told_in_the_log(
 ) -> None:
     folder = tmp_path / "records"
     folder.mkdir()
-    await guest.become(Personality.held())
+    await guest.set_behaviour(Behaviour.hanging())
     async with qmpvcpu.attach(guest.qmp, name="web", record=folder / "vm.xml") as vm:
         await vm.plug(3)
         await vm.request_unplug(3)
         await vm.wait_for(lambda layout: 3 in layout.pending, timeout=10)
         await vm._session.keeper.written("this")
         shutil.rmtree(folder)
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         await vm.wait_for(lambda layout: 3 not in layout.enabled, timeout=10)
     assert "vm.xml" in caplog.text
 

@@ -13,11 +13,11 @@ from qemu.qmp import QMPClient
 import qmpvcpu
 from qmpvcpu import OnFailure, VcpuController, VcpuMap
 from qmpvcpu.domainxml import read_identity
-from qmpvcpu.testing import MicroGuest, Personality, best_qemu, probe_accelerator
+from qmpvcpu.testing import Behaviour, MicroGuest, best_qemu, probe_accelerator
 
 START = VcpuMap.parse("0-1,6")
 TARGET = VcpuMap.parse("0,2-5")
-REFUSAL = Personality.refusing(0x82)
+REFUSAL = Behaviour.refusing(0x82)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Story:
 
     name: str
     policy: OnFailure
-    guest: tuple[Personality, ...] = ()
+    guest: tuple[Behaviour, ...] = ()
     refused: bool = False
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Story:
 
 
 STOP = Story("stop", OnFailure.STOP)
-CONTINUE_SLOWLY = Story("continue, guest slow", OnFailure.CONTINUE, (Personality.slow(10),))
+CONTINUE_SLOWLY = Story("continue, guest slow", OnFailure.CONTINUE, (Behaviour.slow(10),))
 REVERT = Story("revert, nothing fails", OnFailure.REVERT)
 REVERT_REFUSED = Story("revert, 6 refused", OnFailure.REVERT, (REFUSAL.for_slot(6),), refused=True)
 STORIES = (STOP, CONTINUE_SLOWLY, REVERT, REVERT_REFUSED)
@@ -99,7 +99,7 @@ async def stage(story: Story, *, qmp_sockets: int = 2) -> AsyncIterator[Stage]:
     # Under TCG a QEMU dies when it has created more vCPUs than maxcpus.
     size = 8 if accel == "kvm" else 64
     async with MicroGuest(
-        qemu, accel=accel, boot=START, max_vcpus=size, personality=story.guest, qmp_sockets=qmp_sockets
+        qemu, accel=accel, boot=START, max_vcpus=size, behaviour=story.guest, qmp_sockets=qmp_sockets
     ) as guest:
         other = QMPClient("other")
         await other.connect(str(guest.sockets[1]))

@@ -20,7 +20,7 @@ from qmpvcpu import (
     VcpuController,
 )
 from qmpvcpu.events import Disconnected, InstanceChanged, Reconnected
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.controller.vms import until
 from tests.crash.points import Points, acting_at
 from tests.crash.proxy import Proxy
@@ -104,11 +104,11 @@ class Lossy:
             await self._stages.aclose()
             self._kept = await self._stages.enter_async_context(stage(self.story, qmp_sockets=3))
         if self.story.refused:  # or what it answers were what it had answered before, which tells nothing
-            await self._kept.guest.become()
+            await self._kept.guest.set_behaviour()
             async with qmpvcpu.attach(self._kept.guest.qmp) as vm:
                 await vm.unplug(6)
         await self._kept.to_start()
-        await self._kept.guest.become(self.story.guest)
+        await self._kept.guest.set_behaviour(self.story.guest)
         return self._kept
 
 
@@ -180,7 +180,7 @@ async def vm_(tmp_path: Path) -> AsyncIterator[Replaceable]:
 
 
 async def test_what_was_pending_in_another_qemu_is_void(vm_: Replaceable) -> None:
-    await vm_.start(personality=Personality.held())
+    await vm_.start(behaviour=Behaviour.hanging())
     async with qmpvcpu.attach(vm_.path, name=NAME, record=vm_.record, reconnect=True) as vm:
         request = await vm.request_unplug(6)
         await vm.wait_for(lambda layout: 6 in layout.pending, timeout=10)
@@ -200,7 +200,7 @@ async def test_what_was_pending_in_another_qemu_is_void(vm_: Replaceable) -> Non
 
 
 async def test_a_transition_ends_with_the_qemu_that_it_was_of(vm_: Replaceable) -> None:
-    await vm_.start(personality=Personality.held())
+    await vm_.start(behaviour=Behaviour.hanging())
     async with qmpvcpu.attach(vm_.path, name=NAME, record=vm_.record, reconnect=True) as vm:
         wished = asyncio.create_task(vm.set_map(TARGET))
         await vm.wait_for(lambda layout: layout.pending, timeout=10)

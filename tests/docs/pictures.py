@@ -20,7 +20,7 @@ from xml.sax.saxutils import escape
 from rich.console import Console
 from rich.text import Text
 
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.cli.running import Terminal, on_terminal, run
 
 __all__ = ["DIRECTORY", "PICTURES", "same_words", "words_in"]
@@ -78,7 +78,7 @@ async def _demo() -> list[Text]:
 async def _list() -> list[Text]:
     async with _vm() as (guest, path):
         assert (await run("set", "0-3,6", "--qmp", guest.sockets[1])).code == 0
-        await guest.become(Personality.held())
+        await guest.set_behaviour(Behaviour.hanging())
         assert (await run("unplug", "3", "--timeout", "0", "--qmp", guest.sockets[1])).code == 1
         return await _ended("list", "--qmp", path)
 
@@ -92,12 +92,12 @@ async def _watch() -> list[Text]:
         other = ("--qmp", guest.sockets[1])
         await it.wait_on_screen("host tid")
         await _then(it, run("set", "0-2,5-6", *other), "vCPU 6 is plugged")
-        await guest.become(Personality.held())
+        await guest.set_behaviour(Behaviour.hanging())
         await _then(it, run("unplug", "6", "--timeout", "0", *other), "vCPU 6: the guest works on it")
-        await _then(it, guest.become(Personality.obliging()), "vCPU 6 is gone")
-        await guest.become(Personality.refusing(_BUSY))
+        await _then(it, guest.set_behaviour(Behaviour.complying()), "vCPU 6 is gone")
+        await guest.set_behaviour(Behaviour.refusing(_BUSY))
         await _then(it, run("unplug", "2", *other), "vCPU 2: the guest refused")
-        await guest.become(Personality.held())
+        await guest.set_behaviour(Behaviour.hanging())
         await _then(it, run("unplug", "5", "--timeout", "0", *other), _LAST_OF_WATCH)
         # A frame is drawn from its top: with its last line it is whole.
         await it.wait_until(lambda: "(2 s)" in str(it.screen) and it.screen.lines[-1].endswith(_LAST_OF_WATCH))
@@ -112,7 +112,7 @@ async def _then(it: Terminal, does: Awaitable[object], words: str) -> None:
 async def _set() -> list[Text]:
     async with _vm() as (guest, path):
         assert (await run("plug", "6", "--qmp", guest.sockets[1])).code == 0
-        await guest.become(Personality.refusing(_BUSY).for_slot(1))
+        await guest.set_behaviour(Behaviour.refusing(_BUSY).for_slot(1))
         return await _ended("set", "0,2-4", "--on-failure", "revert", "--qmp", path)
 
 

@@ -1,7 +1,7 @@
 """What a reader does on one page, from top to bottom: one directory, one shell, one Python prompt, one VM.
 
 The pages' VM is ``/run/vm.qmp`` (its second monitor ``/run/vm.qmp2``), also the one in ``/run/vms``; here these
-are the sockets of a micro-guest with vCPU 0 of 8, which obliges, and `QMPVCPU_QMP` names it. What was printed is
+are the sockets of a micro-guest with vCPU 0 of 8, which complies, and `QMPVCPU_QMP` names it. What was printed is
 compared with what is shown, after times, process ids and the like are made alike on both sides; ``...`` stands for
 anything.
 """

@@ -10,7 +10,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu.errors import TargetLostError
 from qmpvcpu.fleet import Fleet
-from qmpvcpu.testing import MicroGuest, Personality, QemuProcess, best_qemu
+from qmpvcpu.testing import Behaviour, MicroGuest, QemuProcess, best_qemu
 from tests.docs.blocks import block
 from tests.domainxml.documents import SAMPLES
 from tests.domainxml.domains import document, domain_of_rows, said
@@ -20,7 +20,7 @@ from tests.migration.moving import save
 
 @pytest.mark.qemu
 async def test_the_example_of_the_testing_page_holds() -> None:
-    module = block("docs/testing.md", "a guest that refuses, then obliges").module()
+    module = block("docs/testing.md", "a guest that refuses, then complies").module()
     await module.a_test_of_yours()
     assert module.MicroGuest is MicroGuest
 
@@ -28,15 +28,15 @@ async def test_the_example_of_the_testing_page_holds() -> None:
 @pytest.mark.qemu
 async def test_the_example_of_the_page_on_maps_holds(capsys: pytest.CaptureFixture[str]) -> None:
     resize = block("docs/maps.md", "a map, and what to do when the guest refuses").module().resize
-    stubborn = Personality.refusing(0x82).for_slot(6)
-    async with MicroGuest(boot=2, personality=stubborn) as guest, qmpvcpu.attach(guest.qmp) as vm:
+    stubborn = Behaviour.refusing(0x82).for_slot(6)
+    async with MicroGuest(boot=2, behaviour=stubborn) as guest, qmpvcpu.attach(guest.qmp) as vm:
         await vm.plug(6)
         assert await resize(vm) == "REVERTED"
         assert vm.layout.enabled == {0, 1, 6}
         printed = capsys.readouterr().out.splitlines()
         assert printed[0].startswith("vCPUs 0-1,6 -> 0,2-5")
         assert printed[-1] == "6 the guest refused: device is busy (OST status 0x82)"
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         assert await resize(vm) == "REACHED"
 
 
@@ -47,7 +47,7 @@ async def test_the_example_of_the_page_on_continuity_holds(
     example = block("docs/continuity.md", "what was under way is found, and finished or reverted")
     come_back = example.module().come_back
     record = tmp_path / "vm.xml"
-    async with MicroGuest(personality=Personality.held()) as guest:
+    async with MicroGuest(behaviour=Behaviour.hanging()) as guest:
         dying = (
             f"import asyncio, os, qmpvcpu\n"
             f"async def main():\n"
@@ -60,7 +60,7 @@ async def test_the_example_of_the_page_on_continuity_holds(
         )
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", dying)
         assert await process.wait() == 9
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         await come_back(str(guest.qmp), str(record))
     printed = capsys.readouterr().out
     assert "plug 5: PLUGGED" in printed
@@ -71,7 +71,7 @@ async def test_the_example_of_the_page_on_continuity_holds(
 async def test_the_examples_of_the_page_on_fleets_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = block("docs/fleet.md", "a map for all, and who did not come along").module()
     second = block("docs/fleet.md", "what happens anywhere, as it happens").module()
-    async with MicroGuest() as one, MicroGuest(boot=5, personality=Personality.refusing(0x82)) as two:
+    async with MicroGuest() as one, MicroGuest(boot=5, behaviour=Behaviour.refusing(0x82)) as two:
         for name, guest in (("one", one), ("two", two)):
             (tmp_path / f"{name}.qmp").symlink_to(guest.qmp)
         assert await first.resize_all(str(tmp_path)) == [f"unix:{tmp_path}/two.qmp"]

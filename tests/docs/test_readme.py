@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import qmpvcpu
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.docs.blocks import ROOT, block
 from tests.docs.session import Session
 
@@ -38,8 +38,8 @@ async def test_the_script_in_the_readme_does_the_job(tmp_path: Path) -> None:
 @pytest.mark.qemu
 async def test_every_way_an_unplug_can_end_is_told_by_the_readme() -> None:
     take_out = block("README.md", "every way an unplug can end").module().take_out
-    refusing = Personality.refusing(0x82).for_slot(2)
-    async with MicroGuest(personality=refusing) as guest, qmpvcpu.attach(guest.qmp) as vm:
+    refusing = Behaviour.refusing(0x82).for_slot(2)
+    async with MicroGuest(behaviour=refusing) as guest, qmpvcpu.attach(guest.qmp) as vm:
         await vm.plug(2)
         await vm.plug(3)
         assert await take_out(vm, 2) == "refused: device is busy (130)"

@@ -12,7 +12,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.events import UnplugAcknowledged
-from qmpvcpu.testing import MicroGuest, Personality, best_qemu, probe_accelerator, rom_image
+from qmpvcpu.testing import Behaviour, MicroGuest, best_qemu, probe_accelerator, rom_image
 from tests.examples.running import EXAMPLES, running
 
 pytestmark = pytest.mark.qemu
@@ -63,13 +63,13 @@ async def test_the_script_follows_load_past_a_refusal_and_a_late_answer(tmp_path
     ):
         set_load(2.6)
         await script.hear(r"^0 -> 0-3$")
-        await guest.become(Personality.refusing(0x82).for_slot(3))
+        await guest.set_behaviour(Behaviour.refusing(0x82).for_slot(3))
         set_load(1.4)
         await script.hear(r"^0-3 -> 0,3$|^0-3 -> 0-1,3$")
         await script.hear(r"^vCPU 3 stays: device is busy$")
-        await guest.become(Personality.held())
+        await guest.set_behaviour(Behaviour.hanging())
         await script.hear(r"may leave later$")
-        await guest.become()
+        await guest.set_behaviour()
         await vm.wait_for(lambda layout: len(layout.enabled) == 2 and not layout.pending, timeout=10)
         script.process.terminate()
         assert "Traceback" not in script.said
@@ -96,15 +96,15 @@ async def test_the_service_resizes_or_undoes_and_tells_late_answers(tmp_path: Pa
             assert (done["outcome"], done["plugged"], len(done["steps"])) == ("REACHED", "0,2-5", 4)
             assert (await ask(*other, '{"count": 5}'))["outcome"] == "REACHED"
 
-            await guest.become([Personality.refusing(0x82).for_slot(4), Personality.obliging()])
+            await guest.set_behaviour([Behaviour.refusing(0x82).for_slot(4), Behaviour.complying()])
             done = await ask(*one, '{"map": "0,2-3"}')
             assert (done["outcome"], done["plugged"]) == ("REVERTED", "0,2-5")
             assert [step["verdict"] for step in done["steps"] if step["ids"] == "4"] == ["REFUSED"]
 
-            await guest.become(Personality.held())
+            await guest.set_behaviour(Behaviour.hanging())
             done = await ask(*one, '{"map": "0,2-4"}')
             assert (done["outcome"], done["pending"]) == ("REVERT_INCOMPLETE", "5")
-            await guest.become()
+            await guest.set_behaviour()
             late = {"late": "UNPLUGGED", "ids": "5", "plugged": "0,2-4"}
             assert [await answer(one[0]), await answer(other[0])] == [late, late]
 
@@ -132,7 +132,7 @@ async def test_a_vm_that_is_not_there_is_told_in_one_line(words: list[str]) -> N
 
 async def test_a_run_that_was_killed_half_way_is_finished_by_the_next(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
-    async with MicroGuest(boot=3, personality=Personality.held()) as guest:
+    async with MicroGuest(boot=3, behaviour=Behaviour.hanging()) as guest:
         words = [guest.qmp, record, "0,5", "--interrupted", "finish"]
         async with qmpvcpu.attach(guest.process.sockets[1]) as onlooker, running("recover.py", *words) as killed:
             async for event in onlooker.events():
@@ -143,7 +143,7 @@ async def test_a_run_that_was_killed_half_way_is_finished_by_the_next(tmp_path: 
         async with running("recover.py", *words) as again:
             await again.hear("^an earlier run was cut short on its way from 0-2 to 0,5; now:$")
             await again.hear("^PARTIAL: ")
-            await guest.become()
+            await guest.set_behaviour()
             assert await again.end() == 0
             assert "plug 5: PLUGGED" in again.said
             assert again.said.count("REACHED: ") == 2  # what was interrupted, and then its own wish
@@ -152,7 +152,7 @@ async def test_a_run_that_was_killed_half_way_is_finished_by_the_next(tmp_path: 
 
 
 async def test_a_refused_run_says_so_and_leaves_nothing_interrupted(tmp_path: Path) -> None:
-    async with MicroGuest(boot=3, personality=Personality.refusing(0x82).for_slot(1)) as guest:
+    async with MicroGuest(boot=3, behaviour=Behaviour.refusing(0x82).for_slot(1)) as guest:
         async with running("recover.py", guest.qmp, tmp_path / "vm.xml", "0,5") as refused:
             assert await refused.end() == 1
             assert refused.said.startswith("REVERTED: vCPUs 0-2 to 0,5")
@@ -161,19 +161,19 @@ async def test_a_refused_run_says_so_and_leaves_nothing_interrupted(tmp_path: Pa
             assert same.said.startswith("REACHED")
 
 
-async def test_the_guest_to_try_things_on_becomes_what_it_is_told() -> None:
+async def test_the_guest_to_try_things_on_behaves_as_it_is_told() -> None:
     async with running("guest.py") as program:
         path = (await program.hear("^/.*$"))[0]
         async with qmpvcpu.attach(path) as vm:
             await vm.plug(3)
             await program.tell("refuse")
-            await program.hear("^so be it$")
+            await program.hear("^done$")
             with pytest.raises(qmpvcpu.UnplugRefusedError):
                 await vm.unplug(3)
             await program.tell("explode")
-            await program.hear("^one of: oblige, refuse, hold, silent$")
-            await program.tell("oblige")
-            await program.hear("^so be it$")
+            await program.hear("^one of: comply, refuse, hang, silent$")
+            await program.tell("comply")
+            await program.hear("^done$")
             assert await vm.unplug(3) == {3}
         assert await program.end() == 0
     assert not Path(path).exists()

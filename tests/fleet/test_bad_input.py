@@ -22,7 +22,7 @@ from qmpvcpu.errors import (
     SocketDirectoryError,
 )
 from qmpvcpu.fleet import Fleet
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.dialogue import HANG
 from qmpvcpu.testing.peer import ScriptedPeer
 from tests.fleet.vms import dead_socket, garbage, guests, held, stopped
@@ -131,7 +131,7 @@ async def test_a_vm_that_dies_is_lost_and_found_again_under_its_address(tmp_path
 
 async def test_a_guest_that_refuses_has_its_report_and_undoes_nothing_of_the_others() -> None:
     async with guests(3, boot=2) as vms:
-        await vms[1].become(Personality.refusing(0x82))
+        await vms[1].set_behaviour(Behaviour.refusing(0x82))
         async with Fleet([each.qmp for each in vms]) as fleet:
             results = await fleet.set_map("0")
     assert [each.error is None for each in results] == [True, False, True]

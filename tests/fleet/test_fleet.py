@@ -12,7 +12,7 @@ from qmpvcpu import Layout, TransitionError, VcpuController
 from qmpvcpu.domainxml import read_identity
 from qmpvcpu.errors import MonitorLostError, RecordError
 from qmpvcpu.fleet import Fleet, Results
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.peer import ScriptedPeer
 from tests.captures import all_captures
 from tests.controller.test_scripted import capture_answers
@@ -61,12 +61,12 @@ async def test_results_come_as_vms_end_and_all_of_them_in_the_order_of_the_addre
     vms: list[MicroGuest], fleet: Fleet
 ) -> None:
     await fleet.set_map("0-1")
-    await vms[0].become(Personality.held())
+    await vms[0].set_behaviour(Behaviour.hanging())
     results = fleet.set_map("0", timeout=10)
     first = [(await anext(results)).address for _ in range(2)]
     assert set(first) == set(fleet.addresses[1:])
     waiting = asyncio.create_task(anext(results))
-    await vms[0].become(Personality.obliging())
+    await vms[0].set_behaviour(Behaviour.complying())
     assert (await waiting).address == fleet.addresses[0]
     assert [each async for each in results] == []
     assert tuple(each.address for each in await fleet.attach()) == fleet.addresses
@@ -172,10 +172,10 @@ async def test_one_at_a_time_means_one_at_a_time_while_nobody_waits(fleet: Fleet
 async def test_who_waits_for_a_guest_makes_room_for_the_next(vms: list[MicroGuest]) -> None:
     async with Fleet([each.qmp for each in vms], concurrency=1) as fleet:
         await fleet.set_map("0-1")
-        await vms[0].become(Personality.held())
+        await vms[0].set_behaviour(Behaviour.hanging())
         results = fleet.set_map("0", timeout=20)
         assert [(await anext(results)).address for _ in range(2)] == list(fleet.addresses[1:])
-        await vms[0].become(Personality.obliging())
+        await vms[0].set_behaviour(Behaviour.complying())
         assert (await anext(results)).error is None
 
 
@@ -201,7 +201,7 @@ async def test_whatever_the_work_raises_is_that_vms_error(fleet: Fleet) -> None:
 async def test_closing_the_results_stops_maps_at_their_next_safe_point(vms: list[MicroGuest], fleet: Fleet) -> None:
     await fleet.set_map("0-1")
     for each in vms:
-        await each.become(Personality.held())
+        await each.set_behaviour(Behaviour.hanging())
     results = fleet.set_map("0", timeout=20)
     for vm in fleet.vms.values():
         await vm.wait_for(lambda layout: layout.pending == {1}, timeout=5)
@@ -209,7 +209,7 @@ async def test_closing_the_results_stops_maps_at_their_next_safe_point(vms: list
         pass
     assert [each async for each in results] == []
     for each in vms:
-        await each.become(Personality.obliging())
+        await each.set_behaviour(Behaviour.complying())
     for vm in fleet.vms.values():  # a removal cannot be withdrawn, and is not forgotten
         await vm.wait_for(lambda layout: layout.enabled == {0}, timeout=5)
     assert [each.error for each in await fleet.set_map("0,2")] == [None] * 3
@@ -247,11 +247,11 @@ async def test_closing_lets_go_of_all_at_once_whatever_runs(vms: list[MicroGuest
     async with Fleet([each.qmp for each in vms], reply_timeout=30) as fleet:
         await fleet.set_map("0-1")
         events = fleet.events()
-        await vms[0].become(Personality.held())
+        await vms[0].set_behaviour(Behaviour.hanging())
         setting = fleet.set_map("0", timeout=30)
         with stopped(vms[1]):
             async with contextlib.aclosing(fleet.attach()):
-                await vms[2].become()
+                await vms[2].set_behaviour()
             attached = fleet.vms
             start = loop.time()
             await asyncio.gather(fleet.close(), fleet.close())
@@ -285,7 +285,7 @@ async def test_each_vm_has_a_record_of_its_own(vms: list[MicroGuest], tmp_path: 
         return None if address.endswith(str(vms[2].qmp)) else tmp_path / f"{address[5:].replace('/', '-')}.xml"
 
     async with Fleet([each.qmp for each in vms], record=record) as fleet:
-        await vms[1].become(Personality.refusing(0x82))
+        await vms[1].set_behaviour(Behaviour.refusing(0x82))
         await fleet.set_map("0-1")
         failed = [each for each in await fleet.set_map("0") if each.error]
         assert isinstance(failed[0].error, TransitionError)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmpvcpu.testing import Personality, rom_image
+from qmpvcpu.testing import Behaviour, rom_image
 from tests.libvirt.daemon import Libvirt
 
 __all__ = ["Domain", "MonitorLog", "Shape", "microguest_domain", "start", "vcpu_side"]
@@ -51,7 +51,7 @@ class Shape:
         topology: ``<topology>``'s attributes; "" for none.
         cells: vCPUs of each NUMA cell; empty for none.
         plugged: Those plugged before the guest runs, in this order; the document has ``<vcpus>`` then.
-        personality: How its guest answers.
+        behaviour: How its guest answers.
     """
 
     vcpus: int = 8
@@ -59,7 +59,7 @@ class Shape:
     topology: str = ""
     cells: tuple[str, ...] = ()
     plugged: tuple[int, ...] = ()
-    personality: tuple[Personality, ...] = ()
+    behaviour: tuple[Behaviour, ...] = ()
 
     @property
     def rows(self) -> str:
@@ -107,7 +107,7 @@ def microguest_domain(
     """Return a domain that is yet to be defined or created, with its document."""
     shape = shape or Shape()
     rom = libvirt.folder / f"{name}.rom"
-    rom.write_bytes(rom_image(shape.personality))
+    rom.write_bytes(rom_image(shape.behaviour))
     kvm = accel == "kvm"
     # 16 MiB, over all cells: libvirt hands QEMU each cell's memory apart.
     each = 16384 // max(len(shape.cells), 1)

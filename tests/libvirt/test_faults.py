@@ -12,7 +12,7 @@ import qmpvcpu
 from qmpvcpu import StepDeniedError, UnplugRefusedError
 from qmpvcpu.domainxml import render
 from qmpvcpu.errors import DenialReason
-from qmpvcpu.testing import Personality
+from qmpvcpu.testing import Behaviour
 from tests.libvirt.daemon import Libvirt, VirshError
 from tests.libvirt.microguests import Domain, Shape, microguest_domain, start, vcpu_side
 from tests.substrates import Substrate, substrates
@@ -47,7 +47,7 @@ async def unplug_by_libvirt(domain: Domain, vcpu: int) -> str:
 
 @pytest.mark.parametrize("on", NEWEST_ON_KVM)
 async def test_a_guest_that_refuses_is_heard_at_once_and_not_a_timeout(libvirt: Libvirt, on: Substrate) -> None:
-    domain = running(libvirt, on, Shape(plugged=(3,), personality=(Personality.refusing(0x82),)))
+    domain = running(libvirt, on, Shape(plugged=(3,), behaviour=(Behaviour.refusing(0x82),)))
     async with qmpvcpu.attach(domain.qmp) as vm:
         begun = time.monotonic()
         assert TIMED_OUT in await unplug_by_libvirt(domain, 3)
@@ -62,7 +62,7 @@ async def test_a_guest_that_refuses_is_heard_at_once_and_not_a_timeout(libvirt: 
 @pytest.mark.parametrize("on", NEWEST_ON_KVM)
 async def test_a_vcpu_that_leaves_late_leaves_no_order_behind(libvirt: Libvirt, on: Substrate) -> None:
     late = int(LIBVIRT_WAITS_S * 1000) + 800
-    domain = running(libvirt, on, Shape(plugged=(3, 5, 4), personality=(Personality.slow(late),)))
+    domain = running(libvirt, on, Shape(plugged=(3, 5, 4), behaviour=(Behaviour.slow(late),)))
     async with qmpvcpu.attach(domain.qmp) as vm:
         assert TIMED_OUT in await unplug_by_libvirt(domain, 3)
         await vm.wait_for(lambda layout: 3 not in layout.enabled, timeout=10)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qmpvcpu.testing import Personality, best_qemu
+from qmpvcpu.testing import Behaviour, best_qemu
 from tests.figures import OPERATIONS
 from tests.libvirt.daemon import Libvirt
 from tests.libvirt.microguests import Shape
@@ -21,7 +21,7 @@ SHAPES = {
     "sockets, cores and threads": Shape(boot=2, topology="sockets='2' cores='2' threads='2'"),
     "dies": Shape(boot=3, topology="sockets='2' dies='2' cores='2' threads='1'", plugged=(6, 4)),
     "NUMA cells": Shape(boot=2, topology="sockets='2' cores='4' threads='1'", cells=("0-3", "4-7"), plugged=(7, 2)),
-    "a slow guest": Shape(vcpus=12, boot=1, plugged=(3, 5, 4), personality=(Personality.slow(40).for_slot(5),)),
+    "a slow guest": Shape(vcpus=12, boot=1, plugged=(3, 5, 4), behaviour=(Behaviour.slow(40).for_slot(5),)),
 }
 Record = Callable[[str, object], None]
 

@@ -18,7 +18,7 @@ from qmpvcpu.errors import TakeBackError, TargetLostError, TargetMismatchError
 from qmpvcpu.events import InstanceChanged, Origin, VcpuUnplugged
 from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.planning.compatibility import DifferenceKind, Severity
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.vm.migration import check_target, confirm_target
 from tests.controller.vms import other_client, running, until
 from tests.migration.moving import call, ended, keep, move, rebuild, restore, save, waiting
@@ -48,7 +48,7 @@ async def test_a_vm_with_holes_moves_live_and_is_changed_where_it_arrived(on: Su
             assert await move(source, target) == "completed"
             assert await confirm_target(export, there) == ()
             await call(source, "quit")
-            await target.become(Personality.obliging())  # it lives, and listens
+            await target.set_behaviour(Behaviour.complying())  # it lives, and listens
             await there.plug(6)
             assert await there.unplug(5) == {5}
             assert there.layout.enabled == {0, 2, 3, 6}
@@ -93,14 +93,14 @@ async def test_other_ids_and_another_order_are_notes(on: Substrate) -> None:
 
 
 @EVERYWHERE
-@pytest.mark.parametrize("personality", [Personality.silent(), Personality.held()], ids=["unseen", "worked on"])
-async def test_a_pending_removal_migrates_and_fires_where_it_arrived(on: Substrate, personality: Personality) -> None:
+@pytest.mark.parametrize("behaviour", [Behaviour.silent(), Behaviour.hanging()], ids=["unseen", "worked on"])
+async def test_a_pending_removal_migrates_and_fires_where_it_arrived(on: Substrate, behaviour: Behaviour) -> None:
     async with (
-        running(on, attach=NAMED, boot=HOLES, personality=personality) as (source, vm),
+        running(on, attach=NAMED, boot=HOLES, behaviour=behaviour) as (source, vm),
         waiting(on, boot=HOLES) as (target, there),
     ):
         request = await vm.request_unplug(5)
-        if personality == Personality.held():
+        if behaviour == Behaviour.hanging():
             await vm.wait_for(lambda layout: layout.pending)
         export = await vm.export(settle=0.1)
         assert (export.state.pending, request.verdict) == (VcpuMap([5]), None)
@@ -110,8 +110,8 @@ async def test_a_pending_removal_migrates_and_fires_where_it_arrived(on: Substra
         await confirm_target(export, there)
         assert there.layout.pending == {5}
         news = there.events()
-        await target.become(Personality.obliging())
-        await target.look()
+        await target.set_behaviour(Behaviour.complying())
+        await target.scan_slots()
         gone = (await until(news, VcpuUnplugged))[-1]
         assert isinstance(gone, VcpuUnplugged)
         assert (gone.ids, gone.late, gone.origin) == (VcpuMap([5]), True, Origin.US)
@@ -119,14 +119,14 @@ async def test_a_pending_removal_migrates_and_fires_where_it_arrived(on: Substra
 
 
 @EVERYWHERE
-@pytest.mark.parametrize("personality", [Personality.silent(), Personality.held()], ids=["unseen", "worked on"])
+@pytest.mark.parametrize("behaviour", [Behaviour.silent(), Behaviour.hanging()], ids=["unseen", "worked on"])
 async def test_a_record_moves_along_with_the_removal_that_is_pending_in_it(
-    on: Substrate, personality: Personality, tmp_path: Path
+    on: Substrate, behaviour: Behaviour, tmp_path: Path
 ) -> None:
     record = tmp_path / "vm.xml"
     async with contextlib.AsyncExitStack() as ours, contextlib.AsyncExitStack() as theirs:
         options = {**NAMED, "record": record}
-        source, vm = await ours.enter_async_context(running(on, attach=options, boot=HOLES, personality=personality))
+        source, vm = await ours.enter_async_context(running(on, attach=options, boot=HOLES, behaviour=behaviour))
         target, there = await theirs.enter_async_context(waiting(on, boot=HOLES))
         with pytest.raises(RecordError, match="no VM has arrived"):
             await qmpvcpu.attach(target.sockets[1], **NAMED, record=record, arrived=True)
@@ -146,8 +146,8 @@ async def test_a_record_moves_along_with_the_removal_that_is_pending_in_it(
                 assert vm.previous is None
         async with qmpvcpu.attach(target.qmp, **NAMED, record=record, arrived=True) as vm:
             news = vm.events()
-            await target.become(Personality.obliging())
-            await target.look()
+            await target.set_behaviour(Behaviour.complying())
+            await target.scan_slots()
             seen = await until(news, VcpuUnplugged)
             assert not any(isinstance(event, InstanceChanged) for event in seen)
             assert isinstance(gone := seen[-1], VcpuUnplugged)
@@ -165,14 +165,14 @@ async def test_nothing_arrives_in_a_qemu_that_no_vm_has_migrated_into(tmp_path: 
 @EVERYWHERE
 async def test_a_removal_that_was_answered_before_the_arrival_was_confirmed_is_a_note(on: Substrate) -> None:
     async with (
-        running(on, attach=NAMED, boot=HOLES, personality=Personality.silent()) as (source, vm),
+        running(on, attach=NAMED, boot=HOLES, behaviour=Behaviour.silent()) as (source, vm),
         waiting(on, boot=HOLES) as (target, there),
     ):
         await vm.request_unplug(5)
         export = await vm.export()
         assert await move(source, target) == "completed"
-        await target.become(Personality.obliging())
-        await target.look()
+        await target.set_behaviour(Behaviour.complying())
+        await target.scan_slots()
         await there.wait_for(lambda layout: 5 not in layout.enabled)
         (note,) = await confirm_target(export, there)
         assert (note.kind, note.ids, note.refuses) == (DifferenceKind.PENDING, VcpuMap([5]), False)
@@ -181,14 +181,14 @@ async def test_a_removal_that_was_answered_before_the_arrival_was_confirmed_is_a
 @UNDER_KVM  # under TCG the migration may hang after that
 async def test_a_vcpu_that_left_on_the_way_is_found_on_the_source(on: Substrate) -> None:
     async with (
-        running(on, attach=NAMED, boot=HOLES, personality=Personality.silent()) as (source, vm),
+        running(on, attach=NAMED, boot=HOLES, behaviour=Behaviour.silent()) as (source, vm),
         waiting(on, boot=HOLES) as (target, there),
     ):
         await vm.request_unplug(5)
         export = await vm.export()
         await check_target(export, there)
-        await source.become(Personality.obliging())
-        await source.look()  # the guest answers between the export and the migration
+        await source.set_behaviour(Behaviour.complying())
+        await source.scan_slots()  # the guest answers between the export and the migration
         await vm.wait_for(lambda layout: 5 not in layout.enabled)
         assert await move(source, target) == "completed"  # QEMU says nothing
         with pytest.raises(TargetMismatchError, match="left the source after the export") as found:
@@ -231,7 +231,7 @@ async def test_a_target_that_lacks_a_slot_is_refused_and_would_have_lost_the_vm(
         assert (await call(source, "query-status"))["status"] == "postmigrate"
         await export.take_back(destination_is_gone=True)
         assert not export.locked
-        await source.become(Personality.obliging())
+        await source.set_behaviour(Behaviour.complying())
         await vm.plug(3)
         assert await vm.unplug(3) == {3}
 
@@ -287,7 +287,7 @@ async def test_a_misfit_is_refused_and_does_what_it_is_said_to_do(on: Substrate,
         if not kills:
             assert {each.severity for each in refused.value.differences} == {Severity.SILENT}
             assert said == "completed"
-            await target.become()
+            await target.set_behaviour()
             assert (await call(target, "query-status"))["status"] == "running"
             return
         assert Severity.KILLS in {each.severity for each in refused.value.differences}
@@ -430,7 +430,7 @@ async def test_what_was_wanted_goes_along_and_is_on_disk_before_the_source_may_b
     on: Substrate, tmp_path: Path
 ) -> None:
     async with (
-        running(on, attach={"name": "vm", "record": tmp_path / "source.xml"}, personality=Personality.held()) as (
+        running(on, attach={"name": "vm", "record": tmp_path / "source.xml"}, behaviour=Behaviour.hanging()) as (
             source,
             vm,
         ),
@@ -449,7 +449,7 @@ async def test_what_was_wanted_goes_along_and_is_on_disk_before_the_source_may_b
         assert record is not None
         assert (record.desired, record.pending) == (VcpuMap([0, 2]), VcpuMap([4]))
         # Another look takes nothing over again: the guest's answer, and a new wish, stand.
-        await target.become(Personality.obliging())
+        await target.set_behaviour(Behaviour.complying())
         await there.wait_settled()
         await there.unplug(2)
         with pytest.raises(TargetMismatchError):

@@ -25,7 +25,7 @@ from qmpvcpu.errors import TakeBackError
 from qmpvcpu.events import Reconnected
 from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.planning.compatibility import DifferenceKind
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.dialogue import Failure
 from qmpvcpu.testing.peer import ScriptedPeer
 from tests.captures import all_captures
@@ -49,7 +49,7 @@ CHANGES: dict[str, Callable[[VcpuController], Awaitable[object]]] = {
 @pytest.fixture
 async def guest() -> AsyncIterator[MicroGuest]:
     """A VM with vCPUs 0, 2 and 5, whose guest answers no removal of vCPU 5 until it is told to."""
-    async with MicroGuest(boot=(0, 2, 5), personality=Personality.held().for_slot(5)) as running:
+    async with MicroGuest(boot=(0, 2, 5), behaviour=Behaviour.hanging().for_slot(5)) as running:
         yield running
 
 
@@ -128,7 +128,7 @@ async def test_an_export_waits_for_its_turn(vm: VcpuController, guest: MicroGues
     await vm.wait_for(lambda layout: layout.pending)
     exporting = asyncio.create_task(vm.export(allow_fatal=True))  # where TCG runs it
     assert not exporting.done()
-    await guest.become(Personality.obliging())
+    await guest.set_behaviour(Behaviour.complying())
     assert (await transition).outcome.name == "REACHED"
     async with await exporting as export:
         assert export.state.enabled == {0, 2, 4}
@@ -145,7 +145,7 @@ async def test_pending_removals_are_settled_or_reported(vm: VcpuController, gues
             await vm.set_map("0,2,5")  # would plug it again, should it leave
         assert denied.value.reason is DenialReason.EXPORTED
     exporting = asyncio.create_task(vm.export(settle=30, allow_fatal=True))  # as above
-    await guest.become(Personality.obliging())
+    await guest.set_behaviour(Behaviour.complying())
     async with await exporting as export:
         assert (export.state.enabled, export.state.pending) == (VcpuMap([0, 2]), VcpuMap())
         assert isinstance(await request.wait(0), Unplugged)
@@ -173,7 +173,7 @@ async def test_an_export_that_is_cancelled_before_its_turn_locks_nothing(
     exporting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await exporting
-    await guest.become(Personality.obliging())
+    await guest.set_behaviour(Behaviour.complying())
     await transition
     assert await is_unlocked(vm)
 
@@ -202,7 +202,7 @@ async def test_the_record_is_kept_while_the_vm_is_exported(
 ) -> None:
     await vm.request_unplug(5)
     async with await vm.export() as export:
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
         await vm.wait_settled()
         (change,) = await export.changes()
         assert change.ids == {5}

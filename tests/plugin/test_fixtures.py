@@ -15,13 +15,13 @@ PASSING = """
     import pytest
 
     import qmpvcpu
-    from qmpvcpu.testing import Personality, QemuVm
+    from qmpvcpu.testing import Behaviour, QemuVm
 
     pytestmark = pytest.mark.qemu_vm(max_vcpus=4, boot=2)
 
 
     @pytest.mark.asyncio
-    @pytest.mark.qemu_vm(personality=Personality.refusing(0x82).for_slot(2))
+    @pytest.mark.qemu_vm(behaviour=Behaviour.refusing(0x82).for_slot(2))
     async def test_the_guest_refuses_until_told_otherwise(qemu_vm, vcpus):
         await vcpus.plug(2)
         with pytest.raises(qmpvcpu.UnplugRefusedError) as refused:
@@ -47,7 +47,7 @@ PASSING = """
         done = subprocess.run(["qmpvcpu", "plug", "2", "--qmp", str(qemu_vm.qmp)], text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
         assert qemu_vm.transcript[-1].sender == "qemu"
-        qemu_vm.look()
+        qemu_vm.scan_slots()
 
 
     def test_each_vm_of_a_factory_is_another(qemu_vm_factory):
@@ -61,7 +61,7 @@ PASSING = """
 
 
     @pytest.mark.asyncio
-    @pytest.mark.parametrize("qemu_vm", [Personality.silent(), [Personality.silent()], {"boot": 4}], indirect=True)
+    @pytest.mark.parametrize("qemu_vm", [Behaviour.silent(), [Behaviour.silent()], {"boot": 4}], indirect=True)
     async def test_a_parameter_goes_over_the_markers(qemu_vm, vcpus):
         assert isinstance(qemu_vm, QemuVm)
         assert vcpus.layout.max == 4
@@ -124,7 +124,7 @@ def test_a_test_of_any_kind_gets_the_vm_that_it_asks_for(tmp_path: Path, ini: st
 def test_markers_and_fixtures_are_listed_with_what_they_take(tmp_path: Path) -> None:
     write(tmp_path)
     listed = run(tmp_path, "--markers", "--fixtures").output
-    assert "@pytest.mark.qemu_vm(*, machine='q35', boot=1, max_vcpus=8, personality=()" in listed
+    assert "@pytest.mark.qemu_vm(*, machine='q35', boot=1, max_vcpus=8, behaviour=()" in listed
     assert "vcpus" in run(tmp_path, "--fixtures").output
 
 

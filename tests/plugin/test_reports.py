@@ -91,7 +91,7 @@ def test_the_log_the_command_line_and_the_guests_words_are_there(session: Sessio
     report = session.report("test_refused")
     assert "It runs." in report
     assert "-bios microguest.rom" in report
-    assert "t: that it took up its personalities" in report.partition("qemu_vm: guest's serial port")[2]
+    assert "t: that it took up its behaviours" in report.partition("qemu_vm: guest's serial port")[2]
 
 
 def test_a_crash_is_told_by_its_signal(session: Session) -> None:
@@ -212,7 +212,7 @@ def test_a_vm_that_cannot_be_is_said_so_in_the_words_of_the_mistake(tmp_path: Pa
         "'q35'": "@pytest.mark.qemu_vm takes keywords only: machine",
         "accel='hvf'": "qemu_vm(accel='hvf'): must be 'kvm' or 'tcg'",
         "min_version='new'": "qemu_vm(min_version='new'): must be as '10.0'",
-        "personality=[Personality.silent()] * 9": "the VM cannot be: 9 personalities, the micro-guest holds 8",
+        "behaviour=[Behaviour.silent()] * 9": "the VM cannot be: 9 behaviours, the micro-guest holds 8",
         "machine='nonesuch'": 'unsupported machine type: "nonesuch"',
     }
     tests = [
@@ -223,7 +223,7 @@ def test_a_vm_that_cannot_be_is_said_so_in_the_words_of_the_mistake(tmp_path: Pa
         "@pytest.mark.parametrize('qemu_vm', [8], indirect=True, ids=str)\ndef test_parameter(qemu_vm): pass\n",
         "def test_factory(qemu_vm_factory): qemu_vm_factory(boots=1)\n",
     ]
-    write(tmp_path, test_mistakes="import pytest\nfrom qmpvcpu.testing import Personality\n" + "\n".join(tests))
+    write(tmp_path, test_mistakes="import pytest\nfrom qmpvcpu.testing import Behaviour\n" + "\n".join(tests))
     session = run(tmp_path)
     assert session.outcomes == {"error": len(mistakes) + 1, "failed": 1}
     for number, said in enumerate(mistakes.values()):
@@ -231,5 +231,5 @@ def test_a_vm_that_cannot_be_is_said_so_in_the_words_of_the_mistake(tmp_path: Pa
         assert said in report
         assert "Traceback" not in report
         assert "qmpvcpu/testing" not in report
-    assert "the parameter of qemu_vm is 8, must be a dict of options, a Pers" in session.report("test_parameter[8]")
+    assert "the parameter of qemu_vm is 8, must be a dict of options, a Behav" in session.report("test_parameter[8]")
     assert "qemu_vm has no option 'boots'; did you mean boot?" in session.report("test_factory")

@@ -1,4 +1,4 @@
-"""Each personality of the micro-guest, by the events that QEMU sends for it."""
+"""Each behaviour of the micro-guest, by the events that QEMU sends for it."""
 
 import asyncio
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from qemu.qmp import ExecuteError
 
-from qmpvcpu.testing import UNTIL_TOLD, MicroGuest, Personality, QemuProcessError, QemuStartError
+from qmpvcpu.testing import UNTIL_TOLD, Behaviour, MicroGuest, QemuProcessError, QemuStartError
 
 if TYPE_CHECKING:
     from tests.qemu.conftest import StartVm
@@ -19,7 +19,7 @@ TAKEN = 3, 0x84  # source and status of "ejection in progress"
 DONE = 3, 0
 
 
-async def test_an_obliging_guest_takes_a_cpu_and_gives_it_back(start: "StartVm", on: "Substrate") -> None:
+async def test_a_complying_guest_takes_a_cpu_and_gives_it_back(start: "StartVm", on: "Substrate") -> None:
     vm = await start()
     await vm.plugged(5)
     assert await vm.present() == {0, 5}
@@ -44,7 +44,7 @@ async def test_a_slot_can_be_used_again_and_again(start: "StartVm", on: "Substra
 
 
 async def test_a_slow_guest_says_at_once_that_it_works_on_it_and_takes_its_time(start: "StartVm") -> None:
-    vm = await start(personality=Personality.slow(200))
+    vm = await start(behaviour=Behaviour.slow(200))
     await vm.plugged(2)
     clock = asyncio.get_running_loop().time
     await vm.unplug(2)
@@ -57,16 +57,16 @@ async def test_a_slow_guest_says_at_once_that_it_works_on_it_and_takes_its_time(
 
 
 async def test_a_held_guest_decides_when_told(start: "StartVm") -> None:
-    vm = await start(boot={0, 1, 2, 4}, personality=Personality.held())
+    vm = await start(boot={0, 1, 2, 4}, behaviour=Behaviour.hanging())
     await vm.unplug(4)
     assert await vm.ost() == (4, *TAKEN)
-    await vm.guest.become(Personality.refusing(0x82).for_slot(4))
+    await vm.guest.set_behaviour(Behaviour.refusing(0x82).for_slot(4))
     assert await vm.ost() == (4, 3, 0x82)
     assert await vm.present() == {0, 1, 2, 4}
-    await vm.guest.become(Personality.held())
+    await vm.guest.set_behaviour(Behaviour.hanging())
     await vm.unplug(4)
     assert await vm.ost() == (4, *TAKEN)
-    await vm.guest.become()
+    await vm.guest.set_behaviour()
     assert await vm.ost() == (4, *DONE)
     assert await vm.present() == {0, 1, 2}
 
@@ -74,7 +74,7 @@ async def test_a_held_guest_decides_when_told(start: "StartVm") -> None:
 @pytest.mark.parametrize("status", [1, 0x80, 0x81, 0x82, 0x83])
 @pytest.mark.parametrize("announce", [True, False], ids=["after 0x84", "at once"])
 async def test_a_refusing_guest_keeps_the_cpu(start: "StartVm", status: int, announce: bool) -> None:
-    vm = await start(personality=Personality.refusing(status, announce=announce))
+    vm = await start(behaviour=Behaviour.refusing(status, announce=announce))
     await vm.plugged(7)
     await vm.unplug(7)
     if announce:
@@ -83,8 +83,8 @@ async def test_a_refusing_guest_keeps_the_cpu(start: "StartVm", status: int, ann
     assert await vm.present() == {0, 7}
 
 
-async def test_a_guest_that_refuses_the_first_two_requests_obliges_the_third(start: "StartVm") -> None:
-    vm = await start(personality=Personality.refusing(0x81, announce=False).for_first(2))
+async def test_a_guest_that_refuses_the_first_two_requests_complies_with_the_third(start: "StartVm") -> None:
+    vm = await start(behaviour=Behaviour.refusing(0x81, announce=False).for_first(2))
     await vm.plugged(1)
     for answer in (0x81, 0x81, 0x84, 0):
         if answer != 0:
@@ -94,37 +94,37 @@ async def test_a_guest_that_refuses_the_first_two_requests_obliges_the_third(sta
 
 
 async def test_answers_can_carry_the_source_event_of_the_os_itself(start: "StartVm") -> None:
-    vm = await start(personality=Personality(source=0x103))
+    vm = await start(behaviour=Behaviour(source=0x103))
     await vm.plugged(1)
     await vm.unplug(1)
     assert [await vm.ost(), await vm.ost()] == [(1, 0x103, 0x84), (1, 0x103, 0)]
 
 
 async def test_a_silent_guest_says_nothing_and_serves_it_when_it_wakes_up(start: "StartVm") -> None:
-    vm = await start(personality=Personality.silent())
+    vm = await start(behaviour=Behaviour.silent())
     await vm.plugged(1)
     await vm.unplug(1)
     await vm.plugged(2)  # the very next _OST is another slot's: nothing came for the first
     assert await vm.present() == {0, 1, 2}
-    await vm.guest.become()
+    await vm.guest.set_behaviour()
     await vm.unplug(2)
     answers = [await vm.ost() for _ in range(4)]
     assert answers == [(1, *TAKEN), (1, *DONE), (2, *TAKEN), (2, *DONE)]
 
 
 async def test_a_silent_guest_can_be_made_to_look(start: "StartVm") -> None:
-    vm = await start(personality=Personality.silent())
+    vm = await start(behaviour=Behaviour.silent())
     await vm.plugged(6)
     await vm.unplug(6)
-    await vm.guest.become()
-    await vm.guest.look()
+    await vm.guest.set_behaviour()
+    await vm.guest.scan_slots()
     assert [await vm.ost(), await vm.ost()] == [(6, *TAKEN), (6, *DONE)]
 
 
 async def test_what_a_guest_ignored_before_a_reset_leaves_with_the_next_plug_of_another_cpu(
     start: "StartVm",
 ) -> None:
-    vm = await start(personality=Personality.silent_until_reset())
+    vm = await start(behaviour=Behaviour.silent_until_reset())
     await vm.plugged(1)
     await vm.unplug(1)
     await vm.execute("system_reset")
@@ -136,9 +136,9 @@ async def test_what_a_guest_ignored_before_a_reset_leaves_with_the_next_plug_of_
     assert await vm.present() == {0, 2}
 
 
-async def test_personalities_given_at_run_time_outlive_a_reset(start: "StartVm") -> None:
+async def test_behaviours_given_at_run_time_outlive_a_reset(start: "StartVm") -> None:
     vm = await start()
-    await vm.guest.become(Personality.refusing(0x80, announce=False))
+    await vm.guest.set_behaviour(Behaviour.refusing(0x80, announce=False))
     await vm.execute("system_reset")
     await vm.guest.wait_ready()
     await vm.plugged(1)
@@ -147,7 +147,7 @@ async def test_personalities_given_at_run_time_outlive_a_reset(start: "StartVm")
 
 
 async def test_a_lying_guest_claims_success_and_keeps_the_cpu(start: "StartVm") -> None:
-    vm = await start(personality=Personality.lying())
+    vm = await start(behaviour=Behaviour.lying())
     await vm.plugged(4)
     await vm.unplug(4)
     assert [await vm.ost(), await vm.ost()] == [(4, *TAKEN), (4, *DONE)]
@@ -155,7 +155,7 @@ async def test_a_lying_guest_claims_success_and_keeps_the_cpu(start: "StartVm") 
 
 
 async def test_a_wordless_guest_ejects_without_an_ost(start: "StartVm", on: "Substrate") -> None:
-    vm = await start(personality=Personality.wordless())
+    vm = await start(behaviour=Behaviour.wordless())
     await vm.plugged(4)
     await vm.unplug(4)
     paths = [(await vm.event())["data"]["path"] for _ in range(2 if on.accel == "kvm" else 1)]
@@ -166,14 +166,14 @@ async def test_a_wordless_guest_ejects_without_an_ost(start: "StartVm", on: "Sub
 
 
 async def test_a_guest_can_be_silent_about_inserts(start: "StartVm") -> None:
-    vm = await start(personality=Personality.silent_about_inserts())
+    vm = await start(behaviour=Behaviour.silent_about_inserts())
     await vm.plug(3)
     await vm.unplug(3)
     assert [await vm.ost(), await vm.ost()] == [(3, *TAKEN), (3, *DONE)]
 
 
 async def test_a_guest_can_refuse_inserts_and_qemu_keeps_the_cpu(start: "StartVm") -> None:
-    vm = await start(personality=Personality.refusing_inserts())
+    vm = await start(behaviour=Behaviour.refusing_inserts())
     await vm.plug(3)
     assert await vm.ost() == (3, 1, 1)
     assert await vm.present() == {0, 3}
@@ -184,7 +184,7 @@ async def test_qemu_refuses_a_removal_until_the_guest_is_ready(start: "StartVm",
     if on.has_legacy_mode:
         with pytest.raises(ExecuteError, match="not supported device type"):
             await vm.unplug(2)
-    await vm.guest.become()
+    await vm.guest.set_behaviour()
     await vm.guest.wait_ready()
     await vm.unplug(2)
     assert [await vm.ost(), await vm.ost()] == [(2, *TAKEN), (2, *DONE)]
@@ -193,7 +193,7 @@ async def test_qemu_refuses_a_removal_until_the_guest_is_ready(start: "StartVm",
 async def test_a_plug_before_the_guest_is_ready_is_never_acknowledged(start: "StartVm", on: "Substrate") -> None:
     vm = await start(ready_after_ms=UNTIL_TOLD, wait=False)
     await vm.plug(6)
-    await vm.guest.become()
+    await vm.guest.set_behaviour()
     await vm.guest.wait_ready()
     await vm.plugged(3)
     await vm.unplug(3)
@@ -212,13 +212,13 @@ async def test_a_guest_can_take_its_time_to_get_ready(on: "Substrate") -> None:
             await guest.wait_ready(timeout=0.1)  # it said it once
 
 
-async def test_each_slot_can_have_a_personality_of_its_own(start: "StartVm") -> None:
+async def test_each_slot_can_have_a_behaviour_of_its_own(start: "StartVm") -> None:
     vm = await start(
         boot={0, 1, 3, 5, 6},
-        personality=[
-            Personality.refusing(0x82).for_slot(1),
-            Personality.lying().for_slot(3),
-            Personality.silent().for_slot(5),
+        behaviour=[
+            Behaviour.refusing(0x82).for_slot(1),
+            Behaviour.lying().for_slot(3),
+            Behaviour.silent().for_slot(5),
         ],
     )
     slots = await vm.slots()
@@ -234,12 +234,12 @@ async def test_each_slot_can_have_a_personality_of_its_own(start: "StartVm") -> 
 async def test_a_second_request_while_the_guest_works_on_the_first_takes_the_next_cpu_in_the_slot(
     start: "StartVm", on: "Substrate"
 ) -> None:
-    vm = await start(personality=Personality.held())
+    vm = await start(behaviour=Behaviour.hanging())
     await vm.plugged(1)
     await vm.unplug(1)
     assert await vm.ost() == (1, *TAKEN)
     await vm.unplug(1)
-    await vm.guest.become()
+    await vm.guest.set_behaviour()
     assert await vm.ost() == (1, *DONE)
     assert await vm.present() == {0}
     if on.survives_plug_after_unplug:
@@ -266,8 +266,8 @@ async def test_sixty_three_cpus_come_and_go_at_once(start: "StartVm") -> None:
 
 
 async def test_an_idle_guest_costs_no_cpu_time(start: "StartVm") -> None:
-    vm = await start(personality=Personality.slow(60))  # the timer was used, and the serial port
-    await vm.guest.become(Personality.slow(30))
+    vm = await start(behaviour=Behaviour.slow(60))  # the timer was used, and the serial port
+    await vm.guest.set_behaviour(Behaviour.slow(30))
     await vm.plugged(1)
     await vm.unplug(1)
     assert [await vm.ost(), await vm.ost()] == [(1, *TAKEN), (1, *DONE)]

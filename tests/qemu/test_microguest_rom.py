@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qmpvcpu.testing import QemuProcess, best_qemu
-from qmpvcpu.testing.rom import MAX_RULES, RULE_SIZE, Personality, pack_rules, rom_image
+from qmpvcpu.testing.rom import MAX_RULES, RULE_SIZE, Behaviour, pack_rules, rom_image
 
 BUILD = Path(__file__).parents[2] / "fixtures" / "microguest" / "build.sh"
 
@@ -28,18 +28,18 @@ def test_the_image_is_a_bios_of_64_kib_that_starts_at_the_reset_vector() -> None
     assert image[0xFFF3:0xFFF5] == b"\x00\xf0"
 
 
-def test_personalities_differ_in_the_configuration_alone() -> None:
-    plain, refusing = rom_image(), rom_image(Personality.refusing(0x82).for_slot(3), ready_after_ms=300)
+def test_behaviours_differ_in_the_configuration_alone() -> None:
+    plain, refusing = rom_image(), rom_image(Behaviour.refusing(0x82).for_slot(3), ready_after_ms=300)
     changed = {offset for offset in range(len(plain)) if plain[offset] != refusing[offset]}
     assert changed
     assert changed <= {*range(0xFF00, 0xFF10), 0xFF90, 0xFF91}
 
 
-def test_eight_personalities_fit_and_a_ninth_is_refused() -> None:
-    eight = [Personality.slow(number).for_slot(number) for number in range(MAX_RULES)]
+def test_eight_behaviours_fit_and_a_ninth_is_refused() -> None:
+    eight = [Behaviour.slow(number).for_slot(number) for number in range(MAX_RULES)]
     assert len(pack_rules(eight)) == MAX_RULES * RULE_SIZE
-    with pytest.raises(ValueError, match="9 personalities"):
-        pack_rules([*eight, Personality.obliging()])
+    with pytest.raises(ValueError, match="9 behaviours"):
+        pack_rules([*eight, Behaviour.complying()])
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_eight_personalities_fit_and_a_ninth_is_refused() -> None:
 )
 def test_a_value_that_does_not_fit_is_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{field} is {value}"):
-        Personality(**{field: value})
+        Behaviour(**{field: value})
 
 
 def test_a_silent_guest_cannot_count_what_it_does_not_look_at() -> None:
     with pytest.raises(ValueError, match="looks at no removal"):
-        Personality.silent().for_first(2)
+        Behaviour.silent().for_first(2)
 
 
 def test_a_time_that_does_not_fit_is_refused() -> None:
@@ -95,9 +95,9 @@ async def test_the_image_alone_tells_on_the_debug_console_that_it_is_ready() -> 
         ({"removal": 1}, "removal is one of "),
     ],
 )
-def test_what_is_no_personality_is_refused_before_a_guest_starts(fields: dict[str, Any], said: str) -> None:
+def test_what_is_no_behaviour_is_refused_before_a_guest_starts(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(TypeError, match=said):
-        Personality(**fields)
+        Behaviour(**fields)
 
 
 @pytest.mark.parametrize("given", ["0", 0.5, True, None])

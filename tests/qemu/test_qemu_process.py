@@ -179,7 +179,7 @@ async def test_a_guest_whose_qemu_dies_is_told_at_once() -> None:
         with pytest.raises(QemuProcessError, match="QEMU ended before"):
             await guest.wait_ready()
         with pytest.raises(QemuProcessError, match="QEMU ended before"):
-            await guest.become()
+            await guest.set_behaviour()
 
 
 async def test_where_kvm_does_not_run_the_guest_tcg_does(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from qmpvcpu.launch import LaunchArguments, arguments
 from qmpvcpu.model.report import ConfigReport
 from qmpvcpu.model.transition import Intent, Step
 from qmpvcpu.model.vm import Capabilities, KnownFault
-from qmpvcpu.testing import LinuxVm, MicroGuest, Personality, QemuVm, QmpMessage
+from qmpvcpu.testing import Behaviour, LinuxVm, MicroGuest, QemuVm, QmpMessage
 from qmpvcpu.vm.migration import Export, check_target, confirm_target
 from qmpvcpu.vm.stream import EventStream
 
@@ -171,15 +171,15 @@ async def a_fleet() -> None:
 
 
 async def a_guest() -> None:
-    refusing = Personality.refusing(0x82).for_slot(2)
-    async with MicroGuest(personality=[refusing, Personality.slow(20)]) as guest:
+    refusing = Behaviour.refusing(0x82).for_slot(2)
+    async with MicroGuest(behaviour=[refusing, Behaviour.slow(20)]) as guest:
         assert_type(guest.qmp, Path)
-        await guest.become(Personality.obliging())
+        await guest.set_behaviour(Behaviour.complying())
 
 
 def fixtures_of_the_pytest_plugin(qemu_vm: QemuVm, linux_vm: LinuxVm, vcpus: VcpuController) -> None:
     assert_type(qemu_vm.qmp, Path)
-    qemu_vm.become(Personality.held())
+    qemu_vm.set_behaviour(Behaviour.hanging())
     assert_type(qemu_vm.transcript, tuple[QmpMessage, ...])
     assert_type(linux_vm.online(), VcpuMap)
     assert_type(vcpus.layout, Layout)

@@ -2,7 +2,7 @@
 
 import qmpvcpu
 from qmpvcpu import OnFailure, Pending, Recovery, Refused, TransitionReport, Unplugged, VcpuController, VcpuMap
-from qmpvcpu.testing import MicroGuest, Personality
+from qmpvcpu.testing import Behaviour, MicroGuest
 
 
 async def attaching(vm: VcpuController) -> None:
@@ -54,5 +54,5 @@ def maps_are_values(vcpus: VcpuMap) -> None:
 
 async def guests() -> None:
     MicroGuest(accel="xen")  # type: ignore[arg-type]
-    MicroGuest(personality="refusing")  # type: ignore[arg-type]
-    Personality.refusing(0x82).for_slot("2")  # type: ignore[arg-type]
+    MicroGuest(behaviour="refusing")  # type: ignore[arg-type]
+    Behaviour.refusing(0x82).for_slot("2")  # type: ignore[arg-type]

@@ -7,14 +7,14 @@ from typing import Any, Final
 
 import pytest
 
-from qmpvcpu.testing.rom import Personality
+from qmpvcpu.testing.rom import Behaviour
 
 Options = dict[str, Any]
 
 _REQUIREMENTS: Final = ("accel", "min_version")
 _MACHINE: Final = ("machine", "boot", "max_vcpus", "topology", "extra_args", "qmp_sockets")
 KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
-    "qemu_vm": (*_MACHINE, "personality", "ready_after_ms", "wait", "incoming", *_REQUIREMENTS),
+    "qemu_vm": (*_MACHINE, "behaviour", "ready_after_ms", "wait", "incoming", *_REQUIREMENTS),
     "linux_vm": (*_MACHINE, "memory_mib", "kernel", "kernel_options", "incoming", "timeout", *_REQUIREMENTS),
     "scripted_qmp": ("answers", "greeting", "tcp", "reject_others"),
 }
@@ -26,7 +26,7 @@ def options_of(node: pytest.Item, fixture: str, given: object = None) -> Options
     Args:
         node: The test.
         fixture: ``qemu_vm``, ``linux_vm`` or ``scripted_qmp``.
-        given: A mapping of options; for ``qemu_vm`` also a personality, or several.
+        given: A mapping of options; for ``qemu_vm`` also a behaviour, or several.
 
     Raises:
         pytest.fail.Exception: An option is unknown, or has a value that cannot be.
@@ -52,13 +52,13 @@ def _as_options(fixture: str, given: object) -> Options:
             return {}
         case Mapping():
             return {**given}
-        case Personality() if fixture == "qemu_vm":
-            return {"personality": given}
+        case Behaviour() if fixture == "qemu_vm":
+            return {"behaviour": given}
         case Iterable() if fixture == "qemu_vm" and not isinstance(given, str):
             several = tuple(given)
-            if all(isinstance(one, Personality) for one in several):
-                return {"personality": several}
-    kinds = "a dict of options, a Personality or several" if fixture == "qemu_vm" else "a dict of options"
+            if all(isinstance(one, Behaviour) for one in several):
+                return {"behaviour": several}
+    kinds = "a dict of options, a Behaviour or several" if fixture == "qemu_vm" else "a dict of options"
     pytest.fail(f"the parameter of {fixture} is {given!r}, must be {kinds}", pytrace=False)
 
 
