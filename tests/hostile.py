@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qmpvcpu.testing.dialogue import Failure
-from qmpvcpu.testing.peer import GREETING, ScriptedPeer
+from qmpvcpu.testing.peer import GREETING, Failure, ScriptedPeer
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31;5m[bold]\r\nFORGED ok\x9b1;1H\u202ecod\u2066\u2028FORGED too\x85\x7f"
 """Sets a terminal's title and colours, moves its cursor, turns the direction of text, and begins lines of its own."""

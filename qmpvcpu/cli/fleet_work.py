@@ -23,7 +23,7 @@ from qmpvcpu.vm.controller import VcpuController
 
 async def list_all(shell: Shell, options: FleetOptions) -> Answer:
     """Attach to every VM, and show what there is."""
-    async with _opened(shell, options, timeout=shell.reply_timeout, read_only=True) as fleet:
+    async with _opened(shell, options, reply_timeout=shell.reply_timeout, read_only=True) as fleet:
         results = fleet.attach()
         return await _see_through(shell, fleet, results, results.aclose, Told(fleet.addresses), whole=True)
 

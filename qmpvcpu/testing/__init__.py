@@ -22,8 +22,7 @@ if TYPE_CHECKING:
         probe_accelerator,
     )
     from qmpvcpu.testing.rom import UNTIL_TOLD, Behaviour, RemovalAction, rom_image
-    from qmpvcpu.testing.transcript import QmpMessage
-    from qmpvcpu.testing.vms import LinuxVm, LinuxVmFactory, QemuVm, QemuVmFactory
+    from qmpvcpu.testing.vms import LinuxVm, LinuxVmFactory, QemuVm, QemuVmFactory, QmpMessage
 
 __all__ = [
     "UNTIL_TOLD",
@@ -59,7 +58,7 @@ _HOMES = {
     "QemuStartError": "qmpvcpu.testing.qemu",
     "QemuVm": "qmpvcpu.testing.vms",
     "QemuVmFactory": "qmpvcpu.testing.vms",
-    "QmpMessage": "qmpvcpu.testing.transcript",
+    "QmpMessage": "qmpvcpu.testing.vms",
     "RemovalAction": "qmpvcpu.testing.rom",
     "ScriptedPeer": "qmpvcpu.testing.peer",
     "UNTIL_TOLD": "qmpvcpu.testing.rom",

@@ -11,8 +11,15 @@ from typing import Self
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.given import checked
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.testing.guest import GuestVm
-from qmpvcpu.testing.qemu import Accelerator, QemuProcess, QemuProcessError, QemuStartError, _cache, best_qemu
+from qmpvcpu.testing.qemu import (
+    Accelerator,
+    GuestVm,
+    QemuProcess,
+    QemuProcessError,
+    QemuStartError,
+    _cache,
+    best_qemu,
+)
 
 _LOGGER = logging.getLogger(__name__)
 _KERNEL_TIMEOUT = 2.0  # s: under a KVM that runs operating systems the kernel prints within 0.5

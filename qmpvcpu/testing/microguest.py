@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Self
 
 from qmpvcpu.given import checked
-from qmpvcpu.testing.guest import GuestVm
 from qmpvcpu.testing.qemu import (
     Accelerator,
+    GuestVm,
     QemuProcess,
     QemuProcessError,
     QemuStartError,

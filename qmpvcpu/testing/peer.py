@@ -20,15 +20,14 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Protocol, Self
 
 from qmpvcpu.given import checked
-from qmpvcpu.testing.dialogue import HANG, Answer, Command, Failure, Line
 from qmpvcpu.testing.directory import vm_directory
-from qmpvcpu.testing.replay import Replay
 
 _KEPT_MESSAGES: Final = 1000
 _KEPT_OF_EACH: Final = 10_000  # bytes
@@ -39,6 +38,96 @@ GREETING: Final[Mapping[str, Any]] = {
         "capabilities": ["oob"],
     }
 }
+
+
+class _Connection(Protocol):
+    """The connection that a command came on."""
+
+    async def send(self, message: Mapping[str, Any] | bytes) -> None: ...
+
+    async def hang_up(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one side said to the other.
+
+    Attributes:
+        at: When, in seconds since the epoch.
+        sender: Who; the scripted peer plays QEMU.
+        text: What, as it was on the wire but for bytes that are no UTF-8.
+    """
+
+    at: float
+    sender: Literal["client", "qemu"]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An answer: QMP's error reply.
+
+    Attributes:
+        desc: QEMU's text.
+        error_class: QEMU's error class.
+    """
+
+    desc: str
+    error_class: str = "GenericError"
+
+
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """An answer: none, ever."""
+
+
+HANG: Final = Hang()
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command that the peer received, and the ways to answer it.
+
+    Attributes:
+        name: The QMP command.
+        arguments: Its arguments, {} if it had none.
+        message: All of the message.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    message: Mapping[str, Any]
+    _peer: _Connection = field(repr=False)
+
+    def _reply(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a reply message, with this command's id if it had one."""
+        return {**content, **({"id": self.message["id"]} if "id" in self.message else {})}
+
+    async def reply(self, value: Any) -> None:
+        """Answer with a ``return``; may be called again, to answer twice."""
+        await self._peer.send(self._reply({"return": value}))
+
+    async def fail(self, desc: str, error_class: str = "GenericError") -> None:
+        """Answer with an ``error``."""
+        await self._peer.send(self._reply({"error": {"class": error_class, "desc": desc}}))
+
+    async def answer(self, content: Mapping[str, Any]) -> None:
+        """Answer with any message, such as one with neither ``return`` nor ``error``; the id is added."""
+        await self._peer.send(self._reply(content))
+
+    async def cut(self, value: Any) -> None:
+        """Send the first half of a reply, and hang up."""
+        data = json.dumps(self._reply({"return": value})).encode()
+        await self._peer.send(data[: len(data) // 2])
+        await self._peer.hang_up()
+
+
+# What stands in ScriptedPeer.answers: a value to return, a Failure, HANG, or a function of the command that returns
+# one of these, itself or awaited. A function may send events first, with the peer that it closes over.
+Answer = Any
 
 
 class ScriptedPeer:
@@ -313,3 +402,51 @@ class ScriptedPeer:
 async def _awaited(answer: Awaitable[Any]) -> Any:
     """Await an answer whose type is only known now."""
     return await answer
+
+
+_QUERIES: Final = ("query-", "qom-get", "qom-list", "device-list-properties")
+
+
+class Replay:
+    """The steps of a recording, and how far they have been replayed."""
+
+    def __init__(self, steps: Iterable[Mapping[str, Any]]) -> None:
+        self._steps = tuple(steps)
+        self._at = 0
+
+    def answers(self) -> dict[str, Answer]:
+        """Return an answer for each command that the recording has."""
+        names = {step["execute"] for step in self._steps}
+        return {name: self._query if name.startswith(_QUERIES) else self._change for name in sorted(names)}
+
+    def _query(self, command: Command) -> Answer:
+        """Answer from here up to the next change, else from before."""
+        for step in self._steps[self._at :]:
+            if not step["execute"].startswith(_QUERIES):
+                break
+            if self._is(step, command):
+                return self._outcome(step)
+        for step in reversed(self._steps[: self._at]):
+            if self._is(step, command):
+                return self._outcome(step)
+        return Failure(f"the recording has no {command.name} with {dict(command.arguments)} up to here")
+
+    def _change(self, command: Command) -> Answer:
+        """Answer as recorded, and move to what follows."""
+        for number, step in enumerate(self._steps[self._at :], start=self._at + 1):
+            if self._is(step, command):
+                self._at = number
+                return self._outcome(step)
+        return Failure(f"the recording has no {command.name} with {dict(command.arguments)} from here")
+
+    @staticmethod
+    def _is(step: Mapping[str, Any], command: Command) -> bool:
+        """Tell whether a step is this command."""
+        return step["execute"] == command.name and (step.get("arguments") or {}) == dict(command.arguments)
+
+    @staticmethod
+    def _outcome(step: Mapping[str, Any]) -> Answer:
+        """Return a step's answer."""
+        if "error" in step:
+            return Failure(step["error"]["desc"], step["error"]["class"])
+        return step["return"]

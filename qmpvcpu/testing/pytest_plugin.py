@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qmpvcpu.testing.plugin.stash import EVIDENCE
-
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from pathlib import Path
 
     import pluggy
 
+    from qmpvcpu.testing.plugin.evidence import Evidence
     from qmpvcpu.testing.plugin.host import Test, VmHost
     from qmpvcpu.testing.vms import LinuxVm, LinuxVmFactory, QemuVm, QemuVmFactory
 
+
+EVIDENCE: "pytest.StashKey[list[Evidence]]" = pytest.StashKey()
+"""What a test's VMs have to tell when it fails; kept with the test."""
 
 _VM = "topology=None, extra_args=(), qmp_sockets=2, incoming=False, accel=None, min_version=None"
 _MARKERS = {
@@ -65,15 +67,35 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, and the fixtures that need the event loop of the test."""
     for name, options in _MARKERS.items():
         config.addinivalue_line("markers", f"{name}({options}): what the fixture {name} gives (qmpvcpu)")
-    fixtures = "async_fixtures" if _has_pytest_asyncio(config) else "no_async_fixtures"
-    config.pluginmanager.import_plugin(f"qmpvcpu.testing.plugin.{fixtures}")
+    if _has_pytest_asyncio(config):
+        config.pluginmanager.import_plugin("qmpvcpu.testing.plugin.async_fixtures")
+    else:
+        config.pluginmanager.register(_NoAsyncFixtures(), "qmpvcpu-no-async-fixtures")
+
+
+class _NoAsyncFixtures:
+    """The fixtures that need pytest-asyncio, where it is missing or too old."""
+
+    _NEEDS = (
+        "the fixture {} runs on the test's event loop and needs pytest-asyncio 0.24: pip install 'qmpvcpu[pytest]'"
+    )
+
+    @pytest.fixture
+    def vcpus(self) -> None:
+        """Fail with what is missing."""
+        pytest.fail(self._NEEDS.format("vcpus"), pytrace=False)
+
+    @pytest.fixture
+    def scripted_qmp(self) -> None:
+        """Fail with what is missing."""
+        pytest.fail(self._NEEDS.format("scripted_qmp"), pytrace=False)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what uses a QEMU with each, if the user named several."""
     if "qemu_binary" not in metafunc.fixturenames:
         return
-    from qmpvcpu.testing.plugin.settings import chosen_binaries
+    from qmpvcpu.testing.plugin.options import chosen_binaries
 
     named = chosen_binaries(metafunc.config)
     if len(named) > 1:
@@ -88,7 +110,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Resu
     evidence = item.stash.get(EVIDENCE, [])
     if report.failed and evidence:
         from qmpvcpu.testing.plugin.evidence import attach_evidence
-        from qmpvcpu.testing.plugin.settings import artifacts_directory
+        from qmpvcpu.testing.plugin.options import artifacts_directory
 
         attach_evidence(item.nodeid, report, evidence, artifacts=artifacts_directory(item.config))
     if report.failed or report.when == "teardown":
@@ -98,7 +120,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Resu
 @pytest.fixture(scope="session")
 def qemu_binary(request: pytest.FixtureRequest) -> str | None:
     """The QEMU that the user named, one after the other if several; None: the best of the machine is taken."""
-    from qmpvcpu.testing.plugin.settings import chosen_binaries
+    from qmpvcpu.testing.plugin.options import chosen_binaries
 
     named: str | None = getattr(request, "param", None)
     return named or next(iter(chosen_binaries(request.config)), None)
@@ -108,7 +130,7 @@ def qemu_binary(request: pytest.FixtureRequest) -> str | None:
 def _qmpvcpu_host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[VmHost]":
     """The session's VMs run here."""
     from qmpvcpu.testing.plugin.host import hosting
-    from qmpvcpu.testing.plugin.settings import Settings
+    from qmpvcpu.testing.plugin.options import Settings
 
     shared: Path | None = None
     if hasattr(request.config, "workerinput"):  # pytest-xdist's workers share the parent of their directories

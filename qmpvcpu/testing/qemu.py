@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -326,6 +327,40 @@ class QemuProcess:
                 stdout=log,
                 stderr=log,
             )
+
+
+class GuestVm(ABC):
+    """A QEMU with a guest in it; base of the kit's guests.
+
+    Attributes:
+        process: The :class:`~qmpvcpu.testing.QemuProcess`, once entered.
+        accelerator: What it runs under, once entered.
+    """
+
+    process: QemuProcess
+    accelerator: Accelerator
+
+    @abstractmethod
+    async def __aenter__(self) -> Self:
+        """Start it; each guest has its own way."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    @property
+    def qmp(self) -> Path:
+        """Path of the first QMP socket."""
+        return self.process.qmp
+
+    @property
+    def sockets(self) -> tuple[Path, ...]:
+        """Paths of all QMP sockets."""
+        return self.process.sockets
+
+    async def _stop(self) -> None:
+        await self.process.aclose()
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:

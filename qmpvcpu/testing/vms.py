@@ -1,23 +1,90 @@
-"""What a test has in hand of a VM: its sockets and its guest's controls, as plain calls."""
+"""What a test has in hand of a VM: its sockets, its guest's controls, and what was said on its monitors.
 
+The witness of the latter is QEMU's trace log: it has every client on every monitor, costs no time, and nothing stands
+between a client and its QEMU. A QEMU that was built without the trace backend ``log`` writes none.
+"""
+
+import json
+import re
 import signal
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.testing.guest import GuestVm
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
-from qmpvcpu.testing.qemu import Accelerator
+from qmpvcpu.testing.qemu import Accelerator, GuestVm
 from qmpvcpu.testing.rom import Behaviour
-from qmpvcpu.testing.transcript import TRACE_FILE, QmpMessage, read_transcript
 
 _G = TypeVar("_G", bound=GuestVm)
 _T = TypeVar("_T")
 
 
-class _Runner(Protocol):
+TRACE_FILE: Final = "qmp.log"
+TRACE_ARGUMENTS: Final = (
+    *("-msg", "timestamp=on"),
+    *("-trace", "handle_qmp_command", "-trace", "monitor_qmp_respond"),
+    *("-D", TRACE_FILE),
+)
+"""Arguments that make QEMU, which runs in its own directory, write what :func:`read_transcript` reads."""
+
+_LINE: Final = re.compile(
+    r"(?:\d+@(?P<at>\d+\.\d+):|(?P<date>\d{4}-\S+Z) )"
+    r"(?P<event>handle_qmp_command|monitor_qmp_respond) mon (?P<monitor>\S+) (?:req|resp): (?P<content>.*)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QmpMessage:
+    """One message on a monitor.
+
+    Attributes:
+        at: When QEMU read or wrote it, in seconds since the epoch.
+        monitor: Which of QEMU's monitors, counted from 1 in the order in which their first clients came.
+        sender: Who said it. A client's message is here once it was parsed: of garbage there is only the error.
+        content: The message.
+    """
+
+    at: float
+    monitor: int
+    sender: Literal["client", "qemu"]
+    content: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return json.dumps(self.content)
+
+
+def read_transcript(trace: str) -> Iterator[QmpMessage]:
+    """The messages in a trace log, in order.
+
+    Left out: the monitor on which :class:`~qmpvcpu.testing.QemuProcess` itself waits for QEMU, which is the first to
+    be greeted, before anybody else can connect; events on a monitor that has had no client yet; a line that was cut
+    short. Events that QEMU emitted when a client had left look like those that it saw.
+
+    Source:
+        QEMU monitor/trace-events, ``handle_qmp_command`` and ``monitor_qmp_respond``; the same from 7.2 to 11.1.
+        Before them stand the process id and the time up to 10.0, the time of ``-msg timestamp=on`` in 11.1.
+    """
+    monitors: dict[str, int] = {}
+    for match in map(_LINE.fullmatch, trace.splitlines()):
+        if match is None:
+            continue
+        try:
+            content = json.loads(match["content"])
+        except json.JSONDecodeError:
+            continue
+        if "QMP" in content:
+            monitors.setdefault(match["monitor"], len(monitors))
+        if number := monitors.get(match["monitor"], 0):
+            sender: Literal["client", "qemu"] = "client" if match["event"] == "handle_qmp_command" else "qemu"
+            at = float(match["at"] or datetime.fromisoformat(match["date"]).timestamp())
+            yield QmpMessage(at, number, sender, content)
+
+
+class Runner(Protocol):
     """Runs a coroutine elsewhere, and blocks until it is done."""
 
     def run(self, work: Coroutine[Any, Any, _T], /) -> _T:
@@ -38,7 +105,7 @@ class Vm(Generic[_G]):
         version: Its version, such as ``"10.0.2"``.
     """
 
-    def __init__(self, name: str, guest: _G, runner: _Runner, *, qemu: Path, version: str) -> None:
+    def __init__(self, name: str, guest: _G, runner: Runner, *, qemu: Path, version: str) -> None:
         self.name = name
         self.guest = guest
         self.qemu = qemu

@@ -21,8 +21,7 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.fleet import VmResult
 from qmpvcpu.testing import Behaviour, MicroGuest
-from qmpvcpu.testing.dialogue import HANG, Command
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import HANG, Command, ScriptedPeer
 from tests.captures import all_captures
 from tests.cli.running import environment, on_terminal, run, running
 from tests.controller.test_scripted import capture_answers

@@ -8,8 +8,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu.cli.quick import address_of
 from qmpvcpu.testing import Behaviour, MicroGuest
-from qmpvcpu.testing.dialogue import HANG
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import HANG, ScriptedPeer
 
 from .running import environment, run, running
 

@@ -21,8 +21,7 @@ from qmpvcpu import (
 )
 from qmpvcpu.engine.ledger import Read
 from qmpvcpu.events import MigrationChanged, Reconnected
-from qmpvcpu.testing.dialogue import Command, Failure
-from qmpvcpu.testing.peer import GREETING, ScriptedPeer
+from qmpvcpu.testing.peer import GREETING, Command, Failure, ScriptedPeer
 from qmpvcpu.vm.inbox import Inbox
 from tests.captures import all_captures
 from tests.controller.test_scripted import capture_answers, ost, recorded

@@ -8,8 +8,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import MalformedReplyError, MonitorConnectError, MonitorLostError, QmpVcpuError
-from qmpvcpu.testing.dialogue import HANG, Command, Failure
-from qmpvcpu.testing.peer import GREETING, ScriptedPeer
+from qmpvcpu.testing.peer import GREETING, HANG, Command, Failure, ScriptedPeer
 from tests.captures import all_captures
 from tests.controller.test_scripted import capture_answers, recorded
 

@@ -12,8 +12,7 @@ import qmpvcpu
 from qmpvcpu.errors import CommandRejectedError, MonitorConnectError, QmpVcpuError
 from qmpvcpu.events import Disconnected, MigrationChanged
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.testing.dialogue import HANG
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import HANG, ScriptedPeer
 from tests.hostile import HOSTILE, hostile_vm, impossible_vms
 
 _AS_LINES = logging.Formatter("%(vm)s %(message)s")

@@ -5,8 +5,7 @@ from typing import Any
 import qmpvcpu
 from qmpvcpu.qmp.queries import look
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.testing.dialogue import Command
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import Command, ScriptedPeer
 from tests.captures import all_captures
 from tests.controller.test_scripted import capture_answers
 

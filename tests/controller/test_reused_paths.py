@@ -11,8 +11,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu import CommandRejectedError, VcpuController
 from qmpvcpu.events import VcpuUnplugged
-from qmpvcpu.testing.dialogue import Command
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import Command, ScriptedPeer
 from tests.controller.test_scripted import CAPTURES, capture_answers, ost
 from tests.controller.vms import other_client, present, running
 from tests.substrates import Substrate, substrates

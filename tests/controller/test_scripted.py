@@ -26,8 +26,7 @@ from qmpvcpu import (
 )
 from qmpvcpu.errors import PlugUndoneError, UnsupportedMachineError
 from qmpvcpu.events import Disconnected, Origin, VcpuUnplugged
-from qmpvcpu.testing.dialogue import HANG, Command, Failure
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import HANG, Command, Failure, ScriptedPeer
 from tests.captures import Capture, all_captures
 from tests.controller.vms import until
 

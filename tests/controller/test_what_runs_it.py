@@ -8,8 +8,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu import DenialReason, MonitorTimeoutError, StepDeniedError
 from qmpvcpu.model.vm import KnownFault
-from qmpvcpu.testing.dialogue import HANG, Command, Failure
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import HANG, Command, Failure, ScriptedPeer
 from tests.controller.test_scripted import CAPTURES, recorded
 
 OLD, NEW = "10.0.2-q35-sct-2x2x2-boot3", "11.1.3-q35-sct-2x2x2-boot3"

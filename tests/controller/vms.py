@@ -11,7 +11,7 @@ import qmpvcpu
 from qmpvcpu import VcpuController
 from qmpvcpu.events import Event
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.testing.guest import GuestVm
+from qmpvcpu.testing.qemu import GuestVm
 from qmpvcpu.vm.stream import EventStream
 from tests.substrates import Substrate
 

@@ -23,8 +23,7 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.fleet import Fleet
 from qmpvcpu.testing import Behaviour, MicroGuest
-from qmpvcpu.testing.dialogue import HANG
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import HANG, ScriptedPeer
 from tests.fleet.vms import dead_socket, garbage, guests, held, stopped
 
 pytestmark = pytest.mark.qemu

@@ -15,8 +15,7 @@ from qmpvcpu.launch import arguments
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.testing.dialogue import Command
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import Command, ScriptedPeer
 from tests.captures import all_captures
 from tests.controller.vms import exchange, other_client
 from tests.launch.domains import EIGHT, STATES, domain_of

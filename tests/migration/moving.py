@@ -14,7 +14,7 @@ from qmpvcpu import VcpuController
 from qmpvcpu.errors import TakeBackError
 from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.testing.guest import GuestVm
+from qmpvcpu.testing.qemu import GuestVm
 from qmpvcpu.vm.migration import Export
 from tests.controller.vms import other_client
 from tests.substrates import Substrate

@@ -26,8 +26,7 @@ from qmpvcpu.events import Reconnected
 from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.planning.compatibility import DifferenceKind
 from qmpvcpu.testing import Behaviour, MicroGuest
-from qmpvcpu.testing.dialogue import Failure
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import Failure, ScriptedPeer
 from tests.captures import all_captures
 from tests.controller.vms import exchange, other_client, present, until
 from tests.crash.proxy import Proxy

@@ -17,8 +17,7 @@ import qmpvcpu
 from qmpvcpu import MonitorLostError
 from qmpvcpu.qmp.monitor import Monitor
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.testing.dialogue import Failure
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import Failure, ScriptedPeer
 
 
 async def with_qemu() -> dict[str, str]:

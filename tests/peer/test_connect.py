@@ -11,8 +11,7 @@ import pytest
 
 from qmpvcpu.errors import MonitorConnectError
 from qmpvcpu.qmp.monitor import Monitor
-from qmpvcpu.testing.dialogue import HANG, Failure
-from qmpvcpu.testing.peer import GREETING, ScriptedPeer
+from qmpvcpu.testing.peer import GREETING, HANG, Failure, ScriptedPeer
 
 from .conftest import Heard, Open
 

@@ -8,8 +8,7 @@ from qemu.qmp import EventListener, QMPClient, Runstate
 from qemu.qmp.message import DeserializationError
 
 from qmpvcpu.errors import CommandRejectedError, MonitorConnectError, MonitorLostError, MonitorTimeoutError
-from qmpvcpu.testing.dialogue import HANG, Failure
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import HANG, Failure, ScriptedPeer
 
 from .conftest import Heard, Open
 from .helpers import until

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from qmpvcpu.errors import CommandRejectedError
-from qmpvcpu.testing.dialogue import HANG, Command, Failure
-from qmpvcpu.testing.peer import GREETING, ScriptedPeer
+from qmpvcpu.testing.peer import GREETING, HANG, Command, Failure, ScriptedPeer
 
 from .conftest import Open
 

@@ -15,8 +15,7 @@ import pytest
 from qmpvcpu.errors import CommandRejectedError, MalformedReplyError, MonitorLostError, MonitorTimeoutError, Outcome
 from qmpvcpu.qmp.client import explain
 from qmpvcpu.qmp.monitor import Monitor
-from qmpvcpu.testing.dialogue import HANG, Failure
-from qmpvcpu.testing.peer import ScriptedPeer
+from qmpvcpu.testing.peer import HANG, Failure, ScriptedPeer
 
 from .conftest import Heard, Open
 from .helpers import until

@@ -177,7 +177,7 @@ def test_what_was_kept_of_a_test_that_passed_goes_with_it(tmp_path: Path) -> Non
     write(
         tmp_path,
         conftest="""
-            from qmpvcpu.testing.plugin.stash import EVIDENCE
+            from qmpvcpu.testing.pytest_plugin import EVIDENCE
 
             def pytest_sessionfinish(session):
                 print("kept:", [len(item.stash[EVIDENCE]) for item in session.items])

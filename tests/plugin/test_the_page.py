@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qmpvcpu.testing.plugin.marks import KNOWN
-from qmpvcpu.testing.plugin.settings import ENVIRONMENT
+from qmpvcpu.testing.plugin.options import ENVIRONMENT, KNOWN
 from tests.docs.blocks import ROOT, block
 from tests.plugin.page import is_as_shown
 from tests.plugin.sessions import environment, run

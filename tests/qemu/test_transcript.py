@@ -5,7 +5,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu import Proof
 from qmpvcpu.testing import MicroGuest, find_qemus
-from qmpvcpu.testing.transcript import TRACE_ARGUMENTS, TRACE_FILE, read_transcript
+from qmpvcpu.testing.vms import TRACE_ARGUMENTS, TRACE_FILE, read_transcript
 
 FORMS = {"up to 10.0": "31585@1796042925.224296:", "from 11.1": "2026-11-30T12:48:45.224296Z "}
 

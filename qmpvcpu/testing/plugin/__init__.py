@@ -1,4 +1,4 @@
 """What the pytest plugin is made of; its door is :mod:`qmpvcpu.testing.pytest_plugin`.
 
-Only :mod:`.stash` and one of the two modules of asynchronous fixtures are imported before a test uses a fixture.
+Only :mod:`.async_fixtures` is imported before a test uses a fixture, and that only where there is pytest-asyncio.
 """

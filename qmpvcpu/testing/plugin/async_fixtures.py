@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import pytest
 import pytest_asyncio
 
-from qmpvcpu.testing.plugin.stash import EVIDENCE
+from qmpvcpu.testing.pytest_plugin import EVIDENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ def _peer_on(scope: _Scope) -> Any:
     async def peer(request: pytest.FixtureRequest) -> "AsyncIterator[ScriptedPeer]":
         from qmpvcpu.testing.peer import ScriptedPeer
         from qmpvcpu.testing.plugin.evidence import PeerEvidence
-        from qmpvcpu.testing.plugin.marks import options_of
+        from qmpvcpu.testing.plugin.options import options_of
 
         async with ScriptedPeer(**options_of(request.node, "scripted_qmp")) as peer:
             request.node.stash.setdefault(EVIDENCE, []).append(PeerEvidence(peer))

@@ -11,11 +11,9 @@ from typing import Any, Final, Protocol
 import pytest
 
 from qmpvcpu.errors import printable
-from qmpvcpu.testing.dialogue import Line
 from qmpvcpu.testing.microguest import MicroGuest
-from qmpvcpu.testing.peer import ScriptedPeer
-from qmpvcpu.testing.transcript import TRACE_FILE, QmpMessage, read_transcript
-from qmpvcpu.testing.vms import Vm
+from qmpvcpu.testing.peer import Line, ScriptedPeer
+from qmpvcpu.testing.vms import TRACE_FILE, QmpMessage, Vm, read_transcript
 
 _TRANSCRIPT: Final = "QMP transcript"
 _LINES: Final = 60  # of each section in a report; the files have all

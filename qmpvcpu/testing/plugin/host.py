@@ -1,45 +1,88 @@
 """Starts the VMs of a session's tests, and knows which test they belong to."""
 
+import asyncio
+import concurrent.futures
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import pytest
 
 from qmpvcpu.testing.directory import sweep
-from qmpvcpu.testing.guest import GuestVm
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
-from qmpvcpu.testing.plugin.background import Background
 from qmpvcpu.testing.plugin.evidence import Evidence, VmEvidence
-from qmpvcpu.testing.plugin.marks import Options, options_of
-from qmpvcpu.testing.plugin.settings import Settings
-from qmpvcpu.testing.plugin.supply import Qemu, Supply
-from qmpvcpu.testing.qemu import QemuProcessError
-from qmpvcpu.testing.transcript import TRACE_ARGUMENTS
-from qmpvcpu.testing.vms import LinuxVm, QemuVm, Vm
+from qmpvcpu.testing.plugin.finder import Qemu, QemuFinder
+from qmpvcpu.testing.plugin.options import Options, Settings, options_of
+from qmpvcpu.testing.qemu import GuestVm, QemuProcessError
+from qmpvcpu.testing.vms import TRACE_ARGUMENTS, LinuxVm, QemuVm, Vm
 
 G = TypeVar("G", bound=GuestVm)
 V = TypeVar("V", bound=Vm[Any])
+T = TypeVar("T")
 _REQUIREMENTS = ("accel", "min_version")
+
+
+class Background:
+    """Runs coroutines on its own thread; a context manager.
+
+    QEMUs are started from that thread and it outlives them: what ties a QEMU to its parent (PR_SET_PDEATHSIG) is the
+    end of the *thread* that made it. Its loop is asyncio's own, whatever loop the tests use.
+    """
+
+    def __init__(self) -> None:
+        self._started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._serve, name="qmpvcpu VMs", daemon=True)
+        self._stop = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._loop = self._started.result()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Cancel what still runs, and end the thread."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what *work* returns, or raise what it raises; interrupted (by a signal), cancel it first."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _serve(self) -> None:
+        async def until_stopped() -> None:
+            self._started.set_result(asyncio.get_running_loop())
+            await self._stop.wait()
+
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(until_stopped())
 
 
 class VmHost:
     """One session's VMs."""
 
-    def __init__(self, background: Background, supply: Supply) -> None:
+    def __init__(self, background: Background, finder: QemuFinder) -> None:
         self._background = background
-        self._supply = supply
+        self._finder = finder
 
     @contextlib.contextmanager
     def qemu_vms(self, test: "Test") -> Iterator[Callable[..., QemuVm]]:
         """A function that starts micro-guests for a test; at the end they are gone."""
 
         def start(qemu: Qemu, options: Options) -> MicroGuest:
-            accel = self._supply.accelerator(qemu, options)
+            accel = self._finder.accelerator(qemu, options)
             return self._enter(_made(MicroGuest, qemu.path, accel=accel, **_for_guest(options)))
 
         with self._starter(test, "qemu_vm", start, QemuVm) as starter:
@@ -50,10 +93,10 @@ class VmHost:
         """A function that starts Linux guests for a test; at the end they are gone."""
 
         def start(qemu: Qemu, options: Options) -> LinuxGuest:
-            accel = self._supply.linux_accelerator(qemu, options)
+            accel = self._finder.linux_accelerator(qemu, options)
             linux = _made(LinuxGuest, qemu.path, accel=accel, **_for_guest(options))
-            guest = self._supply.available(lambda: self._enter(linux))
-            self._supply.linux_ran_under(qemu, guest.accelerator)
+            guest = self._finder.available(lambda: self._enter(linux))
+            self._finder.linux_ran_under(qemu, guest.accelerator)
             return guest
 
         with self._starter(test, "linux_vm", start, LinuxVm) as starter:
@@ -68,7 +111,7 @@ class VmHost:
 
             def starter(given: object = None, /, **options: Any) -> V:
                 wanted = options_of(test.item, fixture, options or given)
-                qemu = self._supply.qemu(test.qemu)
+                qemu = self._finder.qemu(test.qemu)
                 guest = start(qemu, wanted)
                 stack.callback(lambda: self._background.run(guest.__aexit__(None, None, None)))
                 vm = kind(next(names), guest, self._background, qemu=qemu.path, version=qemu.version)
@@ -111,11 +154,11 @@ def hosting(settings: Settings, shared: Path | None) -> Iterator[VmHost]:
 
     Args:
         settings: What the user chose.
-        shared: See :class:`~qmpvcpu.testing.plugin.supply.Supply`.
+        shared: See :class:`~qmpvcpu.testing.plugin.finder.QemuFinder`.
     """
     sweep()
     with Background() as background:
-        yield VmHost(background, Supply(settings, background, shared))
+        yield VmHost(background, QemuFinder(settings, background, shared))
 
 
 def _for_guest(options: Options) -> Options:

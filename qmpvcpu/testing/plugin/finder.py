@@ -12,10 +12,9 @@ from typing import Final, NoReturn, TypeVar
 import pytest
 
 from qmpvcpu.testing.linuxguest import LinuxGuestMissingError
-from qmpvcpu.testing.plugin.background import Background
-from qmpvcpu.testing.plugin.marks import Options
-from qmpvcpu.testing.plugin.settings import Settings
+from qmpvcpu.testing.plugin.options import Options, Settings
 from qmpvcpu.testing.qemu import Accelerator, QemuNotFoundError, best_qemu, probe_accelerator, qemu_version
+from qmpvcpu.testing.vms import Runner
 
 T = TypeVar("T")
 
@@ -42,18 +41,18 @@ class Qemu:
         return _numbers(self.version) >= _numbers(version)
 
 
-class Supply:
-    """Finds out once in a session what there is.
+class QemuFinder:
+    """Finds once in a session which QEMUs there are, and what they run under.
 
     Args:
         settings: What the user chose.
-        background: Runs the guest that tells whether KVM works.
+        runner: Runs the guest that tells whether KVM works.
         shared: A file in which the processes of one session (pytest-xdist) share what they found; None: one process.
     """
 
-    def __init__(self, settings: Settings, background: Background, shared: Path | None) -> None:
+    def __init__(self, settings: Settings, runner: Runner, shared: Path | None) -> None:
         self._settings = settings
-        self._background = background
+        self._runner = runner
         self._shared = shared
         self._qemus: dict[str | None, Qemu] = {}
         self._probed: dict[str, Accelerator] = {}
@@ -129,7 +128,7 @@ class Supply:
         if key not in self._probed:
             with self._sharing() as known:
                 if key not in known:
-                    known[key] = self._background.run(probe_accelerator(qemu.path))
+                    known[key] = self._runner.run(probe_accelerator(qemu.path))
                 self._probed |= known
         return self._probed[key]
 
