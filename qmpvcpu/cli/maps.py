@@ -296,9 +296,9 @@ def _refuse_kept(record: Path) -> None:
         RecordLockedError: Somebody does.
         RecordError: It cannot be locked or read.
     """
-    from qmpvcpu.record.file import KeptFile
+    from qmpvcpu.record.file import LockedFile
 
-    KeptFile(record.absolute()).release()
+    LockedFile(record.absolute()).release()
 
 
 def _previous_json(previous: PreviousVcpus | None) -> dict[str, Any] | None:

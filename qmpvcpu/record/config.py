@@ -1,22 +1,24 @@
 """DomainConfig: the document that a VM is next started from, changed on disk."""
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import aiofiles.os
 
-from qmpvcpu.domainxml import DomainVcpus, Metadata, parse, read_identity, start_of, update, validate
+from qmpvcpu.domainxml import DomainVcpus, Identity, start_of, update, validate
 from qmpvcpu.domainxml.domainrule import RuleStage
 from qmpvcpu.domainxml.next_boot import slot_of, with_count, with_map, with_max, with_state
+from qmpvcpu.domainxml.reader import ReadDocument
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, RecordError
 from qmpvcpu.given import checked
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.record.file import KeptFile, read_file, see_through
+from qmpvcpu.record.file import LockedFile, finish_despite_cancel, lock_file, read_file
+from qmpvcpu.record.owner import Claim, refuse_other_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,54 +27,48 @@ class _Document:
 
     Attributes:
         data: The document.
-        rows: What it says of vCPUs.
-        metadata: Our own element, if it is a record.
+        rows: What it says about vCPUs.
+        identity: Whose it is; with our own element, if it is a record.
+        next_boot: What the next boot has. The rows of a record describe the running VM.
     """
 
     data: bytes
     rows: DomainVcpus
-    metadata: Metadata | None
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        return cls.of(path, read_file(path))
+    identity: Identity
+    next_boot: DomainVcpus
 
     @classmethod
     def of(cls, path: Path, data: bytes | None) -> Self:
         if data is None:
             raise RecordError(path, "there is no such file")
-        return cls(data, parse(data), read_identity(data).metadata)
+        read = ReadDocument(data)
+        return cls(data, read.domain, read.identity, start_of(read.domain))
 
-    @property
-    def next_boot(self) -> DomainVcpus:
-        """What the next boot has: the rows of a record are of the VM as it runs."""
-        return start_of(self.rows)
-
-    def saying(self, domain: DomainVcpus) -> bytes:
-        """Return the document that has *domain* as its next boot; all else is as it was."""
+    def with_next_boot(self, domain: DomainVcpus) -> bytes:
+        """Return the document with *domain* as its next boot, and otherwise unchanged."""
+        metadata = self.identity.metadata
         if domain == self.next_boot:
             return self.data
-        if self.metadata is None:
+        if metadata is None:
             return update(self.data, domain)
-        metadata = replace(self.metadata, next_boot=domain.enabled, generation=self.metadata.generation + 1)
+        metadata = replace(metadata, next_boot=domain.enabled, generation=metadata.generation + 1)
         return update(self.data, self.rows, metadata=metadata)
 
-    def kept(self, domain: DomainVcpus) -> DomainVcpus:
-        """Return *domain* as the next look shows it: a record keeps which vCPUs it has, and nothing else of it."""
-        if self.metadata is None or domain == self.next_boot:
+    def as_kept(self, domain: DomainVcpus) -> DomainVcpus:
+        """Return *domain* as it would be read back: a record keeps only which vCPUs it has."""
+        if self.identity.metadata is None or domain == self.next_boot:
             return domain
         return start_of(replace(self.rows, next_boot=domain.enabled))
 
 
 class DomainConfig:
-    """The vCPUs of a VM's next boot, in its document on disk; made by ``load``, or by ``open``.
+    """The vCPUs of a VM's next boot, in its document on disk; made by ``load`` or ``open``.
 
-    Works without the VM. What the methods change is a value in memory, computed as libvirt computes it for a
-    persistent definition (``docs/next-boot.md``); ``save`` puts it on disk, and leaves every other byte of the
-    document as it is.
+    Works without the VM. The methods change a value in memory, computed as libvirt computes it for a persistent
+    definition (``docs/next-boot.md``). ``save`` writes it, and leaves every other byte of the document unchanged.
 
-    The record of a running VM is such a document too: its rows are the VM as it runs, and its next boot, which is
-    what is shown and changed here, is a map beside them.
+    The record of a running VM is such a document too: its rows describe the running VM, and its next boot, shown and
+    changed here, is a separate map.
 
     Attributes:
         path: Where it is.
@@ -88,10 +84,10 @@ class DomainConfig:
         "<domain type='kvm'><name>vm</name><vcpu current='4'>8</vcpu></domain>"
     """
 
-    def __init__(self, path: Path, document: _Document, kept: KeptFile | None = None) -> None:
+    def __init__(self, path: Path, document: _Document, file: LockedFile | None = None) -> None:
         self.path = path
         self._document = document
-        self._kept = kept
+        self._file = file
         self._domain = document.next_boot
 
     @classmethod
@@ -101,165 +97,155 @@ class DomainConfig:
         It is not locked: ``save`` finds out whether somebody else has changed it meanwhile.
 
         Raises:
-            RecordError: There is none, or it is a symlink, no regular file, too large, or cannot be read.
+            RecordError: There is none, or it is a symlink, not a regular file, too large, or cannot be read.
             DomainXmlError: libvirt would not define it; or our own element in it is damaged.
         """
-        file = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
-        return cls(file, await _read_in_thread(file))
+        where = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
+        return cls(where, await _read_in_thread(where))
 
     @classmethod
     @asynccontextmanager
     async def open(cls, path: str | os.PathLike[str]) -> "AsyncIterator[DomainConfig]":
-        """Read the document at *path*, and lock it against other keepers for as long as the block runs.
+        """Read the document at *path*, and lock it against other writers while the block runs.
 
-        Nothing is saved at its end: that is what ``save`` is for.
+        Nothing is saved at its end: call ``save``.
 
         Raises:
-            RecordLockedError: Somebody else keeps it.
+            RecordLockedError: Somebody else has locked it.
             QmpVcpuError: As ``load``; or it cannot be locked.
         """
-        file = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
-        work = asyncio.ensure_future(_open_in_thread(file))
+        where = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
+        file, document = await lock_file(where, partial(_Document.of, where))
         try:
-            kept, document = await asyncio.shield(work)  # JUSTIFICATION: the thread goes on, and takes the lock
-        except asyncio.CancelledError:
-            work.add_done_callback(_release)
-            await asyncio.wait({work})
-            raise
-        try:
-            yield cls(file, document, kept)
+            yield cls(where, document, file)
         finally:
-            await see_through(_release_in_thread(kept))
+            await finish_despite_cancel(_release_in_thread(file))
+
+    def refuse_other(self, claim: Claim) -> None:
+        """Refuse the document of another VM than the one that claims it.
+
+        Raises:
+            RecordError: It is one: see ``owner.refuse_other_document``.
+        """
+        refuse_other_document(self.path, self._document.identity, claim)
 
     @property
     def domain(self) -> DomainVcpus:
-        """What the next boot is to have, as it is shown once it is saved.
+        """What the next boot will have, as it reads once it is saved.
 
-        Of a record only ``domain.enabled`` is kept: what comes to the VM as it runs is hotpluggable.
+        A record keeps only ``domain.enabled``: the vCPUs added to the running VM are hotpluggable.
         """
         return self._domain
 
     @domain.setter
     def domain(self, domain: DomainVcpus) -> None:
-        self._domain = self._document.kept(domain)
+        self._domain = self._document.as_kept(domain)
 
     @property
     def changed(self) -> bool:
         """True if ``save`` has something to write."""
-        return self.domain != self._document.next_boot
+        return self.domain != self.before
 
     @property
     def is_record(self) -> bool:
         """True if the document is the record of a running VM."""
-        return self._document.metadata is not None
+        return self._document.identity.metadata is not None
 
     @property
     def refused_by_libvirt(self) -> tuple[DomainRuleError, ...]:
         """The rules for which libvirt would not define the document that ``save`` would write, though we read it.
 
-        Empty but where it was written from a running VM of more than 255 vCPUs, and has no ``<iommu>``.
+        Empty unless it was written from a running VM of more than 255 vCPUs, and has no ``<iommu>``.
         """
         return tuple(each for each in validate(self.to_bytes()) if each.stage is RuleStage.DEFINE)
 
     @property
     def before(self) -> DomainVcpus:
-        """What the next boot has by what is on disk."""
+        """What the next boot has according to the document on disk."""
         return self._document.next_boot
 
     def set_map(self, wish: str | Iterable[int]) -> None:
         """Have exactly the vCPUs of *wish* (libvirt's cpuset text, or ids) at the next boot.
 
         Raises:
-            InvalidMapError: *wish* is no set of vCPU ids.
-            ConfigDeniedError: vCPU 0 is not in it, one is beyond the maximum, or a slot is in it in part.
+            InvalidMapError: *wish* is not a set of vCPU ids.
+            ConfigDeniedError: vCPU 0 is missing, an id is beyond the maximum, or only part of a slot is in it.
         """
         self.domain = with_map(self.domain, VcpuMap.parse(wish) if isinstance(wish, str) else wish)
 
     @checked
     def set_count(self, count: int, *, hotpluggable: bool = False) -> None:
-        """Have *count* vCPUs at the next boot: the lowest free ones come, the highest leave.
+        """Have *count* vCPUs at the next boot: the lowest free ones are added, the highest removed.
 
         Args:
             count: How many.
-            hotpluggable: Have those that come plugged before the guest runs, so that libvirt can unplug them.
+            hotpluggable: Plug those added before the guest runs, so that libvirt can unplug them.
 
         Raises:
-            ConfigDeniedError: *count* is not 1 to the maximum, or takes a part of a slot.
+            ConfigDeniedError: *count* is not 1 to the maximum, or would split a slot.
         """
         self.domain = with_count(self.domain, count, hotpluggable=hotpluggable)
 
     @checked
     def set_state(self, vcpu: int, *, enabled: bool) -> None:
-        """Have one vCPU, with its whole slot, at the next boot, or not.
+        """Enable or disable one vCPU, with its whole slot, at the next boot.
 
         Raises:
-            ConfigDeniedError: vCPU 0 is to leave, it is beyond the maximum, or it is not the first of its slot.
+            ConfigDeniedError: vCPU 0 would be disabled, the id is beyond the maximum, or not the first of its slot.
         """
         self.domain = with_state(self.domain, slot_of(self.domain, vcpu, enabled=enabled), enabled=enabled)
 
     @checked
     def set_max(self, maximum: int) -> None:
-        """Have room for *maximum* vCPUs at the next boot; those above are dropped, with their pins.
+        """Have a maximum of *maximum* vCPUs at the next boot; those above are dropped, with their pins.
 
         Raises:
             ConfigDeniedError: *maximum* is not 1 to 16384, does not fit the topology or the NUMA cells, or this is
                 the record of a running VM.
         """
         if self.is_record and maximum != self.domain.max:
-            detail = "a record's maximum is that of the VM as it runs: change the document that it is started from"
+            detail = "a record's maximum is that of the running VM: change the document that it is started from"
             raise ConfigDeniedError(f"maximum {maximum}", VcpuMap(), DenialReason.RECORD_MAXIMUM, detail)
         self.domain = with_max(self.domain, maximum)
 
     def to_bytes(self) -> bytes:
         """Return the document that ``save`` would write."""
-        return self._document.saying(self.domain)
+        return self._document.with_next_boot(self.domain)
 
     async def save(self) -> None:
-        """Put it on disk, durably: all of it, or nothing.
+        """Write it, durably: all of it or nothing.
 
-        The file keeps its mode and owner, and has a new inode. Where nothing is changed, nothing is written; that
-        nobody else has changed it is looked at all the same. Cancelling waits for the disk once, as that of a record
-        does.
+        The file keeps its mode and owner, and gets a new inode. If nothing has changed, nothing is written, but
+        another writer's change is still detected. Cancelling waits for the disk once, as for a record.
 
         Raises:
-            RecordLockedError: Somebody else keeps the document.
-            RecordError: It has changed since it was read, or cannot be written: it is as it is. ``outcome`` is
+            RecordLockedError: Somebody else has locked the document.
+            RecordError: It has changed since it was read, or cannot be written: it is unchanged. ``outcome`` is
                 UNKNOWN only where it was replaced and the directory could not be synchronised.
         """
-        self._document = await see_through(_save_in_thread(self._kept, self.path, self._document, self.domain))
+        self._document = await finish_despite_cancel(
+            _save_in_thread(self._file, self.path, self._document, self.domain)
+        )
 
 
-def _open(path: Path) -> tuple[KeptFile, _Document]:
-    kept = KeptFile(path)
+def _read(path: Path) -> _Document:
+    return _Document.of(path, read_file(path))
+
+
+def _save(held: LockedFile | None, path: Path, document: _Document, domain: DomainVcpus) -> _Document:
+    before, after = document.data, _Document.of(path, document.with_next_boot(domain))
+    file = LockedFile(path) if held is None else held
     try:
-        return kept, _Document.of(path, kept.data)
-    except BaseException:
-        kept.release()
-        raise
-
-
-def _save(held: KeptFile | None, path: Path, document: _Document, domain: DomainVcpus) -> _Document:
-    """Have *document* say that *domain* is the next boot, on disk; return it as it is then."""
-    before, after = document.data, _Document.of(path, document.saying(domain))
-    kept = KeptFile(path) if held is None else held
-    try:
-        kept.renew()
+        file.renew()
         is_same = after.data == before
-        if kept.look() != before or not (is_same or kept.replace(after.data, before=before, keeps_owner=True)):
+        if file.read() != before or not (is_same or file.replace(after.data, before=before, keeps_owner=True)):
             raise RecordError(path, "changed by somebody else since it was read; it is left alone")
     finally:
         if held is None:
-            kept.release()
+            file.release()
     return after
 
 
-def _release(opening: "asyncio.Future[tuple[KeptFile, _Document]]") -> None:
-    """Let go of what a cancelled ``open`` has got all the same."""
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result()[0].release()
-
-
-_read_in_thread = aiofiles.os.wrap(_Document.read)
-_open_in_thread = aiofiles.os.wrap(_open)
+_read_in_thread = aiofiles.os.wrap(_read)
 _save_in_thread = aiofiles.os.wrap(_save)
-_release_in_thread = aiofiles.os.wrap(KeptFile.release)
+_release_in_thread = aiofiles.os.wrap(LockedFile.release)

@@ -1,24 +1,27 @@
-"""Whose a record, or a document, is: by uuid, else by the name that a VM was given, else by the very QEMU."""
+"""Whose a record or a document is: known by uuid, else by the name that a VM was given, else by its very QEMU."""
 
 import contextlib
 import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from qmpvcpu.domainxml import Identity, Instance, Metadata
+from qmpvcpu.domainxml import Identity, Instance
 from qmpvcpu.errors import RecordError
+from qmpvcpu.model.layout import Layout
 
-# A hostile document's names can be as long as it is.
-_MOST_TOLD = 400
-_SAY_SO = "Start QEMU with -uuid or -name, or say who it is: attach(name=...)"
+# In a hostile document a name can be as long as the document.
+MOST_TOLD: Final = 400
+_SAY_SO: Final = "Start QEMU with -uuid or -name, or name the VM: attach(name=...)"
+# States of a thread that has ended.
+_GONE: Final = ("Z", "X", "x")
 
 
 class Claim(NamedTuple):
-    """Who asks for a record, or a document.
+    """The VM that asks for a record or a document.
 
     Attributes:
-        name: The VM's name.
-        named: False if that is a label, which tells nothing.
+        name: Its name.
+        named: False if that is only a label, which proves nothing.
         uuid: Its uuid, or None.
         instance: The QEMU that runs it, or None where not known.
         arrived: True if it has migrated into that QEMU, with its record.
@@ -30,55 +33,70 @@ class Claim(NamedTuple):
     instance: Instance | None = None
     arrived: bool = False
 
+    @classmethod
+    def of(cls, layout: Layout) -> "Claim":
+        """Return the claim of a running VM."""
+        vm = layout.vm
+        tids = layout.slots[0].host_tids if layout.slots else ()
+        return cls(vm.name, vm.named, vm.uuid, instance_of(tids[0] if tids else None, None))
 
-def refuse_other(path: Path, found: Identity, metadata: Metadata, claim: Claim) -> None:
+
+def refuse_other(path: Path, found: Identity, claim: Claim) -> None:
     """Refuse the record of another VM: see "Whose record it is" in ``docs/continuity.md``.
 
     Raises:
         RecordError: It is one.
     """
-    told = found.name[:_MOST_TOLD]
-    # A VM without uuid has the one that we made up for it, and no other.
-    if found.uuid is None or found.uuid != (claim.uuid or metadata.uuid):
+    metadata = found.metadata
+    made_up, instance = (None, None) if metadata is None else (metadata.uuid, metadata.instance)
+    told = found.name[:MOST_TOLD]
+    # The record of a VM without uuid has the one that we made up for it, and no other.
+    if found.uuid is None or found.uuid != (claim.uuid or made_up):
         ours = "none" if claim.uuid is None else claim.uuid
         raise RecordError(path, f"the record of a VM with uuid {found.uuid}; this QEMU has {ours}; it is left alone")
-    same = same_instance(metadata.instance, claim.instance)
-    proven = same and None not in (metadata.instance, claim.instance)
+    proven = None not in (instance, claim.instance) and same_instance(instance, claim.instance)
     if claim.uuid is None and not proven:
         if not claim.named:
             why = (
-                f"the record of VM {told!r}, and nothing tells whether this is that VM: QEMU has neither a uuid nor a"
+                f"the record of VM {told!r}, and nothing shows whether this is that VM: QEMU has neither a uuid nor a"
                 " name, and is another run of it"
             )
             raise RecordError(path, f"{why}; it is left alone. {_SAY_SO}")
         if found.name != claim.name:
             raise RecordError(path, f"the record of VM {told!r}, not of {claim.name!r}; it is left alone")
-    if metadata.instance is not None and not same and not claim.arrived and is_alive(metadata.instance):
-        why = (
-            f"the record of VM {told!r}, whose QEMU still runs (its vCPU 0 is thread {metadata.instance.host_tid}):"
-            " what answers here is another VM. If it has migrated here, attach with arrived=True"
-        )
-        raise RecordError(path, f"{why}; it is left alone")
+    _refuse_living(path, found, claim)
 
 
-def refuse_other_document(path: Path, name: str, uuid: str | None, claim: Claim) -> None:
-    """Refuse the document of another VM, called *name* and with *uuid* there.
+def refuse_other_document(path: Path, found: Identity, claim: Claim) -> None:
+    """Refuse the document of another VM, or a record whose VM runs in another QEMU.
 
-    If the VM has neither a uuid nor a name, nothing is checked: the caller says whose document it is.
+    If the VM has neither a uuid nor a name, only the latter is checked: the caller says whose document it is.
 
     Raises:
-        RecordError: It is one: by its uuid where both have one, else by the name that the VM was given.
+        RecordError: It is one: by its uuid where both have one, else by the name that the VM was given; or its QEMU
+            still runs, and is not this one.
     """
-    told = f"the document of VM {name[:_MOST_TOLD]!r}, uuid {uuid}"
-    if None not in (uuid, claim.uuid):
-        if uuid != claim.uuid:
+    told = f"the document of VM {found.name[:MOST_TOLD]!r}, uuid {found.uuid}"
+    if None not in (found.uuid, claim.uuid):
+        if found.uuid != claim.uuid:
             raise RecordError(path, f"{told}, not of one with uuid {claim.uuid}")
-    elif claim.named and name != claim.name:
-        raise RecordError(path, f"{told}, not of {claim.name[:_MOST_TOLD]!r}, uuid {claim.uuid}")
+    elif claim.named and found.name != claim.name:
+        raise RecordError(path, f"{told}, not of {claim.name[:MOST_TOLD]!r}, uuid {claim.uuid}")
+    _refuse_living(path, found, claim)
 
 
-# States of a thread that runs no more.
-_GONE: Final = ("Z", "X", "x")
+def _refuse_living(path: Path, found: Identity, claim: Claim) -> None:
+    instance = None if found.metadata is None else found.metadata.instance
+    if instance is None or claim.arrived or same_instance(instance, claim.instance) or not is_alive(instance):
+        return
+    why = (
+        f"the record of VM {found.name[:MOST_TOLD]!r}, whose QEMU still runs (its vCPU 0 is thread"
+        f" {instance.host_tid}): what answers here is another VM. If it has migrated here, attach with arrived=True"
+    )
+    raise RecordError(path, f"{why}; it is left alone")
+
+
+# Which run of QEMU it is.
 
 
 def instance_of(host_tid: int | None, pid: int | None) -> Instance | None:
@@ -86,7 +104,7 @@ def instance_of(host_tid: int | None, pid: int | None) -> Instance | None:
 
     Args:
         host_tid: Thread id of vCPU 0 on QEMU's host.
-        pid: QEMU's process id, or None where it runs on another host.
+        pid: QEMU's process id, or None where it is not known, or on another host.
 
     Source:
         proc(5), ``/proc/pid/task/tid/stat``, fields 3 and 22; ``/proc/pid/status``, NSpid.
@@ -97,10 +115,7 @@ def instance_of(host_tid: int | None, pid: int | None) -> Instance | None:
 
 
 def _start_ticks(tasks: Path, host_tid: int) -> int | None:
-    """Return when the thread started that its own process calls *host_tid*.
-
-    None: it has ended, or is hidden from us.
-    """
+    """Return the start time of the thread that its own process calls *host_tid*; None if it is gone or hidden."""
     found = _started(tasks / str(host_tid) / "stat")
     if found is None:
         with contextlib.suppress(OSError):  # in a PID namespace of its own (a container) it has another number here
@@ -120,16 +135,16 @@ def _started(stat: Path) -> int | None:
 
 
 def is_alive(instance: Instance) -> bool:
-    """Tell whether *instance* still runs on this host; True only on evidence."""
+    """Return True if *instance* is known to run on this host."""
     started = _started(Path(f"/proc/{instance.host_tid}/stat"))
     return started is not None and started == instance.start_ticks
 
 
 def same_instance(before: Instance | None, now: Instance | None) -> bool:
-    """Tell whether *now* may be the run of QEMU that *before* was; False only on evidence.
+    """Return False if *now* is known to be another run of QEMU than *before*.
 
-    What is known of one and not of the other decides nothing: to forget what was under way for want of knowledge
-    would lose it, and to keep it does no harm, since the VM is read all the same.
+    What is known about only one of them decides nothing: forgetting what was under way would lose it, and keeping it
+    does no harm, since the VM is read anyway.
     """
     if before is None or now is None:
         return True

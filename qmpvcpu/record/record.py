@@ -1,4 +1,4 @@
-"""Record: one VM's state on disk, kept by one keeper, written in the order in which it was given."""
+"""Record: one VM's state on disk, with one writer, saved in the order in which it was given."""
 
 import asyncio
 import os
@@ -6,103 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 import aiofiles.os
 
-from qmpvcpu.domainxml import DomainVcpus, Identity, Instance, Metadata, parse, read_identity, render
+from qmpvcpu.domainxml import Identity, Instance, Metadata, parse, read_identity, render
 from qmpvcpu.domainxml.cpu import cpu_differs
 from qmpvcpu.domainxml.patch import with_uuid
+from qmpvcpu.domainxml.reader import ReadDocument
 from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError, shorten
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Intent
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vmstate import PreviousVcpus
-from qmpvcpu.record.file import KeptFile, read_file, see_through
-from qmpvcpu.record.owner import Claim, refuse_other, refuse_other_document, same_instance
+from qmpvcpu.record.file import LockedFile, finish_despite_cancel, lock_file, read_file
+from qmpvcpu.record.owner import MOST_TOLD, Claim, refuse_other, refuse_other_document, same_instance
 
-_MOST_TOLD = 400
-
-
-# Somebody who writes at each of so many looks does not stop.
-_MOST_TRIES = 5
-_ALONE = "it is left alone: put it right, or remove it, and the next save writes what is known"
-
-
-class Document:
-    """The document that a record is.
-
-    Args:
-        kept: Its file.
-        base: The document that is only changed in place from the first save on; None: it is written anew each time,
-            until somebody edits it.
-        uuid: The VM's uuid.
-    """
-
-    def __init__(self, kept: KeptFile, base: bytes | None, uuid: str) -> None:
-        self._kept = kept
-        self._base = base
-        self._in_place = base is not None
-        self._uuid = uuid
-        self._opened = kept.data
-
-    def release(self) -> None:
-        """Let go of the file. Idempotent; never fails."""
-        self._kept.release()
-
-    def save(self, make: Callable[[bytes | None], bytes]) -> None:
-        """Replace the document by what *make* makes of it, durably; what others have written into it stays.
-
-        Args:
-            make: Takes the document that is to be changed in place, or None if it is to be written anew.
-
-        Raises:
-            RecordLockedError: Somebody else keeps it.
-            RecordError: It cannot be written; or others have made of it what is no record of this VM, or have changed
-                our element in it. It is as it was.
-        """
-        for _ in range(_MOST_TRIES):
-            self._kept.renew()
-            now = self._kept.look()
-            if now is None or now == self._kept.data:
-                data = make(self.own)
-            else:
-                data = make(self._edited(now))
-                self._in_place = True  # also if the save fails: nothing is lost by it
-            if self._kept.replace(data, before=now):
-                return
-        raise RecordError(self._kept.path, f"changed by somebody else {_MOST_TRIES} times while it was to be saved")
-
-    @property
-    def own(self) -> bytes | None:
-        """The VM's own document, as known, which is changed in place; None: it is written anew each time."""
-        if not self._in_place:
-            return None
-        return self._base if self._kept.data is self._opened else self._kept.data
-
-    def _edited(self, now: bytes) -> bytes:
-        """Return the document as others have left it, to be changed in place.
-
-        Raises:
-            RecordError: It cannot be.
-        """
-        path, before = self._kept.path, self._kept.data
-        if before is None:
-            raise RecordError(path, f"somebody has put a file there that is not ours; {_ALONE}")
-        known = read_identity(before)
-        try:
-            found = read_identity(now)
-            parse(now)
-        except DomainXmlError as error:
-            why = f"edited by somebody, and cannot be read any more ({str(error)[:_MOST_TOLD]}); {_ALONE}"
-            raise RecordCorruptError(path, why) from error
-        if (found.name, found.uuid) != (known.name, known.uuid):
-            told = f"{shorten(found.name)}, uuid {found.uuid}"
-            raise RecordError(path, f"somebody has put the document of VM {told}, there; {_ALONE}")
-        if found.metadata != known.metadata:
-            raise RecordError(path, f"our own element in it was edited or removed by somebody; {_ALONE}")
-        return with_uuid(now, self._uuid)
+# Somebody who writes during so many saves does not stop.
+_MOST_TRIES: Final = 5
+_ALONE: Final = "it is left alone: repair or remove it, and the next save writes what is known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +39,7 @@ class _State:
 
 
 class _Found(NamedTuple):
-    """What was at a record's path, and what it is to go on from.
+    """What was at a record's path, and what the record continues from.
 
     Attributes:
         previous: The record that was there, or None.
@@ -124,7 +47,7 @@ class _Found(NamedTuple):
         uuid: The uuid in these, or None.
         name: The name in these, or None.
         same_instance: True if the record was of the QEMU that runs, or its VM has migrated into that one.
-        earlier: What the QEMU of the record had, or one before it, if that is another than runs.
+        earlier: What the QEMU of the record, or one before it, had, if another one runs now.
     """
 
     previous: Identity | None = None
@@ -143,17 +66,17 @@ class Record:
         previous: What was on disk when it was opened, or None if there was nothing.
         name: The VM's name: that of the record where the VM was given none.
         same_instance: True if what was on disk is of the QEMU that runs, so that what was under way still is.
-        earlier: What an earlier QEMU of the VM had, and has not been given to another; None: nothing is kept.
+        earlier: What an earlier QEMU of the VM had and no other has been given, or None.
         read_only: True if it is neither locked nor ever written.
         uuid: The uuid made up for a VM whose QEMU has none (kept from the first save on), or None.
-        instance: The QEMU that runs, or None where not known; what is set here is in the next save.
-        next_boot: The vCPUs that the next boot is to have, or None for those that are plugged; saved likewise.
+        instance: The QEMU that runs, or None where not known; set it, and the next save has it.
+        next_boot: The vCPUs of the next boot, or None for those that are plugged; saved likewise.
     """
 
     def __init__(
         self,
         path: Path,
-        document: Document | None,
+        file: LockedFile | None,
         found: _Found,
         *,
         name: str,
@@ -161,19 +84,20 @@ class Record:
         emulator: str | None = None,
         instance: Instance | None = None,
     ) -> None:
-        previous = found.previous
+        known = uuid or found.uuid or str(uuid4())
+        before = None if found.previous is None else found.previous.metadata
         self.path = path
-        self.previous = previous
+        self.previous = found.previous
         self.name = name
         self.same_instance = found.same_instance
         self.earlier = found.earlier
-        self.read_only = document is None
-        self.uuid = uuid
+        self.read_only = file is None
+        self.uuid = None if uuid is not None else known
         self.instance = instance
-        self.next_boot = previous.metadata.next_boot if previous and previous.metadata else None
-        self._document = document
+        self.next_boot = before.next_boot if before else None
+        self._document = None if file is None else _RecordDocument(file, found.base, known)
         self._emulator = emulator
-        self._generation = previous.metadata.generation if previous and previous.metadata else 0
+        self._generation = before.generation if before else 0
         self._next: tuple[_State, asyncio.Future[None]] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -192,57 +116,46 @@ class Record:
         arrived: bool = False,
         read_only: bool = False,
     ) -> "Record":
-        """Return the record of a VM at *path*, existing or to be, locked against every other keeper.
+        """Return the record of a VM at *path*, existing or new, locked against every other writer.
 
-        Nothing is written yet; what killed writers left beside the record is removed. Cancelling it leaves no lock.
+        Nothing is written yet; what killed writers left next to the record is removed. Cancelling leaves no lock.
 
-        A record that we made of what QEMU tells is written anew each time. One that was started from a document
-        (*base*), or that others wrote more into, is only ever changed in place: nothing of it is lost.
+        A record made from what QEMU reports is written anew each time. One that was started from a document (*base*),
+        or that others wrote more into, is only changed in place: nothing in it is lost.
 
         Args:
             path: The file; its directory must exist. A later change of the working directory does not move it.
             name: The VM's name, which must be that of the record where QEMU has no uuid.
-            uuid: The uuid as QEMU tells it, which must be that of the record; None where QEMU has none: the record's
+            uuid: The uuid that QEMU reports, which must be that of the record; None where QEMU has none: the record's
                 must then be one that was made up for it.
-            emulator: Absolute path of the QEMU that libvirt shall start from the record, or None; a document that is
+            emulator: Absolute path of the QEMU that libvirt should start from the record, or None; a document that is
                 changed in place has its own.
-            instance: The QEMU that runs, or None where not known. That of the record is the same VM, whatever it is
-                called; another is another VM as long as that of the record runs.
+            instance: The QEMU that runs, or None where not known. If it is that of the record, this is the same VM,
+                whatever it is called; if another, it is another VM while that of the record runs.
             base: A domain document of this VM to start the record from where there is none yet: its bytes, or its
                 path. If that is *path* itself, the document there becomes the record.
-            named: False if *name* is a label: it then tells nothing, and only the instance, or the uuid, does.
+            named: False if *name* is only a label: then only the instance or the uuid prove anything.
             arrived: True if the VM has migrated into this QEMU from that of the record.
             read_only: True to only read it: it is not locked, and every ``write`` is an error.
 
         Raises:
             RecordLockedError: Another process, or this one, has it open.
-            RecordCorruptError: What is there is damaged, hostile, written by a newer version, or not a record of ours
-                (a libvirt document of the user's own): it is left alone.
-            RecordError: It is that of another VM, cannot be read, or cannot be locked: it is left alone; or *base*
-                cannot be read, is another VM's, or is none that libvirt would define.
+            RecordCorruptError: What is there is damaged, hostile, written by a newer version, or not our record (a
+                libvirt document of the user's own): it is left alone.
+            RecordError: It is another VM's, cannot be read, or cannot be locked: it is left alone; or *base* cannot
+                be read, is another VM's, or libvirt would not define it.
         """
-        file = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
-        claim = Claim(name, named, uuid, instance, arrived)
-        work = asyncio.ensure_future(_open_in_thread(file, claim, base, read_only=read_only))
-        try:
-            kept, found = await asyncio.shield(work)  # JUSTIFICATION: the thread goes on, and takes the lock
-        except asyncio.CancelledError:
-            work.add_done_callback(_release)
-            await asyncio.wait({work})
-            raise
-        known = uuid or found.uuid or str(uuid4())
-        return cls(
-            file,
-            None if kept is None else Document(kept, found.base, known),
-            found,
-            name=name if named else found.name or name,
-            uuid=None if uuid is not None else known,
-            emulator=emulator,
-            instance=instance,
-        )
+        where = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
+        find = partial(_find, where, Claim(name, named, uuid, instance, arrived), base)
+        if read_only:
+            file, found = None, await _read_in_thread(where, find)
+        else:
+            file, found = await lock_file(where, find)
+        name = name if named else found.name or name
+        return cls(where, file, found, name=name, uuid=uuid, emulator=emulator, instance=instance)
 
     def cpu_differs(self, layout: Layout) -> str | None:
-        """Say in what the VM's own document names another CPU model than QEMU runs; None: in nothing."""
+        """Return how the CPU model in the VM's own document differs from the running one; None: it does not."""
         own = None if self._document is None else self._document.own
         return None if own is None else cpu_differs(layout, parse(own))
 
@@ -261,19 +174,18 @@ class Record:
     ) -> None:
         """Save all of this; returns when it, or what was given later, is on disk.
 
-        Calls made while a save is under way are served by one save, of what was given last: nothing is kept of what
-        an earlier call gave, an intent neither. Cancelling a call does not recall it.
+        Calls made during a save are served by one more save, of what was given last: nothing is kept of an earlier
+        call, not even its intent. Cancelling a call does not withdraw it.
 
         Args:
             layout: The state of the VM.
             intent: The transition under way, or None if there is none.
-            desired: The map that was last asked for, or None.
+            desired: The map last requested, or None.
             previous: What an earlier QEMU had and is kept, or None.
 
         Raises:
-            RecordError: It is only read; or as ``save``; or libvirt has no domain for this layout (as
-                ``domainxml.render``), and nothing is written; or the record is closed, or its lock was lost to
-                somebody else.
+            RecordError: As ``save``; or libvirt has no domain for this layout (as ``domainxml.render``), and nothing
+                is written; or the record is read-only or closed, or its lock was lost to somebody else.
         """
         if self.read_only:
             raise RecordError(self.path, "attached to with read_only, and a change would have to be recorded")
@@ -286,13 +198,13 @@ class Record:
         await asyncio.shield(done)  # JUSTIFICATION: one caller's cancel must not cancel the others' save
 
     async def close(self) -> None:
-        """Wait until nothing is left to be written, and let go of the lock. Idempotent.
+        """Wait until everything is written, and release the lock. Idempotent.
 
         A cancel is raised when that is done; a second one, at once.
         """
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name=f"record {self.path.name}: close")
-        await see_through(self._closing)
+        await finish_despite_cancel(self._closing)
 
     async def _close(self) -> None:
         if self._writer is not None:
@@ -315,7 +227,7 @@ class Record:
                 done.set_result(None)
 
     async def _write_one(self, state: _State) -> None:
-        # Counted even if the save fails: a generation that may have reached the disk is never given out twice.
+        # Counted even if the save fails: a generation that may have reached the disk is never used twice.
         self._generation += 1
         metadata = Metadata(
             generation=self._generation,
@@ -327,7 +239,8 @@ class Record:
             previous=state.previous,
         ).with_layout(state.layout)
         assert self._document is not None  # noqa: S101 -- JUSTIFICATION: write() refuses without, mypy cannot know
-        await see_through(_save_in_thread(self._document, partial(self._render, state.layout, metadata)))
+        render_it = partial(self._render, state.layout, metadata)
+        await finish_despite_cancel(_save_in_thread(self._document, render_it))
 
     def _render(self, layout: Layout, metadata: Metadata, base: bytes | None) -> bytes:
         metadata = replace(metadata, in_place=base is not None)
@@ -337,80 +250,140 @@ class Record:
             raise RecordError(self.path, str(error)) from error
 
 
-def _open(
-    path: Path, claim: Claim, base: bytes | str | os.PathLike[str] | None, *, read_only: bool
-) -> tuple[KeptFile | None, _Found]:
-    if read_only:
-        return None, _find(path, read_file(path), claim, base)
-    kept = KeptFile(path)
-    try:
-        return kept, _find(path, kept.data, claim, base)
-    except BaseException:
-        kept.release()
-        raise
+# Its document. What is here blocks.
 
 
-def _find(path: Path, data: bytes | None, claim: Claim, base: bytes | str | os.PathLike[str] | None) -> _Found:
+class _RecordDocument:
+    """The document that a record is, saved over whatever others have made of it meanwhile.
+
+    Args:
+        file: Its file.
+        base: The document that is only changed in place, from the first save on; None: it is written anew each time,
+            until somebody edits it.
+        uuid: The VM's uuid.
+    """
+
+    def __init__(self, file: LockedFile, base: bytes | None, uuid: str) -> None:
+        self._file = file
+        self._base = base
+        self._in_place = base is not None
+        self._uuid = uuid
+        self._opened = file.data
+
+    def release(self) -> None:
+        """Release the file. Idempotent; never fails."""
+        self._file.release()
+
+    @property
+    def own(self) -> bytes | None:
+        """The VM's own document, which is changed in place; None: it is written anew each time."""
+        if not self._in_place:
+            return None
+        return self._base if self._file.data is self._opened else self._file.data
+
+    def save(self, make: Callable[[bytes | None], bytes]) -> None:
+        """Replace the document by what *make* makes of it, durably; what others have written into it stays.
+
+        Args:
+            make: Takes the document to be changed in place, or None to write it anew.
+
+        Raises:
+            RecordLockedError: Somebody else has locked it.
+            RecordError: It cannot be written; or others have turned it into something else than a record of this VM,
+                or have changed our element in it. It is unchanged.
+        """
+        for _ in range(_MOST_TRIES):
+            self._file.renew()
+            now = self._file.read()
+            if now is None or now == self._file.data:
+                data = make(self.own)
+            else:
+                data = make(self._edited(now))
+                self._in_place = True  # also if the save fails: that loses nothing
+            if self._file.replace(data, before=now):
+                return
+        raise RecordError(self._file.path, f"changed by somebody else {_MOST_TRIES} times while it was being saved")
+
+    def _edited(self, now: bytes) -> bytes:
+        """Return the document as others have left it, to be changed in place.
+
+        Raises:
+            RecordError: It cannot be.
+        """
+        path, before = self._file.path, self._file.data
+        if before is None:
+            raise RecordError(path, f"somebody has put a file there that is not ours; {_ALONE}")
+        known = read_identity(before)
+        try:
+            document = ReadDocument(now)
+            found, _ = document.identity, document.domain
+        except DomainXmlError as error:
+            why = f"edited by somebody, and no longer readable ({str(error)[:MOST_TOLD]}); {_ALONE}"
+            raise RecordCorruptError(path, why) from error
+        if (found.name, found.uuid) != (known.name, known.uuid):
+            told = f"{shorten(found.name)}, uuid {found.uuid}"
+            raise RecordError(path, f"somebody has put the document of VM {told}, there; {_ALONE}")
+        if found.metadata != known.metadata:
+            raise RecordError(path, f"our own element in it was edited or removed by somebody; {_ALONE}")
+        return with_uuid(now, self._uuid)
+
+
+def _find(path: Path, claim: Claim, base: bytes | str | os.PathLike[str] | None, data: bytes | None) -> _Found:
     if data is not None:
         try:
             return _admit(path, data, claim)
         except RecordCorruptError:
-            if base is None or _document(base) != data:
+            if base is None or _base_document(base) != data:
                 raise
-    return _Found() if base is None else _admit_base(path, _document(base), claim)
-
-
-_open_in_thread = aiofiles.os.wrap(_open)
-_save_in_thread = aiofiles.os.wrap(Document.save)
-_release_in_thread = aiofiles.os.wrap(Document.release)
-
-
-def _release(opening: "asyncio.Future[tuple[KeptFile | None, _Found]]") -> None:
-    """Let go of what a cancelled ``open`` has got all the same."""
-    if not opening.cancelled() and opening.exception() is None and (kept := opening.result()[0]) is not None:
-        kept.release()
+    return _Found() if base is None else _admit_base(path, _base_document(base), claim)
 
 
 def _admit(path: Path, data: bytes, claim: Claim) -> _Found:
     try:
-        found = read_identity(data)
+        document = ReadDocument(data)
+        found = document.identity
         metadata = found.metadata
         if metadata is None:
+            told = found.name[:MOST_TOLD]
             hint = "base= with this path makes it the record"
-            told = found.name[:_MOST_TOLD]
-            raise RecordCorruptError(
-                path, f"a libvirt document of {told!r} that is not ours; it is left alone ({hint})"
-            )
-        refuse_other(path, found, metadata, claim)
+            why = f"a libvirt document of {told!r} that is not ours; it is left alone ({hint})"
+            raise RecordCorruptError(path, why)
+        refuse_other(path, found, claim)
         in_place = metadata.in_place or bool(found.foreign)
         same = claim.arrived or same_instance(metadata.instance, claim.instance)
         earlier = metadata.previous
         if in_place or (earlier is None and not same):
-            domain = parse(data)
-            earlier = earlier if same else earlier or _had(domain)
+            domain = document.domain
+            had = PreviousVcpus(domain.max, domain.started_with, domain.creation, domain.topology)
+            earlier = earlier if same else earlier or had
     except DomainXmlError as error:
-        raise RecordCorruptError(path, f"cannot be trusted and is left alone: {str(error)[:_MOST_TOLD]}") from error
-    label = found.name if len(found.name) <= _MOST_TOLD else None
+        raise RecordCorruptError(path, f"cannot be trusted and is left alone: {str(error)[:MOST_TOLD]}") from error
+    label = found.name if len(found.name) <= MOST_TOLD else None
     return _Found(found, data if in_place else None, found.uuid, label, same, earlier)
 
 
-def _had(domain: DomainVcpus) -> PreviousVcpus:
-    return PreviousVcpus(domain.max, domain.started_with, domain.creation, domain.topology)
+def _admit_base(path: Path, data: bytes, claim: Claim) -> _Found:
+    try:
+        document = ReadDocument(data)
+        found, _ = document.identity, document.domain
+    except DomainXmlError as error:
+        raise RecordError(path, f"cannot be started from that document: {str(error)[:MOST_TOLD]}") from error
+    refuse_other_document(path, found, claim)
+    uuid = claim.uuid or found.uuid or str(uuid4())
+    return _Found(None, with_uuid(data, uuid), uuid, found.name)
 
 
-def _document(base: bytes | str | os.PathLike[str]) -> bytes:
+def _base_document(base: bytes | str | os.PathLike[str]) -> bytes:
     data = base if isinstance(base, bytes) else read_file(Path(base))
     if data is None:
         raise RecordError(base, "is not there, and a record was to start from it")
     return data
 
 
-def _admit_base(path: Path, data: bytes, claim: Claim) -> _Found:
-    try:
-        found = read_identity(data)
-        parse(data)
-    except DomainXmlError as error:
-        raise RecordError(path, f"cannot be started from that document: {str(error)[:_MOST_TOLD]}") from error
-    refuse_other_document(path, found.name, found.uuid, claim)
-    known = claim.uuid or found.uuid or str(uuid4())
-    return _Found(None, with_uuid(data, known), known, found.name)
+def _read(path: Path, find: Callable[[bytes | None], _Found]) -> _Found:
+    return find(read_file(path))
+
+
+_read_in_thread = aiofiles.os.wrap(_read)
+_save_in_thread = aiofiles.os.wrap(_RecordDocument.save)
+_release_in_thread = aiofiles.os.wrap(_RecordDocument.release)

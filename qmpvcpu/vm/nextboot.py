@@ -19,8 +19,8 @@ from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.report import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.config import DomainConfig
-from qmpvcpu.record.file import see_through
-from qmpvcpu.record.owner import Claim, refuse_other_document
+from qmpvcpu.record.file import finish_despite_cancel
+from qmpvcpu.record.owner import Claim
 from qmpvcpu.record.record import Record
 from qmpvcpu.vm.keeper import Keeper
 
@@ -59,7 +59,7 @@ class NextBoot:
             DomainXmlError: libvirt would not define it.
         """
         if self._path is not None:
-            _refuse_other(await DomainConfig.load(self._path), self._look())
+            (await DomainConfig.load(self._path)).refuse_other(Claim.of(self._look()))
 
     async def change(self, change: Change) -> ConfigReport:
         """Change the next boot and nothing else.
@@ -185,7 +185,7 @@ class NextBoot:
         finally:
             self._holders -= 1
             if not self._holders:
-                await see_through(self._close())
+                await finish_despite_cancel(self._close())
 
     async def _close(self) -> None:
         async with self._opening:
@@ -294,7 +294,7 @@ class _InDocument:
     async def open(cls, path: Path, layout: Layout) -> "_InDocument":
         async with contextlib.AsyncExitStack() as stack:
             config = await stack.enter_async_context(DomainConfig.open(path))
-            _refuse_other(config, layout)
+            config.refuse_other(Claim.of(layout))
             return cls(config, stack.pop_all())
 
     @property
@@ -359,13 +359,3 @@ def _first_free(domain: DomainVcpus) -> int:
         detail = f"all of its {domain.max} vCPUs are there at the next boot already"
         raise ConfigDeniedError("plug", VcpuMap(), DenialReason.MACHINE_FULL, detail)
     return free
-
-
-def _refuse_other(config: DomainConfig, layout: Layout) -> None:
-    """Refuse the document of another VM.
-
-    Raises:
-        RecordError: It is one.
-    """
-    domain, vm = config.domain, layout.vm
-    refuse_other_document(config.path, domain.name, domain.uuid, Claim(vm.name, vm.named, vm.uuid))

@@ -217,7 +217,7 @@ async def test_a_record_keeps_the_next_boot_for_the_next_program(guest: MicroGue
     assert await shown(record) == "00cd----"
     ran = await run("config", record, "--max", "4")
     assert ran.code == 2
-    assert "a record's maximum is that of the VM as it runs" in ran.err
+    assert "a record's maximum is that of the running VM" in ran.err
 
 
 @pytest.mark.qemu

@@ -79,5 +79,5 @@ async def test_what_could_not_be_written_is_written_once_the_record_is_put_right
         with pytest.raises(RecordError, match="and not recorded"):
             await vm._session.keeper.written("this is done")
         path.write_bytes(before)
-    assert "cannot be read any more" in caplog.text
+    assert "no longer readable" in caplog.text
     assert b"<vcpu id='3' enabled='no'" in path.read_bytes()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import qmpvcpu
-from qmpvcpu import MonitorLostError, RecordError, VcpuMap
+from qmpvcpu import Affect, DomainConfig, MonitorLostError, RecordError, VcpuMap
 from qmpvcpu.domainxml import domain_from, render, update
 from qmpvcpu.events import InstanceChanged, Reconnected
 from qmpvcpu.testing import Behaviour, MicroGuest
@@ -49,6 +49,24 @@ async def test_two_nameless_vms_at_sockets_of_one_name_do_not_share_a_record(tmp
         async with qmpvcpu.attach(two, record=record, name="qmp") as vm:  # but who knows may say so
             assert vm.previous is not None
             assert vm.previous.enabled == VcpuMap.parse("0,3")
+
+
+async def test_the_record_of_another_living_vm_is_not_taken_as_the_document_of_the_next_boot(tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    one, two = tmp_path / "a" / "qmp.sock", tmp_path / "b" / "qmp.sock"
+    async with at(two):
+        async with at(one):
+            async with qmpvcpu.attach(one, record=record):
+                pass
+            before = record.read_bytes()
+            for name in (None, "qmp"):
+                with pytest.raises(RecordError, match="whose QEMU still runs"):
+                    await qmpvcpu.attach(two, config=record, name=name)
+            assert record.read_bytes() == before
+            async with qmpvcpu.attach(one, config=record) as vm:  # its own it may change
+                await vm.set_count(4, affect=Affect.CONFIG)
+        async with qmpvcpu.attach(two, config=record) as vm:  # once that VM is gone, the caller decides
+            assert (await DomainConfig.load(record)).domain.current == 4
 
 
 @pytest.mark.parametrize("who", WHO)

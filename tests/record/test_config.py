@@ -247,7 +247,7 @@ async def test_what_cannot_be_read_is_told_and_left_alone(path: Path, what: str)
 async def test_there_must_be_one(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="there is no such file"):
         await DomainConfig.load(tmp_path / "vm.xml")
-    with pytest.raises(RecordError, match="no regular file"):
+    with pytest.raises(RecordError, match="not a regular file"):
         await DomainConfig.load("/dev/null")
 
 

@@ -13,7 +13,8 @@ import pytest
 from qmpvcpu.domainxml import Instance, read_identity
 from qmpvcpu.errors import RecordError
 from qmpvcpu.model.vm import VmInfo
-from qmpvcpu.record.owner import instance_of, is_alive
+from qmpvcpu.record.config import DomainConfig
+from qmpvcpu.record.owner import Claim, instance_of, is_alive
 from qmpvcpu.record.record import Record
 from tests.domainxml.examples import Q35, layout_of
 
@@ -21,6 +22,7 @@ UUID = "6f9e0a3e-6a2e-4a8d-9a38-0f6f4f8f4b8a"
 LAYOUT = layout_of(4, [0, 2], boot=1)
 DEAD = Instance(2**22 + 1, 5)  # no thread has such a number
 OTHER = Instance(2**22 + 2, 5)
+SELF = Instance(0)  # stands for this very thread
 WITH_UUID = replace(Q35, uuid=UUID)
 NAMED = replace(Q35, uuid=None)
 NAMELESS = replace(NAMED, named=False)
@@ -189,3 +191,23 @@ def test_a_thread_with_another_number_in_its_own_pid_namespace_is_found() -> Non
             assert found.start_ticks is not None
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("called", CALLED)
+@pytest.mark.parametrize("instance", [DEAD, OTHER, None, SELF], ids=["dead", "other", "unknown", "itself"])
+async def test_a_next_boot_is_not_kept_in_the_record_of_a_vm_that_runs_elsewhere(
+    path: Path, called: str, instance: Instance | None
+) -> None:
+    vm = CALLED[called]
+    await written(path, vm, living())
+    config = await DomainConfig.load(path)
+    claim = Claim(vm.name, vm.named, vm.uuid, living() if instance is SELF else instance)
+    if instance in (None, SELF):
+        config.refuse_other(claim)
+    else:
+        with pytest.raises(RecordError, match="whose QEMU still runs"):
+            config.refuse_other(claim)
+        config.refuse_other(claim._replace(arrived=True))
+    of_the_dead = path.with_name("dead.xml")
+    await written(of_the_dead, vm, DEAD)
+    (await DomainConfig.load(of_the_dead)).refuse_other(claim)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.errors import RecordError, RecordLockedError
-from qmpvcpu.record.file import KeptFile
+from qmpvcpu.record.file import LockedFile
 from qmpvcpu.record.record import Record
 from tests.domainxml.examples import layout_of
 from tests.record.conftest import UUID, OpenRecord, listing
@@ -278,7 +278,7 @@ def test_many_who_come_and_go_are_never_two_at_once(tmp_path: Path) -> None:
         while turns < 40:
             assert time.monotonic() < deadline
             try:
-                kept = KeptFile(path)
+                kept = LockedFile(path)
             except RecordLockedError:
                 continue
             inside.append(number)
@@ -307,12 +307,12 @@ async def test_closing_is_idempotent_and_what_is_closed_writes_no_more(tmp_path:
 def test_letting_go_never_fails_and_a_lock_let_go_is_not_taken_again_by_that(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    kept = KeptFile(folder / "vm.xml")
+    kept = LockedFile(folder / "vm.xml")
     folder.rename(tmp_path / "moved")
     kept.release()
     kept.release()
     assert listing(tmp_path / "moved") == []
-    again = KeptFile(tmp_path / "moved" / "vm.xml")
+    again = LockedFile(tmp_path / "moved" / "vm.xml")
     again.release()
     assert listing(tmp_path / "moved") == []
 
@@ -342,14 +342,14 @@ async def test_an_open_that_is_cancelled_twice_lets_go_as_soon_as_it_can(
         assert go_on.wait(10)
         flock(file, operation)
 
-    release = KeptFile.release
+    release = LockedFile.release
 
-    def release_and_tell(kept: KeptFile) -> None:
+    def release_and_tell(kept: LockedFile) -> None:
         release(kept)
         loop.call_soon_threadsafe(let_go.set)
 
     monkeypatch.setattr(fcntl, "flock", wait_and_lock)
-    monkeypatch.setattr(KeptFile, "release", release_and_tell)
+    monkeypatch.setattr(LockedFile, "release", release_and_tell)
     opening = asyncio.create_task(open_record(tmp_path / "vm.xml"))
     await locking.wait()
     for _ in range(2):
@@ -363,8 +363,8 @@ async def test_an_open_that_is_cancelled_twice_lets_go_as_soon_as_it_can(
 
 
 def test_a_lock_that_is_dropped_says_so_and_keeps_nobody_out(tmp_path: Path) -> None:
-    kept = KeptFile(tmp_path / "vm.xml")
+    kept = LockedFile(tmp_path / "vm.xml")
     with pytest.warns(ResourceWarning):
         del kept
-    KeptFile(tmp_path / "vm.xml").release()
+    LockedFile(tmp_path / "vm.xml").release()
     assert listing(tmp_path) == []

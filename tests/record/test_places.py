@@ -102,7 +102,7 @@ def test_a_lock_whose_file_is_removed_still_keeps_others_out(tmp_path: Path) -> 
             assert first.save() == "saved"
             (tmp_path / LOCK).unlink()
             with other(path) as second:
-                assert "locked by another keeper" in second.said
+                assert "locked by another process, whose lock file is gone" in second.said
             assert listing(tmp_path) == ["vm.xml"]
         assert first.save() == "saved"
         assert listing(tmp_path) == [LOCK, "vm.xml"]
@@ -124,7 +124,7 @@ def test_a_record_that_was_replaced_by_another_keepers_is_locked(tmp_path: Path)
     with other(tmp_path / "a" / "vm.xml") as first, other(tmp_path / "b" / "vm.xml") as second:
         assert (first.save(), second.save()) == ("saved", "saved")
         (tmp_path / "b" / "vm.xml").rename(tmp_path / "a" / "vm.xml")
-        assert "locked by another keeper" in first.save()
+        assert "locked by another process, whose lock file is gone" in first.save()
 
 
 def at_call(name: str, do_first: Callable[[], None]) -> Callable[[int, str, Callable[[], Any]], Any]:
@@ -190,7 +190,7 @@ async def test_a_document_whose_locks_file_is_removed_is_still_held(tmp_path: Pa
     path.write_bytes(document)
     async with DomainConfig.open(path) as config:
         (tmp_path / LOCK).unlink()
-        with pytest.raises(RecordLockedError, match="another keeper"):
+        with pytest.raises(RecordLockedError, match="whose lock file is gone"):
             async with DomainConfig.open(path):
                 pass
         config.set_count(1)

@@ -70,7 +70,7 @@ async def test_a_folder_or_a_fifo_is_no_record_and_nobody_waits_for_its_other_en
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     for name in ("folder", "fifo"):
-        with pytest.raises(RecordError, match="no regular file"):
+        with pytest.raises(RecordError, match="not a regular file"):
             await save(tmp_path / name, b"new")
         with pytest.raises(RecordError):
             await load(tmp_path / name)
