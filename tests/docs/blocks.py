@@ -1,6 +1,6 @@
 """The fenced blocks of the pages, and which test runs each.
 
-A block is run in one of these ways, which `docs/contributing.md` tells writers:
+A block is run in one of these ways, which `docs/CONTRIBUTING.md` tells writers:
 
 - A comment above it, ``<!-- run by tests/docs: NAME -->``: a test below that path says
   ``block("docs/PAGE.md", "NAME")`` and runs it.
@@ -142,4 +142,4 @@ def why_not_run(block: Block) -> str:
         later = [each for each in blocks_of(ROOT / block.page) if each.line > block.line and not each.file]
         return "" if any(block.file in each.text for each in later) else f"nothing after it uses {block.file}"
     known = SHELL | PROMPT | DATA | FOR_SPHINX
-    return "" if block.language in known else "nothing says what runs it: see docs/contributing.md"
+    return "" if block.language in known else "nothing says what runs it: see docs/CONTRIBUTING.md"

@@ -26,7 +26,7 @@ def manual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manual as HTML; what Sphinx has to say against it fails whoever asks."""
     out = tmp_path_factory.mktemp("manual")
     options = ["-W", "-n", "-q", "--keep-going", "-b", "html", "-d", str(out / "doctrees")]
-    (shown,) = block("docs/contributing.md", "building the manual").lines
+    (shown,) = block("docs/CONTRIBUTING.md", "building the manual").lines
     assert shown == "python -m sphinx -W -n docs docs/_build"
     built = subprocess.run(
         [sys.executable, "-m", "sphinx", *options, str(ROOT / "docs"), str(out / "html")],

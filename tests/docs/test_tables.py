@@ -191,10 +191,10 @@ def test_the_floors_are_those_that_the_layers_keep() -> None:
 
 
 def test_the_checks_that_are_named_are_what_ci_runs() -> None:
-    (everything,) = block("docs/contributing.md", "what CI runs").lines
+    (everything,) = block("docs/CONTRIBUTING.md", "what CI runs").lines
     assert everything.removeprefix("bash ") in (ROOT / ".ci" / "run").read_text()
     run = (ROOT / "tests" / "run.sh").read_text().replace('"$bin/', "").replace('"', "")
-    checks = block("docs/contributing.md", "the single checks").lines
+    checks = block("docs/CONTRIBUTING.md", "the single checks").lines
     assert [check for check in checks if check not in run] == []
     assert len(re.findall(r"^check [a-z]", run, re.MULTILINE)) == len(checks)
 

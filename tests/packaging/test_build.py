@@ -69,18 +69,20 @@ def test_the_metadata_names_what_it_is(built: Built) -> None:
     told = metadata(built.wheel)
     assert told["Name"] == "qmpvcpu"
     assert told["Version"] == "0.1.0"
-    assert f"## {told['Version']}" in (ROOT / "docs" / "changelog.md").read_text()
+    assert f"## {told['Version']}" in (ROOT / "docs" / "CHANGELOG.md").read_text()
     assert told["License-Expression"] == "Apache-2.0"
     assert told["Requires-Python"] == ">=3.11"
     assert told["Description-Content-Type"] == "text/markdown"
     assert told.get_payload() == (ROOT / "README.md").read_text()
     assert "Typing :: Typed" in told.get_all("Classifier", [])
+    named = {each.partition(",")[0] for each in told.get_all("Project-URL", [])}
+    assert named == {"Homepage", "Documentation", "Source", "Changelog", "Issues"}
     assert set(told.get_all("Provides-Extra", [])) == set(PROJECT["project"]["optional-dependencies"])
 
 
 def test_the_core_requires_three_packages(built: Built) -> None:
     required = [each for each in metadata(built.wheel).get_all("Requires-Dist", []) if "extra ==" not in each]
-    assert sorted(required) == ["aiofiles>=23.1", "lxml>=4.9", "qemu-qmp<0.1,>=0.0.5"]
+    assert sorted(required) == ["aiofiles>=23.1", "lxml>=4.9", "qemu-qmp<0.1,>=0.0.3"]
 
 
 def test_the_wheel_brings_the_command_and_the_licence(built: Built) -> None:
