@@ -1,18 +1,19 @@
 """The command line as a whole: what its commands are called, where each is, and what becomes of bad words."""
 
+import os
 import sys
-from collections import UserDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import typer
+import click
 
-from qmpvcpu.cli.answer import REACHED
-from qmpvcpu.cli.helping import fit_help, help_width
-from qmpvcpu.cli.options import BadUsageError, FirstOptions, Options, takes_groups
-from qmpvcpu.cli.run import Shell, failure, print_answer
-from qmpvcpu.cli.streams import cannot_print, complain, silence
+from qmpvcpu.cli.options import FIRST_OPTIONS, Context, option, said
+from qmpvcpu.cli.output import cannot_print, complain
+from qmpvcpu.cli.result import REACHED, BadUsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _HELP = """Plug and unplug chosen vCPUs of a running QEMU, on evidence.
 
@@ -47,105 +48,155 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
   qmpvcpu --version                     which one this is
 
 The shared options may stand before the command or after it. With --json there is one document on standard output and
-nothing else, errors included (of watch: one a line). SIGINT and SIGTERM stop at the next safe point; what was done is
-told. The second one abandons at once.
+nothing else, errors included (watch: one a line). SIGINT, SIGTERM and SIGHUP stop at the next safe point, and what
+was done is printed. The second one abandons at once.
 
 Words complete in bash, zsh and fish after qmpvcpu --install-completion.
 
 Exit codes: 0 reached; 1 refused, rejected, pending or partial; 2 bad usage or input, denied, nothing sent;
-3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by SIGINT or SIGTERM.
+3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by a signal.
 """
 
-# Where the words of each command stand, with what it does; and what the list of commands says of it.
+COMPLETE_VARIABLE: Final = "_QMPVCPU_COMPLETE"
+"""What a shell sets in the environment of the program that it asks what completes."""
+
+# Where each command is, and what the list of commands says of it.
 _COMMANDS: Final = {
-    "demo": ("demo:demo", "See it work, on a VM of its own."),
-    "list": ("commands:list_", "Show every vCPU, plugged or not."),
-    "plug": ("commands:plug", "Plug a vCPU."),
-    "unplug": ("commands:unplug", "Unplug vCPUs, one by one."),
-    "set": ("maps:set_", "Have exactly these vCPUs plugged."),
-    "count": ("maps:count", "Have so many vCPUs plugged."),
-    "plan": ("maps:plan", "Show what set or count would do."),
-    "recover": ("maps:recover", "Finish or revert what was cut short."),
-    "xml": ("writing:xml", "Print libvirt's domain XML."),
+    "demo": ("demo:command", "See it work, on a VM of its own."),
+    "list": ("list:list_", "Show every vCPU, plugged or not."),
+    "plug": ("plug:plug", "Plug a vCPU."),
+    "unplug": ("plug:unplug", "Unplug vCPUs, one by one."),
+    "set": ("set:set_", "Have exactly these vCPUs plugged."),
+    "count": ("set:count", "Have so many vCPUs plugged."),
+    "plan": ("set:plan", "Show what set or count would do."),
+    "recover": ("recover:recover", "Finish or revert what was cut short."),
+    "xml": ("xml:xml", "Print libvirt's domain XML."),
     "watch": ("watch:watch", "Follow what happens to the vCPUs."),
-    "args": ("launching:args", "Print QEMU's arguments for a domain XML."),
+    "args": ("args:args", "Print QEMU's arguments for a domain XML."),
     "doctor": ("doctor:doctor", "Tell what works here, and what to do about what does not."),
-    "export": ("migrating:export", "Print a VM's vCPUs for its migration."),
-    "check-target": ("migrating:check_target_", "Tell whether a QEMU can take the VM over."),
-    "confirm-target": ("migrating:confirm_target_", "Make sure that the VM has arrived."),
-    "take-back": ("migrating:take_back", "Run a VM again that did not arrive."),
-    "config": ("nextboot:config", "Show or change a VM's next boot, without the VM."),
-    "fleet": ("fleet:app", "Many VMs at once: list, set, count."),
+    "export": ("migrate:export", "Print a VM's vCPUs for its migration."),
+    "check-target": ("migrate:check_target_command", "Tell whether a QEMU can take the VM over."),
+    "confirm-target": ("migrate:confirm_target_command", "Make sure that the VM has arrived."),
+    "take-back": ("migrate:take_back", "Run a VM again that did not arrive."),
+    "config": ("config:config", "Show or change a VM's next boot, without the VM."),
+    "fleet": ("fleet:fleet", "Many VMs at once: list, set, count."),
 }
 
 
-class _Commands(UserDict[str, tuple[str, str]]):
-    """The commands by name, each imported and made when it is asked for, since that takes longer than to do it."""
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for.
 
-    def __getitem__(self, name: str) -> Any:
-        place, summary = super().__getitem__(name)
-        module, _, words = place.partition(":")
-        found = getattr(import_module(f"qmpvcpu.cli.{module}"), words)
-        app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
-        if isinstance(found, typer.Typer):
-            app.add_typer(found, name=name, short_help=summary)
-        else:
-            app.command(name, short_help=summary)(takes_groups(found))
-        fit_help(app)
-        return typer.main.get_group(app).commands[name]
+    Args:
+        commands: Where each command is (``module:name`` in this package), and what the list of commands says of it.
+    """
+
+    context_class = Context
+
+    def __init__(self, name: str, commands: dict[str, tuple[str, str]], **how: Any) -> None:
+        super().__init__(name, **how)
+        self._places = commands
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        """Return the names of all commands, in the order in which they are listed."""
+        return [*self._places]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
+        """Return the command of that name, or None."""
+        if cmd_name not in self._places:
+            return None
+        module, _, name = self._places[cmd_name][0].partition(":")
+        found: click.Command | Callable[[], click.Command] = getattr(import_module(f"qmpvcpu.cli.{module}"), name)
+        return found if isinstance(found, click.Command) else found()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in self._places.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Offer the commands, without importing them, and the options."""
+        from click.shell_completion import CompletionItem  # not at the top: commands do without it
+
+        names = [name for name in self._places if name.startswith(incomplete)]
+        offered = [CompletionItem(name, help=self._places[name][1]) for name in names]
+        return offered + click.Command.shell_complete(self, ctx, incomplete)
 
 
-def program() -> Any:
-    """Return the whole command line, a click group."""
-    app = typer.Typer(
-        name="qmpvcpu",
+def program() -> LazyGroup:
+    """Return the whole command line."""
+    return LazyGroup(
+        "qmpvcpu",
+        _COMMANDS,
         help=_HELP,
-        pretty_exceptions_enable=False,
+        params=[*FIRST_OPTIONS, *_completion_options()],
+        callback=_begin,
+        invoke_without_command=True,
         context_settings={"help_option_names": ["-h", "--help"]},
-        rich_markup_mode=None,
     )
-    app.callback(invoke_without_command=True)(takes_groups(_shared))
-    fit_help(app)
-    group: Any = typer.main.get_command(app)
-    group.commands = _Commands(_COMMANDS)
-    return group
 
 
-def _shared(context: typer.Context, options: FirstOptions) -> None:
-    context.obj = options
+def _begin(**given: Any) -> None:
+    context = click.get_current_context()
+    context.obj = said(given)
     if context.invoked_subcommand is None:
         complain(context.get_help())
         raise BadUsageError("no command")
 
 
+def _completion_options() -> list[click.Option]:
+    texts = {
+        "--install-completion": "Set completion up for bash, zsh or fish.",
+        "--show-completion": "Print what that would write.",
+    }
+    how = {"metavar": "[SHELL]", "is_flag": False, "flag_value": "", "expose_value": False, "is_eager": True}
+    return [option(name, callback=_complete, help=text, **how) for name, text in texts.items()]
+
+
+def _complete(context: click.Context, parameter: click.Parameter, shell: str | None) -> None:
+    if shell is None or context.resilient_parsing:
+        return
+    # Not at the top: only completion needs it.
+    from qmpvcpu.cli.completion import install, script
+
+    click.echo(install(shell) if parameter.name == "install_completion" else script(shell))
+    context.exit()
+
+
 def run(arguments: Sequence[str]) -> int:
     """Carry out the command line *arguments* and return the exit code."""
+    if instruction := os.environ.get(COMPLETE_VARIABLE):
+        from qmpvcpu.cli.completion import answer
+
+        return answer(program(), instruction)
     try:
-        code = program()(list(arguments), prog_name="qmpvcpu", standalone_mode=False, terminal_width=help_width())
+        with program().make_context("qmpvcpu", [*arguments]) as context:
+            code = context.command.invoke(context)
         sys.stdout.flush()
-    except (_UsageError, BadUsageError) as error:
-        return _complain(error, json="--json" in arguments)
-    except SystemExit as end:  # a shell has been told what completes; or click found a broken pipe, which is no fault
-        if end.code:
-            silence(sys.stdout)
-        return REACHED
-    except OSError as error:  # help that cannot be printed
+    except (click.ClickException, BadUsageError, KeyboardInterrupt) as error:
+        return _fail(error, json="--json" in arguments)
+    except click.exceptions.Exit as end:  # help was printed, or completion
+        return _flushed() or end.exit_code
+    except click.Abort:
+        return _fail(KeyboardInterrupt(), json="--json" in arguments)
+    except OSError as error:  # help that cannot be printed: a command tells its own errors
         return cannot_print(error)
-    except typer.Abort:
-        return _complain(KeyboardInterrupt(), json="--json" in arguments)
     return code if isinstance(code, int) else 0
 
 
-# Typer exports the most derived class only; the base has been click's own, or typer's copy, by version.
-_UsageError: type[Exception] = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
+def _flushed() -> int:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return cannot_print(error)
+    return REACHED
 
 
-def _complain(error: BaseException, *, json: bool) -> int:
-    shell = Shell(Options(json=json))
-    say = getattr(error, "format_message", None)
-    if say is None:
-        return print_answer(failure(error, shell), shell)
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "qmpvcpu"
-    words = say().replace("Value error, ", "")  # pydantic's, where typer has it check an enum
-    return print_answer(failure(BadUsageError(f"{words} ({path} --help tells more)"), shell), shell)
+def _fail(error: BaseException, *, json: bool) -> int:
+    # Not at the top: help needs none of it.
+    from qmpvcpu.cli.run import Options, fail
+
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        path = "qmpvcpu" if context is None else context.command_path
+        error = BadUsageError(f"{error.format_message()} ({path} --help tells more)")
+    return fail(error, Options(json=json))

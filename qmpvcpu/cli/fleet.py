@@ -1,18 +1,65 @@
-"""The words of ``qmpvcpu fleet``: list, set and count, for many VMs at once."""
+"""fleet list, set and count: the same for many VMs at once."""
 
-from dataclasses import dataclass
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import Annotated
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import typer
+import click
 
-from qmpvcpu.cli.answer import Answer
-from qmpvcpu.cli.maps import IncludeBoot, Wish
-from qmpvcpu.cli.options import BadUsageError, Bulk, Options, Permits, Saying, check_seconds, takes_groups
-from qmpvcpu.cli.run import Shell, carry_out
-from qmpvcpu.errors import MonitorConnectError
+from qmpvcpu.cli.app import LazyGroup
+from qmpvcpu.cli.failures import code_of, error_json, in_options
+from qmpvcpu.cli.options import (
+    INCLUDE_BOOT,
+    MAP_OPTIONS,
+    OUTPUT_OPTIONS,
+    REPLY_TIMEOUT,
+    SAFETY_OPTIONS,
+    File,
+    command,
+    option,
+)
+from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
+from qmpvcpu.cli.progress import FleetProgress, short_address, shown
+from qmpvcpu.cli.reports import intent_text, shortcoming
+from qmpvcpu.cli.result import (
+    BAD_RECORD,
+    INTERRUPTED,
+    NO_ANSWER,
+    NOT_REACHED,
+    NOT_SENT,
+    REACHED,
+    BadUsageError,
+    CommandResult,
+    document,
+)
+from qmpvcpu.cli.run import Shell, check_address
+from qmpvcpu.cli.set import Target, allowed
+from qmpvcpu.cli.show import milliseconds, state_json
+from qmpvcpu.errors import TransitionError, printable
+from qmpvcpu.fleet import Fleet, Results, VmResult
+from qmpvcpu.model.jsonform import layout_as_json
+from qmpvcpu.model.report import TransitionReport
 from qmpvcpu.model.transition import Affect
-from qmpvcpu.qmp.address import Address
+
+if TYPE_CHECKING:
+    from qmpvcpu.vm.controller import VcpuController
+
+# The command's code is the first of these that any VM has: what nobody knows comes first, what was not even begun
+# last.
+_WORST_FIRST: Final = (NO_ANSWER, INTERRUPTED, BAD_RECORD, NOT_REACHED, NOT_SENT)
+_WORDS: Final = {
+    REACHED: ("ok", "green"),
+    NOT_REACHED: ("FAILED", "red"),
+    NOT_SENT: ("DENIED", "yellow"),
+    NO_ANSWER: ("NO ANSWER", "red"),
+    BAD_RECORD: ("BAD RECORD", "red"),
+    INTERRUPTED: ("STOPPED", "yellow"),
+}
+# On a narrower terminal ids and paths would be columns of single letters.
+_TABLE_WIDTH: Final = 64
 
 _HELP = """Work on many VMs of this host at once.
 
@@ -26,131 +73,112 @@ that does not answer holds no other up, and has its own error.
   qmpvcpu fleet count 4 --qmp /run/a.qmp --qmp tcp:host:4444 --json
 
 Exit codes: 0 reached by all, else the worst of all VMs: 3 no connection, QEMU lost, outcome unknown; else 130 stopped
-by SIGINT or SIGTERM; else 4 record unreadable or locked; else 1 refused, rejected, pending or partial; else 2 bad
+by a signal; else 4 record unreadable or locked; else 1 refused, rejected, pending or partial; else 2 bad
 usage or input, denied, nothing sent.
 """
 
-app = typer.Typer(help=_HELP, rich_markup_mode=None, pretty_exceptions_enable=False)
+fleet = LazyGroup(
+    "fleet",
+    {
+        "list": ("fleet:list_", "Show the vCPUs of every VM."),
+        "set": ("fleet:set_", "Have exactly these vCPUs plugged in every VM."),
+        "count": ("fleet:count", "Have so many vCPUs plugged in every VM."),
+    },
+    help=_HELP,
+    no_args_is_help=False,
+)
+
+_FLEET_OPTIONS: Final = (
+    option(
+        "--qmp",
+        "addresses",
+        metavar="ADDRESS",
+        multiple=True,
+        help="A VM's QMP socket; may be repeated. Else $QMPVCPU_QMP, without --dir.",
+    ),
+    option("--dir", "directory", metavar="DIR", type=File(), help="All QMP sockets in this directory."),
+    option("--pattern", metavar="GLOB", default="*", help="Which paths below --dir: '*.qmp', '*/qmp.sock'."),
+    option(
+        "--concurrency",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=16,
+        help="How many VMs are begun at a time.",
+    ),
+    option(
+        "--record",
+        metavar="DIR",
+        type=File(),
+        help="Keep each VM's durable record in this directory, as its socket's path with - for / and .xml.",
+    ),
+    REPLY_TIMEOUT,
+    *OUTPUT_OPTIONS,
+)
+_AFFECT: Final = option(
+    "--affect",
+    default=Affect.LIVE,
+    help="live: the VMs as they run. config: their next boots, in their records. both: live, then config.",
+)
 
 
-@dataclass(frozen=True, slots=True)
-class FleetOptions(Saying):
-    """Which VMs, and how.
+class Vms(NamedTuple):
+    """Which VMs.
 
     Attributes:
-        qmp: Addresses of QMP sockets, or None.
+        addresses: Addresses of QMP sockets.
         directory: Directory of QMP sockets, or None.
         pattern: Which paths in it.
         concurrency: How many VMs are begun at a time.
-        record: Directory of the records, or None.
-        timeout: Seconds, or None for the command's own default.
     """
 
-    qmp: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--qmp",
-            metavar="ADDRESS",
-            help="A VM's QMP socket; may be repeated. Else $QMPVCPU_QMP, without --dir.",
-            show_default=False,
-        ),
-    ] = None
-    directory: Annotated[
-        Path | None,
-        typer.Option("--dir", metavar="DIR", help="All QMP sockets in this directory.", show_default=False),
-    ] = None
-    pattern: Annotated[
-        str, typer.Option("--pattern", metavar="GLOB", help="Which paths below --dir: '*.qmp', '*/qmp.sock'.")
-    ] = "*"
-    concurrency: Annotated[
-        int, typer.Option("--concurrency", metavar="N", min=1, help="How many VMs are begun at a time.")
-    ] = 16
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            "--record",
-            metavar="DIR",
-            help="Keep each VM's durable record in this directory, as its socket's path with - for / and .xml.",
-            show_default=False,
-        ),
-    ] = None
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout",
-            metavar="SECONDS",
-            help="How long a guest has for each answer, where one is awaited (30); else QEMU for each reply (10).",
-            show_default=False,
-        ),
-    ] = None
+    addresses: tuple[str, ...]
+    directory: str | None
+    pattern: str
+    concurrency: int
 
-    def after(self, earlier: Options) -> "FleetOptions":
-        """Return these options on top of those given *earlier*, before the command.
+    @contextlib.asynccontextmanager
+    async def opened(self, shell: Shell, *, read_only: bool = False) -> AsyncIterator[Fleet]:
+        """Find the VMs; nothing is connected to yet.
 
         Raises:
-            BadUsageError: No VM is named, or not as one is.
+            BadUsageError: There are none, or they are not named as VMs are.
         """
-        first = [earlier.qmp] if earlier.qmp and self.directory is None else []
-        made = FleetOptions(
-            json=self.json or earlier.json,
-            verbose=self.verbose or earlier.verbose,
-            qmp=self.qmp or first,
+        fleet = Fleet(
+            self._checked(shell.options.qmp),
             directory=self.directory,
             pattern=self.pattern,
             concurrency=self.concurrency,
-            record=earlier.record if self.record is None else self.record,
-            timeout=check_seconds("--timeout", earlier.timeout if self.timeout is None else self.timeout),
+            record=_records_in(shell.options.record),
+            reply_timeout=shell.options.reply_timeout,
+            read_only=read_only,
+            resync_interval=None,
         )
-        made._check()
-        return made
+        async with fleet:
+            if not fleet.addresses:
+                raise BadUsageError(f"no socket in {self.directory} matches {self.pattern!r}")
+            shell.extra["vms"] = []
+            yield fleet
 
-    def _check(self) -> None:
-        if not self.qmp and self.directory is None:
+    def _checked(self, first: str | None) -> tuple[str, ...]:
+        addresses = self.addresses or ((first,) if first and self.directory is None else ())
+        if not addresses and self.directory is None:
             raise BadUsageError("which VMs? Name their QMP sockets: --qmp ADDRESS, as often as needed, or --dir DIR")
         if not self.pattern or PurePath(self.pattern).is_absolute():
             raise BadUsageError(f"--pattern {self.pattern!r}: it is relative to --dir, such as '*.qmp'")
-        for address in self.qmp or ():
-            try:
-                Address.parse(address)
-            except MonitorConnectError as error:
-                raise BadUsageError(f"--qmp: {error}") from error
-
-    def record_of(self, address: str) -> Path | None:
-        """Return where the record of the VM at *address* is kept."""
-        if self.record is None:
-            return None
-        where = address.removeprefix("unix:").strip("/").replace("/", "-")
-        return self.record / f"{where}.xml"
-
-    @property
-    def shared(self) -> Options:
-        """The options that every command has."""
-        return Options(json=self.json, verbose=self.verbose, timeout=self.timeout)
+        for address in addresses:
+            check_address(address)
+        return addresses
 
 
-@dataclass(frozen=True, slots=True)
-class FleetBulk(Bulk):
-    """How a whole map is carried out in every VM, and of what.
-
-    Attributes:
-        affect: The VMs as they run, their next boots, or both.
-    """
-
-    affect: Annotated[
-        Affect,
-        typer.Option(
-            "--affect",
-            help="live: the VMs as they run. config: their next boots, in their records. both: live, then config.",
-        ),
-    ] = Affect.LIVE
+def _records_in(directory: str | None) -> Callable[[str], Path] | None:
+    """Return what tells where the record of the VM at an address is kept; None: nowhere."""
+    if directory is None:
+        return None
+    return lambda address: Path(directory, f"{address.removeprefix('unix:').strip('/').replace('/', '-')}.xml")
 
 
-@app.command("list", short_help="Show the vCPUs of every VM.")
-@takes_groups
-def list_(
-    *,
-    options: FleetOptions,
-) -> int:
+@command(*_FLEET_OPTIONS)
+async def list_(shell: Shell, **vms: Any) -> CommandResult:
     """Show which vCPUs are plugged, VM by VM. Reads only; with --json every vCPU, as in list.
 
       qmpvcpu fleet list --dir /run/vms
@@ -158,21 +186,17 @@ def list_(
       qmpvcpu fleet list --dir /run --pattern '*/qmp.sock' --timeout 2 --json
 
     Exit codes: 0 all are shown; 3 one or more gave no answer; 4 a record is unreadable or locked; 2 bad usage, no
-    socket there, or two that lead to one VM; 130 stopped by SIGINT or SIGTERM.
+    socket there, or two that lead to one VM; 130 stopped by a signal.
     """
-    return carry_out(options.shared, lambda shell: _list(shell, options))
+    async with Vms(**vms).opened(shell, read_only=True) as fleet:
+        results = fleet.attach()
+        progress = FleetProgress(fleet.addresses)
+        return await _finish(shell, fleet, results, results.aclose, progress, whole=True)
 
 
-@app.command("set", short_help="Have exactly these vCPUs plugged in every VM.")
-@takes_groups
-def set_(
-    wish: Annotated[str, typer.Argument(metavar="MAP", help="vCPU ids and ranges: 0,2-5, or 0-3,^2.")],
-    *,
-    bulk: FleetBulk,
-    permits: Permits,
-    options: FleetOptions,
-) -> int:
-    """Have exactly these vCPUs plugged in every VM, each for itself, as set does.
+@command(click.Argument(["target"], metavar="MAP"), _AFFECT, *MAP_OPTIONS, *SAFETY_OPTIONS, *_FLEET_OPTIONS)
+async def set_(shell: Shell, *, target: str, **given: Any) -> CommandResult:
+    """Have exactly the vCPUs of this MAP plugged in every VM, each for itself, as set does.
 
     What one VM does not reach is undone there if --on-failure says so, and on no other. SIGINT stops all of them at
     their next safe point.
@@ -183,43 +207,225 @@ def set_(
 
     Exit codes: 0 reached by all, also if it was so already; else the worst of all VMs, as qmpvcpu fleet --help says.
     """
-    return carry_out(options.shared, lambda shell: _set(shell, options, Wish(wish), bulk, permits))
+    return await _set_all(shell, Target(target), **given)
 
 
-@app.command("count", short_help="Have so many vCPUs plugged in every VM.")
-@takes_groups
-def count(
-    number: Annotated[int, typer.Argument(metavar="N", help="How many vCPUs shall be plugged.")],
-    *,
-    include_boot: IncludeBoot = False,
-    bulk: FleetBulk,
-    permits: Permits,
-    options: FleetOptions,
-) -> int:
-    """Have so many vCPUs plugged in every VM, each for itself, as count does.
+@command(
+    click.Argument(["number"], metavar="N", type=int),
+    INCLUDE_BOOT,
+    _AFFECT,
+    *MAP_OPTIONS,
+    *SAFETY_OPTIONS,
+    *_FLEET_OPTIONS,
+)
+async def count(shell: Shell, *, number: int, include_boot: bool, **given: Any) -> CommandResult:
+    """Have N vCPUs plugged in every VM, each for itself, as count does.
 
       qmpvcpu fleet count 4 --dir /run/vms
 
     Exit codes: 0 reached by all, also if it was so already; else the worst of all VMs, as qmpvcpu fleet --help says.
     """
-    wish = Wish(count=number, include_boot=include_boot)
-    return carry_out(options.shared, lambda shell: _set(shell, options, wish, bulk, permits))
+    return await _set_all(shell, Target(count=number, include_boot=include_boot), **given)
 
 
-# Imported where they are asked for: all other commands start without them.
+async def _set_all(
+    shell: Shell,
+    target: Target,
+    *,
+    addresses: tuple[str, ...],
+    directory: str | None,
+    pattern: str,
+    concurrency: int,
+    **change: Any,
+) -> CommandResult:
+    affect = change["affect"]
+    if affect is not Affect.LIVE and shell.options.record is None:
+        raise BadUsageError(f"--affect {affect.value}: what keeps the next boots? Name the records: --record DIR")
+    async with Vms(addresses, directory, pattern, concurrency).opened(shell) as fleet:
+        setting = _Setting(shell, target, change, FleetProgress(fleet.addresses))
+        results = fleet.each(setting.one)
+
+        async def stop() -> None:
+            shell.note("stopping at the next safe points; once more abandons at once")
+            results.stop()
+            await setting.stop()
+
+        return await _finish(shell, fleet, results, stop, setting.progress, whole=False)
 
 
-async def _list(shell: Shell, options: FleetOptions) -> Answer:
-    from qmpvcpu.cli.fleet_work import list_all
+async def _finish(
+    shell: Shell,
+    fleet: Fleet,
+    results: Results[Any],
+    stop: Callable[[], Coroutine[Any, Any, None]],
+    progress: FleetProgress,
+    *,
+    whole: bool,
+) -> CommandResult:
+    """Take the results as they come, and show how far it is; the first signal does *stop*."""
+    started = time.monotonic()
+    came: dict[str, Any] = {}
+    with shell.signals.stopped_by(stop):
+        async with shown(progress, shell.err):
+            async for result in results:
+                came[result.address] = result
+                # If it is abandoned, the document has what came until then.
+                shell.extra["vms"].append(Row(result.address, result).as_json(whole=False))
+                progress.take(result)
+    rows = [Row(address, came.get(address)) for address in fleet.addresses]
+    return merged(rows, seconds=time.monotonic() - started, whole=whole)
 
-    return await list_all(shell, options)
+
+class _Setting:
+    """One target, set on each VM; can be stopped gently.
+
+    Attributes:
+        progress: How far it is.
+    """
+
+    def __init__(self, shell: Shell, target: Target, change: dict[str, Any], progress: FleetProgress) -> None:
+        self.progress = progress
+        self._shell = shell
+        self._target = target
+        self._change = change
+        self._running: dict[asyncio.Task[TransitionReport], VcpuController] = {}
+
+    async def one(self, vm: "VcpuController") -> TransitionReport:
+        """Set it on *vm*."""
+        if vm.interrupted is not None:
+            self._shell.note(f"{printable(vm.address)}: given up for this: {intent_text(vm.interrupted)}")
+        live = self._change["affect"] is not Affect.CONFIG
+        steps = self._target.plan(vm, **allowed(self._change)).steps if live else ()
+        task = asyncio.ensure_future(self._target.reach(vm, **self._change))
+        self._running[task] = vm
+        try:
+            async with self.progress.following(vm, steps):
+                return await task
+        finally:
+            del self._running[task]
+
+    async def stop(self) -> None:
+        """Stop all at their next safe points."""
+        await asyncio.gather(*(self._stop_one(task, vm) for task, vm in self._running.items()))
+
+    async def _stop_one(self, task: "asyncio.Task[TransitionReport]", vm: "VcpuController") -> None:
+        if await vm.cancel() is None:  # it has not begun
+            task.cancel()
 
 
-async def _set(shell: Shell, options: FleetOptions, wish: Wish, bulk: FleetBulk, permits: Permits) -> Answer:
-    from qmpvcpu.cli.fleet_work import set_all
+class Row(NamedTuple):
+    """What one VM came to.
 
-    if bulk.affect is not Affect.LIVE and options.record is None:
-        raise BadUsageError(
-            f"--affect {bulk.affect.value}: what keeps the next boots? Name the records: --record DIR"
-        )
-    return await set_all(shell, options, wish, bulk, permits)
+    Attributes:
+        address: Its address.
+        result: Its result; None: it was not begun, or was given up.
+    """
+
+    address: str
+    result: VmResult[Any] | None
+
+    @property
+    def code(self) -> int:
+        """The exit code that this VM alone would have had."""
+        if self.result is None or isinstance(self.result.error, asyncio.CancelledError):
+            return INTERRUPTED
+        return REACHED if self.result.error is None else code_of(self.result.error)
+
+    @property
+    def complaint(self) -> str:
+        """What went wrong, in a sentence; "" if nothing did."""
+        if self.code == REACHED:
+            return ""
+        error = self.result.error if self.result is not None else None
+        if isinstance(error, TransitionError):
+            return shortcoming(error.report)
+        if error is None or isinstance(error, asyncio.CancelledError):
+            return "stopped before anything was sent"
+        return in_options(str(error)) or type(error).__name__
+
+    @property
+    def told(self) -> str:
+        """The complaint, with whose it is."""
+        complaint = self.complaint
+        return complaint if printable(self.address) in complaint else f"{short_address(self.address)}: {complaint}"
+
+    def as_json(self, *, whole: bool) -> dict[str, Any]:
+        """Return it as JSON; *whole* has every vCPU of the layout."""
+        shown: dict[str, Any] = {
+            "address": self.address,
+            "name": "",
+            "code": self.code,
+            "seconds": 0.0,
+            "error": None,
+        }
+        result = self.result
+        if self.code != REACHED:
+            error = result.error if result is not None else None
+            shown["error"] = error_json(KeyboardInterrupt() if error is None else error, self.complaint)
+        if result is not None:
+            shown |= {"name": result.name, "seconds": round(result.seconds, 6)}
+            if result.report is not None:
+                shown |= result.report.as_json()
+            if result.layout is not None:
+                shown |= layout_as_json(result.layout) if whole else state_json(result.layout)
+        return shown
+
+
+def merged(rows: Sequence[Row], *, seconds: float, whole: bool) -> CommandResult:
+    """Return the result that tells of all: a table, one document, and the worst code."""
+    codes = {row.code for row in rows}
+    code = next((each for each in _WORST_FIRST if each in codes), REACHED)
+    reached = sum(row.code == REACHED for row in rows)
+    content = document(
+        reached=reached,
+        failed=len(rows) - reached,
+        seconds=round(seconds, 6),
+        vms=[row.as_json(whole=whole) for row in rows],
+    )
+    head = f"{reached} of {len(rows)} VMs {'read' if whole else 'reached'} in {milliseconds(seconds)}"
+    complaint = tuple(row.told for row in rows if row.code != REACHED)
+    table = ByWidth(_TABLE_WIDTH, _table(rows), [line for row in rows for line in _lines(row)])
+    return CommandResult(code, content, (head, "", table), complaint)
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(
+        Column("VM", fold=True),
+        Column("QMP socket", fold=True),
+        Column("state"),
+        Column("plugged", "right"),
+        Column("vCPUs", fold=True),
+        Column("pending", fold=True),
+        Column("time", "right"),
+    )
+    for row in rows:
+        table.add(*_cells(row))
+    return table
+
+
+def _lines(row: Row) -> Iterator[Block]:
+    """Return what a narrow terminal shows of one VM."""
+    name, address, word, plugged, ids, pending, took = _cells(row)
+    yield Line((str(name or address), "bold"), ": ", *word.parts)
+    if name:
+        yield f"  {address}"
+    if ids:
+        yield f"  {plugged} plugged: {ids}" + (f", pending {pending}" if pending else "")
+    if took:
+        yield f"  in {took}"
+
+
+def _cells(row: Row) -> tuple[str, str, Line, str, str, str, str]:
+    """Return what the row of one VM shows."""
+    word, style = _WORDS[row.code]
+    result = row.result
+    if result is None:
+        return "", short_address(row.address), Line((word, style)), "", "", "", ""
+    if result.report is not None:
+        word = result.report.outcome.name.replace("_", " ")
+    layout = result.layout
+    state = ("", "", "")
+    if layout is not None:
+        state = (f"{len(layout.enabled)} of {layout.max}", str(layout.enabled), str(layout.pending))
+    took = milliseconds(result.seconds)
+    return printable(result.name), short_address(row.address), Line((word, style)), *state, took

@@ -1,302 +1,270 @@
-"""The options that several commands share, each written once: in groups that a command takes as one parameter."""
+"""The options that several commands share, each written once, and what makes a command of a function."""
 
-import dataclasses
+import enum
 import inspect
-import typing
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import typer
+import click
 
-from qmpvcpu.errors import MonitorConnectError, printable
-from qmpvcpu.given import seconds as duration
+from qmpvcpu.cli.result import BadUsageError, CommandResult
+from qmpvcpu.errors import RecordError
 from qmpvcpu.model.transition import Affect, OnFailure
 from qmpvcpu.model.verdicts import Proof
-from qmpvcpu.qmp.address import Address
 
-_T = TypeVar("_T")
-_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
-_KEYWORD = inspect.Parameter.KEYWORD_ONLY
-_QMP_HELP = "The VM's QMP socket: a path, unix:PATH or tcp:HOST:PORT."
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
+_E = TypeVar("_E", bound=enum.Enum)
+Work = Callable[..., Coroutine[Any, Any, CommandResult]]
 
-class BadUsageError(Exception):
-    """The command line says something that cannot be meant; nothing was sent."""
-
-    def __str__(self) -> str:
-        return printable(super().__str__())
-
-
-@dataclass(frozen=True, slots=True)
-class Saying:
-    """How a command says what it has to say.
-
-    Attributes:
-        json: One JSON document on standard output, nothing else there.
-        verbose: Print the QMP exchange on standard error.
-    """
-
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document, for programs.", show_default=False)
-    ] = False
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Print the QMP exchange on standard error.", show_default=False)
-    ] = False
-
-    def after(self, earlier: "Options") -> "Saying":
-        """Return these options on top of those given *earlier*, before the command."""
-        return Saying(json=self.json or earlier.json, verbose=self.verbose or earlier.verbose)
+# Wider help is hard to read; below the second click gives up to fit, and below the third it cuts words to pieces.
+_WIDEST, _NARROW, _NARROWEST = 80, 60, 20
+# On a narrow terminal an option stands on a line of its own, and what it does below, indented by so much.
+_INDENT: Final = 4
+# The document of 4096 vCPUs, with a pin for each, has not a tenth of it.
+_MOST_BYTES: Final = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Options(Saying):
-    """The options of all commands that work on a VM: accepted before the command and after it alike.
+class _Formatter(click.HelpFormatter):
+    """Help that fits the terminal, however narrow it is."""
 
-    Attributes:
-        qmp: Address of the VM's QMP socket, or None.
-        name: What the VM is called, or None.
-        record: Path of the record, or None.
-        timeout: Seconds, or None for the command's own default.
-    """
+    def __init__(self, **_: Any) -> None:
+        super().__init__(width=max(min(shutil.get_terminal_size().columns, _WIDEST), _NARROWEST) - 2)
 
-    qmp: Annotated[
-        str | None,
-        typer.Option("--qmp", metavar="ADDRESS", help=f"{_QMP_HELP} Else $QMPVCPU_QMP.", show_default=False),
-    ] = None
-    name: Annotated[
-        str | None,
-        typer.Option(
-            "--name",
-            metavar="NAME",
-            help="The VM's name, where QEMU has no -name: a record of a VM without uuid goes by it.",
-            show_default=False,
-        ),
-    ] = None
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            "--record", metavar="PATH", help="Keep the VM's durable record in this file.", show_default=False
-        ),
-    ] = None
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout",
-            metavar="SECONDS",
-            help="How long the guest has for each answer, where one is awaited (30); else QEMU for each reply (10).",
-            show_default=False,
-        ),
-    ] = None
+    def write_dl(self, rows: Any, col_max: int = 30, col_spacing: int = 2) -> None:
+        super().write_dl(rows, _INDENT if self.width < _NARROW else col_max, col_spacing)
 
-    def after(self, earlier: "Options") -> "Options":
-        """Return these options on top of those given *earlier*, before the command.
 
-        Raises:
-            BadUsageError: The deadline is no length of time.
-        """
-        return Options(
-            json=self.json or earlier.json,
-            verbose=self.verbose or earlier.verbose,
-            qmp=earlier.qmp if self.qmp is None else self.qmp,
-            name=earlier.name if self.name is None else self.name,
-            record=earlier.record if self.record is None else self.record,
-            timeout=check_seconds("--timeout", earlier.timeout if self.timeout is None else self.timeout),
-        )
+class Context(click.Context):
+    """What click keeps of one command while it is carried out."""
 
-    @property
-    def address(self) -> str:
-        """The VM's address.
+    formatter_class = _Formatter
 
-        Raises:
-            BadUsageError: None was given, or it is no address.
-        """
-        if not self.qmp:
-            raise BadUsageError("which VM? Name its QMP socket: --qmp ADDRESS, or QMPVCPU_QMP in the environment")
+
+class Command(click.Command):
+    """One command."""
+
+    context_class = Context
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # it has no type argument in older versions
+    """A length of time; *some*: more than none."""
+
+    name = "seconds"
+
+    def __init__(self, *, some: bool = False) -> None:
+        self._some = some
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return *value* as a number of seconds."""
         try:
-            Address.parse(self.qmp)
-        except MonitorConnectError as error:
-            raise BadUsageError(f"--qmp: {error}") from error
-        return self.qmp
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            self.fail(f"it is a finite number of seconds, 0 or more, not {value}", param, ctx)
+        if self._some and seconds == 0:
+            self.fail("QEMU needs some time to answer", param, ctx)
+        return seconds
 
 
-@dataclass(frozen=True, slots=True)
-class FirstOptions(Options):
-    """The same options before the command.
+class File(click.ParamType):  # type: ignore[type-arg]  # as above
+    """A path."""
 
-    The environment is read here only: read again after the command, it would win over a --qmp before it.
-    """
+    name = "path"
 
-    qmp: Annotated[
-        str | None,
-        typer.Option("--qmp", metavar="ADDRESS", envvar="QMPVCPU_QMP", help=_QMP_HELP, show_default=False),
-    ] = None
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return *value* if it can be a path."""
+        if not value:
+            self.fail("it is empty", param, ctx)
+        return str(value)
 
-
-@dataclass(frozen=True, slots=True)
-class Daring:
-    """What is denied unless it is said to be meant.
-
-    Attributes:
-        allow_fatal: Send what this QEMU is known not to survive.
-    """
-
-    allow_fatal: Annotated[
-        bool,
-        typer.Option("--allow-fatal", help="Send even what this QEMU is known not to survive.", show_default=False),
-    ] = False
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+        """Have the shell offer files."""
+        return click.Path().shell_complete(ctx, param, incomplete)
 
 
-@dataclass(frozen=True, slots=True)
-class Permits(Daring):
-    """What of an unplug is denied unless it is said to be meant.
+class Choice(click.Choice):  # type: ignore[type-arg]  # as above
+    """One of the values of an enumeration."""
 
-    Attributes:
-        allow_boot_vcpus: Take boot vCPUs from a VM that libvirt runs.
-    """
+    def __init__(self, kind: type[_E]) -> None:
+        self._kind = kind
+        super().__init__([each.value for each in kind])
 
-    allow_boot_vcpus: Annotated[
-        bool,
-        typer.Option(
-            "--allow-boot-vcpus",
-            help="Take boot vCPUs even from a VM that libvirt runs: libvirtd would lose it.",
-            show_default=False,
-        ),
-    ] = False
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the member."""
+        return value if isinstance(value, self._kind) else self._kind(super().convert(value, param, ctx))
 
 
-ConfigPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="PATH",
-        help="The domain XML that the VM is next started from. Else the record keeps the next boot.",
-        show_default=False,
+def option(*names: str, **how: Any) -> click.Option:
+    """Return an option; a default that is a value is shown, and an enumeration is chosen from by its default."""
+    default = how.get("default")
+    if isinstance(default, enum.Enum):
+        how |= {"type": Choice(type(default)), "default": default.value}
+    return click.Option([*names], show_default=default is not None, **how)
+
+
+def flag(name: str, text: str) -> click.Option:
+    """Return an option without a value."""
+    return click.Option([name], is_flag=True, help=text)
+
+
+_QMP_HELP = "The VM's QMP socket: a path, unix:PATH or tcp:HOST:PORT."
+JSON = flag("--json", "Print one JSON document, for programs.")
+VERBOSE = flag("--verbose", "Print the QMP exchange on standard error.")
+QMP = option("--qmp", metavar="ADDRESS", help=f"{_QMP_HELP} Else $QMPVCPU_QMP.")
+# The environment is read before the command only: read after it, it would win over a --qmp before it.
+FIRST_QMP = option("--qmp", metavar="ADDRESS", envvar="QMPVCPU_QMP", help=_QMP_HELP)
+NAME = option(
+    "--name",
+    metavar="NAME",
+    help="The VM's name, where QEMU has no -name: a record of a VM without uuid goes by it.",
+)
+RECORD = option("--record", metavar="PATH", type=File(), help="Keep the VM's durable record in this file.")
+TIMEOUT = option("--timeout", metavar="SECONDS", type=Seconds(), help="How long the guest has for each answer (30).")
+REPLY_TIMEOUT = option(
+    "--reply-timeout",
+    metavar="SECONDS",
+    type=Seconds(some=True),
+    help="How long QEMU has to take the connection, and for each reply (10).",
+)
+OUTPUT_OPTIONS = (JSON, VERBOSE)
+VM_OPTIONS = (QMP, NAME, RECORD, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
+FIRST_OPTIONS = (FIRST_QMP, NAME, RECORD, TIMEOUT, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
+SHARED = tuple(str(each.name) for each in FIRST_OPTIONS)
+
+ALLOW_FATAL = flag("--allow-fatal", "Send even what this QEMU is known not to survive.")
+ALLOW_BOOT_VCPUS = flag(
+    "--allow-boot-vcpus", "Take boot vCPUs even from a VM that libvirt runs: libvirtd would lose it."
+)
+SAFETY_OPTIONS = (ALLOW_FATAL, ALLOW_BOOT_VCPUS)
+INCLUDE_BOOT = flag("--include-boot", "Take boot vCPUs out too, highest first, never 0.")
+
+PROOF = option(
+    "--proof",
+    default=Proof.PRESENT,
+    help="present: QEMU has it. acknowledged: wait until the guest says so too.",
+)
+CONFIG = option(
+    "--config",
+    metavar="PATH",
+    type=File(),
+    help="The domain XML that the VM is next started from. Else the record keeps the next boot.",
+)
+AFFECT = option(
+    "--affect",
+    default=Affect.LIVE,
+    help="live: the VM as it runs. config: its next boot; QEMU is not asked. both: first live, then config.",
+)
+NEXT_BOOT_OPTIONS = (AFFECT, CONFIG)
+MAP_OPTIONS = (
+    option(
+        "--on-failure",
+        default=OnFailure.STOP,
+        help="When one fails. stop: ask for nothing more. continue: do the others. revert: undo what was done.",
     ),
-]
+    TIMEOUT,
+    option(
+        "--total-timeout",
+        metavar="SECONDS",
+        type=Seconds(),
+        help="How long all of it may take; undoing not counted.",
+    ),
+    option(
+        "--in-flight",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=8,
+        help="Commands on their way at once. With stop, removals go one at a time all the same.",
+    ),
+    PROOF,
+)
+OUTPUT = option("--output", "-o", metavar="FILE", type=File(), help="Replace this file, whole or not at all.")
 
 
-@dataclass(frozen=True, slots=True)
-class Impact:
-    """What is changed.
-
-    Attributes:
-        affect: The VM as it runs, its next boot, or both.
-        config: The document that the VM is next started from, or None.
-    """
-
-    affect: Annotated[
-        Affect,
-        typer.Option(
-            "--affect",
-            help="live: the VM as it runs. config: its next boot; QEMU is not asked. both: first live, then config.",
-        ),
-    ] = Affect.LIVE
-    config: ConfigPath = None
-
-    def as_json(self) -> dict[str, str]:
-        """Return what a document says of it: nothing where only the VM as it runs is changed."""
-        return {} if self.affect is Affect.LIVE else {"affect": self.affect.value}
-
-    def document(self, options: Options) -> Path:
-        """Return the file that keeps the next boot.
-
-        Raises:
-            BadUsageError: None was named.
-        """
-        path = self.config or options.record
-        if path is None:
-            raise BadUsageError(
-                f"--affect {self.affect.value}: what keeps the next boot? Name the VM's domain XML with --config PATH"
-                ", or its record with --record PATH"
-            )
-        return path
-
-
-@dataclass(frozen=True, slots=True)
-class Bulk:
-    """How a whole map is carried out.
-
-    Attributes:
-        on_failure: What becomes of the rest when a vCPU stays, or does not come.
-        total_timeout: Seconds for all of it, or None.
-        in_flight: At most so many commands without a reply.
-        proof: What a plug waits for.
-    """
-
-    on_failure: Annotated[
-        OnFailure,
-        typer.Option(
-            "--on-failure",
-            help="When one fails. stop: ask for nothing more. continue: do the others. revert: undo what was done.",
-        ),
-    ] = OnFailure.STOP
-    total_timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--total-timeout",
-            metavar="SECONDS",
-            help="How long all of it may take; undoing not counted.",
-            show_default=False,
-        ),
-    ] = None
-    in_flight: Annotated[
-        int,
-        typer.Option(
-            "--in-flight",
-            metavar="N",
-            min=1,
-            help="Commands on their way at once. With stop, removals go one at a time all the same.",
-        ),
-    ] = 8
-    proof: Annotated[
-        Proof, typer.Option("--proof", help="present: QEMU has it. acknowledged: wait for the guest's word too.")
-    ] = Proof.PRESENT
-
-
-def check_seconds(option: str, seconds: float | None) -> float | None:
-    """Return *seconds* if they are a length of time, or None.
+def next_boot_file(affect: Affect, config: str | None, record: str | None) -> str:
+    """Return the file that keeps the next boot; "" where that is not affected.
 
     Raises:
-        BadUsageError: They are none.
+        BadUsageError: None was named.
+    """
+    if affect is Affect.LIVE:
+        return ""
+    path = config or record
+    if path is None:
+        raise BadUsageError(
+            f"--affect {affect.value}: what keeps the next boot? Name the VM's domain XML with --config PATH"
+            ", or its record with --record PATH"
+        )
+    return path
+
+
+def said(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given: 0 is a value."""
+    return {name: value for name, value in given.items() if value is not None and value is not False}
+
+
+def command(*parameters: click.Parameter) -> Callable[[Work], Command]:
+    """Make a command of the function below.
+
+    It is called with a Shell, whose options are those that commands share, and with its own *parameters* by name;
+    also with ``timeout`` if it has that option and a time was given.
+    """
+
+    def decorate(work: Work) -> Command:
+        def callback(**given: Any) -> int:
+            # Not at the top: help needs none of it.
+            from qmpvcpu.cli.run import Options, carry_out
+
+            shared = dict(click.get_current_context().obj)
+            shared |= said({name: given.pop(name) for name in SHARED if name in given})
+            if (timeout := shared.get("timeout")) is not None and TIMEOUT in parameters:
+                given["timeout"] = timeout
+            return carry_out(Options(**shared), lambda shell: work(shell, **given))
+
+        help_ = inspect.cleandoc(work.__doc__ or "")
+        name = work.__name__.strip("_").replace("_", "-")
+        return Command(name, params=[*parameters], callback=callback, help=help_)
+
+    return decorate
+
+
+def read_document(path: str) -> bytes:
+    """Return the document at *path*; ``-`` is standard input.
+
+    Raises:
+        BadUsageError: It cannot be read, or is larger than any.
     """
     try:
-        return None if seconds is None else duration(option, seconds)
-    except ValueError as error:
-        raise BadUsageError(str(error)) from None
-
-
-def takes_groups(command: Callable[..., _T]) -> Callable[..., _T]:
-    """Return *command* as typer wants it: each parameter that is a group has become the options of that group.
-
-    Options that were given before the command are taken in.
-    """
-    hints = typing.get_type_hints(command, include_extras=True)
-    parameters = {"context": inspect.Parameter("context", _POSITIONAL, annotation=typer.Context)}
-    groups: dict[str, Any] = {}
-    for each in inspect.signature(command).parameters.values():
-        if dataclasses.is_dataclass(hint := hints[each.name]):
-            groups[each.name] = hint
+        if path == "-":
+            data = sys.stdin.buffer.read(_MOST_BYTES + 1)
         else:
-            parameters[each.name] = each.replace(annotation=hint)
-    names = {name: [each.name for each in dataclasses.fields(group)] for name, group in groups.items()}
-    for group in groups.values():
-        types = typing.get_type_hints(group, include_extras=True)
-        parameters |= {
-            field.name: inspect.Parameter(field.name, _KEYWORD, default=field.default, annotation=types[field.name])
-            for field in dataclasses.fields(group)
-        }
+            # A pipe that nobody writes to has no end that could be waited for: opened so, it is empty.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.set_blocking(descriptor, True)
+            with os.fdopen(descriptor, "rb") as file:
+                data = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise BadUsageError(f"{path}: {error.strerror or error}") from error
+    if len(data) > _MOST_BYTES:
+        raise BadUsageError(f"{path}: larger than {_MOST_BYTES // 2**20} MiB, which no domain document is")
+    return data
 
-    def adapted(context: typer.Context, **given: Any) -> _T:
-        for name, group in groups.items():
-            made = group(**{each: given.pop(each) for each in names[name]})
-            first = context.obj is None or not isinstance(made, Saying)
-            given[name] = made if first else made.after(context.obj)
-        return command(**given, **({"context": context} if "context" in hints else {}))
 
-    adapted.__doc__ = command.__doc__
-    adapted.__name__ = command.__name__
-    adapted.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]  # inspect's own
-    adapted.__annotations__ = {name: each.annotation for name, each in parameters.items()}
-    return adapted
+async def write_file(path: str, data: bytes) -> None:
+    """Replace the file at *path*, whole or not at all.
+
+    Raises:
+        BadUsageError: It cannot be written.
+    """
+    from qmpvcpu.record.file import save  # not at the top: few commands write a file
+
+    try:
+        await save(path, data)
+    except RecordError as error:
+        raise BadUsageError(f"--output: {error}") from error

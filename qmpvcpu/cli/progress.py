@@ -1,18 +1,12 @@
-"""What a guest is doing while it takes its time, told on standard error from the VM's events alone."""
+"""What goes on while a command runs, from the VMs' events alone: a live board on a terminal, else lines."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Final
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
-
-from qmpvcpu.cli.tally import Tally
+from qmpvcpu.cli.output import Block, Column, Line, Output, Table
 from qmpvcpu.errors import printable
 from qmpvcpu.events import (
     Disconnected,
@@ -31,18 +25,24 @@ from qmpvcpu.events import (
     VmResumed,
     VmStopped,
 )
-from qmpvcpu.model.transition import Step
-from qmpvcpu.vm.controller import VcpuController
-from qmpvcpu.vm.stream import EventStream
+from qmpvcpu.model.transition import Action, Step
+
+if TYPE_CHECKING:
+    from qmpvcpu.cli.terminal import Screen
+    from qmpvcpu.fleet import VmResult
+    from qmpvcpu.vm.controller import VcpuController
+    from qmpvcpu.vm.stream import EventStream
 
 # A guest that answers sooner needs no commentary.
-_QUIET_S = 0.4
-_TICK_S = 0.1
-_BAR_WIDTH = 16
+_QUIET_S: Final = 0.4
+_TICK_S: Final = 0.1
+_BAR_WIDTH: Final = 20
 # Where a transition has more steps, those under way are shown and the rest is counted.
-_MOST_ROWS = 16
-# Lines of a terminal that show no step.
-_OTHER_LINES = 5
+_MOST_ROWS: Final = 16
+# Lines of a terminal that show no step, and no VM.
+_OTHER_LINES: Final = 5
+# How many VMs that are waited for are named.
+_MOST_NAMED: Final = 3
 
 _SENTENCES: Final[Mapping[type[Event], str]] = {
     VcpuPlugged: "vCPU {event.ids} is plugged",
@@ -61,27 +61,18 @@ _SENTENCES: Final[Mapping[type[Event], str]] = {
     InstanceChanged: "another QEMU runs this VM now: what was pending is void",
 }
 
+# What a step does, by its last event, with the style in which that is shown.
+_STATES: Final[Mapping[type[Event], tuple[str, str]]] = {
+    VcpuPlugged: ("plugged", "green"),
+    UnplugRequested: ("asked, no reaction yet", "yellow"),
+    UnplugAcknowledged: ("the guest works on it", "yellow"),
+    UnplugRefused: ("refused: {event.reason}", "red"),
+    UnplugPending: ("no answer in time, pending", "yellow"),
+    VcpuUnplugged: ("gone", "green"),
+}
 
-@contextlib.asynccontextmanager
-async def progress(
-    vm: VcpuController, console: Console, *, wanted: str, steps: Iterable[Step] = ()
-) -> AsyncIterator[None]:
-    """Say what *vm*'s guest does for as long as the body runs.
-
-    Args:
-        vm: The VM.
-        console: Where to say it.
-        wanted: What the body waits for, until something happens.
-        steps: What the body is to bring about; it is told how many of them are settled, and what each does.
-    """
-    narrator = _Narrator(console, wanted, Tally(steps))
-    tasks = [asyncio.create_task(narrator.listen(vm.events())), asyncio.create_task(narrator.show())]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+# Steps under way come first, then settled ones, then those that have not begun.
+_DOING, _SETTLED, _WAITING = range(3)
 
 
 def sentence(event: Event) -> str:
@@ -91,64 +82,265 @@ def sentence(event: Event) -> str:
     return printable(_SENTENCES[type(event)].format(event=event))
 
 
-class _Narrator:
-    """Keeps the last thing that happened, and shows it: one live line on a terminal, else a line for each."""
+class Picture(Protocol):
+    """What a terminal shows while something goes on."""
 
-    def __init__(self, console: Console, wanted: str, tally: Tally) -> None:
-        self._console = console
-        self._now = wanted
-        self._aside = wanted  # what is of no vCPU: those have rows of their own
-        self._tally = tally
+    def picture(self, screen: "Screen") -> Iterable[Block]:
+        """Return it as it is now, not higher than *screen*."""
 
-    async def listen(self, events: EventStream) -> None:
+
+class Board(Picture, Protocol):
+    """The same, which can be told in lines too."""
+
+    def line(self) -> str:
+        """Return it in one line, for a file or a pipe."""
+
+
+@contextlib.asynccontextmanager
+async def shown(board: Board, output: Output) -> AsyncIterator[None]:
+    """Show *board* while the body runs, if that takes a while: drawn on a terminal, else each new line."""
+    async with _meanwhile(_show(board, output)):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def kept(picture: Picture, output: Output) -> AsyncIterator[None]:
+    """Draw *picture* on the terminal *output* while the body runs; the last one stays."""
+    with output.live(keep=True) as screen:
+        try:
+            async with _meanwhile(_draw(picture, screen)):
+                yield
+        finally:
+            screen.draw(*picture.picture(screen))
+
+
+async def _show(board: Board, output: Output) -> None:
+    started = time.monotonic()
+    await asyncio.sleep(_QUIET_S)
+    if output.draws:
+        with output.live(keep=False) as screen:
+            await _draw(board, screen)
+    shown = ""
+    while True:
+        if shown != (line := board.line()):
+            shown = line
+            output.print(f"{time.monotonic() - started:5.1f} s  {line}")
+        await asyncio.sleep(_TICK_S)
+
+
+async def _draw(picture: Picture, screen: "Screen") -> None:
+    while True:
+        screen.draw(*picture.picture(screen))
+        await asyncio.sleep(_TICK_S)
+
+
+@contextlib.asynccontextmanager
+async def _meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do *work* while the body runs."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class StepRow(NamedTuple):
+    """One step, as it stands.
+
+    Attributes:
+        step: Action and vCPU ids.
+        words: What it does, or how it ended.
+        style: How to show these.
+        seconds: How long it has been under way; None: it is not.
+    """
+
+    step: str
+    words: str
+    style: str
+    seconds: float | None
+
+
+class StepTracker:
+    """Follows *steps* by events: which are settled, one way or the other, which are undone again, what each does.
+
+    Attributes:
+        total: How many steps there are.
+        undone: How many of the settled ones are undone.
+    """
+
+    def __init__(self, steps: Iterable[Step]) -> None:
+        self._steps = {step.first: step for step in steps}
+        self._open = {first: step.action for first, step in self._steps.items()}
+        self._done: dict[int, Action] = {}
+        self._words: dict[int, tuple[str, str]] = {}
+        self._began: dict[int, float] = {}
+        self.total = len(self._open)
+        self.undone = 0
+
+    @property
+    def settled(self) -> int:
+        """How many are answered."""
+        return self.total - len(self._open)
+
+    def take(self, event: Event) -> None:
+        """Take one event in."""
+        undone = self.undone
+        match event:
+            case VcpuPlugged(ids=ids):
+                self._settle(min(ids), Action.PLUG)
+            case VcpuUnplugged(ids=ids):
+                self._settle(min(ids), Action.UNPLUG)
+            case UnplugRefused(ids=ids) | UnplugPending(ids=ids):
+                self._open.pop(min(ids), None)
+            case UnplugRequested(ids=ids) | UnplugAcknowledged(ids=ids):
+                self._began.setdefault(min(ids), time.monotonic())
+            case _:
+                return
+        words, style = _STATES[type(event)]
+        words = printable(words.format(event=event))
+        if self.undone > undone:
+            words = "undone"
+        elif self._done.get(min(ids)) is Action.PLUG and not isinstance(event, VcpuPlugged):
+            words = f"to be undone: {words}"
+        self._words[min(ids)] = words, style
+
+    def _settle(self, first: int, action: Action) -> None:
+        wanted = self._open.get(first)
+        if wanted is action or (wanted is Action.KEEP and action is Action.PLUG):
+            self._done[first] = self._open.pop(first)
+        elif first in self._done and self._done[first] not in (action, Action.KEEP):
+            del self._done[first]
+            self.undone += 1
+
+    def __str__(self) -> str:
+        undone = f", {self.undone} undone" if self.undone else ""
+        return f"{self.settled} of {self.total}{undone}"
+
+    def rows(self, most: int) -> list[StepRow]:
+        """Return what each step does, in their order; where there are more than *most*, those under way first."""
+        ranked = [self._row(step) for step in self._steps.values()]
+        if len(ranked) > most:
+            ranked.sort(key=lambda row: row[0])
+        return [row for _, row in ranked[:most]]
+
+    def _row(self, step: Step) -> tuple[int, StepRow]:
+        first = step.first
+        if first not in self._words:
+            return _WAITING, StepRow(str(step), "waits", "dim", None)
+        words, style = self._words[first]
+        if first not in self._open:
+            return _SETTLED, StepRow(str(step), words, style, None)
+        began = self._began.get(first)
+        return _DOING, StepRow(str(step), words, style, None if began is None else time.monotonic() - began)
+
+
+@contextlib.asynccontextmanager
+async def progress(
+    vm: "VcpuController", output: Output, *, waiting: str, steps: Iterable[Step] = ()
+) -> AsyncIterator[None]:
+    """Say what *vm*'s guest does while the body runs.
+
+    Args:
+        vm: The VM.
+        output: Where to say it.
+        waiting: What the body waits for, until something happens.
+        steps: What the body is to bring about; it is told how many of them are settled, and what each does.
+    """
+    board = _VmProgress(waiting, StepTracker(steps))
+    async with _meanwhile(board.listen(vm.events())), shown(board, output):
+        yield
+
+
+class _VmProgress:
+    """One VM: what happened last, and each step."""
+
+    def __init__(self, waiting: str, tracker: StepTracker) -> None:
+        self._now = waiting
+        self._aside = waiting  # what is about no vCPU: those have rows of their own
+        self._tracker = tracker
+        self._started = time.monotonic()
+
+    async def listen(self, events: "EventStream") -> None:
         async for event in events:
-            self._tally.take(event)
+            self._tracker.take(event)
             self._now = sentence(event)
             self._aside = "" if hasattr(event, "ids") else self._now
 
-    async def show(self) -> None:
-        started = time.monotonic()
-        await asyncio.sleep(_QUIET_S)
-        if not self._console.is_terminal:
-            await self._show_lines(started)
-        elif self._tally.total:
-            await self._show_board()
-        with self._console.status("") as status:
-            while True:
-                status.update(Text(f"{self._now} ({time.monotonic() - started:.1f} s)"))
-                await asyncio.sleep(_TICK_S)
+    def line(self) -> str:
+        return f"{self._tracker}: {self._now}" if self._tracker.total else self._now
 
-    async def _show_board(self) -> None:
-        with Live(console=self._console, auto_refresh=False, transient=True) as live:
-            began = time.monotonic()
-            while True:
-                live.update(self._board(time.monotonic() - began + _QUIET_S), refresh=True)
-                await asyncio.sleep(_TICK_S)
-
-    def _board(self, seconds: float) -> RenderableType:
-        """Return the bar, what the VM does, and a row for each vCPU as far as there is room."""
-        tally = self._tally
-        head = Table.grid(padding=(0, 2, 0, 0))
-        width = min(_BAR_WIDTH, self._console.width // 5)
-        bar = ProgressBar(tally.total, tally.settled, width=width, complete_style="green")
-        head.add_row(bar, str(tally), f"{seconds:.0f} s")
-        steps = Table.grid(padding=(0, 2, 0, 0))
-        steps.add_column(no_wrap=True)
-        steps.add_column(overflow="fold")
-        rows = tally.rows(max(min(self._console.height - _OTHER_LINES, _MOST_ROWS), 1))
+    def picture(self, screen: "Screen") -> Iterator[Block]:
+        seconds = time.monotonic() - self._started
+        if not self._tracker.total:
+            yield f"{self._now} ({seconds:.1f} s)"
+            return
+        yield _bar(self._tracker.settled, self._tracker.total, screen, f"{self._tracker}  {seconds:.0f} s")
+        if self._aside:
+            yield self._aside
+        rows = self._tracker.rows(max(min(screen.height - _OTHER_LINES, _MOST_ROWS), 1))
+        table = Table(Column(), Column(fold=True))
         for row in rows:
             took = "" if row.seconds is None else f" ({row.seconds:.1f} s)"
-            steps.add_row(row.step, Text(row.words + took, row.style))
-        left = tally.total - len(rows)
-        more = [Text(f"... and {left} more", "dim")] if left else []
-        aside = [Text(self._aside)] if self._aside else []
-        return Group(head, *aside, steps, *more)
+            table.add(row.step, Line(row.words + took, style=row.style))
+        yield table
+        if left := self._tracker.total - len(rows):
+            yield Line(f"... and {left} more", style="dim")
 
-    async def _show_lines(self, started: float) -> None:
-        shown = ""
-        while True:
-            if self._now != shown:
-                shown = self._now
-                count = f"{self._tally}: " if self._tally.total else ""
-                self._console.print(f"{time.monotonic() - started:5.1f} s  {count}{shown}", soft_wrap=True)
-            await asyncio.sleep(_TICK_S)
+
+def _bar(done: int, total: int, screen: "Screen", words: str) -> Line:
+    width = min(_BAR_WIDTH, screen.width // 5)
+    full = width * done // max(total, 1)
+    return Line(("━" * full, "green"), ("━" * (width - full), "dim"), f"  {words}")
+
+
+def short_address(address: str) -> str:
+    """Return *address* as it is shown."""
+    return printable(address.removeprefix("unix:"))
+
+
+class FleetProgress:
+    """The VMs at *addresses*: how many are done, and what each of the others does."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._total = len(addresses)
+        self._left = dict.fromkeys(addresses)
+        self._failed = 0
+        self._doing: dict[str, str] = {}
+        self._started = time.monotonic()
+
+    def take(self, result: "VmResult[Any]") -> None:
+        """Take in that one VM is done."""
+        self._left.pop(result.address, None)
+        self._failed += result.error is not None
+
+    @contextlib.asynccontextmanager
+    async def following(self, vm: "VcpuController", steps: Iterable[Step]) -> AsyncIterator[None]:
+        """Show what becomes of *steps* on *vm* while the body runs."""
+        try:
+            async with _meanwhile(self._follow(vm.address, vm.events(), StepTracker(steps))):
+                yield
+        finally:
+            self._doing.pop(vm.address, None)
+
+    async def _follow(self, address: str, events: "EventStream", tracker: StepTracker) -> None:
+        async for event in events:
+            tracker.take(event)
+            self._doing[address] = f"{tracker}: {sentence(event)}"
+
+    def line(self) -> str:
+        """Return how many are done, and who is waited for."""
+        failed = f", {self._failed} failed" if self._failed else ""
+        few = len(self._left) <= _MOST_NAMED
+        waiting = f"; waiting for {', '.join(map(short_address, self._left))}" if self._left and few else ""
+        return f"{self._total - len(self._left)} of {self._total} VMs{failed}{waiting}"
+
+    def picture(self, screen: "Screen") -> Iterator[Block]:
+        """Return the bar, and a row for each VM that does something, as far as there is room."""
+        seconds = time.monotonic() - self._started
+        yield _bar(self._total - len(self._left), self._total, screen, f"{seconds:.0f} s  {self.line()}")
+        table = Table(Column(fold=True), Column(fold=True))
+        room = max((screen.height - _OTHER_LINES) // 2, 1)  # each may take two lines
+        for address, words in list(self._doing.items())[:room]:
+            table.add(short_address(address), Line(words, style="yellow"))
+        yield table

@@ -1,12 +1,9 @@
-"""What people and programs see of a whole map: the plan, the report, a transition that was cut short. No I/O."""
+"""How a whole map is shown: the plan, the report, and what was wanted when a change was cut short."""
 
 from typing import Any, Final
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.table import Table
-from rich.text import Text
-
-from qmpvcpu.cli.show import in_options, milliseconds, state_text
+from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
+from qmpvcpu.cli.show import milliseconds, state_text
 from qmpvcpu.errors import printable
 from qmpvcpu.model.report import ConfigOutcome, StepReport, TransitionOutcome, TransitionReport
 from qmpvcpu.model.transition import Intent, Step
@@ -19,9 +16,9 @@ _OUTCOMES: Final = {
     TransitionOutcome.PARTIAL: "red",
     TransitionOutcome.REVERT_INCOMPLETE: "red",
 }
-_MOST_NAMED = 4
+_MOST_NAMED: Final = 4
 # On a narrower terminal the reasons would be columns of single words.
-_TABLE_WIDTH = 64
+_TABLE_WIDTH: Final = 64
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -39,12 +36,13 @@ def _step_json(step: Step) -> dict[str, Any]:
     return {"action": step.action.value, "ids": str(step.ids), "qom_path": step.qom_path, "joins": step.joins}
 
 
-def plan_text(plan: Plan) -> Text:
-    """Return the plan's own explanation, with what is denied in red."""
-    text = Text(in_options(str(plan)))
-    text.highlight_regex(r"(?m)^  denied.*$", "red")
-    text.highlight_regex(r"(?m)^  warning.*$", "yellow")
-    return text
+def plan_lines(explained: str) -> list[Block]:
+    """Return the plan's own explanation in lines, the denied steps in red."""
+    styles = {"denied": "red", "warning": "yellow"}
+    return [
+        Line(line, style=next((style for word, style in styles.items() if line.startswith(f"  {word}")), ""))
+        for line in explained.split("\n")
+    ]
 
 
 def intent_json(intent: Intent) -> dict[str, Any]:
@@ -70,65 +68,44 @@ def intent_text(intent: Intent) -> str:
     )
 
 
-def report_text(report: TransitionReport, *, looked: bool = False) -> Group:
-    """Return how a transition ended, in a line, slot by slot, and as the map that is so now.
+def report_blocks(report: TransitionReport, *, looked: bool = False) -> tuple[Block, ...]:
+    """Return how a transition ended: in a line, slot by slot, and as the map that is there now.
 
-    *looked*: It is what a look afterwards shows, which cannot tell what was never sent from what was not answered.
+    *looked*: It was found by looking later, which cannot tell what was never sent from what was not answered.
     """
     stopped = ", stopped" if report.cancelled else ""
     took = f" in {milliseconds(report.seconds)}" if report.seconds else ""
-    head = Text.assemble(
-        (report.outcome.name.replace("_", " "), _OUTCOMES[report.outcome]),
-        f"{stopped}{took}: {report.start} -> {report.target}",
+    nothing = "" if report.steps else ", nothing to do"
+    outcome = (report.outcome.name.replace("_", " "), _OUTCOMES[report.outcome])
+    head = Line(outcome, f"{stopped}{took}: {report.start} -> {report.target}{nothing}")
+    steps = _step_table(report.steps, "not done" if looked else "not sent")
+    return (
+        head,
+        *([ByWidth(_TABLE_WIDTH, steps, [*map(str, report.steps)])] if report.steps else []),
+        *([] if report.config is None else [str(report.config)]),
+        *([f"not recorded: {printable(report.unrecorded)}"] if report.unrecorded else []),
+        state_text(report.layout),
     )
-    if not report.steps:
-        head.append(", nothing to do")
-    now = Text(state_text(report.layout))
-    lines = [] if report.config is None else [str(report.config)]
-    lines += [f"not recorded: {printable(report.unrecorded)}"] if report.unrecorded else []
-    return Group(
-        head, *([_Steps(report.steps, "not done" if looked else "not sent")] if report.steps else []), *lines, now
-    )
-
-
-class _Steps:
-    """The steps of a report: a table where there is room for it, else lines."""
-
-    def __init__(self, steps: tuple[StepReport, ...], unanswered: str) -> None:
-        self._steps = steps
-        self._unanswered = unanswered
-
-    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
-        if options.max_width < _TABLE_WIDTH:
-            yield from map(str, self._steps)
-        else:
-            yield _step_table(self._steps, self._unanswered)
 
 
 def _step_table(steps: tuple[StepReport, ...], unanswered: str) -> Table:
-    turned = any(step.undone is not None for step in steps)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("action", no_wrap=True)
-    table.add_column("vCPU", justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    if turned:
-        table.add_column("undone", no_wrap=True)
-    table.add_column("why", overflow="fold")
+    reverted = any(step.undone is not None for step in steps)
+    columns = [Column("action"), Column("vCPU", "right"), Column("verdict"), Column("time", "right")]
+    columns += [Column("undone")] if reverted else []
+    table = Table(*columns, Column("why", fold=True))
     for step in steps:
         verdict = unanswered if step.verdict is None else step.verdict.name
         took = milliseconds(step.seconds) if step.seconds else ""
-        undone = (_undone(step),) if turned else ()
-        table.add_row(
-            step.action.value, str(step.ids), Text(verdict, _style(step)), took, *undone, Text(printable(step.reason))
-        )
+        cells = [step.action.value, str(step.ids), Line((verdict, _style(step))), took]
+        cells += [_undone(step)] if reverted else []
+        table.add(*cells, printable(step.reason))
     return table
 
 
-def _undone(step: StepReport) -> Text:
+def _undone(step: StepReport) -> Line:
     if step.undone is None:
-        return Text("")
-    return Text("yes", "green") if step.undone else Text("NO", "bold red")
+        return Line("")
+    return Line(("yes", "green")) if step.undone else Line(("NO", "bold red"))
 
 
 def _style(step: StepReport) -> str:

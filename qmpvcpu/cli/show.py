@@ -1,19 +1,26 @@
-"""What people and programs see: map rows, JSON shapes. No I/O, and nothing that takes long to import."""
+"""How a layout is shown: its state in JSON and in a line, and every vCPU in a table."""
 
-import enum
-import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
-from qmpvcpu.errors import DomainXmlError, InvalidMapError, MonitorConnectError, QmpVcpuError, printable
+from qmpvcpu.cli.output import Block, Column, Line, Table
+from qmpvcpu.errors import printable
 from qmpvcpu.model.layout import Layout, Vcpu
-from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import as_json, verdict_of
 
-# Wider rows wrap on a terminal of 80 columns; ids with ranges say it shorter then.
-_MOST_IN_ROW = 16
-_SECOND = 1.0
-_ARGUMENT = re.compile(r"\b(allow_fatal|allow_boot_vcpus|include_boot)=True\b")
+WIDE: Final = 78
+"""Letters that the whole table of vCPUs needs; a narrower terminal gets the columns that fit into 40."""
+
+# Longer tables name free vCPUs in one line instead.
+_MOST_IN_TABLE: Final = 64
+# QEMU names them in no particular order.
+_LEVELS: Final = (
+    *("drawer-id", "book-id", "socket-id", "die-id", "cluster-id", "module-id", "core-id", "thread-id"),
+)
+_RIGHT: Final = ("id", "slot", "order", "node", "host tid")
+_STYLES: Final = {"plugged": "green", "pending": "bold yellow"}
+_SECOND: Final = 1.0
+
+_Field = tuple[str, Callable[[Vcpu], str]]
 
 
 def state_json(layout: Layout) -> dict[str, Any]:
@@ -21,79 +28,14 @@ def state_json(layout: Layout) -> dict[str, Any]:
     return {"max": layout.max, "enabled": str(layout.enabled), "pending": str(layout.pending)}
 
 
-def error_json(error: BaseException, message: str) -> dict[str, Any]:
-    """Return *error* with all its evidence; ``verdict`` is the step's, or null where it is about no step."""
-    if not isinstance(error, QmpVcpuError):
-        return {"kind": type(error).__name__, "message": message, "outcome": "unchanged", "verdict": None}
-    try:
-        verdict = verdict_of(error)
-    except InvalidMapError:  # it is about an id that no map can hold
-        verdict = None
-    evidence = {} if verdict is None else as_json(verdict)
-    evidence.pop("seconds", None)  # the step's, not the error's
-    evidence |= {name: plain(value) for name, value in vars(error).items() if not name.startswith("_")}
-    for name in ("report", "outcome"):  # the one stands beside the error, whole; the other is below
-        evidence.pop(name, None)
-    if isinstance(error, DomainXmlError) and error.line is None:
-        del evidence["line"]
-    return {
-        "kind": type(error).__name__,
-        "message": message,
-        "outcome": error.outcome.value,
-        **({"verdict": None} | evidence),
-    }
-
-
-def plain(value: object) -> object:
-    """Return *value* as JSON has it."""
-    match value:
-        case enum.Enum():
-            return value.name
-        case VcpuMap():
-            return str(value)
-        case Mapping():
-            return {str(key): plain(each) for key, each in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [plain(each) for each in value]
-        case None | bool() | int() | float() | str():
-            return value
-    return str(value)
-
-
-def in_options(message: str) -> str:
-    """Return *message* with what it says of Python's calls and arguments said of commands and options."""
-    message = message.replace("take_back(destination_is_gone=True)", "qmpvcpu take-back --destination-is-gone")
-    return _ARGUMENT.sub(lambda found: "--" + found[1].replace("_", "-"), message)
-
-
-def is_held(error: BaseException) -> bool:
-    """Return True where another client most likely holds the QMP socket; not where its QEMU is stopped."""
-    return isinstance(error, MonitorConnectError) and "second -qmp" in error.hint
-
-
 def state_text(layout: Layout) -> str:
     """Return the map, drawn and named."""
-    if layout.max > _MOST_IN_ROW:
-        return f"plugged {map_row(layout)}"
-    return f"{map_row(layout)}  plugged {layout.enabled}{_pending(layout)}"
-
-
-def map_row(layout: Layout) -> str:
-    """Return the map as a row of cells, ``[0][ ][ ][3]``, a pending removal as ``(3)``; a long one in words."""
-    if layout.max > _MOST_IN_ROW:
-        return f"{layout.enabled} of 0-{layout.max - 1}{_pending(layout)}"
-    width = len(str(layout.max - 1))
-    return "".join(_cell(vcpu, width) for vcpu in layout)
+    drawn = str(layout)
+    return f"{drawn}  plugged {layout.enabled}{_pending(layout)}" if drawn.startswith("[") else f"plugged {drawn}"
 
 
 def _pending(layout: Layout) -> str:
     return f", pending {layout.pending}" if layout.pending else ""
-
-
-def _cell(vcpu: Vcpu, width: int) -> str:
-    if not vcpu.enabled:
-        return f"[{'':{width}}]"
-    return f"({vcpu.id:{width}})" if vcpu.pending else f"[{vcpu.id:{width}}]"
 
 
 def milliseconds(seconds: float) -> str:
@@ -111,3 +53,81 @@ def headline(layout: Layout, width: int | None = None) -> str:
     plugged = f"{len(layout.enabled)} of {layout.max} vCPUs plugged: {layout.enabled}{_pending(layout)}"
     apart = "  " if width is None or len(head) + 2 + len(plugged) <= width else "\n"
     return f"{head}{apart}{plugged}"
+
+
+def vcpu_table(
+    layout: Layout, *, width: int | None, since: Mapping[int, str] | None = None, room: int = _MOST_IN_TABLE
+) -> list[Block]:
+    """Return every vCPU as a table; where there are more than *room*, the free ones in a line below it.
+
+    With *since* (by the first vCPU id of a slot: since when a removal is pending) that is shown instead of the QOM
+    path, and what does not fit into *room* even so is only counted. A terminal narrower than ``WIDE`` gets fewer
+    columns.
+    """
+    narrow = width is not None and width < WIDE
+    fields = _fields(layout, since, narrow=narrow)
+    table = Table(*(_column(name, narrow=narrow) for name, _ in fields), gap=1 if narrow else 2)
+    long = layout.max > room
+    shown = [vcpu for vcpu in layout if vcpu.enabled or not long]
+    cut = max(len(shown) - room + 2, 0) if since is not None and len(shown) > room else 0
+    if cut:  # pending ones are kept: they are what people look for
+        kept = sorted(shown, key=lambda vcpu: (not vcpu.pending, vcpu.id))[:-cut]
+        shown = sorted(kept, key=lambda vcpu: vcpu.id)
+    for vcpu in shown:
+        table.add(*(_styled(name, printable(field(vcpu))) for name, field in fields), style=_row_style(vcpu))
+    notes: list[Block] = [f"{cut} more are plugged"] if cut else []
+    notes += [Line(f"free: {layout.free}", style="dim")] if long and layout.free else []
+    return [table, *notes]
+
+
+def _styled(name: str, cell: str) -> Line:
+    return Line((cell, _STYLES.get(cell, "") if name == "state" else ""))
+
+
+def _row_style(vcpu: Vcpu) -> str:
+    if not vcpu.enabled:
+        return "dim"
+    return "yellow" if vcpu.pending else ""
+
+
+def _column(name: str, *, narrow: bool) -> Column:
+    # The levels of a place, and on a narrow terminal the words of a name, stand below each other: it all fits.
+    head = name.replace("/", "/\n").replace(" ", "\n" if narrow else " ")
+    justify = "right" if name in _RIGHT else "center" if "/" in name else "left"
+    return Column(head, justify, fold=name in ("device id", "QOM path"))
+
+
+def _fields(layout: Layout, since: Mapping[int, str] | None, *, narrow: bool) -> list[_Field]:
+    """Return what the columns show, each with its name."""
+    props = layout.slots[0].props if layout.slots else {}
+    levels = sorted((name for name in props if name != "node-id"), key=_depth)
+    place = printable("/".join(name.removesuffix("-id") for name in levels)) or "place"
+    fields: list[_Field] = [("id", lambda vcpu: str(vcpu.id))]
+    if any(slot.count > 1 for slot in layout.slots) or (since is not None and not narrow):
+        fields.append(("slot", lambda vcpu: str(vcpu.slot.first)))
+    fields.append((place, lambda vcpu: "/".join(str(vcpu.props.get(name, "")) for name in levels)))
+    if any("node-id" in slot.props for slot in layout.slots):
+        fields.append(("node", lambda vcpu: str(vcpu.props.get("node-id", ""))))
+    fields += [("state", _state), ("order", lambda vcpu: str(vcpu.order or ""))]
+    if since is None or not narrow:
+        fields.append(("device id", lambda vcpu: vcpu.device_id or ""))
+    if since is None and not narrow:
+        fields.append(("QOM path", lambda vcpu: vcpu.qom_path or ""))
+    if not narrow:
+        fields.append(("host tid", lambda vcpu: str(vcpu.host_tid or "")))
+    if since is not None:
+        fields.append(("pending since", lambda vcpu: since.get(vcpu.slot.first, "") if vcpu.pending else ""))
+    return fields
+
+
+def _depth(level: str) -> int:
+    """Return how deep a level of the topology is; one that this version does not know is innermost."""
+    return _LEVELS.index(level) if level in _LEVELS else len(_LEVELS)
+
+
+def _state(vcpu: Vcpu) -> str:
+    if not vcpu.enabled:
+        return "free"
+    if vcpu.pending:
+        return "pending"
+    return "plugged" if vcpu.hotpluggable else "fixed"

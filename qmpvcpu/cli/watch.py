@@ -3,30 +3,64 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import typer
-from rich.live import Live
-
-from qmpvcpu.cli.answer import INTERRUPTED, NOT_REACHED, REACHED, Answer
-from qmpvcpu.cli.documents import as_line, document
-from qmpvcpu.cli.live import LiveTable, clock, told
-from qmpvcpu.cli.options import BadUsageError, Options, check_seconds
-from qmpvcpu.cli.run import Shell, carry_out
-from qmpvcpu.cli.show import headline, map_row, plain, state_json
-from qmpvcpu.events import Event
+from qmpvcpu.cli.failures import plain
+from qmpvcpu.cli.options import VM_OPTIONS, Seconds, command, flag, option
+from qmpvcpu.cli.output import Block, Column, Line, Table
+from qmpvcpu.cli.progress import kept, sentence
+from qmpvcpu.cli.result import INTERRUPTED, NOT_REACHED, REACHED, BadUsageError, CommandResult, as_line, document
+from qmpvcpu.cli.run import Shell
+from qmpvcpu.cli.show import WIDE, headline, state_json, vcpu_table
+from qmpvcpu.events import (
+    Disconnected,
+    Event,
+    InstanceChanged,
+    LayoutChanged,
+    Origin,
+    Reconnected,
+    UnplugAcknowledged,
+    UnplugPending,
+    UnplugRefused,
+    UnplugRequested,
+    VcpuPlugged,
+    VcpuUnplugged,
+)
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.vm.controller import VcpuController
 
-# What nobody announces, such as a plug that the guest does not acknowledge, is to be seen within this time.
-_RESYNC_S = 5.0
+if TYPE_CHECKING:
+    from qmpvcpu.cli.terminal import Screen
+    from qmpvcpu.vm.controller import VcpuController
+
+# What nobody announces, such as a plug that the guest does not acknowledge, is seen within this time.
+_RESYNC_S: Final = 5.0
+_MOST_EVENTS: Final = 20
+# Lines that show no vCPU and no event: heads of the columns, blank ones, the cursor's.
+_OTHER_LINES: Final = 7
+# Of the rest a third is for events, at least these.
+_FEWEST_EVENTS: Final = 3
+_FEWEST_ROWS: Final = 4
+_MINUTE: Final = 60
+
+_STYLES: Final[dict[type[Event], str]] = {
+    VcpuPlugged: "green",
+    VcpuUnplugged: "green",
+    UnplugRequested: "yellow",
+    UnplugAcknowledged: "yellow",
+    UnplugPending: "yellow",
+    UnplugRefused: "red",
+    Disconnected: "bold red",
+    InstanceChanged: "bold",
+}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _End:
     """When watching ends by itself: at a map, after a time, or never."""
 
@@ -50,26 +84,13 @@ class _End:
         return self.map is not None and layout.enabled == self.map and not layout.pending
 
 
-def watch(
-    *,
-    seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="End after so long.", show_default=False)
-    ] = None,
-    until: Annotated[
-        str | None,
-        typer.Option(
-            "--until",
-            metavar="MAP",
-            help="End when exactly these are plugged and none is pending.",
-            show_default=False,
-        ),
-    ] = None,
-    reconnect: Annotated[
-        bool,
-        typer.Option("--reconnect", help="When QEMU is lost, wait for it to come back.", show_default=False),
-    ] = False,
-    options: Options,
-) -> int:
+@command(
+    option("--for", "seconds", metavar="SECONDS", type=Seconds(), help="End after so long."),
+    option("--until", metavar="MAP", help="End when exactly these are plugged and none is pending."),
+    flag("--reconnect", "When QEMU is lost, wait for it to come back."),
+    *VM_OPTIONS,
+)
+async def watch(shell: Shell, *, seconds: float | None, until: str | None, reconnect: bool) -> CommandResult:
     """Follow what happens to the vCPUs, whoever does it, until SIGINT. Reads only.
 
     On a terminal: the table of vCPUs with the last events below. Else one line an event. With --json one document a
@@ -81,50 +102,37 @@ def watch(
 
       qmpvcpu watch --until 0-3 --for 60 --qmp /run/vm.qmp2 --json
 
-    Exit codes: 0 the map of --until is there; without it: --for has passed, or SIGINT or SIGTERM; 1 --for has passed
-    first; 2 bad usage or input; 3 no connection, or QEMU lost; 4 record unreadable or locked; 130 SIGINT or SIGTERM
+    Exit codes: 0 the map of --until is there; without it: --for has passed, or a signal came; 1 --for has passed
+    first; 2 bad usage or input; 3 no connection, or QEMU lost; 4 record unreadable or locked; 130 a signal
     came first.
     """
-    return carry_out(options, lambda shell: _watch(shell, until, seconds, reconnect=reconnect))
-
-
-async def _watch(shell: Shell, until: str | None, seconds: float | None, *, reconnect: bool) -> Answer:
-    """Tell of every event until the end that was asked for, a signal, or the loss of QEMU.
-
-    Raises:
-        BadUsageError: The end can never come.
-        MonitorLostError: QEMU is lost.
-    """
-    end = _End(None if until is None else VcpuMap.parse(until), check_seconds("--for", seconds))
-    attaching = shell.attach(
-        reply_timeout=shell.reply_timeout, reconnect=reconnect, resync_interval=_RESYNC_S, read_only=True
-    )
-    async with attaching as vm:
+    end = _End(None if until is None else VcpuMap.parse(until), seconds)
+    async with shell.attach(reconnect=reconnect, resync_interval=_RESYNC_S, read_only=True) as vm:
         end.check(vm.layout)
         async with _display(shell, vm) as display:
             code, why = await _follow(shell, vm, end, display)
     complaint = (f"qmpvcpu: {end.map} not reached ({why})",) if code else ()
-    return Answer(code, document(ended=why, **state_json(vm.layout)), complaint=complaint)
+    return CommandResult(code, document(ended=why, **state_json(vm.layout)), complaint=complaint)
 
 
-async def _follow(shell: Shell, vm: VcpuController, end: _End, display: "_Display") -> tuple[int, str]:
+async def _follow(shell: Shell, vm: "VcpuController", end: _End, display: "_Display") -> tuple[int, str]:
     """Return the exit code and why it ended."""
     reading = asyncio.create_task(_read(shell, vm, end, display))
 
     async def stop() -> None:
         reading.cancel()
 
-    with shell.stopping.stopped_by(stop):
+    with shell.signals.stopped_by(stop):
         await asyncio.wait({reading}, timeout=end.seconds)
     if not reading.done():
         reading.cancel()
         return (REACHED if end.map is None else NOT_REACHED), "time"
     if reading.cancelled():
-        return (REACHED if end.map is None else INTERRUPTED), shell.stopping.signal
+        return (REACHED if end.map is None else INTERRUPTED), shell.signals.came
     return REACHED, reading.result()
 
 
-async def _read(shell: Shell, vm: VcpuController, end: _End, display: "_Display") -> str:
+async def _read(shell: Shell, vm: "VcpuController", end: _End, display: "_Display") -> str:
     events = vm.events()
     display.begin(vm.layout)
     if end.reached(vm.layout):
@@ -138,7 +146,7 @@ async def _read(shell: Shell, vm: VcpuController, end: _End, display: "_Display"
                     async for more in events:
                         display.tell(more, vm.layout)
             return "reached"
-        if shell.unread:
+        if shell.stdout_closed:
             return "nobody reads"
     await vm.refresh()  # the stream has ended: this says why
     return "closed"
@@ -155,20 +163,15 @@ class _Display(Protocol):
 
 
 @contextlib.asynccontextmanager
-async def _display(shell: Shell, vm: VcpuController) -> AsyncIterator[_Display]:
+async def _display(shell: Shell, vm: "VcpuController") -> "AsyncIterator[_Display]":
     if shell.options.json:
         yield _Documents(shell)
-    elif not shell.out.is_terminal:
+    elif not shell.out.draws:
         yield _Lines(shell)
     else:
-        with Live(console=shell.out, auto_refresh=False) as live:
-            table = LiveTable(live, vm)
-            drawing = asyncio.create_task(table.draw())
-            try:
-                yield table
-            finally:
-                drawing.cancel()
-                table.draw_now()
+        table = _LiveTable(vm)
+        async with kept(table, shell.out):
+            yield table
 
 
 class _Documents:
@@ -206,4 +209,83 @@ class _Lines:
 
     def tell(self, event: Event, layout: Layout) -> None:
         """Print the event and the map."""
-        self._shell.say(f"{clock()}  {told(event)}  {map_row(layout)}")
+        self._shell.say(f"{_clock()}  {_said(event)}  {layout}")
+
+
+def _clock() -> str:
+    """Return the time of day, to the millisecond."""
+    return datetime.now().astimezone().isoformat(" ", "milliseconds")[11:23]
+
+
+def _said(event: Event) -> str:
+    """Return *event* in words, with who brought it about if that was another client."""
+    by = " (by another client)" if event.origin is Origin.OTHER else ""
+    return f"{sentence(event)}{by}"
+
+
+class _Since:
+    """Since when a removal is pending; None: since before this was watching."""
+
+    def __init__(self, *, before: bool) -> None:
+        self._at = "" if before else _clock()
+        self._started = time.monotonic()
+
+    def words(self, *, short: bool) -> str:
+        if not self._at:
+            return "before"
+        if short:
+            return self._at[:8]
+        seconds = int(time.monotonic() - self._started)
+        age = f"{seconds} s" if seconds < _MINUTE else f"{seconds // _MINUTE} min"
+        return f"{self._at[:8]} ({age})"
+
+
+class _LiveTable:
+    """The vCPUs and the last events, as large as the terminal is."""
+
+    def __init__(self, vm: "VcpuController") -> None:
+        self._vm = vm
+        self._since = {first: _Since(before=True) for first in vm.layout.pending_slots}
+        self._last: deque[tuple[str, Line]] = deque(maxlen=_MOST_EVENTS)
+        self._lost = False
+
+    def begin(self, layout: Layout) -> None:
+        """Take the state in."""
+        self._note_pending(layout)
+
+    def tell(self, event: Event, layout: Layout) -> None:
+        """Take the event in."""
+        self._note_pending(layout)
+        if not isinstance(event, LayoutChanged) or event.resync:  # the table shows what a read has found
+            self._last.append((_clock(), Line(_said(event), style=_STYLES.get(type(event), ""))))
+        self._lost = isinstance(event, Disconnected) or (self._lost and not isinstance(event, Reconnected))
+
+    def _note_pending(self, layout: Layout) -> None:
+        self._since = {
+            first: self._since.get(first) or _Since(before=False) for first in sorted(layout.pending_slots)
+        }
+
+    def picture(self, screen: "Screen") -> Iterator[Block]:
+        """Return all of it, not higher than the screen: the rest would be cut at its bottom."""
+        layout = self._vm.layout
+        short = screen.width < WIDE
+        head: list[Block] = [Line(("QEMU is lost; it was:", "bold red"))] if self._lost else []
+        head.append(headline(layout, screen.width))
+        since = {first: each.words(short=short) for first, each in self._since.items()}
+        left = screen.height - _OTHER_LINES - screen.height_of(*head)
+        room = max(left - max(left // 3, _FEWEST_EVENTS), _FEWEST_ROWS)
+        above = [*head, "", *vcpu_table(layout, width=screen.width, since=since, room=room), ""]
+        yield from above
+        yield from self._events(screen, screen.height - screen.height_of(*above) - 1, short=short)
+
+    def _events(self, screen: "Screen", left: int, *, short: bool) -> list[Block]:
+        """Return the last events, as many as fit into *left* lines, the newest at the bottom."""
+        events: list[Block] = []
+        for at, words in reversed(self._last):
+            row = Table(Column(), Column(fold=True))
+            row.add(Line(at[:8] if short else at, style="dim"), words)
+            left -= screen.height_of(row)
+            if left < 0:
+                break
+            events.append(row)
+        return events[::-1]

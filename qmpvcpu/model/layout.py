@@ -17,6 +17,8 @@ from qmpvcpu.model.vm import VmInfo
 _PERIPHERALS = "/machine/peripheral"  # those without an id too, in /machine/peripheral-anon
 _MOST_PLACE = 2**31 - 1  # QEMU's properties have 32 bits
 _MOST_QUOTED = 60
+# Wider rows wrap on a terminal of 80 columns; ids with ranges say it shorter then.
+_MOST_IN_ROW = 16
 
 
 @lru_cache(maxsize=8192)  # values that never change, asked for at every change of their slot
@@ -260,6 +262,14 @@ class Layout:
         """Every vCPU, present or not, by id."""
         return tuple(self[each] for each in range(self.max))
 
+    def __str__(self) -> str:
+        """Return the map as a row of cells, ``[0][ ][ ][3]``, a pending removal as ``(3)``; a long one in words."""
+        if self.max > _MOST_IN_ROW:
+            pending = f", pending {self.pending}" if self.pending else ""
+            return f"{self.enabled} of 0-{self.max - 1}{pending}"
+        width = len(str(self.max - 1))
+        return "".join(_cell(vcpu, width) for vcpu in self)
+
     @property
     def order(self) -> tuple[int, ...]:
         """First vCPU ids of the occupied slots, in QEMU's creation order."""
@@ -322,3 +332,9 @@ class Layout:
     def _can_leave(self, slot: Slot) -> bool:
         boot = slot.device_id is None
         return slot.present and slot.first != 0 and self.vm.can_unplug and not (boot and self.vm.libvirt_owned)
+
+
+def _cell(vcpu: Vcpu, width: int) -> str:
+    if not vcpu.enabled:
+        return f"[{'':{width}}]"
+    return f"({vcpu.id:{width}})" if vcpu.pending else f"[{vcpu.id:{width}}]"

@@ -1,11 +1,12 @@
 import signal
 from pathlib import Path
 
+import click
 import pytest
 
 from qmpvcpu.cli.app import program
-from qmpvcpu.cli.options import Options
-from qmpvcpu.cli.run import Shell, failure
+from qmpvcpu.cli.failures import failure
+from qmpvcpu.cli.run import Options, Shell
 from qmpvcpu.domainxml import read_identity
 from qmpvcpu.errors import DenialReason, StepDeniedError
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -58,7 +59,9 @@ async def test_the_state_of_a_machine_too_large_to_be_drawn_is_said_once() -> No
 def test_a_step_that_is_denied_after_one_that_was_done_is_no_bad_usage() -> None:
     error = StepDeniedError("unplug", VcpuMap([3]), DenialReason.MIGRATING, "it migrates")
     assert failure(error, Shell(Options())).code == 2
-    assert failure(error, Shell(Options(), done=[{"verdict": "UNPLUGGED"}])).code == 1
+    shell = Shell(Options())
+    shell.done.append({"verdict": "UNPLUGGED"})
+    assert failure(error, shell).code == 1
 
 
 async def test_options_count_before_the_command_and_after_it(guest: MicroGuest) -> None:
@@ -221,7 +224,7 @@ def test_the_manual_has_every_command_and_no_other() -> None:
     page = (Path(__file__).parents[2] / "docs/command-line.md").read_text()
     table = page.partition("| --- | --- |")[2].partition("\n\n")[0]
     named = {row.split("`")[1].split()[0] for row in table.strip().splitlines()}
-    assert named == set(program().commands)
+    assert named == set(program().list_commands(click.Context(program())))
 
 
 async def test_a_document_of_the_vms_own_gets_the_state_and_stays_as_it_is_otherwise(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qmpvcpu import Layout, Slot
-from qmpvcpu.cli.completing import words
+from qmpvcpu.cli.completion import words
 from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.testing import MicroGuest
 from tests.cli.running import environment, program_on_terminal, run
@@ -17,7 +17,10 @@ from tests.hostile import slots, small_vm
 pytestmark = pytest.mark.qemu
 
 # What bash does when Tab is pressed after these words.
-_TAB = 'COMP_WORDS=({words} "{begun}"); COMP_CWORD={place}; _qmpvcpu_completion qmpvcpu; echo "${{COMPREPLY[*]}}"'
+_TAB = (
+    'COMPREPLY=(); COMP_WORDS=({words} "{begun}"); COMP_CWORD={place}; '
+    '_qmpvcpu_completion qmpvcpu; echo "${{COMPREPLY[*]}}"'
+)
 
 
 @pytest.fixture
@@ -33,8 +36,7 @@ def home(tmp_path: Path) -> Path:
 
 def at_home(home: Path, **changes: str) -> dict[str, str]:
     path = f"{home}/bin:/usr/bin:/bin"
-    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # or the shell's name would not be taken
-    return environment(PATH=path, HOME=str(home), **named, **changes)
+    return environment(PATH=path, HOME=str(home), **changes)
 
 
 async def said_by(home: Path, *argv: str, **changes: str) -> str:
@@ -53,10 +55,11 @@ async def test_bash_completes_commands_options_and_their_values(home: Path) -> N
     assert [line.split() for line in said.splitlines()] == [["unplug"], ["stop", "continue", "revert"], ["count"]]
 
 
-@pytest.mark.parametrize(("shell", "words"), [("zsh", "#compdef qmpvcpu"), ("fish", "complete --command qmpvcpu")])
+@pytest.mark.parametrize(
+    ("shell", "words"), [("zsh", "#compdef qmpvcpu"), ("fish", "complete --no-files --command qmpvcpu")]
+)
 async def test_other_shells_get_a_script_of_their_own(shell: str, words: str) -> None:
-    named = environment(_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
-    ran = await run("--show-completion", shell, env=named)
+    ran = await run("--show-completion", shell)
     assert ran.code == 0
     assert words in ran.out
 
@@ -132,13 +135,50 @@ async def offered(words: str, address: Path) -> list[str]:
     """What fish is told after *words*, the VM being named as most name it."""
     asked = environment(
         QMPVCPU_QMP=str(address),
-        _QMPVCPU_COMPLETE="complete_fish",
-        _TYPER_COMPLETE_FISH_ACTION="get-args",
-        _TYPER_COMPLETE_ARGS=words,
+        _QMPVCPU_COMPLETE="fish_complete",
+        COMP_WORDS=words,
+        COMP_CWORD="",
     )
     ran = await run(env=asked)
     assert ran.err == ""
-    return ran.out.split("\n")[:-1] if ran.out.strip() else []
+    return [line.removeprefix("plain,") for line in ran.out.splitlines() if line]
+
+
+@pytest.mark.parametrize(
+    ("shell", "file", "startup"),
+    [
+        ("bash", ".bash_completions/qmpvcpu.sh", ".bashrc"),
+        ("zsh", ".zfunc/_qmpvcpu", ".zshrc"),
+        ("fish", ".config/fish/completions/qmpvcpu.fish", ""),
+    ],
+)
+async def test_it_is_set_up_once_however_often_it_is_asked_for(
+    home: Path, shell: str, file: str, startup: str
+) -> None:
+    if startup:
+        (home / startup).write_text("alias q=qmpvcpu")  # without a line break at its end
+    for _ in range(2):
+        assert (await run("--install-completion", shell, env=at_home(home))).code == 0
+    assert (home / file).read_text() == (await run("--show-completion", shell, env=at_home(home))).out
+    if startup:
+        first, *lines = (home / startup).read_text().splitlines()
+        assert first == "alias q=qmpvcpu"
+        assert len(lines) == len(set(lines)) > 0
+
+
+async def test_what_is_set_up_for_bash_completes(home: Path) -> None:
+    assert (await run("--install-completion", "bash", env=at_home(home))).code == 0
+    tab = _TAB.format(words="qmpvcpu", begun="unp", place=1)
+    said = await said_by(home, "bash", "--norc", "-c", f"source ~/.bashrc\n{tab}")
+    assert said == "unplug\n"
+
+
+async def test_a_shell_that_is_not_known_and_a_home_that_is_none_are_told(tmp_path: Path) -> None:
+    ran = await run("--install-completion", "csh", "--json")
+    assert (ran.code, ran.error["message"]) == (2, "which shell? Name one of bash, zsh, fish")
+    (tmp_path / "home").touch()
+    ran = await run("--install-completion", "bash", "--json", env=environment(HOME=str(tmp_path / "home")))
+    assert (ran.code, "completion cannot be set up" in ran.error["message"]) == (2, True)
 
 
 async def test_vcpu_ids_are_those_of_the_vm_with_their_places(guest: MicroGuest) -> None:

@@ -92,7 +92,9 @@ async def test_the_demo_shows_people_the_map_at_each_step_and_the_xml() -> None:
 @pytest.mark.qemu
 async def test_a_guest_that_does_otherwise_fails_the_demo_and_is_named() -> None:
     complying = (
-        "from qmpvcpu.cli.guests import MicroDemoGuest\nasync def comply(self): pass\nMicroDemoGuest.refuse = comply"
+        "from qmpvcpu.testing.demo import MicroDemoGuest\n"
+        "async def comply(self): pass\n"
+        "MicroDemoGuest.refuse = comply"
     )
     ran = await run("demo", "--json", code=complying)
     assert ran.code == 1
@@ -116,7 +118,7 @@ async def test_a_demo_without_a_qemu_says_what_to_install(tmp_path: Path) -> Non
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 async def test_a_demo_that_is_stopped_leaves_nothing_behind(tmp_path: Path, sig: signal.Signals) -> None:
     waits = (
-        "import asyncio\nfrom qmpvcpu.cli.guests import MicroDemoGuest\n"
+        "import asyncio\nfrom qmpvcpu.testing.demo import MicroDemoGuest\n"
         "async def wait(self):\n    print('now', file=sys.stderr)\n    await asyncio.sleep(60)\n"
         "MicroDemoGuest.refuse = wait"
     )

@@ -66,7 +66,7 @@ async def test_a_qemu_that_is_stopped_is_advised_to_go_on_and_not_to_be_shared(
 ) -> None:
     guest.process.kill(signal.SIGSTOP)
     try:
-        ran = await run("doctor", "--timeout", "0.5", "--qmp", guest.qmp, "--json", env=machine_of(tmp_path))
+        ran = await run("doctor", "--reply-timeout", "0.5", "--qmp", guest.qmp, "--json", env=machine_of(tmp_path))
     finally:
         guest.process.kill(signal.SIGCONT)
     assert ran.code == 3

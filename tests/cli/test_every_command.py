@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from qmpvcpu import Layout, Slot
@@ -84,12 +85,21 @@ def state(tmp_path: Path) -> Path:
     return path
 
 
+def within(command: click.Command) -> dict[str, click.Command]:
+    """The commands of a group, by name; of no group none."""
+    if not isinstance(command, click.Group):
+        return {}
+    context = click.Context(command)
+    found = {name: command.get_command(context, name) for name in command.list_commands(context)}
+    return {name: each for name, each in found.items() if each is not None}
+
+
 def commands() -> set[str]:
     """Every command there is, by its words."""
     return {
         f"{name} {inner}" if inner else name
-        for name, command in program().commands.items()
-        for inner in getattr(command, "commands", {"": None})
+        for name, command in within(program()).items()
+        for inner in [*within(command)] or [""]
     }
 
 
@@ -199,7 +209,7 @@ async def test_output_that_nobody_takes_is_told_and_the_command_is_done(
     assert (await run("xml", "-o", tmp_path / "vm.xml", "--qmp", guest.qmp)).code == 0
     assert (await run("set", "0-1", "--record", record, "--qmp", guest.qmp)).code == 0
     lines = [line for line in lines_with(tmp_path, "--qmp", guest.qmp) if line[0] not in OF_A_MIGRATION]
-    lines += [["--help"], ["--show-completion"]]
+    lines += [["--help"], ["--show-completion", "bash"]]
     lines += [[*line, "--json"] for line in lines if line[0] in ("list", "xml", "watch", "plan")]
     results = await results_of(lines, outputs, tmp_path)
     reader_left = outputs == "closed pipe"

@@ -10,7 +10,7 @@ import pytest
 
 from qmpvcpu import VcpuMap
 from qmpvcpu.cli import main
-from qmpvcpu.cli.fleet_show import Row, answer
+from qmpvcpu.cli.fleet import Row, merged
 from qmpvcpu.errors import (
     DenialReason,
     MonitorConnectError,
@@ -134,7 +134,7 @@ async def test_a_silent_vm_is_named_while_it_is_waited_for_and_holds_up_no_other
     vms: list[MicroGuest], folder: Path
 ) -> None:
     with stopped(vms[1]):
-        ran = await run("fleet", "list", "--timeout", "1.5", "--dir", folder, "--concurrency", "1")
+        ran = await run("fleet", "list", "--reply-timeout", "1.5", "--dir", folder, "--concurrency", "1")
     assert ran.code == 3
     assert f"2 of 3 VMs; waiting for {folder}/vm1.qmp" in ran.err
     assert "is stopped (SIGSTOP)" in ran.err
@@ -246,8 +246,8 @@ async def test_the_environment_names_one_vm_unless_others_are_named(vms: list[Mi
         ("list --dir /run --pattern /run/*.qmp", "relative to --dir"),
         ("list --dir /run --concurrency 0", "--concurrency"),
         ("list --qmp tcp:nowhere", "tcp:HOST:PORT"),
-        ("list --qmp /nonexistent --timeout 0", "QEMU needs some time"),
-        ("list --qmp /nonexistent --timeout nan", "finite number of seconds"),
+        ("list --qmp /nonexistent --reply-timeout 0", "QEMU needs some time"),
+        ("list --qmp /nonexistent --reply-timeout nan", "finite number of seconds"),
         ("set --qmp /nonexistent", "Missing argument"),
         ("set 3-1 --qmp /nonexistent", "3-1"),
         ("set 0 --qmp /nonexistent --total-timeout inf", "finite number of seconds"),
@@ -296,7 +296,7 @@ GOOD = ended(None)
     ],
 )
 def test_the_exit_code_is_that_of_the_vm_of_which_least_is_known(rows: list[Row], code: int) -> None:
-    told = answer(rows, seconds=1.0, whole=False)
+    told = merged(rows, seconds=1.0, whole=False)
     assert told.code == code
     assert told.document["reached"] == rows.count(GOOD)
     assert len(told.complaint) == len(rows) - rows.count(GOOD)
@@ -306,7 +306,7 @@ async def test_a_socket_that_another_client_holds_says_what_to_do(vms: list[Micr
     with socket.socket(socket.AF_UNIX) as holder:
         holder.connect(str(vms[0].qmp))
         assert b"QMP" in await asyncio.to_thread(holder.recv, 4096)
-        ran = await run("fleet", "list", "--timeout", "0.5", "--qmp", vms[0].qmp, "--qmp", vms[1].qmp)
+        ran = await run("fleet", "list", "--reply-timeout", "0.5", "--qmp", vms[0].qmp, "--qmp", vms[1].qmp)
     assert ran.code == 3
     assert "second -qmp" in ran.err
     assert "1 of 2 VMs read" in ran.out

@@ -7,8 +7,8 @@ import pytest
 
 from qmpvcpu import OnFailure
 from qmpvcpu.cli import main
-from qmpvcpu.cli.options import Options
-from qmpvcpu.cli.run import Shell, failure
+from qmpvcpu.cli.failures import failure
+from qmpvcpu.cli.run import Options, Shell
 from qmpvcpu.errors import TransitionError
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.report import StepReport, TransitionOutcome, TransitionReport
@@ -350,7 +350,7 @@ async def test_a_map_that_cannot_be_is_denied_and_nothing_is_sent(
         (["recover", "--finish", "--revert", "--record", "vm.xml"], "one of them"),
         (["watch", "--until", "0-"], "is no vCPU id"),
         (["watch", "--for", "-1"], "finite number of seconds"),
-        (["watch", "--timeout", "0"], "QEMU needs some time"),
+        (["watch", "--reply-timeout", "0"], "QEMU needs some time"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

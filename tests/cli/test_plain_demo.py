@@ -1,4 +1,4 @@
-"""The demo where the extra that has typer and rich is not installed."""
+"""The demo where the extra that has click and rich is not installed."""
 
 import re
 
@@ -8,7 +8,7 @@ from tests.cli.running import Ran, environment, run
 
 pytestmark = pytest.mark.qemu
 
-WITHOUT_EXTRA = "sys.modules['typer'] = None"
+WITHOUT_EXTRA = "sys.modules['click'] = None"
 
 
 def told(ran: Ran) -> list[str]:

@@ -2,8 +2,7 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu.cli.progress import sentence
-from qmpvcpu.cli.tally import Tally
+from qmpvcpu.cli.progress import StepTracker, sentence
 from qmpvcpu.events import (
     Disconnected,
     Event,
@@ -68,32 +67,32 @@ def pending(*ids: int) -> Event:
     ],
 )
 def test_what_is_settled_and_undone_is_counted_from_events(events: list[Event], says: str) -> None:
-    tally = Tally(STEPS)
+    tracker = StepTracker(STEPS)
     for event in events:
-        tally.take(event)
-    assert str(tally) == says
+        tracker.take(event)
+    assert str(tracker) == says
 
 
-def words_of(tally: Tally, most: int = 9) -> list[str]:
-    return [f"{row.step}: {row.words}" for row in tally.rows(most)]
+def words_of(tracker: StepTracker, most: int = 9) -> list[str]:
+    return [f"{row.step}: {row.words}" for row in tracker.rows(most)]
 
 
 def test_each_step_has_a_row_with_what_it_does() -> None:
-    tally = Tally(STEPS)
+    tracker = StepTracker(STEPS)
     requested = UnplugRequested(generation=1, ids=VcpuMap([2]))
     for event in (plugged(2), UnplugAcknowledged(generation=1, ids=VcpuMap([6, 7])), refused(1)):
-        tally.take(event)
-    assert words_of(tally) == [
+        tracker.take(event)
+    assert words_of(tracker) == [
         "plug 2: plugged",
         "keep 5: waits",
         "unplug 6-7: the guest works on it",
         "unplug 1: refused: device is busy",
     ]
-    assert words_of(tally, most=2) == ["unplug 6-7: the guest works on it", "plug 2: plugged"]
-    tally.take(requested)
-    assert words_of(tally)[0] == "plug 2: to be undone: asked, no reaction yet"
-    tally.take(unplugged(2))
-    assert words_of(tally)[0] == "plug 2: undone"
+    assert words_of(tracker, most=2) == ["unplug 6-7: the guest works on it", "plug 2: plugged"]
+    tracker.take(requested)
+    assert words_of(tracker)[0] == "plug 2: to be undone: asked, no reaction yet"
+    tracker.take(unplugged(2))
+    assert words_of(tracker)[0] == "plug 2: undone"
 
 
 SENTENCES: list[tuple[type[Event], dict[str, Any], str]] = [

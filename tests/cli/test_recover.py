@@ -142,7 +142,7 @@ async def test_what_a_revert_has_left_pending_is_named_where_nothing_is_left_to_
             ran = await run("recover", *how, *vm)
             assert ran.code == code
             assert ran.out.startswith("nothing was interrupted\n")
-            assert "the removal of vCPU 6 was asked for, and the guest has still to answer" in ran.err
+            assert "the removal of vCPU 6 was requested, and the guest has not answered yet" in ran.err
             assert "qmpvcpu unplug 6 (nothing is sent again)" in ran.err
 
 

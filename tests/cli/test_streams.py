@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.cli import main
-from qmpvcpu.cli.documents import as_line
+from qmpvcpu.cli.result import as_line
 from tests.cli.running import environment, on_terminal, run
 from tests.hostile import small_vm
 
@@ -148,7 +148,7 @@ async def test_a_number_that_is_none_in_a_reply_is_no_number_in_json() -> None:
         raise AssertionError(word)
 
     slot = {"type": "qemu64-x86_64-cpu", "vcpus-count": 1, "props": {"core-id": float("nan")}}
-    for words in (["list", "--json"], ["list", "--json", "--timeout", "5"], ["plan", "0", "--json"]):
+    for words in (["list", "--json"], ["list", "--json", "--reply-timeout", "5"], ["plan", "0", "--json"]):
         async with small_vm(query_hotpluggable_cpus=[slot]) as peer:
             ran = await run(*words, "--qmp", peer.address)
         assert "core-id" in ran.out

@@ -63,7 +63,7 @@ async def test_a_client_that_is_lent_is_given_back() -> None:
 async def test_who_waits_for_a_held_socket_is_told_of_the_page(guest: MicroGuest, command: tuple[str, ...]) -> None:
     with socket.socket(socket.AF_UNIX) as holder:
         holder.connect(str(guest.qmp))
-        ran = await run(*command, "--timeout", "1", "--qmp", guest.qmp)
+        ran = await run(*command, "--reply-timeout", "1", "--qmp", guest.qmp)
     assert ran.code == 3
     assert "another client" in ran.out + ran.err
     assert "docs/sharing.md" in ran.out + ran.err

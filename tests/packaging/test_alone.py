@@ -48,7 +48,7 @@ def test_every_other_command_says_in_one_line_what_to_install(alone: Environment
     ran = alone.run("qmpvcpu", *words)
     assert ran.returncode == 2
     assert ran.stderr == (
-        "qmpvcpu: the command line needs typer, which is not installed: pip install 'qmpvcpu[cli]'\n"
+        "qmpvcpu: the command line needs click, which is not installed: pip install 'qmpvcpu[cli]'\n"
     )
 
 

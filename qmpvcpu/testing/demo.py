@@ -1,4 +1,4 @@
-"""The demo: every verdict of the library on a VM of its own, step by step, each held against what was expected."""
+"""The demo: every verdict of the library on a VM of its own, step by step, each compared with what was expected."""
 
 import asyncio
 import contextlib
@@ -10,27 +10,29 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
 
-from qmpvcpu.cli.answer import NOT_REACHED, REACHED, Answer
-from qmpvcpu.cli.documents import document
-from qmpvcpu.cli.guests import LinuxDemoGuest, MicroDemoGuest
-from qmpvcpu.cli.show import map_row, milliseconds, state_json
 from qmpvcpu.domainxml import render
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.events import VcpuUnplugged
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Pending, Plugged, Proof, Refused, Unplugged, Verdict, as_json, verdict_of
+from qmpvcpu.testing.linuxguest import LinuxGuest
+from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.qemu import QemuNotFoundError, best_qemu
+from qmpvcpu.testing.rom import Behaviour
 from qmpvcpu.vm.controller import VcpuController
 from qmpvcpu.vm.stream import EventStream
 
 # A narrower terminal has several lines for each step.
-_WIDE = 78
-_VM_NAME = "qmpvcpu-demo"
-_TIMEOUT = 30.0  # for what is expected to be answered at once
-_STYLES = {"PLUGGED": "green", "UNPLUGGED": "green", "REFUSED": "yellow", "PENDING": "yellow"}
+_WIDE: Final = 78
+_VM_NAME: Final = "qmpvcpu-demo"
+_TIMEOUT: Final = 30.0  # for what is expected to be answered at once
+_STYLES: Final = {"PLUGGED": "green", "UNPLUGGED": "green", "REFUSED": "yellow", "PENDING": "yellow"}
+_BUSY: Final = 0x82
+_MAX_VCPUS: Final = 8
 
 
 class GuestKind(enum.Enum):
@@ -41,7 +43,7 @@ class GuestKind(enum.Enum):
 
 
 class Stage(Protocol):
-    """Where the demo is shown: the command line's stage, or plain words where that is not installed.
+    """Where the demo is shown.
 
     Attributes:
         done: JSON of the steps so far.
@@ -53,16 +55,13 @@ class Stage(Protocol):
         """Attach to the VM at *target*."""
 
     def note(self, line: str) -> None:
-        """Tell what goes on."""
+        """Show on standard error what goes on."""
 
-    def say(self, line: str) -> None:
-        """Show *line*."""
-
-    def say_styled(self, *parts: str | tuple[str, str]) -> None:
-        """Show *parts*, each a text or a text with its style, as one line."""
+    def say(self, *parts: str | tuple[str, str]) -> None:
+        """Show one line made of *parts*, each a text or a text with its style."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Step:
     """One step of the story, as it went.
 
@@ -91,8 +90,120 @@ class Step:
         return self.verdict.name == self.expected and agreed and self.late is not False
 
 
-async def demo(stage: Stage, kind: GuestKind, qemu: Path | None) -> Answer:
-    """Start a VM, play the story on it, and show its XML.
+@dataclass(frozen=True)
+class Demo:
+    """How the demo went.
+
+    Attributes:
+        content: All of it as JSON.
+        layout: The VM at the end.
+        xml: The same as libvirt's domain XML.
+        differences: What went otherwise than expected, in sentences.
+    """
+
+    content: dict[str, Any]
+    layout: Layout
+    xml: str
+    differences: tuple[str, ...]
+
+
+class _DemoGuest:
+    """A guest of the test kit, entered and left with this.
+
+    Attributes:
+        name: What it is, for people.
+        patience: Seconds to wait for a guest that hesitates.
+    """
+
+    name: str
+    patience: float
+
+    def __init__(self, guest: MicroGuest | LinuxGuest) -> None:
+        self._running = guest
+
+    async def __aenter__(self) -> Self:
+        await self._running.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._running.__aexit__(kind, value, trace)
+
+    @property
+    def qmp(self) -> Path:
+        """Path of its QMP socket."""
+        return self._running.qmp
+
+    @property
+    def accelerator(self) -> str:
+        """What it runs under."""
+        return self._running.accelerator
+
+
+class MicroDemoGuest(_DemoGuest):
+    """The micro-guest: some hundred bytes that answer as they are told, up in a tenth of a second."""
+
+    name = "a VM with the micro-guest"
+    patience = 0.2
+
+    def __init__(self, qemu: Path) -> None:
+        self._guest = MicroGuest(qemu, boot=1, max_vcpus=_MAX_VCPUS)
+        super().__init__(self._guest)
+
+    async def refuse(self) -> None:
+        """Refuse removals from now on."""
+        await self._guest.set_behaviour(Behaviour.refusing(_BUSY))
+
+    async def comply(self) -> None:
+        """Oblige from now on, also where it hesitates."""
+        await self._guest.set_behaviour(Behaviour.complying())
+
+    async def hesitate(self) -> None:
+        """Take removals up and decide nothing."""
+        await self._guest.set_behaviour(Behaviour.hanging())
+
+    async def online(self, expected: int) -> VcpuMap | None:  # noqa: ARG002 - the other guest's word
+        """Return None: it has no words for what it sees."""
+        return None
+
+
+class LinuxDemoGuest(_DemoGuest):
+    """A real Linux. It refuses by real-time reservations that need every CPU, and tells the CPUs that it runs on."""
+
+    name = "a VM with Linux in it (a few seconds where KVM does not run it)"
+    patience = 0.0  # it does not hesitate: whoever does not wait at all is early
+
+    def __init__(self, qemu: Path) -> None:
+        self._guest = LinuxGuest(qemu, boot=1, max_vcpus=_MAX_VCPUS)
+        super().__init__(self._guest)
+
+    async def refuse(self) -> None:
+        """Refuse removals from now on."""
+        await self._guest.refuse()
+
+    async def comply(self) -> None:
+        """Oblige from now on."""
+        await self._guest.comply()
+
+    async def hesitate(self) -> None:
+        """Do as always: Linux takes tens of milliseconds, which is later than at once."""
+
+    async def online(self, expected: int) -> VcpuMap | None:
+        """Return the CPUs that Linux says it runs on, in its own numbers, once they are *expected* many."""
+        try:
+            return await self._guest.wait_online(lambda cpus: len(cpus) == expected)
+        except QmpVcpuError:
+            return await self._guest.online()
+
+
+async def play(stage: Stage, kind: GuestKind, qemu: str | None) -> Demo:
+    """Start a VM, and play the story on it until a step goes otherwise than expected.
+
+    Args:
+        stage: Where it is shown.
+        kind: The guest.
+        qemu: The QEMU to run; None: ``QMPVCPU_QEMU``, else the newest that is found.
 
     Raises:
         QmpVcpuError: There is no QEMU, it or the guest does not come up, or the story broke off.
@@ -104,7 +215,9 @@ async def demo(stage: Stage, kind: GuestKind, qemu: Path | None) -> Answer:
     differences: list[str] = []
     async with guest, stage.attach(guest.qmp, name=_VM_NAME) as vm:
         version = ".".join(map(str, vm.capabilities.qemu_version))
-        _say_head(stage, vm.layout, f"QEMU {version} under {guest.accelerator.upper()}: {binary} ({why})")
+        stage.say(f"QEMU {version} under {guest.accelerator.upper()}: {binary} ({why})")
+        stage.say("")
+        stage.say(f"{'':9} {vm.layout} at the start")
         async for step in _play(vm, guest):
             stage.done.append(_step_json(step))
             _say_step(stage, step)
@@ -113,23 +226,20 @@ async def demo(stage: Stage, kind: GuestKind, qemu: Path | None) -> Answer:
                 break
         layout = vm.layout
     xml = render(layout, emulator=str(binary)).decode()
-    code = NOT_REACHED if differences else REACHED
-    content = document(
-        guest=kind.value,
-        qemu={"path": str(binary), "version": version, "chosen": why},
-        accelerator=guest.accelerator,
-        as_expected=not differences,
-        differences=differences,
-        steps=stage.done,
-        **state_json(layout),
-        seconds=round(time.monotonic() - started, 3),
-        xml=xml,
-    )
-    stage.say("\nThe state as libvirt's domain XML (virsh define takes it):\n")
-    return Answer(code, content, xml.rstrip("\n"), complaint=tuple(differences))
+    content: dict[str, Any] = {
+        "guest": kind.value,
+        "qemu": {"path": str(binary), "version": version, "chosen": why},
+        "accelerator": guest.accelerator,
+        "as_expected": not differences,
+        "differences": differences,
+        "steps": stage.done,
+        "seconds": round(time.monotonic() - started, 3),
+        "xml": xml,
+    }
+    return Demo(content, layout, xml, tuple(differences))
 
 
-def _choose(qemu: Path | None) -> tuple[Path, str]:
+def _choose(qemu: str | None) -> tuple[Path, str]:
     """Return the QEMU to run and why it is that one."""
     if qemu is None:
         named = "named by QMPVCPU_QEMU" if os.environ.get("QMPVCPU_QEMU") else "the newest found"
@@ -237,22 +347,16 @@ def _step_json(step: Step) -> dict[str, Any]:
     }
 
 
-def _say_head(stage: Stage, layout: Layout, words: str) -> None:
-    stage.say(words)
-    stage.say(f"\n{'':9} {map_row(layout)} at the start")
-
-
 def _say_step(stage: Stage, step: Step) -> None:
-    seconds = milliseconds(getattr(step.verdict, "seconds", 0.0))
+    took = f"{getattr(step.verdict, 'seconds', 0.0) * 1000:.1f} ms"
     sees = "" if step.online is None else f"  guest: {step.online!s:7}"
     style = _STYLES[step.expected] if step.as_expected else "bold red"
     word = (f"{step.verdict.name:9}", style)
     if shutil.get_terminal_size().columns > _WIDE:
-        said = f" {seconds:>7}{sees}  {step.note}"
-        stage.say_styled(f"{step.call:9} {map_row(step.layout)} ", word, said)
+        stage.say(f"{step.call:9} {step.layout} ", word, f" {took:>7}{sees}  {step.note}".rstrip())
         return
-    stage.say(f"{step.call:9} {map_row(step.layout)}")
-    stage.say_styled(f"{'':10}", word, f" {seconds:>7}{sees}")
+    stage.say(f"{step.call:9} {step.layout}")
+    stage.say(f"{'':10}", word, f" {took:>7}{sees}")
     if step.note:
         stage.say(f"{'':10}{step.note}")
 

@@ -1,19 +1,16 @@
-"""What the commands do that are about a VM's next boot: a document, shown or changed, without the VM."""
+"""config, and --affect config: the vCPUs of a VM's next boot, in a document, without the VM."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.console import Group
-from rich.table import Table
+import click
 
 import qmpvcpu
-from qmpvcpu.cli.answer import REACHED, Answer
-from qmpvcpu.cli.documents import document
-from qmpvcpu.cli.options import BadUsageError, Options, Saying
-from qmpvcpu.cli.run import Shell, carry_out
+from qmpvcpu.cli.options import OUTPUT_OPTIONS, File, command, flag, option
+from qmpvcpu.cli.output import Block, Column, Table
+from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.run import Shell
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, printable
 from qmpvcpu.model.report import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -23,31 +20,30 @@ if TYPE_CHECKING:
     from qmpvcpu.record.config import DomainConfig
 
 
-def config(
-    xml: Annotated[Path, typer.Argument(metavar="XML", help="The domain XML, or the record of a running VM.")],
+@command(
+    click.Argument(["xml"], metavar="XML", type=File()),
+    option("--set", "target", metavar="MAP", help="Have exactly these vCPUs."),
+    option("--count", metavar="N", type=int, help="Have so many vCPUs."),
+    flag("--hotpluggable", "With --count: those that come can be unplugged."),
+    option("--enable", metavar="ID", type=int, help="Have this vCPU too."),
+    option("--disable", metavar="ID", type=int, help="Leave this vCPU out."),
+    option("--max", "maximum", metavar="N", type=int, help="Have room for so many."),
+    *OUTPUT_OPTIONS,
+)
+async def config(
+    shell: Shell,
     *,
-    wish: Annotated[
-        str | None, typer.Option("--set", metavar="MAP", help="Have exactly these vCPUs.", show_default=False)
-    ] = None,
-    count: Annotated[
-        int | None, typer.Option("--count", metavar="N", help="Have so many vCPUs.", show_default=False)
-    ] = None,
-    hotpluggable: Annotated[
-        bool,
-        typer.Option("--hotpluggable", help="With --count: those that come can be unplugged.", show_default=False),
-    ] = False,
-    come: Annotated[
-        int | None, typer.Option("--enable", metavar="ID", help="Have this vCPU too.", show_default=False)
-    ] = None,
-    leave: Annotated[
-        int | None, typer.Option("--disable", metavar="ID", help="Leave this vCPU out.", show_default=False)
-    ] = None,
-    maximum: Annotated[
-        int | None, typer.Option("--max", metavar="N", help="Have room for so many.", show_default=False)
-    ] = None,
-    options: Saying,
-) -> int:
+    xml: str,
+    target: str | None,
+    count: int | None,
+    hotpluggable: bool,
+    enable: int | None,
+    disable: int | None,
+    maximum: int | None,
+) -> CommandResult:
     """Show what vCPUs a VM has at its next boot, or change that in its domain XML. No VM is needed.
+
+    XML is the domain XML, or the record of a running VM.
 
     It becomes what libvirt itself would make of it, and takes at define and start; nothing else of the document
     changes. The file is replaced whole or not at all, and not if somebody else has changed it meanwhile.
@@ -62,38 +58,37 @@ def config(
     file cannot be read or written, or somebody else keeps it.
     """
     asked: dict[str, Callable[[DomainConfig], None] | None] = {
-        "--set": None if wish is None else lambda config: config.set_map(wish),
-        "--count": None if count is None else lambda config: config.set_count(count, hotpluggable=hotpluggable),
-        "--enable": None if come is None else lambda config: config.set_state(come, enabled=True),
-        "--disable": None if leave is None else lambda config: config.set_state(leave, enabled=False),
-        "--max": None if maximum is None else lambda config: config.set_max(maximum),
+        "--set": None if target is None else lambda each: each.set_map(target),
+        "--count": None if count is None else lambda each: each.set_count(count, hotpluggable=hotpluggable),
+        "--enable": None if enable is None else lambda each: each.set_state(enable, enabled=True),
+        "--disable": None if disable is None else lambda each: each.set_state(disable, enabled=False),
+        "--max": None if maximum is None else lambda each: each.set_max(maximum),
     }
-    changes = {option: change for option, change in asked.items() if change is not None}
+    changes = {name: change for name, change in asked.items() if change is not None}
     if len(changes) > 1:
         raise BadUsageError(f"{' and '.join(changes)}: one change at a time")
     if hotpluggable and count is None:
         raise BadUsageError("--hotpluggable goes with --count: what is named can be unplugged anyway")
-    shared = Options(json=options.json, verbose=options.verbose)
-    return carry_out(shared, lambda shell: change_config(shell, xml, *changes.values()))
+    return await change_config(shell, xml, *changes.values())
 
 
 async def change_config(
-    shell: Shell, path: Path, change: "Callable[[DomainConfig], None] | None" = None, *, dry: bool = False
-) -> Answer:
+    shell: Shell, path: str, change: "Callable[[DomainConfig], None] | None" = None, *, dry: bool = False
+) -> CommandResult:
     """Show what the document at *path* says of the next boot, after *change* if there is one; *dry*: unwritten."""
     if change is None or dry:
         config = await qmpvcpu.DomainConfig.load(path)
         if change is None:
-            return _answer(config, config.domain, None)
+            return _result(config, config.domain, None)
         change(config)
-        return _answer(config, config.before, ConfigOutcome.NOT_TRIED if config.changed else ConfigOutcome.UNCHANGED)
+        return _result(config, config.before, ConfigOutcome.NOT_TRIED if config.changed else ConfigOutcome.UNCHANGED)
     async with qmpvcpu.DomainConfig.open(path) as config:
         before = config.domain
         change(config)
         outcome = ConfigOutcome.WRITTEN if config.changed else ConfigOutcome.UNCHANGED
-        shell.beside["affect"] = "config"
+        shell.extra["affect"] = "config"
         await config.save()
-    return _answer(config, before, outcome)
+    return _result(config, before, outcome)
 
 
 def enable(config: "DomainConfig", vcpu: int | None) -> None:
@@ -112,11 +107,11 @@ def disable(config: "DomainConfig", vcpus: Iterable[int]) -> None:
         config.set_state(vcpu, enabled=False)
 
 
-def _answer(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcome | None) -> Answer:
+def _result(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcome | None) -> CommandResult:
     now = config.domain
     content: dict[str, Any] = {"name": now.name, "max": now.max, "enabled": str(now.enabled)}
     content["vcpus"] = [_row_json(row) for row in now.vcpus]
-    said: list[Any] = [f"{printable(now.name)}  next boot: {now.current} of {now.max} vCPUs: {now.enabled}"]
+    said: list[Block] = [f"{printable(now.name)}  next boot: {now.current} of {now.max} vCPUs: {now.enabled}"]
     if outcome is not None:
         report = ConfigReport(str(config.path), outcome, before.enabled, now.enabled, now.max)
         changes = list(_changes(before, now))
@@ -128,7 +123,7 @@ def _answer(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcom
     refused = tuple(str(each) for each in config.refused_by_libvirt)
     if refused:
         content["refused_by_libvirt"] = list(refused)
-    return Answer(REACHED, document(**content), Group(*said, "", _table(now)), complaint=refused)
+    return CommandResult(REACHED, document(**content), (*said, "", _table(now)), refused)
 
 
 # Planned only.
@@ -157,11 +152,8 @@ def _state(row: "DomainVcpu") -> str:
 
 
 def _table(domain: "DomainVcpus") -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("vCPU", justify="right", no_wrap=True)
-    table.add_column("next boot", no_wrap=True)
-    table.add_column("order", justify="right", no_wrap=True)
+    table = Table(Column("vCPU", "right"), Column("next boot"), Column("order", "right"))
     for (state, order), rows in groupby(domain.vcpus, lambda row: (_state(row), row.order)):
         ids = VcpuMap(row.id for row in rows)
-        table.add_row(str(ids), state, str(order or ""), style="dim" if state == "off" else None)
+        table.add(str(ids), state, str(order or ""), style="dim" if state == "off" else "")
     return table

@@ -1,0 +1,163 @@
+"""What an error comes to: an exit code, a document with all its evidence, and words that name options."""
+
+import enum
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from qmpvcpu.cli.reports import report_blocks, shortcoming
+from qmpvcpu.cli.result import (
+    BAD_RECORD,
+    INTERRUPTED,
+    NO_ANSWER,
+    NOT_REACHED,
+    NOT_SENT,
+    BadUsageError,
+    CommandResult,
+    document,
+)
+from qmpvcpu.cli.show import state_json, state_text
+from qmpvcpu.errors import (
+    DomainXmlError,
+    InvalidMapError,
+    MonitorConnectError,
+    MonitorError,
+    OutcomeUnknownError,
+    PlanError,
+    QmpVcpuError,
+    RecordError,
+    SameVmError,
+    SocketDirectoryError,
+    TargetLostError,
+    TransitionError,
+    printable,
+)
+from qmpvcpu.model.report import TransitionReport
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Unknown, as_json, verdict_of
+
+if TYPE_CHECKING:
+    from qmpvcpu.cli.run import Shell
+
+# The first that fits counts.
+_CODES: Final = (
+    (KeyboardInterrupt, INTERRUPTED),
+    ((MonitorError, OutcomeUnknownError, TargetLostError), NO_ANSWER),
+    (RecordError, BAD_RECORD),
+    ((BadUsageError, PlanError, InvalidMapError, DomainXmlError, SameVmError, SocketDirectoryError), NOT_SENT),
+)
+# What the library says of Python's calls and arguments, and what a command line says.
+_CALLS: Final = {
+    "take_back(destination_is_gone=True)": "qmpvcpu take-back --destination-is-gone",
+    "attach with config= and that path": "name it with --config",
+}
+_ARGUMENT: Final = re.compile(r"(?:attach\()?\b(allow_fatal|allow_boot_vcpus|include_boot|name|base|config|record)=")
+_VALUE: Final = re.compile(r"(?<=--)([a-z-]+)(?:True|\.\.\.\)?)")
+
+
+def failure(error: BaseException, shell: "Shell", code: int | None = None) -> CommandResult:
+    """Return the result that tells of *error*, with the VM's state as far as it is known.
+
+    *code* is the exit code where the error itself does not tell it.
+    """
+    message = _message_of(error, shell)
+    if code is None:
+        code = NO_ANSWER if shell.lost else code_of(error)
+    if code == NOT_SENT and shell.done:
+        code = NOT_REACHED  # this step was not sent, those before it were
+    report = error.report if isinstance(error, TransitionError) else None
+    complaint = f"qmpvcpu: {message if report is None else shortcoming(report)}".split("\n")
+    content: dict[str, Any] = {"error": error_json(error, message), **shell.extra}
+    if report is not None:
+        content |= report.as_json()
+    elif shell.done:
+        content["steps"] = shell.done
+    if shell.lost:
+        content["lost"] = shell.lost
+        complaint.append(shell.lost)
+    if shell.not_sent:
+        content["not_sent"] = ",".join(map(str, shell.not_sent))
+        complaint.append(f"not asked for any more: {content['not_sent']}")
+    if is_held(error):
+        complaint.append("how to share a VM with who holds its socket: qmpvcpu --help, and docs/sharing.md")
+    content |= {} if shell.vm is None else state_json(shell.vm.layout)
+    if report is not None:
+        return CommandResult(code, document(**content), report_blocks(report), tuple(map(printable, complaint)))
+    if shell.vm is not None:
+        when = "last seen" if isinstance(error, MonitorError) else "now"
+        complaint.append(f"{when}: {state_text(shell.vm.layout)}")
+    return CommandResult(code, document(**content), complaint=tuple(map(printable, complaint)))
+
+
+def _message_of(error: BaseException, shell: "Shell") -> str:
+    match error:
+        case KeyboardInterrupt():  # what was sent before has been taken in while the VM was let go
+            return f"stopped by {shell.signals.came or 'SIGINT'}"
+        case OSError(filename=str(name), strerror=str(why)):
+            return f"{name}: {why}"
+    return in_options(str(error))
+
+
+def code_of(error: BaseException) -> int:
+    """Return the exit code that tells of *error*."""
+    if isinstance(error, TransitionError):
+        return _code_of_report(error.report)
+    return next((code for kinds, code in _CODES if isinstance(error, kinds)), NOT_REACHED)
+
+
+def _code_of_report(report: TransitionReport) -> int:
+    if any(isinstance(verdict, Unknown) for step in report.steps for verdict in (step.verdict, step.undo)):
+        return NO_ANSWER
+    return INTERRUPTED if report.cancelled else NOT_REACHED
+
+
+def in_options(message: str) -> str:
+    """Return *message* with commands and options instead of Python's calls and arguments."""
+    for call, words in _CALLS.items():
+        message = message.replace(call, words)
+    message = _ARGUMENT.sub(lambda found: "--" + found[1].replace("_", "-"), message)
+    return _VALUE.sub(r"\1", message)
+
+
+def is_held(error: BaseException) -> bool:
+    """Return True where another client most likely holds the QMP socket; not where its QEMU is stopped."""
+    return isinstance(error, MonitorConnectError) and "second -qmp" in error.hint
+
+
+def error_json(error: BaseException, message: str) -> dict[str, Any]:
+    """Return *error* with all its evidence; ``verdict`` is the step's, or null where it is about no step."""
+    if not isinstance(error, QmpVcpuError):
+        return {"kind": type(error).__name__, "message": message, "outcome": "unchanged", "verdict": None}
+    try:
+        verdict = verdict_of(error)
+    except InvalidMapError:  # it is about an id that no map can hold
+        verdict = None
+    evidence = {} if verdict is None else as_json(verdict)
+    evidence.pop("seconds", None)  # the step's, not the error's
+    evidence |= {name: plain(value) for name, value in vars(error).items() if not name.startswith("_")}
+    for name in ("report", "outcome"):  # the one is in the document itself, the other is below
+        evidence.pop(name, None)
+    if isinstance(error, DomainXmlError) and error.line is None:
+        del evidence["line"]
+    return {
+        "kind": type(error).__name__,
+        "message": message,
+        "outcome": error.outcome.value,
+        **({"verdict": None} | evidence),
+    }
+
+
+def plain(value: object) -> object:
+    """Return *value* as JSON has it."""
+    match value:
+        case enum.Enum():
+            return value.name
+        case VcpuMap():
+            return str(value)
+        case Mapping():
+            return {str(key): plain(each) for key, each in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [plain(each) for each in value]
+        case None | bool() | int() | float() | str():
+            return value
+    return str(value)

@@ -1,0 +1,129 @@
+"""recover: a change that was cut short, looked at, finished or reverted."""
+
+import asyncio
+import contextlib
+import shlex
+from pathlib import Path
+from typing import Any
+
+from qmpvcpu.cli.options import CONFIG, TIMEOUT, VM_OPTIONS, command, flag
+from qmpvcpu.cli.reports import intent_json, intent_text, report_blocks
+from qmpvcpu.cli.result import NOT_REACHED, REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.run import Shell
+from qmpvcpu.cli.set import run_transition
+from qmpvcpu.cli.show import state_json, state_text
+from qmpvcpu.errors import RecordError
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.report import TransitionOutcome, TransitionReport
+from qmpvcpu.model.transition import Recovery
+from qmpvcpu.model.vmstate import PreviousVcpus
+from qmpvcpu.planning.recovery import finish_target, revert_target
+from qmpvcpu.record.file import LockedFile
+
+
+@command(
+    flag("--finish", "Go on to what was wanted."),
+    flag("--revert", "Undo what was done of it."),
+    flag("--drop-previous", "Forget what an earlier QEMU had and this one has not."),
+    CONFIG,
+    TIMEOUT,
+    *VM_OPTIONS,
+)
+async def recover(
+    shell: Shell, *, finish: bool, revert: bool, drop_previous: bool, config: str | None, **change: Any
+) -> CommandResult:
+    """Look at a set, count, plug or unplug that was cut short (killed, QEMU unreachable), and end it.
+
+    The record says what was wanted, in which order, under which policy; QEMU says what is so now. Without --finish or
+    --revert both are shown, and nothing is changed or written. Only the vCPUs concerned are touched.
+
+    If the VM was started again, what its earlier QEMU had is shown too, until it has that again: qmpvcpu args RECORD
+    prints the arguments for it. Another change, or --drop-previous, forgets it.
+
+      qmpvcpu recover --record vm.xml --qmp /run/vm.qmp
+
+      qmpvcpu recover --finish --record vm.xml --qmp /run/vm.qmp
+
+    Exit codes: 0 nothing was interrupted, or nothing is left to do of it; 1 something is left to do, also where
+    --finish or --revert finds only a removal that the guest has not answered yet; 2 bad usage, or denied, nothing
+    sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by a signal.
+    """
+    if finish + revert + drop_previous > 1:
+        raise BadUsageError("--finish, --revert or --drop-previous: one of them")
+    record = shell.options.record
+    if record is None:
+        raise BadUsageError("recover reads what was wanted from the VM's record: name it with --record PATH")
+    looks_only = not (finish or revert or drop_previous)
+    await asyncio.to_thread(_check_record, Path(record), not_kept=not (finish or revert))
+    async with shell.attach(config=config, read_only=looks_only) as vm:
+        if drop_previous:
+            await vm.drop_previous()
+        shell.extra["previous"] = _previous_json(vm.previous)
+        if vm.previous is not None:
+            shell.say(_previous_text(vm.previous, record))
+        intent = vm.interrupted
+        if intent is not None and intent.config is not None and config is None:
+            raise BadUsageError(
+                f"the next boot was to be written too: name its document with --config {shlex.quote(intent.config)}"
+            )
+        looked = await vm.recover(Recovery.REPORT)
+        if intent is None or looked is None:
+            return _nothing_interrupted(shell, vm.layout, acts=finish or revert)
+        shell.extra["interrupted"] = intent_json(intent)
+        shell.say(intent_text(intent))
+        if not (finish or revert):
+            return _as_looked(shell, looked)
+        target = finish_target(intent, vm.layout) if finish else revert_target(intent, vm.layout)
+        work = vm.recover(Recovery.FINISH if finish else Recovery.REVERT, **change)
+        report = await run_transition(shell, vm, work, vm.plan(target).steps) or looked
+    content = document(**shell.extra, **report.as_json(), **state_json(report.layout))
+    return CommandResult(REACHED, content, report_blocks(report))
+
+
+def _check_record(record: Path, *, not_kept: bool) -> None:
+    """Make sure that there is a record: attaching would begin a new one, in which nothing was ever interrupted.
+
+    With *not_kept* nobody may be at work on it either: only looking takes no lock.
+
+    Raises:
+        RecordError: There is none. What else is wrong with it is found when it is read.
+        RecordLockedError: Another process keeps it.
+    """
+    with contextlib.suppress(OSError):
+        if not record.is_symlink() and not record.exists():
+            raise RecordError(record, "there is no record of that name, so what was wanted is not known")
+    if not_kept:
+        LockedFile(record.absolute()).release()
+
+
+def _previous_json(previous: PreviousVcpus | None) -> dict[str, Any] | None:
+    if previous is None:
+        return None
+    return {"max": previous.max, "enabled": str(previous.enabled), "order": list(previous.order)}
+
+
+def _previous_text(previous: PreviousVcpus, record: str) -> str:
+    order = ",".join(map(str, previous.order))
+    return (
+        f"an earlier QEMU of this VM had vCPUs {previous.enabled}, created as {order}; this one has not\n"
+        f"to start one that has: qmpvcpu args {record}; to forget it: qmpvcpu recover --drop-previous"
+    )
+
+
+def _nothing_interrupted(shell: Shell, layout: Layout, *, acts: bool) -> CommandResult:
+    """Say so, and name removals that the guest has not answered: nobody else can finish or revert those."""
+    content = document(interrupted=None, **shell.extra, **state_json(layout))
+    text = "nothing was interrupted", state_text(layout)
+    if not layout.pending:
+        return CommandResult(REACHED, content, text)
+    slots = " ".join(str(first) for first in sorted(layout.pending_slots))
+    pending = f"qmpvcpu: the removal of vCPU {layout.pending} was requested, and the guest has not answered yet"
+    advice = f"to wait for it: qmpvcpu unplug {slots} (nothing is sent again); to keep it: qmpvcpu set, with it"
+    return CommandResult(NOT_REACHED if acts else REACHED, content, text, (pending, advice))
+
+
+def _as_looked(shell: Shell, looked: TransitionReport) -> CommandResult:
+    over = looked.outcome in (TransitionOutcome.REACHED, TransitionOutcome.REVERTED)
+    content = document(**shell.extra, **looked.as_json(), **state_json(looked.layout))
+    advice = () if over else ("to go on: qmpvcpu recover --finish, or --revert",)
+    return CommandResult(REACHED if over else NOT_REACHED, content, report_blocks(looked, looked=True), advice)

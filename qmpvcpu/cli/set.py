@@ -1,0 +1,224 @@
+"""set, count and plan: a whole map, or how many vCPUs."""
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from qmpvcpu.cli.config import change_config
+from qmpvcpu.cli.failures import in_options
+from qmpvcpu.cli.options import (
+    INCLUDE_BOOT,
+    MAP_OPTIONS,
+    NEXT_BOOT_OPTIONS,
+    SAFETY_OPTIONS,
+    VM_OPTIONS,
+    command,
+    next_boot_file,
+    option,
+)
+from qmpvcpu.cli.progress import progress
+from qmpvcpu.cli.reports import intent_text, plan_json, plan_lines, report_blocks
+from qmpvcpu.cli.result import NOT_SENT, REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.run import Shell
+from qmpvcpu.cli.show import state_json
+from qmpvcpu.errors import InvalidMapError, MonitorLostError, TransitionError
+from qmpvcpu.model.report import TransitionReport
+from qmpvcpu.model.transition import Affect, Step
+from qmpvcpu.model.vcpumap import VcpuMap
+
+if TYPE_CHECKING:
+    from qmpvcpu.cli.output import Block
+    from qmpvcpu.planning.plan import Plan
+    from qmpvcpu.record.config import DomainConfig
+    from qmpvcpu.vm.controller import VcpuController
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which vCPUs there should be: a map, or how many.
+
+    Attributes:
+        map: The vCPUs, as text, or None.
+        count: How many, or None.
+        include_boot: Whether a count may take boot vCPUs out.
+
+    Raises:
+        BadUsageError: Neither is given, or both; or *include_boot* goes with a map.
+        InvalidMapError: The map cannot be read.
+    """
+
+    map: str | None = None
+    count: int | None = None
+    include_boot: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.map is None) == (self.count is None):
+            raise BadUsageError("name the map, such as 0,2-5, or how many with --count N: one of them")
+        if self.include_boot and self.count is None:
+            raise BadUsageError("--include-boot goes with a count: a map says itself which vCPUs stay")
+        if self.map is not None and not VcpuMap.parse(self.map):
+            raise InvalidMapError(self.map, "it is empty, and vCPU 0 never leaves")
+
+    def write(self, config: "DomainConfig") -> None:
+        """Make it the next boot."""
+        if self.count is not None:
+            config.set_count(self.count)
+        else:
+            config.set_map(self.map or "")
+
+    def plan(self, vm: "VcpuController", **allowed: bool) -> "Plan":
+        """Return what it takes to reach it."""
+        if self.count is not None:
+            return vm.plan_count(self.count, include_boot=self.include_boot, **allowed)
+        return vm.plan(self.map or "", **allowed)
+
+    def reach(self, vm: "VcpuController", **change: Any) -> Coroutine[Any, Any, TransitionReport]:
+        """Return the work of reaching it."""
+        if self.count is not None:
+            return vm.set_count(self.count, include_boot=self.include_boot, **change)
+        return vm.set_map(self.map or "", **change)
+
+
+@command(click.Argument(["target"], metavar="MAP"), *NEXT_BOOT_OPTIONS, *MAP_OPTIONS, *SAFETY_OPTIONS, *VM_OPTIONS)
+async def set_(shell: Shell, *, target: str, config: str | None, **change: Any) -> CommandResult:
+    """Have exactly the vCPUs of this MAP plugged, boot vCPUs included: the others leave.
+
+    A map has ids and ranges, as libvirt writes them: 0,2-5, or 0-3,^2.
+
+    What cannot be is denied before anything is sent, as plan shows it. Plugs come first, then unplugs, highest first.
+    The guest may refuse any of them, or take its time: --timeout is for each answer, and --on-failure says what
+    becomes of the rest. The report has a row for each slot: what was done, how it ended, whether it was undone.
+
+    With --record it can be looked at, finished or reverted later, whatever ends this program: qmpvcpu recover.
+
+      qmpvcpu set 0,2-5 --qmp /run/vm.qmp
+
+      qmpvcpu set 0-3,^2 --on-failure revert --timeout 10 --record vm.xml --qmp /run/vm.qmp --json
+
+      qmpvcpu set 0-3 --affect config --config vm.xml
+
+    Exit codes: 0 reached, also if it was so already; 1 refused, rejected, pending, partial or reverted; 2 bad usage
+    or input, denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked;
+    130 stopped by a signal.
+    """
+    return await _set(shell, Target(target), config, **change)
+
+
+@command(
+    click.Argument(["number"], metavar="N", type=int),
+    INCLUDE_BOOT,
+    *NEXT_BOOT_OPTIONS,
+    *MAP_OPTIONS,
+    *SAFETY_OPTIONS,
+    *VM_OPTIONS,
+)
+async def count(shell: Shell, *, number: int, include_boot: bool, config: str | None, **change: Any) -> CommandResult:
+    """Have N vCPUs plugged, as libvirt's setvcpus does: the lowest free ones in, the highest out.
+
+    What was there at boot stays, unless --include-boot; vCPU 0 always does. The rest is as in set.
+
+      qmpvcpu count 4 --qmp /run/vm.qmp
+
+      qmpvcpu count 1 --include-boot --on-failure continue --qmp /run/vm.qmp
+
+    Exit codes: 0 reached, also if it was so already; 1 refused, rejected, pending, partial or reverted; 2 bad usage
+    or input, denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked;
+    130 stopped by a signal.
+    """
+    return await _set(shell, Target(count=number, include_boot=include_boot), config, **change)
+
+
+@command(
+    click.Argument(["target"], metavar="[MAP]", required=False),
+    option("--count", metavar="N", type=int, help="Instead of a map: how many."),
+    INCLUDE_BOOT,
+    *NEXT_BOOT_OPTIONS,
+    *SAFETY_OPTIONS,
+    *VM_OPTIONS,
+)
+async def plan(
+    shell: Shell,
+    *,
+    target: str | None,
+    count: int | None,
+    include_boot: bool,
+    affect: Affect,
+    config: str | None,
+    **allowed: bool,
+) -> CommandResult:
+    """Show what set, or count, would do now, step by step, and what would be denied. Nothing is sent, or written.
+
+      qmpvcpu plan 0,2-5 --qmp /run/vm.qmp
+
+      qmpvcpu plan --count 2 --include-boot --qmp /run/vm.qmp --json
+
+      qmpvcpu plan 0-3 --affect both --config vm.xml --qmp /run/vm.qmp
+
+    Exit codes: 0 it can be tried, or is so already; 2 denied, or bad usage or input; 3 no connection, or QEMU lost;
+    4 record unreadable or locked.
+    """
+    wanted = Target(target, count, include_boot)
+    next_boot = next_boot_file(affect, config, shell.options.record)
+    if affect is Affect.CONFIG:
+        return await change_config(shell, next_boot, wanted.write, dry=True)
+    async with shell.attach(config=config, read_only=True) as vm:
+        planned = wanted.plan(vm, **allowed)
+        layout = vm.layout
+    content = document(**plan_json(planned), **state_json(layout))
+    said: list[Block] = [*plan_lines(in_options(str(planned))), str(layout)]
+    if next_boot:
+        written = await change_config(shell, next_boot, wanted.write, dry=True)
+        content |= {"affect": affect.value} | {key: written.document[key] for key in ("config", "changes")}
+        said += ["", *written.text]
+    return CommandResult(NOT_SENT if planned.denied else REACHED, content, tuple(said))
+
+
+async def _set(shell: Shell, target: Target, config: str | None, *, affect: Affect, **change: Any) -> CommandResult:
+    next_boot = next_boot_file(affect, config, shell.options.record)
+    if affect is Affect.CONFIG:
+        return await change_config(shell, next_boot, target.write)
+    async with shell.attach(config=config) as vm:
+        steps = target.plan(vm, **allowed(change)).steps
+        if vm.interrupted is not None:
+            shell.note(f"given up for this: {intent_text(vm.interrupted)}")
+        report = await run_transition(shell, vm, target.reach(vm, affect=affect, **change), steps)
+    content = document(**report.as_json(), **state_json(report.layout))
+    return CommandResult(REACHED, content, report_blocks(report))
+
+
+def allowed(change: dict[str, Any]) -> dict[str, bool]:
+    """Return what of the options of a change decides whether its steps are denied."""
+    return {name: value for name, value in change.items() if name.startswith("allow_")}
+
+
+async def run_transition(
+    shell: Shell, vm: "VcpuController", work: Coroutine[Any, Any, _T], steps: Iterable[Step]
+) -> _T:
+    """Wait for a transition and show how it goes; the first signal stops it at the next safe point."""
+    task = asyncio.ensure_future(work)
+
+    async def stop() -> None:
+        shell.note("stopping at the next safe point; once more abandons at once")
+        if await vm.cancel() is None:  # it has not begun
+            task.cancel()
+
+    with shell.signals.stopped_by(stop):
+        try:
+            async with progress(vm, shell.err, waiting="asking QEMU", steps=steps):
+                return await task
+        except TransitionError:
+            await _note_loss(shell, vm)
+            raise
+
+
+async def _note_loss(shell: Shell, vm: "VcpuController") -> None:
+    """Note whether the connection is lost, which a report does not say; asks nothing of QEMU."""
+    try:
+        await vm.wait_for(lambda _: True)
+    except MonitorLostError as error:
+        shell.lost = str(error)

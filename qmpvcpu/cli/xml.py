@@ -1,0 +1,49 @@
+"""xml: the state of a VM as libvirt's domain XML: a document of its own, or the VM's own with the state in."""
+
+import asyncio
+from pathlib import Path
+
+from qmpvcpu.cli.options import OUTPUT, VM_OPTIONS, File, command, option, read_document, write_file
+from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.run import Shell
+from qmpvcpu.cli.show import state_json
+from qmpvcpu.domainxml import omissions, render
+
+
+@command(
+    option("--emulator", metavar="PATH", type=File(), help="The QEMU that runs it at its next start, as <emulator>."),
+    option(
+        "--base",
+        metavar="FILE",
+        type=File(),
+        help="The VM's own document: print it with this state in, all else as it was; -: standard input.",
+    ),
+    OUTPUT,
+    *VM_OPTIONS,
+)
+async def xml(shell: Shell, *, emulator: str | None, base: str | None, output: str | None) -> CommandResult:
+    """Print the live state as libvirt's domain XML, as virsh define accepts it.
+
+    What libvirt cannot say, or QEMU does not tell, is left out and named on standard error. With --base it is not:
+    that document keeps its memory, devices, NUMA cells and pins, byte for byte.
+
+      qmpvcpu xml --qmp /run/vm.qmp --emulator /usr/bin/qemu-system-x86_64 -o vm.xml
+
+      virsh dumpxml web1 | qmpvcpu xml --base - --qmp /run/web1.qmp2
+
+    Exit codes: 0 written; 2 bad usage, or a VM that libvirt has no words for; 3 no connection, or QEMU lost;
+    4 record unreadable or locked.
+    """
+    if base is not None and emulator is not None:
+        raise BadUsageError("--emulator goes without --base, which has its own")
+    own = None if base is None else await asyncio.to_thread(read_document, base)
+    async with shell.attach(read_only=True) as vm:
+        layout = vm.layout
+    path = None if emulator is None else str(Path(emulator).absolute())  # noqa: ASYNC240 - reads nothing
+    xml = render(layout, base=own, emulator=path)
+    left_out = omissions(layout, base=own)
+    content = document(xml=xml.decode(), left_out=list(left_out), **state_json(layout))
+    if output is None:
+        return CommandResult(REACHED, content, (), left_out, xml)
+    await write_file(output, xml)
+    return CommandResult(REACHED, content | {"output": output}, (f"written to {output}",), left_out)
