@@ -11,16 +11,20 @@ from pathlib import Path
 
 _PREFIX = "qmpvcpu-"
 _LOCK = "in-use"
+_SUN_PATH_MAX = 107  # bytes of a UNIX socket's path (man 7 unix)
+_ROOM = 24  # bytes for the directory's own name and a socket's name in it
+_SHORT = (Path("/tmp"), Path("/dev/shm"))  # noqa: S108 - mkdtemp makes an unguessable name in there
 
 
 @contextmanager
 def vm_directory() -> Iterator[Path]:
-    """A new directory in the system's one for temporary files; removed at the end.
+    """A new directory for temporary files; removed at the end.
 
-    Its name is short: a UNIX socket's path has at most 107 bytes. As long as this process lives it holds a lock in
-    there, so that :func:`sweep` can tell what a killed process has left.
+    It is in the system's directory for temporary files (``TMPDIR``), unless UNIX sockets in there would have paths
+    that are too long; then it is in ``/tmp`` or ``/dev/shm``. As long as this process lives it holds a lock in the
+    directory, so that :func:`sweep` can tell what a killed process has left.
     """
-    path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_home()))
     lock = None
     try:
         lock = os.open(path / f"{_LOCK}.new", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -33,6 +37,14 @@ def vm_directory() -> Iterator[Path]:
             os.close(lock)
 
 
+def _home() -> Path:
+    """Return where to make directories."""
+    chosen = Path(tempfile.gettempdir())
+    if len(os.fsencode(chosen)) + _ROOM <= _SUN_PATH_MAX:
+        return chosen
+    return next((each for each in _SHORT if os.access(each, os.W_OK | os.X_OK)), chosen)
+
+
 def sweep() -> list[Path]:
     """Remove the directories of this user's processes that have been killed.
 
@@ -40,7 +52,7 @@ def sweep() -> list[Path]:
         Those that were removed.
     """
     gone = []
-    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+    for lock in _home().glob(f"{_PREFIX}*/{_LOCK}"):
         with contextlib.suppress(OSError):
             if lock.parent.is_symlink() or lock.parent.stat().st_uid != os.getuid():
                 continue

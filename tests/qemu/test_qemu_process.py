@@ -7,11 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from qemu.qmp import QMPClient
 
+import qmpvcpu
 from qmpvcpu.testing import (
     UNTIL_TOLD,
     MicroGuest,
@@ -23,6 +25,7 @@ from qmpvcpu.testing import (
     find_qemus,
     probe_accelerator,
 )
+from qmpvcpu.testing.directory import sweep
 from tests.processes import is_gone
 
 pytestmark = pytest.mark.qemu
@@ -241,3 +244,17 @@ async def test_boot_vcpus_can_have_gaps() -> None:
 def test_what_cannot_be_built_is_refused_before_the_start(options: dict[str, object], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         MicroGuest(**options)  # type: ignore[arg-type]  # the options are of many types
+
+
+async def test_a_long_directory_for_temporary_files_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * max(1, 85 - len(str(tmp_path))))
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+        assert vm.layout.enabled == {0}
+        kept = guest.process.directory
+        assert kept not in sweep()
+    assert list(long.iterdir()) == []
+    assert not kept.exists()
