@@ -51,11 +51,15 @@ def _run(words: Sequence[str]) -> int:
     try:
         # Not at the top: without the extra, an import error here would be a traceback instead of a sentence.
         from qmpvcpu.cli.app import run
-    except ModuleNotFoundError as error:
+
+        return run(words)
+    except ImportError as error:
+        if error.name == "qemu.qmp":
+            complain(f"qmpvcpu: {error}")
+            return 2
         if error.name != "click":
             raise
         return _without_extra(words)
-    return run(words)
 
 
 def _without_extra(words: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Floor 5: what is read from QEMU, and how: a constant number of queries, whatever the VM's size."""
+"""What is read from QEMU, and how: a constant number of queries, whatever the size of the VM."""
 
 import asyncio
 from collections.abc import Mapping

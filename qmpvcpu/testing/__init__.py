@@ -1,6 +1,6 @@
 """Public test kit: real QEMUs with guests that answer as a test wants.
 
-Floor 6: may use the whole package except ``cli``, and never ``qemu.qmp``: what it starts is for any client.
+It may use the whole package except ``cli``, and never imports ``qemu.qmp``: what it starts is for any client.
 Names are imported when they are asked for: every pytest of a machine loads ``qmpvcpu.testing.pytest_plugin``.
 """
 
