@@ -1,4 +1,4 @@
-"""What holds for every test: where it may run, what runs beside it, and what is told of it at the end."""
+"""For all tests: where each may run, what may run at the same time, and what is said at the end."""
 
 import asyncio
 
@@ -10,13 +10,13 @@ from xdist.scheduler import LoadScopeScheduling
 from qmpvcpu.testing import best_qemu, probe_accelerator
 from tests.figures import figures
 
-# What an example takes on a busy machine tells nothing. All else stays as hypothesis has it: in CI the same examples
-# each time.
+# The time of an example on a busy machine says nothing. Everything else is hypothesis's default: in CI the same
+# examples each time.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
-# With -n, tests of one group run one at a time: there is one libvirtd; and what keeps a CPU busy for long, or depends
-# on who is faster, is not to have its like beside it. By path, since xdist 3.8 loses the marks of its own groups with
+# With -n, tests of one group run one at a time: there is only one libvirtd, and tests that keep a CPU busy or depend
+# on who is faster must not run at the same time. By path, since xdist 3.8 loses the marks of its own groups with
 # pytest 9.2.
 _GROUPS = {
     "tests/crash/": "heavy",
@@ -50,6 +50,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was counted and measured."""
+    """Print what was counted and measured."""
     for line in figures(terminalreporter):
         terminalreporter.write_line(line)

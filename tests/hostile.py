@@ -1,4 +1,4 @@
-"""A peer at a QMP socket that says whatever would do harm where it is printed, logged, or evaluated by a shell."""
+"""A peer whose words would do harm if they were printed, logged or evaluated by a shell as they are."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -262,11 +262,11 @@ def connected_socket(sock: socket.socket) -> tuple[str, socket.socket]:
     """
     name = f"fd {sock.fileno()}"
     if sock.type != socket.SOCK_STREAM:
-        raise MonitorConnectError(name, "it is no stream socket")
+        raise MonitorConnectError(name, "it is not a stream socket")
     try:
         sock.getpeername()
     except OSError as err:
-        raise MonitorConnectError(name, f"it is no connected socket: {err.strerror}") from err
+        raise MonitorConnectError(name, f"it is not a connected socket: {err.strerror}") from err
     sock.settimeout(0)
     return name, sock
 

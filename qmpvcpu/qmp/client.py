@@ -1,4 +1,4 @@
-"""A QMPClient of our own on a connected socket: greeting, negotiation, its end, and the reason of its end."""
+"""A QMPClient of our own on a connected socket: greeting, negotiation, its end, and the reason for it."""
 
 import asyncio
 import contextlib
@@ -91,17 +91,17 @@ def longest_line(client: QMPClient) -> int:
 
 
 def make_client() -> QMPClient:
-    """Return a client for `establish`; listeners are registered before that, so that no event is missed."""
+    """Return a client for `establish`. Register listeners before that, so that no event is missed."""
     client = TunedClient(_CLIENT_NAME)
     # Done by establish(): qemu.qmp asserts the reply, so a refusal has no text, and under -O goes unnoticed.
     client.negotiate = False
-    # The default listener would keep all events for ever.
+    # The default listener would keep every event for ever.
     client.events.event_filter = lambda _event: False
     return client
 
 
 async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadline: float, timeout_s: float) -> None:
-    """Take the greeting and negotiate; after a failure the caller still has to `end` the client.
+    """Read the greeting and negotiate. After a failure the caller must still `end` the client.
 
     Args:
         client: From `make_client`.
@@ -117,7 +117,7 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
     pid = peer_pid(sock)  # asked now: qemu.qmp closes the socket on failure
     try:
         async with asyncio.timeout_at(deadline):
-            # A look before qemu.qmp reads: it waits for a newline, whatever comes, and forgets what it read.
+            # Look before qemu.qmp reads: it waits for a newline whatever arrives, and forgets what it has read.
             start = await _skip_leftovers(sock, name)
             _check_start(name, start)
             await client.connect(sock)
@@ -148,7 +148,7 @@ async def _negotiate(client: QMPClient) -> None:
     A command that the last client hung up on may still wait in QEMU, and is then carried out in this session (7.2 and
     10.0; on a busy machine, after 4 of 1,500 hang-ups). If it was ``qmp_capabilities``, ours comes too late
     (monitor/qmp-cmds-control.c, ``qmp_qmp_capabilities``: CommandNotFound, "Capabilities negotiation is already
-    complete"). Then the session is as it shall be, but for ``oob``, which is as that client wanted it.
+    complete"). The session is then ready all the same, except that ``oob`` is as that client wanted it.
     """
     try:
         await client.execute("qmp_capabilities", _capabilities(client))
@@ -160,8 +160,8 @@ async def _negotiate(client: QMPClient) -> None:
 def _capabilities(client: QMPClient) -> dict[str, list[str]] | None:
     """Return what to enable.
 
-    Nothing of ours is sent out of band. But without ``oob`` QEMU stops reading after each command until its main loop
-    has carried it out; with it, up to 8 wait in QEMU's queue (qmp-spec, "Capabilities negotiation"), which makes
+    We send nothing out of band. But without ``oob`` QEMU stops reading after each command until its main loop has
+    carried it out; with it, up to 8 wait in QEMU's queue (qmp-spec, "Capabilities negotiation"), which makes
     pipelined plugs a quarter faster.
     """
     offered = client.greeting.QMP.capabilities if client.greeting else ()
@@ -169,10 +169,10 @@ def _capabilities(client: QMPClient) -> dict[str, list[str]] | None:
 
 
 async def _skip_leftovers(sock: socket.socket, name: str) -> bytes:
-    """Take off the socket what QEMU had for the last client; return the first bytes of what follows, left on it.
+    """Drop what QEMU still had for the last client; return the first bytes of what follows, which stay on the socket.
 
     Where a connection is cut while QEMU writes, whole events and replies reach the next client before its greeting.
-    They are of no use to it: whoever attaches reads all anew.
+    They are of no use here, since attaching reads everything anew.
     """
     while (start := await first_bytes(sock)).startswith(_LEFTOVERS):
         line = b""
@@ -189,7 +189,7 @@ async def _skip_leftovers(sock: socket.socket, name: str) -> bytes:
 
 
 def _check_start(name: str, start: bytes) -> None:
-    """Refuse at once what cannot become a greeting."""
+    """Refuse at once what cannot be the start of a greeting."""
     if not start:
         raise MonitorConnectError(name, "it hung up without a greeting", hint="QEMU may have ended this moment")
     if start.lstrip() and not start.lstrip().startswith(b"{"):
@@ -203,18 +203,18 @@ def _nonsense(name: str, start: bytes) -> MonitorConnectError:
         hint = "this is QEMU's monitor for people (HMP); programs need one made with -qmp"
     elif start.startswith((b"{\r\n", b"{\n")):
         hint = "is it a monitor with pretty=on? a program needs one without"
-    return MonitorConnectError(name, f"what it sends is no QMP greeting: {_quote(start)}", hint=hint)
+    return MonitorConnectError(name, f"what it sends is not a QMP greeting: {_quote(start)}", hint=hint)
 
 
 def _silence(client: QMPClient, start: bytes, timeout_s: float) -> str:
-    """Say what a peer left out that let the deadline pass."""
+    """Say what the peer failed to send before the deadline."""
     if client.greeting is not None:
         return f"it greeted, but did not reply to qmp_capabilities within {timeout_s:g} s"
     if start:
         return f"its greeting was not finished within {timeout_s:g} s: {_quote(start)}"
     return (
         f"no greeting within {timeout_s:g} s: another client holds this QMP socket, or QEMU is stopped"
-        " (or it is no QMP server)"
+        " (or it is not a QMP server)"
     )
 
 
@@ -222,7 +222,7 @@ def read_version(name: str, version: object) -> tuple[tuple[int, int, int], str]
     """Return QEMU's version and package name, from a greeting or from ``query-version``.
 
     Raises:
-        MonitorConnectError: It is no such thing.
+        MonitorConnectError: It is neither.
     """
     try:
         return parse_version("query-version", version)
@@ -239,7 +239,7 @@ async def end(client: QMPClient, sock: socket.socket, *, grace_s: float) -> Base
         grace_s: Seconds after which a peer that does not read is cut off.
 
     Returns:
-        What had ended the session before, or None.
+        What ended the session earlier, or None.
     """
 
     def cut() -> None:
@@ -279,7 +279,7 @@ def explain(cause: BaseException | None, limit: int = 0) -> str:
         case ServerParseError():
             why = f"the peer could not read a message of ours: {shorten(dict(cause.msg))}"
         case UnexpectedTypeError():
-            why = f"the peer sent JSON that is no object: {shorten(cause.value, _SHOWN)}"
+            why = f"the peer sent JSON that is not an object: {shorten(cause.value, _SHOWN)}"
         case _:
             why = _explain_line(cause, limit)
     return why
@@ -291,9 +291,9 @@ def _explain_line(cause: BaseException | None, limit: int) -> str:
         case DeserializationError(raw=raw) if not raw.endswith(b"\n"):
             return f"the peer hung up in the middle of a message: {_quote(raw)}"
         case DeserializationError(raw=raw):
-            return f"the peer sent a line that is no JSON: {_quote(raw)}"
+            return f"the peer sent a line that is not JSON: {_quote(raw)}"
         case UnicodeDecodeError():
-            return f"the peer sent a line that is no UTF-8: {_quote(cause.object)}"
+            return f"the peer sent a line that is not UTF-8: {_quote(cause.object)}"
         case ValueError() if isinstance(cause.__context__, asyncio.LimitOverrunError):
             return f"the peer sent a line of more than {limit} bytes"
         case _:

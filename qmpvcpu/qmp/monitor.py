@@ -44,7 +44,7 @@ _LOGGED: Final = 1000  # characters of a message in a log line; the extra field 
 
 
 class _Listener(EventListener):
-    """Hands each event on as it comes off the wire: no queue, no history, no other task."""
+    """Passes each event on as it comes off the wire: no queue, no history, no other task."""
 
     def __init__(self, deliver: Callable[[Message], None]) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Monitor:
         on_event: Callable[[Mapping[str, Any]], None],
         on_lost: Callable[[MonitorLostError], None],
     ) -> Self:
-        """Connect to *target*, take its greeting and negotiate; after failure or cancellation nothing is left open.
+        """Connect to *target*, read its greeting and negotiate; after failure or cancellation nothing is left open.
 
         A `QMPClient` stays its owner's: a listener is added, nothing else changes. A socket becomes ours, and is
         closed on failure too.
@@ -117,7 +117,7 @@ class Monitor:
             The session.
 
         Raises:
-            MonitorConnectError: No session came about; it says why.
+            MonitorConnectError: No session could be opened; it says why.
             TypeError: *target* is none of these.
         """
         if isinstance(target, QMPClient):
@@ -176,22 +176,22 @@ class Monitor:
     ) -> Any:
         """Send a command and return what QEMU returned.
 
-        A deadline or a cancellation does not recall the command: QEMU may carry it out all the same. A reply that
-        comes after the deadline is dropped quietly.
+        A deadline or a cancellation does not withdraw the command: QEMU may carry it out all the same. A reply after
+        the deadline is dropped silently.
 
         Units: seconds.
 
         Args:
             command: QMP command.
             arguments: Its arguments, JSON-serializable.
-            timeout: Deadline for the reply; None: as long as the session lives, which costs less.
+            timeout: Deadline for the reply; None: wait as long as the session lives, which costs less.
 
         Returns:
             The reply's ``return``.
 
         Raises:
             CommandRejectedError: QEMU answered with an error.
-            MalformedReplyError: It answered with something that is no reply.
+            MalformedReplyError: It answered with something that is not a reply.
             MonitorTimeoutError: No reply by the deadline.
             MonitorLostError: The session has ended, before or while the command was in flight.
         """
@@ -222,13 +222,13 @@ class Monitor:
         return result
 
     async def _execute_until(self, timeout_s: float, command: str, arguments: Mapping[str, Any] | None) -> object:
-        """Send a command; at the deadline leave it to itself, so that its late reply finds someone."""
+        """Send a command; after the deadline it stays in a task of its own, which takes the late reply."""
         task = asyncio.create_task(self._client.execute(command, arguments))
         self._running.add(task)
         task.add_done_callback(self._forget)
         if not await wait_ended(task, timeout_s):
             self._late = [each for each in self._late if not each.done()] + [task]
-            if len(self._late) > _MOST_LATE:  # a QEMU that is stopped for a day is asked every half minute
+            if len(self._late) > _MOST_LATE:  # a QEMU that is stopped for a day is queried every half minute
                 self._late.pop(0).cancel()
             raise MonitorTimeoutError(command, timeout_s)
         return task.result()
@@ -242,8 +242,8 @@ class Monitor:
     async def close(self) -> None:
         """End the session; never raises because of the peer, and may be called again.
 
-        A `QMPClient` that was given is only no longer listened to, and commands in flight on it run on; on a
-        client of our own they raise `MonitorLostError`.
+        On a `QMPClient` that was given we only stop listening, and commands in flight run on. On a client of our own
+        they raise `MonitorLostError`.
         """
         if self.lost is None:
             self.lost = MonitorLostError("it was closed on this side")
@@ -257,7 +257,7 @@ class Monitor:
         await asyncio.wait({self._watcher})  # not a plain await: our being cancelled must not cancel it
 
     async def _watch(self) -> None:
-        """Wait for the session's end, find out why, and tell."""
+        """Wait for the session's end, find out why, and report it."""
         # runstate_changed() is a pulse: look first, then wait, with no await between.
         if self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
@@ -273,8 +273,8 @@ class Monitor:
         self._tell(self._on_lost, self.lost)
 
     def _foreign_end(self) -> str:
-        """Say what can be known about the end of a session that only its owner may disconnect()."""
-        # Its reader knows more than its runstate; of a client without one we just say less.
+        """Say what we can know about the end of a session that only its owner may disconnect()."""
+        # The reader knows more than the runstate. Where a client has none, we say less.
         reader: asyncio.Task[None] | None = getattr(self._client, "_reader_task", None)
         cause = reader.exception() if reader is not None and reader.done() and not reader.cancelled() else None
         if cause is None:

@@ -1,4 +1,4 @@
-"""A VM whose guest is a small real Linux: it brings plugged CPUs online, says what it sees, and refuses when told."""
+"""A VM with a small real Linux that brings plugged CPUs online, says what it sees, and refuses when told."""
 
 import asyncio
 import contextlib
@@ -44,8 +44,8 @@ class LinuxGuestMissingError(QmpVcpuError):
 class LinuxGuest(GuestVm):
     """A QEMU that runs the Linux guest; an async context manager.
 
-    When it is entered Linux is up (with *incoming*: expected). It brings every plugged CPU online by itself. It is
-    killed at the end. The CPU numbers that it tells are Linux's own, which are not vCPU ids. Linux 6.1 counts in the
+    When it is entered, Linux is up (with *incoming*: expected). It brings every plugged CPU online by itself. It is
+    killed at the end. Its CPU numbers are Linux's own, which are not vCPU ids. Linux 6.1 counts in the
     order of plugging. 6.12 has fixed all numbers at boot: first the CPUs that are there, then the others by ascending
     vCPU id, so that vCPU 5 is its CPU 5 where it booted with the first ones.
 
@@ -210,7 +210,7 @@ class LinuxGuest(GuestVm):
 
     @checked
     async def refuse(self, cpu: int | None = None) -> None:
-        """Make Linux refuse to give up CPUs, as a guest does that has promised them to real-time tasks.
+        """Make Linux refuse to give up CPUs, like a guest that has reserved them for real-time tasks.
 
         It answers a removal with OST status 0x82 (busy). Returns when that holds, until ``comply``.
 
@@ -290,7 +290,7 @@ class LinuxGuest(GuestVm):
                             return answer.removeprefix(prefix)
             except TimeoutError as why:
                 raise self._failure(f"Linux did not answer {command!r} within {_TIMEOUT} s") from why
-            self._answers.put_nowait(None)  # for whoever asks next
+            self._answers.put_nowait(None)  # for the next question
         await self.process.wait()
         raise self._failure(f"QEMU ended before Linux answered {command!r}")
 
@@ -327,11 +327,11 @@ def find_images() -> tuple[Path, Path]:
 
 
 def _build_script() -> Path:
-    """The script that makes the guest: in a wheel it lies beside this module, in a checkout where it is written."""
+    """The script that makes the guest: next to this module in a wheel, in ``fixtures`` in a checkout."""
     here = Path(__file__).parent
     packed = here / "linux" / "build.sh"
     return packed if packed.exists() else here.parents[1] / "fixtures" / "linux" / "build.sh"
 
 
 if __name__ == "__main__":  # python -m qmpvcpu.testing.linuxguest: make the guest
-    os.execvp("bash", ["bash", str(_build_script())])  # noqa: S606, S607 - whatever bash there is
+    os.execvp("bash", ["bash", str(_build_script())])  # noqa: S606, S607 - any bash will do

@@ -54,7 +54,7 @@ class MicroGuest(GuestVm):
             ``-device`` under the ids ``vcpuN``.
         max_vcpus: How many there can be.
         topology: As in ``-smp``; None: ``sockets=2,cores=2,threads=2`` for 8 vCPUs, else one socket for each.
-        behaviour: How it answers: one, or several of which the first that fits a slot counts.
+        behaviour: How it answers: one behaviour, or several; for each slot the first that fits applies.
         ready_after_ms: Time until the guest is ready, as in :func:`~qmpvcpu.testing.rom_image`.
         wait: Wait until it is ready when entered; False (as needed with ``-S``): only until QEMU answers QMP.
         incoming: Start no guest, but wait for one that migrates here (``-incoming defer``); entered, QEMU answers
@@ -246,7 +246,7 @@ def _cpu_args(boot: int | Collection[int], max_vcpus: int, topology: str, *, mod
     try:
         counts = {name: int(count) for name, _, count in (part.partition("=") for part in topology.split(","))}
     except ValueError:
-        raise ValueError(f"{topology!r} is no topology, such as 'sockets=2,cores=2,threads=2'") from None
+        raise ValueError(f"{topology!r} is not a topology, such as 'sockets=2,cores=2,threads=2'") from None
     if math.prod(counts.values()) != max_vcpus or not counts.keys() <= set(_LEVELS):
         raise ValueError(f"{topology!r} does not make {max_vcpus} vCPUs of {', '.join(_LEVELS)}")
     start = next(number for number in itertools.count() if number not in ids)

@@ -1,7 +1,7 @@
 """`ScriptedPeer`: a QMP server that does what a test tells it to, faults included.
 
-A test is a dialogue. What the peer shall answer by itself stands in `ScriptedPeer.answers`; every other command waits
-until the test takes it with `ScriptedPeer.expect` and answers it, late, twice, cut short, or not at all::
+A test is a dialogue. The peer itself answers the commands in `ScriptedPeer.answers`. Every other command waits until
+the test takes it with `ScriptedPeer.expect` and answers it: late, twice, cut short, or not at all::
 
     async with ScriptedPeer(answers={"query-status": {"status": "running", "running": True}}) as peer:
         asking = asyncio.create_task(client.execute("device_del", {"id": "vcpu3"}))

@@ -78,7 +78,7 @@ def find_qemus() -> dict[str, Path]:
     for named in filter(None, os.environ.get("QMPVCPU_QEMU", "").split(os.pathsep)):
         version = qemu_version(Path(named))
         if version is None:
-            raise QemuNotFoundError(f"QMPVCPU_QEMU={named} is no QEMU: it does not answer --version")
+            raise QemuNotFoundError(f"QMPVCPU_QEMU={named} is not a QEMU: it does not answer --version")
         found.setdefault(version, Path(named))
     in_path = shutil.which(_BINARY)
     candidates = [Path(in_path)] if in_path else []
@@ -93,9 +93,9 @@ def find_qemus() -> dict[str, Path]:
 
 
 def best_qemu() -> Path:
-    """The QEMU to use when nobody chose one: the first of ``QMPVCPU_QEMU``, else the newest.
+    """The QEMU to use if none was chosen: the first of ``QMPVCPU_QEMU``, else the newest.
 
-    From 10.0 on unplugging is safe under TCG too; an older one is only to be trusted with it under KVM.
+    From 10.0 on unplugging is safe under TCG too; with an older QEMU it is safe under KVM only.
 
     Raises:
         QemuNotFoundError: None is there.
@@ -212,7 +212,7 @@ class QemuProcess:
 
     @property
     def stderr(self) -> str:
-        """All that QEMU wrote to its standard output and error so far, unfiltered."""
+        """Everything that QEMU wrote to its standard output and error so far, unfiltered."""
         with contextlib.suppress(FileNotFoundError):
             return (self.directory / "stderr").read_text(errors="replace")
         return self._last_words
@@ -280,7 +280,7 @@ class QemuProcess:
         self._make_directory()
         self.argv = (str(self._qemu), *self._args)
         if not os.access(self._qemu, os.X_OK):
-            raise self.failure(f"{self._qemu} is no program", start=True)
+            raise self.failure(f"{self._qemu} is not a program", start=True)
         args = ["-nodefaults", "-display", "none", *self._args]
         with contextlib.ExitStack() as theirs:  # QEMU's ends: ours to close once it has them
             fds: list[int] = []
@@ -370,7 +370,7 @@ async def _close(writer: asyncio.StreamWriter) -> None:
 
 
 def _listening(path: Path) -> socket.socket:
-    """A socket that listens at *path* already: whoever connects before QEMU is up is greeted later."""
+    """A socket that listens at *path* already: clients that connect before QEMU is up are greeted later."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(str(path))

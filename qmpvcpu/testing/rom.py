@@ -30,7 +30,7 @@ _WORD = struct.Struct("<H")
 
 
 class RemovalAction(enum.IntEnum):
-    """What becomes of a removal once its time has come; the values are the ROM's."""
+    """What the guest does with a removal when its time has come; the values are the ROM's."""
 
     EJECT = 0
     IGNORE = 1
@@ -51,13 +51,13 @@ class _Flag(enum.IntFlag):
 class Behaviour:
     """How the guest answers the hot-plug of one slot, or of all.
 
-    Made by the named constructors; narrowed by :meth:`for_slot` and :meth:`for_first`. Given several, the guest
-    follows the first that fits a slot, and complies where none does.
+    Made by the named constructors; limited by :meth:`for_slot` and :meth:`for_first`. Of several behaviours the guest
+    follows the first that fits a slot, and complies if none does.
 
     Units: delays in milliseconds; slots are QEMU's ``cpu-index``, which is the vCPU id on x86.
 
     Attributes:
-        removal: What becomes of a removal.
+        removal: What the guest does with a removal.
         announce: Say _OST 0x84 (ejection in progress) when a removal is taken up, as Linux does.
         answer: Say _OST 0 after the eject.
         status: _OST status of a refusal.
@@ -118,7 +118,7 @@ class Behaviour:
 
     @classmethod
     def hanging(cls) -> Self:
-        """Says _OST 0x84 and decides only when told: the next behaviours apply to the removal under way."""
+        """Says _OST 0x84 and decides only when told: its next behaviours apply to the removal under way."""
         return cls(delay_ms=UNTIL_TOLD)
 
     @classmethod
@@ -210,7 +210,7 @@ def rom_image(behaviours: Behaviour | Iterable[Behaviour] = (), *, ready_after_m
     listens there and ``R`` when it is ready; ``R`` also goes to ``-debugcon`` (port 0xe9).
 
     Args:
-        behaviours: One, or several of which the first that fits a slot counts.
+        behaviours: One, or several; for each slot the first that fits applies.
         ready_after_ms: Time until it takes over ACPI CPU hot-plug; until then QEMU before 11 refuses ``device_del``.
             :data:`UNTIL_TOLD`: when it is given behaviours.
 

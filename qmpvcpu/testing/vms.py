@@ -1,6 +1,6 @@
-"""What a test has in hand of a VM: its sockets, its guest's controls, and what was said on its monitors.
+"""A VM as a test sees it: its sockets, the controls of its guest, and what was said on its monitors.
 
-The witness of the latter is QEMU's trace log: it has every client on every monitor, costs no time, and nothing stands
+The transcript comes from QEMU's trace log, which has every client on every monitor and costs no time; nothing stands
 between a client and its QEMU. A QEMU that was built without the trace backend ``log`` writes none.
 """
 
@@ -93,10 +93,10 @@ class Runner(Protocol):
 
 
 class Vm(Generic[_G]):
-    """A QEMU with a guest that runs beside the test, on a thread of its own.
+    """A QEMU with a guest, which runs on a thread of its own.
 
-    So the same object serves tests of any kind, and the guest answers while a test blocks. Its methods are plain
-    calls that return within milliseconds where nothing else is said.
+    So the same object works in tests of any kind, and the guest answers while a test blocks. Its methods are plain
+    calls that return within milliseconds unless they say otherwise.
 
     Attributes:
         name: What a report calls it.
@@ -142,7 +142,7 @@ class Vm(Generic[_G]):
 
     @property
     def transcript(self) -> tuple[QmpMessage, ...]:
-        """What was said on the QMP sockets so far, by whatever client; empty once the VM is gone."""
+        """What was said on the QMP sockets so far, by any client; empty once the VM is gone."""
         try:
             trace = (self.guest.process.directory / TRACE_FILE).read_text(errors="replace")
         except FileNotFoundError:
@@ -235,7 +235,7 @@ class LinuxVm(Vm[LinuxGuest]):
     def wait_online(self, condition: Callable[[VcpuMap], bool], *, timeout: float = 10.0) -> VcpuMap:
         """Return the CPUs that Linux runs on as soon as they meet *condition*; blocks up to *timeout* seconds.
 
-        In an async test that shall go on meanwhile: ``await asyncio.to_thread(linux_vm.wait_online, condition)``.
+        In an async test that must go on meanwhile: ``await asyncio.to_thread(linux_vm.wait_online, condition)``.
 
         Raises:
             QemuProcessError: They did not within *timeout* seconds, or QEMU ended.
@@ -260,16 +260,16 @@ class LinuxVm(Vm[LinuxGuest]):
 
 
 class QemuVmFactory(Protocol):
-    """What the fixture ``qemu_vm_factory`` is: starts a VM for each call; all end with the test."""
+    """Type of the fixture ``qemu_vm_factory``: each call starts a VM; all of them end with the test."""
 
     def __call__(self, **options: Any) -> QemuVm:
-        """Start a VM, with the options of the marker ``qemu_vm``; what is left out is as the test's markers say."""
+        """Start a VM with the options of the marker ``qemu_vm``; the test's markers give the other options."""
         ...
 
 
 class LinuxVmFactory(Protocol):
-    """What the fixture ``linux_vm_factory`` is: starts a VM for each call; all end with the test."""
+    """Type of the fixture ``linux_vm_factory``: each call starts a VM; all of them end with the test."""
 
     def __call__(self, **options: Any) -> LinuxVm:
-        """Start a VM, with the options of the marker ``linux_vm``; what is left out is as the test's markers say."""
+        """Start a VM with the options of the marker ``linux_vm``; the test's markers give the other options."""
         ...

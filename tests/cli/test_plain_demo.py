@@ -33,4 +33,4 @@ async def test_without_the_extra_the_demo_says_in_one_line_that_its_words_go_now
 async def test_without_the_extra_the_demo_says_in_one_line_what_it_lacks() -> None:
     ran = await run("demo", code=WITHOUT_EXTRA, env=environment(QMPVCPU_QEMU="/bin/true"))
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err == "qmpvcpu: QMPVCPU_QEMU=/bin/true is no QEMU: it does not answer --version\n"
+    assert ran.err == "qmpvcpu: QMPVCPU_QEMU=/bin/true is not a QEMU: it does not answer --version\n"

@@ -214,15 +214,15 @@ async def test_the_next_address_of_a_host_is_tried() -> None:
 async def test_only_a_connected_stream_socket_is_taken() -> None:
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram,
-        pytest.raises(MonitorConnectError, match="it is no stream socket"),
+        pytest.raises(MonitorConnectError, match="it is not a stream socket"),
     ):
         connected_socket(datagram)
     with (
         socket.socket() as lonely,
-        pytest.raises(MonitorConnectError, match=r"it is no connected socket: Transport endpoint is not connected"),
+        pytest.raises(MonitorConnectError, match="not a connected socket: Transport endpoint is not connected"),
     ):
         connected_socket(lonely)
-    with pytest.raises(MonitorConnectError, match=r"fd -1: it is no connected socket: Bad file descriptor"):
+    with pytest.raises(MonitorConnectError, match=r"fd -1: it is not a connected socket: Bad file descriptor"):
         connected_socket(lonely)
 
 

@@ -107,16 +107,16 @@ async def test_over_tcp_the_hint_is_advice_only(connect: Open) -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", r"no QMP greeting: b'HTTP/1.1 400 Bad Request\r\n\r\n'"),
-        (b"\x00\xff\x17random, without a newline", r"no QMP greeting: b'\x00\xff\x17random, without a newline'"),
-        (b"220 mail.example ESMTP " + b"x" * 200 + b"\r\n", "no QMP greeting: b'220 mail.example ESMTP xxx"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", r"not a QMP greeting: b'HTTP/1.1 400 Bad Request\r\n\r\n'"),
+        (b"\x00\xff\x17random, without a newline", r"not a QMP greeting: b'\x00\xff\x17random, without a newline'"),
+        (b"220 mail.example ESMTP " + b"x" * 200 + b"\r\n", "not a QMP greeting: b'220 mail.example ESMTP xxx"),
         (b"QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) ", "QEMU's monitor for people (HMP)"),
-        (b'{"hello": "world"}\r\n', """no QMP greeting: b'{"hello": "world"}\\r\\n'"""),
-        (b'{"QMP": 5}\r\n', """no QMP greeting: b'{"QMP": 5}"""),
-        (b"{not json}\r\n", r"no QMP greeting: b'{not json}\r\n'"),
-        (b'{"\xff": 1}\r\n', "in its greeting: the peer sent a line that is no UTF-8"),
+        (b'{"hello": "world"}\r\n', """not a QMP greeting: b'{"hello": "world"}\\r\\n'"""),
+        (b'{"QMP": 5}\r\n', """not a QMP greeting: b'{"QMP": 5}"""),
+        (b"{not json}\r\n", r"not a QMP greeting: b'{not json}\r\n'"),
+        (b'{"\xff": 1}\r\n', "in its greeting: the peer sent a line that is not UTF-8"),
         (b'{\r\n    "QMP": {\r\n', "is it a monitor with pretty=on?"),
-        (b"\r\n[1, 2]\r\n", "no QMP greeting"),
+        (b"\r\n[1, 2]\r\n", "not a QMP greeting"),
         (b'{"QMP": {"version": {}, "capabilities": []}}\r\n', "it names no QEMU version: {}"),
         (b'{"QMP": {"version": {"qemu": {"major": "x"}}, "capabilities": []}}\r\n', "it names no QEMU version"),
     ],
@@ -162,7 +162,7 @@ async def test_a_peer_that_hangs_up_within_its_greeting_says_so(connect: Open) -
         opening = asyncio.create_task(refusal(peer.address, connect))
         await peer.wait_connected()
         await peer.hang_up()
-        assert """what it sends is no QMP greeting: b'{"QMP": '""" in (await opening).why
+        assert """what it sends is not a QMP greeting: b'{"QMP": '""" in (await opening).why
 
 
 async def test_a_peer_that_rejects_the_negotiation_is_quoted(connect: Open) -> None:
@@ -197,7 +197,7 @@ async def test_a_malformed_reply_to_the_negotiation_is_quoted(connect: Open) -> 
     [
         (b"", "after its greeting: the peer hung up (end of file)"),
         (b'{"retu', """after its greeting: the peer hung up in the middle of a message: b'{"retu'"""),
-        (b"nonsense\n", r"after its greeting: the peer sent a line that is no JSON: b'nonsense\n'"),
+        (b"nonsense\n", r"after its greeting: the peer sent a line that is not JSON: b'nonsense\n'"),
     ],
 )
 async def test_a_peer_that_fails_after_its_greeting_says_how(said: bytes, message: str, connect: Open) -> None:
@@ -213,7 +213,7 @@ async def test_a_peer_that_fails_after_its_greeting_says_how(said: bytes, messag
 async def test_a_peer_that_fails_right_behind_its_greeting_says_how(connect: Open) -> None:
     async with ScriptedPeer(greeting=b'{"QMP": {"version": {}, "capabilities": []}}\nnonsense\n') as peer:
         error = await refusal(peer.address, connect)
-    assert error.why == r"after its greeting: the peer sent a line that is no JSON: b'nonsense\n'"
+    assert error.why == r"after its greeting: the peer sent a line that is not JSON: b'nonsense\n'"
 
 
 @pytest.mark.parametrize("greeting", [None, b'{"QMP": ', GREETING])
@@ -291,9 +291,9 @@ async def test_two_sessions_number_their_commands_apart(connect: Open) -> None:
 @pytest.mark.parametrize(
     ("said", "quoted"),
     [
-        (b'{"return": nonsense}\r\n', 'no QMP greeting: b\'{"return": nonsense}'),
-        (b'{"timestamp": {"seconds": 1', 'no QMP greeting: b\'{"timestamp": {"seconds": 1\''),
-        (b'{"return": "' + b"x" * 2_000_000, 'no QMP greeting: b\'{"return": "xxx'),
+        (b'{"return": nonsense}\r\n', 'not a QMP greeting: b\'{"return": nonsense}'),
+        (b'{"timestamp": {"seconds": 1', 'not a QMP greeting: b\'{"timestamp": {"seconds": 1\''),
+        (b'{"return": "' + b"x" * 2_000_000, 'not a QMP greeting: b\'{"return": "xxx'),
     ],
 )
 async def test_what_only_begins_like_an_old_message_is_refused(said: bytes, quoted: str, connect: Open) -> None:

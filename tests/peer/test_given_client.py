@@ -154,7 +154,7 @@ async def test_an_owner_who_reconnects_starts_a_session_that_is_not_ours(connect
     ("said", "why", "raised"),
     [
         (b"", "the peer hung up (end of file)", EOFError),
-        (b"spam\n", r"the peer sent a line that is no JSON: b'spam\n'", DeserializationError),
+        (b"spam\n", r"the peer sent a line that is not JSON: b'spam\n'", DeserializationError),
     ],
 )
 async def test_a_loss_is_explained_and_left_to_its_owner(

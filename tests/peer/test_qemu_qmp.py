@@ -1,4 +1,4 @@
-"""What qemu.qmp itself does, where the monitor is built around it: a version that changes it shall be noticed."""
+"""What qemu.qmp itself does where the monitor relies on it, so that we notice a version that changes it."""
 
 import asyncio
 import logging

@@ -40,7 +40,7 @@ def test_what_is_named_and_no_qemu_is_said_by_its_name(tmp_path: Path) -> None:
     no_qemu = run(tmp_path, "--qemu-binary=/nonexistent/qemu", "--qemu-binary", shutil.which("true") or "true")
     assert no_qemu.outcomes == {"error": 2}
     assert "there is no QEMU /nonexistent/qemu." in no_qemu.report("test_one[/nonexistent/qemu]")
-    assert "true is no QEMU: it does not answer --version" in no_qemu.output
+    assert "true is not a QEMU: it does not answer --version" in no_qemu.output
 
 
 def test_without_the_linux_guest_it_is_said_how_it_is_made(tmp_path: Path) -> None:

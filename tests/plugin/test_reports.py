@@ -205,14 +205,14 @@ def test_a_choice_that_cannot_be_does_not_end_a_session_that_makes_none(tmp_path
 def test_a_vm_that_cannot_be_is_said_so_in_the_words_of_the_mistake(tmp_path: Path) -> None:
     mistakes = {
         "max_vcpu=8": "qemu_vm has no option 'max_vcpu'; did you mean max_vcpus? It takes: machine, boot, max_vcpus",
-        "max_vcpus=4, topology='sockets=3'": "the VM cannot be: 'sockets=3' does not make 4 vCPUs of sockets",
-        "topology='cores'": "the VM cannot be: 'cores' is no topology, such as 'sockets=2,cores=2,threads=2'",
-        "boot=9": "the VM cannot be: boot is 9, must be within 0..7",
-        "boot=None": "the VM cannot be: ",
+        "max_vcpus=4, topology='sockets=3'": "impossible VM: 'sockets=3' does not make 4 vCPUs of sockets",
+        "topology='cores'": "impossible VM: 'cores' is not a topology, such as 'sockets=2,cores=2,threads=2'",
+        "boot=9": "impossible VM: boot is 9, must be within 0..7",
+        "boot=None": "impossible VM: ",
         "'q35'": "@pytest.mark.qemu_vm takes keywords only: machine",
         "accel='hvf'": "qemu_vm(accel='hvf'): must be 'kvm' or 'tcg'",
         "min_version='new'": "qemu_vm(min_version='new'): must be as '10.0'",
-        "behaviour=[Behaviour.silent()] * 9": "the VM cannot be: 9 behaviours, the micro-guest holds 8",
+        "behaviour=[Behaviour.silent()] * 9": "impossible VM: 9 behaviours, the micro-guest holds 8",
         "machine='nonesuch'": 'unsupported machine type: "nonesuch"',
     }
     tests = [

@@ -122,7 +122,7 @@ async def test_a_qemu_that_ends_instead_of_starting_is_told_with_its_words(fake_
 
 
 async def test_a_path_that_is_no_program_is_told(tmp_path: Path) -> None:
-    with pytest.raises(QemuStartError, match="is no program"):
+    with pytest.raises(QemuStartError, match="is not a program"):
         async with QemuProcess(tmp_path / "nothing", []):
             pass
 

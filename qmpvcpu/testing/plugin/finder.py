@@ -118,7 +118,7 @@ class QemuFinder:
                 raise QemuNotFoundError(f"there is no QEMU {named}")
             version = qemu_version(Path(found))
             if version is None:
-                raise QemuNotFoundError(f"{found} is no QEMU: it does not answer --version")
+                raise QemuNotFoundError(f"{found} is not a QEMU: it does not answer --version")
             return Qemu(Path(found), version)
 
         return self.available(find, _HOW_TO_INSTALL)

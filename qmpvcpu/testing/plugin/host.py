@@ -172,7 +172,7 @@ def _made(kind: Callable[..., G], *args: Any, **options: Any) -> G:
     try:
         made = kind(*args, **options)
     except (ValueError, TypeError) as why:
-        reason = f"the VM cannot be: {why}"
+        reason = f"impossible VM: {why}"
     else:
         return made
     pytest.fail(reason, pytrace=False)
