@@ -13,13 +13,22 @@ from typing import Any, Final, NamedTuple
 
 from qmpvcpu.errors import MalformedReplyError
 from qmpvcpu.model.layout import CpuProps, Slot
-from qmpvcpu.model.names import PERIPHERAL, is_cpu_type, is_device_id, is_qom_path, is_uuid, is_word
+from qmpvcpu.model.names import (
+    CPU_TYPE,
+    DEVICE_ID,
+    PERIPHERAL,
+    QOM_PATH,
+    UUID,
+    WORD,
+    Shape,
+    is_cpu_type,
+    is_device_id,
+    is_word,
+)
 from qmpvcpu.model.numbering import SlotReading, ThreadReading
 from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.vcpumap import MOST_VCPUS
 from qmpvcpu.model.vm import Topology
-
-#: How many vCPUs a VM can have at most: libvirt's bound, VIR_DOMAIN_CPUMASK_LEN.
-MOST_VCPUS: Final = 16384
 
 _LARGEST: Final = (1 << 63) - 1  # of QAPI's int
 _LARGEST_DWORD: Final = (1 << 32) - 1  # what a guest writes to the registers behind _OST
@@ -28,17 +37,10 @@ _LARGEST_VERSION: Final = 9999
 _MOST_PROPS: Final = 32  # QEMU 11.1 has nine
 _NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
-# What a peer's text has to be like, by what its errors call it.
-_Shape = tuple[str, Callable[[object], bool]]
-_CPU_TYPE: Final[_Shape] = "type of a CPU", is_cpu_type
-_DEVICE: Final[_Shape] = "device id", is_device_id
-_PATH: Final[_Shape] = "QOM path", is_qom_path
 _SLOT_NUMBER: Final = re.compile(r"[0-9]{1,5}")
-_SLOT: Final[_Shape] = "number of a slot", lambda text: _SLOT_NUMBER.fullmatch(str(text)) is not None
-_UUID: Final[_Shape] = "uuid", is_uuid
-_WORD: Final[_Shape] = "name of letters, digits, '_', '.', '+' and '-'", is_word
+_SLOT: Final = Shape("a slot's number", lambda text: _SLOT_NUMBER.fullmatch(str(text)) is not None)
 # Half of a surrogate pair is what JSON can say and nothing can encode.
-_TEXT: Final[_Shape] = "text", lambda text: re.search("[\ud800-\udfff]", str(text)) is None
+_TEXT: Final = Shape("text", lambda text: re.search("[\ud800-\udfff]", str(text)) is None)
 _LONGEST_TEXT: Final = 1024
 
 
@@ -101,9 +103,9 @@ def parse_hotpluggable_cpus(reply: object) -> tuple[SlotReading, ...]:
     paths: set[str] = set()
     total = 0
     for entry in _entries(command, reply):
-        kind = _text(command, entry, "type", _CPU_TYPE)
+        kind = _text(command, entry, "type", CPU_TYPE)
         count = _number(command, entry, "vcpus-count", 1, MOST_VCPUS)
-        path = _text(command, entry, "qom-path", _PATH) if "qom-path" in entry else None
+        path = _text(command, entry, "qom-path", QOM_PATH) if "qom-path" in entry else None
         props = _props(command, entry)
         if not entry["props"].keys() & {"node-id", "socket-id", "core-id", "thread-id"}:
             raise MalformedReplyError(command, "'props' name no node, socket, core or thread", entry)
@@ -127,11 +129,11 @@ def parse_cpus_fast(reply: object) -> tuple[ThreadReading, ...]:
     command = "query-cpus-fast"
     threads: list[ThreadReading] = []
     for entry in _entries(command, reply):
-        path = _text(command, entry, "qom-path", _PATH)
+        path = _text(command, entry, "qom-path", QOM_PATH)
         tid = _number(command, entry, "thread-id", 0, _LARGEST_PID)
         index = _number(command, entry, "cpu-index", 0, MOST_VCPUS - 1)
         known = _props(command, entry) if "props" in entry else CpuProps({})
-        arch = _text(command, entry, "target", _WORD) if "target" in entry else None
+        arch = _text(command, entry, "target", WORD) if "target" in entry else None
         threads.append(ThreadReading(path, tid, index, known, arch))
     return tuple(threads)
 
@@ -186,7 +188,7 @@ def parse_status(command: str, reply: object) -> str:
     """
     if not isinstance(reply, Mapping):
         raise MalformedReplyError(command, "not an object", reply)
-    return _text(command, reply, "status", _WORD)
+    return _text(command, reply, "status", WORD)
 
 
 def parse_peripherals(reply: object) -> frozenset[str]:
@@ -224,7 +226,7 @@ def parse_uuid(reply: object) -> str | None:
     """
     if not isinstance(reply, Mapping) or "UUID" not in reply:
         return None
-    uuid = _text("query-uuid", reply, "UUID", _UUID).lower()
+    uuid = _text("query-uuid", reply, "UUID", UUID).lower()
     return None if uuid == _NIL_UUID else uuid
 
 
@@ -234,7 +236,7 @@ def parse_target(reply: object) -> str | None:
     Raises:
         MalformedReplyError: It is no name of an architecture.
     """
-    return _text("query-target", reply, "arch", _WORD) if isinstance(reply, Mapping) and "arch" in reply else None
+    return _text("query-target", reply, "arch", WORD) if isinstance(reply, Mapping) and "arch" in reply else None
 
 
 def parse_machine(reply: object) -> str | None:
@@ -246,7 +248,7 @@ def parse_machine(reply: object) -> str | None:
     if reply is None:
         return None
     if not is_word(reply):
-        raise MalformedReplyError("qom-get /machine type", f"'type' is no {_WORD[0]}", reply)
+        raise MalformedReplyError("qom-get /machine type", f"'type' is not {WORD.what}", reply)
     return reply.removesuffix("-machine")
 
 
@@ -317,20 +319,20 @@ def _read_ost(data: Mapping[str, Any]) -> OstEvent | None:
     info = data.get("info")
     if not isinstance(info, Mapping) or info.get("slot-type") != "CPU":
         return None
-    device = _text("ACPI_DEVICE_OST", info, "device", _DEVICE) if "device" in info else None
+    device = _text("ACPI_DEVICE_OST", info, "device", DEVICE_ID) if "device" in info else None
     return OstEvent(*_ost("ACPI_DEVICE_OST", info), None if device is None else PERIPHERAL + device)
 
 
 def _read_deleted(data: Mapping[str, Any]) -> Deleted:
-    return Deleted(_text("DEVICE_DELETED", data, "path", _PATH))
+    return Deleted(_text("DEVICE_DELETED", data, "path", QOM_PATH))
 
 
 def _read_guest_error(data: Mapping[str, Any]) -> GuestError:
-    return GuestError(_text("DEVICE_UNPLUG_GUEST_ERROR", data, "path", _PATH))
+    return GuestError(_text("DEVICE_UNPLUG_GUEST_ERROR", data, "path", QOM_PATH))
 
 
 def _read_migration(data: Mapping[str, Any]) -> MigrationStatus:
-    return MigrationStatus(_text("MIGRATION", data, "status", _WORD))
+    return MigrationStatus(_text("MIGRATION", data, "status", WORD))
 
 
 _EVENTS: Final[Mapping[str, Callable[[Mapping[str, Any]], QemuEvent | None]]] = {
@@ -362,16 +364,16 @@ def _number(command: str, entry: Mapping[str, Any], key: str, least: int, most: 
     return value
 
 
-def _text(command: str, entry: Mapping[str, Any], key: str, shape: _Shape = _TEXT) -> str:
+def _text(command: str, entry: Mapping[str, Any], key: str, shape: Shape = _TEXT) -> str:
     value = entry.get(key)
     if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not _fits(shape, value):
-        raise MalformedReplyError(command, f"{key!r} is no {shape[0]}", entry)
+        raise MalformedReplyError(command, f"{key!r} is not {shape.what}", entry)
     return value
 
 
 @lru_cache(maxsize=4096)  # each read has the same types and paths, and each vCPU its own events
-def _fits(shape: _Shape, value: str) -> bool:
-    return shape[1](value)
+def _fits(shape: Shape, value: str) -> bool:
+    return shape.fits(value)
 
 
 def _props(command: str, entry: Mapping[str, Any]) -> CpuProps:

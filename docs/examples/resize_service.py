@@ -74,7 +74,7 @@ class ResizeService:
             "outcome": report.outcome.name,
             "plugged": str(report.layout.enabled),
             "pending": str(report.layout.pending),
-            "steps": [step.as_json() for step in report.steps],
+            "steps": report.to_json()["steps"],
         }
 
     @staticmethod

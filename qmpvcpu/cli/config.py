@@ -12,6 +12,7 @@ from qmpvcpu.cli.output import Block, Column, Table
 from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, printable
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.report import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
 
@@ -115,7 +116,7 @@ def _result(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcom
     if outcome is not None:
         report = ConfigReport(str(config.path), outcome, before.enabled, now.enabled, now.max)
         changes = list(_changes(before, now))
-        content |= {"affect": "config", "config": report.as_json(), "changes": changes}
+        content |= {"affect": "config", "config": to_json(report), "changes": changes}
         said += [
             f"{_SAID.get(outcome, outcome.value)}: {printable(str(config.path))}",
             *(f"  {each}" for each in changes),

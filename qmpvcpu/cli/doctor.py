@@ -11,6 +11,7 @@ from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, REACHED, BadUsageError, C
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
 from qmpvcpu.errors import MonitorError, printable
+from qmpvcpu.model.codec import to_json
 
 _STYLES: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.FAULT: "bold red"}
 
@@ -78,7 +79,7 @@ def _qemu_json(qemu: TriedQemu) -> dict[str, Any]:
                 "works": not trial.why,
                 "why": trial.why,
                 "seconds": list(trial.seconds),
-                "known_faults": sorted(fault.name for fault in trial.faults),
+                "known_faults": to_json(frozenset(trial.faults)),
             }
             for trial in qemu.trials
         ],

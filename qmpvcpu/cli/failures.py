@@ -1,8 +1,6 @@
 """What an error comes to: an exit code, a document with all its evidence, and words that name options."""
 
-import enum
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu.cli.reports import report_blocks, shortcoming
@@ -32,9 +30,9 @@ from qmpvcpu.errors import (
     TransitionError,
     printable,
 )
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.report import TransitionReport
-from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import Unknown, as_json, verdict_of
+from qmpvcpu.model.verdicts import Unknown, verdict_of
 
 if TYPE_CHECKING:
     from qmpvcpu.cli.run import Shell
@@ -69,7 +67,7 @@ def failure(error: BaseException, shell: "Shell", code: int | None = None) -> Co
     complaint = f"qmpvcpu: {message if report is None else shortcoming(report)}".split("\n")
     content: dict[str, Any] = {"error": error_json(error, message), **shell.extra}
     if report is not None:
-        content |= report.as_json()
+        content |= report.to_json()
     elif shell.done:
         content["steps"] = shell.done
     if shell.lost:
@@ -128,36 +126,14 @@ def error_json(error: BaseException, message: str) -> dict[str, Any]:
     """Return *error* with all its evidence; ``verdict`` is the step's, or null where it is about no step."""
     if not isinstance(error, QmpVcpuError):
         return {"kind": type(error).__name__, "message": message, "outcome": "unchanged", "verdict": None}
-    try:
-        verdict = verdict_of(error)
-    except InvalidMapError:  # it is about an id that no map can hold
-        verdict = None
-    evidence = {} if verdict is None else as_json(verdict)
-    evidence.pop("seconds", None)  # the step's, not the error's
-    evidence |= {name: plain(value) for name, value in vars(error).items() if not name.startswith("_")}
-    for name in ("report", "outcome"):  # the one is in the document itself, the other is below
-        evidence.pop(name, None)
+    hidden = {"report", "outcome"}  # the one is in the document itself, the other is below
     if isinstance(error, DomainXmlError) and error.line is None:
-        del evidence["line"]
+        hidden.add("line")
+    evidence = {name: value for name, value in vars(error).items() if name not in hidden and name[0] != "_"}
     return {
         "kind": type(error).__name__,
         "message": message,
-        "outcome": error.outcome.value,
-        **({"verdict": None} | evidence),
+        "outcome": to_json(error.outcome),
+        "verdict": to_json(verdict_of(error)),
+        **to_json(evidence),
     }
-
-
-def plain(value: object) -> object:
-    """Return *value* as JSON has it."""
-    match value:
-        case enum.Enum():
-            return value.name
-        case VcpuMap():
-            return str(value)
-        case Mapping():
-            return {str(key): plain(each) for key, each in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [plain(each) for each in value]
-        case None | bool() | int() | float() | str():
-            return value
-    return str(value)

@@ -37,10 +37,9 @@ from qmpvcpu.cli.result import (
 )
 from qmpvcpu.cli.run import Shell, check_address
 from qmpvcpu.cli.set import Target, allowed
-from qmpvcpu.cli.show import milliseconds, state_json
+from qmpvcpu.cli.show import layout_json, milliseconds, state_json
 from qmpvcpu.errors import TransitionError, printable
 from qmpvcpu.fleet import Fleet, Results, VmResult
-from qmpvcpu.model.jsonform import layout_as_json
 from qmpvcpu.model.report import TransitionReport
 from qmpvcpu.model.transition import Affect
 
@@ -365,9 +364,9 @@ class Row(NamedTuple):
         if result is not None:
             shown |= {"name": result.name, "seconds": round(result.seconds, 6)}
             if result.report is not None:
-                shown |= result.report.as_json()
+                shown |= result.report.to_json()
             if result.layout is not None:
-                shown |= layout_as_json(result.layout) if whole else state_json(result.layout)
+                shown |= layout_json(result.layout) if whole else state_json(result.layout)
         return shown
 
 

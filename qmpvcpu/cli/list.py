@@ -3,8 +3,7 @@
 from qmpvcpu.cli.options import VM_OPTIONS, command
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import headline, vcpu_table
-from qmpvcpu.model.jsonform import layout_as_json
+from qmpvcpu.cli.show import headline, layout_json, vcpu_table
 
 
 @command(*VM_OPTIONS)
@@ -23,4 +22,4 @@ async def list_(shell: Shell) -> CommandResult:
     layout = await shell.look()
     width = shell.out.width
     text = headline(layout, width), "", *vcpu_table(layout, width=width)
-    return CommandResult(REACHED, document(**layout_as_json(layout)), text)
+    return CommandResult(REACHED, document(**layout_json(layout)), text)

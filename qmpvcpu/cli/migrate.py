@@ -28,6 +28,7 @@ from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, as_line, d
 from qmpvcpu.cli.run import Options, Shell
 from qmpvcpu.cli.show import state_json, state_text
 from qmpvcpu.errors import Outcome, RecordError, TargetMismatchError, printable
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.planning.compatibility import Difference, DifferenceKind, changes_since
 from qmpvcpu.vm.migration import check_target, confirm_target
@@ -58,8 +59,8 @@ async def export(shell: Shell, *, settle: float | None, output: str | None, allo
         await vm.export(settle=settle or 0.0, allow_fatal=allow_fatal) as exported,
     ):
         state = exported.state
-    data = as_line(state.as_json()).encode()
-    content = document(export=state.as_json(), **state_json(state.layout))
+    data = as_line(state.to_json()).encode()
+    content = document(export=state.to_json(), **state_json(state.layout))
     if output is None:
         return CommandResult(REACHED, content, data=data)
     await write_file(output, data)
@@ -194,21 +195,10 @@ def _kind(word: str) -> DifferenceKind:
 
 def _agreed(text: str, notes: Iterable[Difference], state: dict[str, Any]) -> CommandResult:
     said = text, *(f"  note: {each}" for each in notes)
-    return CommandResult(REACHED, document(notes=[_difference_json(each) for each in notes], **state), said)
+    return CommandResult(REACHED, document(notes=to_json(notes), **state), said)
 
 
 def _note(shell: Shell, error: TargetMismatchError) -> None:
     """Have the differences as objects in the document, besides the error's sentences."""
-    shell.extra["differences"] = [_difference_json(each) for each in error.differences]
-    shell.extra["notes"] = [_difference_json(each) for each in error.notes]
-
-
-def _difference_json(each: Difference) -> dict[str, str]:
-    return {
-        "kind": each.kind.name,
-        "source": each.source,
-        "target": each.target,
-        "severity": each.severity.name,
-        "advice": each.advice,
-        "ids": str(each.ids),
-    }
+    shell.extra["differences"] = to_json(error.differences)
+    shell.extra["notes"] = to_json(error.notes)

@@ -23,8 +23,9 @@ from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import milliseconds, state_json
 from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.transition import Action, Affect, Step
-from qmpvcpu.model.verdicts import Plugged, Proof, Unplugged, as_json, verdict_of
+from qmpvcpu.model.verdicts import Plugged, Proof, Unplugged, verdict_of
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation, check_unplug
 
@@ -72,13 +73,14 @@ async def plug(
             except PlugUnprovenError as error:
                 seconds = time.monotonic() - started
                 verdict = Plugged(vm.layout.slot_of(min(error.ids)).ids, False, error.code, error.reason, seconds)
-                shell.done.append(as_json(verdict))
+                shell.done.append({"verdict": to_json(verdict)})
                 raise
         seconds = time.monotonic() - started
         layout = vm.layout
     slot = layout.slot_of(min(ids))
     acknowledged = layout[slot.first].acknowledged
-    step = as_json(Plugged(ids, acknowledged, slot.answer.code if slot.answer else None, seconds=seconds))
+    verdict = Plugged(ids, acknowledged, slot.answer.code if slot.answer else None, seconds=seconds)
+    step = {"verdict": to_json(verdict)}
     said = ", the guest acknowledged it" if acknowledged else ""
     said += ", at the next boot too" if affect is Affect.BOTH else ""
     text = f"plugged vCPU {ids} as {slot.device_id} in {milliseconds(seconds)}{said}", str(layout)
@@ -137,10 +139,10 @@ async def _unplug_one(shell: Shell, vm: "VcpuController", vcpu: int, *, affect: 
             ids = await vm.unplug(vcpu, affect=affect, **change)
         except QmpVcpuError as error:
             if (verdict := verdict_of(error)) is not None:
-                shell.done.append(as_json(verdict) | {"joined": joined})
+                shell.done.append({"verdict": to_json(verdict), "joined": joined})
             raise
     seconds = time.monotonic() - started
-    shell.done.append(as_json(Unplugged(ids, seconds=seconds)) | {"joined": joined})
+    shell.done.append({"verdict": to_json(Unplugged(ids, seconds=seconds)), "joined": joined})
     said = ", at the next boot too" if affect is Affect.BOTH else ""
     shell.say(f"unplugged vCPU {ids} in {milliseconds(seconds)}{said}")
 

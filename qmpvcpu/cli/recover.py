@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from qmpvcpu.cli.options import CONFIG, TIMEOUT, VM_OPTIONS, command, flag
-from qmpvcpu.cli.reports import intent_json, intent_text, report_blocks
+from qmpvcpu.cli.reports import intent_text, report_blocks
 from qmpvcpu.cli.result import NOT_REACHED, REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.set import run_transition
 from qmpvcpu.cli.show import state_json, state_text
 from qmpvcpu.errors import RecordError
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.report import TransitionOutcome, TransitionReport
 from qmpvcpu.model.transition import Recovery
@@ -58,7 +59,7 @@ async def recover(
     async with shell.attach(config=config, read_only=looks_only) as vm:
         if drop_previous:
             await vm.drop_previous()
-        shell.extra["previous"] = _previous_json(vm.previous)
+        shell.extra["previous"] = to_json(vm.previous)
         if vm.previous is not None:
             shell.say(_previous_text(vm.previous, record))
         intent = vm.interrupted
@@ -69,14 +70,14 @@ async def recover(
         looked = await vm.recover(Recovery.REPORT)
         if intent is None or looked is None:
             return _nothing_interrupted(shell, vm.layout, acts=finish or revert)
-        shell.extra["interrupted"] = intent_json(intent)
+        shell.extra["interrupted"] = to_json(intent)
         shell.say(intent_text(intent))
         if not (finish or revert):
             return _as_looked(shell, looked)
         target = finish_target(intent, vm.layout) if finish else revert_target(intent, vm.layout)
         work = vm.recover(Recovery.FINISH if finish else Recovery.REVERT, **change)
         report = await run_transition(shell, vm, work, vm.plan(target).steps) or looked
-    content = document(**shell.extra, **report.as_json(), **state_json(report.layout))
+    content = document(**shell.extra, **report.to_json(), **state_json(report.layout))
     return CommandResult(REACHED, content, report_blocks(report))
 
 
@@ -94,12 +95,6 @@ def _check_record(record: Path, *, not_kept: bool) -> None:
             raise RecordError(record, "there is no record of that name, so what was wanted is not known")
     if not_kept:
         LockedFile(record.absolute()).release()
-
-
-def _previous_json(previous: PreviousVcpus | None) -> dict[str, Any] | None:
-    if previous is None:
-        return None
-    return {"max": previous.max, "enabled": str(previous.enabled), "order": list(previous.order)}
 
 
 def _previous_text(previous: PreviousVcpus, record: str) -> str:
@@ -124,6 +119,6 @@ def _nothing_interrupted(shell: Shell, layout: Layout, *, acts: bool) -> Command
 
 def _as_looked(shell: Shell, looked: TransitionReport) -> CommandResult:
     over = looked.outcome in (TransitionOutcome.REACHED, TransitionOutcome.REVERTED)
-    content = document(**shell.extra, **looked.as_json(), **state_json(looked.layout))
+    content = document(**shell.extra, **looked.to_json(), **state_json(looked.layout))
     advice = () if over else ("to go on: qmpvcpu recover --finish, or --revert",)
     return CommandResult(REACHED if over else NOT_REACHED, content, report_blocks(looked, looked=True), advice)

@@ -5,9 +5,9 @@ from typing import Any, Final
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
 from qmpvcpu.cli.show import milliseconds, state_text
 from qmpvcpu.errors import printable
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.report import ConfigOutcome, StepReport, TransitionOutcome, TransitionReport
-from qmpvcpu.model.transition import Intent, Step
-from qmpvcpu.model.verdicts import as_json
+from qmpvcpu.model.transition import Intent
 from qmpvcpu.planning.plan import Plan
 
 _OUTCOMES: Final = {
@@ -23,17 +23,7 @@ _TABLE_WIDTH: Final = 64
 
 def plan_json(plan: Plan) -> dict[str, Any]:
     """Return what is planned, and what is denied of it."""
-    return {
-        "start": str(plan.start),
-        "target": str(plan.target),
-        "steps": [_step_json(step) for step in plan.steps],
-        "denied": [as_json(each) for each in plan.denied],
-        "warnings": list(plan.warnings),
-    }
-
-
-def _step_json(step: Step) -> dict[str, Any]:
-    return {"action": step.action.value, "ids": str(step.ids), "qom_path": step.qom_path, "joins": step.joins}
+    return {name: to_json(getattr(plan, name)) for name in ("start", "target", "steps", "denied", "warnings")}
 
 
 def plan_lines(explained: str) -> list[Block]:
@@ -43,19 +33,6 @@ def plan_lines(explained: str) -> list[Block]:
         Line(line, style=next((style for word, style in styles.items() if line.startswith(f"  {word}")), ""))
         for line in explained.split("\n")
     ]
-
-
-def intent_json(intent: Intent) -> dict[str, Any]:
-    """Return what was wanted."""
-    return {
-        "start": str(intent.start),
-        "target": str(intent.target),
-        "steps": [_step_json(step) for step in intent.steps],
-        "on_failure": intent.on_failure.value,
-        "timeout": intent.timeout,
-        "direction": intent.direction.value,
-        **({} if intent.next_boot is None else {"next_boot": str(intent.next_boot), "config": intent.config}),
-    }
 
 
 def intent_text(intent: Intent) -> str:

@@ -187,7 +187,7 @@ async def _set(shell: Shell, target: Target, config: str | None, *, affect: Affe
         if vm.interrupted is not None:
             shell.note(f"given up for this: {intent_text(vm.interrupted)}")
         report = await run_transition(shell, vm, target.reach(vm, affect=affect, **change), steps)
-    content = document(**report.as_json(), **state_json(report.layout))
+    content = document(**report.to_json(), **state_json(report.layout))
     return CommandResult(REACHED, content, report_blocks(report))
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from qmpvcpu.cli.failures import plain
 from qmpvcpu.cli.options import VM_OPTIONS, Seconds, command, flag, option
 from qmpvcpu.cli.output import Block, Column, Line, Table
 from qmpvcpu.cli.progress import kept, sentence
@@ -31,6 +30,7 @@ from qmpvcpu.events import (
     VcpuPlugged,
     VcpuUnplugged,
 )
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap
 
@@ -187,7 +187,7 @@ class _Documents:
     def tell(self, event: Event, layout: Layout) -> None:
         """Print the event."""
         names = [each.name for each in fields(event) if each.name != "requested_at"]  # of this process's clock
-        said = {name: plain(getattr(event, name)) for name in names}
+        said = {name: to_json(getattr(event, name)) for name in names}
         said["origin"] = event.origin.value
         self._print({"event": type(event).__name__, **said}, layout)
 

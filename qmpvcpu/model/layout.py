@@ -6,17 +6,19 @@ from bisect import bisect_right
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 from qmpvcpu.errors import shorten
-from qmpvcpu.model.names import KNOWN_PLACES, PERIPHERAL, cpu_model_of, is_place
+from qmpvcpu.model.names import KNOWN_PLACES, PERIPHERAL, QOM_PATH, Shape, cpu_model_of, is_cpu_type, is_place
 from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap
 from qmpvcpu.model.vm import VmInfo
 
 _PERIPHERALS = "/machine/peripheral"  # those without an id too, in /machine/peripheral-anon
 _MOST_PLACE = 2**31 - 1  # QEMU's properties have 32 bits
 _MOST_QUOTED = 60
+# A machine without CPU hotplug names none.
+_TYPE = Shape("a CPU's type", lambda text: text == "" or is_cpu_type(text))
 # Wider rows wrap on a terminal of 80 columns; ids with ranges say it shorter then.
 _MOST_IN_ROW = 16
 
@@ -90,10 +92,10 @@ class Slot:
 
     first: int
     count: int
-    type: str
+    type: Annotated[str, _TYPE]
     props: CpuProps
     cpu_index: int
-    qom_path: str | None = None
+    qom_path: Annotated[str, QOM_PATH] | None = None
     host_tids: tuple[int | None, ...] = ()
     answer: OstAnswer | None = None
 
@@ -328,6 +330,35 @@ class Layout:
 
     def __iter__(self) -> Iterator[Vcpu]:
         return iter(self.vcpus)
+
+    def check_foreign(self) -> None:
+        """Return if a layout that came from outside is one that a VM can have.
+
+        Raises:
+            ValueError: Its slots contradict each other; the text names the key.
+        """
+        following = 0
+        for place, slot in enumerate(self.slots):
+            if wrong := self._contradiction(slot, following):
+                raise ValueError(f"'slots': [{place}]: {wrong}")
+            following += slot.count
+        occupied = {slot.first for slot in self.slots if slot.present}
+        for key, firsts in (("creation", self.creation), ("pending_slots", tuple(self.pending_slots))):
+            if len(set(firsts)) < len(firsts) or not occupied.issuperset(firsts):
+                named = shorten(sorted(firsts), _MOST_QUOTED)
+                raise ValueError(f"{key!r}: {named} are not the first vCPUs of slots with a CPU, each once")
+
+    def _contradiction(self, slot: Slot, following: int) -> str:
+        """Return what is wrong with *slot*, whose first vCPU should be *following*; "" if nothing is."""
+        if slot.first != following:
+            return f"'first': {shorten(slot.first, _MOST_QUOTED)} is not {following}, the next vCPU id"
+        if not 1 <= slot.count <= MOST_VCPUS - following:
+            return f"'count': {shorten(slot.count, _MOST_QUOTED)} is not 1 to {MOST_VCPUS - following}"
+        if self.vm.can_plug and not slot.type:
+            return "'type': a machine that takes CPUs names the type of each"
+        if len(slot.host_tids) not in ((0, slot.count) if slot.present else (0,)):
+            return f"'host_tids': {len(slot.host_tids)} threads for {slot.count if slot.present else 'no'} vCPUs"
+        return ""
 
     def _can_leave(self, slot: Slot) -> bool:
         boot = slot.device_id is None

@@ -4,8 +4,9 @@ None of them can hold a comma, an equals sign, a blank or a quote, which would b
 """
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Final, TypeGuard
+from typing import Final, NamedTuple, TypeGuard
 
 PERIPHERAL: Final = "/machine/peripheral/"
 """Where QEMU has the devices with an id."""
@@ -85,3 +86,22 @@ def is_place(value: object) -> TypeGuard[str]:
 def is_uuid(value: object) -> TypeGuard[str]:
     """Tell whether *value* is a uuid as QEMU prints it."""
     return isinstance(value, str) and _UUID.fullmatch(value) is not None
+
+
+class Shape(NamedTuple):
+    """What a text, or another value, must look like: checked where it is read, before it goes anywhere.
+
+    Attributes:
+        what: What errors call such a value, such as ``"a QOM path"``.
+        fits: Whether a value, of any type, is one.
+    """
+
+    what: str
+    fits: Callable[[object], bool]
+
+
+WORD: Final = Shape("a name of letters, digits, '_', '.', '+' and '-'", is_word)
+CPU_TYPE: Final = Shape("a CPU's type", is_cpu_type)
+DEVICE_ID: Final = Shape("a device id", is_device_id)
+QOM_PATH: Final = Shape("a QOM path", is_qom_path)
+UUID: Final = Shape("a uuid", is_uuid)

@@ -1,20 +1,17 @@
 """How a transition ended, slot by slot."""
 
 import enum
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
 from qmpvcpu.errors import Outcome, printable
-from qmpvcpu.model.jsonform import layout_as_json, layout_from_json
-from qmpvcpu.model.jsonread import flag, number, one_of, optional, rows, take, text, vcpu_map, whole_number
+from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Action, Affect, OnFailure
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdictjson import verdict_beside, verdict_from_json
-from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict, as_json
+from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict
 
 
 class TransitionOutcome(enum.Enum):
@@ -43,11 +40,8 @@ class ConfigOutcome(enum.Enum):
     FAILED = "failed"
 
 
-_AFFECTS: Final = {affect.value: affect for affect in Affect}
-_ACTIONS: Final = {action.value: action for action in Action}
 _MOST_LISTED: Final = 4  # more alike steps in a row than these share a line
 _MOST_SAID: Final = 5  # an error's message is one line to be read; its report has them all
-_POLICIES: Final = {policy.value: policy for policy in OnFailure}
 
 
 def succeeded(action: Action, verdict: Verdict | None) -> bool:
@@ -102,39 +96,6 @@ class StepReport:
         # Not sent, denied or rejected: as it was. A KEEP is sent something only once its vCPU has left.
         return self.action is Action.UNPLUG or (self.action is Action.KEEP and self.verdict is None)
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the step as a JSON object: ``verdict`` is its word, beside the verdict's own attributes.
-
-        ``why`` is the step's reason, ``reason`` the verdict's. Where the verdict has other ``ids``, ``seconds`` or
-        ``why`` than the step, they are ``verdict_ids`` and so on.
-        """
-        own = {
-            "action": self.action.value,
-            "ids": str(self.ids),
-            "why": self.reason,
-            "seconds": self.seconds,
-            "undone": self.undone,
-            "undo": None if self.undo is None else as_json(self.undo),
-        }
-        return verdict_beside(self.verdict, own)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "StepReport":
-        """Return the step that ``as_json`` was given.
-
-        Raises:
-            ValueError: It is not of that shape; the text names the key.
-        """
-        return cls(
-            action=take(data, "action", one_of(_ACTIONS)),
-            ids=take(data, "ids", vcpu_map),
-            verdict=verdict_from_json(data),
-            reason=take(data, "why", text),
-            seconds=take(data, "seconds", number),
-            undo=take(data, "undo", optional(verdict_from_json)),
-            undone=take(data, "undone", optional(flag)),
-        )
-
     def __str__(self) -> str:
         return f"{self.action.value} {self.ids}: {self.said}"
 
@@ -171,33 +132,6 @@ class ConfigReport:
     def ok(self) -> bool:
         """True if the next boot is as wished."""
         return self.outcome in (ConfigOutcome.WRITTEN, ConfigOutcome.UNCHANGED)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as a JSON object; ``from_json`` gives an equal one back."""
-        return {
-            "path": self.path,
-            "outcome": self.outcome.name,
-            "start": str(self.start),
-            "target": str(self.target),
-            "max": self.max,
-            "reason": self.reason,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "ConfigReport":
-        """Return what ``as_json`` was given.
-
-        Raises:
-            ValueError: It is not of that shape; the text names the key.
-        """
-        return cls(
-            path=take(data, "path", text),
-            outcome=take(data, "outcome", one_of(ConfigOutcome.__members__)),
-            start=take(data, "start", vcpu_map),
-            target=take(data, "target", vcpu_map),
-            max=take(data, "max", whole_number),
-            reason=take(data, "reason", text),
-        )
 
     def __str__(self) -> str:
         why = f": {printable(self.reason)}" if self.reason else ""
@@ -282,54 +216,19 @@ class TransitionReport:
             return Outcome.UNKNOWN
         return Outcome.CHANGED if any(_changed(step) for step in self.steps) else Outcome.UNCHANGED
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object; ``from_json`` gives an equal one back."""
-        return {
-            "outcome": self.outcome.name,
-            "start": str(self.start),
-            "target": str(self.target),
-            "on_failure": self.on_failure.value,
-            "cancelled": self.cancelled,
-            "unrecorded": self.unrecorded,
-            "unconfirmed": self.unconfirmed,
-            "seconds": self.seconds,
-            "steps": [step.as_json() for step in self.steps],
-            "layout": layout_as_json(self.layout),
-            **({} if self.affect is Affect.LIVE else self._beyond_live()),
-        }
-
-    def _beyond_live(self) -> dict[str, Any]:
-        return {
-            "affect": self.affect.value,
-            "live": None if self.live is None else self.live.name,
-            "config": None if self.config is None else self.config.as_json(),
-        }
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON object, with ``live`` besides its attributes; ``from_json`` reads it back."""
+        shown: dict[str, Any] = to_json(self) | {"live": to_json(self.live)}
+        return shown
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any] | str) -> "TransitionReport":
-        """Return the report that ``as_json`` was given, from the object or from its text.
+        """Return the report that ``to_json`` was given, from the object or from its text.
 
         Raises:
-            ValueError: It is not of that shape; the text names the key.
+            ValueError: It has another shape; the text names the key.
         """
-        try:
-            content = json.loads(data) if isinstance(data, str) else data
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply for a report") from error
-        return cls(
-            start=take(content, "start", vcpu_map),
-            target=take(content, "target", vcpu_map),
-            on_failure=take(content, "on_failure", one_of(_POLICIES)),
-            outcome=take(content, "outcome", one_of(TransitionOutcome.__members__)),
-            steps=take(content, "steps", rows(StepReport.from_json)),
-            layout=take(content, "layout", layout_from_json),
-            seconds=take(content, "seconds", number),
-            cancelled=take(content, "cancelled", flag),
-            unrecorded=take(content, "unrecorded", text),
-            unconfirmed=take(content, "unconfirmed", text),
-            affect=take(content, "affect", one_of(_AFFECTS)) if "affect" in content else Affect.LIVE,
-            config=take(content, "config", optional(ConfigReport.from_json)) if "affect" in content else None,
-        )
+        return from_json(cls, data)
 
     def __str__(self) -> str:
         layout = self.layout

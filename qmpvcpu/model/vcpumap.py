@@ -7,8 +7,10 @@ from typing import Self, SupportsIndex
 
 from qmpvcpu.errors import InvalidMapError, shorten
 
-# libvirt refuses a cpuset with a bit from here on (VIR_DOMAIN_CPUMASK_LEN), measured with libvirt 9.0.0.
-_MAX_ID = 16383
+MOST_VCPUS = 16384
+"""How many vCPUs a VM can have at most: libvirt refuses a higher id (VIR_DOMAIN_CPUMASK_LEN), measured with 9.0.0."""
+
+_MAX_ID = MOST_VCPUS - 1
 # Twice what it takes to name every id one by one; more would only cost time.
 _MAX_TEXT = 200_000
 _MAX_QUOTE = 40

@@ -1,7 +1,7 @@
 """Verdicts: how one vCPU's change ended, each with its evidence.
 
-Every verdict has a class-level ``name`` (``"UNPLUGGED"``), which is its word in JSON, logs and text, and can be
-told apart with ``match``::
+Every verdict has a class variable ``name``, its word in logs and text (``"UNPLUGGED"``), which JSON has in small
+letters. ``match`` tells them apart::
 
     match await request.wait(20):
         case Unplugged(): ...
@@ -10,8 +10,8 @@ told apart with ``match``::
 """
 
 import enum
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from qmpvcpu.errors import (
     CommandRejectedError,
@@ -172,16 +172,3 @@ def verdict_of(error: QmpVcpuError) -> Verdict | None:
         case OutcomeUnknownError():
             return Unknown(error.ids, str(error))
     return None
-
-
-def as_json(verdict: Verdict) -> dict[str, Any]:
-    """Return *verdict* as a JSON object: ``verdict`` is its word, ``ids`` the map's text, then its attributes."""
-    shown: dict[str, Any] = {"verdict": verdict.name}
-    for field in fields(verdict):
-        value = getattr(verdict, field.name)
-        if isinstance(value, VcpuMap):
-            value = str(value)
-        elif isinstance(value, enum.Enum):
-            value = value.name
-        shown[field.name] = value
-    return shown

@@ -4,8 +4,13 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
+
+from qmpvcpu.model.names import QOM_PATH, UUID, WORD, Shape
+from qmpvcpu.model.vcpumap import MOST_VCPUS
 
 _Version = tuple[int, int, int]
+_Size = Annotated[int, Shape(f"a whole number from 1 to {MOST_VCPUS}", range(1, MOST_VCPUS + 1).__contains__)]
 
 _FIRST_APIC_ID_OF_X2APIC = 255  # 0xff is the broadcast id of an xAPIC
 _APIC_MACHINES = ("i386", "x86_64")
@@ -93,15 +98,15 @@ class Topology:
     Source: QEMU ``qom-get /machine smp`` (SMPConfiguration of qapi/machine.json).
     """
 
-    max_cpus: int
-    sockets: int = 1
-    dies: int = 1
-    clusters: int = 1
-    modules: int = 1
-    cores: int = 1
-    threads: int = 1
-    drawers: int = 1
-    books: int = 1
+    max_cpus: _Size
+    sockets: _Size = 1
+    dies: _Size = 1
+    clusters: _Size = 1
+    modules: _Size = 1
+    cores: _Size = 1
+    threads: _Size = 1
+    drawers: _Size = 1
+    books: _Size = 1
 
 
 @dataclass(frozen=True)
@@ -130,11 +135,11 @@ class VmInfo:
     """
 
     name: str
-    arch: str
-    machine: str
-    accelerator: str
+    arch: Annotated[str, WORD]
+    machine: Annotated[str, WORD]
+    accelerator: Annotated[str, WORD]
     qemu_version: tuple[int, int, int]
-    uuid: str | None = None
+    uuid: Annotated[str, UUID] | None = None
     package: str = ""
     memory_kib: int | None = None
     topology: Topology | None = None
@@ -143,7 +148,7 @@ class VmInfo:
     libvirt_owned: bool = False
     x2apic: bool | None = None
     confidential: bool = False
-    other_paths: frozenset[str] = frozenset()
+    other_paths: frozenset[Annotated[str, QOM_PATH]] = frozenset()
     named: bool = True
 
     @property

@@ -1,17 +1,16 @@
 """What another QEMU must know to have the vCPUs of this one: on another host, or on this one later."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
 
-from qmpvcpu.model.jsonform import layout_as_json, layout_from_json
-from qmpvcpu.model.jsonread import optional, take, text, unlike, vcpu_map
+from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.layout import Layout, Slot
+from qmpvcpu.model.names import Shape
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
 
-_SCHEMA: Final = "qmpvcpu-export/1"
+_SCHEMA: Final = Shape("qmpvcpu-export/1", lambda text: text == "qmpvcpu-export/1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +22,10 @@ class VmState:
             uuid, arch, machine type, accelerator, QEMU version, topology, memory.
         desired: The map that was last asked for, or None where nobody has asked.
         xml: The VM as a libvirt ``<domain>``, or None where libvirt has none for it (a name with a slash, ...).
+        schema: The format of its JSON.
     """
 
+    schema: Annotated[str, _SCHEMA] = field(default=_SCHEMA.what, kw_only=True)
     layout: Layout
     desired: VcpuMap | None = None
     xml: bytes | None = None
@@ -68,42 +69,19 @@ class VmState:
         started = self.started_with
         return tuple(self.layout.slot_of(first) for first in self.layout.order if first not in started)
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it as a JSON object, for another host."""
-        return {
-            "schema": _SCHEMA,
-            "desired": None if self.desired is None else str(self.desired),
-            "xml": None if self.xml is None else self.xml.decode(),
-            **layout_as_json(self.layout),
-        }
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object, for another host; ``from_json`` reads it there."""
+        shown: dict[str, Any] = to_json(self)
+        return shown
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any] | str) -> "VmState":
-        """Return the state that ``as_json`` was given, from the object or from its text.
+        """Return the state that ``to_json`` was given, from the object or from its text.
 
         Raises:
-            ValueError: It is not of that shape, or contradicts itself; the text names the key.
+            ValueError: It has another shape, or contradicts itself; the text names the key.
         """
-        try:
-            content = json.loads(data) if isinstance(data, str) else data
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply for an export") from error
-        schema = take(content, "schema", text)
-        if schema != _SCHEMA:
-            raise ValueError(f"'schema': {unlike(schema, _SCHEMA)}")
-        xml = take(content, "xml", optional(text))
-        return cls(
-            layout=layout_from_json(content),
-            desired=take(content, "desired", optional(vcpu_map)),
-            xml=None if xml is None else _encoded(xml),
-        )
-
-
-def _encoded(xml: str) -> bytes:
-    try:
-        return xml.encode()
-    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can say
-        raise ValueError(f"'xml': {error}") from error
+        return from_json(cls, data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from typing import Any, Final, Protocol, Self
 from qmpvcpu.domainxml import render
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.events import VcpuUnplugged
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import Pending, Plugged, Proof, Refused, Unplugged, Verdict, as_json, verdict_of
+from qmpvcpu.model.verdicts import Pending, Plugged, Proof, Refused, Unplugged, Verdict, verdict_of
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.qemu import QemuNotFoundError, best_qemu
@@ -338,9 +339,9 @@ async def _verdict(action: Awaitable[Verdict]) -> Verdict:
 def _step_json(step: Step) -> dict[str, Any]:
     return {
         "call": step.call,
-        **as_json(step.verdict),
+        "verdict": to_json(step.verdict),
         "late": bool(step.late),
-        "expected": step.expected,
+        "expected": step.expected.lower(),
         "map": str(step.layout.enabled),
         "pending": str(step.layout.pending),
         "guest_online": None if step.online is None else str(step.online),

@@ -6,10 +6,11 @@ from typing import Any, Final
 from qmpvcpu import qapi
 from qmpvcpu.engine.ledger import Read
 from qmpvcpu.errors import MonitorLostError
+from qmpvcpu.model.vcpumap import MOST_VCPUS
 from qmpvcpu.vm.session import Session
 
 # A word on each slot, and on so many devices besides.
-_MOST: Final = qapi.MOST_VCPUS + 1024
+_MOST: Final = MOST_VCPUS + 1024
 
 
 class Inbox:

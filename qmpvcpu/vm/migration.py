@@ -64,9 +64,9 @@ class Export:
         """True while changes on the source are denied because of it."""
         return self._migration.locks(self)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return ``state`` as a JSON object; ``VmState.from_json`` reads it on another host."""
-        return self.state.as_json()
+        return self.state.to_json()
 
     def release(self) -> None:
         """Let vCPUs of the source change again; idempotent. One that has migrated away denies it all the same."""

@@ -85,8 +85,8 @@ async def test_plug_takes_the_chosen_vcpu_or_the_first_free_one(guest: MicroGues
     assert "[0][1][ ][ ][ ][5][ ][ ]" in chosen.out
     first = (await run("plug", "--qmp", guest.qmp, "--json", "--proof", "acknowledged")).document
     assert first["enabled"] == "0-2,5"
-    [step] = first["steps"]
-    assert (step["verdict"], step["ids"], step["acknowledged"]) == ("PLUGGED", "2", True)
+    verdict = first["steps"][0]["verdict"]
+    assert (verdict["kind"], verdict["ids"], verdict["acknowledged"]) == ("plugged", "2", True)
 
 
 async def test_a_plug_without_the_proof_asked_for_is_partial() -> None:
@@ -96,7 +96,7 @@ async def test_a_plug_without_the_proof_asked_for_is_partial() -> None:
     assert ran.error["kind"] == "PlugUnprovenError"
     assert ran.error["outcome"] == "changed"
     [step] = ran.document["steps"]
-    assert (step["verdict"], step["acknowledged"]) == ("PLUGGED", False)
+    assert (step["verdict"]["kind"], step["verdict"]["acknowledged"]) == ("plugged", False)
     assert ran.document["enabled"] == "0,3"
 
 
@@ -117,12 +117,13 @@ async def test_a_refusal_has_its_code_and_reason_and_the_same_call_succeeds_late
     assert "now: [0][1][ ]" in words.err
     ran = await run("unplug", "1", "--json", "--qmp", guest.qmp)
     assert ran.code == 1
-    assert (ran.error["verdict"], ran.error["code"], ran.error["reason"]) == ("REFUSED", 0x82, "device is busy")
+    assert ran.error["verdict"]["kind"] == "refused"
+    assert (ran.error["code"], ran.error["reason"]) == (0x82, "device is busy")
     assert ran.error["outcome"] == "unchanged"
     await guest.set_behaviour(Behaviour.complying())
     again = await run("unplug", "1", "--json", "--qmp", guest.qmp)
     assert again.code == 0
-    assert [step["verdict"] for step in again.document["steps"]] == ["UNPLUGGED"]
+    assert [step["verdict"]["kind"] for step in again.document["steps"]] == ["unplugged"]
 
 
 async def test_after_a_vcpu_that_stays_no_other_is_asked_for(guest: MicroGuest) -> None:
@@ -131,7 +132,7 @@ async def test_after_a_vcpu_that_stays_no_other_is_asked_for(guest: MicroGuest) 
     await guest.set_behaviour(Behaviour.refusing(0x81).for_slot(3))
     ran = await run("unplug", "5", "3", "1", "--json", "--qmp", guest.qmp)
     assert ran.code == 1
-    assert [step["verdict"] for step in ran.document["steps"]] == ["UNPLUGGED", "REFUSED"]
+    assert [step["verdict"]["kind"] for step in ran.document["steps"]] == ["unplugged", "refused"]
     assert ran.document["not_sent"] == "1"
     assert ran.document["enabled"] == "0-1,3"
 
@@ -140,7 +141,8 @@ async def test_a_pending_unplug_is_told_and_is_joined_by_the_next_one(guest: Mic
     await guest.set_behaviour(Behaviour.hanging())
     ran = await run("unplug", "1", "--timeout", "0.7", "--json", "--qmp", guest.qmp)
     assert ran.code == 1
-    assert (ran.error["verdict"], ran.error["acknowledged"], ran.error["outcome"]) == ("PENDING", True, "unknown")
+    assert ran.error["verdict"]["kind"] == "pending"
+    assert (ran.error["acknowledged"], ran.error["outcome"]) == (True, "unknown")
     assert ran.document["pending"] == "1"
     assert "the guest works on it" in ran.err
     async with running("unplug", "1", "--json", "--qmp", guest.qmp) as later:
@@ -149,7 +151,7 @@ async def test_a_pending_unplug_is_told_and_is_joined_by_the_next_one(guest: Mic
         ended = await later.end()
     assert ended.code == 0
     [step] = ended.document["steps"]
-    assert (step["verdict"], step["joined"]) == ("UNPLUGGED", True)
+    assert (step["verdict"]["kind"], step["joined"]) == ("unplugged", True)
 
 
 async def test_sigint_stops_the_waiting_and_tells_what_is_pending(guest: MicroGuest) -> None:

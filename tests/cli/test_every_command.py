@@ -81,7 +81,7 @@ def state(tmp_path: Path) -> Path:
     vm = VmInfo("vm", "x86_64", "pc-q35-10.0", "tcg", (10, 0, 2))
     boot = Slot(0, 1, "qemu64-x86_64-cpu", CpuProps({"core-id": 0}), 0, "/machine/unattached/device[0]", (1,))
     path = tmp_path / "vm.json"
-    path.write_text(json.dumps(VmState(Layout(vm, (boot,), (0,))).as_json()))
+    path.write_text(json.dumps(VmState(Layout(vm, (boot,), (0,))).to_json()))
     return path
 
 

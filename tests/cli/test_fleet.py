@@ -93,8 +93,8 @@ async def test_set_and_count_reach_all_and_report_each(folder: Path, tmp_path: P
     ran = await run("fleet", "set", "0,3", "--json", "--dir", folder)
     assert ran.code == 0
     for vm in ran.document["vms"]:
-        assert (vm["outcome"], vm["enabled"]) == ("REACHED", "0,3")
-        assert [step["verdict"] for step in vm["steps"]] == ["PLUGGED", "UNPLUGGED"]
+        assert (vm["outcome"], vm["enabled"]) == ("reached", "0,3")
+        assert [step["verdict"]["kind"] for step in vm["steps"]] == ["plugged", "unplugged"]
     counted = await run("fleet", "count", "3", "--dir", folder, "--record", tmp_path)
     assert counted.code == 0
     assert counted.out.count("REACHED") == 3
@@ -118,8 +118,8 @@ async def test_what_goes_wrong_in_one_vm_is_told_of_it_alone(
     by_code = {vm["code"]: vm for vm in ran.document["vms"]}
     assert by_code[3]["error"]["kind"] == "MonitorConnectError"
     assert by_code[1]["error"]["kind"] == "TransitionError"
-    assert (by_code[1]["outcome"], by_code[1]["enabled"]) == ("REVERTED", "0-1")
-    assert (by_code[0]["outcome"], by_code[0]["enabled"]) == ("REACHED", "0,2")
+    assert (by_code[1]["outcome"], by_code[1]["enabled"]) == ("reverted", "0-1")
+    assert (by_code[0]["outcome"], by_code[0]["enabled"]) == ("reached", "0,2")
     assert (ran.document["reached"], ran.document["failed"]) == (2, 2)
 
 
@@ -162,7 +162,7 @@ async def test_sigint_stops_all_at_their_next_safe_point(vms: list[MicroGuest], 
     assert ran.code == 130
     assert [vm["code"] for vm in ran.document["vms"]] == [0, 0, 130]
     last = ran.document["vms"][2]
-    assert (last["outcome"], last["enabled"], last["pending"]) == ("PARTIAL", "0-1,4", "1")
+    assert (last["outcome"], last["enabled"], last["pending"]) == ("partial", "0-1,4", "1")
 
 
 async def test_the_second_sigint_abandons_and_tells_what_came(vms: list[MicroGuest], folder: Path) -> None:

@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder with files whose author means harm."""
     vm = VmInfo(HOSTILE, "x86_64", "pc", "tcg", (10, 0, 2), package=HOSTILE)
     boot = Slot(0, 1, "qemu64-x86_64-cpu", CpuProps({"core-id": 0}), 0, "/machine/unattached/device[0]", (1,))
-    (tmp_path / "state.json").write_text(json.dumps(VmState(Layout(vm, (boot,), (0,))).as_json()))
+    (tmp_path / "state.json").write_text(json.dumps(VmState(Layout(vm, (boot,), (0,))).to_json()))
     (tmp_path / "no-state.json").write_text(json.dumps({HOSTILE: HOSTILE, "schema": HOSTILE}))
     name = "&#x9b;31m&#10;FORGED&#x202e;cod&#x85;FORGED&#x7f;"
     for file, word in (("base.xml", "pc"), ("no-base.xml", name)):
@@ -137,7 +137,7 @@ async def test_the_exchange_is_printed_in_lines() -> None:
 async def test_json_has_what_was_said_to_the_letter() -> None:
     async with hostile_vm() as peer:
         ran = await run("export", "--json", "--qmp", peer.address)
-    assert ran.document["export"]["vm"]["name"] == HOSTILE
+    assert ran.document["export"]["layout"]["vm"]["name"] == HOSTILE
 
 
 async def test_what_happens_is_told_in_printable_words() -> None:

@@ -1,8 +1,8 @@
-import json
 from pathlib import Path
 
 import pytest
 
+from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.testing import MicroGuest, best_qemu
 from tests.cli.running import run, said
 from tests.migration.moving import move, save
@@ -20,15 +20,16 @@ async def test_a_script_moves_a_vm_with_holes(tmp_path: Path, capsys: pytest.Cap
         assert (await said(capsys, "set", "0,3,6", *here)).code == 0
         assert (await said(capsys, "export", "-o", state, *here)).code == 0
         printed = await said(capsys, "export", *here)
-        assert json.loads(printed.out)["enabled"] == json.loads(state.read_text())["enabled"] == "0,3,6"
+        for exported in (printed.out, state.read_text()):
+            assert VmState.from_json(exported).enabled == {0, 3, 6}
         wrong = await said(capsys, "check-target", state, "--json", *there)
         assert wrong.code == 1
-        assert [(each["kind"], each["ids"]) for each in wrong.document["differences"]] == [("MISSING_VCPU", "3,6")]
+        assert [(each["kind"], each["ids"]) for each in wrong.document["differences"]] == [("missing_vcpu", "3,6")]
         assert (await said(capsys, "check-target", state, "--accept", "missing-vcpu", *there)).code == 0
         for vcpu in ("6", "3"):
             assert (await said(capsys, "plug", vcpu, *there)).code == 0
         right = await said(capsys, "check-target", state, "--json", *there)
-        assert (right.code, [each["kind"] for each in right.document["notes"]]) == (0, ["ORDER"])
+        assert (right.code, [each["kind"] for each in right.document["notes"]]) == (0, ["order"])
         early = await said(capsys, "confirm-target", state, "--timeout", "0", "--json", *there)
         assert (early.code, early.error["kind"]) == (3, "TargetLostError")
         assert "then qmpvcpu take-back --destination-is-gone on the source" in early.error["message"]
@@ -47,7 +48,7 @@ async def test_a_vm_that_did_not_arrive_is_taken_back(tmp_path: Path, capsys: py
         running = await said(capsys, "take-back", "--destination-is-gone", "--json", *here)
         assert (running.code, running.error["kind"]) == (1, "TakeBackError")
         await save(source, Path("/dev/null"))
-        assert (await said(capsys, "export", "--json", *here)).error["reason"] == "MIGRATED_AWAY"
+        assert (await said(capsys, "export", "--json", *here)).error["reason"] == "migrated_away"
         assert (await said(capsys, "take-back", *here)).code == 2
         assert (await said(capsys, "take-back", "--destination-is-gone", *here)).code == 0
         assert (await said(capsys, "plug", "1", *here)).code == 0

@@ -92,7 +92,8 @@ async def test_what_an_earlier_qemu_had_is_told_until_it_is_there_or_dropped(tmp
         for _ in range(2):
             ran = await run("recover", "--record", record, "--qmp", qemu.qmp, "--json")
             assert ran.code == 0
-            assert ran.document["previous"] == {"max": 8, "enabled": "0,2,5", "order": [0, 5, 2]}
+            previous = ran.document["previous"]
+            assert (previous["max"], previous["started_with"], previous["order"]) == (8, "0", [0, 5, 2])
             assert record.read_bytes() == before
             said = await run("recover", "--record", record, "--qmp", qemu.qmp)
             assert "had vCPUs 0,2,5, created as 0,5,2; this one has not" in said.out

@@ -1,4 +1,5 @@
 import copy
+import enum
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from jsonschema import Draft202012Validator
 import qmpvcpu
 from qmpvcpu.errors import DenialReason
 from qmpvcpu.events import Event
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.planning.compatibility import DifferenceKind, Severity
 from qmpvcpu.testing import Behaviour, MicroGuest
@@ -102,17 +104,21 @@ def kinds(name: str) -> set[str]:
     return {branch["properties"][key]["const"] for branch in SCHEMA["$defs"][name]["oneOf"]}
 
 
+def words(kind: type[enum.Enum]) -> set[str]:
+    return {to_json(each) for each in kind}
+
+
 def test_it_knows_every_error_event_and_reason_of_the_library() -> None:
     abstract = {"QmpVcpuError", "MonitorError", "PlanError", "StepError", "MigrationError"}
     errors = {name for name in qmpvcpu.__all__ if name.endswith("Error")} - abstract
     assert errors - kinds("error") == set()
     assert kinds("event") == {each.__name__ for each in Event.__subclasses__()}
     defs = SCHEMA["$defs"]
-    assert set(defs["denial"]["enum"]) == set(DenialReason.__members__)
-    assert set(defs["fault"]["enum"]) == set(KnownFault.__members__)
+    assert set(defs["denial"]["enum"]) == words(DenialReason)
+    assert set(defs["fault"]["enum"]) == words(KnownFault)
     difference = defs["difference"]["properties"]
-    assert set(difference["kind"]["enum"]) == set(DifferenceKind.__members__)
-    assert set(difference["severity"]["enum"]) == set(Severity.__members__)
+    assert set(difference["kind"]["enum"]) == words(DifferenceKind)
+    assert set(difference["severity"]["enum"]) == words(Severity)
 
 
 def test_every_document_of_a_command_is_among_those_of_the_whole() -> None:

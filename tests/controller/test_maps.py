@@ -515,7 +515,7 @@ async def test_what_another_client_plugs_meanwhile_is_seen_at_the_end(on: Substr
         assert words(report) == ["unplug 2 UNPLUGGED"]
         assert report.layout.enabled == vm.layout.enabled == {0, 1, 3}
         assert report.changed_by_other == {3}
-        assert TransitionReport.from_json(report.as_json()) == report
+        assert TransitionReport.from_json(report.to_json()) == report
 
 
 @ON_KVM

@@ -99,7 +99,7 @@ async def test_the_service_resizes_or_undoes_and_tells_late_answers(tmp_path: Pa
             await guest.set_behaviour([Behaviour.refusing(0x82).for_slot(4), Behaviour.complying()])
             done = await ask(*one, '{"map": "0,2-3"}')
             assert (done["outcome"], done["plugged"]) == ("REVERTED", "0,2-5")
-            assert [step["verdict"] for step in done["steps"] if step["ids"] == "4"] == ["REFUSED"]
+            assert [step["verdict"]["kind"] for step in done["steps"] if step["ids"] == "4"] == ["refused"]
 
             await guest.set_behaviour(Behaviour.hanging())
             done = await ask(*one, '{"map": "0,2-4"}')

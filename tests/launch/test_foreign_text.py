@@ -70,10 +70,10 @@ def test_a_cpu_that_the_caller_gives_begins_with_a_model(cpu: str) -> None:
     ],
 )
 def test_an_export_that_would_begin_an_option_is_not_read(key: str, value: Any) -> None:
-    exported = json.loads(json.dumps(VmState(LAYOUT).as_json()))
+    exported = json.loads(json.dumps(VmState(LAYOUT).to_json()))
     assert VmState.from_json(exported).layout == LAYOUT
-    exported["vcpus"][3][key] = value
-    with pytest.raises(ValueError, match=rf"'vcpus': (\[3\]: '{key}'|\[3\]: 'type': a machine)"):
+    exported["layout"]["slots"][3][key] = value
+    with pytest.raises(ValueError, match=rf"'layout': 'slots': (\[3\]: '{key}'|\[3\]: 'type': a machine)"):
         VmState.from_json(json.dumps(exported))
 
 

@@ -67,7 +67,7 @@ async def test_a_linux_moves_live_and_is_changed_where_it_arrived(
 
     # The VM is exported, which keeps its vCPUs as they are, and the export travels as JSON.
     async with await vm.export() as export:
-        state = VmState.from_json(export.as_json())
+        state = VmState.from_json(export.to_json())
         with pytest.raises(qmpvcpu.StepDeniedError, match="the VM is exported"):
             await vm.plug(4)
 

@@ -106,7 +106,7 @@ async def test_an_export_holds_all_that_the_other_side_has_to_know(vm: VcpuContr
     await vm.plug(1)
     async with await vm.export() as export:
         state = export.state
-        assert VmState.from_json(export.as_json()) == state
+        assert VmState.from_json(export.to_json()) == state
         assert (state.name, state.enabled, state.pending) == ("vm", VcpuMap([0, 1, 2, 5]), VcpuMap())
         assert state.desired == state.enabled
         assert state.layout.order == (0, 2, 5, 1)
@@ -119,7 +119,7 @@ async def test_an_export_holds_all_that_the_other_side_has_to_know(vm: VcpuContr
 async def test_a_vm_that_libvirt_has_no_domain_for_is_exported_without(guest: MicroGuest) -> None:
     async with qmpvcpu.attach(guest.qmp, name="a/b") as vm, await vm.export() as export:
         assert export.state.xml is None
-        assert export.as_json()["xml"] is None
+        assert export.to_json()["xml"] is None
 
 
 async def test_an_export_waits_for_its_turn(vm: VcpuController, guest: MicroGuest) -> None:

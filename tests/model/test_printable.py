@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu.errors import CommandRejectedError, MonitorConnectError, QmpVcpuError, RecordError, printable
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.report import ConfigOutcome, ConfigReport, StepReport
 from qmpvcpu.model.transition import Action
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -65,5 +66,5 @@ def test_reports_are_printable_and_their_json_is_exact() -> None:
     config = ConfigReport(HOSTILE, ConfigOutcome.FAILED, ids, ids, 8, reason=HOSTILE)
     assert str(step).isprintable()
     assert str(config).isprintable()
-    assert step.as_json()["desc"] == HOSTILE
-    assert json.loads(json.dumps(config.as_json()))["reason"] == HOSTILE
+    assert to_json(step)["verdict"]["desc"] == HOSTILE
+    assert json.loads(json.dumps(to_json(config)))["reason"] == HOSTILE

@@ -27,8 +27,9 @@ from qmpvcpu import (
 )
 from qmpvcpu.errors import describe, shorten
 from qmpvcpu.events import VcpuPlugged, VmResumed, VmStopped
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.verdicts import as_json, verdict_of
+from qmpvcpu.model.verdicts import verdict_of
 from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatus, apic_id, needs_x2apic
 
 
@@ -87,16 +88,16 @@ def test_an_unknown_outcome_is_a_verdict_and_a_lost_monitor_alone_is_none() -> N
 
 
 def test_verdicts_are_json() -> None:
-    assert as_json(Refused(VcpuMap([4, 5]), 0x82, "device is busy", seconds=0.06312345678)) == {
-        "verdict": "REFUSED",
+    assert to_json(Refused(VcpuMap([4, 5]), 0x82, "device is busy", seconds=0.06312345678)) == {
+        "kind": "refused",
         "ids": "4-5",
         "code": 130,
         "reason": "device is busy",
         "seconds": 0.06312345678,
     }
-    assert as_json(Denied(VcpuMap([0]), DenialReason.BOOT_VCPU, "d"))["reason"] == "BOOT_VCPU"
-    assert as_json(Plugged(VcpuMap([1])))["verdict"] == "PLUGGED"
-    assert as_json(Unplugged(VcpuMap([1])))["verdict"] == "UNPLUGGED"
+    assert to_json(Denied(VcpuMap([0]), DenialReason.BOOT_VCPU, "d"))["reason"] == "boot_vcpu"
+    assert to_json(Plugged(VcpuMap([1])))["kind"] == "plugged"
+    assert to_json(Unplugged(VcpuMap([1])))["kind"] == "unplugged"
 
 
 def vm(accelerator: str, version: tuple[int, int, int], **changes: Any) -> VmInfo:

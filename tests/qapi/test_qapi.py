@@ -248,7 +248,7 @@ def test_ospm_status_keeps_cpus_and_passes_over_memory() -> None:
     assert qapi.parse_ospm_status([cpu, {"slot": "0", "slot-type": "DIMM", "source": 0, "status": 0}]) == {
         3: OstAnswer(3, 130)
     }
-    with pytest.raises(MalformedReplyError, match="'slot' is no number"):
+    with pytest.raises(MalformedReplyError, match="'slot' is not a slot's number"):
         qapi.parse_ospm_status([{**cpu, "slot": "three"}])
 
 

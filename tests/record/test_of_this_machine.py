@@ -33,7 +33,7 @@ async def test_a_vm_that_is_started_from_its_record_has_its_cpu_model(on: Substr
         await vm.plug(5)
         lived = vm.layout
         async with await vm.export(allow_fatal=True) as export:
-            state = VmState.from_json(export.as_json())
+            state = VmState.from_json(export.to_json())
     said = await run("args", record, "--json")
     assert said.document["argv"][:2] == ["-cpu", "EPYC"]
     assert any("which features were asked for" in each for each in said.document["unknown"])

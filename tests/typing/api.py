@@ -108,7 +108,7 @@ async def whole_maps(vm: VcpuController) -> None:
     assert_type(report.outcome, TransitionOutcome)
     assert_type(report.steps, tuple[StepReport, ...])
     assert_type(report.steps[0].verdict, Verdict | None)
-    assert_type(TransitionReport.from_json(report.as_json()), TransitionReport)
+    assert_type(TransitionReport.from_json(report.to_json()), TransitionReport)
     assert_type(await vm.set_max(16), ConfigReport)
     assert_type(await vm.cancel(), TransitionReport | None)
     assert_type(vm.interrupted, Intent | None)
