@@ -96,17 +96,8 @@ def _of_parent() -> str:
     return name if name in _FILES else ""
 
 
-def ids_to_plug(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the free vCPU ids that begin with *incomplete*, each with its place."""
-    return _offered(context, incomplete, lambda vcpu: not vcpu.enabled)
-
-
-def ids_to_unplug(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the ids of vCPUs that can leave and begin with *incomplete*, each with its place."""
-    return _offered(context, incomplete, lambda vcpu: vcpu.hotpluggable)
-
-
-def _offered(context: click.Context, incomplete: str, fits: "Callable[[Vcpu], bool]") -> list[CompletionItem]:
+def offered_ids(context: click.Context, incomplete: str, *, free: bool) -> list[CompletionItem]:
+    """Return the vCPU ids that begin with *incomplete*, each with its place: *free* ones, or those that can leave."""
     named = (given.params.get("qmp") for given in (context, context.parent) if given is not None)
     address = next((each for each in named if each), os.environ.get("QMPVCPU_QMP"))
     if not address:
@@ -118,7 +109,19 @@ def _offered(context: click.Context, incomplete: str, fits: "Callable[[Vcpu], bo
         layout = asyncio.run(look(address, reply_timeout=_PATIENCE_S))
     except QmpVcpuError:
         return []
-    return [CompletionItem(word, help=place) for word, place in words(layout, fits) if word.startswith(incomplete)]
+    return [
+        CompletionItem(word, help=place)
+        for word, place in words(layout, _is_free if free else _can_leave)
+        if word.startswith(incomplete)
+    ]
+
+
+def _is_free(vcpu: "Vcpu") -> bool:
+    return not vcpu.enabled
+
+
+def _can_leave(vcpu: "Vcpu") -> bool:
+    return vcpu.hotpluggable
 
 
 def words(layout: "Layout", fits: "Callable[[Vcpu], bool]") -> Iterator[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """demo: the test kit's demo on the command line's stage, which works without the extra ``cli`` too."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +67,8 @@ async def demo_alone(shell: Shell) -> CommandResult:
     result = await demo(shell)
     if shell.stdout_closed or "error" in result.document:
         return result
-    return result._replace(complaint=(*result.complaint, "\nAll other commands: pip install 'qmpvcpu[cli]'"))
+    hint = "\nAll other commands: pip install 'qmpvcpu[cli]'"
+    return CommandResult(result.code, result.document, result.text, (*result.complaint, hint))
 
 
 class _Stage:
@@ -80,7 +80,7 @@ class _Stage:
         self._shell = shell
 
     def attach(self, target: Path, *, name: str) -> "AbstractAsyncContextManager[VcpuController]":
-        self._shell.options = dataclasses.replace(self._shell.options, qmp=str(target), name=name)
+        self._shell.options = self._shell.options._replace(qmp=str(target), name=name)
         return self._shell.attach()
 
     def say(self, *parts: str | tuple[str, str]) -> None:

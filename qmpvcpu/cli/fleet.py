@@ -10,17 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from qmpvcpu.cli.app import LazyGroup
+from qmpvcpu.cli.change_options import INCLUDE_BOOT, MAP_OPTIONS, SAFETY_OPTIONS, allowed
 from qmpvcpu.cli.failures import code_of, error_json, in_options
-from qmpvcpu.cli.options import (
-    INCLUDE_BOOT,
-    MAP_OPTIONS,
-    OUTPUT_OPTIONS,
-    REPLY_TIMEOUT,
-    SAFETY_OPTIONS,
-    File,
-    command,
-    option,
-)
+from qmpvcpu.cli.options import OUTPUT_OPTIONS, REPLY_TIMEOUT, File, command, option
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
 from qmpvcpu.cli.progress import FleetProgress, short_address, shown
 from qmpvcpu.cli.reports import intent_text, shortcoming
@@ -36,7 +28,7 @@ from qmpvcpu.cli.result import (
     document,
 )
 from qmpvcpu.cli.run import Shell, check_address
-from qmpvcpu.cli.set import Target, allowed
+from qmpvcpu.cli.set import Target
 from qmpvcpu.cli.show import layout_json, milliseconds, state_json
 from qmpvcpu.errors import TransitionError, printable
 from qmpvcpu.fleet import Fleet, Results, VmResult

@@ -6,13 +6,12 @@ The library's export also keeps its process from changing the source meanwhile. 
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, Final
 
 import click
 
+from qmpvcpu.cli.change_options import ALLOW_FATAL
 from qmpvcpu.cli.options import (
-    ALLOW_FATAL,
     OUTPUT,
     TIMEOUT,
     VM_OPTIONS,
@@ -127,13 +126,13 @@ async def confirm_target_command(
     record = shell.options.record
     try:
         # A record of the source's is the target's only once the VM is there.
-        shell.options = replace(shell.options, record=None)
+        shell.options = shell.options._replace(record=None)
         async with shell.attach() as vm:
             notes = await confirm_target(exported, vm, timeout=timeout)
             if source is not None:
                 await _compare_source(exported, source, notes)
         if record is not None:
-            shell.options = replace(shell.options, record=record)
+            shell.options = shell.options._replace(record=record)
             async with shell.attach(arrived=True) as vm:
                 await confirm_target(exported, vm, timeout=timeout)
     except TargetMismatchError as error:

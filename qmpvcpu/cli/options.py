@@ -1,10 +1,9 @@
-"""The options that several commands share, each written once, and what makes a command of a function."""
+"""The options of commands on a VM, each written once, and what makes a command of a function."""
 
 import enum
 import inspect
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -13,8 +12,6 @@ import click
 
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.errors import RecordError
-from qmpvcpu.model.transition import Affect, OnFailure
-from qmpvcpu.model.verdicts import Proof
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -34,7 +31,9 @@ class _Formatter(click.HelpFormatter):
     """Help that fits the terminal, however narrow it is."""
 
     def __init__(self, **_: Any) -> None:
-        super().__init__(width=max(min(shutil.get_terminal_size().columns, _WIDEST), _NARROWEST) - 2)
+        from shutil import get_terminal_size  # not at the top: only help needs it, and it takes a while
+
+        super().__init__(width=max(min(get_terminal_size().columns, _WIDEST), _NARROWEST) - 2)
 
     def write_dl(self, rows: Any, col_max: int = 30, col_spacing: int = 2) -> None:
         super().write_dl(rows, _INDENT if self.width < _NARROW else col_max, col_spacing)
@@ -138,70 +137,7 @@ VM_OPTIONS = (QMP, NAME, RECORD, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
 FIRST_OPTIONS = (FIRST_QMP, NAME, RECORD, TIMEOUT, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
 SHARED = tuple(str(each.name) for each in FIRST_OPTIONS)
 
-ALLOW_FATAL = flag("--allow-fatal", "Send even what this QEMU is known not to survive.")
-ALLOW_BOOT_VCPUS = flag(
-    "--allow-boot-vcpus", "Take boot vCPUs even from a VM that libvirt runs: libvirtd would lose it."
-)
-SAFETY_OPTIONS = (ALLOW_FATAL, ALLOW_BOOT_VCPUS)
-INCLUDE_BOOT = flag("--include-boot", "Take boot vCPUs out too, highest first, never 0.")
-
-PROOF = option(
-    "--proof",
-    default=Proof.PRESENT,
-    help="present: QEMU has it. acknowledged: wait until the guest says so too.",
-)
-CONFIG = option(
-    "--config",
-    metavar="PATH",
-    type=File(),
-    help="The domain XML that the VM is next started from. Else the record keeps the next boot.",
-)
-AFFECT = option(
-    "--affect",
-    default=Affect.LIVE,
-    help="live: the VM as it runs. config: its next boot; QEMU is not asked. both: first live, then config.",
-)
-NEXT_BOOT_OPTIONS = (AFFECT, CONFIG)
-MAP_OPTIONS = (
-    option(
-        "--on-failure",
-        default=OnFailure.STOP,
-        help="When one fails. stop: ask for nothing more. continue: do the others. revert: undo what was done.",
-    ),
-    TIMEOUT,
-    option(
-        "--total-timeout",
-        metavar="SECONDS",
-        type=Seconds(),
-        help="How long all of it may take; undoing not counted.",
-    ),
-    option(
-        "--in-flight",
-        metavar="N",
-        type=click.IntRange(min=1),
-        default=8,
-        help="Commands on their way at once. With stop, removals go one at a time all the same.",
-    ),
-    PROOF,
-)
 OUTPUT = option("--output", "-o", metavar="FILE", type=File(), help="Replace this file, whole or not at all.")
-
-
-def next_boot_file(affect: Affect, config: str | None, record: str | None) -> str:
-    """Return the file that keeps the next boot; "" where that is not affected.
-
-    Raises:
-        BadUsageError: None was named.
-    """
-    if affect is Affect.LIVE:
-        return ""
-    path = config or record
-    if path is None:
-        raise BadUsageError(
-            f"--affect {affect.value}: what keeps the next boot? Name the VM's domain XML with --config PATH"
-            ", or its record with --record PATH"
-        )
-    return path
 
 
 def said(given: dict[str, Any]) -> dict[str, Any]:

@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import qmpvcpu
-from qmpvcpu.cli.completion import ids_to_plug, ids_to_unplug
-from qmpvcpu.cli.config import change_config, disable, enable
-from qmpvcpu.cli.options import (
+from qmpvcpu.cli.change_options import (
     ALLOW_FATAL,
     NEXT_BOOT_OPTIONS,
     PROOF,
     SAFETY_OPTIONS,
-    TIMEOUT,
-    VM_OPTIONS,
-    command,
+    allowed,
     next_boot_file,
 )
+from qmpvcpu.cli.config import change_config, disable, enable
+from qmpvcpu.cli.options import TIMEOUT, VM_OPTIONS, command
 from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
@@ -30,14 +28,29 @@ from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation, check_unplug
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from qmpvcpu.vm.controller import VcpuController
 
 # libvirt's own bound; no machine of QEMU's comes near it.
-_VCPU_ID: Final = click.IntRange(0, 16383)
+_MAX_ID: Final = 16383
+
+
+class _VcpuId(click.IntRange):
+    """A vCPU id; a shell offers those that are *free*, or those that can leave."""
+
+    def __init__(self, *, free: bool) -> None:
+        super().__init__(0, _MAX_ID)
+        self._free = free
+
+    def shell_complete(self, ctx: click.Context, _: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+        from qmpvcpu.cli.completion import offered_ids  # not at the top: only completion needs it
+
+        return offered_ids(ctx, incomplete, free=self._free)
 
 
 @command(
-    click.Argument(["vcpu"], metavar="[ID]", required=False, type=_VCPU_ID, shell_complete=ids_to_plug),
+    click.Argument(["vcpu"], metavar="[ID]", required=False, type=_VcpuId(free=True)),
     PROOF,
     *NEXT_BOOT_OPTIONS,
     ALLOW_FATAL,
@@ -88,7 +101,7 @@ async def plug(
 
 
 @command(
-    click.Argument(["vcpus"], metavar="ID...", nargs=-1, required=True, type=_VCPU_ID, shell_complete=ids_to_unplug),
+    click.Argument(["vcpus"], metavar="ID...", nargs=-1, required=True, type=_VcpuId(free=False)),
     *NEXT_BOOT_OPTIONS,
     *SAFETY_OPTIONS,
     TIMEOUT,
@@ -150,9 +163,8 @@ async def _unplug_one(shell: Shell, vm: "VcpuController", vcpu: int, *, affect: 
 def _check_all(vm: "VcpuController", vcpus: list[int], change: dict[str, Any]) -> None:
     """Deny what can be known beforehand while nothing is sent; the VM's run state is checked with each unplug."""
     now = Situation(layout=vm.layout, status=VmStatus("running"), created=0)
-    allowed = {name: value for name, value in change.items() if name.startswith("allow_")}
     for vcpu in vcpus:
-        check_unplug(now, vcpu, **allowed)
+        check_unplug(now, vcpu, **allowed(change))
 
 
 def _affected(affect: Affect) -> dict[str, str]:

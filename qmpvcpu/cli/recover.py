@@ -6,7 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from qmpvcpu.cli.options import CONFIG, TIMEOUT, VM_OPTIONS, command, flag
+from qmpvcpu.cli.change_options import CONFIG
+from qmpvcpu.cli.options import TIMEOUT, VM_OPTIONS, command, flag
 from qmpvcpu.cli.reports import intent_text, report_blocks
 from qmpvcpu.cli.result import NOT_REACHED, REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu.errors import printable
 
@@ -27,7 +27,7 @@ class BadUsageError(Exception):
         return printable(super().__str__())
 
 
-class CommandResult(NamedTuple):
+class CommandResult:
     """How a command ended.
 
     Attributes:
@@ -38,11 +38,19 @@ class CommandResult(NamedTuple):
         data: Bytes for standard output instead of *text*, such as an XML document; None: there are none.
     """
 
-    code: int
-    document: dict[str, Any]
-    text: "tuple[Block, ...]" = ()
-    complaint: tuple[str, ...] = ()
-    data: bytes | None = None
+    def __init__(
+        self,
+        code: int,
+        document: dict[str, Any],
+        text: "tuple[Block, ...]" = (),
+        complaint: tuple[str, ...] = (),
+        data: bytes | None = None,
+    ) -> None:
+        self.code = code
+        self.document = document
+        self.text = text
+        self.complaint = complaint
+        self.data = data
 
 
 def document(**content: Any) -> dict[str, Any]:

@@ -5,8 +5,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 import qmpvcpu
 from qmpvcpu.cli.output import BestEffortStream, Block, Output, silence
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from qmpvcpu.vm.controller import VcpuController
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """The options that many commands share; each may stand before the command or after it.
 
     Attributes:

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qmpvcpu.cli.config import change_config
-from qmpvcpu.cli.failures import in_options
-from qmpvcpu.cli.options import (
+from qmpvcpu.cli.change_options import (
     INCLUDE_BOOT,
     MAP_OPTIONS,
     NEXT_BOOT_OPTIONS,
     SAFETY_OPTIONS,
-    VM_OPTIONS,
-    command,
+    allowed,
     next_boot_file,
-    option,
 )
+from qmpvcpu.cli.config import change_config
+from qmpvcpu.cli.failures import in_options
+from qmpvcpu.cli.options import VM_OPTIONS, command, option
 from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.reports import intent_text, plan_json, plan_lines, report_blocks
 from qmpvcpu.cli.result import NOT_SENT, REACHED, BadUsageError, CommandResult, document
@@ -71,11 +70,11 @@ class Target:
         else:
             config.set_map(self.map or "")
 
-    def plan(self, vm: "VcpuController", **allowed: bool) -> "Plan":
+    def plan(self, vm: "VcpuController", **permits: bool) -> "Plan":
         """Return what it takes to reach it."""
         if self.count is not None:
-            return vm.plan_count(self.count, include_boot=self.include_boot, **allowed)
-        return vm.plan(self.map or "", **allowed)
+            return vm.plan_count(self.count, include_boot=self.include_boot, **permits)
+        return vm.plan(self.map or "", **permits)
 
     def reach(self, vm: "VcpuController", **change: Any) -> Coroutine[Any, Any, TransitionReport]:
         """Return the work of reaching it."""
@@ -149,7 +148,7 @@ async def plan(
     include_boot: bool,
     affect: Affect,
     config: str | None,
-    **allowed: bool,
+    **permits: bool,
 ) -> CommandResult:
     """Show what set, or count, would do now, step by step, and what would be denied. Nothing is sent, or written.
 
@@ -167,7 +166,7 @@ async def plan(
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, wanted.write, dry=True)
     async with shell.attach(config=config, read_only=True) as vm:
-        planned = wanted.plan(vm, **allowed)
+        planned = wanted.plan(vm, **permits)
         layout = vm.layout
     content = document(**plan_json(planned), **state_json(layout))
     said: list[Block] = [*plan_lines(in_options(str(planned))), str(layout)]
@@ -189,11 +188,6 @@ async def _set(shell: Shell, target: Target, config: str | None, *, affect: Affe
         report = await run_transition(shell, vm, target.reach(vm, affect=affect, **change), steps)
     content = document(**report.to_json(), **state_json(report.layout))
     return CommandResult(REACHED, content, report_blocks(report))
-
-
-def allowed(change: dict[str, Any]) -> dict[str, bool]:
-    """Return what of the options of a change decides whether its steps are denied."""
-    return {name: value for name, value in change.items() if name.startswith("allow_")}
 
 
 async def run_transition(

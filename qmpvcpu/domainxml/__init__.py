@@ -10,14 +10,43 @@ Source: libvirt formatdomain, "CPU Allocation" and "CPU model and topology"; the
 with libvirt 9.0.0 (define, start, dumpxml) on QEMU 7.2.22 and 10.0.2.
 """
 
-from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell, VcpuSched
-from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
-from qmpvcpu.domainxml.live_state import domain_from, domain_of, omissions, render
-from qmpvcpu.domainxml.next_boot import start_of
-from qmpvcpu.domainxml.patch import update
-from qmpvcpu.domainxml.reader import Identity, parse, read_identity
-from qmpvcpu.domainxml.record_element import NAMESPACE, Instance, Metadata
-from qmpvcpu.domainxml.rules import validate
+from typing import TYPE_CHECKING
+
+from qmpvcpu.lazy import lazily
+
+if TYPE_CHECKING:
+    from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell, VcpuSched
+    from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
+    from qmpvcpu.domainxml.live_state import domain_from, domain_of, omissions, render
+    from qmpvcpu.domainxml.next_boot import start_of
+    from qmpvcpu.domainxml.patch import update
+    from qmpvcpu.domainxml.reader import Identity, parse, read_identity
+    from qmpvcpu.domainxml.record_element import NAMESPACE, Instance, Metadata
+    from qmpvcpu.domainxml.rules import validate
+
+# A name is imported when it is first used: few users need all of it.
+_HOMES = {
+    "CpuModel": "qmpvcpu.domainxml.domain",
+    "DomainRule": "qmpvcpu.domainxml.domainrule",
+    "DomainVcpu": "qmpvcpu.domainxml.domain",
+    "DomainVcpus": "qmpvcpu.domainxml.domain",
+    "Identity": "qmpvcpu.domainxml.reader",
+    "Instance": "qmpvcpu.domainxml.record_element",
+    "Metadata": "qmpvcpu.domainxml.record_element",
+    "NAMESPACE": "qmpvcpu.domainxml.record_element",
+    "NumaCell": "qmpvcpu.domainxml.domain",
+    "RuleStage": "qmpvcpu.domainxml.domainrule",
+    "VcpuSched": "qmpvcpu.domainxml.domain",
+    "domain_from": "qmpvcpu.domainxml.live_state",
+    "domain_of": "qmpvcpu.domainxml.live_state",
+    "omissions": "qmpvcpu.domainxml.live_state",
+    "parse": "qmpvcpu.domainxml.reader",
+    "read_identity": "qmpvcpu.domainxml.reader",
+    "render": "qmpvcpu.domainxml.live_state",
+    "start_of": "qmpvcpu.domainxml.next_boot",
+    "update": "qmpvcpu.domainxml.patch",
+    "validate": "qmpvcpu.domainxml.rules",
+}
 
 __all__ = [
     "NAMESPACE",
@@ -41,3 +70,6 @@ __all__ = [
     "update",
     "validate",
 ]
+
+if not TYPE_CHECKING:  # so that type checkers still find a name that is missing
+    __getattr__, __dir__ = lazily(__name__, _HOMES)

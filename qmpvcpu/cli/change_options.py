@@ -1,0 +1,79 @@
+"""The options of commands that change a VM or its next boot, each written once."""
+
+from typing import Any
+
+import click
+
+from qmpvcpu.cli.options import TIMEOUT, File, Seconds, flag, option
+from qmpvcpu.cli.result import BadUsageError
+from qmpvcpu.model.transition import Affect, OnFailure
+from qmpvcpu.model.verdicts import Proof
+
+ALLOW_FATAL = flag("--allow-fatal", "Send even what this QEMU is known not to survive.")
+ALLOW_BOOT_VCPUS = flag(
+    "--allow-boot-vcpus", "Take boot vCPUs even from a VM that libvirt runs: libvirtd would lose it."
+)
+SAFETY_OPTIONS = (ALLOW_FATAL, ALLOW_BOOT_VCPUS)
+INCLUDE_BOOT = flag("--include-boot", "Take boot vCPUs out too, highest first, never 0.")
+
+PROOF = option(
+    "--proof",
+    default=Proof.PRESENT,
+    help="present: QEMU has it. acknowledged: wait until the guest says so too.",
+)
+CONFIG = option(
+    "--config",
+    metavar="PATH",
+    type=File(),
+    help="The domain XML that the VM is next started from. Else the record keeps the next boot.",
+)
+AFFECT = option(
+    "--affect",
+    default=Affect.LIVE,
+    help="live: the VM as it runs. config: its next boot; QEMU is not asked. both: first live, then config.",
+)
+NEXT_BOOT_OPTIONS = (AFFECT, CONFIG)
+MAP_OPTIONS = (
+    option(
+        "--on-failure",
+        default=OnFailure.STOP,
+        help="When one fails. stop: ask for nothing more. continue: do the others. revert: undo what was done.",
+    ),
+    TIMEOUT,
+    option(
+        "--total-timeout",
+        metavar="SECONDS",
+        type=Seconds(),
+        help="How long all of it may take; undoing not counted.",
+    ),
+    option(
+        "--in-flight",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=8,
+        help="Commands on their way at once. With stop, removals go one at a time all the same.",
+    ),
+    PROOF,
+)
+
+
+def next_boot_file(affect: Affect, config: str | None, record: str | None) -> str:
+    """Return the file that keeps the next boot; "" where that is not affected.
+
+    Raises:
+        BadUsageError: None was named.
+    """
+    if affect is Affect.LIVE:
+        return ""
+    path = config or record
+    if path is None:
+        raise BadUsageError(
+            f"--affect {affect.value}: what keeps the next boot? Name the VM's domain XML with --config PATH"
+            ", or its record with --record PATH"
+        )
+    return path
+
+
+def allowed(change: dict[str, Any]) -> dict[str, bool]:
+    """Return what of the options of a change decides whether its steps are denied."""
+    return {name: value for name, value in change.items() if name.startswith("allow_")}
