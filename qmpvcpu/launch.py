@@ -1,8 +1,8 @@
 """The QEMU arguments that rebuild a VM's vCPUs, with their holes and in their order. Pure: no I/O.
 
-``arguments`` takes a domain document's vCPU side, or a live layout. There are two ways to use what it returns: all of
-it on the command line (``argv``), or the machine alone (``boot_argv``, with ``-S`` or ``-incoming``) and then
-``replay``, which has QEMU itself say where each vCPU goes.
+``arguments`` takes a domain document's vCPU side, or a live layout. Use its result in one of two ways: all of it on
+the command line (``argv``), or the machine alone (``boot_argv``, with ``-S`` or ``-incoming``) and then ``replay``,
+where QEMU itself says where each vCPU goes.
 
 Source: libvirt src/qemu/qemu_command.c, and its command lines as measured with libvirt 9.0.0 on QEMU 7.2.22 and
 10.0.2; QEMU qapi/machine.json.
@@ -17,7 +17,8 @@ from typing import Final
 
 from qmpvcpu import qapi
 from qmpvcpu.domainxml import CpuModel, DomainVcpus, NumaCell, start_of
-from qmpvcpu.domainxml.cpu import CPU_FEATURES, CPU_MODEL, IOMMU, qemu_model
+from qmpvcpu.domainxml.cpu import CPU_FEATURES, CPU_MODEL, IOMMU, qemu_model, running_model
+from qmpvcpu.domainxml.domain import SMP_LEVELS
 from qmpvcpu.errors import DomainXmlError, shorten
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.names import is_cpu_type, is_word
@@ -26,8 +27,8 @@ from qmpvcpu.model.vm import Topology
 
 Device = Mapping[str, str | int]
 
-X86: Final = ("x86_64", "i686")
-
+_X86: Final = ("x86_64", "i686")
+# Where a vCPU's place follows from its id by QEMU's rule for possible CPUs, and the type of its CPUs.
 _TYPES: Final = {
     "x86_64": "x86_64-cpu",
     "i686": "i386-cpu",
@@ -35,27 +36,23 @@ _TYPES: Final = {
     "loongarch64": "loongarch-cpu",
 }
 _MODES: Final = ("custom", "host-model", "host-passthrough", "maximum")
-# libvirt's name where QEMU's is another; besides, QEMU has a dash wherever libvirt has an underscore.
+# Where QEMU's name differs from libvirt's; QEMU also has a dash wherever libvirt has an underscore.
 _RENAMED: Final = {"pclmuldq": "pclmulqdq"}
-# What libvirt has a name for and QEMU no switch: it follows from other features, or QEMU never had it.
+# libvirt has names for these, and QEMU no switches: they follow from other features, or QEMU never had them.
 _NO_SWITCH: Final = frozenset({"osxsave", "ospke", "cmt", "mbm_total", "mbm_local"})
 _SWITCH: Final = {"force": "on", "require": "on", "optional": "on", "disable": "off", "forbid": "off"}
 
-_PPC64: Final = ("ppc64", "ppc64le")
-# Where a vCPU's place follows from its id: QEMU's rule for possible CPUs.
-_PLACED: Final = (*X86, "s390x", "loongarch64")
-_LEVELS: Final = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
 _WITHOUT_HOTPLUG: Final = ("microvm", "none")
 _UNTOLD: Final = {
-    CPU_MODEL: "its CPU model: without yours, -cpu is what libvirt or QEMU takes by default",
-    CPU_FEATURES: "which features were asked for besides the CPU model: give -cpu as it was",
-    IOMMU: "whether it has an IOMMU, which libvirt wants with eim='on' for so many vCPUs: give its -device as it was",
+    CPU_MODEL: "its CPU model: unless you give one, -cpu is the default of libvirt or QEMU",
+    CPU_FEATURES: "which features were requested besides the CPU model: give -cpu as it was",
+    IOMMU: "whether it has an IOMMU, which libvirt requires with eim='on' for so many vCPUs: give its -device",
 }
 _MIB: Final = 1024 * 1024
-# As libvirt rounds a cell: in MiB, and on ppc64 to whole blocks of 256 MiB, which such a guest's memory is made of.
+# libvirt rounds a cell's memory to MiB, and on ppc64 to 256 MiB, the block size of such a guest's memory.
 _CELL_MIB: Final = 1
 _CELL_MIB_PPC64: Final = 256
-# Older machine types have the cells' memory in one block, and a memory-backend object each would be another VM.
+# Older machine types have the memory of all cells in one block: a memory-backend object each would be another VM.
 _FIRST_WITH_MEMDEV: Final = (5, 1)
 
 
@@ -64,13 +61,13 @@ class LaunchArguments:
     """What to give a new QEMU so that it has the same vCPUs, created in the same order.
 
     Attributes:
-        smp: The value of ``-smp``: how many QEMU starts with, how many there can be, and the topology.
+        smp: The value of ``-smp``: how many vCPUs QEMU starts with, the maximum, and the topology.
         cpu: The value of ``-cpu``, or None: QEMU's default.
         numa: The cells: for each ``-object`` and its memory, ``-numa`` and its vCPUs.
-        memory_mib: What ``-m`` must be where there are cells: their sum, in MiB. None where there are none.
+        memory_mib: What ``-m`` must be if there are cells: their sum, in MiB. None if there are none.
         device_add: The vCPUs that QEMU does not start with, in order: the arguments of ``device_add``, each with
             ``driver``, ``id``, and its place.
-        unknown: What could not be known, and what follows from it: one sentence each.
+        unknown: What is not known, and what follows from that: one sentence each.
     """
 
     smp: str
@@ -100,21 +97,21 @@ class LaunchArguments:
 def arguments(source: DomainVcpus | Layout, *, cpu: str | None = None) -> LaunchArguments:
     """Return the arguments of a new QEMU that has the vCPUs of *source*, created in the same order.
 
-    Of a domain they are what libvirt gives QEMU: ``-smp`` counts the vCPUs that are on and not hotpluggable, all
-    others that are on are plugged by ``order``, as ``vcpuN``, before the guest runs. Of a layout the same rule is
-    used, by which ``render`` tells the two kinds apart; places and types are as QEMU told them. Of a record they are
-    what the VM is next started with (``domainxml.start_of``), not what it has as it runs.
+    For a domain they are what libvirt gives QEMU: ``-smp`` counts the vCPUs that are on and not hotpluggable; all
+    others that are on are plugged by ``order``, as ``vcpuN``, before the guest runs. For a layout, ``render``'s rule
+    separates the two kinds, and places and types are QEMU's own. For a record they are what the VM is next started
+    with (``domainxml.start_of``), not what it has now.
 
-    ``-machine``, ``-accel``, ``-m`` and all that concerns no vCPU is left to the caller.
+    ``-machine``, ``-accel``, ``-m`` and everything that does not concern vCPUs is left to the caller.
 
     Args:
-        source: What ``parse`` read of a document, or the layout of a running VM.
-        cpu: What to give as ``-cpu`` where *source* cannot say it, such as ``EPYC-Milan,x2apic=on``; of a domain its
-            model names the type of the plugged vCPUs too.
+        source: What ``parse`` read from a document, or the layout of a running VM.
+        cpu: The value of ``-cpu`` where *source* cannot say it, such as ``EPYC-Milan,x2apic=on``; for a domain its
+            model also names the type of the plugged vCPUs.
 
     Raises:
-        DomainXmlError: A domain that QEMU cannot be started with: the vCPUs that it would start with are not the
-            first ones, the topology is not as many; or names that cannot be a CPU model's, type's or feature's.
+        DomainXmlError: QEMU cannot be started with the domain: the vCPUs to start with are not the first ones, or the
+            topology does not multiply to the maximum; or names that cannot be a CPU model's, type's or feature's.
     Source:
         libvirt src/qemu/qemu_command.c, qemuBuildSmpCommandLine, qemuBuildCpuCommandLine,
         qemuBuildNumaCommandLine; src/qemu/qemu_process.c, qemuProcessSetupHotpluggableVcpus.
@@ -134,32 +131,33 @@ def _of_domain(domain: DomainVcpus, given_cpu: str | None) -> LaunchArguments:
     started_with = domain.started_with
     if started_with != VcpuMap(range(len(started_with))) or not started_with:
         raise DomainXmlError(
-            f"QEMU starts with the first vCPUs of all, and here it is to start with {started_with or 'none'}: one"
-            " that is on and hotpluggable='no' follows one that is not, and libvirt would refuse to start it"
+            f"QEMU can only start with the first vCPUs, and this domain would start with {started_with or 'none'}: a"
+            " vCPU that is on and hotpluggable='no' follows one that is not, and libvirt would refuse to start it"
         )
     topology = domain.topology or Topology(domain.max, sockets=domain.max)
-    if _product(topology) != domain.max:
-        raise DomainXmlError(f"<topology> has {_product(topology)} vCPUs, and <vcpu> has {domain.max}")
+    size = prod(getattr(topology, level) for level in SMP_LEVELS)
+    if size != domain.max:
+        raise DomainXmlError(f"<topology> has {size} vCPUs, and <vcpu> has {domain.max}")
     arch = domain.arch or "x86_64"
-    cpu = cpu_of(domain, arch) if given_cpu is None else given_cpu
-    driver = driver_of(cpu, arch)
-    placed = _why_not_placed(domain, arch, driver) is None
+    cpu = _cpu(domain, arch) if given_cpu is None else given_cpu
+    driver = None if cpu is None or arch not in _TYPES else _checked_type(f"{cpu.partition(',')[0]}-{_TYPES[arch]}")
+    not_placed = _why_not_placed(domain, arch, driver)
     return LaunchArguments(
         smp=_smp(len(started_with), topology, dies=domain.topology is not None),
         cpu=cpu,
-        numa=tuple(word for cell in domain.numa for word in _cell(cell, arch)),
-        memory_mib=sum(_cell_mib(cell, arch) for cell in domain.numa) if domain.numa else None,
+        numa=tuple(word for cell in domain.numa for word in _cell(cell, _cell_mib(cell, domain))),
+        memory_mib=sum(_cell_mib(cell, domain) for cell in domain.numa) if domain.numa else None,
         device_add=tuple(
             {"driver": driver or "", "id": f"vcpu{each}", **_place(each, domain, topology, arch)}
             for each in domain.order
-            if placed
+            if not_placed is None
         ),
-        unknown=tuple(_unknown_of_domain(domain, arch, driver, given_cpu)),
+        unknown=tuple(_unknown_of_domain(domain, not_placed, given_cpu)),
     )
 
 
 def _place(vcpu: int, domain: DomainVcpus, topology: Topology, arch: str) -> dict[str, int]:
-    """Return where *vcpu* goes: ids count threads fastest, then cores, modules, dies and sockets.
+    """Return where *vcpu* goes: threads count fastest, then cores, modules, dies and sockets.
 
     Source: QEMU hw/i386/x86.c, x86_possible_cpu_arch_ids; hw/s390x/s390-virtio-ccw.c, s390_possible_cpu_arch_ids;
     the slots that 83 recorded QEMUs listed.
@@ -182,41 +180,41 @@ def _place(vcpu: int, domain: DomainVcpus, topology: Topology, arch: str) -> dic
 
 
 def _why_not_placed(domain: DomainVcpus, arch: str, driver: str | None) -> str | None:
-    """Return why there are no ``device_add`` arguments to be had, or None."""
+    """Return why the ``device_add`` arguments cannot be known, or None."""
     machine = domain.machine or ""
-    if arch in _PPC64:
+    if domain.has_cores:
         return (
             "which type of CPU device_add takes on pseries depends on the QEMU (such as power9_v2.0-spapr-cpu-core):"
             " only QEMU knows it, and replay asks it"
         )
-    if arch not in _PLACED or machine.startswith(_WITHOUT_HOTPLUG):
-        return f"no QEMU plugs vCPUs into machine {machine or 'none named'} of {arch}"
+    if arch not in _TYPES or machine.startswith(_WITHOUT_HOTPLUG):
+        return f"QEMU cannot plug vCPUs into machine {machine or 'none named'} of {arch}"
     if driver is None:
         return "without a CPU model the type that device_add takes is not known: replay asks QEMU"
     return None
 
 
-def _unknown_of_domain(domain: DomainVcpus, arch: str, driver: str | None, given_cpu: str | None) -> Iterator[str]:
+def _unknown_of_domain(domain: DomainVcpus, not_placed: str | None, given_cpu: str | None) -> Iterator[str]:
     if domain.arch is None:
-        yield "the document names no architecture, and libvirt takes the host's: taken as x86_64"
-    if domain.order and (why := _why_not_placed(domain, arch, driver)) is not None:
-        yield f"{why}; vCPUs {','.join(map(str, domain.order))} are to be plugged in this order"
+        yield "the document names no architecture, and libvirt would use the host's: assumed to be x86_64"
+    if domain.order and not_placed is not None:
+        yield f"{not_placed}; vCPUs {','.join(map(str, domain.order))} are to be plugged in this order"
     for what in domain.untold if given_cpu is None else set(domain.untold) & {IOMMU}:
-        yield f"the document was written from a running VM, and QEMU did not tell {_UNTOLD[what]}"
+        yield f"the document was written from a running VM, and QEMU did not report {_UNTOLD[what]}"
     if given_cpu is None and domain.cpu is not None:
         if domain.cpu.mode == "host-model":
             yield (
-                f"host-model is what libvirt makes of the host's CPU, so that other hosts have it too: -cpu"
-                f" {'host' if domain.type == 'kvm' else 'max'} stands for it; give the model and flags that libvirt"
-                " used, and that a migration needs"
+                "libvirt derives host-model from the host's CPU, so that other hosts have it too: here -cpu"
+                f" {_host(domain)} stands for it; give the model and flags that libvirt used, and that a migration"
+                " needs"
             )
         optional = [name for name, policy in domain.cpu.features.items() if policy == "optional"]
         if optional:
-            yield f"whether the host has {', '.join(optional)}: libvirt asks for an optional feature only then"
+            yield f"whether the host has {', '.join(optional)}: libvirt requests an optional feature only then"
     if domain.unread:
-        yield f"the document has more that libvirt tells QEMU of CPUs and cells: {', '.join(domain.unread)}"
+        yield f"the document has more that libvirt tells QEMU about CPUs and cells: {', '.join(domain.unread)}"
     if domain.numa and _is_old(domain.machine):
-        yield f"how machine {domain.machine} lays its cells out: libvirt gives such an old one -numa node,mem="
+        yield f"how machine {domain.machine} lays out its cells: libvirt gives such an old one -numa node,mem="
 
 
 def _is_old(machine: str | None) -> bool:
@@ -224,17 +222,60 @@ def _is_old(machine: str | None) -> bool:
     return version is not None and (int(version[1]), int(version[2])) < _FIRST_WITH_MEMDEV
 
 
-def _cell(cell: NumaCell, arch: str) -> list[str]:
+def _cell(cell: NumaCell, mib: int) -> list[str]:
     name = f"ram-node{cell.id}"
-    memory = {"qom-type": "memory-backend-ram", "id": name, "size": _cell_mib(cell, arch) * _MIB}
+    memory = {"qom-type": "memory-backend-ram", "id": name, "size": mib * _MIB}
     cpus = [f"cpus={part}" for part in str(cell.cpus).split(",") if part]
     node = ",".join(["node", f"nodeid={cell.id}", *cpus, f"memdev={name}"])
     return ["-object", json.dumps(memory, separators=(",", ":")), "-numa", node]
 
 
-def _cell_mib(cell: NumaCell, arch: str) -> int:
-    block = _CELL_MIB_PPC64 if arch in _PPC64 else _CELL_MIB
+def _cell_mib(cell: NumaCell, domain: DomainVcpus) -> int:
+    block = _CELL_MIB_PPC64 if domain.has_cores else _CELL_MIB
     return -(-cell.memory_kib // (block * 1024)) * block
+
+
+# The CPU model of a domain.
+
+
+def _cpu(domain: DomainVcpus, arch: str) -> str | None:
+    """Return the value of ``-cpu``, or None where QEMU chooses.
+
+    Raises:
+        DomainXmlError: A name in it cannot be one, or libvirt has no such mode or policy.
+    """
+    model = domain.cpu or CpuModel("custom")
+    if model.mode not in _MODES:
+        raise DomainXmlError(f"<cpu mode={shorten(model.mode)}>: libvirt has no such mode")
+    name = _host(domain) if model.mode == "host-model" else qemu_model(domain, arch)
+    if name is None:
+        return None
+    if not is_word(name):
+        raise DomainXmlError(f"<model>: {shorten(name)} cannot be a QEMU CPU model")
+    return ",".join([name, *_migratable(model, arch), *_features(model, arch)])
+
+
+def _host(domain: DomainVcpus) -> str:
+    return "host" if domain.type == "kvm" else "max"
+
+
+def _migratable(model: CpuModel, arch: str) -> Iterator[str]:
+    said = model.migratable or ("on" if model.mode == "host-passthrough" else None)
+    if arch in _X86 and said is not None and model.mode in {"host-passthrough", "maximum"}:
+        yield f"migratable={said}"
+
+
+def _features(model: CpuModel, arch: str) -> Iterator[str]:
+    for name, policy in model.features.items():
+        switch = _SWITCH.get(policy)
+        if switch is None:
+            raise DomainXmlError(f"<feature policy={shorten(policy)}>: libvirt has no such policy")
+        if not is_word(name):
+            raise DomainXmlError(f"<feature>: {shorten(name)} cannot be a QEMU CPU feature")
+        if arch not in _X86:
+            yield f"{name}={switch}"
+        elif name not in _NO_SWITCH:
+            yield f"{_RENAMED.get(name, name).replace('_', '-')}={switch}"
 
 
 # From a layout.
@@ -243,31 +284,30 @@ def _cell_mib(cell: NumaCell, arch: str) -> int:
 def _of_layout(layout: Layout, given_cpu: str | None) -> LaunchArguments:
     started_with = layout.started_with
     later = [layout.slot_of(first) for first in layout.creation if first not in started_with]
-    count = len(started_with)
     topology = layout.vm.topology
-    model = None
-    if layout.slots and layout.slots[0].type:
-        checked_type(layout.slots[0].type)
-        model = layout.slots[0].model
+    for slot in layout.slots[:1]:
+        if slot.type:
+            _checked_type(slot.type)
+    model = running_model(layout)
     return LaunchArguments(
-        smp=_smp(count, topology) if topology else f"{count},maxcpus={layout.max}",
+        smp=_smp(len(started_with), topology) if topology else f"{len(started_with)},maxcpus={layout.max}",
         cpu=given_cpu or model,
-        device_add=tuple(qapi.device_add(slot) for slot in later if checked_type(slot.type)),
+        device_add=tuple(qapi.device_add(slot) for slot in later if _checked_type(slot.type)),
         unknown=tuple(_unknown_of_layout(layout, given_cpu, model)),
     )
 
 
 def _unknown_of_layout(layout: Layout, given_cpu: str | None, model: str | None) -> Iterator[str]:
     if layout.vm.topology is None:
-        yield "QEMU did not tell its CPU topology: -smp leaves it to the new QEMU, whose slots may be others"
+        yield "QEMU did not report its CPU topology: -smp leaves it to the new QEMU, whose slots may differ"
     if given_cpu is None:
-        what = "its CPU model" if model is None else f"which features were asked for besides the model {model}"
-        yield f"QEMU does not tell {what}"
+        what = "its CPU model" if model is None else f"which features were requested besides the model {model}"
+        yield f"QEMU does not report {what}"
     nodes = sorted({node for slot in layout.slots if (node := slot.props.number("node-id")) is not None})
     if len(nodes) > 1:
         cells = ", ".join(f"{node} of vCPUs {_in_node(layout, node)}" for node in nodes)
         yield (
-            f"QEMU does not tell the memory of its NUMA cells ({cells}), which -numa needs: take the arguments of a"
+            f"QEMU does not report the memory of its NUMA cells ({cells}), which -numa needs: use the arguments of a"
             " document that has them"
         )
 
@@ -277,13 +317,12 @@ def _in_node(layout: Layout, node: int) -> VcpuMap:
     return VcpuMap(each for slot in inside for each in slot.ids)
 
 
-# Both.
+# For both.
 
 
 def _smp(count: int, topology: Topology, *, dies: bool = True) -> str:
-    most = topology.max_cpus
-    parts = [str(count), *([f"maxcpus={most}"] if count < most else [])]
-    for level in _LEVELS:
+    parts = [str(count), *([f"maxcpus={topology.max_cpus}"] if count < topology.max_cpus else [])]
+    for level in SMP_LEVELS:
         size = getattr(topology, level)
         always = level in {"sockets", "cores", "threads"} or (level == "dies" and dies)
         if always or size > 1:
@@ -291,73 +330,17 @@ def _smp(count: int, topology: Topology, *, dies: bool = True) -> str:
     return ",".join(parts)
 
 
-def _product(topology: Topology) -> int:
-    return prod(getattr(topology, level) for level in _LEVELS)
-
-
 def _as_option(device: Device) -> str:
     driver, *rest = device.items()
     return ",".join([str(driver[1]), *(f"{name}={value}" for name, value in rest)])
 
 
-# The CPU model.
-
-
-def cpu_of(domain: DomainVcpus, arch: str) -> str | None:
-    """Return the value of ``-cpu``, or None where it is QEMU's to choose.
-
-    Raises:
-        DomainXmlError: A name in it cannot be one, or a mode or policy is none of libvirt's.
-    """
-    model = domain.cpu or CpuModel("custom")
-    name = qemu_model(domain, arch)
-    if model.mode not in _MODES:
-        raise DomainXmlError(f"<cpu mode={shorten(model.mode)}> is none of libvirt's modes")
-    if model.mode == "host-model":
-        name = "host" if domain.type == "kvm" else "max"
-    if name is None:
-        return None
-    if not is_word(name):
-        raise DomainXmlError(f"<model>: {shorten(name)} is no model that QEMU could have")
-    return ",".join([name, *_migratable(model, arch), *_features(model, arch)])
-
-
-def _migratable(model: CpuModel, arch: str) -> Iterator[str]:
-    default = "on" if model.mode == "host-passthrough" else None
-    said = model.migratable or default
-    if arch in X86 and said is not None and model.mode in {"host-passthrough", "maximum"}:
-        yield f"migratable={said}"
-
-
-def _features(model: CpuModel, arch: str) -> Iterator[str]:
-    for name, policy in model.features.items():
-        switch = _SWITCH.get(policy)
-        if switch is None:
-            raise DomainXmlError(f"<feature policy={shorten(policy)}> is none of libvirt's policies")
-        if not is_word(name):
-            raise DomainXmlError(f"<feature>: {shorten(name)} is no feature that QEMU could have")
-        if arch not in X86:
-            yield f"{name}={switch}"
-        elif name not in _NO_SWITCH:
-            yield f"{_RENAMED.get(name, name).replace('_', '-')}={switch}"
-
-
-def driver_of(cpu: str | None, arch: str) -> str | None:
-    """Return the type of CPU that ``device_add`` takes under ``-cpu`` *cpu*; None where only QEMU knows it.
-
-    Raises:
-        DomainXmlError: *cpu* does not begin with a model that could be one.
-    """
-    kind = _TYPES.get(arch)
-    return None if cpu is None or kind is None else checked_type(f"{cpu.partition(',')[0]}-{kind}")
-
-
-def checked_type(cpu_type: str) -> str:
+def _checked_type(cpu_type: str) -> str:
     """Return *cpu_type*, which is about to be an argument.
 
     Raises:
-        DomainXmlError: It is no CPU's type.
+        DomainXmlError: It cannot be a CPU's type.
     """
     if not is_cpu_type(cpu_type):
-        raise DomainXmlError(f"{shorten(cpu_type)} is no type of a CPU that QEMU could have")
+        raise DomainXmlError(f"{shorten(cpu_type)} cannot be the type of a QEMU CPU")
     return cpu_type

@@ -2,9 +2,9 @@
 
 ``render`` writes the live state as libvirt itself would print it, so that ``virsh define`` accepts it and a VM
 started from it has the same vCPUs, created in the same order. ``parse`` reads the vCPU side of any domain document as
-libvirt reads it, to a ``DomainVcpus``; ``validate`` names every rule of libvirt's that it breaks; ``update`` changes
-what it says of vCPUs, and no other byte; ``start_of`` returns what a VM is next started with. ``read_identity`` tells
-whose a document is, and what our own element in it says (``metadata``).
+libvirt does, to a ``DomainVcpus``; ``validate`` names every libvirt rule that it breaks; ``update`` changes what it
+says about vCPUs, and no other byte; ``start_of`` returns what a VM is next started with. ``read_identity`` returns
+whose document it is, and our own element in it (``metadata``).
 
 Source: libvirt formatdomain, "CPU Allocation" and "CPU model and topology"; the rules of ``<vcpus>`` as measured
 with libvirt 9.0.0 (define, start, dumpxml) on QEMU 7.2.22 and 10.0.2.

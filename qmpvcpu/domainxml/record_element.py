@@ -127,15 +127,12 @@ def _map(text: str) -> VcpuMap:
 
 
 def _map_of_a_slot(text: str) -> VcpuMap:
-    if not text:
-        raise ValueError("a slot has a vCPU")
-    return _map(text)
+    return _map(_checked(text, bool(text), "is empty, and a slot has a vCPU"))
 
 
 def _map_of_a_vm(text: str) -> VcpuMap:
     ids = _map(text)
-    if 0 not in ids:
-        raise ValueError(f"{text!r} lacks vCPU 0")
+    _checked(text, 0 in ids, "lacks vCPU 0")
     return ids
 
 
@@ -143,46 +140,42 @@ def _ids(text: str) -> tuple[int, ...]:
     return tuple(_number(each) for each in text.split(","))
 
 
+def _number(text: str) -> int:
+    return int(_checked(text, _NUMBER.fullmatch(text), "is not a number"))
+
+
 def _count(text: str) -> int:
     number = _number(text)
-    if not 1 <= number <= MOST_VCPUS:
-        raise ValueError(f"{text!r} is not 1 to {MOST_VCPUS}")
+    _checked(text, 1 <= number <= MOST_VCPUS, f"is not 1 to {MOST_VCPUS}")
     return number
 
 
 def _truth(text: str) -> bool:
-    if text not in _TRUTHS:
-        raise ValueError(f"{text!r} is neither yes nor no")
-    return _TRUTHS[text]
-
-
-def _number(text: str) -> int:
-    if not _NUMBER.fullmatch(text):
-        raise ValueError(f"{text!r} is not a number")
-    return int(text)
+    return _TRUTHS[_checked(text, text in _TRUTHS, "is neither yes nor no")]
 
 
 def _seconds(text: str) -> float:
     seconds = float(text) if _SECONDS.fullmatch(text) else math.inf
-    if math.isinf(seconds):
-        raise ValueError(f"{text!r} is not a time")
+    _checked(text, math.isfinite(seconds), "is not a time")
     return seconds
 
 
 def _device_id(text: str) -> str:
-    if not is_device_id(text):
-        raise ValueError(f"{text!r} is not a device id")
-    return text
+    return _checked(text, is_device_id(text), "is not a device id")
 
 
 def _path(text: str) -> str:
-    if not is_qom_path(text):
-        raise ValueError(f"{text!r} is not a QOM path")
-    return text
+    return _checked(text, is_qom_path(text), "is not a QOM path")
 
 
 def _uuid(text: str) -> str:
     return str(UUID(text))
+
+
+def _checked(text: str, good: object, fault: str) -> str:
+    if not good:
+        raise ValueError(f"{text!r} {fault}")
+    return text
 
 
 def _written(value: object) -> object:

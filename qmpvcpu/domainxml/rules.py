@@ -5,12 +5,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from lxml import etree
 
 from qmpvcpu.domainxml.attributes import AttributeReader
 from qmpvcpu.domainxml.document import RawDomain, RawTune, RawVcpu, name_of, read_domain, uuid_of
+from qmpvcpu.domainxml.domain import DomainVcpu
 from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
 from qmpvcpu.domainxml.safe_xml import parse_safely, text_of
 from qmpvcpu.errors import DomainRuleError
@@ -109,17 +110,8 @@ def _identity(root: etree._Element, reader: AttributeReader) -> None:
         reader.refuse(DomainRule.UUID, uuid, None, "malformed uuid element", value=text_of(uuid))
 
 
-class VcpuState(Protocol):
-    """The state of one possible vCPU: ``hotpluggable`` may be unsaid (None), an order of 0 or None is none."""
-
-    @property
-    def enabled(self) -> bool: ...  # noqa: D102 -- as in DomainVcpu
-
-    @property
-    def hotpluggable(self) -> bool | None: ...  # noqa: D102 -- as in DomainVcpu
-
-    @property
-    def order(self) -> int | None: ...  # noqa: D102 -- as in DomainVcpu
+# hotpluggable may be unsaid (None), and an order of 0 or None is none.
+VcpuState = RawVcpu | DomainVcpu
 
 
 class BrokenState(NamedTuple):

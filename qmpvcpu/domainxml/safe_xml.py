@@ -1,4 +1,4 @@
-"""XML that nobody vouches for: read safely to elements, and where these are in its bytes."""
+"""XML from untrusted sources: parsed safely, and where its elements are in the bytes."""
 
 import re
 from typing import NamedTuple
@@ -7,19 +7,19 @@ from lxml import etree
 
 from qmpvcpu.errors import DomainXmlError
 
-# What libvirt takes from a client (REMOTE_STRING_MAX), and ten times the document of 4096 vCPUs with a pin for each.
+# The most that libvirt accepts from a client (REMOTE_STRING_MAX); a document of 4096 pinned vCPUs has a tenth of it.
 _MOST_BYTES = 4 * 1024 * 1024
-# A row, a pin, a scheduler and a step for each of 16384 vCPUs take half of it.
+# Twice as many as a row, a pin, a scheduler and a step for each of 16384 vCPUs.
 _MOST_TAGS = 2**17
-# It is a part of the name of each element and attribute, so that a long one costs its length as many times.
+# A namespace is part of the name of each element and attribute, which multiplies its length.
 _LONG_NAMESPACE = re.compile(rb"""\sxmlns(?::[^\s=]{0,999})?\s*+=\s*+(?:"[^"]{257}|'[^']{257})""")
 
 
 def parse_safely(xml: bytes) -> etree._Element:
-    """Parse a document that anybody may have written.
+    """Parse a document from an untrusted source.
 
-    Nothing is fetched, no entity is expanded, nothing is included, no document type is accepted, and what is built is
-    bounded: *xml* has at most 4 MiB, and 131,072 tags (comments and the like count too).
+    Nothing is fetched or included, no entity is expanded, no document type is accepted, and memory is bounded: *xml*
+    has at most 4 MiB and 131,072 tags (comments and the like count too).
 
     Raises:
         DomainXmlError: Not well-formed (torn, empty, not UTF-8), too large, or with a document type; ``line`` says
@@ -33,8 +33,8 @@ def parse_safely(xml: bytes) -> etree._Element:
         xml.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DomainXmlError(f"not UTF-8 ({error.reason})", line=xml.count(b"\n", 0, error.start) + 1) from error
-    # Refused before any parsing: entities, and with them every expansion attack, need a document type. Whatever
-    # encoding the document claims, it is read as UTF-8, so that these bytes are the only way to spell one.
+    # Refused before any parsing: entities, and so every expansion attack, need a document type. The document is read
+    # as UTF-8 whatever encoding it claims, so these bytes are the only way to spell one.
     doctype = xml.find(b"<!DOCTYPE")
     if doctype >= 0:
         raise DomainXmlError("a document type is not accepted", line=xml.count(b"\n", 0, doctype) + 1)
@@ -53,19 +53,18 @@ def parse_safely(xml: bytes) -> etree._Element:
 
 
 def line_of(element: etree._Element) -> int | None:
-    """Return the line that *element* begins on, from 1, where known."""
+    """Return the line on which *element* begins, from 1, or None if not known."""
     line = element.sourceline
     return line if isinstance(line, int) else None
 
 
 def text_of(element: etree._Element) -> str:
-    """Return all text in an element, as XPath's ``string()`` does."""
+    """Return all text in *element*, as XPath's ``string()`` does."""
     return str(element.xpath("string()"))
 
 
-# All that markup can be in a well-formed document without document type. What looks like markup inside a comment,
-# CDATA or an attribute's value is none, and is passed over as a part of these. Nothing is ever tried twice, so that
-# this takes linear time whatever the bytes are.
+# All markup of a well-formed document without document type. What looks like markup inside a comment, CDATA or an
+# attribute's value is skipped as part of that. Nothing is tried twice, so this takes linear time on any bytes.
 _MARKUP = re.compile(
     rb"""
     <!--.*?--> | <!\[CDATA\[.*?\]\]> | <\?.*?\?>
@@ -77,12 +76,12 @@ _MARKUP = re.compile(
 
 
 class Span(NamedTuple):
-    """The place of one element, in bytes from the beginning of the document; ends are exclusive.
+    """Where one element is, in bytes from the beginning of the document; ends are exclusive.
 
     Attributes:
         start: Where its start tag begins.
-        content: Where that tag ends: the content begins here.
-        close: Where its end tag begins; where there is none (``<a/>``), as ``content``.
+        content: Where that tag ends and the content begins.
+        close: Where its end tag begins; equal to ``content`` if there is none (``<a/>``).
         end: Where it ends.
     """
 
@@ -93,7 +92,7 @@ class Span(NamedTuple):
 
     @property
     def is_empty_tag(self) -> bool:
-        """True if it is written as ``<a/>``, without an end tag."""
+        """True if it is written as ``<a/>``."""
         return self.close == self.end
 
 
@@ -101,15 +100,15 @@ def find_spans(xml: bytes) -> list[Span]:
     """Return where each element is, in document order.
 
     Args:
-        xml: A document that ``parse_safely`` has accepted: well-formed UTF-8, no document type. Of any other, the
-            result means nothing.
+        xml: A document that ``parse_safely`` has accepted: well-formed UTF-8, no document type. For any other, the
+            result is meaningless.
 
     Example:
         >>> find_spans(b"<a><b c='>'/></a>")
         [Span(start=0, content=3, close=13, end=17), Span(start=3, content=13, close=13, end=13)]
     """
     found: list[Span | None] = []
-    open_: list[tuple[int, int, int]] = []  # its place among those found, start and content
+    open_: list[tuple[int, int, int]] = []  # index in found, start and content
     for markup in _MARKUP.finditer(xml):
         kind = markup.lastgroup
         start, end = markup.span()

@@ -18,7 +18,6 @@ from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, Rec
 from qmpvcpu.given import checked
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.file import LockedFile, finish_despite_cancel, lock_file, read_file
-from qmpvcpu.record.owner import Claim, refuse_other_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +120,10 @@ class DomainConfig:
         finally:
             await finish_despite_cancel(_release_in_thread(file))
 
-    def refuse_other(self, claim: Claim) -> None:
-        """Refuse the document of another VM than the one that claims it.
-
-        Raises:
-            RecordError: It is one: see ``owner.refuse_other_document``.
-        """
-        refuse_other_document(self.path, self._document.identity, claim)
+    @property
+    def identity(self) -> Identity:
+        """Whose document it is, according to the document on disk."""
+        return self._document.identity
 
     @property
     def domain(self) -> DomainVcpus:
@@ -149,7 +145,7 @@ class DomainConfig:
     @property
     def is_record(self) -> bool:
         """True if the document is the record of a running VM."""
-        return self._document.identity.metadata is not None
+        return self.identity.metadata is not None
 
     @property
     def refused_by_libvirt(self) -> tuple[DomainRuleError, ...]:

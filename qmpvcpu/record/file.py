@@ -14,7 +14,6 @@ import secrets
 import stat
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -149,12 +148,18 @@ class Place:
         return status
 
     def replace(
-        self, data: bytes, *, keeps_owner: bool = False, check: Callable[[], None] = lambda: None
-    ) -> "Replacement":
+        self,
+        data: bytes,
+        replaced: Callable[[int], None],
+        *,
+        keeps_owner: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Replace the file, durably, unless *check* raises just before.
 
         Args:
             data: The new content.
+            replaced: Takes a descriptor of the new file, locked if the file system has locks, once it is in place.
             keeps_owner: Give the new file the mode and the owner of the old one.
             check: Called right before the new file takes the place of the old one.
 
@@ -180,11 +185,12 @@ class Place:
                     os.unlink(temporary, dir_fd=self.directory)
                 _close(file)
                 raise
-            try:
-                os.fsync(self.directory)
-            except OSError as error:
-                return Replacement(file, error)
-        return Replacement(file)
+        replaced(file)
+        try:
+            os.fsync(self.directory)
+        except OSError as error:
+            why = f"replaced, but it may not survive a crash of the host: {error.strerror}"
+            raise RecordError(self.path, why, outcome=Outcome.UNKNOWN) from error
 
     def sweep(self) -> None:
         """Remove what killed writers left next to the file.
@@ -203,29 +209,6 @@ class Place:
                         os.unlink(name, dir_fd=self.directory)
                     finally:
                         _close(file)
-
-
-@dataclass(frozen=True, slots=True)
-class Replacement:
-    """A file that has taken the place of another.
-
-    Attributes:
-        file: A descriptor of it, locked if the file system has locks; the caller closes it.
-        error: Why it may not survive a crash of the host, or None.
-    """
-
-    file: int
-    error: OSError | None = None
-
-    def check(self, path: Path) -> None:
-        """Raise if it may not survive a crash of the host.
-
-        Raises:
-            RecordError: It may not; ``outcome`` is UNKNOWN.
-        """
-        if self.error is not None:
-            why = f"replaced, but it may not survive a crash of the host: {self.error.strerror}"
-            raise RecordError(path, why, outcome=Outcome.UNKNOWN) from self.error
 
 
 # Its lock.
@@ -421,13 +404,15 @@ class LockedFile:
         Raises:
             RecordError: As ``save``.
         """
+
+        def replaced(file: int) -> None:
+            self._hold(file)
+            self.data = data
+
         try:
-            replaced = self._place.replace(data, keeps_owner=keeps_owner, check=lambda: self._compare(before))
+            self._place.replace(data, replaced, keeps_owner=keeps_owner, check=lambda: self._compare(before))
         except _ChangedError:
             return False
-        self._hold(replaced.file)
-        self.data = data
-        replaced.check(self.path)
         return True
 
     def _compare(self, before: bytes | None) -> None:
@@ -470,9 +455,7 @@ def read_file(path: Path) -> bytes | None:
 
 def _replace(path: Path, data: bytes) -> None:
     with contextlib.closing(Place(path)) as place:
-        replaced = place.replace(data)
-    _close(replaced.file)
-    replaced.check(path)
+        place.replace(data, _close)
 
 
 def _lock_and_use(path: Path, use: Callable[[bytes | None], _T]) -> tuple[LockedFile, _T]:

@@ -20,7 +20,7 @@ from qmpvcpu.model.report import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.config import DomainConfig
 from qmpvcpu.record.file import finish_despite_cancel
-from qmpvcpu.record.owner import Claim
+from qmpvcpu.record.owner import Claim, refuse_other_document
 from qmpvcpu.record.record import Record
 from qmpvcpu.vm.keeper import Keeper
 
@@ -59,7 +59,8 @@ class NextBoot:
             DomainXmlError: libvirt would not define it.
         """
         if self._path is not None:
-            (await DomainConfig.load(self._path)).refuse_other(Claim.of(self._look()))
+            config = await DomainConfig.load(self._path)
+            refuse_other_document(config.path, config.identity, Claim.of(self._look()))
 
     async def change(self, change: Change) -> ConfigReport:
         """Change the next boot and nothing else.
@@ -294,7 +295,7 @@ class _InDocument:
     async def open(cls, path: Path, layout: Layout) -> "_InDocument":
         async with contextlib.AsyncExitStack() as stack:
             config = await stack.enter_async_context(DomainConfig.open(path))
-            config.refuse_other(Claim.of(layout))
+            refuse_other_document(config.path, config.identity, Claim.of(layout))
             return cls(config, stack.pop_all())
 
     @property

@@ -122,7 +122,7 @@ async def test_what_the_document_cannot_say_is_named_on_standard_error(document:
         ("cores='2'", "cores='3'", "<cpu/topology>"),
         ("id='5' enabled='yes'", "id='9' enabled='yes'", "line 8"),
         ("order='3'", "order='2'", "order"),
-        ("<model>qemu64</model>", "<model>qemu64,x=1</model>", "no model that QEMU could have"),
+        ("<model>qemu64</model>", "<model>qemu64,x=1</model>", "cannot be a QEMU CPU model"),
         ("<domain type='qemu'>", "<!DOCTYPE domain [<!ENTITY a 'b'>]><domain type='qemu'>", "document type"),
     ],
 )

@@ -107,7 +107,7 @@ async def test_the_examples_of_the_page_on_launching_hold(tmp_path: Path, capsys
     ):
         assert vm.layout.order == (0, 1, 6, 3)
     (told,) = capsys.readouterr().out.splitlines()
-    assert told.startswith("not known: the document was written from a running VM, and QEMU did not tell which")
+    assert told.startswith("not known: the document was written from a running VM, and QEMU did not report which")
     async with (
         QemuProcess(best_qemu(), module.command_line_before_replay(document, *machine)) as qemu,
         qmpvcpu.attach(qemu.qmp) as vm,

@@ -64,7 +64,7 @@ def test_every_recorded_qemu_says_its_model_or_that_it_is_not_known(case: str) -
     assert written.untold == domain_from(layout).untold
     assert (written.cpu is None) == (written.untold == ("cpu-model",)) == (layout.slots[0].type == "")
     assert any("CPU" in each for each in omissions(layout))
-    assert any("QEMU did not tell" in each for each in arguments(written).unknown)
+    assert any("QEMU did not report" in each for each in arguments(written).unknown)
 
 
 def test_a_machine_that_does_not_tell_its_model_says_that() -> None:
@@ -163,7 +163,7 @@ def test_more_than_255_vcpus_of_a_running_vm_are_read_back_and_what_libvirt_want
     assert written.untold == ("cpu-features", "iommu") == domain_from(layout).untold
     built = arguments(written)
     assert built.smp.startswith("1,maxcpus=288,")
-    assert any("IOMMU, which libvirt wants with eim='on'" in each for each in built.unknown)
+    assert any("IOMMU, which libvirt requires with eim='on'" in each for each in built.unknown)
     assert any("IOMMU" in each for each in arguments(written, cpu="EPYC").unknown)
     assert any("<iommu>" in each for each in omissions(layout))
     assert parse(render(wide(255))).untold == ("cpu-features",)

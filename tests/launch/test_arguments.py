@@ -176,8 +176,8 @@ def test_other_architectures_have_their_own_places(said: dict[str, Any], driver:
     ("said", "words"),
     [
         ({"arch": "ppc64", "machine": "pseries-10.0", "cpu": CpuModel("custom", "POWER9")}, "only QEMU knows it"),
-        ({"arch": "aarch64", "machine": "virt"}, "no QEMU plugs vCPUs into machine virt of aarch64"),
-        ({"machine": "microvm"}, "no QEMU plugs vCPUs into machine microvm"),
+        ({"arch": "aarch64", "machine": "virt"}, "QEMU cannot plug vCPUs into machine virt of aarch64"),
+        ({"machine": "microvm"}, "QEMU cannot plug vCPUs into machine microvm"),
         ({"arch": "s390x", "type": "kvm"}, "without a CPU model"),
     ],
 )
@@ -206,10 +206,10 @@ def test_the_cells_of_a_machine_from_before_memory_objects_are_not_known() -> No
         (domain_of(4, 1, topology=EIGHT), "<topology> has 8 vCPUs, and <vcpu> has 4"),
         (domain_of(4, 0, [1]), "start with none"),
         (replace(domain_of(4, 2), vcpus=domain_of(4, 1).vcpus[:2] + domain_of(4, 4).vcpus[2:]), "start with 0,2-3"),
-        (domain_of(2, 1, cpu=CpuModel("custom", "qemu64,x2apic=on")), "no model that QEMU could have"),
-        (domain_of(2, 1, cpu=CpuModel("custom", "max", {"a=on,b": "require"})), "no feature that QEMU could have"),
-        (domain_of(2, 1, cpu=CpuModel("custom", "max", {"aes": "perhaps"})), "none of libvirt's policies"),
-        (domain_of(2, 1, cpu=CpuModel("guess")), "none of libvirt's modes"),
+        (domain_of(2, 1, cpu=CpuModel("custom", "qemu64,x2apic=on")), "cannot be a QEMU CPU model"),
+        (domain_of(2, 1, cpu=CpuModel("custom", "max", {"a=on,b": "require"})), "cannot be a QEMU CPU feature"),
+        (domain_of(2, 1, cpu=CpuModel("custom", "max", {"aes": "perhaps"})), "libvirt has no such policy"),
+        (domain_of(2, 1, cpu=CpuModel("guess")), "libvirt has no such mode"),
     ],
 )
 def test_what_no_qemu_can_be_started_with_is_refused(domain: DomainVcpus, words: str) -> None:
@@ -337,7 +337,7 @@ def test_a_recorded_layout_gives_back_what_it_was_started_with(name: str) -> Non
         assert layout.slots[0].type.startswith(f"{built.cpu}-")
     count = len(layout.enabled) - sum(layout.slot_of(int(str(each["id"])[4:])).count for each in built.device_add)
     assert int(built.smp.partition(",")[0]) == count
-    assert any("QEMU does not tell" in sentence for sentence in built.unknown)
+    assert any("QEMU does not report" in sentence for sentence in built.unknown)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from qmpvcpu.domainxml import Instance, read_identity
 from qmpvcpu.errors import RecordError
 from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.record.config import DomainConfig
-from qmpvcpu.record.owner import Claim, instance_of, is_alive
+from qmpvcpu.record.owner import Claim, instance_of, is_alive, refuse_other_document
 from qmpvcpu.record.record import Record
 from tests.domainxml.examples import Q35, layout_of
 
@@ -203,11 +203,11 @@ async def test_a_next_boot_is_not_kept_in_the_record_of_a_vm_that_runs_elsewhere
     config = await DomainConfig.load(path)
     claim = Claim(vm.name, vm.named, vm.uuid, living() if instance is SELF else instance)
     if instance in (None, SELF):
-        config.refuse_other(claim)
+        refuse_other_document(path, config.identity, claim)
     else:
         with pytest.raises(RecordError, match="whose QEMU still runs"):
-            config.refuse_other(claim)
-        config.refuse_other(claim._replace(arrived=True))
+            refuse_other_document(path, config.identity, claim)
+        refuse_other_document(path, config.identity, claim._replace(arrived=True))
     of_the_dead = path.with_name("dead.xml")
     await written(of_the_dead, vm, DEAD)
-    (await DomainConfig.load(of_the_dead)).refuse_other(claim)
+    refuse_other_document(of_the_dead, (await DomainConfig.load(of_the_dead)).identity, claim)

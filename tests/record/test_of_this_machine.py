@@ -36,7 +36,7 @@ async def test_a_vm_that_is_started_from_its_record_has_its_cpu_model(on: Substr
             state = VmState.from_json(export.to_json())
     said = await run("args", record, "--json")
     assert said.document["argv"][:2] == ["-cpu", "EPYC"]
-    assert any("which features were asked for" in each for each in said.document["unknown"])
+    assert any("which features were requested" in each for each in said.document["unknown"])
     assert state.xml is not None
     for document in (record.read_bytes(), state.xml, render(lived)):
         domain = parse(document)
@@ -110,7 +110,7 @@ async def test_a_record_of_more_than_255_vcpus_is_read_by_args_and_config(on: Su
         assert said.code == 0
         assert "-smp 1,maxcpus=280," in said.out
         assert "id=vcpu270," in said.out
-        assert "IOMMU, which libvirt wants with eim='on'" in said.err
+        assert "IOMMU, which libvirt requires with eim='on'" in said.err
         shown = await run("config", path)
         assert shown.code == 0
         assert "more than 255 vCPUs" in shown.err
