@@ -18,7 +18,7 @@ from qmpvcpu.model.verdicts import Unknown
 from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.cli.running import Ran, run, running, said
-from tests.controller.vms import exchange
+from tests.exchange import exchange
 
 pytestmark = pytest.mark.qemu
 

@@ -14,7 +14,7 @@ from qmpvcpu import InvalidMapError, Pending, Recovery, VcpuController
 from qmpvcpu.qmp.queries import look
 from qmpvcpu.testing import Behaviour, MicroGuest, ScriptedPeer
 from qmpvcpu.vm.migration import confirm_target
-from tests.controller.vms import exchange
+from tests.exchange import exchange
 
 pytestmark = pytest.mark.qemu
 Call = Callable[[VcpuController, Any], Awaitable[object]]

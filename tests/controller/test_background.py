@@ -23,6 +23,7 @@ from qmpvcpu.engine.ledger import Read
 from qmpvcpu.events import MigrationChanged, Reconnected
 from qmpvcpu.testing.peer import GREETING, Command, Failure, ScriptedPeer
 from qmpvcpu.vm.inbox import Inbox
+from tests import waiting
 from tests.captures import all_captures
 from tests.controller.test_scripted import capture_answers, ost, recorded
 from tests.controller.vms import until
@@ -204,8 +205,7 @@ async def test_reconnecting_goes_on_after_a_bad_reply(spoil: Any, said: Any) -> 
         good, stream = dict(peer.answers), vm.events()
         spoil(peer)
         await peer.hang_up()
-        while not any("is not back yet" in line for line in said()):  # noqa: ASYNC110 - a log line
-            await asyncio.sleep(0.001)
+        await waiting.until(lambda: any("is not back yet" in line for line in said()))
         peer.answers, peer._greeting = good, GREETING
         assert isinstance((await until(stream, Reconnected))[-1], Reconnected)
         assert (await vm.refresh()).enabled == {0, 1, 2}
@@ -222,8 +222,7 @@ async def test_a_qemu_that_does_not_tell_its_uuid_for_a_while_is_not_another_vm(
         stream = vm.events()
         peer.answers["query-uuid"] = reply
         await peer.hang_up()
-        while peer.count("query-uuid") < 4:  # noqa: ASYNC110 - what the peer is asked
-            await asyncio.sleep(0.001)
+        await waiting.until(lambda: peer.count("query-uuid") >= 4)
         peer.answers["query-uuid"] = uuid
         assert isinstance((await until(stream, Reconnected))[-1], Reconnected)
         assert len(said()) == 1, said()

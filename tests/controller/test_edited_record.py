@@ -9,7 +9,7 @@ import qmpvcpu
 from qmpvcpu import Outcome, RecordError
 from qmpvcpu.domainxml import parse, read_identity
 from qmpvcpu.testing import Behaviour, MicroGuest
-from tests.controller.vms import exchange
+from tests.exchange import exchange
 
 pytestmark = pytest.mark.qemu
 

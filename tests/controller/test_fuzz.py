@@ -23,7 +23,7 @@ from qmpvcpu.events import VcpuUnplugged
 from qmpvcpu.testing.directory import vm_directory
 from tests.controller.fuzz_peer import BOOT, KEPT, NEVER, SLOTS, HostilePeer
 from tests.peer.conftest import sockets
-from tests.peer.helpers import until
+from tests.waiting import until
 
 MESSAGES = int(os.environ.get("QMPVCPU_FUZZ_MESSAGES", "12000"))
 SEED = int(os.environ.get("QMPVCPU_FUZZ_SEED", "1"))

@@ -27,7 +27,8 @@ from qmpvcpu import (
 )
 from qmpvcpu.events import UnplugPending, UnplugRequested, VcpuUnplugged
 from qmpvcpu.testing import Behaviour, MicroGuest
-from tests.controller.vms import exchange, other_client, present, running, until
+from tests.controller.vms import other_client, present, running, until
+from tests.exchange import exchange
 from tests.substrates import Substrate, substrates
 
 pytestmark = pytest.mark.qemu

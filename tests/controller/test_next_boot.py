@@ -32,8 +32,8 @@ from qmpvcpu import (
 from qmpvcpu.domainxml import read_identity
 from qmpvcpu.model.report import ConfigOutcome
 from qmpvcpu.testing import Behaviour, MicroGuest
-from tests.controller.vms import exchange
 from tests.domainxml.domains import document, domain_of_rows, said
+from tests.exchange import exchange
 from tests.record.conftest import listing
 from tests.record.faults import meddling
 

@@ -31,7 +31,8 @@ from qmpvcpu.events import (
     VmReset,
 )
 from qmpvcpu.testing import UNTIL_TOLD, Behaviour, MicroGuest
-from tests.controller.vms import exchange, other_client, present, running, until
+from tests.controller.vms import other_client, present, running, until
+from tests.exchange import exchange
 from tests.substrates import Substrate, substrates
 
 pytestmark = pytest.mark.qemu

@@ -5,7 +5,8 @@ import pytest
 import qmpvcpu
 from qmpvcpu import DenialReason, StepDeniedError
 from qmpvcpu.testing import MicroGuest
-from tests.controller.vms import exchange, other_client
+from tests.controller.vms import other_client
+from tests.exchange import exchange
 from tests.substrates import Substrate, substrates
 
 pytestmark = pytest.mark.qemu

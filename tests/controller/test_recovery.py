@@ -10,7 +10,8 @@ import qmpvcpu
 from qmpvcpu import OnFailure, RecordError, Recovery, TransitionError, TransitionOutcome, VcpuMap
 from qmpvcpu.events import Disconnected, InstanceChanged
 from qmpvcpu.testing import Behaviour, MicroGuest
-from tests.controller.vms import exchange, until
+from tests.controller.vms import until
+from tests.exchange import exchange
 
 pytestmark = pytest.mark.qemu
 

@@ -36,7 +36,9 @@ from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.qapi import RunEvent
 from qmpvcpu.testing import Behaviour, MicroGuest, QemuProcess
 from qmpvcpu.vm.stream import EventStream
-from tests.controller.vms import exchange, other_client, running, until
+from tests import waiting
+from tests.controller.vms import other_client, running, until
+from tests.exchange import exchange
 from tests.substrates import Substrate, substrates
 
 pytestmark = pytest.mark.qemu
@@ -195,8 +197,7 @@ async def test_an_unplug_of_what_is_gone_already_is_met(on: Substrate) -> None:
             reply: Any = await other.execute("query-hotpluggable-cpus")
             return not any(slot.get("qom-path", "").endswith("vcpu2") for slot in reply)
 
-        while not await is_gone():  # noqa: ASYNC110 - QEMU has no event for it, which is the point
-            await asyncio.sleep(0)
+        await waiting.until(is_gone)  # QEMU has no event for it, which is the point
         assert 2 in vm.layout.enabled  # no event told us
         assert await vm.unplug(2) == {2}
 

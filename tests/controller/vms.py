@@ -1,8 +1,7 @@
 """VMs for the controller's tests: a real QEMU, the micro-guest, and us attached to it."""
 
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 from qemu.qmp import QMPClient
@@ -44,33 +43,6 @@ async def present(client: QMPClient) -> set[str]:
     """What QEMU itself says is plugged, by QOM path."""
     reply: Any = await client.execute("query-hotpluggable-cpus")
     return {slot["qom-path"] for slot in reply if "qom-path" in slot}
-
-
-class Exchange(logging.Handler):
-    """Every command that we send, by name, as the monitor logs it."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.sent: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, "direction", None) == "sent":
-            self.sent.append(record.qmp["execute"])  # type: ignore[attr-defined]  # the monitor's `extra`
-
-
-@contextlib.contextmanager
-def exchange() -> Iterator[list[str]]:
-    """The names of the commands that are sent inside."""
-    handler = Exchange()
-    logger = logging.getLogger("qmpvcpu.qmp")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
-        yield handler.sent
-    finally:
-        logger.setLevel(before)
-        logger.removeHandler(handler)
 
 
 async def until(stream: EventStream, kind: type[Event]) -> list[Event]:

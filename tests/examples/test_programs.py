@@ -14,6 +14,7 @@ import qmpvcpu
 from qmpvcpu.events import UnplugAcknowledged
 from qmpvcpu.testing import Behaviour, MicroGuest, best_qemu, probe_accelerator, rom_image
 from tests.examples.running import EXAMPLES, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.qemu
 
@@ -21,9 +22,7 @@ PROGRAMS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
 async def the_guest_to_be_ready(words: Path) -> None:
-    async with asyncio.timeout(30):
-        while b"R" not in words.read_bytes():  # noqa: ASYNC110 - a file tells nobody that it has grown
-            await asyncio.sleep(0.005)
+    await until(lambda: b"R" in words.read_bytes(), within=30)
 
 
 async def test_the_vmm_keeps_its_client_and_its_events(tmp_path: Path) -> None:

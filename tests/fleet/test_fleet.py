@@ -16,7 +16,7 @@ from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.peer import ScriptedPeer
 from tests.captures import all_captures
 from tests.controller.test_scripted import capture_answers
-from tests.controller.vms import exchange
+from tests.exchange import exchange
 from tests.fleet.vms import guests, stopped
 
 pytestmark = pytest.mark.qemu

@@ -20,7 +20,8 @@ from qmpvcpu.model.vm import Topology
 from qmpvcpu.model.vmstate import PreviousVcpus
 from qmpvcpu.record.config import DomainConfig
 from qmpvcpu.testing import MicroGuest, QemuProcess
-from tests.controller.vms import exchange, until
+from tests.controller.vms import until
+from tests.exchange import exchange
 from tests.launch.vms import qemu_of
 from tests.substrates import Substrate, substrates
 

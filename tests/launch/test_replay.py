@@ -17,7 +17,8 @@ from qmpvcpu.model.vm import Topology
 from qmpvcpu.testing import MicroGuest
 from qmpvcpu.testing.peer import Command, ScriptedPeer
 from tests.captures import all_captures
-from tests.controller.vms import exchange, other_client
+from tests.controller.vms import other_client
+from tests.exchange import exchange
 from tests.launch.domains import EIGHT, STATES, domain_of
 from tests.launch.vms import assert_is, qemu_of, started
 from tests.substrates import Substrate, substrates

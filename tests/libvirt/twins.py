@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
-import logging
 import random
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from qmpvcpu import Layout, StepDeniedError, TransitionError, VcpuController
 from qmpvcpu.domainxml import render
 from qmpvcpu.errors import DenialReason
 from qmpvcpu.model.transition import Action
+from tests.exchange import sent_by
 from tests.libvirt.console import Console, open_console
 from tests.libvirt.daemon import Libvirt, VirshError
 from tests.libvirt.microguests import MonitorLog, Shape, microguest_domain, start, vcpu_side
@@ -208,35 +208,6 @@ def rest_of(live: bytes) -> list[str]:
         for line in live.decode().splitlines()
         if line not in side
     ]
-
-
-class _Sent(logging.Handler):
-    """Every command that one controller sends, as the monitor logs it."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__(logging.DEBUG)
-        self.commands: list[tuple[str, list[tuple[str, Any]]]] = []
-        self._address = address
-
-    def emit(self, record: logging.LogRecord) -> None:
-        said = record.__dict__  # the monitor's `extra` is in it
-        if said.get("direction") == "sent" and said["vm"] == self._address:
-            self.commands.append((said["qmp"]["execute"], list(said["qmp"].get("arguments", {}).items())))
-
-
-@contextlib.contextmanager
-def sent_by(vm: VcpuController) -> Iterator[list[tuple[str, list[tuple[str, Any]]]]]:
-    """The commands that *vm* sends inside, with their arguments."""
-    handler = _Sent(vm.address)
-    logger = logging.getLogger("qmpvcpu.qmp")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
-        yield handler.commands
-    finally:
-        logger.setLevel(before)
-        logger.removeHandler(handler)
 
 
 @contextlib.asynccontextmanager

@@ -28,8 +28,9 @@ from qmpvcpu.planning.compatibility import DifferenceKind
 from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.peer import Failure, ScriptedPeer
 from tests.captures import all_captures
-from tests.controller.vms import exchange, other_client, present, until
+from tests.controller.vms import other_client, present, until
 from tests.crash.proxy import Proxy
+from tests.exchange import exchange
 
 pytestmark = pytest.mark.qemu
 CHANGES: dict[str, Callable[[VcpuController], Awaitable[object]]] = {

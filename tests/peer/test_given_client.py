@@ -9,9 +9,9 @@ from qemu.qmp.message import DeserializationError
 
 from qmpvcpu.errors import CommandRejectedError, MonitorConnectError, MonitorLostError, MonitorTimeoutError
 from qmpvcpu.testing.peer import HANG, Failure, ScriptedPeer
+from tests.waiting import until
 
 from .conftest import Heard, Open
-from .helpers import until
 
 VERSION = {"qemu": {"major": 8, "minor": 2, "micro": 1}, "package": "given"}
 

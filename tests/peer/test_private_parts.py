@@ -16,9 +16,9 @@ from qemu.qmp import Message, QMPClient
 
 from qmpvcpu.qmp.client import TunedClient
 from qmpvcpu.testing.peer import ScriptedPeer
+from tests.waiting import until
 
 from .conftest import Heard, Open
-from .helpers import until
 
 ROOT = Path(__file__).parents[2]
 METHODS = ["_get_exec_id", "_bh_send_message", "_cb_inbound", "_cb_outbound"]  # we override them

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.errors import MonitorConnectError, MonitorLostError
+from tests.waiting import until
 
 from .conftest import Heard, Open
-from .helpers import until
 
 SERVER = """
 import contextlib, json, socket, sys

@@ -7,8 +7,7 @@ import pytest
 from qemu.qmp import ConnectError, ExecInterruptedError, QMPClient, Runstate, StateError
 
 from qmpvcpu.testing.peer import ScriptedPeer
-
-from .helpers import until
+from tests.waiting import until
 
 
 async def connected(peer: ScriptedPeer) -> QMPClient:

@@ -16,9 +16,9 @@ from qmpvcpu.errors import CommandRejectedError, MalformedReplyError, MonitorLos
 from qmpvcpu.qmp.client import explain
 from qmpvcpu.qmp.monitor import Monitor
 from qmpvcpu.testing.peer import HANG, Failure, ScriptedPeer
+from tests.waiting import until
 
 from .conftest import Heard, Open
-from .helpers import until
 
 
 async def test_a_command_returns_what_qemu_returned(connect: Open) -> None:

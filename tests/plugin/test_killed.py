@@ -12,7 +12,7 @@ import pytest
 
 from qmpvcpu.testing.directory import sweep, vm_directory
 from tests.plugin.sessions import command, environment, run, write
-from tests.processes import is_gone
+from tests.waiting import is_gone
 
 pytestmark = pytest.mark.timeout(180)  # a session imports everything anew
 

@@ -26,7 +26,7 @@ from qmpvcpu.testing import (
     probe_accelerator,
 )
 from qmpvcpu.testing.directory import sweep
-from tests.processes import is_gone
+from tests.waiting import is_gone, until
 
 pytestmark = pytest.mark.qemu
 
@@ -170,9 +170,7 @@ async def test_qemu_dies_with_the_program_that_started_it() -> None:
     os.kill(int(pid), 0)
     parent.kill()
     await parent.wait()
-    async with asyncio.timeout(10):
-        while not is_gone(int(pid)):  # noqa: ASYNC110 - it is no child of ours: nothing announces its end
-            await asyncio.sleep(0.01)
+    await until(lambda: is_gone(int(pid)), within=10)
     shutil.rmtree(directory)
 
 

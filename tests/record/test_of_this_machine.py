@@ -14,7 +14,7 @@ from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.testing import MicroGuest
 from qmpvcpu.vm.migration import check_target
 from tests.cli.running import run
-from tests.controller.vms import exchange
+from tests.exchange import exchange
 from tests.launch.vms import started
 from tests.substrates import Substrate, substrates
 
