@@ -1,4 +1,4 @@
-"""Floor 1: between QMP's JSON and the model. Pure: no I/O.
+"""Floor 2: between QMP's JSON and the model. Pure: no I/O.
 
 Its own values are named tuples: they live from one line to the next, and cost an eighth of a dataclass to import.
 
@@ -195,7 +195,7 @@ def parse_peripherals(reply: object) -> frozenset[str]:
     """Read ``qom-list /machine/peripheral``: the paths of devices that are no CPUs and whose ids begin with ``vcpu``.
 
     Raises:
-        MalformedReplyError: It is no list of objects with a name and a type.
+        MalformedReplyError: It is not a list of objects with a name and a type.
     """
     if reply is None:  # a QEMU without it
         return frozenset()
@@ -212,7 +212,7 @@ def parse_name(reply: object) -> str | None:
     """Read ``query-name``; None where QEMU was given none.
 
     Raises:
-        MalformedReplyError: It is no text, too long, or cannot be encoded.
+        MalformedReplyError: It is not text, is too long, or cannot be encoded.
     """
     name = _text("query-name", reply, "name") if isinstance(reply, Mapping) and "name" in reply else ""
     return name or None
@@ -222,7 +222,7 @@ def parse_uuid(reply: object) -> str | None:
     """Read ``query-uuid``; None where QEMU was given none.
 
     Raises:
-        MalformedReplyError: It is no UUID.
+        MalformedReplyError: It is not a UUID.
     """
     if not isinstance(reply, Mapping) or "UUID" not in reply:
         return None
@@ -234,7 +234,7 @@ def parse_target(reply: object) -> str | None:
     """Read ``query-target``; None where QEMU does not tell.
 
     Raises:
-        MalformedReplyError: It is no name of an architecture.
+        MalformedReplyError: It cannot be the name of an architecture.
     """
     return _text("query-target", reply, "arch", WORD) if isinstance(reply, Mapping) and "arch" in reply else None
 
@@ -243,7 +243,7 @@ def parse_machine(reply: object) -> str | None:
     """Read ``qom-get /machine type``: the machine type as ``-machine`` takes it; None where QEMU does not tell.
 
     Raises:
-        MalformedReplyError: It is no name of a type.
+        MalformedReplyError: It cannot be the name of a type.
     """
     if reply is None:
         return None
@@ -265,7 +265,7 @@ def parse_version(command: str, reply: object) -> tuple[tuple[int, int, int], st
     """Read QEMU's version and its package's name, from the greeting or from ``query-version``.
 
     Raises:
-        MalformedReplyError: It is no version.
+        MalformedReplyError: It is not a version.
     """
     numbers = reply.get("qemu") if isinstance(reply, Mapping) else None
     if not isinstance(reply, Mapping) or not isinstance(numbers, Mapping):
@@ -295,7 +295,7 @@ def parse_kvm(reply: object) -> str | None:
 def parse_event(message: Mapping[str, Any]) -> QemuEvent | None:
     """Read one QMP event; None for every event that says nothing about vCPUs or the VM's run state.
 
-    A malformed event is None too: events are a shared channel, and whatever a client must know is re-read.
+    A malformed event is None too: events are a shared channel, and what a client must know is read again.
     """
     name, data = message.get("event"), message.get("data")
     reader = _EVENTS.get(name) if isinstance(name, str) else None
@@ -310,7 +310,7 @@ def parse_event(message: Mapping[str, Any]) -> QemuEvent | None:
 def _ost(command: str, info: Mapping[str, Any]) -> tuple[int, OstAnswer]:
     slot = int(_text(command, info, "slot", _SLOT))
     if slot >= MOST_VCPUS:
-        raise MalformedReplyError(command, f"'slot' is no number from 0 to {MOST_VCPUS - 1}", info)
+        raise MalformedReplyError(command, f"'slot' is not a number from 0 to {MOST_VCPUS - 1}", info)
     source, code = (_number(command, info, key, 0, _LARGEST_DWORD) for key in ("source", "status"))
     return slot, OstAnswer(source, code)
 
@@ -353,14 +353,14 @@ def _entries(command: str, reply: object) -> Sequence[Mapping[str, Any]]:
         raise MalformedReplyError(command, f"more than {MOST_VCPUS} entries", reply)
     for entry in reply:
         if not isinstance(entry, dict):
-            raise MalformedReplyError(command, "an entry is no object", entry)
+            raise MalformedReplyError(command, "an entry is not an object", entry)
     return reply
 
 
 def _number(command: str, entry: Mapping[str, Any], key: str, least: int, most: int) -> int:
     value = entry.get(key)
     if type(value) is not int or not least <= value <= most:  # a bool is an int to isinstance
-        raise MalformedReplyError(command, f"{key!r} is no number from {least} to {most}", entry)
+        raise MalformedReplyError(command, f"{key!r} is not a number from {least} to {most}", entry)
     return value
 
 
@@ -380,7 +380,7 @@ def _props(command: str, entry: Mapping[str, Any]) -> CpuProps:
     """Return an entry's props, all of which go back into ``device_add``."""
     props = entry.get("props")
     if not isinstance(props, dict) or len(props) > _MOST_PROPS:
-        raise MalformedReplyError(command, f"'props' is no object of at most {_MOST_PROPS} members", entry)
+        raise MalformedReplyError(command, f"'props' is not an object of at most {_MOST_PROPS} members", entry)
     try:
         return CpuProps(props)
     except ValueError as error:

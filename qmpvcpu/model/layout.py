@@ -38,7 +38,7 @@ class CpuProps(Mapping[str, int]):
         props: They.
 
     Raises:
-        ValueError: A property has no name of a place (``...-id``), or is no whole number from 0 to 2**31 - 1.
+        ValueError: A property is not named as a place (``...-id``), or is not a whole number from 0 to 2**31 - 1.
 
     Source: QEMU qapi/machine.json, CpuInstanceProperties.
     """
@@ -226,7 +226,7 @@ class Layout:
     """All slots of a VM at one moment; ``layout[3]`` is vCPU 3.
 
     Attributes:
-        vm: What is known of the VM besides.
+        vm: What is known of the VM itself.
         slots: Every slot, by ascending vCPU id.
         creation: First vCPU ids of the occupied slots, in the order in which QEMU created their CPUs.
         pending_slots: First vCPU ids of the slots whose removal is accepted and unanswered.

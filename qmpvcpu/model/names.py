@@ -50,7 +50,7 @@ def cpu_model_of(cpu_type: str) -> str | None:
 
 
 def is_same_model(named: str, running: str) -> bool:
-    """Tell whether a VM of which the model *named* was asked for may run as *running*.
+    """Tell whether a VM started with the CPU model *named* may report *running*.
 
     A machine type decides which version of a model its plain name is, and QEMU which revision ``POWER9`` is.
     """

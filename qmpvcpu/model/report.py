@@ -28,9 +28,9 @@ class TransitionOutcome(enum.Enum):
 
 
 class ConfigOutcome(enum.Enum):
-    """What became of the next boot.
+    """How the change of the next boot ended.
 
-    WRITTEN: it is as wished, durably. UNCHANGED: it was so already. NOT_TRIED: the live side was not reached. FAILED:
+    WRITTEN: it is on disk as requested. UNCHANGED: it already was. NOT_TRIED: the live side was not reached. FAILED:
     it could not be written, and is as it was.
     """
 
@@ -41,11 +41,11 @@ class ConfigOutcome(enum.Enum):
 
 
 _MOST_LISTED: Final = 4  # more alike steps in a row than these share a line
-_MOST_SAID: Final = 5  # an error's message is one line to be read; its report has them all
+_MOST_SAID: Final = 5  # an error's message is one line; the report has them all
 
 
 def succeeded(action: Action, verdict: Verdict | None) -> bool:
-    """Return True if *verdict* is what *action* was for; a KEEP is content with a guest that refuses to let go."""
+    """Return True if *verdict* is what *action* was for; a KEEP has succeeded if the guest refuses to let go."""
     match action:
         case Action.PLUG:
             return isinstance(verdict, Plugged)
@@ -56,13 +56,13 @@ def succeeded(action: Action, verdict: Verdict | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What became of one slot.
+    """How the change of one slot ended.
 
     Attributes:
-        action: What was to be done.
+        action: What the step was for.
         ids: All vCPU ids of the slot.
         verdict: How it ended, or None if it was never sent.
-        reason: Why it is not as wished, in words; "" if it is.
+        reason: Why it is not as requested, in words; "" if it is.
         seconds: From sending to the verdict; 0 if it was never sent.
         undo: How the undoing of it ended, or None if there was none.
         undone: True if it was undone, False if it should have been and is not, None if there was nothing to undo.
@@ -78,7 +78,7 @@ class StepReport:
 
     @property
     def ok(self) -> bool:
-        """True if the slot became what was wished, whether or not that was undone after."""
+        """True if the step did what it was for, even if that was undone later."""
         return succeeded(self.action, self.verdict)
 
     @property
@@ -110,15 +110,15 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class ConfigReport:
-    """What became of the next boot.
+    """How the change of the next boot ended.
 
     Attributes:
-        path: The document, or the record, that it is kept in.
+        path: The document, or the record, that keeps it.
         outcome: How it ended.
         start: The vCPUs that the next boot had before.
-        target: Those that it was to have.
+        target: Those that it should have.
         max: How many vCPUs the next boot has room for.
-        reason: Why it is not as wished, in words; "" if it is.
+        reason: Why it is not as requested, in words; "" if it is.
     """
 
     path: str
@@ -130,7 +130,7 @@ class ConfigReport:
 
     @property
     def ok(self) -> bool:
-        """True if the next boot is as wished."""
+        """True if the next boot is as requested."""
         return self.outcome in (ConfigOutcome.WRITTEN, ConfigOutcome.UNCHANGED)
 
     def __str__(self) -> str:
@@ -140,21 +140,22 @@ class ConfigReport:
 
 @dataclass(frozen=True)
 class TransitionReport:
-    """What became of a whole map; printable.
+    """How the change to a whole map ended; ``str()`` is for people.
 
     Attributes:
         start: The vCPUs that were plugged before.
-        target: The vCPUs that were to be.
+        target: The vCPUs that should be.
         on_failure: The policy.
         outcome: How it ended.
         steps: Slot by slot, in the order of the plan.
         layout: The VM at the end.
         seconds: From the first command to the last answer.
-        cancelled: True if somebody stopped it.
+        cancelled: True if it was stopped before its end.
         unrecorded: Why the record does not have it, or "".
-        unconfirmed: Why the VM could not be read once more at the end, or "": then nothing is called reached.
-        affect: What was to be changed. Under CONFIG there are no steps, and *start* and *target* are the next boot's.
-        config: What became of the next boot, or None under LIVE.
+        unconfirmed: Why the VM could not be read again at the end, or "". Such a transition is never REACHED.
+        affect: What the change applied to. Under CONFIG there are no steps, and *start* and *target* are the next
+            boot's.
+        config: How the change of the next boot ended, or None under LIVE.
     """
 
     start: VcpuMap
@@ -217,7 +218,7 @@ class TransitionReport:
         return Outcome.CHANGED if any(_changed(step) for step in self.steps) else Outcome.UNCHANGED
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object, with ``live`` besides its attributes; ``from_json`` reads it back."""
+        """Return the report as a JSON object, its attributes and ``live``; ``from_json`` reads it back."""
         shown: dict[str, Any] = to_json(self) | {"live": to_json(self.live)}
         return shown
 
@@ -245,7 +246,7 @@ class TransitionReport:
 
 
 def _beyond_steps(report: TransitionReport) -> list[str]:
-    """Return what the steps of *report* do not tell: what others did, and that the end could not be seen."""
+    """Return what the steps of *report* do not say: what others did, and why the end could not be read."""
     others, enabled = report.changed_by_other, report.layout.enabled
     said = [f"plugged outside this transition: {VcpuMap(others & enabled)}"] if others & enabled else []
     said += [f"unplugged outside this transition: {VcpuMap(others - enabled)}"] if others - enabled else []
@@ -265,7 +266,7 @@ def _changed(step: StepReport) -> bool:
 
 
 def _listed(steps: Iterable[StepReport]) -> Iterator[str]:
-    """Return a line a step, in order; one for all that follow each other and ended alike, where there are many."""
+    """Return a line for each step, in order; many steps in a row that ended alike share one."""
     for (action, said), group in groupby(steps, lambda step: (step.action.value, step.said)):
         run = list(group)
         if len(run) > _MOST_LISTED:
@@ -275,7 +276,7 @@ def _listed(steps: Iterable[StepReport]) -> Iterator[str]:
 
 
 def _grouped(steps: Iterable[StepReport]) -> list[str]:
-    """Return what is said of *steps* in one line, of all that ended alike at once, and of not too many."""
+    """Return how *steps* ended: one entry for all that ended alike, and not too many entries."""
     alike: dict[tuple[str, str], list[int]] = {}
     for step in steps:
         alike.setdefault((step.action.value, step.said), []).extend(step.ids)

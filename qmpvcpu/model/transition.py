@@ -9,8 +9,8 @@ from qmpvcpu.model.vcpumap import VcpuMap
 class Action(enum.Enum):
     """What a step does to its slot.
 
-    KEEP is for a vCPU that shall stay while its removal is pending, which QEMU has no way to withdraw: the guest's
-    answer is waited for, and the vCPU is plugged again if it left.
+    KEEP is for a vCPU that should stay while its removal is pending. QEMU cannot withdraw a removal, so the step
+    waits for the guest's answer and plugs the vCPU again if it left.
     """
 
     PLUG = "plug"
@@ -19,10 +19,10 @@ class Action(enum.Enum):
 
 
 class Affect(enum.Enum):
-    """What a change is of.
+    """What a change applies to.
 
-    LIVE: the VM as it runs. CONFIG: its next boot; QEMU is not spoken to. BOTH: both are checked first, then LIVE is
-    changed, and CONFIG only once LIVE is as wished.
+    LIVE: the running VM. CONFIG: its next boot; nothing is sent to QEMU. BOTH: both are checked first, then the
+    running VM is changed, and the next boot only once that has succeeded.
 
     Source: libvirt, virDomainModificationImpact.
     """
@@ -33,11 +33,11 @@ class Affect(enum.Enum):
 
 
 class OnFailure(enum.Enum):
-    """What becomes of the other steps when one fails.
+    """What to do with the remaining steps when one fails.
 
-    STOP: nothing more is sent; removals are asked for one at a time, so that after a refusal nothing else leaves.
-    CONTINUE: the others are done all the same. REVERT: nothing more is sent, what is in flight is awaited, and what
-    this transition did is undone, in reverse order. CONTINUE and REVERT ask for all removals at once.
+    STOP: send nothing more; removals are requested one at a time, so that after a refusal nothing else leaves.
+    CONTINUE: do the others all the same. REVERT: send nothing more, wait for what is in flight, and undo what this
+    transition did, in reverse order. CONTINUE and REVERT request all removals at once.
     """
 
     STOP = "stop"
@@ -46,10 +46,10 @@ class OnFailure(enum.Enum):
 
 
 class Recovery(enum.Enum):
-    """What to do with a transition that was cut short.
+    """What to do with a transition that was interrupted.
 
-    REPORT: look at it, change nothing, and leave it interrupted. FINISH: go on to its target under its policy.
-    REVERT: undo what it had done.
+    REPORT: report what a read shows of it, change nothing, and leave it interrupted. FINISH: go on to its target
+    under its policy. REVERT: undo what it had done.
     """
 
     REPORT = "report"
@@ -71,7 +71,7 @@ class Step:
     Attributes:
         action: What is done.
         ids: All vCPU ids of the slot, which move together.
-        qom_path: The CPU that is to go, or to stay; None for a plug.
+        qom_path: The CPU that should go, or stay; None for a plug.
         joins: True for the unplug of a vCPU whose removal is pending already: nothing is sent, its answer is awaited.
     """
 
@@ -91,17 +91,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What is wanted of the VM and under way: in the record before its first command, until its outcome is known.
+    """A transition as it is recorded: before its first command, and until its outcome is known.
 
     Attributes:
         start: The vCPUs that were plugged before.
-        target: The vCPUs that are to be.
+        target: The vCPUs that should be.
         steps: The slots concerned, in order.
         on_failure: The policy.
         timeout: How long the guest has for each answer, in seconds.
         direction: Which way it goes now.
-        next_boot: What the next boot is to have once the target is reached; None: it is left as it is.
-        config: The document that the next boot is kept in; None: the record.
+        next_boot: What the next boot should have once the target is reached; None: it stays as it is.
+        config: The document that keeps the next boot; None: the record.
     """
 
     start: VcpuMap

@@ -26,7 +26,7 @@ class VcpuMap(AbstractSet[int]):
         ids: The vCPU ids, in any order; repeats count once.
 
     Raises:
-        InvalidMapError: An id is no int, is negative, or is above 16383 (libvirt's bound).
+        InvalidMapError: An id is not an int, is negative, or is above 16383 (libvirt's bound).
 
     Example:
         >>> VcpuMap([5, 0, 2, 3, 4])
@@ -174,7 +174,7 @@ def _index(given: SupportsIndex) -> int:
 def _number(digits: str, part: str, text: str) -> int:
     if not (digits.isascii() and digits.isdigit()):
         whole = "" if digits == part else f" in {_quoted(part)}"
-        raise InvalidMapError(text, f"{_quoted(digits)}{whole} is no vCPU id")
+        raise InvalidMapError(text, f"{_quoted(digits)}{whole} is not a vCPU id")
     # Bounded before int(): a digit string of megabytes must not cost quadratic time, nor a range its memory.
     if len(digits.lstrip("0")) > len(str(_MAX_ID)) or int(digits) > _MAX_ID:
         raise InvalidMapError(text, f"{_quoted(digits)} is too high: a vCPU id is 0 to {_MAX_ID}")

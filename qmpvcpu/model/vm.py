@@ -1,4 +1,4 @@
-"""What is known of a VM besides its CPUs: identity, machine, accelerator, and what its QEMU does not survive."""
+"""What is known of a VM apart from its CPUs: identity, machine, accelerator, and the known faults of its QEMU."""
 
 import enum
 from collections.abc import Mapping
@@ -153,7 +153,7 @@ class VmInfo:
 
     @property
     def identity(self) -> str | None:
-        """What tells this VM from others, whichever QEMU runs it: its uuid, else a name that was given, or None."""
+        """What identifies this VM in any QEMU: its uuid, else a name that was given, or None."""
         return self.uuid or (self.name if self.named else None)
 
     @cached_property

@@ -65,7 +65,7 @@ class VmState:
 
     @property
     def plugged_after(self) -> tuple[Slot, ...]:
-        """The slots that a target needs besides, by ``device_add`` or ``-device``, in this order."""
+        """The slots that a target also needs, by ``device_add`` or ``-device``, in this order."""
         started = self.started_with
         return tuple(self.layout.slot_of(first) for first in self.layout.order if first not in started)
 

@@ -1,4 +1,4 @@
-"""Whether a QEMU can take a VM over: the exported state beside the target's, and each difference as a value.
+"""Whether a QEMU can take a VM over: the exported state compared with the target, and each difference as a value.
 
 What QEMU makes of a difference was measured on 7.2.22 and 10.0.2, KVM and TCG, with the micro-guest. Only the set of
 occupied slots (their cpu-index and APIC id) is in the stream: device ids, order and topology are not.

@@ -41,7 +41,7 @@ _OF_THE_MACHINE = (DenialReason.MACHINE_CANNOT_PLUG, DenialReason.MACHINE_CANNOT
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, in order, and what cannot be; ``str()`` explains it.
+    """What to do, in order, and what cannot be done; ``str()`` explains it.
 
     One step a slot, since the vCPUs of one slot move together. Plugs come first, by ascending id: the guest never has
     fewer vCPUs than the two maps share, and a QEMU before 10.0 under TCG dies at a plug after an unplug. Then what is
@@ -50,7 +50,7 @@ class Plan:
     Attributes:
         start: The vCPUs that are plugged.
         target: The vCPUs that should be.
-        steps: What is to be done, in order; empty if it is so already.
+        steps: What to do, in order; empty if the target is reached already.
         denied: What cannot be done, and why; nothing is sent of a plan that has any.
         warnings: What may come out otherwise than planned.
         slots: The slots that the plan is made for, to explain it.

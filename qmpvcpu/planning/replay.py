@@ -1,4 +1,4 @@
-"""A VM's vCPUs, built again in a QEMU that is stopped: what is to be plugged, or in what that QEMU is another."""
+"""A VM's vCPUs, built again in a stopped QEMU: what to plug, or how that QEMU differs."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -18,16 +18,16 @@ _LEVELS: Final = ("drawers", "books", "sockets", "dies", "clusters", "modules", 
 
 
 class ReplayTarget(NamedTuple):
-    """What a QEMU is to have.
+    """What a QEMU should have.
 
     Attributes:
         max: How many vCPUs there can be.
         started_with: The vCPUs that it starts with.
         later: The vCPUs that are plugged after, in order.
-        topology: Its topology, or None where that is not said.
-        cells: The NUMA cell of each vCPU; empty where there are none.
-        slots: Its slots, where they are known: their types and places are to be the same.
-        model: The CPU model that is asked for, or None where that is not said.
+        topology: Its topology, or None if that is not known.
+        cells: The NUMA cell of each vCPU; empty if there are none.
+        slots: Its slots, if they are known: their types and places must be the same.
+        model: The CPU model, or None if that is not known.
     """
 
     max: int
@@ -121,7 +121,7 @@ def _said(slot: Slot) -> str:
 
 
 def _parts(layout: Layout, target: ReplayTarget) -> Iterator[str]:
-    """Return the slots of which only a part is target, or is target at the start."""
+    """Say which slots would have only some of their vCPUs, or only some at the start."""
     for ids, when in ((target.started_with, "to be there at the start"), (target.later, "to be plugged")):
         those = frozenset(ids)
         for slot in layout.slots:

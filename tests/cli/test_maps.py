@@ -329,11 +329,11 @@ async def test_a_map_that_cannot_be_is_denied_and_nothing_is_sent(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["set", "0-"], "is no vCPU id"),
+        (["set", "0-"], "is not a vCPU id"),
         (["set", "^1"], "is not a set of vCPU ids"),
         (["set", ""], "it is empty"),
         (["set", "3-1"], "runs downwards"),
-        (["set", "0,,1"], "is no vCPU id"),
+        (["set", "0,,1"], "is not a vCPU id"),
         (["set", "9" * 100_000], "a vCPU id is 0 to 16383"),
         (["set"], "Missing argument"),
         (["set", "0", "1"], "unexpected extra argument"),
@@ -349,7 +349,7 @@ async def test_a_map_that_cannot_be_is_denied_and_nothing_is_sent(
         (["plan", "0-1", "--include-boot"], "goes with a count"),
         (["recover"], "--record PATH"),
         (["recover", "--finish", "--revert", "--record", "vm.xml"], "one of them"),
-        (["watch", "--until", "0-"], "is no vCPU id"),
+        (["watch", "--until", "0-"], "is not a vCPU id"),
         (["watch", "--for", "-1"], "finite number of seconds"),
         (["watch", "--reply-timeout", "0"], "QEMU needs some time"),
     ],

@@ -130,9 +130,9 @@ async def test_the_guests_word_can_be_waited_for(on: Substrate) -> None:
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        ("0-", '"" in "0-" is no vCPU id'),
+        ("0-", '"" in "0-" is not a vCPU id'),
         ("3-1", "runs downwards"),
-        ("0,,1", '"" is no vCPU id'),
+        ("0,,1", '"" is not a vCPU id'),
         ("", "empty"),
         ("1" * 10_000_000, "is not a set of vCPU ids"),
         ([], "empty"),
