@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self, TypedDict, TypeVar, Unpack
 
 from qmpvcpu.errors import InvalidMapError, MonitorConnectError, MonitorLostError, SameVmError, printable
 from qmpvcpu.fleet.merged import FleetEvents
-from qmpvcpu.fleet.results import Places, Results, VmResult
+from qmpvcpu.fleet.results import Admission, Results, VmResult
 from qmpvcpu.fleet.scan import find_sockets, socket_id
 from qmpvcpu.given import at_least, checked, options
 from qmpvcpu.model.layout import Layout
@@ -140,7 +140,7 @@ class Fleet:
         self._record = record
         self._read_only = read_only
         self._resync_interval = resync_interval
-        self._places = Places(at_least("concurrency", concurrency, 1))
+        self._admission = Admission(at_least("concurrency", concurrency, 1))
         self._members: dict[str, _Member] = {}
         self._holders: dict[object, _Member] = {}  # of sockets and VMs, each of which one member has
         self._working: set[asyncio.Task[Any]] = set()
@@ -249,7 +249,7 @@ class Fleet:
         async def one(address: str, results: Results[_T]) -> VmResult[_T] | None:
             return await self._work(members[address], work, results)
 
-        return Results(members, one, self._places, lambda work: self._start(work, self._working))
+        return Results(members, one, self._admission, lambda work: self._start(work, self._working))
 
     def events(self) -> FleetEvents:
         """Return the events of all VMs from now on, each with whose it is; see FleetEvents."""

@@ -59,28 +59,28 @@ class VmResult(Generic[_T_co]):
         return verdict_of(self.error) if isinstance(self.error, QmpVcpuError) else None
 
 
-class Places:
-    """Room for so many at work at a time; whoever keeps us waiting goes on without a place."""
+class Admission:
+    """Lets so many VMs be worked on at a time; a VM that takes long no longer counts."""
 
     def __init__(self, count: int) -> None:
         self._free = asyncio.Semaphore(count)
 
     @contextlib.asynccontextmanager
-    async def taken(self) -> AsyncIterator[None]:
-        """Wait for a place, and leave it at the end, or before, where that is long in coming."""
+    async def granted(self) -> AsyncIterator[None]:
+        """Wait for admission; it is given back at the end, or earlier if the end is long in coming."""
         await self._free.acquire()
         held = [self._free]
 
-        def leave() -> None:
+        def give_back() -> None:
             if held:
                 held.pop().release()
 
-        timer = asyncio.get_running_loop().call_later(_PATIENCE_S, leave)
+        timer = asyncio.get_running_loop().call_later(_PATIENCE_S, give_back)
         try:
             yield
         finally:
             timer.cancel()
-            leave()
+            give_back()
 
 
 class Results(Generic[_T]):
@@ -101,14 +101,14 @@ class Results(Generic[_T]):
         self,
         addresses: Iterable[str],
         work: Callable[[str, "Results[_T]"], Awaitable[VmResult[_T] | None]],
-        places: Places,
+        admission: Admission,
         start: Callable[[Coroutine[Any, Any, VmResult[_T] | None]], "asyncio.Task[VmResult[_T] | None]"],
     ) -> None:
         self.stopped = False
         self._addresses = tuple(addresses)
         self._ended: deque[asyncio.Task[VmResult[_T] | None]] = deque()
         self._news = asyncio.Event()
-        self._tasks = {start(self._begin(address, work, places)) for address in self._addresses}
+        self._tasks = {start(self._begin(address, work, admission)) for address in self._addresses}
         for task in self._tasks:
             task.add_done_callback(self._on_end)
 
@@ -135,9 +135,9 @@ class Results(Generic[_T]):
         self,
         address: str,
         work: Callable[[str, "Results[_T]"], Awaitable[VmResult[_T] | None]],
-        places: Places,
+        admission: Admission,
     ) -> VmResult[_T] | None:
-        async with places.taken():
+        async with admission.granted():
             return None if self.stopped else await work(address, self)
 
     def _on_end(self, task: "asyncio.Task[VmResult[_T] | None]") -> None:
