@@ -1,6 +1,5 @@
 """What an error comes to: an exit code, a document with all its evidence, and words that name options."""
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu.cli.reports import report_blocks, shortcoming
@@ -43,14 +42,22 @@ _CODES: Final = (
     ((MonitorError, OutcomeUnknownError, TargetLostError), NO_ANSWER),
     (RecordError, BAD_RECORD),
     ((BadUsageError, PlanError, InvalidMapError, DomainXmlError, SameVmError, SocketDirectoryError), NOT_SENT),
+    (OSError, NO_ANSWER),
 )
-# What the library says of Python's calls and arguments, and what a command line says.
-_CALLS: Final = {
-    "take_back(destination_is_gone=True)": "qmpvcpu take-back --destination-is-gone",
-    "attach with config= and that path": "name it with --config",
-}
-_ARGUMENT: Final = re.compile(r"(?:attach\()?\b(allow_fatal|allow_boot_vcpus|include_boot|name|base|config|record)=")
-_VALUE: Final = re.compile(r"(?<=--)([a-z-]+)(?:True|\.\.\.\)?)")
+# What the library says of Python's calls and arguments, and what the command line says instead.
+_WORDS: Final = (
+    ("take_back(destination_is_gone=True)", "qmpvcpu take-back --destination-is-gone"),
+    ("attach with config= and that path", "name it with --config"),
+    ("attach(name=...)", "--name NAME"),
+    ("attach(name=) names it", "--name NAME names it"),
+    ("base= with this path makes it the record", "--record names a file of ours, or one that is not there yet"),
+    ("attach with arrived=True once it has", "qmpvcpu confirm-target --record once it has"),
+    ("attach without arrived=True", "qmpvcpu confirm-target is for one that has"),
+    ("attach with arrived=True", "qmpvcpu confirm-target --record"),
+    ("allow_fatal=True", "--allow-fatal"),
+    ("allow_boot_vcpus=True", "--allow-boot-vcpus"),
+    ("include_boot=True", "--include-boot"),
+)
 
 
 def failure(error: BaseException, shell: "Shell", code: int | None = None) -> CommandResult:
@@ -91,7 +98,7 @@ def _message_of(error: BaseException, shell: "Shell") -> str:
     match error:
         case KeyboardInterrupt():  # what was sent before has been taken in while the VM was let go
             return f"stopped by {shell.signals.came or 'SIGINT'}"
-        case OSError(filename=str(name), strerror=str(why)):
+        case OSError(filename=str(name), strerror=str(why)) if not isinstance(error, QmpVcpuError):
             return f"{name}: {why}"
     return in_options(str(error))
 
@@ -111,10 +118,9 @@ def _code_of_report(report: TransitionReport) -> int:
 
 def in_options(message: str) -> str:
     """Return *message* with commands and options instead of Python's calls and arguments."""
-    for call, words in _CALLS.items():
-        message = message.replace(call, words)
-    message = _ARGUMENT.sub(lambda found: "--" + found[1].replace("_", "-"), message)
-    return _VALUE.sub(r"\1", message)
+    for python, words in _WORDS:
+        message = message.replace(python, words)
+    return message
 
 
 def is_held(error: BaseException) -> bool:
@@ -125,7 +131,9 @@ def is_held(error: BaseException) -> bool:
 def error_json(error: BaseException, message: str) -> dict[str, Any]:
     """Return *error* with all its evidence; ``verdict`` is the step's, or null where it is about no step."""
     if not isinstance(error, QmpVcpuError):
-        return {"kind": type(error).__name__, "message": message, "outcome": "unchanged", "verdict": None}
+        system = isinstance(error, OSError)  # and nothing tells how far it had come
+        kind, outcome = ("OSError", "unknown") if system else (type(error).__name__, "unchanged")
+        return {"kind": kind, "message": message, "outcome": outcome, "verdict": None}
     hidden = {"report", "outcome"}  # the one is in the document itself, the other is below
     if isinstance(error, DomainXmlError) and error.line is None:
         hidden.add("line")

@@ -208,6 +208,39 @@ async def test_xml_that_cannot_be_written_is_bad_input(guest: MicroGuest, tmp_pa
     assert str(tmp_path) in ran.error["message"]
 
 
+async def test_an_error_of_the_system_is_not_one_of_printing() -> None:
+    fails = (
+        "import qmpvcpu.qmp.queries\n"
+        "async def look(*_, **__): raise PermissionError(13, 'Permission denied', '/run/\\x1bx')\n"
+        "qmpvcpu.qmp.queries.look = look"
+    )
+    told = await run("list", "--qmp", "/x", code=fails)
+    assert (told.code, told.err) == (3, "qmpvcpu: /run/\\x1bx: Permission denied\n")
+    ran = await run("list", "--json", "--qmp", "/x", code=fails)
+    assert (ran.code, ran.error["kind"], ran.error["outcome"]) == (3, "OSError", "unknown")
+
+
+async def test_a_mistake_is_told_with_options_and_not_with_pythons_parameters(
+    guest: MicroGuest, tmp_path: Path
+) -> None:
+    record = str(tmp_path / "vm.xml")
+    async with MicroGuest(boot=2) as other:
+        assert (await run("plug", "3", "--record", record, "--qmp", other.qmp)).code == 0
+    another = await run("list", "--record", record, "--qmp", guest.qmp)
+    assert another.code == 4
+    assert "name the VM: --name NAME" in another.err
+    same = await run("set", "0", "--affect", "both", "--record", record, "--config", record, "--qmp", guest.qmp)
+    assert same.code == 2
+    assert "--config and --record name one file" in same.err
+    theirs = tmp_path / "theirs.xml"
+    theirs.write_text("<domain><name>db1</name></domain>")
+    none_of_ours = await run("plug", "--record", theirs, "--qmp", guest.qmp)
+    assert none_of_ours.code == 4
+    assert "--record names a file of ours" in none_of_ours.err
+    for ran in (another, same, none_of_ours):
+        assert "=" not in ran.err
+
+
 async def test_a_missing_extra_is_one_sentence() -> None:
     ran = await run("list", code="sys.modules['click'] = None")
     assert ran.code == 2

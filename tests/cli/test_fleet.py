@@ -141,6 +141,16 @@ async def test_a_silent_vm_is_named_while_it_is_waited_for_and_holds_up_no_other
     assert "2 of 3 VMs read in 1." in ran.out
 
 
+async def test_a_silent_vm_is_given_up_after_the_reply_timeout_and_not_after_the_guests(
+    vms: list[MicroGuest], folder: Path
+) -> None:
+    with stopped(vms[1]):
+        ran = await run("fleet", "set", "0-2", "--reply-timeout", "0.5", "--timeout", "50", "--dir", folder, "--json")
+    assert ran.code == 3
+    assert [vm["code"] for vm in ran.document["vms"]] == [0, 3, 0]
+    assert ran.document["seconds"] < 10
+
+
 async def test_a_terminal_has_a_bar_with_what_each_vm_does_and_then_the_table(
     vms: list[MicroGuest], folder: Path
 ) -> None:

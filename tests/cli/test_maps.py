@@ -155,7 +155,7 @@ async def test_a_slow_guest_is_told_of_as_it_goes(story: MicroGuest) -> None:
     assert "1 of 2: " in ran.err
 
 
-@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_stops_at_the_next_safe_point_and_what_was_done_is_told(
     story: MicroGuest, sig: signal.Signals, tmp_path: Path
 ) -> None:

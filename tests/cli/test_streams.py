@@ -71,11 +71,12 @@ async def test_a_table_of_one_column_is_a_table() -> None:
 
 
 async def test_a_name_that_the_output_cannot_encode_is_escaped() -> None:
-    async with small_vm(query_name={"name": "größe-日本"}) as peer:
-        env = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-        ran = await run("list", "--qmp", peer.address, env=env, code="import sys")
-    assert ran.code == 0
-    assert ran.out.startswith("gr\\xf6\\xdfe-\\u65e5\\u672c (pc, ")
+    env = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    for words in ("list", "watch --for 0", "fleet list"):
+        async with small_vm(query_name={"name": "größe-日本"}) as peer:
+            ran = await run(*words.split(), "--qmp", peer.address, env=env, code="import sys")
+        assert ran.code == 0
+        assert "gr\\xf6\\xdfe-\\u65e5\\u672c" in ran.out
 
 
 async def test_a_document_is_utf_8_whatever_the_output_is(tmp_path: Path) -> None:
