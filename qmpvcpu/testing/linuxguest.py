@@ -19,6 +19,7 @@ from qmpvcpu.testing.qemu import (
     QemuStartError,
     _cache,
     best_qemu,
+    default_topology,
 )
 
 _LOGGER = logging.getLogger(__name__)
@@ -98,8 +99,6 @@ class LinuxGuest(GuestVm):
         qmp_sockets: int = 2,
         timeout: float = _BOOT_TIMEOUT,
     ) -> None:
-        if topology is None:
-            topology = "sockets=2,cores=2,threads=2" if max_vcpus == 8 else f"sockets={max_vcpus}"  # noqa: PLR2004 - 2*2*2
         if incoming and accel is None:
             raise ValueError("what a Linux that arrives runs under is its source's: name it (accel)")
         self._qemu = qemu
@@ -110,7 +109,7 @@ class LinuxGuest(GuestVm):
         self._timeout = timeout
         self._args = [
             *("-machine", machine, "-m", str(memory_mib)),
-            *("-smp", f"{boot},maxcpus={max_vcpus},{topology}"),
+            *("-smp", f"{boot},maxcpus={max_vcpus},{topology or default_topology(max_vcpus)}"),
             *("-append", f"{_KERNEL_OPTIONS} {kernel_options}".strip()),
             # The first serial port is the kernel's console, the second (from QemuProcess) the control channel.
             *("-chardev", "file,id=console,path=console", "-serial", "chardev:console"),

@@ -17,6 +17,7 @@ from qmpvcpu.testing.qemu import (
     QemuProcessError,
     QemuStartError,
     best_qemu,
+    default_topology,
     probe_accelerator,
 )
 from qmpvcpu.testing.rom import RULE_SIZE, Behaviour, pack_rules, rom_image
@@ -97,8 +98,7 @@ class MicroGuest(GuestVm):
         extra_args: Sequence[str] = (),
         qmp_sockets: int = 2,
     ) -> None:
-        if topology is None:
-            topology = "sockets=2,cores=2,threads=2" if max_vcpus == 8 else f"sockets={max_vcpus}"  # noqa: PLR2004 - 2*2*2
+        topology = topology or default_topology(max_vcpus)
         self._qemu = qemu
         self._accel = accel
         self._wait = wait and not incoming

@@ -363,6 +363,11 @@ class GuestVm(ABC):
         await self.process.aclose()
 
 
+def default_topology(max_vcpus: int) -> str:
+    """The topology of a VM for which none was chosen, as in ``-smp``: of 8 vCPUs one with every level."""
+    return "sockets=2,cores=2,threads=2" if max_vcpus == 8 else f"sockets={max_vcpus}"  # noqa: PLR2004 - 2*2*2
+
+
 async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(ConnectionError):
