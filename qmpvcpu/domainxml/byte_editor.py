@@ -176,7 +176,8 @@ class Editor:
     def _text(self, node: Node | str, margin: bytes) -> bytes:
         """Return *node* as text, each line after a line break and its indentation if there is a *margin*."""
         lines = []
-        for line in write(node).removesuffix(b"\n").split(b"\n"):
+        whole = node.encode() if isinstance(node, str) else write(node).removesuffix(b"\n")
+        for line in whole.split(b"\n"):
             text = line.lstrip(b" ")
             depth = (len(line) - len(text)) // len(_UNIT)
             lines.append((margin + self._unit * depth if margin else b"") + text)

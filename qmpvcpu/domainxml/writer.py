@@ -36,7 +36,7 @@ NO_PCI_DEVICES: Final = (Node("controller", {"type": "usb", "model": "none"}), N
 """libvirt adds a USB controller and a balloon on PCI unless told not to, and refuses a machine without PCI then."""
 
 
-def write(node: Node | str) -> bytes:
+def write(node: Node) -> bytes:
     """Return *node* as libvirt would write it, without XML declaration, in UTF-8.
 
     Raises:
@@ -61,10 +61,7 @@ def topology_node(topology: Topology) -> Node:
     return Node("topology", {level: size for level, size in sizes.items() if level != "clusters" or size > 1})
 
 
-def _write(node: Node | str, indent: str, put: Callable[[str], None]) -> None:
-    if isinstance(node, str):
-        put(indent + node)
-        return
+def _write(node: Node, indent: str, put: Callable[[str], None]) -> None:
     # libvirt writes its own elements in single quotes; foreign metadata goes to libxml2, which writes double ones.
     quote = '"' if ":" in node.tag else "'"
     attributes = "".join([f" {key}={quote}{_escaped(value)}{quote}" for key, value in node.attributes.items()])
@@ -74,8 +71,12 @@ def _write(node: Node | str, indent: str, put: Callable[[str], None]) -> None:
         put(f"{indent}<{node.tag}{attributes}>{_escaped(node.content)}</{node.tag}>")
     else:
         put(f"{indent}<{node.tag}{attributes}>")
+        inner = indent + "  "
         for child in node.content:
-            _write(child, indent + "  ", put)
+            if isinstance(child, str):  # here, and not by recursion: there is a line for each vCPU
+                put(inner + child)
+            else:
+                _write(child, inner, put)
         put(f"{indent}</{node.tag}>")
 
 
