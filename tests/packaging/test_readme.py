@@ -21,7 +21,7 @@ def steps(place: Path) -> list[str]:
 
 
 def pytest_says(command: str) -> tuple[int, str]:
-    # Without a word on the scope pytest-asyncio has a warning, as the README says; there must be no other.
+    # The README says how to silence the loop-scope warning of pytest-asyncio; there must be no other.
     options = os.environ | {"PYTEST_ADDOPTS": "-W error -o asyncio_default_fixture_loop_scope=function"}
     ran = subprocess.run(["bash", "-c", command], cwd=ROOT, env=options, capture_output=True, text=True, check=False)
     assert ran.stderr == ""
@@ -53,7 +53,7 @@ def test_the_readme_needs_three_commands_for_it() -> None:
 
 
 def test_every_claim_about_others_names_its_source() -> None:
-    section = (ROOT / "README.md").read_text().partition("## Beside others")[2].partition("\n## ")[0]
+    section = (ROOT / "README.md").read_text().partition("## Compared with other tools")[2].partition("\n## ")[0]
     sources = set(re.findall(r"^(\d+)\. ", section, re.MULTILINE))
     rows = [line.strip("| ").split("|")[2:] for line in section.splitlines() if line.startswith("| ")][1:]
     cited = {number for row in rows for cell in row for number in re.findall(r"\[(\d+)\]", cell)}
