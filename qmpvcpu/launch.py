@@ -18,12 +18,11 @@ from typing import Final
 from qmpvcpu import qapi
 from qmpvcpu.domainxml import CpuModel, DomainVcpus, NumaCell, start_of
 from qmpvcpu.domainxml.cpu import CPU_FEATURES, CPU_MODEL, IOMMU, qemu_model, running_model
-from qmpvcpu.domainxml.domain import SMP_LEVELS
 from qmpvcpu.errors import DomainXmlError, shorten
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.names import is_cpu_type, is_word
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.vm import Topology
+from qmpvcpu.model.vm import SMP_LEVELS, Topology
 
 Device = Mapping[str, str | int]
 

@@ -28,7 +28,7 @@ from qmpvcpu.model.names import (
 from qmpvcpu.model.numbering import SlotReading, ThreadReading
 from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.vcpumap import MOST_VCPUS
-from qmpvcpu.model.vm import Topology
+from qmpvcpu.model.vm import SMP_LEVELS, Topology
 
 _LARGEST: Final = (1 << 63) - 1  # of QAPI's int
 _LARGEST_DWORD: Final = (1 << 32) - 1  # what a guest writes to the registers behind _OST
@@ -162,8 +162,7 @@ def parse_topology(reply: object) -> Topology | None:
     command = "qom-get"
     if not isinstance(reply, Mapping) or "maxcpus" not in reply:
         return None
-    levels = ("sockets", "dies", "clusters", "modules", "cores", "threads", "drawers", "books")
-    known = {level: _number(command, reply, level, 1, MOST_VCPUS) for level in levels if level in reply}
+    known = {level: _number(command, reply, level, 1, MOST_VCPUS) for level in SMP_LEVELS if level in reply}
     return Topology(max_cpus=_number(command, reply, "maxcpus", 1, MOST_VCPUS), **known)
 
 
@@ -230,7 +229,7 @@ def parse_uuid(reply: object) -> str | None:
     return None if uuid == _NIL_UUID else uuid
 
 
-def parse_target(reply: object) -> str | None:
+def parse_arch(reply: object) -> str | None:
     """Read ``query-target``; None where QEMU does not tell.
 
     Raises:

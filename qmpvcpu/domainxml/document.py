@@ -12,11 +12,11 @@ from lxml import etree
 
 from qmpvcpu.domainxml.attributes import AttributeReader, signed, unsigned
 from qmpvcpu.domainxml.cpu import RawCpu, read_cpu
-from qmpvcpu.domainxml.domain import MOST_VCPUS, VcpuSched
+from qmpvcpu.domainxml.domain import VcpuSched
 from qmpvcpu.domainxml.domainrule import DomainRule
 from qmpvcpu.domainxml.safe_xml import line_of, text_of
 from qmpvcpu.errors import DomainXmlError
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap
 
 # libvirt accepts a dash before any byte.
 _UUID = re.compile(r"\s*(-*[0-9a-fA-F]{2}){16}\s*", re.ASCII)

@@ -10,10 +10,6 @@ from qmpvcpu.model.vmstate import PreviousVcpus
 
 LEVELS: Final = ("sockets", "dies", "clusters", "cores", "threads")
 """libvirt's levels of ``<topology>``."""
-SMP_LEVELS: Final = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
-"""The levels of QEMU's ``-smp``, highest first."""
-MOST_VCPUS: Final = 16384
-"""No machine has more vCPUs, and the id of each must fit a ``VcpuMap``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ something else, and why.
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from qmpvcpu.domainxml.domain import MOST_VCPUS, DomainVcpu, DomainVcpus
+from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, describe, shorten
-from qmpvcpu.model.vcpumap import VcpuMap, possible_ids
+from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap, possible_ids
 from qmpvcpu.model.vmstate import PreviousVcpus
 
 _MOST_QUOTED = 40

@@ -67,6 +67,9 @@ class CpuProps(Mapping[str, int]):
     def __hash__(self) -> int:
         return hash(frozenset(self._items.items()))
 
+    def __str__(self) -> str:
+        return " ".join(f"{name} {value}" for name, value in self._items.items())
+
     def __repr__(self) -> str:
         return f"CpuProps({self._items!r})"
 

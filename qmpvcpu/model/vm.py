@@ -4,13 +4,16 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Final
 
 from qmpvcpu.model.names import QOM_PATH, UUID, WORD, Shape
 from qmpvcpu.model.vcpumap import MOST_VCPUS
 
 _Version = tuple[int, int, int]
 _Size = Annotated[int, Shape(f"a whole number from 1 to {MOST_VCPUS}", range(1, MOST_VCPUS + 1).__contains__)]
+
+SMP_LEVELS: Final = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
+"""The levels of a topology as ``-smp`` names them, outermost first."""
 
 _FIRST_APIC_ID_OF_X2APIC = 255  # 0xff is the broadcast id of an xAPIC
 _APIC_MACHINES = ("i386", "x86_64")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from qmpvcpu.errors import TargetMismatchError, printable
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.vcpumap import VcpuMap, named
-from qmpvcpu.model.vm import VmStatus, apic_id
+from qmpvcpu.model.vm import SMP_LEVELS, VmStatus, apic_id
 from qmpvcpu.model.vmstate import VmState
 
 _APIC_ARCHES = ("i386", "x86_64")
@@ -212,14 +212,13 @@ def _shape(layout: Layout) -> str:
     topology = layout.vm.topology
     if topology is None:
         return ""
-    levels = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
-    counts = {level: getattr(topology, level) for level in levels}
+    counts = {level: getattr(topology, level) for level in SMP_LEVELS}
     shown = [f"{level}={count}" for level, count in counts.items() if count > 1]
     return ",".join(shown) or "sockets=1"
 
 
 def _place(slot: Slot) -> str:
-    return f"vCPU {slot.first} at {' '.join(f'{name} {value}' for name, value in slot.props.items())}"
+    return f"vCPU {slot.first} at {slot.props}"
 
 
 def _addresses(layout: Layout, slots: Iterable[Slot]) -> set[tuple[int, int]] | None:

@@ -8,13 +8,12 @@ from qmpvcpu.errors import Outcome, ReplayMismatchError
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.names import is_same_model
 from qmpvcpu.model.vcpumap import VcpuMap, named
-from qmpvcpu.model.vm import Topology
+from qmpvcpu.model.vm import SMP_LEVELS, Topology
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import Plan, plan_plugs
 
 # Run states in which no guest runs, and one can: QEMU takes device_add in all of them.
 _STOPPED: Final = ("prelaunch", "paused", "inmigrate")
-_LEVELS: Final = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
 
 
 class ReplayTarget(NamedTuple):
@@ -92,7 +91,7 @@ def _differences(now: Situation, target: ReplayTarget) -> Iterator[str]:
 def _other_places(layout: Layout, target: ReplayTarget) -> Iterator[str]:
     here = layout.vm.topology
     if here is not None and target.topology is not None:
-        sizes = [(level, getattr(here, level), getattr(target.topology, level)) for level in _LEVELS]
+        sizes = [(level, getattr(here, level), getattr(target.topology, level)) for level in SMP_LEVELS]
         unlike = [f"{level} {size}, not {other}" for level, size, other in sizes if size != other]
         if unlike:
             yield f"its topology has {'; '.join(unlike)}"
@@ -117,7 +116,7 @@ def _other_places(layout: Layout, target: ReplayTarget) -> Iterator[str]:
 
 
 def _said(slot: Slot) -> str:
-    return f"{slot.count} of {slot.type} at {', '.join(f'{name} {value}' for name, value in slot.props.items())}"
+    return f"{slot.count} of {slot.type} at {slot.props}"
 
 
 def _parts(layout: Layout, target: ReplayTarget) -> Iterator[str]:

@@ -141,7 +141,7 @@ class Reader:
         accelerators, kvm, known_name, uuid, memory, machine, smp, confidential, objects, other_paths = facts
         arch = threads[0].arch if threads else None  # that of one is that of all
         if arch is None:
-            arch = qapi.parse_target(await self._try("query-target")) or "unknown"
+            arch = qapi.parse_arch(await self._try("query-target")) or "unknown"
         machine_type = machine or "unknown"
         accelerator = await self._accelerator(accelerators, kvm)
         topology = qapi.parse_topology(smp)

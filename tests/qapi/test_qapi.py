@@ -200,7 +200,7 @@ def test_an_answer_that_is_out_of_bounds_is_no_answer(key: str, value: object) -
         (qapi.parse_name, {"name": "x" * 4097}, "name"),
         (qapi.parse_name, {"name": "\udfff"}, "name"),
         (qapi.parse_uuid, {"UUID": "x"}, "UUID"),
-        (qapi.parse_target, {"arch": "a/b"}, "arch"),
+        (qapi.parse_arch, {"arch": "a/b"}, "arch"),
         (qapi.parse_machine, "pc\n", "type"),
         (lambda reply: qapi.parse_status("query-status", reply), {"status": "\x1b"}, "status"),
         (lambda reply: qapi.parse_status("query-status", reply), {}, "status"),
@@ -226,7 +226,7 @@ def test_what_qemu_does_not_tell_is_not_known() -> None:
     assert qapi.parse_name({"name": "a\nb"}) == "a\nb"
     assert qapi.parse_uuid(None) is None
     assert qapi.parse_uuid({"UUID": "00000000-0000-0000-0000-000000000000"}) is None
-    assert qapi.parse_target(None) is None
+    assert qapi.parse_arch(None) is None
     assert qapi.parse_machine(None) is None
     assert qapi.parse_machine("pc-q35-10.0-machine") == "pc-q35-10.0"
     assert qapi.parse_version("query-version", {"qemu": {"major": 11, "minor": 1, "micro": 3}}) == ((11, 1, 3), "")
@@ -256,8 +256,8 @@ def test_ospm_status_keeps_cpus_and_passes_over_memory() -> None:
     ("read", "good", "value", "bad"),
     [
         (qapi.parse_machine, "pc-q35-10.0-machine", "pc-q35-10.0", "q35,firmware=/etc/shadow-machine"),
-        (qapi.parse_target, {"arch": "x86_64"}, "x86_64", {"arch": "x86_64 --"}),
-        (qapi.parse_target, {"arch": "ppc64"}, "ppc64", {"arch": 64}),
+        (qapi.parse_arch, {"arch": "x86_64"}, "x86_64", {"arch": "x86_64 --"}),
+        (qapi.parse_arch, {"arch": "ppc64"}, "ppc64", {"arch": 64}),
         (
             qapi.parse_uuid,
             {"UUID": "8e9a45f1-0b52-4f1e-9d0c-3a5a7f6b2c11"},
