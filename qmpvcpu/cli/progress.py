@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from qmpvcpu.cli.output import Block, Column, Line, Output, Table
-from qmpvcpu.errors import printable
+from qmpvcpu.errors import MonitorLostError, TransitionError, printable
 from qmpvcpu.events import (
     Disconnected,
     Event,
@@ -28,10 +28,13 @@ from qmpvcpu.events import (
 from qmpvcpu.model.transition import Action, Step
 
 if TYPE_CHECKING:
+    from qmpvcpu.cli.run import Shell
     from qmpvcpu.cli.terminal import Screen
     from qmpvcpu.fleet import VmResult
     from qmpvcpu.vm.controller import VcpuController
     from qmpvcpu.vm.stream import EventStream
+
+_T = TypeVar("_T")
 
 # A guest that answers sooner needs no commentary.
 _QUIET_S: Final = 0.4
@@ -292,6 +295,34 @@ def _bar(done: int, total: int, screen: "Screen", words: str) -> Line:
     width = min(_BAR_WIDTH, screen.width // 5)
     full = width * done // max(total, 1)
     return Line(("━" * full, "green"), ("━" * (width - full), "dim"), f"  {words}")
+
+
+async def run_transition(
+    shell: "Shell", vm: "VcpuController", work: Coroutine[Any, Any, _T], steps: Iterable[Step]
+) -> _T:
+    """Wait for a transition and show how it goes; the first signal stops it at the next safe point."""
+    task = asyncio.ensure_future(work)
+
+    async def stop() -> None:
+        shell.note("stopping at the next safe point; once more abandons at once")
+        if await vm.cancel() is None:  # it has not begun
+            task.cancel()
+
+    with shell.signals.stopped_by(stop):
+        try:
+            async with progress(vm, shell.err, waiting="asking QEMU", steps=steps):
+                return await task
+        except TransitionError:
+            await _note_loss(shell, vm)
+            raise
+
+
+async def _note_loss(shell: "Shell", vm: "VcpuController") -> None:
+    """Note whether the connection is lost, which a report does not say; asks nothing of QEMU."""
+    try:
+        await vm.wait_for(lambda _: True)
+    except MonitorLostError as error:
+        shell.lost = str(error)
 
 
 def short_address(address: str) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 from qmpvcpu.cli.change_options import CONFIG
 from qmpvcpu.cli.options import TIMEOUT, VM_OPTIONS, command, flag
+from qmpvcpu.cli.progress import run_transition
 from qmpvcpu.cli.reports import intent_text, report_blocks
 from qmpvcpu.cli.result import NOT_REACHED, REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.set import run_transition
 from qmpvcpu.cli.show import state_json, state_text
 from qmpvcpu.errors import RecordError
 from qmpvcpu.model.codec import to_json

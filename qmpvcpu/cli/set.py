@@ -1,9 +1,8 @@
 """set, count and plan: a whole map, or how many vCPUs."""
 
-import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,14 +17,14 @@ from qmpvcpu.cli.change_options import (
 from qmpvcpu.cli.config import change_config
 from qmpvcpu.cli.failures import in_options
 from qmpvcpu.cli.options import VM_OPTIONS, command, option
-from qmpvcpu.cli.progress import progress
+from qmpvcpu.cli.progress import run_transition
 from qmpvcpu.cli.reports import intent_text, plan_json, plan_lines, report_blocks
 from qmpvcpu.cli.result import NOT_SENT, REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
-from qmpvcpu.errors import InvalidMapError, MonitorLostError, TransitionError
+from qmpvcpu.errors import InvalidMapError
 from qmpvcpu.model.report import TransitionReport
-from qmpvcpu.model.transition import Affect, Step
+from qmpvcpu.model.transition import Affect
 from qmpvcpu.model.vcpumap import VcpuMap
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from qmpvcpu.planning.plan import Plan
     from qmpvcpu.record.config import DomainConfig
     from qmpvcpu.vm.controller import VcpuController
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -188,31 +185,3 @@ async def _set(shell: Shell, target: Target, config: str | None, *, affect: Affe
         report = await run_transition(shell, vm, target.reach(vm, affect=affect, **change), steps)
     content = document(**report.to_json(), **state_json(report.layout))
     return CommandResult(REACHED, content, report_blocks(report))
-
-
-async def run_transition(
-    shell: Shell, vm: "VcpuController", work: Coroutine[Any, Any, _T], steps: Iterable[Step]
-) -> _T:
-    """Wait for a transition and show how it goes; the first signal stops it at the next safe point."""
-    task = asyncio.ensure_future(work)
-
-    async def stop() -> None:
-        shell.note("stopping at the next safe point; once more abandons at once")
-        if await vm.cancel() is None:  # it has not begun
-            task.cancel()
-
-    with shell.signals.stopped_by(stop):
-        try:
-            async with progress(vm, shell.err, waiting="asking QEMU", steps=steps):
-                return await task
-        except TransitionError:
-            await _note_loss(shell, vm)
-            raise
-
-
-async def _note_loss(shell: Shell, vm: "VcpuController") -> None:
-    """Note whether the connection is lost, which a report does not say; asks nothing of QEMU."""
-    try:
-        await vm.wait_for(lambda _: True)
-    except MonitorLostError as error:
-        shell.lost = str(error)
