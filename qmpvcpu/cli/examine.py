@@ -108,7 +108,7 @@ def examine_machine(qemus: Iterable[TriedQemu]) -> Iterator[Finding]:
     """Tell what is installed, what KVM does here, and what is missing."""
     versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
     yield Finding(
-        Level.OK, "qmpvcpu", f"{_version('qmpvcpu')} on Python {platform.python_version()}, with {versions}"
+        Level.OK, "qmpvcpu", f"{qmpvcpu.__version__} on Python {platform.python_version()}, with {versions}"
     )
     yield _examine_kvm(runs_guests=any(trial.accelerator == "kvm" for qemu in qemus for trial in qemu.trials))
     try:

@@ -198,7 +198,7 @@ async def on_terminal(
     *arguments: str | Path, columns: int = 80, lines: int = 30, env: dict[str, str] | None = None
 ) -> AsyncIterator[Terminal]:
     """Start the command line with *arguments* on a terminal of so many columns and lines."""
-    words = (sys.executable, "-m", "qmpvcpu.cli", *map(str, arguments))
+    words = (sys.executable, "-m", "qmpvcpu", *map(str, arguments))
     async with program_on_terminal(*words, columns=columns, lines=lines, env=env or environment()) as terminal:
         yield terminal
 

@@ -29,7 +29,7 @@ def home(tmp_path: Path) -> Path:
     for folder in ("bin", "here"):
         (tmp_path / folder).mkdir()
     program = tmp_path / "bin/qmpvcpu"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m qmpvcpu.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m qmpvcpu "$@"\n')
     program.chmod(0o755)
     return tmp_path
 

@@ -25,7 +25,7 @@ _UNHEARD = ["", "2>/dev/full", "2>&-"]
 
 def shell(script: str, *words: str | bytes, **changes: str) -> tuple[int, bytes]:
     """Run *script*, in which ``"$@"`` is the command line with *words*, and return its code and what is printed."""
-    argv = ("bash", "-c", f"set -o pipefail; {script}", "bash", sys.executable, "-m", "qmpvcpu.cli", *words)
+    argv = ("bash", "-c", f"set -o pipefail; {script}", "bash", sys.executable, "-m", "qmpvcpu", *words)
     done = subprocess.run(argv, env=environment(**changes), capture_output=True, check=False, timeout=50)
     assert b"Traceback" not in done.stderr + done.stdout, done
     assert b"Exception ignored" not in done.stderr

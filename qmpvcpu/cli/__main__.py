@@ -1,7 +1,0 @@
-"""``python -m qmpvcpu.cli``: the command line without its script."""
-
-import sys
-
-from qmpvcpu.cli import main
-
-sys.exit(main())
