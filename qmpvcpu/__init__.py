@@ -53,8 +53,7 @@ if TYPE_CHECKING:
     from qmpvcpu.planning.plan import Plan
     from qmpvcpu.record.config import DomainConfig
     from qmpvcpu.vm.attaching import attach
-    from qmpvcpu.vm.controller import VcpuController
-    from qmpvcpu.vm.request import UnplugRequest
+    from qmpvcpu.vm.controller import UnplugRequest, VcpuController
 
 __version__ = "0.1.0"
 
@@ -103,7 +102,7 @@ _HOMES = {
     "Unknown": "qmpvcpu.model.verdicts",
     "UnplugPendingError": "qmpvcpu.errors",
     "UnplugRefusedError": "qmpvcpu.errors",
-    "UnplugRequest": "qmpvcpu.vm.request",
+    "UnplugRequest": "qmpvcpu.vm.controller",
     "Unplugged": "qmpvcpu.model.verdicts",
     "Vcpu": "qmpvcpu.model.layout",
     "VcpuController": "qmpvcpu.vm.controller",

@@ -155,16 +155,16 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return begin  # type: ignore[return-value]  # it is called as the function is
 
 
-def options(function: Callable[..., object], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options *given* for a later call of *function*, checked now.
+def values(options: Callable[..., object], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is *given* of *options*, a TypedDict or a function, checked against its annotations.
 
     Raises:
-        TypeError: *function* has no such option, or one is of a wrong type.
+        TypeError: There is no such option, or one is of a wrong type.
         ValueError: One has a wrong value.
     """
-    checks = _checks_of(function)
-    if unknown := sorted(set(given) - set(function.__annotations__)):
-        raise TypeError(f"{function.__name__} has no option {', '.join(unknown)}")
+    checks = _checks_of(options)
+    if unknown := sorted(set(given) - set(options.__annotations__)):
+        raise TypeError(f"there is no option {', '.join(unknown)}")
     return {name: _taken(checks, name, value) for name, value in given.items()}
 
 

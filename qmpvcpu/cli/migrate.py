@@ -27,10 +27,10 @@ from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, as_line, d
 from qmpvcpu.cli.run import Options, Shell
 from qmpvcpu.cli.show import state_json, state_text
 from qmpvcpu.errors import Outcome, RecordError, TargetMismatchError, printable
+from qmpvcpu.migration import check_target, confirm_target
 from qmpvcpu.model.codec import to_json
-from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.planning.compatibility import Difference, DifferenceKind, changes_since
-from qmpvcpu.vm.migration import check_target, confirm_target
 
 _STATE: Final = click.Argument(["state"], metavar="STATE", type=File())
 
@@ -164,7 +164,7 @@ async def take_back(shell: Shell, *, destination_is_gone: bool) -> CommandResult
     return CommandResult(REACHED, document(**state_json(layout)), (f"it runs again: {state_text(layout)}",))
 
 
-async def _compare_source(state: VmState, address: str, notes: Iterable[Difference]) -> None:
+async def _compare_source(state: ExportedState, address: str, notes: Iterable[Difference]) -> None:
     """Compare what was exported with what the source became.
 
     Raises:
@@ -176,10 +176,10 @@ async def _compare_source(state: VmState, address: str, notes: Iterable[Differen
         raise TargetMismatchError(state.name, changes, list(notes))
 
 
-async def _read(path: str) -> VmState:
+async def _read(path: str) -> ExportedState:
     text = await asyncio.to_thread(read_document, path)
     try:
-        return VmState.from_json(text.decode())
+        return ExportedState.from_json(text.decode())
     except ValueError as error:
         raise BadUsageError(f"{path}: no export: {error}") from error
 

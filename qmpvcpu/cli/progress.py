@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qmpvcpu.cli.terminal import Screen
     from qmpvcpu.fleet import VmResult
     from qmpvcpu.vm.controller import VcpuController
-    from qmpvcpu.vm.stream import EventStream
+    from qmpvcpu.vm.subscribers import EventStream
 
 _T = TypeVar("_T")
 

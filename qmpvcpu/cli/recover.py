@@ -15,10 +15,10 @@ from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json, state_text
 from qmpvcpu.errors import RecordError
 from qmpvcpu.model.codec import to_json
+from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.report import TransitionOutcome, TransitionReport
 from qmpvcpu.model.transition import Recovery
-from qmpvcpu.model.vmstate import PreviousVcpus
 from qmpvcpu.planning.recovery import finish_target, revert_target
 from qmpvcpu.record.file import LockedFile
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
-from qmpvcpu.model.vmstate import PreviousVcpus
 
 LEVELS: Final = ("sockets", "dies", "clusters", "cores", "threads")
 """libvirt's levels of ``<topology>``."""

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, describe, shorten
+from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap, possible_ids
-from qmpvcpu.model.vmstate import PreviousVcpus
 
 _MOST_QUOTED = 40
 

@@ -35,12 +35,12 @@ from lxml import etree
 from qmpvcpu.domainxml.safe_xml import line_of
 from qmpvcpu.domainxml.writer import Node
 from qmpvcpu.errors import DomainXmlError, InvalidMapError
+from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.names import is_device_id, is_qom_path
 from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
 from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap
 from qmpvcpu.model.vm import SMP_LEVELS, Topology
-from qmpvcpu.model.vmstate import PreviousVcpus
 
 _FAMILY = "urn:qmpvcpu:record:"
 NAMESPACE = f"{_FAMILY}1"

@@ -1,9 +1,10 @@
-"""A batch of work, carried out: sent in order within its bounds, awaited, and ended one by one.
+"""A batch of steps, carried out: sent in order within its bounds, awaited, and ended one by one.
 
 Rules that live here:
 
 - Plugs come before unplugs; both are sent in the order given.
-- At most ``Terms.in_flight`` commands have no reply. One by one: a removal is asked for when no other is out.
+- At most ``in_flight`` commands have no reply. One by one: a removal is requested when no other is out.
+- A removal that is under way is joined: nothing is sent, its end is the step's.
 - Where a failure halts the batch, nothing more is sent after it; what is out is awaited.
 - A deadline ends the waiting and nothing else. Before a removal is given up there is one last look.
 - What somebody else has done meanwhile is not done again, and is not ours.
@@ -11,67 +12,96 @@ Rules that live here:
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
 
-from qmpvcpu.engine.engine import Engine
-from qmpvcpu.engine.outstanding import Outstanding
+from qmpvcpu.engine.inflight import InFlight
 from qmpvcpu.engine.removal import Removal, State
-from qmpvcpu.engine.work import BY_OTHER, Effect, Look, Send, Stage, Terms, Work, why
+from qmpvcpu.engine.steprun import BY_OTHER, STAGES, StepRun, StepStage, why
+from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.errors import StepDeniedError
+from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.report import succeeded
 from qmpvcpu.model.transition import Action
-from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Proof, Refused, Unknown, Unplugged, Verdict
+from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Unknown, Unplugged, Verdict
 from qmpvcpu.planning.checks import check_plug, check_unplug
 
 
-class Batch:
-    """Some work on one VM, from the first command to the last answer.
+class SendStep(NamedTuple):
+    """Send the command of *run*; what comes of it goes to ``replied`` or ``unanswered``."""
 
-    Args:
-        works: What is to be done, in order.
-        engine: What is known of the VM.
-        terms: How it is to be done.
-        limit: How long the guest has for each answer, in seconds; 0 only requests.
-        halts: Send nothing more after a failure.
-        one_by_one: Ask for a removal only when no other is out.
+    run: StepRun
+
+
+class LookAgain(NamedTuple):
+    """Read the slots, then call ``looked`` with *runs*, whether or not it succeeded."""
+
+    read: Read
+    runs: tuple[StepRun, ...]
+
+
+class Bounds(NamedTuple):
+    """How a batch is carried out.
 
     Attributes:
-        failed: True once a work did not become what it should.
-        halted: Why nothing more is sent, or "".
-        offline: True while the connection is lost: nothing is sent until ``resumed``.
+        limit: How long the guest has for each answer, in seconds; 0 only requests.
+        halts: Send nothing more after a failure.
+        one_by_one: Request a removal only when no other is out.
         last_moment: When nothing more is waited for, by the caller's clock, or None.
+        reply_timeout: How long QEMU has for each reply, in seconds.
+        reconnects: Wait for ``resumed`` when the connection is lost, rather than end.
+        single: The caller waits for this one step: it gets the rejection of a removal that it joined, where a map
+            would request the removal itself.
+        until_accepted: A removal is over once QEMU has accepted it.
     """
 
-    def __init__(
-        self,
-        works: Iterable[Work],
-        engine: Engine,
-        terms: Terms,
-        *,
-        limit: float,
-        halts: bool,
-        one_by_one: bool,
-        last_moment: float | None = None,
-    ) -> None:
+    limit: float
+    halts: bool = False
+    one_by_one: bool = False
+    last_moment: float | None = None
+    reply_timeout: float = 10.0
+    reconnects: bool = False
+    single: bool = False
+    until_accepted: bool = False
+
+
+class Batch:
+    """Some steps on one VM, from the first command to the last answer.
+
+    Args:
+        runs: What is to be done, in order.
+        state: What is known of the VM.
+        options: What the caller allows, and what proof is wanted.
+        bounds: How it is carried out.
+
+    Attributes:
+        failed: True once a step did not become what it should.
+        halted: Why nothing more is sent, or "".
+        offline: True while the connection is lost: nothing is sent until ``resumed``.
+    """
+
+    def __init__(self, runs: Iterable[StepRun], state: VmState, options: CheckedOptions, bounds: Bounds) -> None:
         self.failed = False
         self.halted = ""
         self.offline = False
-        self.last_moment = last_moment
-        self._engine = engine
-        self._terms = terms
-        self._limit = limit
-        self._halts = halts
-        self._one_by_one = one_by_one
-        self._plugs: deque[Work] = deque()
-        self._others: deque[Work] = deque()
-        self._out = Outstanding()
+        self._state = state
+        self._options = options
+        self._bounds = bounds
+        self._plugs: deque[StepRun] = deque()
+        self._others: deque[StepRun] = deque()
+        self._out = InFlight()
         self._stopped = False
         self._now = 0.0
-        for work in works:
-            (self._plugs if work.plugs else self._others).append(work)
-            removal = engine.removals.get(work.step.first)
-            if removal is not None and not work.plugs and (work.step.action is Action.KEEP or not removal.recalled):
-                work.ours = False
-                self._out.watch(work, removal)
+        for run in runs:
+            (self._plugs if run.plugs else self._others).append(run)
+            removal = state.removals.get(run.step.first)
+            if (
+                removal is not None
+                and not run.plugs
+                and (run.step.action is Action.KEEP or not removal.may_ask_again)
+            ):
+                run.ours = False
+                self._out.watch(run, removal)
 
     # What comes next.
 
@@ -81,298 +111,356 @@ class Batch:
         return not self._out and (bool(self.halted) or not (self._plugs or self._others))
 
     @property
+    def has_commands(self) -> bool:
+        """True while a command has no reply."""
+        return bool(self._out.commands)
+
+    @property
     def deadline(self) -> float | None:
         """When ``advance`` is to be called again at the latest, by the caller's clock."""
         first = self._out.deadline
-        if self.halted or self.ended or self.last_moment is None:
+        last = self._bounds.last_moment
+        if self.halted or self.ended or last is None:
             return first
-        return self.last_moment if first is None else min(first, self.last_moment)
+        return last if first is None else min(first, last)
 
-    @property
-    def looks_at_layout(self) -> bool:
-        """True while any change of the layout may be what is waited for: the guest's word on a plug."""
-        return bool(self._out.unproven)
+    def touched(self, first: int) -> bool:
+        """Take in that something new is known of a slot; return whether a plug waits for the guest's answer there."""
+        return self._out.touch(first)
 
-    def advance(self, now: float) -> list[Effect]:
+    def advance(self, now: float, *, may_send: bool = True) -> list[SendStep | LookAgain]:
         """Return what is to be done now."""
         self._now = now
         effects = self._expire() + self._prove()
-        while (sent := self._send_next()) is not None:
+        if self._bounds.single:
+            self._await_joined()
+        while may_send and (sent := self._send_next()) is not None:
             effects += sent
         return effects
 
     # What is told.
 
-    def replied(self, work: Work, verdict: Verdict | None, now: float) -> None:
-        """Take QEMU's reply to the command of *work*: its verdict, or None for a removal that QEMU accepted."""
+    def replied(self, run: StepRun, verdict: Verdict | None, now: float) -> None:
+        """Take QEMU's reply to the command of *run*: its verdict, or None where QEMU accepted it."""
         self._now = now
-        if not self._out.take_reply(work):
-            return  # its deadline had passed; the engine has taken the reply in
-        if verdict is None or (isinstance(verdict, Plugged) and self._wants_proof(work)):
-            self._ask(work)
+        if not self._out.take_reply(run):
+            return  # its deadline had passed; the state has taken the reply in
+        if verdict is None:
+            self._accepted(run)
         else:
-            self._end(work, verdict)
+            self._end(run, verdict)
 
-    def unanswered(self, work: Work, reason: str, now: float) -> None:
-        """Note that the connection was lost with the command of *work* in flight; nothing more is sent over it."""
+    def unanswered(self, run: StepRun, reason: str, now: float) -> None:
+        """Note that the connection was lost with the command of *run* in flight; nothing more is sent over it."""
         self._now = now
         self.offline = True
-        if not self._out.take_reply(work):
+        if not self._out.take_reply(run):
             return
-        if self._terms.reconnect:
-            work.stage = Stage.UNSURE
-            self._out.unsure.append(work)
+        if self._bounds.reconnects:
+            run.stage = StepStage.UNSURE
+            self._out.unsure.append(run)
         else:
-            self._end(work, Unknown(work.step.ids, reason))
+            self._end(run, Unknown(run.step.ids, reason))
 
-    def answered(self, removal: Removal, now: float) -> Work | None:
-        """Take in that *removal* became final, and return the work it ends, even one whose deadline has passed."""
+    def answered(self, removal: Removal, now: float) -> StepRun | None:
+        """Take in that *removal* became final, and return the step it ends, even one whose deadline has passed."""
         self._now = now
-        work = self._out.asked_by(removal)
-        if work is not None:
-            if work.stage is Stage.WAITING:  # it joined, and needs no turn any more: nothing is to be sent
-                self._others.remove(work)
-            self._conclude(work)
-        return work
+        run = self._out.watcher(removal)
+        if run is not None:
+            if run.stage is StepStage.QUEUED:  # it joined, and needs no turn any more: nothing is to be sent
+                self._others.remove(run)
+            self._conclude(run)
+        return run
 
-    def add(self, work: Work) -> None:
-        """Have *work* done too; where nothing more is sent, it ends as it is."""
-        (self._plugs if work.plugs else self._others).append(work)
-
-    def looked(self, now: float) -> None:
-        """Note that a Look is over, whether or not it succeeded."""
+    def accepted_by_other(self, removal: Removal, now: float) -> bool:
+        """Take in that QEMU has accepted *removal*, which may be joined here; return whether that ends the step."""
+        if not self._bounds.until_accepted or removal.state is State.SENT:
+            return False
         self._now = now
-        for work in self._out.asked:
-            if work.stage is Stage.LOOKING:
-                self._give_up(work)
+        run = self._out.watcher(removal)
+        if run is None or run.stage is not StepStage.REQUESTED:
+            return False
+        self._end(run, None)
+        return True
+
+    def add(self, run: StepRun) -> None:
+        """Have *run* done too; a halted batch ends it unsent."""
+        (self._plugs if run.plugs else self._others).append(run)
+
+    def looked(self, runs: Iterable[StepRun], now: float) -> None:
+        """Note that the look made for *runs* is over, whether or not it succeeded."""
+        self._now = now
+        for run in runs:
+            if run.stage is StepStage.CHECKED:
+                self._give_up(run)
 
     def paused(self) -> None:
         """Note that the connection is lost and may come back: nothing is sent until ``resumed``."""
         self.offline = True
 
     def resumed(self, now: float) -> None:
-        """Note that the connection is back, and the engine has read the VM again."""
+        """Note that the connection is back, and the state has read the VM again."""
         self._now = now
         self.offline = False
         unsure, self._out.unsure = self._out.unsure, []
-        for work in reversed(unsure):  # what is sent again goes to the front, the first of it last
-            present = self._engine.slots[work.step.first].present
-            work.stage, work.removal = Stage.WAITING, None
-            if work.plugs and present:
-                self._end(work, Plugged(work.step.ids))
-            elif not (work.plugs or present):
-                self._end(work, Unplugged(work.step.ids))
-            elif self.halted and not work.plugs:
-                self._resume_halted(work)
+        for run in reversed(unsure):  # requeue at the front, keeping the order
+            present = self._state.slots[run.step.first].present
+            unanswered, run.stage, run.removal = run.removal, StepStage.QUEUED, None
+            if run.plugs and present:
+                self._end(run, Plugged(run.step.ids))
+            elif not (run.plugs or present):
+                if unanswered is not None:  # who asked for no more than the removal gets one that is over
+                    run.removal = replace(unanswered, state=State.UNPLUGGED, settled_at=now)
+                self._end(run, Unplugged(run.step.ids))
+            elif self.halted and not run.plugs:
+                self._resume_halted(run)
             else:
                 # Sent again, unless the guest is found to work on it: where it has not reacted, nothing is doubled.
-                self._out.drop(work)
-                (self._plugs if work.plugs else self._others).appendleft(work)
+                self._out.drop(run)
+                (self._plugs if run.plugs else self._others).appendleft(run)
 
-    def _resume_halted(self, work: Work) -> None:
+    def _resume_halted(self, run: StepRun) -> None:
         """Await the guest, if it is found to work on a removal that is not to be sent again."""
-        removal = self._engine.removals.get(work.step.first)
+        removal = self._state.removals.get(run.step.first)
         if removal is None:
             why_unknown = "the connection was lost with the command in flight, and nothing more is sent"
-            self._end(work, Unknown(work.step.ids, why_unknown))
+            self._end(run, Unknown(run.step.ids, why_unknown))
         else:
-            self._out.watch(work, removal)
-            self._ask(work)
+            self._out.watch(run, removal)
+            self._await_removal(run)
 
     def stop(self, reason: str, now: float) -> None:
         """Send nothing more, and wait for no answer of the guest's; replies of QEMU are still awaited."""
         self._now = now
         self._stopped = True
         self.halted = self.halted or reason
-        for work in self._out.asked:
-            self._give_up(work, f"{reason}, before the guest's answer")
+        for run in self._out.awaited:
+            self._give_up(run, f"{reason}, before the guest's answer")
 
     def lose(self, reason: str, now: float) -> None:
         """Note that the connection is lost for good."""
         self.stop(reason, now)
-        for work in (*self._out.sent, *self._out.unsure):
-            self._end(work, Unknown(work.step.ids, reason))
+        for run in (*self._out.sent, *self._out.unsure):
+            self._end(run, Unknown(run.step.ids, reason))
         self._out.unsure.clear()
 
     # Sending.
 
-    def _send_next(self) -> list[Effect] | None:
+    def _send_next(self) -> list[SendStep | LookAgain] | None:
         """Send the next command, if one can be sent now; None if not."""
-        if self.halted or self.offline or self._out.commands >= self._terms.in_flight:
+        if self.halted or self.offline or self._out.commands >= self._options.in_flight:
             return None
         if self._plugs:
             return self._send_plug(self._plugs.popleft())
         if not self._others or self._out.plugging:
             return None
         keeps = self._others[0].step.action is Action.KEEP
-        if self._one_by_one and not keeps and self._out.unplugging:
+        if self._bounds.one_by_one and not keeps and self._out.unplugging:
             return None
-        work = self._others.popleft()
-        if work.removal is None and not keeps:
-            return self._send_unplug(work)
-        work.sent_at = self._now
-        self._ask(work)
+        run = self._others.popleft()
+        if run.removal is None and not keeps:
+            return self._send_unplug(run)
+        run.sent_at = self._now
+        self._await_removal(run)
         return []
 
-    def _send_plug(self, work: Work) -> list[Effect]:
-        first = work.step.first
-        if self._engine.slots[first].present:
-            return self._found_so(work, Plugged(work.step.ids))
-        try:
-            check_plug(self._engine.situation, first, allow_fatal=self._terms.allow_fatal)
-        except StepDeniedError as error:
-            return self._deny(work, error)
-        work.path = self._engine.plug_sent(first)
-        return self._mark_sent(work)
+    def _await_joined(self) -> None:
+        """Await the removal that was joined: nothing is sent for it, so it needs no turn."""
+        if self._others and self._others[0].removal is not None and not self._plugs:
+            run = self._others.popleft()
+            run.sent_at = self._now
+            self._await_removal(run)
 
-    def _send_unplug(self, work: Work) -> list[Effect]:
-        first = work.step.first
-        slot = self._engine.slots[first]
-        if not slot.present:
-            return self._found_so(work, Unplugged(work.step.ids))
-        if work.undoes is not None and slot.qom_path != work.undoes.path:
-            return self._found_so(work, None)
-        removal = self._engine.removals.get(first)
-        if removal is not None and not removal.recalled:
-            work.ours = work.sent_at > 0  # sent before the connection was lost: then it is our own
-            work.sent_at = work.sent_at or self._now
-            self._out.watch(work, removal)
-            self._ask(work)
+    def _send_plug(self, run: StepRun) -> list[SendStep | LookAgain]:
+        first = run.step.first
+        if self._state.slots[first].present and (run.replug or not self._bounds.single):
+            return self._found_so(run, Plugged(run.step.ids))
+        try:
+            check_plug(self._state.situation, first, allow_fatal=self._options.allow_fatal)
+        except StepDeniedError as error:
+            return self._deny(run, error)
+        run.path = self._state.plug_sent(first)
+        return self._mark_sent(run)
+
+    def _send_unplug(self, run: StepRun) -> list[SendStep | LookAgain]:
+        first = run.step.first
+        slot = self._state.slots[first]
+        if not slot.present and not self._bounds.single:
+            return self._found_so(run, Unplugged(run.step.ids))
+        if run.undoes is not None and slot.qom_path != run.undoes.path:
+            return self._found_so(run, None)
+        removal = self._state.removals.get(first)
+        if removal is not None and not removal.may_ask_again:
+            run.ours = run.sent_at > 0  # sent before the connection was lost: then it is our own
+            run.sent_at = run.sent_at or self._now
+            self._out.watch(run, removal)
+            self._await_removal(run)
             return []
         try:
             check_unplug(
-                self._engine.situation,
+                self._state.situation,
                 first,
-                allow_fatal=self._terms.allow_fatal,
-                allow_boot_vcpus=self._terms.allow_boot_vcpus,
+                allow_fatal=self._options.allow_fatal,
+                allow_boot_vcpus=self._options.allow_boot_vcpus,
             )
         except StepDeniedError as error:
-            return self._deny(work, error)
-        self._out.watch(work, self._engine.unplug_sent(first, self._now))
-        return self._mark_sent(work)
+            return self._deny(run, error)
+        self._out.watch(run, self._state.unplug_sent(first, self._now))
+        return self._mark_sent(run)
 
-    def _found_so(self, work: Work, verdict: Verdict | None) -> list[Effect]:
-        """End *work* without sending: somebody else has changed its slot."""
-        work.ours = False
-        self._end(work, verdict, BY_OTHER)
+    def _found_so(self, run: StepRun, verdict: Verdict | None) -> list[SendStep | LookAgain]:
+        """End *run* without sending: somebody else has changed its slot."""
+        run.ours = False
+        self._end(run, verdict, BY_OTHER)
         return []
 
-    def _deny(self, work: Work, error: StepDeniedError) -> list[Effect]:
-        self._end(work, Denied(work.step.ids, error.reason, error.detail))
+    def _deny(self, run: StepRun, error: StepDeniedError) -> list[SendStep | LookAgain]:
+        run.error = error
+        self._end(run, Denied(run.step.ids, error.reason, error.detail))
         return []
 
-    def _mark_sent(self, work: Work) -> list[Effect]:
-        self._out.send(work, self._now, self._terms.reply_timeout)
-        return [Send(work)]
+    def _mark_sent(self, run: StepRun) -> list[SendStep | LookAgain]:
+        self._out.send(run, self._now, self._bounds.reply_timeout)
+        return [SendStep(run)]
 
     # Waiting.
 
-    def _ask(self, work: Work) -> None:
-        """Await the guest's answer from now on."""
-        self._out.ask(work, self._now, self._limit)
-        if not work.plugs and (work.removal is None or work.removal.state.is_final):
-            self._conclude(work)
-        elif self._stopped:
-            self._give_up(work)
+    def _accepted(self, run: StepRun) -> None:
+        """Go on to the next stage: QEMU accepted the command."""
+        if not run.plugs:
+            self._await_removal(run)
+        elif STAGES[StepStage.PRESENT].is_awaited(run, self._state, self._options):
+            self._wait(run, StepStage.PRESENT)
+        else:
+            self._end(run, Plugged(run.step.ids, seconds=round(self._now - run.sent_at, 6)))
 
-    def _wants_proof(self, work: Work) -> bool:
-        return self._terms.proof is Proof.ACKNOWLEDGED or work.step.first in self._engine.doubled
+    def _await_removal(self, run: StepRun) -> None:
+        """Await the end of the removal of *run*, or its acceptance where that is enough."""
+        self._wait(run, StepStage.REQUESTED)
+        if STAGES[StepStage.REQUESTED].is_over(run, self._state):
+            self._conclude(run)
+        elif self._bounds.until_accepted and run.removal is not None and run.removal.state is not State.SENT:
+            self._end(run, None)
 
-    def _expire(self) -> list[Effect]:
+    def _wait(self, run: StepRun, stage: StepStage) -> None:
+        patience = self._bounds.reply_timeout if self._bounds.until_accepted else self._bounds.limit
+        self._out.wait(run, stage, self._now + patience)
+        if self._stopped and not STAGES[stage].is_over(run, self._state):
+            self._give_up(run)
+
+    def _expire(self) -> list[SendStep | LookAgain]:
         """Act on the deadlines that have passed."""
-        if self.last_moment is not None and not self.halted and not self.ended and self._now >= self.last_moment:
+        last = self._bounds.last_moment
+        if last is not None and not self.halted and not self.ended and self._now >= last:
             self.failed = True
             self.stop("the time for the whole was over", self._now)
         first = self._out.deadline
         if first is None or self._now < first:
             return []
-        for work in self._out.overdue_replies(self._now):
-            silence = f"QEMU did not reply within {self._terms.reply_timeout:g} s"
-            self._end(work, Unknown(work.step.ids, f"{silence}; a late reply is taken in, and is an event"))
-        looking = False
-        for work in self._out.take_overdue_answers(self._now):
-            if work.plugs or not self._limit:
-                self._give_up(work)
-            else:  # a guest may eject without a word, and under TCG without one of QEMU's
-                work.stage = Stage.LOOKING
-                looking = True
-        return [Look(full=False)] if looking else []
-
-    def _prove(self) -> list[Effect]:
-        """End the plugs that the guest has answered."""
-        looking = False
-        for work in self._out.unproven:
-            slot = self._engine.slots[work.step.first]
-            if slot.present and slot.acknowledged is None:
+        limit = f"within {self._bounds.reply_timeout:g} s"
+        for run in self._out.overdue_replies(self._now):
+            command = "device_add" if run.plugs else "device_del"
+            silence = f"QEMU did not reply to {command} {limit}; a late reply is taken in, and is an event"
+            self._end(run, Unknown(run.step.ids, silence))
+        looks: dict[Read, list[StepRun]] = {}
+        for run in self._out.take_overdue_answers(self._now):
+            if self._bounds.until_accepted:
+                self._end(run, Unknown(run.step.ids, f"QEMU did not reply to device_del {limit}"))
                 continue
-            if slot.present and work.step.first in self._engine.doubled:
-                work.stage = Stage.LOOKING
-                looking = True
+            read = STAGES[run.stage].last_look(run, self._state, self._bounds.limit)
+            if read is Read.NONE:
+                self._give_up(run)
             else:
-                self._give_up(work)
-        return [Look(full=True)] if looking else []
+                run.stage = StepStage.CHECKED
+                looks.setdefault(read, []).append(run)
+        return [LookAgain(read, tuple(runs)) for read, runs in looks.items()]
 
-    def _conclude(self, work: Work) -> None:
+    def _prove(self) -> list[SendStep | LookAgain]:
+        """End the plugs that the guest has answered."""
+        looks: dict[Read, list[StepRun]] = {}
+        stage = STAGES[StepStage.PRESENT]
+        for run in self._out.take_touched():
+            if run.stage is not StepStage.PRESENT or not stage.is_over(run, self._state):
+                continue
+            read = stage.proving_look(run, self._state)
+            if read is Read.NONE:
+                self._give_up(run)
+            else:
+                run.stage = StepStage.CHECKED
+                looks.setdefault(read, []).append(run)
+        return [LookAgain(read, tuple(runs)) for read, runs in looks.items()]
+
+    def _conclude(self, run: StepRun) -> None:
         """Take the guest's answer to a removal in."""
-        removal = work.removal
+        removal = run.removal
         if removal is not None and removal.state in {State.REJECTED, State.UNKNOWN}:
-            self._end_unanswered(work, removal)
+            self._end_unanswered(run, removal)
+            return
+        if self._bounds.until_accepted:  # the guest's answer goes to ``UnplugRequest.wait``
+            self._end(run, None)
             return
         gone = (
-            not self._engine.slots[work.step.first].present if removal is None else (removal.state is State.UNPLUGGED)
+            not self._state.slots[run.step.first].present if removal is None else (removal.state is State.UNPLUGGED)
         )
         seconds = 0.0 if removal is None else round(removal.seconds, 6)
         if not gone:
             code, reason = (removal.code, removal.reason) if removal is not None else (None, "no longer pending")
-            self._end(work, Refused(work.step.ids, code, reason, seconds=seconds))
-        elif work.step.action is Action.KEEP and not self.halted:
-            self._out.drop(work)
-            work.replug, work.stage = True, Stage.WAITING
-            work.verdict, work.reason = Unplugged(work.step.ids, seconds=seconds), "it left"
-            self._plugs.append(work)
+            self._end(run, Refused(run.step.ids, code, reason, seconds=seconds))
+        elif run.step.action is Action.KEEP and not self.halted:
+            self._out.drop(run)
+            run.replug, run.stage = True, StepStage.QUEUED
+            run.verdict, run.reason = Unplugged(run.step.ids, seconds=seconds), "it left"
+            self._plugs.append(run)
         else:
             self._end(
-                work,
-                Unplugged(work.step.ids, seconds=seconds),
-                "" if work.step.action is Action.UNPLUG else "it left",
+                run,
+                Unplugged(run.step.ids, seconds=seconds),
+                "" if run.step.action is Action.UNPLUG else "it left",
             )
 
-    def _end_unanswered(self, work: Work, removal: Removal) -> None:
+    def _end_unanswered(self, run: StepRun, removal: Removal) -> None:
         """Take in that no guest is going to answer *removal*: that is no refusal."""
-        if work.ours or work.step.action is Action.KEEP or (removal.state is State.UNKNOWN and not self.offline):
-            self._end(work, Unknown(work.step.ids, removal.state.value))
+        if self._bounds.single and removal.rejection is not None:
+            kept = run.step.action is Action.KEEP  # then it stays, which is what was wanted
+            self._end(run, Plugged(run.step.ids) if kept else removal.rejection)
             return
-        # It was somebody else's, so now it is for us to ask; if the connection went with it, once that is back.
-        self._out.drop(work)
-        work.stage, work.removal = Stage.WAITING, None
-        self._others.appendleft(work)
+        mine = run.ours or run.step.action is Action.KEEP or self._bounds.single
+        if mine or (removal.state is State.UNKNOWN and not self.offline):
+            self._end(run, Unknown(run.step.ids, removal.state.value))
+            return
+        # QEMU dropped another client's request: send our own, once connected.
+        self._out.drop(run)
+        run.stage, run.removal = StepStage.QUEUED, None
+        self._others.appendleft(run)
 
-    def _give_up(self, work: Work, reason: str = "") -> None:
-        """End *work* as it stands now; *reason* is why it is not waited for any longer, if not its deadline."""
-        if not work.plugs and work.removal is not None:
-            self._engine.deadline_passed(work.removal)
-            working = work.removal.state is State.WORKING
-            waited = round(self._now - work.removal.requested_at, 6)
-            self._end(work, Pending(work.step.ids, acknowledged=working, seconds=waited), reason)
+    def _give_up(self, run: StepRun, reason: str = "") -> None:
+        """End *run* as it stands now; *reason* is why it is not waited for any longer, if not its deadline."""
+        if not run.plugs and run.removal is not None:
+            self._state.deadline_passed(run.removal)
+            working = run.removal.state is State.WORKING
+            waited = round(self._now - run.removal.requested_at, 6)
+            self._end(run, Pending(run.step.ids, acknowledged=working, seconds=waited), reason)
             return
-        slot = self._engine.slots[work.step.first]
-        self._engine.doubled.discard(slot.first)
+        slot = self._state.slots[run.step.first]
+        self._state.maybe_queued_twice.discard(slot.first)
         if not slot.present:
-            self._end(work, Unplugged(slot.ids), "plugged, then ejected by a removal that had been asked for twice")
+            self._end(run, Unplugged(slot.ids), "plugged, then ejected by a removal that had been asked for twice")
             return
         acknowledged, answer = slot.acknowledged, slot.answer
         code, reason = (answer.code, "" if acknowledged else answer.reason) if answer else (None, "no answer")
-        seconds = round(self._now - work.sent_at, 6)
-        self._end(work, Plugged(slot.ids, acknowledged is True, code, reason, seconds))
+        seconds = round(self._now - run.sent_at, 6)
+        self._end(run, Plugged(slot.ids, acknowledged is True, code, reason, seconds))
 
-    def _end(self, work: Work, verdict: Verdict | None, reason: str = "") -> None:
-        self._out.drop(work)
-        late = work.stage is Stage.DONE  # given up before: whatever was to follow from that has followed
-        work.stage, work.verdict, work.ended_at = Stage.DONE, verdict, self._now
-        good = succeeded(work.step.action, verdict)
-        work.reason = reason or ("" if good or verdict is None else why(verdict))
-        only_asked = isinstance(verdict, Pending) and not self._limit
-        if not good and not only_asked and not late:
+    def _end(self, run: StepRun, verdict: Verdict | None, reason: str = "") -> None:
+        self._out.drop(run)
+        run.stage, run.verdict, run.ended_at = StepStage.ENDED, verdict, self._now
+        good = succeeded(run.step.action, verdict) or (verdict is None and self._bounds.until_accepted)
+        run.reason = reason or ("" if good or verdict is None else why(verdict))
+        if good and self._options.require_proof and isinstance(verdict, Plugged) and verdict.acknowledged is False:
+            good, run.unproven = False, True
+            run.reason = f"the guest did not acknowledge it: {verdict.reason}"
+        only_requested = isinstance(verdict, Pending) and not self._bounds.limit
+        if not good and not only_requested:
             self.failed = True
-            if self._halts:
+            if self._bounds.halts:
                 self.halted = self.halted or "an earlier step failed"

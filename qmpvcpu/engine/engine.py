@@ -1,443 +1,1069 @@
-"""One VM: fed with what QMP says, never asks.
+"""The core: decides what to do with one VM. Takes inputs, returns effects, does no I/O.
 
 Rules that live here:
 
-- A slot is filled on an accepted ``device_add`` or a read; it is emptied by a read, or on ``DEVICE_DELETED`` for the
-  exact QOM path of a CPU that is known to be leaving. Nothing else changes the layout.
-- QOM paths are reused, and ``DEVICE_DELETED`` can be late: after a read has shown the slot empty, even after another
-  CPU has taken the path. A read that finds a CPU gone has spent its event. In doubt the event is a reason to read.
-- Events and replies may overtake each other. Whatever arrives before the reply to its command is kept until then.
-- A read tells nothing of a slot that changed after the read was sent.
-- OST success of a removal (3/0) is a reason to read, never evidence: a guest can answer it and keep the CPU, and a
-  stale one can arrive after a re-plug. If the guest worked on the removal and the read still shows the CPU, that is a
-  refusal.
+- A request queues until it may begin. Single steps run together; a map, or an export's hold, has the VM to itself.
+  First come, first served. A request that only joins a removal sends nothing, and does not queue.
+- Each change is a ``Transition``; its commands, saves and looks are numbered here, and their ends find it again.
+- A look is shared by all who want it at the same moment.
+- Reads that no caller waits for run in the background, one at a time, and are tried again after a failure.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import heapq
+from collections import deque
+from collections.abc import Callable, Mapping, MutableSequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
 from qmpvcpu import qapi
-from qmpvcpu.engine.ledger import Ledger, Read
-from qmpvcpu.engine.removal import Evidence, Removal, State
-from qmpvcpu.errors import MalformedReplyError
-from qmpvcpu.events import (
-    InstanceChanged,
-    LayoutChanged,
-    MigrationChanged,
-    Origin,
-    Reconnected,
-    UnplugPending,
-    VmReset,
-    VmResumed,
-    VmStopped,
+from qmpvcpu.engine.answers import error_of, error_of_removal, hint_of_plug, hint_of_unplug, verdict_on
+from qmpvcpu.engine.batch import Batch, LookAgain, SendStep
+from qmpvcpu.engine.intents import Intentions, Recorded, merged
+from qmpvcpu.engine.messages import (
+    Accepted,
+    Arrived,
+    BackgroundRead,
+    Cancelled,
+    Change,
+    ConfigWritten,
+    DropPrevious,
+    Effect,
+    ExportLock,
+    Heard,
+    Hold,
+    Input,
+    LetGo,
+    Look,
+    Looked,
+    LookFailed,
+    Lost,
+    Persist,
+    Publish,
+    Refresh,
+    Rejection,
+    Release,
+    Request,
+    Result,
+    Returned,
+    Save,
+    Saved,
+    Send,
+    Settle,
+    Stop,
+    StopRunning,
+    Tick,
+    Unanswered,
+    Wait,
+    WantRead,
+    WriteConfig,
 )
-from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.model.numbering import ThreadReading, creation_order, runs_single_threaded
-from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.verdicts import Rejected
-from qmpvcpu.model.vm import VmStatus
+from qmpvcpu.engine.removal import Evidence, Removal, State
+from qmpvcpu.engine.steprun import StepRun, StepStage
+from qmpvcpu.engine.transition import LastLook, Phase, SaveIntent, Task, Transition, WriteNextBoot
+from qmpvcpu.engine.vmstate import Read, VmState
+from qmpvcpu.errors import MalformedReplyError, MonitorLostError, RecordError
+from qmpvcpu.model.exported import PreviousVcpus
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.transition import Action, Intent
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Pending, Rejected, Unknown
 from qmpvcpu.planning.checks import Situation
+from qmpvcpu.planning.plan import check_plan
+
+# At a deadline one last read may still find the CPU gone; a QEMU that does not answer it within this many seconds
+# does not stretch the caller's deadline any further.
+_LAST_LOOK_S: Final = 1.0
+
+# A background read that failed is tried again: soon, then at a pace that is no load.
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 2.0
+
+# A plug into a slot that a CPU has just left is sent again: after 10, 20, 40 and 80 milliseconds.
+_MOST_REJECTIONS: Final = 4
+_HELD_PAUSE_S: Final = 0.005
+
+_READ_AGAIN: Final = "read again"
+_RESYNC: Final = "resync"
 
 
-class Engine(Ledger):
-    """What is known of one VM, and what comes in about it.
+@dataclass(slots=True, eq=False)
+class _Command:
+    """A command without a reply, and whose it is."""
 
-    Not safe for threads; every method is synchronous and leaves the object consistent. After each call the owner
-    takes ``take_events()`` and ``take_settled()``, and looks at ``wanted``.
+    transition: Transition
+    batch: Batch
+    run: StepRun
+    removal: Removal | None
+
+
+@dataclass(slots=True, eq=False)
+class _LookUnderWay:
+    """A look, what was known when it was sent, and who wants to know what it shows."""
+
+    tick: int
+    look: Look
+    then: list[Callable[[Exception | None], None]]
+
+
+class _Alarm(NamedTuple):
+    """What is done at a moment, unless it is set anew or dropped before."""
+
+    when: float
+    number: int  # so that two of one moment can be compared
+    key: object
+    ring: Callable[[], object]
+
+
+class Engine:
+    """What is known and wanted of one VM, and the changes under way.
+
+    Not safe for threads; ``receive`` must not be called from within itself.
 
     Args:
-        layout: The first read.
-        status: What the VM was doing then.
-        single_threaded: Whether one host thread runs all vCPUs; None where it could not be told.
-        answers: The guest's last answer per cpu-index (``query-acpi-ospm-status``), if QEMU has it.
+        state: What is known of the VM.
+        intentions: What is wanted of it.
+        is_recorded: True if there is a record, so that ``Save`` is asked for.
+        reply_timeout: How long QEMU has for each reply, in seconds.
+        reconnects: True if somebody looks for QEMU when the connection is lost.
+        resync_interval: Seconds between reads that find what no event announces; None: none are made.
         now: The caller's clock, in seconds.
+
+    Attributes:
+        state: As given.
+        intentions: As given.
+        reply_timeout: As given.
+        lost: Why the connection is gone, or None while it is there.
+        closed: True once it is gone for good.
     """
 
     def __init__(
         self,
-        layout: Layout,
+        state: VmState,
+        intentions: Intentions | None = None,
         *,
-        status: VmStatus,
-        single_threaded: bool | None,
-        answers: Mapping[int, OstAnswer],
-        now: float,
+        is_recorded: bool = False,
+        reply_timeout: float = 10.0,
+        reconnects: bool = False,
+        resync_interval: float | None = None,
+        now: float = 0.0,
     ) -> None:
-        super().__init__(layout)
-        self.status: VmStatus | None = status  # None: QEMU said that it changed, not to what
-        self.single_threaded = single_threaded
-        self.exported = False  # True: nothing may be sent that changes a slot
-        self.doubled: set[int] = set()  # slots in which a second removal may be queued
-        self._other_paths = layout.vm.other_paths  # that a vCPU cannot have: some other device has them
-        self._plugging: dict[int, str] = {}  # the QOM path that each is to have
-        self._unsure: dict[int, str] = {}  # plugs of ours that QEMU may or may not have carried out
-        self._early_answers: dict[int, OstAnswer] = {}
-        self._told: set[int] = set()  # slots whose CPU was heard to be deleted, which a read has yet to show
-        self._doubted: set[int] = set()  # plugs in flight during which their path was heard to be deleted
-        self._by_index = {slot.cpu_index: slot.first for slot in layout.slots}
-        self._answers = dict(answers)  # the last one of each slot, as heard or read
-        self._meet(answers, now)
+        self.state = state
+        self.intentions = Intentions() if intentions is None else intentions
+        self.reply_timeout = reply_timeout
+        self.lost: MonitorLostError | None = None
+        self.closed = False
+        self._is_recorded = is_recorded
+        self._reconnects = reconnects
+        self._resync_interval = resync_interval
+        self._now = now
+        self._number = 0
+        self._effects: list[Effect] = []
+        self._queue: deque[Change | Hold] = deque()
+        self._exclusive: Change | Hold | None = None  # the map, or the hold, that nothing else runs beside
+        self._planning: list[Change] = []  # may begin, and the VM is being looked at for it
+        self._parked: list[Change] = []  # waits for a plug of the same slot that is in flight
+        self._offline: list[Refresh] = []  # waits for the connection to come back, and nothing else
+        self._running: dict[Change, Transition] = {}
+        self._by_slot: dict[int, list[Transition]] = {}  # those of one step, by the first vCPU id of its slot
+        self._reserved: dict[int, Transition] = {}  # slots that one of those is about to plug
+        self._to_advance: dict[Transition, None] = {}
+        self._map_intent: Intent | None = None
+        self._tries: dict[Change, int] = {}
+        self._stoppers: list[StopRunning] = []
+        self._commands: dict[int, _Command] = {}
+        self._explaining: dict[int, Callable[[Exception | None], None]] = {}  # rejections, by command
+        self._looks: dict[int, _LookUnderWay] = {}
+        self._new_looks: list[_LookUnderWay] = []  # sent in this very step
+        self._saves: dict[int, Callable[[RecordError | None], None]] = {}
+        self._configs: dict[int, Transition] = {}
+        self._waits: dict[Removal, list[Wait]] = {}
+        self._reading: int | None = None  # the look that nobody in particular waits for
+        self._pause = _FIRST_PAUSE_S
+        self._alarms: list[_Alarm] = []
+        self._alarm_of: dict[object, _Alarm] = {}
+        self._handlers: Mapping[type, Callable[[Any], None]] = {
+            Heard: self._heard,
+            Accepted: self._accepted,
+            Rejection: self._rejected,
+            Unanswered: self._unanswered,
+            Looked: self._looked,
+            LookFailed: self._look_failed,
+            Saved: self._saved,
+            ConfigWritten: self._config_written,
+            Change: self._change,
+            Hold: self._enqueue,
+            Wait: self._wait,
+            Refresh: self._refresh,
+            StopRunning: self._stop_running,
+            Persist: self._persist,
+            DropPrevious: self._drop_previous,
+            Cancelled: self._cancelled,
+            Release: self._release,
+            ExportLock: self._export_lock,
+            Arrived: self._arrived,
+            Lost: self._lost,
+            Returned: self._returned,
+            WantRead: self._want_read,
+            Stop: self._stop,
+            Tick: lambda _: None,
+        }
+        self._arm_resync()
 
-    def _meet(self, answers: Mapping[int, OstAnswer], now: float) -> None:
-        """Take in what this QEMU has seen before we came."""
-        # A slot that is empty now and has ever been answered for was filled before: QEMU keeps the answers.
-        left = [
-            slot
-            for slot in self.layout.slots
-            if not slot.present and answers.get(slot.cpu_index, OstAnswer(0, 0)).source
-        ]
-        for slot in left:  # its DEVICE_DELETED may still come
-            self._late[slot.new_qom_path] = None
-        self._created = len(self.layout.enabled) + sum(slot.count for slot in left)
-        self._unplug_seen = bool(left)
-        self._adopt_answered(answers, now)
-
-    def _adopt_answered(self, answers: Mapping[int, OstAnswer], now: float) -> None:
-        """Find the removals that the guest works on, or has refused, by its last answer for each slot."""
-        for slot in self.layout.slots:
-            answer = answers.get(slot.cpu_index)
-            if answer is None or not (slot.present and answer.is_ejection):
-                continue
-            removal = self.removals.get(slot.first)
-            if answer.status is OstStatus.IN_PROGRESS and (removal is None or removal.state is not State.WORKING):
-                (removal or self._adopt(slot, Origin.UNKNOWN, now)).advance(Evidence.IN_PROGRESS, now)
-                self.slots.mark(slot.first, pending=True)
-            elif answer.status is OstStatus.SUCCESS and removal is not None:
-                self._claim(removal)
-            elif answer.status is OstStatus.FAILURE and removal is not None:
-                # Of one that the guest had not taken up, the same answer as before may be that from before: then it
-                # may be asked for again, since no guest works on it.
-                if removal.state is State.WORKING or answer != self._answers.get(slot.cpu_index, answer):
-                    self._refuse(slot.first, answer.code, answer.reason, now)
-                else:
-                    removal.recalled = True
-        self._answers = dict(answers)
-
-    def recall(self, pending: Collection[int], answers: Mapping[int, OstAnswer], now: float) -> None:
-        """Take in the removals that the record knows and QEMU does not tell: no guest has reacted to them yet.
-
-        Args:
-            pending: vCPU ids whose removal was pending when the record was written, by this very QEMU.
-            answers: The guest's last answers; one that it has refused since is over.
-            now: The caller's clock.
-        """
-        for slot in self.layout.slots:
-            answer = answers.get(slot.cpu_index)
-            refused = answer is not None and answer.is_ejection and answer.status is OstStatus.FAILURE
-            if slot.first in pending and slot.present and slot.first not in self.removals and not refused:
-                removal = self._adopt(slot, Origin.US, now)
-                removal.advance(Evidence.ACCEPTED, now)
-                removal.recalled = removal.overdue = True
-                self.slots.mark(slot.first, pending=True)
-
-    def arrived(self, pending: Collection[int], answers: Mapping[int, OstAnswer], now: float) -> None:
-        """Take in that a VM has migrated into this QEMU, with the removals that QEMU and guest brought along.
+    def receive(self, given: Input, now: float) -> list[Effect]:
+        """Take in what happened, and return what is to be done.
 
         Args:
-            pending: vCPU ids whose removal was pending on the source: an answer to them is a late one.
-            answers: The guest's last answers, which came along too.
-            now: The caller's clock.
+            given: What happened.
+            now: The caller's clock, in seconds.
+
+        Returns:
+            The effects, in order.
         """
-        self._adopt_answered(answers, now)
-        self.recall(pending, answers, now)
-        for first, removal in self.removals.items():
-            if first in pending:
-                removal.origin, removal.overdue = Origin.US, True
+        self._now = now
+        self._new_looks.clear()
+        self._handlers[type(given)](given)
+        self._ring()
+        self._go_on()
+        if self.intentions.previous is not None:
+            self.intentions.drop_if_there(self.layout)
+        effects, self._effects = self._effects, []
+        return effects
+
+    # What is so now.
+
+    @property
+    def layout(self) -> Layout:
+        """All slots, as known now."""
+        return self.state.layout
 
     @property
     def situation(self) -> Situation:
-        """What decides whether a step may be sent."""
-        return Situation(
-            layout=self.layout,
-            status=self.status or VmStatus("unknown"),
-            created=self._created + sum(self.slots[first].count for first in self._plugging),
-            unplug_seen=self._unplug_seen,
-            single_threaded=self.single_threaded,
-            in_flight=frozenset(self._plugging),
-            exported=self.exported,
+        """What decides whether a change may be planned now."""
+        removals = self.state.removals
+        now = self.state.situation
+        return now._replace(
+            in_flight=now.in_flight | self._reserved.keys(),
+            asked=frozenset(removals),
+            leaving=frozenset(first for first, removal in removals.items() if not removal.may_ask_again),
         )
 
-    # Our own commands.
+    @property
+    def recorded(self) -> Recorded:
+        """What a save that begins now writes."""
+        intentions = self.intentions
+        return Recorded(self.state.slots.generation, self._intent(), intentions.desired, intentions.previous)
 
-    def plug_sent(self, first: int) -> str:
-        """Note that a plug of the slot of vCPU *first* is about to be sent; return the QOM path to plug it at."""
-        path = self.slots[first].free_path(self._by_path, self._other_paths)
-        self._plugging[first] = path
-        return path
+    @property
+    def holds_saves(self) -> bool:
+        """True while a map runs: it saves itself, and what changes meanwhile is written at its end."""
+        return self._map_intent is not None
 
-    def plug_accepted(self, first: int) -> None:
-        """Take QEMU's acceptance of our ``device_add`` (or a read that shows it); idempotent."""
-        if first not in self._plugging:
+    @property
+    def is_reading(self) -> bool:
+        """True while a background read is under way, or wanted."""
+        return self._reading is not None or self.state.wanted_read is not Read.NONE
+
+    @property
+    def is_busy(self) -> bool:
+        """True while something is under way whose end is to be recorded: a command, a save, the next boot, a map."""
+        return bool(self._commands or self._saves or self._configs) or self._map() is not None
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``Tick`` is to be received at the latest, by the caller's clock; None: never."""
+        while self._alarms and self._alarm_of.get(self._alarms[0].key) is not self._alarms[0]:
+            heapq.heappop(self._alarms)
+        return self._alarms[0].when if self._alarms else None
+
+    # What is recorded.
+
+    def _intent(self) -> Intent | None:
+        base = self._map_intent or self.intentions.interrupted
+        steps = [
+            step
+            for each in self._running.values()
+            if not each.is_map and each.is_open
+            for step in each.plan.steps
+            if not step.joins
+        ]
+        # Of a step that its caller has given up, QEMU's reply may still come.
+        steps += [
+            each.run.step for each in self._commands.values() if each.transition.ended and not each.transition.is_map
+        ]
+        configs = [each.change.config for each in self._running.values() if each.change.config is not None]
+        promised = configs[-1].promised if configs else None
+        return merged(base, tuple(steps), self.layout.enabled if steps else VcpuMap(), promised)
+
+    def _save(self, then: Callable[[RecordError | None], None]) -> None:
+        if not self._is_recorded:
+            then(None)
             return
-        path = self._plugging.pop(first)
-        slot = self.slots[first].filled(path)
-        answer = self._early_answers.pop(first, None)
-        self._fill(slot if answer is None else slot.answered(answer), Origin.US)
-        if first in self._doubted:
-            self._doubted.discard(first)
-            self._want(Read.SLOTS)
+        number = self._next()
+        self._saves[number] = then
+        self._effects.append(Save(number))
 
-    def others_read(self, paths: frozenset[str]) -> None:
-        """Take in which QOM paths other devices have now that a vCPU could want."""
-        self._other_paths = paths
+    def _saved(self, given: Saved) -> None:
+        self._saves.pop(given.number)(given.error)
 
-    def is_taken(self, path: str) -> bool:
-        """Return True if some other device is known to have the QOM path *path*."""
-        return path in self._by_path or path in self._other_paths
+    # Requests.
 
-    def tell_instance_changed(self) -> None:
-        """Note that it is another QEMU than was known that runs the VM."""
-        self._tell(InstanceChanged, Origin.UNKNOWN)
+    def _change(self, change: Change) -> None:
+        removal = None if change.slot is None else self.state.removals.get(change.slot)
+        if change.joins and removal is not None and not removal.may_ask_again and self.lost is None:
+            self._plan(change)
+        else:
+            self._enqueue(change)
 
-    def plug_lost(self, first: int) -> None:
-        """Note that nobody knows whether QEMU carried our ``device_add`` out: the next read tells; idempotent."""
-        if first in self._plugging:
-            self._unsure[first] = self._plugging[first]
-        self.plug_failed(first)
+    def _enqueue(self, request: Change | Hold) -> None:
+        if self._refuses(request):
+            return
+        self._queue.append(request)
+        self._await_return(request)
 
-    def plug_failed(self, first: int) -> None:
-        """Take QEMU's rejection of our ``device_add``; idempotent."""
-        self._plugging.pop(first, None)
-        self._early_answers.pop(first, None)
-        self._doubted.discard(first)
+    def _refuses(self, request: Request) -> bool:
+        """Settle *request* with an error if the connection is gone for good."""
+        if not self.closed:
+            return False
+        why = "closed by this side" if self.lost is None else self.lost.why
+        error = MonitorLostError(why)
+        error.__cause__ = self.lost
+        self._settle(request, error=error)
+        return True
 
-    def unplug_sent(self, first: int, now: float) -> Removal:
-        """Note that ``device_del`` for the slot of vCPU *first* is about to be sent."""
-        again = self.removals.get(first)
-        if again is None or not again.recalled:
-            return self._adopt(self.slots[first], Origin.US, now)
-        self.doubled.add(first)  # should the guest take the first request up right now
-        again.recalled = False
-        again.overdue = False  # whoever waits for it since it was asked for first, waits for the same answer
-        return again
+    def _await_return(self, request: Request) -> None:
+        """While the connection is lost, wait for it as long as for a reply of QEMU's."""
+        if self.lost is not None:
+            self._set_alarm(request, self._now + self.reply_timeout, lambda: self._give_up_waiting(request))
 
-    def unplug_replied(
-        self, removal: Removal, evidence: Evidence, now: float, *, rejection: Rejected | None = None
-    ) -> None:
-        """Take the reply to our ``device_del``: ACCEPTED, REJECTION (with QEMU's *rejection*) or LOST."""
-        removal.rejection = rejection
-        self._advance(removal, evidence, now)
-        if removal.state is State.REQUESTED and evidence is not Evidence.ACCEPTED:
-            removal.recalled = True
+    def _give_up_waiting(self, request: Request) -> None:
+        self._forget(request)
+        error = MonitorLostError("" if self.lost is None else self.lost.why)
+        error.__cause__ = self.lost
+        self._settle(request, error=error)
 
-    def deadline_passed(self, removal: Removal) -> None:
-        """Note that somebody stopped waiting for *removal*: its answer will be a late one."""
-        if not removal.state.is_final and not removal.overdue:
-            removal.overdue = True
+    def _refresh(self, request: Refresh) -> None:
+        if self._refuses(request):
+            return
+        if self.lost is not None:
+            self._offline.append(request)
+            self._await_return(request)
+            return
+        self._look(
+            request.read,
+            lambda error: self._settle(request, result=True, error=error),
+            status=request.status,
+        )
+
+    def _wait(self, request: Wait) -> None:
+        removal = request.removal
+        if removal.state.is_final:
+            self._answer(request)
+        elif not self._refuses(request):
+            self._waits.setdefault(removal, []).append(request)
+            if request.timeout is not None:
+                self._set_alarm(request, self._now + request.timeout, lambda: self._look_for(request))
+
+    def _look_for(self, wait: Wait) -> None:
+        """The time for the answer is over: read once more before returning PENDING."""
+        if not wait.timeout or self.lost is not None:
+            self._settle_wait(wait)
+            return
+        limit = min(_LAST_LOOK_S, self.reply_timeout)
+        self._set_alarm(wait, self._now + limit, lambda: self._settle_wait(wait))
+        self._look(Read.SLOTS, lambda _: self._settle_wait(wait))
+
+    def _settle_wait(self, wait: Wait) -> None:
+        if self._drop_wait(wait):  # else it was settled, or cancelled, before
+            self._answer(wait)
+
+    def _drop_wait(self, wait: Wait) -> bool:
+        waits = self._waits.get(wait.removal, [])
+        if wait not in waits:
+            return False
+        waits.remove(wait)
+        if not waits:
+            del self._waits[wait.removal]
+        self._drop_alarm(wait)
+        return True
+
+    def _answer(self, wait: Wait) -> None:
+        removal = wait.removal
+        if (verdict := verdict_on(removal)) is not None:
+            self._settle(wait, result=verdict)
+        elif removal.state.is_final:
+            self._settle(wait, error=error_of_removal(removal))
+        else:
+            self.state.deadline_passed(removal)
             working = removal.state is State.WORKING
-            self._tell(UnplugPending, removal.origin, ids=removal.ids, acknowledged=working)
+            seconds = self._now - removal.requested_at
+            self._settle(wait, result=Pending(removal.ids, acknowledged=working, seconds=seconds))
+
+    def _stop_running(self, request: StopRunning) -> None:
+        transition = self._map()
+        if transition is None:
+            self._settle(request)
+            return
+        self._stoppers.append(request)
+        transition.cancel(self._now)
+        self._to_advance[transition] = None
+
+    def _persist(self, request: Persist) -> None:
+        self._save(lambda error: self._settle(request, error=error))
+
+    def _drop_previous(self, request: DropPrevious) -> None:
+        before, self.intentions.previous = self.intentions.previous, None
+
+        def saved(error: RecordError | None) -> None:
+            if error is not None:
+                self.intentions.previous = before
+            self._settle(request, error=error)
+
+        self._save(saved)
+
+    def _cancelled(self, given: Cancelled) -> None:
+        request = given.request
+        if isinstance(request, Change) and request in self._running:
+            transition = self._running[request]
+            if transition.is_map or not transition.has_sent:  # else it goes on, and nobody waits for it
+                transition.cancel(self._now)
+                self._to_advance[transition] = None
+            return
+        if request is self._exclusive:
+            self._make_room()
+        if self._forget(request):  # what is under way is settled when it ends
+            self._settle(request)
+
+    def _forget(self, request: Request) -> bool:
+        """Drop a request that waits for its turn, or for an answer; return whether it did."""
+        self._drop_alarm(request)
+        if isinstance(request, Wait):
+            return self._drop_wait(request)
+        places: tuple[MutableSequence[Any], ...] = (self._offline, self._planning, self._queue, self._parked)
+        for waiting in places:
+            if request in waiting:
+                waiting.remove(request)
+                return True
+        return False
+
+    def _release(self, given: Release) -> None:
+        if self._exclusive is given.hold:
+            self._make_room()
+
+    def _settle(self, request: Request, *, result: object = None, error: BaseException | None = None) -> None:
+        self._tell_events()  # publish earlier events first
+        self._effects.append(Settle(request, None if error is not None else result, error))
+
+    # Whose turn it is, and the plan.
+
+    def _make_room(self) -> None:
+        """Note that the map, or the hold, is over: single steps that had to wait for it may send again."""
+        self._exclusive = None
+        self._to_advance.update(dict.fromkeys(self._running.values()))
+
+    def _admit(self) -> bool:
+        """Let the next request begin, if it may; return whether it did."""
+        if not self._queue or self.lost is not None or self._exclusive is not None:
+            return False
+        request = self._queue[0]
+        alone = isinstance(request, Hold) or request.result is Result.REPORT
+        if alone and (self._planning or any(each.sends for each in self._running.values())):
+            return False
+        self._queue.popleft()
+        self._drop_alarm(request)
+        if alone:
+            self._exclusive = request
+        if isinstance(request, Hold):
+            self._settle(request, result=True)
+        else:
+            self._look_first(request)
+        return True
+
+    def _look_first(self, change: Change) -> None:
+        """Look at the VM as far as the plan depends on what no event tells."""
+        read = Read.SLOTS if change.result is Result.REPORT else Read.NONE
+        if change.joins and self.state.single_threaded is None and self.layout.vm.accelerator == "tcg":
+            read = Read.FULL  # only two vCPUs' threads tell, and there are two now
+        # What runs cannot stop running without an event.
+        status = self.state.status is None or not self.state.status.is_steady
+        if read is Read.NONE and not status:
+            self._plan(change)
+            return
+        self._planning.append(change)
+        self._look(read, lambda error: self._looked_first(change, error), status=status)
+
+    def _looked_first(self, change: Change, error: Exception | None) -> None:
+        if change not in self._planning:
+            return  # nobody waits for it any more
+        self._planning.remove(change)
+        if error is None:
+            self._plan(change)
+            return
+        if isinstance(error, MonitorLostError) and self._reconnects:
+            self._requeue(change)
+            return
+        if self._exclusive is change:
+            self._make_room()
+        self._settle(change, error=error)
+
+    def _requeue(self, change: Change) -> None:
+        """Have *change* wait for the connection to come back, before all others."""
+        if self._exclusive is change:
+            self._make_room()
+        if not self._refuses(change):
+            self._queue.appendleft(change)
+            self._await_return(change)
+
+    def _plan(self, change: Change) -> None:
+        if self.lost is not None:
+            self._requeue(change)
+            return
+        if change.waits_for_plug and change.slot in self.situation.in_flight:
+            self._parked.append(change)
+            return
+        try:
+            plan = change.plan(self.situation)
+            if change.result is Result.REPORT:
+                check_plan(plan, self.layout)
+            if change.config is not None:
+                change.config.promise(plan)
+        except Exception as error:  # noqa: BLE001 -- whatever is wrong with the plan, its caller is told
+            if self._exclusive is change:
+                self._make_room()
+            self._settle(change, error=error)
+            return
+        transition = Transition(
+            change,
+            plan,
+            self.state,
+            self._now,
+            reply_timeout=self.reply_timeout,
+            reconnects=self._reconnects,
+        )
+        self._running[change] = transition
+        for step in () if transition.is_map else plan.steps:
+            self._by_slot.setdefault(step.first, []).append(transition)
+            if step.action is Action.PLUG:
+                self._reserved.setdefault(step.first, transition)
+        self._to_advance[transition] = None
+
+    def _concerned(self, first: int) -> list[Transition]:
+        """Return the transitions that change the slot of vCPU *first*, or may."""
+        running = self._map()
+        return [*self._by_slot.get(first, ()), *(() if running is None else (running,))]
+
+    def _unpark(self) -> bool:
+        """Let those have their turn that waited for a plug which is over now; return whether there were any."""
+        if not self._parked or self.lost is not None:
+            return False
+        in_flight = self.situation.in_flight
+        ready = [change for change in self._parked if change.slot not in in_flight]
+        for change in reversed(ready):  # they were first before
+            self._parked.remove(change)
+            self._queue.appendleft(change)
+            self._await_return(change)
+        return bool(ready)
+
+    # Transitions.
+
+    def _map(self) -> Transition | None:
+        return self._running.get(self._exclusive) if isinstance(self._exclusive, Change) else None
+
+    def _go_on(self) -> None:
+        """Carry on with whatever can go on, until nothing can."""
+        while True:
+            self._take_news()
+            if self._to_advance:
+                transition = next(iter(self._to_advance))
+                del self._to_advance[transition]
+                self._advance(transition)
+            elif not (self._unpark() or self._admit()):
+                break
+        self._read_wanted()
+        self._tell_events()
+
+    def _advance(self, transition: Transition) -> None:
+        may_send = transition.is_map or self._exclusive is None
+        while tasks := transition.advance(self._now, may_send=may_send):
+            for task in tasks:
+                self._do(transition, task)
+        self._to_advance.pop(transition, None)
+        if transition.ended:
+            self._finish(transition)
+        else:
+            deadline = transition.deadline
+            if deadline is None:
+                self._drop_alarm(transition)
+            else:
+                self._set_alarm(transition, deadline, lambda: self._to_advance.setdefault(transition))
+
+    def _do(self, transition: Transition, task: Task) -> None:
+        match task:
+            case SendStep(run):
+                self._send(transition, run)
+            case LookAgain(read, runs):
+                self._look_again(transition, read, runs)
+            case LastLook():
+                self._look(Read.SLOTS, lambda error: self._confirmed(transition, task, error))
+            case SaveIntent(intent):
+                self._save_intent(transition, intent)
+            case WriteNextBoot() if transition.change.config is not None:
+                number = self._next()
+                self._configs[number] = transition
+                done = f"{transition.change.subject} is done"
+                if transition.is_map:
+                    done = "the VM as it runs is as wished"
+                self._effects.append(WriteConfig(number, transition.change.config, done))
+
+    def _send(self, transition: Transition, run: StepRun, batch: Batch | None = None) -> None:
+        slot = self.state.slots[run.step.first]
+        number = self._next()
+        self._reserved.pop(slot.first, None)
+        if run.plugs and run.path is not None:
+            command, run.arguments = "device_add", qapi.device_add(slot, run.path)
+        else:
+            command, run.arguments = "device_del", qapi.device_del(slot)
+        self._commands[number] = _Command(
+            transition, batch or transition.batch, run, None if run.plugs else run.removal
+        )
+        self._effects.append(Send(number, command, run.arguments))
+
+    def _look_again(self, transition: Transition, read: Read, runs: tuple[StepRun, ...]) -> None:
+        batch, is_over = transition.batch, False
+
+        def looked(_: object = None) -> None:
+            nonlocal is_over
+            if not is_over:
+                is_over = True
+                self._drop_alarm(runs)
+                batch.looked(runs, self._now)
+                self._to_advance[transition] = None
+
+        self._set_alarm(runs, self._now + min(_LAST_LOOK_S, self.reply_timeout), looked)
+        self._look(read, looked)
+
+    def _confirmed(self, transition: Transition, look: LastLook, error: Exception | None) -> None:
+        transition.confirmed(look, "" if error is None else str(error), self._now)
+        self._to_advance[transition] = None
+
+    def _save_intent(self, transition: Transition, intent: Intent | None) -> None:
+        phase = transition.phase
+        take_back: Callable[[], None] | None = None
+        if transition.is_map:
+            if phase is Phase.START:
+                rebuilds = transition.change.rebuilds
+                take_back = self.intentions.want_map(transition.intent.target, rebuilds=rebuilds)
+            if phase is Phase.FINISH:
+                self._map_intent = None
+                self.intentions.leave(self._with_next_boot(transition, intent))
+                self.intentions.desired = transition.wanted
+            else:
+                self._map_intent = self._with_next_boot(transition, intent)
+        elif phase is Phase.START:
+            take_back = self.intentions.want_steps(transition.plan.steps, self.layout.enabled)
+        elif phase is Phase.FINISH and transition.is_unknown:
+            self.intentions.interrupted = self._unresolved(transition)
+
+        def saved(error: RecordError | None) -> None:
+            if take_back is not None and error is not None and not transition.ended:
+                take_back()
+                self._map_intent = None if transition.is_map else self._map_intent
+            transition.saved(error)
+            self._to_advance[transition] = None
+
+        self._save(saved)
+
+    @staticmethod
+    def _with_next_boot(transition: Transition, intent: Intent | None) -> Intent | None:
+        config = transition.change.config
+        promised = None if config is None else config.promised
+        if intent is None or promised is None:
+            return intent
+        return replace(intent, next_boot=promised[0], config=promised[1])
+
+    def _config_written(self, given: ConfigWritten) -> None:
+        transition = self._configs.pop(given.number)
+        transition.config_written(given.report, given.error)
+        self._to_advance[transition] = None
+
+    def _finish(self, transition: Transition) -> None:
+        """Settle what has ended, and let others go on."""
+        change = transition.change
+        if change not in self._running:
+            return
+        self._leave(transition)
+        if transition.lost and self._map_intent is not None and transition.is_map:
+            self._map_intent, self.intentions.interrupted = None, self._map_intent
+        elif transition.lost and not transition.is_map and transition.is_unknown:
+            self.intentions.interrupted = self._unresolved(transition)
+        if transition.is_map:
+            self._let_others_go_on(transition)
+        error = error_of(transition)
+        self._tries[change] = self._tries.get(change, 0) + 1
+        if error is not None and self._tries[change] < change.tries and transition.may_try_again:
+            self._queue.appendleft(change)
+            return
+        del self._tries[change]
+        if error is not None:
+            self._settle(change, error=error)
+            return
+        self._settle(change, result=self._result(transition))
+
+    def _leave(self, transition: Transition) -> None:
+        del self._running[transition.change]
+        for step in () if transition.is_map else transition.plan.steps:
+            self._by_slot[step.first].remove(transition)
+            if not self._by_slot[step.first]:
+                del self._by_slot[step.first]
+            if self._reserved.get(step.first) is transition:
+                del self._reserved[step.first]
+        self._drop_alarm(transition)
+
+    def _let_others_go_on(self, ended: Transition) -> None:
+        """Note that the map *ended*: what runs beside maps may send again, and who stopped it learns how it ended."""
+        self._make_room()
+        stoppers, self._stoppers = self._stoppers, []
+        for stopper in stoppers:
+            self._settle(stopper, result=ended.report())
+
+    @staticmethod
+    def _result(transition: Transition) -> object:
+        match transition.change.result:
+            case Result.REPORT:
+                return transition.report()
+            case Result.IDS:
+                return transition.plan.ids
+        run = transition.runs[0]
+        return run.removal, not run.ours
+
+    def _unresolved(self, transition: Transition) -> Intent | None:
+        """Return the intent that goes on: nobody knows what became of the step of *transition*."""
+        steps = tuple(run.step for run in transition.runs if isinstance(run.verdict, Unknown))
+        return merged(self.intentions.interrupted, steps, self.layout.enabled, None)
+
+    # Replies.
+
+    def _accepted(self, given: Accepted) -> None:
+        command = self._commands.pop(given.number)
+        run = command.run
+        if command.removal is None:
+            self.state.plug_accepted(run.step.first)
+        else:
+            self.state.unplug_replied(command.removal, Evidence.ACCEPTED, self._now)
+            self._take_news()
+        self._replied(command, None)
+
+    def _rejected(self, given: Rejection) -> None:
+        """Read the VM after a rejection: QEMU's error texts are unstable, so they explain nothing for sure."""
+        command = self._commands[given.number]
+        plugs = command.removal is None
+        if plugs:
+            self.state.plug_failed(command.run.step.first)
+            self._reserved[command.run.step.first] = command.transition  # it may be sent again
+
+        def explain(error: Exception | None) -> None:
+            if self._explaining.pop(given.number, None) is None:
+                return  # the connection was lost meanwhile
+            if self._reserved.get(command.run.step.first) is command.transition:
+                del self._reserved[command.run.step.first]
+            del self._commands[given.number]
+            if error is None and plugs and self._may_plug_again(command):
+                self._plug_again(command, Rejected(command.run.step.ids, given.error_class, given.desc))
+                return
+            hint = "" if error is not None else self._hint(command)
+            verdict = Rejected(command.run.step.ids, given.error_class, given.desc, hint)
+            gone = False
+            if command.removal is not None:
+                self.state.unplug_replied(command.removal, Evidence.REJECTION, self._now, rejection=verdict)
+                gone = command.removal.state is State.UNPLUGGED  # the look showed it: that is what was asked for
+            self._replied(command, None if gone else verdict)
+
+        self._explaining[given.number] = explain
+        if len(self._explaining) == 1:
+            self._look_why()
+
+    def _look_why(self) -> None:
+        """Look at the VM once for all rejections known now; those that come meanwhile share the next look."""
+        those = tuple(self._explaining.values())
+
+        def looked(error: Exception | None) -> None:
+            for explain in those:
+                explain(error)
+            if self._explaining:
+                self._look_why()
+
+        self._look(Read.FULL, looked, status=True, other_paths=True)
+
+    def _may_plug_again(self, command: _Command) -> bool:
+        """Return True if QEMU most likely only held the id of the CPU that was there before."""
+        run = command.run
+        held = self.state.id_may_be_held(run.step.first, self._now) and not self.state.is_taken(run.path or "")
+        return held and run.rejections < _MOST_REJECTIONS and not command.transition.cancelled
+
+    def _plug_again(self, command: _Command, rejected: Rejected) -> None:
+        run, first = command.run, command.run.step.first
+        run.rejections += 1
+        run.path = self.state.plug_sent(first)  # it stays reserved until then
+
+        def send() -> None:
+            if run.stage is StepStage.SENT and self.lost is None and not command.transition.cancelled:
+                self._send(command.transition, run, command.batch)
+                return
+            self.state.plug_failed(first)
+            if self.lost is None:
+                self._replied(command, rejected)
+            else:
+                command.batch.unanswered(run, self.lost.why, self._now)
+
+        self._set_alarm(command, self._now + _HELD_PAUSE_S * 2**run.rejections, send)
+
+    def _hint(self, command: _Command) -> str:
+        run, status = command.run, self.state.status
+        if status is not None and (status.migrating or status.migrated_away):
+            return f"the VM is migrating or has migrated: run state {status.run_state}, migration {status.migration}"
+        slot = self.state.slots[run.step.first]
+        if command.removal is None:
+            return hint_of_plug(run, slot_path=slot.qom_path, is_taken=self.state.is_taken(run.path or ""))
+        return hint_of_unplug(present=slot.present, arch=self.layout.vm.arch)
+
+    def _unanswered(self, given: Unanswered) -> None:
+        command = self._commands.pop(given.number)
+        run = command.run
+        if command.removal is None:
+            self.state.plug_lost(run.step.first)
+        else:
+            self.state.unplug_replied(command.removal, Evidence.LOST, self._now)
+        self._want_read(WantRead(Read.FULL))  # finds out whether QEMU did it anyway
+        run.cause = given.error
+        if isinstance(given.error, MonitorLostError):
+            command.batch.unanswered(run, str(given.error), self._now)
+            self._to_advance[command.transition] = None
+        else:
+            self._replied(command, Unknown(run.step.ids, str(given.error)))
+
+    def _replied(self, command: _Command, verdict: Rejected | Unknown | None) -> None:
+        command.batch.replied(command.run, verdict, self._now)
+        if not command.transition.ended:
+            self._to_advance[command.transition] = None
 
     # What QEMU and the guest say.
 
-    def receive(self, event: qapi.QemuEvent, now: float) -> None:
-        """Take one event of QEMU's in."""
-        match event:
-            case qapi.OstEvent():
-                self._receive_ost(event, now)
-            case qapi.Deleted():
-                self._receive_deleted(event.path, now)
-            case qapi.GuestError():
-                first = self._by_path.get(event.path)
-                if first is not None:
-                    self._refuse(first, None, "the guest rejected the request", now)
-            case qapi.RunEvent.RESET:
-                for removal in self.removals.values():
-                    removal.advance(Evidence.RESET, now)
-                self._tell(VmReset, Origin.UNKNOWN)
-            case qapi.RunEvent.STOP:
-                self.status = None  # paused, or migrated away: QEMU does not say which
-                self._tell(VmStopped, Origin.UNKNOWN)
-            case qapi.RunEvent.RESUME:
-                self.status = VmStatus("running", self.status.migration if self.status else "none")
-                self._tell(VmResumed, Origin.UNKNOWN)
-            case qapi.MigrationStatus():
-                self.status = None
-                self._tell(MigrationChanged, Origin.UNKNOWN, status=event.status)
+    def _heard(self, given: Heard) -> None:
+        if self.lost is None:
+            self.state.receive(given.event, self._now)
 
-    def _receive_ost(self, event: qapi.OstEvent, now: float) -> None:
-        first = self._by_path.get(event.path or "", self._by_index.get(event.cpu_index))
-        if first is None:
-            self._want(Read.FULL)
+    def _take_news(self) -> None:
+        """Hand what is new to those who wait for it."""
+        self._tell_events()
+        for removal in self.state.take_changed_removals():
+            self._removal_changed(removal)
+        for first in self.state.take_touched():
+            for transition in self._concerned(first):
+                if transition.batch.touched(first):
+                    self._to_advance[transition] = None
+
+    def _removal_changed(self, removal: Removal) -> None:
+        for transition in self._concerned(min(removal.ids)):
+            if removal.state.is_final:
+                transition.answered(removal, self._now)
+                self._to_advance[transition] = None
+            elif transition.batch.accepted_by_other(removal, self._now):
+                self._to_advance[transition] = None
+        if removal.state.is_final:
+            for wait in tuple(self._waits.get(removal, ())):
+                self._settle_wait(wait)
+
+    def _tell_events(self) -> None:
+        events = self.state.take_events()
+        if events:
+            self._effects.append(Publish(events))
+
+    def _export_lock(self, given: ExportLock) -> None:
+        self.state.exported = given.locked
+
+    def _arrived(self, given: Arrived) -> None:
+        self.state.arrived(given.pending, given.answers, self._now)
+        self.intentions.desired = given.desired
+
+    # Looks.
+
+    def _look(
+        self,
+        read: Read,
+        then: Callable[[Exception | None], None],
+        *,
+        status: bool = False,
+        other_paths: bool = False,
+    ) -> int | None:
+        """Read the VM, then call *then* with why that failed, or None; return the number of the look."""
+        if self.lost is not None:
+            then(self.lost)
+            return None
+        tick = self.state.read_sent(read)
+        for each in self._new_looks:
+            if each.tick == tick and each.look.read >= read and not (status or other_paths):
+                each.then.append(then)
+                return each.look.number
+        look = Look(self._next(), read, status=status, other_paths=other_paths)
+        under_way = self._looks[look.number] = _LookUnderWay(tick, look, [then])
+        self._new_looks.append(under_way)
+        self._effects.append(look)
+        return look.number
+
+    def _looked(self, given: Looked) -> None:
+        under_way = self._looks.pop(given.number)
+        error: Exception | None = None
+        if given.status is not None:
+            self.state.status = given.status
+        if given.other_paths is not None:
+            self.state.others_read(given.other_paths)
+        if given.slots is not None:
+            try:
+                self.state.observed(under_way.tick, given.slots, given.threads, self._now)
+            except MalformedReplyError as malformed:
+                error = malformed
+        self._take_news()
+        for then in under_way.then:
+            then(error)
+
+    def _look_failed(self, given: LookFailed) -> None:
+        for then in self._looks.pop(given.number).then:
+            then(given.error)
+
+    def _want_read(self, given: WantRead) -> None:
+        """Have the slots read, now and for nobody in particular."""
+        self.state.wanted_read = max(self.state.wanted_read, given.read)
+        self._drop_alarm(_READ_AGAIN)
+
+    def _read_wanted(self) -> None:
+        read = self.state.wanted_read
+        if read is Read.NONE or self.lost is not None or self._reading is not None or _READ_AGAIN in self._alarm_of:
             return
-        self._answers[event.cpu_index] = event.answer
-        slot = self.slots[first]
-        if event.answer.is_insertion:
-            self._receive_insertion(slot, event.answer)
-        elif event.answer.is_ejection and slot.present:
-            self._receive_ejection(slot, event.answer, now)
-        elif event.answer.status is OstStatus.IN_PROGRESS:
-            # The guest ejects what we do not see there: a second removal, or a CPU that somebody plugged.
-            self.doubled.add(first)
-            self._want(Read.NONE if first in self._plugging else Read.FULL)
 
-    def _receive_insertion(self, slot: Slot, answer: OstAnswer) -> None:
-        if slot.first in self._plugging:
-            self._early_answers[slot.first] = answer
-        elif not slot.present:
-            self._want(Read.FULL)  # somebody else's plug: only a read tells its path
-        else:
-            self._replace(slot.answered(answer))
+        def looked(error: Exception | None) -> None:
+            self._reading = None
+            self._tell_of_reading(error)
+            if error is None:
+                self._pause = _FIRST_PAUSE_S
+                return
+            self.state.wanted_read = max(self.state.wanted_read, read)
+            self._set_alarm(_READ_AGAIN, self._now + self._pause, lambda: None)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)
 
-    def _receive_ejection(self, slot: Slot, answer: OstAnswer, now: float) -> None:
-        if answer.status is OstStatus.SUCCESS:
-            if slot.first in self.removals:
-                self._claim(self.removals[slot.first])
-            self._want(Read.SLOTS)
-        elif answer.status is OstStatus.FAILURE:
-            self._refuse(slot.first, answer.code, answer.reason, now)
-        else:
-            removal = self.removals.get(slot.first)
-            if removal is None:
-                removal = self._adopt(slot, Origin.OTHER, now)
-            elif removal.state is State.WORKING:
-                self.doubled.add(slot.first)
-            self._advance(removal, Evidence.IN_PROGRESS, now)
+        self._reading = self._look(read, looked)
 
-    def _receive_deleted(self, path: str, now: float) -> None:
-        first = self._by_path.get(path)
-        spent = self._spend(path)
-        if first is None:
-            # Most likely the last CPU in that slot. Only a read that is sent after our plug's reply can tell.
-            self._doubted.update(each for each, new in self._plugging.items() if new == path)
-        elif first in self.removals and not spent:
-            self._empty(first, Origin.OTHER, now)
-        else:
-            if not spent:
-                self._told.add(first)
-            self._want(Read.SLOTS)
+    def _tell_of_reading(self, error: Exception | None) -> None:
+        if self.lost is None:
+            self._effects.append(BackgroundRead(error))
 
-    # Reads.
+    def _arm_resync(self) -> None:
+        if self._resync_interval:
+            self._set_alarm(_RESYNC, self._now + self._resync_interval, self._resync)
 
-    def read_sent(self, read: Read) -> int:
-        """Note that a read is about to be sent; hand the number back with what it shows."""
-        if self.wanted <= read:
-            self.wanted = Read.NONE
-        return self._tick
+    def _resync(self) -> None:
+        def looked(error: Exception | None) -> None:
+            self._tell_of_reading(error)
+            self._arm_resync()
 
-    def observed(self, sent: int, slots: Sequence[Slot], threads: Sequence[ThreadReading] | None, now: float) -> None:
-        """Take a read in: only of slots that have not changed since it was sent.
+        if not self.closed:
+            self._look(Read.FULL, looked)
 
-        Args:
-            sent: What ``read_sent`` returned.
-            slots: The slots as read.
-            threads: ``query-cpus-fast``, or None if it was not asked (then the slots' host_tids tell nothing).
-            now: The caller's clock.
+    # The connection.
 
-        Raises:
-            MalformedReplyError: It shows other slots than the first read; nothing was taken in.
-        """
-        self._check_slots(slots)
-        self._take(sent, slots, threads, now)
+    def _lost(self, given: Lost) -> None:
+        if self.lost is None:
+            self.lost = given.error
+            self.state.disconnected(given.error.why)
+            for explain in tuple(self._explaining.values()):
+                explain(given.error)
+        elif given.may_return:
+            return
+        if not given.may_return:
+            self._give_up(given.error)
+            return
+        for transition in self._running.values():
+            patience = max(transition.change.options.timeout, self.reply_timeout)
+            transition.paused(self._now + patience)
+            self._to_advance[transition] = None
+        for request in self._queue:
+            self._await_return(request)
 
-    def _take(
-        self,
-        sent: int,
-        slots: Sequence[Slot],
-        threads: Sequence[ThreadReading] | None,
-        now: float,
-        *,
-        same_qemu: bool = True,
-    ) -> None:
-        unannounced = False
-        for slot in slots:
-            if self._changed.get(slot.first, 0) <= sent:
-                unannounced |= self._observe(slot, sent, now, full=threads is not None, same_qemu=same_qemu)
-        if threads is not None:
-            self._take_creation(slots, threads)
-        if unannounced:
-            self._tell(LayoutChanged, Origin.UNKNOWN)
+    def _give_up(self, error: MonitorLostError) -> None:
+        """End everything that waits: the connection does not come back."""
+        if self.closed:
+            return
+        self.lost, self.closed = error, True
+        intent = self._intent()
+        for transition in self._running.values():
+            transition.lose(error.why, self._now)
+            self._to_advance[transition] = None
+        if self._running:
+            self.intentions.interrupted, self._map_intent = intent, None
+        for request in (*self._queue, *self._parked, *self._offline, *self._planning):
+            self._forget(request)
+            self._refuses(request)
+        for waits in self._waits.values():
+            for wait in waits:
+                self._drop_alarm(wait)
+                self._refuses(wait)
+        self._waits.clear()
+        self._go_on()
+        self._effects.append(LetGo(error))
 
-    def _check_slots(self, slots: Sequence[Slot]) -> None:
-        if [slot.first for slot in slots] != [slot.first for slot in self.layout.slots]:
-            shown = [str(slot.ids) for slot in slots]
-            raise MalformedReplyError("query-hotpluggable-cpus", "its slots are not those of the first read", shown)
+    def _returned(self, given: Returned) -> None:
+        if self.closed:
+            return
+        had = self.layout
+        self.lost = None
+        for request in self._queue:
+            self._drop_alarm(request)
+        self.state.resync(
+            given.slots,
+            given.threads,
+            status=given.status,
+            answers=given.answers,
+            same_instance=given.same_instance,
+            now=self._now,
+        )
+        self._take_news()
+        for transition in tuple(self._running.values()):
+            if given.same_instance:
+                transition.resumed(self._now)
+            else:
+                transition.lose("another QEMU runs this VM now", self._now)
+            self._to_advance[transition] = None
+        if not given.same_instance:
+            self._go_on()
+            self._map_intent = self.intentions.interrupted = None
+            if self.intentions.previous is None and 0 in had.enabled:
+                self.intentions.previous = PreviousVcpus.of(had)
+        for waiting in tuple(self._offline):
+            self._forget(waiting)
+            self._refresh(waiting)
 
-    def _observe(self, seen: Slot, sent: int, now: float, *, full: bool, same_qemu: bool) -> bool:
-        """Take one slot of a read in; return True if it showed what no event had announced."""
-        known = self.slots[seen.first]
-        if seen.first in self._plugging:
-            if seen.qom_path == self._plugging[seen.first]:
-                self.plug_accepted(seen.first)
-            return False
-        removal = self.removals.get(seen.first)
-        told = seen.first in self._told
-        self._told.discard(seen.first)
-        if seen.qom_path == known.qom_path and not (same_qemu and _has_other_threads(seen, known)):
-            if removal is not None and removal.claimed is not None and removal.claimed <= sent:
-                self._settle_claim(removal, now)
-            if full and seen.host_tids != known.host_tids:
-                self._replace(known.seen(seen.host_tids))
-            return False
-        if known.present:
-            if not told:
-                self._expect_late(known)
-            self._empty(seen.first, Origin.UNKNOWN, now)
-        if seen.qom_path is not None:
-            ours_too = seen.qom_path == self._unsure.get(seen.first)
-            origin = Origin.US if ours_too else Origin.OTHER
-            self._fill(known.filled(seen.qom_path).seen(seen.host_tids), origin)
-            if not full:
-                self._want(Read.FULL)
-        return removal is None
+    def _stop(self, _given: Stop) -> None:
+        transition = self._map()
+        if transition is not None:
+            transition.cancel(self._now)
+            self._to_advance[transition] = None
 
-    def _settle_claim(self, removal: Removal, now: float) -> None:
-        """Take in that the guest has said success, and that a read sent after it still shows the CPU."""
-        removal.claimed = None
-        if removal.state is State.WORKING:
-            reason = "it answered success, and the vCPU is still there"
-            self._refuse(min(removal.ids), 0, reason, now)
-        elif removal.state is State.REQUESTED:  # success of an earlier removal, or of this one: either way it is idle
-            removal.recalled = True
+    # Time, and numbers.
 
-    def _take_creation(self, seen: Sequence[Slot], threads: Sequence[ThreadReading]) -> None:
-        self.single_threaded = runs_single_threaded(threads) if len(threads) > 1 else self.single_threaded
-        known = self.layout.creation
-        read = dict.fromkeys(first for first in creation_order(seen, threads) if first in known)
-        order = (*read, *(first for first in known if first not in read))
-        if order != known:
-            self.slots.reorder(order)
+    def _set_alarm(self, key: object, when: float, ring: Callable[[], object]) -> None:
+        known = self._alarm_of.get(key)
+        if known is None or known.when != when:
+            alarm = self._alarm_of[key] = _Alarm(when, self._next(), key, ring)
+            heapq.heappush(self._alarms, alarm)
 
-    def resync(
-        self,
-        slots: Sequence[Slot],
-        threads: Sequence[ThreadReading],
-        *,
-        status: VmStatus,
-        answers: Mapping[int, OstAnswer],
-        same_instance: bool,
-        now: float,
-    ) -> None:
-        """Take in a reading of a VM whose events were missed for a while.
+    def _drop_alarm(self, key: object) -> None:
+        self._alarm_of.pop(key, None)
 
-        Args:
-            slots: The slots as read.
-            threads: ``query-cpus-fast``.
-            status: What the VM is doing.
-            answers: The guest's last answer per cpu-index.
-            same_instance: False if it is another QEMU that runs the VM now: what was pending is void.
-            now: The caller's clock.
+    def _ring(self) -> None:
+        """Act on the deadlines that have passed."""
+        while (when := self.deadline) is not None and when <= self._now:
+            alarm = heapq.heappop(self._alarms)
+            del self._alarm_of[alarm.key]
+            alarm.ring()
 
-        Raises:
-            MalformedReplyError: It shows other slots than the first read; nothing was taken in.
-        """
-        self._check_slots(slots)
-        if not same_instance:  # what a guest said before is nothing to hold the new one's CPUs against
-            for removal in self.removals.values():
-                removal.claimed = None
-            self.tell_instance_changed()
-        self._take(self._tick, slots, threads, now, same_qemu=same_instance)
-        self.status = status
-        self._unsure.clear()
-        if same_instance:
-            self._adopt_answered(answers, now)
-        else:
-            for removal in list(self.removals.values()):
-                self._advance(removal, Evidence.VOID, now)
-            self.doubled.clear()
-            self._late.clear()
-            self._meet(answers, now)
-        self._tell(Reconnected, Origin.UNKNOWN)
-
-
-def _has_other_threads(seen: Slot, known: Slot) -> bool:
-    """Tell whether the CPU *seen* runs in other host threads than the one *known* in its place: it is another CPU."""
-    told = seen.host_tids and known.host_tids and None not in (*seen.host_tids, *known.host_tids)
-    return bool(told) and seen.host_tids != known.host_tids
+    def _next(self) -> int:
+        self._number += 1
+        return self._number

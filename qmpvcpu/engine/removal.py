@@ -114,7 +114,7 @@ class IllegalEvidenceError(RuntimeError):
     """Evidence reached a removal in a state where it cannot be: a fault of qmpvcpu, not of the VM."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Removal:
     """One removal of one slot.
 
@@ -126,8 +126,8 @@ class Removal:
         state: Where it stands.
         settled_at: When it became final, or None.
         overdue: True once a deadline for it has passed.
-        recalled: True if only the record tells of it, or the VM was reset since: no guest is known to work on it, and
-            one that had taken it up may have left QEMU nothing to remember, so it may be asked for again.
+        may_ask_again: True if only the record tells of it, or the VM was reset since: no guest is known to work on
+            it, and one that had taken it up may have left QEMU nothing to remember.
         claimed: Since when, as the engine counts, the guest says that it is done; None: it does not.
         code: The guest's OST status when it refused, or None.
         reason: The same in words, or "".
@@ -141,7 +141,7 @@ class Removal:
     state: State = State.SENT
     settled_at: float | None = None
     overdue: bool = False
-    recalled: bool = False
+    may_ask_again: bool = False
     claimed: int | None = None
     code: int | None = None
     reason: str = ""
@@ -161,9 +161,9 @@ class Removal:
         if evidence in {Evidence.IN_PROGRESS, Evidence.RESET}:
             self.claimed = None
         if self.state is State.WORKING:
-            self.recalled = False
+            self.may_ask_again = False
         elif evidence is Evidence.RESET and self.state is State.REQUESTED:
-            self.recalled = True
+            self.may_ask_again = True
         if self.state.is_final and not before.is_final:
             self.settled_at = now
         return before

@@ -1,18 +1,18 @@
-r"""One transition, from a plan to a report: says what to do next, and is told what came of it.
+r"""One transition, from a plan to its end: says what to do next, and is told what came of it.
 
 ::
 
-    BEGIN --Save(intent)--> FORWARD --Save(None)--> ENDED
-                              |                       ^
-                        a failure under REVERT        |
-                              |                  Save(None)
-                              v                       |
-                            TURN --Save(reverting)--> REVERTING
+    START --save--> FORWARD --------------------> LOOK --> CONFIG --> FINISH --save--> ENDED
+                       |                           ^
+                 a failure under REVERT            |
+                       |                           |
+                       +--> TURN --save--> REVERTING
 
-Before the last Save there is a LastLook: what is told at the end has been seen, not only heard.
+A single plug or unplug is a transition of one step. Only whole maps LOOK, so REACHED always rests on a read. CONFIG
+writes the next boot, where it is to follow.
 
-The owner's loop is: ``advance``, bring its effects about, wait for a reply, an answer, a deadline or a wish to stop,
-tell it here, and again. A Save is awaited before anything else is sent: what a crash leaves behind is always an
+The owner's loop is: ``advance``, carry out what it returns, wait for a reply, an answer, a deadline or a request to
+stop, tell it here, and again. A save is awaited before anything else is sent: what a crash leaves behind is always an
 intent that covers whatever may have been sent.
 
 Rules that live here:
@@ -23,20 +23,30 @@ Rules that live here:
   One that finishes what was cut short is the same transition: what had been done before it was cut is undone too.
 - An answer that comes after its deadline, but before the end, still counts: the step's verdict is what became of it,
   and a vCPU that left while the rest is being undone is plugged again.
-- Loss of the connection ends it where it stands, with the intent still recorded; with ``reconnect`` it waits, and
-  what the next look shows is the reply to what was in flight.
+- Loss of the connection ends it where it stands, with the intent still recorded; if somebody looks for QEMU it waits,
+  and what the next look shows is the reply to what was in flight.
 """
 
 import enum
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
-from qmpvcpu.engine.batch import Batch
-from qmpvcpu.engine.engine import Engine
+from qmpvcpu.engine.batch import Batch, Bounds, LookAgain, SendStep
+from qmpvcpu.engine.messages import Change, Result
 from qmpvcpu.engine.removal import Removal
-from qmpvcpu.engine.work import BY_OTHER, Effect, LastLook, Save, Stage, Terms, Work, report_on
-from qmpvcpu.model.report import StepReport, TransitionOutcome, TransitionReport, succeeded
-from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
+from qmpvcpu.engine.steprun import BY_OTHER, StepRun, StepStage, report_on
+from qmpvcpu.engine.vmstate import VmState
+from qmpvcpu.errors import RecordError
+from qmpvcpu.model.report import (
+    ConfigOutcome,
+    ConfigReport,
+    StepReport,
+    TransitionOutcome,
+    TransitionReport,
+    succeeded,
+)
+from qmpvcpu.model.transition import Action, Affect, Direction, Intent, OnFailure, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Plugged, Unknown, Unplugged
 from qmpvcpu.planning.plan import Plan
@@ -48,59 +58,129 @@ _MOST_LOOKS = 8  # where others go on changing the VM there is no last one
 class Phase(enum.Enum):
     """How far a transition is."""
 
-    BEGIN = "the intent is being recorded"
+    START = "the intent is being recorded"
     FORWARD = "towards the target"
     TURN = "the turning back is being recorded"
     REVERTING = "back to the start"
+    LOOK = "the VM is read once more"
+    CONFIG = "the next boot is being written"
     FINISH = "the outcome is being recorded"
     ENDED = "over"
 
 
-class Transition:
-    """One run of one plan, which must be of the engine's layout as it is now.
+class SaveIntent(NamedTuple):
+    """Write the record with *intent* (None: it is over), then call ``saved``."""
 
-    Not safe for threads; every method is synchronous.
+    intent: Intent | None
+
+
+class LastLook(NamedTuple):
+    """Read the slots, then call ``confirmed``: nothing is called reached that was not looked at."""
+
+    number: int
+
+
+class WriteNextBoot(NamedTuple):
+    """Write the next boot, then call ``config_written``."""
+
+
+Task = SaveIntent | SendStep | LookAgain | LastLook | WriteNextBoot
+
+
+class Transition:
+    """One run of one plan, which must be of the state as it is now.
+
+    Args:
+        change: What was asked for.
+        plan: The plan of it.
+        state: What is known of the VM.
+        now: The caller's clock, in seconds.
+        reply_timeout: How long QEMU has for each reply, in seconds.
+        reconnects: True if somebody looks for QEMU when the connection is lost.
 
     Attributes:
+        change: As given.
+        plan: As given.
+        reply_timeout: As given.
         phase: How far it is.
         cancelled: True once somebody stopped it.
         intent: What the record holds while it runs.
-        batch: The work that is under way; replies and answers go there.
+        batch: The steps that are under way; replies and answers go there.
+        lost: Why the connection was lost for good, or "".
+        not_begun: Why the intent could not be recorded, so that nothing was sent; or None.
+        unrecorded: Why the turn or the outcome could not be recorded, or None.
+        unwritten: Why the next boot could not be written, or None.
+        offline_until: When it gives up waiting for the connection to come back, or None.
     """
 
-    def __init__(self, plan: Plan, engine: Engine, terms: Terms, now: float, *, intent: Intent | None = None) -> None:
-        self.phase = Phase.BEGIN
+    def __init__(
+        self,
+        change: Change,
+        plan: Plan,
+        state: VmState,
+        now: float,
+        *,
+        reply_timeout: float,
+        reconnects: bool = False,
+    ) -> None:
+        options, intent = change.options, change.intent
+        self.change = change
+        self.plan = plan
+        self.phase = Phase.START
         self.cancelled = False
-        own = Intent(plan.start, plan.target, plan.steps, terms.on_failure, terms.timeout)
+        self.lost = ""
+        self.not_begun: RecordError | None = None
+        self.unrecorded: RecordError | None = None
+        self.unwritten: RecordError | None = None
+        self.offline_until: float | None = None
+        own = Intent(plan.start, plan.target, plan.steps, options.on_failure, options.timeout)
         self.intent = own if intent is None else _covering(intent, plan.steps)
         forward = intent is not None and intent.direction is Direction.FORWARD
         self._begun = {step.first: step for step in intent.steps if not step.joins} if intent and forward else {}
-        self._plan = plan
-        self._engine = engine
-        self._terms = terms
+        self._state = state
+        self.reply_timeout = reply_timeout
+        self._reconnects = reconnects
         self._began = self._now = now
-        self._works = [Work(step) for step in plan.steps]
-        self._undoing: dict[int, Work] = {}  # by id() of the work that they undo
+        self._runs = [StepRun(step) for step in plan.steps]
+        self._undoing: dict[StepRun, StepRun] = {}  # by the run that they undo
         self._turned = False
         self._unsent = ""
         self._stopped = ""
-        self._saving = False
-        self._looking = False
+        self._busy = False  # with a save, a last look or the next boot
         self._looks = 0
         self._looked_at = 0
-        self._confirmed = not plan.steps  # of nothing to be done, the look before the plan is the last one
+        # An empty plan was confirmed by the read before it; a single step is confirmed by its evidence.
+        self._confirmed = not (plan.steps and self.is_map)
         self._unconfirmed = ""
+        self._config: ConfigReport | None = None
         self._forward = self.batch = Batch(
-            self._works,
-            engine,
-            terms,
-            limit=terms.timeout,
-            halts=terms.on_failure is not OnFailure.CONTINUE,
-            one_by_one=terms.on_failure is OnFailure.STOP,
-            last_moment=None if terms.total_timeout is None else now + terms.total_timeout,
+            self._runs,
+            state,
+            options,
+            Bounds(
+                limit=options.timeout,
+                halts=options.on_failure is not OnFailure.CONTINUE,
+                one_by_one=options.on_failure is OnFailure.STOP,
+                # One step has one answer to wait for, and a timeout for that.
+                last_moment=now + options.total_timeout
+                if self.is_map and options.total_timeout is not None
+                else None,
+                reply_timeout=reply_timeout,
+                reconnects=reconnects,
+                single=not self.is_map,
+                until_accepted=change.result is Result.REMOVAL,
+            ),
         )
 
-    # What comes next.
+    @property
+    def is_map(self) -> bool:
+        """True for a whole map, which runs alone; False for one step, which runs beside others of its kind."""
+        return self.change.result is Result.REPORT
+
+    @property
+    def runs(self) -> tuple[StepRun, ...]:
+        """Its steps, in order."""
+        return tuple(self._runs)
 
     @property
     def ended(self) -> bool:
@@ -108,141 +188,197 @@ class Transition:
         return self.phase is Phase.ENDED
 
     @property
-    def deadline(self) -> float | None:
-        """When ``advance`` is to be called again at the latest, by the caller's clock."""
-        return self.batch.deadline
+    def sends(self) -> bool:
+        """True while it has commands on their way, or is about to send: no map may begin."""
+        return self.phase is Phase.START or self.batch.has_commands
 
-    def advance(self, now: float) -> list[Effect]:
+    @property
+    def has_sent(self) -> bool:
+        """True once a command was sent."""
+        return any(run.sent_at for run in self._runs)
+
+    @property
+    def is_open(self) -> bool:
+        """True while its outcome is open: it may still send, QEMU has not replied, or the next boot is to follow."""
+        follows = self.change.config is not None and self.phase not in {Phase.FINISH, Phase.ENDED}
+        may_send = not self.batch.ended and any(run.may_send for run in self._runs)
+        return self.phase is Phase.START or may_send or follows
+
+    # What comes next.
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``advance`` is to be called again at the latest, by the caller's clock; a save is to end first."""
+        if self._busy and self.phase is not Phase.LOOK:
+            return None
+        first = self.batch.deadline
+        if self.offline_until is None:
+            return first
+        return self.offline_until if first is None else min(first, self.offline_until)
+
+    def advance(self, now: float, *, may_send: bool = True) -> list[Task]:
         """Return what is to be done now; nothing while a save is under way."""
         self._now = now
-        if self._saving or self.ended:
+        if self.ended or (self._busy and self.phase is not Phase.LOOK):
             return []
-        if self.phase is Phase.BEGIN:
-            return self._save(self.intent)
-        effects = self.batch.advance(now)
-        if effects or not self.batch.ended or self._looking:
-            return effects
+        if self.offline_until is not None and now >= self.offline_until:
+            self.lose("the connection is lost, and did not come back in time", now)
+            return []
+        if self.phase is Phase.START:
+            # A step that only joins a removal sends nothing that a record would have to cover.
+            if not self.is_map and all(step.joins for step in self.plan.steps):
+                self.phase = Phase.FORWARD
+            else:
+                return self._save(self.intent)
+        tasks: list[Task] = [*self.batch.advance(now, may_send=may_send)]
+        if tasks or not self.batch.ended or self._busy:
+            return tasks
         return self._turn_or_finish()
 
-    def _save(self, intent: Intent | None) -> list[Effect]:
-        self._saving = True
-        return [Save(intent)]
+    def _save(self, intent: Intent | None) -> list[Task]:
+        self._busy = True
+        return [SaveIntent(intent)]
 
-    def _turn_or_finish(self) -> list[Effect]:
-        reverts = self._terms.on_failure is OnFailure.REVERT and not self.cancelled
+    def _turn_or_finish(self) -> list[Task]:
+        reverts = self.change.options.on_failure is OnFailure.REVERT and not self.cancelled
         if self.batch.failed and reverts and not self._turned:
             self._turned = True
             self._unsent = self.batch.halted
-            self._works = [*self._done_before(), *self._works]
-            self._undoing = {
-                id(work): undo for work in reversed(self._works) if (undo := self._undo(work)) is not None
-            }
-        if self._undoing and self.phase is Phase.FORWARD:
+            self._runs = [*self._done_before(), *self._runs]
+            self._undoing = {run: undo for run in reversed(self._runs) if (undo := self._undo(run)) is not None}
+        if self._undoing and self.phase in {Phase.FORWARD, Phase.LOOK} and self.batch is self._forward:
             self.phase = Phase.TURN
             self.intent = replace(self.intent, direction=Direction.REVERTING)
             return self._save(self.intent)
         if self.batch.offline and self.cancelled and not self._confirmed:
             self._confirmed, self._unconfirmed = True, "the connection is lost"
         if not self._confirmed:
-            if self.batch.offline:
-                return []
-            self._looking = True
-            self._looked_at = self._engine.changes
-            return [LastLook(self._looks)]
+            return self._look()
+        if self.change.config is not None and self._config is None:
+            if self._is_reached():
+                self.phase, self._busy = Phase.CONFIG, True
+                return [WriteNextBoot()]
+            self._config = self.change.config.not_tried()
         self.phase = Phase.FINISH
-        # What nobody knows the outcome of is for the next look: the record goes on saying that it was begun.
-        unknown = any(isinstance(work.verdict, Unknown) for work in (*self._works, *self._undoing.values()))
-        return self._save(self.intent if unknown else None)
+        # Keep the intent recorded while an outcome is unknown.
+        return self._save(self.intent if self.is_unknown else None)
 
-    def _done_before(self) -> Iterator[Work]:
+    def _look(self) -> list[Task]:
+        if self.batch.offline:
+            return []
+        self.phase, self._busy = Phase.LOOK, True
+        self._looked_at = self._state.changes
+        return [LastLook(self._looks)]
+
+    @property
+    def is_unknown(self) -> bool:
+        """True if nobody knows what became of one of its steps."""
+        return any(isinstance(run.verdict, Unknown) for run in (*self._runs, *self._undoing.values()))
+
+    def _done_before(self) -> Iterator[StepRun]:
         """Return what had been done when the transition was cut short, and is not in the plan that finishes it."""
-        planned = {work.step.first for work in self._works}
+        planned = {run.step.first for run in self._runs}
         for first, step in self._begun.items():
-            if first in planned or first >= self._engine.layout.max:
+            if first in planned or first >= self._state.layout.max:
                 continue
-            slot = self._engine.slots[first]
+            slot = self._state.slots[first]
             if step.action is Action.PLUG and slot.has_our_name:
-                yield Work(step, stage=Stage.DONE, verdict=Plugged(step.ids), path=slot.qom_path)
+                yield StepRun(step, stage=StepStage.ENDED, verdict=Plugged(step.ids), path=slot.qom_path)
             elif step.action is Action.UNPLUG and not slot.present:
-                yield Work(step, stage=Stage.DONE, verdict=Unplugged(step.ids))
+                yield StepRun(step, stage=StepStage.ENDED, verdict=Unplugged(step.ids))
 
-    def _undo(self, work: Work) -> Work | None:
-        """Return what undoes *work*, or None where nothing of ours was done."""
-        action, ids = work.step.action, work.step.ids
-        begun = self._begun.get(work.step.first)
+    def _undo(self, run: StepRun) -> StepRun | None:
+        """Return what undoes *run*, or None where nothing of ours was done."""
+        action, ids = run.step.action, run.step.ids
+        begun = self._begun.get(run.step.first)
         if begun is not None and begun.action is Action.KEEP:
             return None  # it was there at the start, left before the cut, and has been plugged again
-        if not work.ours and (begun is None or begun.action is not action):
+        if not run.ours and (begun is None or begun.action is not action):
             return None
-        if action is Action.PLUG and isinstance(work.verdict, Plugged):
-            return Work(Step(Action.UNPLUG, ids), undoes=work)
-        if action is Action.UNPLUG and isinstance(work.verdict, Unplugged):
-            return Work(Step(Action.PLUG, ids), undoes=work)
+        if action is Action.PLUG and isinstance(run.verdict, Plugged):
+            return StepRun(Step(Action.UNPLUG, ids), undoes=run)
+        if action is Action.UNPLUG and isinstance(run.verdict, Unplugged):
+            return StepRun(Step(Action.PLUG, ids), undoes=run)
         return None
 
     # What is told.
 
-    def saved(self) -> None:
-        """Note that the save is over."""
-        self._saving = False
-        if self.phase is Phase.BEGIN:
+    def saved(self, error: RecordError | None = None) -> None:
+        """Note that the save is over; *error* is why it failed. Without the first one nothing is sent."""
+        self._busy = False
+        if self.phase is Phase.START and error is not None:
+            self.not_begun = error
+            self.phase = Phase.ENDED
+            return
+        self.unrecorded = error or self.unrecorded
+        if self.phase is Phase.START:
             self.phase = Phase.FORWARD
         elif self.phase is Phase.TURN:
-            self.phase = Phase.REVERTING
-            offline = self.batch.offline
-            self.batch = Batch(
-                self._undoing.values(),
-                self._engine,
-                self._terms,
-                limit=self._terms.revert_timeout,
-                halts=False,
-                one_by_one=False,
-            )
-            if offline:
-                self.batch.paused()
-            if self.cancelled:
-                self.batch.stop(_CANCELLED, self._now)
+            self._turn_back()
         else:
             self.phase = Phase.ENDED
+
+    def _turn_back(self) -> None:
+        self.phase = Phase.REVERTING
+        offline = self.batch.offline
+        bounds = Bounds(
+            limit=self.change.options.undo_timeout,
+            reply_timeout=self.reply_timeout,
+            reconnects=self._reconnects,
+        )
+        self.batch = Batch(self._undoing.values(), self._state, self.change.options, bounds)
+        if offline:
+            self.batch.paused()
+        if self.cancelled:
+            self.batch.stop(_CANCELLED, self._now)
 
     def answered(self, removal: Removal, now: float) -> None:
         """Take in that *removal* became final."""
         self._now = now
-        work = self.batch.answered(removal, now) or self._forward.answered(removal, now)
-        if work is None or self.phase is Phase.FINISH or self.ended:
+        run = self.batch.answered(removal, now) or self._forward.answered(removal, now)
+        if run is None or self.phase in {Phase.CONFIG, Phase.FINISH, Phase.ENDED}:
             return
-        undo = self._undo(work) if self._turned and work.undoes is None and id(work) not in self._undoing else None
+        undo = self._undo(run) if self._turned and run.undoes is None and run not in self._undoing else None
         if undo is not None:
-            self._undoing[id(work)] = undo
-            if self.phase is Phase.REVERTING:
+            self._undoing[run] = undo
+            if self.batch is not self._forward:
                 self.batch.add(undo)
         if undo is not None or not self.batch.ended:
             self._look_anew()
 
     def _look_anew(self) -> None:
-        """Discard a last look under way: it predates work still to be done."""
-        self._looking = self._confirmed = False
+        """Discard a last look: it predates work still to be done."""
+        if self.phase is Phase.LOOK:
+            self._busy = False
+            self.phase = Phase.FORWARD if self.batch is self._forward else Phase.REVERTING
+        self._confirmed = not self.is_map
         self._looks += 1
 
     def confirmed(self, look: LastLook, failed: str, now: float) -> None:
         """Note that *look* is over; *failed* is why it did not succeed, or ""."""
         self._now = now
-        if not self._looking or look.number != self._looks:
+        if self.phase is not Phase.LOOK or look.number != self._looks:
             return
-        if not failed and self._engine.changes != self._looked_at and self._looks < _MOST_LOOKS:
+        if not failed and self._state.changes != self._looked_at and self._looks < _MOST_LOOKS:
             self._look_anew()  # it tells nothing of what has changed since it was sent
         else:
-            self._looking, self._confirmed, self._unconfirmed = False, True, failed
+            self._busy, self._confirmed, self._unconfirmed = False, True, failed
 
-    def paused(self) -> None:
-        """Note that the connection is lost and may come back: nothing is sent until ``resumed``."""
-        if self._looking:
+    def config_written(self, report: ConfigReport, error: RecordError | None) -> None:
+        """Note what became of the next boot."""
+        self._busy, self._config, self.unwritten = False, report, error
+
+    def paused(self, until: float) -> None:
+        """Note that the connection is lost, and may come back *until* then: nothing is sent until ``resumed``."""
+        self.offline_until = until
+        if self.phase is Phase.LOOK:
             self._look_anew()
         self.batch.paused()
 
     def resumed(self, now: float) -> None:
-        """Note that the connection is back, and the engine has read the VM again."""
+        """Note that the connection is back, and the state has read the VM again."""
         self._now = now
+        self.offline_until = None
         self.batch.resumed(now)
 
     def cancel(self, now: float) -> None:
@@ -255,6 +391,10 @@ class Transition:
     def lose(self, reason: str, now: float) -> None:
         """Note that the connection is lost for good: it ends here, and the record keeps the intent."""
         self._now = now
+        self.lost = reason
+        self.offline_until = None
+        if self.phase in {Phase.CONFIG, Phase.FINISH}:
+            return  # the outcome is known, and is being written
         self._stopped = self._stopped or reason
         if not self._confirmed:
             self._unconfirmed = reason
@@ -270,46 +410,76 @@ class Transition:
             self.intent.start if self._turned or self.intent.direction is Direction.REVERTING else self.intent.target
         )
 
-    def report(self, *, unrecorded: str = "") -> TransitionReport:
-        """Return what became of each slot, as it stands now; *unrecorded* is why the record does not have it."""
-        layout = self._engine.layout
-        steps = tuple(self._report(work) for work in self._works)
-        as_wished = layout.enabled == self._plan.target and not layout.pending & self._plan.target
-        reached = as_wished and not self._unconfirmed
+    @property
+    def is_as_asked(self) -> bool:
+        """True if what was asked for is reached: the target, or the start where an interrupted one is reverted."""
+        reverts = self.change.intent is not None and self.change.intent.direction is Direction.REVERTING
+        return self.report().outcome is (TransitionOutcome.REVERTED if reverts else TransitionOutcome.REACHED)
+
+    @property
+    def may_try_again(self) -> bool:
+        """True if every step went well, and what was asked for is not reached all the same.
+
+        A removal that had been asked for before a crash, and that nobody could know of, was answered meanwhile.
+        """
+        return not (self.cancelled or self.lost) and all(
+            succeeded(run.step.action, run.verdict) for run in self._runs
+        )
+
+    def _is_reached(self) -> bool:
+        if self.is_map:
+            return self.report().outcome is TransitionOutcome.REACHED
+        return all(succeeded(run.step.action, run.verdict) and not run.unproven for run in self._runs)
+
+    def report(self) -> TransitionReport:
+        """Return what became of each slot, as it stands now."""
+        layout = self._state.layout
+        steps = tuple(self._report(run) for run in self._runs)
+        as_wanted = layout.enabled == self.plan.target and not layout.pending & self.plan.target
+        reached = as_wanted and not self._unconfirmed and not any(run.unproven for run in self._runs)
         kept = bool(self._unconfirmed) or any(step.undone is False for step in steps) if self._turned else not reached
         if self._turned or self.intent.direction is Direction.REVERTING:
             outcome = TransitionOutcome.REVERT_INCOMPLETE if kept else TransitionOutcome.REVERTED
         else:
             outcome = TransitionOutcome.REACHED if reached else TransitionOutcome.PARTIAL
+        if self._config is not None and self._config.outcome is ConfigOutcome.FAILED:
+            outcome = TransitionOutcome.PARTIAL
         return TransitionReport(
-            start=self.intent.start if self._turned else self._plan.start,
-            target=self._plan.target,
-            on_failure=self._terms.on_failure,
+            start=self.intent.start if self._turned else self.plan.start,
+            target=self.plan.target,
+            on_failure=self.change.options.on_failure,
             outcome=outcome,
             steps=steps,
             layout=layout,
             seconds=round(self._now - self._began, 6),
             cancelled=self.cancelled,
-            unrecorded=unrecorded,
+            unrecorded="" if self.unrecorded is None else str(self.unrecorded),
             unconfirmed=self._unconfirmed,
+            affect=Affect.LIVE if self.change.config is None else Affect.BOTH,
+            config=self._config_report(),
         )
 
-    def _report(self, work: Work) -> StepReport:
-        undo = self._undoing.get(id(work))
-        unsent = self._unsent or self.batch.halted
-        return report_on(work, undo, self._undone(work, undo), unsent=unsent, unsent_back=self._stopped)
+    def _config_report(self) -> ConfigReport | None:
+        if self._config is None and self.change.config is not None and self.ended:
+            return self.change.config.not_tried()  # it was lost before
+        return self._config
 
-    def _undone(self, work: Work, undo: Work | None) -> bool | None:
+    def _report(self, run: StepRun) -> StepReport:
+        undo = self._undoing.get(run)
+        unsent = self._unsent or self.batch.halted
+        return report_on(run, undo, self._undone(run, undo), unsent=unsent, unsent_back=self._stopped)
+
+    def _undone(self, run: StepRun, undo: StepRun | None) -> bool | None:
         if not self._turned:
             return None
         if undo is not None:
             return None if undo.reason == BY_OTHER else succeeded(undo.step.action, undo.verdict)
-        if isinstance(work.verdict, Unknown):
+        if isinstance(run.verdict, Unknown):
             return False  # it may have been done, or be done yet
         # A removal that is pending cannot be withdrawn; one that was asked for before was not this transition's.
-        slot = self._engine.slots[work.step.first]
-        leaves = work.removal is not None and (not slot.present or slot.first in self._engine.removals)
-        return False if leaves and work.step.action is Action.UNPLUG else None
+        slot = self._state.slots[run.step.first]
+        leaves = run.removal is not None and (not slot.present or slot.first in self._state.removals)
+        return False if leaves and run.step.action is Action.UNPLUG else None
 
 
 def _covering(intent: Intent, steps: tuple[Step, ...]) -> Intent:

@@ -8,8 +8,8 @@
 Rule of this floor: VMs share nothing but the event loop. No deadline, error or overflow of one is another's.
 """
 
-from qmpvcpu.fleet.fleet import Fleet, Rescan, Terms
+from qmpvcpu.fleet.fleet import Fleet, Rescan
 from qmpvcpu.fleet.merged import FleetEvents, VmEvent
 from qmpvcpu.fleet.results import Results, VmResult
 
-__all__ = ["Fleet", "FleetEvents", "Rescan", "Results", "Terms", "VmEvent", "VmResult"]
+__all__ = ["Fleet", "FleetEvents", "Rescan", "Results", "VmEvent", "VmResult"]

@@ -7,41 +7,25 @@ import weakref
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypedDict, TypeVar, Unpack
+from typing import Any, NamedTuple, Self, TypeVar, Unpack
 
 from qmpvcpu.errors import InvalidMapError, MonitorConnectError, MonitorLostError, SameVmError, printable
 from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.fleet.results import Admission, Results, VmResult
 from qmpvcpu.fleet.scan import find_sockets, socket_id
-from qmpvcpu.given import at_least, checked, options
+from qmpvcpu.given import at_least, checked
 from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.options import ChangeOptions, CheckedOptions
 from qmpvcpu.model.report import TransitionReport
-from qmpvcpu.model.transition import Affect, OnFailure
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import Proof
 from qmpvcpu.qmp.address import Address
 from qmpvcpu.vm.attaching import attach
 from qmpvcpu.vm.controller import VcpuController
-from qmpvcpu.vm.wholemaps import Wish
 
 _T = TypeVar("_T")
 _Location = str | os.PathLike[str] | tuple[str, int]
 
 _log = logging.getLogger("qmpvcpu.fleet")
-
-
-class Terms(TypedDict, total=False):
-    """How a map is set on each VM: the options of ``VcpuController.set_map``, with its defaults."""
-
-    on_failure: OnFailure
-    timeout: float
-    total_timeout: float | None
-    revert_timeout: float | None
-    in_flight: int
-    proof: Proof
-    allow_fatal: bool
-    allow_boot_vcpus: bool
-    affect: Affect
 
 
 class Rescan(NamedTuple):
@@ -212,27 +196,27 @@ class Fleet:
         """Read every VM again."""
         return self.each(VcpuController.refresh)
 
-    def set_map(self, wish: Wish, **terms: Unpack[Terms]) -> Results[TransitionReport]:
+    def set_map(self, target: str | Iterable[int], **options: Unpack[ChangeOptions]) -> Results[TransitionReport]:
         """Make exactly these vCPUs plugged on every VM, as ``VcpuController.set_map`` does, each for itself.
 
         What one VM does not reach is the error of its result, with its report; nothing is undone on the others.
 
         Raises:
-            InvalidMapError: *wish* is empty, or no set of vCPU ids; no VM was asked.
+            InvalidMapError: *target* is empty, or no set of vCPU ids; no VM was asked.
         """
-        target = VcpuMap.parse(wish) if isinstance(wish, str) else VcpuMap(wish)
-        if not target:
-            raise InvalidMapError(wish if isinstance(wish, str) else "", "it is empty, and vCPU 0 never leaves")
-        given = _checked(terms)
-        return self.each(lambda vm: vm.set_map(target, **given))
+        wanted = VcpuMap.parse(target) if isinstance(target, str) else VcpuMap(target)
+        if not wanted:
+            raise InvalidMapError(target if isinstance(target, str) else "", "it is empty, and vCPU 0 never leaves")
+        CheckedOptions.of(options)
+        return self.each(lambda vm: vm.set_map(wanted, **options))
 
     @checked
     def set_count(
-        self, count: int, *, include_boot: bool = False, **terms: Unpack[Terms]
+        self, count: int, *, include_boot: bool = False, **options: Unpack[ChangeOptions]
     ) -> Results[TransitionReport]:
         """Make so many vCPUs plugged on every VM, as ``VcpuController.set_count`` does, each for itself."""
-        given = _checked(terms)
-        return self.each(lambda vm: vm.set_count(count, include_boot=include_boot, **given))
+        CheckedOptions.of(options)
+        return self.each(lambda vm: vm.set_count(count, include_boot=include_boot, **options))
 
     def each(self, work: Callable[[VcpuController], Awaitable[_T]]) -> Results[_T]:
         """Do *work* on every VM that is in the fleet now, and return the results as they come.
@@ -385,12 +369,6 @@ class Fleet:
     async def _close(self, vm: VcpuController) -> None:
         """Close *vm*, also if its caller is cancelled meanwhile."""
         await asyncio.wait({self._start(_closed(vm), self._letting_go)})
-
-
-def _checked(terms: Terms) -> dict[str, Any]:
-    """Return *terms* if every VM can be asked for a map on them."""
-    at_least("in_flight", terms.get("in_flight", 1), 1)
-    return options(VcpuController.set_map, terms)
 
 
 async def _closed(vm: VcpuController) -> None:

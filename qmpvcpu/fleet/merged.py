@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from qmpvcpu.events import Event
-from qmpvcpu.vm.stream import EventStream
+from qmpvcpu.vm.subscribers import EventStream
 
 # A subscriber with a backlog takes so many events before it lets the loop read new ones.
 _AT_A_TIME: Final = 64

@@ -1,7 +1,9 @@
 """The options of a change, described once."""
 
+from dataclasses import dataclass
 from typing import TypedDict
 
+from qmpvcpu.given import at_least, values
 from qmpvcpu.model.transition import Affect, OnFailure
 from qmpvcpu.model.verdicts import Proof
 
@@ -39,3 +41,41 @@ class ChangeOptions(TypedDict, total=False):
     allow_fatal: bool
     allow_boot_vcpus: bool
     affect: Affect
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedOptions:
+    """``ChangeOptions``, checked, with every default filled in."""
+
+    on_failure: OnFailure = OnFailure.STOP
+    timeout: float = 30.0
+    total_timeout: float | None = None
+    revert_timeout: float | None = None
+    in_flight: int = 8
+    proof: Proof = Proof.PRESENT
+    require_proof: bool = False
+    allow_fatal: bool = False
+    allow_boot_vcpus: bool = False
+    affect: Affect = Affect.LIVE
+
+    @classmethod
+    def of(cls, options: ChangeOptions) -> "CheckedOptions":
+        """Return *options*, checked.
+
+        Raises:
+            TypeError: There is no such option, or one is of a wrong type.
+            ValueError: One has a wrong value.
+        """
+        checked = cls(**values(ChangeOptions, options))
+        at_least("in_flight", checked.in_flight, 1)
+        return checked
+
+    @property
+    def wants_acknowledgement(self) -> bool:
+        """True if a plug waits for the guest's acknowledgement."""
+        return self.require_proof or self.proof is Proof.ACKNOWLEDGED
+
+    @property
+    def undo_timeout(self) -> float:
+        """How long the guest may take for each answer while steps are undone, in seconds."""
+        return self.timeout if self.revert_timeout is None else self.revert_timeout

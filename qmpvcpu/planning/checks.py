@@ -30,6 +30,9 @@ class Situation(NamedTuple):
         single_threaded: True if one host thread runs all vCPUs (TCG), None if that cannot be told yet.
         in_flight: First ids of the slots with a plug that QEMU has not answered.
         exported: True while the VM is exported, to be migrated: nothing may change.
+        asked: First ids of the slots with a removal under way.
+        leaving: Those of *asked* whose removal a new request joins, the others may be asked for again; None: those
+            with a removal pending.
     """
 
     layout: Layout
@@ -39,6 +42,8 @@ class Situation(NamedTuple):
     single_threaded: bool | None = None
     in_flight: frozenset[int] = frozenset()
     exported: bool = False
+    asked: frozenset[int] = frozenset()
+    leaving: frozenset[int] | None = None
 
 
 class Fatal(NamedTuple):
@@ -66,7 +71,7 @@ def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -
         raise UnsupportedMachineError(
             PLUG, named, DenialReason.MACHINE_CANNOT_PLUG, detail, machine=layout.vm.machine
         )
-    if not layout.enabled:
+    if not layout.slots[0].present:  # vCPU 0 never leaves
         detail = "QEMU has not built the machine yet (-preconfig): x-exit-preconfig, and refresh(), first"
         raise StepDeniedError(PLUG, named, DenialReason.MACHINE_NOT_BUILT, detail)
     slot = _first_free(now) if vcpu is None else find_slot(PLUG, layout, vcpu)

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from qmpvcpu.errors import TargetMismatchError, printable
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.vcpumap import VcpuMap, named
 from qmpvcpu.model.vm import SMP_LEVELS, VmStatus, apic_id
-from qmpvcpu.model.vmstate import VmState
 
 _APIC_ARCHES = ("i386", "x86_64")
 _LISTENING = ("none", "setup")  # migration statuses of a target that no stream has reached
@@ -112,13 +112,13 @@ def arrival_failure(status: VmStatus) -> str:
     return ""
 
 
-def compare_target(state: VmState, target: Layout, status: VmStatus) -> tuple[Difference, ...]:
+def compare_target(state: ExportedState, target: Layout, status: VmStatus) -> tuple[Difference, ...]:
     """Return all differences between what was exported and a target that waits for it, those that refuse first."""
     found = [*_waits(status), *_vcpus(state, target), *_machine(state.layout, target), *_notes(state, target)]
     return tuple(sorted(found, key=lambda each: not each.refuses))
 
 
-def compare_arrived(state: VmState, target: Layout) -> tuple[Difference, ...]:
+def compare_arrived(state: ExportedState, target: Layout) -> tuple[Difference, ...]:
     """Return the differences in vCPUs between what was exported and what has arrived.
 
     A vCPU whose removal was pending may have left since: that is a note.
@@ -139,7 +139,7 @@ def compare_arrived(state: VmState, target: Layout) -> tuple[Difference, ...]:
     return (*found, *_ids_and_order(state.layout, target))
 
 
-def changes_since(state: VmState, source: Layout) -> tuple[Difference, ...]:
+def changes_since(state: ExportedState, source: Layout) -> tuple[Difference, ...]:
     """Return in which vCPUs the source itself differs from what was exported of it: the target was built for that."""
     left, came = VcpuMap(state.enabled - source.enabled), VcpuMap(source.enabled - state.enabled)
     found = []
@@ -164,7 +164,7 @@ def _waits(status: VmStatus) -> Iterator[Difference]:
         yield Difference(DifferenceKind.RUN_STATE, "a VM to give", target, Severity.UNPROMISED, advice)
 
 
-def _vcpus(state: VmState, target: Layout, *, answered: VcpuMap = VcpuMap()) -> Iterator[Difference]:  # noqa: B008 -- immutable
+def _vcpus(state: ExportedState, target: Layout, *, answered: VcpuMap = VcpuMap()) -> Iterator[Difference]:  # noqa: B008 -- immutable
     source = state.layout
     if source.max != target.max:
         advice = f"start the target with maxcpus={source.max} and the source's topology"
@@ -255,7 +255,7 @@ def _machine(source: Layout, target: Layout) -> Iterator[Difference]:
         yield Difference(DifferenceKind.UUID, str(a.uuid), str(b.uuid), Severity.SILENT, advice)
 
 
-def _notes(state: VmState, target: Layout) -> Iterator[Difference]:
+def _notes(state: ExportedState, target: Layout) -> Iterator[Difference]:
     harmless = Severity.HARMLESS
     if state.name != target.vm.name:
         advice = "attach(name=) names it"

@@ -30,6 +30,7 @@ from qmpvcpu.planning.checks import (
     check_unplug,
     fatal_plug,
     fatal_unplug,
+    find_slot,
 )
 
 # More alike steps in a row than these share a line: so many still show each one's place in the machine.
@@ -64,6 +65,11 @@ class Plan:
     warnings: tuple[str, ...] = ()
     slots: tuple[Slot, ...] = ()
     pending_slots: frozenset[int] = frozenset()
+
+    @property
+    def ids(self) -> VcpuMap:
+        """The vCPUs that its steps concern."""
+        return _ids(self.steps)
 
     def __str__(self) -> str:
         return "\n".join(explained(self))
@@ -100,7 +106,8 @@ def plan_map(now: Situation, target: VcpuMap, *, allow_fatal: bool = False, allo
         elif inside and pending:
             keeps.append(Step(Action.KEEP, slot.ids, slot.qom_path))
         elif not inside and slot.present and slot.first != 0:
-            unplugs.append(Step(Action.UNPLUG, slot.ids, slot.qom_path, joins=pending))
+            joins = pending and (now.leaving is None or slot.first in now.leaving)
+            unplugs.append(Step(Action.UNPLUG, slot.ids, slot.qom_path, joins=joins))
     steps = (*plugs, *keeps, *reversed(unplugs))
     denied += _denied_steps(now, steps, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
     return Plan(
@@ -127,6 +134,54 @@ def plan_plugs(now: Situation, slots: Iterable[int], *, allow_fatal: bool = Fals
         slots=layout.slots,
         pending_slots=layout.pending_slots,
     )
+
+
+def plan_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -> Plan:
+    """Return the step that plugs the slot of *vCPU*, or the first free one if it is None.
+
+    Raises:
+        StepDeniedError: It cannot or must not be sent.
+    """
+    return _plan_step(now, Step(Action.PLUG, check_plug(now, vcpu, allow_fatal=allow_fatal).ids))
+
+
+def plan_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_boot_vcpus: bool = False) -> Plan:
+    """Return the step that unplugs the slot of *vcpu*; a removal that is under way is joined.
+
+    Raises:
+        StepDeniedError: It cannot or must not be sent.
+    """
+    if now.leaving is not None and vcpu in now.leaving:
+        slot = now.layout.slot_of(vcpu)
+        return _plan_step(now, Step(Action.UNPLUG, slot.ids, slot.qom_path, joins=True))
+    slot = check_unplug(now, vcpu, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+    return _plan_step(now, Step(Action.UNPLUG, slot.ids, slot.qom_path))
+
+
+def plan_state(
+    now: Situation, vcpu: int, *, enabled: bool, allow_fatal: bool = False, allow_boot_vcpus: bool = False
+) -> Plan:
+    """Return the step that makes the slot of *vcpu* plugged or unplugged; none if it is so already.
+
+    Raises:
+        StepDeniedError: It cannot or must not be sent.
+    """
+    slot = find_slot(PLUG if enabled else UNPLUG, now.layout, vcpu)
+    if enabled and slot.present:
+        return _plan_step(now, Step(Action.KEEP, slot.ids, slot.qom_path) if slot.first in now.asked else None)
+    if enabled:
+        return plan_plug(now, vcpu, allow_fatal=allow_fatal)
+    if not slot.present:
+        return _plan_step(now, None)
+    return plan_unplug(now, vcpu, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+
+
+def _plan_step(now: Situation, step: Step | None) -> Plan:
+    start = now.layout.enabled
+    if step is None:
+        return Plan(start, start, ())
+    target = start | step.ids if step.action is not Action.UNPLUG else start - step.ids
+    return Plan(start, VcpuMap(target), (step,))
 
 
 def plan_count(

@@ -16,10 +16,10 @@ from qmpvcpu.domainxml.cpu import cpu_differs
 from qmpvcpu.domainxml.patch import with_uuid
 from qmpvcpu.domainxml.reader import ReadDocument
 from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError, shorten
+from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Intent
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.vmstate import PreviousVcpus
 from qmpvcpu.record.file import LockedFile, finish_despite_cancel, lock_file, read_file
 from qmpvcpu.record.owner import MOST_TOLD, Claim, refuse_other, refuse_other_document, same_instance
 

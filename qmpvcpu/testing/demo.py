@@ -25,7 +25,7 @@ from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.qemu import QemuNotFoundError, best_qemu
 from qmpvcpu.testing.rom import Behaviour
 from qmpvcpu.vm.controller import VcpuController
-from qmpvcpu.vm.stream import EventStream
+from qmpvcpu.vm.subscribers import EventStream
 
 # A narrower terminal has several lines for each step.
 _WIDE: Final = 78

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from importlib import resources
 from typing import Self
 
-from qmpvcpu.given import checked, options
+from qmpvcpu.given import checked, values
 
 UNTIL_TOLD = 0xFFFF
 """A delay that ends only when the guest is given other behaviours."""
@@ -90,7 +90,7 @@ class Behaviour:
 
     def __post_init__(self) -> None:
         fields = [each.name for each in dataclasses.fields(self)]
-        given = options(Behaviour.__init__, {name: getattr(self, name) for name in fields})
+        given = values(Behaviour.__init__, {name: getattr(self, name) for name in fields})
         for name, limit in (
             ("status", 0xFFFFFFFF),
             ("source", 0xFFFF),

@@ -1,7 +1,6 @@
-"""Floor 5: one running VM. The shell around the engine: sends, reads, waits, records; decides nothing by itself.
+"""Floor 6: one running VM. The shell around the engine: sends, reads, records; decides nothing.
 
-``attach`` makes a ``VcpuController`` (``controller``), whose parts stand on each other: ``observed`` changes
-nothing, ``onevcpu`` changes one vCPU, ``wholemaps`` many. Under them ``session`` holds the connection, its
-``audience`` whoever waits for news, ``keeper`` the record, ``nextboot`` the next boot; ``commands`` are the two that
-change a VM, ``turns`` says who may send them now, ``applying`` carries a transition out.
+``attaching`` makes a ``controller`` with its ``driver``, which carries out what the engine asks for. ``connection``
+is the way to QEMU, ``record_writer`` keeps the record, ``next_boot`` the next boot, ``subscribers`` holds those who
+wait for news, and ``migrating`` is what an export is made of.
 """

@@ -1,6 +1,7 @@
 """attach(): from any kind of QMP address to a VcpuController."""
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -9,24 +10,26 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qmpvcpu.engine.engine import Engine
-from qmpvcpu.errors import RecordError, printable
+from qmpvcpu.engine.intents import Intentions
+from qmpvcpu.engine.messages import Refresh
+from qmpvcpu.engine.vmstate import VmState
+from qmpvcpu.errors import MonitorError, RecordError, printable
 from qmpvcpu.given import checked, path
 from qmpvcpu.model.numbering import runs_single_threaded
 from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.transition import Recovery
 from qmpvcpu.model.vm import VmInfo, VmStatus
-from qmpvcpu.qmp.monitor import Monitor, Target, is_address
-from qmpvcpu.qmp.queries import Reader, Reading, layout_of
+from qmpvcpu.qmp.monitor import Target, is_address
+from qmpvcpu.qmp.queries import Reading, layout_of
+from qmpvcpu.vm.connection import Connection, Finder
 from qmpvcpu.vm.controller import VcpuController
-from qmpvcpu.vm.inbox import Inbox
-from qmpvcpu.vm.keeper import Keeper
-from qmpvcpu.vm.reconnecting import Reconnecting
-from qmpvcpu.vm.session import Session
+from qmpvcpu.vm.driver import Driver
+from qmpvcpu.vm.record_writer import RecordWriter
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import Instance
     from qmpvcpu.record.record import Record
-    from qmpvcpu.vm.nextboot import NextBoot
+    from qmpvcpu.vm.next_boot import NextBoot
 
 _log = logging.getLogger("qmpvcpu.vm")
 
@@ -97,7 +100,7 @@ def attach(
             process keeps it, ``interrupted`` may be what that one is at work on.
 
     Raises:
-        MonitorConnectError: No QMP session came about; it says why, and what the kernel tells of the peer.
+        MonitorConnectError: No QMP session could be opened; it says why, and what the kernel tells of the peer.
         MonitorTimeoutError: QEMU stopped answering.
         MonitorLostError: QEMU went away meanwhile.
         MalformedReplyError: What answers is no QEMU that can be understood.
@@ -148,7 +151,12 @@ class _Options(NamedTuple):
     read_only: bool
 
 
-async def _open(target: Target, options: _Options) -> VcpuController:
+def _check(target: Target, options: _Options) -> None:
+    """Return if *options* go together.
+
+    Raises:
+        ValueError: They do not.
+    """
     if options.reconnect and not is_address(target):
         raise ValueError("reconnect=True needs an address: a socket or client that is given cannot be opened again")
     if options.base is not None and options.record is None:
@@ -157,43 +165,49 @@ async def _open(target: Target, options: _Options) -> VcpuController:
         raise ValueError(f"{'arrived' if options.arrived else 'read_only'}= is about a record: it needs record=")
     if options.config is not None and options.record is not None and _same(options.config, options.record):
         raise ValueError("config= is a document of its own: a record keeps the next boot without it")
-    inbox = Inbox()
-    monitor = await Monitor.open(target, timeout=options.reply_timeout, on_event=inbox.event, on_lost=inbox.lost)
+
+
+async def _open(target: Target, options: _Options) -> VcpuController:
+    _check(target, options)
+    connection = await Connection.open(target, options.reply_timeout)
     record = None
     try:
-        reader = Reader(monitor, options.reply_timeout)
-        reading, status, answers, vm = await reader.everything(options.name)
+        reading, status, answers, vm = await connection.reader.everything(options.name)
         seen = reading[1] or ()
-        record, instance = await _open_record(options, vm, reading, status, monitor.peer_pid)
-        engine = Engine(
+        record, instance = await _open_record(options, vm, reading, status, connection.monitor.peer_pid)
+        now = asyncio.get_running_loop().time()
+        state = VmState(
             layout_of(vm if record is None else replace(vm, name=record.name), reading, answers),
             status=status,
             single_threaded=runs_single_threaded(seen) if len(seen) > 1 else None,
             answers=answers,
-            now=asyncio.get_running_loop().time(),
+            now=now,
         )
-        keeper = await _keep(record, engine, options, answers)
-        next_boot = await _next_boot(keeper, engine, options)
-        session = Session(
-            monitor,
-            reader,
-            engine,
-            keeper=keeper,
-            timeout=options.reply_timeout,
+        engine = Engine(
+            state,
+            _take_record_in(record, state, options, answers, now),
+            is_recorded=record is not None,
+            reply_timeout=options.reply_timeout,
+            reconnects=options.reconnect,
             resync_interval=options.resync_interval,
+            now=now,
         )
-        session.next_boot = next_boot
+        writer = RecordWriter(record, engine)
+        if record is not None and not record.read_only:
+            await writer.save()
+        next_boot = await _next_boot(writer, engine, options)
     except BaseException:
-        await monitor.close()
+        await connection.monitor.close()
         if record is not None:
             await record.close()
         raise
-    if options.reconnect:
-        session.reconnect = Reconnecting(session, target, options.name, instance).run
-    inbox.hand_over(session)
-    controller = VcpuController(session)
+    finder = Finder(target, options.name, instance, options.reply_timeout) if options.reconnect else None
+    driver = Driver(engine, connection, writer, finder)
+    controller = VcpuController(driver, next_boot)
     try:
-        await session.wait_read()
+        if engine.is_reading:  # something was heard that may be older than what was read
+            with contextlib.suppress(MonitorError):
+                await driver.request(Refresh(status=False))
         if options.on_interrupted is not Recovery.REPORT:
             await controller.recover(options.on_interrupted)
     except BaseException:
@@ -208,15 +222,14 @@ def _same(config: str | os.PathLike[str], record: str | os.PathLike[str]) -> boo
     return Path(config).absolute() == Path(record).absolute()
 
 
-async def _next_boot(keeper: Keeper, engine: Engine, options: _Options) -> "NextBoot | None":
+async def _next_boot(writer: RecordWriter, engine: Engine, options: _Options) -> "NextBoot | None":
     """Have the next boot at hand where there is something to keep it in."""
     if options.config is None and options.record is None:
         return None
-    from qmpvcpu.vm.nextboot import NextBoot
+    from qmpvcpu.vm.next_boot import NextBoot  # as in _open_record
 
-    next_boot = NextBoot(keeper, lambda: engine.layout, options.config)
+    next_boot = NextBoot(writer, lambda: engine.layout, options.config)
     await next_boot.check()
-    keeper.promised = lambda: next_boot.promised
     return next_boot
 
 
@@ -251,31 +264,22 @@ async def _open_record(
     return record, instance
 
 
-async def _keep(
-    record: "Record | None", engine: Engine, options: _Options, answers: Mapping[int, OstAnswer]
-) -> Keeper:
-    """Take in what the record knows of this very QEMU, and what it keeps of an earlier one."""
-    if record is not None and (other_cpu := record.cpu_differs(engine.layout)) is not None:
-        called = printable(engine.layout.vm.name)
+def _take_record_in(
+    record: "Record | None", state: VmState, options: _Options, answers: Mapping[int, OstAnswer], now: float
+) -> Intentions:
+    """Take in what the record knows of this very QEMU, and return what is wanted of the VM."""
+    if record is not None and (other_cpu := record.cpu_differs(state.layout)) is not None:
+        called = printable(state.layout.vm.name)
         _log.warning("VM %s: %s", called, printable(other_cpu), extra={"vm": called})
     before = None if record is None or record.previous is None else record.previous.metadata
     if record is None or before is None:
-        keeper = Keeper(record, lambda: engine.layout)
+        return Intentions()
+    if options.arrived:
+        state.arrived(before.pending, answers, now)
+    elif record.same_instance:
+        state.known_from_record(before.pending, answers, now)
     else:
-        now = asyncio.get_running_loop().time()
-        if options.arrived:
-            engine.arrived(before.pending, answers, now)
-        elif record.same_instance:
-            engine.recall(before.pending, answers, now)
-        else:
-            engine.tell_instance_changed()
-        keeper = Keeper(
-            record,
-            lambda: engine.layout,
-            interrupted=before.intent if record.same_instance else None,
-            desired=before.desired,
-            previous=record.earlier,
-        )
-    if record is not None and not record.read_only:
-        await keeper.save()
-    return keeper
+        state.tell_instance_changed()
+    intentions = Intentions(before.intent if record.same_instance else None, before.desired, record.earlier)
+    intentions.drop_if_there(state.layout)
+    return intentions

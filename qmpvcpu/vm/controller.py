@@ -1,48 +1,178 @@
 """VcpuController: one VM, as its users see it."""
 
+import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Unpack
 
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, ReplayMismatchError, TransitionError
+from qmpvcpu.engine.answers import UnplugVerdict, verdict_on
+from qmpvcpu.engine.messages import Cancelled, Change, DropPrevious, Refresh, Result, StopRunning, Wait
+from qmpvcpu.engine.removal import Removal
+from qmpvcpu.errors import (
+    ConfigDeniedError,
+    DenialReason,
+    MonitorLostError,
+    ReplayMismatchError,
+    StalePlanError,
+    describe,
+    printable,
+)
 from qmpvcpu.given import checked
+from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.options import ChangeOptions, CheckedOptions
 from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.report import TransitionOutcome, TransitionReport
+from qmpvcpu.model.report import ConfigReport, TransitionOutcome, TransitionReport
 from qmpvcpu.model.transition import Affect, Direction, Intent, OnFailure, Recovery
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.vmstate import PreviousVcpus
-from qmpvcpu.planning.plan import Plan
+from qmpvcpu.model.verdicts import Refused, Unplugged
+from qmpvcpu.model.vm import Capabilities
+from qmpvcpu.planning.checks import Situation, find_slot
+from qmpvcpu.planning.plan import Plan, parse_target, plan_count, plan_map, plan_plug, plan_state, plan_unplug
 from qmpvcpu.planning.recovery import finish_target, in_order_of, observed_report, revert_target
 from qmpvcpu.planning.replay import ReplayTarget, check_replayed, plan_replay
-from qmpvcpu.vm.applying import NextBootChange
-from qmpvcpu.vm.migration import Export, Migration
+from qmpvcpu.vm.driver import Driver
+from qmpvcpu.vm.migrating import Export, Migration
 from qmpvcpu.vm.replaying import wanted_of
-from qmpvcpu.vm.session import Session
-from qmpvcpu.vm.wholemaps import WholeMaps
+from qmpvcpu.vm.subscribers import EventStream
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import DomainVcpus
+    from qmpvcpu.vm.next_boot import Change as ConfigChange
+    from qmpvcpu.vm.next_boot import NextBoot
 
 # A guest serves removals one by one, so late answers come one by one: two in a row have been seen.
 _RECOVERIES = 3
 
 
-class VcpuController(WholeMaps):
-    """One VM. Made by ``attach``; all methods are for one event loop.
-
-    Any number of tasks may call it at once. Single commands go side by side; a transition (``set_map``,
-    ``set_count``, ``recover``) goes alone, and queues: first come, first served. Cancelling a call stops the waiting,
-    not what was sent: its outcome is still taken in, shows in ``layout``, is recorded and is an event. After the
-    connection is lost every call raises MonitorLostError, and a new ``attach`` tells the truth; with
-    ``attach(reconnect=True)`` calls wait for it to come back, as long as for a reply of QEMU's.
+class UnplugRequest:
+    """A handle on one removal; it outlives every timeout, as the removal does.
 
     Attributes:
-        migration: What ``export``, ``take_back``, ``check_target`` and ``confirm_target`` are made of.
+        ids: The vCPU ids of the slot.
+        joined: True if the removal was under way already, and nothing was sent.
     """
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        self.migration = Migration(session, self._turns)
+    def __init__(self, removal: Removal, driver: Driver, *, joined: bool) -> None:
+        self._removal = removal
+        self._driver = driver
+        self.ids: VcpuMap = removal.ids
+        self.joined = joined
+
+    @property
+    def verdict(self) -> Unplugged | Refused | None:
+        """The verdict, or None while there is none (see ``wait`` for PENDING)."""
+        return verdict_on(self._removal)
+
+    @checked
+    async def wait(self, timeout: float | None = None) -> UnplugVerdict:
+        """Wait for the guest's answer.
+
+        May be called again after PENDING, by several tasks at once, and cancelled: the removal goes on.
+
+        Args:
+            timeout: Seconds from now; None waits for ever, 0 only looks.
+
+        Returns:
+            UNPLUGGED, REFUSED, or PENDING if *timeout* passed; a timeout is never raised.
+
+        Raises:
+            MonitorLostError: The connection was lost, or the VM closed, before the answer.
+        """
+        verdict: UnplugVerdict = await self._driver.request(Wait(self._removal, timeout))
+        return verdict
+
+
+class VcpuController:
+    """One VM. Made by ``attach``; all methods are for one event loop.
+
+    Any number of tasks may call it at once. Changes of one vCPU (``plug``, ``unplug``, ``set_state``) run together; a
+    change of the whole map (``set_map``, ``set_count``, ``recover``, ``replay``) runs alone, and queues: first
+    come, first served. After the connection is lost every call raises MonitorLostError, and a new ``attach`` tells
+    the truth; with ``attach(reconnect=True)`` calls wait for it to come back, as long as for a reply of QEMU's.
+
+    Cancelling a call drops it if it has not begun. If it has, nothing more is sent for it; what was sent is still
+    taken in, shows in ``layout``, is recorded and is an event.
+
+    The options of every change are described in ``ChangeOptions``. What every change raises:
+
+    - ``TypeError``, ``ValueError``: an option is wrong; nothing was sent.
+    - ``ConfigDeniedError``: the next boot cannot be so, or nothing keeps it; nothing was sent.
+    - ``RecordError``: the record or the next boot cannot be read or written: before the change, and nothing was sent
+      (``outcome`` UNCHANGED), or after it (CHANGED).
+    - ``MonitorError``: the connection is lost, silent, or speaks nonsense.
+
+    Attributes:
+        migration: What ``export``, ``take_back`` and ``qmpvcpu.migration`` are made of.
+    """
+
+    def __init__(self, driver: Driver, next_boot: "NextBoot | None" = None) -> None:
+        self.migration = Migration(driver)
+        self._driver = driver
+        self._engine = driver.engine
+        self._config = next_boot
+
+    def __repr__(self) -> str:
+        layout = self.layout
+        pending = f", pending {layout.pending}" if layout.pending else ""
+        return f"<{type(self).__name__} {printable(self.address)}: vCPUs {layout.enabled} of {layout.max}{pending}>"
+
+    # What is known.
+
+    @property
+    def layout(self) -> Layout:
+        """All slots, as known now; a new object after each change."""
+        return self._engine.layout
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this VM can do, and what its QEMU is known not to survive."""
+        return Capabilities.of(self.layout.vm)
+
+    @property
+    def address(self) -> str:
+        """Where QMP is spoken, for messages."""
+        return self._driver.connection.monitor.address
+
+    @property
+    def peer_pid(self) -> int | None:
+        """Process that listens where QMP is spoken: QEMU, or who started it; None where it is not on this host."""
+        return self._driver.connection.monitor.peer_pid
+
+    def events(self) -> EventStream:
+        """Return a stream of all events from now on; see EventStream."""
+        return self._driver.subscribers.stream()
+
+    async def refresh(self) -> Layout:
+        """Read the VM again and return its layout.
+
+        Raises:
+            MonitorError: The connection is lost, silent, or speaks nonsense.
+        """
+        await self._driver.request(Refresh())
+        return self.layout
+
+    @checked
+    async def wait_for(self, predicate: Callable[[Layout], object], *, timeout: float | None = None) -> Layout:
+        """Wait until *predicate* holds for the layout, and return that layout.
+
+        It is tried at once and at every change; nothing is polled.
+
+        Raises:
+            WaitTimeoutError: It did not hold within *timeout* seconds.
+            MonitorLostError: The connection was lost.
+        """
+        return await self._driver.wait_for(predicate, timeout)
+
+    @checked
+    async def wait_settled(self, *, timeout: float | None = None) -> Layout:
+        """Wait until no removal is pending, and return the layout.
+
+        Raises:
+            WaitTimeoutError: One still was after *timeout* seconds.
+            MonitorLostError: The connection was lost.
+        """
+        return await self._driver.wait_for(lambda layout: not layout.pending_slots, timeout)
 
     async def guest_answers(self) -> dict[int, OstAnswer]:
         """Read the guest's last answer of each slot, by ``cpu_index``: QEMU keeps them, whoever asked.
@@ -53,36 +183,315 @@ class VcpuController(WholeMaps):
         Raises:
             MonitorError: The connection is lost, silent, or speaks nonsense.
         """
-        await self._session.check_open()
-        answers = await self._session.reader.answers()
+        await self._driver.check_open()
+        answers = await self._driver.connection.reader.answers()
         return {slot: answer for slot, answer in answers.items() if answer.source}
 
-    # A transition that something cut short.
+    async def close(self) -> None:
+        """Let go of the VM: the VM and a borrowed client stay as they are. Idempotent.
+
+        Commands in flight get a second to be answered, so that their outcome is recorded. Calls that still wait raise
+        MonitorLostError.
+        """
+        await self._driver.close()
+
+    # One vCPU.
+
+    @checked
+    async def plug(self, vcpu: int | None = None, **options: Unpack[ChangeOptions]) -> VcpuMap:
+        """Plug one vCPU, with its whole slot, and return the ids that are plugged now.
+
+        One ``device_add``, no query. The guest's acknowledgement, if one comes, is ``layout[vcpu].acknowledged``.
+
+        Args:
+            vcpu: The first vCPU id of the slot; None takes the first free slot.
+            **options: See ``ChangeOptions``. With ``affect=BOTH`` the first free slot is the same for both sides.
+
+        Raises:
+            StepDeniedError: Not sent: occupied, unknown, part of a slot, full, migrating, fatal, ...
+            CommandRejectedError: QEMU answered with an error; nothing was plugged.
+            OutcomeUnknownError: The connection was lost, or silent, with the command in flight.
+            PlugUnprovenError: ``require_proof``, and the guest did not acknowledge it; it is plugged.
+            PlugUndoneError: An earlier removal that was asked for twice ejected it again.
+            QmpVcpuError: As every change.
+
+        Source: QEMU docs/system/cpu-hotplug.rst.
+        """
+        given = CheckedOptions.of(options)
+        asked = describe("plug", [] if vcpu is None else [vcpu])
+        if given.affect is Affect.CONFIG:
+            return await self._next_boot(asked).enable(vcpu)
+        change = Change(
+            lambda now: plan_plug(now, vcpu, allow_fatal=given.allow_fatal),
+            given,
+            Result.IDS,
+            slot=vcpu,
+            subject=asked,
+        )
+        ids: VcpuMap = await self._change(change, lambda plan: _with_state(plan.ids, enabled=True))
+        return ids
+
+    @checked
+    async def unplug(self, vcpu: int, **options: Unpack[ChangeOptions]) -> VcpuMap:
+        """Unplug one vCPU, with its whole slot, and return the ids that are gone now, on evidence.
+
+        A removal that is under way is joined, and nothing is sent: a second request would eject whatever is plugged
+        there next.
+
+        Args:
+            vcpu: The first vCPU id of the slot; boot vCPUs other than 0 too.
+            **options: See ``ChangeOptions``.
+
+        Raises:
+            StepDeniedError: Not sent: vCPU 0, not plugged, unknown, part of a slot, migrating, fatal, ...
+            CommandRejectedError: QEMU answered with an error (most often: the guest's ACPI is not up yet).
+            OutcomeUnknownError: The connection was lost, or silent, with the command in flight.
+            UnplugRefusedError: The guest said no, with its reason; it is still plugged and may be asked again.
+            UnplugPendingError: No answer in time. The request lives on: a late answer changes the layout and is an
+                event, and a new call joins it. It does not change the next boot.
+            QmpVcpuError: As every change.
+        """
+        given = CheckedOptions.of(options)
+        asked = describe("unplug", [vcpu])
+        if given.affect is Affect.CONFIG:
+            return await self._next_boot(asked).disable(vcpu)
+        change = self._unplug(vcpu, given, Result.IDS, asked)
+        ids: VcpuMap = await self._change(change, lambda plan: _with_state(plan.ids, enabled=False))
+        return ids
+
+    @checked
+    async def request_unplug(self, vcpu: int, **options: Unpack[ChangeOptions]) -> UnplugRequest:
+        """Ask the guest to give a vCPU up, with its whole slot; return when QEMU has accepted.
+
+        A removal that is under way is joined, as in ``unplug``. The next boot is not changed.
+
+        Args:
+            vcpu: The first vCPU id of the slot.
+            **options: See ``ChangeOptions``; ``timeout`` has no effect: ``UnplugRequest.wait`` has its own.
+
+        Raises:
+            ValueError: ``affect`` is not LIVE.
+            QmpVcpuError: As ``unplug``, but for the guest's answer.
+        """
+        given = _live("request_unplug", CheckedOptions.of(options))
+        change = self._unplug(vcpu, given, Result.REMOVAL, describe("unplug", [vcpu]))
+        removal, joined = await self._driver.request(change)
+        return UnplugRequest(removal, self._driver, joined=joined)
+
+    @checked
+    async def set_state(self, vcpu: int, *, enabled: bool, **options: Unpack[ChangeOptions]) -> VcpuMap:
+        """Make one vCPU, with its whole slot, plugged or unplugged; nothing is sent if it is so already.
+
+        If a vCPU you want to keep has a pending removal, this waits for the answer and plugs it again if it left.
+
+        Args:
+            vcpu: The first vCPU id of the slot.
+            enabled: True to have it plugged.
+            **options: See ``ChangeOptions``.
+
+        Returns:
+            The ids of the slot.
+
+        Raises:
+            UnplugPendingError: Its removal is pending, and was not answered within ``timeout`` seconds.
+            QmpVcpuError: As ``plug`` and ``unplug``.
+        """
+        given = CheckedOptions.of(options)
+        asked = describe("plug" if enabled else "unplug", [vcpu])
+        if given.affect is Affect.CONFIG:
+            next_boot = self._next_boot(asked)
+            return await (next_boot.enable(vcpu) if enabled else next_boot.disable(vcpu))
+        change = Change(
+            lambda now: plan_state(
+                now,
+                vcpu,
+                enabled=enabled,
+                allow_fatal=given.allow_fatal,
+                allow_boot_vcpus=given.allow_boot_vcpus,
+            ),
+            given,
+            Result.IDS,
+            slot=vcpu,
+            joins=not enabled,
+            waits_for_plug=enabled,
+            subject=asked,
+        )
+
+        def follow(plan: Plan) -> "ConfigChange":
+            return _with_state(plan.ids or self.layout.slot_of(vcpu).ids, enabled=enabled)
+
+        await self._change(change, follow)
+        return find_slot("plug" if enabled else "unplug", self.layout, vcpu).ids
+
+    # The whole map.
+
+    @checked
+    def plan(self, target: str | Iterable[int], *, allow_fatal: bool = False, allow_boot_vcpus: bool = False) -> Plan:
+        """Return what ``set_map`` would do now; nothing is sent or read. ``str(plan)`` explains it.
+
+        Args:
+            target: The vCPUs to have plugged, as libvirt's cpuset text or as ids.
+            allow_fatal: Plan even what this QEMU is known not to survive.
+            allow_boot_vcpus: Plan to take boot vCPUs from a VM that libvirt runs.
+
+        Raises:
+            InvalidMapError: *target* is empty, or no set of vCPU ids. What cannot be done is in ``plan.denied``.
+        """
+        wanted = parse_target(target, self.layout)
+        return plan_map(self._engine.situation, wanted, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+
+    @checked
+    def plan_count(
+        self, count: int, *, include_boot: bool = False, allow_fatal: bool = False, allow_boot_vcpus: bool = False
+    ) -> Plan:
+        """Return what ``set_count`` would do now; nothing is sent or read. What cannot be done is in ``denied``."""
+        return plan_count(
+            self._engine.situation,
+            count,
+            include_boot=include_boot,
+            allow_fatal=allow_fatal,
+            allow_boot_vcpus=allow_boot_vcpus,
+        )
+
+    @checked
+    async def set_map(self, target: str | Iterable[int] | Plan, **options: Unpack[ChangeOptions]) -> TransitionReport:
+        """Make exactly these vCPUs plugged, boot vCPUs included.
+
+        Planned from what is known when its turn comes; a step that is denied fails the whole before anything is
+        sent, under every policy. Plugs come first. Idempotent: what is so already costs one query.
+
+        If a vCPU you want removed has a pending removal, it is joined; if one you want to keep has, this waits for
+        the answer and plugs it again if it left.
+
+        With a record, the intent is on disk before the first command, and the outcome when this returns: two writes,
+        and a third where it turns to reverting. Cancelling it while it runs stops it at the next safe point: replies
+        of QEMU are awaited, the outcome is recorded; nothing is reverted.
+
+        Args:
+            target: The vCPUs to have plugged (libvirt's cpuset text, or ids), or a plan for this layout.
+            **options: See ``ChangeOptions``.
+
+        Returns:
+            The report, slot by slot, if the map is reached; ``report.config`` tells of the next boot.
+
+        Raises:
+            TransitionError: It is not; ``error.report`` tells what happened, what was undone and what could not be.
+                With ``affect=BOTH`` also where the map is reached and the next boot cannot be written
+                (``__cause__`` says why): the outcome is PARTIAL, and nothing is undone.
+            InvalidMapError: *target* is empty, or no set of vCPU ids.
+            StepDeniedError: A step cannot or must not be sent; nothing was.
+            StalePlanError: *target* is a plan, and the VM has changed since; nothing was sent.
+            QmpVcpuError: As every change.
+        """
+        given = CheckedOptions.of(options)
+        wanted = target.target if isinstance(target, Plan) else parse_target(target, self.layout)
+
+        def plan(now: Situation) -> Plan:
+            if isinstance(target, Plan):
+                return target
+            return plan_map(now, wanted, allow_fatal=given.allow_fatal, allow_boot_vcpus=given.allow_boot_vcpus)
+
+        return await self._whole_map(plan, given, f"map {wanted}", _with_map(wanted))
+
+    @checked
+    async def set_count(
+        self, count: int, *, include_boot: bool = False, **options: Unpack[ChangeOptions]
+    ) -> TransitionReport:
+        """Make so many vCPUs plugged, as libvirt's setVcpus does: the lowest free ones in, the highest removable out.
+
+        Boot vCPUs stay, and a count below them is denied, naming them. A removal that is pending is joined before
+        another vCPU is asked for. At the next boot a count may take out those that QEMU starts with, as libvirt does.
+
+        Args:
+            count: How many vCPUs to have plugged.
+            include_boot: Take boot vCPUs out too, highest first, never vCPU 0.
+            **options: See ``ChangeOptions``.
+
+        Returns:
+            The report, if the count is reached.
+
+        Raises:
+            QmpVcpuError: As ``set_map``.
+
+        Source: libvirt, virDomainSetVcpusFlags; which vCPUs it chooses was measured with libvirt 9.0.0.
+        """
+        given = CheckedOptions.of(options)
+
+        def plan(now: Situation) -> Plan:
+            return plan_count(
+                now,
+                count,
+                include_boot=include_boot,
+                allow_fatal=given.allow_fatal,
+                allow_boot_vcpus=given.allow_boot_vcpus,
+            )
+
+        def follow(domain: "DomainVcpus") -> "DomainVcpus":
+            from qmpvcpu.domainxml.next_boot import with_count  # XML is not for everybody
+
+            return with_count(domain, count)
+
+        return await self._whole_map(plan, given, f"count {count}", follow)
+
+    @checked
+    async def set_max(self, maximum: int) -> ConfigReport:
+        """Have room for *maximum* vCPUs at the next boot; a running VM keeps the maximum that QEMU started with.
+
+        vCPUs above a lower maximum are dropped, with their pins.
+
+        Returns:
+            What became of the document.
+
+        Raises:
+            ConfigDeniedError: It does not fit the document's topology or NUMA cells, or ``attach`` was given no
+                document with *config*.
+            RecordError: The document cannot be read or written, and is as it was.
+        """
+        next_boot = self._next_boot(f"maximum {maximum}")
+        if next_boot.path is None:
+            detail = "a record's maximum is that of the VM as it runs: attach with config=PATH"
+            raise ConfigDeniedError(f"maximum {maximum}", VcpuMap(), DenialReason.RECORD_MAXIMUM, detail)
+        from qmpvcpu.domainxml.next_boot import with_max
+
+        return await next_boot.change(lambda domain: with_max(domain, maximum))
+
+    async def cancel(self) -> TransitionReport | None:
+        """Stop the map that runs, at the next safe point, and return its report; None if none runs.
+
+        Nothing more is sent, replies of QEMU are awaited, answers of the guest's are not: a removal that it works on
+        is PENDING. Nothing is reverted. The caller of that map gets TransitionError with this report, or the report
+        if the map was reached all the same. Those that wait for their turn go on.
+        """
+        report: TransitionReport | None = await self._driver.request(StopRunning())
+        return report
+
+    # A map that something cut short.
 
     @property
     def interrupted(self) -> Intent | None:
-        """The transition that was begun and whose outcome is not recorded, or None.
+        """The change that was begun and whose outcome is not recorded, or None.
 
         Its process died, or the connection was lost. A new ``set_map`` supersedes it.
         """
-        return self._session.keeper.interrupted
+        return self._engine.intentions.interrupted
 
     @checked
     async def recover(self, how: Recovery, *, timeout: float | None = None) -> TransitionReport | None:
-        """Look at the transition that was cut short, and report it, finish it, or revert it.
+        """Look at the change that was cut short, and report it, finish it, or revert it.
 
         Only the slots of its steps are touched: what others have changed since stays.
 
         Args:
             how: REPORT tells what a fresh look shows of each step, changes nothing, and leaves it interrupted.
                 FINISH goes on to its target under its policy. REVERT undoes what it had done.
-            timeout: How long the guest has for each answer, in seconds; None: as long as the transition gave it.
+            timeout: How long the guest has for each answer, in seconds; None: as long as the change gave it.
 
         Returns:
             The report; None if nothing was interrupted.
 
         Raises:
             TransitionError: What was asked for was not reached.
+            StalePlanError: Another change has superseded it before its turn came; nothing was sent.
             QmpVcpuError: As ``set_map``.
         """
         intent = self.interrupted
@@ -91,61 +500,67 @@ class VcpuController(WholeMaps):
         if how is Recovery.REPORT:
             return await self._seen(intent)
         reverts = how is Recovery.REVERT
-        next_boot = None if reverts else self._next_boot_of(intent)
-        wish_for = revert_target if reverts else finish_target
-        terms = self._terms(
+        direction = Direction.REVERTING if reverts else Direction.FORWARD
+        options = CheckedOptions(
             on_failure=OnFailure.CONTINUE if reverts else intent.on_failure,
             timeout=intent.timeout if timeout is None else timeout,
         )
 
-        def plan() -> Plan:
-            plan = self.plan(wish_for(intent, self.layout))
+        begun = False
+
+        def plan(now: Situation) -> Plan:
+            nonlocal begun
+            if not begun and self.interrupted is not intent:
+                why = "another change has superseded the one that was cut short"
+                raise StalePlanError(intent.start, now.layout.enabled, why)
+            begun = True
+            target = (revert_target if reverts else finish_target)(intent, now.layout)
+            plan = plan_map(now, target)
             return plan if reverts else in_order_of(intent, plan)
 
-        again = replace(intent, direction=Direction.REVERTING if reverts else Direction.FORWARD)
-        for _ in range(_RECOVERIES - 1):
-            try:
-                return await self._applier.apply(plan, terms, intent=again, next_boot=next_boot, rebuilds=True)
-            except TransitionError as error:
-                # Every step went well, and it is not reached all the same: a removal that had been asked for before
-                # the crash, and that nobody could know of, was answered meanwhile.
-                if error.report.cancelled or not all(step.ok for step in error.report.steps):
-                    raise
-        return await self._applier.apply(plan, terms, intent=again, next_boot=next_boot, rebuilds=True)
+        change = Change(
+            plan,
+            options,
+            intent=replace(intent, direction=direction),
+            rebuilds=True,
+            tries=_RECOVERIES,
+            subject=f"map {intent.target}",
+        )
+        follow = None if reverts else self._follow(intent)
+        report: TransitionReport = await self._change(change, follow)
+        return report
 
     async def _seen(self, intent: Intent) -> TransitionReport:
         """Return what a fresh look shows of *intent*, and of the next boot that it was to have."""
         report = observed_report(intent, await self.refresh())
-        if intent.direction is Direction.REVERTING or (next_boot := self._next_boot_of(intent)) is None:
+        if intent.direction is Direction.REVERTING or intent.next_boot is None:
             return report
-        now = await next_boot.of.look(next_boot.change)
+        self._follow(intent)
+        now = await self._next_boot(f"map {intent.next_boot}").look(_with_map(intent.next_boot))
         reached = report.outcome is TransitionOutcome.REACHED and now.ok
         outcome = TransitionOutcome.REACHED if reached else TransitionOutcome.PARTIAL
         return replace(report, outcome=outcome, affect=Affect.BOTH, config=now)
 
-    def _next_boot_of(self, intent: Intent) -> NextBootChange | None:
+    def _follow(self, intent: Intent) -> "Callable[[Plan], ConfigChange] | None":
         """Return what is to follow *intent*, or None if nothing is.
 
         Raises:
             ConfigDeniedError: The next boot is, and it is kept in a document that ``attach`` was not given.
         """
-        wish = intent.next_boot
-        if wish is None:
+        wanted = intent.next_boot
+        if wanted is None:
             return None
-        next_boot = self._next_boot(f"map {wish}")
-        if next_boot.path is None and intent.config is not None:
+        if self._next_boot(f"map {wanted}").path is None and intent.config is not None:
             detail = f"it was to be written to {intent.config}: attach with config= and that path"
-            raise ConfigDeniedError(f"map {wish}", wish, DenialReason.NO_CONFIG, detail)
-        from qmpvcpu.domainxml.next_boot import with_map
-
-        return NextBootChange(next_boot, lambda domain: with_map(domain, wish))
+            raise ConfigDeniedError(f"map {wanted}", wanted, DenialReason.NO_CONFIG, detail)
+        return lambda _: _with_map(wanted)
 
     # Another QEMU for the same VM.
 
     @property
     def desired(self) -> VcpuMap | None:
         """The map that was last asked for, as the record has it; None if there is none."""
-        return self._session.keeper.desired
+        return self._engine.intentions.desired
 
     @property
     def previous(self) -> PreviousVcpus | None:
@@ -154,7 +569,7 @@ class VcpuController(WholeMaps):
         It is kept in the record, from one QEMU to the next, until this QEMU has the same vCPUs in the same order
         (``replay``), a change is asked for instead, or it is dropped (``drop_previous``).
         """
-        return self._session.keeper.previous
+        return self._engine.intentions.previous
 
     async def drop_previous(self) -> None:
         """Keep nothing of an earlier QEMU any more; idempotent.
@@ -162,32 +577,30 @@ class VcpuController(WholeMaps):
         Raises:
             RecordError: It cannot be recorded, and is kept.
         """
-        await self._session.keeper.drop_previous()
+        await self._driver.request(DropPrevious())
 
     @checked
     async def replay(
         self,
         source: "DomainVcpus | Layout | PreviousVcpus | bytes | None" = None,
-        *,
-        in_flight: int = 8,
-        allow_fatal: bool = False,
+        **options: Unpack[ChangeOptions],
     ) -> TransitionReport:
         """Plug into a QEMU that is stopped what another, or an earlier one, had: the same vCPUs in the same order.
 
         For a QEMU started with ``launch.arguments(source).boot_argv`` and ``-S`` or ``-incoming``: QEMU itself says
         what each vCPU's slot takes. All is checked before anything is sent: the VM is prelaunch, paused or
         inmigrate, it has the same maximum, topology and NUMA cells as far as *source* says them, QEMU has started
-        with the vCPUs that it is to start with, and what is plugged besides is a beginning of the rest. So it is
+        with the vCPUs that it is to start with, and what else is plugged is a beginning of the rest. So it is
         idempotent, and goes on where an earlier replay ended. At the end QEMU is read again, and the order compared.
 
-        A transition like ``set_map``: recorded, cancelled and recovered in the same way.
+        A change like ``set_map``: recorded, cancelled and recovered in the same way.
 
         Args:
             source: A domain document, what ``parse`` read of one, or another VM's layout. Of a record it is what the
                 VM is next started with (``domainxml.start_of``). None: as the record of this VM has it, which needs
                 ``previous``.
-            in_flight: At most so many commands without a reply; QEMU keeps their order.
-            allow_fatal: Send even what this QEMU is known not to survive.
+            **options: See ``ChangeOptions``; QEMU keeps the order of commands in flight. The next boot is not
+                changed.
 
         Returns:
             The report, with a step for each vCPU that was plugged.
@@ -201,14 +614,16 @@ class VcpuController(WholeMaps):
             DomainXmlError: *source* is no domain document that can be read.
             QmpVcpuError: As ``set_map``.
         """
+        given = _live("replay", CheckedOptions.of(options))
         wanted = self._kept() if source is None else wanted_of(source)
-        terms = self._terms(on_failure=OnFailure.STOP, timeout=30.0, in_flight=in_flight, allow_fatal=allow_fatal)
-        await self.refresh()  # a transition looks at slots only, and others may have plugged some in another order
-        report = await self._applier.apply(
-            lambda: plan_replay(self._engine.situation, wanted, allow_fatal=allow_fatal),
-            terms,
+        await self.refresh()  # a map looks at slots only, and others may have plugged some in another order
+        change = Change(
+            lambda now: plan_replay(now, wanted, allow_fatal=given.allow_fatal),
+            given,
             rebuilds=True,
+            subject="replay",
         )
+        report: TransitionReport = await self._driver.request(change)
         layout = await self.refresh()
         check_replayed(layout, wanted)
         if self.previous is not None:
@@ -221,7 +636,7 @@ class VcpuController(WholeMaps):
         Raises:
             ReplayMismatchError: Nothing is kept of an earlier QEMU.
         """
-        record, previous = self._session.keeper.record, self.previous
+        record, previous = self._driver.writer.record, self.previous
         if previous is None:
             why = "attached without its record, or it is here again, was superseded by a change, or dropped"
             raise ReplayMismatchError([f"nothing is kept of an earlier QEMU: {why}; name what is to be replayed"])
@@ -255,7 +670,7 @@ class VcpuController(WholeMaps):
         return await self.migration.export(settle=settle, allow_fatal=allow_fatal)
 
     async def take_back(self, *, destination_is_gone: bool) -> Layout:
-        """Have a source go on whose VM did not arrive; see ``confirm_target``.
+        """Have a source go on whose VM did not arrive; see ``qmpvcpu.migration.confirm_target``.
 
         For a VM in ``postmigrate``, or paused after a migration that failed. Sends ``cont``, makes sure that it runs,
         and releases the export, if there is one. Cancelling stops the waiting, not what was sent.
@@ -269,3 +684,92 @@ class VcpuController(WholeMaps):
             MonitorError: The connection is lost, silent, or speaks nonsense.
         """
         return await self.migration.take_back(destination_is_gone=destination_is_gone)
+
+    # How it is done.
+
+    def _unplug(self, vcpu: int, given: CheckedOptions, result: Result, asked: str) -> Change:
+        def plan(now: Situation) -> Plan:
+            return plan_unplug(now, vcpu, allow_fatal=given.allow_fatal, allow_boot_vcpus=given.allow_boot_vcpus)
+
+        return Change(plan, given, result, slot=vcpu, joins=True, subject=asked)
+
+    async def _whole_map(
+        self, plan: Callable[[Situation], Plan], given: CheckedOptions, asked: str, follow: "ConfigChange"
+    ) -> TransitionReport:
+        if given.affect is Affect.CONFIG:
+            config = await self._next_boot(asked).change(follow)
+            return TransitionReport(
+                start=config.start,
+                target=config.target,
+                on_failure=given.on_failure,
+                outcome=TransitionOutcome.REACHED,
+                steps=(),
+                layout=self.layout,
+                affect=Affect.CONFIG,
+                config=config,
+            )
+        report: TransitionReport = await self._change(Change(plan, given, subject=asked), lambda _: follow)
+        return report
+
+    async def _change(self, change: Change, follow: "Callable[[Plan], ConfigChange] | None") -> Any:
+        """Have *change* carried out; if it affects both sides, the next boot follows as *follow* says."""
+        affects_both = change.options.affect is Affect.BOTH or change.intent is not None
+        if follow is None or not affects_both:
+            return await self._driver.request(change)
+        await self._driver.check_open()
+        begun: list[Change] = []
+        work = self._driver.start(self._change_both(change, self._next_boot(change.subject), follow, begun))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # The next boot stays held until what was sent is taken in, even if nobody waits for it now.
+            if begun:
+                self._driver.put(Cancelled(begun[0]))
+            else:
+                work.cancel()
+            raise
+
+    async def _change_both(
+        self, change: Change, next_boot: "NextBoot", follow: "Callable[[Plan], ConfigChange]", begun: list[Change]
+    ) -> Any:
+        async with next_boot.pending(follow) as config:
+            begun.append(replace(change, config=config))
+            return await self._driver.begin(begun[0])
+
+    def _next_boot(self, asked: str) -> "NextBoot":
+        """Return what keeps the next boot, which needs no QEMU.
+
+        Raises:
+            ConfigDeniedError: Nothing does.
+            MonitorLostError: This side has let go of the VM.
+        """
+        if self._driver.closed:
+            raise MonitorLostError("closed by this side")
+        if self._config is None:
+            detail = "nothing keeps the next boot of this VM: attach with config=PATH, or with record=PATH"
+            raise ConfigDeniedError(asked, VcpuMap(), DenialReason.NO_CONFIG, detail)
+        return self._config
+
+
+def _live(asked: str, given: CheckedOptions) -> CheckedOptions:
+    if given.affect is not Affect.LIVE:
+        raise ValueError(f"affect is Affect.LIVE for {asked}, which changes no next boot, not {given.affect}")
+    return given
+
+
+def _with_state(ids: VcpuMap, *, enabled: bool) -> "ConfigChange":
+    def change(domain: "DomainVcpus") -> "DomainVcpus":
+        from qmpvcpu.domainxml.next_boot import with_state
+
+        return with_state(domain, ids, enabled=enabled)
+
+    return change
+
+
+def _with_map(target: VcpuMap) -> "ConfigChange":
+    def change(domain: "DomainVcpus") -> "DomainVcpus":
+        from qmpvcpu.domainxml.next_boot import with_map
+
+        return with_map(domain, target)
+
+    return change

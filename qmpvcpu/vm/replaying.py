@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.vmstate import PreviousVcpus
 from qmpvcpu.planning.replay import ReplayTarget
 
 if TYPE_CHECKING:

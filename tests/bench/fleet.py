@@ -13,7 +13,7 @@ from qemu.qmp import QMPClient
 import qmpvcpu
 from qmpvcpu.events import VmStopped
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.vm.stream import EventStream
+from qmpvcpu.vm.subscribers import EventStream
 from tests.bench.libvirtd import VCPU_STATS, peer, run_domain
 from tests.bench.raw import ALL_QUERIES, Raw
 from tests.bench.row import LIBVIRT, OURS, RAW, Goal, Row, Samples

@@ -16,9 +16,9 @@ import pytest
 from qmpvcpu import Layout, Slot
 from qmpvcpu.cli import main
 from qmpvcpu.cli.app import program
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.model.layout import CpuProps
 from qmpvcpu.model.vm import VmInfo
-from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.testing import MicroGuest
 from tests.cli.running import environment, on_terminal, run
 
@@ -81,7 +81,7 @@ def state(tmp_path: Path) -> Path:
     vm = VmInfo("vm", "x86_64", "pc-q35-10.0", "tcg", (10, 0, 2))
     boot = Slot(0, 1, "qemu64-x86_64-cpu", CpuProps({"core-id": 0}), 0, "/machine/unattached/device[0]", (1,))
     path = tmp_path / "vm.json"
-    path.write_text(json.dumps(VmState(Layout(vm, (boot,), (0,))).to_json()))
+    path.write_text(json.dumps(ExportedState(Layout(vm, (boot,), (0,))).to_json()))
     return path
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu import Layout, Slot
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.model.layout import CpuProps
 from qmpvcpu.model.vm import VmInfo
-from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.testing import ScriptedPeer
 from tests.cli.running import on_terminal, run, running, said
 from tests.hostile import HOSTILE, hostile_vm, impossible_vms, small_vm
@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder with files whose author means harm."""
     vm = VmInfo(HOSTILE, "x86_64", "pc", "tcg", (10, 0, 2), package=HOSTILE)
     boot = Slot(0, 1, "qemu64-x86_64-cpu", CpuProps({"core-id": 0}), 0, "/machine/unattached/device[0]", (1,))
-    (tmp_path / "state.json").write_text(json.dumps(VmState(Layout(vm, (boot,), (0,))).to_json()))
+    (tmp_path / "state.json").write_text(json.dumps(ExportedState(Layout(vm, (boot,), (0,))).to_json()))
     (tmp_path / "no-state.json").write_text(json.dumps({HOSTILE: HOSTILE, "schema": HOSTILE}))
     name = "&#x9b;31m&#10;FORGED&#x202e;cod&#x85;FORGED&#x7f;"
     for file, word in (("base.xml", "pc"), ("no-base.xml", name)):

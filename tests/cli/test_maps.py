@@ -200,9 +200,9 @@ async def test_a_second_signal_does_not_wait_for_a_qemu_that_is_silent(story: Mi
 
 async def test_a_signal_before_it_has_begun_sends_nothing(story: MicroGuest) -> None:
     waits = (
-        "import asyncio\nfrom qmpvcpu.vm.session import Session\n"
-        "async def wait(self):\n    print('now', file=sys.stderr)\n    await asyncio.sleep(60)\n"
-        "Session.know_status = wait"
+        "import asyncio\nfrom qmpvcpu.vm.driver import Driver\n"
+        "async def wait(self, look):\n    print('now', file=sys.stderr)\n    await asyncio.sleep(60)\n"
+        "Driver._look = wait"
     )
     async with running("set", "0-7", "--json", "--verbose", "--qmp", story.qmp, code=waits) as it:
         await it.wait_said("now")

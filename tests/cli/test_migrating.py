@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.testing import MicroGuest, best_qemu
 from tests.cli.running import run, said
 from tests.migration.moving import move, save
@@ -21,7 +21,7 @@ async def test_a_script_moves_a_vm_with_holes(tmp_path: Path, capsys: pytest.Cap
         assert (await said(capsys, "export", "-o", state, *here)).code == 0
         printed = await said(capsys, "export", *here)
         for exported in (printed.out, state.read_text()):
-            assert VmState.from_json(exported).enabled == {0, 3, 6}
+            assert ExportedState.from_json(exported).enabled == {0, 3, 6}
         wrong = await said(capsys, "check-target", state, "--json", *there)
         assert wrong.code == 1
         assert [(each["kind"], each["ids"]) for each in wrong.document["differences"]] == [("missing_vcpu", "3,6")]

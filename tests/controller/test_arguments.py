@@ -11,9 +11,9 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import InvalidMapError, Pending, Recovery, VcpuController
+from qmpvcpu.migration import confirm_target
 from qmpvcpu.qmp.queries import look
 from qmpvcpu.testing import Behaviour, MicroGuest, ScriptedPeer
-from qmpvcpu.vm.migration import confirm_target
 from tests.exchange import exchange
 
 pytestmark = pytest.mark.qemu

@@ -19,10 +19,9 @@ from qmpvcpu import (
     UnplugRefusedError,
     VcpuMap,
 )
-from qmpvcpu.engine.ledger import Read
 from qmpvcpu.events import MigrationChanged, Reconnected
 from qmpvcpu.testing.peer import GREETING, Command, Failure, ScriptedPeer
-from qmpvcpu.vm.inbox import Inbox
+from qmpvcpu.vm.connection import Ear
 from tests import waiting
 from tests.captures import all_captures
 from tests.controller.test_scripted import capture_answers, ost, recorded
@@ -239,25 +238,21 @@ async def test_another_vm_is_taken_for_one_when_it_has_answered_twice(said: Any)
 
 
 async def test_what_is_heard_while_attaching_is_kept_as_the_last_word_on_each_thing() -> None:
-    inbox = Inbox()
+    ear = Ear()
     heard: list[object] = []
-
-    class Session:
-        on_event = staticmethod(heard.append)
-        on_lost = want = staticmethod(heard.append)
 
     for _ in range(1000):
         for status in (0x84, 0x82):
-            inbox.event({"event": "ACPI_DEVICE_OST", "data": ost(2, status)})
+            ear.event({"event": "ACPI_DEVICE_OST", "data": ost(2, status)})
         for name in ("STOP", "RESUME", "RESET", "BLOCK_JOB_COMPLETED"):
-            inbox.event({"event": name, "data": {"x": "y" * 1000}})
-    assert len(inbox._early) == 4
+            ear.event({"event": name, "data": {"x": "y" * 1000}})
+    assert len(ear._early) == 4
     for number in range(20_000):
-        inbox.event({"event": "DEVICE_DELETED", "data": {"path": f"/machine/peripheral/x{number}"}})
-    assert len(inbox._early) == 16384 + 1024
-    inbox.hand_over(Session())  # type: ignore[arg-type]
-    assert heard[-1] is Read.FULL  # since it forgot something
-    assert inbox._early == {}
+        ear.event({"event": "DEVICE_DELETED", "data": {"path": f"/machine/peripheral/x{number}"}})
+    assert len(ear._early) == 16384 + 1024
+    ear.hand_over(heard.append, lambda: heard.append("doubt"), heard.append)
+    assert heard[-1] == "doubt"  # since it forgot something
+    assert ear._early == {}
 
 
 async def test_what_was_heard_while_attaching_is_taken_in_afterwards() -> None:
@@ -308,8 +303,8 @@ async def test_an_answer_that_names_its_device_is_that_devices_whatever_the_orde
 async def test_what_becomes_known_once_the_record_is_closed_is_no_error(tmp_path: Path, said: Any) -> None:
     memory = {"query-memory-size-summary": {"base-memory": 1 << 27}}
     async with recorded(NAME, memory, record=tmp_path / "vm.xml") as (_, vm):
-        keeper = vm._session.keeper
-    keeper.desired = VcpuMap({0})
-    keeper.changed()
-    assert keeper._timer is None
+        writer = vm._driver.writer
+    vm._engine.intentions.desired = VcpuMap({0})
+    writer.changed()
+    assert writer._timer is None
     assert said() == []

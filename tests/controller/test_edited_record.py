@@ -8,7 +8,9 @@ import pytest
 import qmpvcpu
 from qmpvcpu import Outcome, RecordError
 from qmpvcpu.domainxml import parse, read_identity
+from qmpvcpu.engine.messages import Persist
 from qmpvcpu.testing import Behaviour, MicroGuest
+from tests import waiting
 from tests.exchange import exchange
 
 pytestmark = pytest.mark.qemu
@@ -71,13 +73,14 @@ async def test_what_could_not_be_written_is_written_once_the_record_is_put_right
     async with qmpvcpu.attach(guest.qmp, name="web", record=path) as vm:
         await vm.plug(3)
         await vm.request_unplug(3)
-        await vm._session.keeper.written("this")
+        await vm._driver.request(Persist())
         before = path.read_bytes()
         path.write_bytes(before[:-20])
         await guest.set_behaviour(Behaviour.complying())
         await vm.wait_for(lambda layout: 3 not in layout.enabled, timeout=10)
-        with pytest.raises(RecordError, match="and not recorded"):
-            await vm._session.keeper.written("this is done")
+        await waiting.until(lambda: "no longer readable" in caplog.text)
+        with pytest.raises(RecordError, match="no longer readable"):
+            await vm._driver.request(Persist())
         path.write_bytes(before)
     assert "no longer readable" in caplog.text
     assert b"<vcpu id='3' enabled='no'" in path.read_bytes()

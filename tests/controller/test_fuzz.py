@@ -130,7 +130,7 @@ async def one_session(peer: HostilePeer, dice: random.Random, folder: Path) -> N
     callers = Callers(vm, dice)
     tasks = [asyncio.create_task(work) for work in (callers.listen(), *(callers.work() for _ in range(3)))]
     try:
-        while peer.sent < goal and not vm._session.closed:
+        while peer.sent < goal and not vm._engine.closed:
             await a_moment(peer, dice)
             for task in tasks[1:]:
                 if task.done():
@@ -140,7 +140,7 @@ async def one_session(peer: HostilePeer, dice: random.Random, folder: Path) -> N
         for task in tasks[1:]:
             task.cancel()
         await asyncio.wait(tasks[1:])
-        if not vm._session.closed:
+        if not vm._engine.closed:
             await expect_truth(peer, vm, reconnects=reconnects)
         await vm.close()
         await asyncio.wait_for(tasks[0], 5)
@@ -168,7 +168,7 @@ async def expect_truth(peer: HostilePeer, vm: VcpuController, *, reconnects: boo
         try:
             layout = await vm.refresh()
         except MonitorLostError:
-            if vm._session.closed or not reconnects:
+            if vm._engine.closed or not reconnects:
                 return  # it was lost before, or taken for another VM
         except QmpVcpuError:  # of what was sent before the peer became honest
             await asyncio.sleep(0.01)

@@ -164,7 +164,7 @@ async def test_what_either_side_cannot_have_is_denied_before_anything_is_sent(co
             (lambda: vm.plug(6, affect=Affect.BOTH), ConfigDeniedError, "plug of vCPU 6 at the next boot"),
             (lambda: vm.plug(6, affect=Affect.CONFIG), ConfigDeniedError, "plug of vCPU 6 at the next boot"),
             (lambda: vm.set_state(6, enabled=True, affect=Affect.BOTH), ConfigDeniedError, "vCPUs 0 to 3"),
-            (lambda: vm.unplug(0, affect=Affect.BOTH), ConfigDeniedError, "is always enabled"),
+            (lambda: vm.unplug(0, affect=Affect.BOTH), StepDeniedError, "never leaves"),
             (lambda: vm.unplug(0, affect=Affect.CONFIG), ConfigDeniedError, "is always enabled"),
             (lambda: vm.plug(1, affect=Affect.BOTH), StepDeniedError, "plugged"),
             (lambda: vm.set_map("0-2,9", affect=Affect.BOTH), StepDeniedError, "this machine has 0 to 7"),

@@ -10,6 +10,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import CommandRejectedError, VcpuController
+from qmpvcpu.engine.messages import Returned
 from qmpvcpu.events import VcpuUnplugged
 from qmpvcpu.testing.peer import Command, ScriptedPeer
 from tests.controller.test_scripted import CAPTURES, capture_answers, ost
@@ -154,11 +155,9 @@ async def test_who_waits_for_a_removal_of_an_earlier_qemu_is_told_at_once() -> N
     async with reused() as (_, vm):
         await vm.plug(5)
         request = await vm.request_unplug(5)
-        session = vm._session
-        (slots, threads), status, answers, _info = await session.reader.everything(None)
-        now = session.loop.time()
-        session.engine.resync(slots, threads or (), status=status, answers=answers, same_instance=False, now=now)
-        session.publish()
+        reader = vm._driver.connection.reader
+        (slots, threads), status, answers, _info = await reader.everything(None)
+        vm._driver.put(Returned(slots, threads or (), status, answers, same_instance=False))
         async with asyncio.timeout(10):
             with pytest.raises(qmpvcpu.MonitorLostError):
                 await request.wait()

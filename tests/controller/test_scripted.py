@@ -375,3 +375,37 @@ async def test_a_session_that_ends_at_the_end_of_the_reading_is_lost_from_the_st
         with pytest.raises(qmpvcpu.MonitorLostError):
             await vm.wait_for(lambda layout: 7 in layout.enabled, timeout=5)
         await vm.close()
+
+
+@pytest.mark.parametrize("rejections", [3, 9])
+async def test_a_plug_is_sent_again_while_qemu_holds_the_id_of_the_vcpu_that_left(rejections: int) -> None:
+    async with recorded("10.0.2-q35-sct-2x2x2-boot3", {"device_del": {}}) as (peer, vm):
+        path = vm.layout.slot_of(2).qom_path
+        unplugging = asyncio.create_task(vm.unplug(2))
+        await peer.wait_for("device_del")
+        slots = CAPTURES["10.0.2-q35-sct-2x2x2-boot3"].replies("query-hotpluggable-cpus")[0]
+        peer.answers["query-hotpluggable-cpus"] = [
+            {key: value for key, value in slot.items() if slot.get("qom-path") != path or key != "qom-path"}
+            for slot in slots
+        ]
+        await peer.event("DEVICE_DELETED", {"path": path})
+        assert await unplugging == {2}
+        left = rejections
+
+        async def hold(command: Command) -> Any:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                await command.fail("Duplicate device ID 'vcpu2'")
+                return HANG
+            return {}
+
+        peer.answers["device_add"] = hold
+        if rejections == 3:
+            assert await vm.plug(2) == {2}
+            assert peer.count("device_add") == 4
+        else:
+            with pytest.raises(CommandRejectedError, match="QEMU may hold its id"):
+                await vm.plug(2)
+            assert peer.count("device_add") == 5
+            assert not vm.layout[2].enabled

@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ from qmpvcpu import (
     WaitTimeoutError,
     domainxml,
 )
-from qmpvcpu.engine.removal import Removal
+from qmpvcpu.engine.messages import Persist
 from qmpvcpu.errors import UnsupportedMachineError
 from qmpvcpu.events import Disconnected, LayoutChanged, Origin, VcpuPlugged, VcpuUnplugged, VmResumed, VmStopped
+from qmpvcpu.model.transition import Intent
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.qapi import RunEvent
 from qmpvcpu.testing import Behaviour, MicroGuest, QemuProcess
-from qmpvcpu.vm.stream import EventStream
+from qmpvcpu.vm.subscribers import EventStream
 from tests import waiting
 from tests.controller.vms import other_client, running, until
 from tests.exchange import exchange
@@ -532,7 +533,7 @@ async def test_a_late_answer_that_cannot_be_recorded_is_told_in_the_log(
         await vm.plug(3)
         await vm.request_unplug(3)
         await vm.wait_for(lambda layout: 3 in layout.pending, timeout=10)
-        await vm._session.keeper.written("this")
+        await vm._driver.request(Persist())
         shutil.rmtree(folder)
         await guest.set_behaviour(Behaviour.complying())
         await vm.wait_for(lambda layout: 3 not in layout.enabled, timeout=10)
@@ -629,38 +630,19 @@ async def test_a_subscriber_that_falls_behind_is_told_so() -> None:
     assert seen[1].generation == 3
 
 
-class Onlooker:
-    """Who carries a transition out, and does nothing."""
-
-    def __init__(self) -> None:
-        self.told = 0
-
-    def on_news(self, settled: Sequence[Removal]) -> None:
-        assert not settled
-        self.told += 1
-
-    def cancel(self) -> None:
-        raise AssertionError("nobody stops it")
-
-    def on_lost(self, why: str, *, may_return: bool) -> None:
-        assert (why, may_return) == ("gone", False)
-
-    def on_return(self, *, same_instance: bool) -> None:
-        raise AssertionError(same_instance)
-
-
-async def test_a_burst_of_events_in_a_transition_is_told_at_once_and_before_the_loss(guest: MicroGuest) -> None:
+async def test_a_burst_of_events_in_a_map_is_told_at_once_and_before_the_loss(guest: MicroGuest) -> None:
     async with qmpvcpu.attach(guest.qmp) as vm:
-        stream, session = vm.events(), vm._session
-        session.watcher = onlooker = Onlooker()
+        stream, driver = vm.events(), vm._driver
+        vm._engine._map_intent = Intent(VcpuMap({0}), VcpuMap({0}), ())
         for event in (RunEvent.STOP, RunEvent.RESUME, RunEvent.STOP):
-            session.on_event(event)
-        assert onlooker.told == 0
+            driver._heard(event)
+        assert stream.take() is None
         await asyncio.sleep(0)
-        assert onlooker.told == 1
-        session.on_event(RunEvent.RESUME)
-        session.on_lost(MonitorLostError("gone"))
-        session.watcher = None
+        first = stream.take()
+        assert isinstance(first, VmStopped)
+        driver._heard(RunEvent.RESUME)
+        driver._lost(MonitorLostError("gone"))
+        stream._queue.appendleft(first)
     assert [type(event) async for event in stream] == [
         VmStopped,
         VmResumed,
@@ -673,7 +655,7 @@ async def test_a_burst_of_events_in_a_transition_is_told_at_once_and_before_the_
 async def test_a_stream_that_is_dropped_is_forgotten(guest: MicroGuest) -> None:
     async with qmpvcpu.attach(guest.qmp) as vm:
         stream = vm.events()
-        assert len(vm._session.audience._streams) == 1
+        assert len(vm._driver.subscribers._streams) == 1
         del stream
-        assert len(vm._session.audience._streams) == 0
+        assert len(vm._driver.subscribers._streams) == 0
         assert isinstance(vm, VcpuController)

@@ -11,7 +11,7 @@ from qmpvcpu import VcpuController
 from qmpvcpu.events import Event
 from qmpvcpu.testing import MicroGuest
 from qmpvcpu.testing.qemu import GuestVm
-from qmpvcpu.vm.stream import EventStream
+from qmpvcpu.vm.subscribers import EventStream
 from tests.substrates import Substrate
 
 

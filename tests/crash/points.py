@@ -9,7 +9,7 @@ import pytest
 
 from qmpvcpu.engine.batch import Batch
 from qmpvcpu.engine.removal import Removal
-from qmpvcpu.engine.work import Work
+from qmpvcpu.engine.steprun import StepRun
 from qmpvcpu.errors import CommandRejectedError
 from qmpvcpu.model.transition import Direction, Intent
 from qmpvcpu.model.verdicts import Verdict
@@ -83,9 +83,9 @@ def watching(points: Points) -> Iterator[None]:
         for message in messages:
             points.cross(f"{_told(message.get('execute'), message.get('arguments'))} handed over")
 
-    def _replied(self: Batch, work: Work, verdict: Verdict | None, now: float) -> None:
-        replied(self, work, verdict, now)
-        points.cross(f"reply to {work.step} taken in")
+    def _replied(self: Batch, run: StepRun, verdict: Verdict | None, now: float) -> None:
+        replied(self, run, verdict, now)
+        points.cross(f"reply to {run.step} taken in")
 
     def _answered(self: Batch, removal: Removal, now: float) -> None:
         answered(self, removal, now)

@@ -10,10 +10,10 @@ from lxml import etree
 
 from qmpvcpu.domainxml import NAMESPACE, Instance, Metadata, read_identity, render
 from qmpvcpu.errors import DomainXmlError
+from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
-from qmpvcpu.model.vmstate import PreviousVcpus
 from tests.domainxml.examples import layout_of
 from tests.model.values import paths
 

@@ -5,9 +5,9 @@ import pytest
 from qmpvcpu.domainxml import Metadata, domain_of, parse, render, start_of
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.launch import arguments
+from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
-from qmpvcpu.model.vmstate import PreviousVcpus
 from tests.domainxml.examples import layout_of
 
 LAYOUT = layout_of(8, [0], boot=1)

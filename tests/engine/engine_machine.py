@@ -1,37 +1,98 @@
-"""The engine beside a naive QEMU: commands, guests, other clients, resets and lost connections in any order.
+"""The core beside a naive QEMU: single changes, guests, other clients, resets and lost connections in any order.
 
 The wire is modelled as it is: QEMU answers one monitor's commands in order, events and replies share the wire, events
 are taken in as they come, and a reply may be taken in later than events that came behind it. What is on the wire when
 the connection is lost never arrives; of the commands on their way, QEMU has carried out some.
+
+The core is told all this by its one entry, and its effects are carried out as ``vm.driver`` does.
 """
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from qmpvcpu import Layout, qapi
-from qmpvcpu.engine.engine import Engine
-from qmpvcpu.engine.ledger import Read
-from qmpvcpu.engine.removal import Evidence, Removal, State
+from qmpvcpu import Layout, MalformedReplyError, MonitorLostError, OnFailure, Proof, QmpVcpuError, VcpuMap, qapi
+from qmpvcpu.engine.intents import Intentions
+from qmpvcpu.engine.messages import (
+    Accepted,
+    Cancelled,
+    Change,
+    Effect,
+    Heard,
+    Input,
+    LetGo,
+    Look,
+    Looked,
+    LookFailed,
+    Lost,
+    Publish,
+    Refresh,
+    Rejection,
+    Request,
+    Result,
+    Returned,
+    Save,
+    Saved,
+    Send,
+    Settle,
+    Tick,
+    Unanswered,
+    Wait,
+    WantRead,
+)
+from qmpvcpu.engine.removal import Removal, State
+from qmpvcpu.engine.steprun import StepRun, StepStage
+from qmpvcpu.engine.transition import Phase, Transition
+from qmpvcpu.engine.vmstate import Read, VmState
+from qmpvcpu.errors import StepDeniedError
 from qmpvcpu.events import Event, VcpuUnplugged
+from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.ost import OstStatus
+from qmpvcpu.model.transition import Action, Intent
+from qmpvcpu.model.verdicts import Plugged, Refused, Unplugged
 from qmpvcpu.model.vm import VmInfo, VmStatus
 from tests.engine.model_qemu import OTHER, SLOTS, US, Deletions, ModelQemu, Reply
+from tests.engine.story import plug, set_state, unplug
+from tests.engine.watched import Watched
 
-__all__ = ["Command", "EngineBesideQemu"]
+__all__ = ["REPLY_TIMEOUT", "Command", "Disk", "EngineBesideQemu", "vcpus"]
 
+REPLY_TIMEOUT = 10.0
+MOST_TICKS = 8  # at one moment
+MOST_ROUNDS = 100  # until everything has arrived
 vcpus = st.integers(1, SLOTS - 1)
 VM = VmInfo("t", "x86_64", "q35", "kvm", (10, 0, 2))
+PERIPHERAL = "/machine/peripheral/"
+single_options = st.builds(
+    CheckedOptions,
+    on_failure=st.just(OnFailure.STOP),
+    timeout=st.sampled_from([0.0, 5.0, 30.0]),
+    total_timeout=st.sampled_from([None, None, 8.0]),
+    in_flight=st.sampled_from([1, 8]),
+    proof=st.sampled_from(Proof),
+    require_proof=st.sampled_from([False, False, True]),
+)
 
 
 class Command(NamedTuple):
-    """A command of ours: carrying it out gives the effect of its reply; ``lost`` is what comes instead."""
+    """A command of ours: carrying it out gives what is then told; ``lost`` is what is told instead."""
 
-    execute: Callable[[], Callable[[], None]]
-    lost: Callable[[], None]
+    number: int
+    execute: Callable[[], Input]
+    lost: Callable[[Exception], Input]
+
+
+class Disk(NamedTuple):
+    """What the record holds."""
+
+    intent: Intent | None
+    enabled: VcpuMap
+    pending: dict[int, int]  # by vCPU: which of the CPUs that were ever in its slot is to go
+    desired: VcpuMap | None = None
 
 
 class EngineBesideQemu(RuleBasedStateMachine):
@@ -43,24 +104,48 @@ class EngineBesideQemu(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1.0
+        self.reconnects = True
         self.qemu = self.judged = ModelQemu(self.deletions)
+        self.inputs: deque[Input] = deque()
+        self.receiving = False
         self.commands: deque[Command] = deque()
-        self.replies: deque[Callable[[], None]] = deque()  # on our side, not taken in yet
+        self.replies: deque[Input] = deque()  # on our side, not taken in yet
+        self.open: dict[Request, None] = {}
+        self.cancelled: set[Request] = set()
+        self.settled: set[Request] = set()
         self.seen_to = [0] * SLOTS
+        self.seen_by: dict[int, list[list[str | None]]] = {}  # by look: what had been when it was carried out
+        self.seen_last: dict[Transition, list[list[str | None]]] = {}
         self.heard_working: dict[int, str | None] = {}  # the CPUs that the guest is heard to work on
+        self.added: dict[Transition, set[int]] = {}
+        self.asked: dict[Transition, set[int]] = {}
+        self.replaced: set[Transition] = set()  # another QEMU took the place of the one that they were about
         self.online = True
-        self.was_away = False
+        self.was_away = self.spoke_nonsense = False
         self.returning = 0  # how much of coming back is done
         self.between = False  # true while two QEMUs are compared, and what is gone is gone with the first
-        self.engine = self.look_for_the_first_time()
+        self.disk = Disk(None, VcpuMap(), {})
+        self.engine = self.attach()
 
-    def look_for_the_first_time(self) -> Engine:
+    def attach(self) -> Watched:
+        """Look for the first time, and take in what the record knows of this very QEMU."""
         slots, threads = self.qemu.read()
         creation = tuple(next(s.first for s in slots if s.qom_path == t.qom_path) for t in threads)
         layout = Layout(vm=VM, slots=slots, creation=creation)
-        status = VmStatus("running")
         self.hear_answers()
-        return Engine(layout, status=status, single_threaded=None, answers=self.qemu.answers, now=self.now)
+        answers, status = self.qemu.answers, VmStatus("running")
+        state = VmState(layout, status=status, single_threaded=None, answers=answers, now=self.now)
+        pending = {vcpu for vcpu, seen in self.disk.pending.items() if seen == len(self.qemu.history[vcpu]) - 1}
+        state.known_from_record(pending, answers, self.now)
+        intentions = Intentions(self.disk.intent, self.disk.desired)
+        return Watched(
+            state,
+            intentions,
+            is_recorded=True,
+            reply_timeout=REPLY_TIMEOUT,
+            reconnects=self.reconnects,
+            now=self.now,
+        )
 
     def hear_answers(self) -> None:
         self.heard_working = {
@@ -69,87 +154,162 @@ class EngineBesideQemu(RuleBasedStateMachine):
             if answer.is_ejection and answer.status is OstStatus.IN_PROGRESS and self.qemu.paths[vcpu] is not None
         }
 
+    # What the core is told, and what it wants.
+
+    def put(self, given: Input) -> None:
+        """Tell the core, after all that came before it."""
+        self.inputs.append(given)
+        if self.receiving:
+            return
+        self.receiving = True
+        ticks = 0
+        try:
+            while self.inputs:
+                self.receive(self.inputs.popleft())
+                deadline = self.engine.deadline
+                assert deadline is None or deadline >= self.now, "a deadline is left in the past"
+                if not self.inputs and deadline == self.now:
+                    ticks += 1
+                    assert ticks < MOST_TICKS, "there is no end of ticks"
+                    self.inputs.append(Tick())
+        finally:
+            self.receiving = False
+
+    def receive(self, given: Input) -> None:
+        effects = self.engine.receive(given, self.now)
+        for transition in self.engine.confirmed:
+            assert isinstance(given, Looked)
+            self.seen_last[transition] = self.seen_by[given.number]
+        self.engine.confirmed.clear()
+        ended, self.engine.ended_removals = self.engine.ended_removals, []
+        for removal in ended:
+            if removal.state is State.REFUSED:
+                assert self.may_have_refused(min(removal.ids), removal.code)
+        slots = self.engine.layout.slots
+        self.heard_working = {v: path for v, path in self.heard_working.items() if slots[v].qom_path == path}
+        for effect in effects:
+            self.perform(effect)
+
+    def perform(self, effect: Effect) -> None:
+        match effect:
+            case Send():
+                self.send(effect)
+            case Look():
+                self.look(effect)
+            case Save():
+                self.save(effect)
+            case Publish():
+                for event in effect.events:
+                    self.check_event(event)
+            case Settle():
+                self.settle(effect)
+            case LetGo():
+                assert self.engine.closed
+
+    def send(self, send: Send) -> None:
+        transition, run = self.engine.senders[send.number]
+        self.check_sending(transition, run)
+        vcpu, device = run.step.first, str(send.arguments["id"])
+        path = device if device.startswith("/") else PERIPHERAL + device
+        (self.added if run.plugs else self.asked).setdefault(transition, set()).add(vcpu)
+
+        def execute() -> Input:
+            taken = self.qemu.add(vcpu, path, US) if run.plugs else self.qemu.remove(path, US)
+            return Accepted(send.number) if taken else Rejection(send.number, "GenericError", "no")
+
+        self.commands.append(Command(send.number, execute, lambda error: Unanswered(send.number, error)))
+
+    def look(self, look: Look) -> None:
+        def execute() -> Input:
+            self.seen_by[look.number] = [list(each) for each in self.judged.history]
+            slots, threads = self.qemu.read()
+            return Looked(
+                look.number,
+                None if look.read is Read.NONE else slots,
+                threads if look.read is Read.FULL else None,
+                VmStatus("running") if look.status else None,
+                frozenset() if look.other_paths else None,
+            )
+
+        self.commands.append(Command(look.number, execute, lambda error: LookFailed(look.number, error)))
+
+    def save(self, save: Save) -> None:
+        self.disk = self.known()
+        self.put(Saved(save.number, None))
+
+    def known(self) -> Disk:
+        """What a save that begins now writes."""
+        layout, recorded = self.engine.layout, self.engine.recorded
+        pending = {vcpu: self.seen_to[vcpu] for vcpu in layout.pending}
+        return Disk(recorded.intent, layout.enabled, pending, recorded.desired)
+
+    def check_sending(self, transition: Transition, run: StepRun) -> None:
+        """Nothing is sent in vain, twice, beside a map, or unless the record tells of it."""
+        engine, vcpu = self.engine, run.step.first
+        options = transition.change.options
+        assert engine.lost is None
+        sent = [each for each in engine._commands.values() if each.run.stage is StepStage.SENT]
+        assert sum(each.transition is transition for each in sent) <= options.in_flight
+        assert run.plugs or vcpu not in self.heard_working, "asked twice: the guest works on it"
+        assert self.disk.intent is not None, "nothing is sent without an intent on disk"
+        assert vcpu in {step.first for step in self.disk.intent.steps}
+        if transition.is_map:
+            assert all(each.transition is transition for each in sent), "a map is alone"
+        else:
+            assert engine._exclusive is None, "nothing is sent beside a map, or a hold"
+
     # We.
 
-    def may_send(self) -> bool:
-        return self.online
+    def ask(self, request: Request) -> None:
+        self.open[request] = None
+        self.put(request)
 
-    @precondition(lambda self: self.may_send())
-    @rule(vcpu=vcpus)
-    def plug(self, vcpu: int) -> None:
-        if not self.engine.layout.slot_of(vcpu).present and vcpu not in self.engine.situation.in_flight:
-            self.send_plug(vcpu, self.engine.plug_sent(vcpu))
+    @rule(vcpu=st.one_of(st.none(), vcpus), options=single_options)
+    def plug(self, vcpu: int | None, options: CheckedOptions) -> None:
+        self.ask(with_options(plug(vcpu), options))
 
-    def send_plug(self, vcpu: int, path: str, told: Callable[[str], None] = lambda _: None) -> None:
+    @rule(vcpu=vcpus, options=single_options, result=st.sampled_from([Result.IDS, Result.REMOVAL]))
+    def unplug(self, vcpu: int, options: CheckedOptions, result: Result) -> None:
+        self.ask(with_options(unplug(vcpu, result=result), options))
 
-        def accepted() -> None:
-            self.engine.plug_accepted(vcpu)
-            self.publish()
-            told("accepted")
+    @rule(vcpu=vcpus, enabled=st.booleans(), options=single_options)
+    def set_state(self, vcpu: int, enabled: bool, options: CheckedOptions) -> None:
+        self.ask(with_options(set_state(vcpu, enabled=enabled), options))
 
-        def rejected() -> None:
-            self.engine.plug_failed(vcpu)
-            told("rejected")
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 100), really=st.sampled_from([True, False, False]))
+    def a_caller_goes_away(self, which: int, really: bool) -> None:
+        if really:
+            self.cancel(list(self.open)[which % len(self.open)])
 
-        def lost() -> None:
-            self.engine.plug_lost(vcpu)
-            told("lost")
+    def cancel(self, request: Request) -> None:
+        del self.open[request]
+        self.cancelled.add(request)
+        self.put(Cancelled(request))
 
-        self.commands.append(Command(lambda: accepted if self.qemu.add(vcpu, path, US) else rejected, lost))
+    @rule(read=st.sampled_from(Read), status=st.booleans())
+    def we_read(self, read: Read, status: bool) -> None:
+        self.ask(Refresh(read, status=status))
 
-    @precondition(lambda self: self.may_send())
-    @rule(vcpu=vcpus)
-    def unplug(self, vcpu: int) -> None:
-        removal = self.engine.removals.get(vcpu)
-        if self.engine.layout.slot_of(vcpu).present and (removal is None or removal.recalled):
-            self.send_unplug(vcpu, self.engine.unplug_sent(vcpu, self.now))
+    @rule(read=st.sampled_from([Read.SLOTS, Read.FULL]))
+    def something_may_have_been_missed(self, read: Read) -> None:
+        self.put(WantRead(read))
 
-    def send_unplug(self, vcpu: int, removal: Removal, told: Callable[[str], None] = lambda _: None) -> None:
-        path = self.engine.layout.slot_of(vcpu).qom_path or ""
-        assert vcpu not in self.heard_working, "asked twice: the guest works on it"
+    @rule(vcpu=vcpus, timeout=st.sampled_from([0.0, 0.0, 5.0, None]))
+    def somebody_waits(self, vcpu: int, timeout: float | None) -> None:
+        if vcpu in self.engine.state.removals:
+            self.ask(Wait(self.engine.state.removals[vcpu], timeout))
 
-        def replied(evidence: Evidence, word: str) -> None:
-            self.engine.unplug_replied(removal, evidence, self.now)
-            self.publish()
-            told("gone" if word == "rejected" and removal.state is State.UNPLUGGED else word)
+    @rule(seconds=st.sampled_from([0.0, 1.0, 6.0, 11.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.put(Tick())
 
-        def rejected() -> None:  # then we look, before it is told
-            self.read(full=False, then=lambda: replied(Evidence.REJECTION, "rejected"))
-
-        def execute() -> Callable[[], None]:
-            taken = self.qemu.remove(path, US)
-            return (lambda: replied(Evidence.ACCEPTED, "accepted")) if taken else rejected
-
-        self.commands.append(Command(execute, lambda: replied(Evidence.LOST, "lost")))
-
-    @precondition(lambda self: self.online)
-    @rule(full=st.booleans())
-    def we_read(self, full: bool) -> None:
-        self.read(full=full)
-
-    def read(self, *, full: bool, then: Callable[[], None] = lambda: None) -> None:
-        if not self.online:
-            then()
-            return
-        sent = self.engine.read_sent(Read.FULL if full else Read.SLOTS)
-
-        def execute() -> Callable[[], None]:
-            slots, threads = self.qemu.read()
-
-            def take_in() -> None:
-                self.engine.observed(sent, slots, threads if full else None, self.now)
-                self.publish()
-                then()
-
-            return take_in
-
-        self.commands.append(Command(execute, then))
-
-    @rule(vcpu=vcpus)
-    def stop_waiting(self, vcpu: int) -> None:
-        if vcpu in self.engine.removals:
-            self.engine.deadline_passed(self.engine.removals[vcpu])
-            self.publish()
+    @rule()
+    def a_deadline_passes(self) -> None:
+        if self.engine.deadline is not None:
+            self.now = max(self.now, self.engine.deadline)
+            self.put(Tick())
 
     # QEMU, its guest, and others.
 
@@ -157,10 +317,22 @@ class EngineBesideQemu(RuleBasedStateMachine):
         command = self.commands.popleft()
         self.qemu.emit(Reply(command.execute(), command.lost))
 
+    @precondition(lambda self: self.commands)
+    @rule(which=st.integers(0, 100), really=st.sampled_from([True, False, False]))
+    def qemu_speaks_nonsense(self, which: int, really: bool) -> None:
+        """It carries a command out, and answers with what nobody understands."""
+        if really and self.online:
+            self.spoke_nonsense = True
+            command = self.commands[which % len(self.commands)]
+            nonsense = command._replace(
+                execute=lambda: (command.execute(), command.lost(MalformedReplyError("device_add", "no", 0)))[1]
+            )
+            self.commands[which % len(self.commands)] = nonsense
+
     @rule(vcpu=vcpus, as_ours=st.booleans(), told=st.sampled_from([True, True, False]))
     def another_client_plugs(self, vcpu: int, as_ours: bool, told: bool) -> None:
         name = "vcpu" if as_ours and self.others_use_our_names else "other"
-        if self.qemu.add(vcpu, f"/machine/peripheral/{name}{vcpu}", OTHER) and told:
+        if self.qemu.add(vcpu, f"{PERIPHERAL}{name}{vcpu}", OTHER) and told:
             self.qemu.ost(vcpu, 0, source=1)
 
     @rule(late=st.booleans(), holds=st.booleans())
@@ -195,6 +367,10 @@ class EngineBesideQemu(RuleBasedStateMachine):
     def the_vm_is_reset(self, forgotten: bool) -> None:
         self.qemu.reset(forgotten=forgotten)
 
+    @rule(stops=st.booleans())
+    def the_vm_stops_or_goes_on(self, stops: bool) -> None:
+        self.qemu.emit(qapi.RunEvent.STOP if stops else qapi.RunEvent.RESUME)
+
     # The connection.
 
     @precondition(lambda self: self.online)
@@ -205,11 +381,12 @@ class EngineBesideQemu(RuleBasedStateMachine):
     def lose_the_connection(self, executed: int, *, told_first: bool) -> None:
         """The loss is told before those of the commands, as the monitor does, or after."""
         self.cut(executed)
-        if told_first:
-            self.on_lost()
-        self.lose_replies()
+        lost = MonitorLostError("QEMU hung up")
         if not told_first:
-            self.on_lost()
+            self.lose_replies(lost)
+        self.put(Lost(lost, self.reconnects))
+        self.lose_replies(lost)
+        assert not self.commands
 
     def cut(self, executed: int) -> None:
         """What has come in is taken in; of what is on its way QEMU carries *executed* commands out."""
@@ -220,23 +397,22 @@ class EngineBesideQemu(RuleBasedStateMachine):
         for command in list(self.commands)[:executed]:
             command.execute()
 
-    def lose_replies(self) -> None:
+    def lose_replies(self, error: MonitorLostError) -> None:
         lost = [message.lost for message in self.qemu.wire if isinstance(message, Reply)]
-        lost += [command.lost for command in self.commands]
+        lost += [command.lost for command in self.commands]  # the monitor refuses those of who knows of no loss yet
         self.qemu.wire.clear()
         self.commands.clear()
         for tell in lost:
-            tell()
-        self.publish()
+            self.put(tell(error))
 
     @precondition(lambda self: not self.online and not self.returning)
     @rule(full=st.booleans())
     def another_qemu_takes_its_place(self, full: bool) -> None:
         self.qemu = ModelQemu(self.deletions, listened=False)
         if full:
-            self.qemu.add(2, "/machine/peripheral/vcpu2", OTHER)
+            self.qemu.add(2, f"{PERIPHERAL}vcpu2", OTHER)
 
-    @precondition(lambda self: not self.online)
+    @precondition(lambda self: not self.online and not self.engine.closed)
     @rule()
     def we_find_qemu_again(self) -> None:
         """Bit by bit: what happens between our questions comes as an event too, afterwards."""
@@ -253,19 +429,11 @@ class EngineBesideQemu(RuleBasedStateMachine):
         same = self.judged is self.qemu
         if not same:
             self.judged, self.seen_to, self.between = self.qemu, [0] * SLOTS, True
+            self.replaced |= set(self.engine._running.values())
         self.hear_answers()
-        status, answers = VmStatus("running"), self.qemu.answers
-        self.engine.resync(slots, threads, status=status, answers=answers, same_instance=same, now=self.now)
         self.online, self.returning = True, 0
-        self.publish()
-        self.on_return(same=same)
+        self.put(Returned(slots, threads, VmStatus("running"), dict(self.qemu.answers), same))
         self.between = False
-
-    def on_lost(self) -> None:
-        """What else is to be told of a loss."""
-
-    def on_return(self, *, same: bool) -> None:
-        """What else is to be told of a return."""
 
     # The wire.
 
@@ -276,8 +444,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
             return
         for _ in range(times):
             self.hear(message)
-            self.engine.receive(message, self.now)
-            self.publish()
+            self.put(Heard(message))
         self.what_we_say_of_a_slot_has_been_so_and_never_goes_back()
 
     def hear(self, message: object) -> None:
@@ -292,7 +459,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
                 self.heard_working.pop(message.cpu_index, None)
 
     def a_reply_is_taken_in(self) -> None:
-        self.replies.popleft()()
+        self.put(self.replies.popleft())
         self.what_we_say_of_a_slot_has_been_so_and_never_goes_back()
 
     @rule(steps=st.lists(st.sampled_from(["execute", "arrive", "arrive", "twice", "take in"]), max_size=12))
@@ -308,8 +475,12 @@ class EngineBesideQemu(RuleBasedStateMachine):
         elif step == "take in" and self.replies:
             self.a_reply_is_taken_in()
 
+    @rule()
     def everything_arrives(self) -> None:
+        rounds = 0
         while self.online and (self.commands or self.qemu.wire or self.replies):
+            rounds += 1
+            assert rounds < MOST_ROUNDS, "there is no end of commands"
             while self.commands:
                 self.qemu_executes()
             while self.qemu.wire:
@@ -317,32 +488,62 @@ class EngineBesideQemu(RuleBasedStateMachine):
             while self.replies:
                 self.a_reply_is_taken_in()
 
-    # What must hold, always.
+    # What callers are told must be so.
 
-    def publish(self) -> None:
-        """Take the engine's news, which must be so."""
-        for event in self.engine.take_events():
-            self.check_event(event)
-        for removal in self.engine.take_settled():
-            self.check_settled(removal)
-        slots = self.engine.layout.slots
-        self.heard_working = {v: path for v, path in self.heard_working.items() if slots[v].qom_path == path}
+    def settle(self, settle: Settle) -> None:
+        request = settle.request
+        assert request not in self.settled, "settled twice"
+        assert request in self.open or request in self.cancelled
+        self.settled.add(request)
+        self.open.pop(request, None)
+        assert settle.error is None or isinstance(settle.error, QmpVcpuError), repr(settle.error)
+        if isinstance(settle.error, MonitorLostError):
+            assert self.was_away or self.spoke_nonsense
+        if isinstance(request, Change):
+            self.conclude(request, settle)
+        elif isinstance(request, Wait) and settle.error is None:
+            self.check_verdict(min(request.removal.ids), settle.result)
+
+    def conclude(self, change: Change, settle: Settle) -> None:
+        """A change is over: what is said of it must be so."""
+        transition = self.engine.begun.get(change)
+        if transition is None:
+            done = settle.error is None and change not in self.cancelled
+            assert not done, "nothing is said to be done that was not begun"
+            return
+        if transition.not_begun is not None:
+            assert transition not in self.added, "nothing was sent"
+            assert transition not in self.asked, "nothing was sent"
+        if settle.error is None and change.result is Result.REMOVAL and change not in self.cancelled:
+            removal, _ = settle.result if isinstance(settle.result, tuple) else (None, None)
+            assert isinstance(removal, Removal)
+            assert removal.state not in {State.SENT, State.REJECTED}
+        for run in transition.runs if transition not in self.replaced else ():
+            if run.step.action is not Action.UNPLUG or not isinstance(run.verdict, Refused):
+                self.check_verdict(run.step.first, run.verdict if not isinstance(run.verdict, Refused) else None)
+            else:
+                self.check_verdict(run.step.first, run.verdict)
+
+    def check_verdict(self, vcpu: int, verdict: object) -> None:
+        if isinstance(verdict, Refused):
+            assert self.may_have_refused(vcpu, verdict.code), verdict
+        elif isinstance(verdict, Plugged):
+            assert any(path is not None for path in self.judged.history[vcpu]), verdict
+        elif isinstance(verdict, Unplugged):
+            assert None in self.judged.history[vcpu], verdict
 
     def check_event(self, event: Event) -> None:
         if isinstance(event, VcpuUnplugged) and not self.between:
             (vcpu,) = event.ids
             assert None in self.judged.history[vcpu]
 
-    def check_settled(self, removal: Removal) -> None:
-        assert removal.state.is_final
-        if removal.state is State.REFUSED:
-            assert self.may_have_refused(min(removal.ids), removal.code)
-
     def may_have_refused(self, vcpu: int, code: int | None) -> bool:
         """Tell whether the guest has ever refused *vcpu*, by its word or by a false success."""
         # Of two CPUs that had one path, one after the other while we were away, nobody can tell which one it is.
         swapped = code == 0 and self.was_away and None in self.judged.history[vcpu]
         return swapped or vcpu in self.judged.refused | self.judged.claimed
+
+    # What must hold, always.
 
     @invariant()
     def what_we_say_of_a_slot_has_been_so_and_never_goes_back(self) -> None:
@@ -354,24 +555,92 @@ class EngineBesideQemu(RuleBasedStateMachine):
 
     @invariant()
     def pending_is_part_of_enabled_and_the_order_is_of_what_is_there(self) -> None:
-        layout = self.engine.layout
+        layout, removals = self.engine.layout, self.engine.state.removals
         assert layout.pending <= layout.enabled
         assert set(layout.order) == set(layout.enabled)
         assert len(set(layout.order)) == len(layout.order)
-        held = {
-            first for first, each in self.engine.removals.items() if each.state in {State.REQUESTED, State.WORKING}
-        }
-        assert held <= layout.pending_slots <= set(self.engine.removals)
+        held = {first for first, each in removals.items() if each.state in {State.REQUESTED, State.WORKING}}
+        assert held <= layout.pending_slots <= set(removals)
+
+    @invariant()
+    def what_is_under_way_is_recorded(self) -> None:
+        under_way = {each.run for each in self.engine._commands.values()}
+        for transition in self.engine._running.values():
+            under_way |= {run for run in transition.runs if run.stage in {StepStage.SENT, StepStage.UNSURE}}
+        told = {step.first for step in self.disk.intent.steps} if self.disk.intent is not None else set()
+        assert {run.step.first for run in under_way} <= told | self.engine.superseded
+
+    @invariant()
+    def who_waits_waits_for_something(self) -> None:
+        engine = self.engine
+        moves = self.commands or self.replies or any(isinstance(each, Reply) for each in self.qemu.wire)
+        waits = {each for each in self.open if not (isinstance(each, Wait) and each.timeout is None)}
+        if waits and self.online and engine._exclusive not in waits:
+            assert moves or engine.deadline is not None or engine._saves or self.is_held()
+
+    def is_held(self) -> bool:
+        """Whether somebody keeps every change out."""
+        return False
+
+    @invariant()
+    def who_is_stopped_waits_for_replies_only(self) -> None:
+        for transition in self.engine._running.values():
+            if transition.cancelled and self.online and self.engine.lost is None:
+                looks = transition.phase is Phase.LOOK
+                saves = transition in {self.engine.savers.get(number, (None,))[0] for number in self.engine._saves}
+                assert looks or saves or transition.batch.has_commands, "a safe point was reached"
+
+    # The end.
+
+    def everybody_obliges(self, but: int = 0, until: Callable[[], bool] | None = None) -> None:
+        """QEMU answers and the guest does all that it is asked for, until nobody waits any more."""
+        self.qemu.late = False
+        for round_ in range(100):
+            self.we_oblige()
+            self.everything_arrives()
+            if until() if until is not None else not (self.open or self.engine._running):
+                return
+            self.qemu.catch_up()
+            if round_ > 10:  # what has been misheard is never answered
+                self.a_deadline_passes()
+            for vcpu in range(SLOTS):
+                self.qemu.decide(vcpu, "refuse" if vcpu == but and but else "eject")
+                if vcpu in self.qemu.lied:
+                    self.qemu.eject(vcpu)
+                if self.engine.layout[vcpu].acknowledged is None:
+                    self.qemu.acknowledge(vcpu)
+        raise AssertionError(f"nobody is told what became of {list(self.open)}")
+
+    def we_oblige(self) -> None:
+        """Nothing on our side is in the way."""
 
     def teardown(self) -> None:
         """Everything that is under way arrives; then one read, and both sides agree."""
         while not self.online:
             self.we_find_qemu_again()
+        for request in list(self.open):
+            if isinstance(request, Wait) and request.timeout is None:
+                self.cancel(request)
+                assert request in self.settled
+        self.everybody_obliges()
         self.qemu.catch_up()
         self.everything_arrives()
-        self.read(full=True)
+        self.ask(Refresh())
         self.everything_arrives()
-        layout = self.engine.layout
+        assert not self.open
+        layout, engine = self.engine.layout, self.engine
         assert [slot.qom_path for slot in layout.slots] == self.qemu.paths
         assert [layout.slot_of(first).qom_path for first in layout.order] == self.qemu.created
-        assert not self.engine.situation.in_flight
+        assert not engine.situation.in_flight
+        assert not engine.is_busy
+        assert engine.recorded.intent == engine.intentions.interrupted, "what nobody does is under way"
+
+
+def with_options(change: Change, options: CheckedOptions) -> Change:
+    """Return *change* with other *options*."""
+    return replace(change, options=options)
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Return why a step was denied, or ""."""
+    return error.reason.name if isinstance(error, StepDeniedError) else ""

@@ -1,23 +1,66 @@
-"""One transition, told as a story: what happens, and what is then to be done, in words."""
+"""One VM and those who want something of it, told as a story: what happens, and what is then to be done, in words."""
 
+from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qmpvcpu import Layout, OnFailure, Plugged, TransitionReport, VcpuMap, qapi
-from qmpvcpu.engine.engine import Engine
-from qmpvcpu.engine.removal import Evidence, Removal
+from qmpvcpu import Layout, OnFailure, TransitionReport, VcpuMap, qapi
+from qmpvcpu.engine.intents import Intentions
+from qmpvcpu.engine.messages import (
+    Accepted,
+    Cancelled,
+    Change,
+    Effect,
+    Heard,
+    Input,
+    LetGo,
+    Look,
+    Looked,
+    LookFailed,
+    Lost,
+    Publish,
+    Rejection,
+    Request,
+    Result,
+    Returned,
+    Save,
+    Saved,
+    Send,
+    Settle,
+    Tick,
+    Unanswered,
+    WantRead,
+    WriteConfig,
+)
 from qmpvcpu.engine.transition import Phase, Transition
-from qmpvcpu.engine.work import Effect, LastLook, Look, Save, Send, Terms, Work
+from qmpvcpu.engine.vmstate import Read, VmState
+from qmpvcpu.errors import MonitorLostError, MonitorTimeoutError, RecordError, TransitionError
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.numbering import ThreadReading
+from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.report import StepReport
 from qmpvcpu.model.transition import Direction, Intent
-from qmpvcpu.model.verdicts import Pending, Rejected, Verdict
+from qmpvcpu.model.verdicts import Pending, Verdict
 from qmpvcpu.model.vm import VmInfo, VmStatus
-from qmpvcpu.planning.plan import plan_map
+from qmpvcpu.planning.plan import plan_map, plan_plug, plan_state, plan_unplug
+from tests.engine.watched import Watched
 
-__all__ = ["RUNNING", "Story", "make_engine", "path", "read_slots", "story"]
+if TYPE_CHECKING:
+    from qmpvcpu.events import Event
+
+__all__ = [
+    "RUNNING",
+    "Story",
+    "make_state",
+    "path",
+    "plug",
+    "read_slots",
+    "set_state",
+    "story",
+    "unplug",
+    "whole_map",
+]
 
 BOOT = "/machine/unattached/device[0]"
 RUNNING = VmStatus("running")
@@ -34,126 +77,309 @@ def read_slots(paths: dict[int, str], count: int = 8) -> tuple[Slot, ...]:
     )
 
 
-def make_engine(present: str, *, vm: dict[str, Any] | None = None, **changes: Any) -> Engine:
-    """Return an engine of a VM of 8 vCPUs with *present* plugged."""
+def make_state(present: str, *, vm: dict[str, Any] | None = None, **changes: Any) -> VmState:
+    """Return what is known of a VM of 8 vCPUs with *present* plugged."""
     enabled = VcpuMap.parse(present)
-    info = VmInfo("test", "x86_64", "q35", "kvm", (10, 0, 2), **(vm or {}))
+    info = VmInfo("test", "x86_64", "q35", **{"accelerator": "kvm", "qemu_version": (10, 0, 2), **(vm or {})})
     layout = Layout(vm=info, slots=read_slots({v: path(v) for v in enabled}), creation=tuple(enabled))
     given: dict[str, Any] = {"status": RUNNING, "single_threaded": None, "answers": {}, "now": 0.0}
-    return Engine(layout, **{**given, **changes})
+    return VmState(layout, **{**given, **changes})
+
+
+# Requests, as callers make them.
+
+
+def whole_map(
+    wish: str, *, intent: Intent | None = None, rebuilds: bool = False, tries: int = 1, **options: Any
+) -> Change:
+    target, given = VcpuMap.parse(wish), CheckedOptions(**options)
+    return Change(
+        lambda now: plan_map(now, target, allow_fatal=given.allow_fatal),
+        given,
+        intent=intent,
+        rebuilds=rebuilds,
+        tries=tries,
+        subject=f"map {wish}",
+    )
+
+
+def plug(vcpu: int | None = None, **options: Any) -> Change:
+    return Change(
+        lambda now: plan_plug(now, vcpu),
+        CheckedOptions(**options),
+        Result.IDS,
+        slot=vcpu,
+        subject=f"plug of vCPU {vcpu}",
+    )
+
+
+def unplug(vcpu: int, *, result: Result = Result.IDS, **options: Any) -> Change:
+    return Change(
+        lambda now: plan_unplug(now, vcpu),
+        CheckedOptions(**options),
+        result,
+        slot=vcpu,
+        joins=True,
+        subject=f"unplug of vCPU {vcpu}",
+    )
+
+
+def set_state(vcpu: int, *, enabled: bool, **options: Any) -> Change:
+    return Change(
+        lambda now: plan_state(now, vcpu, enabled=enabled),
+        CheckedOptions(**options),
+        Result.IDS,
+        slot=vcpu,
+        joins=not enabled,
+        waits_for_plug=enabled,
+        subject=f"{'plug' if enabled else 'unplug'} of vCPU {vcpu}",
+    )
 
 
 class Story:
-    """A transition and its owner, who writes down what it is to do.
+    """The core and who carries out what it wants, who writes it down.
 
-    Every method that tells something returns what is then to be done: ``save intent``, ``save reverting``,
-    ``save outcome`` (nothing is left), ``save the rest`` (something is unknown), ``add 3``, ``del 3``, ``look``,
-    ``look closely``. Saves succeed at once, unless ``saves_wait``; so do last looks, which are not written down,
-    unless ``last_looks_wait``: then ``last look`` is, and ``see`` ends it.
+    Every method that tells something returns what is then to be done:
+
+    - ``save intent``, ``save reverting``, ``save outcome`` (nothing is left), ``save the rest`` (something is
+      unknown): of changes. ``save`` alone: of anything else. Saves succeed at once, unless ``saves_wait``.
+    - ``add 3``, ``del 3``: commands.
+    - ``look``, ``look closely`` (at threads too), ``look at the status``. The look before a map is planned, and the
+      last one, show what is known, at once, and are not written down; unless ``first_looks_wait`` or
+      ``last_looks_wait``: then ``first look`` and ``last look`` are, and ``see`` ends them.
+    - ``write the next boot``.
+
+    What is read in the background is not written down, and ends with the next ``read``.
+
+    Args:
+        start: What is plugged, or what is known.
+        wish: The map that somebody wishes for, to begin with; "": nobody does.
+        intent: Of the transition that this goes on with.
+        options: Of the map.
     """
 
     def __init__(
         self,
-        start: str | Engine,
-        wish: str,
+        start: str | VmState,
+        wish: str = "",
         *,
         intent: Intent | None = None,
+        intentions: Intentions | None = None,
+        recorded: bool = True,
+        reply_timeout: float = 10.0,
+        reconnects: bool = False,
+        resync_interval: float | None = None,
         saves_wait: bool = False,
+        first_looks_wait: bool = False,
         last_looks_wait: bool = False,
-        **terms: Any,
+        **options: Any,
     ) -> None:
-        self.engine = make_engine(start) if isinstance(start, str) else start
+        self.state = make_state(start) if isinstance(start, str) else start
         self.now = 1.0
+        self.engine = Watched(
+            self.state,
+            intentions,
+            is_recorded=recorded,
+            reply_timeout=reply_timeout,
+            reconnects=reconnects,
+            resync_interval=resync_interval,
+            now=self.now,
+        )
         self.saves_wait = saves_wait
+        self.first_looks_wait = first_looks_wait
         self.last_looks_wait = last_looks_wait
-        self.last_looks: list[LastLook] = []
-        self.sent: dict[int, Work] = {}
-        plan = plan_map(self.engine.situation, VcpuMap.parse(wish))
-        self.subject = Transition(plan, self.engine, Terms(**terms), self.now, intent=intent)
+        self.saves: deque[Save] = deque()
+        self.configs: deque[WriteConfig] = deque()
+        self.first_looks: deque[Look] = deque()
+        self.last_looks: deque[Look] = deque()
+        self.looks: deque[Look] = deque()
+        self.in_background: deque[Look] = deque()
+        self.sent: dict[int, deque[Send]] = {}
         self.intents: list[Intent | None] = []
-        self.begun = self.go()
+        self.events: list[Event] = []
+        self.ended: dict[int, Settle] = {}
+        self.let_go: LetGo | None = None
+        self.change: Change | None = None
+        self.begun = self.ask(whole_map(wish, intent=intent, **options)) if wish else []
 
-    def go(self) -> list[str]:
+    # What happens.
+
+    def tell(self, *inputs: Input) -> list[str]:
+        """Tell the core *inputs*, and return what is then to be done."""
         done: list[str] = []
-        self.engine.take_events()
-        for removal in self.engine.take_settled():
-            self.subject.answered(removal, self.now)
-        while effects := self.subject.advance(self.now):
+        waiting = deque(inputs)
+        while waiting:
+            given = waiting.popleft()
+            effects = self.engine.receive(given, self.now)
             for effect in effects:
-                if isinstance(effect, LastLook) and not self.last_looks_wait:
-                    self.subject.confirmed(effect, "", self.now)
-                    continue
-                done.append(self._do(effect))
-                if isinstance(effect, Save):
-                    if self.saves_wait:
-                        return done
-                    self.subject.saved()
+                word, follows = self._do(effect)
+                done += [word] if word else []
+                waiting.extend(follows)
+            deadline = self.engine.deadline
+            if not waiting and deadline is not None and deadline <= self.now:
+                waiting.append(Tick())
         return done
 
-    def _do(self, effect: Effect) -> str:
+    def _do(self, effect: Effect) -> tuple[str, list[Input]]:
         match effect:
-            case Save(intent=intent):
-                self.intents.append(intent)
-                if intent is None:
-                    return "save outcome"
-                if self.subject.phase.name == "FINISH":
-                    return "save the rest"
-                return "save reverting" if intent.direction is Direction.REVERTING else "save intent"
-            case Send(work=work):
-                self.sent[work.step.first] = work
-                return f"{'add' if work.plugs else 'del'} {work.step.first}"
-            case Look(full=full):
-                return "look closely" if full else "look"
-            case LastLook():
-                self.last_looks.append(effect)
-                return "last look"
+            case Save():
+                word = self._word_of_save(effect)
+                if not self.saves_wait:
+                    return word, [Saved(effect.number, None)]
+                self.saves.append(effect)
+                return word, []
+            case Send():
+                return self._note_sent(effect), []
+            case Look():
+                return self._note_look(effect)
+            case WriteConfig():
+                self.configs.append(effect)
+                return "write the next boot", []
+            case Publish():
+                self.events += effect.events
+            case Settle():
+                assert id(effect.request) not in self.ended, "settled twice"
+                self.ended[id(effect.request)] = effect
+            case LetGo():
+                self.let_go = effect
+        return "", []
 
-    def see(self, *, failed: str = "") -> list[str]:
-        """The last look that was to be done first is over."""
-        self.subject.confirmed(self.last_looks.pop(0), failed, self.now)
-        return self.go()
+    def _word_of_save(self, save: Save) -> str:
+        intent = self.engine.recorded.intent
+        self.intents.append(intent)
+        transition, phase = self.engine.savers.get(save.number, (None, None))
+        if transition is None:
+            return "save"
+        if phase is Phase.FINISH:
+            return "save the rest" if transition.is_unknown else "save outcome"
+        return "save reverting" if transition.intent.direction is Direction.REVERTING else "save intent"
+
+    def _note_sent(self, send: Send) -> str:
+        adds, device = send.command == "device_add", send.arguments["id"]
+        for slot in self.state.layout.slots:
+            place = send.arguments["core-id"] == slot.props["core-id"] if adds else False
+            if place or (not adds and device in {slot.device_id, slot.qom_path}):
+                vcpu = slot.first
+        self.sent.setdefault(vcpu, deque()).append(send)
+        return f"{'add' if adds else 'del'} {vcpu}"
+
+    def _note_look(self, look: Look) -> tuple[str, list[Input]]:
+        match self.engine.purposes[look.number]:
+            case "background":
+                self.in_background.append(look)
+                return "", []
+            case "rejection":
+                return "", [self._shown(look)]
+            case "first":
+                return self._unless(self.first_looks_wait, self.first_looks, look, "first look")
+            case "last":
+                return self._unless(self.last_looks_wait, self.last_looks, look, "last look")
+        self.looks.append(look)
+        return {Read.FULL: "look closely", Read.SLOTS: "look", Read.NONE: "look at the status"}[look.read], []
+
+    def _unless(self, waits: bool, those: deque[Look], look: Look, word: str) -> tuple[str, list[Input]]:
+        if not waits:
+            return "", [self._shown(look)]
+        those.append(look)
+        return word, []
+
+    def _shown(self, look: Look, slots: tuple[Slot, ...] | None = None) -> Looked:
+        """Return what *look* shows: *slots*, or what is known."""
+        shown = self.state.layout.slots if slots is None else slots
+        threads = tuple(
+            ThreadReading(each.qom_path, 100 + each.first, each.first, CpuProps({}))
+            for each in shown
+            if each.qom_path is not None
+        )
+        return Looked(
+            look.number,
+            None if look.read is Read.NONE else shown,
+            threads if look.read is Read.FULL else None,
+            (self.state.status or RUNNING) if look.status else None,
+            frozenset() if look.other_paths else None,
+        )
+
+    # Callers.
+
+    def ask(self, request: Request) -> list[str]:
+        if isinstance(request, Change):
+            self.change = request
+        return self.tell(request)
+
+    def wish(self, wish: str, **more: Any) -> list[str]:
+        """Wish for another map."""
+        return self.ask(whole_map(wish, **more))
+
+    def cancel(self, request: Request | None = None) -> list[str]:
+        """Nobody waits for *request* any more, or for the last change."""
+        asked = request or self.change
+        assert asked is not None
+        return self.tell(Cancelled(asked))
+
+    def is_settled(self, request: Request) -> bool:
+        return id(request) in self.ended
+
+    def result(self, request: Request) -> Any:
+        settled = self.ended[id(request)]
+        assert settled.error is None, settled.error
+        return settled.result
+
+    def error(self, request: Request) -> BaseException:
+        error = self.ended[id(request)].error
+        assert error is not None
+        return error
+
+    # The record.
+
+    def saved(self, error: RecordError | None = None) -> list[str]:
+        """The oldest save is over."""
+        return self.tell(Saved(self.saves.popleft().number, error))
 
     # QEMU.
 
+    def _command(self, vcpu: int) -> Send:
+        sent = self.sent[vcpu].popleft()
+        if not self.sent[vcpu]:
+            del self.sent[vcpu]
+        return sent
+
     def accept(self, *vcpus: int) -> list[str]:
-        for vcpu in vcpus:
-            work = self.sent.pop(vcpu)
-            if work.plugs:
-                self.engine.plug_accepted(vcpu)
-                self.subject.batch.replied(work, Plugged(work.step.ids), self.now)
-            else:
-                self.engine.unplug_replied(self._removal(work), Evidence.ACCEPTED, self.now)
-                self.subject.batch.replied(work, None, self.now)
-        return self.go()
+        return [word for vcpu in vcpus for word in self.tell(Accepted(self._command(vcpu).number))]
 
     def reject(self, vcpu: int) -> list[str]:
-        work = self.sent.pop(vcpu)
-        if work.plugs:
-            self.engine.plug_failed(vcpu)
-        else:
-            self.engine.unplug_replied(self._removal(work), Evidence.REJECTION, self.now)
-        self.subject.batch.replied(work, Rejected(work.step.ids, "GenericError", "no", "why"), self.now)
-        return self.go()
+        return self.tell(Rejection(self._command(vcpu).number, "GenericError", "no"))
 
-    def read(self, present: str, *, others: Iterable[int] = (), is_the_look: bool = False) -> list[str]:
-        """A read shows *present*, some of it plugged by others; it may be the look that was to be done."""
-        theirs = set(others)
-        paths = {v: f"/machine/peripheral/other{v}" if v in theirs else path(v) for v in VcpuMap.parse(present)}
-        self.engine.observed(self.engine.read_sent(self.engine.wanted), read_slots(paths), None, self.now)
-        for removal in self.engine.take_settled():
-            self.subject.answered(removal, self.now)
-        if is_the_look:
-            self.subject.batch.looked(self.now)
-        return self.go()
+    def fail_to_answer(self, vcpu: int, error: Exception | None = None) -> list[str]:
+        """What QEMU replies makes no sense, and the connection is there."""
+        return self.tell(Unanswered(self._command(vcpu).number, error or MonitorTimeoutError("device_add", 1.0)))
+
+    def read(self, present: str, *, others: Iterable[int] = ()) -> list[str]:
+        """A read in the background shows *present*, some of it plugged by others."""
+        done: list[str] = []
+        while self.in_background:  # it may have been sent before all this
+            look = self.in_background.popleft()
+            done += self.tell(Looked(look.number, None, None, None, None))
+        done += self.tell(WantRead(Read.SLOTS))
+        return done + self.tell(self._shown(self.in_background.popleft(), _slots_of(present, others)))
 
     def look(self, present: str, *, others: Iterable[int] = ()) -> list[str]:
-        return self.read(present, others=others, is_the_look=True)
+        """The oldest look that was to be done shows *present*."""
+        return self.tell(self._shown(self.looks.popleft(), _slots_of(present, others)))
+
+    def fail_to_look(self) -> list[str]:
+        return self.tell(LookFailed(self.looks.popleft().number, MonitorTimeoutError("query-hotpluggable-cpus", 1.0)))
+
+    def see(self, present: str | None = None, *, failed: str = "", first: bool = False) -> list[str]:
+        """The oldest last look, or *first* one, is over: it shows *present*, or what is known."""
+        look = (self.first_looks if first else self.last_looks).popleft()
+        if failed:
+            return self.tell(LookFailed(look.number, ConnectionError(failed)))
+        return self.tell(self._shown(look, None if present is None else _slots_of(present)))
 
     # The guest.
 
     def ost(self, vcpu: int, code: int, *, source: int = 3) -> list[str]:
-        self.engine.receive(qapi.OstEvent(vcpu, OstAnswer(source, code)), self.now)
-        return self.go()
+        return self.tell(Heard(qapi.OstEvent(vcpu, OstAnswer(source, code))))
 
     def works(self, vcpu: int) -> list[str]:
         return self.ost(vcpu, 0x84)
@@ -161,58 +387,64 @@ class Story:
     def refuses(self, vcpu: int) -> list[str]:
         return self.ost(vcpu, 0x82)
 
+    def acknowledges(self, vcpu: int) -> list[str]:
+        return self.ost(vcpu, 0, source=1)
+
     def ejects(self, *vcpus: int) -> list[str]:
         done: list[str] = []
         for vcpu in vcpus:
-            self.engine.receive(qapi.Deleted(self.engine.layout.slot_of(vcpu).qom_path or ""), self.now)
-            done += self.go()
+            done += self.tell(Heard(qapi.Deleted(self.state.layout.slot_of(vcpu).qom_path or "")))
         return done
 
-    # Time, the caller and the connection.
+    # Time and the connection.
 
     def wait(self, seconds: float) -> list[str]:
         self.now += seconds
-        return self.go()
+        return self.tell(Tick())
 
-    def saved(self) -> list[str]:
-        self.subject.saved()
-        return self.go()
-
-    def cancel(self) -> list[str]:
-        self.subject.cancel(self.now)
-        return self.go()
+    @property
+    def deadline(self) -> float | None:
+        """When something is to be done at the latest."""
+        return self.engine.deadline
 
     def pause(self) -> list[str]:
-        """The connection is lost, and what is in flight with it."""
-        self.subject.paused()
-        for vcpu, work in sorted(self.sent.items()):
-            if work.plugs:
-                self.engine.plug_lost(vcpu)
-            else:
-                self.engine.unplug_replied(self._removal(work), Evidence.LOST, self.now)
-            self.subject.batch.unanswered(work, "lost", self.now)
-        self.sent.clear()
-        return self.go()
-
-    def resume(self, present: str, answers: dict[int, OstAnswer] | None = None) -> list[str]:
-        enabled = VcpuMap.parse(present)
-        slots = read_slots({v: path(v) for v in enabled})
-        threads = tuple(ThreadReading(path(v), 100 + v, v, CpuProps({})) for v in enabled)
-        self.engine.resync(slots, threads, status=RUNNING, answers=answers or {}, same_instance=True, now=self.now)
-        done = self.go()
-        self.subject.resumed(self.now)
-        return done + self.go()
+        """The connection is lost, and what is in flight with it; it may come back."""
+        return self._lose(MonitorLostError("lost"), may_return=True)
 
     def lose(self, why: str = "gone") -> list[str]:
-        self.subject.lose(why, self.now)
-        return self.go()
+        """The connection is lost for good."""
+        return self._lose(MonitorLostError(why), may_return=False)
+
+    def _lose(self, error: MonitorLostError, *, may_return: bool) -> list[str]:
+        """The monitor tells the loss before it tells those of the commands."""
+        done = self.tell(Lost(error, may_return))
+        return done + self.lose_commands(error)
+
+    def lose_commands(self, error: MonitorLostError) -> list[str]:
+        done: list[str] = []
+        for vcpu in sorted(self.sent):
+            while vcpu in self.sent:
+                done += self.tell(Unanswered(self._command(vcpu).number, error))
+        for looks in (self.first_looks, self.looks, self.last_looks, self.in_background):
+            while looks:
+                done += self.tell(LookFailed(looks.popleft().number, error))
+        return done
+
+    def resume(
+        self, present: str, answers: dict[int, OstAnswer] | None = None, *, same_instance: bool = True
+    ) -> list[str]:
+        """The connection is back."""
+        slots = _slots_of(present)
+        threads = tuple(ThreadReading(path(v), 100 + v, v, CpuProps({})) for v in VcpuMap.parse(present))
+        return self.tell(Returned(slots, threads, RUNNING, answers or {}, same_instance))
 
     # What came of it.
 
-    @staticmethod
-    def _removal(work: Work) -> Removal:
-        assert work.removal is not None
-        return work.removal
+    @property
+    def subject(self) -> Transition:
+        """The transition of the last change."""
+        assert self.change is not None
+        return self.engine.begun[self.change]
 
     @property
     def phase(self) -> Phase:
@@ -220,7 +452,13 @@ class Story:
 
     @property
     def report(self) -> TransitionReport:
-        return self.subject.report()
+        """What the last change was settled with, or how it stands."""
+        settled = self.ended.get(id(self.change))
+        if settled is None:
+            return self.subject.report()
+        report = settled.error.report if isinstance(settled.error, TransitionError) else settled.result
+        assert isinstance(report, TransitionReport)
+        return report
 
     def step(self, vcpu: int) -> StepReport:
         return next(step for step in self.report.steps if vcpu in step.ids)
@@ -247,7 +485,12 @@ class Story:
         return verdict
 
 
-def story(
-    *, on_failure: OnFailure = OnFailure.STOP, start: str = "0-1,6", wish: str = "0,2-5", **terms: Any
-) -> Story:
-    return Story(start, wish, on_failure=on_failure, **terms)
+def _slots_of(present: str, others: Iterable[int] = ()) -> tuple[Slot, ...]:
+    theirs = set(others)
+    return read_slots(
+        {v: f"/machine/peripheral/other{v}" if v in theirs else path(v) for v in VcpuMap.parse(present)}
+    )
+
+
+def story(*, on_failure: OnFailure = OnFailure.STOP, start: str = "0-1,6", wish: str = "0,2-5", **more: Any) -> Story:
+    return Story(start, wish, on_failure=on_failure, **more)

@@ -1,4 +1,4 @@
-"""Hypothesis: the engine and its transitions beside a model of QEMU, in any order of anything.
+"""Hypothesis: the core beside a model of QEMU, in any order of anything.
 
 ``QMPVCPU_MODEL_CASES=50000 pytest tests/engine/test_against_model.py`` tries more of them.
 """
@@ -22,7 +22,7 @@ A_FEW = settings(
 )
 MOST = settings(A_FEW, max_examples=CASES * 4 // 10)
 
-# Not measured: under branch coverage it takes three times as long, and other tests reach every line of the engine.
+# Not measured: under branch coverage it takes three times as long, and other tests reach every line of the core.
 pytestmark = [pytest.mark.timeout(120 + CASES // 10), pytest.mark.no_cover]
 
 

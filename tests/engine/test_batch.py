@@ -1,4 +1,4 @@
-"""A batch of work: its windows and deadlines, and what others have begun or done meanwhile."""
+"""A batch of steps: its windows and deadlines, and what others have begun or done meanwhile."""
 
 from typing import Any
 
@@ -7,11 +7,9 @@ import pytest
 from qmpvcpu import OnFailure, Pending, Plugged, Proof, Refused, Unplugged, VcpuMap
 from qmpvcpu.engine.removal import Evidence, Removal, State
 from qmpvcpu.engine.transition import Transition
-from qmpvcpu.engine.work import Terms
 from qmpvcpu.events import Origin
 from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.planning.plan import plan_map
-from tests.engine.story import Story, make_engine, path, story
+from tests.engine.story import Story, make_state, path, story, whole_map
 
 STOP, CONTINUE, REVERT = OnFailure
 
@@ -56,12 +54,12 @@ def test_the_timeout_counts_from_each_reply() -> None:
     told.accept(2)
     told.wait(3)
     told.accept(1)
-    assert told.subject.deadline == 6.0
+    assert told.deadline == 6.0
     assert told.wait(2) == ["look"]
     assert told.look("0-2") == []
     assert told.verdicts == {2: "PENDING", 1: "not sent"}
     assert told.pending(2) == Pending(VcpuMap([2]), acknowledged=False, seconds=5.0)
-    assert told.subject.deadline == 9.0
+    assert told.deadline == 9.0
     assert told.ejects(1) == ["save outcome"]
     assert told.verdicts == {2: "PENDING", 1: "UNPLUGGED"}
 
@@ -70,10 +68,10 @@ def test_the_last_look_may_find_it_gone() -> None:
     told = story(on_failure=CONTINUE, start="0-2", wish="0", timeout=5.0)
     told.accept(2, 1)
     assert told.wait(5) == ["look"]
-    assert told.wait(1) == []
+    assert told.wait(0.5) == []
     assert told.look("0") == ["save outcome"]
     assert told.verdicts == {2: "UNPLUGGED", 1: "UNPLUGGED"}
-    assert told.verdict(2) == Unplugged(VcpuMap([2]), seconds=6.0)
+    assert told.verdict(2) == Unplugged(VcpuMap([2]), seconds=5.5)
 
 
 @pytest.mark.parametrize("policy", OnFailure)
@@ -98,13 +96,13 @@ def test_the_time_for_the_whole_stops_the_waiting(policy: OnFailure) -> None:
     told = story(on_failure=policy, start="0-2", wish="0,3", total_timeout=8.0, timeout=30.0, in_flight=1)
     told.accept(3)
     told.accept(2)
-    assert told.subject.deadline == 9.0
+    assert told.deadline == 9.0
     sent = told.wait(8)
     if policy is REVERT:
         assert sent == []  # the reply to what is out is awaited
         sent = told.accept(1)
         assert sent == ["save reverting", "del 3"]
-        assert told.subject.deadline == told.now + 10.0
+        assert told.deadline == told.now + 10.0
         told.accept(3)
         assert told.ejects(3) == ["save outcome"]
         assert told.outcome == "REVERT_INCOMPLETE"
@@ -123,8 +121,8 @@ def test_the_time_for_the_whole_stops_the_waiting(policy: OnFailure) -> None:
 
 def keeping(answer: dict[int, OstAnswer] | None = None, **terms: Any) -> Story:
     """Return a story that wishes for vCPU 1, on whose removal the guest works."""
-    engine = make_engine("0-1", answers=answer or {1: OstAnswer(3, 0x84)})
-    return Story(engine, "0-1", **terms)
+    state = make_state("0-1", answers=answer or {1: OstAnswer(3, 0x84)})
+    return Story(state, "0-1", **terms)
 
 
 @pytest.mark.parametrize("policy", OnFailure)
@@ -156,8 +154,8 @@ def test_no_answer_leaves_it_open_whether_it_stays(policy: OnFailure) -> None:
 
 
 def test_what_left_after_the_halt_is_not_plugged_again() -> None:
-    engine = make_engine("0-2", answers={1: OstAnswer(3, 0x84)})
-    told = Story(engine, "0-1", timeout=5.0)
+    state = make_state("0-2", answers={1: OstAnswer(3, 0x84)})
+    told = Story(state, "0-1", timeout=5.0)
     assert told.begun == ["save intent", "del 2"]
     told.accept(2)
     assert told.refuses(2) == []
@@ -167,8 +165,8 @@ def test_what_left_after_the_halt_is_not_plugged_again() -> None:
 
 
 def test_a_removal_that_ended_before_it_was_asked_about_is_no_longer_pending() -> None:
-    engine = make_engine("0-1", answers={1: OstAnswer(3, 0x84)})
-    told = Story(engine, "0-2", in_flight=1)
+    state = make_state("0-1", answers={1: OstAnswer(3, 0x84)})
+    told = Story(state, "0-2", in_flight=1)
     assert told.begun == ["save intent", "add 2"]
     told.refuses(1)
     assert told.accept(2) == ["save outcome"]
@@ -176,10 +174,11 @@ def test_a_removal_that_ended_before_it_was_asked_about_is_no_longer_pending() -
 
 
 def test_a_removal_that_ended_between_plan_and_start_is_no_longer_pending() -> None:
-    engine = make_engine("0-1", answers={1: OstAnswer(3, 0x84)})
-    plan = plan_map(engine.situation, VcpuMap.parse("0-1"))
-    engine.removals.clear()
-    subject = Transition(plan, engine, Terms(), 1.0)
+    state = make_state("0-1", answers={1: OstAnswer(3, 0x84)})
+    change = whole_map("0-1")
+    plan = change.plan(state.situation)
+    state.removals.clear()
+    subject = Transition(change, plan, state, 1.0, reply_timeout=10.0)
     subject.advance(1.0)
     subject.saved()
     subject.advance(1.0)
@@ -192,16 +191,16 @@ def test_a_removal_that_ended_between_plan_and_start_is_no_longer_pending() -> N
 
 
 def test_under_stop_a_removal_that_is_joined_has_to_end_before_the_next_is_asked_for() -> None:
-    engine = make_engine("0-2", answers={2: OstAnswer(3, 0x84)})
-    told = Story(engine, "0")
+    state = make_state("0-2", answers={2: OstAnswer(3, 0x84)})
+    told = Story(state, "0")
     assert told.begun == ["save intent"]
     assert told.refuses(2) == ["save outcome"]
     assert told.verdicts == {2: "REFUSED", 1: "not sent"}
 
 
 def test_a_removal_that_is_pending_is_joined_and_nothing_is_sent() -> None:
-    engine = make_engine("0-1", answers={1: OstAnswer(3, 0x84)})
-    told = Story(engine, "0", on_failure=REVERT)
+    state = make_state("0-1", answers={1: OstAnswer(3, 0x84)})
+    told = Story(state, "0", on_failure=REVERT)
     assert told.begun == ["save intent"]
     assert told.ejects(1) == ["save outcome"]
     assert told.verdicts == {1: "UNPLUGGED"}
@@ -220,54 +219,42 @@ def test_a_removal_that_somebody_began_meanwhile_is_joined() -> None:
     assert told.outcome == "REVERT_INCOMPLETE"  # the map is not that of the start, and this is why
 
 
+def without_a_reply(**more: Any) -> Story:
+    """Return a story in which QEMU does not reply to the removal of vCPU 1, which a second map then joins."""
+    told = Story("0-1", "0", reply_timeout=2.0, **more)
+    assert told.wait(2) == ["save the rest"]
+    assert told.wish("0", on_failure=CONTINUE) == ["save intent"]
+    return told
+
+
 def test_a_joined_removal_that_qemu_rejects_late_is_asked_for_again() -> None:
-    engine = make_engine("0-1")
-    first = Story(engine, "0", reply_timeout=2.0)
-    first.wait(2)
-    told = Story(engine, "0")
-    assert told.begun == ["save intent"]
-    late = first.sent.pop(1)
-    assert late.removal is not None
-    engine.unplug_replied(late.removal, Evidence.REJECTION, 4.0)
-    assert told.go() == ["del 1"]
+    told = without_a_reply()
+    assert told.reject(1) == ["del 1"]
     told.accept(1)
     assert told.ejects(1) == ["save outcome"]
     assert told.outcome == "REACHED"
 
 
 def test_a_joined_removal_whose_reply_is_lost_is_asked_for_once_the_connection_is_back() -> None:
-    engine = make_engine("0-1")
-    first = Story(engine, "0", reply_timeout=2.0)
-    first.wait(2)
-    told = Story(engine, "0", reconnect=True)
-    late = first.sent.pop(1)
-    assert late.removal is not None
+    told = without_a_reply(reconnects=True)
     assert told.pause() == []  # the monitor tells the loss before it tells those of the commands
-    engine.unplug_replied(late.removal, Evidence.LOST, 4.0)
-    assert told.go() == []
     assert told.resume("0-1") == ["del 1"]
 
 
 def test_a_joined_removal_whose_reply_makes_no_sense_is_not_asked_for_again() -> None:
-    engine = make_engine("0-1")
-    first = Story(engine, "0", reply_timeout=2.0)
-    first.wait(2)
-    told = Story(engine, "0", on_failure=OnFailure.CONTINUE)
-    late = first.sent.pop(1)
-    assert late.removal is not None
-    engine.unplug_replied(late.removal, Evidence.LOST, 4.0)  # and the connection is there
-    assert told.go() == ["save the rest"]
+    told = without_a_reply()
+    assert told.fail_to_answer(1) == ["save the rest"]  # and the connection is there
     assert told.verdicts == {1: "UNKNOWN"}
 
 
-def test_a_work_that_forgot_a_removal_is_not_ended_by_another_in_its_place() -> None:
-    engine = make_engine("0-2")
-    theirs = engine.unplug_sent(1, 0.0)
-    told = Story(engine, "0,2")
-    engine.unplug_replied(theirs, Evidence.REJECTION, 1.0)
-    assert told.go() == ["del 1"]
+def test_a_step_that_forgot_a_removal_is_not_ended_by_another_in_its_place() -> None:
+    state = make_state("0-2")
+    theirs = state.unplug_sent(1, 0.0)
+    told = Story(state, "0,2")
+    state.unplug_replied(theirs, Evidence.REJECTION, 1.0)
+    assert told.wait(0) == ["del 1"]
     stranger = Removal(VcpuMap([2]), path(2), Origin.OTHER, 1.0, state=State.REFUSED)
-    told.subject.batch._out._by_removal[id(stranger)] = told.subject._works[0]  # as where memory is used again
+    told.subject.batch._out._by_removal[stranger] = told.subject.runs[0]  # as if it had been awaited before
     told.subject.answered(stranger, 2.0)
     assert told.accept(1) == []
     assert told.ejects(1) == ["save outcome"]
@@ -275,9 +262,9 @@ def test_a_work_that_forgot_a_removal_is_not_ended_by_another_in_its_place() -> 
 
 
 def test_a_joined_removal_that_ends_before_its_turn_is_told_as_it_ended() -> None:
-    engine = make_engine("0-3")
-    engine.unplug_replied(engine.unplug_sent(1, 0.0), Evidence.ACCEPTED, 0.0)
-    told = Story(engine, "0")
+    state = make_state("0-3")
+    state.unplug_replied(state.unplug_sent(1, 0.0), Evidence.ACCEPTED, 0.0)
+    told = Story(state, "0")
     assert told.begun == ["save intent", "del 3"]
     told.accept(3)
     assert told.ejects(1) == []
@@ -287,18 +274,18 @@ def test_a_joined_removal_that_ends_before_its_turn_is_told_as_it_ended() -> Non
 
 
 def test_what_only_the_record_knows_is_asked_for_again() -> None:
-    engine = make_engine("0-1")
-    engine.recall({1}, {}, 0.0)
-    told = Story(engine, "0")
+    state = make_state("0-1")
+    state.known_from_record({1}, {}, 0.0)
+    told = Story(state, "0")
     assert told.begun == ["save intent", "del 1"]
     told.accept(1)
     assert told.ejects(1) == ["save outcome"]
 
 
 def test_the_answer_to_what_only_the_record_knows_is_awaited_to_keep_it() -> None:
-    engine = make_engine("0-1")
-    engine.recall({1}, {}, 0.0)
-    told = Story(engine, "0-1")
+    state = make_state("0-1")
+    state.known_from_record({1}, {}, 0.0)
+    told = Story(state, "0-1")
     assert told.begun == ["save intent"]
     assert told.refuses(1) == ["save outcome"]
 
@@ -336,21 +323,21 @@ def test_a_slot_that_somebody_else_has_filled_again_is_left_alone_on_the_way_bac
 
 
 def test_a_plug_into_a_slot_with_a_doubled_removal_is_proved_by_a_close_look() -> None:
-    engine = make_engine("0")
-    engine.doubled.add(1)
-    told = Story(engine, "0-1")
+    state = make_state("0")
+    state.maybe_queued_twice.add(1)
+    told = Story(state, "0-1")
     assert told.begun == ["save intent", "add 1"]
     assert told.accept(1) == []
     assert told.ost(1, 0, source=1) == ["look closely"]
     assert told.look("0-1") == ["save outcome"]
     assert told.verdict(1) == Plugged(VcpuMap([1]), acknowledged=True, code=0)
-    assert engine.doubled == set()
+    assert state.maybe_queued_twice == set()
 
 
 def test_a_plug_that_a_doubled_removal_ejects_again_is_not_there() -> None:
-    engine = make_engine("0")
-    engine.doubled.add(1)
-    told = Story(engine, "0-1")
+    state = make_state("0")
+    state.maybe_queued_twice.add(1)
+    told = Story(state, "0-1")
     told.accept(1)
     told.works(1)
     assert told.ejects(1) == ["save outcome"]
@@ -364,9 +351,9 @@ def test_a_plug_that_a_doubled_removal_ejects_again_is_not_there() -> None:
 
 def test_an_acknowledgement_is_awaited_where_it_is_asked_for() -> None:
     told = story(start="0,3", wish="0-2", proof=Proof.ACKNOWLEDGED, timeout=5.0)
-    assert not told.subject.batch.looks_at_layout
+    assert not told.subject.batch.touched(1)
     assert told.accept(1, 2) == []
-    assert told.subject.batch.looks_at_layout
+    assert told.subject.batch.touched(1)
     assert told.ost(2, 0, source=1) == []
     told.wait(1)
     assert told.ost(1, 1, source=1) == ["del 3"]  # unplugs wait for it too

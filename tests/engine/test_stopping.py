@@ -2,10 +2,11 @@
 
 import pytest
 
-from qmpvcpu import OnFailure, Pending, VcpuMap
+from qmpvcpu import MonitorLostError, OnFailure, Pending, VcpuMap
+from qmpvcpu.engine.messages import Lost
 from qmpvcpu.engine.transition import Phase
 from qmpvcpu.model.ost import OstAnswer
-from tests.engine.story import RUNNING, Story, path, read_slots, story
+from tests.engine.story import Story, story
 
 STOP, CONTINUE, REVERT = OnFailure
 
@@ -85,10 +86,10 @@ def test_a_loss_for_good_ends_it_where_it_stands(policy: OnFailure) -> None:
     assert told.outcome == "PARTIAL"
 
 
-@pytest.mark.parametrize("phase", [Phase.BEGIN, Phase.FINISH, Phase.TURN])
+@pytest.mark.parametrize("phase", [Phase.START, Phase.FINISH, Phase.TURN])
 def test_a_loss_during_a_save_ends_it_too(phase: Phase) -> None:
     told = Story("0-1", "0,2", on_failure=REVERT, saves_wait=True)
-    if phase is not Phase.BEGIN:
+    if phase is not Phase.START:
         told.saved()
         told.accept(2)
         told.accept(1)
@@ -100,30 +101,31 @@ def test_a_loss_during_a_save_ends_it_too(phase: Phase) -> None:
     assert told.lose() == []
     assert told.saved() == []
     assert told.subject.ended
-    assert told.outcome == {"BEGIN": "PARTIAL", "FINISH": "REACHED", "TURN": "REVERT_INCOMPLETE"}[phase.name]
+    assert told.outcome == {"START": "PARTIAL", "FINISH": "REACHED", "TURN": "REVERT_INCOMPLETE"}[phase.name]
 
 
 def test_a_command_that_a_loss_overtakes_is_unknown_and_nothing_follows_it() -> None:
     told = story(on_failure=CONTINUE, start="0", wish="0-2", in_flight=1)
-    told.subject.batch.unanswered(told.sent[1], "lost", told.now)
-    assert told.go() == []
+    run = told.subject.runs[0]
+    lost = MonitorLostError("lost")
+    assert told.lose_commands(lost) == []
     assert told.lose("lost for good") == []
     assert told.verdicts == {1: "UNKNOWN", 2: "not sent"}
-    told.subject.batch.unanswered(told.sent[1], "again", told.now)
-    assert told.step(1).reason == "lost"
+    told.subject.batch.unanswered(run, "again", told.now)
+    assert told.step(1).reason == run.reason == str(lost)
 
 
 @pytest.mark.parametrize("timeout", [0.0, 5.0])
 def test_a_rejection_that_is_told_after_the_loss_lets_nothing_follow_it(timeout: float) -> None:
-    told = story(on_failure=CONTINUE, start="0,4-5", wish="0", in_flight=1, timeout=timeout, reconnect=True)
-    told.subject.paused()
+    told = story(on_failure=CONTINUE, start="0,4-5", wish="0", in_flight=1, timeout=timeout, reconnects=True)
+    assert told.tell(Lost(MonitorLostError("lost"), may_return=True)) == []
     assert told.reject(5) == []  # with many in flight, or a look between, its turn comes late
     assert told.resume("0,4-5") == ["del 4"]
     assert told.verdicts[5] == "REJECTED"
 
 
 def test_plugs_that_a_loss_overtook_are_sent_again_in_their_order() -> None:
-    told = story(start="0", wish="0-5", in_flight=3, reconnect=True)
+    told = story(start="0", wish="0-5", in_flight=3, reconnects=True)
     told.pause()
     assert told.resume("0") == ["add 1", "add 2", "add 3"]
     told.accept(1, 2)
@@ -133,7 +135,7 @@ def test_plugs_that_a_loss_overtook_are_sent_again_in_their_order() -> None:
 
 
 def test_what_the_next_look_shows_is_the_reply_to_what_was_in_flight() -> None:
-    told = story(on_failure=CONTINUE, start="0,4-5", wish="0-3", in_flight=2, reconnect=True)
+    told = story(on_failure=CONTINUE, start="0,4-5", wish="0-3", in_flight=2, reconnects=True)
     told.pause()
     assert told.wait(1) == []
     assert told.resume("0-1,4-5") == ["add 2", "add 3"]  # 1 was carried out, 2 was not
@@ -147,7 +149,7 @@ def test_what_the_next_look_shows_is_the_reply_to_what_was_in_flight() -> None:
 
 
 def test_what_the_guest_is_found_to_work_on_is_not_asked_for_twice() -> None:
-    told = story(start="0,4", wish="0", reconnect=True, on_failure=REVERT)
+    told = story(start="0,4", wish="0", reconnects=True, on_failure=REVERT)
     told.pause()
     assert told.resume("0,4", {4: OstAnswer(3, 0x84)}) == []
     assert told.step(4).verdict is None
@@ -156,7 +158,7 @@ def test_what_the_guest_is_found_to_work_on_is_not_asked_for_twice() -> None:
 
 
 def test_an_answer_that_was_missed_is_found_by_the_next_look() -> None:
-    told = story(start="0,3-5", wish="0", reconnect=True, on_failure=CONTINUE)
+    told = story(start="0,3-5", wish="0", reconnects=True, on_failure=CONTINUE)
     told.accept(5, 4, 3)
     told.works(4)
     told.pause()
@@ -167,7 +169,7 @@ def test_an_answer_that_was_missed_is_found_by_the_next_look() -> None:
 
 @pytest.mark.parametrize("policy", OnFailure)
 def test_what_is_unknown_after_a_halt_stays_recorded(policy: OnFailure) -> None:
-    told = story(on_failure=policy, start="0,4-5", wish="0", reconnect=True)
+    told = story(on_failure=policy, start="0,4-5", wish="0", reconnects=True)
     told.cancel()
     told.pause()
     assert told.resume("0,4-5") == ["save the rest"]
@@ -176,7 +178,7 @@ def test_what_is_unknown_after_a_halt_stays_recorded(policy: OnFailure) -> None:
 
 
 def test_what_the_guest_works_on_after_a_halt_is_awaited_still() -> None:
-    told = story(on_failure=REVERT, start="0,4-5", wish="0", reconnect=True)
+    told = story(on_failure=REVERT, start="0,4-5", wish="0", reconnects=True)
     told.accept(5)
     told.refuses(5)
     told.pause()
@@ -187,7 +189,7 @@ def test_what_the_guest_works_on_after_a_halt_is_awaited_still() -> None:
 
 
 def test_what_the_guest_works_on_after_a_stop_is_pending() -> None:
-    told = story(start="0,4", wish="0", reconnect=True)
+    told = story(start="0,4", wish="0", reconnects=True)
     told.cancel()
     told.pause()
     assert told.resume("0,4", {4: OstAnswer(3, 0x84)}) == ["save outcome"]
@@ -195,7 +197,7 @@ def test_what_the_guest_works_on_after_a_stop_is_pending() -> None:
 
 
 def test_a_pause_while_the_turning_is_saved_holds_on_the_way_back() -> None:
-    told = Story("0-1", "0,2", on_failure=REVERT, reconnect=True, saves_wait=True)
+    told = Story("0-1", "0,2", on_failure=REVERT, reconnects=True, saves_wait=True)
     told.saved()
     told.accept(2)
     told.accept(1)
@@ -206,7 +208,7 @@ def test_a_pause_while_the_turning_is_saved_holds_on_the_way_back() -> None:
 
 
 def test_a_plug_that_was_not_carried_out_is_not_sent_again_after_a_halt() -> None:
-    told = story(start="0", wish="0-1", reconnect=True)
+    told = story(start="0", wish="0-1", reconnects=True)
     told.cancel()
     told.pause()
     assert told.resume("0") == ["save outcome"]
@@ -214,30 +216,25 @@ def test_a_plug_that_was_not_carried_out_is_not_sent_again_after_a_halt() -> Non
 
 
 def test_a_deadline_that_passes_in_a_gap_gives_up_after_its_look_and_ends_with_one_when_we_are_back() -> None:
-    told = story(start="0,4", wish="0", reconnect=True, timeout=5.0)
+    told = story(start="0,4", wish="0", reconnects=True, timeout=5.0)
     told.accept(4)
     told.pause()
-    assert told.wait(5) == ["look"]
-    told.subject.batch.looked(told.now)  # it cannot be done
-    assert told.go() == []
+    assert told.wait(5) == []  # the look cannot be done
     assert told.verdicts == {4: "PENDING"}
     assert told.resume("0,4") == ["save outcome"]
 
 
 def test_another_qemu_makes_what_was_asked_unknown_and_not_refused() -> None:
-    told = story(start="0,4-5", wish="0", reconnect=True, on_failure=CONTINUE)
+    told = story(start="0,4-5", wish="0", reconnects=True, on_failure=CONTINUE)
     told.accept(5)
-    slots = read_slots({0: path(0), 4: path(4), 5: path(5)})
-    told.subject.paused()
-    told.engine.resync(slots, (), status=RUNNING, answers={}, same_instance=False, now=told.now)
-    told.go()
-    told.lose("another QEMU runs this VM now")
+    told.pause()
+    assert told.resume("0,4-5", same_instance=False) == []
     assert told.verdicts == {5: "UNKNOWN", 4: "UNKNOWN"}
     assert "QEMU was replaced" in told.step(5).reason
 
 
 def test_a_loss_for_good_after_a_pause_leaves_what_was_in_flight_unknown() -> None:
-    told = story(start="0,4", wish="0,2", reconnect=True)
+    told = story(start="0,4", wish="0,2", reconnects=True)
     told.pause()
     told.lose("it did not come back in time")
     assert told.verdicts == {2: "UNKNOWN", 4: "not sent"}

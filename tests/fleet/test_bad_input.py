@@ -290,7 +290,7 @@ async def test_a_fleet_refuses_a_duration_that_cannot_be_meant_and_asks_nobody(g
         ({"in_flight": "8"}, "in_flight is a whole number"),
         ({"on_failure": "revert"}, "on_failure is one of OnFailure.STOP"),
         ({"allow_fatal": "no"}, "allow_fatal is True or False"),
-        ({"reply_timeout": 3}, "set_map has no option reply_timeout"),
+        ({"reply_timeout": 3}, "there is no option reply_timeout"),
     ],
 )
 async def test_a_fleet_refuses_terms_that_cannot_be_meant_and_asks_nobody(options: dict[str, Any], said: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from qmpvcpu.events import Disconnected, LayoutChanged, VcpuPlugged, VcpuUnplugged
 from qmpvcpu.fleet import Fleet, FleetEvents
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.vm.stream import EventStream
+from qmpvcpu.vm.subscribers import EventStream
 from tests.fleet.vms import guests
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from qmpvcpu.domainxml import CpuModel, parse
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.launch import arguments
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.model.layout import CpuProps, Layout
-from qmpvcpu.model.vmstate import VmState
 from tests.domainxml.examples import layout_of
 from tests.launch.domains import domain_of
 
@@ -70,11 +70,11 @@ def test_a_cpu_that_the_caller_gives_begins_with_a_model(cpu: str) -> None:
     ],
 )
 def test_an_export_that_would_begin_an_option_is_not_read(key: str, value: Any) -> None:
-    exported = json.loads(json.dumps(VmState(LAYOUT).to_json()))
-    assert VmState.from_json(exported).layout == LAYOUT
+    exported = json.loads(json.dumps(ExportedState(LAYOUT).to_json()))
+    assert ExportedState.from_json(exported).layout == LAYOUT
     exported["layout"]["slots"][3][key] = value
     with pytest.raises(ValueError, match=rf"'layout': 'slots': (\[3\]: '{key}'|\[3\]: 'type': a machine)"):
-        VmState.from_json(json.dumps(exported))
+        ExportedState.from_json(json.dumps(exported))
 
 
 @pytest.mark.parametrize(

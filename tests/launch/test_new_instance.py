@@ -15,9 +15,9 @@ from qmpvcpu.domainxml import parse, read_identity
 from qmpvcpu.errors import ReplayMismatchError
 from qmpvcpu.events import InstanceChanged, Reconnected
 from qmpvcpu.launch import LaunchArguments, arguments
+from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
-from qmpvcpu.model.vmstate import PreviousVcpus
 from qmpvcpu.record.config import DomainConfig
 from qmpvcpu.testing import MicroGuest, QemuProcess
 from tests.controller.vms import until

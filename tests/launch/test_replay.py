@@ -208,7 +208,7 @@ async def test_what_qemu_rejects_ends_the_replay_and_the_report_tells_how_far_it
     port = ["-device", "pcie-root-port,id=port1,chassis=1"]
     async with started(on, built, *built.boot_argv, "-S", *port) as vm:
         other = {"driver": "virtio-rng-pci", "id": "vcpu6", "bus": "port1"}  # since we came: it was not seen
-        await vm._session.monitor.execute("device_add", other)
+        await vm._driver.connection.monitor.execute("device_add", other)
         with pytest.raises(TransitionError) as caught, exchange() as sent:
             await vm.replay(domain, in_flight=1)
         first, second, third = caught.value.report.steps

@@ -12,10 +12,10 @@ from qemu.qmp import QMPClient
 import qmpvcpu
 from qmpvcpu import VcpuController
 from qmpvcpu.errors import TakeBackError
-from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.migration import Export
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.testing import MicroGuest
 from qmpvcpu.testing.qemu import GuestVm
-from qmpvcpu.vm.migration import Export
 from tests.controller.vms import other_client
 from tests.substrates import Substrate
 
@@ -63,7 +63,7 @@ async def restore(target: GuestVm, file: Path) -> None:
     await call(target, "migrate-incoming", uri=f"exec:cat {file}")
 
 
-async def rebuild(state: VmState, target: VcpuController) -> None:
+async def rebuild(state: ExportedState, target: VcpuController) -> None:
     """Plug what the source had plugged, in its order, into a target that was started with its boot vCPUs."""
     await target.replay(state.layout)
 

@@ -9,10 +9,10 @@ import pytest
 import qmpvcpu
 from qmpvcpu import Proof, VcpuController, VcpuMap
 from qmpvcpu.errors import TargetLostError, TargetMismatchError
-from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.migration import Export, check_target, confirm_target
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.planning.compatibility import DifferenceKind
 from qmpvcpu.testing.linuxguest import LinuxGuest
-from qmpvcpu.vm.migration import Export, check_target, confirm_target
 from tests.migration.moving import call, keep, move, rebuild, restore, save, send
 from tests.substrates import qemus
 
@@ -48,7 +48,7 @@ async def vm(source: LinuxGuest, tmp_path: Path) -> AsyncIterator[VcpuController
 
 
 @contextlib.asynccontextmanager
-async def target_for(state: VmState, qemu: Path) -> AsyncIterator[tuple[LinuxGuest, VcpuController]]:
+async def target_for(state: ExportedState, qemu: Path) -> AsyncIterator[tuple[LinuxGuest, VcpuController]]:
     """A QEMU that was started from *state*, and waits for the VM."""
     async with (
         LinuxGuest(qemu, accel="tcg", boot=len(state.started_with), incoming=True) as guest,
@@ -67,7 +67,7 @@ async def test_a_linux_moves_live_and_is_changed_where_it_arrived(
 
     # The VM is exported, which keeps its vCPUs as they are, and the export travels as JSON.
     async with await vm.export() as export:
-        state = VmState.from_json(export.to_json())
+        state = ExportedState.from_json(export.to_json())
         with pytest.raises(qmpvcpu.StepDeniedError, match="the VM is exported"):
             await vm.plug(4)
 

@@ -16,10 +16,10 @@ import qmpvcpu
 from qmpvcpu import DenialReason, RecordError, StepDeniedError, VcpuMap
 from qmpvcpu.errors import TakeBackError, TargetLostError, TargetMismatchError
 from qmpvcpu.events import InstanceChanged, Origin, VcpuUnplugged
-from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.migration import check_target, confirm_target
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.planning.compatibility import DifferenceKind, Severity
 from qmpvcpu.testing import Behaviour, MicroGuest
-from qmpvcpu.vm.migration import check_target, confirm_target
 from tests.controller.vms import other_client, running, until
 from tests.migration.moving import call, ended, keep, move, rebuild, restore, save, waiting
 from tests.substrates import Substrate, qemus, substrates
@@ -132,7 +132,7 @@ async def test_a_record_moves_along_with_the_removal_that_is_pending_in_it(
             await qmpvcpu.attach(target.sockets[1], **NAMED, record=record, arrived=True)
         await vm.request_unplug(5)
         assert await move(source, target) == "completed"
-        await confirm_target(VmState(await vm.refresh()), there)
+        await confirm_target(ExportedState(await vm.refresh()), there)
         await there.close()
         await vm.close()
         # The source waits to be quit, and it is the source's record until somebody says otherwise.

@@ -23,7 +23,7 @@ from qmpvcpu import (
 )
 from qmpvcpu.errors import TakeBackError
 from qmpvcpu.events import Reconnected
-from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.planning.compatibility import DifferenceKind
 from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.peer import Failure, ScriptedPeer
@@ -107,7 +107,7 @@ async def test_an_export_holds_all_that_the_other_side_has_to_know(vm: VcpuContr
     await vm.plug(1)
     async with await vm.export() as export:
         state = export.state
-        assert VmState.from_json(export.to_json()) == state
+        assert ExportedState.from_json(export.to_json()) == state
         assert (state.name, state.enabled, state.pending) == ("vm", VcpuMap([0, 1, 2, 5]), VcpuMap())
         assert state.desired == state.enabled
         assert state.layout.order == (0, 2, 5, 1)

@@ -11,13 +11,13 @@ from hypothesis import given
 
 from qmpvcpu import Layout, VcpuMap
 from qmpvcpu.model.codec import from_json, to_json
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.report import StepReport
 from qmpvcpu.model.transition import Action
 from qmpvcpu.model.verdicts import Pending, Refused, Verdict
 from qmpvcpu.model.vm import Topology, VmInfo
-from qmpvcpu.model.vmstate import VmState
 from tests.captures import all_captures
 from tests.model.values import layouts, verdicts
 
@@ -225,7 +225,7 @@ def test_what_is_no_value_of_ours_is_written_as_its_text() -> None:
 
 
 def test_bytes_are_text_that_can_be_encoded() -> None:
-    shown = to_json(VmState(from_json(Layout, whole()), xml="<domain>\u00e4</domain>".encode()))
+    shown = to_json(ExportedState(from_json(Layout, whole()), xml="<domain>\u00e4</domain>".encode()))
     assert shown["xml"] == "<domain>\u00e4</domain>"
     with pytest.raises(ValueError, match="'xml': 'utf-8' codec can't encode"):
-        from_json(VmState, shown | {"xml": "\ud800"})
+        from_json(ExportedState, shown | {"xml": "\ud800"})

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from qmpvcpu.given import checked, options, seconds, whole
+from qmpvcpu.given import checked, seconds, values, whole
 
 
 class Colour(enum.Enum):
@@ -107,13 +107,13 @@ def test_what_they_do_not_say_is_refused(given: dict[str, Any], kind: type[Excep
         paint(**{"coats": 1, **given})
     assert str(caught.value) == said
     with pytest.raises(kind) as earlier:
-        options(paint, given)
+        values(paint, given)
     assert str(earlier.value) == said
 
 
 def test_an_option_that_is_none_is_refused_before_the_call() -> None:
-    with pytest.raises(TypeError, match="paint has no option colours"):
-        options(paint, {"colours": Colour.RED})
+    with pytest.raises(TypeError, match="there is no option colours"):
+        values(paint, {"colours": Colour.RED})
 
 
 async def test_a_coroutine_function_stays_one() -> None:

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
+from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
-from qmpvcpu.model.vmstate import PreviousVcpus
 from tests.domainxml.examples import layout_of
 
 LAYOUT = layout_of(4, [0, 2], boot=1)

@@ -8,9 +8,9 @@ from hypothesis import given
 
 from qmpvcpu import Layout, VcpuMap
 from qmpvcpu.errors import TargetMismatchError
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.vm import KnownFault, Topology, VmInfo, VmStatus
-from qmpvcpu.model.vmstate import VmState
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.compatibility import (
     Difference,
@@ -34,7 +34,7 @@ E = Severity
 
 
 def told(target: Layout, status: VmStatus = WAITS, source: Layout | None = None) -> list[tuple[K, E]]:
-    state = VmState(source or layout(PLUGGED))
+    state = ExportedState(source or layout(PLUGGED))
     return [(each.kind, each.severity) for each in compare_target(state, target, status)]
 
 
@@ -48,11 +48,11 @@ def retyped(of: Layout) -> Layout:
 
 @given(situations())
 def test_a_target_like_the_source_has_no_difference(now: Situation) -> None:
-    found = compare_target(VmState(now.layout), now.layout, WAITS)
+    found = compare_target(ExportedState(now.layout), now.layout, WAITS)
     assert {each.kind for each in found} <= {K.PENDING}
     assert not any(each.refuses for each in found)
-    assert changes_since(VmState(now.layout), now.layout) == ()
-    assert compare_arrived(VmState(now.layout), now.layout) == ()
+    assert changes_since(ExportedState(now.layout), now.layout) == ()
+    assert compare_arrived(ExportedState(now.layout), now.layout) == ()
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_what_qemu_makes_of_another_accelerator_or_cpu_type_depends_on_the_accel
     assert told(as_vm(accelerator="mshv")) == [(K.ACCELERATOR, E.KILLS)]
     assert told(as_vm(accelerator="unknown")) == [(K.ACCELERATOR, E.UNPROMISED)]
     assert told(retyped(as_vm(accelerator="hvf")), source=as_vm(accelerator="hvf")) == [(K.CPU_TYPE, E.KILLS)]
-    faults = [each for each in compare_target(VmState(as_vm(TCG)), as_vm(OLD_TCG), WAITS) if not each.refuses]
+    faults = [each for each in compare_target(ExportedState(as_vm(TCG)), as_vm(OLD_TCG), WAITS) if not each.refuses]
     assert [each.target for each in faults] == [KnownFault.TCG_REPLUG_CORRUPTS_HEAP.value]
 
 
@@ -125,7 +125,7 @@ def test_another_place_kills_only_where_the_apic_id_differs() -> None:
     threes = Topology(max_cpus=6, sockets=2, cores=3)
     source = placed(threes, (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2))
     flat = placed(Topology(max_cpus=6, sockets=6), *((socket, 0) for socket in range(6)))
-    (difference,) = compare_target(VmState(source), flat, WAITS)
+    (difference,) = compare_target(ExportedState(source), flat, WAITS)
     assert (difference.severity, difference.source, difference.target) == (E.KILLS, "sockets=2,cores=3", "sockets=6")
     assert difference.ids == VcpuMap.parse("1-5")
 
@@ -133,14 +133,14 @@ def test_another_place_kills_only_where_the_apic_id_differs() -> None:
 def test_where_the_topology_is_not_told_another_place_is_taken_to_kill() -> None:
     source = layout(PLUGGED)
     slots = tuple(replace(slot, props=CpuProps({"core-id": slot.first + 8})) for slot in source.slots)
-    (difference,) = compare_target(VmState(source), replace(source, slots=slots), WAITS)
+    (difference,) = compare_target(ExportedState(source), replace(source, slots=slots), WAITS)
     assert (difference.kind, difference.severity) == (K.TOPOLOGY, E.KILLS)
     assert (difference.source, difference.target) == ("vCPU 0 at socket-id 0 core-id 0", "vCPU 0 at core-id 8")
 
 
 def test_what_refuses_comes_first_and_is_demanded() -> None:
     found = compare_target(
-        VmState(layout(PLUGGED, pending=(5,))), layout({0: "boot", 2: "other", 5: "ours"}, slots=16), WAITS
+        ExportedState(layout(PLUGGED, pending=(5,))), layout({0: "boot", 2: "other", 5: "ours"}, slots=16), WAITS
     )
     assert [each.kind for each in found] == [K.MAXIMUM, K.DEVICE_ID, K.ORDER, K.PENDING]
     with pytest.raises(TargetMismatchError) as refused:
@@ -158,14 +158,14 @@ def test_what_refuses_comes_first_and_is_demanded() -> None:
 def test_many_ids_are_cut_in_words_and_whole_in_the_value() -> None:
     plugged = {0: "boot"} | dict.fromkeys(range(1, 20), "ours")
     other = {0: "boot"} | dict.fromkeys(range(19, 0, -1), "other")
-    ids, order = compare_target(VmState(layout(plugged, slots=20)), layout(other, slots=20), WAITS)
+    ids, order = compare_target(ExportedState(layout(plugged, slots=20)), layout(other, slots=20), WAITS)
     assert ids.ids == VcpuMap(range(1, 20))
     assert ids.source == "vcpu1,vcpu2,vcpu3,vcpu4,vcpu5,vcpu6,vcpu7,vcpu8,..."
     assert order.target == "0,19,18,17,16,15,14,13,..."
 
 
 def test_a_pending_vcpu_may_have_left_on_arrival_and_any_other_may_not() -> None:
-    state = VmState(layout(PLUGGED, pending=(5,)))
+    state = ExportedState(layout(PLUGGED, pending=(5,)))
     (note,) = compare_arrived(state, layout({0: "boot", 2: "ours"}))
     assert (note.kind, note.ids, note.refuses) == (K.PENDING, VcpuMap([5]), False)
     (missing,) = compare_arrived(state, layout({0: "boot", 5: "ours"}))
@@ -173,7 +173,7 @@ def test_a_pending_vcpu_may_have_left_on_arrival_and_any_other_may_not() -> None
 
 
 def test_what_changes_on_the_source_after_the_export_is_told() -> None:
-    left, came = changes_since(VmState(layout(PLUGGED)), layout({0: "boot", 2: "ours", 6: "other"}))
+    left, came = changes_since(ExportedState(layout(PLUGGED)), layout({0: "boot", 2: "ours", 6: "other"}))
     assert (left.kind, left.ids, left.severity) == (K.EXTRA_VCPU, VcpuMap([5]), E.SILENT)
     assert (came.kind, came.ids, came.severity) == (K.MISSING_VCPU, VcpuMap([6]), E.KILLS)
 

@@ -10,9 +10,9 @@ from qmpvcpu import DomainConfig
 from qmpvcpu.domainxml import CpuModel, parse, render
 from qmpvcpu.errors import ReplayMismatchError, TargetMismatchError
 from qmpvcpu.launch import arguments
-from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.migration import check_target
+from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.vm.migration import check_target
 from tests.cli.running import run
 from tests.exchange import exchange
 from tests.launch.vms import started
@@ -33,7 +33,7 @@ async def test_a_vm_that_is_started_from_its_record_has_its_cpu_model(on: Substr
         await vm.plug(5)
         lived = vm.layout
         async with await vm.export(allow_fatal=True) as export:
-            state = VmState.from_json(export.to_json())
+            state = ExportedState.from_json(export.to_json())
     said = await run("args", record, "--json")
     assert said.document["argv"][:2] == ["-cpu", "EPYC"]
     assert any("which features were requested" in each for each in said.document["unknown"])
@@ -55,7 +55,7 @@ async def test_a_qemu_with_another_cpu_model_is_no_target_and_takes_no_replay(on
     ):
         await vm.plug(5)
         document = render(vm.layout)
-        state = VmState(vm.layout)
+        state = ExportedState(vm.layout)
     other = arguments(parse(document), cpu="qemu64")
     async with started(on, other, *other.boot_argv, "-incoming", "defer") as target:
         with pytest.raises(ReplayMismatchError) as caught, exchange() as sent:

@@ -36,12 +36,12 @@ from qmpvcpu.errors import DomainRuleError
 from qmpvcpu.events import Event, VcpuUnplugged
 from qmpvcpu.fleet import Fleet, VmResult
 from qmpvcpu.launch import LaunchArguments, arguments
+from qmpvcpu.migration import Export, check_target, confirm_target
 from qmpvcpu.model.report import ConfigReport
 from qmpvcpu.model.transition import Intent, Step
 from qmpvcpu.model.vm import Capabilities, KnownFault
 from qmpvcpu.testing import Behaviour, LinuxVm, MicroGuest, QemuVm, QmpMessage
-from qmpvcpu.vm.migration import Export, check_target, confirm_target
-from qmpvcpu.vm.stream import EventStream
+from qmpvcpu.vm.subscribers import EventStream
 
 
 async def every_kind_of_target(client: QMPClient, connected: socket.socket) -> None:

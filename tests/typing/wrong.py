@@ -18,7 +18,7 @@ async def attaching(vm: VcpuController) -> None:
 async def one_vcpu(vm: VcpuController) -> None:
     await vm.plug("3")  # type: ignore[arg-type]
     await vm.unplug()  # type: ignore[call-arg]
-    await vm.unplug(3, 30)  # type: ignore[call-arg]
+    await vm.unplug(3, 30)  # type: ignore[call-arg, arg-type]
     await vm.set_state(3)  # type: ignore[call-arg]
     await vm.plug(3, proof="acknowledged")  # type: ignore[arg-type]
     gone: bool = await vm.unplug(3)  # type: ignore[assignment]

@@ -14,7 +14,7 @@ _SCHEMA: Final = Shape("qmpvcpu-export/1", lambda text: text == "qmpvcpu-export/
 
 
 @dataclass(frozen=True, slots=True)
-class VmState:
+class ExportedState:
     """A VM's vCPUs at the moment of ``vm.export()``.
 
     Attributes:
@@ -75,7 +75,7 @@ class VmState:
         return shown
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any] | str) -> "VmState":
+    def from_json(cls, data: Mapping[str, Any] | str) -> "ExportedState":
         """Return the state that ``to_json`` was given, from the object or from its text.
 
         Raises:

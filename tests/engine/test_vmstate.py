@@ -1,4 +1,4 @@
-"""The engine: one VM, fed with what QEMU says in any order."""
+"""What is known of one VM, fed with what QEMU says in any order."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from qmpvcpu import Layout, MalformedReplyError, qapi
-from qmpvcpu.engine.engine import Engine
-from qmpvcpu.engine.ledger import Read
 from qmpvcpu.engine.removal import Evidence, Removal, State
+from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.events import (
     Event,
     LayoutChanged,
@@ -45,10 +44,10 @@ def threads(*present: int) -> tuple[ThreadReading, ...]:
     )
 
 
-def engine(*present: int, **changes: Any) -> Engine:
+def known(*present: int, **changes: Any) -> VmState:
     start = Layout(vm=KVM, slots=slots(*present), creation=present)
     given: dict[str, Any] = {"status": VmStatus("running"), "single_threaded": None, "answers": {}, "now": 0.0}
-    return Engine(start, **{**given, **changes})
+    return VmState(start, **{**given, **changes})
 
 
 def ost(vcpu: int, code: int, *, source: int = 3) -> qapi.OstEvent:
@@ -59,20 +58,20 @@ def deleted(vcpu: int) -> qapi.Deleted:
     return qapi.Deleted(f"/machine/peripheral/vcpu{vcpu}")
 
 
-def wanted(subject: Engine) -> Read:
+def wanted(subject: VmState) -> Read:
     # A function, since type checkers take an attribute that was compared once for constant.
-    return subject.wanted
+    return subject.wanted_read
 
 
 def state(removal: Removal) -> State:
     return removal.state
 
 
-def words(subject: Engine) -> list[str]:
+def words(subject: VmState) -> list[str]:
     return [f"{type(event).__name__} {event.origin.value}" for event in subject.take_events()]
 
 
-def requested(subject: Engine, vcpu: int = 1, *, now: float = 1.0) -> Removal:
+def requested(subject: VmState, vcpu: int = 1, *, now: float = 1.0) -> Removal:
     removal = subject.unplug_sent(vcpu, now)
     subject.unplug_replied(removal, Evidence.ACCEPTED, now)
     return removal
@@ -82,7 +81,7 @@ def requested(subject: Engine, vcpu: int = 1, *, now: float = 1.0) -> Removal:
 
 
 def test_an_accepted_plug_fills_the_slot_without_a_read() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.plug_sent(2)
     assert subject.situation.in_flight == {2}
     assert subject.situation.created == 2
@@ -97,7 +96,7 @@ def test_an_accepted_plug_fills_the_slot_without_a_read() -> None:
 
 
 def test_an_acknowledgement_that_overtakes_the_reply_is_kept() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.plug_sent(2)
     subject.receive(ost(2, 0, source=1), 1.0)
     assert wanted(subject) is Read.NONE
@@ -106,7 +105,7 @@ def test_an_acknowledgement_that_overtakes_the_reply_is_kept() -> None:
 
 
 def test_an_acknowledgement_after_the_reply_may_be_a_failure() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.plug_sent(2)
     subject.plug_accepted(2)
     assert subject.layout[2].acknowledged is None
@@ -117,7 +116,7 @@ def test_an_acknowledgement_after_the_reply_may_be_a_failure() -> None:
 
 
 def test_a_plug_that_is_ejected_before_its_reply_is_found_gone_by_a_read() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.plug_sent(2)
     subject.receive(ost(2, 0x84), 1.0)
     subject.receive(deleted(2), 1.0)
@@ -129,11 +128,11 @@ def test_a_plug_that_is_ejected_before_its_reply_is_found_gone_by_a_read() -> No
     subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 2.0)
     assert subject.layout.enabled == {0}
     assert words(subject) == ["VcpuPlugged us", "VcpuUnplugged unknown", "LayoutChanged unknown"]
-    assert subject.doubled == {2}
+    assert subject.maybe_queued_twice == {2}
 
 
 def test_the_late_event_of_the_last_cpu_in_a_slot_does_not_empty_it() -> None:
-    subject = engine(0, 2)
+    subject = known(0, 2)
     removal = requested(subject, 2)
     subject.receive(ost(2, 0x84), 1.0)
     subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 2.0)
@@ -150,7 +149,7 @@ def test_the_late_event_of_the_last_cpu_in_a_slot_does_not_empty_it() -> None:
 
 @pytest.mark.parametrize("plugged_by_us", [True, False])
 def test_an_event_that_a_read_has_spent_ends_no_later_removal_of_the_same_path(*, plugged_by_us: bool) -> None:
-    subject = engine(0, 2)
+    subject = known(0, 2)
     requested(subject, 2)
     subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 2.0)
     if plugged_by_us:
@@ -170,7 +169,7 @@ def test_an_event_that_a_read_has_spent_ends_no_later_removal_of_the_same_path(*
 
 
 def test_paths_that_come_and_go_without_an_event_are_not_kept_for_ever() -> None:
-    subject = engine(0)
+    subject = known(0)
     for number in range(100):
         there = list(slots(0, 2))
         there[2] = replace(there[2], qom_path=f"/machine/peripheral/other{number}")
@@ -180,7 +179,7 @@ def test_paths_that_come_and_go_without_an_event_are_not_kept_for_ever() -> None
 
 
 def test_a_rejected_plug_leaves_nothing_behind() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.plug_sent(2)
     subject.receive(ost(2, 0, source=1), 1.0)
     subject.plug_failed(2)
@@ -191,7 +190,7 @@ def test_a_rejected_plug_leaves_nothing_behind() -> None:
 
 
 def test_a_read_proves_a_plug_whose_reply_is_overdue() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.plug_sent(2)
     sent = subject.read_sent(Read.FULL)
     subject.observed(sent, slots(0, 2), threads(0, 2), 1.0)
@@ -201,7 +200,7 @@ def test_a_read_proves_a_plug_whose_reply_is_overdue() -> None:
 
 
 def test_a_read_without_a_plug_that_is_in_flight_says_nothing_about_it() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.plug_sent(2)
     subject.observed(subject.read_sent(Read.FULL), slots(0), threads(0), 1.0)
     assert subject.situation.in_flight == {2}
@@ -212,7 +211,7 @@ def test_a_read_without_a_plug_that_is_in_flight_says_nothing_about_it() -> None
 
 
 def test_the_path_under_kvm() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     removal = subject.unplug_sent(1, 1.0)
     assert not subject.layout.pending
     subject.unplug_replied(removal, Evidence.ACCEPTED, 1.1)
@@ -228,14 +227,14 @@ def test_the_path_under_kvm() -> None:
     assert state(removal) is State.UNPLUGGED
     assert removal.seconds == 0.5
     assert words(subject) == ["UnplugRequested us", "UnplugAcknowledged us", "VcpuUnplugged us"]
-    assert subject.has_news
-    assert subject.take_settled() == [removal]
-    assert subject.take_settled() == []
-    assert not subject.has_news
+    assert subject.take_touched() == {1}
+    assert subject.take_touched() == set()
+    assert subject.take_changed_removals() == [removal]
+    assert subject.take_changed_removals() == []
 
 
 def test_every_event_may_overtake_the_reply() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     removal = subject.unplug_sent(1, 1.0)
     subject.receive(ost(1, 0x84), 1.0)
     subject.receive(deleted(1), 1.0)
@@ -246,7 +245,7 @@ def test_every_event_may_overtake_the_reply() -> None:
 
 
 def test_under_tcg_success_is_a_reason_to_read_and_the_read_is_the_proof() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     removal = requested(subject)
     subject.receive(ost(1, 0x84), 1.0)
     subject.receive(ost(1, 0), 1.0)
@@ -260,7 +259,7 @@ def test_under_tcg_success_is_a_reason_to_read_and_the_read_is_the_proof() -> No
 
 
 def test_a_guest_that_says_success_and_keeps_the_vcpu_has_refused() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     removal = requested(subject)
     subject.receive(ost(1, 0x84), 1.0)
     early = subject.read_sent(Read.SLOTS)
@@ -277,16 +276,16 @@ def test_a_guest_that_says_success_and_keeps_the_vcpu_has_refused() -> None:
 
 
 def test_a_success_that_may_be_of_an_earlier_removal_is_no_refusal_but_lets_us_ask_again() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     removal = requested(subject)
     subject.receive(ost(1, 0), 1.0)
     subject.observed(subject.read_sent(Read.SLOTS), slots(0, 1), None, 2.0)
-    assert (removal.state, removal.recalled) == (State.REQUESTED, True)
+    assert (removal.state, removal.may_ask_again) == (State.REQUESTED, True)
     assert subject.layout.pending == {1}
 
 
 def test_a_refusal_is_known_at_once_and_another_request_may_follow() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     removal = requested(subject)
     subject.receive(ost(1, 0x84), 1.0)
     subject.receive(ost(1, 0x82), 1.1)
@@ -300,7 +299,7 @@ def test_a_refusal_is_known_at_once_and_another_request_may_follow() -> None:
 
 
 def test_the_machine_that_has_no_ost_refuses_by_guest_error() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     removal = requested(subject)
     subject.receive(qapi.GuestError(FIRST_PATH), 1.0)
     assert (removal.state, removal.code) == (State.REFUSED, None)
@@ -309,7 +308,7 @@ def test_the_machine_that_has_no_ost_refuses_by_guest_error() -> None:
 
 
 def test_a_rejection_leaves_the_vcpu_as_it_was() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     removal = subject.unplug_sent(1, 1.0)
     subject.unplug_replied(removal, Evidence.REJECTION, 1.0)
     assert state(removal) is State.REJECTED
@@ -319,7 +318,7 @@ def test_a_rejection_leaves_the_vcpu_as_it_was() -> None:
 
 @pytest.mark.parametrize("answer", ["gone", "refused"])
 def test_an_answer_after_the_deadline_is_late(answer: str) -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     removal = requested(subject)
     subject.receive(ost(1, 0x84), 1.0)
     subject.deadline_passed(removal)
@@ -337,7 +336,7 @@ def test_an_answer_after_the_deadline_is_late(answer: str) -> None:
 
 
 def test_a_reset_makes_a_removal_latent_and_another_hotplug_fires_it() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     removal = requested(subject)
     subject.receive(ost(1, 0x84), 1.0)
     subject.receive(qapi.RunEvent.RESET, 2.0)
@@ -346,19 +345,19 @@ def test_a_reset_makes_a_removal_latent_and_another_hotplug_fires_it() -> None:
     subject.receive(ost(1, 0x84), 3.0)
     subject.receive(deleted(1), 3.0)
     assert state(removal) is State.UNPLUGGED
-    assert subject.doubled == set()
+    assert subject.maybe_queued_twice == set()
     assert any(isinstance(event, VmReset) for event in subject.take_events())
 
 
-def test_a_second_0x84_marks_the_slot_as_doubled() -> None:
-    subject = engine(0, 1)
+def test_a_second_0x84_marks_the_slot_as_maybe_queued_twice() -> None:
+    subject = known(0, 1)
     requested(subject)
     subject.receive(ost(1, 0x84), 1.0)
     subject.receive(ost(1, 0x84), 1.0)
-    assert subject.doubled == {1}
-    subject = engine(0)
+    assert subject.maybe_queued_twice == {1}
+    subject = known(0)
     subject.receive(ost(1, 0x84), 1.0)  # the guest ejects what is not there
-    assert subject.doubled == {1}
+    assert subject.maybe_queued_twice == {1}
     assert wanted(subject) is Read.FULL
 
 
@@ -366,7 +365,7 @@ def test_a_second_0x84_marks_the_slot_as_doubled() -> None:
 
 
 def test_a_foreign_removal_is_adopted_when_the_guest_works_on_it() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     subject.receive(ost(1, 0x84), 1.0)
     assert subject.layout.pending == {1}
     assert subject.removals[1].origin is Origin.OTHER
@@ -375,13 +374,13 @@ def test_a_foreign_removal_is_adopted_when_the_guest_works_on_it() -> None:
 
 
 def test_a_foreign_removal_that_nobody_announced_is_an_event_too() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     subject.receive(deleted(1), 1.0)
     assert words(subject) == []  # it may be of the CPU before
     assert wanted(subject) is Read.SLOTS
     subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 2.0)
     assert words(subject) == ["VcpuUnplugged unknown", "LayoutChanged unknown"]
-    subject = engine(0, 1)
+    subject = known(0, 1)
     subject.receive(ost(1, 0x82), 1.0)
     assert words(subject) == ["UnplugRefused other"]
     subject.receive(ost(1, 0), 1.0)
@@ -389,7 +388,7 @@ def test_a_foreign_removal_that_nobody_announced_is_an_event_too() -> None:
 
 
 def test_a_foreign_plug_is_read_when_the_guest_acknowledges_it() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.receive(ost(2, 0, source=1), 1.0)
     assert wanted(subject) is Read.FULL
     seen = list(slots(0, 2))
@@ -403,13 +402,13 @@ def test_a_foreign_plug_is_read_when_the_guest_acknowledges_it() -> None:
 
 
 def test_a_slot_beyond_the_first_read_makes_us_read() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.receive(ost(99, 0, source=1), 1.0)
     assert wanted(subject) is Read.FULL
 
 
 def test_removal_and_replug_by_others_between_two_reads_is_two_changes() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     seen = list(slots(0, 1))
     seen[1] = replace(seen[1], qom_path="/machine/peripheral/theirs", host_tids=(None,))
     subject.observed(subject.read_sent(Read.SLOTS), tuple(seen), None, 1.0)
@@ -422,7 +421,7 @@ def test_removal_and_replug_by_others_between_two_reads_is_two_changes() -> None
 
 
 def test_a_read_that_was_sent_before_a_change_does_not_undo_it() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     sent = subject.read_sent(Read.FULL)
     subject.plug_sent(2)
     subject.plug_accepted(2)
@@ -436,7 +435,7 @@ def test_a_read_that_was_sent_before_a_change_does_not_undo_it() -> None:
 
 
 def test_a_read_that_agrees_changes_nothing_and_says_nothing() -> None:
-    subject = engine(0, 2)
+    subject = known(0, 2)
     before = subject.layout
     subject.observed(subject.read_sent(Read.FULL), slots(0, 2), threads(0, 2), 1.0)
     assert subject.layout is before
@@ -445,26 +444,26 @@ def test_a_read_that_agrees_changes_nothing_and_says_nothing() -> None:
 
 
 def test_the_creation_order_is_qemus() -> None:
-    subject = engine(0, 1, 2)
+    subject = known(0, 1, 2)
     subject.observed(subject.read_sent(Read.FULL), slots(0, 1, 2), threads(0, 2, 1), 1.0)
     assert subject.layout.order == (0, 2, 1)
 
 
 def test_a_read_of_other_slots_than_the_first_is_refused() -> None:
-    subject = engine(0)
+    subject = known(0)
     with pytest.raises(MalformedReplyError, match="not those of the first read"):
         subject.observed(subject.read_sent(Read.FULL), slots(0, count=3), threads(0), 1.0)
 
 
 def test_a_small_read_does_not_satisfy_the_wish_for_a_full_one() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.receive(ost(2, 0, source=1), 1.0)
     subject.read_sent(Read.SLOTS)
     assert wanted(subject) is Read.FULL
 
 
 def test_one_shared_thread_is_noticed() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     shared = tuple(thread._replace(host_tid=7) for thread in threads(0, 1))
     seen = tuple(replace(slot, host_tids=(None,) if slot.present else ()) for slot in slots(0, 1))
     subject.observed(subject.read_sent(Read.FULL), seen, shared, 1.0)
@@ -475,23 +474,23 @@ def test_one_shared_thread_is_noticed() -> None:
 
 
 def test_what_the_guest_worked_on_at_attach_is_joined() -> None:
-    subject = engine(0, 1, answers={1: OstAnswer(3, 0x84)})
+    subject = known(0, 1, answers={1: OstAnswer(3, 0x84)})
     assert subject.layout.pending == {1}
     assert subject.removals[1].state is State.WORKING
     assert subject.removals[1].origin is Origin.UNKNOWN
-    refused = engine(0, 1, answers={1: OstAnswer(3, 0x82), 0: OstAnswer(0, 0)})
+    refused = known(0, 1, answers={1: OstAnswer(3, 0x82), 0: OstAnswer(0, 0)})
     assert refused.removals == {}
 
 
 def test_an_empty_slot_that_was_answered_for_was_filled_once() -> None:
-    fresh = engine(0, 1, answers={number: OstAnswer(0, 0) for number in range(4)})
+    fresh = known(0, 1, answers={number: OstAnswer(0, 0) for number in range(4)})
     assert (fresh.situation.created, fresh.situation.unplug_seen) == (2, False)
-    used = engine(0, 1, answers={2: OstAnswer(3, 0), 3: OstAnswer(0, 0)})
+    used = known(0, 1, answers={2: OstAnswer(3, 0), 3: OstAnswer(0, 0)})
     assert (used.situation.created, used.situation.unplug_seen) == (3, True)
 
 
 def test_the_run_state_is_known_until_qemu_says_that_it_changed() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.receive(qapi.RunEvent.STOP, 1.0)
     assert subject.status is None
     assert subject.situation.status.run_state == "unknown"
@@ -504,7 +503,7 @@ def test_the_run_state_is_known_until_qemu_says_that_it_changed() -> None:
 
 
 def test_events_name_the_layout_that_they_led_to() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.plug_sent(1)
     subject.plug_accepted(1)
     (event,) = subject.take_events()
@@ -516,7 +515,7 @@ def test_events_name_the_layout_that_they_led_to() -> None:
 
 
 def test_removals_that_migrated_along_are_late_ones_of_ours_whether_the_guest_works_on_them_or_not() -> None:
-    subject = engine(0, 1, 2, 3)
+    subject = known(0, 1, 2, 3)
     subject.arrived({1, 2}, {1: OstAnswer(3, 0x84), 2: OstAnswer(0, 0), 3: OstAnswer(3, 0x84)}, 5.0)
     assert subject.layout.pending == {1, 2, 3}  # of vCPU 3 nobody told us, the guest's own word did
     assert [state(subject.removals[vcpu]) for vcpu in (1, 2, 3)] == [State.WORKING, State.REQUESTED, State.WORKING]
@@ -532,14 +531,14 @@ def test_removals_that_migrated_along_are_late_ones_of_ours_whether_the_guest_wo
 
 
 def test_a_removal_that_was_refused_on_the_way_is_not_pending_after_it() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     subject.arrived({1}, {1: OstAnswer(3, 0x82)}, 5.0)
     assert subject.layout.pending == set()
     assert subject.removals == {}
 
 
 def test_an_acknowledgement_that_crosses_a_read_hides_nothing_of_it() -> None:
-    subject = engine(0)
+    subject = known(0)
     subject.plug_sent(2)
     subject.plug_accepted(2)
     sent = subject.read_sent(Read.FULL)
@@ -550,18 +549,18 @@ def test_an_acknowledgement_that_crosses_a_read_hides_nothing_of_it() -> None:
 
 
 def test_of_many_who_ask_for_a_forgotten_removal_again_one_sends_it() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     removal = requested(subject)
     subject.receive(qapi.RunEvent.RESET, 1.0)
-    assert removal.recalled
+    assert removal.may_ask_again
     assert subject.unplug_sent(1, 2.0) is removal
-    assert not removal.recalled  # so the next one joins
+    assert not removal.may_ask_again  # so the next one joins
     subject.unplug_replied(removal, Evidence.LOST, 3.0)
-    assert removal.recalled
+    assert removal.may_ask_again
 
 
 def test_a_guest_that_takes_the_removal_up_again_has_not_refused_it_by_an_earlier_success() -> None:
-    subject = engine(0, 1)
+    subject = known(0, 1)
     removal = requested(subject)
     subject.receive(ost(1, 0x84), 1.0)
     subject.receive(ost(1, 0), 1.0)
@@ -572,7 +571,7 @@ def test_a_guest_that_takes_the_removal_up_again_has_not_refused_it_by_an_earlie
 
 
 def test_the_event_of_a_cpu_that_left_before_we_came_is_not_the_next_ones() -> None:
-    subject = engine(0, answers={2: OstAnswer(3, 0)})
+    subject = known(0, answers={2: OstAnswer(3, 0)})
     subject.plug_sent(2)
     subject.plug_accepted(2)
     removal = requested(subject, 2)
@@ -582,7 +581,7 @@ def test_the_event_of_a_cpu_that_left_before_we_came_is_not_the_next_ones() -> N
 
 
 def test_an_event_that_made_us_read_is_not_waited_for_again() -> None:
-    subject = engine(0, 2)
+    subject = known(0, 2)
     subject.receive(deleted(2), 1.0)  # of a removal of somebody else's that we have not heard of
     subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 2.0)
     subject.plug_sent(2)
@@ -593,7 +592,7 @@ def test_an_event_that_made_us_read_is_not_waited_for_again() -> None:
 
 
 def test_a_cpu_that_took_the_path_of_another_while_we_were_away_is_known_by_its_thread() -> None:
-    subject = engine(0, 2)
+    subject = known(0, 2)
     removal = requested(subject, 2)
     subject.receive(ost(2, 0x84), 1.0)
     swapped = tuple(replace(each, host_tids=(999,)) if each.first == 2 else each for each in slots(0, 2))

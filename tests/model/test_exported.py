@@ -9,30 +9,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu import Layout, VcpuMap
-from qmpvcpu.model.vmstate import VmState
+from qmpvcpu.model.exported import ExportedState
 from tests.captures import all_captures
 from tests.model.values import layouts, maps
 from tests.planning.situations import situation
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
-states = st.builds(VmState, layouts(), st.none() | maps, st.none() | texts.map(str.encode))
+states = st.builds(ExportedState, layouts(), st.none() | maps, st.none() | texts.map(str.encode))
 
 
 @given(states)
-def test_any_export_comes_back_as_it_was(state: VmState) -> None:
-    assert VmState.from_json(json.loads(json.dumps(state.to_json()))) == state
-    assert VmState.from_json(json.dumps(state.to_json())) == state
+def test_any_export_comes_back_as_it_was(state: ExportedState) -> None:
+    assert ExportedState.from_json(json.loads(json.dumps(state.to_json()))) == state
+    assert ExportedState.from_json(json.dumps(state.to_json())) == state
 
 
 def test_every_recorded_qemu_comes_back_as_it_was() -> None:
     for capture in all_captures():
         for layout in capture.layouts():
-            state = VmState(layout)
-            assert VmState.from_json(state.to_json()) == state, capture.name
+            state = ExportedState(layout)
+            assert ExportedState.from_json(state.to_json()) == state, capture.name
 
 
 def whole() -> dict[str, Any]:
-    return VmState(situation({0: "boot", 5: "ours"}).layout, VcpuMap([0, 5]), b"<domain/>").to_json()
+    return ExportedState(situation({0: "boot", 5: "ours"}).layout, VcpuMap([0, 5]), b"<domain/>").to_json()
 
 
 @pytest.mark.parametrize(
@@ -48,18 +48,18 @@ def whole() -> dict[str, Any]:
 )
 def test_what_is_bad_is_named(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
-        VmState.from_json(whole() | changes)
+        ExportedState.from_json(whole() | changes)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000], ids=["empty", "a list", "nothing", "deep"])
 def test_what_is_no_export_is_said_to_be_none(text: str) -> None:
     with pytest.raises(ValueError, match=r"Expecting value|not a JSON object|is missing|nested too deeply"):
-        VmState.from_json(text)
+        ExportedState.from_json(text)
 
 
-def state_of(plugged: dict[int, str], **options: Any) -> VmState:
+def state_of(plugged: dict[int, str], **options: Any) -> ExportedState:
     layout: Layout = situation(plugged, **options).layout
-    return VmState(layout)
+    return ExportedState(layout)
 
 
 @pytest.mark.parametrize(

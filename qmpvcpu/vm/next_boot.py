@@ -18,11 +18,12 @@ from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, Outc
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.report import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.planning.plan import Plan
 from qmpvcpu.record.config import DomainConfig
 from qmpvcpu.record.file import finish_despite_cancel
 from qmpvcpu.record.owner import Claim, refuse_other_document
 from qmpvcpu.record.record import Record
-from qmpvcpu.vm.keeper import Keeper
+from qmpvcpu.vm.record_writer import RecordWriter
 
 Change = Callable[[DomainVcpus], DomainVcpus]
 
@@ -31,20 +32,22 @@ class NextBoot:
     """The next boot of one VM.
 
     Args:
-        keeper: Keeps the VM's record.
+        writer: Writes the VM's record.
         look: Returns the layout as known now.
         config: The document, or None: the record.
     """
 
-    def __init__(self, keeper: Keeper, look: Callable[[], Layout], config: str | os.PathLike[str] | None) -> None:
-        self._keeper = keeper
+    def __init__(
+        self, writer: RecordWriter, look: Callable[[], Layout], config: str | os.PathLike[str] | None
+    ) -> None:
+        self._writer = writer
         self._look = look
         self._path = None if config is None else Path(config).absolute()
         self._store: _Store | None = None
         self._holders = 0
         self._opening = asyncio.Lock()
         self._writing = asyncio.Lock()
-        self._promises: list[Promise] = []
+        self._promised: list[PendingConfigChange] = []
 
     @property
     def path(self) -> Path | None:
@@ -119,42 +122,48 @@ class NextBoot:
             return ConfigReport(store.path, outcome, now.enabled, wished.enabled, now.max, why)
 
     @contextlib.asynccontextmanager
-    async def promise(self) -> "AsyncIterator[Promise]":
+    async def pending(self, change_for: Callable[[Plan], Change]) -> "AsyncIterator[PendingConfigChange]":
         """Hold the next boot for as long as a live change takes that is to be followed by one of it.
+
+        Args:
+            change_for: Returns the change that follows a plan of the live one.
 
         Raises:
             RecordError: It cannot be read, or is locked.
             DomainXmlError: libvirt would not define it.
         """
         async with self._held() as store:
-            promise = Promise(self, store)
+            pending = PendingConfigChange(self, store, change_for)
             try:
-                yield promise
+                yield pending
             finally:
-                if promise in self._promises:
-                    self._promises.remove(promise)
-                if not self._promises:
-                    self._keeper.promises_are_over()
+                self.drop(pending)
 
     @property
     def promised(self) -> tuple[VcpuMap, str | None] | None:
         """What the next boot is to have once all that is under way is reached, and its document if it has one.
 
-        None: nothing was promised.
+        None: nothing is promised.
         """
-        if self._store is None or not self._promises:
+        if self._store is None or not self._promised:
             return None
         domain = self._store.domain
-        for promise in self._promises:
-            with contextlib.suppress(ConfigDeniedError):  # what is promised beside it may have made it impossible
-                domain = promise.change(domain)
+        for pending in self._promised:
+            with contextlib.suppress(ConfigDeniedError):  # what else is promised may have made it impossible
+                domain = pending.change(domain)
         return domain.enabled, None if self._path is None else str(self._path)
 
-    def made(self, promise: "Promise") -> None:
-        """Count *promise* as outstanding."""
-        self._promises.append(promise)
+    def add(self, pending: "PendingConfigChange") -> None:
+        """Count *pending* as promised."""
+        self._promised.append(pending)
 
-    async def kept(self, promise: "Promise", store: "_Store") -> ConfigReport:
+    def drop(self, pending: "PendingConfigChange") -> None:
+        """Count *pending* as promised no longer; idempotent."""
+        if pending in self._promised:
+            self._promised.remove(pending)
+        self._writer.changed()
+
+    async def write(self, pending: "PendingConfigChange", store: "_Store") -> ConfigReport:
         """Write what was promised.
 
         Raises:
@@ -162,9 +171,9 @@ class NextBoot:
             RecordError: It cannot be written, and is as it was.
         """
         try:
-            return await self._write(store, promise.change)
+            return await self._write(store, pending.change)
         finally:
-            self._promises.remove(promise)
+            self.drop(pending)
 
     async def _write(self, store: "_Store", change: Change) -> ConfigReport:
         async with self._writing:
@@ -195,66 +204,60 @@ class NextBoot:
                 await store.close()
 
     async def _open(self) -> "_Store":
-        record = self._keeper.record
-        if self._path is None and record is not None and not record.closed:
-            return _InRecord(record, self._keeper, self._look)
+        record = self._writer.record
+        if self._path is None and record is not None and not self._writer.is_over:
+            return _InRecord(record, self._writer, self._look)
+        if self._path is None and record is not None:
+            await self._writer.close()  # its lock is needed next
         path = self._path or (record.path if record is not None else None)
         assert path is not None  # noqa: S101 -- JUSTIFICATION: attach makes none without either, mypy cannot know
         return await _InDocument.open(path, self._look())
 
 
-class Promise:
-    """A change of the next boot that is to follow one of the VM as it runs; made by ``NextBoot.promise``.
+class PendingConfigChange:
+    """A change of the next boot that is to follow one of the running VM; made by ``NextBoot.pending``.
 
     Attributes:
-        change: What is to be changed, once ``make`` was called.
+        change: What is to be changed, once ``promise`` was called.
     """
 
-    def __init__(self, next_boot: NextBoot, store: "_Store") -> None:
+    def __init__(self, next_boot: NextBoot, store: "_Store", change_for: Callable[[Plan], Change]) -> None:
         self.change: Change = lambda domain: domain
         self._next_boot = next_boot
         self._store = store
+        self._change_for = change_for
 
-    def make(self, change: Change) -> None:
-        """Promise *change*: it is in the record's intents from here on.
+    def promise(self, plan: Plan) -> None:
+        """Make sure that the change is possible, and promise it: it is in the record's intents from here on.
 
         Raises:
-            ConfigDeniedError: It cannot be.
+            ConfigDeniedError: It is not possible.
         """
+        change = self._change_for(plan)
         change(self._store.domain)
         self.change = change
-        self._next_boot.made(self)
+        self._next_boot.drop(self)
+        self._next_boot.add(self)
 
-    def make_state(self, ids: VcpuMap, *, enabled: bool) -> None:
-        """Promise to have *ids* at the next boot, or to leave them out.
+    @property
+    def promised(self) -> tuple[VcpuMap, str | None] | None:
+        """The map of the next boot once everything promised is done, and its document; None: nothing is promised."""
+        return self._next_boot.promised
 
-        Raises:
-            ConfigDeniedError: It cannot be.
-        """
-        self.make(lambda domain: with_state(domain, ids, enabled=enabled))
-
-    async def keep(self, done: str) -> ConfigReport:
-        """Write what was promised, now that *done* is.
-
-        Raises:
-            RecordError: It is not written; ``outcome`` is CHANGED.
-        """
+    async def write(self, done: str) -> tuple[ConfigReport, RecordError | None]:
+        """Write what was promised, now that *done* is; return how that ended, and the error if it failed."""
         try:
-            return await self._next_boot.kept(self, self._store)
+            return await self._next_boot.write(self, self._store), None
         except (RecordError, ConfigDeniedError, DomainXmlError) as error:
             why = error.why if isinstance(error, RecordError) else str(error)
-            why = f"{why}; {done}, and the next boot is as it was"
-            raise RecordError(self._store.path, why, outcome=Outcome.CHANGED) from error
-
-    async def try_to_keep(self) -> tuple[ConfigReport, RecordError | None]:
-        """Write what was promised, and return how that ended, with the error if it did not go well."""
-        try:
-            return await self.keep("the VM as it runs is as wished"), None
-        except RecordError as error:
-            return self._told(ConfigOutcome.FAILED, error.why), error
+            told = RecordError(
+                self._store.path, f"{why}; {done}, and the next boot is as it was", outcome=Outcome.CHANGED
+            )
+            told.__cause__ = error
+            return self._told(ConfigOutcome.FAILED, told.why), told
 
     def not_tried(self) -> ConfigReport:
-        """Return the report of a promise that is not kept, since the VM as it runs is not as wished."""
+        """Return the report of a change that is not made, since the running VM is not as wanted."""
         return self._told(ConfigOutcome.NOT_TRIED, "the VM as it runs is not as wished")
 
     def _told(self, outcome: ConfigOutcome, why: str) -> ConfigReport:
@@ -320,9 +323,9 @@ class _InDocument:
 class _InRecord:
     """A map in the record, beside the live state."""
 
-    def __init__(self, record: Record, keeper: Keeper, look: Callable[[], Layout]) -> None:
+    def __init__(self, record: Record, writer: RecordWriter, look: Callable[[], Layout]) -> None:
         self._record = record
-        self._keeper = keeper
+        self._writer = writer
         self._look = look
         self._seen: tuple[Layout, DomainVcpus] | None = None
 
@@ -345,7 +348,7 @@ class _InRecord:
         # Even if the VM has just these as it runs: from here on the next boot no longer follows it.
         self._record.next_boot = domain.enabled
         try:
-            await self._keeper.save()
+            await self._writer.save()
         except RecordError:
             self._record.next_boot = before
             raise

@@ -1,0 +1,153 @@
+"""What a removal's state and a step's end mean for callers: verdicts and errors."""
+
+from qmpvcpu.engine.removal import Removal, State
+from qmpvcpu.engine.steprun import StepRun
+from qmpvcpu.engine.transition import Transition
+from qmpvcpu.errors import (
+    CommandRejectedError,
+    MonitorLostError,
+    MonitorTimeoutError,
+    Outcome,
+    OutcomeUnknownError,
+    PlugUndoneError,
+    PlugUnprovenError,
+    QmpVcpuError,
+    RecordError,
+    TransitionError,
+    UnplugPendingError,
+    UnplugRefusedError,
+)
+from qmpvcpu.model.transition import Action
+from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged
+
+UnplugVerdict = Unplugged | Refused | Pending
+
+
+def verdict_on(removal: Removal) -> Unplugged | Refused | None:
+    """Return the guest's answer to *removal*, or None while there is none."""
+    if removal.state is State.UNPLUGGED:
+        return Unplugged(removal.ids, seconds=removal.seconds)
+    if removal.state is State.REFUSED:
+        return Refused(removal.ids, removal.code, removal.reason, seconds=removal.seconds)
+    return None
+
+
+def error_of_removal(removal: Removal) -> QmpVcpuError:
+    """Return the error for a caller who waits for *removal*, which ended without an answer of the guest's."""
+    if removal.rejection is not None:
+        return _rejected(Action.UNPLUG, removal.rejection, {"execute": "device_del"})
+    return MonitorLostError(f"{removal.state.value}; vCPU {removal.ids} is as layout says")
+
+
+def error_of_verdict(verdict: UnplugVerdict, timeout: float) -> QmpVcpuError | None:
+    """Return the error that *verdict* is for a caller who wanted the vCPU gone within *timeout* seconds, or None."""
+    match verdict:
+        case Refused():
+            return UnplugRefusedError(verdict.ids, verdict.code, verdict.reason)
+        case Pending():
+            return UnplugPendingError(verdict.ids, timeout, acknowledged=verdict.acknowledged)
+    return None
+
+
+def error_of(transition: Transition) -> QmpVcpuError | None:
+    """Return the error that *transition* is for its caller, or None if what was asked for is done."""
+    if transition.not_begun is not None:
+        return transition.not_begun
+    error = _error_of_map(transition) if transition.is_map else _error_of_step(transition)
+    if error is None and transition.unrecorded is not None:
+        unrecorded = transition.unrecorded
+        why = f"{unrecorded.why}; {_done(transition)}, and not recorded"
+        error = _caused(RecordError(unrecorded.path, why, outcome=Outcome.CHANGED), unrecorded)
+    return error
+
+
+def _error_of_map(transition: Transition) -> QmpVcpuError | None:
+    if transition.is_as_asked:
+        return None
+    return _caused(TransitionError(transition.report()), transition.unwritten or transition.unrecorded)
+
+
+def _error_of_step(transition: Transition) -> QmpVcpuError | None:
+    for run in transition.runs:
+        error = _error_of_run(run, transition)
+        if error is not None:
+            return error
+    return transition.unwritten
+
+
+def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
+    ids, action = run.step.ids, Action.PLUG if run.plugs else Action.UNPLUG
+    timeout = transition.change.options.timeout
+    error: QmpVcpuError | None = None
+    match run.verdict:
+        case Plugged() if run.unproven:
+            reason, code = run.verdict.reason, run.verdict.code
+            error = PlugUnprovenError(ids, code, f"{reason} within {timeout:g} s" if code is None else reason)
+        case Unplugged() if run.plugs:
+            error = PlugUndoneError(ids)
+        case Pending() | None if transition.lost:
+            error = MonitorLostError(transition.lost)
+        case Pending():
+            error = error_of_verdict(run.verdict, timeout)
+        case Refused() if run.step.action is Action.UNPLUG:
+            error = error_of_verdict(run.verdict, timeout)
+        case Rejected():
+            command = "device_add" if run.plugs else "device_del"
+            error = _rejected(action, run.verdict, {"execute": command, "arguments": dict(run.arguments)})
+        case Denied():
+            error = run.error
+        case Unknown():
+            error = _caused(OutcomeUnknownError(action.value, ids, run.verdict.why), _cause(run, transition))
+    return error
+
+
+def _rejected(action: Action, verdict: Rejected, message: dict[str, object]) -> CommandRejectedError:
+    return CommandRejectedError(
+        verdict.error_class, verdict.desc, message, action=action.value, ids=verdict.ids, hint=verdict.hint
+    )
+
+
+def _done(transition: Transition) -> str:
+    """Say what is done."""
+    if transition.is_map:
+        return "what was wanted is reached"
+    if transition.change.config is not None:
+        return f"{transition.change.subject} is done, at the next boot too"
+    words = [f"vCPU {run.step.ids} is {'plugged' if run.plugs else 'unplugged'}" for run in transition.runs]
+    return " and ".join(words) or f"{transition.change.subject} is done"
+
+
+def _caused(error: QmpVcpuError, cause: BaseException | None) -> QmpVcpuError:
+    error.__cause__ = cause
+    return error
+
+
+def _cause(run: StepRun, transition: Transition) -> Exception:
+    """Return what kept QEMU's reply to *run* from coming."""
+    if run.cause is not None:
+        return run.cause
+    if transition.lost:
+        return MonitorLostError(transition.lost)
+    return MonitorTimeoutError("device_add" if run.plugs else "device_del", transition.reply_timeout)
+
+
+def hint_of_plug(run: StepRun, *, slot_path: str | None, is_taken: bool) -> str:
+    """Say what a look after the rejection of a plug tells, since QEMU's error texts are unstable."""
+    if slot_path is not None:
+        return f"the slot is occupied meanwhile, by {slot_path}"
+    if is_taken:
+        return f"another device is {run.path}: ask again, and the vCPU gets another id"
+    # Until QEMU has joined the thread of a vCPU, its slot is empty and its id is taken.
+    return "the slot is empty; if a vCPU has just left it, QEMU may hold its id for a moment: ask again"
+
+
+def hint_of_unplug(*, present: bool, arch: str) -> str:
+    """Say what a look after the rejection of an unplug tells."""
+    if not present:
+        return "it is gone already"
+    if arch in {"x86_64", "i386"}:
+        return (
+            "it is still plugged; most likely the guest's ACPI hotplug is not up yet (firmware, early boot, or no"
+            " ACPI): ask again once the guest runs"
+        )
+    return "it is still plugged"

@@ -1,0 +1,119 @@
+"""What is wanted of one VM, as the record keeps it: what is under way, what was asked for last, what is owed.
+
+QEMU cannot tell any of this. It is computed when a save begins, so a save is never stale.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from qmpvcpu.model.exported import PreviousVcpus
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.transition import Action, Intent, Step
+from qmpvcpu.model.vcpumap import VcpuMap
+
+
+class Recorded(NamedTuple):
+    """What a save that begins now writes.
+
+    Attributes:
+        generation: Of the layout that is written.
+        intent: What is under way, or was left so; None: nothing.
+        desired: The map that was asked for last, or None.
+        previous: What an earlier QEMU had, and this one has not been given again; None: nothing.
+    """
+
+    generation: int
+    intent: Intent | None
+    desired: VcpuMap | None
+    previous: PreviousVcpus | None
+
+
+class Intentions:
+    """What is wanted of one VM.
+
+    Args:
+        interrupted: The transition that was begun and is not over, or None.
+        desired: The map that was asked for last, or None.
+        previous: What an earlier QEMU had and this one has not been given again, or None.
+
+    Attributes:
+        interrupted: As given, until it is taken up or superseded.
+        desired: As given; the map that is asked for, from the first change on.
+        previous: As given, until the VM has it, or a change is asked for that is not to bring it back.
+    """
+
+    def __init__(
+        self,
+        interrupted: Intent | None = None,
+        desired: VcpuMap | None = None,
+        previous: PreviousVcpus | None = None,
+    ) -> None:
+        self.interrupted = interrupted
+        self.desired = desired
+        self.previous = previous
+
+    def drop_if_there(self, layout: Layout) -> None:
+        """Keep nothing of an earlier QEMU if *layout* has all of it."""
+        if self.previous is not None and self.previous.is_there(layout):
+            self.previous = None
+
+    def want_map(self, target: VcpuMap, *, rebuilds: bool) -> Callable[[], None]:
+        """Note that a whole map is asked for; return what takes that back, if it could not be recorded."""
+        interrupted, desired, previous = self.interrupted, self.desired, self.previous
+
+        def take_back() -> None:
+            self.interrupted = _both(interrupted, self.interrupted)
+            self.desired, self.previous = desired, previous
+
+        self.interrupted, self.desired = None, target
+        if not rebuilds:
+            self.previous = None
+        return take_back
+
+    def want_steps(self, steps: Sequence[Step], enabled: VcpuMap) -> Callable[[], None]:
+        """Note that single steps are asked for; return what takes that back, as far as others want nothing else."""
+        desired, previous = self.desired, self.previous
+        before = enabled if desired is None else desired
+
+        def take_back() -> None:
+            if self.desired == _after(steps, before):
+                self.desired, self.previous = desired, previous
+            elif self.desired is not None:
+                concerned = {each for step in steps for each in step.ids}
+                self.desired = VcpuMap((self.desired - concerned) | (before & concerned))
+
+        self.desired, self.previous = _after(steps, before), None
+        return take_back
+
+    def leave(self, intent: Intent | None) -> None:
+        """Note that a map is over but for *intent*; what single steps have left meanwhile stays."""
+        self.interrupted = _both(intent, self.interrupted)
+
+
+def _both(first: Intent | None, then: Intent | None) -> Intent | None:
+    return merged(first, () if then is None else then.steps, VcpuMap() if then is None else then.start, None)
+
+
+def merged(
+    base: Intent | None,
+    steps: tuple[Step, ...],
+    enabled: VcpuMap,
+    promised: tuple[VcpuMap, str | None] | None,
+) -> Intent | None:
+    """Return the intent of *base* and of single *steps* beside it, with what the next boot is *promised*."""
+    intent = base
+    if steps:
+        base = base or Intent(enabled, enabled, ())
+        intent = replace(base, target=_after(steps, base.target), steps=(*base.steps, *steps))
+    if intent is not None and promised is not None:
+        intent = replace(intent, next_boot=promised[0], config=promised[1])
+    return intent
+
+
+def _after(steps: Iterable[Step], enabled: VcpuMap) -> VcpuMap:
+    """Return *enabled* once *steps* are done."""
+    there = set(enabled)
+    for step in steps:
+        there = there - step.ids if step.action is Action.UNPLUG else there | step.ids
+    return VcpuMap(there)

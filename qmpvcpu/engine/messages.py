@@ -1,0 +1,343 @@
+"""What enters the core, and what it asks for: inputs and effects, as values.
+
+``Engine.receive`` takes one input and returns effects. ``vm.driver`` carries each effect out, and hands what comes of
+it back as an input.
+"""
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from qmpvcpu import qapi
+from qmpvcpu.engine.removal import Removal
+from qmpvcpu.engine.vmstate import Read
+from qmpvcpu.errors import MonitorLostError, RecordError
+from qmpvcpu.events import Event
+from qmpvcpu.model.layout import Slot
+from qmpvcpu.model.numbering import ThreadReading
+from qmpvcpu.model.options import CheckedOptions
+from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.report import ConfigReport
+from qmpvcpu.model.transition import Intent
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import VmStatus
+from qmpvcpu.planning.checks import Situation
+from qmpvcpu.planning.plan import Plan
+
+# Requests: what callers want. Each is settled once, with a result or an error (``Settle``).
+
+
+class ConfigChange(Protocol):
+    """A change of the next boot that is to follow one of the running VM."""
+
+    def promise(self, plan: Plan) -> None:
+        """Make sure that the change is possible, and promise it from here on.
+
+        Raises:
+            ConfigDeniedError: It is not possible.
+        """
+
+    def not_tried(self) -> ConfigReport:
+        """Return the report of a change that is not made, since the running VM is not as wanted."""
+
+    async def write(self, done: str) -> tuple[ConfigReport, RecordError | None]:
+        """Make the change, now that *done* is; for who carries effects out."""
+
+    @property
+    def promised(self) -> tuple[VcpuMap, str | None] | None:
+        """The map of the next boot once everything promised is done, and its document; None: nothing is promised."""
+
+
+class Result(enum.Enum):
+    """What a change is settled with.
+
+    REPORT: the report, or TransitionError. IDS: the vCPU ids of its steps, or the error of its one step. REMOVAL: the
+    removal, once QEMU has accepted it.
+    """
+
+    REPORT = "report"
+    IDS = "ids"
+    REMOVAL = "removal"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """A change of the running VM: one transition.
+
+    Attributes:
+        plan: Plans it for the VM as it is when its turn comes; raises PlanError if it cannot be done.
+        options: How it is carried out.
+        result: What it is settled with. A REPORT is of a whole map, which runs alone and is looked at before and
+            after; all others run side by side, and their evidence is QEMU's replies and events.
+        config: What is changed in the next boot once the target is reached, or None.
+        intent: What is recorded as under way, if that is not the plan itself: an earlier transition goes on.
+        rebuilds: True if it brings back what an earlier QEMU had, which any other change supersedes.
+        tries: How often it is planned anew, if every step went well and the target is not reached all the same.
+        slot: First vCPU id of its one slot, where that is known beforehand.
+        joins: True if it joins a removal of *slot* that is under way instead of waiting for its turn.
+        waits_for_plug: True if it waits for a plug of *slot* that is in flight.
+        subject: What it is called in messages, such as ``unplug of vCPU 3``.
+    """
+
+    plan: Callable[[Situation], Plan]
+    options: CheckedOptions = field(default_factory=CheckedOptions)
+    result: Result = Result.REPORT
+    config: ConfigChange | None = None
+    intent: Intent | None = None
+    rebuilds: bool = False
+    tries: int = 1
+    slot: int | None = None
+    joins: bool = False
+    waits_for_plug: bool = False
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hold:
+    """Keep every change out until ``Release``; settled when it holds."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wait:
+    """Wait for the end of a removal; settled with its verdict, PENDING after *timeout* seconds (None: never)."""
+
+    removal: Removal
+    timeout: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Refresh:
+    """Read the VM; settled with True. *status* also asks what it does."""
+
+    read: Read = Read.FULL
+    status: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StopRunning:
+    """Stop the map that runs, at the next safe point; settled with its report, None if none runs."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Persist:
+    """Write the record with what is known; settled when it is on disk."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DropPrevious:
+    """Keep nothing of an earlier QEMU any more; settled when that is on disk."""
+
+
+Request = Change | Hold | Wait | Refresh | StopRunning | Persist | DropPrevious
+
+
+# Inputs: what happened.
+
+
+class Heard(NamedTuple):
+    """An event of QEMU's."""
+
+    event: qapi.QemuEvent
+
+
+class Accepted(NamedTuple):
+    """QEMU carried the command *number* out."""
+
+    number: int
+
+
+class Rejection(NamedTuple):
+    """QEMU answered the command *number* with an error."""
+
+    number: int
+    error_class: str
+    desc: str
+
+
+class Unanswered(NamedTuple):
+    """The command *number* has no reply that can be understood: the connection was lost, or it was nonsense."""
+
+    number: int
+    error: Exception
+
+
+class Looked(NamedTuple):
+    """The look *number* is over. What it did not ask for is None."""
+
+    number: int
+    slots: Sequence[Slot] | None
+    threads: Sequence[ThreadReading] | None
+    status: VmStatus | None
+    other_paths: frozenset[str] | None
+
+
+class LookFailed(NamedTuple):
+    """The look *number* came to nothing."""
+
+    number: int
+    error: Exception
+
+
+class Saved(NamedTuple):
+    """The save *number* is over; *error* is None if it is on disk."""
+
+    number: int
+    error: RecordError | None
+
+
+class ConfigWritten(NamedTuple):
+    """The next boot was written for the effect *number*; *error* says why not, where it was not."""
+
+    number: int
+    report: ConfigReport
+    error: RecordError | None
+
+
+class Cancelled(NamedTuple):
+    """Nobody waits for *request* any more."""
+
+    request: Request
+
+
+class Release(NamedTuple):
+    """*hold* ends."""
+
+    hold: Hold
+
+
+class ExportLock(NamedTuple):
+    """Deny all changes from now on, or no longer: the VM is exported."""
+
+    locked: bool
+
+
+class Arrived(NamedTuple):
+    """The VM has migrated into this QEMU with these removals pending; *desired* was asked for on the other side."""
+
+    pending: VcpuMap
+    answers: Mapping[int, OstAnswer]
+    desired: VcpuMap | None
+
+
+class Lost(NamedTuple):
+    """The connection is lost; *may_return* if somebody looks for QEMU."""
+
+    error: MonitorLostError
+    may_return: bool
+
+
+class Returned(NamedTuple):
+    """The connection is back, and this is the VM; not *same_instance*: another QEMU runs it now."""
+
+    slots: Sequence[Slot]
+    threads: Sequence[ThreadReading]
+    status: VmStatus
+    answers: Mapping[int, OstAnswer]
+    same_instance: bool
+
+
+class WantRead(NamedTuple):
+    """Something may have been missed: have the slots read."""
+
+    read: Read
+
+
+class Stop(NamedTuple):
+    """This side is about to close: a map that runs stops at the next safe point."""
+
+
+class Tick(NamedTuple):
+    """Time has passed."""
+
+
+Input = (
+    Request
+    | Heard
+    | Accepted
+    | Rejection
+    | Unanswered
+    | Looked
+    | LookFailed
+    | Saved
+    | ConfigWritten
+    | Cancelled
+    | Release
+    | ExportLock
+    | Arrived
+    | Lost
+    | Returned
+    | WantRead
+    | Stop
+    | Tick
+)
+
+
+# Effects: what is to be done.
+
+
+class Send(NamedTuple):
+    """Send a command; answered with ``Accepted``, ``Rejection`` or ``Unanswered``."""
+
+    number: int
+    command: str
+    arguments: Mapping[str, Any]
+
+
+class Look(NamedTuple):
+    """Read the VM; answered with ``Looked`` or ``LookFailed``.
+
+    Attributes:
+        number: Its number.
+        read: Which slots query, if any.
+        status: Ask what the VM does.
+        other_paths: Ask which QOM paths other devices have.
+    """
+
+    number: int
+    read: Read
+    status: bool = False
+    other_paths: bool = False
+
+
+class Save(NamedTuple):
+    """Write the record, durably, as ``Engine.recorded`` is now; answered with ``Saved``."""
+
+    number: int
+
+
+class WriteConfig(NamedTuple):
+    """Write the next boot; answered with ``ConfigWritten``. *done* says what has been done, for an error."""
+
+    number: int
+    config: ConfigChange
+    done: str
+
+
+class Publish(NamedTuple):
+    """Tell subscribers."""
+
+    events: Sequence[Event]
+
+
+class Settle(NamedTuple):
+    """Give *request* its result, or its error."""
+
+    request: Request
+    result: object = None
+    error: BaseException | None = None
+
+
+class BackgroundRead(NamedTuple):
+    """A read that nobody in particular waits for is over; *error* says why it failed, if it did."""
+
+    error: Exception | None
+
+
+class LetGo(NamedTuple):
+    """The connection does not come back: end everything that waits, and close the record."""
+
+    error: MonitorLostError
+
+
+Effect = Send | Look | Save | WriteConfig | Publish | Settle | BackgroundRead | LetGo

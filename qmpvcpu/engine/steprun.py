@@ -1,0 +1,205 @@
+"""One step of a transition while it runs, and the stages that it goes through.
+
+====== ======================================== ==============================================================
+step   stages                                   a stage ends
+====== ======================================== ==============================================================
+plug   SENT, PRESENT, ENDED                     SENT with QEMU's reply; PRESENT, where it is waited in, with the
+                                                guest's acknowledgement
+unplug SENT, REQUESTED, ENDED                   SENT with QEMU's reply; REQUESTED with the end of its removal, whose
+                                                own states (``removal``) tell whether the guest works on it
+====== ======================================== ==============================================================
+
+The table ``STAGES`` says what a step waits for in each stage, for how long, and what is done when the time is over.
+To add a stage is to add a row, and where it needs one an effect and an input (``messages``).
+"""
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from qmpvcpu.engine.removal import Removal
+from qmpvcpu.engine.vmstate import Read, VmState
+from qmpvcpu.errors import StepDeniedError
+from qmpvcpu.model.options import CheckedOptions
+from qmpvcpu.model.report import StepReport
+from qmpvcpu.model.transition import Action, Step
+from qmpvcpu.model.verdicts import Denied, Pending, Refused, Rejected, Unknown, Verdict
+
+BY_OTHER: Final = "changed by other"
+
+
+class StepStage(enum.Enum):
+    """How far a step is."""
+
+    QUEUED = "not sent"
+    SENT = "sent, QEMU has not replied"
+    UNSURE = "sent, and the connection was lost: what the next look shows is the reply"
+    PRESENT = "QEMU accepted the plug"
+    REQUESTED = "QEMU accepted the removal, or it was under way already"
+    CHECKED = "the time for the answer is over, a last look is under way"
+    ENDED = "over"
+
+
+@dataclass(slots=True, eq=False)
+class StepRun:
+    """One slot's change under way: a step's, or the undoing of one.
+
+    Attributes:
+        step: What is to be done.
+        undoes: The run that this undoes, or None.
+        stage: How far it is.
+        verdict: How it ended, or None.
+        reason: Why it is not as wanted, or "".
+        sent_at: When it was sent, by the caller's clock.
+        ended_at: When it ended.
+        deadline: When it is no longer waited for, or None.
+        removal: The removal that is awaited, or None.
+        ours: False if somebody else had done it, or asked for it, before.
+        path: The QOM path of the CPU that it plugs, once that is sent.
+        replug: True once a vCPU that was to be kept has left, and is being plugged again.
+        error: Why it was not sent, where a check denied it.
+        rejections: How often QEMU rejected it while it held the id of the CPU that was there before.
+        arguments: Of its command, once that is sent.
+        cause: What kept QEMU's reply from coming, or None.
+        unproven: True if it is plugged, and the acknowledgement that was required did not come.
+    """
+
+    step: Step
+    undoes: "StepRun | None" = None
+    stage: StepStage = StepStage.QUEUED
+    verdict: Verdict | None = None
+    reason: str = ""
+    sent_at: float = 0.0
+    ended_at: float = 0.0
+    deadline: float | None = None
+    removal: Removal | None = None
+    ours: bool = True
+    path: str | None = None
+    replug: bool = False
+    error: StepDeniedError | None = None
+    rejections: int = 0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    cause: Exception | None = None
+    unproven: bool = False
+
+    @property
+    def plugs(self) -> bool:
+        """True if the command to be sent is ``device_add``."""
+        return self.step.action is Action.PLUG or self.replug
+
+    @property
+    def may_send(self) -> bool:
+        """True while its command may be sent, or has no reply: a vCPU that is to be kept may yet be plugged again."""
+        if self.step.action is Action.KEEP:
+            return self.stage is not StepStage.ENDED
+        return self.stage in {StepStage.QUEUED, StepStage.SENT, StepStage.UNSURE}
+
+    @property
+    def seconds(self) -> float:
+        """From sending to the end, in whole microseconds; 0 if it was never sent."""
+        return round(max(self.ended_at - self.sent_at, 0.0), 6) if self.sent_at else 0.0
+
+
+class StageRule(NamedTuple):
+    """What a step waits for in a stage, beyond QEMU's reply.
+
+    Attributes:
+        is_awaited: Whether the step waits here at all.
+        is_over: Whether what it waits for is known.
+        last_look: The read that is made before the step is given up when the time (in seconds) is over; NONE: none.
+        proving_look: The read that has to confirm what is known before the step ends; NONE: none does.
+    """
+
+    is_awaited: Callable[[StepRun, VmState, CheckedOptions], bool]
+    is_over: Callable[[StepRun, VmState], bool]
+    last_look: Callable[[StepRun, VmState, float], Read]
+    proving_look: Callable[[StepRun, VmState], Read]
+
+
+def _wants_acknowledgement(run: StepRun, state: VmState, options: CheckedOptions) -> bool:
+    return options.wants_acknowledgement or run.step.first in state.maybe_queued_twice
+
+
+def _is_acknowledged(run: StepRun, state: VmState) -> bool:
+    slot = state.slots[run.step.first]
+    return not slot.present or slot.acknowledged is not None
+
+
+def _read_if_maybe_ejected(run: StepRun, state: VmState) -> Read:
+    """A second removal that may be queued ejects what was just plugged: only a read tells whether it did."""
+    slot = state.slots[run.step.first]
+    return Read.FULL if slot.present and run.step.first in state.maybe_queued_twice else Read.NONE
+
+
+def _is_settled(run: StepRun, _state: VmState) -> bool:
+    return run.removal is None or run.removal.state.is_final
+
+
+#: What is waited for in each stage. ``SENT`` is not in it: it ends with QEMU's reply, or after ``reply_timeout``.
+STAGES: Final = MappingProxyType(
+    {
+        StepStage.PRESENT: StageRule(
+            is_awaited=_wants_acknowledgement,
+            is_over=_is_acknowledged,
+            last_look=lambda run, state, _limit: _read_if_maybe_ejected(run, state),
+            proving_look=_read_if_maybe_ejected,
+        ),
+        StepStage.REQUESTED: StageRule(
+            is_awaited=lambda _run, _state, _options: True,
+            is_over=_is_settled,
+            # The guest may send no OST, and under TCG QEMU sends no event.
+            last_look=lambda _run, _state, limit: Read.SLOTS if limit else Read.NONE,
+            proving_look=lambda _run, _state: Read.NONE,
+        ),
+    }
+)
+
+
+def why(verdict: Verdict) -> str:
+    """Return why *verdict* is not what was wanted, in words."""
+    said = ""
+    match verdict:
+        case Refused():
+            shown = "" if verdict.code is None else f" (OST status {verdict.code:#04x})"
+            said = f"the guest refused: {verdict.reason}{shown}"
+        case Pending(acknowledged=True):
+            said = "the guest works on it, and has not answered in time"
+        case Pending():
+            said = "the guest has not reacted in time; QEMU never forgets the request"
+        case Rejected():
+            said = f"{verdict.error_class}: {verdict.desc}" + (f" ({verdict.hint})" if verdict.hint else "")
+        case Denied():
+            said = verdict.detail
+        case Unknown():
+            said = verdict.why
+    return said
+
+
+def report_on(
+    run: StepRun,
+    undo: StepRun | None,
+    undone: bool | None,  # noqa: FBT001 -- three-valued
+    *,
+    unsent: str,
+    unsent_back: str,
+) -> StepReport:
+    """Return what became of *run* and of its undoing; with why nothing more was sent, on either way."""
+    reason = run.reason
+    if run.verdict is None and not reason:
+        reason = f"not sent: {unsent}"
+    if undo is not None and (undo.reason or undo.verdict is None):
+        reason = "; ".join(filter(None, (reason, f"undoing it: {undo.reason or f'not sent: {unsent_back}'}")))
+    verdict = run.verdict
+    if verdict is not None and not isinstance(verdict, Denied | Unknown):
+        verdict = replace(verdict, seconds=run.seconds)  # of this step, where a removal may be older
+    return StepReport(
+        action=run.step.action,
+        ids=run.step.ids,
+        verdict=verdict,
+        reason=reason,
+        seconds=run.seconds,
+        undo=None if undo is None else undo.verdict,
+        undone=undone,
+    )

@@ -1,0 +1,372 @@
+"""Driver: carries out what the engine asks for, and hands what comes of it back. It decides nothing.
+
+Whatever happens (an event, a reply, a request, the end of a save) is put into one queue and taken from there, one at
+a time, so the engine is never entered from within itself. What takes time runs in tasks of the driver's own:
+cancelling a caller never leaves an outcome unread, and a reply that comes after the caller's deadline is taken in.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from qmpvcpu import qapi
+from qmpvcpu.engine.engine import Engine
+from qmpvcpu.engine.messages import (
+    Accepted,
+    BackgroundRead,
+    Cancelled,
+    ConfigWritten,
+    Effect,
+    Heard,
+    Hold,
+    Input,
+    LetGo,
+    Look,
+    Looked,
+    LookFailed,
+    Lost,
+    Publish,
+    Refresh,
+    Rejection,
+    Release,
+    Request,
+    Save,
+    Saved,
+    Send,
+    Settle,
+    Stop,
+    Tick,
+    Unanswered,
+    WantRead,
+    WriteConfig,
+)
+from qmpvcpu.engine.vmstate import Read
+from qmpvcpu.errors import (
+    CommandRejectedError,
+    MonitorError,
+    MonitorLostError,
+    RecordError,
+    WaitTimeoutError,
+    printable,
+)
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.vm.connection import Connection, Finder
+from qmpvcpu.vm.record_writer import RecordWriter
+from qmpvcpu.vm.subscribers import Subscribers
+from qmpvcpu.vm.trouble import Trouble
+
+_log = logging.getLogger("qmpvcpu.vm")
+
+# close() gives commands in flight this long to be answered, so that their outcome is recorded.
+_CLOSING_S = 1.0
+
+_T = TypeVar("_T")
+
+
+class Driver:
+    """One VM: its engine, its connection, its record, and those who wait for it. One event loop, one owner.
+
+    Args:
+        engine: Decides.
+        connection: To QEMU; taken over from whoever opened it.
+        writer: Writes the record.
+        finder: Finds QEMU again once the connection is lost; None: nobody does.
+
+    Attributes:
+        engine: As given.
+        connection: As given; another one once QEMU was found again.
+        writer: As given.
+        subscribers: Streams of events, and waits for the layout.
+        closed: True once this side has let go of the VM.
+    """
+
+    def __init__(
+        self, engine: Engine, connection: Connection, writer: RecordWriter, finder: Finder | None = None
+    ) -> None:
+        self.engine = engine
+        self.connection = connection
+        self.writer = writer
+        self.subscribers = Subscribers(engine.state.take_events())
+        self.closed = False
+        self._finder = finder
+        self._loop = asyncio.get_running_loop()
+        self._inputs: deque[Input] = deque()
+        self._draining = False
+        self._later: asyncio.Handle | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._requests: dict[Request, asyncio.Future[Any]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._letting_go: asyncio.Task[None] | None = None
+        self._calm: asyncio.Future[None] | None = None
+        name = engine.layout.vm.name
+        self._extra = {"vm": printable(name)}
+        self._unread = Trouble(f"cannot read {name}", name)
+        self._effects: dict[type, Callable[[Any], object]] = {
+            Send: lambda effect: self.start(self._send(effect)),
+            Look: lambda effect: self.start(self._look(effect)),
+            Save: lambda effect: self.start(self._save(effect)),
+            WriteConfig: lambda effect: self.start(self._write_config(effect)),
+            Publish: self._publish,
+            Settle: self._settle,
+            BackgroundRead: self._tell_of_reading,
+            LetGo: self._let_go,
+        }
+        connection.hand_over(self._heard, self._doubt, self._lost)
+        self.put(Tick())
+
+    @property
+    def layout(self) -> Layout:
+        """All slots, as known now."""
+        return self.engine.layout
+
+    # What happens.
+
+    def put(self, given: Input) -> None:
+        """Have the engine take *given* in, after all that came before it."""
+        self._inputs.append(given)
+        self._drain()
+
+    def _heard(self, event: qapi.QemuEvent) -> None:
+        self._inputs.append(Heard(event))
+        if not self.engine.holds_saves:
+            self._drain()
+        elif self._later is None:  # a map brings bursts of events: what one read of the socket brought is one burst
+            self._later = self._loop.call_soon(self._drain)
+
+    def _doubt(self) -> None:
+        self.put(WantRead(Read.FULL))
+
+    def _lost(self, error: MonitorLostError) -> None:
+        may_return = self._finder is not None and not self.closed
+        self.put(Lost(error, may_return))
+        if may_return and self._finder is not None:
+            self.start(self._come_back(self._finder))
+
+    def _drain(self) -> None:
+        if self._draining:
+            return
+        self._draining = True
+        try:
+            while self._inputs:
+                given = self._inputs.popleft()
+                try:
+                    effects = self.engine.receive(given, self._loop.time())
+                except Exception as error:  # noqa: BLE001 -- a fault of ours: one input is lost, the others are not
+                    _log.exception("%s could not be taken in", printable(str(given)), extra=self._extra)
+                    if isinstance(given, Request) and (future := self._requests.pop(given, None)) is not None:
+                        future.set_exception(error)
+                    continue
+                for effect in effects:
+                    self._perform(effect)
+        finally:
+            self._draining = False
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        self._set_alarm()
+        if self.subscribers.are_waiting:
+            self.subscribers.tell(self.engine.layout)
+        self.writer.changed()
+        if self._calm is not None and not self._calm.done() and not self.engine.is_busy:
+            self._calm.set_result(None)
+
+    def _set_alarm(self) -> None:
+        """Have the engine told when its next deadline passes; an alarm that rings early does no harm."""
+        deadline = self.engine.deadline
+        if deadline is not None and (self._alarm is None or deadline < self._alarm.when()):
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self._loop.call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self.put(Tick())
+
+    # Requests.
+
+    async def request(self, request: Request) -> Any:
+        """Have *request* done, and return its result.
+
+        Raises:
+            QmpVcpuError: What it was settled with.
+        """
+        try:
+            return await self.begin(request)
+        except asyncio.CancelledError:
+            self.put(Cancelled(request))
+            raise
+
+    def begin(self, request: Request) -> "asyncio.Future[Any]":
+        """Have *request* begun, and return the future of its result."""
+        future = self._requests[request] = self._loop.create_future()
+        self.put(request)
+        return future
+
+    @contextlib.asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Keep every change out for the time of the context."""
+        hold = Hold()
+        try:
+            await self.request(hold)
+            yield
+        finally:
+            self.put(Release(hold))
+
+    async def wait_for(self, predicate: Callable[[Layout], object], limit: float | None) -> Layout:
+        """Wait until *predicate* holds for the layout, at most *limit* seconds.
+
+        Raises:
+            WaitTimeoutError: It did not hold in time.
+            MonitorLostError: The connection was lost.
+        """
+        await self.check_open()
+        layout = self.layout
+        if predicate(layout):
+            return layout
+        try:
+            return await self.subscribers.wait_for(predicate, limit)
+        except TimeoutError:
+            raise WaitTimeoutError(limit or 0.0, self.layout.enabled, self.layout.pending) from None
+
+    async def check_open(self) -> None:
+        """Raise MonitorLostError if the connection is gone, and does not come back within a command's deadline."""
+        if self.engine.lost is not None or self.closed:
+            await self.request(Refresh(Read.NONE, status=False))
+
+    # What is to be done.
+
+    def _perform(self, effect: Effect) -> None:
+        self._effects[type(effect)](effect)
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
+        """Run *work* to its end, even if nobody waits for it any more."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)  # asyncio itself holds tasks weakly
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.info("%s", error, extra=self._extra)
+
+    async def _send(self, send: Send) -> None:
+        try:
+            await self.connection.monitor.execute(send.command, send.arguments)
+        except CommandRejectedError as error:
+            self.put(Rejection(send.number, error.error_class, error.desc))
+        except MonitorError as error:
+            self.put(Unanswered(send.number, error))
+        else:
+            self.put(Accepted(send.number))
+
+    async def _look(self, look: Look) -> None:
+        try:
+            looked = await self._read(look)
+        except Exception as error:  # noqa: BLE001 -- whatever a peer says, somebody waits for the end of the look
+            self.put(LookFailed(look.number, error))
+        else:
+            self.put(looked)
+
+    async def _read(self, look: Look) -> Looked:
+        reader = self.connection.reader
+        queries: list[Coroutine[Any, Any, Any]] = []
+        if look.read is not Read.NONE:
+            queries.append(reader.slots(full=look.read is Read.FULL))
+        if look.status:
+            queries.append(reader.status())
+        if look.other_paths:
+            queries.append(reader.other_paths())
+        replies = deque([await queries[0]] if len(queries) == 1 else await asyncio.gather(*queries))
+        slots, threads = (None, None) if look.read is Read.NONE else replies.popleft()
+        status = replies.popleft() if look.status else None
+        return Looked(look.number, slots, threads, status, replies.popleft() if look.other_paths else None)
+
+    async def _save(self, save: Save) -> None:
+        try:
+            await self.writer.save()
+        except RecordError as error:
+            self.put(Saved(save.number, error))
+        else:
+            self.put(Saved(save.number, None))
+
+    async def _write_config(self, effect: WriteConfig) -> None:
+        report, error = await effect.config.write(effect.done)
+        self.put(ConfigWritten(effect.number, report, error))
+
+    def _publish(self, effect: Publish) -> None:
+        for event in effect.events:
+            if _log.isEnabledFor(logging.INFO):
+                _log.info("%s", event, extra={**self._extra, "event": event})
+            self.subscribers.push(event)
+
+    def _tell_of_reading(self, effect: BackgroundRead) -> None:
+        if effect.error is None:
+            self._unread.over()
+        else:
+            self._unread.failed(effect.error)
+
+    def _settle(self, effect: Settle) -> None:
+        future = self._requests.pop(effect.request, None)
+        if future is None or future.done():
+            return
+        if effect.error is not None:
+            future.set_exception(effect.error)
+            future.exception()  # who waited may be gone: not retrieving it is then no fault
+        else:
+            future.set_result(effect.result)
+
+    # The connection.
+
+    async def _come_back(self, finder: Finder) -> None:
+        try:
+            found = await finder.find(self.layout, self.engine.state.check_slots)
+        except MonitorLostError as error:
+            self.put(Lost(error, may_return=False))
+            return
+        if self.closed:
+            await found.connection.monitor.close()
+            return
+        await self.connection.monitor.close()
+        self.connection = found.connection
+        if self.writer.record is not None:
+            self.writer.record.instance = found.instance
+        self.put(found.returned)
+        self.connection.hand_over(self._heard, self._doubt, self._lost)
+
+    def _let_go(self, effect: LetGo) -> None:
+        self.subscribers.close(effect.error)
+        # Release the record now, so that a new attach can lock it.
+        self._letting_go = self._loop.create_task(self._let_go_of_record())
+
+    async def _let_go_of_record(self) -> None:
+        await self._wait_calm()
+        await self.writer.close()
+
+    async def _wait_calm(self) -> None:
+        """Wait until the outcome of what is under way is known and recorded, for a second at most."""
+        if self.engine.is_busy:
+            self._calm = self._calm or self._loop.create_future()
+            await asyncio.wait({self._calm}, timeout=_CLOSING_S)
+            self._calm = None
+
+    async def close(self) -> None:
+        """End everything; a borrowed client and the VM stay as they are. Idempotent."""
+        self.closed = True
+        self.put(Stop())
+        await self._wait_calm()
+        self.put(Lost(MonitorLostError("closed by this side"), may_return=False))
+        await self.connection.monitor.close()
+        await self._wait_calm()  # a reply that will not come now is an error to those who wait for it
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._letting_go is not None:
+            await asyncio.wait({self._letting_go})
+        if self._alarm is not None:
+            self._alarm.cancel()
+        await self.writer.close()

@@ -1,0 +1,118 @@
+"""The core, and notes of what it does for whom."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from qmpvcpu.engine.batch import Batch
+from qmpvcpu.engine.engine import Engine
+from qmpvcpu.engine.messages import Change, Refresh, Rejection, Wait
+from qmpvcpu.engine.removal import Removal
+from qmpvcpu.engine.steprun import StepRun
+from qmpvcpu.engine.transition import LastLook, Phase, Task, Transition
+from qmpvcpu.engine.vmstate import Read
+from qmpvcpu.model.transition import Intent
+
+__all__ = ["Watched"]
+
+
+class Watched(Engine):
+    """The core, and notes of what it does for whom.
+
+    Attributes:
+        begun: The transition of each change that has begun, the last one if there were several.
+        senders: By the number of a command: the transition and the step that it is of.
+        savers: By the number of a save: the transition that it is of, and its phase.
+        purposes: By the number of a look: what it is for.
+        confirmed: Transitions whose last look was taken in, since somebody cleared it.
+        ended_removals: Likewise.
+        superseded: Slots of transitions that were cut short, and that a map has superseded.
+    """
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.begun: dict[Change, Transition] = {}
+        self.senders: dict[int, tuple[Transition, StepRun]] = {}
+        self.savers: dict[int, tuple[Transition, Phase]] = {}
+        self.purposes: dict[int, str] = {}
+        self.confirmed: list[Transition] = []
+        self.ended_removals: list[Removal] = []
+        self.superseded: set[int] = set()
+        self._purpose = ""
+
+    def _advance(self, transition: Transition) -> None:
+        self.begun[transition.change] = transition
+        super()._advance(transition)
+
+    def _send(self, transition: Transition, run: StepRun, batch: Batch | None = None) -> None:
+        super()._send(transition, run, batch)
+        self.senders[max(self._commands)] = transition, run
+
+    def _save_intent(self, transition: Transition, intent: Intent | None) -> None:
+        phase = transition.phase
+        if transition.is_map and phase is Phase.START and self.intentions.interrupted is not None:
+            self.superseded |= {step.first for step in self.intentions.interrupted.steps}
+        super()._save_intent(transition, intent)
+        if self._saves:
+            self.savers[max(self._saves)] = transition, phase
+
+    def _removal_changed(self, removal: Removal) -> None:
+        if removal.state.is_final:
+            self.ended_removals.append(removal)
+        super()._removal_changed(removal)
+
+    def _confirmed(self, transition: Transition, look: LastLook, error: Exception | None) -> None:
+        if error is None:
+            self.confirmed.append(transition)
+        super()._confirmed(transition, look, error)
+
+    # Looks.
+
+    @contextlib.contextmanager
+    def _for(self, purpose: str) -> Iterator[None]:
+        before, self._purpose = self._purpose, purpose
+        try:
+            yield
+        finally:
+            self._purpose = before
+
+    def _look(
+        self,
+        read: Read,
+        then: Callable[[Exception | None], None],
+        *,
+        status: bool = False,
+        other_paths: bool = False,
+    ) -> int | None:
+        number = super()._look(read, then, status=status, other_paths=other_paths)
+        if number is not None:
+            self.purposes.setdefault(number, self._purpose)
+        return number
+
+    def _do(self, transition: Transition, task: Task) -> None:
+        with self._for("last" if isinstance(task, LastLook) else "again"):
+            super()._do(transition, task)
+
+    def _look_first(self, change: Change) -> None:
+        with self._for("first"):
+            super()._look_first(change)
+
+    def _refresh(self, request: Refresh) -> None:
+        with self._for("refresh"):
+            super()._refresh(request)
+
+    def _look_for(self, wait: Wait) -> None:
+        with self._for("wait"):
+            super()._look_for(wait)
+
+    def _rejected(self, given: Rejection) -> None:
+        with self._for("rejection"):
+            super()._rejected(given)
+
+    def _read_wanted(self) -> None:
+        with self._for("background"):
+            super()._read_wanted()
+
+    def _resync(self) -> None:
+        with self._for("background"):
+            super()._resync()
