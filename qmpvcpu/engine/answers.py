@@ -83,7 +83,7 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
         case Plugged() if run.unproven:
             reason, code = run.verdict.reason, run.verdict.code
             error = PlugUnprovenError(ids, code, f"{reason} within {timeout:g} s" if code is None else reason)
-        case Unplugged() if run.plugs:
+        case Unplugged() if run.path is not None:  # it was plugged, and has left again
             error = PlugUndoneError(ids)
         case Pending() | None if transition.lost:
             error = MonitorLostError(transition.lost)

@@ -229,6 +229,10 @@ class Batch:
             self._out.watch(run, removal)
             self._await_removal(run)
 
+    def halt(self, reason: str) -> None:
+        """Send nothing more; what is out is awaited."""
+        self.halted = self.halted or reason
+
     def stop(self, reason: str, now: float) -> None:
         """Send nothing more, and wait for no answer of the guest's; replies of QEMU are still awaited."""
         self._now = now

@@ -61,7 +61,13 @@ from qmpvcpu.engine.removal import Evidence, Removal, State
 from qmpvcpu.engine.steprun import StepRun, StepStage
 from qmpvcpu.engine.transition import LastLook, Phase, SaveIntent, Task, Transition, WriteNextBoot
 from qmpvcpu.engine.vmstate import Read, VmState
-from qmpvcpu.errors import MalformedReplyError, MonitorLostError, RecordError
+from qmpvcpu.errors import (
+    MalformedReplyError,
+    MonitorLostError,
+    MonitorTimeoutError,
+    OutcomeUnknownError,
+    RecordError,
+)
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Action, Intent
@@ -169,6 +175,7 @@ class Engine:
         self._to_advance: dict[Transition, None] = {}
         self._map_intent: Intent | None = None
         self._tries: dict[Change, int] = {}
+        self._stopping = False
         self._stoppers: list[StopRunning] = []
         self._commands: dict[int, _Command] = {}
         self._explaining: dict[int, Callable[[Exception | None], None]] = {}  # rejections, by command
@@ -308,6 +315,8 @@ class Engine:
     # Requests.
 
     def _change(self, change: Change) -> None:
+        if self._refuses(change):
+            return
         removal = None if change.slot is None else self.state.removals.get(change.slot)
         if change.joins and removal is not None and not removal.may_ask_again and self.lost is None:
             self._plan(change)
@@ -321,8 +330,8 @@ class Engine:
         self._await_return(request)
 
     def _refuses(self, request: Request) -> bool:
-        """Settle *request* with an error if the connection is gone for good."""
-        if not self.closed:
+        """Settle *request* with an error if the connection is gone for good, or this side is closing."""
+        if not (self.closed or self._stopping):
             return False
         why = "closed by this side" if self.lost is None else self.lost.why
         error = MonitorLostError(why)
@@ -399,13 +408,16 @@ class Engine:
             self._settle(wait, result=Pending(removal.ids, acknowledged=working, seconds=seconds))
 
     def _stop_running(self, request: StopRunning) -> None:
-        transition = self._map()
-        if transition is None:
+        if self._refuses(request):
+            return
+        if not isinstance(self._exclusive, Change):
             self._settle(request)
             return
         self._stoppers.append(request)
-        transition.cancel(self._now)
-        self._to_advance[transition] = None
+        transition = self._map()
+        if transition is not None:  # else it is stopped once it is planned
+            transition.cancel(self._now)
+            self._to_advance[transition] = None
 
     def _persist(self, request: Persist) -> None:
         self._save(lambda error: self._settle(request, error=error))
@@ -424,9 +436,7 @@ class Engine:
         request = given.request
         if isinstance(request, Change) and request in self._running:
             transition = self._running[request]
-            if transition.is_map or not transition.has_sent:  # else it goes on, and nobody waits for it
-                transition.cancel(self._now)
-                self._to_advance[transition] = None
+            self._cancel_running(transition)
             return
         if request is self._exclusive:
             self._make_room()
@@ -445,6 +455,17 @@ class Engine:
                 return True
         return False
 
+    def _cancel_running(self, transition: Transition) -> None:
+        if transition.is_map or not transition.has_begun:
+            transition.cancel(self._now)
+            self._to_advance[transition] = None
+        elif transition.has_sent:
+            transition.abandon()
+            self._to_advance[transition] = None
+        else:  # it only waits for a removal of somebody else's
+            transition.drop()
+            self._leave(transition)
+
     def _release(self, given: Release) -> None:
         if self._exclusive is given.hold:
             self._make_room()
@@ -459,6 +480,9 @@ class Engine:
         """Note that the map, or the hold, is over: single steps that had to wait for it may send again."""
         self._exclusive = None
         self._to_advance.update(dict.fromkeys(self._running.values()))
+        stoppers, self._stoppers = self._stoppers, []
+        for stopper in stoppers:
+            self._settle(stopper)
 
     def _admit(self) -> bool:
         """Let the next request begin, if it may; return whether it did."""
@@ -519,6 +543,7 @@ class Engine:
             return
         if change.waits_for_plug and change.slot in self.situation.in_flight:
             self._parked.append(change)
+            self._set_alarm(change, self._now + self.reply_timeout, lambda: self._give_up_parked(change))
             return
         try:
             plan = change.plan(self.situation)
@@ -540,11 +565,22 @@ class Engine:
             reconnects=self._reconnects,
         )
         self._running[change] = transition
+        if transition.is_map and self._stoppers:
+            transition.cancel(self._now)
         for step in () if transition.is_map else plan.steps:
             self._by_slot.setdefault(step.first, []).append(transition)
             if step.action is Action.PLUG:
                 self._reserved.setdefault(step.first, transition)
         self._to_advance[transition] = None
+
+    def _give_up_parked(self, change: Change) -> None:
+        """QEMU does not reply to the plug that *change* waits for."""
+        self._forget(change)
+        ids = self.state.slots[change.slot or 0].ids
+        silence = MonitorTimeoutError("device_add", self.reply_timeout)
+        error = OutcomeUnknownError("plug", ids, str(silence))
+        error.__cause__ = silence
+        self._settle(change, error=error)
 
     def _concerned(self, first: int) -> list[Transition]:
         """Return the transitions that change the slot of vCPU *first*, or may."""
@@ -558,6 +594,7 @@ class Engine:
         in_flight = self.situation.in_flight
         ready = [change for change in self._parked if change.slot not in in_flight]
         for change in reversed(ready):  # they were first before
+            self._drop_alarm(change)
             self._parked.remove(change)
             self._queue.appendleft(change)
             self._await_return(change)
@@ -700,7 +737,7 @@ class Engine:
         error = error_of(transition)
         self._tries[change] = self._tries.get(change, 0) + 1
         if error is not None and self._tries[change] < change.tries and transition.may_try_again:
-            self._queue.appendleft(change)
+            self._requeue(change)
             return
         del self._tries[change]
         if error is not None:
@@ -720,10 +757,10 @@ class Engine:
 
     def _let_others_go_on(self, ended: Transition) -> None:
         """Note that the map *ended*: what runs beside maps may send again, and who stopped it learns how it ended."""
-        self._make_room()
         stoppers, self._stoppers = self._stoppers, []
         for stopper in stoppers:
             self._settle(stopper, result=ended.report())
+        self._make_room()
 
     @staticmethod
     def _result(transition: Transition) -> object:
@@ -797,7 +834,11 @@ class Engine:
         """Return True if QEMU most likely only held the id of the CPU that was there before."""
         run = command.run
         held = self.state.id_may_be_held(run.step.first, self._now) and not self.state.is_taken(run.path or "")
-        return held and run.rejections < _MOST_REJECTIONS and not command.transition.cancelled
+        return held and run.rejections < _MOST_REJECTIONS and not self._is_given_up(command.transition)
+
+    @staticmethod
+    def _is_given_up(transition: Transition) -> bool:
+        return transition.cancelled or transition.abandoned or transition.ended
 
     def _plug_again(self, command: _Command, rejected: Rejected) -> None:
         run, first = command.run, command.run.step.first
@@ -805,7 +846,7 @@ class Engine:
         run.path = self.state.plug_sent(first)  # it stays reserved until then
 
         def send() -> None:
-            if run.stage is StepStage.SENT and self.lost is None and not command.transition.cancelled:
+            if run.stage is StepStage.SENT and self.lost is None and not self._is_given_up(command.transition):
                 self._send(command.transition, run, command.batch)
                 return
             self.state.plug_failed(first)
@@ -910,7 +951,9 @@ class Engine:
         return look.number
 
     def _looked(self, given: Looked) -> None:
-        under_way = self._looks.pop(given.number)
+        under_way = self._looks.pop(given.number, None)
+        if under_way is None:
+            return  # the connection was given up meanwhile
         error: Exception | None = None
         if given.status is not None:
             self.state.status = given.status
@@ -926,7 +969,8 @@ class Engine:
             then(error)
 
     def _look_failed(self, given: LookFailed) -> None:
-        for then in self._looks.pop(given.number).then:
+        under_way = self._looks.pop(given.number, None)
+        for then in () if under_way is None else under_way.then:
             then(given.error)
 
     def _want_read(self, given: WantRead) -> None:
@@ -998,9 +1042,11 @@ class Engine:
             self._to_advance[transition] = None
         if self._running:
             self.intentions.interrupted, self._map_intent = intent, None
-        for request in (*self._queue, *self._parked, *self._offline, *self._planning):
-            self._forget(request)
-            self._refuses(request)
+        self._refuse_waiting()
+        looks, self._looks = self._looks, {}
+        for under_way in looks.values():
+            for then in under_way.then:
+                then(error)
         for waits in self._waits.values():
             for wait in waits:
                 self._drop_alarm(wait)
@@ -1008,6 +1054,12 @@ class Engine:
         self._waits.clear()
         self._go_on()
         self._effects.append(LetGo(error))
+
+    def _refuse_waiting(self) -> None:
+        """Settle the requests that have not begun with an error."""
+        for request in (*self._queue, *self._parked, *self._offline):
+            self._forget(request)
+            self._refuses(request)
 
     def _returned(self, given: Returned) -> None:
         if self.closed:
@@ -1041,6 +1093,8 @@ class Engine:
             self._refresh(waiting)
 
     def _stop(self, _given: Stop) -> None:
+        self._stopping = True
+        self._refuse_waiting()
         transition = self._map()
         if transition is not None:
             transition.cancel(self._now)

@@ -104,6 +104,7 @@ class Transition:
         reply_timeout: As given.
         phase: How far it is.
         cancelled: True once somebody stopped it.
+        abandoned: True once nobody waits for it, and it sends nothing more.
         intent: What the record holds while it runs.
         batch: The steps that are under way; replies and answers go there.
         lost: Why the connection was lost for good, or "".
@@ -128,6 +129,7 @@ class Transition:
         self.plan = plan
         self.phase = Phase.START
         self.cancelled = False
+        self.abandoned = False
         self.lost = ""
         self.not_begun: RecordError | None = None
         self.unrecorded: RecordError | None = None
@@ -188,6 +190,11 @@ class Transition:
         return self.phase is Phase.ENDED
 
     @property
+    def has_begun(self) -> bool:
+        """True once its intent is recorded."""
+        return self.phase is not Phase.START
+
+    @property
     def sends(self) -> bool:
         """True while it has commands on their way, or is about to send: no map may begin."""
         return self.phase is Phase.START or self.batch.has_commands
@@ -195,7 +202,7 @@ class Transition:
     @property
     def has_sent(self) -> bool:
         """True once a command was sent."""
-        return any(run.sent_at for run in self._runs)
+        return any(run.arguments for run in self._runs)
 
     @property
     def is_open(self) -> bool:
@@ -240,7 +247,7 @@ class Transition:
         return [SaveIntent(intent)]
 
     def _turn_or_finish(self) -> list[Task]:
-        reverts = self.change.options.on_failure is OnFailure.REVERT and not self.cancelled
+        reverts = self.is_map and self.change.options.on_failure is OnFailure.REVERT and not self.cancelled
         if self.batch.failed and reverts and not self._turned:
             self._turned = True
             self._unsent = self.batch.halted
@@ -387,6 +394,15 @@ class Transition:
         self.cancelled = True
         self._stopped = self._stopped or _CANCELLED
         self.batch.stop(_CANCELLED, now)
+
+    def abandon(self) -> None:
+        """Send nothing more, since nobody waits for it any more; what was sent is awaited as before."""
+        self.abandoned = True
+        self.batch.halt("its caller has gone")
+
+    def drop(self) -> None:
+        """End it as it is: nothing was sent, and nobody waits for it."""
+        self.phase = Phase.ENDED
 
     def lose(self, reason: str, now: float) -> None:
         """Note that the connection is lost for good: it ends here, and the record keeps the intent."""

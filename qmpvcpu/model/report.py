@@ -203,6 +203,7 @@ class TransitionReport:
         if self.config is not None and self.config.outcome is ConfigOutcome.FAILED:
             wrong.append(str(self.config))
         wrong += _beyond_steps(self)
+        wrong = wrong or _grouped(step for step in self.steps if step.reason)  # such as a proof that did not come
         pending = f", pending {self.layout.pending}" if self.layout.pending else ""
         return (
             f"vCPUs {self.target} not reached ({self.outcome.value}): {'; '.join(wrong) or 'changed by other'};"

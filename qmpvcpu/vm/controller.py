@@ -723,6 +723,8 @@ class VcpuController:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             # The next boot stays held until what was sent is taken in, even if nobody waits for it now.
+            if work.cancelled() and not _is_cancelled():
+                raise MonitorLostError("closed by this side") from None
             if begun:
                 self._driver.put(Cancelled(begun[0]))
             else:
@@ -749,6 +751,12 @@ class VcpuController:
             detail = "nothing keeps the next boot of this VM: attach with config=PATH, or with record=PATH"
             raise ConfigDeniedError(asked, VcpuMap(), DenialReason.NO_CONFIG, detail)
         return self._config
+
+
+def _is_cancelled() -> bool:
+    """Return True if somebody cancels the caller."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _live(asked: str, given: CheckedOptions) -> CheckedOptions:

@@ -222,7 +222,8 @@ class Driver:
             WaitTimeoutError: It did not hold in time.
             MonitorLostError: The connection was lost.
         """
-        await self.check_open()
+        if self.engine.closed or self.closed:
+            await self.check_open()
         layout = self.layout
         if predicate(layout):
             return layout
@@ -361,6 +362,9 @@ class Driver:
         self.put(Lost(MonitorLostError("closed by this side"), may_return=False))
         await self.connection.monitor.close()
         await self._wait_calm()  # a reply that will not come now is an error to those who wait for it
+        lost = MonitorLostError("closed by this side")
+        for request in tuple(self._requests):  # what will not end now
+            self._settle(Settle(request, error=lost))
         for task in self._tasks:
             task.cancel()
         if self._tasks:

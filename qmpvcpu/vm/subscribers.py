@@ -150,5 +150,9 @@ def _try(predicate: Callable[[Layout], object], layout: Layout, future: asyncio.
     try:
         if predicate(layout):
             future.set_result(layout)
+    except StopIteration as error:  # which no future takes
+        future.set_exception(RuntimeError(f"the predicate raised {error!r}"))
+    except asyncio.CancelledError:
+        future.cancel()
     except Exception as error:  # noqa: BLE001 -- it is the caller's code, and is handed to the caller
         future.set_exception(error)
