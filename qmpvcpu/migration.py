@@ -7,7 +7,7 @@ the VM.
 import contextlib
 from collections.abc import Collection
 
-from qmpvcpu.errors import MonitorLostError, TargetMismatchError
+from qmpvcpu.errors import MonitorLostError, TargetMismatchError, shorten
 from qmpvcpu.given import checked
 from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.planning.compatibility import Difference, DifferenceKind, Severity
@@ -92,4 +92,7 @@ async def confirm_target(
 
 
 def _state_of(export: Export | ExportedState) -> ExportedState:
-    return export.state if isinstance(export, Export) else export
+    state = export.state if isinstance(export, Export) else export
+    if not isinstance(state, ExportedState):
+        raise TypeError(f"export is an Export, or the ExportedState of one, not {shorten(state)}")
+    return state

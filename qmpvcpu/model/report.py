@@ -78,8 +78,9 @@ class StepReport:
 
     @property
     def ok(self) -> bool:
-        """True if the step did what it was for, even if that was undone later."""
-        return succeeded(self.action, self.verdict)
+        """True if the slot became what was wanted, with the proof that was required; undone afterwards or not."""
+        unproven = isinstance(self.verdict, Plugged) and self.verdict.acknowledged is False and bool(self.reason)
+        return succeeded(self.action, self.verdict) and not unproven
 
     @property
     def left(self) -> bool | None:
@@ -203,7 +204,6 @@ class TransitionReport:
         if self.config is not None and self.config.outcome is ConfigOutcome.FAILED:
             wrong.append(str(self.config))
         wrong += _beyond_steps(self)
-        wrong = wrong or _grouped(step for step in self.steps if step.reason)  # such as a proof that did not come
         pending = f", pending {self.layout.pending}" if self.layout.pending else ""
         return (
             f"vCPUs {self.target} not reached ({self.outcome.value}): {'; '.join(wrong) or 'changed by other'};"
