@@ -8,6 +8,7 @@ from qmpvcpu import Layout, OnFailure, TransitionReport, VcpuMap, qapi
 from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import (
     Accepted,
+    BackgroundRead,
     Cancelled,
     Change,
     Effect,
@@ -198,6 +199,7 @@ class Story:
         self.intents: list[Intent | None] = []
         self.events: list[Event] = []
         self.ended: dict[int, Settle] = {}
+        self.background_reads: list[Exception | None] = []
         self.let_go: LetGo | None = None
         self.change: Change | None = None
         self.begun = self.ask(whole_map(wish, intent=intent, **options)) if wish else []
@@ -240,6 +242,8 @@ class Story:
             case Settle():
                 assert id(effect.request) not in self.ended, "settled twice"
                 self.ended[id(effect.request)] = effect
+            case BackgroundRead():
+                self.background_reads.append(effect.error)
             case LetGo():
                 self.let_go = effect
         return "", []
@@ -331,8 +335,9 @@ class Story:
 
     # The record.
 
-    def saved(self, error: RecordError | None = None) -> list[str]:
-        """The oldest save is over."""
+    def saved(self, why: str = "") -> list[str]:
+        """The oldest save is over; *why* it failed, if it did."""
+        error = RecordError("/vm.xml", why) if why else None
         return self.tell(Saved(self.saves.popleft().number, error))
 
     # QEMU.
@@ -352,6 +357,11 @@ class Story:
     def fail_to_answer(self, vcpu: int, error: Exception | None = None) -> list[str]:
         """What QEMU replies makes no sense, and the connection is there."""
         return self.tell(Unanswered(self._command(vcpu).number, error or MonitorTimeoutError("device_add", 1.0)))
+
+    def fail_to_read(self) -> list[str]:
+        """The read in the background fails."""
+        look = self.in_background.popleft()
+        return self.tell(LookFailed(look.number, MonitorTimeoutError("query-hotpluggable-cpus", 1.0)))
 
     def read(self, present: str, *, others: Iterable[int] = ()) -> list[str]:
         """A read in the background shows *present*, some of it plugged by others."""

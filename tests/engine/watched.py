@@ -6,7 +6,7 @@ from typing import Any
 
 from qmpvcpu.engine.batch import Batch
 from qmpvcpu.engine.engine import Engine
-from qmpvcpu.engine.messages import Change, Refresh, Rejection, Wait
+from qmpvcpu.engine.messages import Change, Refresh, Wait
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.steprun import StepRun
 from qmpvcpu.engine.transition import LastLook, Phase, Task, Transition
@@ -105,9 +105,9 @@ class Watched(Engine):
         with self._for("wait"):
             super()._look_for(wait)
 
-    def _rejected(self, given: Rejection) -> None:
+    def _look_why(self) -> None:
         with self._for("rejection"):
-            super()._rejected(given)
+            super()._look_why()
 
     def _read_wanted(self) -> None:
         with self._for("background"):
