@@ -294,8 +294,11 @@ class Engine:
             if not step.joins
         ]
         # Of a step that its caller has given up, QEMU's reply may still come.
+        told = () if base is None else base.steps
         steps += [
-            each.run.step for each in self._commands.values() if each.transition.ended and not each.transition.is_map
+            each.run.step
+            for each in self._commands.values()
+            if each.transition.ended and not each.transition.is_map and each.run.step not in told
         ]
         configs = [each.change.config for each in self._running.values() if each.change.config is not None]
         promised = configs[-1].promised if configs else None

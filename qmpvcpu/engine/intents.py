@@ -92,7 +92,9 @@ class Intentions:
 
 
 def _both(first: Intent | None, then: Intent | None) -> Intent | None:
-    return merged(first, () if then is None else then.steps, VcpuMap() if then is None else then.start, None)
+    if first is None or then is None:
+        return first or then
+    return merged(first, then.steps, then.start, None)
 
 
 def merged(
