@@ -189,11 +189,13 @@ class Story:
         self.saves_wait = saves_wait
         self.first_looks_wait = first_looks_wait
         self.last_looks_wait = last_looks_wait
+        self.rejections_wait = False
         self.saves: deque[Save] = deque()
         self.configs: deque[WriteConfig] = deque()
         self.first_looks: deque[Look] = deque()
         self.last_looks: deque[Look] = deque()
         self.looks: deque[Look] = deque()
+        self.explanations: deque[Look] = deque()
         self.in_background: deque[Look] = deque()
         self.sent: dict[int, deque[Send]] = {}
         self.intents: list[Intent | None] = []
@@ -273,7 +275,10 @@ class Story:
                 self.in_background.append(look)
                 return "", []
             case "rejection":
-                return "", [self._shown(look)]
+                if not self.rejections_wait:
+                    return "", [self._shown(look)]
+                self.explanations.append(look)
+                return "", []
             case "first":
                 return self._unless(self.first_looks_wait, self.first_looks, look, "first look")
             case "last":
@@ -353,6 +358,11 @@ class Story:
 
     def reject(self, vcpu: int) -> list[str]:
         return self.tell(Rejection(self._command(vcpu).number, "GenericError", "no"))
+
+    def explain(self, present: str | None = None, *, others: Iterable[int] = ()) -> list[str]:
+        """The oldest look after a rejection shows *present*, or what is known."""
+        shown = None if present is None else _slots_of(present, others)
+        return self.tell(self._shown(self.explanations.popleft(), shown))
 
     def fail_to_answer(self, vcpu: int, error: Exception | None = None) -> list[str]:
         """What QEMU replies makes no sense, and the connection is there."""
@@ -435,7 +445,7 @@ class Story:
         for vcpu in sorted(self.sent):
             while vcpu in self.sent:
                 done += self.tell(Unanswered(self._command(vcpu).number, error))
-        for looks in (self.first_looks, self.looks, self.last_looks, self.in_background):
+        for looks in (self.first_looks, self.looks, self.explanations, self.last_looks, self.in_background):
             while looks:
                 done += self.tell(LookFailed(looks.popleft().number, error))
         return done
