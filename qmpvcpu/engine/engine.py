@@ -468,6 +468,7 @@ class Engine:
         else:  # it only waits for a removal of somebody else's
             transition.drop()
             self._leave(transition)
+            self._settle(transition.change)
 
     def _release(self, given: Release) -> None:
         if self._exclusive is given.hold:

@@ -2,7 +2,16 @@
 
 import pytest
 
-from qmpvcpu import DenialReason, MonitorTimeoutError, Refused, StepDeniedError, Unplugged, VcpuMap
+from qmpvcpu import (
+    DenialReason,
+    MonitorLostError,
+    MonitorTimeoutError,
+    OutcomeUnknownError,
+    Refused,
+    StepDeniedError,
+    Unplugged,
+    VcpuMap,
+)
 from qmpvcpu.engine.messages import (
     Accepted,
     Arrived,
@@ -181,6 +190,18 @@ def test_what_is_so_already_is_no_step(*, enabled: bool) -> None:
     assert told.ask(wanting) == ["save outcome"]
     assert told.result(wanting) == set()
     assert not told.sent
+
+
+def test_who_waits_for_a_plug_in_flight_waits_no_longer_than_for_a_reply() -> None:
+    told = Story("0", reply_timeout=2.0)
+    told.ask(plug(1))
+    told.wait(1)
+    wanting = set_state(1, enabled=True)
+    told.ask(wanting)
+    assert told.wait(1) == ["save the rest"], "the reply to the plug is overdue"
+    told.wait(1)
+    assert isinstance(told.error(wanting), OutcomeUnknownError)
+    assert told.accept(1) == []
 
 
 # Those who keep changes out.
@@ -523,12 +544,35 @@ def test_who_stops_a_map_is_told_what_became_of_it_as_is_its_caller() -> None:
     assert told.result(first).cancelled
 
 
-def test_a_map_is_stopped_before_this_side_closes() -> None:
+def test_a_map_that_is_only_being_looked_at_is_stopped_once_it_is_planned() -> None:
+    told = Story("0", "0-3", first_looks_wait=True)
+    stopping = StopRunning()
+    assert told.ask(stopping) == []
+    assert told.see(first=True) == ["save intent", "save outcome"]
+    assert told.result(stopping).cancelled
+    assert told.verdicts == {1: "not sent", 2: "not sent", 3: "not sent"}
+
+
+def test_who_stops_a_map_that_cannot_be_planned_is_told_of_none() -> None:
+    told = Story("0", "0-3", first_looks_wait=True)
+    stopping = StopRunning()
+    told.ask(stopping)
+    told.see(failed="no", first=True)
+    assert told.result(stopping) is None
+
+
+def test_before_this_side_closes_a_map_is_stopped_and_nothing_is_begun() -> None:
     told = Story("0", "0-3", in_flight=1)
+    a_map, waiting = told.change, plug(5)
+    told.ask(waiting)
     assert told.tell(Stop()) == []
+    assert isinstance(told.error(waiting), MonitorLostError)
+    late = plug(6)
+    assert told.ask(late) == []
+    assert isinstance(told.error(late), MonitorLostError)
     assert told.accept(1) == ["save outcome"]
-    assert told.report.cancelled
-    assert told.tell(Stop()) == []
+    assert a_map is not None
+    assert told.error(a_map).report.cancelled  # type: ignore[attr-defined]
 
 
 def test_a_map_that_may_be_tried_again_is_planned_anew_before_others() -> None:

@@ -464,6 +464,39 @@ def test_what_was_sent_is_taken_in_and_recorded_all_the_same() -> None:
     assert told.state.layout.enabled == {0, 2}
 
 
+def test_who_only_joined_is_forgotten_and_the_removal_goes_on() -> None:
+    told = Story("0-1")
+    first, joining = unplug(1), unplug(1)
+    told.ask(first)
+    told.ask(joining)
+    told.accept(1)
+    assert told.cancel(joining) == []
+    assert told.is_settled(joining)
+    assert told.ejects(1) == ["save outcome"]
+    assert told.result(first) == {1}
+
+
+def test_a_vcpu_that_nobody_wants_kept_any_more_is_not_plugged_again() -> None:
+    told, request = keeping()
+    assert told.cancel(request) == []
+    assert told.ejects(1) == []
+    assert told.is_settled(request)
+    assert told.engine.recorded.intent is None
+
+
+def test_a_plug_that_nobody_wants_any_more_is_not_sent_again() -> None:
+    told = Story("0-1")
+    told.ask(unplug(1))
+    told.accept(1)
+    told.ejects(1)
+    request = plug(1)
+    told.ask(request)
+    told.reject(1)
+    told.cancel(request)
+    assert told.wait(0.01) == ["save outcome"]
+    assert not told.engine.situation.in_flight
+
+
 def test_what_waits_for_its_turn_is_forgotten() -> None:
     told = Story("0", "0-1")
     request = plug(2)

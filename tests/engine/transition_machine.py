@@ -23,6 +23,7 @@ from qmpvcpu.engine.messages import (
     Saved,
     Send,
     Settle,
+    Stop,
     StopRunning,
 )
 from qmpvcpu.engine.steprun import StepRun, StepStage
@@ -191,6 +192,21 @@ class TransitionsBesideQemu(EngineBesideQemu):
     def nobody_looks_for_qemu_any_more(self, really: bool) -> None:
         if really:
             self.put(Lost(MonitorLostError("another VM is there"), may_return=False))
+
+    @precondition(lambda self: not self.engine.closed)
+    @rule(goes_on=moves, executed=st.integers(0, 3), really=st.sampled_from([True, False, False, False]))
+    def we_close(self, goes_on: list[tuple[str, int]], executed: int, really: bool) -> None:
+        """What is under way has some time to end."""
+        if not really:
+            return
+        self.was_away = True
+        self.put(Stop())
+        self.much_moves_on(goes_on)
+        if self.online:
+            self.cut(executed)
+        lost = MonitorLostError("closed by this side")
+        self.put(Lost(lost, may_return=False))
+        self.lose_replies(lost)
 
     @precondition(lambda self: self.engine.closed)
     @rule(saved=st.booleans())
