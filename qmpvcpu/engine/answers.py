@@ -39,16 +39,6 @@ def error_of_removal(removal: Removal) -> QmpVcpuError:
     return MonitorLostError(f"{removal.state.value}; vCPU {removal.ids} is as layout says")
 
 
-def error_of_verdict(verdict: UnplugVerdict, timeout: float) -> QmpVcpuError | None:
-    """Return the error that *verdict* is for a caller who wanted the vCPU gone within *timeout* seconds, or None."""
-    match verdict:
-        case Refused():
-            return UnplugRefusedError(verdict.ids, verdict.code, verdict.reason)
-        case Pending():
-            return UnplugPendingError(verdict.ids, timeout, acknowledged=verdict.acknowledged)
-    return None
-
-
 def error_of(transition: Transition) -> QmpVcpuError | None:
     """Return the error that *transition* is for its caller, or None if what was asked for is done."""
     if transition.not_begun is not None:
@@ -87,10 +77,10 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
             error = PlugUndoneError(ids)
         case Pending() | None if transition.lost:
             error = MonitorLostError(transition.lost)
-        case Pending():
-            error = error_of_verdict(run.verdict, timeout)
-        case Refused() if run.step.action is Action.UNPLUG:
-            error = error_of_verdict(run.verdict, timeout)
+        case Pending(acknowledged=acknowledged):
+            error = UnplugPendingError(ids, timeout, acknowledged=acknowledged)
+        case Refused(code=code, reason=reason) if run.step.action is Action.UNPLUG:
+            error = UnplugRefusedError(ids, code, reason)
         case Rejected():
             command = "device_add" if run.plugs else "device_del"
             error = _rejected(action, run.verdict, {"execute": command, "arguments": dict(run.arguments)})
