@@ -84,6 +84,27 @@ def test_a_map_that_is_lost_stays_recorded() -> None:
     assert not told.engine.holds_saves
 
 
+def test_who_begins_to_wait_for_an_answer_afterwards_is_told_of_the_loss() -> None:
+    told = Story("0-1")
+    told.ask(unplug(1))
+    told.accept(1)
+    told.lose("QEMU is gone")
+    wait = Wait(told.state.removals[1], None)
+    told.ask(wait)
+    assert lost(told, wait).why == "QEMU is gone"
+
+
+def test_what_comes_afterwards_is_of_no_matter() -> None:
+    told = Story("0")
+    told.ask(Refresh())
+    look = told.looks[0]
+    told.lose("QEMU is gone")
+    assert told.tell(told._shown(look)) == []
+    assert told.resume("0-1") == []
+    assert told.engine.closed
+    assert told.state.layout.enabled == {0}
+
+
 def test_a_loss_is_told_once() -> None:
     told = Story("0")
     told.lose("QEMU is gone")
@@ -194,6 +215,14 @@ def test_who_waited_for_a_plug_in_flight_waits_for_the_connection_now() -> None:
 def test_a_map_that_is_being_looked_at_is_looked_at_anew() -> None:
     told = Story("0", "0-1", reconnects=True, first_looks_wait=True)
     assert told.pause() == []
+    assert told.resume("0") == ["first look"]
+    assert told.see(first=True) == ["save intent", "add 1"]
+
+
+def test_a_map_that_was_looked_at_just_before_the_loss_is_looked_at_anew() -> None:
+    told = Story("0", "0-1", reconnects=True, first_looks_wait=True)
+    told.tell(Lost(MonitorLostError("lost"), may_return=True))
+    assert told.see(first=True) == []
     assert told.resume("0") == ["first look"]
     assert told.see(first=True) == ["save intent", "add 1"]
 

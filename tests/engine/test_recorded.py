@@ -336,3 +336,14 @@ def test_a_next_boot_that_was_not_tried_is_told_as_that() -> None:
     assert told.refuses(1) == ["save outcome"]
     assert told.report.config == NextBoot.report(ConfigOutcome.NOT_TRIED)
     assert told.outcome == "PARTIAL"
+
+
+def test_a_next_boot_of_a_map_that_is_lost_was_not_tried() -> None:
+    told = Story("0")
+    a_map = with_next_boot(whole_map("0-1"))
+    told.ask(a_map)
+    told.lose()
+    assert told.report.config == NextBoot.report(ConfigOutcome.NOT_TRIED)
+    intent = told.engine.intentions.interrupted
+    assert intent is not None
+    assert (intent.next_boot, intent.config) == (VcpuMap.parse("0-1"), "/next.xml")

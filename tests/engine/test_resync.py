@@ -99,6 +99,21 @@ def test_the_refusal_from_before_may_be_an_old_one_and_the_request_may_be_made_a
     assert requested(subject) is removal
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_a_success_in_the_gap_that_a_later_read_does_not_bear_out_is_none(*, works: bool) -> None:
+    subject = make_state("0-1")
+    removal = requested(subject)
+    if works:
+        subject.receive(qapi.OstEvent(1, WORKS), 2.0)
+    come_back(subject, "0-1", {1: OstAnswer(3, 0)})
+    assert not removal.state.is_final
+    assert subject.wanted_read is Read.SLOTS
+    read = subject.read_sent(Read.SLOTS)
+    subject.observed(read, read_slots({0: path(0), 1: path(1)}), None, 10.0)
+    assert removal.state is (State.REFUSED if works else State.REQUESTED)
+    assert works or removal.may_ask_again
+
+
 def test_an_answer_to_a_plug_tells_nothing_of_a_removal() -> None:
     subject = make_state("0-1")
     requested(subject)

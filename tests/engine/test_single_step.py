@@ -16,10 +16,11 @@ from qmpvcpu import (
     UnplugRefusedError,
     VcpuMap,
 )
-from qmpvcpu.engine.messages import Change, Result
+from qmpvcpu.engine.messages import Change, Looked, Result, Wait
 from qmpvcpu.engine.removal import State
 from qmpvcpu.errors import PlugUndoneError
 from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.vm import VmStatus
 from tests.engine.story import Story, make_state, path, plug, set_state, unplug, whole_map
 
 # Plug.
@@ -182,6 +183,30 @@ def test_what_takes_the_place_is_named() -> None:
     told.reject(1)
     told.explain("0-1", others=[1])
     assert "occupied meanwhile, by /machine/peripheral/other1" in str(told.error(request))
+
+
+def test_a_device_that_has_the_id_is_named() -> None:
+    told = Story("0")
+    told.rejections_wait = True
+    request = plug(1)
+    told.ask(request)
+    told.reject(1)
+    look = told.explanations.popleft()
+    told.tell(told._shown(look)._replace(other_paths=frozenset({path(1)})))
+    assert f"another device is {path(1)}" in str(told.error(request))
+    told.ask(plug(1))
+    assert told.sent[1][0].arguments["id"] == "vcpu1-2"
+
+
+def test_a_vm_that_migrates_is_told_of_first() -> None:
+    told = Story("0")
+    told.rejections_wait = True
+    request = plug(1)
+    told.ask(request)
+    told.reject(1)
+    look = told.explanations.popleft()
+    told.tell(Looked(look.number, None, None, VmStatus("running", "active"), None))
+    assert "the VM is migrating or has migrated" in str(told.error(request))
 
 
 def test_a_plug_into_a_slot_that_was_left_just_now_is_sent_again_until_the_id_is_free() -> None:
@@ -385,6 +410,27 @@ def test_one_that_qemu_does_not_reply_to_is_unknown() -> None:
     told.ask(request)
     assert told.wait(2) == ["save the rest"]
     assert isinstance(told.error(request), OutcomeUnknownError)
+
+
+def test_one_whose_reply_another_waits_for_in_vain_is_unknown() -> None:
+    told = Story("0-1", reply_timeout=2.0)
+    told.ask(unplug(1))
+    told.wait(1)
+    request = unplug(1, result=Result.REMOVAL)
+    told.ask(request)
+    told.wait(1)
+    assert not told.is_settled(request), "it has as long as for a reply of its own"
+    told.wait(1)
+    assert isinstance(told.error(request), OutcomeUnknownError)
+
+
+def test_who_waits_for_one_that_qemu_rejects_is_told_so() -> None:
+    told = Story("0-1")
+    told.ask(unplug(1))
+    wait = Wait(told.state.removals[1], None)
+    told.ask(wait)
+    told.reject(1)
+    assert isinstance(told.error(wait), CommandRejectedError)
 
 
 def test_one_that_qemu_rejects_is_an_error() -> None:
