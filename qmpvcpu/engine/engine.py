@@ -174,7 +174,7 @@ class Engine:
         self._reserved: dict[int, Transition] = {}  # slots that one of those is about to plug
         self._to_advance: dict[Transition, None] = {}
         self._map_intent: Intent | None = None
-        self._tries: dict[Change, int] = {}
+        self._tries: dict[Request, int] = {}
         self._stopping = False
         self._stoppers: list[StopRunning] = []
         self._commands: dict[int, _Command] = {}
@@ -476,6 +476,7 @@ class Engine:
 
     def _settle(self, request: Request, *, result: object = None, error: BaseException | None = None) -> None:
         self._tell_events()  # publish earlier events first
+        self._tries.pop(request, None)
         self._effects.append(Settle(request, None if error is not None else result, error))
 
     # Whose turn it is, and the plan.
@@ -743,7 +744,6 @@ class Engine:
         if error is not None and self._tries[change] < change.tries and transition.may_try_again:
             self._requeue(change)
             return
-        del self._tries[change]
         if error is not None:
             self._settle(change, error=error)
             return
