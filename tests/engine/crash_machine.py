@@ -41,6 +41,7 @@ class CrashesBesideQemu(TransitionsBesideQemu):
         for _, written in list(self.saving)[:saved]:
             self.disk = written
         self.saving.clear()
+        self.writing.clear()
         self.commands.clear()
         self.replies.clear()
 

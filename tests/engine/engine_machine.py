@@ -576,7 +576,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
         moves = self.commands or self.replies or any(isinstance(each, Reply) for each in self.qemu.wire)
         waits = {each for each in self.open if not (isinstance(each, Wait) and each.timeout is None)}
         if waits and self.online and engine._exclusive not in waits:
-            assert moves or engine.deadline is not None or engine._saves or self.is_held()
+            assert moves or engine.deadline is not None or engine._saves or engine._configs or self.is_held()
 
     def is_held(self) -> bool:
         """Whether somebody keeps every change out."""
@@ -586,7 +586,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
     def who_is_stopped_waits_for_replies_only(self) -> None:
         for transition in self.engine._running.values():
             if transition.cancelled and self.online and self.engine.lost is None:
-                looks = transition.phase is Phase.LOOK
+                looks = transition.phase in {Phase.LOOK, Phase.CONFIG}
                 saves = transition in {self.engine.savers.get(number, (None,))[0] for number in self.engine._saves}
                 assert looks or saves or transition.batch.has_commands, "a safe point was reached"
 

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from qmpvcpu import Layout, OnFailure, TransitionReport, VcpuMap, qapi
+from qmpvcpu import ConfigDeniedError, DenialReason, Layout, OnFailure, TransitionReport, VcpuMap, qapi
 from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import (
     Accepted,
@@ -40,11 +40,11 @@ from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.numbering import ThreadReading
 from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.report import StepReport
+from qmpvcpu.model.report import ConfigOutcome, ConfigReport, StepReport
 from qmpvcpu.model.transition import Direction, Intent
 from qmpvcpu.model.verdicts import Pending, Verdict
 from qmpvcpu.model.vm import VmInfo, VmStatus
-from qmpvcpu.planning.plan import plan_map, plan_plug, plan_state, plan_unplug
+from qmpvcpu.planning.plan import Plan, plan_map, plan_plug, plan_state, plan_unplug
 from tests.engine.watched import Watched
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RUNNING",
+    "NextBoot",
     "Story",
     "make_state",
     "path",
@@ -135,6 +136,29 @@ def set_state(vcpu: int, *, enabled: bool, **options: Any) -> Change:
         waits_for_plug=enabled,
         subject=f"{'plug' if enabled else 'unplug'} of vCPU {vcpu}",
     )
+
+
+class NextBoot:
+    """A next boot that is to have what *plan* leads to."""
+
+    def __init__(self, denied: str = "") -> None:
+        self.denied = denied
+        self.promised: tuple[VcpuMap, str | None] | None = None
+
+    def promise(self, plan: Plan) -> None:
+        if self.denied:
+            raise ConfigDeniedError("plug", plan.ids, DenialReason.NO_CONFIG, self.denied)
+        self.promised = plan.target, "/next.xml"
+
+    def not_tried(self) -> ConfigReport:
+        return self.report(ConfigOutcome.NOT_TRIED)
+
+    async def write(self, done: str) -> tuple[ConfigReport, RecordError | None]:
+        raise NotImplementedError(done)
+
+    @staticmethod
+    def report(outcome: ConfigOutcome) -> ConfigReport:
+        return ConfigReport("/next.xml", outcome, VcpuMap([0]), VcpuMap.parse("0-1"), 8)
 
 
 class Story:

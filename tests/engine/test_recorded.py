@@ -7,13 +7,11 @@ import pytest
 from qmpvcpu import Affect, ConfigDeniedError, OnFailure, Outcome, RecordError, TransitionError, VcpuMap
 from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import Change, ConfigWritten, DropPrevious, Persist
-from qmpvcpu.errors import DenialReason
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.report import ConfigOutcome, ConfigReport
+from qmpvcpu.model.report import ConfigOutcome
 from qmpvcpu.model.transition import Action, Direction, Intent, Step
-from qmpvcpu.planning.plan import Plan
-from tests.engine.story import Story, make_state, plug, set_state, unplug, whole_map
+from tests.engine.story import NextBoot, Story, make_state, plug, set_state, unplug, whole_map
 
 PREVIOUS = PreviousVcpus.of(make_state("0-5").layout)
 INTERRUPTED = Intent(VcpuMap([0]), VcpuMap.parse("0,7"), (Step(Action.PLUG, VcpuMap([7])),), OnFailure.REVERT, 9.0)
@@ -243,29 +241,6 @@ def test_a_save_whose_caller_goes_away_is_settled_once() -> None:
 
 
 # The next boot.
-
-
-class NextBoot:
-    """A next boot that is to have what *plan* leads to."""
-
-    def __init__(self, denied: str = "") -> None:
-        self.denied = denied
-        self.promised: tuple[VcpuMap, str | None] | None = None
-
-    def promise(self, plan: Plan) -> None:
-        if self.denied:
-            raise ConfigDeniedError("plug", plan.ids, DenialReason.NO_CONFIG, self.denied)
-        self.promised = plan.target, "/next.xml"
-
-    def not_tried(self) -> ConfigReport:
-        return self.report(ConfigOutcome.NOT_TRIED)
-
-    async def write(self, done: str) -> tuple[ConfigReport, RecordError | None]:
-        raise NotImplementedError(done)
-
-    @staticmethod
-    def report(outcome: ConfigOutcome) -> ConfigReport:
-        return ConfigReport("/next.xml", outcome, VcpuMap([0]), VcpuMap.parse("0-1"), 8)
 
 
 def with_next_boot(change: Change, config: NextBoot | None = None) -> Change:

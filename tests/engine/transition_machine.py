@@ -4,6 +4,7 @@ The record is what the saves put on disk, one after the other: the intent, and t
 """
 
 from collections import deque
+from dataclasses import replace
 
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
@@ -11,7 +12,9 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from qmpvcpu import DenialReason, MonitorLostError, OnFailure, Proof, RecordError, Refused, TransitionReport, VcpuMap
 from qmpvcpu.engine.messages import (
     Change,
+    ConfigWritten,
     DropPrevious,
+    Effect,
     ExportLock,
     Hold,
     Lost,
@@ -25,17 +28,19 @@ from qmpvcpu.engine.messages import (
     Settle,
     Stop,
     StopRunning,
+    WriteConfig,
 )
 from qmpvcpu.engine.steprun import StepRun, StepStage
 from qmpvcpu.engine.transition import Phase, Transition
 from qmpvcpu.errors import MonitorError, StepDeniedError, TransitionError
 from qmpvcpu.model.options import CheckedOptions
-from qmpvcpu.model.report import TransitionOutcome
+from qmpvcpu.model.report import ConfigOutcome, TransitionOutcome, succeeded
 from qmpvcpu.model.transition import Action, Direction, Intent
 from qmpvcpu.model.verdicts import Unknown
 from qmpvcpu.planning.plan import plan_map
 from tests.engine.engine_machine import Disk, EngineBesideQemu, vcpus
 from tests.engine.model_qemu import OTHER, SLOTS
+from tests.engine.story import NextBoot, set_state
 
 __all__ = ["TransitionsBesideQemu", "moves"]
 
@@ -61,6 +66,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
 
     def __init__(self) -> None:
         self.saving: deque[tuple[int | None, Disk]] = deque()  # None: nobody waits for that one
+        self.writing: deque[WriteConfig] = deque()
         super().__init__()
         self.disk = self.known()
         self.holding: set[Hold] = set()
@@ -82,6 +88,13 @@ class TransitionsBesideQemu(EngineBesideQemu):
         self.ask(change)
         return change
 
+    @rule(vcpu=vcpus, enabled=st.booleans(), whole=st.booleans(), options=map_options)
+    def the_next_boot_is_to_follow(self, vcpu: int, enabled: bool, whole: bool, options: CheckedOptions) -> None:
+        there = self.engine.layout.enabled
+        wish = VcpuMap(there | {vcpu} if enabled else there - {vcpu})
+        change = Change(lambda now: plan_map(now, wish), options) if whole else set_state(vcpu, enabled=enabled)
+        self.ask(replace(change, options=options, config=NextBoot()))
+
     @property
     def map_running(self) -> Transition | None:
         return self.engine._map()
@@ -89,6 +102,23 @@ class TransitionsBesideQemu(EngineBesideQemu):
     @rule()
     def somebody_stops_the_map(self) -> None:
         self.ask(StopRunning())
+
+    # The next boot.
+
+    def perform(self, effect: Effect) -> None:
+        if isinstance(effect, WriteConfig):
+            transition = self.engine._configs[effect.number]
+            assert all(succeeded(run.step.action, run.verdict) for run in transition.runs), "it is done"
+            self.writing.append(effect)
+        super().perform(effect)
+
+    @precondition(lambda self: self.writing)
+    @rule(succeeds=st.sampled_from([True, True, False]))
+    def the_next_boot_is_written(self, succeeds: bool) -> None:
+        effect = self.writing.popleft()
+        outcome = ConfigOutcome.WRITTEN if succeeds else ConfigOutcome.FAILED
+        error = None if succeeds else RecordError("/next.xml", "no space")
+        self.put(ConfigWritten(effect.number, NextBoot.report(outcome), error))
 
     # The record.
 
@@ -120,8 +150,11 @@ class TransitionsBesideQemu(EngineBesideQemu):
 
     def we_oblige(self) -> None:
         self.release()
-        while self.saving:
-            self.a_save_ends(succeeds=True, kept=True)
+        while self.saving or self.writing:
+            if self.writing:
+                self.the_next_boot_is_written(succeeds=True)
+            if self.saving:
+                self.a_save_ends(succeeds=True, kept=True)
 
     # Those who keep changes out.
 
@@ -212,8 +245,11 @@ class TransitionsBesideQemu(EngineBesideQemu):
     @rule(saved=st.booleans())
     def we_attach_again(self, saved: bool) -> None:
         """What could not be written is tried once more, then somebody begins anew."""
-        while self.saving:
-            self.a_save_ends(succeeds=saved, kept=saved)
+        while self.saving or self.writing:
+            if self.writing:
+                self.the_next_boot_is_written(succeeds=saved)
+            if self.saving:
+                self.a_save_ends(succeeds=saved, kept=saved)
         assert not self.open, "nobody waits for what is gone"
         assert not self.engine._running
         if saved:
@@ -350,5 +386,5 @@ class TransitionsBesideQemu(EngineBesideQemu):
         assert running == ([] if self.map_running is None else [self.map_running])
         if not running or running[0].phase is Phase.FINISH:
             assert not self.engine.holds_saves
-        elif running[0].phase is not Phase.START:
+        elif running[0].phase is not Phase.START and not self.engine.closed:
             assert self.engine.holds_saves
