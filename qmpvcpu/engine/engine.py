@@ -176,6 +176,7 @@ class Engine:
         self._map_intent: Intent | None = None
         self._tries: dict[Request, int] = {}
         self._stopping = False
+        self._stopped_early: Change | Hold | None = None
         self._stoppers: list[StopRunning] = []
         self._commands: dict[int, _Command] = {}
         self._explaining: dict[int, Callable[[Exception | None], None]] = {}  # rejections, by command
@@ -413,14 +414,14 @@ class Engine:
     def _stop_running(self, request: StopRunning) -> None:
         if self._refuses(request):
             return
-        if not isinstance(self._exclusive, Change):
+        transition = self._map()
+        if transition is None:
+            self._stopped_early = self._exclusive  # it sends nothing once it is planned
             self._settle(request)
             return
         self._stoppers.append(request)
-        transition = self._map()
-        if transition is not None:  # else it is stopped once it is planned
-            transition.cancel(self._now)
-            self._to_advance[transition] = None
+        transition.cancel(self._now)
+        self._to_advance[transition] = None
 
     def _persist(self, request: Persist) -> None:
         self._save(lambda error: self._settle(request, error=error))
@@ -483,11 +484,8 @@ class Engine:
 
     def _make_room(self) -> None:
         """Note that the map, or the hold, is over: single steps that had to wait for it may send again."""
-        self._exclusive = None
+        self._exclusive = self._stopped_early = None
         self._to_advance.update(dict.fromkeys(self._running.values()))
-        stoppers, self._stoppers = self._stoppers, []
-        for stopper in stoppers:
-            self._settle(stopper)
 
     def _admit(self) -> bool:
         """Let the next request begin, if it may; return whether it did."""
@@ -570,7 +568,7 @@ class Engine:
             reconnects=self._reconnects,
         )
         self._running[change] = transition
-        if transition.is_map and self._stoppers:
+        if transition.is_map and self._stopped_early is change:
             transition.cancel(self._now)
         for step in () if transition.is_map else plan.steps:
             self._by_slot.setdefault(step.first, []).append(transition)

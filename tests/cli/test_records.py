@@ -46,6 +46,7 @@ async def test_a_command_that_only_looks_neither_writes_nor_locks_a_record(
         assert state_of(folder) == {}
     async with qmpvcpu.attach(guest.sockets[1], record=record) as vm:
         await vm.plug(3)
+        await vm.wait_for(lambda layout: layout[3].acknowledged, timeout=10)  # which is written too
     async with qmpvcpu.attach(guest.sockets[1], record=record):  # it is locked
         before = state_of(folder)
         folder.chmod(0o555)

@@ -548,8 +548,9 @@ def test_a_map_that_is_only_being_looked_at_is_stopped_once_it_is_planned() -> N
     told = Story("0", "0-3", first_looks_wait=True)
     stopping = StopRunning()
     assert told.ask(stopping) == []
+    assert told.result(stopping) is None  # there is no report yet
     assert told.see(first=True) == ["save intent", "save outcome"]
-    assert told.result(stopping).cancelled
+    assert told.report.cancelled
     assert told.verdicts == {1: "not sent", 2: "not sent", 3: "not sent"}
 
 
