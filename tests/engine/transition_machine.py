@@ -108,7 +108,9 @@ class TransitionsBesideQemu(EngineBesideQemu):
     def perform(self, effect: Effect) -> None:
         if isinstance(effect, WriteConfig):
             transition = self.engine._configs[effect.number]
-            assert all(succeeded(run.step.action, run.verdict) for run in transition.runs), "it is done"
+            reached = transition.report().outcome is TransitionOutcome.REACHED
+            done = all(succeeded(run.step.action, run.verdict) for run in transition.runs)
+            assert reached if transition.is_map else done
             self.writing.append(effect)
         super().perform(effect)
 
