@@ -12,13 +12,13 @@ Rules that live here:
 import heapq
 from collections import deque
 from collections.abc import Callable, Mapping, MutableSequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from qmpvcpu import qapi
 from qmpvcpu.engine.answers import error_of, error_of_removal, hint_of_plug, hint_of_unplug, verdict_on
 from qmpvcpu.engine.batch import Batch, LookAgain, SendStep
-from qmpvcpu.engine.intents import Intentions, Recorded, merged
+from qmpvcpu.engine.intents import Intentions, Recorded, merged, promising
 from qmpvcpu.engine.messages import (
     Accepted,
     Arrived,
@@ -337,11 +337,14 @@ class Engine:
         """Settle *request* with an error if the connection is gone for good, or this side is closing."""
         if not (self.closed or self._stopping):
             return False
-        why = "closed by this side" if self.lost is None else self.lost.why
-        error = MonitorLostError(why)
-        error.__cause__ = self.lost
-        self._settle(request, error=error)
+        self._settle(request, error=self._gone())
         return True
+
+    def _gone(self) -> MonitorLostError:
+        """Return the error of a request that was not begun, as there is no connection."""
+        error = MonitorLostError("closed by this side" if self.lost is None else self.lost.why)
+        error.__cause__ = self.lost
+        return error
 
     def _await_return(self, request: Request) -> None:
         """While the connection is lost, wait for it as long as for a reply of QEMU's."""
@@ -350,9 +353,7 @@ class Engine:
 
     def _give_up_waiting(self, request: Request) -> None:
         self._forget(request)
-        error = MonitorLostError("" if self.lost is None else self.lost.why)
-        error.__cause__ = self.lost
-        self._settle(request, error=error)
+        self._settle(request, error=self._gone())
 
     def _refresh(self, request: Refresh) -> None:
         if self._refuses(request):
@@ -715,10 +716,7 @@ class Engine:
     @staticmethod
     def _with_next_boot(transition: Transition, intent: Intent | None) -> Intent | None:
         config = transition.change.config
-        promised = None if config is None else config.promised
-        if intent is None or promised is None:
-            return intent
-        return replace(intent, next_boot=promised[0], config=promised[1])
+        return promising(intent, None if config is None else config.promised)
 
     def _config_written(self, given: ConfigWritten) -> None:
         transition = self._configs.pop(given.number)
@@ -758,7 +756,7 @@ class Engine:
         self._drop_alarm(transition)
 
     def _let_others_go_on(self, ended: Transition) -> None:
-        """Note that the map *ended*: what runs beside maps may send again, and who stopped it learns how it ended."""
+        """Note that the map *ended*: tell those who stopped it, and let single steps send again."""
         stoppers, self._stoppers = self._stoppers, []
         for stopper in stoppers:
             self._settle(stopper, result=ended.report())

@@ -103,14 +103,19 @@ def merged(
     enabled: VcpuMap,
     promised: tuple[VcpuMap, str | None] | None,
 ) -> Intent | None:
-    """Return the intent of *base* and of single *steps* beside it, with what the next boot is *promised*."""
+    """Return the intent of *base* and of further single *steps*, with what the next boot is *promised*."""
     intent = base
     if steps:
         base = base or Intent(enabled, enabled, ())
         intent = replace(base, target=_after(steps, base.target), steps=(*base.steps, *steps))
-    if intent is not None and promised is not None:
-        intent = replace(intent, next_boot=promised[0], config=promised[1])
-    return intent
+    return promising(intent, promised)
+
+
+def promising(intent: Intent | None, promised: tuple[VcpuMap, str | None] | None) -> Intent | None:
+    """Return *intent* with what the next boot is *promised*, if there are both."""
+    if intent is None or promised is None:
+        return intent
+    return replace(intent, next_boot=promised[0], config=promised[1])
 
 
 def _after(steps: Iterable[Step], enabled: VcpuMap) -> VcpuMap:

@@ -359,10 +359,10 @@ class Driver:
         self.closed = True
         self.put(Stop())
         await self._wait_calm()
-        self.put(Lost(MonitorLostError("closed by this side"), may_return=False))
+        lost = MonitorLostError("closed by this side")
+        self.put(Lost(lost, may_return=False))
         await self.connection.monitor.close()
         await self._wait_calm()  # a reply that will not come now is an error to those who wait for it
-        lost = MonitorLostError("closed by this side")
         for request in tuple(self._requests):  # what will not end now
             self._settle(Settle(request, error=lost))
         for task in self._tasks:
