@@ -209,12 +209,17 @@ def test_a_vm_that_migrates_is_told_of_first() -> None:
     assert "the VM is migrating or has migrated" in str(told.error(request))
 
 
-def test_a_plug_into_a_slot_that_was_left_just_now_is_sent_again_until_the_id_is_free() -> None:
+def left_just_now() -> Story:
+    """Return a story in which vCPU 1 has just been unplugged, so that QEMU may hold its id for a while."""
     told = Story("0-1")
     told.ask(unplug(1))
     told.accept(1)
     told.ejects(1)
-    request = plug(1)
+    return told
+
+
+def test_a_plug_into_a_slot_that_was_left_just_now_is_sent_again_until_the_id_is_free() -> None:
+    told, request = left_just_now(), plug(1)
     assert told.ask(request) == ["save intent", "add 1"]
     for pause in (0.01, 0.02):
         assert told.reject(1) == []
@@ -225,11 +230,7 @@ def test_a_plug_into_a_slot_that_was_left_just_now_is_sent_again_until_the_id_is
 
 
 def test_it_is_not_sent_for_ever() -> None:
-    told = Story("0-1")
-    told.ask(unplug(1))
-    told.accept(1)
-    told.ejects(1)
-    request = plug(1)
+    told, request = left_just_now(), plug(1)
     told.ask(request)
     for pause in (0.01, 0.02, 0.04, 0.08):
         assert told.reject(1) == []
@@ -242,11 +243,7 @@ def test_it_is_not_sent_for_ever() -> None:
 
 
 def test_what_was_sent_again_is_unknown_if_the_connection_is_lost_in_the_pause() -> None:
-    told = Story("0-1")
-    told.ask(unplug(1))
-    told.accept(1)
-    told.ejects(1)
-    request = plug(1)
+    told, request = left_just_now(), plug(1)
     told.ask(request)
     told.reject(1)
     told.lose()
@@ -531,11 +528,7 @@ def test_a_vcpu_that_nobody_wants_kept_any_more_is_not_plugged_again() -> None:
 
 
 def test_a_plug_that_nobody_wants_any_more_is_not_sent_again() -> None:
-    told = Story("0-1")
-    told.ask(unplug(1))
-    told.accept(1)
-    told.ejects(1)
-    request = plug(1)
+    told, request = left_just_now(), plug(1)
     told.ask(request)
     told.reject(1)
     told.cancel(request)
