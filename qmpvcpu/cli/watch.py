@@ -91,7 +91,7 @@ class _End:
     *VM_OPTIONS,
 )
 async def watch(shell: Shell, *, seconds: float | None, until: str | None, reconnect: bool) -> CommandResult:
-    """Follow what happens to the vCPUs, whoever does it, until SIGINT. Reads only.
+    """Follow every change to the vCPUs, by any client, until SIGINT. Reads only.
 
     On a terminal: the table of vCPUs with the last events below. Else one line an event. With --json one document a
     line: the state first ("event": null), then each event, at the end why it ended, or the error.

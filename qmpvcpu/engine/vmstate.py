@@ -254,7 +254,7 @@ class VmState:
             return self._adopt(self.slots[first], Origin.US, now)
         self.maybe_queued_twice.add(first)  # should the guest take the first request up right now
         again.may_ask_again = False
-        again.overdue = False  # whoever waits for it since it was asked for first, waits for the same answer
+        again.overdue = False  # the first request is still waiting for the same answer
         return again
 
     def unplug_replied(

@@ -17,7 +17,7 @@ class ChangeOptions(TypedDict, total=False):
         on_failure: What to do with the remaining steps when one fails; default ``OnFailure.STOP``.
         timeout: How long the guest may take for each answer, in seconds from QEMU's acceptance of the request; 0 only
             sends the request. Default 30.
-        total_timeout: How long the steps towards the target may take together, in seconds; None (the default): no
+        total_timeout: How long the steps of a whole map may take together, in seconds; None (the default): no
             limit of their own.
         revert_timeout: As *timeout*, for the steps that are undone; None (the default): the same.
         in_flight: How many commands may wait for QEMU's reply at once, at least 1; default 8. Under STOP removals are

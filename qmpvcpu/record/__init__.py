@@ -1,6 +1,6 @@
 """Floor 5: durable state on disk, and the only door to aiofiles.
 
-A record is one file, replaced whole or not at all: whoever reads it sees what one save wrote. A save is one hop to a
+A record is one file, replaced whole or not at all: a reader sees what one save wrote. A save is one hop to a
 thread (a hop per system call takes over twice as long) and follows no symlink. The directory is opened once, and
 written to even if its path leads elsewhere meanwhile. What others write into a record stays: each save starts from
 what is on disk.
