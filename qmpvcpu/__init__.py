@@ -45,11 +45,10 @@ if TYPE_CHECKING:
         WaitTimeoutError,
     )
     from qmpvcpu.model.layout import Layout, Slot, Vcpu
-    from qmpvcpu.model.options import ChangeOptions
-    from qmpvcpu.model.report import StepReport, TransitionOutcome, TransitionReport
-    from qmpvcpu.model.transition import Affect, OnFailure, Recovery
+    from qmpvcpu.model.options import Affect, ChangeOptions, OnFailure, Proof, Recovery
+    from qmpvcpu.model.transition import StepReport, TransitionOutcome, TransitionReport
     from qmpvcpu.model.vcpumap import VcpuMap
-    from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Proof, Refused, Rejected, Unknown, Unplugged, Verdict
+    from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged, Verdict
     from qmpvcpu.planning.plan import Plan
     from qmpvcpu.record.config import DomainConfig
     from qmpvcpu.vm.attaching import attach
@@ -59,7 +58,7 @@ __version__ = "0.1.0"
 
 # A name is imported when it is first used (PEP 562): importing all of the package takes longer than most commands.
 _HOMES = {
-    "Affect": "qmpvcpu.model.transition",
+    "Affect": "qmpvcpu.model.options",
     "CommandRejectedError": "qmpvcpu.errors",
     "ConfigDeniedError": "qmpvcpu.errors",
     "DenialReason": "qmpvcpu.errors",
@@ -74,7 +73,7 @@ _HOMES = {
     "MonitorError": "qmpvcpu.errors",
     "MonitorLostError": "qmpvcpu.errors",
     "MonitorTimeoutError": "qmpvcpu.errors",
-    "OnFailure": "qmpvcpu.model.transition",
+    "OnFailure": "qmpvcpu.model.options",
     "Outcome": "qmpvcpu.errors",
     "OutcomeUnknownError": "qmpvcpu.errors",
     "Pending": "qmpvcpu.model.verdicts",
@@ -83,8 +82,8 @@ _HOMES = {
     "PlugUnprovenError": "qmpvcpu.errors",
     "Plugged": "qmpvcpu.model.verdicts",
     "ChangeOptions": "qmpvcpu.model.options",
-    "Proof": "qmpvcpu.model.verdicts",
-    "Recovery": "qmpvcpu.model.transition",
+    "Proof": "qmpvcpu.model.options",
+    "Recovery": "qmpvcpu.model.options",
     "QmpVcpuError": "qmpvcpu.errors",
     "RecordCorruptError": "qmpvcpu.errors",
     "RecordError": "qmpvcpu.errors",
@@ -95,10 +94,10 @@ _HOMES = {
     "StalePlanError": "qmpvcpu.errors",
     "StepDeniedError": "qmpvcpu.errors",
     "StepError": "qmpvcpu.errors",
-    "StepReport": "qmpvcpu.model.report",
+    "StepReport": "qmpvcpu.model.transition",
     "TransitionError": "qmpvcpu.errors",
-    "TransitionOutcome": "qmpvcpu.model.report",
-    "TransitionReport": "qmpvcpu.model.report",
+    "TransitionOutcome": "qmpvcpu.model.transition",
+    "TransitionReport": "qmpvcpu.model.transition",
     "Unknown": "qmpvcpu.model.verdicts",
     "UnplugPendingError": "qmpvcpu.errors",
     "UnplugRefusedError": "qmpvcpu.errors",

@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
-    from qmpvcpu.model.report import TransitionReport
+    from qmpvcpu.model.transition import TransitionReport
     from qmpvcpu.model.vcpumap import VcpuMap
     from qmpvcpu.planning.compatibility import Difference
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qmpvcpu import Layout, qapi
-from qmpvcpu.model.numbering import build_fixed_slots, build_slots, creation_order
 from qmpvcpu.model.vm import VmInfo
+from qmpvcpu.qapi import build_fixed_slots, build_slots, creation_order
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "captures"
 

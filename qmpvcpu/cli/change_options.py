@@ -6,8 +6,7 @@ import click
 
 from qmpvcpu.cli.options import TIMEOUT, File, Seconds, flag, option
 from qmpvcpu.cli.result import BadUsageError
-from qmpvcpu.model.transition import Affect, OnFailure
-from qmpvcpu.model.verdicts import Proof
+from qmpvcpu.model.options import Affect, OnFailure, Proof
 
 ALLOW_FATAL = flag("--allow-fatal", "Send even what this QEMU is known not to survive.")
 ALLOW_BOOT_VCPUS = flag(

@@ -13,7 +13,7 @@ from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, printable
 from qmpvcpu.model.codec import to_json
-from qmpvcpu.model.report import ConfigOutcome, ConfigReport
+from qmpvcpu.model.transition import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
 
 if TYPE_CHECKING:

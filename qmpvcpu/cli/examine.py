@@ -23,9 +23,9 @@ from qmpvcpu.cli.failures import in_options, is_held
 from qmpvcpu.cli.show import headline, milliseconds
 from qmpvcpu.errors import MonitorConnectError, MonitorError, QmpVcpuError
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.ost import OstAnswer, OstStatus
+from qmpvcpu.model.options import Proof
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import Proof
+from qmpvcpu.model.verdicts import OstAnswer, OstStatus
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.qmp.address import Address
 from qmpvcpu.testing import MicroGuest, QemuNotFoundError, find_qemus, probe_accelerator

@@ -30,7 +30,7 @@ from qmpvcpu.errors import (
     printable,
 )
 from qmpvcpu.model.codec import to_json
-from qmpvcpu.model.report import TransitionReport
+from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.verdicts import Unknown, verdict_of
 
 if TYPE_CHECKING:

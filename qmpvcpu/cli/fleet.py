@@ -32,8 +32,8 @@ from qmpvcpu.cli.set import Target
 from qmpvcpu.cli.show import layout_json, milliseconds, state_json
 from qmpvcpu.errors import TransitionError, printable
 from qmpvcpu.fleet import Fleet, Results, VmResult
-from qmpvcpu.model.report import TransitionReport
-from qmpvcpu.model.transition import Affect
+from qmpvcpu.model.options import Affect
+from qmpvcpu.model.transition import TransitionReport
 
 if TYPE_CHECKING:
     from qmpvcpu.vm.controller import VcpuController

@@ -22,8 +22,9 @@ from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import milliseconds, state_json
 from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError
 from qmpvcpu.model.codec import to_json
-from qmpvcpu.model.transition import Action, Affect, Step
-from qmpvcpu.model.verdicts import Plugged, Proof, Unplugged, verdict_of
+from qmpvcpu.model.options import Affect, Proof
+from qmpvcpu.model.transition import Action, Step
+from qmpvcpu.model.verdicts import Plugged, Unplugged, verdict_of
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation, check_unplug
 

@@ -17,8 +17,8 @@ from qmpvcpu.errors import RecordError
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.report import TransitionOutcome, TransitionReport
-from qmpvcpu.model.transition import Recovery
+from qmpvcpu.model.options import Recovery
+from qmpvcpu.model.transition import TransitionOutcome, TransitionReport
 from qmpvcpu.planning.recovery import finish_target, revert_target
 from qmpvcpu.record.file import LockedFile
 

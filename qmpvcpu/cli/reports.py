@@ -6,8 +6,7 @@ from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
 from qmpvcpu.cli.show import milliseconds, state_text
 from qmpvcpu.errors import printable
 from qmpvcpu.model.codec import to_json
-from qmpvcpu.model.report import ConfigOutcome, StepReport, TransitionOutcome, TransitionReport
-from qmpvcpu.model.transition import Intent
+from qmpvcpu.model.transition import ConfigOutcome, Intent, StepReport, TransitionOutcome, TransitionReport
 from qmpvcpu.planning.plan import Plan
 
 _OUTCOMES: Final = {

@@ -23,8 +23,8 @@ from qmpvcpu.cli.result import NOT_SENT, REACHED, BadUsageError, CommandResult, 
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
 from qmpvcpu.errors import InvalidMapError
-from qmpvcpu.model.report import TransitionReport
-from qmpvcpu.model.transition import Affect
+from qmpvcpu.model.options import Affect
+from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
 
 if TYPE_CHECKING:

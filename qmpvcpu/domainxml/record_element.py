@@ -38,7 +38,8 @@ from qmpvcpu.errors import DomainXmlError, InvalidMapError
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.names import is_device_id, is_qom_path
-from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
+from qmpvcpu.model.options import OnFailure
+from qmpvcpu.model.transition import Action, Direction, Intent, Step
 from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap
 from qmpvcpu.model.vm import SMP_LEVELS, Topology
 

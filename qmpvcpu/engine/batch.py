@@ -21,8 +21,7 @@ from qmpvcpu.engine.steprun import BY_OTHER, STAGES, StepRun, StepStage, why
 from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.errors import StepDeniedError
 from qmpvcpu.model.options import CheckedOptions
-from qmpvcpu.model.report import succeeded
-from qmpvcpu.model.transition import Action
+from qmpvcpu.model.transition import Action, succeeded
 from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Unknown, Unplugged, Verdict
 from qmpvcpu.planning.checks import check_plug, check_unplug
 

@@ -15,15 +15,14 @@ from qmpvcpu.engine.vmstate import Read
 from qmpvcpu.errors import MonitorLostError, RecordError
 from qmpvcpu.events import Event
 from qmpvcpu.model.layout import Slot
-from qmpvcpu.model.numbering import ThreadReading
 from qmpvcpu.model.options import CheckedOptions
-from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.report import ConfigReport
-from qmpvcpu.model.transition import Intent
+from qmpvcpu.model.transition import ConfigReport, Intent
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import OstAnswer
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import Plan
+from qmpvcpu.qapi import ThreadReading
 
 # Requests: what callers want. Each is settled once, with a result or an error (``Settle``).
 

@@ -23,8 +23,7 @@ from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.errors import StepDeniedError
 from qmpvcpu.model.options import CheckedOptions
-from qmpvcpu.model.report import StepReport
-from qmpvcpu.model.transition import Action, Step
+from qmpvcpu.model.transition import Action, Step, StepReport
 from qmpvcpu.model.verdicts import Denied, Pending, Refused, Rejected, Unknown, Verdict
 
 BY_OTHER: Final = "changed by other"

@@ -38,15 +38,19 @@ from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.steprun import BY_OTHER, StepRun, StepStage, report_on
 from qmpvcpu.engine.vmstate import VmState
 from qmpvcpu.errors import RecordError
-from qmpvcpu.model.report import (
+from qmpvcpu.model.options import Affect, OnFailure
+from qmpvcpu.model.transition import (
+    Action,
     ConfigOutcome,
     ConfigReport,
+    Direction,
+    Intent,
+    Step,
     StepReport,
     TransitionOutcome,
     TransitionReport,
     succeeded,
 )
-from qmpvcpu.model.transition import Action, Affect, Direction, Intent, OnFailure, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Plugged, Unknown, Unplugged
 from qmpvcpu.planning.plan import Plan

@@ -39,11 +39,10 @@ from qmpvcpu.events import (
     VmStopped,
 )
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.model.numbering import ThreadReading, creation_order, runs_single_threaded
-from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.verdicts import Rejected
+from qmpvcpu.model.verdicts import OstAnswer, OstStatus, Rejected
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation
+from qmpvcpu.qapi import ThreadReading, creation_order, runs_single_threaded
 
 # QEMU holds the id of a CPU that has left until it has joined its thread: some milliseconds.
 _HELD_S = 1.0

@@ -16,7 +16,7 @@ from qmpvcpu.fleet.scan import find_sockets, socket_id
 from qmpvcpu.given import at_least, checked
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import ChangeOptions, CheckedOptions
-from qmpvcpu.model.report import TransitionReport
+from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.qmp.address import Address
 from qmpvcpu.vm.attaching import attach

@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, Self, TypeVar, cast
 
 from qmpvcpu.errors import QmpVcpuError, TransitionError
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.report import TransitionReport
+from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.verdicts import Verdict, verdict_of
 
 _T = TypeVar("_T")

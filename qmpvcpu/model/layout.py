@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from qmpvcpu.errors import shorten
 from qmpvcpu.model.names import KNOWN_PLACES, PERIPHERAL, QOM_PATH, Shape, cpu_model_of, is_cpu_type, is_place
-from qmpvcpu.model.ost import OstAnswer, OstStatus
 from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap
+from qmpvcpu.model.verdicts import OstAnswer, OstStatus
 from qmpvcpu.model.vm import VmInfo
 
 _PERIPHERALS = "/machine/peripheral"  # those without an id too, in /machine/peripheral-anon

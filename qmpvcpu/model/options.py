@@ -1,11 +1,60 @@
-"""The options of a change, described once."""
+"""The options of a change, described once, and what may be chosen for them."""
 
+import enum
 from dataclasses import dataclass
 from typing import TypedDict
 
 from qmpvcpu.given import at_least, values
-from qmpvcpu.model.transition import Affect, OnFailure
-from qmpvcpu.model.verdicts import Proof
+
+
+class Affect(enum.Enum):
+    """What a change applies to.
+
+    LIVE: the running VM. CONFIG: its next boot; nothing is sent to QEMU. BOTH: both are checked first, then the
+    running VM is changed, and the next boot only once that has succeeded.
+
+    Source: libvirt, virDomainModificationImpact.
+    """
+
+    LIVE = "live"
+    CONFIG = "config"
+    BOTH = "both"
+
+
+class OnFailure(enum.Enum):
+    """What to do with the remaining steps when one fails.
+
+    STOP: send nothing more; removals are requested one at a time, so that after a refusal nothing else leaves.
+    CONTINUE: do the others all the same. REVERT: send nothing more, wait for what is in flight, and undo what this
+    transition did, in reverse order. CONTINUE and REVERT request all removals at once.
+    """
+
+    STOP = "stop"
+    CONTINUE = "continue"
+    REVERT = "revert"
+
+
+class Proof(enum.Enum):
+    """What a plug waits for.
+
+    PRESENT: QEMU accepted the ``device_add``. ACKNOWLEDGED: the guest said so through _OST (advisory: it never
+    comes for a plug in early boot, and a guest may say it without taking the CPU).
+    """
+
+    PRESENT = "present"
+    ACKNOWLEDGED = "acknowledged"
+
+
+class Recovery(enum.Enum):
+    """What to do with a transition that was interrupted.
+
+    REPORT: report what a read shows of it, change nothing, and leave it interrupted. FINISH: go on to its target
+    under its policy. REVERT: undo what it had done.
+    """
+
+    REPORT = "report"
+    FINISH = "finish"
+    REVERT = "revert"
 
 
 class ChangeOptions(TypedDict, total=False):

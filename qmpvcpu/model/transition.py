@@ -1,9 +1,20 @@
-"""What a transition is made of: actions, steps, policies, and the intent that is recorded before it begins."""
+"""A transition as values: its steps, the intent that is recorded before it begins, and how it ended, slot by slot."""
 
 import enum
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Final
 
+from qmpvcpu.errors import Outcome, printable
+from qmpvcpu.model.codec import from_json, to_json
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.options import Affect, OnFailure
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict
+
+_MOST_LISTED: Final = 4  # more alike steps in a row than these share a line
+_MOST_SAID: Final = 5  # an error's message is one line; the report has them all
 
 
 class Action(enum.Enum):
@@ -16,45 +27,6 @@ class Action(enum.Enum):
     PLUG = "plug"
     UNPLUG = "unplug"
     KEEP = "keep"
-
-
-class Affect(enum.Enum):
-    """What a change applies to.
-
-    LIVE: the running VM. CONFIG: its next boot; nothing is sent to QEMU. BOTH: both are checked first, then the
-    running VM is changed, and the next boot only once that has succeeded.
-
-    Source: libvirt, virDomainModificationImpact.
-    """
-
-    LIVE = "live"
-    CONFIG = "config"
-    BOTH = "both"
-
-
-class OnFailure(enum.Enum):
-    """What to do with the remaining steps when one fails.
-
-    STOP: send nothing more; removals are requested one at a time, so that after a refusal nothing else leaves.
-    CONTINUE: do the others all the same. REVERT: send nothing more, wait for what is in flight, and undo what this
-    transition did, in reverse order. CONTINUE and REVERT request all removals at once.
-    """
-
-    STOP = "stop"
-    CONTINUE = "continue"
-    REVERT = "revert"
-
-
-class Recovery(enum.Enum):
-    """What to do with a transition that was interrupted.
-
-    REPORT: report what a read shows of it, change nothing, and leave it interrupted. FINISH: go on to its target
-    under its policy. REVERT: undo what it had done.
-    """
-
-    REPORT = "report"
-    FINISH = "finish"
-    REVERT = "revert"
 
 
 class Direction(enum.Enum):
@@ -112,3 +84,271 @@ class Intent:
     direction: Direction = Direction.FORWARD
     next_boot: VcpuMap | None = None
     config: str | None = None
+
+
+class TransitionOutcome(enum.Enum):
+    """How a transition ended.
+
+    REACHED: the map is the target. PARTIAL: it is not, and nothing was undone. REVERTED: all that was done is undone.
+    REVERT_INCOMPLETE: some of it could not be.
+    """
+
+    REACHED = "reached"
+    PARTIAL = "partial"
+    REVERTED = "reverted"
+    REVERT_INCOMPLETE = "revert incomplete"
+
+
+class ConfigOutcome(enum.Enum):
+    """How the change of the next boot ended.
+
+    WRITTEN: it is on disk as requested. UNCHANGED: it already was. NOT_TRIED: the live side was not reached. FAILED:
+    it could not be written, and is as it was.
+    """
+
+    WRITTEN = "written"
+    UNCHANGED = "so already"
+    NOT_TRIED = "not tried"
+    FAILED = "failed"
+
+
+def succeeded(action: Action, verdict: Verdict | None) -> bool:
+    """Return True if *verdict* is what *action* was for; a KEEP has succeeded if the guest refuses to let go."""
+    match action:
+        case Action.PLUG:
+            return isinstance(verdict, Plugged)
+        case Action.UNPLUG:
+            return isinstance(verdict, Unplugged)
+    return isinstance(verdict, Refused | Plugged)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """How the change of one slot ended.
+
+    Attributes:
+        action: What the step was for.
+        ids: All vCPU ids of the slot.
+        verdict: How it ended, or None if it was never sent.
+        reason: Why it is not as requested, in words; "" if it is.
+        seconds: From sending to the verdict; 0 if it was never sent.
+        undo: How the undoing of it ended, or None if there was none.
+        undone: True if it was undone, False if it should have been and is not, None if there was nothing to undo.
+    """
+
+    action: Action
+    ids: VcpuMap
+    verdict: Verdict | None = None
+    reason: str = ""
+    seconds: float = 0.0
+    undo: Verdict | None = None
+    undone: bool | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True if the slot became what was wanted, with the proof that was required; undone afterwards or not."""
+        unproven = isinstance(self.verdict, Plugged) and self.verdict.acknowledged is False and bool(self.reason)
+        return succeeded(self.action, self.verdict) and not unproven
+
+    @property
+    def left(self) -> bool | None:
+        """True if the step left its vCPUs plugged, False if unplugged; None if nobody can tell."""
+        match self.verdict if self.undo is None else self.undo:
+            case Pending() | Unknown():
+                return None
+            case Plugged() | Refused():
+                return True
+            case Unplugged():
+                return False
+        if self.undo is not None:  # an undoing that did not happen
+            return isinstance(self.verdict, Plugged)
+        # Not sent, denied or rejected: as it was. A KEEP is sent something only once its vCPU has left.
+        return self.action is Action.UNPLUG or (self.action is Action.KEEP and self.verdict is None)
+
+    def __str__(self) -> str:
+        return f"{self.action.value} {self.ids}: {self.said}"
+
+    @property
+    def said(self) -> str:
+        """How it ended and why, in words of one line."""
+        undone = {None: "", True: "undone", False: "NOT undone"}[self.undone]
+        ended = ", ".join(filter(None, ("" if self.verdict is None else self.verdict.name, undone)))
+        why = printable(" ".join(self.reason.split()))
+        return ": ".join(filter(None, (ended, why))) or "not sent"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigReport:
+    """How the change of the next boot ended.
+
+    Attributes:
+        path: The document, or the record, that keeps it.
+        outcome: How it ended.
+        start: The vCPUs that the next boot had before.
+        target: Those that it should have.
+        max: How many vCPUs the next boot has room for.
+        reason: Why it is not as requested, in words; "" if it is.
+    """
+
+    path: str
+    outcome: ConfigOutcome
+    start: VcpuMap
+    target: VcpuMap
+    max: int
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """True if the next boot is as requested."""
+        return self.outcome in (ConfigOutcome.WRITTEN, ConfigOutcome.UNCHANGED)
+
+    def __str__(self) -> str:
+        why = f": {printable(self.reason)}" if self.reason else ""
+        return f"next boot {self.start} to {self.target}: {self.outcome.name}{why}"
+
+
+@dataclass(frozen=True)
+class TransitionReport:
+    """How the change to a whole map ended; ``str()`` is for people.
+
+    Attributes:
+        start: The vCPUs that were plugged before.
+        target: The vCPUs that should be.
+        on_failure: The policy.
+        outcome: How it ended.
+        steps: Slot by slot, in the order of the plan.
+        layout: The VM at the end.
+        seconds: From the first command to the last answer.
+        cancelled: True if it was stopped before its end.
+        unrecorded: Why the record does not have it, or "".
+        unconfirmed: Why the VM could not be read again at the end, or "". Such a transition is never REACHED.
+        affect: What the change applied to. Under CONFIG there are no steps, and *start* and *target* are the next
+            boot's.
+        config: How the change of the next boot ended, or None under LIVE.
+    """
+
+    start: VcpuMap
+    target: VcpuMap
+    on_failure: OnFailure
+    outcome: TransitionOutcome
+    steps: tuple[StepReport, ...]
+    layout: Layout
+    seconds: float = 0.0
+    cancelled: bool = False
+    unrecorded: str = ""
+    unconfirmed: str = ""
+    affect: Affect = Affect.LIVE
+    config: ConfigReport | None = None
+
+    @property
+    def live(self) -> TransitionOutcome | None:
+        """How the live side ended by itself; None under CONFIG. Under LIVE it is the outcome."""
+        if self.affect is Affect.CONFIG:
+            return None
+        failed = self.config is not None and self.config.outcome is ConfigOutcome.FAILED
+        return TransitionOutcome.REACHED if failed else self.outcome  # else it would not have been tried
+
+    @property
+    def changed_by_other(self) -> VcpuMap:
+        """The vCPUs that are not as the start and the steps left them: another client plugged or unplugged them."""
+        if self.affect is Affect.CONFIG:
+            return VcpuMap()
+        expected, untold = set(self.start), set[int]()
+        for step in self.steps:
+            left = step.left
+            if left is None:
+                untold.update(step.ids)
+            else:
+                (expected.update if left else expected.difference_update)(step.ids)
+        return VcpuMap((self.layout.enabled ^ expected) - untold)
+
+    @property
+    def failure(self) -> str:
+        """Why the target is not reached, in one line, as the message of TransitionError."""
+        wrong = _grouped(step for step in self.steps if step.verdict is not None and not step.ok)
+        wrong += _grouped(step for step in self.steps if step.ok and step.undone is False)
+        unsent = VcpuMap(each for step in self.steps if step.verdict is None for each in step.ids)
+        wrong += [f"not sent: {unsent}"] if unsent else []
+        if self.config is not None and self.config.outcome is ConfigOutcome.FAILED:
+            wrong.append(str(self.config))
+        wrong += _beyond_steps(self)
+        pending = f", pending {self.layout.pending}" if self.layout.pending else ""
+        return (
+            f"vCPUs {self.target} not reached ({self.outcome.value}): {'; '.join(wrong) or 'changed by other'};"
+            f" plugged now: {self.layout.enabled}{pending}"
+        )
+
+    @property
+    def vm_outcome(self) -> Outcome:
+        """Whether the transition has left the VM changed."""
+        verdicts = [verdict for step in self.steps for verdict in (step.verdict, step.undo)]
+        if any(isinstance(verdict, Unknown | Pending) for verdict in verdicts):
+            return Outcome.UNKNOWN
+        return Outcome.CHANGED if any(_changed(step) for step in self.steps) else Outcome.UNCHANGED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON object, its attributes and ``live``; ``from_json`` reads it back."""
+        shown: dict[str, Any] = to_json(self) | {"live": to_json(self.live)}
+        return shown
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | str) -> "TransitionReport":
+        """Return the report that ``to_json`` was given, from the object or from its text.
+
+        Raises:
+            ValueError: It has another shape; the text names the key.
+        """
+        return from_json(cls, data)
+
+    def __str__(self) -> str:
+        layout = self.layout
+        pending = f", pending {layout.pending}" if layout.pending else ""
+        stopped = ", stopped by its caller" if self.cancelled else ""
+        head = (
+            f"{self.outcome.name}{stopped}: vCPUs {self.start} to {self.target}, on failure {self.on_failure.value};"
+            f" plugged now: {layout.enabled}{pending}"
+        )
+        unrecorded = [f"  not recorded: {printable(self.unrecorded)}"] if self.unrecorded else []
+        config = [] if self.config is None else [f"  {self.config}"]
+        others = [f"  {said}" for said in _beyond_steps(self)]
+        return "\n".join([head, *(f"  {line}" for line in _listed(self.steps)), *others, *config, *unrecorded])
+
+
+def _beyond_steps(report: TransitionReport) -> list[str]:
+    """Return what the steps of *report* do not say: what others did, and why the end could not be read."""
+    others, enabled = report.changed_by_other, report.layout.enabled
+    said = [f"plugged outside this transition: {VcpuMap(others & enabled)}"] if others & enabled else []
+    said += [f"unplugged outside this transition: {VcpuMap(others - enabled)}"] if others - enabled else []
+    return said + ([f"the VM could not be read at the end: {report.unconfirmed}"] if report.unconfirmed else [])
+
+
+def _changed(step: StepReport) -> bool:
+    """Return True if the slot of *step* is not as it was, on evidence: a KEEP whose vCPU left changes it too."""
+    if step.undone:
+        return False
+    match step.action:
+        case Action.PLUG:
+            return isinstance(step.verdict, Plugged)
+        case Action.UNPLUG:
+            return isinstance(step.verdict, Unplugged)
+    return isinstance(step.verdict, Plugged | Unplugged)
+
+
+def _listed(steps: Iterable[StepReport]) -> Iterator[str]:
+    """Return a line for each step, in order; many steps in a row that ended alike share one."""
+    for (action, said), group in groupby(steps, lambda step: (step.action.value, step.said)):
+        run = list(group)
+        if len(run) > _MOST_LISTED:
+            yield f"{action} {VcpuMap(each for step in run for each in step.ids)}: {said}"
+        else:
+            yield from map(str, run)
+
+
+def _grouped(steps: Iterable[StepReport]) -> list[str]:
+    """Return how *steps* ended: one entry for all that ended alike, and not too many entries."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for step in steps:
+        alike.setdefault((step.action.value, step.said), []).extend(step.ids)
+    said = [f"{action} {VcpuMap(ids)}: {said}" for (action, said), ids in alike.items()]
+    more = len(said) - _MOST_SAID
+    return said if more <= 0 else [*said[:_MOST_SAID], f"and {more} more"]

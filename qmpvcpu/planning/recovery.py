@@ -6,8 +6,16 @@ Only the slots of its steps are touched; what others have changed since stays.
 from dataclasses import replace
 
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.report import StepReport, TransitionOutcome, TransitionReport, succeeded
-from qmpvcpu.model.transition import Action, Direction, Intent, Step
+from qmpvcpu.model.transition import (
+    Action,
+    Direction,
+    Intent,
+    Step,
+    StepReport,
+    TransitionOutcome,
+    TransitionReport,
+    succeeded,
+)
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Pending, Plugged, Unplugged, Verdict
 from qmpvcpu.planning.plan import Plan

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from qmpvcpu.errors import Outcome, ReplayMismatchError
+from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.names import is_same_model
 from qmpvcpu.model.vcpumap import VcpuMap, named
@@ -36,6 +37,16 @@ class ReplayTarget(NamedTuple):
     cells: Mapping[int, int] = MappingProxyType({})
     slots: tuple[Slot, ...] = ()
     model: str | None = None
+
+    @classmethod
+    def of(cls, source: Layout | PreviousVcpus) -> "ReplayTarget":
+        """Return what *source* has."""
+        if isinstance(source, PreviousVcpus):
+            later = tuple(each for each in source.order if each not in source.started_with)
+            return cls(source.max, source.started_with, later, source.topology)
+        boot = source.started_with
+        later = tuple(each for first in source.order if first not in boot for each in source.slot_of(first).ids)
+        return cls(source.max, boot, later, source.vm.topology, slots=source.slots)
 
 
 def plan_replay(now: Situation, target: ReplayTarget, *, allow_fatal: bool = False) -> Plan:

@@ -8,9 +8,9 @@ from qmpvcpu import qapi
 from qmpvcpu.errors import CommandRejectedError, MalformedReplyError, clip
 from qmpvcpu.given import checked
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.model.numbering import ThreadReading, build_fixed_slots, build_slots, creation_order
-from qmpvcpu.model.ost import OstAnswer, OstStatus
+from qmpvcpu.model.verdicts import OstAnswer, OstStatus
 from qmpvcpu.model.vm import Topology, VmInfo, VmStatus, needs_x2apic
+from qmpvcpu.qapi import ThreadReading, build_fixed_slots, build_slots, creation_order
 from qmpvcpu.qmp.monitor import Monitor, Target
 
 Reading = tuple[tuple[Slot, ...], tuple[ThreadReading, ...] | None]

@@ -18,8 +18,9 @@ from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.events import VcpuUnplugged
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.options import Proof
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import Pending, Plugged, Proof, Refused, Unplugged, Verdict, verdict_of
+from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unplugged, Verdict, verdict_of
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.qemu import QemuNotFoundError, best_qemu

@@ -15,10 +15,10 @@ from qmpvcpu.engine.messages import Refresh
 from qmpvcpu.engine.vmstate import VmState
 from qmpvcpu.errors import MonitorError, RecordError, printable
 from qmpvcpu.given import checked, path
-from qmpvcpu.model.numbering import runs_single_threaded
-from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.transition import Recovery
+from qmpvcpu.model.options import Recovery
+from qmpvcpu.model.verdicts import OstAnswer
 from qmpvcpu.model.vm import VmInfo, VmStatus
+from qmpvcpu.qapi import runs_single_threaded
 from qmpvcpu.qmp.monitor import Target, is_address
 from qmpvcpu.qmp.queries import Reading, layout_of
 from qmpvcpu.vm.connection import Connection, Finder

@@ -1,21 +1,23 @@
 """Connections to QEMU: what is heard before anybody can take it, and how QEMU is found again after a loss."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from qmpvcpu import qapi
 from qmpvcpu.engine.messages import Returned
-from qmpvcpu.errors import MalformedReplyError, MonitorConnectError, MonitorLostError
+from qmpvcpu.errors import MalformedReplyError, MonitorConnectError, MonitorLostError, QmpVcpuError, printable
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.vcpumap import MOST_VCPUS
 from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.qmp.monitor import Monitor, Target
 from qmpvcpu.qmp.queries import Reader
-from qmpvcpu.vm.trouble import Trouble
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml.record_element import Instance
+
+_log = logging.getLogger("qmpvcpu.vm")
 
 # Between two attempts: soon at first, since most losses are of the connection only; then at a pace that is no load.
 _FIRST_PAUSE_S: Final = 0.05
@@ -246,3 +248,33 @@ def _subject_of(event: qapi.QemuEvent) -> object:
             return type(event)
         case qapi.RunEvent():
             return event
+
+
+class Trouble:
+    """A run of failures of one kind of background work: logged as it begins and once it is over, not in between.
+
+    Args:
+        what: What fails, such as ``cannot read vm``.
+        vm: The VM's name, for the log's extra field.
+    """
+
+    def __init__(self, what: str, vm: str) -> None:
+        self._what = printable(what)
+        self._extra = {"vm": printable(vm)}
+        self._failures = 0
+
+    def failed(self, error: Exception) -> None:
+        """Note a failure."""
+        self._failures += 1
+        why = printable(str(error))
+        cause = None if isinstance(error, QmpVcpuError) else error
+        if self._failures == 1:
+            _log.warning("%s: %s", self._what, why, extra=self._extra, exc_info=cause)
+        else:
+            _log.debug("%s: %s", self._what, why, extra=self._extra, exc_info=cause)
+
+    def over(self) -> None:
+        """Note a success, after which the next failure is news again."""
+        if self._failures:
+            _log.info("%s: over, after %d failures", self._what, self._failures, extra=self._extra)
+            self._failures = 0

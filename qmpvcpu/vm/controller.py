@@ -20,20 +20,17 @@ from qmpvcpu.errors import (
 from qmpvcpu.given import checked
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.options import ChangeOptions, CheckedOptions
-from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.report import ConfigReport, TransitionOutcome, TransitionReport
-from qmpvcpu.model.transition import Affect, Direction, Intent, OnFailure, Recovery
+from qmpvcpu.model.options import Affect, ChangeOptions, CheckedOptions, OnFailure, Recovery
+from qmpvcpu.model.transition import ConfigReport, Direction, Intent, TransitionOutcome, TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import Refused, Unplugged
+from qmpvcpu.model.verdicts import OstAnswer, Refused, Unplugged
 from qmpvcpu.model.vm import Capabilities
 from qmpvcpu.planning.checks import Situation, find_slot
 from qmpvcpu.planning.plan import Plan, parse_target, plan_count, plan_map, plan_plug, plan_state, plan_unplug
 from qmpvcpu.planning.recovery import finish_target, in_order_of, observed_report, revert_target
 from qmpvcpu.planning.replay import ReplayTarget, check_replayed, plan_replay
 from qmpvcpu.vm.driver import Driver
-from qmpvcpu.vm.migrating import Export, Migration
-from qmpvcpu.vm.replaying import wanted_of
+from qmpvcpu.vm.migrating import Export, Migration, replay_target
 from qmpvcpu.vm.subscribers import EventStream
 
 if TYPE_CHECKING:
@@ -615,7 +612,7 @@ class VcpuController:
             QmpVcpuError: As ``set_map``.
         """
         given = _live("replay", CheckedOptions.of(options))
-        wanted = self._kept() if source is None else wanted_of(source)
+        wanted = self._kept() if source is None else replay_target(source)
         await self.refresh()  # a map looks at slots only, and others may have plugged some in another order
         change = Change(
             lambda now: plan_replay(now, wanted, allow_fatal=given.allow_fatal),
@@ -641,10 +638,10 @@ class VcpuController:
             why = "attached without its record, or it is here again, was superseded by a change, or dropped"
             raise ReplayMismatchError([f"nothing is kept of an earlier QEMU: {why}; name what is to be replayed"])
         if record is None or record.next_boot is None:
-            return wanted_of(previous)
+            return replay_target(previous)
         from qmpvcpu.domainxml import domain_from
 
-        return wanted_of(replace(domain_from(self.layout), previous=previous, next_boot=record.next_boot))
+        return replay_target(replace(domain_from(self.layout), previous=previous, next_boot=record.next_boot))
 
     @checked
     async def export(self, *, settle: float = 0.0, allow_fatal: bool = False) -> Export:

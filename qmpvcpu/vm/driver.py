@@ -53,10 +53,9 @@ from qmpvcpu.errors import (
     printable,
 )
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.vm.connection import Connection, Finder
+from qmpvcpu.vm.connection import Connection, Finder, Trouble
 from qmpvcpu.vm.record_writer import RecordWriter
 from qmpvcpu.vm.subscribers import Subscribers
-from qmpvcpu.vm.trouble import Trouble
 
 _log = logging.getLogger("qmpvcpu.vm")
 

@@ -1,13 +1,14 @@
 """A VM that moves to another QEMU: what leaves, whether it can arrive, whether it has, and the way back.
 
-``migrate`` itself is the VMM's to send; this keeps it from losing the VM.
+``migrate`` itself is the VMM's to send; this keeps it from losing the VM. ``replay_target`` says which vCPUs a QEMU
+that is started anew must get.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Collection
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from qmpvcpu.engine.messages import Arrived, ExportLock, Persist, Refresh
 from qmpvcpu.engine.vmstate import Read
@@ -21,7 +22,7 @@ from qmpvcpu.errors import (
     TargetLostError,
     WaitTimeoutError,
 )
-from qmpvcpu.model.exported import ExportedState
+from qmpvcpu.model.exported import ExportedState, PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import check_export
@@ -35,7 +36,11 @@ from qmpvcpu.planning.compatibility import (
     compare_target,
     raise_if_incompatible,
 )
+from qmpvcpu.planning.replay import ReplayTarget
 from qmpvcpu.vm.driver import Driver
+
+if TYPE_CHECKING:
+    from qmpvcpu.domainxml import DomainVcpus
 
 # A target that stays paused after the arrival announces nothing: it is asked this often, in seconds.
 _LOOK_EVERY_S = 0.1
@@ -240,3 +245,28 @@ def _xml_of(layout: Layout) -> bytes | None:
         return render(layout)
     except DomainXmlError:
         return None
+
+
+def replay_target(source: "DomainVcpus | Layout | PreviousVcpus | bytes") -> ReplayTarget:
+    """Return which vCPUs a QEMU that is started as *source* says must get.
+
+    Raises:
+        DomainXmlError: It is no domain document that can be read.
+        TypeError: It is text, which may be a path or a document.
+    """
+    if isinstance(source, Layout | PreviousVcpus):
+        return ReplayTarget.of(source)
+    if isinstance(source, str):
+        raise TypeError("a domain document is bytes: read the file, or encode the text")
+    from qmpvcpu.domainxml import parse, start_of  # here, as in _xml_of
+    from qmpvcpu.domainxml.cpu import qemu_model
+
+    source = start_of(parse(source) if isinstance(source, bytes) else source)
+    return ReplayTarget(
+        max=source.max,
+        started_with=source.started_with,
+        later=source.order,
+        topology=source.topology,
+        cells={each: cell.id for cell in source.numa for each in cell.cpus},
+        model=None if source.cpu is None else qemu_model(source, source.arch or ""),
+    )

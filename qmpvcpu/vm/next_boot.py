@@ -16,7 +16,7 @@ from qmpvcpu.domainxml import DomainVcpus, domain_from
 from qmpvcpu.domainxml.next_boot import slot_of, with_map, with_state
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, Outcome, RecordError
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.report import ConfigOutcome, ConfigReport
+from qmpvcpu.model.transition import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.plan import Plan
 from qmpvcpu.record.config import DomainConfig

@@ -9,10 +9,10 @@ from typing import Any
 from qmpvcpu import Layout, VcpuMap, qapi
 from qmpvcpu.domainxml import render
 from qmpvcpu.engine.slots import SlotTable
-from qmpvcpu.model.numbering import build_slots, creation_order
 from qmpvcpu.model.vm import Topology, VmInfo, VmStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import plan_map
+from qmpvcpu.qapi import build_slots, creation_order
 from tests.bench.row import Goal, Row, Samples
 from tests.bench.setting import Setting
 

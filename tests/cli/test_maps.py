@@ -11,8 +11,7 @@ from qmpvcpu.cli.failures import failure
 from qmpvcpu.cli.run import Options, Shell
 from qmpvcpu.errors import TransitionError
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.report import StepReport, TransitionOutcome, TransitionReport
-from qmpvcpu.model.transition import Action
+from qmpvcpu.model.transition import Action, StepReport, TransitionOutcome, TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Unknown
 from qmpvcpu.model.vm import VmInfo

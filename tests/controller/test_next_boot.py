@@ -30,7 +30,7 @@ from qmpvcpu import (
     UnplugRefusedError,
 )
 from qmpvcpu.domainxml import read_identity
-from qmpvcpu.model.report import ConfigOutcome
+from qmpvcpu.model.transition import ConfigOutcome
 from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.domainxml.domains import document, domain_of_rows, said
 from tests.exchange import exchange

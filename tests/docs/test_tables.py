@@ -12,7 +12,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.domainxml import record_element
-from qmpvcpu.model import ost
+from qmpvcpu.model import verdicts
 from qmpvcpu.model.vm import KnownFault, VmInfo
 from qmpvcpu.testing import MicroGuest
 from tests.docs.blocks import ROOT, block, syntax_tree
@@ -59,8 +59,8 @@ def test_the_known_faults_are_those_of_each_qemu() -> None:
 
 def test_the_reasons_of_a_refusal_are_those_that_are_told() -> None:
     shown = {row[0]: row[1] for row in rows(page("evidence.md"), 2) if row[0].startswith("0x")}
-    assert {int(code, 16) for code in shown} == set(ost._EJECTION_REASONS)
-    for code, reason in ost._EJECTION_REASONS.items():
+    assert {int(code, 16) for code in shown} == set(verdicts._EJECTION_REASONS)
+    for code, reason in verdicts._EJECTION_REASONS.items():
         assert shown[f"0x{code:02x}"].startswith(reason)
 
 

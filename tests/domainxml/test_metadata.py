@@ -11,7 +11,8 @@ from lxml import etree
 from qmpvcpu.domainxml import NAMESPACE, Instance, Metadata, read_identity, render
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.exported import PreviousVcpus
-from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
+from qmpvcpu.model.options import OnFailure
+from qmpvcpu.model.transition import Action, Direction, Intent, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
 from tests.domainxml.examples import layout_of

@@ -8,8 +8,8 @@ from hypothesis.stateful import precondition, rule
 from qmpvcpu import OnFailure, VcpuMap
 from qmpvcpu.engine.messages import Change
 from qmpvcpu.model.options import CheckedOptions
-from qmpvcpu.model.ost import OstStatus
 from qmpvcpu.model.transition import Action, Direction, Intent
+from qmpvcpu.model.verdicts import OstStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import Plan, plan_map
 from qmpvcpu.planning.recovery import finish_target, in_order_of, observed_report, revert_target

@@ -51,9 +51,8 @@ from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.errors import StepDeniedError
 from qmpvcpu.events import Event, VcpuUnplugged
 from qmpvcpu.model.options import CheckedOptions
-from qmpvcpu.model.ost import OstStatus
 from qmpvcpu.model.transition import Action, Intent
-from qmpvcpu.model.verdicts import Plugged, Refused, Unplugged
+from qmpvcpu.model.verdicts import OstStatus, Plugged, Refused, Unplugged
 from qmpvcpu.model.vm import VmInfo, VmStatus
 from tests.engine.model_qemu import OTHER, SLOTS, US, Deletions, ModelQemu, Reply
 from tests.engine.story import plug, set_state, unplug

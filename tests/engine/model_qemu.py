@@ -8,8 +8,8 @@ from typing import Any
 
 from qmpvcpu import qapi
 from qmpvcpu.model.layout import CpuProps, Slot
-from qmpvcpu.model.numbering import ThreadReading
-from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.verdicts import OstAnswer
+from qmpvcpu.qapi import ThreadReading
 
 __all__ = ["BOOT", "OTHER", "SLOTS", "US", "Deletions", "ModelQemu", "Reply"]
 

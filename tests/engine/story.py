@@ -37,14 +37,12 @@ from qmpvcpu.engine.transition import Phase, Transition
 from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.errors import MonitorLostError, MonitorTimeoutError, RecordError, TransitionError
 from qmpvcpu.model.layout import CpuProps, Slot
-from qmpvcpu.model.numbering import ThreadReading
 from qmpvcpu.model.options import CheckedOptions
-from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.report import ConfigOutcome, ConfigReport, StepReport
-from qmpvcpu.model.transition import Direction, Intent
-from qmpvcpu.model.verdicts import Pending, Verdict
+from qmpvcpu.model.transition import ConfigOutcome, ConfigReport, Direction, Intent, StepReport
+from qmpvcpu.model.verdicts import OstAnswer, Pending, Verdict
 from qmpvcpu.model.vm import VmInfo, VmStatus
 from qmpvcpu.planning.plan import Plan, plan_map, plan_plug, plan_state, plan_unplug
+from qmpvcpu.qapi import ThreadReading
 from tests.engine.watched import Watched
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from qmpvcpu import OnFailure, Pending, Plugged, Proof, Refused, Unplugged, Vcpu
 from qmpvcpu.engine.removal import Evidence, Removal, State
 from qmpvcpu.engine.transition import Transition
 from qmpvcpu.events import Origin
-from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.verdicts import OstAnswer
 from tests.engine.story import Story, make_state, path, story, whole_map
 
 STOP, CONTINUE, REVERT = OnFailure

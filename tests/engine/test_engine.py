@@ -32,8 +32,7 @@ from qmpvcpu.engine.messages import (
 from qmpvcpu.engine.removal import State
 from qmpvcpu.engine.vmstate import Read
 from qmpvcpu.events import UnplugPending, VcpuPlugged
-from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.verdicts import Pending
+from qmpvcpu.model.verdicts import OstAnswer, Pending
 from qmpvcpu.model.vm import VmStatus
 from tests.engine.story import Story, make_state, plug, set_state, unplug, whole_map
 

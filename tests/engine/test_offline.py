@@ -7,8 +7,8 @@ from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import DropPrevious, Hold, Lost, Persist, Refresh, Request, Result, StopRunning, Wait
 from qmpvcpu.engine.removal import State
 from qmpvcpu.engine.vmstate import Read
-from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.transition import Action, Intent, Step
+from qmpvcpu.model.verdicts import OstAnswer
 from tests.engine.story import Story, plug, set_state, unplug, whole_map
 
 INTERRUPTED = Intent(VcpuMap([0]), VcpuMap.parse("0,7"), (Step(Action.PLUG, VcpuMap([7])),))

@@ -8,9 +8,8 @@ from qmpvcpu import Affect, ConfigDeniedError, OnFailure, Outcome, RecordError, 
 from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import Change, ConfigWritten, DropPrevious, Persist
 from qmpvcpu.model.exported import PreviousVcpus
-from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.report import ConfigOutcome
-from qmpvcpu.model.transition import Action, Direction, Intent, Step
+from qmpvcpu.model.transition import Action, ConfigOutcome, Direction, Intent, Step
+from qmpvcpu.model.verdicts import OstAnswer
 from tests.engine.story import NextBoot, Story, make_state, plug, set_state, unplug, whole_map
 
 PREVIOUS = PreviousVcpus.of(make_state("0-5").layout)

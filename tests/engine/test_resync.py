@@ -8,9 +8,9 @@ from qmpvcpu.engine.steprun import why
 from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.events import InstanceChanged, Origin, UnplugAcknowledged, UnplugRefused, VcpuPlugged, VcpuUnplugged
 from qmpvcpu.model.layout import CpuProps
-from qmpvcpu.model.numbering import ThreadReading
-from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.verdicts import OstAnswer
 from qmpvcpu.model.vm import VmStatus
+from qmpvcpu.qapi import ThreadReading
 from tests.engine.story import RUNNING, make_state, path, read_slots
 
 WORKS = OstAnswer(3, 0x84)

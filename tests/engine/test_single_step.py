@@ -19,7 +19,7 @@ from qmpvcpu import (
 from qmpvcpu.engine.messages import Change, Looked, Result, Wait
 from qmpvcpu.engine.removal import State
 from qmpvcpu.errors import PlugUndoneError
-from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.verdicts import OstAnswer
 from qmpvcpu.model.vm import VmStatus
 from tests.engine.story import Story, make_state, path, plug, set_state, unplug, whole_map
 

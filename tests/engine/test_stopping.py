@@ -5,7 +5,7 @@ import pytest
 from qmpvcpu import MonitorLostError, OnFailure, Pending, VcpuMap
 from qmpvcpu.engine.messages import Lost
 from qmpvcpu.engine.transition import Phase
-from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.verdicts import OstAnswer
 from tests.engine.story import Story, story
 
 STOP, CONTINUE, REVERT = OnFailure

@@ -4,8 +4,8 @@ import pytest
 
 from qmpvcpu import OnFailure, Refused, Rejected, Unknown, VcpuMap
 from qmpvcpu.engine.transition import Phase
-from qmpvcpu.model.ost import OstAnswer
 from qmpvcpu.model.transition import Action, Direction, Intent, Step
+from qmpvcpu.model.verdicts import OstAnswer
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.recovery import finish_target, revert_target
 from tests.engine.story import Story, make_state, path, story

@@ -24,9 +24,9 @@ from qmpvcpu.events import (
     VmStopped,
 )
 from qmpvcpu.model.layout import CpuProps, Slot
-from qmpvcpu.model.numbering import ThreadReading
-from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.verdicts import OstAnswer
 from qmpvcpu.model.vm import VmStatus
+from qmpvcpu.qapi import ThreadReading
 from tests.layouts import KVM, layout
 
 BOOT = "/machine/unattached/device[0]"

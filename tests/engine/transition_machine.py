@@ -34,8 +34,7 @@ from qmpvcpu.engine.steprun import StepRun, StepStage
 from qmpvcpu.engine.transition import Phase, Transition
 from qmpvcpu.errors import MonitorError, StepDeniedError, TransitionError
 from qmpvcpu.model.options import CheckedOptions
-from qmpvcpu.model.report import ConfigOutcome, TransitionOutcome, succeeded
-from qmpvcpu.model.transition import Action, Direction, Intent
+from qmpvcpu.model.transition import Action, ConfigOutcome, Direction, Intent, TransitionOutcome, succeeded
 from qmpvcpu.model.verdicts import Unknown
 from qmpvcpu.planning.plan import plan_map
 from tests.engine.engine_machine import Disk, EngineBesideQemu, vcpus

@@ -10,9 +10,9 @@ from qmpvcpu.domainxml import CpuModel, DomainVcpus, NumaCell, parse
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.launch import LaunchArguments, arguments
 from qmpvcpu.model.layout import CpuProps, Layout
-from qmpvcpu.model.numbering import SlotReading, ThreadReading, build_slots, creation_order
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
+from qmpvcpu.qapi import SlotReading, ThreadReading, build_slots, creation_order
 from tests.captures import Capture, all_captures
 from tests.domainxml.examples import Q35, captured_layouts, layout_of
 from tests.launch.domains import CELLS, DIES, EIGHT, INTERLEAVED, STATES, domain_of, domains

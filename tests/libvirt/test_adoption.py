@@ -10,7 +10,7 @@ import qmpvcpu
 from qmpvcpu import Layout, StepDeniedError, qapi
 from qmpvcpu.domainxml import render
 from qmpvcpu.errors import DenialReason, MonitorConnectError
-from qmpvcpu.model.numbering import build_slots, creation_order
+from qmpvcpu.qapi import build_slots, creation_order
 from qmpvcpu.testing import MicroGuest
 from tests.docs.blocks import block
 from tests.libvirt.daemon import Libvirt

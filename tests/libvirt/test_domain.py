@@ -11,10 +11,11 @@ import pytest
 from qmpvcpu import qapi
 from qmpvcpu.domainxml import Instance, Metadata, parse, read_identity, render
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.numbering import build_slots, creation_order
-from qmpvcpu.model.transition import Action, Intent, OnFailure, Step
+from qmpvcpu.model.options import OnFailure
+from qmpvcpu.model.transition import Action, Intent, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
+from qmpvcpu.qapi import build_slots, creation_order
 from qmpvcpu.record.record import Record
 from tests.domainxml.examples import (
     Q35,

@@ -13,10 +13,8 @@ from qmpvcpu import Layout, VcpuMap
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.model.layout import CpuProps, Slot
-from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.report import StepReport
-from qmpvcpu.model.transition import Action
-from qmpvcpu.model.verdicts import Pending, Refused, Verdict
+from qmpvcpu.model.transition import Action, StepReport
+from qmpvcpu.model.verdicts import OstAnswer, Pending, Refused, Verdict
 from qmpvcpu.model.vm import Topology, VmInfo
 from tests.captures import all_captures
 from tests.model.values import layouts, verdicts

@@ -7,8 +7,8 @@ import pytest
 
 from qmpvcpu import Layout, VcpuMap
 from qmpvcpu.model.layout import CpuProps, Slot
-from qmpvcpu.model.numbering import SlotReading, ThreadReading, build_slots, creation_order, runs_single_threaded
 from qmpvcpu.model.vm import VmInfo
+from qmpvcpu.qapi import SlotReading, ThreadReading, build_slots, creation_order, runs_single_threaded
 from tests.captures import Capture, all_captures
 
 CAPTURES = all_captures()

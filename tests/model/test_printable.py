@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from qmpvcpu.errors import CommandRejectedError, MonitorConnectError, QmpVcpuError, RecordError, printable
 from qmpvcpu.model.codec import to_json
-from qmpvcpu.model.report import ConfigOutcome, ConfigReport, StepReport
-from qmpvcpu.model.transition import Action
+from qmpvcpu.model.transition import Action, ConfigOutcome, ConfigReport, StepReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Rejected
 

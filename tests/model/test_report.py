@@ -11,7 +11,9 @@ from hypothesis import given
 from qmpvcpu import VcpuMap
 from qmpvcpu.errors import Outcome, TransitionError
 from qmpvcpu.model.codec import to_json
-from qmpvcpu.model.report import (
+from qmpvcpu.model.options import Affect, OnFailure
+from qmpvcpu.model.transition import (
+    Action,
     ConfigOutcome,
     ConfigReport,
     StepReport,
@@ -19,7 +21,6 @@ from qmpvcpu.model.report import (
     TransitionReport,
     succeeded,
 )
-from qmpvcpu.model.transition import Action, Affect, OnFailure
 from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Rejected, Unknown, Unplugged, Verdict
 from qmpvcpu.model.vm import VmInfo
 from tests.layouts import layout

@@ -28,8 +28,7 @@ from qmpvcpu import (
 from qmpvcpu.errors import describe, shorten
 from qmpvcpu.events import VcpuPlugged, VmResumed, VmStopped
 from qmpvcpu.model.codec import to_json
-from qmpvcpu.model.ost import OstAnswer, OstStatus
-from qmpvcpu.model.verdicts import verdict_of
+from qmpvcpu.model.verdicts import OstAnswer, OstStatus, verdict_of
 from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatus, apic_id, needs_x2apic
 
 

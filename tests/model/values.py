@@ -7,10 +7,16 @@ from hypothesis import strategies as st
 
 from qmpvcpu import DenialReason, Layout, VcpuMap
 from qmpvcpu.model.layout import CpuProps, Slot
-from qmpvcpu.model.ost import OstAnswer
-from qmpvcpu.model.report import ConfigOutcome, ConfigReport, StepReport, TransitionOutcome, TransitionReport
-from qmpvcpu.model.transition import Action, Affect, OnFailure
-from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged, Verdict
+from qmpvcpu.model.options import Affect, OnFailure
+from qmpvcpu.model.transition import (
+    Action,
+    ConfigOutcome,
+    ConfigReport,
+    StepReport,
+    TransitionOutcome,
+    TransitionReport,
+)
+from qmpvcpu.model.verdicts import Denied, OstAnswer, Pending, Plugged, Refused, Rejected, Unknown, Unplugged, Verdict
 from qmpvcpu.model.vm import Topology, VmInfo
 
 __all__ = ["layouts", "maps", "reports", "step_reports", "verdicts"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qmpvcpu import MalformedReplyError, qapi
 from qmpvcpu.model.layout import CpuProps, Slot
-from qmpvcpu.model.ost import OstAnswer
+from qmpvcpu.model.verdicts import OstAnswer
 from qmpvcpu.model.vm import Topology
 from tests.captures import FOLDER, all_captures
 

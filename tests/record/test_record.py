@@ -11,7 +11,8 @@ import pytest
 
 from qmpvcpu.domainxml import Instance, Metadata, read_identity, render
 from qmpvcpu.errors import RecordCorruptError, RecordError
-from qmpvcpu.model.transition import Action, Direction, Intent, OnFailure, Step
+from qmpvcpu.model.options import OnFailure
+from qmpvcpu.model.transition import Action, Direction, Intent, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.owner import instance_of, same_instance
 from tests.domainxml.examples import Q35, layout_of, vcpu_rows

@@ -37,8 +37,7 @@ from qmpvcpu.events import Event, VcpuUnplugged
 from qmpvcpu.fleet import Fleet, VmResult
 from qmpvcpu.launch import LaunchArguments, arguments
 from qmpvcpu.migration import Export, check_target, confirm_target
-from qmpvcpu.model.report import ConfigReport
-from qmpvcpu.model.transition import Intent, Step
+from qmpvcpu.model.transition import ConfigReport, Intent, Step
 from qmpvcpu.model.vm import Capabilities, KnownFault
 from qmpvcpu.testing import Behaviour, LinuxVm, MicroGuest, QemuVm, QmpMessage
 from qmpvcpu.vm.subscribers import EventStream
