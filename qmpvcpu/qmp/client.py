@@ -17,7 +17,10 @@ from qemu.qmp.qmp_client import BadReplyError, GreetingError, ServerParseError
 
 from qmpvcpu.errors import MalformedReplyError, MonitorConnectError, clip, shorten
 from qmpvcpu.qapi import parse_version
+from qmpvcpu.qmp import check_version
 from qmpvcpu.qmp.address import describe_peer, first_bytes, peer_pid
+
+check_version(QMPClient.connect)
 
 _CLIENT_NAME: Final = "qmpvcpu"  # names its logger too
 logging.getLogger(f"qemu.qmp.protocol.{_CLIENT_NAME}").addHandler(logging.NullHandler())
