@@ -21,7 +21,7 @@ from qmpvcpu.domainxml.cpu import CPU_FEATURES, CPU_MODEL, IOMMU, qemu_model, ru
 from qmpvcpu.errors import DomainXmlError, shorten
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.names import is_cpu_type, is_word
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, union
 from qmpvcpu.model.vm import SMP_LEVELS, Topology
 
 Device = Mapping[str, str | int]
@@ -313,7 +313,7 @@ def _unknown_of_layout(layout: Layout, given_cpu: str | None, model: str | None)
 
 def _in_node(layout: Layout, node: int) -> VcpuMap:
     inside = (slot for slot in layout.slots if slot.props.number("node-id") == node)
-    return VcpuMap(each for slot in inside for each in slot.ids)
+    return union(slot.ids for slot in inside)
 
 
 # For both.

@@ -73,6 +73,6 @@ def next_boot_file(affect: Affect, config: str | None, record: str | None) -> st
     return path
 
 
-def allowed(change: dict[str, Any]) -> dict[str, bool]:
+def allowed(change: dict[str, Any]) -> dict[str, Any]:
     """Return what of the options of a change decides whether its steps are denied."""
     return {name: value for name, value in change.items() if name.startswith("allow_")}

@@ -299,7 +299,7 @@ def _examine_plug(vm: VcpuController, layout: Layout) -> Finding:
         found = f"all {layout.max} vCPUs are plugged"
         return Finding(Level.NOTE, "plug", found, f"start the VM with -smp N,maxcpus=M, M more than {layout.max}")
     first = next(slot for slot in layout.slots if not slot.present)
-    return _as_planned(vm, "plug", VcpuMap(layout.enabled | first.ids), f"vCPU {first.ids} can be tried")
+    return _as_planned(vm, "plug", layout.enabled | first.ids, f"vCPU {first.ids} can be tried")
 
 
 def _examine_unplug(vm: VcpuController, layout: Layout) -> Finding:
@@ -309,7 +309,7 @@ def _examine_unplug(vm: VcpuController, layout: Layout) -> Finding:
     last = next((slot for slot in reversed(layout.slots) if layout[slot.first].hotpluggable), None)
     if last is None:
         return Finding(Level.NOTE, "unplug", "nothing is plugged that could leave", "plug something first")
-    return _as_planned(vm, "unplug", VcpuMap(layout.enabled - last.ids), f"vCPU {last.ids} can be tried")
+    return _as_planned(vm, "unplug", layout.enabled - last.ids, f"vCPU {last.ids} can be tried")
 
 
 def _as_planned(vm: VcpuController, subject: str, wish: VcpuMap, can: str) -> Finding:

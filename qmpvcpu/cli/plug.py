@@ -22,7 +22,7 @@ from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import milliseconds, state_json
 from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError
 from qmpvcpu.model.codec import to_json
-from qmpvcpu.model.options import Affect, Proof
+from qmpvcpu.model.options import Affect, CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, Step
 from qmpvcpu.model.verdicts import Plugged, Unplugged, verdict_of
 from qmpvcpu.model.vm import VmStatus
@@ -165,7 +165,7 @@ def _check_all(vm: "VcpuController", vcpus: list[int], change: dict[str, Any]) -
     """Deny what can be known beforehand while nothing is sent; the VM's run state is checked with each unplug."""
     now = Situation(layout=vm.layout, status=VmStatus("running"), created=0)
     for vcpu in vcpus:
-        check_unplug(now, vcpu, **allowed(change))
+        check_unplug(now, vcpu, CheckedOptions(**allowed(change)))
 
 
 def _affected(affect: Affect) -> dict[str, str]:

@@ -279,7 +279,7 @@ class Batch:
         if self._state.slots[first].present and (run.replug or not self._bounds.single):
             return self._found_so(run, Plugged(run.step.ids))
         try:
-            check_plug(self._state.situation, first, allow_fatal=self._options.allow_fatal)
+            check_plug(self._state.situation, first, self._options)
         except StepDeniedError as error:
             return self._deny(run, error)
         run.path = self._state.plug_sent(first)
@@ -300,12 +300,7 @@ class Batch:
             self._await_removal(run)
             return []
         try:
-            check_unplug(
-                self._state.situation,
-                first,
-                allow_fatal=self._options.allow_fatal,
-                allow_boot_vcpus=self._options.allow_boot_vcpus,
-            )
+            check_unplug(self._state.situation, first, self._options)
         except StepDeniedError as error:
             return self._deny(run, error)
         self._out.watch(run, self._state.unplug_sent(first, self._now))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from qmpvcpu.errors import shorten
 from qmpvcpu.model.names import KNOWN_PLACES, PERIPHERAL, QOM_PATH, Shape, cpu_model_of, is_cpu_type, is_place
-from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap
+from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap, union
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus
 from qmpvcpu.model.vm import VmInfo
 
@@ -250,17 +250,17 @@ class Layout:
     @cached_property
     def enabled(self) -> VcpuMap:
         """The vCPUs that are plugged."""
-        return VcpuMap(each for slot in self.slots if slot.present for each in slot.ids)
+        return union(slot.ids for slot in self.slots if slot.qom_path is not None)
 
     @cached_property
     def free(self) -> VcpuMap:
         """The vCPUs that are not plugged."""
-        return VcpuMap(each for slot in self.slots if not slot.present for each in slot.ids)
+        return union(slot.ids for slot in self.slots if slot.qom_path is None)
 
     @cached_property
     def pending(self) -> VcpuMap:
         """The vCPUs whose removal QEMU accepted and the guest has not answered; a subset of ``enabled``."""
-        return VcpuMap(each for first in self.pending_slots for each in self.slot_of(first).ids)
+        return union(self.slot_of(first).ids for first in self.pending_slots)
 
     @cached_property
     def vcpus(self) -> tuple[Vcpu, ...]:

@@ -2,7 +2,7 @@
 
 import enum
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Final, TypedDict
 
 from qmpvcpu.given import at_least, values
 
@@ -128,3 +128,7 @@ class CheckedOptions:
     def undo_timeout(self) -> float:
         """How long the guest may take for each answer while steps are undone, in seconds."""
         return self.timeout if self.revert_timeout is None else self.revert_timeout
+
+
+DEFAULTS: Final = CheckedOptions()
+"""No option given."""

@@ -10,7 +10,7 @@ from qmpvcpu.errors import Outcome, printable
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, OnFailure
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, union
 from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict
 
 _MOST_LISTED: Final = 4  # more alike steps in a row than these share a line
@@ -267,7 +267,7 @@ class TransitionReport:
         """Why the target is not reached, in one line, as the message of TransitionError."""
         wrong = _grouped(step for step in self.steps if step.verdict is not None and not step.ok)
         wrong += _grouped(step for step in self.steps if step.ok and step.undone is False)
-        unsent = VcpuMap(each for step in self.steps if step.verdict is None for each in step.ids)
+        unsent = union(step.ids for step in self.steps if step.verdict is None)
         wrong += [f"not sent: {unsent}"] if unsent else []
         if self.config is not None and self.config.outcome is ConfigOutcome.FAILED:
             wrong.append(str(self.config))
@@ -317,8 +317,8 @@ class TransitionReport:
 def _beyond_steps(report: TransitionReport) -> list[str]:
     """Return what the steps of *report* do not say: what others did, and why the end could not be read."""
     others, enabled = report.changed_by_other, report.layout.enabled
-    said = [f"plugged outside this transition: {VcpuMap(others & enabled)}"] if others & enabled else []
-    said += [f"unplugged outside this transition: {VcpuMap(others - enabled)}"] if others - enabled else []
+    said = [f"plugged outside this transition: {others & enabled}"] if others & enabled else []
+    said += [f"unplugged outside this transition: {others - enabled}"] if others - enabled else []
     return said + ([f"the VM could not be read at the end: {report.unconfirmed}"] if report.unconfirmed else [])
 
 
@@ -339,7 +339,7 @@ def _listed(steps: Iterable[StepReport]) -> Iterator[str]:
     for (action, said), group in groupby(steps, lambda step: (step.action.value, step.said)):
         run = list(group)
         if len(run) > _MOST_LISTED:
-            yield f"{action} {VcpuMap(each for step in run for each in step.ids)}: {said}"
+            yield f"{action} {union(step.ids for step in run)}: {said}"
         else:
             yield from map(str, run)
 

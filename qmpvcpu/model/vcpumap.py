@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from typing import Self, SupportsIndex
+from typing import Any, Self, SupportsIndex
 
 from qmpvcpu.errors import InvalidMapError, shorten
 
@@ -35,21 +35,17 @@ class VcpuMap(AbstractSet[int]):
         VcpuMap('0-1,3,7')
     """
 
-    __slots__ = ("_ids", "_members")
+    __slots__ = ("_bits", "_ids")
 
     def __init__(self, ids: Iterable[int] = ()) -> None:
-        if isinstance(ids, str | bytes | bytearray):  # these have elements too, which are no vCPU ids
-            raise InvalidMapError(ids, "text is read by VcpuMap.parse, libvirt's bytes by VcpuMap.from_bytes")
-        members: set[int] = set()
-        if not isinstance(ids, Iterable):
-            raise TypeError(f"ids are several, as in [3] or VcpuMap.parse('3'), not {shorten(ids)}")
-        for each in ids:
-            number = each if type(each) is int else _index(each)
-            if not 0 <= number <= _MAX_ID:
-                raise InvalidMapError(each, f"a vCPU id is 0 to {_MAX_ID}")
-            members.add(number)
-        self._members = frozenset(members)
-        self._ids = tuple(sorted(members))
+        self._bits = _bits_of(ids)
+        self._ids: tuple[int, ...] | None = None  # made when they are first asked for
+
+    @classmethod
+    def _made(cls, bits: int) -> Self:
+        made = cls.__new__(cls)
+        made._bits, made._ids = bits, None  # noqa: SLF001 -- as __init__ does, without its checks
+        return made
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -92,7 +88,7 @@ class VcpuMap(AbstractSet[int]):
             includes = True
         if not includes:
             raise InvalidMapError(text, f"{_quoted(text.strip())} takes out of nothing")
-        return cls(_ids_of(bits))
+        return cls._made(bits)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -104,11 +100,11 @@ class VcpuMap(AbstractSet[int]):
         value = int.from_bytes(data, "little")
         if value.bit_length() > _MAX_ID + 1:
             raise InvalidMapError(value.bit_length() - 1, f"a vCPU id is 0 to {_MAX_ID}")
-        return cls(_ids_of(value))
+        return cls._made(value)
 
     def to_int(self) -> int:
         """Return the map as a bit mask: bit ``i`` is vCPU ``i``."""
-        return sum(1 << each for each in self._ids)
+        return self._bits
 
     def to_bytes(self, length: int | None = None) -> bytes:
         """Return libvirt's cpumap, little endian, of *length* bytes (default: as few as needed, at least 1).
@@ -116,28 +112,52 @@ class VcpuMap(AbstractSet[int]):
         Raises:
             OverflowError: *length* bytes cannot hold the map.
         """
-        needed = (self._ids[-1] // 8 + 1) if self._ids else 1
-        return self.to_int().to_bytes(needed if length is None else length, "little")
+        needed = max(1, (self._bits.bit_length() + 7) // 8)
+        return self._bits.to_bytes(needed if length is None else length, "little")
 
     def __contains__(self, item: object) -> bool:
-        return item in self._members
+        if type(item) is int:
+            return item >= 0 and bool(self._bits >> item & 1)
+        return item in tuple(self)
 
     def __iter__(self) -> Iterator[int]:
+        if self._ids is None:
+            self._ids = _ids_of(self._bits)
         return iter(self._ids)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self._bits.bit_count()
+
+    # Defined here, and not only inherited, for their speed, and so that type checkers know what comes of them.
+
+    def __or__(self, other: AbstractSet[Any]) -> Self:
+        return self._made(self._bits | _bits_of(other))
+
+    def __xor__(self, other: AbstractSet[Any]) -> Self:
+        return self._made(self._bits ^ _bits_of(other))
+
+    def __and__(self, other: AbstractSet[object]) -> Self:
+        return self._made(self._bits & self._bits_in(other))
+
+    def __sub__(self, other: AbstractSet[object]) -> Self:
+        return self._made(self._bits & ~self._bits_in(other))
+
+    def _bits_in(self, other: Iterable[object]) -> int:
+        """Return which of the ids are in *other*, which may have anything else too."""
+        if isinstance(other, VcpuMap):
+            return other.to_int()
+        members = frozenset(other)
+        return _bits_of(each for each in self if each in members)
 
     def __eq__(self, other: object) -> bool:
-        # Defined here, and not only inherited, so that type checkers let it be compared with plain sets.
-        return self._members == other._members if isinstance(other, VcpuMap) else super().__eq__(other)
+        return self._bits == other._bits if isinstance(other, VcpuMap) else super().__eq__(other)
 
     def __hash__(self) -> int:
         return self._hash()
 
     def __str__(self) -> str:
         runs: list[list[int]] = []
-        for each in self._ids:
+        for each in self:
             if runs and runs[-1][1] == each - 1:
                 runs[-1][1] = each
             else:
@@ -160,9 +180,35 @@ def possible_ids(ids: Iterable[int]) -> VcpuMap:
     return VcpuMap(each for each in ids if 0 <= each <= _MAX_ID)
 
 
-def _ids_of(bits: int) -> Iterator[int]:
+def union(maps: Iterable[VcpuMap]) -> VcpuMap:
+    """Return the ids of all *maps*."""
+    bits = 0
+    for each in maps:
+        bits |= each.to_int()
+    return VcpuMap._made(bits)  # noqa: SLF001 -- it is of this module
+
+
+def _bits_of(ids: Iterable[int]) -> int:
+    if isinstance(ids, VcpuMap):
+        return ids.to_int()
+    if isinstance(ids, str | bytes | bytearray):  # these have elements too, which are no vCPU ids
+        raise InvalidMapError(ids, "text is read by VcpuMap.parse, libvirt's bytes by VcpuMap.from_bytes")
+    if not isinstance(ids, Iterable):
+        raise TypeError(f"ids are several, as in [3] or VcpuMap.parse('3'), not {shorten(ids)}")
+    bits = 0
+    for each in ids:
+        number = each if type(each) is int else _index(each)
+        if not 0 <= number <= _MAX_ID:
+            raise InvalidMapError(each, f"a vCPU id is 0 to {_MAX_ID}")
+        bits |= 1 << number
+    return bits
+
+
+def _ids_of(bits: int) -> tuple[int, ...]:
     lowest = (bits & -bits).bit_length() - 1 if bits else 0  # a map of few high ids is short
-    return (place for place, bit in enumerate(reversed(f"{bits >> lowest:b}"), lowest) if bit == "1")
+    if bits >> lowest == 1:
+        return (lowest,)
+    return tuple(place for place, bit in enumerate(reversed(f"{bits >> lowest:b}"), lowest) if bit == "1")
 
 
 def _index(given: SupportsIndex) -> int:

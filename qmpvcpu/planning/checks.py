@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
 from qmpvcpu.model.layout import Layout, Slot
+from qmpvcpu.model.options import DEFAULTS, CheckedOptions
 from qmpvcpu.model.vcpumap import VcpuMap, possible_ids
 from qmpvcpu.model.vm import KnownFault, VmStatus, needs_x2apic
 
@@ -58,7 +59,7 @@ class Fatal(NamedTuple):
         return cls(DenialReason.FATAL, fault.value)
 
 
-def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -> Slot:
+def check_plug(now: Situation, vcpu: int | None, options: CheckedOptions = DEFAULTS) -> Slot:
     """Return the slot that plugging *vcpu* (None: the first free one) fills.
 
     Raises:
@@ -83,13 +84,13 @@ def check_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -
             held += ", and a removal of it is pending: wait for the guest's answer first"
         raise StepDeniedError(PLUG, slot.ids, DenialReason.SLOT_OCCUPIED, held)
     _check_status(PLUG, slot, now)
-    fatal = None if allow_fatal else fatal_plug(now, slot)
+    fatal = None if options.allow_fatal else fatal_plug(now, slot)
     if fatal is not None:
         raise _fatal(PLUG, slot.ids, fatal)
     return slot
 
 
-def check_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_boot_vcpus: bool = False) -> Slot:
+def check_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) -> Slot:
     """Return the slot that unplugging *vcpu* empties.
 
     Raises:
@@ -108,7 +109,7 @@ def check_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_
         raise UnsupportedMachineError(
             UNPLUG, slot.ids, DenialReason.MACHINE_CANNOT_UNPLUG, detail, machine=layout.vm.machine
         )
-    if slot.device_id is None and layout.vm.libvirt_owned and not allow_boot_vcpus:
+    if slot.device_id is None and layout.vm.libvirt_owned and not options.allow_boot_vcpus:
         raise StepDeniedError(
             UNPLUG,
             slot.ids,
@@ -117,7 +118,7 @@ def check_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_
             " this (allow_boot_vcpus=True does it all the same)",
         )
     _check_status(UNPLUG, slot, now)
-    fatal = None if allow_fatal else fatal_unplug(now)
+    fatal = None if options.allow_fatal else fatal_unplug(now)
     if fatal is not None:
         raise _fatal(UNPLUG, slot.ids, fatal)
     return slot

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from qmpvcpu.errors import TargetMismatchError, printable
 from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.model.vcpumap import VcpuMap, named
+from qmpvcpu.model.vcpumap import VcpuMap, named, union
 from qmpvcpu.model.vm import SMP_LEVELS, VmStatus, apic_id
 
 _APIC_ARCHES = ("i386", "x86_64")
@@ -123,7 +123,7 @@ def compare_arrived(state: ExportedState, target: Layout) -> tuple[Difference, .
 
     A vCPU whose removal was pending may have left since: that is a note.
     """
-    gone = VcpuMap(state.pending - target.enabled)
+    gone = state.pending - target.enabled
     found = list(_vcpus(state, target, answered=gone))
     if gone:
         found.append(
@@ -141,7 +141,7 @@ def compare_arrived(state: ExportedState, target: Layout) -> tuple[Difference, .
 
 def changes_since(state: ExportedState, source: Layout) -> tuple[Difference, ...]:
     """Return in which vCPUs the source itself differs from what was exported of it: the target was built for that."""
-    left, came = VcpuMap(state.enabled - source.enabled), VcpuMap(source.enabled - state.enabled)
+    left, came = state.enabled - source.enabled, source.enabled - state.enabled
     found = []
     if left:
         advice = "it left the source after the export: unplug it on the target too, or build the target anew"
@@ -173,7 +173,7 @@ def _vcpus(state: ExportedState, target: Layout, *, answered: VcpuMap = VcpuMap(
     if missing:
         advice = "give it the slots that are named here, by device_add before migrate-incoming, or by -device"
         yield Difference(DifferenceKind.MISSING_VCPU, named(missing), "none", Severity.KILLS, advice, missing)
-    extra = VcpuMap(target.enabled - source.enabled)
+    extra = target.enabled - source.enabled
     if extra:
         advice = (
             "the guest would not know them: start the target without (QEMU takes none out before the VM arrives), or"
@@ -183,7 +183,7 @@ def _vcpus(state: ExportedState, target: Layout, *, answered: VcpuMap = VcpuMap(
     pairs = [(a, b) for a, b in zip(source.slots, target.slots, strict=False) if a.present and b.present]
     moved = [(a, b) for a, b in pairs if (a.first, a.count, a.props) != (b.first, b.count, b.props)]
     if moved or _shape(source) != _shape(target):
-        ids = VcpuMap(each for a, _ in moved for each in a.ids)
+        ids = union(a.ids for a, _ in moved)
         addresses = _addresses(source, [a for a, _ in pairs])
         same = addresses is not None and addresses == _addresses(target, [b for _, b in pairs])
         advice = "give the target the source's -smp (and -numa); the guest would find its caches and cores changed"
@@ -204,7 +204,7 @@ def _vcpus(state: ExportedState, target: Layout, *, answered: VcpuMap = VcpuMap(
             retyped[0][1].type,
             Severity.SILENT if emulated else Severity.KILLS,
             "start the target with the source's -cpu, feature flags included: QMP does not tell those",
-            VcpuMap(each for a, _ in retyped for each in a.ids),
+            union(a.ids for a, _ in retyped),
         )
 
 
@@ -276,7 +276,7 @@ def _ids_and_order(source: Layout, target: Layout) -> Iterator[Difference]:
         if a.present and b.present and a.device_id != b.device_id
     ]
     if renamed:
-        ids = VcpuMap(each for a, _ in renamed for each in a.ids)
+        ids = union(a.ids for a, _ in renamed)
         source_ids, target_ids = (_listed(pair[side].device_id or "none" for pair in renamed) for side in (0, 1))
         advice = "vCPUs are unplugged under the target's ids from then on, by us without a word of yours"
         yield Difference(DifferenceKind.DEVICE_ID, source_ids, target_ids, Severity.HARMLESS, advice, ids)

@@ -15,8 +15,9 @@ from qmpvcpu.errors import (
     shorten,
 )
 from qmpvcpu.model.layout import Layout, Slot
+from qmpvcpu.model.options import DEFAULTS, CheckedOptions
 from qmpvcpu.model.transition import Action, Step
-from qmpvcpu.model.vcpumap import VcpuMap, named
+from qmpvcpu.model.vcpumap import VcpuMap, named, union
 from qmpvcpu.model.verdicts import Denied
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.planning.checks import (
@@ -88,7 +89,7 @@ def parse_target(given: str | Iterable[int], layout: Layout) -> VcpuMap:
     return target
 
 
-def plan_map(now: Situation, target: VcpuMap, *, allow_fatal: bool = False, allow_boot_vcpus: bool = False) -> Plan:
+def plan_map(now: Situation, target: VcpuMap, options: CheckedOptions = DEFAULTS) -> Plan:
     """Return the steps that make exactly *target* plugged."""
     layout = now.layout
     denied = list(_denied_ids(layout, target))
@@ -109,43 +110,43 @@ def plan_map(now: Situation, target: VcpuMap, *, allow_fatal: bool = False, allo
             joins = pending and (now.leaving is None or slot.first in now.leaving)
             unplugs.append(Step(Action.UNPLUG, slot.ids, slot.qom_path, joins=joins))
     steps = (*plugs, *keeps, *reversed(unplugs))
-    denied += _denied_steps(now, steps, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+    denied += _denied_steps(now, steps, options)
     return Plan(
         start=layout.enabled,
         target=target,
         steps=steps,
         denied=tuple(denied),
-        warnings=tuple(_warnings(now, plugs, keeps, unplugs, allow_fatal=allow_fatal)),
+        warnings=tuple(_warnings(now, plugs, keeps, unplugs, allow_fatal=options.allow_fatal)),
         slots=layout.slots,
         pending_slots=layout.pending_slots,
     )
 
 
-def plan_plugs(now: Situation, slots: Iterable[int], *, allow_fatal: bool = False) -> Plan:
+def plan_plugs(now: Situation, slots: Iterable[int], options: CheckedOptions = DEFAULTS) -> Plan:
     """Return the steps that plug *slots*, named by their first vCPU ids, in this very order."""
     layout = now.layout
     steps = [Step(Action.PLUG, layout.slot_of(first).ids) for first in slots]
     return Plan(
         start=layout.enabled,
-        target=VcpuMap(layout.enabled | _ids(steps)),
+        target=layout.enabled | _ids(steps),
         steps=tuple(steps),
-        denied=tuple(_denied_steps(now, steps, allow_fatal=allow_fatal, allow_boot_vcpus=False)),
-        warnings=tuple(_warnings(now, steps, [], [], allow_fatal=allow_fatal)),
+        denied=tuple(_denied_steps(now, steps, options)),
+        warnings=tuple(_warnings(now, steps, [], [], allow_fatal=options.allow_fatal)),
         slots=layout.slots,
         pending_slots=layout.pending_slots,
     )
 
 
-def plan_plug(now: Situation, vcpu: int | None, *, allow_fatal: bool = False) -> Plan:
+def plan_plug(now: Situation, vcpu: int | None, options: CheckedOptions = DEFAULTS) -> Plan:
     """Return the step that plugs the slot of *vCPU*, or the first free one if it is None.
 
     Raises:
         StepDeniedError: It cannot or must not be sent.
     """
-    return _plan_step(now, Step(Action.PLUG, check_plug(now, vcpu, allow_fatal=allow_fatal).ids))
+    return _plan_step(now, Step(Action.PLUG, check_plug(now, vcpu, options).ids))
 
 
-def plan_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_boot_vcpus: bool = False) -> Plan:
+def plan_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) -> Plan:
     """Return the step that unplugs the slot of *vcpu*; a removal that is under way is joined.
 
     Raises:
@@ -154,13 +155,11 @@ def plan_unplug(now: Situation, vcpu: int, *, allow_fatal: bool = False, allow_b
     if now.leaving is not None and vcpu in now.leaving:
         slot = now.layout.slot_of(vcpu)
         return _plan_step(now, Step(Action.UNPLUG, slot.ids, slot.qom_path, joins=True))
-    slot = check_unplug(now, vcpu, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+    slot = check_unplug(now, vcpu, options)
     return _plan_step(now, Step(Action.UNPLUG, slot.ids, slot.qom_path))
 
 
-def plan_state(
-    now: Situation, vcpu: int, *, enabled: bool, allow_fatal: bool = False, allow_boot_vcpus: bool = False
-) -> Plan:
+def plan_state(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS, *, enabled: bool) -> Plan:
     """Return the step that makes the slot of *vcpu* plugged or unplugged; none if it is so already.
 
     Raises:
@@ -170,10 +169,10 @@ def plan_state(
     if enabled and slot.present:
         return _plan_step(now, Step(Action.KEEP, slot.ids, slot.qom_path) if slot.first in now.asked else None)
     if enabled:
-        return plan_plug(now, vcpu, allow_fatal=allow_fatal)
+        return plan_plug(now, vcpu, options)
     if not slot.present:
         return _plan_step(now, None)
-    return plan_unplug(now, vcpu, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+    return plan_unplug(now, vcpu, options)
 
 
 def _plan_step(now: Situation, step: Step | None) -> Plan:
@@ -184,14 +183,7 @@ def _plan_step(now: Situation, step: Step | None) -> Plan:
     return Plan(start, VcpuMap(target), (step,))
 
 
-def plan_count(
-    now: Situation,
-    count: int,
-    *,
-    include_boot: bool = False,
-    allow_fatal: bool = False,
-    allow_boot_vcpus: bool = False,
-) -> Plan:
+def plan_count(now: Situation, count: int, options: CheckedOptions = DEFAULTS, *, include_boot: bool = False) -> Plan:
     """Return the steps that make *count* vCPUs plugged: the lowest free ones in, the highest removable out.
 
     A removal that is pending is on its way, so it is joined before another vCPU is asked for. Boot vCPUs stay,
@@ -211,13 +203,13 @@ def plan_count(
             break
         chosen ^= {slot.first}
         reached.append(reached[-1] + (slot.count if grows else -slot.count))
-    target = VcpuMap(each for slot in layout.slots if slot.first in chosen for each in slot.ids)
+    target = union(slot.ids for slot in layout.slots if slot.first in chosen)
     if reached[-1] > count and not grows and len(chosen) > 1:  # the slot of vCPU 0 never leaves, include_boot or not
         detail = f"{named(target)} were there at boot, and a count takes none of those out (include_boot=True does)"
         return _refused(layout, Denied(target, DenialReason.COUNT_KEEPS_BOOT, detail))
     if reached[-1] != count:
         return _refused(layout, _splits(layout, count, {*reached[-2:]}))
-    return plan_map(now, target, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+    return plan_map(now, target, options)
 
 
 def _free(layout: Layout) -> list[Slot]:
@@ -247,7 +239,7 @@ def check_plan(plan: Plan, layout: Layout) -> None:
     planned = {slot.first: slot.qom_path for slot in plan.slots}
     observed = {slot.first: slot.qom_path for slot in layout.slots}
     if planned != observed or plan.pending_slots != layout.pending_slots:
-        pending = VcpuMap(each for slot in plan.slots if slot.first in plan.pending_slots for each in slot.ids)
+        pending = union(slot.ids for slot in plan.slots if slot.first in plan.pending_slots)
         was, now = _state(plan.start, pending), _state(layout.enabled, layout.pending)
         if was == now:  # the same vCPUs, but not the same CPUs
             other = min(planned.items() ^ observed.items(), key=lambda slot: slot[0])[0]
@@ -299,24 +291,22 @@ def _denied_ids(layout: Layout, target: VcpuMap) -> Iterator[Denied]:
 
 
 def _split(slot: Slot, target: VcpuMap) -> Denied:
-    inside = VcpuMap(slot.ids & target)
+    inside = slot.ids & target
     detail = (
         f"{named(slot.ids)} are one slot and move together: the target has {inside} and lacks {slot.ids - inside}"
     )
     return Denied(slot.ids, DenialReason.PART_OF_SLOT, detail)
 
 
-def _denied_steps(
-    now: Situation, steps: Iterable[Step], *, allow_fatal: bool, allow_boot_vcpus: bool
-) -> Iterator[Denied]:
+def _denied_steps(now: Situation, steps: Iterable[Step], options: CheckedOptions) -> Iterator[Denied]:
     counts = KnownFault.TCG_CREATED_BEYOND_MAX in now.layout.vm.known_faults  # of no matter elsewhere
     for step in steps:
         try:
             if step.action is Action.PLUG:
-                check_plug(now, step.first, allow_fatal=allow_fatal)
+                check_plug(now, step.first, options)
                 now = now._replace(created=now.created + len(step.ids)) if counts else now
             elif step.action is Action.UNPLUG:
-                check_unplug(now, step.first, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+                check_unplug(now, step.first, options)
             else:
                 check_keep(now, now.layout.slot_of(step.first))
         except StepDeniedError as error:
@@ -383,7 +373,7 @@ def _of_guest_or_reset(now: Situation, plugs: list[Step], unplugs: list[Step]) -
 
 
 def _ids(steps: Iterable[Step]) -> VcpuMap:
-    return VcpuMap(each for step in steps for each in step.ids)
+    return union(step.ids for step in steps)
 
 
 # In words, for people: alike steps share a line, so that 240 of them can be read.
@@ -425,7 +415,7 @@ def _step_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
         run = list(group)
         word = run[0].action.value
         if len(run) > _MOST_ALIKE:
-            ids = VcpuMap(each for step in run for each in step.ids)
+            ids = union(step.ids for step in run)
             yield word, str(ids), _how_all(run, slots, taken)
         else:
             for step in run:

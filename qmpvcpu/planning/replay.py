@@ -8,7 +8,8 @@ from qmpvcpu.errors import Outcome, ReplayMismatchError
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.names import is_same_model
-from qmpvcpu.model.vcpumap import VcpuMap, named
+from qmpvcpu.model.options import DEFAULTS, CheckedOptions
+from qmpvcpu.model.vcpumap import VcpuMap, named, union
 from qmpvcpu.model.vm import SMP_LEVELS, Topology
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import Plan, plan_plugs
@@ -49,7 +50,7 @@ class ReplayTarget(NamedTuple):
         return cls(source.max, boot, later, source.vm.topology, slots=source.slots)
 
 
-def plan_replay(now: Situation, target: ReplayTarget, *, allow_fatal: bool = False) -> Plan:
+def plan_replay(now: Situation, target: ReplayTarget, options: CheckedOptions = DEFAULTS) -> Plan:
     """Return the plugs that give a QEMU what it lacks of *target*, in its order.
 
     Idempotent: what the QEMU has already may be a beginning of that order.
@@ -61,7 +62,7 @@ def plan_replay(now: Situation, target: ReplayTarget, *, allow_fatal: bool = Fal
     if found:
         raise ReplayMismatchError(found)
     have = len(now.layout.order)
-    return plan_plugs(now, _expected(now.layout, target)[have:], allow_fatal=allow_fatal)
+    return plan_plugs(now, _expected(now.layout, target)[have:], options)
 
 
 def check_replayed(layout: Layout, target: ReplayTarget) -> None:
@@ -156,4 +157,4 @@ def _other_order(layout: Layout, expected: tuple[int, ...]) -> str:
 
 
 def _ids(slots: Iterator[Slot]) -> VcpuMap:
-    return VcpuMap(each for slot in slots for each in slot.ids)
+    return union(slot.ids for slot in slots)

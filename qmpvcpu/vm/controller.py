@@ -219,7 +219,7 @@ class VcpuController:
         if given.affect is Affect.CONFIG:
             return await self._next_boot(asked).enable(vcpu)
         change = Change(
-            lambda now: plan_plug(now, vcpu, allow_fatal=given.allow_fatal),
+            lambda now: plan_plug(now, vcpu, given),
             given,
             Result.IDS,
             slot=vcpu,
@@ -299,13 +299,7 @@ class VcpuController:
             next_boot = self._next_boot(asked)
             return await (next_boot.enable(vcpu) if enabled else next_boot.disable(vcpu))
         change = Change(
-            lambda now: plan_state(
-                now,
-                vcpu,
-                enabled=enabled,
-                allow_fatal=given.allow_fatal,
-                allow_boot_vcpus=given.allow_boot_vcpus,
-            ),
+            lambda now: plan_state(now, vcpu, given, enabled=enabled),
             given,
             Result.IDS,
             slot=vcpu,
@@ -335,20 +329,16 @@ class VcpuController:
             InvalidMapError: *target* is empty, or no set of vCPU ids. What cannot be done is in ``plan.denied``.
         """
         wanted = parse_target(target, self.layout)
-        return plan_map(self._engine.situation, wanted, allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+        options = CheckedOptions(allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+        return plan_map(self._engine.situation, wanted, options)
 
     @checked
     def plan_count(
         self, count: int, *, include_boot: bool = False, allow_fatal: bool = False, allow_boot_vcpus: bool = False
     ) -> Plan:
         """Return what ``set_count`` would do now; nothing is sent or read. What cannot be done is in ``denied``."""
-        return plan_count(
-            self._engine.situation,
-            count,
-            include_boot=include_boot,
-            allow_fatal=allow_fatal,
-            allow_boot_vcpus=allow_boot_vcpus,
-        )
+        options = CheckedOptions(allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
+        return plan_count(self._engine.situation, count, options, include_boot=include_boot)
 
     @checked
     async def set_map(self, target: str | Iterable[int] | Plan, **options: Unpack[ChangeOptions]) -> TransitionReport:
@@ -386,7 +376,7 @@ class VcpuController:
         def plan(now: Situation) -> Plan:
             if isinstance(target, Plan):
                 return target
-            return plan_map(now, wanted, allow_fatal=given.allow_fatal, allow_boot_vcpus=given.allow_boot_vcpus)
+            return plan_map(now, wanted, given)
 
         return await self._whole_map(plan, given, f"map {wanted}", _with_map(wanted))
 
@@ -415,13 +405,7 @@ class VcpuController:
         given = CheckedOptions.of(options)
 
         def plan(now: Situation) -> Plan:
-            return plan_count(
-                now,
-                count,
-                include_boot=include_boot,
-                allow_fatal=given.allow_fatal,
-                allow_boot_vcpus=given.allow_boot_vcpus,
-            )
+            return plan_count(now, count, given, include_boot=include_boot)
 
         def follow(domain: "DomainVcpus") -> "DomainVcpus":
             from qmpvcpu.domainxml.next_boot import with_count  # XML is not for everybody
@@ -615,7 +599,7 @@ class VcpuController:
         wanted = self._kept() if source is None else replay_target(source)
         await self.refresh()  # a map looks at slots only, and others may have plugged some in another order
         change = Change(
-            lambda now: plan_replay(now, wanted, allow_fatal=given.allow_fatal),
+            lambda now: plan_replay(now, wanted, given),
             given,
             rebuilds=True,
             subject="replay",
@@ -685,10 +669,7 @@ class VcpuController:
     # How it is done.
 
     def _unplug(self, vcpu: int, given: CheckedOptions, result: Result, asked: str) -> Change:
-        def plan(now: Situation) -> Plan:
-            return plan_unplug(now, vcpu, allow_fatal=given.allow_fatal, allow_boot_vcpus=given.allow_boot_vcpus)
-
-        return Change(plan, given, result, slot=vcpu, joins=True, subject=asked)
+        return Change(lambda now: plan_unplug(now, vcpu, given), given, result, slot=vcpu, joins=True, subject=asked)
 
     async def _whole_map(
         self, plan: Callable[[Situation], Plan], given: CheckedOptions, asked: str, follow: "ConfigChange"

@@ -94,7 +94,7 @@ def whole_map(
 ) -> Change:
     target, given = VcpuMap.parse(wish), CheckedOptions(**options)
     return Change(
-        lambda now: plan_map(now, target, allow_fatal=given.allow_fatal),
+        lambda now: plan_map(now, target, given),
         given,
         intent=intent,
         rebuilds=rebuilds,

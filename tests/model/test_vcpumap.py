@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu import InvalidMapError, VcpuMap
+from qmpvcpu.model.vcpumap import union
 
 ids = st.sets(st.integers(0, 16383), max_size=60)
 
@@ -112,3 +113,26 @@ def test_bytes_are_little_endian_as_virsh_has_them() -> None:
     assert 9 in VcpuMap([9])
     anything: object = "9"
     assert anything not in VcpuMap([9])
+
+
+def test_a_set_of_anything_can_be_taken_out_or_compared_but_not_added() -> None:
+    vcpus = VcpuMap([0, 3, 9])
+    anything: set[object] = {3, "a", -1, 99_999, 1.5}
+    assert vcpus & anything == {3}
+    assert vcpus - anything == {0, 9}
+    assert isinstance(vcpus - {0}, VcpuMap)
+    assert {0, 1} - vcpus == {1}
+    assert {1} | vcpus == {0, 1, 3, 9}
+    for more in (vcpus.__or__, vcpus.__xor__):
+        with pytest.raises(InvalidMapError):
+            more({99_999})
+
+
+@pytest.mark.parametrize("other", [3.0, True + 2, 1 << 70, -1, "3", [3], None])
+def test_membership_is_that_of_any_set(other: object) -> None:
+    assert (other in VcpuMap([3])) is (other == 3)
+
+
+def test_a_map_and_a_frozenset_that_are_equal_have_one_hash() -> None:
+    assert hash(VcpuMap([0, 5])) == hash(frozenset({0, 5}))
+    assert union([VcpuMap([1]), VcpuMap(), VcpuMap([0, 1])]) == {0, 1}

@@ -8,6 +8,7 @@ import pytest
 from qmpvcpu import DenialReason, Layout, StepDeniedError
 from qmpvcpu.errors import UnsupportedMachineError
 from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology, VmInfo, VmStatus
 from qmpvcpu.planning.checks import Situation, check_export, check_plug, check_unplug
@@ -119,13 +120,13 @@ def test_a_slot_is_filled_again_where_that_is_known_to_be_safe() -> None:
 
 
 def test_what_is_fatal_goes_through_when_the_caller_insists() -> None:
-    assert check_plug(situation(OLD_TCG, unplug_seen=True), 3, allow_fatal=True).first == 3
-    assert check_plug(situation(TCG, created=9), 3, allow_fatal=True).first == 3
-    assert check_plug(situation(replace(KVM, confidential=True)), 3, allow_fatal=True).first == 3
-    assert check_unplug(situation(PSERIES), 2, allow_fatal=True).first == 2
-    assert check_unplug(situation(TCG, single_threaded=True), 2, allow_fatal=True).first == 2
+    assert check_plug(situation(OLD_TCG, unplug_seen=True), 3, CheckedOptions(allow_fatal=True)).first == 3
+    assert check_plug(situation(TCG, created=9), 3, CheckedOptions(allow_fatal=True)).first == 3
+    assert check_plug(situation(replace(KVM, confidential=True)), 3, CheckedOptions(allow_fatal=True)).first == 3
+    assert check_unplug(situation(PSERIES), 2, CheckedOptions(allow_fatal=True)).first == 2
+    assert check_unplug(situation(TCG, single_threaded=True), 2, CheckedOptions(allow_fatal=True)).first == 2
     owned = situation(replace(KVM, libvirt_owned=True), present=(0, 1))
-    assert check_unplug(owned, 1, allow_boot_vcpus=True).first == 1
+    assert check_unplug(owned, 1, CheckedOptions(allow_boot_vcpus=True)).first == 1
 
 
 def test_kvm_knows_none_of_tcgs_limits() -> None:

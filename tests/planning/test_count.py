@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from qmpvcpu import DenialReason, StepDeniedError
 from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import check_plan, plan_count
@@ -107,10 +108,10 @@ def test_what_a_count_chooses_is_denied_as_a_map_is() -> None:
     assert [each.reason for each in plan_count(migrating, 5).denied] == [DenialReason.MIGRATING]
     full = situation(HOLES, vm=TCG, created=8)
     assert [each.reason for each in plan_count(full, 5).denied] == [DenialReason.FATAL]
-    assert plan_count(full, 5, allow_fatal=True).denied == ()
+    assert plan_count(full, 5, CheckedOptions(allow_fatal=True)).denied == ()
     owned = situation(HOLES, vm=replace(KVM, libvirt_owned=True))
     assert [each.reason for each in plan_count(owned, 1, include_boot=True).denied] == [DenialReason.LIBVIRT_OWNED]
-    assert plan_count(owned, 1, include_boot=True, allow_boot_vcpus=True).denied == ()
+    assert plan_count(owned, 1, CheckedOptions(allow_boot_vcpus=True), include_boot=True).denied == ()
 
 
 def chosen_naively(layout: Layout, count: int, *, include_boot: bool) -> set[int] | None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from qmpvcpu import DenialReason, InvalidMapError, StalePlanError, StepDeniedError, VcpuMap
 from qmpvcpu.errors import UnsupportedMachineError
 from qmpvcpu.model.layout import CpuProps, Layout, Slot
+from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.transition import Action, Step
 from qmpvcpu.model.verdicts import Denied
 from qmpvcpu.model.vm import Topology, VmStatus
@@ -398,7 +399,7 @@ def test_what_may_come_out_otherwise_is_told_beforehand(now: Situation, wish: st
 
 def test_what_is_fatal_and_allowed_is_planned_with_a_warning() -> None:
     now = situation(STORY, vm=TCG, created=8, single_threaded=True)
-    plan = plan_map(now, vcpus("0-2"), allow_fatal=True)
+    plan = plan_map(now, vcpus("0-2"), CheckedOptions(allow_fatal=True))
     assert plan.denied == ()
     assert words(plan) == ["plug 2", "unplug 6"]
     assert f"plugging vCPU 2 is known to be fatal: {BEYOND}" in plan.warnings
@@ -407,7 +408,7 @@ def test_what_is_fatal_and_allowed_is_planned_with_a_warning() -> None:
 
 def test_boot_vcpus_of_libvirts_vm_leave_where_the_caller_insists() -> None:
     owned = replace(KVM, libvirt_owned=True)
-    plan = plan_map(situation(STORY, vm=owned), vcpus("0"), allow_boot_vcpus=True)
+    plan = plan_map(situation(STORY, vm=owned), vcpus("0"), CheckedOptions(allow_boot_vcpus=True))
     assert (plan.denied, words(plan)) == ((), ["unplug 6", "unplug 1"])
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from qmpvcpu import DenialReason, Layout, Outcome
 from qmpvcpu.errors import ReplayMismatchError
 from qmpvcpu.model.layout import CpuProps
+from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.transition import Action
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import KnownFault, Topology, VmStatus
@@ -147,7 +148,7 @@ def test_what_this_qemu_would_not_survive_is_denied() -> None:
     used_up = situation(layout)._replace(created=3)
     plan = plan_replay(used_up, wanted(4, 1, 3, 2))
     assert [denied.reason for denied in plan.denied] == [DenialReason.FATAL]
-    assert plan_replay(used_up, wanted(4, 1, 3, 2), allow_fatal=True).denied == ()
+    assert plan_replay(used_up, wanted(4, 1, 3, 2), CheckedOptions(allow_fatal=True)).denied == ()
 
 
 def test_an_end_that_is_another_says_that_something_was_changed() -> None:
