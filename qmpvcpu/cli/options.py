@@ -113,7 +113,7 @@ def flag(name: str, text: str) -> click.Option:
     return click.Option([name], is_flag=True, help=text)
 
 
-_QMP_HELP = "The VM's QMP socket: a path, unix:PATH or tcp:HOST:PORT."
+_QMP_HELP = "The VM's QMP socket: a path, unix:PATH or tcp:HOST:PORT, or as -qmp has it."
 JSON = flag("--json", "Print one JSON document, for programs.")
 VERBOSE = flag("--verbose", "Print the QMP exchange on standard error.")
 QMP = option("--qmp", metavar="ADDRESS", help=f"{_QMP_HELP} Else $QMPVCPU_QMP.")

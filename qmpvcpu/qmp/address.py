@@ -12,7 +12,7 @@ import stat
 import struct
 import threading
 from asyncio.trsock import TransportSocket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from qmpvcpu.errors import MonitorConnectError, shorten
@@ -22,7 +22,21 @@ _BACKLOG_RETRY_S = 0.02
 _PORT_MAX = 65535
 _PORT = re.compile(r"[0-9]{1,5}")
 _Place = tuple[int, tuple[Any, ...]]  # an address family, and an address of it
-_TCP = re.compile(r"tcp:(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[^:]*)", re.ASCII)
+
+# An address as it is written elsewhere: in QEMU's arguments, libvirt's XML, socat, a URI, or what ss prints.
+_OPTION = re.compile(r"\s*--?(?:qmp(?:-pretty)?|chardev|mon)(?:\s+|=)", re.ASCII)
+_SCHEME = re.compile(r"(unix|unix-connect|unix-listen|tcp[46]?|tcp[46]?-connect|file):", re.ASCII | re.IGNORECASE)
+_ELSEWHERE = re.compile(r"(fd|udp|vsock|telnet|websocket|pipe|chardev|[a-z][a-z0-9+.-]*(?=://))[:=]", re.ASCII)
+_TCP = re.compile(r"(?://)?(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[^:/]*)/?", re.ASCII)
+_HOST_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]*):[0-9]+", re.ASCII)
+_BARE_IPV6 = re.compile(r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9]+", re.ASCII)
+# Of a chardev "socket", and of -qmp itself (QEMU chardev/char.c, qemu_chardev_opts; monitor/monitor.c).
+_KEY = re.compile(
+    "abstract|delay|id|ipv[46]|keep-alive|logappend|logfile|mode|mptcp|mux|nodelay|noserver|nowait|pretty|reconnect"
+    "|reconnect-ms|server|telnet|tight|tls-authz|tls-creds|tn3270|to|wait|websocket"
+)
+_OTHER_PROTOCOLS = ("telnet", "tn3270", "tls-creds", "websocket")
+_ASK_FOR = "give QEMU -qmp unix:PATH,server=on,wait=off"
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a directory"),
@@ -59,9 +73,13 @@ class Address(NamedTuple):
     def parse(cls, target: object) -> "Address":
         """Return the address that *target* names; nothing is looked up or tried.
 
+        Text may be written as QEMU's ``-qmp`` has it, with ``-qmp`` and its options or without: ``unix:PATH``,
+        ``tcp:HOST:PORT`` (a numeric IPv6 host in brackets; no host is this one), ``socket,path=PATH``. Also a plain
+        path, in which ``~`` is a home directory; ``HOST:PORT``, which has no slash (a file of such a name is
+        ``./HOST:PORT``); ``@NAME``, an abstract socket; a URI with ``unix:``, ``tcp:`` or ``file:``.
+
         Args:
-            target: A path, ``"unix:PATH"``, ``"tcp:HOST:PORT"`` (a numeric IPv6 host in brackets), or a pair
-                of host and port.
+            target: Such text; a path as ``os.PathLike``, taken as it is; or a pair of host and port.
 
         Returns:
             The address.
@@ -73,34 +91,65 @@ class Address(NamedTuple):
         """
         match target:
             case (str() as host, int() as port) if not isinstance(port, bool):
+                if not host:
+                    raise MonitorConnectError(f"tcp::{shorten(port)}", "the host is missing")
                 return cls._tcp(f"tcp:{host}:{shorten(port)}", host, shorten(port))
-            case str() if target.startswith("tcp:"):
-                found = _TCP.fullmatch(target)
-                if found is None:
-                    why = "a TCP address is tcp:HOST:PORT, with a numeric IPv6 host in brackets"
-                    raise MonitorConnectError(target, why)
-                return cls._tcp(target, found["bracketed"] or found["host"], found["port"])
-            case str() | os.PathLike():
-                return cls._unix(os.fsdecode(target))
+            case str():
+                return cls._read(target)
+            case os.PathLike():
+                path = os.fsdecode(target)
+                return cls._unix(path, path)
         raise TypeError(
             "a QMP server is given as a path, 'unix:PATH', 'tcp:HOST:PORT', (host, port), a connected socket"
             f" or a QMPClient, not as {type(target).__name__}"
         )
 
     @classmethod
+    def _read(cls, text: str) -> "Address":
+        """Read text as people paste it."""
+        body, options = _split_options(_OPTION.sub("", text.strip(), count=1).strip("'\""))
+        _check_options(text, options)
+        if body.startswith(("socket,", "path=")):
+            values = dict(part.partition("=")[::2] for part in body.split(","))
+            if "port" in values:
+                return cls._tcp(text, values.get("host") or "localhost", values["port"])
+            body = values.get("path", "")
+        scheme = _SCHEME.match(body)
+        if scheme is None:
+            if elsewhere := _ELSEWHERE.match(body):
+                raise _elsewhere(text, elsewhere[1])
+            if _BARE_IPV6.fullmatch(body):
+                raise MonitorConnectError(text, "a numeric IPv6 host stands in brackets, as in [::1]:4444")
+            if _HOST_PORT.fullmatch(body):
+                return cls._read_tcp(text, body)
+            return cls._unix(text, _expand(body, options))
+        rest = body[scheme.end() :]
+        if scheme[1][:3].lower() == "tcp":
+            return cls._read_tcp(text, rest)
+        if scheme[1].lower() == "file":
+            from urllib.parse import unquote  # rarely wanted, and as long as the rest of the package
+
+            rest = unquote(rest.removeprefix("//localhost"))
+        return cls._unix(text, _expand("/" + rest.lstrip("/") if rest.startswith("/") else rest, options))
+
+    @classmethod
+    def _read_tcp(cls, text: str, rest: str) -> "Address":
+        found = _TCP.fullmatch(rest)
+        if found is None:
+            raise MonitorConnectError(text, "a TCP address is tcp:HOST:PORT, with a numeric IPv6 host in brackets")
+        return cls._tcp(text, found["bracketed"] or found["host"] or "localhost", found["port"])
+
+    @classmethod
     def _tcp(cls, text: str, host: str, port: str) -> "Address":
-        """Check host and port of *text*."""
-        if not host:
-            raise MonitorConnectError(text, "the host is missing")
+        """Check the port of *text*."""
         if _PORT.fullmatch(port) is None or not 0 < int(port) <= _PORT_MAX:
             raise MonitorConnectError(text, f"the port is {port!r}, not a number from 1 to {_PORT_MAX}")
         return cls(host=host, port=int(port))
 
     @classmethod
-    def _unix(cls, text: str) -> "Address":
+    def _unix(cls, text: str, path: str) -> "Address":
         """Check the path that *text* is or names."""
-        path = text.removeprefix("unix:")
-        if not path or "\0" in path:
+        if not path.strip("\0") or "\0" in path[1:]:
             raise MonitorConnectError(repr(text), "the path is empty or holds a NUL")
         try:
             length = len(os.fsencode(path))
@@ -111,10 +160,57 @@ class Address(NamedTuple):
             raise MonitorConnectError(f"unix:{path}", why, hint="a relative path or a symbolic link is shorter")
         return cls(path=path)
 
+    @property
+    def is_abstract(self) -> bool:
+        """True for a UNIX socket that has a name and no file."""
+        return self.path is not None and self.path[0] == "\0"
+
     def __str__(self) -> str:
         if self.path is not None:
-            return f"unix:{self.path}"
+            return f"unix:@{self.path[1:]}" if self.is_abstract else f"unix:{self.path}"
         return f"tcp:[{self.host}]:{self.port}" if ":" in str(self.host) else f"tcp:{self.host}:{self.port}"
+
+
+def _split_options(text: str) -> tuple[str, dict[str, str]]:
+    """Return what is before the options of a chardev that *text* ends with, and these.
+
+    QEMU has two commas for one in a path. One that begins no option is the path's own.
+    """
+    options: dict[str, str] = {}
+    while True:
+        body, comma, last = text.rpartition(",")
+        name, _, value = last.partition("=")
+        if not comma or _KEY.fullmatch(name) is None:
+            return text.replace(",,", ",") if options else text, options
+        text, options[name] = body, value or "on"
+
+
+def _check_options(text: str, options: Mapping[str, str]) -> None:
+    """Refuse a chardev that is none to connect to."""
+    if options.get("server") in ("off", "no") or "noserver" in options:
+        raise MonitorConnectError(text, "there QEMU connects, and does not listen (server=off)", hint=_ASK_FOR)
+    for each in _OTHER_PROTOCOLS:
+        if options.get(each, "off") not in ("off", "no"):
+            raise MonitorConnectError(text, f"there QEMU speaks QMP inside of something else ({each})", hint=_ASK_FOR)
+
+
+def _expand(path: str, options: Mapping[str, str]) -> str:
+    """Return *path* with a home directory in place of ``~``, or as the kernel names an abstract socket."""
+    if options.get("abstract") in ("on", "yes"):
+        path = f"@{path}"
+    if path.startswith("@"):
+        return "\0" + path[1:]
+    return os.path.expanduser(path) if path.startswith("~") else path  # noqa: PTH111 - pathlib brings urllib
+
+
+def _elsewhere(text: str, kind: str) -> MonitorConnectError:
+    """Return the error for an address of a *kind* that is not ours: why, and what to write."""
+    known = "a path, unix:PATH or tcp:HOST:PORT"
+    if kind.partition("+")[0] == "qemu":
+        why = f"that is libvirt, and not the QMP socket of one VM, which is {known}"
+        return MonitorConnectError(text, why, hint="docs/libvirt.md says how a VM of libvirt gets one")
+    hint = "attach() takes a connected socket" if kind == "fd" else _ASK_FOR
+    return MonitorConnectError(text, f"{kind} leads to no QMP socket, whose address is {known}", hint=hint)
 
 
 async def connect(address: Address, *, deadline: float) -> socket.socket:
@@ -148,16 +244,8 @@ async def connect(address: Address, *, deadline: float) -> socket.socket:
 
 async def _connect_unix(text: str, path: str) -> socket.socket:
     """Connect to a UNIX socket; waits as long as the listener's queue is full."""
-    try:
-        mode = os.stat(path).st_mode  # noqa: PTH116 - one stat of a local path; str keeps a "./"
-    except FileNotFoundError:
-        hint = "is QEMU running, with -qmp unix:PATH,server=on,wait=off?"
-        raise MonitorConnectError(text, "no such path", hint=hint) from None
-    except OSError as err:
-        raise MonitorConnectError(text, _explain(err)) from err
-    if not stat.S_ISSOCK(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
-        raise MonitorConnectError(text, f"the path is {kind}, no socket")
+    if path[0] != "\0":
+        _check_file(text, path)
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.settimeout(0)
@@ -170,14 +258,35 @@ async def _connect_unix(text: str, path: str) -> socket.socket:
             await asyncio.sleep(_BACKLOG_RETRY_S)
     except ConnectionRefusedError:
         sock.close()
-        why = "connection refused: nobody listens, the socket was left behind by a process that has ended"
-        raise MonitorConnectError(text, why) from None
+        left = "" if path[0] == "\0" else ", the socket was left behind by a process that has ended"
+        raise MonitorConnectError(text, f"connection refused: nobody listens{left}") from None
     except OSError as err:
         sock.close()
         raise MonitorConnectError(text, _explain(err)) from err
     except BaseException:
         sock.close()
         raise
+
+
+def _check_file(text: str, path: str) -> None:
+    """Make sure that there is a socket at *path*."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - one stat of a local path; str keeps a "./"
+    except FileNotFoundError:
+        hint = f"is QEMU running, with -qmp unix:PATH,server=on,wait=off?{_other_reading(path)}"
+        raise MonitorConnectError(text, "no such path", hint=hint) from None
+    except OSError as err:
+        raise MonitorConnectError(text, _explain(err)) from err
+    if not stat.S_ISSOCK(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+        raise MonitorConnectError(text, f"the path is {kind}, no socket")
+
+
+def _other_reading(path: str) -> str:
+    """Say what else a *path* that is not there may have been meant to be, or ""."""
+    if _PORT.fullmatch(path):
+        return f" A port is written tcp:HOST:{path}"
+    return "" if "/" in path else " A name alone is a path; a host is written tcp:HOST:PORT"
 
 
 async def _connect_tcp(text: str, host: str, port: int) -> socket.socket:

@@ -62,6 +62,93 @@ def test_a_malformed_address_is_refused_before_anything_is_tried(target: object,
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("pasted", "text"),
+    [
+        ("unix:/run/vm.qmp,server=on,wait=off", "unix:/run/vm.qmp"),
+        ("-qmp unix:/run/vm.qmp,server,nowait", "unix:/run/vm.qmp"),
+        ("--qmp=/run/vm.qmp,server=on,wait=off,pretty=off", "unix:/run/vm.qmp"),
+        ("-chardev socket,id=mon0,path=/run/vm.qmp,server=on,wait=off", "unix:/run/vm.qmp"),
+        ("socket,path=/run/vm.qmp,id=mon0,server=on,wait=off", "unix:/run/vm.qmp"),
+        ("socket,id=mon0,host=::1,port=4444,server=on,nodelay=on", "tcp:[::1]:4444"),
+        ("socket,id=mon0,port=4444,server=on", "tcp:localhost:4444"),
+        ("unix:/run/a,,b,server=on", "unix:/run/a,b"),
+        ("/run/a,b", "unix:/run/a,b"),
+        (" '/run/vm.qmp'\n", "unix:/run/vm.qmp"),
+        ("unix:///run/vm.qmp", "unix:/run/vm.qmp"),
+        ("UNIX-CONNECT:/run/vm.qmp", "unix:/run/vm.qmp"),
+        ("file:///run/my%20vm.qmp", "unix:/run/my vm.qmp"),
+        ("file://localhost/run/vm.qmp", "unix:/run/vm.qmp"),
+        ("@vm/one", "unix:@vm/one"),
+        ("unix:@vm", "unix:@vm"),
+        ("\0vm", "unix:@vm"),
+        ("unix:vm,abstract=on,server=on", "unix:@vm"),
+        ("./@vm", "unix:./@vm"),
+        ("localhost:4444", "tcp:localhost:4444"),
+        ("127.0.0.1:4444", "tcp:127.0.0.1:4444"),
+        ("[::1]:4444", "tcp:[::1]:4444"),
+        (":4444", "tcp:localhost:4444"),
+        ("tcp:host:4444,server=on,wait=off,nodelay=on", "tcp:host:4444"),
+        ("-qmp tcp::4444,server,wait=off", "tcp:localhost:4444"),
+        ("tcp://host:4444/", "tcp:host:4444"),
+        ("unix:vm:1", "unix:vm:1"),
+    ],
+)
+def test_an_address_as_people_paste_it_is_taken(pasted: str, text: str) -> None:
+    assert str(Address.parse(pasted)) == text
+    assert Address.parse(text) == Address.parse(pasted)
+
+
+def test_a_home_directory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert Address.parse("~/vm.qmp") == Address.parse("unix:~/vm.qmp,server=on") == Address(path="/home/me/vm.qmp")
+    assert Address.parse(Path("~/vm.qmp")).path == "~/vm.qmp"  # as everywhere in Python
+
+
+@pytest.mark.parametrize(
+    ("pasted", "message"),
+    [
+        ("::1:4444", "a numeric IPv6 host stands in brackets, as in [::1]:4444"),
+        ("localhost:0", "the port is '0'"),
+        ("unix:/run/vm.qmp,server=off", "there QEMU connects, and does not listen (server=off)"),
+        ("tcp:host:1,telnet=on,server=on", "there QEMU speaks QMP inside of something else (telnet)"),
+        (
+            "-mon chardev=mon0,mode=control",
+            "chardev leads to no QMP socket, whose address is a path, unix:PATH or tcp:",
+        ),
+        ("qemu:///system", "that is libvirt, and not the QMP socket of one VM"),
+        ("qemu+ssh://host/system", "docs/libvirt.md says how a VM of libvirt gets one"),
+        ("http://host:4444", "http leads to no QMP socket"),
+        ("vsock:3:4444", "vsock leads to no QMP socket"),
+        ("fd:7", "attach() takes a connected socket"),
+        ("@", "the path is empty"),
+    ],
+)
+def test_an_address_of_something_else_is_told_what_to_write(pasted: str, message: str) -> None:
+    with pytest.raises(MonitorConnectError) as caught:
+        Address.parse(pasted)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"), [("4444", "A port is written tcp:HOST:4444"), ("myhost", "a host is written tcp:HOST:PORT")]
+)
+async def test_what_is_no_path_may_have_been_meant_otherwise(path: str, hint: str) -> None:
+    with pytest.raises(MonitorConnectError) as caught:
+        await connect(Address.parse(path), deadline=soon())
+    assert caught.value.hint.endswith(hint)
+
+
+async def test_an_abstract_socket_connects_and_has_no_file_to_be_left_behind() -> None:
+    name = f"@qmpvcpu test {os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("\0" + name[1:])
+        server.listen()
+        (await connect(Address.parse(name), deadline=soon())).close()
+    with pytest.raises(MonitorConnectError, match=r"unix:@qmpvcpu test [0-9]+: connection refused: nobody listens$"):
+        await connect(Address.parse(name), deadline=soon())
+
+
 @pytest.mark.parametrize("target", [None, 5, b"/run/x", ("host",), ("host", "1"), ("host", True), {"host": 1}])
 def test_what_is_no_kind_of_target_is_a_type_error(target: object) -> None:
     with pytest.raises(TypeError, match=r"a QMP server is given as a path, .* not as"):
