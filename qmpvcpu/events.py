@@ -28,8 +28,8 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VcpuPlugged(Event):
-    """A slot is occupied now.
+class SlotEvent(Event):
+    """Base of the events of one slot.
 
     Attributes:
         ids: All vCPU ids of the slot.
@@ -38,70 +38,63 @@ class VcpuPlugged(Event):
     ids: VcpuMap
 
 
+# A subclass without attributes of its own is a dataclass already: to make one takes longer than to import a module.
+
+
+class VcpuPlugged(SlotEvent):
+    """A slot is occupied now."""
+
+    __slots__ = ()
+
+
+class UnplugRequested(SlotEvent):
+    """QEMU accepted a request to unplug; nothing is removed yet."""
+
+    __slots__ = ()
+
+
+class UnplugAcknowledged(SlotEvent):
+    """The guest says that it works on a removal (OST 0x84)."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnplugRequested(Event):
-    """QEMU accepted a request to unplug; nothing is removed yet.
-
-    Attributes:
-        ids: All vCPU ids of the slot.
-    """
-
-    ids: VcpuMap
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnplugAcknowledged(Event):
-    """The guest says that it works on a removal (OST 0x84).
-
-    Attributes:
-        ids: All vCPU ids of the slot.
-    """
-
-    ids: VcpuMap
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VcpuUnplugged(Event):
+class VcpuUnplugged(SlotEvent):
     """A slot is empty now.
 
     Attributes:
-        ids: All vCPU ids of the slot.
         late: True if a deadline for it had passed before.
         requested_at: When it was requested, in seconds of the event loop's clock; None if not by us.
     """
 
-    ids: VcpuMap
     late: bool = False
     requested_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnplugRefused(Event):
+class UnplugRefused(SlotEvent):
     """The guest refused to give a slot up.
 
     Attributes:
-        ids: All vCPU ids of the slot.
         code: ACPI _OST status, or None where the machine has no such code.
         reason: The code in words.
         late: True if a deadline for it had passed before.
     """
 
-    ids: VcpuMap
     code: int | None
     reason: str
     late: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnplugPending(Event):
+class UnplugPending(SlotEvent):
     """A deadline passed without an answer; the request lives on in QEMU.
 
     Attributes:
-        ids: All vCPU ids of the slot.
         acknowledged: True if the guest said that it works on it.
     """
 
-    ids: VcpuMap
     acknowledged: bool
 
 
@@ -116,19 +109,22 @@ class LayoutChanged(Event):
     resync: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VmReset(Event):
     """The VM was reset. Pending unplugs stay pending: they fire at the next hotplug of any vCPU."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
 class VmStopped(Event):
     """The VM's vCPUs stopped running."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
 class VmResumed(Event):
     """The VM's vCPUs run again."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,11 +149,13 @@ class Disconnected(Event):
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reconnected(Event):
     """The QMP connection is back, and the VM has been read again; what happened meanwhile came before this event."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
 class InstanceChanged(Event):
     """The same VM runs in another QEMU than the record, or the lost connection, knew: pending removals are void."""
+
+    __slots__ = ()

@@ -1,7 +1,6 @@
 """xml: the state of a VM as libvirt's domain XML: a document of its own, or the VM's own with the state in."""
 
 import asyncio
-from pathlib import Path
 
 from qmpvcpu.cli.options import OUTPUT, VM_OPTIONS, File, command, option, read_document, write_file
 from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
@@ -37,13 +36,17 @@ async def xml(shell: Shell, *, emulator: str | None, base: str | None, output: s
     if base is not None and emulator is not None:
         raise BadUsageError("--emulator goes without --base, which has its own")
     own = None if base is None else await asyncio.to_thread(read_document, base)
-    async with shell.attach(read_only=True) as vm:
-        layout = vm.layout
-    path = None if emulator is None else str(Path(emulator).absolute())  # noqa: ASYNC240 - reads nothing
-    xml = render(layout, base=own, emulator=path)
+    layout = await shell.look()
+    xml = render(layout, base=own, emulator=None if emulator is None else _absolute(emulator))
     left_out = omissions(layout, base=own)
     content = document(xml=xml.decode(), left_out=list(left_out), **state_json(layout))
     if output is None:
         return CommandResult(REACHED, content, (), left_out, xml)
     await write_file(output, xml)
     return CommandResult(REACHED, content | {"output": output}, (f"written to {output}",), left_out)
+
+
+def _absolute(path: str) -> str:
+    from pathlib import Path  # it brings urllib
+
+    return str(Path(path).absolute())

@@ -10,8 +10,7 @@ document knows better. Without ``model``, QEMU reported none, as for a machine w
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from lxml import etree
 
@@ -128,8 +127,7 @@ def cpu_differs(layout: Layout, domain: DomainVcpus) -> str | None:
     return f"the document {said}, and QEMU runs {running}: a VM that is started from it has another CPU"
 
 
-@dataclass(frozen=True, slots=True)
-class RawCpu:
+class RawCpu(NamedTuple):
     """What ``<cpu>`` says, without the values that libvirt would refuse.
 
     Attributes:

@@ -6,6 +6,7 @@ It is read in libvirt's order, so that the first broken rule is the one that lib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from lxml import etree
@@ -34,8 +35,7 @@ _TUNES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RawVcpu:
+class RawVcpu(NamedTuple):
     """One possible vCPU and the element that describes it: hotpluggable may be unsaid, and an order of 0 is none."""
 
     element: etree._Element
@@ -44,8 +44,7 @@ class RawVcpu:
     order: int
 
 
-@dataclass(frozen=True, slots=True)
-class RawTune:
+class RawTune(NamedTuple):
     """One number of ``<cputune>``."""
 
     element: etree._Element

@@ -1,9 +1,10 @@
 """What a domain document says: about vCPUs, as libvirt reads it, and about whose document it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
+from typing import NamedTuple
 
 from lxml import etree
 
@@ -70,8 +71,7 @@ _MOST_FOREIGN = 100
 _MOST_QUOTED = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """Whose document it is.
 
     Attributes:

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -263,7 +262,7 @@ def _ranges(tunes: Mapping[str, RawTune], reader: AttributeReader) -> None:
 
 def _at_start(raw: RawDomain, states: list[RawVcpu], reader: AttributeReader) -> None:
     # libvirt checks before it fills in what is unsaid, accepts the document, and reads its own version at start.
-    filled = [replace(each, hotpluggable=not each.enabled) if each.hotpluggable is None else each for each in states]
+    filled = [each._replace(hotpluggable=not each.enabled) if each.hotpluggable is None else each for each in states]
     known = {(each.vcpu, each.rule) for each in broken_states(states)}
     for each in broken_states(filled):
         # Nothing is filled in for vCPU 0.

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from qmpvcpu.domainxml.domain import LEVELS, DomainVcpu
 from qmpvcpu.errors import DomainXmlError
@@ -17,8 +17,7 @@ _ESCAPES: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&
 _YES_OR_NO: Final = {True: "yes", False: "no"}
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """An element to be written.
 
     Attributes:
@@ -28,7 +27,7 @@ class Node:
     """
 
     tag: str
-    attributes: Mapping[str, object] = field(default_factory=dict)
+    attributes: Mapping[str, object] = MappingProxyType({})
     content: "str | tuple[Node | str, ...]" = ()
 
 

@@ -68,7 +68,6 @@ from qmpvcpu.errors import (
     OutcomeUnknownError,
     RecordError,
 )
-from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Action, Intent
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -1087,6 +1086,8 @@ class Engine:
             self._go_on()
             self._map_intent = self.intentions.interrupted = None
             if self.intentions.previous is None and 0 in had.enabled:
+                from qmpvcpu.model.exported import PreviousVcpus  # not at the top: QEMUs are seldom replaced
+
                 self.intentions.previous = PreviousVcpus.of(had)
         for waiting in tuple(self._offline):
             self._forget(waiting)

@@ -5,12 +5,14 @@ QEMU cannot tell any of this. It is computed when a save begins, so a save is ne
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Action, Intent, Step
 from qmpvcpu.model.vcpumap import VcpuMap
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.exported import PreviousVcpus
 
 
 class Recorded(NamedTuple):
@@ -26,7 +28,7 @@ class Recorded(NamedTuple):
     generation: int
     intent: Intent | None
     desired: VcpuMap | None
-    previous: PreviousVcpus | None
+    previous: "PreviousVcpus | None"
 
 
 class Intentions:
@@ -47,7 +49,7 @@ class Intentions:
         self,
         interrupted: Intent | None = None,
         desired: VcpuMap | None = None,
-        previous: PreviousVcpus | None = None,
+        previous: "PreviousVcpus | None" = None,
     ) -> None:
         self.interrupted = interrupted
         self.desired = desired

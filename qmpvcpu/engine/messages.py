@@ -92,9 +92,10 @@ class Change:
     subject: str = ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Hold:
     """Keep every change out until ``Release``; settled when it holds."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,19 +114,22 @@ class Refresh:
     status: bool = True
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class StopRunning:
     """Stop the map that runs, at the next safe point; settled with its report, None if none runs."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True, eq=False)
+
 class Persist:
     """Write the record with what is known; settled when it is on disk."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True, eq=False)
+
 class DropPrevious:
     """Keep nothing of an earlier QEMU any more; settled when that is on disk."""
+
+    __slots__ = ()
 
 
 Request = Change | Hold | Wait | Refresh | StopRunning | Persist | DropPrevious

@@ -3,10 +3,10 @@
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import aiofiles.os
 
@@ -20,8 +20,7 @@ from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.file import LockedFile, finish_despite_cancel, lock_file, read_file
 
 
-@dataclass(frozen=True, slots=True)
-class _Document:
+class _Document(NamedTuple):
     """What is on disk.
 
     Attributes:

@@ -10,7 +10,6 @@ import fcntl
 import io
 import os
 import re
-import secrets
 import stat
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
@@ -166,7 +165,7 @@ class Place:
         Raises:
             RecordError: As ``save``.
         """
-        temporary = f".{self.path.name}.{secrets.token_hex(4)}.tmp"
+        temporary = f".{self.path.name}.{os.urandom(4).hex()}.tmp"
         before = self.status()
         with _as_record_error(self.path):
             file = _create(temporary, self.directory)

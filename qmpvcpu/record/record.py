@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,8 +28,7 @@ _MOST_TRIES: Final = 5
 _ALONE: Final = "it is left alone: repair or remove it, and the next save writes what is known"
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(NamedTuple):
     """What one save writes."""
 
     layout: Layout

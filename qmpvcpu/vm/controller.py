@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
 
 from qmpvcpu.engine.answers import UnplugVerdict, verdict_on
@@ -18,7 +19,6 @@ from qmpvcpu.errors import (
     printable,
 )
 from qmpvcpu.given import checked
-from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, ChangeOptions, CheckedOptions, OnFailure, Recovery
 from qmpvcpu.model.transition import ConfigReport, Direction, Intent, TransitionOutcome, TransitionReport
@@ -27,14 +27,15 @@ from qmpvcpu.model.verdicts import OstAnswer, Refused, Unplugged
 from qmpvcpu.model.vm import Capabilities
 from qmpvcpu.planning.checks import Situation, find_slot
 from qmpvcpu.planning.plan import Plan, parse_target, plan_count, plan_map, plan_plug, plan_state, plan_unplug
-from qmpvcpu.planning.recovery import finish_target, in_order_of, observed_report, revert_target
-from qmpvcpu.planning.replay import ReplayTarget, check_replayed, plan_replay
 from qmpvcpu.vm.driver import Driver
-from qmpvcpu.vm.migrating import Export, Migration, replay_target
 from qmpvcpu.vm.subscribers import EventStream
 
+# Imports in functions below: what few calls need takes a tenth of the time of importing this.
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import DomainVcpus
+    from qmpvcpu.model.exported import PreviousVcpus
+    from qmpvcpu.planning.replay import ReplayTarget
+    from qmpvcpu.vm.migrating import Export, Migration
     from qmpvcpu.vm.next_boot import Change as ConfigChange
     from qmpvcpu.vm.next_boot import NextBoot
 
@@ -98,13 +99,9 @@ class VcpuController:
     - ``RecordError``: the record or the next boot cannot be read or written: before the change, and nothing was sent
       (``outcome`` UNCHANGED), or after it (CHANGED).
     - ``MonitorError``: the connection is lost, silent, or speaks nonsense.
-
-    Attributes:
-        migration: What ``export``, ``take_back`` and ``qmpvcpu.migration`` are made of.
     """
 
     def __init__(self, driver: Driver, next_boot: "NextBoot | None" = None) -> None:
-        self.migration = Migration(driver)
         self._driver = driver
         self._engine = driver.engine
         self._config = next_boot
@@ -480,6 +477,8 @@ class VcpuController:
             return None
         if how is Recovery.REPORT:
             return await self._seen(intent)
+        from qmpvcpu.planning.recovery import finish_target, in_order_of, revert_target
+
         reverts = how is Recovery.REVERT
         direction = Direction.REVERTING if reverts else Direction.FORWARD
         options = CheckedOptions(
@@ -513,6 +512,8 @@ class VcpuController:
 
     async def _seen(self, intent: Intent) -> TransitionReport:
         """Return what a fresh look shows of *intent*, and of the next boot that it was to have."""
+        from qmpvcpu.planning.recovery import observed_report
+
         report = observed_report(intent, await self.refresh())
         if intent.direction is Direction.REVERTING or intent.next_boot is None:
             return report
@@ -544,7 +545,7 @@ class VcpuController:
         return self._engine.intentions.desired
 
     @property
-    def previous(self) -> PreviousVcpus | None:
+    def previous(self) -> "PreviousVcpus | None":
         """What an earlier QEMU of this VM had, and this one has not; None where nothing is kept.
 
         It is kept in the record, from one QEMU to the next, until this QEMU has the same vCPUs in the same order
@@ -595,6 +596,9 @@ class VcpuController:
             DomainXmlError: *source* is no domain document that can be read.
             QmpVcpuError: As ``set_map``.
         """
+        from qmpvcpu.planning.replay import check_replayed, plan_replay
+        from qmpvcpu.vm.migrating import replay_target
+
         given = _live("replay", CheckedOptions.of(options))
         wanted = self._kept() if source is None else replay_target(source)
         await self.refresh()  # a map looks at slots only, and others may have plugged some in another order
@@ -611,12 +615,14 @@ class VcpuController:
             await self.drop_previous()
         return replace(report, layout=layout)
 
-    def _kept(self) -> ReplayTarget:
+    def _kept(self) -> "ReplayTarget":
         """Return what the VM is to be started with by its record.
 
         Raises:
             ReplayMismatchError: Nothing is kept of an earlier QEMU.
         """
+        from qmpvcpu.vm.migrating import replay_target
+
         record, previous = self._driver.writer.record, self.previous
         if previous is None:
             why = "attached without its record, or it is here again, was superseded by a change, or dropped"
@@ -627,8 +633,15 @@ class VcpuController:
 
         return replay_target(replace(domain_from(self.layout), previous=previous, next_boot=record.next_boot))
 
+    @cached_property
+    def migration(self) -> "Migration":
+        """What ``export``, ``take_back`` and ``qmpvcpu.migration`` are made of."""
+        from qmpvcpu.vm.migrating import Migration
+
+        return Migration(self._driver)
+
     @checked
-    async def export(self, *, settle: float = 0.0, allow_fatal: bool = False) -> Export:
+    async def export(self, *, settle: float = 0.0, allow_fatal: bool = False) -> "Export":
         """Let no vCPU change from now on, and return the VM's state for the target of a migration.
 
         It waits for its turn, and then denies every change by this controller (``DenialReason.EXPORTED``, in ``plan``
