@@ -571,8 +571,8 @@ class WaitTimeoutError(QmpVcpuError, TimeoutError):
     """
 
     def __init__(self, timeout: float, enabled: "VcpuMap", pending: "VcpuMap") -> None:
-        waiting = f", of which {pending} pending" if pending else ""
-        super().__init__(f"the condition did not hold within {timeout:g} s; plugged are {enabled}{waiting}")
+        waiting = f", pending {pending}" if pending else ""
+        super().__init__(f"the condition did not hold within {timeout:g} s; plugged now: {enabled}{waiting}")
         self.timeout = timeout
         self.enabled = enabled
         self.pending = pending

@@ -133,10 +133,14 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     checks = _checks_of(function)
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
 
+    by_place = [(place, name) for place, name in enumerate(names) if name in checks]
+
     def take(args: tuple[Any, ...], given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        named = {name: _taken(checks, name, value) for name, value in given.items()}
-        taken = [_taken(checks, name, value) for name, value in zip(names, args, strict=False)]
-        return [*taken, *args[len(names) :]], named
+        taken = list(args)
+        for place, name in by_place:
+            if place < len(taken):
+                taken[place] = checks[name](name, taken[place])
+        return taken, {name: _taken(checks, name, value) for name, value in given.items()}
 
     if inspect.iscoroutinefunction(function):
 
@@ -163,8 +167,8 @@ def values(options: Callable[..., object], given: Mapping[str, Any]) -> dict[str
         ValueError: One has a wrong value.
     """
     checks = _checks_of(options)
-    if unknown := sorted(set(given) - set(options.__annotations__)):
-        raise TypeError(f"there is no option {', '.join(unknown)}")
+    if unknown := given.keys() - options.__annotations__.keys():
+        raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
     return {name: _taken(checks, name, value) for name, value in given.items()}
 
 

@@ -84,7 +84,7 @@ async def confirm_target(
     state = _state_of(export)
     found = await vm.migration.confirm(state, timeout)
     if isinstance(export, Export):
-        with contextlib.suppress(MonitorLostError):  # whoever let go of the source, or quit it, has said so
+        with contextlib.suppress(MonitorLostError):  # the source was closed, or has quit, and cannot change any more
             changes = await export.changes()
             if changes:
                 raise TargetMismatchError(state.name, changes, found)

@@ -115,6 +115,8 @@ class CheckedOptions:
             TypeError: There is no such option, or one is of a wrong type.
             ValueError: One has a wrong value.
         """
+        if not options:
+            return DEFAULTS
         checked = cls(**values(ChangeOptions, options))
         at_least("in_flight", checked.in_flight, 1)
         return checked

@@ -161,7 +161,11 @@ class VmInfo:
 
     @cached_property
     def known_faults(self) -> frozenset[KnownFault]:
-        """What this QEMU is known not to survive; of a version that was not measured, what its neighbours do not."""
+        """What this QEMU is known not to survive; of a version that was not measured, what its neighbours do not.
+
+        A step into one is DENIED with reason FATAL unless ``allow_fatal=True``. A plan warns of those that depend on
+        the guest or on a later reset.
+        """
         if self.accelerator != "tcg":
             return frozenset()
         faults = _faults_of(self.qemu_version)
@@ -202,40 +206,6 @@ class VmStatus:
     def is_steady(self) -> bool:
         """True if it cannot leave this status without an event of QEMU's (STOP)."""
         return self.run_state == "running" and not self.migrating
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What this VM can do, and what its QEMU is known not to survive.
-
-    Attributes:
-        can_plug: True if the machine takes hotplugged CPUs.
-        can_unplug: True if the machine gives them back.
-        machine: Versioned machine type.
-        accelerator: As in :class:`VmInfo`.
-        qemu_version: Major, minor, micro.
-        known_faults: What this QEMU is known not to survive. A step into one is DENIED with reason FATAL unless
-            ``allow_fatal=True``; a plan warns of those that depend on the guest or on a later reset.
-    """
-
-    can_plug: bool
-    can_unplug: bool
-    machine: str
-    accelerator: str
-    qemu_version: tuple[int, int, int]
-    known_faults: frozenset[KnownFault]
-
-    @classmethod
-    def of(cls, vm: VmInfo) -> "Capabilities":
-        """Return what *vm* can do."""
-        return cls(
-            can_plug=vm.can_plug,
-            can_unplug=vm.can_unplug,
-            machine=vm.machine,
-            accelerator=vm.accelerator,
-            qemu_version=vm.qemu_version,
-            known_faults=vm.known_faults,
-        )
 
 
 def apic_id(topology: Topology, props: Mapping[str, int]) -> int:

@@ -130,6 +130,8 @@ def fatal_plug(now: Situation, slot: Slot) -> Fatal | None:
     if vm.confidential:
         return Fatal(DenialReason.CONFIDENTIAL, _CONFIDENTIAL)
     faults = vm.known_faults
+    if not faults:
+        return None
     if KnownFault.TCG_REPLUG_CORRUPTS_HEAP in faults and now.unplug_seen:
         return Fatal.of(KnownFault.TCG_REPLUG_CORRUPTS_HEAP)
     if KnownFault.TCG_CREATED_BEYOND_MAX in faults and now.created + slot.count > now.layout.max:

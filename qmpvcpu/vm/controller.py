@@ -24,7 +24,7 @@ from qmpvcpu.model.options import Affect, ChangeOptions, CheckedOptions, OnFailu
 from qmpvcpu.model.transition import ConfigReport, Direction, Intent, TransitionOutcome, TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import OstAnswer, Refused, Unplugged
-from qmpvcpu.model.vm import Capabilities
+from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.planning.checks import Situation, find_slot
 from qmpvcpu.planning.plan import Plan, parse_target, plan_count, plan_map, plan_plug, plan_state, plan_unplug
 from qmpvcpu.vm.driver import Driver
@@ -119,9 +119,9 @@ class VcpuController:
         return self._engine.layout
 
     @property
-    def capabilities(self) -> Capabilities:
-        """What this VM can do, and what its QEMU is known not to survive."""
-        return Capabilities.of(self.layout.vm)
+    def capabilities(self) -> VmInfo:
+        """What this VM can do, and what its QEMU is known not to survive: ``layout.vm``."""
+        return self.layout.vm
 
     @property
     def address(self) -> str:
@@ -214,7 +214,7 @@ class VcpuController:
         given = CheckedOptions.of(options)
         asked = describe("plug", [] if vcpu is None else [vcpu])
         if given.affect is Affect.CONFIG:
-            return await self._next_boot(asked).enable(vcpu)
+            return await self._next_boot(asked).set_state(vcpu, enabled=True)
         change = Change(
             lambda now: plan_plug(now, vcpu, given),
             given,
@@ -248,7 +248,7 @@ class VcpuController:
         given = CheckedOptions.of(options)
         asked = describe("unplug", [vcpu])
         if given.affect is Affect.CONFIG:
-            return await self._next_boot(asked).disable(vcpu)
+            return await self._next_boot(asked).set_state(vcpu, enabled=False)
         change = self._unplug(vcpu, given, Result.IDS, asked)
         ids: VcpuMap = await self._change(change, lambda plan: _with_state(plan.ids, enabled=False))
         return ids
@@ -293,8 +293,7 @@ class VcpuController:
         given = CheckedOptions.of(options)
         asked = describe("plug" if enabled else "unplug", [vcpu])
         if given.affect is Affect.CONFIG:
-            next_boot = self._next_boot(asked)
-            return await (next_boot.enable(vcpu) if enabled else next_boot.disable(vcpu))
+            return await self._next_boot(asked).set_state(vcpu, enabled=enabled)
         change = Change(
             lambda now: plan_state(now, vcpu, given, enabled=enabled),
             given,

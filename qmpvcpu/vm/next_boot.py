@@ -1,8 +1,8 @@
 """NextBoot: what an attached VM is next started with, and how a change of it goes with one of the VM as it runs.
 
-It is kept in the document that ``attach(config=)`` names, else beside the live state in the record. A document is
+It is kept in the document that ``attach(config=)`` names, else next to the live state in the record. A document is
 locked, and read, for as long as a change is under way, so that what was checked before the live change is what is
-written after it; changes that go side by side share the lock, and are written one after the other.
+written after it; concurrent changes share the lock, and are written one after the other.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Protocol
 
 from qmpvcpu.domainxml import DomainVcpus, domain_from
 from qmpvcpu.domainxml.next_boot import slot_of, with_map, with_state
@@ -75,8 +74,8 @@ class NextBoot:
         async with self._held() as store:
             return await self._write(store, change)
 
-    async def enable(self, vcpu: int | None) -> VcpuMap:
-        """Have one vCPU at the next boot, the first free one if None; return the ids of its slot.
+    async def set_state(self, vcpu: int | None, *, enabled: bool) -> VcpuMap:
+        """Have one vCPU at the next boot (None: the first free one), or leave it out; return the ids of its slot.
 
         Raises:
             QmpVcpuError: As ``change``.
@@ -85,24 +84,8 @@ class NextBoot:
 
         def change(domain: DomainVcpus) -> DomainVcpus:
             nonlocal ids
-            ids = slot_of(domain, _first_free(domain) if vcpu is None else vcpu, enabled=True)
-            return with_state(domain, ids, enabled=True)
-
-        await self.change(change)
-        return ids
-
-    async def disable(self, vcpu: int) -> VcpuMap:
-        """Leave one vCPU out of the next boot; return the ids of its slot.
-
-        Raises:
-            QmpVcpuError: As ``change``.
-        """
-        ids = VcpuMap()
-
-        def change(domain: DomainVcpus) -> DomainVcpus:
-            nonlocal ids
-            ids = slot_of(domain, vcpu, enabled=False)
-            return with_state(domain, ids, enabled=False)
+            ids = slot_of(domain, _first_free(domain) if vcpu is None else vcpu, enabled=enabled)
+            return with_state(domain, ids, enabled=enabled)
 
         await self.change(change)
         return ids
@@ -269,22 +252,8 @@ class PendingConfigChange:
         return ConfigReport(self._store.path, outcome, now.enabled, wished, now.max, why)
 
 
-class _Store(Protocol):
-    """Where the next boot is kept."""
-
-    @property
-    def path(self) -> str:
-        """The file, for messages."""
-
-    @property
-    def domain(self) -> DomainVcpus:
-        """What the next boot has."""
-
-    async def write(self, domain: DomainVcpus) -> None:
-        """Have *domain* as the next boot, durably, also if it is so already; if that fails, it is as it was."""
-
-    async def close(self) -> None:
-        """Let go of it."""
+# Where the next boot is kept. ``domain`` is what it has. ``write`` makes another one the next boot, durably, even
+# if it is so already; if that fails, the next boot is as it was.
 
 
 class _InDocument:
@@ -321,7 +290,7 @@ class _InDocument:
 
 
 class _InRecord:
-    """A map in the record, beside the live state."""
+    """A map in the record, next to the live state."""
 
     def __init__(self, record: Record, writer: RecordWriter, look: Callable[[], Layout]) -> None:
         self._record = record
@@ -355,6 +324,9 @@ class _InRecord:
 
     async def close(self) -> None:
         pass
+
+
+_Store = _InDocument | _InRecord
 
 
 def _first_free(domain: DomainVcpus) -> int:

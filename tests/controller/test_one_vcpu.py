@@ -111,7 +111,7 @@ async def test_a_slow_guest_is_pending_and_its_late_answer_is_an_event(on: Subst
         assert request.verdict is None
         assert vm.layout.pending == {2}
         assert vm.layout.enabled == {0, 2}
-        with pytest.raises(WaitTimeoutError, match="of which 2 pending"):
+        with pytest.raises(WaitTimeoutError, match="plugged now: 0,2, pending 2"):
             await vm.wait_settled(timeout=0.01)
         await guest.set_behaviour(Behaviour.complying())
         assert isinstance(await request.wait(20), Unplugged)

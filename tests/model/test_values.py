@@ -29,7 +29,7 @@ from qmpvcpu.errors import describe, shorten
 from qmpvcpu.events import VcpuPlugged, VmResumed, VmStopped
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus, verdict_of
-from qmpvcpu.model.vm import Capabilities, KnownFault, Topology, VmInfo, VmStatus, apic_id, needs_x2apic
+from qmpvcpu.model.vm import KnownFault, Topology, VmInfo, VmStatus, apic_id, needs_x2apic
 
 
 @pytest.mark.parametrize(
@@ -157,13 +157,6 @@ def test_a_version_that_was_not_measured_has_the_faults_of_its_neighbours(
 def test_what_is_not_tcg_has_none_of_its_faults(accelerator: str) -> None:
     assert vm(accelerator, (7, 2, 22)).known_faults == frozenset()
     assert vm(accelerator, (10, 0, 13), **PSERIES).known_faults == frozenset()
-
-
-def test_capabilities_say_what_the_vm_info_says() -> None:
-    info = vm("tcg", (10, 0, 2))
-    can = Capabilities.of(info)
-    assert (can.can_plug, can.can_unplug, can.machine, can.accelerator) == (True, True, "pc-q35", "tcg")
-    assert can.known_faults == info.known_faults
 
 
 def test_apic_ids_leave_room_for_sizes_that_are_no_power_of_two() -> None:

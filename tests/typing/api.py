@@ -38,7 +38,7 @@ from qmpvcpu.fleet import Fleet, VmResult
 from qmpvcpu.launch import LaunchArguments, arguments
 from qmpvcpu.migration import Export, check_target, confirm_target
 from qmpvcpu.model.transition import ConfigReport, Intent, Step
-from qmpvcpu.model.vm import Capabilities, KnownFault
+from qmpvcpu.model.vm import KnownFault, VmInfo
 from qmpvcpu.testing import Behaviour, LinuxVm, MicroGuest, QemuVm, QmpMessage
 from qmpvcpu.vm.subscribers import EventStream
 
@@ -69,7 +69,7 @@ async def what_is_known(vm: VcpuController) -> None:
     assert_type(vm.layout.enabled, VcpuMap)
     assert_type(vm.layout.order, tuple[int, ...])
     assert_type(vm.layout[3].host_tid, int | None)
-    assert_type(vm.capabilities, Capabilities)
+    assert_type(vm.capabilities, VmInfo)
     assert_type(vm.capabilities.known_faults, frozenset[KnownFault])
     assert_type(await vm.refresh(), Layout)
     assert_type(await vm.wait_for(lambda layout: 3 in layout.enabled, timeout=5), Layout)
