@@ -60,8 +60,7 @@ _MOST_TOLD: Final = 200
 _TRUTHS: Final = {"yes": True, "no": False}
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(NamedTuple):
     """One run of QEMU: the same VM started again is another instance.
 
     Attributes:

@@ -1,8 +1,7 @@
 """The options of a change, described once, and what may be chosen for them."""
 
 import enum
-from dataclasses import dataclass
-from typing import Final, TypedDict
+from typing import Final, NamedTuple, TypedDict
 
 from qmpvcpu.given import at_least, values
 
@@ -92,8 +91,7 @@ class ChangeOptions(TypedDict, total=False):
     affect: Affect
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedOptions:
+class CheckedOptions(NamedTuple):
     """``ChangeOptions``, checked, with every default filled in."""
 
     on_failure: OnFailure = OnFailure.STOP

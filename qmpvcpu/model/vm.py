@@ -4,7 +4,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 from qmpvcpu.model.names import QOM_PATH, UUID, WORD, Shape
 from qmpvcpu.model.vcpumap import MOST_VCPUS
@@ -178,8 +178,7 @@ class VmInfo:
 _IDLE_MIGRATIONS = frozenset({"none", "completed", "failed", "cancelled"})
 
 
-@dataclass(frozen=True, slots=True)
-class VmStatus:
+class VmStatus(NamedTuple):
     """What the VM is doing at one moment.
 
     Attributes:

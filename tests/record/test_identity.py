@@ -156,8 +156,8 @@ def test_a_thread_is_alive_until_it_ends_and_not_if_its_number_is_used_again() -
     assert instance is not None
     assert instance.start_ticks is not None
     assert is_alive(instance)
-    assert not is_alive(replace(instance, start_ticks=instance.start_ticks + 1))
-    assert not is_alive(replace(instance, start_ticks=None))  # on another host, for all that is known
+    assert not is_alive(instance._replace(start_ticks=instance.start_ticks + 1))
+    assert not is_alive(instance._replace(start_ticks=None))  # on another host, for all that is known
     go.set()
     thread.join()
     while Path(f"/proc/self/task/{instance.host_tid}").exists():
