@@ -10,19 +10,20 @@ document knows better. Without ``model``, QEMU reported none, as for a machine w
 """
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from lxml import etree
-
-from qmpvcpu.domainxml.attributes import AttributeReader
 from qmpvcpu.domainxml.domain import LEVELS, CpuModel, DomainVcpus, NumaCell
 from qmpvcpu.domainxml.domainrule import DomainRule
-from qmpvcpu.domainxml.safe_xml import text_of
 from qmpvcpu.domainxml.writer import Node
 from qmpvcpu.errors import shorten
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.names import is_same_model
 from qmpvcpu.model.vcpumap import VcpuMap
+
+if TYPE_CHECKING:
+    from lxml import etree
+
+    from qmpvcpu.domainxml.attributes import AttributeReader
 
 CPU_MODEL: Final = "cpu-model"
 CPU_FEATURES: Final = "cpu-features"
@@ -82,12 +83,12 @@ def mark_node(layout: Layout) -> Node:
     return Node("qmpvcpu:cpu", {"xmlns:qmpvcpu": _NAMESPACE, **told, "features": "unknown"})
 
 
-def has_mark(root: etree._Element) -> bool:
+def has_mark(root: "etree._Element") -> bool:
     """Return True if we wrote the document from a running VM."""
     return root.find(f"metadata/{CPU_MARK}") is not None
 
 
-def is_as_written(root: etree._Element, model: CpuModel | None) -> bool:
+def is_as_written(root: "etree._Element", model: CpuModel | None) -> bool:
     """Return True if *model*, which the document names, is the one that we wrote."""
     mark = root.find(f"metadata/{CPU_MARK}")
     if mark is None:
@@ -99,7 +100,7 @@ def is_as_written(root: etree._Element, model: CpuModel | None) -> bool:
     return model is not None and (model.mode, model.model) == (written.mode, written.model)
 
 
-def untold_of(root: etree._Element, model: CpuModel | None) -> str | None:
+def untold_of(root: "etree._Element", model: CpuModel | None) -> str | None:
     """Return what QEMU did not report about the CPU of a document that names *model*; None if it was added since."""
     if not is_as_written(root, model) or (model is not None and model.features):
         return None
@@ -139,11 +140,11 @@ class RawCpu(NamedTuple):
 
     model: CpuModel | None = None
     levels: Mapping[str, int] | None = None
-    topology: etree._Element | None = None
+    topology: "etree._Element | None" = None
     cells: tuple[NumaCell, ...] = ()
 
 
-def read_cpu(root: etree._Element, count: int | None, reader: AttributeReader) -> RawCpu:
+def read_cpu(root: "etree._Element", count: int | None, reader: "AttributeReader") -> RawCpu:
     """Read ``<cpu>`` of a domain with *count* possible vCPUs (None: unknown)."""
     cpu = root.find("cpu")
     if cpu is None:
@@ -157,6 +158,8 @@ def read_cpu(root: etree._Element, count: int | None, reader: AttributeReader) -
     topology = cpu.find("topology")
     levels = None if topology is None else _levels(topology, reader)
     element = cpu.find("model")
+    from qmpvcpu.domainxml.safe_xml import text_of  # not at the top: what is written needs no lxml
+
     name = None if element is None else text_of(element) or None
     features = _features(cpu, reader, has_model=mode != "custom" or name is not None)
     model = None
@@ -168,7 +171,7 @@ def read_cpu(root: etree._Element, count: int | None, reader: AttributeReader) -
     return RawCpu(model, levels, topology, _cells(root, count, reader))
 
 
-def _levels(topology: etree._Element, reader: AttributeReader) -> Mapping[str, int] | None:
+def _levels(topology: "etree._Element", reader: "AttributeReader") -> Mapping[str, int] | None:
     levels = {}
     broken = False
     for level in LEVELS:
@@ -184,7 +187,7 @@ def _levels(topology: etree._Element, reader: AttributeReader) -> Mapping[str, i
     return None if broken else levels
 
 
-def _features(cpu: etree._Element, reader: AttributeReader, *, has_model: bool) -> Mapping[str, str]:
+def _features(cpu: "etree._Element", reader: "AttributeReader", *, has_model: bool) -> Mapping[str, str]:
     elements = cpu.findall("feature")
     if elements and not has_model:
         says = "Non-empty feature list specified without CPU model"
@@ -202,7 +205,7 @@ def _features(cpu: etree._Element, reader: AttributeReader, *, has_model: bool) 
     return features
 
 
-def _cells(root: etree._Element, count: int | None, reader: AttributeReader) -> tuple[NumaCell, ...]:
+def _cells(root: "etree._Element", count: int | None, reader: "AttributeReader") -> tuple[NumaCell, ...]:
     numa = root.find("cpu/numa")
     if numa is None:
         return ()
@@ -228,7 +231,7 @@ def _cells(root: etree._Element, count: int | None, reader: AttributeReader) -> 
 
 
 def _cell(
-    element: etree._Element, place: int, most: int, reader: AttributeReader, known: Mapping[int, NumaCell]
+    element: "etree._Element", place: int, most: int, reader: "AttributeReader", known: Mapping[int, NumaCell]
 ) -> NumaCell | None:
     number = reader.number(element, "id") if "id" in element.attrib else place
     if number is None:
@@ -244,7 +247,9 @@ def _cell(
     return NumaCell(number, reader.cpuset(element, "cpus", may_be_empty=True) or VcpuMap(), 0)
 
 
-def _refuse_overlap(element: etree._Element, cell: NumaCell, owners: dict[int, int], reader: AttributeReader) -> None:
+def _refuse_overlap(
+    element: "etree._Element", cell: NumaCell, owners: dict[int, int], reader: "AttributeReader"
+) -> None:
     reader.count_named(element, cell.cpus)
     shared = [each for each in cell.cpus if each in owners]
     if shared:
@@ -257,7 +262,7 @@ def _refuse_overlap(element: etree._Element, cell: NumaCell, owners: dict[int, i
 
 
 def _refuse_beyond(
-    cells: list[tuple[etree._Element, NumaCell]], named: int, count: int, reader: AttributeReader
+    cells: "list[tuple[etree._Element, NumaCell]]", named: int, count: int, reader: "AttributeReader"
 ) -> None:
     for element, cell in cells:
         if any(each >= count for each in cell.cpus):

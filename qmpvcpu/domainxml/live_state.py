@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from qmpvcpu.domainxml.cpu import (
     CPU_FEATURES,
@@ -15,13 +15,15 @@ from qmpvcpu.domainxml.cpu import (
     running_model,
 )
 from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, needs_rows
-from qmpvcpu.domainxml.patch import update_with
-from qmpvcpu.domainxml.reader import ReadDocument
-from qmpvcpu.domainxml.record_element import Metadata, record_node
 from qmpvcpu.domainxml.writer import NO_PCI_DEVICES, Node, topology_node, vcpu_row, write
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vm import Topology, VmInfo
+
+# Imports in functions below: a document that is written anew needs no lxml, which takes long to import.
+if TYPE_CHECKING:
+    from qmpvcpu.domainxml.reader import ReadDocument
+    from qmpvcpu.domainxml.record_element import Metadata
 
 # QEMU's targets that libvirt names differently.
 _ARCHES: Final = {"i386": "i686", "arm": "armv7l", "or1k": "openrisc", "hppa": "parisc"}
@@ -32,7 +34,7 @@ _WITHOUT_PCI: Final = frozenset({"microvm", "isapc"})
 
 
 def render(
-    layout: Layout, *, base: bytes | None = None, emulator: str | None = None, metadata: Metadata | None = None
+    layout: Layout, *, base: bytes | None = None, emulator: str | None = None, metadata: "Metadata | None" = None
 ) -> bytes:
     """Return the live state of a VM as a ``<domain>`` that ``virsh define`` accepts.
 
@@ -63,6 +65,8 @@ def render(
             maximum.
     """
     if base is not None:
+        from qmpvcpu.domainxml.patch import update_with
+
         return update_with(base, lambda said: domain_of(layout, said), metadata)
     vm = layout.vm
     if vm.memory_kib is None:
@@ -132,7 +136,7 @@ def omissions(layout: Layout, *, base: bytes | None = None) -> tuple[str, ...]:
     Raises:
         DomainXmlError: *base* cannot be read.
     """
-    document = None if base is None else ReadDocument(base)
+    document = None if base is None else _read(base)
     said = None if document is None else document.domain
     found = []
     if said is None and layout.vm.accelerator not in {"kvm", "tcg"}:
@@ -176,14 +180,19 @@ def _type(vm: VmInfo) -> Literal["kvm", "qemu"]:
     return "qemu" if vm.accelerator == "tcg" else "kvm"
 
 
-def _domain(layout: Layout, emulator: str | None, metadata: Metadata | None) -> Iterator[Node]:
+def _read(xml: bytes) -> "ReadDocument":
+    from qmpvcpu.domainxml.reader import ReadDocument
+
+    return ReadDocument(xml)
+
+
+def _domain(layout: Layout, emulator: str | None, metadata: "Metadata | None") -> Iterator[Node]:
     vm = layout.vm
     yield Node("name", content=vm.name)
     uuid = vm.uuid or (metadata.uuid if metadata else None)
     if uuid is not None:
         yield Node("uuid", content=uuid)
-    records = () if metadata is None else (record_node(metadata),)
-    yield Node("metadata", content=(*records, mark_node(layout)))
+    yield Node("metadata", content=(*_records(metadata), mark_node(layout)))
     for tag in ("memory", "currentMemory"):
         yield Node(tag, {"unit": "KiB"}, str(vm.memory_kib))
     plugged = sum(slot.count for slot in layout.slots if slot.present)
@@ -205,6 +214,14 @@ def _domain(layout: Layout, emulator: str | None, metadata: Metadata | None) -> 
         devices += NO_PCI_DEVICES
     if devices:
         yield Node("devices", content=devices)
+
+
+def _records(metadata: "Metadata | None") -> tuple[Node, ...]:
+    if metadata is None:
+        return ()
+    from qmpvcpu.domainxml.record_element import record_node
+
+    return (record_node(metadata),)
 
 
 def _vcpus(layout: Layout) -> Iterator[DomainVcpu]:
