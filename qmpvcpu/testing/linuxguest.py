@@ -211,17 +211,20 @@ class LinuxGuest(GuestVm):
     async def refuse(self, cpu: int | None = None) -> None:
         """Make Linux refuse to give up CPUs, like a guest that has reserved them for real-time tasks.
 
-        It answers a removal with OST status 0x82 (busy). Returns when that holds, until ``comply``.
+        It answers a removal with OST status 0x82 (busy). Returns when Linux runs on every vCPU that QEMU has, those
+        that were plugged just now included, and refuses. That holds until ``comply``.
 
         Args:
             cpu: Linux's own number of the CPU, which is not the vCPU id; None: all CPUs, and those plugged later too,
-                from when they are online.
+                from when ``wait_online`` tells them.
 
         Raises:
-            QemuProcessError: It does not answer, it has no such CPU, or QEMU ended.
+            QemuProcessError: It does not answer, it does not run on every vCPU within 10 seconds, it has no such CPU,
+                or QEMU ended.
 
         Source: Linux vetoes taking a CPU offline that SCHED_DEADLINE reservations need: kernel/sched/core.c.
         """
+        await self._all_online()
         if cpu is None:
             await self._ask("refuse on", "refuse on ")
         elif await self._ask(f"refuse cpu {cpu}", f"refuse cpu {cpu} ") != "1":
@@ -234,6 +237,21 @@ class LinuxGuest(GuestVm):
             QemuProcessError: It does not answer, or QEMU ended.
         """
         await self._ask("refuse off", "refuse off")
+
+    async def _all_online(self) -> None:
+        """Return when Linux runs on every vCPU that QEMU has: one that is offline would leave without being asked."""
+        seen, plugged = VcpuMap(), 0
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                while True:
+                    seen, plugged = await self.online(), await self.process.count_vcpus()
+                    if len(seen) >= plugged:
+                        return
+                    await asyncio.sleep(_POLL)
+        except TimeoutError as why:
+            raise self._failure(
+                f"Linux cannot refuse: within {_TIMEOUT} s it ran on CPUs {seen} only, QEMU has {plugged} vCPUs"
+            ) from why
 
     async def _start(self, qemu: Path, accel: Accelerator, args: Sequence[str]) -> None:
         self.accelerator = accel

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from qmpvcpu.errors import QmpVcpuError, printable
 from qmpvcpu.given import checked
@@ -172,6 +173,7 @@ class QemuProcess:
         self._resources = contextlib.AsyncExitStack()
         self._process: asyncio.subprocess.Process | None = None
         self._monitor: Serial | None = None
+        self._questions = itertools.count(1)
         self._last_words = ""
         self.argv: tuple[str, ...] = ()
         self.directory = Path()
@@ -221,28 +223,35 @@ class QemuProcess:
     async def wait_ready(self, *, timeout: float = 10.0) -> None:
         """Return when QEMU has built the machine and answers QMP.
 
-        It asks on a monitor of its own: the sockets stay untouched. Can be called once.
+        It asks on a monitor of its own: the sockets stay untouched.
 
         Raises:
             QemuStartError: QEMU ended, or did not answer within *timeout* seconds.
         """
-        if self._monitor is None:
-            raise RuntimeError("wait_ready() is for a QEMU that was started, once")
-        (reader, writer), self._monitor = self._monitor, None
         try:
             async with asyncio.timeout(timeout):
-                # The greeting may come before the machine is built; a reply may not.
-                with contextlib.suppress(ConnectionError):
-                    writer.write(b'{"execute": "qmp_capabilities"}\n')
-                    while line := await reader.readline():
-                        if "return" in json.loads(line):
-                            return
-                await self.wait()
+                await self._ask("query-status")
         except TimeoutError as why:
             raise self.failure(f"QEMU did not come up within {timeout} s", start=True) from why
-        finally:
-            writer.close()
-        raise self.failure("QEMU did not come up", start=True)
+        except EOFError as why:
+            await self.wait()
+            raise self.failure("QEMU did not come up", start=True) from why
+
+    @checked
+    async def count_vcpus(self, *, timeout: float = 10.0) -> int:
+        """How many vCPUs QEMU has now, asked as in :meth:`wait_ready`.
+
+        Raises:
+            QemuProcessError: QEMU ended, or did not answer within *timeout* seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return len(await self._ask("query-cpus-fast"))
+        except TimeoutError as why:
+            raise self.failure(f"QEMU did not list its vCPUs within {timeout} s") from why
+        except EOFError as why:
+            await self.wait()
+            raise self.failure("QEMU ended before it listed its vCPUs") from why
 
     async def wait(self) -> int:
         """Return QEMU's return code when it has ended."""
@@ -270,6 +279,23 @@ class QemuProcess:
         finally:
             self._last_words = self.stderr
             await self._resources.aclose()
+
+    async def _ask(self, command: str) -> Any:
+        """QEMU's answer to *command* on our own monitor; EOFError: it ended."""
+        if self._monitor is None:
+            raise RuntimeError("this QEMU was never started")
+        reader, writer = self._monitor
+        asked = next(self._questions)
+        with contextlib.suppress(ConnectionError):
+            # The greeting may come before the machine is built; a reply may not. To ask for the capabilities again is
+            # an error that harms nothing.
+            for name, number in (("qmp_capabilities", None), (command, asked)):
+                writer.write(json.dumps({"execute": name, "id": number}).encode() + b"\n")
+            while line := await reader.readline():
+                said = json.loads(line)
+                if said.get("id") == asked:
+                    return said["return"]
+        raise EOFError
 
     def _running(self) -> asyncio.subprocess.Process:
         if self._process is None:

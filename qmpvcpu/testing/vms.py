@@ -246,7 +246,7 @@ class LinuxVm(Vm[LinuxGuest]):
         """Make Linux refuse to give up a CPU, or any: see :meth:`qmpvcpu.testing.LinuxGuest.refuse`.
 
         Raises:
-            QemuProcessError: It does not answer, it has no such CPU, or QEMU ended.
+            QemuProcessError: It does not answer, it does not run on every vCPU, it has no such CPU, or QEMU ended.
         """
         self._runner.run(self.guest.refuse(cpu))
 

@@ -89,6 +89,25 @@ async def test_a_guest_told_to_refuse_answers_busy_until_told_to_comply(guest: L
         assert await guest.online() == VcpuMap([0, 1])
 
 
+@pytest.mark.parametrize("which", ["all", "one"])
+async def test_a_guest_told_to_refuse_right_after_a_plug_keeps_the_new_cpu(
+    guest: LinuxGuest, third: Callable[[int], int], which: str
+) -> None:
+    async with raw_vm(guest) as vm:
+        await vm.plug(2)
+        await guest.refuse(None if which == "all" else third(2))
+        await vm.request_unplug(2)
+        assert await vm.unplug_answer(2) == BUSY
+        assert await guest.online() == VcpuMap([0, 1, third(2)])
+
+
+async def test_a_cpu_that_linux_does_not_bring_online_cannot_be_made_to_stay(qemu: Path, accel: Accelerator) -> None:
+    async with LinuxGuest(qemu, accel=accel, kernel_options="nr_cpus=2") as guest, raw_vm(guest) as vm:
+        await vm.plug(2)
+        with pytest.raises(QemuProcessError, match="it ran on CPUs 0-1 only, QEMU has 3 vCPUs"):
+            await guest.refuse()
+
+
 async def test_a_refusing_guest_keeps_a_cpu_plugged_after_it_was_told(
     guest: LinuxGuest, third: Callable[[int], int]
 ) -> None:

@@ -108,8 +108,13 @@ async def test_ready_means_that_the_machine_is_built() -> None:
         await process.wait_ready()
         assert process.returncode is None
         assert process.qmp.is_socket()
-        with pytest.raises(RuntimeError, match="once"):
-            await process.wait_ready()
+        await process.wait_ready()  # and it can be asked again
+        assert await process.count_vcpus() == 1
+
+
+async def test_a_qemu_that_was_never_started_is_not_waited_for() -> None:
+    with pytest.raises(RuntimeError, match="never started"):
+        await QemuProcess(best_qemu(), PAUSED).wait_ready()
 
 
 async def test_a_qemu_that_ends_instead_of_starting_is_told_with_its_words(fake_qemu: Path) -> None:
