@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from qmpvcpu.errors import MonitorConnectError, shorten
+from qmpvcpu.processes import read_children, read_stat
 
 _SUN_PATH_MAX = 107  # sun_path holds 108 bytes, one of them the final NUL (man 7 unix)
 _BACKLOG_RETRY_S = 0.02
@@ -45,15 +46,6 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-
-# Process states of proc(5) in which nothing will greet.
-_STATES = {
-    "T": "is stopped (SIGSTOP); SIGCONT lets it go on",
-    "t": "is stopped by a debugger",
-    "Z": "has ended",
-    "X": "has ended",
-    "D": "is blocked in the kernel, as on storage that does not answer",
-}
 
 
 class Address(NamedTuple):
@@ -423,13 +415,20 @@ def describe_peer(pid: int | None) -> str:
     advice = "a QMP socket serves one client at a time; give QEMU a second -qmp"
     if pid is None:
         return advice
-    try:
-        from pathlib import Path  # it brings urllib
-
-        # stat, not status: one read of a kernel file; comm stands in parentheses and may hold any byte.
-        head, _, tail = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
-    except OSError:
+    peer = read_stat(pid)
+    if peer is None:
         return f"the process that opened it, pid {pid}, has ended; {advice}"
-    who = f"pid {pid} ({head.partition('(')[2]})"
-    running = f"runs, so most likely another client holds the socket; {advice}"
-    return f"{who} {_STATES.get(tail.split()[0], running)}"
+    who = f"pid {pid} ({peer.name})"
+    if why := peer.why_idle:
+        return f"{who} {why}"
+    for child in read_children(pid):
+        started = read_stat(child)
+        if started is not None and started.name.startswith("qemu") and (why := started.why_idle):
+            return f"pid {child} ({started.name}), started by {who}, {why}"
+    return f"{who} runs, so most likely another client holds the socket; {advice}"
+
+
+def why_silent(pid: int | None) -> str:
+    """Return why the peer *pid* does not answer, if the kernel knows: ``pid 123 (qemu-system-x86) is stopped``."""
+    peer = None if pid is None else read_stat(pid)
+    return "" if peer is None or not peer.why_idle else f"pid {pid} ({peer.name}) {peer.why_idle}"

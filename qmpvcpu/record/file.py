@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 import aiofiles.os
 
 from qmpvcpu.errors import Outcome, RecordCorruptError, RecordError, RecordLockedError
+from qmpvcpu.processes import read_stat
 
 _T = TypeVar("_T")
 
@@ -317,8 +318,8 @@ def _holder(file: io.FileIO) -> tuple[int | None, str]:
         return None, "another process"
     pid = int(text)
     words = f"this process, {pid}" if pid == os.getpid() else f"process {pid}"
-    with contextlib.suppress(OSError):  # on another host, or hidden from us
-        words += f" ({Path(f'/proc/{pid}/comm').read_text(errors='replace').strip()})"
+    if (holder := read_stat(pid)) is not None:  # it may be on another host, or hidden from us
+        words += f" ({holder.name})"
     return pid, words
 
 

@@ -8,12 +8,11 @@ from typing import Final, NamedTuple
 from qmpvcpu.domainxml import Identity, Instance
 from qmpvcpu.errors import RecordError
 from qmpvcpu.model.layout import Layout
+from qmpvcpu.processes import read_stat
 
 # In a hostile document a name can be as long as the document.
 MOST_TOLD: Final = 400
 _SAY_SO: Final = "Start QEMU with -uuid or -name, or name the VM: attach(name=...)"
-# States of a thread that has ended.
-_GONE: Final = ("Z", "X", "x")
 
 
 class Claim(NamedTuple):
@@ -116,27 +115,24 @@ def instance_of(host_tid: int | None, pid: int | None) -> Instance | None:
 
 def _start_ticks(tasks: Path, host_tid: int) -> int | None:
     """Return the start time of the thread that its own process calls *host_tid*; None if it is gone or hidden."""
-    found = _started(tasks / str(host_tid) / "stat")
+    found = _started(f"{tasks}/{host_tid}")
     if found is None:
         with contextlib.suppress(OSError):  # in a PID namespace of its own (a container) it has another number here
             for task in tasks.iterdir():
                 inside = re.search(r"^NSpid:.*\s(\d+)$", (task / "status").read_text(errors="replace"), re.MULTILINE)
                 if inside is not None and int(inside[1]) == host_tid:
-                    return _started(task / "stat")
+                    return _started(str(task))
     return found
 
 
-def _started(stat: Path) -> int | None:
-    try:
-        fields = stat.read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in _GONE else int(fields[19])
+def _started(thread: int | str) -> int | None:
+    found = read_stat(thread)
+    return None if found is None or found.has_ended else found.start_ticks
 
 
 def is_alive(instance: Instance) -> bool:
     """Return True if *instance* is known to run on this host."""
-    started = _started(Path(f"/proc/{instance.host_tid}/stat"))
+    started = _started(instance.host_tid)
     return started is not None and started == instance.start_ticks
 
 

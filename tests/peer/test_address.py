@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.errors import MonitorConnectError
+from qmpvcpu.processes import ProcessStat
 from qmpvcpu.qmp.address import Address, connect, connected_socket, describe_peer, first_bytes, peer_pid
 
 
@@ -335,7 +336,9 @@ async def test_the_first_bytes_stay_on_the_socket() -> None:
     ],
 )
 def test_the_state_of_a_silent_peer_is_told(state: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"7 (qemu (x) y) {state} 1 7 7 0")
+    stat = ProcessStat("qemu (x) y", state, 0, 1)
+    monkeypatch.setattr("qmpvcpu.qmp.address.read_stat", lambda _: stat)
+    monkeypatch.setattr("qmpvcpu.qmp.address.read_children", lambda _: [])
     assert describe_peer(7).startswith(message)
 
 

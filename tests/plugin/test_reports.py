@@ -1,11 +1,15 @@
 """What is said of a test that fails: one session of them, looked at in several ways."""
 
+import os
 import re
+import signal
+import subprocess
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from qmpvcpu.testing.plugin.evidence import fate
 from tests.plugin.sessions import Session, environment, run, write
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]  # a session imports everything anew
@@ -99,6 +103,17 @@ def test_a_crash_is_told_by_its_signal(session: Session) -> None:
     assert "It was ended by SIGSEGV (signal 11)." in report
     assert '"execute": "qmp_capabilities"' in report  # what was said before it is not lost
     assert "id=lower" in report
+
+
+def test_a_stopped_qemu_is_not_said_to_run() -> None:
+    with subprocess.Popen(["/bin/sleep", "600"]) as process:
+        try:
+            assert fate(process.pid, None) == "It runs."
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+            assert fate(process.pid, None) == "It is stopped (SIGSTOP); SIGCONT lets it go on."
+        finally:
+            process.kill()
 
 
 def test_what_fails_after_the_vm_is_gone_is_told_all_the_same(session: Session) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 import pytest
 
 from qmpvcpu.errors import printable
+from qmpvcpu.processes import read_stat
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.peer import Line, ScriptedPeer
 from qmpvcpu.testing.vms import TRACE_FILE, QmpMessage, Vm, read_transcript
@@ -18,8 +19,6 @@ from qmpvcpu.testing.vms import TRACE_FILE, QmpMessage, Vm, read_transcript
 _TRANSCRIPT: Final = "QMP transcript"
 _LINES: Final = 60  # of each section in a report; the files have all
 _WIDTH: Final = 400
-_PF_EXITING: Final = 0x4  # include/linux/sched.h
-_FLAGS_FIELD: Final = 6  # of /proc/PID/stat, after the name and counted from the state
 
 
 class Evidence(Protocol):
@@ -69,13 +68,13 @@ class VmEvidence:
         if self._kept is not None:
             return self._kept
         process = self._vm.guest.process
-        if process.returncode is None and _is_ending(process.pid):
+        if process.returncode is None and ((known := read_stat(process.pid)) is None or known.is_ending):
             self._vm.wait_ended()
         trace = read_transcript(_text(process.directory / TRACE_FILE))
         guest = self._vm.guest
         said = _text(process.directory / "serial0.log")
         sections = {
-            "QEMU": f"{_fate(process.returncode)}\n{' '.join(process.argv)}",
+            "QEMU": f"{fate(process.pid, process.returncode)}\n{' '.join(process.argv)}",
             "QEMU log": process.stderr,
             _TRANSCRIPT: "\n".join(_line(message, f"qmp{message.monitor}") for message in trace),
             "guest's console": _text(process.directory / "console"),
@@ -122,18 +121,11 @@ def _add_section(report: pytest.TestReport, title: str, text: str) -> None:
         report.sections.append((title, text))
 
 
-def _is_ending(pid: int) -> bool:
-    """Whether a process is about to be gone: its sockets may be closed some time before its parent can know."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return True
-    return bool(int(fields[_FLAGS_FIELD]) & _PF_EXITING)
-
-
-def _fate(returncode: int | None) -> str:
+def fate(pid: int, returncode: int | None) -> str:
+    """Tell what has become of the process *pid*, which has ended with *returncode* (None: not yet)."""
     if returncode is None:
-        return "It runs."
+        process = read_stat(pid)
+        return f"It {(process and process.why_idle) or 'runs'}."
     if returncode < 0:
         number = -returncode
         with contextlib.suppress(ValueError):
