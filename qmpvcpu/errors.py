@@ -282,31 +282,34 @@ class MonitorTimeoutError(MonitorError, TimeoutError):
     Attributes:
         command: The QMP command.
         timeout: The deadline, in seconds.
+        hint: Why QEMU is silent where the kernel knows, such as that it is stopped; or "".
     """
 
-    outcome = Outcome.UNKNOWN
-
-    def __init__(self, command: str, timeout: float) -> None:
-        super().__init__(f"QEMU did not reply to {command} within {timeout:g} s")
+    def __init__(self, command: str, timeout: float, *, hint: str = "") -> None:
+        why = f" ({hint})" if hint else ""
+        super().__init__(f"QEMU did not reply to {command} within {timeout:g} s{why}")
         self.command = command
         self.timeout = timeout
+        self.hint = hint
+        self.outcome = _outcome_of(command)
 
 
 class MonitorLostError(MonitorError, ConnectionError):
     """The QMP session ended: QEMU died, hung up, or this side closed it.
+
+    ``outcome`` is UNCHANGED if nothing had been sent that changes a VM.
 
     Attributes:
         why: What ended it.
         last_sent: The QMP command that was in flight, or None.
     """
 
-    outcome = Outcome.UNKNOWN
-
-    def __init__(self, why: str, *, last_sent: str | None = None) -> None:
+    def __init__(self, why: str, *, last_sent: str | None = None, outcome: Outcome | None = None) -> None:
         flight = f" with {last_sent} in flight" if last_sent else ""
         super().__init__(f"the QMP connection is lost{flight}: {why}")
         self.why = why
         self.last_sent = last_sent
+        self.outcome = outcome or _outcome_of(last_sent)
 
 
 class MalformedReplyError(MonitorError):
@@ -317,12 +320,17 @@ class MalformedReplyError(MonitorError):
         reply: The reply.
     """
 
-    outcome = Outcome.UNKNOWN
-
     def __init__(self, command: str, why: str, reply: object) -> None:
         super().__init__(f"malformed reply to {command}: {why}: {shorten(reply)}")
         self.command = command
         self.reply = reply
+        self.outcome = _outcome_of(command)
+
+
+def _outcome_of(command: str | None) -> Outcome:
+    """Return what is known of the VM when the reply to *command* did not come, or makes no sense."""
+    reads = command is None or command.startswith(("query-", "qom-get", "qom-list", "qmp_capabilities"))
+    return Outcome.UNCHANGED if reads else Outcome.UNKNOWN
 
 
 class StepError(QmpVcpuError):

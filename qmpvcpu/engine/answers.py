@@ -22,6 +22,14 @@ from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, 
 
 UnplugVerdict = Unplugged | Refused | Pending
 
+# QEMU's texts change between versions: they choose a hint, and nothing else depends on them.
+_OF_SMM = "with SMI wasn't enabled by firmware"  # hw/acpi/ich9.c, ich9_pm_device_pre_plug_cb and _unplug_request_cb
+_OF_HELD_ID = "Duplicate device ID"  # system/qdev-monitor.c, qdev_set_id
+_NOT_NEGOTIATED = (
+    "the VM's firmware uses SMM and has not agreed to CPU hotplug with this machine type, so asking again does not"
+    " help: start the VM with a newer machine type (q35 of QEMU 5.2 or later) or newer firmware, or without SMM"
+)
+
 
 def verdict_on(removal: Removal) -> Unplugged | Refused | None:
     """Return the guest's answer to *removal*, or None while there is none."""
@@ -36,7 +44,8 @@ def error_of_removal(removal: Removal) -> QmpVcpuError:
     """Return the error for a caller who waits for *removal*, which ended without an answer of the guest's."""
     if removal.rejection is not None:
         return _rejected(Action.UNPLUG, removal.rejection, {"execute": "device_del"})
-    return MonitorLostError(f"{removal.state.value}; vCPU {removal.ids} is as layout says")
+    why = f"{removal.state.value}; vCPU {removal.ids} is as layout says"
+    return MonitorLostError(why, outcome=Outcome.UNKNOWN)
 
 
 def error_of(transition: Transition) -> QmpVcpuError | None:
@@ -76,7 +85,8 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
         case Unplugged() if run.path is not None:  # it was plugged, and has left again
             error = PlugUndoneError(ids)
         case Pending() | None if transition.lost:
-            error = MonitorLostError(transition.lost)
+            sent = run.verdict is not None or run.sent_at > 0
+            error = MonitorLostError(transition.lost, outcome=Outcome.UNKNOWN if sent else Outcome.UNCHANGED)
         case Pending(acknowledged=acknowledged):
             error = UnplugPendingError(ids, timeout, acknowledged=acknowledged)
         case Refused(code=code, reason=reason) if run.step.action is Action.UNPLUG:
@@ -121,20 +131,31 @@ def _cause(run: StepRun, transition: Transition) -> Exception:
     return MonitorTimeoutError("device_add" if run.plugs else "device_del", transition.reply_timeout)
 
 
-def hint_of_plug(run: StepRun, *, slot_path: str | None, is_taken: bool) -> str:
-    """Say what a look after the rejection of a plug tells, since QEMU's error texts are unstable."""
+def hint_of_plug(run: StepRun, desc: str, *, slot_path: str | None, is_taken: bool) -> str:
+    """Say what the rejection *desc* of a plug means, judging by a look after it."""
     if slot_path is not None:
         return f"the slot is occupied meanwhile, by {slot_path}"
     if is_taken:
         return f"another device is {run.path}: ask again, and the vCPU gets another id"
-    # Until QEMU has joined the thread of a vCPU, its slot is empty and its id is taken.
-    return "the slot is empty; if a vCPU has just left it, QEMU may hold its id for a moment: ask again"
+    if _OF_SMM in desc:
+        return _NOT_NEGOTIATED
+    if _OF_HELD_ID in desc:
+        # Until QEMU has joined the thread of a vCPU, its slot is empty and its id is taken.
+        return "the slot is empty; if a vCPU has just left it, QEMU may hold its id for a moment: ask again"
+    return "the slot is empty"
 
 
-def hint_of_unplug(*, present: bool, arch: str) -> str:
-    """Say what a look after the rejection of an unplug tells."""
-    if not present:
+def hint_of_unplug(rejection: Rejected, *, path: str | None, arch: str) -> str:
+    """Say what *rejection* of an unplug means; a look after it shows the CPU at *path*, or nothing."""
+    if path is None:
         return "it is gone already"
+    if rejection.error_class == "DeviceNotFound":
+        return (
+            f"it is still plugged, as {path}, and device_del finds no device of that name: the id that another client"
+            " gave it cannot be named, so it stays until the VM is started anew"
+        )
+    if _OF_SMM in rejection.desc:
+        return _NOT_NEGOTIATED
     if arch in {"x86_64", "i386"}:
         return (
             "it is still plugged; most likely the guest's ACPI hotplug is not up yet (firmware, early boot, or no"

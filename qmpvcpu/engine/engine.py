@@ -12,7 +12,7 @@ Rules that live here:
 import heapq
 from collections import deque
 from collections.abc import Callable, Mapping, MutableSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from qmpvcpu import qapi
@@ -65,6 +65,7 @@ from qmpvcpu.errors import (
     MalformedReplyError,
     MonitorLostError,
     MonitorTimeoutError,
+    Outcome,
     OutcomeUnknownError,
     RecordError,
 )
@@ -336,12 +337,13 @@ class Engine:
         """Settle *request* with an error if the connection is gone for good, or this side is closing."""
         if not (self.closed or self._stopping):
             return False
-        self._settle(request, error=self._gone())
+        self._settle(request, error=self._gone(request))
         return True
 
-    def _gone(self) -> MonitorLostError:
-        """Return the error of a request that was not begun, as there is no connection."""
-        error = MonitorLostError("closed by this side" if self.lost is None else self.lost.why)
+    def _gone(self, request: Request) -> MonitorLostError:
+        """Return the error of *request*, which was not begun, or waits for what was asked for before."""
+        why = "closed by this side" if self.lost is None else self.lost.why
+        error = MonitorLostError(why, outcome=Outcome.UNKNOWN if isinstance(request, Wait) else Outcome.UNCHANGED)
         error.__cause__ = self.lost
         return error
 
@@ -352,7 +354,7 @@ class Engine:
 
     def _give_up_waiting(self, request: Request) -> None:
         self._forget(request)
-        self._settle(request, error=self._gone())
+        self._settle(request, error=self._gone(request))
 
     def _refresh(self, request: Refresh) -> None:
         if self._refuses(request):
@@ -805,8 +807,9 @@ class Engine:
             if error is None and plugs and self._may_plug_again(command):
                 self._plug_again(command, Rejected(command.run.step.ids, given.error_class, given.desc))
                 return
-            hint = "" if error is not None else self._hint(command)
-            verdict = Rejected(command.run.step.ids, given.error_class, given.desc, hint)
+            verdict = Rejected(command.run.step.ids, given.error_class, given.desc)
+            if error is None:
+                verdict = replace(verdict, hint=self._hint(command, verdict))
             gone = False
             if command.removal is not None:
                 self.state.unplug_replied(command.removal, Evidence.REJECTION, self._now, rejection=verdict)
@@ -856,14 +859,15 @@ class Engine:
 
         self._set_alarm(command, self._now + _HELD_PAUSE_S * 2**run.rejections, send)
 
-    def _hint(self, command: _Command) -> str:
+    def _hint(self, command: _Command, rejection: Rejected) -> str:
         run, status = command.run, self.state.status
         if status is not None and (status.migrating or status.migrated_away):
             return f"the VM is migrating or has migrated: run state {status.run_state}, migration {status.migration}"
         slot = self.state.slots[run.step.first]
         if command.removal is None:
-            return hint_of_plug(run, slot_path=slot.qom_path, is_taken=self.state.is_taken(run.path or ""))
-        return hint_of_unplug(present=slot.present, arch=self.layout.vm.arch)
+            is_taken = self.state.is_taken(run.path or "")
+            return hint_of_plug(run, rejection.desc, slot_path=slot.qom_path, is_taken=is_taken)
+        return hint_of_unplug(rejection, path=slot.qom_path, arch=self.layout.vm.arch)
 
     def _unanswered(self, given: Unanswered) -> None:
         command = self._commands.pop(given.number)

@@ -22,7 +22,7 @@ from qmpvcpu.errors import (
     shorten,
 )
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.qmp.address import Address, connect, connected_socket, peer_pid
+from qmpvcpu.qmp.address import Address, connect, connected_socket, peer_pid, why_silent
 from qmpvcpu.qmp.client import end, establish, explain, longest_line, make_client, read_version
 
 Target = str | os.PathLike[str] | tuple[str, int] | socket.socket | QMPClient
@@ -230,7 +230,7 @@ class Monitor:
             self._late = [each for each in self._late if not each.done()] + [task]
             if len(self._late) > _MOST_LATE:  # a QEMU that is stopped for a day is queried every half minute
                 self._late.pop(0).cancel()
-            raise MonitorTimeoutError(command, timeout_s)
+            raise MonitorTimeoutError(command, timeout_s, hint=why_silent(self.peer_pid))
         return task.result()
 
     def _forget(self, task: asyncio.Task[object]) -> None:

@@ -48,6 +48,7 @@ from qmpvcpu.errors import (
     CommandRejectedError,
     MonitorError,
     MonitorLostError,
+    Outcome,
     RecordError,
     WaitTimeoutError,
     printable,
@@ -363,7 +364,7 @@ class Driver:
         await self.connection.monitor.close()
         await self._wait_calm()  # a reply that will not come now is an error to those who wait for it
         for request in tuple(self._requests):  # what will not end now
-            self._settle(Settle(request, error=lost))
+            self._settle(Settle(request, error=MonitorLostError(lost.why, outcome=Outcome.UNKNOWN)))
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -85,3 +85,14 @@ async def test_a_record_of_a_vcpu_under_another_id_is_read_back(on: Substrate, t
         async with qmpvcpu.attach(guest.qmp, record=record) as again:
             assert again.layout[3].device_id == "vcpu3-2"
             assert again.interrupted is None
+
+
+@pytest.mark.parametrize("on", [each for each in substrates(["q35"]) if each.values[0].version.startswith("10.")])
+async def test_a_vcpu_whose_id_no_command_can_name_is_told_to_stay(on: Substrate) -> None:
+    """QEMU 10 checks no id that comes over QMP."""
+    async with running(on) as (guest, vm):
+        await plug_as(guest, vm, 2, "a/b")
+        with pytest.raises(CommandRejectedError, match="it stays until the VM is started anew") as caught:
+            await vm.unplug(2)
+        assert caught.value.error_class == "DeviceNotFound"
+        assert vm.layout.enabled == {0, 2}

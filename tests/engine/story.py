@@ -378,8 +378,8 @@ class Story:
     def accept(self, *vcpus: int) -> list[str]:
         return [word for vcpu in vcpus for word in self.tell(Accepted(self._command(vcpu).number))]
 
-    def reject(self, vcpu: int) -> list[str]:
-        return self.tell(Rejection(self._command(vcpu).number, "GenericError", "no"))
+    def reject(self, vcpu: int, desc: str = "no", *, error_class: str = "GenericError") -> list[str]:
+        return self.tell(Rejection(self._command(vcpu).number, error_class, desc))
 
     def explain(self, present: str | None = None, *, others: Iterable[int] = ()) -> list[str]:
         """The oldest look after a rejection shows *present*, or what is known."""

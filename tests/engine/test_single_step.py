@@ -138,16 +138,52 @@ def test_a_rejection_is_explained_by_a_look() -> None:
     adding, removing = plug(2), unplug(1)
     told.ask(adding)
     told.ask(removing)
-    assert told.reject(2) == ["save outcome"]
+    assert told.reject(2, "Duplicate device ID 'vcpu2'") == ["save outcome"]
     assert told.reject(1) == ["save outcome"]
     error = told.error(adding)
     assert isinstance(error, CommandRejectedError)
-    assert (error.action, error.ids, error.desc) == ("plug", VcpuMap([2]), "no")
+    assert (error.action, error.ids, error.desc) == ("plug", VcpuMap([2]), "Duplicate device ID 'vcpu2'")
     assert "its id for a moment" in str(error)
     error = told.error(removing)
     assert isinstance(error, CommandRejectedError)
     assert "ACPI hotplug is not up yet" in str(error)
     assert told.state.layout.pending == set()
+
+
+@pytest.mark.parametrize(
+    ("desc", "hint"),
+    [
+        ("cpu hotplug with SMI wasn't enabled by firmware", "start the VM with a newer machine type"),
+        ("a text of a QEMU to come", "the slot is empty)"),
+    ],
+)
+def test_a_plug_that_asking_again_does_not_help_is_not_advised_to_be_asked_again(desc: str, hint: str) -> None:
+    told, request = Story("0"), plug(2)
+    told.ask(request)
+    told.reject(2, desc)
+    assert hint in str(told.error(request))
+    assert ": ask again" not in str(told.error(request))
+
+
+@pytest.mark.parametrize(
+    ("desc", "error_class", "hint"),
+    [
+        ("cpu hot-unplug with SMI wasn't enabled by firmware", "GenericError", "newer firmware, or without SMM"),
+        (
+            "Device 'a' not found",
+            "DeviceNotFound",
+            "and device_del finds no device of that name",
+        ),
+    ],
+)
+def test_an_unplug_that_asking_again_does_not_help_is_not_advised_to_be_asked_again(
+    desc: str, error_class: str, hint: str
+) -> None:
+    told, request = Story("0-1"), unplug(1)
+    told.ask(request)
+    told.reject(1, desc, error_class=error_class)
+    assert hint in str(told.error(request))
+    assert ": ask again" not in str(told.error(request))
 
 
 def test_an_unplug_that_is_rejected_because_it_is_gone_is_done() -> None:

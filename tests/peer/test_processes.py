@@ -2,15 +2,19 @@
 
 import asyncio
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from qmpvcpu.errors import MonitorConnectError, MonitorLostError
+from qmpvcpu.errors import MonitorConnectError, MonitorLostError, MonitorTimeoutError, Outcome
+from qmpvcpu.processes import ProcessStat, read_stat
+from qmpvcpu.record.owner import instance_of
 from tests.waiting import until
 
 from .conftest import Heard, Open
@@ -71,6 +75,93 @@ async def test_a_held_socket_names_the_process_that_listens(server: Server, conn
         await connect(path, within=0.2)
     assert caught.value.hint.startswith(f"pid {process.pid} (python")
     assert "runs, so most likely another client holds the socket" in caught.value.hint
+
+
+LAUNCHER = """
+import os, socket, sys, time
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+child = os.fork()
+if child == 0:
+    open("/proc/self/comm", "w").write("qemu-system-x86")
+    print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def launched(tmp_path: Path) -> Iterator[tuple[int, int, str]]:
+    """A launcher, its QEMU, and the socket that the one has opened for the other."""
+    path = str(tmp_path / "qmp")
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER, path], stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        qemu = int(launcher.stdout.readline())
+        try:
+            yield launcher.pid, qemu, path
+        finally:
+            os.kill(qemu, signal.SIGKILL)
+            launcher.kill()
+
+
+async def test_a_stopped_qemu_is_named_where_its_launcher_opened_the_socket(
+    launched: tuple[int, int, str], connect: Open
+) -> None:
+    launcher, qemu, path = launched
+    os.kill(qemu, signal.SIGSTOP)
+    await until(lambda: (stat := read_stat(qemu)) is not None and stat.state == "T")
+    with pytest.raises(MonitorConnectError) as caught:
+        await connect(path, within=0.2)
+    assert caught.value.hint.startswith(f"pid {qemu} (qemu-system-x86), started by pid {launcher} (python")
+    assert caught.value.hint.endswith("is stopped (SIGSTOP); SIGCONT lets it go on")
+
+
+@pytest.mark.parametrize(
+    ("command", "outcome"), [("query-status", Outcome.UNCHANGED), ("device_del", Outcome.UNKNOWN)]
+)
+async def test_a_peer_that_is_stopped_meanwhile_is_named_by_the_command_that_has_no_reply(
+    command: str, outcome: Outcome, server: Server, connect: Open
+) -> None:
+    process, path = server
+    monitor = await connect(path)
+    stop(process)
+    with pytest.raises(MonitorTimeoutError, match=rf"within 0.1 s \(pid {process.pid} .* is stopped") as caught:
+        await monitor.execute(command, timeout=0.1)
+    assert caught.value.outcome is outcome
+
+
+async def test_nothing_is_unknown_where_nothing_was_sent_that_changes_a_vm(server: Server, connect: Open) -> None:
+    process, path = server
+    monitor = await connect(path)
+    asking = asyncio.create_task(monitor.execute("query-status"))
+    await until(lambda: monitor._client._pending)
+    process.kill()
+    with pytest.raises(MonitorLostError) as reading:
+        await asking
+    with pytest.raises(MonitorLostError) as late:
+        await monitor.execute("device_add")
+    assert (reading.value.outcome, late.value.outcome) == (Outcome.UNCHANGED, Outcome.UNCHANGED)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(b"caf\xc3", "caf\ufffd"), (b"a) R (b", "a) R (b"), (b"x\ny", "x\ny"), (b"\xff\xfe", "\ufffd\ufffd")],
+)
+def test_a_process_may_be_called_anything(name: bytes, shown: str) -> None:
+    """The kernel cuts a name at 15 bytes, in the middle of a character too."""
+    seen: queue.Queue[tuple[ProcessStat | None, object]] = queue.Queue()
+
+    def look_at_itself() -> None:
+        task = Path(f"/proc/self/task/{threading.get_native_id()}")
+        (task / "comm").write_bytes(name)
+        instance = instance_of(threading.get_native_id(), os.getpid())
+        seen.put((read_stat(str(task)), None if instance is None else instance.start_ticks))
+
+    threading.Thread(target=look_at_itself).start()
+    stat, start_ticks = seen.get()
+    assert stat is not None
+    assert (stat.name, stat.state, stat.why_idle) == (shown, "R", "")
+    assert start_ticks == stat.start_ticks
 
 
 async def test_a_killed_peer_is_noticed_while_idle(server: Server, connect: Open, heard: Heard) -> None:
