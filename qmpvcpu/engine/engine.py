@@ -625,10 +625,8 @@ class Engine:
 
     def _advance(self, transition: Transition) -> None:
         may_send = transition.is_map or self._exclusive is None
-        while tasks := transition.advance(self._now, may_send=may_send):
-            for task in tasks:
-                self._do(transition, task)
-        self._to_advance.pop(transition, None)
+        for task in transition.advance(self._now, may_send=may_send):
+            self._do(transition, task)
         if transition.ended:
             self._finish(transition)
         else:
@@ -897,6 +895,8 @@ class Engine:
 
     def _take_news(self) -> None:
         """Hand what is new to those who wait for it."""
+        if not self.state.has_news:
+            return
         self._tell_events()
         for removal in self.state.take_changed_removals():
             self._removal_changed(removal)

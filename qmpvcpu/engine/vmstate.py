@@ -501,6 +501,11 @@ class VmState:
         """How often what is known of any slot has changed: a read tells nothing of what changed after it was sent."""
         return self._tick
 
+    @property
+    def has_news(self) -> bool:
+        """True if one of the three that follow has something to hand out."""
+        return bool(self._events or self._changed_removals or self._touched)
+
     def take_events(self) -> list[Event]:
         """Return the events since the last call, oldest first."""
         events, self._events = self._events, []

@@ -22,6 +22,10 @@ __all__ = ["CrashesBesideQemu"]
 class CrashesBesideQemu(TransitionsBesideQemu):
     """Everybody does something, we change vCPUs, and die."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgotten: set[int] = set()  # slots with a request of ours that the answer to an earlier one hides
+
     @precondition(lambda self: self.engine._running or self.disk.intent is not None)
     @rule(
         executed=st.integers(0, 3),
@@ -51,6 +55,7 @@ class CrashesBesideQemu(TransitionsBesideQemu):
         # Of two requests for one CPU, ours and another's, nobody can tell which one an answer is to.
         covered = (
             self.engine.superseded
+            | self.forgotten
             | self.qemu.contested
             | (set() if intent is None else {step.first for step in intent.steps})
         )
@@ -60,8 +65,12 @@ class CrashesBesideQemu(TransitionsBesideQemu):
             answer = self.qemu.answers.get(vcpu)
             # QEMU keeps answers: one to an earlier request cannot be told from one to this.
             refused = answer is not None and answer.is_ejection and answer.status is OstStatus.FAILURE
-            if vcpu in self.qemu.removals and US in self.qemu.askers[vcpu] and not refused:
-                assert vcpu in covered or vcpu in layout.pending, vcpu
+            if vcpu in self.qemu.removals and US in self.qemu.askers[vcpu]:
+                if refused:
+                    self.forgotten.add(vcpu)
+                else:
+                    assert vcpu in covered or vcpu in layout.pending, vcpu
+        self.forgotten &= self.qemu.removals
         if intent is None:
             self.engine.superseded &= self.qemu.removals
         else:

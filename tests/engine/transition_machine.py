@@ -332,7 +332,8 @@ class TransitionsBesideQemu(EngineBesideQemu):
         transition = self.engine.begun.get(change)
         if change.result is not Result.REPORT or change in self.cancelled:
             return
-        if transition is None or transition.not_begun is not None:
+        tried_again = change.tries > 1 and not isinstance(settle.error, TransitionError | None)
+        if transition is None or transition.not_begun is not None or tried_again:
             if isinstance(settle.error, StepDeniedError):  # only since a plug of ours was never replied to
                 assert settle.error.reason in {DenialReason.IN_PROGRESS, DenialReason.EXPORTED}
             else:
