@@ -10,14 +10,14 @@ Rules that live here:
 - What somebody else has done meanwhile is not done again, and is not ours.
 """
 
+import itertools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from qmpvcpu.engine.inflight import InFlight
 from qmpvcpu.engine.removal import Removal, State
-from qmpvcpu.engine.steprun import BY_OTHER, STAGES, StepRun, StepStage, why
+from qmpvcpu.engine.steprun import BY_OTHER, STAGES, StepRun, StepStage, next_stage, why
 from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.errors import StepDeniedError
 from qmpvcpu.model.options import CheckedOptions
@@ -64,6 +64,145 @@ class Bounds(NamedTuple):
     until_accepted: bool = False
 
 
+class InFlight:
+    """Everything that is waited for, each found in constant time.
+
+    Replies share one timeout and answers another, so both are sorted by deadline.
+
+    Attributes:
+        unsure: Steps whose command was in flight when the connection was lost.
+    """
+
+    def __init__(self) -> None:
+        self.unsure: list[StepRun] = []
+        self._sent: dict[StepRun, None] = {}  # oldest first
+        self._awaited: dict[StepRun, None] = {}
+        self._due: deque[tuple[float, StepRun]] = deque()  # one that waited before stands twice
+        self._plugs: dict[StepRun, None] = {}
+        self._unplugs: dict[StepRun, None] = {}
+        self._by_removal: dict[Removal, StepRun] = {}
+        self._present: dict[int, StepRun] = {}  # plugs that the guest is to acknowledge, by the slot's first vCPU id
+        self._touched: dict[StepRun, None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._sent or self._awaited or self.unsure)
+
+    @property
+    def sent(self) -> tuple[StepRun, ...]:
+        """Steps without a reply of QEMU's, oldest first."""
+        return tuple(self._sent)
+
+    @property
+    def awaited(self) -> tuple[StepRun, ...]:
+        """Steps without an answer of the guest's."""
+        return tuple(self._awaited)
+
+    def touch(self, first: int) -> bool:
+        """Note that something new is known of the slot of vCPU *first*; return whether a plug waits there."""
+        run = self._present.get(first)
+        if run is not None:
+            self._touched[run] = None
+        return run is not None
+
+    def take_touched(self) -> list[StepRun]:
+        """Return the plugs in whose slot something new is known since the last call, or that began to wait."""
+        if not self._touched:
+            return []
+        touched, self._touched = self._touched, {}
+        return list(touched)
+
+    @property
+    def commands(self) -> int:
+        """How many commands have no reply."""
+        return len(self._sent)
+
+    @property
+    def plugging(self) -> bool:
+        """True while a plug is out."""
+        return bool(self._plugs)
+
+    @property
+    def unplugging(self) -> bool:
+        """True while a removal that is to be made is out."""
+        return bool(self._unplugs)
+
+    @property
+    def deadline(self) -> float | None:
+        """When the first of them is no longer waited for, or earlier."""
+        reply = next(iter(self._sent)).deadline if self._sent else None
+        while self._due and not _waits(*self._due[0]):
+            self._due.popleft()
+        answer = self._due[0][0] if self._due else None
+        if reply is None or answer is None:
+            return answer if reply is None else reply
+        return min(reply, answer)
+
+    def watch(self, run: StepRun, removal: Removal) -> None:
+        """Note that the end of *removal* is that of *run*."""
+        run.removal = removal
+        self._by_removal[removal] = run
+
+    def watcher(self, removal: Removal) -> StepRun | None:
+        """Return the step that awaits the end of *removal*, will when its turn comes, or did until its deadline."""
+        run = self._by_removal.get(removal)
+        if run is None or run.removal is not removal:
+            return None
+        waits = run in self._awaited or run.stage is StepStage.QUEUED or isinstance(run.verdict, Pending)
+        return run if waits else None
+
+    def send(self, run: StepRun, now: float, limit: float) -> None:
+        """Note that the command of *run* is sent."""
+        run.stage, run.sent_at, run.deadline = StepStage.SENT, now, now + limit
+        self._sent[run] = None
+        self._note(run)
+
+    def take_reply(self, run: StepRun) -> bool:
+        """Note a reply to *run*; return False if it is no longer waited for."""
+        waited = run in self._sent
+        self._sent.pop(run, None)
+        return waited
+
+    def wait(self, run: StepRun, stage: StepStage, deadline: float) -> None:
+        """Note that *run* waits in *stage* from now on."""
+        run.stage, run.deadline, run.looking, run.overdue = stage, deadline, False, False
+        self._awaited[run] = None
+        self._due.append((deadline, run))
+        self._note(run)
+        if run.plugs:
+            self._present[run.first] = run
+            self._touched[run] = None
+
+    def _note(self, run: StepRun) -> None:
+        if run.plugs:
+            self._plugs[run] = None
+        elif run.step.action is Action.UNPLUG:
+            self._unplugs[run] = None
+
+    def drop(self, run: StepRun) -> None:
+        """Wait for *run* no more."""
+        for those in (self._sent, self._awaited, self._plugs, self._unplugs):
+            those.pop(run, None)
+        if self._present.get(run.first) is run:
+            del self._present[run.first]
+
+    def overdue_replies(self, now: float) -> list[StepRun]:
+        """Return the steps that QEMU should have replied to by *now*."""
+        return [run for run in self._sent if run.deadline is not None and now >= run.deadline]
+
+    def take_overdue_answers(self, now: float) -> list[StepRun]:
+        """Return the steps that should have been answered by *now*; each once."""
+        overdue: dict[StepRun, None] = {}
+        while self._due and (now >= self._due[0][0] or not _waits(*self._due[0])):
+            deadline, run = self._due.popleft()
+            if _waits(deadline, run):
+                overdue[run] = None
+        return list(overdue)
+
+
+def _waits(deadline: float, run: StepRun) -> bool:
+    return run.deadline == deadline and run.stage in STAGES and not run.looking
+
+
 class Batch:
     """Some steps on one VM, from the first command to the last answer.
 
@@ -93,7 +232,7 @@ class Batch:
         self._now = 0.0
         for run in runs:
             (self._plugs if run.plugs else self._others).append(run)
-            removal = state.removals.get(run.step.first)
+            removal = state.removals.get(run.first)
             if (
                 removal is not None
                 and not run.plugs
@@ -145,7 +284,7 @@ class Batch:
         if not self._out.take_reply(run):
             return  # its deadline had passed; the state has taken the reply in
         if verdict is None:
-            self._accepted(run)
+            self._go_further(run)
         else:
             self._end(run, verdict)
 
@@ -190,8 +329,9 @@ class Batch:
         """Note that the look made for *runs* is over, whether or not it succeeded."""
         self._now = now
         for run in runs:
-            if run.stage is StepStage.CHECKED:
-                self._give_up(run)
+            if run.looking and run.stage in STAGES:
+                run.looking = False
+                self._go_further(run)
 
     def paused(self) -> None:
         """Note that the connection is lost and may come back: nothing is sent until ``resumed``."""
@@ -203,7 +343,7 @@ class Batch:
         self.offline = False
         unsure, self._out.unsure = self._out.unsure, []
         for run in reversed(unsure):  # requeue at the front, keeping the order
-            present = self._state.slots[run.step.first].present
+            present = self._state.slots[run.first].present
             unanswered, run.stage, run.removal = run.removal, StepStage.QUEUED, None
             if run.plugs and present:
                 self._end(run, Plugged(run.step.ids))
@@ -220,7 +360,7 @@ class Batch:
 
     def _resume_halted(self, run: StepRun) -> None:
         """Await the guest, if it is found to work on a removal that is not to be sent again."""
-        removal = self._state.removals.get(run.step.first)
+        removal = self._state.removals.get(run.first)
         if removal is None:
             why_unknown = "the connection was lost with the command in flight, and nothing more is sent"
             self._end(run, Unknown(run.step.ids, why_unknown))
@@ -275,8 +415,8 @@ class Batch:
             self._await_removal(run)
 
     def _send_plug(self, run: StepRun) -> list[SendStep | LookAgain]:
-        first = run.step.first
-        if self._state.slots[first].present and (run.replug or not self._bounds.single):
+        first = run.first
+        if self._state.slots[first].present and (run.step.action is Action.KEEP or not self._bounds.single):
             return self._found_so(run, Plugged(run.step.ids))
         try:
             check_plug(self._state.situation, first, self._options)
@@ -286,7 +426,7 @@ class Batch:
         return self._mark_sent(run)
 
     def _send_unplug(self, run: StepRun) -> list[SendStep | LookAgain]:
-        first = run.step.first
+        first = run.first
         slot = self._state.slots[first]
         if not slot.present and not self._bounds.single:
             return self._found_so(run, Unplugged(run.step.ids))
@@ -323,14 +463,17 @@ class Batch:
 
     # Waiting.
 
-    def _accepted(self, run: StepRun) -> None:
-        """Go on to the next stage: QEMU accepted the command."""
-        if not run.plugs:
-            self._await_removal(run)
-        elif STAGES[StepStage.PRESENT].is_awaited(run, self._state, self._options):
-            self._wait(run, StepStage.PRESENT)
-        else:
+    def _go_further(self, run: StepRun) -> None:
+        """Have *run* wait in the next stage in which it has to; end it if there is none, or its time is over."""
+        stage = None if run.overdue else next_stage(run, self._state, self._options)
+        if stage is None and run.stage is StepStage.SENT:  # QEMU's acceptance is enough
             self._end(run, Plugged(run.step.ids, seconds=round(self._now - run.sent_at, 6)))
+        elif stage is None:
+            self._give_up(run)
+        elif run.plugs:
+            self._wait(run, stage)
+        else:
+            self._await_removal(run)
 
     def _await_removal(self, run: StepRun) -> None:
         """Await the end of the removal of *run*, or its acceptance where that is enough."""
@@ -365,28 +508,27 @@ class Batch:
             if self._bounds.until_accepted:
                 self._end(run, Unknown(run.step.ids, f"QEMU did not reply to device_del {limit}"))
                 continue
-            read = STAGES[run.stage].last_look(run, self._state, self._bounds.limit)
-            if read is Read.NONE:
-                self._give_up(run)
-            else:
-                run.stage = StepStage.CHECKED
-                looks.setdefault(read, []).append(run)
-        return [LookAgain(read, tuple(runs)) for read, runs in looks.items()]
+            run.overdue = True
+            looks.setdefault(STAGES[run.stage].last_look(run, self._state, self._bounds.limit), []).append(run)
+        return self._look_before(looks)
 
     def _prove(self) -> list[SendStep | LookAgain]:
-        """End the plugs that the guest has answered."""
+        """Have the plugs go on for which what they wait for is known."""
         looks: dict[Read, list[StepRun]] = {}
-        stage = STAGES[StepStage.PRESENT]
         for run in self._out.take_touched():
-            if run.stage is not StepStage.PRESENT or not stage.is_over(run, self._state):
-                continue
-            read = stage.proving_look(run, self._state)
-            if read is Read.NONE:
-                self._give_up(run)
-            else:
-                run.stage = StepStage.CHECKED
-                looks.setdefault(read, []).append(run)
-        return [LookAgain(read, tuple(runs)) for read, runs in looks.items()]
+            rule = STAGES.get(run.stage)
+            if rule is not None and not run.looking and rule.is_over(run, self._state):
+                looks.setdefault(rule.proving_look(run, self._state), []).append(run)
+        return self._look_before(looks)
+
+    def _look_before(self, looks: Mapping[Read, list[StepRun]]) -> list[SendStep | LookAgain]:
+        """Have the VM read, each time for some steps, before these go on; those for NONE go on at once."""
+        for run in looks.get(Read.NONE, ()):
+            self._go_further(run)
+        looked = [LookAgain(read, tuple(runs)) for read, runs in looks.items() if read is not Read.NONE]
+        for run in itertools.chain.from_iterable(look.runs for look in looked):
+            run.looking = True
+        return [*looked]
 
     def _conclude(self, run: StepRun) -> None:
         """Take the guest's answer to a removal in."""
@@ -397,16 +539,14 @@ class Batch:
         if self._bounds.until_accepted:  # the guest's answer goes to ``UnplugRequest.wait``
             self._end(run, None)
             return
-        gone = (
-            not self._state.slots[run.step.first].present if removal is None else (removal.state is State.UNPLUGGED)
-        )
+        gone = not self._state.slots[run.first].present if removal is None else (removal.state is State.UNPLUGGED)
         seconds = 0.0 if removal is None else round(removal.seconds, 6)
         if not gone:
             code, reason = (removal.code, removal.reason) if removal is not None else (None, "no longer pending")
             self._end(run, Refused(run.step.ids, code, reason, seconds=seconds))
         elif run.step.action is Action.KEEP and not self.halted:
             self._out.drop(run)
-            run.replug, run.stage = True, StepStage.QUEUED
+            run.plugs, run.stage = True, StepStage.QUEUED
             run.verdict, run.reason = Unplugged(run.step.ids, seconds=seconds), "it left"
             self._plugs.append(run)
         else:
@@ -439,7 +579,7 @@ class Batch:
             waited = round(self._now - run.removal.requested_at, 6)
             self._end(run, Pending(run.step.ids, acknowledged=working, seconds=waited), reason)
             return
-        slot = self._state.slots[run.step.first]
+        slot = self._state.slots[run.first]
         self._state.maybe_queued_twice.discard(slot.first)
         if not slot.present:
             self._end(run, Unplugged(slot.ids), "plugged, then ejected by a removal that had been asked for twice")

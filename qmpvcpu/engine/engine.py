@@ -247,13 +247,8 @@ class Engine:
     @property
     def situation(self) -> Situation:
         """What decides whether a change may be planned now."""
-        removals = self.state.removals
         now = self.state.situation
-        return now._replace(
-            in_flight=now.in_flight | self._reserved.keys(),
-            asked=frozenset(removals),
-            leaving=frozenset(first for first, removal in removals.items() if not removal.may_ask_again),
-        )
+        return now._replace(in_flight=now.in_flight | self._reserved.keys()) if self._reserved else now
 
     @property
     def recorded(self) -> Recorded:
@@ -615,15 +610,14 @@ class Engine:
         while True:
             self._take_news()
             if self._to_advance:
-                transition = next(iter(self._to_advance))
-                del self._to_advance[transition]
-                self._advance(transition)
+                self._advance(next(iter(self._to_advance)))
             elif not (self._unpark() or self._admit()):
                 break
         self._read_wanted()
         self._tell_events()
 
     def _advance(self, transition: Transition) -> None:
+        del self._to_advance[transition]
         may_send = transition.is_map or self._exclusive is None
         for task in transition.advance(self._now, may_send=may_send):
             self._do(transition, task)
@@ -655,7 +649,7 @@ class Engine:
                 self._effects.append(WriteConfig(number, transition.change.config, done))
 
     def _send(self, transition: Transition, run: StepRun, batch: Batch | None = None) -> None:
-        slot = self.state.slots[run.step.first]
+        slot = self.state.slots[run.first]
         number = self._next()
         self._reserved.pop(slot.first, None)
         if run.plugs and run.path is not None:
@@ -746,6 +740,7 @@ class Engine:
 
     def _leave(self, transition: Transition) -> None:
         del self._running[transition.change]
+        self._to_advance.pop(transition, None)
         for step in () if transition.is_map else transition.plan.steps:
             self._by_slot[step.first].remove(transition)
             if not self._by_slot[step.first]:
@@ -782,7 +777,7 @@ class Engine:
         command = self._commands.pop(given.number)
         run = command.run
         if command.removal is None:
-            self.state.plug_accepted(run.step.first)
+            self.state.plug_accepted(run.first)
         else:
             self.state.unplug_replied(command.removal, Evidence.ACCEPTED, self._now)
             self._take_news()
@@ -793,14 +788,14 @@ class Engine:
         command = self._commands[given.number]
         plugs = command.removal is None
         if plugs:
-            self.state.plug_failed(command.run.step.first)
-            self._reserved[command.run.step.first] = command.transition  # it may be sent again
+            self.state.plug_failed(command.run.first)
+            self._reserved[command.run.first] = command.transition  # it may be sent again
 
         def explain(error: Exception | None) -> None:
             if self._explaining.pop(given.number, None) is None:
                 return  # the connection was lost meanwhile
-            if self._reserved.get(command.run.step.first) is command.transition:
-                del self._reserved[command.run.step.first]
+            if self._reserved.get(command.run.first) is command.transition:
+                del self._reserved[command.run.first]
             del self._commands[given.number]
             if error is None and plugs and self._may_plug_again(command):
                 self._plug_again(command, Rejected(command.run.step.ids, given.error_class, given.desc))
@@ -833,7 +828,7 @@ class Engine:
     def _may_plug_again(self, command: _Command) -> bool:
         """Return True if QEMU most likely only held the id of the CPU that was there before."""
         run = command.run
-        held = self.state.id_may_be_held(run.step.first, self._now) and not self.state.is_taken(run.path or "")
+        held = self.state.id_may_be_held(run.first, self._now) and not self.state.is_taken(run.path or "")
         return held and run.rejections < _MOST_REJECTIONS and not self._is_given_up(command.transition)
 
     @staticmethod
@@ -841,7 +836,7 @@ class Engine:
         return transition.cancelled or transition.abandoned or transition.ended
 
     def _plug_again(self, command: _Command, rejected: Rejected) -> None:
-        run, first = command.run, command.run.step.first
+        run, first = command.run, command.run.first
         run.rejections += 1
         run.path = self.state.plug_sent(first)  # it stays reserved until then
 
@@ -861,7 +856,7 @@ class Engine:
         run, status = command.run, self.state.status
         if status is not None and (status.migrating or status.migrated_away):
             return f"the VM is migrating or has migrated: run state {status.run_state}, migration {status.migration}"
-        slot = self.state.slots[run.step.first]
+        slot = self.state.slots[run.first]
         if command.removal is None:
             is_taken = self.state.is_taken(run.path or "")
             return hint_of_plug(run, rejection.desc, slot_path=slot.qom_path, is_taken=is_taken)
@@ -871,7 +866,7 @@ class Engine:
         command = self._commands.pop(given.number)
         run = command.run
         if command.removal is None:
-            self.state.plug_lost(run.step.first)
+            self.state.plug_lost(run.first)
         else:
             self.state.unplug_replied(command.removal, Evidence.LOST, self._now)
         self._want_read(WantRead(Read.FULL))  # finds out whether QEMU did it anyway

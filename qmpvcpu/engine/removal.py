@@ -69,6 +69,8 @@ class Evidence(enum.Enum):
     LOST = "the connection was lost"
     VOID = "another QEMU runs the VM now"
 
+    __hash__ = object.__hash__
+
 
 _S, _E = State, Evidence
 

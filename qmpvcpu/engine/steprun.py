@@ -9,8 +9,9 @@ unplug SENT, REQUESTED, ENDED                   SENT with QEMU's reply; REQUESTE
                                                 own states (``removal``) tell whether the guest works on it
 ====== ======================================== ==============================================================
 
-The table ``STAGES`` says what a step waits for in each stage, for how long, and what is done when the time is over.
-To add a stage is to add a row, and where it needs one an effect and an input (``messages``).
+The table ``STAGES`` says what a step waits for in each stage beyond QEMU's reply, and what is read before it goes on
+or is given up. ``Batch`` goes through the rows in their order. To add a stage, such as a further proof of a plug, add
+a row, and where it needs them an effect and an input (``messages``) that tell the state what the step waits for.
 """
 
 import enum
@@ -37,8 +38,9 @@ class StepStage(enum.Enum):
     UNSURE = "sent, and the connection was lost: what the next look shows is the reply"
     PRESENT = "QEMU accepted the plug"
     REQUESTED = "QEMU accepted the removal, or it was under way already"
-    CHECKED = "the time for the answer is over, a last look is under way"
     ENDED = "over"
+
+    __hash__ = object.__hash__  # members compare by identity; Enum's own hash is a call of Python for each look-up
 
 
 @dataclass(slots=True, eq=False)
@@ -54,15 +56,18 @@ class StepRun:
         sent_at: When it was sent, by the caller's clock.
         ended_at: When it ended.
         deadline: When it is no longer waited for, or None.
+        looking: True while the VM is read before it goes on, or is given up.
+        overdue: True once the time for what it waits for is over.
         removal: The removal that is awaited, or None.
         ours: False if somebody else had done it, or asked for it, before.
         path: The QOM path of the CPU that it plugs, once that is sent.
-        replug: True once a vCPU that was to be kept has left, and is being plugged again.
         error: Why it was not sent, where a check denied it.
         rejections: How often QEMU rejected it while it held the id of the CPU that was there before.
         arguments: Of its command, once that is sent.
         cause: What kept QEMU's reply from coming, or None.
         unproven: True if it is plugged, and the acknowledgement that was required did not come.
+        first: First vCPU id of its slot.
+        plugs: True if its command is ``device_add``: a plug, or a vCPU that was to be kept and has left.
     """
 
     step: Step
@@ -73,20 +78,22 @@ class StepRun:
     sent_at: float = 0.0
     ended_at: float = 0.0
     deadline: float | None = None
+    looking: bool = False
+    overdue: bool = False
     removal: Removal | None = None
     ours: bool = True
     path: str | None = None
-    replug: bool = False
     error: StepDeniedError | None = None
     rejections: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
     cause: Exception | None = None
     unproven: bool = False
+    first: int = field(init=False)
+    plugs: bool = field(init=False)
 
-    @property
-    def plugs(self) -> bool:
-        """True if the command to be sent is ``device_add``."""
-        return self.step.action is Action.PLUG or self.replug
+    def __post_init__(self) -> None:
+        self.first = self.step.first
+        self.plugs = self.step.action is Action.PLUG
 
     @property
     def may_send(self) -> bool:
@@ -105,12 +112,14 @@ class StageRule(NamedTuple):
     """What a step waits for in a stage, beyond QEMU's reply.
 
     Attributes:
+        of_plugs: True for a stage of plugs, False for one of removals.
         is_awaited: Whether the step waits here at all.
         is_over: Whether what it waits for is known.
         last_look: The read that is made before the step is given up when the time (in seconds) is over; NONE: none.
         proving_look: The read that has to confirm what is known before the step ends; NONE: none does.
     """
 
+    of_plugs: bool
     is_awaited: Callable[[StepRun, VmState, CheckedOptions], bool]
     is_over: Callable[[StepRun, VmState], bool]
     last_look: Callable[[StepRun, VmState, float], Read]
@@ -118,34 +127,36 @@ class StageRule(NamedTuple):
 
 
 def _wants_acknowledgement(run: StepRun, state: VmState, options: CheckedOptions) -> bool:
-    return options.wants_acknowledgement or run.step.first in state.maybe_queued_twice
+    return options.wants_acknowledgement or run.first in state.maybe_queued_twice
 
 
 def _is_acknowledged(run: StepRun, state: VmState) -> bool:
-    slot = state.slots[run.step.first]
+    slot = state.slots[run.first]
     return not slot.present or slot.acknowledged is not None
 
 
 def _read_if_maybe_ejected(run: StepRun, state: VmState) -> Read:
     """A second removal that may be queued ejects what was just plugged: only a read tells whether it did."""
-    slot = state.slots[run.step.first]
-    return Read.FULL if slot.present and run.step.first in state.maybe_queued_twice else Read.NONE
+    slot = state.slots[run.first]
+    return Read.FULL if slot.present and run.first in state.maybe_queued_twice else Read.NONE
 
 
 def _is_settled(run: StepRun, _state: VmState) -> bool:
     return run.removal is None or run.removal.state.is_final
 
 
-#: What is waited for in each stage. ``SENT`` is not in it: it ends with QEMU's reply, or after ``reply_timeout``.
+#: What is waited for in each stage, in order. ``SENT`` is not in it: QEMU's reply ends it, or ``reply_timeout``.
 STAGES: Final = MappingProxyType(
     {
         StepStage.PRESENT: StageRule(
+            of_plugs=True,
             is_awaited=_wants_acknowledgement,
             is_over=_is_acknowledged,
             last_look=lambda run, state, _limit: _read_if_maybe_ejected(run, state),
             proving_look=_read_if_maybe_ejected,
         ),
         StepStage.REQUESTED: StageRule(
+            of_plugs=False,
             is_awaited=lambda _run, _state, _options: True,
             is_over=_is_settled,
             # The guest may send no OST, and under TCG QEMU sends no event.
@@ -154,6 +165,15 @@ STAGES: Final = MappingProxyType(
         ),
     }
 )
+
+
+def next_stage(run: StepRun, state: VmState, options: CheckedOptions) -> StepStage | None:
+    """Return the stage after its own in which *run* has to wait, or None if there is none."""
+    rows = iter(STAGES.items())
+    if run.stage in STAGES:
+        next(stage for stage, _ in rows if stage is run.stage)
+    awaited = (stage for stage, rule in rows if rule.of_plugs is run.plugs and rule.is_awaited(run, state, options))
+    return next(awaited, None)
 
 
 def why(verdict: Verdict) -> str:

@@ -71,6 +71,8 @@ class Phase(enum.Enum):
     FINISH = "the outcome is being recorded"
     ENDED = "over"
 
+    __hash__ = object.__hash__  # as that of ``StepStage``
+
 
 class SaveIntent(NamedTuple):
     """Write the record with *intent* (None: it is over), then call ``saved``."""
@@ -105,6 +107,7 @@ class Transition:
     Attributes:
         change: As given.
         plan: As given.
+        is_map: True for a whole map, which runs alone; False for one step: those run side by side.
         reply_timeout: As given.
         phase: How far it is.
         cancelled: True once somebody stopped it.
@@ -131,6 +134,7 @@ class Transition:
         options, intent = change.options, change.intent
         self.change = change
         self.plan = plan
+        self.is_map = change.result is Result.REPORT
         self.phase = Phase.START
         self.cancelled = False
         self.abandoned = False
@@ -177,11 +181,6 @@ class Transition:
                 until_accepted=change.result is Result.REMOVAL,
             ),
         )
-
-    @property
-    def is_map(self) -> bool:
-        """True for a whole map, which runs alone; False for one step, which runs beside others of its kind."""
-        return self.change.result is Result.REPORT
 
     @property
     def runs(self) -> tuple[StepRun, ...]:
@@ -288,7 +287,7 @@ class Transition:
 
     def _done_before(self) -> Iterator[StepRun]:
         """Return what had been done when the transition was cut short, and is not in the plan that finishes it."""
-        planned = {run.step.first for run in self._runs}
+        planned = {run.first for run in self._runs}
         for first, step in self._begun.items():
             if first in planned or first >= self._state.layout.max:
                 continue
@@ -301,7 +300,7 @@ class Transition:
     def _undo(self, run: StepRun) -> StepRun | None:
         """Return what undoes *run*, or None where nothing of ours was done."""
         action, ids = run.step.action, run.step.ids
-        begun = self._begun.get(run.step.first)
+        begun = self._begun.get(run.first)
         if begun is not None and begun.action is Action.KEEP:
             return None  # it was there at the start, left before the cut, and has been plugged again
         if not run.ours and (begun is None or begun.action is not action):
@@ -497,7 +496,7 @@ class Transition:
         if isinstance(run.verdict, Unknown):
             return False  # it may have been done, or be done yet
         # A removal that is pending cannot be withdrawn; one that was asked for before was not this transition's.
-        slot = self._state.slots[run.step.first]
+        slot = self._state.slots[run.first]
         leaves = run.removal is not None and (not slot.present or slot.first in self._state.removals)
         return False if leaves and run.step.action is Action.UNPLUG else None
 

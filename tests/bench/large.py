@@ -8,7 +8,7 @@ from typing import Any
 
 from qmpvcpu import Layout, VcpuMap, qapi
 from qmpvcpu.domainxml import render
-from qmpvcpu.engine.slots import SlotTable
+from qmpvcpu.engine.vmstate import SlotTable
 from qmpvcpu.model.vm import Topology, VmInfo, VmStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import plan_map

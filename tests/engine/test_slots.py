@@ -3,7 +3,7 @@
 import pytest
 
 from qmpvcpu import Layout
-from qmpvcpu.engine.slots import SlotTable
+from qmpvcpu.engine.vmstate import SlotTable
 from tests.model.test_layout import small_layout
 
 

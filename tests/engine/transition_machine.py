@@ -199,7 +199,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
         vcpu = run.step.first
         if not run.plugs and transition.change.options.on_failure is OnFailure.STOP:
             unplugs = [each for each in transition.runs if each.step.action is Action.UNPLUG]
-            out = {StepStage.SENT, StepStage.REQUESTED, StepStage.CHECKED}
+            out = {StepStage.SENT, StepStage.REQUESTED}
             assert [each for each in unplugs if each.stage in out] == [run], "one at a time"
             assert not any(isinstance(each.verdict, Refused) for each in unplugs), "and none after a refusal"
         if run.undoes is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from qmpvcpu import Layout, VcpuMap
-from qmpvcpu.engine.slots import SlotTable
+from qmpvcpu.engine.vmstate import SlotTable
 from qmpvcpu.model.layout import Slot
 from qmpvcpu.model.vm import Topology, VmInfo, VmStatus
 from qmpvcpu.planning.checks import Situation
