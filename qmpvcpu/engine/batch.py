@@ -523,6 +523,8 @@ class Batch:
 
     def _look_before(self, looks: Mapping[Read, list[StepRun]]) -> list[SendStep | LookAgain]:
         """Have the VM read, each time for some steps, before these go on; those for NONE go on at once."""
+        if not looks:
+            return []
         for run in looks.get(Read.NONE, ()):
             self._go_further(run)
         looked = [LookAgain(read, tuple(runs)) for read, runs in looks.items() if read is not Read.NONE]

@@ -486,7 +486,7 @@ class Engine:
 
     def _admit(self) -> bool:
         """Let the next request begin, if it may; return whether it did."""
-        if not self._queue or self.lost is not None or self._exclusive is not None:
+        if self.lost is not None or self._exclusive is not None:
             return False
         request = self._queue[0]
         alone = isinstance(request, Hold) or request.result is Result.REPORT
@@ -589,7 +589,7 @@ class Engine:
 
     def _unpark(self) -> bool:
         """Let those have their turn that waited for a plug which is over now; return whether there were any."""
-        if not self._parked or self.lost is not None:
+        if self.lost is not None:
             return False
         in_flight = self.situation.in_flight
         ready = [change for change in self._parked if change.slot not in in_flight]
@@ -607,13 +607,16 @@ class Engine:
 
     def _go_on(self) -> None:
         """Carry on with whatever can go on, until nothing can."""
+        state = self.state
         while True:
-            self._take_news()
+            if state.has_news:
+                self._take_news()
             if self._to_advance:
                 self._advance(next(iter(self._to_advance)))
-            elif not (self._unpark() or self._admit()):
+            elif not ((self._parked and self._unpark()) or (self._queue and self._admit())):
                 break
-        self._read_wanted()
+        if state.wanted_read is not Read.NONE:
+            self._read_wanted()
         self._tell_events()
 
     def _advance(self, transition: Transition) -> None:
@@ -890,8 +893,6 @@ class Engine:
 
     def _take_news(self) -> None:
         """Hand what is new to those who wait for it."""
-        if not self.state.has_news:
-            return
         self._tell_events()
         for removal in self.state.take_changed_removals():
             self._removal_changed(removal)
