@@ -11,6 +11,7 @@ from qmpvcpu.planning.plan import Plan
 
 _OUTCOMES: Final = {
     TransitionOutcome.REACHED: "green",
+    TransitionOutcome.REQUESTED: "yellow",
     TransitionOutcome.REVERTED: "yellow",
     TransitionOutcome.PARTIAL: "red",
     TransitionOutcome.REVERT_INCOMPLETE: "red",

@@ -70,7 +70,7 @@ from qmpvcpu.errors import (
     RecordError,
 )
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.transition import Action, Intent
+from qmpvcpu.model.transition import Action, Intent, TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Pending, Rejected, Unknown
 from qmpvcpu.planning.checks import Situation
@@ -140,6 +140,7 @@ class Engine:
         reply_timeout: As given.
         lost: Why the connection is gone, or None while it is there.
         closed: True once it is gone for good.
+        last_report: What became of the last whole map that ended, or None.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class Engine:
         self.reply_timeout = reply_timeout
         self.lost: MonitorLostError | None = None
         self.closed = False
+        self.last_report: TransitionReport | None = None
         self._is_recorded = is_recorded
         self._reconnects = reconnects
         self._resync_interval = resync_interval
@@ -730,6 +732,8 @@ class Engine:
         elif transition.lost and not transition.is_map and transition.is_unknown:
             self.intentions.interrupted = self._unresolved(transition)
         if transition.is_map:
+            if transition.not_begun is None:
+                self.last_report = transition.report()
             self._let_others_go_on(transition)
         error = error_of(transition)
         self._tries[change] = self._tries.get(change, 0) + 1

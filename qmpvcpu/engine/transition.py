@@ -38,6 +38,7 @@ from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.steprun import BY_OTHER, StepRun, StepStage, report_on
 from qmpvcpu.engine.vmstate import VmState
 from qmpvcpu.errors import RecordError
+from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, OnFailure
 from qmpvcpu.model.transition import (
     Action,
@@ -52,7 +53,7 @@ from qmpvcpu.model.transition import (
     succeeded,
 )
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import Plugged, Unknown, Unplugged
+from qmpvcpu.model.verdicts import Pending, Plugged, Unknown, Unplugged
 from qmpvcpu.planning.plan import Plan
 
 _CANCELLED = "stopped by its caller"
@@ -431,9 +432,11 @@ class Transition:
 
     @property
     def is_as_asked(self) -> bool:
-        """True if what was asked for is reached: the target, or the start where an interrupted one is reverted."""
-        reverts = self.change.intent is not None and self.change.intent.direction is Direction.REVERTING
-        return self.report().outcome is (TransitionOutcome.REVERTED if reverts else TransitionOutcome.REACHED)
+        """True if what was asked for is done: the target, or the start where an interrupted one is reverted."""
+        outcome = self.report().outcome
+        if self.change.intent is not None and self.change.intent.direction is Direction.REVERTING:
+            return outcome is TransitionOutcome.REVERTED
+        return outcome in (TransitionOutcome.REACHED, TransitionOutcome.REQUESTED)
 
     @property
     def may_try_again(self) -> bool:
@@ -460,7 +463,11 @@ class Transition:
         if self._turned or self.intent.direction is Direction.REVERTING:
             outcome = TransitionOutcome.REVERT_INCOMPLETE if kept else TransitionOutcome.REVERTED
         else:
-            outcome = TransitionOutcome.REACHED if reached else TransitionOutcome.PARTIAL
+            outcome = TransitionOutcome.PARTIAL
+            if reached:
+                outcome = TransitionOutcome.REACHED
+            elif self._is_requested(layout):
+                outcome = TransitionOutcome.REQUESTED
         if self._config is not None and self._config.outcome is ConfigOutcome.FAILED:
             outcome = TransitionOutcome.PARTIAL
         return TransitionReport(
@@ -476,6 +483,19 @@ class Transition:
             unconfirmed=self._unconfirmed,
             affect=Affect.LIVE if self.change.config is None else Affect.BOTH,
             config=self._config_report(),
+        )
+
+    def _is_requested(self, layout: Layout) -> bool:
+        """Return True if no more was asked for than to request removals, and all else is done."""
+        return (
+            not self.change.options.timeout
+            and self.change.config is None
+            and not (self.cancelled or self.lost or self._unconfirmed)
+            and layout.enabled - layout.pending == self.plan.target
+            and all(
+                isinstance(run.verdict, Pending) or (succeeded(run.step.action, run.verdict) and not run.unproven)
+                for run in self._runs
+            )
         )
 
     def _config_report(self) -> ConfigReport | None:

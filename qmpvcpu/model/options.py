@@ -64,7 +64,8 @@ class ChangeOptions(TypedDict, total=False):
     Attributes:
         on_failure: What to do with the remaining steps when one fails; default ``OnFailure.STOP``.
         timeout: How long the guest may take for each answer, in seconds from QEMU's acceptance of the request; 0 only
-            sends the request. Default 30.
+            sends the request: a map then returns with ``TransitionOutcome.REQUESTED``, unless the next boot is to
+            follow; ``unplug``, which returns what is gone, raises UnplugPendingError. Default 30.
         total_timeout: How long the steps of a whole map may take together, in seconds; None (the default): no
             limit of their own.
         revert_timeout: As *timeout*, for the steps that are undone; None (the default): the same.

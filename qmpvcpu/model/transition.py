@@ -89,11 +89,13 @@ class Intent:
 class TransitionOutcome(enum.Enum):
     """How a transition ended.
 
-    REACHED: the map is the target. PARTIAL: it is not, and nothing was undone. REVERTED: all that was done is undone.
+    REACHED: the map is the target. REQUESTED: it will be, once the guest has given up the vCPUs that are pending;
+    only with ``timeout=0``. PARTIAL: it is not, and nothing was undone. REVERTED: all that was done is undone.
     REVERT_INCOMPLETE: some of it could not be.
     """
 
     REACHED = "reached"
+    REQUESTED = "requested"
     PARTIAL = "partial"
     REVERTED = "reverted"
     REVERT_INCOMPLETE = "revert incomplete"

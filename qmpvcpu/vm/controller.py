@@ -442,6 +442,15 @@ class VcpuController:
         report: TransitionReport | None = await self._driver.request(StopRunning())
         return report
 
+    @property
+    def last_report(self) -> TransitionReport | None:
+        """What became of the last whole map that ended since ``attach``, or None.
+
+        For those who did not wait for it: a map whose caller was cancelled (``asyncio.timeout``) ends at the next
+        safe point, and ``cancel`` waits for that.
+        """
+        return self._engine.last_report
+
     # A map that something cut short.
 
     @property

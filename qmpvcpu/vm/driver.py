@@ -56,7 +56,7 @@ from qmpvcpu.errors import (
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.vm.connection import Connection, Finder, Trouble
 from qmpvcpu.vm.record_writer import RecordWriter
-from qmpvcpu.vm.subscribers import Subscribers
+from qmpvcpu.vm.subscribers import Subscribers, check_loop
 
 _log = logging.getLogger("qmpvcpu.vm")
 
@@ -89,10 +89,10 @@ class Driver:
         self.engine = engine
         self.connection = connection
         self.writer = writer
-        self.subscribers = Subscribers(engine.state.take_events())
         self.closed = False
         self._finder = finder
         self._loop = asyncio.get_running_loop()
+        self.subscribers = Subscribers(engine.state.take_events(), self._loop)
         self._inputs: deque[Input] = deque()
         self._draining = False
         self._later: asyncio.Handle | None = None
@@ -200,7 +200,12 @@ class Driver:
             raise
 
     def begin(self, request: Request) -> "asyncio.Future[Any]":
-        """Have *request* begun, and return the future of its result."""
+        """Have *request* begun, and return the future of its result.
+
+        Raises:
+            RuntimeError: It is called in another event loop than that of ``attach``.
+        """
+        check_loop(self._loop)
         future = self._requests[request] = self._loop.create_future()
         self.put(request)
         return future
@@ -224,6 +229,7 @@ class Driver:
         """
         if self.engine.closed or self.closed:
             await self.check_open()
+        check_loop(self._loop)
         layout = self.layout
         if predicate(layout):
             return layout
@@ -234,6 +240,7 @@ class Driver:
 
     async def check_open(self) -> None:
         """Raise MonitorLostError if the connection is gone, and does not come back within a command's deadline."""
+        check_loop(self._loop)
         if self.engine.lost is not None or self.closed:
             await self.request(Refresh(Read.NONE, status=False))
 
@@ -356,6 +363,7 @@ class Driver:
 
     async def close(self) -> None:
         """End everything; a borrowed client and the VM stay as they are. Idempotent."""
+        check_loop(self._loop)
         self.closed = True
         self.put(Stop())
         await self._wait_calm()

@@ -14,6 +14,19 @@ from qmpvcpu.model.layout import Layout
 _CAPACITY = 32768
 
 
+def check_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Return if *loop*, in which the VM was attached, is the one that runs here.
+
+    Raises:
+        RuntimeError: It is not.
+    """
+    if asyncio.get_running_loop() is not loop:
+        raise RuntimeError(
+            "this VM was attached in another event loop, and asyncio's objects work only in their own: call it there"
+            " (asyncio.run_coroutine_threadsafe), or attach in this one"
+        )
+
+
 class EventStream:
     """What ``vm.events()`` returns: an asynchronous iterator of events, from the call on.
 
@@ -26,7 +39,8 @@ class EventStream:
             many streams, and cannot wait for each.
     """
 
-    def __init__(self, capacity: int = _CAPACITY) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, capacity: int = _CAPACITY) -> None:
+        self._loop = loop
         self._queue: deque[Event] = deque()
         self._capacity = capacity
         self._waiter: asyncio.Future[None] | None = None
@@ -59,10 +73,11 @@ class EventStream:
         return self
 
     async def __anext__(self) -> Event:
+        check_loop(self._loop)
         while not self._queue:
             if self._closed:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             await self._waiter
         return self._queue.popleft()
 
@@ -78,9 +93,11 @@ class Subscribers:
 
     Args:
         early: What happened before anybody could listen: the first stream begins with it.
+        loop: The event loop of all this.
     """
 
-    def __init__(self, early: list[Event]) -> None:
+    def __init__(self, early: list[Event], loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._early = early
         self._closed = False
         self._streams: set[weakref.ref[EventStream]] = set()
@@ -88,7 +105,7 @@ class Subscribers:
 
     def stream(self) -> EventStream:
         """Return a stream of all events from now on."""
-        stream = EventStream()
+        stream = EventStream(self._loop)
         early, self._early = self._early, []
         for event in early:
             stream.push(event)
@@ -105,7 +122,7 @@ class Subscribers:
             TimeoutError: It did not hold.
             MonitorLostError: The connection was lost for good.
         """
-        future: asyncio.Future[Layout] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Layout] = self._loop.create_future()
         entry = (predicate, future)
         self._waiters.append(entry)
         try:

@@ -281,10 +281,38 @@ async def test_that_a_stopped_map_waits_no_longer_is_told_at_once(guest: MicroGu
 async def test_a_timeout_of_zero_only_requests(on: Substrate) -> None:
     async with running(on, behaviour=Behaviour.hanging()) as (guest, vm):
         await vm.set_map("0-3")
-        report = await failing(vm, "0", timeout=0)
+        report = await vm.set_map("0", timeout=0)
+        assert report.outcome is TransitionOutcome.REQUESTED
         assert words(report) == ["unplug 3 PENDING", "unplug 2 PENDING", "unplug 1 PENDING"]
+        assert vm.desired == {0}
         await guest.set_behaviour(Behaviour.complying())
         await vm.wait_for(lambda layout: layout.enabled == {0}, timeout=10)
+
+
+@ON_KVM
+async def test_requested_is_no_excuse_for_what_else_went_wrong(on: Substrate) -> None:
+    async with running(on, behaviour=Behaviour.hanging()) as (guest, vm):
+        await vm.set_map("0-3")
+        await vm.set_map("0-2", timeout=0)
+        report = await failing(vm, "0,3", timeout=0)  # vCPU 3 is to stay, and may leave
+        assert report.outcome is TransitionOutcome.PARTIAL
+        await guest.set_behaviour(Behaviour.complying())
+        await vm.wait_for(lambda layout: layout.enabled == {0}, timeout=10)
+
+
+@ON_KVM
+async def test_who_did_not_wait_finds_the_report(on: Substrate) -> None:
+    async with running(on, behaviour=Behaviour.hanging()) as (_, vm):
+        assert vm.last_report is None
+        reached = await vm.set_map("0-3")
+        assert vm.last_report == reached
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await vm.set_map("0")
+        await vm.wait_for(lambda _: vm.last_report != reached, timeout=10)
+        assert vm.last_report is not None
+        assert vm.last_report.cancelled
+        assert words(vm.last_report) == ["unplug 3 PENDING", "unplug 2 -", "unplug 1 -"]
 
 
 @ON_KVM

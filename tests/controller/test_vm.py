@@ -619,7 +619,7 @@ async def test_what_is_done_and_cannot_be_recorded_is_an_error_that_says_so(
 
 
 async def test_a_subscriber_that_falls_behind_is_told_so() -> None:
-    stream = EventStream(capacity=2)
+    stream = EventStream(asyncio.get_running_loop(), capacity=2)
     for generation in range(1, 4):
         stream.push(VcpuPlugged(generation=generation, ids=VcpuMap([generation])))
     stream.close()
@@ -659,3 +659,28 @@ async def test_a_stream_that_is_dropped_is_forgotten(guest: MicroGuest) -> None:
         del stream
         assert len(vm._driver.subscribers._streams) == 0
         assert isinstance(vm, VcpuController)
+
+
+async def test_a_call_from_another_event_loop_says_so() -> None:
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+        calls: tuple[Callable[[], Awaitable[object]], ...] = (
+            vm.refresh,
+            lambda: vm.plug(2),
+            lambda: vm.set_map("0"),
+            vm.wait_settled,
+            vm.guest_answers,
+            lambda: anext(vm.events()),
+            vm.close,
+        )
+        for call in calls:
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await asyncio.to_thread(in_a_loop_of_its_own, call)
+        assert await vm.plug(2) == {2}
+
+
+def in_a_loop_of_its_own(call: Callable[[], Awaitable[object]]) -> None:
+    async def calling() -> None:
+        async with asyncio.timeout(5):
+            await call()
+
+    asyncio.run(calling())

@@ -87,7 +87,7 @@ def test_no_timeout_only_requests_and_is_no_failure(policy: OnFailure) -> None:
         assert told.accept(3) == []
         assert told.accept(2, 1) == ["save outcome"]
     assert told.verdicts == {3: "PENDING", 2: "PENDING", 1: "PENDING"}
-    assert told.outcome == "PARTIAL"
+    assert told.outcome == "REQUESTED"
     assert told.report.layout.pending == VcpuMap.parse("1-3")
 
 

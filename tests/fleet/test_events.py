@@ -53,7 +53,7 @@ async def test_a_vm_that_is_found_again_is_in_the_stream_again(vms: list[MicroGu
 
 
 def stream(events: FleetEvents, address: str, capacity: int = 100) -> EventStream:
-    made = EventStream(capacity)
+    made = EventStream(asyncio.get_running_loop(), capacity)
     events.add(address, address, made)
     return made
 

@@ -240,7 +240,7 @@ def test_a_step_has_its_verdict_as_an_object() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"outcome": "maybe"}, "'outcome': \"maybe\" is not one of reached, partial, reverted, revert_incomplete"),
+        ({"outcome": "maybe"}, "'outcome': \"maybe\" is not one of reached, requested, partial, reverted"),
         ({"outcome": []}, "'outcome': [] is not one of"),
         ({"on_failure": "STOP"}, "'on_failure': \"STOP\" is not one of stop, continue, revert"),
         ({"target": "^1"}, "'target': \"^1\" is not a set of vCPU ids"),
