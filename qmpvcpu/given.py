@@ -131,7 +131,8 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     say; each also with ``| None``. A ``Literal`` is one of its words. Other annotations say nothing here.
     """
     checks = _checks_of(function)
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    code = inspect.unwrap(function).__code__
+    names = code.co_varnames[: code.co_argcount]
 
     by_place = [(place, name) for place, name in enumerate(names) if name in checks]
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from qmpvcpu.domainxml import Identity, Instance
 from qmpvcpu.errors import RecordError
-from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.processes import read_stat
 
 # In a hostile document a name can be as long as the document.
@@ -36,8 +37,7 @@ class Claim(NamedTuple):
     def of(cls, layout: Layout) -> "Claim":
         """Return the claim of a running VM."""
         vm = layout.vm
-        tids = layout.slots[0].host_tids if layout.slots else ()
-        return cls(vm.name, vm.named, vm.uuid, instance_of(tids[0] if tids else None, None))
+        return cls(vm.name, vm.named, vm.uuid, instance_running(layout.slots, None))
 
 
 def refuse_other(path: Path, found: Identity, claim: Claim) -> None:
@@ -96,6 +96,12 @@ def _refuse_living(path: Path, found: Identity, claim: Claim) -> None:
 
 
 # Which run of QEMU it is.
+
+
+def instance_running(slots: Sequence[Slot], pid: int | None) -> Instance | None:
+    """Return which run of QEMU has these *slots*; *pid* as in ``instance_of``."""
+    tids = slots[0].host_tids if slots else ()
+    return instance_of(tids[0] if tids else None, pid)
 
 
 def instance_of(host_tid: int | None, pid: int | None) -> Instance | None:

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from qmpvcpu.engine.engine import Engine
 from qmpvcpu.engine.intents import Intentions
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("qmpvcpu.vm")
 
+_P = ParamSpec("_P")
+_Path = str | os.PathLike[str]
+
 
 class Attaching:
     """What ``attach`` returns: to be awaited, or entered with ``async with``; once."""
@@ -55,8 +59,17 @@ class Attaching:
             await self._vm.close()
 
 
+def _to_await_or_enter(open_: Callable[_P, Awaitable[VcpuController]]) -> Callable[_P, Attaching]:
+    @functools.wraps(open_)
+    def begin(*args: _P.args, **given: _P.kwargs) -> Attaching:
+        return Attaching(functools.partial(open_, *args, **given))
+
+    return begin
+
+
 @checked
-def attach(
+@_to_await_or_enter
+async def attach(
     target: Target,
     *,
     name: str | None = None,
@@ -69,7 +82,7 @@ def attach(
     resync_interval: float | None = 30.0,
     arrived: bool = False,
     read_only: bool = False,
-) -> Attaching:
+) -> VcpuController:
     """Attach to a running QEMU.
 
     Use as ``async with attach(...) as vm:`` or ``vm = await attach(...)`` and ``await vm.close()``. Reads the VM
@@ -120,65 +133,20 @@ def attach(
         VcpuMap('3')
         0,3
     """
-    if base is not None and not isinstance(base, bytes):
-        path("base", base)
-    options = _Options(
-        name=name,
-        record=record,
-        base=base,
-        config=config,
-        reply_timeout=reply_timeout,
-        reconnect=reconnect,
-        on_interrupted=on_interrupted,
-        resync_interval=resync_interval,
-        arrived=arrived,
-        read_only=read_only,
-    )
-    return Attaching(lambda: _open(target, options))
-
-
-class _Options(NamedTuple):
-    """What attach() was asked for."""
-
-    name: str | None
-    record: str | os.PathLike[str] | None
-    base: bytes | str | os.PathLike[str] | None
-    config: str | os.PathLike[str] | None
-    reply_timeout: float
-    reconnect: bool
-    on_interrupted: Recovery
-    resync_interval: float | None
-    arrived: bool
-    read_only: bool
-
-
-def _check(target: Target, options: _Options) -> None:
-    """Return if *options* go together.
-
-    Raises:
-        ValueError: They do not.
-    """
-    if options.reconnect and not is_address(target):
+    if reconnect and not is_address(target):
         raise ValueError("reconnect=True needs an address: a socket or client that is given cannot be opened again")
-    if options.base is not None and options.record is None:
-        raise ValueError("base= is what a record starts from: it needs record=")
-    if (options.arrived or options.read_only) and options.record is None:
-        raise ValueError(f"{'arrived' if options.arrived else 'read_only'}= is about a record: it needs record=")
-    if options.config is not None and options.record is not None and _same(options.config, options.record):
-        raise ValueError("config= is a document of its own: a record keeps the next boot without it")
-
-
-async def _open(target: Target, options: _Options) -> VcpuController:
-    _check(target, options)
-    connection = await Connection.open(target, options.reply_timeout)
-    record = None
+    _check_record_options(record, base, config, arrived=arrived, read_only=read_only)
+    connection = await Connection.open(target, reply_timeout)
+    kept = None
     try:
-        reading, status, answers, vm = await connection.reader.everything(options.name)
-        seen = reading[1] or ()
-        record, instance = await _open_record(options, vm, reading, status, connection.monitor.peer_pid)
+        reading, status, answers, vm = await connection.reader.everything(name)
+        instance = _instance(reading, connection) if reconnect or record is not None else None
+        if record is not None:
+            kept = await _open_record(record, vm, status, instance, base=base, arrived=arrived, read_only=read_only)
         now = asyncio.get_running_loop().time()
+        seen = reading[1] or ()
         state = VmState(
-            layout_of(vm if record is None else replace(vm, name=record.name), reading, answers),
+            layout_of(vm if kept is None else replace(vm, name=kept.name), reading, answers),
             status=status,
             single_threaded=runs_single_threaded(seen) if len(seen) > 1 else None,
             answers=answers,
@@ -186,35 +154,54 @@ async def _open(target: Target, options: _Options) -> VcpuController:
         )
         engine = Engine(
             state,
-            _take_record_in(record, state, options, answers, now),
-            is_recorded=record is not None,
-            reply_timeout=options.reply_timeout,
-            reconnects=options.reconnect,
-            resync_interval=options.resync_interval,
+            _take_record_in(kept, state, answers, now, arrived=arrived),
+            is_recorded=kept is not None,
+            reply_timeout=reply_timeout,
+            reconnects=reconnect,
+            resync_interval=resync_interval,
             now=now,
         )
-        writer = RecordWriter(record, engine)
-        if record is not None and not record.read_only:
+        writer = RecordWriter(kept, engine)
+        if kept is not None and not kept.read_only:
             await writer.save()
-        next_boot = await _next_boot(writer, engine, options)
+        next_boot = None if kept is None and config is None else await _next_boot(writer, engine, config)
     except BaseException:
         await connection.monitor.close()
-        if record is not None:
-            await record.close()
+        if kept is not None:
+            await kept.close()
         raise
-    finder = Finder(target, options.name, instance, options.reply_timeout) if options.reconnect else None
+    finder = Finder(target, name, instance, reply_timeout) if reconnect else None
     driver = Driver(engine, connection, writer, finder)
     controller = VcpuController(driver, next_boot)
     try:
         if engine.is_reading:  # something was heard that may be older than what was read
             with contextlib.suppress(MonitorError):
                 await driver.request(Refresh(status=False))
-        if options.on_interrupted is not Recovery.REPORT:
-            await controller.recover(options.on_interrupted)
+        if on_interrupted is not Recovery.REPORT:
+            await controller.recover(on_interrupted)
     except BaseException:
         await controller.close()
         raise
     return controller
+
+
+def _check_record_options(
+    record: _Path | None, base: bytes | _Path | None, config: _Path | None, *, arrived: bool, read_only: bool
+) -> None:
+    """Return if what is said of the record goes together.
+
+    Raises:
+        ValueError: It does not, or *base* cannot be a path.
+        TypeError: *base* is neither bytes nor a path.
+    """
+    if base is not None and not isinstance(base, bytes):
+        path("base", base)
+    if base is not None and record is None:
+        raise ValueError("base= is what a record starts from: it needs record=")
+    if (arrived or read_only) and record is None:
+        raise ValueError(f"{'arrived' if arrived else 'read_only'}= is about a record: it needs record=")
+    if config is not None and record is not None and _same(config, record):
+        raise ValueError("config= is a document of its own: a record keeps the next boot without it")
 
 
 def _same(config: str | os.PathLike[str], record: str | os.PathLike[str]) -> bool:
@@ -223,50 +210,51 @@ def _same(config: str | os.PathLike[str], record: str | os.PathLike[str]) -> boo
     return Path(config).absolute() == Path(record).absolute()
 
 
-async def _next_boot(writer: RecordWriter, engine: Engine, options: _Options) -> "NextBoot | None":
-    """Have the next boot at hand where there is something to keep it in."""
-    if options.config is None and options.record is None:
-        return None
-    from qmpvcpu.vm.next_boot import NextBoot  # as in _open_record
+def _instance(reading: Reading, connection: Connection) -> "Instance | None":
+    from qmpvcpu.record.owner import instance_running  # as in _open_record
 
-    next_boot = NextBoot(writer, lambda: engine.layout, options.config)
-    await next_boot.check()
-    return next_boot
+    return instance_running(reading[0], connection.monitor.peer_pid)
 
 
 async def _open_record(
-    options: _Options, vm: VmInfo, reading: Reading, status: VmStatus, pid: int | None
-) -> "tuple[Record | None, Instance | None]":
-    """Open the record, if there is to be one, and tell which run of QEMU this is, if that matters."""
-    if options.record is None and not options.reconnect:
-        return None, None
+    record: _Path,
+    vm: VmInfo,
+    status: VmStatus,
+    instance: "Instance | None",
+    *,
+    base: bytes | _Path | None,
+    arrived: bool,
+    read_only: bool,
+) -> "Record":
     # Here, and not above: XML and files are a third of the time that importing us would take.
-    from qmpvcpu.record.owner import instance_of
     from qmpvcpu.record.record import Record
 
-    slots, _ = reading
-    instance = instance_of(slots[0].host_tids[0] if slots and slots[0].host_tids else None, pid)
-    if options.record is None:
-        return None, instance
-    if options.arrived and status.run_state == "inmigrate":
-        raise RecordError(options.record, "no VM has arrived in this QEMU yet: attach with arrived=True once it has")
-    if options.arrived and status.migration == "none":
-        raise RecordError(options.record, "no VM has migrated into this QEMU: attach without arrived=True")
-    record = await Record.open(
-        options.record,
+    if arrived and status.run_state == "inmigrate":
+        raise RecordError(record, "no VM has arrived in this QEMU yet: attach with arrived=True once it has")
+    if arrived and status.migration == "none":
+        raise RecordError(record, "no VM has migrated into this QEMU: attach without arrived=True")
+    return await Record.open(
+        record,
         name=vm.name,
         named=vm.named,
         uuid=vm.uuid,
         instance=instance,
-        base=options.base,
-        arrived=options.arrived,
-        read_only=options.read_only,
+        base=base,
+        arrived=arrived,
+        read_only=read_only,
     )
-    return record, instance
+
+
+async def _next_boot(writer: RecordWriter, engine: Engine, config: _Path | None) -> "NextBoot":
+    from qmpvcpu.vm.next_boot import NextBoot  # as in _open_record
+
+    next_boot = NextBoot(writer, lambda: engine.layout, config)
+    await next_boot.check()
+    return next_boot
 
 
 def _take_record_in(
-    record: "Record | None", state: VmState, options: _Options, answers: Mapping[int, OstAnswer], now: float
+    record: "Record | None", state: VmState, answers: Mapping[int, OstAnswer], now: float, *, arrived: bool
 ) -> Intentions:
     """Take in what the record knows of this very QEMU, and return what is wanted of the VM."""
     if record is not None and (other_cpu := record.cpu_differs(state.layout)) is not None:
@@ -275,7 +263,7 @@ def _take_record_in(
     before = None if record is None or record.previous is None else record.previous.metadata
     if record is None or before is None:
         return Intentions()
-    if options.arrived:
+    if arrived:
         state.arrived(before.pending, answers, now)
     elif record.same_instance:
         state.known_from_record(before.pending, answers, now)

@@ -176,13 +176,12 @@ class Finder:
 
     async def _once(self, before: Layout, check_slots: Callable[[Sequence[Slot]], None]) -> Found:
         # Where nobody reconnects, the XML that it comes with is not imported.
-        from qmpvcpu.record.owner import instance_of, same_instance
+        from qmpvcpu.record.owner import instance_running, same_instance
 
         connection = await Connection.open(self._target, self._reply_timeout)
         try:
             (slots, threads), status, answers, vm = await connection.reader.everything(self._name)
-            tids = slots[0].host_tids if slots else ()
-            instance = instance_of(tids[0] if tids else None, connection.monitor.peer_pid)
+            instance = instance_running(slots, connection.monitor.peer_pid)
             same = same_instance(self._instance, instance)
             _check_told(connection.monitor, before.vm, vm)
             differs = _difference(before.vm, vm, same_instance=same)
