@@ -26,26 +26,14 @@ if TYPE_CHECKING:
 
 # A name is imported when it is first used: few users need all of it.
 _HOMES = {
-    "CpuModel": "qmpvcpu.domainxml.domain",
-    "DomainRule": "qmpvcpu.domainxml.domainrule",
-    "DomainVcpu": "qmpvcpu.domainxml.domain",
-    "DomainVcpus": "qmpvcpu.domainxml.domain",
-    "Identity": "qmpvcpu.domainxml.reader",
-    "Instance": "qmpvcpu.domainxml.record_element",
-    "Metadata": "qmpvcpu.domainxml.record_element",
-    "NAMESPACE": "qmpvcpu.domainxml.record_element",
-    "NumaCell": "qmpvcpu.domainxml.domain",
-    "RuleStage": "qmpvcpu.domainxml.domainrule",
-    "VcpuSched": "qmpvcpu.domainxml.domain",
-    "domain_from": "qmpvcpu.domainxml.live_state",
-    "domain_of": "qmpvcpu.domainxml.live_state",
-    "omissions": "qmpvcpu.domainxml.live_state",
-    "parse": "qmpvcpu.domainxml.reader",
-    "read_identity": "qmpvcpu.domainxml.reader",
-    "render": "qmpvcpu.domainxml.live_state",
-    "start_of": "qmpvcpu.domainxml.next_boot",
-    "update": "qmpvcpu.domainxml.patch",
-    "validate": "qmpvcpu.domainxml.rules",
+    "qmpvcpu.domainxml.domain": "CpuModel DomainVcpu DomainVcpus NumaCell VcpuSched",
+    "qmpvcpu.domainxml.domainrule": "DomainRule RuleStage",
+    "qmpvcpu.domainxml.live_state": "domain_from domain_of omissions render",
+    "qmpvcpu.domainxml.next_boot": "start_of",
+    "qmpvcpu.domainxml.patch": "update",
+    "qmpvcpu.domainxml.reader": "Identity parse read_identity",
+    "qmpvcpu.domainxml.record_element": "Instance Metadata NAMESPACE",
+    "qmpvcpu.domainxml.rules": "validate",
 }
 
 __all__ = [

@@ -21,15 +21,15 @@ class Claim(NamedTuple):
 
     Attributes:
         name: Its name.
-        named: False if that is only a label, which proves nothing.
-        uuid: Its uuid, or None.
+        uuid: The uuid that QEMU reports, or None.
+        named: False if *name* is only a label, which proves nothing.
         instance: The QEMU that runs it, or None where not known.
         arrived: True if it has migrated into that QEMU, with its record.
     """
 
     name: str
-    named: bool
-    uuid: str | None
+    uuid: str | None = None
+    named: bool = True
     instance: Instance | None = None
     arrived: bool = False
 
@@ -37,7 +37,7 @@ class Claim(NamedTuple):
     def of(cls, layout: Layout) -> "Claim":
         """Return the claim of a running VM."""
         vm = layout.vm
-        return cls(vm.name, vm.named, vm.uuid, instance_running(layout.slots, None))
+        return cls(vm.name, vm.uuid, vm.named, instance_running(layout.slots, None))
 
 
 def refuse_other(path: Path, found: Identity, claim: Claim) -> None:

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import aiofiles.os
 
-from qmpvcpu.domainxml import Identity, Instance, Metadata, parse, read_identity, render
+from qmpvcpu.domainxml import Identity, Metadata, parse, read_identity, render
 from qmpvcpu.domainxml.cpu import cpu_differs
 from qmpvcpu.domainxml.patch import with_uuid
 from qmpvcpu.domainxml.reader import ReadDocument
@@ -73,26 +73,18 @@ class Record:
     """
 
     def __init__(
-        self,
-        path: Path,
-        file: LockedFile | None,
-        found: _Found,
-        *,
-        name: str,
-        uuid: str | None = None,
-        emulator: str | None = None,
-        instance: Instance | None = None,
+        self, path: Path, file: LockedFile | None, found: _Found, claim: Claim, emulator: str | None
     ) -> None:
-        known = uuid or found.uuid or str(uuid4())
+        known = claim.uuid or found.uuid or str(uuid4())
         before = None if found.previous is None else found.previous.metadata
         self.path = path
         self.previous = found.previous
-        self.name = name
+        self.name = claim.name if claim.named else found.name or claim.name
         self.same_instance = found.same_instance
         self.earlier = found.earlier
         self.read_only = file is None
-        self.uuid = None if uuid is not None else known
-        self.instance = instance
+        self.uuid = None if claim.uuid is not None else known
+        self.instance = claim.instance
         self.next_boot = before.next_boot if before else None
         self._document = None if file is None else _RecordDocument(file, found.base, known)
         self._emulator = emulator
@@ -105,14 +97,10 @@ class Record:
     async def open(
         cls,
         path: str | os.PathLike[str],
+        claim: Claim,
         *,
-        name: str,
-        uuid: str | None,
         emulator: str | None = None,
-        instance: Instance | None = None,
         base: bytes | str | os.PathLike[str] | None = None,
-        named: bool = True,
-        arrived: bool = False,
         read_only: bool = False,
     ) -> "Record":
         """Return the record of a VM at *path*, existing or new, locked against every other writer.
@@ -124,17 +112,13 @@ class Record:
 
         Args:
             path: The file; its directory must exist. A later change of the working directory does not move it.
-            name: The VM's name, which must be that of the record where QEMU has no uuid.
-            uuid: The uuid that QEMU reports, which must be that of the record; None where QEMU has none: the record's
-                must then be one that was made up for it.
+            claim: The VM. If QEMU reports a uuid, it must be the record's. If not, the record's must be one that
+                was made up for it, and the name must be the same. If the QEMU that runs is that of the record, it is
+                the same VM, whatever its name; if it is another, it is another VM while that of the record runs.
             emulator: Absolute path of the QEMU that libvirt should start from the record, or None; a document that is
                 changed in place has its own.
-            instance: The QEMU that runs, or None where not known. If it is that of the record, this is the same VM,
-                whatever it is called; if another, it is another VM while that of the record runs.
             base: A domain document of this VM to start the record from where there is none yet: its bytes, or its
                 path. If that is *path* itself, the document there becomes the record.
-            named: False if *name* is only a label: then only the instance or the uuid prove anything.
-            arrived: True if the VM has migrated into this QEMU from that of the record.
             read_only: True to only read it: it is not locked, and every ``write`` is an error.
 
         Raises:
@@ -145,13 +129,12 @@ class Record:
                 be read, is another VM's, or libvirt would not define it.
         """
         where = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
-        find = partial(_find, where, Claim(name, named, uuid, instance, arrived), base)
+        find = partial(_find, where, claim, base)
         if read_only:
             file, found = None, await _read_in_thread(where, find)
         else:
             file, found = await lock_file(where, find)
-        name = name if named else found.name or name
-        return cls(where, file, found, name=name, uuid=uuid, emulator=emulator, instance=instance)
+        return cls(where, file, found, claim, emulator)
 
     def cpu_differs(self, layout: Layout) -> str | None:
         """Return how the CPU model in the VM's own document differs from the running one; None: it does not."""

@@ -47,25 +47,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LinuxGuest": "qmpvcpu.testing.linuxguest",
-    "LinuxVm": "qmpvcpu.testing.vms",
-    "LinuxVmFactory": "qmpvcpu.testing.vms",
-    "MicroGuest": "qmpvcpu.testing.microguest",
-    "Behaviour": "qmpvcpu.testing.rom",
-    "QemuNotFoundError": "qmpvcpu.testing.qemu",
-    "QemuProcess": "qmpvcpu.testing.qemu",
-    "QemuProcessError": "qmpvcpu.testing.qemu",
-    "QemuStartError": "qmpvcpu.testing.qemu",
-    "QemuVm": "qmpvcpu.testing.vms",
-    "QemuVmFactory": "qmpvcpu.testing.vms",
-    "QmpMessage": "qmpvcpu.testing.vms",
-    "RemovalAction": "qmpvcpu.testing.rom",
-    "ScriptedPeer": "qmpvcpu.testing.peer",
-    "UNTIL_TOLD": "qmpvcpu.testing.rom",
-    "best_qemu": "qmpvcpu.testing.qemu",
-    "find_qemus": "qmpvcpu.testing.qemu",
-    "probe_accelerator": "qmpvcpu.testing.qemu",
-    "rom_image": "qmpvcpu.testing.rom",
+    "qmpvcpu.testing.linuxguest": "LinuxGuest",
+    "qmpvcpu.testing.microguest": "MicroGuest",
+    "qmpvcpu.testing.peer": "ScriptedPeer",
+    "qmpvcpu.testing.qemu": (
+        "QemuNotFoundError QemuProcess QemuProcessError QemuStartError best_qemu find_qemus probe_accelerator"
+    ),
+    "qmpvcpu.testing.rom": "Behaviour RemovalAction UNTIL_TOLD rom_image",
+    "qmpvcpu.testing.vms": "LinuxVm LinuxVmFactory QemuVm QemuVmFactory QmpMessage",
 }
 
 if not TYPE_CHECKING:

@@ -211,7 +211,8 @@ def _same(config: str | os.PathLike[str], record: str | os.PathLike[str]) -> boo
 
 
 def _instance(reading: Reading, connection: Connection) -> "Instance | None":
-    from qmpvcpu.record.owner import instance_running  # as in _open_record
+    # Here, and not above: XML and files are a third of the time that importing us would take.
+    from qmpvcpu.record.owner import instance_running
 
     return instance_running(reading[0], connection.monitor.peer_pid)
 
@@ -226,27 +227,19 @@ async def _open_record(
     arrived: bool,
     read_only: bool,
 ) -> "Record":
-    # Here, and not above: XML and files are a third of the time that importing us would take.
+    from qmpvcpu.record.owner import Claim  # as in _instance
     from qmpvcpu.record.record import Record
 
     if arrived and status.run_state == "inmigrate":
         raise RecordError(record, "no VM has arrived in this QEMU yet: attach with arrived=True once it has")
     if arrived and status.migration == "none":
         raise RecordError(record, "no VM has migrated into this QEMU: attach without arrived=True")
-    return await Record.open(
-        record,
-        name=vm.name,
-        named=vm.named,
-        uuid=vm.uuid,
-        instance=instance,
-        base=base,
-        arrived=arrived,
-        read_only=read_only,
-    )
+    claim = Claim(vm.name, vm.uuid, vm.named, instance, arrived)
+    return await Record.open(record, claim, base=base, read_only=read_only)
 
 
 async def _next_boot(writer: RecordWriter, engine: Engine, config: _Path | None) -> "NextBoot":
-    from qmpvcpu.vm.next_boot import NextBoot  # as in _open_record
+    from qmpvcpu.vm.next_boot import NextBoot  # as in _instance
 
     next_boot = NextBoot(writer, lambda: engine.layout, config)
     await next_boot.check()

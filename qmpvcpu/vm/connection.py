@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qmpvcpu import qapi
 from qmpvcpu.engine.messages import Returned
@@ -82,21 +82,21 @@ class Ear:
         self._lost = error
 
 
-class Connection:
-    """A QMP session, and what reads over it; made by ``open``.
+class Connection(NamedTuple):
+    """A QMP session; made by ``open``.
 
     Attributes:
         monitor: The session.
-        reader: Reads over it.
+        reader: Reads the VM over it.
+        ear: Has what was heard so far, and hands that over with all that follows.
     """
 
-    def __init__(self, monitor: Monitor, reader: Reader, ear: Ear) -> None:
-        self.monitor = monitor
-        self.reader = reader
-        self._ear = ear
+    monitor: Monitor
+    reader: Reader
+    ear: Ear
 
     @classmethod
-    async def open(cls, target: Target, reply_timeout: float) -> Self:
+    async def open(cls, target: Target, reply_timeout: float) -> "Connection":
         """Connect to *target*; *reply_timeout*, in seconds, is the deadline of that, and of each command.
 
         Raises:
@@ -105,15 +105,6 @@ class Connection:
         ear = Ear()
         monitor = await Monitor.open(target, timeout=reply_timeout, on_event=ear.event, on_lost=ear.lost)
         return cls(monitor, Reader(monitor, reply_timeout), ear)
-
-    def hand_over(
-        self,
-        on_event: Callable[[qapi.QemuEvent], None],
-        on_doubt: Callable[[], None],
-        on_lost: Callable[[MonitorLostError], None],
-    ) -> None:
-        """Hand over what was heard so far, and all that follows; *on_doubt* where something may have been missed."""
-        self._ear.hand_over(on_event, on_doubt, on_lost)
 
 
 class Found(NamedTuple):

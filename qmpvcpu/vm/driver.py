@@ -114,7 +114,7 @@ class Driver:
             BackgroundRead: self._tell_of_reading,
             LetGo: self._let_go,
         }
-        connection.hand_over(self._heard, self._doubt, self._lost)
+        connection.ear.hand_over(self._heard, self._doubt, self._lost)
         self.put(Tick())
 
     @property
@@ -343,7 +343,7 @@ class Driver:
         if self.writer.record is not None:
             self.writer.record.instance = found.instance
         self.put(found.returned)
-        self.connection.hand_over(self._heard, self._doubt, self._lost)
+        self.connection.ear.hand_over(self._heard, self._doubt, self._lost)
 
     def _let_go(self, effect: LetGo) -> None:
         self.subscribers.close(effect.error)

@@ -16,6 +16,7 @@ from qmpvcpu.model.transition import Action, Intent, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
 from qmpvcpu.qapi import build_slots, creation_order
+from qmpvcpu.record.owner import Claim
 from qmpvcpu.record.record import Record
 from tests.domainxml.examples import (
     Q35,
@@ -148,7 +149,7 @@ async def test_libvirt_defines_the_record_file_and_gives_back_what_makes_it_ours
     libvirt: Libvirt, tmp_path: Path
 ) -> None:
     layout = machine_of(STATES["pending"], NEWEST)
-    record = await Record.open(tmp_path / "vm.xml", name="vm", uuid=None, emulator=str(QEMUS[NEWEST]))
+    record = await Record.open(tmp_path / "vm.xml", Claim("vm"), emulator=str(QEMUS[NEWEST]))
     await record.write(layout, intent=INTENT, desired=INTENT.target)
     await record.close()
     libvirt.virsh("define", "--validate", record.path)

@@ -10,6 +10,7 @@ from typing import Protocol
 import pytest
 
 from qmpvcpu.domainxml import Instance
+from qmpvcpu.record.owner import Claim
 from qmpvcpu.record.record import Record
 
 # Saves at the path given, twice, in a directory that is a file system of its own; tells what became of each.
@@ -62,7 +63,7 @@ async def open_record() -> AsyncIterator[OpenRecord]:
         instance: Instance | None = None,
         base: bytes | Path | None = None,
     ) -> Record:
-        record = await Record.open(path, name=name, uuid=uuid, emulator=emulator, instance=instance, base=base)
+        record = await Record.open(path, Claim(name, uuid, instance=instance), emulator=emulator, base=base)
         opened.append(record)
         return record
 
@@ -75,12 +76,13 @@ async def open_record() -> AsyncIterator[OpenRecord]:
 KEEPER = """
 import asyncio, os, sys
 from qmpvcpu.errors import RecordError
+from qmpvcpu.record.owner import Claim
 from qmpvcpu.record.record import Record
 from tests.record.faults import INTENT, LAYOUT
 
 async def main():
     try:
-        record = await Record.open(sys.argv[1], name="vm", uuid=None)
+        record = await Record.open(sys.argv[1], Claim("vm"))
     except RecordError as error:
         print("RecordError:", error)
         return

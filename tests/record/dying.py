@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qmpvcpu.record.owner import Claim
 from qmpvcpu.record.record import Record
 from tests.record.faults import live, meddling, prepare, untouched
 
@@ -19,7 +20,7 @@ DIED = 9
 
 async def _look(path: Path) -> dict[str, Any]:
     """Tell what the next one finds, and what is there when it has gone."""
-    record = await Record.open(path, name="vm", uuid=None)
+    record = await Record.open(path, Claim("vm"))
     previous = record.previous
     await record.close()
     metadata = previous.metadata if previous else None

@@ -14,6 +14,7 @@ from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Action, Intent, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record import file
+from qmpvcpu.record.owner import Claim
 from qmpvcpu.record.record import Record
 from tests.domainxml.examples import layout_of
 
@@ -77,7 +78,7 @@ def untouched(_number: int, _name: str, call: Callable[[], Any]) -> Any:
 
 async def live(path: Path, layout: Layout = LAYOUT, intent: Intent | None = INTENT) -> None:
     """Open, save once, and close."""
-    record = await Record.open(path, name="vm", uuid=None)
+    record = await Record.open(path, Claim("vm"))
     try:
         await record.write(layout, intent=intent, desired=VcpuMap([0]))
     finally:

@@ -17,6 +17,7 @@ import qmpvcpu
 from qmpvcpu import ConfigDeniedError, DenialReason, DomainConfig, DomainXmlError, InvalidMapError, VcpuMap
 from qmpvcpu.domainxml import Metadata, parse, read_identity, render
 from qmpvcpu.errors import Outcome, RecordError, RecordLockedError
+from qmpvcpu.record.owner import Claim
 from qmpvcpu.record.record import Record
 from tests.domainxml.domains import said
 from tests.domainxml.examples import layout_of
@@ -270,7 +271,7 @@ async def test_what_cannot_be_is_denied_and_changes_nothing(path: Path) -> None:
 
 async def test_the_next_boot_in_a_record_is_a_map_beside_the_vm_as_it_runs(tmp_path: Path) -> None:
     layout = layout_of(4, [0, 2], boot=1)
-    record = await Record.open(tmp_path / "vm.xml", name="vm", uuid=None)
+    record = await Record.open(tmp_path / "vm.xml", Claim("vm"))
     await record.write(layout, desired=VcpuMap([0, 2]))
     with pytest.raises(RecordLockedError):
         async with DomainConfig.open(record.path):
@@ -298,7 +299,7 @@ async def test_the_next_boot_in_a_record_is_a_map_beside_the_vm_as_it_runs(tmp_p
     assert old is not None
     assert metadata == replace(old, generation=old.generation + 1, next_boot=VcpuMap([0, 2, 3]))
     assert said((await DomainConfig.load(record.path)).domain) == "0-bc"
-    again = await Record.open(record.path, name="vm", uuid=None)
+    again = await Record.open(record.path, Claim("vm"))
     assert again.next_boot == {0, 2, 3}
     await again.write(layout_of(4, [0], boot=1))
     await again.close()

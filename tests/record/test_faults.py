@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from qmpvcpu.errors import Outcome, RecordError
+from qmpvcpu.record.owner import Claim
 from qmpvcpu.record.record import Record
 from tests.record.conftest import listing
 from tests.record.faults import live, meddling, prepare, untouched
@@ -37,7 +38,7 @@ async def test_a_save_is_on_disk_before_it_takes_the_place_of_the_last_one(tmp_p
 
 async def find(path: Path) -> tuple[int, bool] | None:
     """Return generation and whether there is an intent, as the next one finds them; None if there is no record."""
-    record = await Record.open(path, name="vm", uuid=None)
+    record = await Record.open(path, Claim("vm"))
     await record.close()
     if record.previous is None:
         return None

@@ -6,7 +6,6 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -39,8 +38,7 @@ def living() -> Instance:
 async def open_(
     path: Path, vm: VmInfo, instance: Instance | None, *, arrived: bool = False, read_only: bool = False
 ) -> Record:
-    who: dict[str, Any] = {"name": vm.name, "named": vm.named, "uuid": vm.uuid, "instance": instance}
-    return await Record.open(path, **who, arrived=arrived, read_only=read_only)
+    return await Record.open(path, Claim(vm.name, vm.uuid, vm.named, instance, arrived), read_only=read_only)
 
 
 async def written(path: Path, vm: VmInfo, instance: Instance | None) -> bytes:
@@ -201,7 +199,7 @@ async def test_a_next_boot_is_not_kept_in_the_record_of_a_vm_that_runs_elsewhere
     vm = CALLED[called]
     await written(path, vm, living())
     config = await DomainConfig.load(path)
-    claim = Claim(vm.name, vm.named, vm.uuid, living() if instance is SELF else instance)
+    claim = Claim(vm.name, vm.uuid, vm.named, living() if instance is SELF else instance)
     if instance in (None, SELF):
         refuse_other_document(path, config.identity, claim)
     else:

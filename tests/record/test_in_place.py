@@ -11,6 +11,7 @@ from qmpvcpu.domainxml import parse, read_identity
 from qmpvcpu.errors import RecordCorruptError, RecordError
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.record.owner import Claim
 from qmpvcpu.record.record import Record
 from tests.domainxml.documents import SAMPLES, one_plugged, outside, started_from
 from tests.domainxml.examples import Q35, layout_of
@@ -215,12 +216,12 @@ async def test_a_save_that_failed_is_made_up_for_by_the_next(open_record: OpenRe
 
 async def test_a_cancelled_opening_with_a_document_leaves_no_lock(tmp_path: Path) -> None:
     document, layout = vm_of("tabs")
-    opening = asyncio.ensure_future(Record.open(tmp_path / "vm.xml", name="vm", uuid=layout.vm.uuid, base=document))
+    opening = asyncio.ensure_future(Record.open(tmp_path / "vm.xml", Claim("vm", layout.vm.uuid), base=document))
     await asyncio.sleep(0)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    record = await Record.open(tmp_path / "vm.xml", name="vm", uuid=layout.vm.uuid, base=document)
+    record = await Record.open(tmp_path / "vm.xml", Claim("vm", layout.vm.uuid), base=document)
     await record.write(layout)
     await record.close()
     assert listing(tmp_path) == ["vm.xml"]

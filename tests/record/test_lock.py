@@ -19,6 +19,7 @@ import pytest
 
 from qmpvcpu.errors import RecordError, RecordLockedError
 from qmpvcpu.record.file import LockedFile
+from qmpvcpu.record.owner import Claim
 from qmpvcpu.record.record import Record
 from tests.domainxml.examples import layout_of
 from tests.record.conftest import UUID, OpenRecord, listing
@@ -27,10 +28,11 @@ LAYOUT = layout_of(4, [0, 2], boot=1)
 LOCK = ".vm.xml.lock"
 KEEPER = """
 import asyncio, sys
+from qmpvcpu.record.owner import Claim
 from qmpvcpu.record.record import Record
 
 async def main():
-    record = await Record.open(sys.argv[1], name="vm", uuid=None)
+    record = await Record.open(sys.argv[1], Claim("vm"))
     print("open", flush=True)
     sys.stdin.read()
     await record.close()
@@ -296,7 +298,7 @@ def test_many_who_come_and_go_are_never_two_at_once(tmp_path: Path) -> None:
 
 
 async def test_closing_is_idempotent_and_what_is_closed_writes_no_more(tmp_path: Path) -> None:
-    record = await Record.open(tmp_path / "vm.xml", name="vm", uuid=UUID)
+    record = await Record.open(tmp_path / "vm.xml", Claim("vm", UUID))
     await asyncio.gather(record.close(), record.close())
     await record.close()
     with pytest.raises(RecordError, match="closed"):
@@ -318,7 +320,7 @@ def test_letting_go_never_fails_and_a_lock_let_go_is_not_taken_again_by_that(tmp
 
 
 async def test_a_cancelled_close_has_let_go_when_it_ends(tmp_path: Path) -> None:
-    record = await Record.open(tmp_path / "vm.xml", name="vm", uuid=UUID)
+    record = await Record.open(tmp_path / "vm.xml", Claim("vm", UUID))
     write = asyncio.create_task(record.write(LAYOUT))
     await asyncio.sleep(0)
     close = asyncio.create_task(record.close())
