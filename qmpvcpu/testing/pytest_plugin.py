@@ -4,7 +4,10 @@ Every pytest of an environment that has qmpvcpu loads this module, so it imports
 with the first test that uses a fixture.
 """
 
+import contextlib
 import inspect
+import os
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,6 +33,7 @@ _MARKERS = {
     + _VM,
     "scripted_qmp": "*, answers=None, greeting=GREETING, tcp=False, reject_others=False",
 }
+_TAKE_PATHS = ("--qemu-binary", "--qemu-artifacts")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,8 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--qemu-binary",
         action="append",
         metavar="QEMU",
-        help="QEMU to test with, a path or a name in PATH; given more than once, each test runs with each. Also "
-        "QMPVCPU_QEMU, with colons between. Default: the newest of the machine",
+        help="QEMU to test with, a path or a name in PATH, after an equals sign; given more than once, "
+        "each test runs with each. Also QMPVCPU_QEMU, with colons between. Default: the newest of the machine",
     )
     group.addoption(
         "--qemu-accel",
@@ -64,13 +68,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers, and the fixtures that need the event loop of the test."""
+    """Register the markers, and the fixtures that need the event loop of the test.
+
+    Raises:
+        pytest.UsageError: An option and its path are two words.
+    """
+    _refuse_paths_after_a_space(config)
     for name, options in _MARKERS.items():
         config.addinivalue_line("markers", f"{name}({options}): what the fixture {name} gives (qmpvcpu)")
     if _has_pytest_asyncio(config):
         config.pluginmanager.import_plugin("qmpvcpu.testing.plugin.async_fixtures")
     else:
         config.pluginmanager.register(_NoAsyncFixtures(), "qmpvcpu-no-async-fixtures")
+
+
+def _refuse_paths_after_a_space(config: pytest.Config) -> None:
+    """Pytest looks for its ini file before it knows our options: it takes a path of its own for that of a test."""
+    given = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *map(str, config.invocation_params.args)]
+    for option in _TAKE_PATHS:
+        if option in given:
+            raise pytest.UsageError(
+                f"write {option}=PATH: after a space, pytest takes the path for that of a test, looks for its "
+                "ini file there, and loses yours"
+            )
 
 
 class _NoAsyncFixtures:
@@ -115,6 +135,23 @@ def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Resu
         attach_evidence(item.nodeid, report, evidence, artifacts=artifacts_directory(item.config))
     if report.failed or report.when == "teardown":
         evidence.clear()  # pytest keeps the items, and so what their VMs have said, until the session ends
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> "Generator[None, pluggy.Result[object], None]":
+    """Report a test that is interrupted as one that failed, if it has VMs: they still run, and tell why it hangs."""
+    outcome = yield
+    if not isinstance(outcome.exception, KeyboardInterrupt) or not item.stash.get(EVIDENCE, []):
+        return
+    interrupt = outcome.exception
+
+    def interrupted() -> None:
+        raise interrupt
+
+    call = pytest.CallInfo.from_call(interrupted, "call")
+    report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+    with contextlib.suppress(OSError):  # a process of pytest-xdist may have lost the one that it reports to
+        item.ihook.pytest_runtest_logreport(report=report)
 
 
 @pytest.fixture(scope="session")

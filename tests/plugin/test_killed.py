@@ -96,13 +96,31 @@ def test_no_qemu_outlives_a_killed_process_of_a_parallel_session(tmp_path: Path,
 
 
 @pytest.mark.qemu
-def test_an_interrupted_session_cleans_up_after_itself(tmp_path: Path) -> None:
-    with hanging(tmp_path) as session:
+def test_an_interrupted_session_tells_of_the_test_that_hung_and_cleans_up(tmp_path: Path) -> None:
+    with hanging(tmp_path, "--junitxml=junit.xml", "--qemu-artifacts=kept") as session:
         ((_, qemu, home),) = started(tmp_path, "one")
         session.send_signal(signal.SIGINT)
         assert session.wait() == pytest.ExitCode.INTERRUPTED
     assert is_gone(qemu)
     assert not home.exists()
+    output = (tmp_path / "output").read_text()
+    assert "time.sleep(60)" in output
+    assert "qemu_vm: QEMU -" in output
+    assert "FAILED test_hanging.py::test_one - KeyboardInterrupt" in output
+    assert "It runs." in (tmp_path / "junit.xml").read_text()
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert "R: that it is ready" in (kept / "qemu_vm" / "guest-s-serial-port.txt").read_text()
+
+
+@pytest.mark.qemu
+def test_each_process_of_an_interrupted_session_keeps_what_its_vms_told(tmp_path: Path) -> None:
+    with hanging(tmp_path, "-n", "2", "--qemu-artifacts=kept") as session:
+        both = started(tmp_path, "one", "two")
+        for pid in (session.pid, *(worker for worker, _, _ in both)):  # as a terminal does
+            os.kill(pid, signal.SIGINT)
+        assert session.wait() == pytest.ExitCode.INTERRUPTED
+    until(lambda: all(is_gone(qemu) for _, qemu, _ in both))
+    assert len([*(tmp_path / "kept").glob("*/qemu_vm/QEMU.txt")]) == 2
 
 
 def test_a_directory_in_use_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

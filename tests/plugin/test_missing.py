@@ -37,7 +37,7 @@ def test_without_qemu_a_test_fails_or_is_skipped_as_chosen_and_says_what_to_inst
 
 def test_what_is_named_and_no_qemu_is_said_by_its_name(tmp_path: Path) -> None:
     write(tmp_path, test_one=ONE)
-    no_qemu = run(tmp_path, "--qemu-binary=/nonexistent/qemu", "--qemu-binary", shutil.which("true") or "true")
+    no_qemu = run(tmp_path, "--qemu-binary=/nonexistent/qemu", f"--qemu-binary={shutil.which('true') or 'true'}")
     assert no_qemu.outcomes == {"error": 2}
     assert "there is no QEMU /nonexistent/qemu." in no_qemu.report("test_one[/nonexistent/qemu]")
     assert "true is not a QEMU: it does not answer --version" in no_qemu.output

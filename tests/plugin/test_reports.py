@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from qmpvcpu.testing.plugin.evidence import fate
-from tests.plugin.sessions import Session, environment, run, write
+from tests.plugin.sessions import AUTO, Session, environment, run, write
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]  # a session imports everything anew
 
@@ -215,6 +215,26 @@ def test_a_choice_that_cannot_be_does_not_end_a_session_that_makes_none(tmp_path
     )
     session = run(tmp_path, env=environment(QMPVCPU_ACCEL="xen"))
     assert session.outcomes == {"failed": 1, "passed": 1}
+
+
+@pytest.mark.parametrize("option", ["--qemu-binary", "--qemu-artifacts"])
+@pytest.mark.parametrize("where", ["in the command line", "in the environment"])
+def test_a_path_after_a_space_would_lose_the_ini_file(tmp_path: Path, option: str, where: str) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "project", test_one="def test_one(qemu_vm): pass")
+    words = option, str(tmp_path / "elsewhere")
+    if where == "in the command line":
+        session = run(tmp_path / "project", *words)
+    else:
+        session = run(tmp_path / "project", env=environment(PYTEST_ADDOPTS=" ".join(words)))
+    assert session.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"write {option}=PATH: after a space" in session.output
+
+
+def test_an_ini_file_may_give_a_path_as_it_likes(tmp_path: Path) -> None:
+    write(tmp_path, AUTO + "addopts = --qemu-artifacts kept\n", test_one="def test_one(): pass")
+    assert run(tmp_path).outcomes == {"passed": 1}
 
 
 def test_a_vm_that_cannot_be_is_said_so_in_the_words_of_the_mistake(tmp_path: Path) -> None:
