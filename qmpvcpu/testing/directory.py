@@ -9,11 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qmpvcpu.errors import QmpVcpuError
+
 _PREFIX = "qmpvcpu-"
 _LOCK = "in-use"
 _SUN_PATH_MAX = 107  # bytes of a UNIX socket's path (man 7 unix)
 _ROOM = 24  # bytes for the directory's own name and a socket's name in it
+_VARIABLES = ("TMPDIR", "TEMP", "TMP")  # where Python looks (tempfile.gettempdir)
 _SHORT = (Path("/tmp"), Path("/dev/shm"))  # noqa: S108 - mkdtemp makes an unguessable name in there
+
+
+class SocketDirectoryError(QmpVcpuError):
+    """No directory of this machine can hold the UNIX sockets of a VM."""
 
 
 @contextmanager
@@ -23,6 +30,9 @@ def vm_directory() -> Iterator[Path]:
     It is in the system's directory for temporary files (``TMPDIR``), unless UNIX sockets in there would have paths
     that are too long; then it is in ``/tmp`` or ``/dev/shm``. As long as this process lives it holds a lock in the
     directory, so that :func:`sweep` can tell what a killed process has left.
+
+    Raises:
+        SocketDirectoryError: None of them will do.
     """
     path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_home()))
     lock = None
@@ -39,10 +49,23 @@ def vm_directory() -> Iterator[Path]:
 
 def _home() -> Path:
     """Return where to make directories."""
-    chosen = Path(tempfile.gettempdir())
-    if len(os.fsencode(chosen)) + _ROOM <= _SUN_PATH_MAX:
-        return chosen
-    return next((each for each in _SHORT if os.access(each, os.W_OK | os.X_OK)), chosen)
+    variable = next((each for each in _VARIABLES if os.environ.get(each)), _VARIABLES[0])
+    limit = _SUN_PATH_MAX - _ROOM
+    try:
+        chosen = Path(tempfile.gettempdir())
+    except FileNotFoundError:  # it tries some more, and whether they can be written
+        why = f"no directory for temporary files can be written, {os.environ.get(variable, 'such as /tmp')} included"
+    else:
+        length = len(os.fsencode(chosen))
+        if length <= limit:
+            return chosen
+        for each in _SHORT:
+            if os.access(each, os.W_OK | os.X_OK):
+                return each
+        why = f"{chosen} has {length} bytes, and {' and '.join(map(str, _SHORT))} cannot be written"
+    raise SocketDirectoryError(
+        f"nowhere to put a VM's UNIX sockets: {why}. Set {variable} to a directory of at most {limit} bytes"
+    )
 
 
 def sweep() -> list[Path]:
@@ -50,6 +73,9 @@ def sweep() -> list[Path]:
 
     Returns:
         Those that were removed.
+
+    Raises:
+        SocketDirectoryError: There is no place for such directories.
     """
     gone = []
     for lock in _home().glob(f"{_PREFIX}*/{_LOCK}"):

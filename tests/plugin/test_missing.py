@@ -108,3 +108,16 @@ def test_a_choice_that_is_none_is_refused(tmp_path: Path) -> None:
     session = run(tmp_path, env=environment(QMPVCPU_ACCEL="xen"))
     assert "qemu_accel is 'xen' (from QMPVCPU_ACCEL or the ini file), must be one of auto, kvm, tcg" in session.output
     assert session.returncode
+
+
+def test_without_a_directory_for_sockets_it_is_said_which_and_why(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * max(1, 85 - len(str(tmp_path))))
+    long.mkdir()
+    conftest = "import qmpvcpu.testing.directory\nqmpvcpu.testing.directory._SHORT = ()\n"
+    write(tmp_path, conftest=conftest, test_one=ONE)
+    session = run(tmp_path, env=environment(TMPDIR=str(long)))
+    assert session.outcomes == {"error": 1}
+    report = session.report("test_one")
+    assert "Set TMPDIR to a directory of at most" in report
+    assert "Traceback" not in report
+    assert "qmpvcpu/testing" not in report

@@ -21,11 +21,12 @@ from qmpvcpu.testing import (
     QemuProcess,
     QemuProcessError,
     QemuStartError,
+    ScriptedPeer,
     best_qemu,
     find_qemus,
     probe_accelerator,
 )
-from qmpvcpu.testing.directory import sweep
+from qmpvcpu.testing.directory import SocketDirectoryError, sweep
 from tests.waiting import is_gone, until
 
 pytestmark = pytest.mark.qemu
@@ -261,3 +262,28 @@ async def test_a_long_directory_for_temporary_files_is_passed_over(
         assert kept not in sweep()
     assert list(long.iterdir()) == []
     assert not kept.exists()
+
+
+async def test_where_no_directory_can_hold_sockets_the_path_and_the_variable_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * max(1, 85 - len(str(tmp_path))))
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setattr("qmpvcpu.testing.directory._SHORT", (tmp_path / "missing",))
+    monkeypatch.setenv("TEMP", str(long))
+    monkeypatch.delenv("TMPDIR", raising=False)
+    named = rf"{long} has {len(str(long))} bytes, .*/missing cannot be written. Set TEMP to a directory of at most"
+    for kit in (MicroGuest(), ScriptedPeer()):
+        with pytest.raises(SocketDirectoryError, match=named):
+            await kit.__aenter__()
+
+
+async def test_where_nothing_can_be_written_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_usable() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none_usable)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    with pytest.raises(SocketDirectoryError, match=r"/missing included. Set TMPDIR to"):
+        await MicroGuest().__aenter__()

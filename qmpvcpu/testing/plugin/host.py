@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 import pytest
 
-from qmpvcpu.testing.directory import sweep
+from qmpvcpu.testing.directory import SocketDirectoryError, sweep
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.plugin.evidence import Evidence, VmEvidence
@@ -124,13 +124,9 @@ class VmHost:
 
     def _enter(self, guest: G) -> G:
         """Start a guest; where QEMU does not, fail with what it said."""
-        try:
+        with _told_without_our_insides(QemuProcessError):
             self._background.run(guest.__aenter__())
-        except QemuProcessError as why:
-            reason = str(why)
-        else:
-            return guest
-        pytest.fail(reason, pytrace=False)  # outside of the handler: the report shows nothing of our insides
+        return guest
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +152,8 @@ def hosting(settings: Settings, shared: Path | None) -> Iterator[VmHost]:
         settings: What the user chose.
         shared: See :class:`~qmpvcpu.testing.plugin.finder.QemuFinder`.
     """
-    sweep()
+    with _told_without_our_insides(SocketDirectoryError):
+        sweep()
     with Background() as background:
         yield VmHost(background, QemuFinder(settings, background, shared))
 
@@ -169,10 +166,17 @@ def _for_guest(options: Options) -> Options:
 
 def _made(kind: Callable[..., G], *args: Any, **options: Any) -> G:
     """Make a guest of the options of a test; where there can be none, fail with the reason."""
+    with _told_without_our_insides(ValueError, TypeError, saying="impossible VM: "):
+        return kind(*args, **options)
+
+
+@contextlib.contextmanager
+def _told_without_our_insides(*errors: type[Exception], saying: str = "") -> Iterator[None]:
+    """Fail the test with what one of *errors* says, and no traceback."""
     try:
-        made = kind(*args, **options)
-    except (ValueError, TypeError) as why:
-        reason = f"impossible VM: {why}"
+        yield
+    except errors as why:
+        reason = f"{saying}{why}"
     else:
-        return made
-    pytest.fail(reason, pytrace=False)
+        return
+    pytest.fail(reason, pytrace=False)  # outside of the handler: the report shows nothing of our insides
