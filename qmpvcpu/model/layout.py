@@ -147,9 +147,11 @@ class Slot:
 
     def free_path(self, *taken: Container[str]) -> str:
         """Return the QOM path of a CPU plugged by us: ``vcpu3``, or ``vcpu3-2`` and so on where that is *taken*."""
-        suffixes = itertools.chain([""], map("-{}".format, itertools.count(2)))
-        paths = (self.new_qom_path + suffix for suffix in suffixes)
-        return next(path for path in paths if not any(path in each for each in taken))
+        path = self.new_qom_path
+        others = map(f"{path}-{{}}".format, itertools.count(2))
+        while any(path in each for each in taken):
+            path = next(others)
+        return path
 
     @property
     def has_our_name(self) -> bool:

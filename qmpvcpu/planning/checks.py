@@ -65,14 +65,12 @@ def check_plug(now: Situation, vcpu: int | None, options: CheckedOptions = DEFAU
     Raises:
         StepDeniedError: It cannot or must not be sent.
     """
-    layout = now.layout
-    named = VcpuMap() if vcpu is None else possible_ids([vcpu])
-    if not layout.vm.can_plug:
-        detail = f"machine {layout.vm.machine!r} has no hotpluggable CPUs"
-        raise UnsupportedMachineError(
-            PLUG, named, DenialReason.MACHINE_CANNOT_PLUG, detail, machine=layout.vm.machine
-        )
-    if not layout.slots[0].present:  # vCPU 0 never leaves
+    layout, machine = now.layout, now.layout.vm.machine
+    if not layout.vm.can_plug or not layout.slots[0].present:  # vCPU 0 never leaves
+        named = VcpuMap() if vcpu is None else possible_ids([vcpu])
+        if not layout.vm.can_plug:
+            detail = f"machine {machine!r} has no hotpluggable CPUs"
+            raise UnsupportedMachineError(PLUG, named, DenialReason.MACHINE_CANNOT_PLUG, detail, machine=machine)
         detail = "QEMU has not built the machine yet (-preconfig): x-exit-preconfig, and refresh(), first"
         raise StepDeniedError(PLUG, named, DenialReason.MACHINE_NOT_BUILT, detail)
     slot = _first_free(now) if vcpu is None else find_slot(PLUG, layout, vcpu)

@@ -180,7 +180,7 @@ def _plan_step(now: Situation, step: Step | None) -> Plan:
     if step is None:
         return Plan(start, start, ())
     target = start | step.ids if step.action is not Action.UNPLUG else start - step.ids
-    return Plan(start, VcpuMap(target), (step,))
+    return Plan(start, target, (step,))
 
 
 def plan_count(now: Situation, count: int, options: CheckedOptions = DEFAULTS, *, include_boot: bool = False) -> Plan:
