@@ -17,6 +17,7 @@ UNPLUG: Final = "unplug"
 EXPORT: Final = "export"
 COUNT: Final = "count"
 
+NEVER_LEAVES: Final = "vCPU 0 is the one that booted the VM, it never leaves"
 _CONFIDENTIAL: Final = "the VM is confidential: its vCPUs are sealed at launch, and one more probably ends it"
 
 
@@ -65,12 +66,12 @@ def check_plug(now: Situation, vcpu: int | None, options: CheckedOptions = DEFAU
     Raises:
         StepDeniedError: It cannot or must not be sent.
     """
-    layout, machine = now.layout, now.layout.vm.machine
+    layout = now.layout
     if not layout.vm.can_plug or not layout.slots[0].present:  # vCPU 0 never leaves
         named = VcpuMap() if vcpu is None else possible_ids([vcpu])
         if not layout.vm.can_plug:
-            detail = f"machine {machine!r} has no hotpluggable CPUs"
-            raise UnsupportedMachineError(PLUG, named, DenialReason.MACHINE_CANNOT_PLUG, detail, machine=machine)
+            detail = f"machine {layout.vm.machine!r} has no hotpluggable CPUs"
+            raise denial(layout, PLUG, named, DenialReason.MACHINE_CANNOT_PLUG, detail)
         detail = "QEMU has not built the machine yet (-preconfig): x-exit-preconfig, and refresh(), first"
         raise StepDeniedError(PLUG, named, DenialReason.MACHINE_NOT_BUILT, detail)
     slot = _first_free(now) if vcpu is None else find_slot(PLUG, layout, vcpu)
@@ -99,14 +100,10 @@ def check_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) 
     if not slot.present:
         raise StepDeniedError(UNPLUG, slot.ids, DenialReason.SLOT_EMPTY, "it is not plugged")
     if slot.first == 0:
-        raise StepDeniedError(
-            UNPLUG, slot.ids, DenialReason.BOOT_VCPU, "vCPU 0 is the one that booted the VM, it never leaves"
-        )
+        raise StepDeniedError(UNPLUG, slot.ids, DenialReason.BOOT_VCPU, NEVER_LEAVES)
     if not layout.vm.can_unplug:
         detail = f"machine {layout.vm.machine!r} does not give CPUs back"
-        raise UnsupportedMachineError(
-            UNPLUG, slot.ids, DenialReason.MACHINE_CANNOT_UNPLUG, detail, machine=layout.vm.machine
-        )
+        raise denial(layout, UNPLUG, slot.ids, DenialReason.MACHINE_CANNOT_UNPLUG, detail)
     if slot.device_id is None and layout.vm.libvirt_owned and not options.allow_boot_vcpus:
         raise StepDeniedError(
             UNPLUG,
@@ -120,6 +117,13 @@ def check_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) 
     if fatal is not None:
         raise _fatal(UNPLUG, slot.ids, fatal)
     return slot
+
+
+def denial(layout: Layout, action: str, ids: VcpuMap, reason: DenialReason, detail: str) -> StepDeniedError:
+    """Return the error that denies *action*; one of its own if the machine cannot do it to any CPU."""
+    if reason in (DenialReason.MACHINE_CANNOT_PLUG, DenialReason.MACHINE_CANNOT_UNPLUG):
+        return UnsupportedMachineError(action, ids, reason, detail, machine=layout.vm.machine)
+    return StepDeniedError(action, ids, reason, detail)
 
 
 def fatal_plug(now: Situation, slot: Slot) -> Fatal | None:

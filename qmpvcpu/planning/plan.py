@@ -10,7 +10,6 @@ from qmpvcpu.errors import (
     InvalidMapError,
     StalePlanError,
     StepDeniedError,
-    UnsupportedMachineError,
     printable,
     shorten,
 )
@@ -22,6 +21,7 @@ from qmpvcpu.model.verdicts import Denied
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.planning.checks import (
     COUNT,
+    NEVER_LEAVES,
     PLUG,
     UNPLUG,
     Fatal,
@@ -29,6 +29,7 @@ from qmpvcpu.planning.checks import (
     check_keep,
     check_plug,
     check_unplug,
+    denial,
     fatal_plug,
     fatal_unplug,
     find_slot,
@@ -38,7 +39,6 @@ from qmpvcpu.planning.checks import (
 _MOST_ALIKE: Final = 4
 _WIDEST_IDS: Final = 12
 _MOST_QUOTED = 40
-_OF_THE_MACHINE = (DenialReason.MACHINE_CANNOT_PLUG, DenialReason.MACHINE_CANNOT_UNPLUG)
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,7 @@ def check_plan(plan: Plan, layout: Layout) -> None:
         also = "".join(
             f"; denied too: {named(each.ids) if each.ids else 'the count'}: {each.detail}" for each in others
         )
-        if first.reason in _OF_THE_MACHINE:
-            machine = layout.vm.machine
-            raise UnsupportedMachineError(action, first.ids, first.reason, first.detail + also, machine=machine)
-        raise StepDeniedError(action, first.ids, first.reason, first.detail + also)
+        raise denial(layout, action, first.ids, first.reason, first.detail + also)
 
 
 def _splits(layout: Layout, count: int, reached: set[int]) -> Denied:
@@ -286,8 +283,7 @@ def _denied_ids(layout: Layout, target: VcpuMap) -> Iterator[Denied]:
         detail = f"no {named(unknown)}: this machine has 0 to {layout.max - 1}"
         yield Denied(unknown, DenialReason.UNKNOWN_VCPU, detail)
     if layout.slots and 0 not in target:
-        detail = "vCPU 0 is the one that booted the VM, it never leaves"
-        yield Denied(layout.slots[0].ids, DenialReason.BOOT_VCPU, detail)
+        yield Denied(layout.slots[0].ids, DenialReason.BOOT_VCPU, NEVER_LEAVES)
 
 
 def _split(slot: Slot, target: VcpuMap) -> Denied:

@@ -1,6 +1,6 @@
 """Files that are replaced whole or not at all, and the lock that gives each one writer.
 
-Everything here blocks, except ``save``, ``load``, ``lock_file`` and ``finish_despite_cancel``, which use a thread.
+Everything here blocks, except ``save``, ``lock_file`` and ``finish_despite_cancel``, which use a thread.
 """
 
 import asyncio
@@ -48,16 +48,6 @@ async def save(path: str | os.PathLike[str], data: bytes) -> None:
             record was replaced and then the directory could not be synchronised.
     """
     await finish_despite_cancel(_replace_in_thread(Path(path), data))
-
-
-async def load(path: str | os.PathLike[str]) -> bytes | None:
-    """Return what the record at *path* holds, or None if there is none.
-
-    Raises:
-        RecordCorruptError: It is larger than 4 MiB.
-        RecordError: It is a symlink, not a regular file, or cannot be read.
-    """
-    return await _read_in_thread(Path(path))
 
 
 async def lock_file(path: Path, use: Callable[[bytes | None], _T]) -> "tuple[LockedFile, _T]":
@@ -443,7 +433,12 @@ class _ChangedError(Exception):
 
 
 def read_file(path: Path) -> bytes | None:
-    """Do what ``load`` does, and block."""
+    """Return what the record at *path* holds, or None if there is none.
+
+    Raises:
+        RecordCorruptError: It is larger than 4 MiB.
+        RecordError: It is a symlink, not a regular file, or cannot be read.
+    """
     file = _open(path, path)
     if file is None:
         return None
@@ -473,7 +468,6 @@ def _release_result(work: "asyncio.Future[tuple[LockedFile, object]]") -> None:
 
 
 _replace_in_thread = aiofiles.os.wrap(_replace)
-_read_in_thread = aiofiles.os.wrap(read_file)
 _lock_in_thread = aiofiles.os.wrap(_lock_and_use)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.errors import Outcome, RecordCorruptError, RecordError
-from qmpvcpu.record.file import Place, load, save
+from qmpvcpu.record.file import Place, read_file, save
 from tests.record.conftest import RunInNamespace, listing
 
 
@@ -24,10 +24,10 @@ def sweep(path: Path) -> None:
 
 async def test_what_was_saved_is_loaded_and_nothing_else_is_left(tmp_path: Path) -> None:
     path = tmp_path / "vm.xml"
-    assert await load(path) is None
+    assert read_file(path) is None
     for data in (b"first", b"", b"x" * 1_000_000):
         await save(path, data)
-        assert await load(path) == data
+        assert read_file(path) == data
     assert listing(tmp_path) == ["vm.xml"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -44,7 +44,7 @@ async def test_a_reader_sees_one_save_or_the_other_never_a_mixture(tmp_path: Pat
     writer = asyncio.create_task(write())
     seen = set()
     while not writer.done():
-        data = await load(path)
+        data = read_file(path)
         assert data in versions
         seen.add(data)
     await writer
@@ -60,7 +60,7 @@ async def test_a_symlink_is_neither_followed_nor_replaced(tmp_path: Path, target
     with pytest.raises(RecordError, match="symlink"):
         await save(link, b"new")
     with pytest.raises(RecordError, match="symlink"):
-        await load(link)
+        read_file(link)
     assert link.is_symlink()
     assert behind.read_bytes() == b"precious"
     assert listing(tmp_path) == ["there", "vm.xml"]
@@ -73,7 +73,7 @@ async def test_a_folder_or_a_fifo_is_no_record_and_nobody_waits_for_its_other_en
         with pytest.raises(RecordError, match="not a regular file"):
             await save(tmp_path / name, b"new")
         with pytest.raises(RecordError):
-            await load(tmp_path / name)
+            read_file(tmp_path / name)
     assert listing(tmp_path) == ["fifo", "folder"]
 
 
@@ -158,7 +158,7 @@ async def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.Mo
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:3]))
     await save(tmp_path / "vm.xml", b"eleven byte")
-    assert await load(tmp_path / "vm.xml") == b"eleven byte"
+    assert read_file(tmp_path / "vm.xml") == b"eleven byte"
 
 
 async def test_a_cancelled_save_ends_before_its_caller_and_a_later_one_wins(
@@ -200,10 +200,10 @@ async def test_a_record_larger_than_the_bound_is_refused(tmp_path: Path) -> None
     path = tmp_path / "vm.xml"
     path.touch()
     os.truncate(path, 4 * 1024 * 1024)
-    assert len(await load(path) or b"") == 4 * 1024 * 1024
+    assert len(read_file(path) or b"") == 4 * 1024 * 1024
     os.truncate(path, 4 * 1024 * 1024 + 1)
     with pytest.raises(RecordCorruptError, match="larger"):
-        await load(path)
+        read_file(path)
 
 
 async def test_a_record_that_may_not_be_read_is_an_error_not_an_absence(
@@ -214,7 +214,7 @@ async def test_a_record_that_may_not_be_read_is_an_error_not_an_absence(
 
     monkeypatch.setattr(os, "open", deny)
     with pytest.raises(RecordError, match="Permission denied"):
-        await load(tmp_path / "vm.xml")
+        read_file(tmp_path / "vm.xml")
 
 
 KILLED = """
