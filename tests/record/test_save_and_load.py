@@ -44,7 +44,7 @@ async def test_a_reader_sees_one_save_or_the_other_never_a_mixture(tmp_path: Pat
     writer = asyncio.create_task(write())
     seen = set()
     while not writer.done():
-        data = read_file(path)
+        data = await asyncio.to_thread(read_file, path)
         assert data in versions
         seen.add(data)
     await writer
