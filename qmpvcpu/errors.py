@@ -616,7 +616,7 @@ class RecordLockedError(RecordError):
     """
 
     def __init__(self, path: object, pid: int | None, who: str) -> None:
-        super().__init__(path, f"locked by {who}: it has one keeper at a time")
+        super().__init__(path, f"locked by {who}: only one can hold it at a time")
         self.pid = pid
 
 

@@ -1,4 +1,4 @@
-"""What callers give, checked before anything is done with it.
+"""Checks of what callers pass, made before anything is done with it.
 
 One rule for all public calls: durations are finite real numbers and not negative, whole numbers are whole, flags are
 True or False, and choices are of their kind. A wrong type is a TypeError, a wrong value a ValueError; both name the
@@ -28,7 +28,7 @@ def seconds(name: str, value: object) -> float:
     """Return the duration *value*, which *name* was given.
 
     Raises:
-        TypeError: It is no real number. Text, True and a Decimal are none.
+        TypeError: It is not a real number, such as text, True or a Decimal.
         ValueError: It is negative, or not finite.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -46,8 +46,8 @@ def whole(name: str, value: object) -> int:
     """Return the whole number *value*, which *name* was given: an int, or what stands for one.
 
     Raises:
-        TypeError: It is none. Text, True and 3.0 are none.
-        ValueError: It has too many digits to be told of.
+        TypeError: It is not a whole number, such as text, True or 3.0.
+        ValueError: It has too many digits to be printed.
     """
     if isinstance(value, bool):
         raise TypeError(f"{name} is a whole number, not {value}")
@@ -90,7 +90,7 @@ def text(name: str, value: object) -> str:
     """Return the text *value*, which *name* was given.
 
     Raises:
-        TypeError: It is none.
+        TypeError: It is not text.
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} is text, not {_quoted(value)}")
@@ -128,7 +128,7 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Have *function* begin only when its arguments are what their annotations say.
 
     ``float`` is a duration, ``str | PathLike[str]`` a path; ``int``, ``bool``, ``str`` and enumerations are what they
-    say; each also with ``| None``. A ``Literal`` is one of its words. Other annotations say nothing here.
+    say; each also with ``| None``. A ``Literal`` is one of its words. Other annotations are not checked.
     """
     checks = _checks_of(function)
     code = inspect.unwrap(function).__code__

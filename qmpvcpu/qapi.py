@@ -339,7 +339,7 @@ def parse_kvm(reply: object) -> str | None:
 def parse_event(message: Mapping[str, Any]) -> QemuEvent | None:
     """Read one QMP event; None for every event that says nothing about vCPUs or the VM's run state.
 
-    A malformed event is None too: events are a shared channel, and what a client must know is read again.
+    A malformed event is None too: events are a shared channel, and what matters is read again.
     """
     name, data = message.get("event"), message.get("data")
     reader = _EVENTS.get(name) if isinstance(name, str) else None

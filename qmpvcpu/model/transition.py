@@ -104,12 +104,12 @@ class TransitionOutcome(enum.Enum):
 class ConfigOutcome(enum.Enum):
     """How the change of the next boot ended.
 
-    WRITTEN: it is on disk as requested. UNCHANGED: it already was. NOT_TRIED: the live side was not reached. FAILED:
-    it could not be written, and is as it was.
+    WRITTEN: it is on disk as requested. UNCHANGED: it was so before. NOT_TRIED: the live side was not reached.
+    FAILED: it could not be written, and is as it was.
     """
 
     WRITTEN = "written"
-    UNCHANGED = "so already"
+    UNCHANGED = "unchanged"
     NOT_TRIED = "not tried"
     FAILED = "failed"
 
@@ -154,7 +154,7 @@ class StepReport:
 
     @property
     def left(self) -> bool | None:
-        """True if the step left its vCPUs plugged, False if unplugged; None if nobody can tell."""
+        """True if the step left its vCPUs plugged, False if unplugged; None if that is unknown."""
         match self.verdict if self.undo is None else self.undo:
             case Pending() | Unknown():
                 return None

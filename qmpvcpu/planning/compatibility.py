@@ -132,7 +132,7 @@ def compare_arrived(state: ExportedState, target: Layout) -> tuple[Difference, .
                 f"{named(gone)} with a removal under way",
                 "none",
                 Severity.HARMLESS,
-                "the removal was answered after the arrival: it is as was asked",
+                "the removal was answered after the arrival, as requested",
                 gone,
             )
         )
@@ -176,8 +176,8 @@ def _vcpus(state: ExportedState, target: Layout, *, answered: VcpuMap = VcpuMap(
     extra = target.enabled - source.enabled
     if extra:
         advice = (
-            "the guest would not know them: start the target without (QEMU takes none out before the VM arrives), or"
-            " unplug them there afterwards"
+            "the guest would not know them: start the target without them (QEMU unplugs none before the VM arrives),"
+            " or unplug them there afterwards"
         )
         yield Difference(DifferenceKind.EXTRA_VCPU, "none", named(extra), Severity.SILENT, advice, extra)
     pairs = [(a, b) for a, b in zip(source.slots, target.slots, strict=False) if a.present and b.present]
@@ -249,9 +249,7 @@ def _machine(source: Layout, target: Layout) -> Iterator[Difference]:
         advice = "migrate to the same or a newer QEMU, or accept it where this machine type is known to go back"
         yield Difference(DifferenceKind.QEMU_VERSION, ours, theirs, Severity.UNPROMISED, advice)
     if a.uuid != b.uuid:
-        advice = (
-            "start the target with the source's -uuid: what the guest reads, and what records go by, would change"
-        )
+        advice = "start the target with the source's -uuid: the guest reads it, and records are identified by it"
         yield Difference(DifferenceKind.UUID, str(a.uuid), str(b.uuid), Severity.SILENT, advice)
 
 
@@ -265,7 +263,7 @@ def _notes(state: ExportedState, target: Layout) -> Iterator[Difference]:
         advice = "QEMU's requests migrate along: they may be answered on the target, at any time"
         yield Difference(DifferenceKind.PENDING, named(state.pending), "none yet", harmless, advice, state.pending)
     for fault in sorted(target.vm.known_faults - state.layout.vm.known_faults, key=lambda each: each.name):
-        advice = "what would meet it is denied there once the VM has arrived"
+        advice = "steps into it are denied there once the VM has arrived"
         yield Difference(DifferenceKind.KNOWN_FAULT, "no such fault", fault.value, harmless, advice)
 
 
@@ -278,7 +276,7 @@ def _ids_and_order(source: Layout, target: Layout) -> Iterator[Difference]:
     if renamed:
         ids = union(a.ids for a, _ in renamed)
         source_ids, target_ids = (_listed(pair[side].device_id or "none" for pair in renamed) for side in (0, 1))
-        advice = "vCPUs are unplugged under the target's ids from then on, by us without a word of yours"
+        advice = "from then on vCPUs are unplugged under the target's ids; qmpvcpu does so by itself"
         yield Difference(DifferenceKind.DEVICE_ID, source_ids, target_ids, Severity.HARMLESS, advice, ids)
     common = set(source.order) & set(target.order)
     ours, theirs = ([first for first in layout.order if first in common] for layout in (source, target))

@@ -160,7 +160,7 @@ def plan_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) -
 
 
 def plan_state(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS, *, enabled: bool) -> Plan:
-    """Return the step that makes the slot of *vcpu* plugged or unplugged; none if it is so already.
+    """Return the step that makes the slot of *vcpu* plugged or unplugged; no step if it already is.
 
     Raises:
         StepDeniedError: It cannot or must not be sent.

@@ -46,8 +46,8 @@ def in_order_of(intent: Intent, plan: Plan) -> Plan:
 def revert_target(intent: Intent, layout: Layout) -> VcpuMap:
     """Return the map that undoes what *intent* has done to *layout*.
 
-    A slot that somebody else has filled meanwhile holds another device than ours, and is left alone; so is one that
-    an earlier removal, which the transition only joined, has emptied.
+    A slot that another client has filled meanwhile holds another device, and is left alone; so is a slot that an
+    earlier removal, which the transition only joined, has emptied.
     """
     target = _standing(intent, layout)
     # Where a slot is named twice, as by single commands one after another, its first step tells what was there.
@@ -61,7 +61,7 @@ def revert_target(intent: Intent, layout: Layout) -> VcpuMap:
 
 
 def _standing(intent: Intent, layout: Layout) -> set[int]:
-    """Return what is plugged, without what somebody else has asked to leave since: that is not for us to keep."""
+    """Return what is plugged, without what another client has asked to leave since: we do not keep that."""
     concerned = {each for step in intent.steps for each in step.ids}
     return {each for each in layout.enabled if each in concerned or each not in layout.pending}
 

@@ -71,7 +71,7 @@ async def finish_despite_cancel(work: Awaitable[_T]) -> _T:
     """Wait for *work*, which cannot be stopped. A cancel is raised when it has ended; a second one, at once."""
     task = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(task)  # JUSTIFICATION: a thread goes on whatever happens to this task
+        return await asyncio.shield(task)  # JUSTIFICATION: a thread goes on when this task is cancelled
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise
@@ -130,7 +130,7 @@ class Place:
                 status = os.stat(self.path.name, dir_fd=self.directory, follow_symlinks=False)
             except FileNotFoundError:
                 return None
-        # rename() would replace a symlink, but whoever put it there means the file behind it.
+        # rename() would replace a symlink, which was put there to lead to the file behind it.
         if stat.S_ISLNK(status.st_mode):
             raise RecordError(self.path, _SYMLINK)
         if not stat.S_ISREG(status.st_mode):

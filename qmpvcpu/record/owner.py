@@ -44,7 +44,7 @@ def refuse_other(path: Path, found: Identity, claim: Claim) -> None:
     """Refuse the record of another VM: see "Whose record it is" in ``docs/continuity.md``.
 
     Raises:
-        RecordError: It is one.
+        RecordError: It is another VM's.
     """
     metadata = found.metadata
     made_up, instance = (None, None) if metadata is None else (metadata.uuid, metadata.instance)
@@ -72,8 +72,8 @@ def refuse_other_document(path: Path, found: Identity, claim: Claim) -> None:
     If the VM has neither a uuid nor a name, only the latter is checked: the caller says whose document it is.
 
     Raises:
-        RecordError: It is one: by its uuid where both have one, else by the name that the VM was given; or its QEMU
-            still runs, and is not this one.
+        RecordError: Its uuid differs, or its name where one of the two has no uuid; or its QEMU still runs, and is
+            not this one.
     """
     told = f"the document of VM {found.name[:MOST_TOLD]!r}, uuid {found.uuid}"
     if None not in (found.uuid, claim.uuid):

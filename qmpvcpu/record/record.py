@@ -23,7 +23,7 @@ from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.file import LockedFile, finish_despite_cancel, lock_file, read_file
 from qmpvcpu.record.owner import MOST_TOLD, Claim, refuse_other, refuse_other_document, same_instance
 
-# Somebody who writes during so many saves does not stop.
+# A writer who interferes with so many saves does not stop.
 _MOST_TRIES: Final = 5
 _ALONE: Final = "it is left alone: repair or remove it, and the next save writes what is known"
 
@@ -236,7 +236,7 @@ class Record:
 
 
 class _RecordDocument:
-    """The document that a record is, saved over whatever others have made of it meanwhile.
+    """The document that a record is, saved without losing what others have written into it meanwhile.
 
     Args:
         file: Its file.

@@ -95,8 +95,8 @@ async def attach(
         target: Path of a UNIX socket, ``"unix:PATH"``, ``"tcp:HOST:PORT"``, ``(host, port)``, a connected
             ``socket.socket``, or a running ``qemu.qmp.QMPClient``. Text may be as QEMU's ``-qmp`` has it, options and
             all; ``HOST:PORT`` without a slash is TCP; ``@NAME`` is an abstract socket.
-        name: What to call the VM; default: QEMU's ``-name``, else the socket's stem. A VM without a uuid is told from
-            others by a name that it was given; the socket's stem tells nothing.
+        name: What to call the VM; default: QEMU's ``-name``, else the socket's stem. A VM without a uuid is
+            identified by a name that it was given; the socket's stem identifies nothing.
         record: Path of the domain XML that is to follow the VM's state; None keeps none. It must be this VM's.
         base: The VM's own libvirt document (its bytes, or its path) to start the record from where there is none yet;
             the record is then that document, changed in place. None: the record is made of what QEMU tells.

@@ -23,7 +23,7 @@ _log = logging.getLogger("qmpvcpu.vm")
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
 
-# An event of each slot, and of so many devices besides.
+# An event of each slot, and of so many other devices.
 _MOST_EARLY: Final = MOST_VCPUS + 1024
 
 
@@ -157,7 +157,7 @@ class Finder:
                 if isinstance(error, _OtherVmError):
                     raise MonitorLostError(error.why) from None
                 trouble.failed(error)
-            except Exception as error:  # noqa: BLE001 -- whatever answers, the next one may be QEMU
+            except Exception as error:  # noqa: BLE001 -- the next one to answer may be QEMU
                 trouble.failed(error)
             else:
                 trouble.over()
@@ -166,7 +166,7 @@ class Finder:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     async def _once(self, before: Layout, check_slots: Callable[[Sequence[Slot]], None]) -> Found:
-        # Where nobody reconnects, the XML that it comes with is not imported.
+        # Here, and not above: it brings XML, and few reconnect.
         from qmpvcpu.record.owner import instance_running, same_instance
 
         connection = await Connection.open(self._target, self._reply_timeout)
@@ -218,7 +218,7 @@ def _check_told(monitor: Monitor, before: VmInfo, found: VmInfo) -> None:
 
 
 def _difference(before: VmInfo, found: VmInfo, *, same_instance: bool) -> str:
-    """Say in what *found* is another VM than *before*; "" if it is none."""
+    """Say how *found* differs from *before*, as another VM does; "" if it is the same VM."""
     if (found.uuid, found.machine) != (before.uuid, before.machine):
         return "another uuid or machine type"
     if same_instance or found.uuid is not None:

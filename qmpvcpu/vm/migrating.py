@@ -194,7 +194,7 @@ class Migration:
         found = raise_if_incompatible(state.name, compare_arrived(state, layout))
         if not self._arrived:
             self._arrived = True
-            # What was plugged here to make room for the VM was nobody's wish.
+            # Nobody asked for what was plugged here to make room for the VM.
             driver.put(Arrived(state.pending, answers, state.desired))
         # The source's record is of no use once the source is quit.
         try:

@@ -1,4 +1,4 @@
-"""NextBoot: what an attached VM is next started with, and how a change of it goes with one of the VM as it runs.
+"""NextBoot: what an attached VM is next started with, and how a change of it follows one of the running VM.
 
 It is kept in the document that ``attach(config=)`` names, else next to the live state in the record. A document is
 locked, and read, for as long as a change is under way, so that what was checked before the live change is what is
@@ -54,7 +54,7 @@ class NextBoot:
         return self._path
 
     async def check(self) -> None:
-        """Read the document once, so that one that cannot be used is told of before anything depends on it.
+        """Read the document once, so that an unusable one is an error before anything depends on it.
 
         Raises:
             RecordError: It cannot be read, or is another VM's.
@@ -99,10 +99,10 @@ class NextBoot:
         """
         async with self._held() as store:
             now = store.domain
-            wished = change(now)
-            so = now == wished
+            wanted = change(now)
+            so = now == wanted
             outcome, why = (ConfigOutcome.UNCHANGED, "") if so else (ConfigOutcome.NOT_TRIED, "not done")
-            return ConfigReport(store.path, outcome, now.enabled, wished.enabled, now.max, why)
+            return ConfigReport(store.path, outcome, now.enabled, wanted.enabled, now.max, why)
 
     @contextlib.asynccontextmanager
     async def pending(self, change_for: Callable[[Plan], Change]) -> "AsyncIterator[PendingConfigChange]":
@@ -124,15 +124,12 @@ class NextBoot:
 
     @property
     def promised(self) -> tuple[VcpuMap, str | None] | None:
-        """What the next boot is to have once all that is under way is reached, and its document if it has one.
-
-        None: nothing is promised.
-        """
+        """What the next boot will have once all promises are kept, and its document, if any; None: no promise."""
         if self._store is None or not self._promised:
             return None
         domain = self._store.domain
         for pending in self._promised:
-            with contextlib.suppress(ConfigDeniedError):  # what else is promised may have made it impossible
+            with contextlib.suppress(ConfigDeniedError):  # another promise may have made it impossible
                 domain = pending.change(domain)
         return domain.enabled, None if self._path is None else str(self._path)
 
@@ -241,15 +238,15 @@ class PendingConfigChange:
 
     def not_tried(self) -> ConfigReport:
         """Return the report of a change that is not made, since the running VM is not as wanted."""
-        return self._told(ConfigOutcome.NOT_TRIED, "the VM as it runs is not as wished")
+        return self._told(ConfigOutcome.NOT_TRIED, "the running VM is not as requested")
 
     def _told(self, outcome: ConfigOutcome, why: str) -> ConfigReport:
         now = self._store.domain
         try:
-            wished = self.change(now).enabled
+            wanted = self.change(now).enabled
         except ConfigDeniedError:
-            wished = now.enabled
-        return ConfigReport(self._store.path, outcome, now.enabled, wished, now.max, why)
+            wanted = now.enabled
+        return ConfigReport(self._store.path, outcome, now.enabled, wanted, now.max, why)
 
 
 # Where the next boot is kept. ``domain`` is what it has. ``write`` makes another one the next boot, durably, even

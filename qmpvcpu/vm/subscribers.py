@@ -133,14 +133,14 @@ class Subscribers:
                 self._waiters.remove(entry)
 
     def push(self, event: Event) -> None:
-        """Hand *event* to every stream that somebody holds."""
+        """Append *event* to every stream that is still in use."""
         for held in tuple(self._streams):
             if (stream := held()) is not None:
                 stream.push(event)
 
     @property
     def are_waiting(self) -> bool:
-        """True while somebody waits for the layout to become otherwise."""
+        """True while somebody waits for the layout to change."""
         return bool(self._waiters)
 
     def tell(self, layout: Layout) -> None:

@@ -144,7 +144,7 @@ async def test_a_guest_that_refuses_keeps_its_vcpu_at_the_next_boot_too(config: 
         assert report.live is report.outcome is not TransitionOutcome.REACHED
         assert report.config is not None
         assert report.config.outcome is ConfigOutcome.NOT_TRIED
-        assert report.config.reason == "the VM as it runs is not as wished"
+        assert report.config.reason == "the running VM is not as requested"
         assert TransitionReport.from_json(report.to_json()) == report
         with pytest.raises(UnplugRefusedError):
             await vm.unplug(1, affect=Affect.BOTH)
