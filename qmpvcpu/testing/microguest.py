@@ -69,7 +69,8 @@ class MicroGuest(GuestVm):
         accelerator: What it runs under, once entered.
 
     Raises:
-        ValueError: *boot* and *topology* do not fit *max_vcpus*.
+        TypeError: *behaviour* is none.
+        ValueError: *boot*, *topology* or *behaviour* do not fit *max_vcpus*, or a behaviour never applies.
 
     Example:
         >>> import qmpvcpu
@@ -105,7 +106,8 @@ class MicroGuest(GuestVm):
         # A guest that arrives has said that it listens where it came from, and does so still.
         self._known = b"B" if incoming else b""
         self._qmp_sockets = qmp_sockets
-        self._rom = rom_image(behaviour, ready_after_ms=ready_after_ms)
+        self._max_vcpus = max_vcpus
+        self._rom = rom_image(behaviour, ready_after_ms=ready_after_ms, slots=max_vcpus)
         self._args = [
             *("-machine", machine, "-m", "16", "-bios", "microguest.rom"),
             *_cpu_args(boot, max_vcpus, topology, model=_cpu_model(extra_args)),
@@ -158,10 +160,11 @@ class MicroGuest(GuestVm):
         looked at with the next hot-plug event of any CPU, or :meth:`scan_slots`.
 
         Raises:
-            ValueError: Too many behaviours.
+            TypeError: They are no behaviours.
+            ValueError: Too many behaviours, or one that never applies.
             QemuProcessError: The guest does not listen, or QEMU ended.
         """
-        rules = pack_rules(behaviour)
+        rules = pack_rules(behaviour, slots=self._max_vcpus)
         await self._say(b"T" + bytes([len(rules) // RULE_SIZE]) + rules, answer=b"t")
 
     async def scan_slots(self) -> None:
@@ -240,7 +243,10 @@ def _cpu_model(args: Sequence[str]) -> str:
 
 def _cpu_args(boot: int | Collection[int], max_vcpus: int, topology: str, *, model: str) -> list[str]:
     """-smp for the unbroken start of *boot*, -device for the vCPUs after its first gap."""
-    ids = set(range(boot)) if isinstance(boot, int) else set(boot)
+    try:
+        ids = set(range(boot)) if isinstance(boot, int) else set(boot)
+    except TypeError:
+        raise TypeError(f"boot is {boot!r}, must be a count of vCPUs, or their ids") from None
     if 0 not in ids or min(ids) < 0 or max(ids) >= max_vcpus:
         raise ValueError(f"boot is {boot!r}, must be within 0..{max_vcpus - 1} and have vCPU 0")
     try:

@@ -6,11 +6,11 @@ Pure: bytes in, bytes out. The code of the guest is assembled from ``fixtures/mi
 import dataclasses
 import enum
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Self
 
-from qmpvcpu.given import checked, values
+from qmpvcpu.given import at_least, checked, values
 
 UNTIL_TOLD = 0xFFFF
 """A delay that ends only when the guest is given other behaviours."""
@@ -25,11 +25,14 @@ _BIOS_SIZE = 0x10000  # QEMU takes multiples of 64 KiB
 _RULES_OFFSET = 0xFF00
 _READY_OFFSET = _RULES_OFFSET + (MAX_RULES + 1) * RULE_SIZE  # the ninth rule is built in: comply
 _ANY_SLOT = 0xFFFF
+_NO_REFUSAL = {0: "the CPU has left", 0x84: "the guest works on it"}  # _OST of an ejection request
+_NO_REFUSED_INSERT = {0: "the CPU is taken", 0x80: "the guest works on it"}
+_SOURCES = (3, 0x103)
 _RULE = struct.Struct("<HBBIHHHH")
 _WORD = struct.Struct("<H")
 
 
-class RemovalAction(enum.IntEnum):
+class RemovalAction(enum.Enum):
     """What the guest does with a removal when its time has come; the values are the ROM's."""
 
     EJECT = 0
@@ -71,7 +74,7 @@ class Behaviour:
         slot: The slot it is for; None: every one.
 
     Raises:
-        ValueError: A value does not fit its field, or a silent guest should count removals (it looks at none).
+        ValueError: A value does not fit its field, or says something that the others contradict.
     Source:
         QEMU docs/specs/acpi_cpu_hotplug.rst; ACPI 6.5 section 6.3.5, _OST.
     """
@@ -103,8 +106,21 @@ class Behaviour:
                 raise ValueError(f"{name} is {value}, must be in 0..{limit:#x}")
         if self.slot is not None and not 0 <= self.slot < _ANY_SLOT - 1:
             raise ValueError(f"slot is {self.slot}, must be in 0..{_ANY_SLOT - 2:#x}")
-        if self.times and self.removal is RemovalAction.IGNORE:
-            raise ValueError("a silent guest looks at no removal, so it cannot count them")
+        self._refuse_nonsense()
+
+    def _refuse_nonsense(self) -> None:
+        """Refuse what no guest can mean: it would answer otherwise than its name promises."""
+        if self.removal is RemovalAction.IGNORE and (self.times or self.delay_ms):
+            what = "times" if self.times else "delay_ms"
+            raise ValueError(f"a silent guest looks at no removal, so it cannot have {what}={getattr(self, what)}")
+        if self.removal is RemovalAction.REFUSE:
+            _check_refusal(self.status, _NO_REFUSAL, "0x82 (device is busy), for example")
+        elif self.status:
+            raise ValueError(f"status is {self.status:#x}, which only a refusal says, and removal is {self.removal}")
+        if self.source not in _SOURCES:
+            raise ValueError(f"source is {self.source:#x}, must be 3 (ejection request) or 0x103 (the OS's own)")
+        if self.insert_status and not self.insert_answer:
+            raise ValueError(f"insert_status is {self.insert_status:#x}, and insert_answer=False says nothing")
 
     @classmethod
     def complying(cls) -> Self:
@@ -123,7 +139,11 @@ class Behaviour:
 
     @classmethod
     def refusing(cls, status: int, *, announce: bool = True, delay_ms: int = 0) -> Self:
-        """Keeps the CPU and answers _OST *status* (0x80 to 0x83, 1, ...), after 0x84 if *announce*."""
+        """Keeps the CPU and answers _OST *status* (0x80 to 0x83, 1, ...), after 0x84 if *announce*.
+
+        Raises:
+            ValueError: The status is 0 or 0x84, which are no refusals.
+        """
         return cls(removal=RemovalAction.REFUSE, status=status, announce=announce, delay_ms=delay_ms)
 
     @classmethod
@@ -159,7 +179,12 @@ class Behaviour:
 
     @classmethod
     def refusing_inserts(cls, status: int = 1) -> Self:
-        """Answers inserts with _OST *status*; QEMU keeps the CPU all the same. Complies with removals."""
+        """Answers inserts with _OST *status*; QEMU keeps the CPU all the same. Complies with removals.
+
+        Raises:
+            ValueError: The status is 0 or 0x80, which are no refusals of an insert.
+        """
+        _check_refusal(status, _NO_REFUSED_INSERT, "1, for example")
         return cls(insert_status=status)
 
     def for_slot(self, slot: int) -> Self:
@@ -167,8 +192,12 @@ class Behaviour:
         return dataclasses.replace(self, slot=slot)
 
     def for_first(self, times: int) -> Self:
-        """The same, for the first *times* removals it fits only."""
-        return dataclasses.replace(self, times=times)
+        """The same, for the first *times* removals it fits only.
+
+        Raises:
+            ValueError: *times* is less than 1.
+        """
+        return dataclasses.replace(self, times=at_least("times", times, 1))
 
     def pack(self) -> bytes:
         """The rule of 16 bytes that the ROM reads."""
@@ -180,7 +209,7 @@ class Behaviour:
         )
         return _RULE.pack(
             _ANY_SLOT if self.slot is None else self.slot,
-            self.removal,
+            self.removal.value,
             flags,
             self.status,
             self.delay_ms,
@@ -190,20 +219,45 @@ class Behaviour:
         )
 
 
-def pack_rules(behaviours: Behaviour | Iterable[Behaviour]) -> bytes:
+def _check_refusal(status: int, others: Mapping[int, str], example: str) -> None:
+    if status in others:
+        raise ValueError(f"status is {status:#x}, which says that {others[status]}; a refusal is {example}")
+
+
+def pack_rules(behaviours: Behaviour | Iterable[Behaviour], *, slots: int = _ANY_SLOT - 1) -> bytes:
     """The rules of *behaviours*, 16 bytes each, first match first.
 
+    Args:
+        behaviours: One, or several.
+        slots: How many slots the VM has.
+
     Raises:
-        ValueError: More than :data:`MAX_RULES`.
+        TypeError: They are no behaviours.
+        ValueError: There are more than :data:`MAX_RULES`, or one can never apply: the VM has no such slot, or an
+            earlier one fits always.
     """
-    given = (behaviours,) if isinstance(behaviours, Behaviour) else tuple(behaviours)
+    named = (behaviours,) if isinstance(behaviours, str) or not isinstance(behaviours, Iterable) else behaviours
+    given: list[Behaviour] = []
+    for one in named:
+        if not isinstance(one, Behaviour):
+            raise TypeError(f"behaviour is {one!r}, must be made by a constructor, such as Behaviour.silent()")
+        given.append(one)
     if len(given) > MAX_RULES:
         raise ValueError(f"{len(given)} behaviours, the micro-guest holds {MAX_RULES}")
+    for place, one in enumerate(given):
+        if one.slot is not None and one.slot >= slots:
+            raise ValueError(f"a behaviour is for slot {one.slot}, the VM has slots 0 to {slots - 1}")
+        for earlier in given[:place]:
+            if earlier.slot in {None, one.slot} and not earlier.times and not earlier.holds_until_reset:
+                where = "every slot" if earlier.slot is None else f"slot {earlier.slot}"
+                raise ValueError(f"behaviour {place + 1} never applies: an earlier one fits {where}, and comes first")
     return b"".join(behaviour.pack() for behaviour in given)
 
 
 @checked
-def rom_image(behaviours: Behaviour | Iterable[Behaviour] = (), *, ready_after_ms: int = 0) -> bytes:
+def rom_image(
+    behaviours: Behaviour | Iterable[Behaviour] = (), *, ready_after_ms: int = 0, slots: int = _ANY_SLOT - 1
+) -> bytes:
     """A 64 KiB image for QEMU's ``-bios``: the micro-guest with *behaviours*.
 
     Runs on q35 and i440fx (``pc``), under KVM and TCG; needs no more than ``-m 1``. On COM1 it writes ``B`` when it
@@ -213,18 +267,20 @@ def rom_image(behaviours: Behaviour | Iterable[Behaviour] = (), *, ready_after_m
         behaviours: One, or several; for each slot the first that fits applies.
         ready_after_ms: Time until it takes over ACPI CPU hot-plug; until then QEMU before 11 refuses ``device_del``.
             :data:`UNTIL_TOLD`: when it is given behaviours.
+        slots: How many slots the VM has.
 
     Returns:
         The image.
 
     Raises:
-        ValueError: Too many behaviours, or a time that does not fit 16 bits.
+        TypeError: They are no behaviours.
+        ValueError: Too many behaviours, one that never applies, or a time that does not fit 16 bits.
     """
     if not 0 <= ready_after_ms <= UNTIL_TOLD:
         raise ValueError(f"ready_after_ms is {ready_after_ms}, must be in 0..{UNTIL_TOLD:#x}")
     code = resources.files(__package__).joinpath("microguest.rom").read_bytes()
     image = bytearray(_BIOS_SIZE - len(code)) + code
-    rules = pack_rules(behaviours)
+    rules = pack_rules(behaviours, slots=slots)
     image[_RULES_OFFSET : _RULES_OFFSET + len(rules)] = rules
     _WORD.pack_into(image, _READY_OFFSET, ready_after_ms)
     return bytes(image)

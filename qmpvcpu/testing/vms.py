@@ -165,7 +165,8 @@ class QemuVm(Vm[MicroGuest]):
         """Give the guest other behaviours: see :meth:`qmpvcpu.testing.MicroGuest.set_behaviour`.
 
         Raises:
-            ValueError: Too many behaviours.
+            TypeError: They are no behaviours.
+            ValueError: Too many behaviours, or one that never applies.
             QemuProcessError: The guest does not listen, or QEMU ended.
         """
         self._runner.run(self.guest.set_behaviour(behaviour))
@@ -178,6 +179,7 @@ class QemuVm(Vm[MicroGuest]):
             slot: The slot, on x86 the vCPU id; None: all.
 
         Raises:
+            ValueError: The status is no refusal, or the VM has no such slot.
             QemuProcessError: The guest does not listen, or QEMU ended.
         """
         refusing = Behaviour.refusing(status)

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import subprocess
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qmpvcpu.testing import QemuProcess, best_qemu
+from qmpvcpu.testing import MicroGuest, QemuProcess, RemovalAction, best_qemu
 from qmpvcpu.testing.rom import MAX_RULES, RULE_SIZE, Behaviour, pack_rules, rom_image
 
 BUILD = Path(__file__).parents[2] / "fixtures" / "microguest" / "build.sh"
@@ -65,6 +66,52 @@ def test_a_silent_guest_cannot_count_what_it_does_not_look_at() -> None:
         Behaviour.silent().for_first(2)
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Behaviour.refusing(0), "status is 0x0, which says that the CPU has left; a refusal is 0x82"),
+        (
+            lambda: Behaviour.refusing(0x84),
+            "status is 0x84, which says that the guest works on it; a refusal is 0x82",
+        ),
+        (lambda: Behaviour(removal=RemovalAction.REFUSE), "status is 0x0, which says that the CPU has left"),
+        (lambda: Behaviour.refusing_inserts(0), "status is 0x0, which says that the CPU is taken; a refusal is 1"),
+        (lambda: Behaviour.refusing_inserts(0x80), "status is 0x80, which says that the guest works on it"),
+        (
+            lambda: Behaviour(status=0x82),
+            "status is 0x82, which only a refusal says, and removal is RemovalAction.EJECT",
+        ),
+        (lambda: Behaviour(source=1), "source is 0x1, must be 3 .* or 0x103"),
+        (lambda: Behaviour(insert_answer=False, insert_status=1), "insert_status is 0x1, and insert_answer=False"),
+        (
+            lambda: Behaviour(removal=RemovalAction.IGNORE, delay_ms=5),
+            "looks at no removal, so it cannot have delay_ms=5",
+        ),
+        (lambda: Behaviour.lying().for_first(0), "times is at least 1, not 0"),
+        (lambda: rom_image([Behaviour.silent(), Behaviour.lying()]), "behaviour 2 never applies: .* every slot"),
+        (
+            lambda: rom_image([Behaviour.silent().for_slot(2), Behaviour.lying().for_slot(2)]),
+            "behaviour 2 never applies: an earlier one fits slot 2",
+        ),
+        (lambda: MicroGuest(behaviour=Behaviour.silent().for_slot(8)), "for slot 8, the VM has slots 0 to 7"),
+    ],
+)
+def test_what_no_guest_can_mean_is_refused_by_its_name(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_behaviours_that_each_have_their_turn_are_taken() -> None:
+    rom_image([Behaviour.silent().for_slot(2), Behaviour.lying().for_first(1), Behaviour.slow(5)])
+    rom_image([Behaviour.silent_until_reset(), Behaviour.refusing(0x82)])
+
+
+@pytest.mark.parametrize("given", ["silent", Behaviour.silent, Behaviour, 0x82, [Behaviour.silent], {"slot": 2}])
+def test_what_is_no_behaviour_is_named(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"behaviour is .*, must be made by a constructor, such as Behaviour.silent"):
+        MicroGuest(behaviour=given)
+
+
 def test_a_time_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="ready_after_ms is 65536"):
         rom_image(ready_after_ms=0x10000)
@@ -92,7 +139,7 @@ async def test_the_image_alone_tells_on_the_debug_console_that_it_is_ready() -> 
         ({"times": True}, "times is a whole number, not True"),
         ({"slot": "3"}, 'slot is a whole number, not "3"'),
         ({"announce": "no"}, 'announce is True or False, not "no"'),
-        ({"removal": 1}, "removal is one of "),
+        ({"removal": 1}, "removal is one of RemovalAction.EJECT, "),
     ],
 )
 def test_what_is_no_behaviour_is_refused_before_a_guest_starts(fields: dict[str, Any], said: str) -> None:
