@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         probe_accelerator,
     )
     from qmpvcpu.testing.rom import UNTIL_TOLD, Behaviour, RemovalAction, rom_image
-    from qmpvcpu.testing.vms import LinuxVm, LinuxVmFactory, QemuVm, QemuVmFactory, QmpMessage
+    from qmpvcpu.testing.vms import LinuxVm, LinuxVmFactory, QemuVm, QemuVmFactory, QmpMessage, SharedVms
 
 __all__ = [
     "UNTIL_TOLD",
@@ -40,6 +40,7 @@ __all__ = [
     "QmpMessage",
     "RemovalAction",
     "ScriptedPeer",
+    "SharedVms",
     "best_qemu",
     "find_qemus",
     "probe_accelerator",
@@ -54,7 +55,7 @@ _HOMES = {
         "QemuNotFoundError QemuProcess QemuProcessError QemuStartError best_qemu find_qemus probe_accelerator"
     ),
     "qmpvcpu.testing.rom": "Behaviour RemovalAction UNTIL_TOLD rom_image",
-    "qmpvcpu.testing.vms": "LinuxVm LinuxVmFactory QemuVm QemuVmFactory QmpMessage",
+    "qmpvcpu.testing.vms": "LinuxVm LinuxVmFactory QemuVm QemuVmFactory QmpMessage SharedVms",
 }
 
 if not TYPE_CHECKING:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from qmpvcpu.testing.plugin.evidence import Evidence
     from qmpvcpu.testing.plugin.host import Test, VmHost
-    from qmpvcpu.testing.vms import LinuxVm, LinuxVmFactory, QemuVm, QemuVmFactory
+    from qmpvcpu.testing.vms import LinuxVm, LinuxVmFactory, QemuVm, QemuVmFactory, SharedVms
 
 
 EVIDENCE: "pytest.StashKey[list[Evidence]]" = pytest.StashKey()
-"""What a test's VMs have to tell when it fails; kept with the test."""
+"""What a test's VMs have to tell when it fails; kept with the test, or with the session whose tests share them."""
 
 _VM = "topology=None, extra_args=(), qmp_sockets=2, incoming=False, accel=None, min_version=None"
 _MARKERS = {
@@ -127,21 +127,22 @@ def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Resu
     """Put what the VMs of a failed test have to tell into its report, once."""
     outcome = yield
     report = outcome.get_result()
-    evidence = item.stash.get(EVIDENCE, [])
-    if report.failed and evidence:
+    if report.failed and (evidence := _evidence_of(item)):
         from qmpvcpu.testing.plugin.evidence import attach_evidence
         from qmpvcpu.testing.plugin.options import artifacts_directory
 
         attach_evidence(item.nodeid, report, evidence, artifacts=artifacts_directory(item.config))
     if report.failed or report.when == "teardown":
-        evidence.clear()  # pytest keeps the items, and so what their VMs have said, until the session ends
+        item.stash.get(
+            EVIDENCE, []
+        ).clear()  # pytest keeps the items, and so what their VMs have said, until the session ends
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> "Generator[None, pluggy.Result[object], None]":
     """Report a test that is interrupted as one that failed, if it has VMs: they still run, and tell why it hangs."""
     outcome = yield
-    if not isinstance(outcome.exception, KeyboardInterrupt) or not item.stash.get(EVIDENCE, []):
+    if not isinstance(outcome.exception, KeyboardInterrupt) or not _evidence_of(item):
         return
     interrupt = outcome.exception
 
@@ -206,6 +207,21 @@ def linux_vm(request: pytest.FixtureRequest, linux_vm_factory: Any) -> "LinuxVm"
     """A QEMU with a small real Linux, as ``@pytest.mark.linux_vm(...)`` and an indirect parameter say."""
     vm: LinuxVm = linux_vm_factory(getattr(request, "param", None))
     return vm
+
+
+@pytest.fixture(scope="session")
+def shared_vms(request: pytest.FixtureRequest, qemu_binary: str | None, _qmpvcpu_host: "VmHost") -> "SharedVms":
+    """VMs for a fixture of yours, of any scope: ``with shared_vms.linux_vm(boot=1) as vm: yield vm``."""
+    from qmpvcpu.testing.plugin.host import HostedVms
+
+    return HostedVms(_qmpvcpu_host, _test(request, qemu_binary))
+
+
+def _evidence_of(item: pytest.Item) -> "list[Evidence]":
+    """What the VMs of a test have to tell, and those that it shares with others."""
+    own = item.stash.get(EVIDENCE, [])
+    shared = item.session.stash.get(EVIDENCE, []) if "shared_vms" in getattr(item, "fixturenames", ()) else []
+    return [*own, *shared]
 
 
 def _test(request: pytest.FixtureRequest, qemu: str | None) -> "Test":

@@ -8,6 +8,7 @@ import json
 import re
 import signal
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -274,4 +275,19 @@ class LinuxVmFactory(Protocol):
 
     def __call__(self, **options: Any) -> LinuxVm:
         """Start a VM with the options of the marker ``linux_vm``; the test's markers give the other options."""
+        ...
+
+
+class SharedVms(Protocol):
+    """Type of the fixture ``shared_vms``: VMs for a fixture of yours, of any scope, whose tests share them.
+
+    Each is a context manager that starts a VM and ends it, with the options of the marker of the same name.
+    """
+
+    def qemu_vm(self, **options: Any) -> AbstractContextManager[QemuVm]:
+        """A VM with the micro-guest."""
+        ...
+
+    def linux_vm(self, **options: Any) -> AbstractContextManager[LinuxVm]:
+        """A VM with Linux."""
         ...

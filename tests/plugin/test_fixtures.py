@@ -157,3 +157,52 @@ def test_a_linux_obeys_a_test_and_its_controller(tmp_path: Path) -> None:
     assert "to see the console" in report
     assert "linux_vm: guest's console" in report
     assert "refuse on" in report.partition("linux_vm: guest's serial port")[2]
+
+
+@pytest.mark.qemu
+def test_tests_share_a_vm_for_as_long_as_they_like(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        conftest="""
+            import pytest
+
+            @pytest.fixture(scope="class")
+            def qemu_vm(shared_vms):
+                with shared_vms.qemu_vm(max_vcpus=4) as vm, shared_vms.qemu_vm(boot=3):
+                    yield vm
+        """,
+        test_shared="""
+            import subprocess
+
+            class TestOne:
+                def test_plugs(self, qemu_vm):
+                    subprocess.run(["qmpvcpu", "plug", "2", "--qmp", str(qemu_vm.qmp)], check=True)
+                    qemu_vm.refuse(slot=2)
+
+                async def test_finds_what_the_first_left(self, qemu_vm, vcpus):
+                    assert vcpus.layout.enabled == {0, 2}
+
+                def test_fails(self, qemu_vm):
+                    assert not qemu_vm
+
+            class TestTwo:
+                async def test_has_another(self, vcpus):
+                    assert vcpus.layout.enabled == {0}
+                    assert vcpus.layout.max == 4
+
+                def test_fails_without_a_vm(self, tmp_path):
+                    assert not tmp_path
+
+            def test_is_told_what_it_takes(shared_vms):
+                with shared_vms.qemu_vm(boots=2):
+                    pass
+        """,
+    )
+    session = run(tmp_path, "--qemu-artifacts=kept")
+    assert session.outcomes == {"passed": 3, "failed": 3}, session.output
+    report = session.report("TestOne.test_fails")
+    assert '"execute": "device_add"' in report.partition("qemu_vm: QMP transcript")[2]
+    assert "qemu_vm 2: QEMU -" in report
+    assert "qemu_vm" not in session.report("TestTwo.test_fails_without_a_vm")
+    assert "qemu_vm has no option 'boots'; did you mean boot?" in session.report("test_is_told_what_it_takes")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["test_shared.py-TestOne-test_fails"]

@@ -107,17 +107,22 @@ class VmHost:
         self, test: "Test", fixture: str, start: Callable[[Qemu, Options], G], kind: Callable[..., V]
     ) -> Iterator[Callable[..., V]]:
         with contextlib.ExitStack() as stack:
-            names = (fixture if number == 1 else f"{fixture} {number}" for number in itertools.count(1))
 
             def starter(given: object = None, /, **options: Any) -> V:
                 wanted = options_of(test.item, fixture, options or given)
                 qemu = self._finder.qemu(test.qemu)
                 guest = start(qemu, wanted)
                 stack.callback(lambda: self._background.run(guest.__aexit__(None, None, None)))
-                vm = kind(next(names), guest, self._background, qemu=qemu.path, version=qemu.version)
+                names = (fixture if number == 1 else f"{fixture} {number}" for number in itertools.count(1))
+                name = next(name for name in names if name not in {one.name for one in test.evidence})
+                vm = kind(name, guest, self._background, qemu=qemu.path, version=qemu.version)
                 evidence = VmEvidence(vm)
                 test.evidence.append(evidence)
-                stack.callback(evidence.keep)
+                # A test's last report may come when its VM is gone; of a session, later tests have to do with others.
+                if isinstance(test.item, pytest.Session):
+                    stack.callback(test.evidence.remove, evidence)
+                else:
+                    stack.callback(evidence.keep)
                 return vm
 
             yield starter
@@ -131,17 +136,37 @@ class VmHost:
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """A test that VMs are started for.
+    """What VMs are started for: a test, or a session, whose tests share them.
 
     Attributes:
-        item: The test.
+        item: The test, or the session.
         qemu: The QEMU that was chosen for it; None: the best of the machine.
         evidence: Gets what each VM has to tell.
     """
 
-    item: pytest.Item
+    item: pytest.Item | pytest.Session
     qemu: str | None
     evidence: list[Evidence]
+
+
+class HostedVms:
+    """VMs that several tests share: what the fixture ``shared_vms`` gives."""
+
+    def __init__(self, host: VmHost, session: Test) -> None:
+        self._host = host
+        self._session = session
+
+    @contextlib.contextmanager
+    def qemu_vm(self, **options: Any) -> Iterator[QemuVm]:
+        """A VM with the micro-guest, and its end."""
+        with self._host.qemu_vms(self._session) as start:
+            yield start(**options)
+
+    @contextlib.contextmanager
+    def linux_vm(self, **options: Any) -> Iterator[LinuxVm]:
+        """A VM with Linux, and its end."""
+        with self._host.linux_vms(self._session) as start:
+            yield start(**options)
 
 
 @contextlib.contextmanager

@@ -86,11 +86,11 @@ KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def options_of(node: pytest.Item, fixture: str, given: object = None) -> Options:
+def options_of(node: pytest.Item | pytest.Session, fixture: str, given: object = None) -> Options:
     """The options of the markers named like *fixture*, the closest first, and over them those that were *given*.
 
     Args:
-        node: The test.
+        node: The test, or the session, which has no markers.
         fixture: ``qemu_vm``, ``linux_vm`` or ``scripted_qmp``.
         given: A mapping of options; for ``qemu_vm`` also a behaviour, or several.
 
