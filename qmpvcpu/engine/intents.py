@@ -122,7 +122,6 @@ def promising(intent: Intent | None, promised: tuple[VcpuMap, str | None] | None
 
 def _after(steps: Iterable[Step], enabled: VcpuMap) -> VcpuMap:
     """Return *enabled* once *steps* are done."""
-    there = set(enabled)
     for step in steps:
-        there = there - step.ids if step.action is Action.UNPLUG else there | step.ids
-    return VcpuMap(there)
+        enabled = enabled - step.ids if step.action is Action.UNPLUG else enabled | step.ids
+    return enabled

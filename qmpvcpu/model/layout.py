@@ -306,15 +306,12 @@ class Layout:
         Raises:
             IndexError: There is no such vCPU.
         """
+        slots = self.slots
+        if 0 <= vcpu < len(slots) and slots[vcpu].first == vcpu:  # every machine with one vCPU a slot
+            return slots[vcpu]
         if not 0 <= vcpu < self.max:
             raise IndexError(f"no vCPU {vcpu}: this machine has 0 to {self.max - 1}")
-        return self.slots[self.index_of(vcpu)]
-
-    def index_of(self, vcpu: int) -> int:
-        """Return the index in ``slots`` of the slot that holds *vcpu*, which must exist."""
-        if vcpu < len(self.slots) and self.slots[vcpu].first == vcpu:  # every machine with one vCPU a slot
-            return vcpu
-        return bisect_right(self.slots, vcpu, key=lambda slot: slot.first) - 1
+        return slots[bisect_right(slots, vcpu, key=lambda slot: slot.first) - 1]
 
     def __getitem__(self, vcpu: int) -> Vcpu:
         slot = self.slot_of(vcpu)

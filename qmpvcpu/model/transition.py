@@ -55,7 +55,7 @@ class Step:
     @property
     def first(self) -> int:
         """The first vCPU id of the slot, which names it."""
-        return min(self.ids)
+        return self.ids.lowest
 
     def __str__(self) -> str:
         return f"{self.action.value} {self.ids}"

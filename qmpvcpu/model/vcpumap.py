@@ -102,6 +102,11 @@ class VcpuMap(AbstractSet[int]):
             raise InvalidMapError(value.bit_length() - 1, f"a vCPU id is 0 to {_MAX_ID}")
         return cls._made(value)
 
+    @property
+    def lowest(self) -> int:
+        """The lowest id, by which a slot of these ids is named; -1 if there is none."""
+        return (self._bits & -self._bits).bit_length() - 1
+
     def to_int(self) -> int:
         """Return the map as a bit mask: bit ``i`` is vCPU ``i``."""
         return self._bits
@@ -205,9 +210,7 @@ def _bits_of(ids: Iterable[int]) -> int:
 
 
 def _ids_of(bits: int) -> tuple[int, ...]:
-    lowest = (bits & -bits).bit_length() - 1 if bits else 0  # a map of few high ids is short
-    if bits >> lowest == 1:
-        return (lowest,)
+    lowest = max((bits & -bits).bit_length() - 1, 0)  # a map of few high ids is short
     return tuple(place for place, bit in enumerate(reversed(f"{bits >> lowest:b}"), lowest) if bit == "1")
 
 
