@@ -42,9 +42,11 @@ Floor 0: imports nothing of the package.
 verdicts, events and reports.
 """
 
+import contextlib
 import enum
 import json
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -95,11 +97,29 @@ class DomainXmlError(QmpVcpuError, ValueError):
 
     Attributes:
         line: Line of the document, from 1, or None.
+        path: The file that it was read from, or None where it came as bytes.
     """
+
+    path: str | None = None
 
     def __init__(self, message: str, *, line: int | None = None) -> None:
         super().__init__(message if line is None else f"line {line}: {message}")
         self.line = line
+
+    def __str__(self) -> str:
+        """Return the message; the file's name comes first."""
+        said = super().__str__()
+        return said if self.path is None else f"{self.path}: {said}"
+
+
+@contextlib.contextmanager
+def naming_file(path: "str | os.PathLike[str]") -> Iterator[None]:
+    """Have each ``DomainXmlError`` of the block name the file at *path*, which its document was read from."""
+    try:
+        yield
+    except DomainXmlError as error:
+        error.path = os.fspath(path)
+        raise
 
 
 class DomainRuleError(DomainXmlError):

@@ -8,7 +8,7 @@ import shlex
 
 import click
 
-from qmpvcpu.cli.options import OUTPUT_OPTIONS, File, command, flag, option, read_document
+from qmpvcpu.cli.options import OUTPUT_OPTIONS, File, command, flag, naming_document, option, read_document
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.domainxml import parse, validate
@@ -70,12 +70,13 @@ async def args(_: Shell, *, xml: str, device: bool, qmp_commands: bool, cpu: str
 
 def _arguments_of(path: str, cpu: str | None) -> LaunchArguments:
     xml = read_document(path)
-    domain = parse(xml)
-    # What libvirt would say only at the start counts too: these are for a start. All else parse() has refused.
-    at_start = next((each for each in validate(xml) if each.stage is RuleStage.START), None)
-    if at_start is not None:
-        raise at_start
-    return arguments(domain, cpu=cpu)
+    with naming_document(path):
+        domain = parse(xml)
+        # What libvirt would say only at the start counts too: these are for a start. All else parse() has refused.
+        at_start = next((each for each in validate(xml) if each.stage is RuleStage.START), None)
+        if at_start is not None:
+            raise at_start
+        return arguments(domain, cpu=cpu)
 
 
 def _lines(built: LaunchArguments, form: _Form) -> list[str]:

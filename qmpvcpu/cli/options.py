@@ -6,12 +6,13 @@ import math
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from qmpvcpu.cli.result import BadUsageError, CommandResult
-from qmpvcpu.errors import RecordError
+from qmpvcpu.errors import RecordError, naming_file
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -190,6 +191,11 @@ def read_document(path: str) -> bytes:
     if len(data) > _MOST_BYTES:
         raise BadUsageError(f"{path}: larger than {_MOST_BYTES // 2**20} MiB, which no domain document is")
     return data
+
+
+def naming_document(path: str | None) -> AbstractContextManager[None]:
+    """Have errors about the document at *path*, as in ``read_document``, name it; None: there is none to name."""
+    return nullcontext() if path is None else naming_file("standard input" if path == "-" else path)
 
 
 async def write_file(path: str, data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from qmpvcpu.cli.options import OUTPUT, VM_OPTIONS, File, command, option, read_document, write_file
+from qmpvcpu.cli.options import OUTPUT, VM_OPTIONS, File, command, naming_document, option, read_document, write_file
 from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
@@ -37,8 +37,9 @@ async def xml(shell: Shell, *, emulator: str | None, base: str | None, output: s
         raise BadUsageError("--emulator goes without --base, which has its own")
     own = None if base is None else await asyncio.to_thread(read_document, base)
     layout = await shell.look()
-    xml = render(layout, base=own, emulator=None if emulator is None else _absolute(emulator))
-    left_out = omissions(layout, base=own)
+    with naming_document(base):
+        xml = render(layout, base=own, emulator=None if emulator is None else _absolute(emulator))
+        left_out = omissions(layout, base=own)
     content = document(xml=xml.decode(), left_out=list(left_out), **state_json(layout))
     if output is None:
         return CommandResult(REACHED, content, (), left_out, xml)

@@ -14,7 +14,7 @@ from qmpvcpu.domainxml import DomainVcpus, Identity, start_of, update, validate
 from qmpvcpu.domainxml.domainrule import RuleStage
 from qmpvcpu.domainxml.next_boot import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.domainxml.reader import ReadDocument
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, RecordError
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, RecordError, naming_file
 from qmpvcpu.given import checked
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.file import LockedFile, finish_despite_cancel, lock_file, read_file
@@ -39,8 +39,9 @@ class _Document(NamedTuple):
     def of(cls, path: Path, data: bytes | None) -> Self:
         if data is None:
             raise RecordError(path, "there is no such file")
-        read = ReadDocument(data)
-        return cls(data, read.domain, read.identity, start_of(read.domain))
+        with naming_file(path):
+            read = ReadDocument(data)
+            return cls(data, read.domain, read.identity, start_of(read.domain))
 
     def with_next_boot(self, domain: DomainVcpus) -> bytes:
         """Return the document with *domain* as its next boot, and otherwise unchanged."""

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from qmpvcpu.domainxml import Identity, Metadata, parse, read_identity, render
 from qmpvcpu.domainxml.cpu import cpu_differs
 from qmpvcpu.domainxml.patch import with_uuid
 from qmpvcpu.domainxml.reader import ReadDocument
-from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError, shorten
+from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError, naming_file, shorten
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Intent
@@ -317,7 +318,7 @@ def _find(path: Path, claim: Claim, base: bytes | str | os.PathLike[str] | None,
         except RecordCorruptError:
             if base is None or _base_document(base) != data:
                 raise
-    return _Found() if base is None else _admit_base(path, _base_document(base), claim)
+    return _Found() if base is None else _admit_base(path, base, claim)
 
 
 def _admit(path: Path, data: bytes, claim: Claim) -> _Found:
@@ -344,10 +345,12 @@ def _admit(path: Path, data: bytes, claim: Claim) -> _Found:
     return _Found(found, data if in_place else None, found.uuid, label, same, earlier)
 
 
-def _admit_base(path: Path, data: bytes, claim: Claim) -> _Found:
+def _admit_base(path: Path, base: bytes | str | os.PathLike[str], claim: Claim) -> _Found:
+    data = _base_document(base)
     try:
-        document = ReadDocument(data)
-        found, _ = document.identity, document.domain
+        with nullcontext() if isinstance(base, bytes) else naming_file(base):
+            document = ReadDocument(data)
+            found, _ = document.identity, document.domain
     except DomainXmlError as error:
         raise RecordError(path, f"cannot be started from that document: {str(error)[:MOST_TOLD]}") from error
     refuse_other_document(path, found, claim)

@@ -134,8 +134,10 @@ async def test_a_document_that_cannot_be_started_is_bad_input(
     assert ran.code == 2
     assert ran.out == ""
     assert words in ran.err
+    assert ran.err.startswith(f"qmpvcpu: {document}: ")
     error = (await run("--json", "args", document)).error
     assert error["kind"] in {"DomainXmlError", "DomainRuleError"}
+    assert error["path"] == str(document)
 
 
 async def test_a_file_that_cannot_be_read_is_bad_input(tmp_path: Path) -> None:

@@ -245,6 +245,24 @@ async def test_what_cannot_be_read_is_told_and_left_alone(path: Path, what: str)
     assert listing(path.parent) == ["vm.xml"]
 
 
+@pytest.mark.parametrize("uuid", ["<uuid/>", "<uuid></uuid>"])
+async def test_an_empty_uuid_is_none_and_stays(path: Path, uuid: str) -> None:
+    path.write_text(f"<domain type='kvm'><name>vm</name>{uuid}<vcpu current='2'>8</vcpu></domain>")
+    async with DomainConfig.open(path) as config:
+        assert config.identity.uuid is None
+        config.set_count(4)
+        await config.save()
+    assert path.read_text() == f"<domain type='kvm'><name>vm</name>{uuid}<vcpu current='4'>8</vcpu></domain>"
+
+
+async def test_an_error_names_the_file_before_the_line(path: Path) -> None:
+    path.write_text(XML.replace('current="2"', 'current="x"'))
+    with pytest.raises(DomainXmlError) as refused:
+        await DomainConfig.load(path)
+    assert str(refused.value).startswith(f"{path}: line {refused.value.line}: <vcpu> current")
+    assert refused.value.path == str(path)
+
+
 async def test_there_must_be_one(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="there is no such file"):
         await DomainConfig.load(tmp_path / "vm.xml")

@@ -123,6 +123,24 @@ async def test_a_document_without_uuid_gets_that_of_the_vm_or_one_made_up_for_it
     assert (await open_record(path, uuid=None)).uuid == record.uuid
 
 
+@pytest.mark.parametrize("uuid", [b"<uuid/>", b"<uuid></uuid>"])
+async def test_an_empty_uuid_is_filled_in(open_record: OpenRecord, tmp_path: Path, uuid: bytes) -> None:
+    document, layout = vm_of("minimal")
+    record = await open_record(tmp_path / "vm.xml", base=document.replace(b"</name>", b"</name>" + uuid))
+    await record.write(layout)
+    assert read_identity(record.path.read_bytes()).uuid == UUID
+    assert record.path.read_bytes().count(b"<uuid") == 1
+
+
+async def test_a_base_that_cannot_be_read_is_named(open_record: OpenRecord, tmp_path: Path) -> None:
+    base = tmp_path / "own.xml"
+    base.write_bytes(b"<domain>")
+    with pytest.raises(RecordError, match=f"cannot be started from that document: {base}: line 1: not well-formed"):
+        await open_record(tmp_path / "vm.xml", base=base)
+    with pytest.raises(RecordError, match="cannot be started from that document: line 1: not well-formed"):
+        await open_record(tmp_path / "vm.xml", base=base.read_bytes())
+
+
 async def test_a_qemu_without_uuid_keeps_that_of_its_document(open_record: OpenRecord, tmp_path: Path) -> None:
     document, layout = vm_of("crlf")
     path = tmp_path / "vm.xml"
