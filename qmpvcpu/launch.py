@@ -17,7 +17,7 @@ from typing import Final
 
 from qmpvcpu import qapi
 from qmpvcpu.domainxml import CpuModel, DomainVcpus, NumaCell, start_of
-from qmpvcpu.domainxml.cpu import CPU_FEATURES, CPU_MODEL, IOMMU, qemu_model, running_model
+from qmpvcpu.domainxml.cpu import CPU_FEATURES, CPU_MODEL, IOMMU, needs_kvm, qemu_model, running_model
 from qmpvcpu.errors import DomainXmlError, shorten
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.names import is_cpu_type, is_word
@@ -137,31 +137,33 @@ def _of_domain(domain: DomainVcpus, given_cpu: str | None) -> LaunchArguments:
     size = prod(getattr(topology, level) for level in SMP_LEVELS)
     if size != domain.max:
         raise DomainXmlError(f"<topology> has {size} vCPUs, and <vcpu> has {domain.max}")
-    arch = domain.arch or "x86_64"
-    cpu = _cpu(domain, arch) if given_cpu is None else given_cpu
-    driver = None if cpu is None or arch not in _TYPES else _checked_type(f"{cpu.partition(',')[0]}-{_TYPES[arch]}")
-    not_placed = _why_not_placed(domain, arch, driver)
+    if domain.numa and not any(cell.memory_kib for cell in domain.numa):
+        raise DomainXmlError("no cell of <numa> has memory, and QEMU requires that theirs is all of the VM's")
+    cpu = _cpu(domain) if given_cpu is None else given_cpu
+    cpu_type = _TYPES.get(domain.target or "")
+    driver = None if cpu is None or cpu_type is None else _checked_type(f"{cpu.partition(',')[0]}-{cpu_type}")
+    not_placed = _why_not_placed(domain, cpu)
     return LaunchArguments(
         smp=_smp(len(started_with), topology, dies=domain.topology is not None),
         cpu=cpu,
         numa=tuple(word for cell in domain.numa for word in _cell(cell, _cell_mib(cell, domain))),
         memory_mib=sum(_cell_mib(cell, domain) for cell in domain.numa) if domain.numa else None,
         device_add=tuple(
-            {"driver": driver or "", "id": f"vcpu{each}", **_place(each, domain, topology, arch)}
+            {"driver": driver or "", "id": f"vcpu{each}", **_place(each, domain, topology)}
             for each in domain.order
             if not_placed is None
         ),
-        unknown=tuple(_unknown_of_domain(domain, not_placed, given_cpu)),
+        unknown=tuple(_unknown_of_domain(domain, not_placed, cpu, given_cpu)),
     )
 
 
-def _place(vcpu: int, domain: DomainVcpus, topology: Topology, arch: str) -> dict[str, int]:
+def _place(vcpu: int, domain: DomainVcpus, topology: Topology) -> dict[str, int]:
     """Return where *vcpu* goes: threads count fastest, then cores, modules, dies and sockets.
 
     Source: QEMU hw/i386/x86.c, x86_possible_cpu_arch_ids; hw/s390x/s390-virtio-ccw.c, s390_possible_cpu_arch_ids;
     the slots that 83 recorded QEMUs listed.
     """
-    if arch == "s390x":
+    if domain.target == "s390x":
         return {"core-id": vcpu}
     rest, thread = divmod(vcpu, topology.threads)
     rest, core = divmod(rest, topology.cores)
@@ -178,7 +180,7 @@ def _place(vcpu: int, domain: DomainVcpus, topology: Topology, arch: str) -> dic
     return place
 
 
-def _why_not_placed(domain: DomainVcpus, arch: str, driver: str | None) -> str | None:
+def _why_not_placed(domain: DomainVcpus, cpu: str | None) -> str | None:
     """Return why the ``device_add`` arguments cannot be known, or None."""
     machine = domain.machine or ""
     if domain.has_cores:
@@ -186,16 +188,24 @@ def _why_not_placed(domain: DomainVcpus, arch: str, driver: str | None) -> str |
             "which type of CPU device_add takes on pseries depends on the QEMU (such as power9_v2.0-spapr-cpu-core):"
             " only QEMU knows it, and replay asks it"
         )
-    if arch not in _TYPES or machine.startswith(_WITHOUT_HOTPLUG):
-        return f"QEMU cannot plug vCPUs into machine {machine or 'none named'} of {arch}"
-    if driver is None:
+    if domain.target is None:
+        return (
+            f"the CPUs of {domain.emulator} have other types if it is a qemu-system-x86_64 than if it is a"
+            " qemu-system-i386: replay asks it"
+        )
+    if domain.target not in _TYPES or machine.startswith(_WITHOUT_HOTPLUG):
+        return f"QEMU cannot plug vCPUs into machine {machine or 'none named'} of {domain.target}"
+    if cpu is None:
         return "without a CPU model the type that device_add takes is not known: replay asks QEMU"
     return None
 
 
-def _unknown_of_domain(domain: DomainVcpus, not_placed: str | None, given_cpu: str | None) -> Iterator[str]:
-    if domain.arch is None:
-        yield "the document names no architecture, and libvirt would use the host's: assumed to be x86_64"
+def _unknown_of_domain(
+    domain: DomainVcpus, not_placed: str | None, cpu: str | None, given_cpu: str | None
+) -> Iterator[str]:
+    yield from _assumed(domain)
+    if cpu is None and domain.cpu_options:
+        yield f"-cpu is left to QEMU, and the document asks for more than a model: {','.join(domain.cpu_options)}"
     if domain.order and not_placed is not None:
         yield f"{not_placed}; vCPUs {','.join(map(str, domain.order))} are to be plugged in this order"
     for what in domain.untold if given_cpu is None else set(domain.untold) & {IOMMU}:
@@ -216,6 +226,16 @@ def _unknown_of_domain(domain: DomainVcpus, not_placed: str | None, given_cpu: s
         yield f"how machine {domain.machine} lays out its cells: libvirt gives such an old one -numa node,mem="
 
 
+def _assumed(domain: DomainVcpus) -> Iterator[str]:
+    if domain.arch is None:
+        yield "the document names no architecture, and libvirt would use the host's: assumed to be x86_64"
+    if domain.arch == "i686" and domain.emulator is None:
+        yield (
+            "the document names no emulator, and libvirt would use qemu-system-i386 if the host has it: assumed; the"
+            " CPUs of qemu-system-x86_64 have other types"
+        )
+
+
 def _is_old(machine: str | None) -> bool:
     version = re.search(r"-(\d+)\.(\d+)$", machine or "")
     return version is not None and (int(version[1]), int(version[2])) < _FIRST_WITH_MEMDEV
@@ -225,8 +245,10 @@ def _cell(cell: NumaCell, mib: int) -> list[str]:
     name = f"ram-node{cell.id}"
     memory = {"qom-type": "memory-backend-ram", "id": name, "size": mib * _MIB}
     cpus = [f"cpus={part}" for part in str(cell.cpus).split(",") if part]
-    node = ",".join(["node", f"nodeid={cell.id}", *cpus, f"memdev={name}"])
-    return ["-object", json.dumps(memory, separators=(",", ":")), "-numa", node]
+    node = ",".join(["node", f"nodeid={cell.id}", *cpus])
+    if not mib:  # QEMU takes no object of size 0, which libvirt 9.0.0 would give it
+        return ["-numa", node]
+    return ["-object", json.dumps(memory, separators=(",", ":")), "-numa", f"{node},memdev={name}"]
 
 
 def _cell_mib(cell: NumaCell, domain: DomainVcpus) -> int:
@@ -237,41 +259,52 @@ def _cell_mib(cell: NumaCell, domain: DomainVcpus) -> int:
 # The CPU model of a domain.
 
 
-def _cpu(domain: DomainVcpus, arch: str) -> str | None:
+def _cpu(domain: DomainVcpus) -> str | None:
     """Return the value of ``-cpu``, or None where QEMU chooses.
 
     Raises:
-        DomainXmlError: A name in it cannot be one, or libvirt has no such mode or policy.
+        DomainXmlError: A name in it cannot be one, or libvirt has no such mode or policy, or would not start it.
     """
     model = domain.cpu or CpuModel("custom")
     if model.mode not in _MODES:
         raise DomainXmlError(f"<cpu mode={shorten(model.mode)}>: libvirt has no such mode")
-    name = _host(domain) if model.mode == "host-model" else qemu_model(domain, arch)
+    if needs_kvm(model) and domain.type != "kvm":
+        raise DomainXmlError(
+            "<cpu mode='host-passthrough'> needs KVM, and the domain is of type='qemu': libvirt would refuse to start"
+            " it; mode='maximum' is the nearest without KVM, or give -cpu as it should be"
+        )
+    name = _host(domain) if model.mode == "host-model" else qemu_model(domain)
     if name is None:
         return None
     if not is_word(name):
         raise DomainXmlError(f"<model>: {shorten(name)} cannot be a QEMU CPU model")
-    return ",".join([name, *_migratable(model, arch), *_features(model, arch)])
+    vendor = [] if model.vendor_id is None else [f"vendor={model.vendor_id}"]
+    words = (*vendor, *_migratable(model, domain.target), *_features(model, domain.arch), *domain.cpu_options)
+    for word in words:
+        if "," in word:
+            raise DomainXmlError(f"{shorten(word)} cannot be a word of -cpu: it has a comma")
+    return ",".join((name, *words))
 
 
 def _host(domain: DomainVcpus) -> str:
     return "host" if domain.type == "kvm" else "max"
 
 
-def _migratable(model: CpuModel, arch: str) -> Iterator[str]:
+def _migratable(model: CpuModel, target: str | None) -> Iterator[str]:
+    # libvirt leaves it to QEMU elsewhere, whose default is the same.
     said = model.migratable or ("on" if model.mode == "host-passthrough" else None)
-    if arch in _X86 and said is not None and model.mode in {"host-passthrough", "maximum"}:
+    if target == "x86_64" and said is not None and model.mode in {"host-passthrough", "maximum"}:
         yield f"migratable={said}"
 
 
-def _features(model: CpuModel, arch: str) -> Iterator[str]:
+def _features(model: CpuModel, arch: str | None) -> Iterator[str]:
     for name, policy in model.features.items():
         switch = _SWITCH.get(policy)
         if switch is None:
             raise DomainXmlError(f"<feature policy={shorten(policy)}>: libvirt has no such policy")
         if not is_word(name):
             raise DomainXmlError(f"<feature>: {shorten(name)} cannot be a QEMU CPU feature")
-        if arch not in _X86:
+        if arch not in (*_X86, None):
             yield f"{name}={switch}"
         elif name not in _NO_SWITCH:
             yield f"{_RENAMED.get(name, name).replace('_', '-')}={switch}"

@@ -126,9 +126,17 @@ class AttributeReader:
         return None
 
     def cpuset(
-        self, element: etree._Element, attribute: str, *, may_be_empty: bool = False, says_empty: str | None = None
+        self,
+        element: etree._Element,
+        attribute: str,
+        *,
+        may_be_empty: bool = False,
+        says: str | None = None,
+        says_empty: str | None = None,
     ) -> VcpuMap | None:
         """Return a set of ids, or None if it is absent; equal texts give the same object.
+
+        *says* and *says_empty* are libvirt's messages if it has its own.
 
         Raises:
             DomainXmlError: The document names more CPUs than any honest one.
@@ -142,7 +150,8 @@ class AttributeReader:
             self.count_named(element, found or ())
         found = self._maps[text]
         if found is None:
-            self.refuse(DomainRule.CPUSET_UNREADABLE, element, attribute, f"Failed to parse bitmap '{text}'")
+            told = says or f"Failed to parse bitmap '{text}'"
+            self.refuse(DomainRule.CPUSET_UNREADABLE, element, attribute, told)
         elif not found and not may_be_empty:
             says = says_empty or f"Invalid value of '{attribute}': {text}"
             self.refuse(DomainRule.CPUSET_EMPTY, element, attribute, says)

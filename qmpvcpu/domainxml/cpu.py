@@ -9,6 +9,7 @@ The note counts while ``<cpu>`` says what was written with it. Once somebody nam
 document knows better. Without ``model``, QEMU reported none, as for a machine without CPU hotplug.
 """
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -43,7 +44,11 @@ _DEFAULTS: Final = {"x86_64": "qemu64", "i686": "qemu32", "loongarch64": "la464"
 _REQUIRED: Final = frozenset({"sockets", "cores", "threads"})
 _LIBVIRT_MODES: Final = ("custom", "host-model", "host-passthrough", "maximum")
 _POLICIES: Final = ("force", "require", "optional", "disable", "forbid")
-_MODES_WITHOUT_MODEL: Final = ("host-passthrough", "maximum")
+MODES_WITHOUT_MODEL: Final = ("host-passthrough", "maximum")
+_VENDOR: Final = re.compile(r"[ -+\--~]{12}")
+# As ACPI's SLIT has them.
+_LOCAL_DISTANCE: Final = 10
+_MOST_DISTANT: Final = 255
 
 
 def running_model(layout: Layout) -> str | None:
@@ -107,21 +112,27 @@ def untold_of(root: "etree._Element", model: CpuModel | None) -> str | None:
     return CPU_MODEL if root.find(f"metadata/{CPU_MARK}[@model]") is None else CPU_FEATURES
 
 
-def qemu_model(domain: DomainVcpus, arch: str) -> str | None:
+def qemu_model(domain: DomainVcpus) -> str | None:
     """Return QEMU's name of the model that a document asks for; None where QEMU or the host chooses."""
     model = domain.cpu or CpuModel("custom")
     if model.mode != "custom":
         return _MODELS.get(model.mode)
     if model.model is None:
         # Under KVM libvirt's default for s390x is host-model.
-        return "qemu" if arch == "s390x" and domain.type == "qemu" else _DEFAULTS.get(arch)
+        target = domain.target or ""
+        return "qemu" if target == "s390x" and domain.type == "qemu" else _DEFAULTS.get(target)
     return model.model
+
+
+def needs_kvm(model: CpuModel | None) -> bool:
+    """Return True if a model is the host's own CPU, which TCG does not have."""
+    return model is not None and model.mode == "host-passthrough"
 
 
 def cpu_differs(layout: Layout, domain: DomainVcpus) -> str | None:
     """Return how the running CPU model differs from the document's; None if it does not, or is not known."""
     running = running_model(layout)
-    named = qemu_model(domain, domain.arch or "x86_64")
+    named = qemu_model(domain)
     if running is None or named is None or is_same_model(named, running):
         return None
     said = f"names the CPU model {shorten(named, _MOST_QUOTED)}" if domain.cpu else f"names no CPU model ({named})"
@@ -152,7 +163,7 @@ def read_cpu(root: "etree._Element", count: int | None, reader: "AttributeReader
     says = f"Invalid mode attribute '{cpu.get('mode')}'"
     mode = reader.choice(cpu, "mode", _LIBVIRT_MODES, says=says) or "custom"
     migratable = reader.choice(cpu, "migratable", ("on", "off"))
-    if migratable is not None and mode not in _MODES_WITHOUT_MODEL:
+    if migratable is not None and mode not in MODES_WITHOUT_MODEL:
         says = "Attribute migratable is only allowed for 'host-passthrough' / 'maximum' CPU mode"
         reader.refuse(DomainRule.MIGRATABLE_MODE, cpu, "migratable", says)
     topology = cpu.find("topology")
@@ -165,9 +176,10 @@ def read_cpu(root: "etree._Element", count: int | None, reader: "AttributeReader
     model = None
     if mode != "custom" or name is not None:
         # libvirt drops the name where the mode says it all, and lets the host's own CPU migrate.
-        name = None if mode in _MODES_WITHOUT_MODEL else name
+        name = None if mode in MODES_WITHOUT_MODEL else name
         migratable = migratable or ("on" if mode == "host-passthrough" else None)
-        model = CpuModel(mode, name, features, migratable)
+        vendor = "" if element is None or mode in MODES_WITHOUT_MODEL else element.get("vendor_id", "")
+        model = CpuModel(mode, name, features, migratable, vendor if _VENDOR.fullmatch(vendor) else None)
     return RawCpu(model, levels, topology, _cells(root, count, reader))
 
 
@@ -223,6 +235,9 @@ def _cells(root: "etree._Element", count: int | None, reader: "AttributeReader")
             if not element.get("memory"):
                 says = "missing element or attribute './@memory'"
                 reader.refuse(DomainRule.ATTRIBUTE_MISSING, element, "memory", says)
+            reader.choice(element, "memAccess", ("shared", "private"))
+            reader.truth(element, "discard")
+            _check_distances(element, cell.id, len(elements), reader)
             cells[cell.id] = NumaCell(cell.id, cell.cpus, memory or 0)
             read.append((element, cell))
     if count is not None:
@@ -259,6 +274,31 @@ def _refuse_overlap(
         reader.refuse(DomainRule.NUMA_OVERLAP, element, "cpus", says, detail=detail)
     for each in cell.cpus:
         owners.setdefault(each, cell.id)
+
+
+def _check_distances(cell: "etree._Element", number: int, cells: int, reader: "AttributeReader") -> None:
+    """Check how far the other cells are; the numbers themselves are not read."""
+    distances = cell.find("distances")
+    if distances is None:
+        return
+    siblings = distances.findall("sibling")
+    if not siblings:
+        says = "NUMA distances defined without siblings"
+        reader.refuse(DomainRule.DISTANCES_WITHOUT_SIBLINGS, distances, None, says)
+    for element in siblings:
+        sibling = reader.number(element, "id") if reader.required(element, "id") else None
+        if sibling is not None and sibling >= cells:
+            says = f"'sibling_id {sibling}' does not refer to a valid cell within NUMA 'cell id {number}'"
+            reader.refuse(DomainRule.DISTANCE_TO_NO_CELL, element, "id", says, detail=f"there are {cells} cells")
+            continue
+        value = reader.number(element, "value") if reader.required(element, "value") else None
+        if sibling is None or value is None:
+            continue
+        least = _LOCAL_DISTANCE if sibling == number else _LOCAL_DISTANCE + 1
+        most = _LOCAL_DISTANCE if sibling == number else _MOST_DISTANT
+        if not least <= value <= most:
+            says = f"'value {value}' is invalid for 'sibling id {sibling}' under NUMA 'cell id {number}'"
+            reader.refuse(DomainRule.DISTANCE_OUT_OF_RANGE, element, "value", says, detail=f"{least} to {most}")
 
 
 def _refuse_beyond(

@@ -4,7 +4,7 @@ It is read in libvirt's order, so that the first broken rule is the one that lib
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
@@ -21,8 +21,16 @@ from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap
 
 # libvirt accepts a dash before any byte.
 _UUID = re.compile(r"\s*(-*[0-9a-fA-F]{2}){16}\s*", re.ASCII)
+_TYPES = frozenset({"kvm", "qemu"})
+_OTHER_TYPES = frozenset(
+    "none kqemu xen lxc uml openvz test vmware hyperv vbox phyp parallels bhyve vz hvf".split()  # noqa: SIM905 - legible
+)
+NOT_IN_NAMES = {"/": "name {name} cannot contain '/'", "\n": "invalid char in name:"}
+"""The characters that a name cannot have, and what libvirt says."""
+
 _UINT_MAX = 2**32 - 1
 _PLACEMENTS = ("static", "auto")
+_MEMORY_MODES = ("strict", "preferred", "interleave", "restrictive")
 _SCHEDULERS = ("batch", "idle", "fifo", "rr")
 _WITH_PRIORITY = ("fifo", "rr")
 
@@ -58,21 +66,26 @@ class RawDomain:
 
     Attributes:
         root: The document.
+        name: What ``<name>`` says; empty where there is none.
+        uuid: Lower-case text with dashes, or None.
         memory_kib: What ``<memory>`` says.
         vcpu: The element with the number of vCPUs.
         count: That number; None where it cannot be read.
         current: How many of them are on, where the document says so.
-        placement: ``static`` or ``auto``.
+        placement: ``static`` or ``auto``, as libvirt derives it.
         cpuset: That of ``<vcpu>``.
         rows: ``<vcpus>``, the last row of each id; None where a row cannot be read.
         pins: ``<vcpupin>``, by vCPU id.
         emulator_pin: ``<emulatorpin>``.
         scheds: ``<vcpusched>``, as written.
+        group: The first ``<cachetune>`` or ``<memorytune>`` that counts, or None.
         tunes: The numbers of ``<cputune>``, by their names.
         cpu: ``<cpu>``.
     """
 
     root: etree._Element
+    name: str
+    uuid: str | None
     memory_kib: int | None
     vcpu: etree._Element | None
     count: int | None
@@ -83,29 +96,40 @@ class RawDomain:
     pins: Mapping[int, VcpuMap]
     emulator_pin: VcpuMap | None
     scheds: tuple[VcpuSched, ...]
+    group: etree._Element | None
     tunes: Mapping[str, RawTune]
     cpu: RawCpu
 
 
-def name_of(root: etree._Element) -> str:
-    """Return the domain's name; empty where it has none."""
-    name = root.find("name")
-    return "" if name is None else text_of(name)
-
-
-def uuid_of(root: etree._Element) -> str | None:
-    """Return the domain's uuid as lower-case text with dashes; None where there is none, or an empty one.
+def read_name(root: etree._Element, reader: AttributeReader) -> tuple[str, str | None]:
+    """Return the domain's name (empty: none), and its uuid as lower-case text with dashes, or None (also if empty).
 
     Raises:
-        ValueError: libvirt would not accept it as a uuid.
+        DomainXmlError: Not a ``<domain>``.
     """
+    if root.tag != "domain":
+        raise DomainXmlError(f"a <{root.tag}>, not a <domain>", line=line_of(root))
+    element = root.find("name")
+    name = "" if element is None else text_of(element)
+    if not name:
+        holder = root if element is None else element
+        reader.refuse(DomainRule.NAME, holder, None, "missing name information")
     element = root.find("uuid")
     text = "" if element is None else text_of(element)
-    if not text:
-        return None
+    if element is None or not text:
+        return name, None
     if not _UUID.fullmatch(text):
-        raise ValueError("not a uuid: badly formed hexadecimal UUID string")
-    return str(UUID(text.strip().replace("-", "")))
+        reader.refuse(DomainRule.UUID, element, None, "malformed uuid element", value=text)
+        return name, None
+    return name, str(UUID(text.strip().replace("-", "")))
+
+
+def refuse_in_name(root: etree._Element, name: str, character: str, reader: AttributeReader) -> None:
+    """Refuse a *name* with one of the characters of ``NOT_IN_NAMES``; libvirt looks for each at another time."""
+    element = root.find("name")
+    if character in name and element is not None:
+        says = NOT_IN_NAMES[character].format(name=name)
+        reader.refuse(DomainRule.NAME_UNUSABLE, element, None, says, value=name)
 
 
 def read_domain(root: etree._Element, reader: AttributeReader) -> RawDomain:
@@ -114,8 +138,9 @@ def read_domain(root: etree._Element, reader: AttributeReader) -> RawDomain:
     Raises:
         DomainXmlError: Not a ``<domain>``, or too much of one.
     """
-    if root.tag != "domain":
-        raise DomainXmlError(f"a <{root.tag}>, not a <domain>", line=line_of(root))
+    if root.tag == "domain":
+        _check_type(root, reader)
+    name, uuid = read_name(root, reader)
     memory = root.find("memory")
     memory_kib = None if memory is None else reader.kib(memory)
     vcpu = root.find("vcpu")
@@ -131,21 +156,42 @@ def read_domain(root: etree._Element, reader: AttributeReader) -> RawDomain:
     if vcpu is not None and rows == {} and count is not None and current is not None and current > count:
         says = "maximum vCPU count must not be less than current vCPU count"
         reader.refuse(DomainRule.CURRENT_ABOVE_MAX, vcpu, "current", says, detail=f"{current} of {count}")
+    tunes = _tunes(root, reader)
+    pins = _pins(root, count, reader)
+    emulator_pin = _emulator_pin(root, reader)
+    scheds = tuple(_scheds(root, count, reader))
+    group = _resource_groups(root, count, reader)
+    cpu = read_cpu(root, count, reader)
+    has_auto_memory = _numatune(root, placement, {cell.id for cell in cpu.cells}, reader)
+    is_pinned = pins or emulator_pin or root.find("cputune/iothreadpin") is not None
     return RawDomain(
         root=root,
+        name=name,
+        uuid=uuid,
         memory_kib=memory_kib or None,
         vcpu=vcpu,
         count=count,
         current=current,
-        placement=placement,
+        # libvirt has the placement of the memory decide, over what <vcpu> says, where nothing is pinned.
+        placement="auto" if has_auto_memory and cpuset is None and not is_pinned else placement,
         cpuset=cpuset,
         rows=rows,
-        tunes=_tunes(root, reader),
-        pins=_pins(root, count, reader),
-        emulator_pin=_emulator_pin(root, reader),
-        scheds=tuple(_scheds(root, count, reader)),
-        cpu=read_cpu(root, count, reader),
+        tunes=tunes,
+        pins=pins,
+        emulator_pin=emulator_pin,
+        scheds=scheds,
+        group=group,
+        cpu=cpu,
     )
+
+
+def _check_type(root: etree._Element, reader: AttributeReader) -> None:
+    given = root.get("type")
+    if given not in _TYPES:
+        says = "missing domain type attribute" if given is None else f"invalid domain type {given}"
+        if given in _OTHER_TYPES:
+            says = f"does not support virt type '{given}'"
+        reader.refuse(DomainRule.TYPE, root, "type", says)
 
 
 def _count(vcpu: etree._Element, reader: AttributeReader) -> int | None:
@@ -262,3 +308,92 @@ def _scheds(root: etree._Element, count: int | None, reader: AttributeReader) ->
         if scheduler is not None:
             found.append(VcpuSched(vcpus, scheduler, priority))
     return found
+
+
+def _resource_groups(root: etree._Element, count: int | None, reader: AttributeReader) -> etree._Element | None:
+    """Check which vCPUs share a cache or the bandwidth of the memory, and return the first such group.
+
+    Source: libvirt src/conf/domain_conf.c, virDomainResctrlVcpuMatch: a group without content is none.
+    """
+    first = None
+    found: list[VcpuMap] = []
+    for tag, content in (("cachetune", "cache"), ("memorytune", "node")):
+        of_this_kind: list[VcpuMap] = []
+        for element in root.iterfind(f"cputune/{tag}"):
+            text = element.get("vcpus")
+            if text is None:
+                reader.refuse(DomainRule.ATTRIBUTE_MISSING, element, "vcpus", f"Missing {tag} attribute 'vcpus'")
+            says = f"Invalid {tag} attribute 'vcpus' value '{text}'"
+            named = reader.cpuset(element, "vcpus", may_be_empty=True, says=says)
+            vcpus = VcpuMap(each for each in named or () if count is None or each < count)
+            if not vcpus:
+                continue
+            reader.count_named(element, vcpus)
+            if any(vcpus != other and vcpus & other for other in (*found, *of_this_kind)):
+                reader.refuse(DomainRule.GROUPS_OVERLAP, element, "vcpus", "Overlapping vcpus in resctrls")
+            if tag == "cachetune" and vcpus in of_this_kind:
+                reader.refuse(DomainRule.GROUPS_OVERLAP, element, "vcpus", "Identical vcpus in cachetunes found")
+            if element.find(content) is not None or element.find("monitor") is not None:
+                of_this_kind.append(vcpus)
+                first = element if first is None else first
+        found += of_this_kind
+    return first
+
+
+def _numatune(root: etree._Element, placement: str, cells: Collection[int], reader: AttributeReader) -> bool:
+    """Check where the memory of the cells comes from; return True if libvirt has its placement decide."""
+    tunes = root.findall("numatune")
+    if len(tunes) > 1:
+        reader.refuse(DomainRule.NUMATUNE_TWICE, tunes[1], None, "only one numatune is supported")
+    memory = root.find("numatune/memory")
+    says_nothing = memory is not None and not {"mode", "placement", "nodeset"} & set(memory.keys())
+    is_auto = placement == "auto" and memory is None
+    is_restrictive = False
+    if memory is not None and not says_nothing:
+        mode = _tuning(memory, "mode", _MEMORY_MODES, "tuning", reader)
+        said = _tuning(memory, "placement", _PLACEMENTS, "placement", reader)
+        reader.cpuset(memory, "nodeset")
+        is_restrictive = mode == "restrictive"
+        is_auto = (said or ("auto" if placement == "auto" and "nodeset" not in memory.attrib else "static")) == "auto"
+        if not is_auto and "nodeset" not in memory.attrib:
+            says = "nodeset for NUMA memory tuning must be set if 'placement' is 'static'"
+            reader.refuse(DomainRule.NODESET_MISSING, memory, "nodeset", says)
+    seen: set[int] = set()
+    for element in root.iterfind("numatune/memnode"):
+        if is_auto:
+            says = "Per-node binding is not compatible with automatic NUMA placement."
+            reader.refuse(DomainRule.MEMNODE_AUTO, element, None, says)
+        elif not cells:
+            says = "Element 'memnode' is invalid without any guest NUMA cells"
+            reader.refuse(DomainRule.MEMNODE_WITHOUT_CELL, element, None, says)
+        else:
+            _memnode(element, cells, seen, reader, is_restrictive=is_restrictive)
+    return is_auto
+
+
+def _tuning(
+    memory: etree._Element, attribute: str, choices: Collection[str], what: str, reader: AttributeReader
+) -> str | None:
+    says = f"Unsupported NUMA memory {what} mode '{memory.get(attribute)}'"
+    return reader.choice(memory, attribute, choices, says=says)
+
+
+def _memnode(
+    element: etree._Element, cells: Collection[int], seen: set[int], reader: AttributeReader, *, is_restrictive: bool
+) -> None:
+    cell = reader.number(element, "cellid") if reader.required(element, "cellid") else None
+    if cell is not None and cell not in cells:
+        says = "Argument 'cellid' in memnode element must correspond to existing guest's NUMA cell"
+        reader.refuse(DomainRule.MEMNODE_WITHOUT_CELL, element, "cellid", says)
+    elif cell in seen:
+        reader.refuse(DomainRule.MEMNODE_TWICE, element, "cellid", f"Multiple memnode elements with cellid {cell}")
+    if cell is not None:
+        seen.add(cell)
+    mode = reader.choice(element, "mode", _MEMORY_MODES) or "strict"
+    if is_restrictive and mode != "restrictive":
+        says = "'restrictive' mode is required in memnode element when mode is 'restrictive' in memory element"
+        reader.refuse(DomainRule.MEMNODE_RESTRICTIVE, element, "mode", says)
+    if "nodeset" not in element.attrib:
+        says = "Missing required nodeset attribute in memnode element"
+        reader.refuse(DomainRule.NODESET_MISSING, element, "nodeset", says)
+    reader.cpuset(element, "nodeset")

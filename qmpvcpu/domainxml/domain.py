@@ -70,12 +70,14 @@ class CpuModel:
         features: The policy for each feature, by its name: ``force``, ``require``, ``optional``, ``disable`` or
             ``forbid``.
         migratable: ``on`` or ``off`` for ``host-passthrough`` and ``maximum``; None where the document does not say.
+        vendor_id: The vendor that the guest sees, 12 characters, or None for the model's own.
     """
 
     mode: str
     model: str | None = None
     features: Mapping[str, str] = field(default_factory=dict)
     migratable: str | None = None
+    vendor_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,10 @@ class DomainVcpus:
         topology: ``<topology>``, or None where libvirt would give every vCPU a socket.
         numa: The cells, by ascending id.
         cpu: The CPU model, or None where QEMU's default is used.
-        unread: Names of elements that change how libvirt starts QEMU's CPUs and cells, and that are not read here
-            (``cpu/cache``, ``features/hyperv``, ...). Ignored by ``==``, as all that follows.
+        cpu_options: More words of ``-cpu``, in libvirt's order, which it takes from ``<features>``, ``<clock>``,
+            ``<cache>`` and others: ``kvm=off``, ``hv-relaxed=on``, ... Ignored by ``==``, as all that follows.
+        unread: Where the document says more that changes how libvirt starts QEMU's CPUs and cells, and that is not
+            read here (``memoryBacking``, ``cpu/numa/cell/distances``, ...).
         untold: What QEMU did not report when the document was written from a running VM, and nobody has added since:
             ``cpu-model``, ``cpu-features``, ``iommu`` (which libvirt requires for so many vCPUs).
         previous: In a record: what an earlier QEMU had and the running VM has not been given again. The rows describe
@@ -126,6 +130,7 @@ class DomainVcpus:
     topology: Topology | None = None
     numa: tuple[NumaCell, ...] = ()
     cpu: CpuModel | None = None
+    cpu_options: tuple[str, ...] = field(default=(), compare=False)
     unread: tuple[str, ...] = field(default=(), compare=False)
     untold: tuple[str, ...] = field(default=(), compare=False)
     previous: PreviousVcpus | None = field(default=None, compare=False)
@@ -166,6 +171,18 @@ class DomainVcpus:
     def creation(self) -> tuple[int, ...]:
         """The ids of all enabled vCPUs, in the order in which QEMU creates them."""
         return (*self.started_with, *self.order)
+
+    @property
+    def target(self) -> str | None:
+        """The architecture that its QEMU emulates; None if that is an unknown one of the two that run i686.
+
+        It decides which types of CPU there are, and which is the default. A document without an architecture is read
+        as one for x86_64, one of i686 without an emulator as one for qemu-system-i386, which libvirt looks for first.
+        """
+        if self.arch != "i686" or self.emulator is None:
+            return self.arch or "x86_64"
+        name = self.emulator.rpartition("/")[2]
+        return "x86_64" if "x86_64" in name or "kvm" in name else "i686" if "i386" in name else None
 
     @property
     def has_cores(self) -> bool:

@@ -8,6 +8,7 @@ class DomainRule(enum.Enum):
 
     # What it is that is read.
     NAME = "a domain has a name"
+    NAME_UNUSABLE = "a domain's name has no / and no line break"
     UUID = "a UUID is 32 hexadecimal digits, with dashes between bytes"
     TYPE = "a domain of QEMU's is of the type kvm or qemu"
     # The words that values are made of.
@@ -53,11 +54,14 @@ class DomainRule(enum.Enum):
     EMULATORPIN_TWICE = "there is one <emulatorpin> at most"
     SCHED_ABOVE_MAX = "a scheduler is for vCPUs that there can be"
     SCHED_TWICE = "a vCPU has one scheduler"
+    GROUPS_WITHOUT_KVM = "only a domain of the type kvm has <cachetune> and <memorytune>"
+    GROUPS_OVERLAP = "a vCPU is in one <cachetune>, and a <memorytune> is for the same vCPUs or for others"
     # <cpu>
     MIGRATABLE_MODE = "only a host-passthrough or maximum CPU is migratable or not"
     FEATURE_WITHOUT_MODEL = "features are those of a model, which must be named"
     FEATURE_WITHOUT_NAME = "a feature has a name"
     FEATURE_TWICE = "a feature is named once"
+    PASSTHROUGH_WITHOUT_KVM = "a host-passthrough CPU is for a domain of the type kvm"
     TOPOLOGY_ZERO = "a level of the topology has at least one member"
     TOPOLOGY_PRODUCT = "sockets, dies, clusters, cores and threads multiply to the number of vCPUs that there can be"
     # <numa>
@@ -67,6 +71,16 @@ class DomainRule(enum.Enum):
     NUMA_OVERLAP = "a vCPU is in one cell"
     NUMA_TOO_MANY = "the cells have no more vCPUs than there can be"
     NUMA_ABOVE_MAX = "the cells have no vCPU but those that there can be"
+    DISTANCES_WITHOUT_SIBLINGS = "<distances> has at least one <sibling>"
+    DISTANCE_TO_NO_CELL = "a <sibling> is one of the cells"
+    DISTANCE_OUT_OF_RANGE = "a cell's distance is 10 to itself, and 11 to 255 to another"
+    # <numatune>
+    NUMATUNE_TWICE = "there is one <numatune> at most"
+    NODESET_MISSING = "memory that is not placed automatically has a nodeset"
+    MEMNODE_WITHOUT_CELL = "a <memnode> is for a cell of <numa>"
+    MEMNODE_TWICE = "a cell has one <memnode>"
+    MEMNODE_AUTO = "memory that is placed automatically has no <memnode>"
+    MEMNODE_RESTRICTIVE = "where <memory> is restrictive, each <memnode> is"
     # The machine.
     MACHINE_LIMIT = "a machine type has a highest number of vCPUs"
     EIM_MISSING = "more than 255 vCPUs of x86 need a q35 with an <iommu> whose <driver> has eim='on'"

@@ -98,7 +98,7 @@ def update_with(base: bytes, change: Callable[[DomainVcpus], DomainVcpus], metad
     result = editor.result()
     # Whole cores are a rule about the topology and the rows together.
     if domain.max != said.max or domain.has_cores or _besides_rows(domain) != _besides_rows(said):
-        _refuse_misread(result, domain)
+        _refuse_misread(result, said, domain)
     return result
 
 
@@ -142,13 +142,17 @@ def _besides_rows(domain: DomainVcpus) -> dict[str, object]:
     }
 
 
-def _refuse_misread(result: bytes, domain: DomainVcpus) -> None:
+def _refuse_misread(result: bytes, said: DomainVcpus, domain: DomainVcpus) -> None:
     """Refuse a document that libvirt would not define, or would read as something else.
 
     Raises:
         DomainXmlError: It would.
     """
     again = _besides_rows(ReadDocument(result).domain)
+    if (
+        domain.placement == said.placement
+    ):  # what libvirt derives may change with the last pin, as in its own document
+        again["placement"] = domain.placement
     lost = [name for name, value in _besides_rows(domain).items() if again[name] != value]
     if lost:
         raise DomainXmlError(f"libvirt would read something else than was asked for: {', '.join(lost)}")
@@ -161,14 +165,18 @@ def _update_vcpu(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> None
     count = None if domain.current == domain.max else str(domain.current)
     cpuset = None if domain.cpuset is None else str(domain.cpuset)
     vcpu = editor.root.find("vcpu")
+    written = "static" if vcpu is None else vcpu.get("placement", "static")
+    # libvirt derives "auto" from <numatune> while nothing is pinned: once something is, it has to be said.
+    is_derived = said.placement == domain.placement == "auto" != written
+    placed = is_derived and bool(domain.pins or domain.emulator_pin)
     if vcpu is None:
-        if (said.max, said.placement, said.cpuset) != (domain.max, domain.placement, domain.cpuset):
+        if placed or (said.max, said.placement, said.cpuset) != (domain.max, domain.placement, domain.cpuset):
             given = {"placement": domain.placement, "cpuset": cpuset, "current": count}
             attributes = {name: value for name, value in given.items() if value is not None}
             editor.insert(editor.root, Node("vcpu", attributes, str(domain.max)), after=_before("vcpu"))
         return
     changes: dict[str, str | None] = {}
-    if domain.placement != said.placement:
+    if placed or domain.placement != said.placement:
         changes["placement"] = domain.placement
     # Under placement='auto' libvirt drops a cpuset; it must not take effect when the placement changes.
     before = said.cpuset if domain.placement == said.placement else AttributeReader().cpuset(vcpu, "cpuset")

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from lxml import etree
 
+from qmpvcpu.domainxml.attributes import AttributeReader
 from qmpvcpu.domainxml.cpu import CPU_MARK, IOMMU, has_mark, is_as_written, untold_of
-from qmpvcpu.domainxml.document import RawDomain, name_of, uuid_of
+from qmpvcpu.domainxml.cpu_options import CpuOptions
+from qmpvcpu.domainxml.document import NOT_IN_NAMES, RawDomain, read_name, refuse_in_name
 from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell, VcpuSched
 from qmpvcpu.domainxml.domainrule import DomainRule
 from qmpvcpu.domainxml.record_element import Metadata, find_record, read_metadata
@@ -20,27 +22,6 @@ from qmpvcpu.errors import DomainXmlError, shorten
 from qmpvcpu.model.names import is_word
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
-
-# These change -cpu or the memory of cells too, but only matter to those who start QEMU.
-_UNREAD = (
-    "cpu[@match='minimum']",
-    "cpu/model[@vendor_id]",
-    "cpu/cache",
-    "cpu/maxphysaddr",
-    "cpu/numa/cell[@memAccess]",
-    "cpu/numa/cell[@discard]",
-    "cpu/numa/cell/distances",
-    "cpu/numa/cell/cache",
-    "cpu/numa/interconnects",
-    "features/hyperv",
-    "features/kvm",
-    "features/pvspinlock",
-    "features/pmu",
-    "clock/timer[@name='kvmclock']",
-    "clock/timer[@name='tsc']",
-    "memoryBacking",
-    "numatune",
-)
 
 # Everything that render() writes, by the path from <domain> down, with its attributes. A document with more than this
 # is not ours alone. Our own element is read and checked elsewhere.
@@ -125,16 +106,12 @@ class ReadDocument:
         Raises:
             DomainXmlError: As ``read_identity``.
         """
-        root = self.root
-        if root.tag != "domain":
-            raise DomainXmlError(f"a <{root.tag}>, not a <domain>", line=line_of(root))
-        name = name_of(root)
-        if not name:
-            raise DomainXmlError("the domain has no name", line=line_of(root))
-        try:
-            uuid = uuid_of(root)
-        except ValueError as error:
-            raise DomainXmlError(str(error), line=line_of(root)) from error
+        reader = AttributeReader()
+        name, uuid = read_name(self.root, reader)
+        for character in NOT_IN_NAMES:
+            refuse_in_name(self.root, name, character, reader)
+        for each in reader.broken:
+            raise each
         return Identity(name, uuid, self.metadata, tuple(islice(self._foreign(), _MOST_FOREIGN)))
 
     @cached_property
@@ -219,10 +196,11 @@ def _filled_in(raw: RawDomain, *, lacks_iommu: bool) -> DomainVcpus:
     count = raw.count or 1  # without a broken rule it is a number
     cells = tuple(_cells(raw.cpu.cells, count))
     levels = raw.cpu.levels
+    options = CpuOptions(root, raw.cpu.model, "x86_64" if os_type is None else os_type.get("arch", "x86_64"))
     emulator = root.find("devices/emulator")
     return DomainVcpus(
-        name=name_of(root),
-        uuid=uuid_of(root),
+        name=raw.name,
+        uuid=raw.uuid,
         type="kvm" if root.get("type") == "kvm" else "qemu",
         arch=None if os_type is None else _qemu_name(os_type, "arch"),
         machine=None if os_type is None else _qemu_name(os_type, "machine"),
@@ -238,7 +216,8 @@ def _filled_in(raw: RawDomain, *, lacks_iommu: bool) -> DomainVcpus:
         topology=None if levels is None else Topology(count, **levels),
         numa=cells,
         cpu=raw.cpu.model,
-        unread=tuple(path for path in _UNREAD if root.find(path) is not None),
+        cpu_options=tuple(options.words),
+        unread=tuple(options.unread),
         untold=tuple(filter(None, (untold_of(root, raw.cpu.model), IOMMU if lacks_iommu else None))),
     )
 

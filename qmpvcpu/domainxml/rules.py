@@ -9,17 +9,14 @@ from typing import NamedTuple
 from lxml import etree
 
 from qmpvcpu.domainxml.attributes import AttributeReader
-from qmpvcpu.domainxml.document import RawDomain, RawTune, RawVcpu, name_of, read_domain, uuid_of
+from qmpvcpu.domainxml.cpu import needs_kvm
+from qmpvcpu.domainxml.document import RawDomain, RawTune, RawVcpu, read_domain, refuse_in_name
 from qmpvcpu.domainxml.domain import DomainVcpu
 from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
-from qmpvcpu.domainxml.safe_xml import parse_safely, text_of
+from qmpvcpu.domainxml.safe_xml import parse_safely
 from qmpvcpu.errors import DomainRuleError
 
 _UINT_MAX = 2**32 - 1
-_TYPES = frozenset({"kvm", "qemu"})
-_OTHER_TYPES = frozenset(
-    "none kqemu xen lxc uml openvz test vmware hyperv vbox phyp parallels bhyve vz hvf".split()  # noqa: SIM905 - legible
-)
 _X86 = frozenset({"x86_64", "i686"})
 _MOST_WITHOUT_EIM = 255
 
@@ -72,41 +69,25 @@ def examine(root: etree._Element, *, at_start: bool) -> tuple[RawDomain, tuple[D
         DomainXmlError: Not a ``<domain>``, or too much of one.
     """
     reader = AttributeReader()
-    _identity(root, reader)
     raw = read_domain(root, reader)
     states = _states(raw)
     for each in broken_states(states):
         _refuse_state(states, each, reader, RuleStage.DEFINE)
+    refuse_in_name(root, raw.name, "/", reader)
     if raw.count is not None:
         is_within_limit = _machine(raw, raw.count, reader)
         _topology(raw, raw.count, reader)
         _whole_cores(raw, states, reader)
         if is_within_limit:
             _eim(raw, raw.count, reader)
+    if raw.group is not None and root.get("type") == "qemu":
+        says = "cachetune is only supported for KVM domains"
+        reader.refuse(DomainRule.GROUPS_WITHOUT_KVM, raw.group, None, says)
     _ranges(raw.tunes, reader)
-    if states and at_start:
+    refuse_in_name(root, raw.name, "\n", reader)
+    if at_start:
         _at_start(raw, states, reader)
     return raw, tuple(reader.broken)
-
-
-def _identity(root: etree._Element, reader: AttributeReader) -> None:
-    if root.tag != "domain":
-        return  # read_domain refuses it
-    given = root.get("type")
-    if given not in _TYPES:
-        says = "missing domain type attribute" if given is None else f"invalid domain type {given}"
-        if given in _OTHER_TYPES:
-            says = f"does not support virt type '{given}'"
-        reader.refuse(DomainRule.TYPE, root, "type", says)
-    if not name_of(root):
-        name = root.find("name")
-        reader.refuse(DomainRule.NAME, root if name is None else name, None, "missing name information")
-    try:
-        uuid_of(root)
-    except ValueError:
-        uuid = root.find("uuid")
-        assert uuid is not None  # noqa: S101 -- JUSTIFICATION: uuid_of read it, mypy cannot know
-        reader.refuse(DomainRule.UUID, uuid, None, "malformed uuid element", value=text_of(uuid))
 
 
 # hotpluggable may be unsaid (None), and an order of 0 or None is none.
@@ -268,6 +249,10 @@ def _at_start(raw: RawDomain, states: list[RawVcpu], reader: AttributeReader) ->
         # Nothing is filled in for vCPU 0.
         if each.vcpu and (each.vcpu, each.rule) not in known:
             _refuse_state(filled, each, reader, RuleStage.START)
+    cpu = raw.root.find("cpu")
+    if cpu is not None and needs_kvm(raw.cpu.model) and raw.root.get("type") == "qemu":
+        says = "CPU mode 'host-passthrough' for "  # then the architectures of guest and host, which are not at fault
+        reader.refuse(DomainRule.PASSTHROUGH_WITHOUT_KVM, cpu, "mode", says, stage=RuleStage.START)
     if any(each.enabled and each.hotpluggable for each in filled):
         _slots(filled, _core_size(raw), reader)
 

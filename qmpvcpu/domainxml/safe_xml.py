@@ -22,9 +22,13 @@ def parse_safely(xml: bytes) -> etree._Element:
     has at most 4 MiB and 131,072 tags (comments and the like count too).
 
     Raises:
+        TypeError: Not bytes.
         DomainXmlError: Not well-formed (torn, empty, not UTF-8), too large, or with a document type; ``line`` says
             where.
     """
+    if not isinstance(xml, bytes):
+        hint = "text.encode()" if isinstance(xml, str) else "Path(...).read_bytes()"
+        raise TypeError(f"a document is given as bytes, not {type(xml).__name__}: {hint} returns them")
     if len(xml) > _MOST_BYTES:
         raise DomainXmlError(f"larger than {_MOST_BYTES} bytes, which is more than libvirt takes")
     if not xml.strip():

@@ -268,5 +268,5 @@ def replay_target(source: "DomainVcpus | Layout | PreviousVcpus | bytes") -> Rep
         later=source.order,
         topology=source.topology,
         cells={each: cell.id for cell in source.numa for each in cell.cpus},
-        model=None if source.cpu is None else qemu_model(source, source.arch or ""),
+        model=None if source.cpu is None else qemu_model(source),
     )

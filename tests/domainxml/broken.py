@@ -17,6 +17,7 @@ PARTS = {
     "cpu": "",
     "rest": "<features><acpi/></features>",
 }
+KVM = "<domain type='kvm'>"
 PSERIES = "<os><type arch='ppc64' machine='pseries-7.2'>hvm</type></os>"
 PC = "<os><type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type></os>"
 MICROVM = "<os><type arch='x86_64' machine='microvm'>hvm</type></os>"
@@ -66,6 +67,23 @@ def _topology(**levels: object) -> str:
 
 def _numa(*cells: str) -> str:
     return "<cpu><numa>" + "".join(f"<cell {each}/>" for each in cells) + "</numa></cpu>"
+
+
+def _distances(sibling: str, others: str = "") -> str:
+    inside = f"<sibling {sibling}/>" if sibling else ""
+    return f"<cpu><numa><cell id='0' {CELL}><distances>{inside}</distances></cell>{others}</numa></cpu>"
+
+
+def _numatune(inside: str) -> str:
+    return f"<numatune>{inside}</numatune>"
+
+
+def _groups(*cache: str, memory: str | None = None) -> str:
+    allocation = "<cache id='0' level='3' type='both' size='3' unit='MiB'/>"
+    made = "".join(f"<cachetune vcpus='{each}'>{allocation}</cachetune>" for each in cache)
+    if memory is not None:
+        made += f"<memorytune vcpus='{memory}'><node id='0' bandwidth='60'/></memorytune>"
+    return f"<cputune>{made}</cputune>"
 
 
 def _features(features: str, model: str = "<model>qemu64</model>") -> str:
@@ -283,6 +301,30 @@ BROKEN = {
     "vCPUs of a cell that cannot be read": _broken(
         Rule.CPUSET_UNREADABLE, "cpu/numa/cell@cpus", "", cpu=_numa("cpus='' memory='1024'")
     ),
+    "an unknown access to memory": _broken(
+        Rule.NOT_A_CHOICE, "cpu/numa/cell@memAccess", "", cpu=_numa(f"{CELL} memAccess=''")
+    ),
+    "memory that is perhaps discarded": _broken(
+        Rule.NOT_YES_OR_NO, "cpu/numa/cell@discard", "on", cpu=_numa(f"{CELL} discard='on'")
+    ),
+    "distances to no cell": _broken(
+        Rule.DISTANCES_WITHOUT_SIBLINGS, "cpu/numa/cell/distances", None, cpu=_distances("")
+    ),
+    "a distance to a cell that is none": _broken(
+        Rule.DISTANCE_TO_NO_CELL, "cpu/numa/cell/distances/sibling@id", "1", cpu=_distances("id='1' value='20'")
+    ),
+    "a distance that is not said": _broken(
+        Rule.ATTRIBUTE_MISSING, "cpu/numa/cell/distances/sibling@value", None, cpu=_distances("id='0'")
+    ),
+    "a distance of a cell to itself": _broken(
+        Rule.DISTANCE_OUT_OF_RANGE, "cpu/numa/cell/distances/sibling@value", "11", cpu=_distances("id='0' value='11'")
+    ),
+    "a distance as that of a cell to itself": _broken(
+        Rule.DISTANCE_OUT_OF_RANGE,
+        "cpu/numa/cell/distances/sibling@value",
+        "10",
+        cpu=_distances("id='1' value='10'", "<cell id='1' cpus='1' memory='1'/>"),
+    ),
     # <cputune>
     "a pin without cpuset": _broken(
         Rule.PIN_WITHOUT_CPUSET, "cputune/vcpupin@cpuset", None, cputune="<cputune><vcpupin vcpu='0'/></cputune>"
@@ -372,7 +414,99 @@ BROKEN = {
         "half",
         cputune="<cputune><global_quota>half</global_quota></cputune>",
     ),
+    "a <cachetune> of no vCPU": _broken(
+        Rule.ATTRIBUTE_MISSING, "cputune/cachetune@vcpus", None, cputune="<cputune><cachetune/></cputune>"
+    ),
+    "a <memorytune> of what is no set": _broken(
+        Rule.CPUSET_UNREADABLE, "cputune/memorytune@vcpus", "", cputune="<cputune><memorytune vcpus=''/></cputune>"
+    ),
+    "a <cachetune> without KVM": _broken(Rule.GROUPS_WITHOUT_KVM, "cputune/cachetune", None, cputune=_groups("0-1")),
+    "a vCPU in two <cachetune>": _broken(
+        Rule.GROUPS_OVERLAP, "cputune/cachetune@vcpus", "1-2", cputune=_groups("0-1", "1-2"), domain=KVM
+    ),
+    "two <cachetune> of the same vCPUs": _broken(
+        Rule.GROUPS_OVERLAP, "cputune/cachetune@vcpus", "0-1,9", cputune=_groups("0-1", "0-1,9"), domain=KVM
+    ),
+    "a <memorytune> of some of those of a <cachetune>": _broken(
+        Rule.GROUPS_OVERLAP, "cputune/memorytune@vcpus", "0", cputune=_groups("0-1", memory="0"), domain=KVM
+    ),
+    # <numatune>
+    "two <numatune>": _broken(Rule.NUMATUNE_TWICE, "numatune", None, cputune="<numatune/><numatune/>"),
+    "an unknown mode of memory": _broken(
+        Rule.NOT_A_CHOICE,
+        "numatune/memory@mode",
+        "default",
+        cputune=_numatune("<memory mode='default' nodeset='0'/>"),
+    ),
+    "an unknown placement of memory": _broken(
+        Rule.NOT_A_CHOICE,
+        "numatune/memory@placement",
+        "numad",
+        cputune=_numatune("<memory placement='numad' nodeset='0'/>"),
+    ),
+    "memory of no node": _broken(
+        Rule.NODESET_MISSING, "numatune/memory@nodeset", None, cputune=_numatune("<memory mode='strict'/>")
+    ),
+    "memory of a set that is none": _broken(
+        Rule.CPUSET_UNREADABLE, "numatune/memory@nodeset", "9-x", cputune=_numatune("<memory nodeset='9-x'/>")
+    ),
+    "a <memnode> and no cells": _broken(
+        Rule.MEMNODE_WITHOUT_CELL, "numatune/memnode", None, cputune=_numatune("<memnode cellid='0' nodeset='0'/>")
+    ),
+    "a <memnode> for a cell that is none": _broken(
+        Rule.MEMNODE_WITHOUT_CELL,
+        "numatune/memnode@cellid",
+        "1",
+        cputune=_numatune("<memnode cellid='1' nodeset='0'/>"),
+        cpu=_numa(CELL),
+    ),
+    "a <memnode> of no cell": _broken(
+        Rule.ATTRIBUTE_MISSING,
+        "numatune/memnode@cellid",
+        None,
+        cputune=_numatune("<memnode nodeset='0'/>"),
+        cpu=_numa(CELL),
+    ),
+    "a <memnode> of no node": _broken(
+        Rule.NODESET_MISSING,
+        "numatune/memnode@nodeset",
+        None,
+        cputune=_numatune("<memnode cellid='0'/>"),
+        cpu=_numa(CELL),
+    ),
+    "two <memnode> for one cell": _broken(
+        Rule.MEMNODE_TWICE,
+        "numatune/memnode@cellid",
+        "0",
+        cputune=_numatune("<memnode cellid='0' nodeset='0'/>" * 2),
+        cpu=_numa(CELL),
+    ),
+    "a <memnode> of memory that is placed automatically": _broken(
+        Rule.MEMNODE_AUTO,
+        "numatune/memnode",
+        None,
+        cputune=_numatune("<memory placement='auto'/><memnode cellid='0' nodeset='0'/>"),
+        cpu=_numa(CELL),
+    ),
+    "a <memnode> of vCPUs that are placed automatically": _broken(
+        Rule.MEMNODE_AUTO,
+        "numatune/memnode",
+        None,
+        cputune=_numatune("<memnode cellid='0' nodeset='0'/>"),
+        cpu=_numa(CELL),
+        vcpu="<vcpu placement='auto'>4</vcpu>",
+    ),
+    "a <memnode> that is strict where the memory is restrictive": _broken(
+        Rule.MEMNODE_RESTRICTIVE,
+        "numatune/memnode@mode",
+        "strict",
+        cputune=_numatune("<memory mode='restrictive' nodeset='0'/><memnode cellid='0' mode='strict' nodeset='0'/>"),
+        cpu=_numa(CELL),
+    ),
     # <cpu>
+    "the host's CPU without KVM": _broken(
+        Rule.PASSTHROUGH_WITHOUT_KVM, "cpu@mode", "host-passthrough", start=True, cpu="<cpu mode='host-passthrough'/>"
+    ),
     "an unknown mode": _broken(Rule.NOT_A_CHOICE, "cpu@mode", "host", cpu="<cpu mode='host'/>"),
     "a model that migrates": _broken(
         Rule.MIGRATABLE_MODE, "cpu@migratable", "on", cpu="<cpu mode='host-model' migratable='on'/>"
@@ -398,6 +532,9 @@ BROKEN = {
     "a domain of Xen's": _broken(Rule.TYPE, "domain@type", "xen", domain="<domain type='xen'>"),
     "no name": _broken(Rule.NAME, "domain", None, domain=PARTS["domain"], name=""),
     "an empty name": _broken(Rule.NAME, "name", None, name="<name/>"),
+    "a name with a slash": _broken(Rule.NAME_UNUSABLE, "name", "a/b", name="<name>a/b</name>"),
+    "a name that ends with a line break": _broken(Rule.NAME_UNUSABLE, "name", "a\n", name="<name>a&#10;</name>"),
+    "a UUID of a blank": _broken(Rule.UUID, "uuid", " ", uuid="<uuid> </uuid>"),
     "a UUID cut short": _broken(Rule.UUID, "uuid", "0d5c9f0e", uuid="<uuid>0d5c9f0e</uuid>"),
     "memory that is no number": _broken(
         Rule.MEMORY_NOT_A_NUMBER, "memory", "64 ", memory="<memory unit='MiB'>64 </memory>"

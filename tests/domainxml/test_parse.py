@@ -4,12 +4,13 @@ import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu.domainxml import CpuModel, DomainVcpu, NumaCell, VcpuSched, parse, validate
+from qmpvcpu.domainxml import CpuModel, DomainVcpu, NumaCell, VcpuSched, parse, read_identity, update, validate
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
@@ -185,6 +186,39 @@ def test_vcpus_of_no_cell_are_in_the_first() -> None:
 def test_under_automatic_placement_a_cpuset_is_not_even_looked_at() -> None:
     domain = parse(document(vcpu="<vcpu placement='auto' cpuset='x'>4</vcpu>"))
     assert (domain.placement, domain.cpuset) == ("auto", None)
+
+
+AUTO = "<numatune><memory placement='auto'/></numatune>"
+NOTHING_PINNED = "<cputune><vcpupin vcpu='9' cpuset='0'/><vcpusched vcpus='0' scheduler='batch'/></cputune>"
+
+
+@pytest.mark.parametrize(
+    ("vcpu", "tune", "placement"),
+    [
+        ("<vcpu>4</vcpu>", AUTO, "auto"),
+        ("<vcpu placement='static'>4</vcpu>", AUTO, "auto"),
+        ("<vcpu>4</vcpu>", NOTHING_PINNED + AUTO, "auto"),
+        ("<vcpu cpuset='0'>4</vcpu>", AUTO, "static"),
+        ("<vcpu>4</vcpu>", f"<cputune><vcpupin vcpu='0' cpuset='0'/></cputune>{AUTO}", "static"),
+        ("<vcpu>4</vcpu>", f"<cputune><emulatorpin cpuset='0'/></cputune>{AUTO}", "static"),
+        ("<vcpu>4</vcpu>", f"<cputune><iothreadpin iothread='1' cpuset='0'/></cputune>{AUTO}", "static"),
+        ("<vcpu placement='auto'>4</vcpu>", "<cputune><emulatorpin cpuset='0'/></cputune>", "auto"),
+        ("<vcpu>4</vcpu>", "<numatune><memory nodeset='0'/></numatune>", "static"),
+        ("<vcpu placement='auto'>4</vcpu>", "<numatune><memory nodeset='0'/></numatune>", "auto"),
+        ("<vcpu placement='auto'>4</vcpu>", "<numatune><memory mode='strict'/></numatune>", "auto"),
+        ("<vcpu>4</vcpu>", "<numatune/>", "static"),
+    ],
+)
+def test_the_placement_of_the_memory_decides_unless_something_is_pinned(vcpu: str, tune: str, placement: str) -> None:
+    assert parse(document(vcpu=vcpu, cputune=tune)).placement == placement
+
+
+@pytest.mark.parametrize("read", [parse, validate, read_identity, lambda given: update(given, parse(document()))])
+def test_what_is_not_bytes_is_refused_with_what_to_do(read: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError, match=r"given as bytes, not str: text.encode\(\)"):
+        read(document().decode())
+    with pytest.raises(TypeError, match=r"read_bytes\(\)"):
+        read(Path("vm.xml"))
 
 
 def test_a_pin_of_a_vcpu_that_cannot_be_is_dropped_unread() -> None:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu.domainxml import NAMESPACE, Metadata, parse, read_identity, render
+from qmpvcpu.domainxml import NAMESPACE, Metadata, parse, read_identity, render, validate
 from qmpvcpu.domainxml.patch import with_uuid
-from qmpvcpu.errors import DomainXmlError
+from qmpvcpu.errors import DomainRuleError, DomainXmlError
 from tests.domainxml.examples import Q35, layout_of
 
 LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
@@ -63,12 +63,35 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "uuid", ["", "<uuid/>", "<uuid></uuid>", "<uuid><!-- none --></uuid>", "<uuid/><uuid>x</uuid>"]
+)
+def test_an_empty_uuid_is_none_to_every_reader(uuid: str) -> None:
+    xml = f"<domain type='kvm'><name>a</name>{uuid}</domain>".encode()
+    assert (read_identity(xml).uuid, parse(xml).uuid, validate(xml)) == (None, None, ())
+
+
+@pytest.mark.parametrize(
+    "wrong", ["<name/>", "", "<name>a/b</name>", "<name>a&#10;b</name>", "<name>a</name><uuid> </uuid>"]
+)
+def test_every_reader_refuses_a_name_or_uuid_with_the_same_words(wrong: str) -> None:
+    xml = f"<domain type='kvm'>\n{wrong}</domain>".encode()
+    said = []
+    for read in (read_identity, parse):
+        with pytest.raises(DomainRuleError) as refused:
+            read(xml)
+        said.append(str(refused.value))
+    assert said[0] == said[1] == str(validate(xml)[0])
+
+
+@pytest.mark.parametrize(
     ("body", "told"),
     [
         ("<network/>", "not a <domain>"),
-        ("<domain/>", "no name"),
-        ("<domain><name/></domain>", "no name"),
-        ("<domain><name>a</name><uuid>1234</uuid></domain>", "not a uuid"),
+        ("<domain/>", "a domain has a name"),
+        ("<domain><name/></domain>", "a domain has a name"),
+        ("<domain><name>a/b</name></domain>", "no / and no line break"),
+        ("<domain><name>a\nb</name></domain>", "no / and no line break"),
+        ("<domain><name>a</name><uuid>1234</uuid></domain>", "a UUID is 32 hexadecimal digits"),
         ('<domain xmlns="urn:x"><name>a</name></domain>', "not a <domain>"),
         ("<domain><name>&e;</name></domain>", "not well-formed"),
     ],

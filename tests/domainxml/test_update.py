@@ -374,3 +374,30 @@ def test_cells_are_not_added_or_removed() -> None:
     base = document(VCPU)
     with pytest.raises(DomainXmlError, match="cells are not added"):
         update(base, replace(parse(base), numa=(NumaCell(0, VcpuMap(range(4)), 1),)))
+
+
+AUTO = "  <numatune><memory mode='strict' placement='auto'/></numatune>"
+
+
+@pytest.mark.parametrize("vcpu", ["<vcpu>4</vcpu>", "<vcpu placement='static'>4</vcpu>"])
+def test_a_placement_that_libvirt_derives_is_said_once_something_is_pinned(vcpu: str) -> None:
+    base = document(f"  {vcpu}", AUTO)
+    assert parse(base).placement == "auto"
+    pinned = update(base, replace(parse(base), pins={0: VcpuMap([1])}))
+    assert b"<vcpu placement='auto'>4</vcpu>" in pinned
+    assert parse(pinned).placement == "auto"
+    assert parse(pinned).pins == {0: VcpuMap([1])}
+    assert update(base, parse(base)) == base
+
+
+def test_the_last_pin_leaves_and_libvirt_derives_the_placement_again() -> None:
+    pin = "  <cputune><vcpupin vcpu='0' cpuset='1'/></cputune>"
+    base = document("  <vcpu placement='static'>4</vcpu>", pin, AUTO)
+    assert parse(base).placement == "static"
+    assert parse(update(base, replace(parse(base), pins={}))).placement == "auto"
+
+
+def test_a_placement_against_that_of_the_memory_is_refused() -> None:
+    base = document("  <vcpu>4</vcpu>", AUTO)
+    with pytest.raises(DomainXmlError, match="libvirt would read something else than was asked for: placement"):
+        update(base, replace(parse(base), placement="static"))

@@ -29,8 +29,13 @@ NEHALEM = """
 """
 
 
-def document(cpu: str = "", *, kind: str = "qemu", beside: str = "") -> DomainVcpus:
-    os = "<os><type arch='x86_64' machine='q35'>hvm</type></os>"
+def commandline(*words: str) -> str:
+    inside = "".join(f"<qemu:arg value='{word}'/>" for word in words)
+    return f"<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>{inside}</qemu:commandline>"
+
+
+def document(cpu: str = "", *, kind: str = "qemu", beside: str = "", arch: str = "x86_64") -> DomainVcpus:
+    os = f"<os><type arch='{arch}' machine='q35'>hvm</type></os>"
     return parse(f"<domain type='{kind}'><name>a</name><vcpu>2</vcpu>{os}{cpu}{beside}</domain>".encode())
 
 
@@ -96,14 +101,152 @@ def test_a_host_model_is_not_known_without_the_host_unless_the_caller_says_it(ki
     [
         ("<cpu><model>qemu64</model><feature policy='optional' name='aes'/></cpu>", "", "whether the host has aes"),
         ("<cpu match='minimum'><model>qemu64</model></cpu>", "", "cpu[@match='minimum']"),
-        ("<cpu><model>qemu64</model><cache mode='emulate' level='3'/></cpu>", "", "cpu/cache"),
-        ("", "<features><hyperv><relaxed state='on'/></hyperv></features>", "features/hyperv"),
+        ("<cpu deprecated_features='off'><model>qemu64</model></cpu>", "", "cpu[@deprecated_features]"),
+        ("<cpu><model vendor_id='GenuineIntel,'>qemu64</model></cpu>", "", "cpu/model[@vendor_id]"),
+        ("<cpu><model>qemu64</model><cache mode='emulate' level='2'/></cpu>", "", "cpu/cache"),
+        ("<cpu><model>qemu64</model><cache mode='passthrough'/></cpu>", "", "cpu/cache"),
+        ("<cpu><maxphysaddr mode='passthrough' limit='40'/></cpu>", "", "cpu/maxphysaddr"),
+        ("<cpu><maxphysaddr mode='emulate'/></cpu>", "", "cpu/maxphysaddr"),
+        ("", "<features><apic eoi='maybe'/></features>", "features/apic"),
+        ("", "<features><pvspinlock state='maybe'/></features>", "features/pvspinlock"),
+        ("", "<features><pmu state='x'/></features>", "features/pmu"),
+        ("", "<features><hyperv mode='host-model'/></features>", "features/hyperv"),
+        ("", "<features><hyperv><emsr_bitmap state='on'/></hyperv></features>", "features/hyperv"),
+        ("", "<features><hyperv><relaxed/></hyperv></features>", "features/hyperv/relaxed"),
+        ("", "<features><hyperv><spinlocks state='on'/></hyperv></features>", "features/hyperv/spinlocks"),
+        (
+            "",
+            "<features><hyperv><vendor_id state='on' value='a,b'/></hyperv></features>",
+            "features/hyperv/vendor_id",
+        ),
+        (
+            "",
+            "<features><hyperv><tlbflush state='on'><direct state='on'/></tlbflush></hyperv></features>",
+            "features/hyperv/tlbflush",
+        ),
+        ("", "<features><kvm><dirty-ring state='on' size='4096'/></kvm></features>", "features/kvm"),
+        ("", "<features><kvm><hidden/></kvm></features>", "features/kvm/hidden"),
+        ("", "<clock><timer name='kvmclock' present='maybe'/></clock>", "clock/timer[@name='kvmclock']"),
+        ("", "<clock><timer name='tsc' frequency='1e9'/></clock>", "clock/timer[@name='tsc']"),
+        ("", "<clock><timer name='armvtimer' tickpolicy='delay'/></clock>", "clock/timer[@name='armvtimer']"),
         ("", "<memoryBacking><hugepages/></memoryBacking>", "memoryBacking"),
+        ("", commandline("-cpu", "max"), "qemu:commandline"),
+        ("", commandline("--smp", "3"), "qemu:commandline"),
+        ("", commandline("-device", "qemu64-x86_64-cpu,id=vcpu1"), "qemu:commandline"),
+        ("", commandline("-device", '{"driver":"qemu64-x86_64-cpu"}'), "qemu:commandline"),
     ],
 )
 def test_what_is_not_read_of_a_document_is_named(cpu: str, beside: str, words: str) -> None:
     (sentence,) = arguments(document(cpu, beside=beside)).unknown
     assert words in sentence
+
+
+@pytest.mark.parametrize(
+    ("cpu", "beside", "options"),
+    [
+        ("", "<features><apic/><apic eoi='on'/></features>", "kvm-pv-eoi=on"),
+        ("", "<features><pvspinlock/></features>", "kvm-pv-unhalt=on"),
+        ("", "<features><pmu state='on'/><pmu state='off'/></features>", "pmu=off"),
+        ("", "<features><kvm><hidden state='on'/><pv-ipi state='on'/></kvm></features>", "kvm=off"),
+        (
+            "",
+            (
+                "<features><kvm><pv-ipi state='off'/><hint-dedicated state='on'/><poll-control state='on'/></kvm>"
+                "</features>"
+            ),
+            "kvm-hint-dedicated=on,kvm-poll-control=on,kvm-pv-ipi=off",
+        ),
+        (
+            "",
+            (
+                "<features><hyperv><vendor_id state='on' value='KVM Hv'/><spinlocks state='on' retries='8191'/>"
+                "<stimer state='on'><direct state='on'/></stimer><vapic state='off'/></hyperv></features>"
+            ),
+            "hv-spinlocks=0x1fff,hv-stimer=on,hv-stimer-direct=on,hv-vendor-id=KVM Hv",
+        ),
+        ("", "<features><hyperv mode='passthrough'/></features>", "hv-passthrough=on"),
+        (
+            "",
+            (
+                "<clock><timer name='hypervclock' present='yes'/><timer name='kvmclock' present='no'/>"
+                "<timer name='tsc' frequency='2000000000'/><timer name='hpet' present='no'/></clock>"
+            ),
+            "hv-time=on,kvmclock=off,tsc-frequency=2000000000",
+        ),
+        ("", "<devices><panic model='hyperv'/></devices>", "hv-crash"),
+        ("<cpu><cache mode='emulate' level='3'/></cpu>", "", "l3-cache=on"),
+        ("<cpu><cache mode='disable'/></cpu>", "", "l3-cache=off"),
+        ("<cpu><maxphysaddr mode='emulate' bits='42'/></cpu>", "", "phys-bits=42"),
+        ("<cpu><maxphysaddr mode='passthrough'/></cpu>", "", "host-phys-bits=on"),
+    ],
+)
+def test_what_else_a_document_says_of_the_cpu_is_in_its_words(cpu: str, beside: str, options: str) -> None:
+    built = arguments(document(cpu, beside=beside))
+    assert built.cpu == f"qemu64,{options}"
+    assert built.unknown == ()
+    assert arguments(document(cpu, beside=beside), cpu="max").cpu == "max"
+
+
+def test_a_vendor_follows_the_model_and_the_host_keeps_its_caches() -> None:
+    vendor = "<cpu><model vendor_id='AuthenticAMD'>Nehalem</model><feature policy='disable' name='vmx'/></cpu>"
+    assert arguments(document(vendor)).cpu == "Nehalem,vendor=AuthenticAMD,vmx=off"
+    model = "<model vendor_id='AuthenticAMD'>Nehalem</model>"
+    host = f"<cpu mode='host-passthrough'>{model}<cache mode='passthrough'/></cpu>"
+    assert arguments(document(host, kind="kvm")).cpu == "host,migratable=on,host-cache-info=on,l3-cache=off"
+    assert arguments(document(host, kind="kvm")).unknown == ()
+
+
+def test_on_other_architectures_the_words_of_x86_are_not_known() -> None:
+    said = "<features><apic eoi='on'/><pmu state='off'/></features>"
+    built = arguments(document("<cpu mode='host-passthrough'/>", kind="kvm", arch="aarch64", beside=said))
+    assert built.cpu == "host,pmu=off"
+    assert "features/apic" in built.unknown[0]
+    left_to_qemu = arguments(document(kind="kvm", arch="aarch64", beside=said))
+    assert left_to_qemu.cpu is None
+    assert "asks for more than a model: pmu=off" in left_to_qemu.unknown[0]
+
+
+def test_the_host_s_cpu_needs_kvm() -> None:
+    domain = document("<cpu mode='host-passthrough'/>")
+    with pytest.raises(DomainXmlError, match="needs KVM"):
+        arguments(domain)
+    assert arguments(domain, cpu="max").cpu == "max"
+
+
+def test_no_option_gets_past_a_comma() -> None:
+    domain = replace(document("<cpu><model>qemu64</model></cpu>"), cpu_options=("kvm=off,check=on",))
+    with pytest.raises(DomainXmlError, match="has a comma"):
+        arguments(domain)
+
+
+@pytest.mark.parametrize(
+    ("emulator", "cpu", "driver"),
+    [
+        ("/usr/bin/qemu-system-x86_64", "qemu64", "qemu64-x86_64-cpu"),
+        ("/usr/bin/kvm", "qemu64", "qemu64-x86_64-cpu"),
+        ("/usr/libexec/qemu-kvm", "qemu64", "qemu64-x86_64-cpu"),
+        ("/usr/bin/qemu-system-i386", "qemu32", "qemu32-i386-cpu"),
+    ],
+)
+def test_the_emulator_of_i686_decides_which_cpus_there_are(emulator: str, cpu: str, driver: str) -> None:
+    built = arguments(domain_of(4, 1, [3], arch="i686", emulator=emulator))
+    assert (built.cpu, built.device_add[0]["driver"], built.unknown) == (cpu, driver, ())
+
+
+def test_an_emulator_of_i686_that_may_be_either_is_not_guessed() -> None:
+    wrapped = arguments(domain_of(4, 1, [3], arch="i686", emulator="/opt/start-qemu"))
+    assert (wrapped.cpu, wrapped.device_add) == (None, ())
+    assert "/opt/start-qemu" in wrapped.unknown[0]
+    assert "names no emulator" in arguments(domain_of(4, 1, arch="i686")).unknown[0]
+
+
+def test_a_cell_without_memory_has_no_object() -> None:
+    bare = (NumaCell(0, VcpuMap([0]), 65536), NumaCell(1, VcpuMap([1]), 0))
+    built = arguments(domain_of(2, 1, numa=bare))
+    assert built.numa[2:] == ("-numa", "node,nodeid=0,cpus=0,memdev=ram-node0", "-numa", "node,nodeid=1,cpus=1")
+    assert built.memory_mib == 64
+    with pytest.raises(DomainXmlError, match="no cell of <numa> has memory"):
+        arguments(domain_of(2, 1, numa=bare[1:]))
 
 
 def test_cells_have_a_memory_object_each_and_their_vcpus_by_ranges() -> None:

@@ -128,6 +128,8 @@ def cputune(draw: Draw, most: int, *, wrong: bool) -> str:
     made += [f"<vcpusched{attributes(each.items())}/>" for each in _scheds(draw, most)]
     if draw(st.booleans()):
         made.append("<shares>0</shares><period>1000</period><quota>-1</quota>")
+    if wrong or draw(st.booleans()):
+        made += _groups(draw, most, wrong=wrong)
     if wrong:
         made.append(draw(st.sampled_from(draw(st.sampled_from(_bad_tunes(most))))))
     made = draw(st.permutations(made))
@@ -139,6 +141,35 @@ def _scheds(draw: Draw, most: int) -> list[dict[str, object]]:
     half = most // 2
     parts = [f"0-{half - 1}", f"{half}-{most - 1}"] if half else ["0"]
     return [{"vcpus": each, **draw(st.sampled_from(kinds))} for each in parts if draw(st.booleans())]
+
+
+def _groups(draw: Draw, most: int, *, wrong: bool) -> list[str]:
+    """Draw which vCPUs share what."""
+    cache = "<cache id='0' level='3' type='both' size='3' unit='MiB'/>"
+    bandwidth = "<node id='0' bandwidth='60'/>"
+    if not wrong:  # only what does not count: this is no domain of KVM's
+        nothing: list[list[str]] = [[], [f"<cachetune vcpus='{most}'>{cache}</cachetune>", "<memorytune vcpus='0'/>"]]
+        return draw(st.sampled_from(nothing))
+    sets = st.sampled_from(["0", "0-1", f"{most - 1}", f"{most}", "0,^0"])
+    kinds = st.sampled_from([("cachetune", cache), ("cachetune", ""), ("memorytune", bandwidth), ("memorytune", "")])
+    drawn = draw(st.lists(st.tuples(kinds, sets), max_size=2))
+    return [f"<{tag} vcpus='{vcpus}'>{inside}</{tag}>" for (tag, inside), vcpus in drawn]
+
+
+def numatune(draw: Draw, cells: int, *, wrong: bool) -> str:
+    """Draw ``<numatune>``, or none, for a domain that has so many cells."""
+    nodeset = draw(st.sampled_from(["0", "0-1", *([None, "", "x", "0,^0"] if wrong else [])]))
+    placement = draw(st.sampled_from([None, "static", "auto", *(["", "numad"] if wrong else [])]))
+    mode = draw(st.sampled_from([None, "strict", "interleave", "restrictive", *(["default"] if wrong else [])]))
+    made = [f"<memory{attributes([('mode', mode), ('placement', placement), ('nodeset', nodeset)])}/>"]
+    if not draw(st.integers(0, 2)):
+        made.clear()
+    for each in range(draw(st.integers(0, cells)) if wrong or (made and placement != "auto") else 0):
+        number = draw(st.sampled_from([each, 0, 7, None] if wrong else [each]))
+        nodes = draw(st.sampled_from(["0", "0", None, "x"] if wrong else ["0"]))
+        said = draw(st.sampled_from([None, "strict", mode])) if wrong else mode
+        made.append(f"<memnode{attributes([('cellid', number), ('mode', said), ('nodeset', nodes)])}/>")
+    return f"<numatune>{''.join(made)}</numatune>" if draw(st.booleans()) or made else ""
 
 
 def _bad_tunes(most: int) -> list[list[str]]:
@@ -164,6 +195,7 @@ def _bad_tunes(most: int) -> list[list[str]]:
         [f"<{each}_period>{number}</{each}_period>" for each in ("global", "emulator") for number in (999, 1000001)],
         [f"<{each}>{number}</{each}>" for each in ("quota", "global_quota") for number in (1, 17592186044416)],
         ["<shares>1</shares>"],
+        [f"<{tag}{vcpus}/>" for tag in ("cachetune", "memorytune") for vcpus in ("", " vcpus=''", " vcpus='x'")],
         ["<iothread_period>x</iothread_period>", "<emulator_quota>1.5</emulator_quota>", "<shares>-2</shares>"],
     ]
 
@@ -250,7 +282,20 @@ def _numa(draw: Draw, most: int, *, wrong: bool) -> str:
             del each["id"]
     else:
         made = draw(st.permutations(made))
-    return f"<numa>{''.join(f'<cell{attributes(cell.items())}/>' for cell in made)}</numa>"
+    return f"<numa>{''.join(_cell(draw, cell, place, cells, wrong=wrong) for place, cell in enumerate(made))}</numa>"
+
+
+def _cell(draw: Draw, cell: dict[str, object], place: int, cells: int, *, wrong: bool) -> str:
+    """Draw what else a cell says, which libvirt reads after its memory."""
+    access = draw(st.sampled_from([None, None, None, "shared", *(["", "x"] if wrong else [])]))
+    discard = draw(st.sampled_from([None, None, None, "yes", *(["on"] if wrong else [])]))
+    given = attributes([*cell.items(), ("memAccess", access), ("discard", discard)])
+    if draw(st.integers(0, 2)):
+        return f"<cell{given}/>"
+    # Right ones: a wrong distance costs libvirtd 9.0.0 its life, sooner or later.
+    others = [each for each in range(cells) if each != cell.get("id", place)]
+    inside = "".join(f"<sibling id='{each}' value='{draw(st.sampled_from([21, 255]))}'/>" for each in others)
+    return f"<cell{given}><distances>{inside}</distances></cell>" if inside else f"<cell{given}/>"
 
 
 def _spoil(draw: Draw, cells: list[dict[str, object]], most: int) -> None:
@@ -303,7 +348,7 @@ def count(draw: Draw, machine: Machine, *, wrong: bool) -> tuple[str, int]:
     return draw(st.sampled_from([f"{most}", f"{most}", f"+{most}", f"0{most}"])), most
 
 
-PARTS = ("count", "vcpu", "rows", "rows", "cputune", "topology", "numa", "model", "memory")
+PARTS = ("count", "vcpu", "rows", "rows", "cputune", "numatune", "topology", "numa", "model", "memory")
 NO_DEVICES = "<controller type='usb' model='none'/><memballoon model='none'/>"
 
 
@@ -331,6 +376,7 @@ def any_document(machines: list[Machine]) -> st.SearchStrategy[bytes]:
             cputune(draw, most, wrong="cputune" in wrong),
             cpu(draw, most, wrong=next((each for each in ("topology", "numa", "model") if each in wrong), None)),
         ]
+        parts.append(numatune(draw, parts[-1].count("<cell "), wrong="numatune" in wrong))
         return document(machine, draw(st.permutations(parts)), memory=memory(draw, wrong="memory" in wrong))
 
     return draw_document()

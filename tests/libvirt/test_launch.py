@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lxml import etree
 
 import qmpvcpu
@@ -60,6 +61,9 @@ class Native:
     def __init__(self, console: Console) -> None:
         self._console = console
 
+    def ask(self, command: str) -> str:
+        return self._console.ask(command)
+
     def words(self, xml: bytes) -> list[str]:
         with tempfile.NamedTemporaryFile(suffix=".xml") as file:
             file.write(xml)
@@ -107,6 +111,107 @@ def test_every_way_to_name_a_model_is_spelled_alike(
 ) -> None:
     domain = on(domain_of(8, 2, [5]), version, type=kind)
     native.compare(document_of(domain, said=said, cpu=cpu))
+
+
+ON_OFF = st.sampled_from(["on", "off"])
+ENLIGHTENMENTS = [
+    *("relaxed", "vapic", "vpindex", "runtime", "synic", "reset", "frequencies", "reenlightenment", "tlbflush"),
+    *("ipi", "evmcs", "avic"),
+]
+
+
+def one_of(*texts: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(["", *texts])
+
+
+@st.composite
+def features(draw: st.DrawFn) -> str:
+    """What ``<features>`` says that goes into -cpu, each part of it in any state, or not at all."""
+    inside = [
+        f"<{each} state='{draw(ON_OFF)}'/>" for each in draw(st.lists(st.sampled_from(ENLIGHTENMENTS), unique=True))
+    ]
+    inside.append(draw(one_of("<spinlocks state='on' retries='8191'/>", "<spinlocks state='off'/>")))
+    inside.append(draw(one_of("<vendor_id state='on' value='KVM Hv'/>", "<vendor_id state='off' value='x'/>")))
+    inside.append(draw(one_of("<stimer state='on'/>", "<stimer state='on'><direct state='on'/></stimer>")))
+    mode = draw(one_of(" mode='custom'", " mode='passthrough'"))
+    hyperv = f"<hyperv{mode}>{''.join(draw(st.permutations(inside)))}</hyperv>"
+    of_kvm = draw(st.lists(st.sampled_from(["hidden", "hint-dedicated", "poll-control", "pv-ipi"]), unique=True))
+    kvm = "".join(f"<{each} state='{draw(ON_OFF)}'/>" for each in of_kvm)
+    return "".join(
+        [
+            draw(one_of("<apic/>", "<apic eoi='on'/>", "<apic eoi='off'/><apic/>")),
+            draw(one_of("<pvspinlock/>", "<pvspinlock state='off'/>", "<pvspinlock state='on'/>")),
+            draw(one_of("<pmu/>", "<pmu state='off'/>")),
+            draw(one_of(hyperv)),
+            draw(one_of(f"<kvm>{kvm}</kvm>")),
+        ]
+    )
+
+
+@st.composite
+def clocks(draw: st.DrawFn) -> str:
+    present = [
+        f"<timer name='{each}'{said}/>" for each in ("kvmclock", "hypervclock", "hpet") for said in STATES_OF_TIMERS
+    ]
+    timers = draw(st.lists(st.sampled_from(present), max_size=3, unique_by=lambda each: each[:18]))
+    return f"<clock offset='utc'>{''.join(timers)}</clock>"
+
+
+STATES_OF_TIMERS = (" present='yes'", " present='no'", "")
+CPUS = [
+    ("qemu", "", "<model vendor_id='AuthenticAMD'>Nehalem</model>"),
+    ("qemu", " mode='maximum'", ""),
+    ("kvm", " mode='host-passthrough' migratable='off'", ""),
+    ("kvm", "", ""),
+]
+
+
+@st.composite
+def cpus(draw: st.DrawFn) -> bytes:
+    """A domain with any of what libvirt makes words of -cpu of."""
+    kind, said, cpu = draw(st.sampled_from(CPUS))
+    cpu += draw(one_of("<cache mode='emulate' level='3'/>", "<cache mode='disable'/>"))
+    cpu += draw(one_of("<maxphysaddr mode='emulate' bits='42'/>", "<maxphysaddr mode='passthrough'/>"))
+    xml = document_of(on(domain_of(2, 2), VERSIONS[0], type=kind), said=said, cpu=cpu).decode()
+    xml = xml.replace("<acpi/>", f"<acpi/>{draw(features())}").replace("<devices>", f"{draw(clocks())}<devices>")
+    return xml.replace("</devices>", draw(one_of("<panic model='hyperv'/>")) + "</devices>").encode()
+
+
+@given(xml=cpus())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_else_libvirt_gives_the_cpu_is_given_alike(native: Native, xml: bytes) -> None:
+    assert parse(xml).unread == ()
+    native.compare(xml)
+
+
+def test_the_frequency_of_the_host_is_given_alike(native: Native) -> None:
+    capabilities = etree.fromstring(native.ask("capabilities"))
+    counter = capabilities.find("host/cpu/counter[@name='tsc']")
+    assert counter is not None
+    clock = f"<clock offset='utc'><timer name='tsc' frequency='{counter.get('frequency')}'/></clock><devices>"
+    native.compare(document_of(on(domain_of(2, 2), VERSIONS[0])).replace(b"<devices>", clock.encode()))
+
+
+@pytest.mark.parametrize("emulator", ["/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-system-i386"])
+@pytest.mark.parametrize("said", ["", " mode='maximum'", " mode='host-passthrough'"])
+def test_i686_is_given_alike_to_either_emulator(native: Native, emulator: str, said: str) -> None:
+    domain = replace(domain_of(2, 2), name=NAME, arch="i686", machine="pc", emulator=emulator, type="kvm")
+    native.compare(document_of(domain, said=said))
+
+
+def test_a_domain_without_emulator_is_that_of_the_i386_one(native: Native) -> None:
+    domain = replace(domain_of(2, 2), name=NAME, arch="i686", machine="pc")
+    native.compare(document_of(domain))
+
+
+@pytest.mark.parametrize("emulator", ["qemu-system-x86_64", "qemu-system-i386"])
+def test_libvirt_plugs_into_i686_the_cpus_of_its_emulator(libvirt: Libvirt, emulator: str) -> None:
+    domain = replace(domain_of(4, 1, [2]), name=NAME, arch="i686", machine="pc", emulator=f"/usr/bin/{emulator}")
+    xml = document_of(domain)
+    log = MonitorLog(libvirt)
+    start_paused(libvirt, xml)
+    adds = [each["arguments"] for each in log.sent() if each["execute"] == "device_add"]
+    assert adds == [dict(device) for device in arguments(parse(xml)).device_add] != []
 
 
 def test_every_feature_that_libvirt_knows_is_spelled_alike(native: Native) -> None:
