@@ -57,6 +57,28 @@ def test_the_known_faults_are_those_of_each_qemu() -> None:
     assert shown == expected
 
 
+def defined(module: str) -> set[str]:
+    """The names of functions, classes and variables that *module*, a path below qmpvcpu/, defines."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / "qmpvcpu" / module).read_text())):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                found.add(node.name)
+            case ast.Name(ctx=ast.Store()):
+                found.add(node.id)
+    return found
+
+
+def test_what_answers_a_question_about_the_design_is_where_the_page_says() -> None:
+    named = []
+    for _, answer in rows(page("design.md"), 2):
+        for module, names in re.findall(r"`([a-z_]+/[a-z_]+\.py)`:((?: `\w+`,?)+)", answer):
+            missing = set(re.findall(r"`(\w+)`", names)) - defined(module)
+            assert not missing, f"{module} does not define {missing}"
+            named.append(module)
+    assert len(named) > 12
+
+
 def test_the_reasons_of_a_refusal_are_those_that_are_told() -> None:
     shown = {row[0]: row[1] for row in rows(page("evidence.md"), 2) if row[0].startswith("0x")}
     assert {int(code, 16) for code in shown} == set(verdicts._EJECTION_REASONS)
