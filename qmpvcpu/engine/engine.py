@@ -232,7 +232,8 @@ class Engine:
         self._now = now
         self._new_looks.clear()
         self._handlers[type(given)](given)
-        self._ring()
+        if self._alarms and self._alarms[0].when <= now:
+            self._ring()
         self._go_on()
         if self.intentions.previous is not None:
             self.intentions.drop_if_there(self.layout)
@@ -276,8 +277,6 @@ class Engine:
     @property
     def deadline(self) -> float | None:
         """When ``Tick`` is to be received at the latest, by the caller's clock; None: never."""
-        while self._alarms and self._alarm_of.get(self._alarms[0].key) is not self._alarms[0]:
-            heapq.heappop(self._alarms)
         return self._alarms[0].when if self._alarms else None
 
     # What is recorded.
@@ -565,6 +564,7 @@ class Engine:
             self._now,
             reply_timeout=self.reply_timeout,
             reconnects=self._reconnects,
+            is_recorded=self._is_recorded,
         )
         self._running[change] = transition
         if transition.is_map and self._stopped_early is change:
@@ -619,7 +619,6 @@ class Engine:
                 break
         if state.wanted_read is not Read.NONE:
             self._read_wanted()
-        self._tell_events()
 
     def _advance(self, transition: Transition) -> None:
         del self._to_advance[transition]
@@ -643,8 +642,8 @@ class Engine:
                 self._look_again(transition, read, runs)
             case LastLook():
                 self._look(Read.SLOTS, lambda error: self._confirmed(transition, task, error))
-            case SaveIntent(intent):
-                self._save_intent(transition, intent)
+            case SaveIntent():
+                self._save_intent(transition, task)
             case WriteNextBoot() if transition.change.config is not None:
                 number = self._next()
                 self._configs[number] = transition
@@ -684,8 +683,8 @@ class Engine:
         transition.confirmed(look, "" if error is None else str(error), self._now)
         self._to_advance[transition] = None
 
-    def _save_intent(self, transition: Transition, intent: Intent | None) -> None:
-        phase = transition.phase
+    def _save_intent(self, transition: Transition, task: SaveIntent) -> None:
+        intent, phase = task
         take_back: Callable[[], None] | None = None
         if transition.is_map:
             if phase is Phase.START:
@@ -701,6 +700,8 @@ class Engine:
             take_back = self.intentions.want_steps(transition.plan.steps, self.layout.enabled)
         elif phase is Phase.FINISH and transition.is_unknown:
             self.intentions.interrupted = self._unresolved(transition)
+        if not self._is_recorded:
+            return
 
         def saved(error: RecordError | None) -> None:
             if take_back is not None and error is not None and not transition.ended:
@@ -1112,15 +1113,23 @@ class Engine:
         if known is None or known.when != when:
             alarm = self._alarm_of[key] = _Alarm(when, self._next(), key, ring)
             heapq.heappush(self._alarms, alarm)
+            if known is not None:
+                self._discard_dropped()
 
     def _drop_alarm(self, key: object) -> None:
-        self._alarm_of.pop(key, None)
+        if self._alarm_of.pop(key, None) is not None:
+            self._discard_dropped()
+
+    def _discard_dropped(self) -> None:
+        """Have an alarm first in the heap that is neither dropped nor set anew."""
+        while self._alarms and self._alarm_of.get(self._alarms[0].key) is not self._alarms[0]:
+            heapq.heappop(self._alarms)
 
     def _ring(self) -> None:
         """Act on the deadlines that have passed."""
         while (when := self.deadline) is not None and when <= self._now:
-            alarm = heapq.heappop(self._alarms)
-            del self._alarm_of[alarm.key]
+            alarm = self._alarms[0]
+            self._drop_alarm(alarm.key)
             alarm.ring()
 
     def _next(self) -> int:

@@ -76,9 +76,10 @@ class Phase(enum.Enum):
 
 
 class SaveIntent(NamedTuple):
-    """Write the record with *intent* (None: it is over), then call ``saved``."""
+    """Write the record with *intent* (None: it is over), for *phase*; then call ``saved``, if there is a record."""
 
     intent: Intent | None
+    phase: Phase
 
 
 class LastLook(NamedTuple):
@@ -104,6 +105,7 @@ class Transition:
         now: The caller's clock, in seconds.
         reply_timeout: How long QEMU has for each reply, in seconds.
         reconnects: True if somebody looks for QEMU when the connection is lost.
+        is_recorded: True if there is a record, so that each save is awaited.
 
     Attributes:
         change: As given.
@@ -131,6 +133,7 @@ class Transition:
         *,
         reply_timeout: float,
         reconnects: bool = False,
+        is_recorded: bool = True,
     ) -> None:
         options, intent = change.options, change.intent
         self.change = change
@@ -151,6 +154,7 @@ class Transition:
         self._state = state
         self.reply_timeout = reply_timeout
         self._reconnects = reconnects
+        self._is_recorded = is_recorded
         self._began = self._now = now
         self._runs = [StepRun(step) for step in plan.steps]
         self._undoing: dict[StepRun, StepRun] = {}  # by the run that they undo
@@ -235,20 +239,25 @@ class Transition:
         if self.offline_until is not None and now >= self.offline_until:
             self.lose("the connection is lost, and did not come back in time", now)
             return []
+        tasks: list[Task] = []
         if self.phase is Phase.START:
             # A step that only joins a removal sends nothing that a record would have to cover.
             if not self.is_map and all(step.joins for step in self.plan.steps):
                 self.phase = Phase.FORWARD
             else:
-                return self._save(self.intent)
-        tasks: list[Task] = [*self.batch.advance(now, may_send=may_send)]
-        if tasks or not self.batch.ended or self._busy:
-            return tasks
-        return self._turn_or_finish()
+                tasks = self._save(self.intent)
+                if self._busy:
+                    return tasks
+        of_steps = self.batch.advance(now, may_send=may_send)
+        tasks += of_steps
+        return tasks if of_steps or not self.batch.ended or self._busy else tasks + self._turn_or_finish()
 
     def _save(self, intent: Intent | None) -> list[Task]:
+        task = SaveIntent(intent, self.phase)
         self._busy = True
-        return [SaveIntent(intent)]
+        if not self._is_recorded:
+            self.saved()
+        return [task]
 
     def _turn_or_finish(self) -> list[Task]:
         reverts = self.is_map and self.change.options.on_failure is OnFailure.REVERT and not self.cancelled
@@ -260,7 +269,8 @@ class Transition:
         if self._undoing and self.phase in {Phase.FORWARD, Phase.LOOK} and self.batch is self._forward:
             self.phase = Phase.TURN
             self.intent = replace(self.intent, direction=Direction.REVERTING)
-            return self._save(self.intent)
+            saves = self._save(self.intent)
+            return saves if self._busy else saves + self.advance(self._now)
         if self.batch.offline and self.cancelled and not self._confirmed:
             self._confirmed, self._unconfirmed = True, "the connection is lost"
         if not self._confirmed:

@@ -263,7 +263,7 @@ async def test_waiting_for_a_condition(guest: MicroGuest) -> None:
         await vm.plug(3)
         await vm.plug(2)
         assert (await waiting).enabled >= {2, 3}
-        with pytest.raises(WaitTimeoutError, match=r"within 0\.01 s; plugged are 0,2-3$"):
+        with pytest.raises(WaitTimeoutError, match=r"within 0\.01 s; plugged now: 0,2-3$"):
             await vm.wait_for(lambda layout: 7 in layout.enabled, timeout=0.01)
         broken = asyncio.create_task(vm.wait_for(lambda layout: layout[9 if 4 in layout.enabled else 0].pending))
         await asyncio.sleep(0)

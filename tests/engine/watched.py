@@ -9,9 +9,8 @@ from qmpvcpu.engine.engine import Engine
 from qmpvcpu.engine.messages import Change, Refresh, Wait
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.steprun import StepRun
-from qmpvcpu.engine.transition import LastLook, Phase, Task, Transition
+from qmpvcpu.engine.transition import LastLook, Phase, SaveIntent, Task, Transition
 from qmpvcpu.engine.vmstate import Read
-from qmpvcpu.model.transition import Intent
 
 __all__ = ["Watched"]
 
@@ -48,13 +47,12 @@ class Watched(Engine):
         super()._send(transition, run, batch)
         self.senders[max(self._commands)] = transition, run
 
-    def _save_intent(self, transition: Transition, intent: Intent | None) -> None:
-        phase = transition.phase
-        if transition.is_map and phase is Phase.START and self.intentions.interrupted is not None:
+    def _save_intent(self, transition: Transition, task: SaveIntent) -> None:
+        if transition.is_map and task.phase is Phase.START and self.intentions.interrupted is not None:
             self.superseded |= {step.first for step in self.intentions.interrupted.steps}
-        super()._save_intent(transition, intent)
+        super()._save_intent(transition, task)
         if self._saves:
-            self.savers[max(self._saves)] = transition, phase
+            self.savers[max(self._saves)] = transition, task.phase
 
     def _removal_changed(self, removal: Removal) -> None:
         if removal.state.is_final:
