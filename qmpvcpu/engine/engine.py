@@ -167,7 +167,7 @@ class Engine:
         self._number = 0
         self._effects: list[Effect] = []
         self._queue: deque[Change | Hold] = deque()
-        self._exclusive: Change | Hold | None = None  # the map, or the hold, that nothing else runs beside
+        self._exclusive: Change | Hold | None = None  # the map that runs, or the hold: it keeps all others out
         self._planning: list[Change] = []  # may begin, and the VM is being looked at for it
         self._parked: list[Change] = []  # waits for a plug of the same slot that is in flight
         self._offline: list[Refresh] = []  # waits for the connection to come back, and nothing else
@@ -608,7 +608,7 @@ class Engine:
         return self._running.get(self._exclusive) if isinstance(self._exclusive, Change) else None
 
     def _go_on(self) -> None:
-        """Carry on with whatever can go on, until nothing can."""
+        """Go on until nothing more can be done now."""
         state = self.state
         while True:
             if state.has_news:
@@ -649,7 +649,7 @@ class Engine:
                 self._configs[number] = transition
                 done = f"{transition.change.subject} is done"
                 if transition.is_map:
-                    done = "the VM as it runs is as wished"
+                    done = "the running VM has the target map"
                 self._effects.append(WriteConfig(number, transition.change.config, done))
 
     def _send(self, transition: Transition, run: StepRun, batch: Batch | None = None) -> None:

@@ -13,7 +13,7 @@ writes the next boot, where it is to follow.
 
 The owner's loop is: ``advance``, carry out what it returns, wait for a reply, an answer, a deadline or a request to
 stop, tell it here, and again. A save is awaited before anything else is sent: what a crash leaves behind is always an
-intent that covers whatever may have been sent.
+intent that covers everything that may have been sent.
 
 Rules that live here:
 
@@ -532,6 +532,6 @@ class Transition:
 
 
 def _covering(intent: Intent, steps: tuple[Step, ...]) -> Intent:
-    """Return *intent* with those of *steps* that concern other slots: what is recorded covers whatever is sent."""
+    """Return *intent* with those of *steps* that concern other slots: what is recorded covers all that is sent."""
     known = {step.first for step in intent.steps}
     return replace(intent, steps=(*intent.steps, *(step for step in steps if step.first not in known)))

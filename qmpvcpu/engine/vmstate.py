@@ -580,7 +580,7 @@ class VmState:
         return list(changed)
 
     def take_touched(self) -> set[int]:
-        """Return the first vCPU ids of the slots of which something new is known since the last call."""
+        """Return the first vCPU ids of the slots that have changed since the last call, or were answered for."""
         touched, self._touched = self._touched, set()
         return touched
 

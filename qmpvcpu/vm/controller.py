@@ -169,7 +169,7 @@ class VcpuController:
         return await self._driver.wait_for(lambda layout: not layout.pending_slots, timeout)
 
     async def guest_answers(self) -> dict[int, OstAnswer]:
-        """Read the guest's last answer of each slot, by ``cpu_index``: QEMU keeps them, whoever asked.
+        """Read the guest's last answer of each slot, by ``cpu_index``: QEMU keeps them all.
 
         A slot that the guest never spoke of has none; a machine without ACPI hotplug has none at all. The layout has
         only those that were heard since ``attach``.
@@ -229,8 +229,8 @@ class VcpuController:
     async def unplug(self, vcpu: int, **options: Unpack[ChangeOptions]) -> VcpuMap:
         """Unplug one vCPU, with its whole slot, and return the ids that are gone now, on evidence.
 
-        A removal that is under way is joined, and nothing is sent: a second request would eject whatever is plugged
-        there next.
+        A removal that is under way is joined, and nothing is sent: a second request would eject the CPU that is
+        plugged there next.
 
         Args:
             vcpu: The first vCPU id of the slot; boot vCPUs other than 0 too.

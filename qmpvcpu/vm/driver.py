@@ -71,7 +71,7 @@ class Driver:
 
     Args:
         engine: Decides.
-        connection: To QEMU; taken over from whoever opened it.
+        connection: To QEMU; the driver closes it.
         writer: Writes the record.
         finder: Finds QEMU again once the connection is lost; None: nobody does.
 
