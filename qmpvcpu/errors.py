@@ -178,6 +178,7 @@ class DenialReason(enum.Enum):
     MACHINE_NOT_BUILT = "QEMU has not built the machine yet"
     MACHINE_CANNOT_PLUG = "the machine cannot plug CPUs"
     MACHINE_CANNOT_UNPLUG = "the machine cannot unplug CPUs"
+    MACHINE_CANNOT_ACKNOWLEDGE = "guests of this machine acknowledge no plug"
     MIGRATING = "the VM is migrating"
     MIGRATED_AWAY = "the VM has migrated away"
     EXPORTED = "the VM is exported, to be migrated"

@@ -34,12 +34,21 @@ from qmpvcpu.testing.qemu import Accelerator
 from qmpvcpu.vm.controller import VcpuController
 
 _KVM: Final = Path("/dev/kvm")
+_GROUP_MAY: Final = stat.S_IRGRP | stat.S_IWGRP
+_HOTPLUG_MACHINES: Final = {
+    "x86_64": "q35 or pc",
+    "i386": "q35 or pc",
+    "ppc64": "pseries",
+    "s390x": "s390-ccw-virtio",
+    "loongarch64": "virt, with QEMU 9 or later",
+}
 _PACKAGES: Final = ("qemu.qmp", "aiofiles", "lxml", "click", "rich")
 _SHARING = "-qmp unix:PATH2,server=on,wait=off, or what else docs/sharing.md says"
 # A guest needs a tenth of a second, and a machine under load ten times that.
 _TRIAL_S: Final = 15.0
 _STEP_S: Final = 5.0
 _MOST_SAID: Final = 300
+_LONGEST_WAY: Final = 1000  # links may lead in circles
 
 
 class Level(enum.Enum):
@@ -110,7 +119,8 @@ def examine_machine(qemus: Iterable[TriedQemu]) -> Iterator[Finding]:
     yield Finding(
         Level.OK, "qmpvcpu", f"{qmpvcpu.__version__} on Python {platform.python_version()}, with {versions}"
     )
-    yield _examine_kvm(runs_guests=any(trial.accelerator == "kvm" for qemu in qemus for trial in qemu.trials))
+    tried = [trial.accelerator for qemu in qemus for trial in qemu.trials]
+    yield _examine_kvm(runs_guests="kvm" in tried if tried else None)
     try:
         find_images()
     except LinuxGuestMissingError:
@@ -133,24 +143,32 @@ def _version(package: str) -> str:
         return "of no known version"
 
 
-def _examine_kvm(*, runs_guests: bool) -> Finding:
-    """Tell whether KVM is there, may be used, and runs a guest: the one says little about the other."""
+def _examine_kvm(*, runs_guests: bool | None) -> Finding:
+    """Tell whether KVM is there, may be used, and runs a guest (None: not tried): one says little of the other."""
     if not _KVM.exists():
         advice = "load kvm_intel or kvm_amd; inside a VM its host must allow nested virtualisation. TCG does, slower"
         return Finding(Level.NOTE, "KVM", f"no {_KVM}", advice)
     if not os.access(_KVM, os.R_OK | os.W_OK):
-        owner = _KVM.stat()
-        try:
-            group = grp.getgrgid(owner.st_gid).gr_name
-        except KeyError:
-            group = str(owner.st_gid)
-        advice = f"join the group {group} (usermod -aG {group} USER, then log in anew). TCG does, slower"
-        found = f"{_KVM} may not be opened by this user (mode {stat.S_IMODE(owner.st_mode):04o}, group {group})"
-        return Finding(Level.WARNING, "KVM", found, advice)
+        return _examine_closed_kvm(_KVM.stat())
+    if runs_guests is None:
+        return Finding(Level.NOTE, "KVM", f"{_KVM} may be opened; no QEMU was there to try it with")
     if runs_guests:
         return Finding(Level.OK, "KVM", f"{_KVM} may be opened, and runs the micro-guest (16-bit code)")
     found = f"{_KVM} may be opened, and no QEMU here runs a guest under it"
     return Finding(Level.WARNING, "KVM", found, "use -accel tcg; the kernel's log may say why KVM does not work")
+
+
+def _examine_closed_kvm(status: os.stat_result) -> Finding:
+    owner, mode = _name(status.st_uid, status.st_gid), stat.S_IMODE(status.st_mode)
+    group = owner.partition(":")[2]
+    if status.st_gid == 0 or mode & _GROUP_MAY != _GROUP_MAY:  # as after a start without udev, and in containers
+        advice = f"as root: chgrp kvm {_KVM}; chmod 660 {_KVM}, and join the group kvm; in a container, its host"
+    elif status.st_gid in os.getgroups():
+        advice = "you are in that group, so something else forbids it: an ACL (getfacl), or a container's rules"
+    else:
+        advice = f"join the group {group} (usermod -aG {group} USER, then log in anew)"
+    found = f"{_KVM} may not be opened by this user (mode {mode:04o}, of {owner})"
+    return Finding(Level.WARNING, "KVM", found, f"{advice}. TCG does, slower")
 
 
 async def try_qemus() -> tuple[list[TriedQemu], list[Finding]]:
@@ -249,17 +267,31 @@ def unreachable(address: str, error: MonitorError) -> Finding:
 
 
 def _who_may(address: str) -> str:
-    """Say who may use the socket at *address*, and the first directory on its way that is closed."""
+    """Say who may use the socket at *address*, or the first directory on its way that is closed to us."""
     path = Address.parse(address).path
-    if path is None:
-        return ""
-    for each in (*reversed(Path(path).absolute().parents), Path(path)):
-        try:
+    told = ""
+    for each in () if path is None else _way_to(Path(path).absolute()):
+        with contextlib.suppress(OSError):
             found = each.stat()
-        except OSError:
+            told = f"{each} is of {_name(found.st_uid, found.st_gid)}, mode {stat.S_IMODE(found.st_mode):04o}"
+        if each.is_dir() and not os.access(each, os.X_OK, effective_ids=True):
             break
-        told = f"{each} is of {_name(found.st_uid, found.st_gid)}, mode {stat.S_IMODE(found.st_mode):04o}"
     return f"{told}: run this as that user, or let the group in" if told else ""
+
+
+def _way_to(path: Path) -> Iterator[Path]:
+    """Give every directory that the kernel passes on its way to *path*, and what is there; links are followed."""
+    ahead, here = list(reversed(path.parts)), Path()
+    for _ in range(_LONGEST_WAY):
+        if not ahead:
+            return
+        here /= ahead.pop()
+        try:
+            ahead += reversed(here.readlink().parts)
+        except OSError:  # no link, or one that may not be looked at: whoever asks finds out
+            yield here
+        else:
+            here = here.parent
 
 
 def _name(uid: int, gid: int) -> str:
@@ -284,17 +316,21 @@ def examine_vm(vm: VcpuController, answers: Collection[OstAnswer]) -> Iterator[F
         found = "libvirt has started it: its boot vCPUs stay, unless --allow-boot-vcpus"
         yield Finding(Level.NOTE, "VM", found, "docs/libvirt.md says how both live with one VM")
     yield _examine_plug(vm, layout)
-    yield _examine_unplug(vm, layout)
-    yield _examine_guest(answers)
+    if layout.vm.can_plug:
+        yield _examine_unplug(vm, layout)
+        yield _examine_guest(layout, answers)
     if layout.pending:
         found = f"the removal of {layout.pending} is asked for and unanswered; QEMU never forgets it"
-        yield Finding(Level.WARNING, "guest", found, "wait for the answer: qmpvcpu unplug of it again sends nothing")
+        yield Finding(Level.WARNING, "guest", found, "qmpvcpu unplug of it waits for the answer")
 
 
 def _examine_plug(vm: VcpuController, layout: Layout) -> Finding:
     if not layout.vm.can_plug:
-        found = f"machine {layout.vm.machine} takes no CPUs while it runs"
-        return Finding(Level.FAULT, "plug", found, "start the VM with q35, pc, pseries or s390-ccw-virtio")
+        found = f"machine {layout.vm.machine} neither takes CPUs nor gives any back while it runs"
+        arch = layout.vm.arch
+        known = _HOTPLUG_MACHINES.get(arch)
+        advice = f"start the VM with {known}" if known else f"QEMU has no machine for {arch} that does"
+        return Finding(Level.FAULT, "plug", found, advice)
     if not layout.free:
         found = f"all {layout.max} vCPUs are plugged"
         return Finding(Level.NOTE, "plug", found, f"start the VM with -smp N,maxcpus=M, M more than {layout.max}")
@@ -305,7 +341,7 @@ def _examine_plug(vm: VcpuController, layout: Layout) -> Finding:
 def _examine_unplug(vm: VcpuController, layout: Layout) -> Finding:
     if not layout.vm.can_unplug:
         found = f"machine {layout.vm.machine} does not give CPUs back"
-        return Finding(Level.FAULT, "unplug", found, "only plugs are possible on it")
+        return Finding(Level.WARNING, "unplug", found, "only plugs are possible on it")
     last = next((slot for slot in reversed(layout.slots) if layout[slot.first].hotpluggable), None)
     if last is None:
         return Finding(Level.NOTE, "unplug", "nothing is plugged that could leave", "plug something first")
@@ -320,8 +356,11 @@ def _as_planned(vm: VcpuController, subject: str, wish: VcpuMap, can: str) -> Fi
     return Finding(Level.FAULT, subject, in_options(denied[0].detail), "wait until that is over, or mend it")
 
 
-def _examine_guest(answers: Collection[OstAnswer]) -> Finding:
+def _examine_guest(layout: Layout, answers: Collection[OstAnswer]) -> Finding:
     """Tell whether the guest has ever answered, as QEMU remembers of each slot."""
+    if not layout.vm.acknowledges:
+        found = f"guests of machine {layout.vm.machine} cannot say that they take a CPU"
+        return Finding(Level.NOTE, "guest", found + (", only that they keep one" if layout.vm.can_unplug else ""))
     if not answers:
         found = "it has answered nothing yet: whether it reacts is not known"
         return Finding(Level.NOTE, "guest", found, "qmpvcpu plug --proof acknowledged tells")

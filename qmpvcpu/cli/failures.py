@@ -57,6 +57,7 @@ _WORDS: Final = (
     ("allow_fatal=True", "--allow-fatal"),
     ("allow_boot_vcpus=True", "--allow-boot-vcpus"),
     ("include_boot=True", "--include-boot"),
+    ("use Proof.PRESENT", "leave --proof and --require-proof out"),
 )
 
 

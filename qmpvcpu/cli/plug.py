@@ -114,7 +114,7 @@ async def unplug(
     """Unplug the vCPUs with these IDs, one by one; each is gone when QEMU proves it, not when it was asked.
 
     The guest may refuse (its reason is shown, it can be asked again), or take its time: after --timeout the vCPU is
-    pending. QEMU never forgets such a request; unplug it again to wait for the same answer, nothing is sent twice.
+    pending. QEMU never forgets such a request; unplug it again to wait for the same answer.
     After one that does not leave, no other is asked for.
 
       qmpvcpu unplug 3 --qmp /run/vm.qmp
@@ -142,7 +142,8 @@ async def unplug(
 
 
 async def _unplug_one(shell: Shell, vm: "VcpuController", vcpu: int, *, affect: Affect, **change: Any) -> None:
-    joined = vcpu in vm.layout.pending
+    planned = vm.plan(vm.layout.enabled - vm.layout.slot_of(vcpu).ids)
+    joined = any(step.joins and vcpu in step.ids for step in planned.steps)
     if joined:
         shell.note(f"vCPU {vcpu}: asked for before and unanswered, so nothing is sent; waiting for the answer")
     slots = [vm.layout.slot_of(each) for each in ([vcpu, *shell.not_sent] if shell.not_sent else ())]

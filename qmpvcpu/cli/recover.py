@@ -114,7 +114,8 @@ def _nothing_interrupted(shell: Shell, layout: Layout, *, acts: bool) -> Command
         return CommandResult(REACHED, content, text)
     slots = " ".join(str(first) for first in sorted(layout.pending_slots))
     pending = f"qmpvcpu: the removal of vCPU {layout.pending} was requested, and the guest has not answered yet"
-    advice = f"to wait for it: qmpvcpu unplug {slots} (nothing is sent again); to keep it: qmpvcpu set, with it"
+    wait = f"to wait for it: qmpvcpu unplug {slots} (asks again only if no guest works on it)"
+    advice = f"{wait}; to keep it: qmpvcpu set, with it"
     return CommandResult(NOT_REACHED if acts else REACHED, content, text, (pending, advice))
 
 

@@ -37,7 +37,8 @@ class Proof(enum.Enum):
     """What a plug waits for.
 
     PRESENT: QEMU accepted the ``device_add``. ACKNOWLEDGED: the guest said so through _OST (advisory: it never
-    comes for a plug in early boot, and a guest may say it without taking the CPU).
+    comes for a plug in early boot, and a guest may say it without taking the CPU). On a machine whose guests cannot
+    say it (pseries, s390x) a plug that waits for it is denied.
     """
 
     PRESENT = "present"

@@ -37,6 +37,7 @@ class KnownFault(enum.Enum):
         "QEMU up to 10.0.2 under TCG may hang and abort when a pseries machine is reset with a removal pending"
     )
     TCG_LINUX_LOCKS_UP = "a Linux guest of QEMU 8.2 under TCG locks up once vCPUs have been plugged into it"
+    TCG_SMM_PLUG_HANGS = "the guest of a QEMU under TCG hangs at a plug if the VM's firmware uses SMM"
 
 
 # The versions that were measured, each with the faults that it has and others lack.
@@ -68,7 +69,17 @@ _MEASURED: dict[_Version, frozenset[KnownFault]] = {
     (10, 0, 13): frozenset({KnownFault.TCG_APIC_ID_255, KnownFault.TCG_PSERIES_UNPLUG_ABORTS}),
     (11, 1, 3): frozenset(),
 }
-_OF_EVERY_VERSION = frozenset({KnownFault.TCG_CREATED_BEYOND_MAX, KnownFault.TCG_SINGLE_THREAD_UNPLUG})
+# That of SMM was measured on 10.0.2 and 11.1.3, with OVMF.
+_OF_EVERY_VERSION = frozenset(
+    {KnownFault.TCG_CREATED_BEYOND_MAX, KnownFault.TCG_SINGLE_THREAD_UNPLUG, KnownFault.TCG_SMM_PLUG_HANGS}
+)
+_OF_UNPLUG = frozenset(
+    {
+        KnownFault.TCG_REPLUG_CORRUPTS_HEAP,
+        KnownFault.TCG_SINGLE_THREAD_UNPLUG,
+        KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION,
+    }
+)
 _OF_PSERIES = frozenset({KnownFault.TCG_PSERIES_UNPLUG_ABORTS, KnownFault.TCG_PSERIES_RESET_ABORTS})
 
 
@@ -133,6 +144,8 @@ class VmInfo:
         libvirt_owned: True if libvirt started this QEMU.
         x2apic: Whether the CPU model has x2apic; None where that is unknown or no matter.
         confidential: True if the guest is sealed against the host (SEV, TDX, ...), its vCPUs included.
+        smm_firmware: True if the firmware's flash can be written in SMM only, which firmware that uses SMM asks for.
+            Read under TCG only, where it matters.
         other_paths: QOM paths of devices other than CPUs whose ids begin with ``vcpu``, as we do with those of CPUs.
         named: True if *name* was given; False for a label, which does not tell this VM from another.
     """
@@ -151,6 +164,7 @@ class VmInfo:
     libvirt_owned: bool = False
     x2apic: bool | None = None
     confidential: bool = False
+    smm_firmware: bool = False
     other_paths: frozenset[Annotated[str, QOM_PATH]] = frozenset()
     named: bool = True
 
@@ -159,6 +173,11 @@ class VmInfo:
         """What identifies this VM in any QEMU: its uuid, else a name that was given, or None."""
         return self.uuid or (self.name if self.named else None)
 
+    @property
+    def acknowledges(self) -> bool:
+        """True if its guests can acknowledge plugs, by ACPI's _OST; those of pseries and s390x cannot."""
+        return self.can_plug and not self.arch.startswith(("ppc", "s390")) and self.machine != "isapc"
+
     @cached_property
     def known_faults(self) -> frozenset[KnownFault]:
         """What this QEMU is known not to survive; of a version that was not measured, what its neighbours do not.
@@ -166,9 +185,13 @@ class VmInfo:
         A step into one is DENIED with reason FATAL unless ``allow_fatal=True``. A plan warns of those that depend on
         the guest or on a later reset.
         """
-        if self.accelerator != "tcg":
+        if self.accelerator != "tcg" or not self.can_plug:
             return frozenset()
         faults = _faults_of(self.qemu_version)
+        if not self.can_unplug:
+            faults -= _OF_UNPLUG
+        if not self.smm_firmware:
+            faults -= {KnownFault.TCG_SMM_PLUG_HANGS}
         if self.arch not in _APIC_MACHINES or self.x2apic:
             faults -= {KnownFault.TCG_APIC_ID_255}
         return faults if self.machine.startswith("pseries") else faults - _OF_PSERIES

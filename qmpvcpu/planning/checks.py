@@ -82,6 +82,9 @@ def check_plug(now: Situation, vcpu: int | None, options: CheckedOptions = DEFAU
         if slot.first in layout.pending_slots:
             held += ", and a removal of it is pending: wait for the guest's answer first"
         raise StepDeniedError(PLUG, slot.ids, DenialReason.SLOT_OCCUPIED, held)
+    if options.wants_acknowledgement and not layout.vm.acknowledges:
+        detail = f"a guest of machine {layout.vm.machine!r} has no way to acknowledge it: use Proof.PRESENT"
+        raise StepDeniedError(PLUG, slot.ids, DenialReason.MACHINE_CANNOT_ACKNOWLEDGE, detail)
     _check_status(PLUG, slot, now)
     fatal = None if options.allow_fatal else fatal_plug(now, slot)
     if fatal is not None:
@@ -132,15 +135,18 @@ def fatal_plug(now: Situation, slot: Slot) -> Fatal | None:
     if vm.confidential:
         return Fatal(DenialReason.CONFIDENTIAL, _CONFIDENTIAL)
     faults = vm.known_faults
+    fault = None
     if not faults:
         return None
-    if KnownFault.TCG_REPLUG_CORRUPTS_HEAP in faults and now.unplug_seen:
-        return Fatal.of(KnownFault.TCG_REPLUG_CORRUPTS_HEAP)
-    if KnownFault.TCG_CREATED_BEYOND_MAX in faults and now.created + slot.count > now.layout.max:
-        return Fatal.of(KnownFault.TCG_CREATED_BEYOND_MAX)
-    if KnownFault.TCG_APIC_ID_255 in faults and vm.topology is not None and needs_x2apic(vm.topology, slot.props):
-        return Fatal.of(KnownFault.TCG_APIC_ID_255)
-    return None
+    if KnownFault.TCG_SMM_PLUG_HANGS in faults:
+        fault = KnownFault.TCG_SMM_PLUG_HANGS
+    elif KnownFault.TCG_REPLUG_CORRUPTS_HEAP in faults and now.unplug_seen:
+        fault = KnownFault.TCG_REPLUG_CORRUPTS_HEAP
+    elif KnownFault.TCG_CREATED_BEYOND_MAX in faults and now.created + slot.count > now.layout.max:
+        fault = KnownFault.TCG_CREATED_BEYOND_MAX
+    elif KnownFault.TCG_APIC_ID_255 in faults and vm.topology is not None and needs_x2apic(vm.topology, slot.props):
+        fault = KnownFault.TCG_APIC_ID_255
+    return None if fault is None else Fatal.of(fault)
 
 
 def fatal_unplug(now: Situation) -> Fatal | None:

@@ -163,6 +163,7 @@ class Reader:
             libvirt_owned=isinstance(objects, list)
             and any(isinstance(each, dict) and each.get("name") == _LIBVIRT_SECRET for each in objects),
             x2apic=await self._x2apic(accelerator, topology, slots),
+            smm_firmware=accelerator == "tcg" and "q35" in machine_type and await self._has_smm_firmware(),
             confidential=isinstance(confidential, str) and confidential.startswith("/"),  # the path of an object
             other_paths=other_paths,
         )
@@ -174,6 +175,9 @@ class Reader:
             return None
         reply = await self._try("qom-get", {"path": slots[0].qom_path, "property": "x2apic"})
         return reply is True
+
+    async def _has_smm_firmware(self) -> bool:
+        return await self._try("qom-get", {"path": "/machine/system.flash0", "property": "secure"}) is True
 
     async def _ask(self, command: str) -> Any:
         """Ask what every QEMU answers.

@@ -1,6 +1,13 @@
+import grp
+import os
 import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -8,6 +15,7 @@ from qmpvcpu.cli import examine
 from qmpvcpu.cli.examine import Level
 from qmpvcpu.testing import Behaviour, MicroGuest, QemuProcess, best_qemu, find_qemus
 from tests.cli.running import Ran, environment, run
+from tests.layouts import TCG, layout
 
 pytestmark = pytest.mark.qemu
 
@@ -105,6 +113,14 @@ async def test_a_record_is_not_its_business(tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that every user may enter."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@pytest.fixture
 def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A path in the place of /dev/kvm, where nothing is yet."""
     monkeypatch.setattr(examine, "_KVM", tmp_path / "kvm")
@@ -118,16 +134,92 @@ def test_kvm_is_judged_by_a_guest_and_not_by_its_node(kvm: Path) -> None:
     broken = examine._examine_kvm(runs_guests=False)
     assert (broken.level, "no QEMU here runs a guest under it" in broken.found) == (Level.WARNING, True)
     assert examine._examine_kvm(runs_guests=True).level is Level.OK
+    untried = examine._examine_kvm(runs_guests=None)
+    assert (untried.level, untried.found) == (Level.NOTE, f"{kvm} may be opened; no QEMU was there to try it with")
 
 
-def test_a_kvm_that_may_not_be_opened_names_the_group(kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("mode", "group", "advice"),
+    [
+        (0o660, 1, f"join the group {grp.getgrgid(1).gr_name} (usermod -aG {grp.getgrgid(1).gr_name} USER"),
+        (0o660, 4242, "join the group 4242 (usermod -aG 4242 USER"),
+        (0o660, 0, "as root: chgrp kvm"),
+        (0o600, 0, "as root: chgrp kvm"),
+        (0o600, 1, "as root: chgrp kvm"),
+        (0o660, -1, "you are in that group, so something else forbids it"),
+    ],
+)
+def test_a_kvm_that_may_not_be_opened_is_advised_what_helps(
+    mode: int, group: int, advice: str, kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kvm.touch()
-    kvm.chmod(0o660)
-    monkeypatch.setattr("os.access", lambda *_: False)  # as it is for anyone but root
+    kvm.chmod(mode)
+    os.chown(kvm, 0, 4243 if group == -1 else group)
+    monkeypatch.setattr("os.access", lambda *_, **__: False)  # as it is for anyone but root
+    monkeypatch.setattr("os.getgroups", lambda: [4243])
     finding = examine._examine_kvm(runs_guests=False)
     assert finding.level is Level.WARNING
-    assert "mode 0660" in finding.found
-    assert f"usermod -aG {kvm.group()}" in finding.advice
+    assert f"mode {mode:04o}" in finding.found
+    assert finding.advice.startswith(advice)
+    assert "join the group root" not in finding.advice
+
+
+def test_a_socket_behind_a_link_blames_the_directory_that_is_closed(open_directory: Path) -> None:
+    closed = open_directory / "closed"
+    closed.mkdir()
+    closed.chmod(0)
+    (open_directory / "link").symlink_to("closed/sub/vm.qmp")
+    (open_directory / "circle").symlink_to("circle")
+    user = os.geteuid()
+    if user == 0:  # root may everything
+        os.seteuid(65534)
+    try:
+        told = examine._who_may(str(open_directory / "link"))
+    finally:
+        os.seteuid(user)
+    assert told.startswith(f"{closed} is of ")
+    assert ", mode 0000: run this as that user, or let the group in" in told
+    assert examine._who_may(str(open_directory / "circle")) != ""
+
+
+async def test_what_was_not_tried_is_not_said_to_fail(tmp_path: Path) -> None:
+    ran = await run("doctor", "--json", env=machine_of(tmp_path))
+    assert "no QEMU here runs a guest" not in ran.out
+
+
+def machine(arch: str, name: str, **changes: Any) -> Any:
+    """What doctor looks at of a VM of that machine, with vCPU 0 of 4."""
+    seen = layout({0: "boot"}, slots=4, vm=replace(TCG, arch=arch, machine=name, **changes))
+    return SimpleNamespace(layout=seen, capabilities=seen.vm, plan=lambda _: SimpleNamespace(denied=()))
+
+
+CANNOT = {"can_plug": False, "can_unplug": False}
+
+
+@pytest.mark.parametrize(
+    ("vm", "subjects", "says"),
+    [
+        (machine("aarch64", "virt-10.0", **CANNOT), ["VM", "plug"], "QEMU has no machine for aarch64 that does"),
+        (machine("x86_64", "microvm", **CANNOT), ["VM", "plug"], "start the VM with q35 or pc"),
+        (
+            machine("loongarch64", "virt-8.2", **CANNOT),
+            ["VM", "plug"],
+            "start the VM with virt, with QEMU 9 or later",
+        ),
+        (
+            machine("s390x", "s390-ccw-virtio-10.0", can_unplug=False),
+            ["VM", "VM's QEMU", "plug", "unplug", "guest"],
+            "guests of machine s390-ccw-virtio-10.0 cannot say that they take a CPU",
+        ),
+    ],
+)
+def test_of_each_machine_is_said_what_it_can_do_and_nothing_else(vm: Any, subjects: list[str], says: str) -> None:
+    findings = list(examine.examine_vm(vm, []))
+    assert [each.subject for each in findings] == subjects
+    said = "\n".join(f"{each.found} {each.advice}" for each in findings)
+    assert says in said
+    assert "acknowledged" not in said
+    assert ("only plugs are possible" in said) is vm.layout.vm.can_plug
 
 
 def test_a_package_without_metadata_is_named_all_the_same() -> None:

@@ -20,7 +20,7 @@ from qmpvcpu import (
     VcpuMap,
 )
 from qmpvcpu.events import MigrationChanged, Reconnected
-from qmpvcpu.testing.peer import GREETING, Command, Failure, ScriptedPeer
+from qmpvcpu.testing.peer import GREETING, HANG, Command, Failure, ScriptedPeer
 from qmpvcpu.vm.connection import Ear
 from tests import waiting
 from tests.captures import all_captures
@@ -143,6 +143,15 @@ async def test_a_wanted_read_that_failed_is_tried_again() -> None:
         peer.answers["query-hotpluggable-cpus"] = lambda _: replies.pop(0) if len(replies) > 1 else left
         await peer.event("ACPI_DEVICE_OST", ost(2, 0))
         assert await unplugging == {2}
+
+
+async def test_a_close_in_the_middle_of_a_read_is_no_failure(said: Any) -> None:
+    async with recorded(NAME, resync_interval=None) as (peer, vm):
+        peer.answers["query-hotpluggable-cpus"] = HANG
+        await peer.event("DEVICE_DELETED", {"path": next(slot["qom-path"] for slot in SLOTS if "qom-path" in slot)})
+        await peer.wait_for("query-hotpluggable-cpus", 2)
+        await vm.close()
+    assert said() == []
 
 
 async def test_the_last_look_at_a_deadline_may_fail() -> None:

@@ -153,6 +153,31 @@ def test_a_version_that_was_not_measured_has_the_faults_of_its_neighbours(
     assert vm("tcg", version).known_faults == ALWAYS | faults
 
 
+@pytest.mark.parametrize("version", [(7, 2, 22), (10, 0, 2), (12, 0, 0)])
+def test_a_machine_has_the_faults_of_what_it_can_do(version: tuple[int, int, int]) -> None:
+    arm = vm("tcg", version, arch="aarch64", machine="virt-10.0", can_plug=False, can_unplug=False)
+    assert arm.known_faults == frozenset()
+    s390x = vm("tcg", version, arch="s390x", machine="s390-ccw-virtio-10.0", can_unplug=False)
+    assert s390x.known_faults == {KnownFault.TCG_CREATED_BEYOND_MAX}
+    assert vm("tcg", version, smm_firmware=True).known_faults >= {KnownFault.TCG_SMM_PLUG_HANGS}
+    assert vm("kvm", version, smm_firmware=True).known_faults == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("changes", "acknowledges"),
+    [
+        ({}, True),
+        ({"arch": "loongarch64", "machine": "virt"}, True),
+        (PSERIES, False),
+        ({"arch": "s390x", "machine": "s390-ccw-virtio-10.0"}, False),
+        ({"machine": "isapc"}, False),
+        ({"arch": "aarch64", "machine": "virt-10.0", "can_plug": False}, False),
+    ],
+)
+def test_a_guest_acknowledges_where_its_machine_has_words_for_it(changes: dict[str, Any], acknowledges: bool) -> None:
+    assert vm("kvm", (10, 0, 2), **changes).acknowledges is acknowledges
+
+
 @pytest.mark.parametrize("accelerator", ["kvm", "mshv", "hvf", "nvmm", "whpx", "xen", "unknown"])
 def test_what_is_not_tcg_has_none_of_its_faults(accelerator: str) -> None:
     assert vm(accelerator, (7, 2, 22)).known_faults == frozenset()

@@ -8,7 +8,7 @@ import pytest
 from qmpvcpu import DenialReason, Layout, StepDeniedError
 from qmpvcpu.errors import UnsupportedMachineError
 from qmpvcpu.model.layout import CpuProps, Slot
-from qmpvcpu.model.options import CheckedOptions
+from qmpvcpu.model.options import CheckedOptions, Proof
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology, VmInfo, VmStatus
 from qmpvcpu.planning.checks import Situation, check_export, check_plug, check_unplug
@@ -54,6 +54,7 @@ def test_a_plugged_vcpu_may_leave_boot_vcpus_too() -> None:
         (situation(TCG, created=4), 3, DenialReason.FATAL, "more vCPUs were ever created"),
         (situation(replace(KVM, confidential=True)), 3, DenialReason.CONFIDENTIAL, "sealed at launch"),
         (situation(replace(KVM, can_plug=False)), 3, DenialReason.MACHINE_CANNOT_PLUG, "no hotpluggable CPUs"),
+        (situation(replace(TCG, smm_firmware=True)), 3, DenialReason.FATAL, "firmware uses SMM"),
     ],
 )
 def test_a_plug_is_denied_with_its_reason(now: Situation, vcpu: int | None, reason: DenialReason, says: str) -> None:
@@ -104,6 +105,16 @@ def test_an_export_is_denied_with_its_reason(now: Situation, reason: DenialReaso
     with pytest.raises(StepDeniedError, match=says) as caught:
         check_export(now)
     assert (caught.value.action, caught.value.ids, caught.value.reason) == ("export", VcpuMap(), reason)
+
+
+@pytest.mark.parametrize("options", [CheckedOptions(proof=Proof.ACKNOWLEDGED), CheckedOptions(require_proof=True)])
+def test_a_plug_does_not_wait_for_what_no_guest_of_the_machine_can_say(options: CheckedOptions) -> None:
+    s390x = situation(replace(KVM, arch="s390x", machine="s390-ccw-virtio-10.0"))
+    with pytest.raises(StepDeniedError, match=r"no way to acknowledge it: use Proof\.PRESENT") as caught:
+        check_plug(s390x, 3, options)
+    assert caught.value.reason is DenialReason.MACHINE_CANNOT_ACKNOWLEDGE
+    assert check_plug(s390x, 3).first == 3
+    assert check_plug(situation(), 3, options).first == 3
 
 
 def test_an_export_from_a_vm_that_may_leave_goes_through() -> None:
