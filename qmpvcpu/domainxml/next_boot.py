@@ -7,8 +7,9 @@ something else, and why.
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import prod
 
-from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus
+from qmpvcpu.domainxml.domain import LEVELS, DomainVcpu, DomainVcpus
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, describe, shorten
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap, possible_ids
@@ -153,7 +154,7 @@ def with_max(domain: DomainVcpus, maximum: int) -> DomainVcpus:
     not, with their pins and schedulers.
 
     Raises:
-        ConfigDeniedError: *maximum* is not 1 to 16384, does not fit the topology, or excludes a vCPU of a cell.
+        ConfigDeniedError: *maximum* is not 1 to 16384, is not that of the topology, or excludes a vCPU of a cell.
 
     Source: libvirt, virDomainSetVcpusFlags with VIR_DOMAIN_VCPU_MAXIMUM, measured with libvirt 9.0.0.
     """
@@ -163,8 +164,12 @@ def with_max(domain: DomainVcpus, maximum: int) -> DomainVcpus:
         raise ConfigDeniedError(asked, VcpuMap(), DenialReason.UNKNOWN_VCPU, detail)
     if maximum == domain.max:
         return domain
-    if domain.topology is not None:
-        detail = f"the document's <topology> has {domain.max} vCPUs, and libvirt accepts no other maximum with it"
+    size = maximum if domain.topology is None else prod(getattr(domain.topology, level) for level in LEVELS)
+    if size != maximum:
+        detail = (
+            f"the document's <topology> has {size} vCPUs, and libvirt accepts no other maximum with it:"
+            " change or remove it first"
+        )
         raise ConfigDeniedError(asked, VcpuMap(), DenialReason.TOPOLOGY_MISMATCH, detail)
     for cell in domain.numa:
         beyond = VcpuMap(each for each in cell.cpus if each >= maximum)

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu.errors import TargetLostError
 from qmpvcpu.fleet import Fleet
+from qmpvcpu.model.vm import Topology
 from qmpvcpu.testing import Behaviour, MicroGuest, QemuProcess, best_qemu
 from tests.docs.blocks import block
 from tests.domainxml.documents import SAMPLES
@@ -133,6 +135,10 @@ async def test_the_examples_of_the_page_on_the_next_boot_hold(
     assert capsys.readouterr().out.splitlines() == ["TransitionOutcome.REACHED", "next boot 0-1 to 0,2-3: WRITTEN"]
     assert await alone.resize(str(xml)) == "0-3,9 of 16"
     assert said((await qmpvcpu.DomainConfig.load(xml)).domain) == "00++-----+------"
+    xml.write_bytes(document(replace(domain_of_rows("00------"), topology=Topology(8, sockets=2, cores=4))))
+    assert await alone.resize(str(xml)) == "0-3,9 of 16"
+    topology = (await qmpvcpu.DomainConfig.load(xml)).domain.topology
+    assert topology == Topology(16, sockets=2, cores=8)
 
 
 def test_the_example_of_the_page_on_documents_holds() -> None:

@@ -149,6 +149,13 @@ DENIED: list[tuple[str, Callable[[], object], DenialReason, tuple[int, ...], str
     ("maximum -1", lambda: with_max(domain_of_rows("0-"), -1), DenialReason.UNKNOWN_VCPU, (), "1 to 16384"),
     ("maximum 2^32", lambda: with_max(domain_of_rows("0-"), 2**32), DenialReason.UNKNOWN_VCPU, (), "1 to 16384"),
     ("topology", lambda: with_max(CORES, 24), DenialReason.TOPOLOGY_MISMATCH, (), "<topology> has 16 vCPUs"),
+    (
+        "new topology",
+        lambda: with_max(replace(CORES, topology=Topology(24, 3, threads=8)), 32),
+        DenialReason.TOPOLOGY_MISMATCH,
+        (),
+        "<topology> has 24 vCPUs",
+    ),
     ("numa", lambda: with_max(NUMA, 2), DenialReason.NUMA_MISMATCH, (2, 3), "NUMA cell 0 has vCPUs 2-3"),
     (
         "half",
