@@ -10,7 +10,7 @@ from qmpvcpu.errors import Outcome, printable
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, OnFailure
-from qmpvcpu.model.vcpumap import VcpuMap, union
+from qmpvcpu.model.vcpumap import VcpuMap, union, union_by
 from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict
 
 _MOST_LISTED: Final = 4  # more alike steps in a row than these share a line
@@ -348,9 +348,7 @@ def _listed(steps: Iterable[StepReport]) -> Iterator[str]:
 
 def _grouped(steps: Iterable[StepReport]) -> list[str]:
     """Return how *steps* ended: one entry for all that ended alike, and not too many entries."""
-    alike: dict[tuple[str, str], list[int]] = {}
-    for step in steps:
-        alike.setdefault((step.action.value, step.said), []).extend(step.ids)
-    said = [f"{action} {VcpuMap(ids)}: {said}" for (action, said), ids in alike.items()]
+    alike = union_by(((step.action.value, step.said), step.ids) for step in steps)
+    said = [f"{action} {ids}: {said}" for (action, said), ids in alike.items()]
     more = len(said) - _MOST_SAID
     return said if more <= 0 else [*said[:_MOST_SAID], f"and {more} more"]

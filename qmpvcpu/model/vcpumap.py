@@ -3,9 +3,11 @@
 import operator
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from typing import Any, Self, SupportsIndex
+from typing import Any, Self, SupportsIndex, TypeVar
 
 from qmpvcpu.errors import InvalidMapError, shorten
+
+_K = TypeVar("_K")
 
 MOST_VCPUS = 16384
 """How many vCPUs a VM can have at most: libvirt refuses a higher id (VIR_DOMAIN_CPUMASK_LEN), measured with 9.0.0."""
@@ -191,6 +193,14 @@ def union(maps: Iterable[VcpuMap]) -> VcpuMap:
     for each in maps:
         bits |= each.to_int()
     return VcpuMap._made(bits)  # noqa: SLF001 -- it is of this module
+
+
+def union_by(pairs: Iterable[tuple[_K, VcpuMap]]) -> dict[_K, VcpuMap]:
+    """Return the ids of all maps with the same key, by key, in the order of the first of each."""
+    found: dict[_K, VcpuMap] = {}
+    for key, ids in pairs:
+        found[key] = found.get(key, VcpuMap()) | ids
+    return found
 
 
 def _bits_of(ids: Iterable[int]) -> int:

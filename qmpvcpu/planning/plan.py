@@ -16,7 +16,7 @@ from qmpvcpu.errors import (
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.options import DEFAULTS, CheckedOptions
 from qmpvcpu.model.transition import Action, Step
-from qmpvcpu.model.vcpumap import VcpuMap, named, union
+from qmpvcpu.model.vcpumap import VcpuMap, named, union, union_by
 from qmpvcpu.model.verdicts import Denied
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.planning.checks import (
@@ -347,16 +347,15 @@ def _fatal_plugs(
         ("plugging {} again, should the guest let go,", keeps, True),
         ("plugging {} again, as reverting does,", unplugs, True),
     ):
-        killing: dict[Fatal, list[Step]] = {}
+        killing: list[tuple[Fatal, VcpuMap]] = []
         for step in steps:
             then = now._replace(unplug_seen=now.unplug_seen or left)
             fatal = fatal_plug(then, now.layout.slot_of(step.first))
-            if fatal is not None:
-                killing.setdefault(fatal, []).append(step)
+            if fatal is not None and (left or allow_fatal):
+                killing.append((fatal, step.ids))
             now = now._replace(created=now.created + len(step.ids))
-        for fatal, those in killing.items():
-            if left or allow_fatal:
-                yield f"{words.format(named(_ids(those)))} is known to be fatal: {fatal.why}"
+        for fatal, ids in union_by(killing).items():
+            yield f"{words.format(named(ids))} is known to be fatal: {fatal.why}"
 
 
 def _of_guest_or_reset(now: Situation, plugs: list[Step], unplugs: list[Step]) -> Iterator[str]:
@@ -377,10 +376,8 @@ def _ids(steps: Iterable[Step]) -> VcpuMap:
 
 def merged(denied: Iterable[Denied]) -> list[Denied]:
     """Return *denied* with those that say the same put together, in the order of the first of each."""
-    alike: dict[tuple[DenialReason, str], list[int]] = {}
-    for each in denied:
-        alike.setdefault((each.reason, each.detail), []).extend(each.ids)
-    return [Denied(VcpuMap(ids), reason, detail) for (reason, detail), ids in alike.items()]
+    alike = union_by(((each.reason, each.detail), each.ids) for each in denied)
+    return [Denied(ids, reason, detail) for (reason, detail), ids in alike.items()]
 
 
 def explained(plan: Plan) -> Iterator[str]:
