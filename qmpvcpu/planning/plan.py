@@ -407,38 +407,27 @@ def _step_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     for _, group in groupby(plan.steps, lambda step: (step.action, step.joins, slots[step.first].is_boot)):
         run = list(group)
         word = run[0].action.value
-        if len(run) > _MOST_ALIKE:
-            ids = union(step.ids for step in run)
-            yield word, str(ids), _how_all(run, slots, taken)
-        else:
-            for step in run:
-                yield word, str(step.ids), _how(step, slots[step.first], taken)
+        for alike in [run] if len(run) > _MOST_ALIKE else [[step] for step in run]:
+            yield word, str(_ids(alike)), _how(alike, slots, taken)
 
 
-def _how(step: Step, slot: Slot, taken: Container[str]) -> str:
+def _how(run: list[Step], slots: dict[int, Slot], taken: Container[str]) -> str:
+    """Return how the steps of *run*, which are alike, are carried out."""
+    step, one = run[0], len(run) == 1
+    first, last = slots[step.first], slots[run[-1].first]
+    is_pending = "its removal is pending" if one else "their removals are pending"
+    awaited = "the guest's answer is awaited" if one else "the guest's answers are awaited"
     if step.action is Action.PLUG:
-        place = " ".join(f"{name.removesuffix('-id')} {value}" for name, value in slot.props.items())
-        return f"device_add {_id(slot, taken)}, {place}"
+        place = " ".join(f"{name.removesuffix('-id')} {value}" for name, value in first.props.items())
+        return f"device_add {_id(first, taken)}" + (f", {place}" if one else f" .. {_id(last, taken)}")
     if step.action is Action.KEEP:
-        return "its removal is pending: the guest's answer is awaited"
+        return f"{is_pending}: {awaited}"
     if step.joins:
-        return "its removal is pending already: nothing is sent, the guest's answer is awaited"
-    boot = ", there at boot" if slot.is_boot else ""
-    return f"the guest is asked to give up {step.qom_path}{boot}"
+        return f"{is_pending} already: nothing is sent, {awaited}"
+    what = f"up {step.qom_path}" if one else f"them up, {first.first} first"
+    boot = (", there at boot" if one else "; they were there at boot") if first.is_boot else ""
+    return f"the guest is asked to give {what}{boot}"
 
 
 def _id(slot: Slot, taken: Container[str]) -> str:
     return slot.free_path(taken).rpartition("/")[2]
-
-
-def _how_all(run: list[Step], slots: dict[int, Slot], taken: Container[str]) -> str:
-    """Return how all of *run*, which are alike, are done."""
-    first, last = slots[run[0].first], slots[run[-1].first]
-    if run[0].action is Action.PLUG:
-        return f"device_add {_id(first, taken)} .. {_id(last, taken)}"
-    if run[0].action is Action.KEEP:
-        return "their removals are pending: the guest's answers are awaited"
-    if run[0].joins:
-        return "their removals are pending already: nothing is sent, the guest's answers are awaited"
-    boot = "; they were there at boot" if first.is_boot else ""
-    return f"the guest is asked to give them up, {first.first} first{boot}"
