@@ -1,10 +1,13 @@
 """The programs in docs/examples do what they say, each with a real QEMU."""
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +28,34 @@ async def the_guest_to_be_ready(words: Path) -> None:
     await until(lambda: b"R" in words.read_bytes(), within=30)
 
 
+@contextlib.asynccontextmanager
+async def vmms_words(tmp_path: Path, behaviour: Behaviour) -> AsyncIterator[list[object]]:
+    """What the VMM is run with: its socket, and a QEMU whose guest tells in a file when it is ready."""
+    qemu, pid = best_qemu(), tmp_path / "pid"
+    (tmp_path / "guest.rom").write_bytes(rom_image(behaviour))
+    machine = [
+        "-machine",
+        "q35",
+        "-accel",
+        await probe_accelerator(qemu),
+        "-m",
+        "16",
+        "-nodefaults",
+        "-display",
+        "none",
+    ]
+    machine += ["-smp", "1,maxcpus=8,sockets=8", "-debugcon", f"file:{tmp_path / 'words'}", "-pidfile", str(pid)]
+    try:
+        yield [tmp_path / "web1.qmp", qemu, *machine, "-bios", tmp_path / "guest.rom"]
+    finally:
+        if pid.exists():  # it is gone when QEMU has ended
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
 async def test_the_vmm_keeps_its_client_and_its_events(tmp_path: Path) -> None:
-    qemu = best_qemu()
-    rom, words = tmp_path / "guest.rom", tmp_path / "words"
-    rom.write_bytes(rom_image())
-    machine = ["-machine", "q35", "-accel", await probe_accelerator(qemu), "-m", "16", "-bios", rom]
-    machine += ["-smp", "1,maxcpus=8,sockets=8", "-nodefaults", "-display", "none", "-debugcon", f"file:{words}"]
-    async with running("vmm.py", qemu, *machine) as vmm:
+    async with vmms_words(tmp_path, Behaviour.complying()) as words, running("vmm.py", *words) as vmm:
         await vmm.hear(r"^up with vCPUs 0 of 8$")
-        await the_guest_to_be_ready(words)
+        await the_guest_to_be_ready(tmp_path / "words")
         await vmm.tell("0,2-3")
         await vmm.hear(r"^REACHED: vCPUs 0 to 0,2-3,")
         await vmm.tell("0,3")
@@ -44,6 +66,36 @@ async def test_the_vmm_keeps_its_client_and_its_events(tmp_path: Path) -> None:
         await vmm.hear(r"^event: SHUTDOWN$")
         assert await vmm.end() == 0
         assert "Traceback" not in vmm.said
+
+
+async def test_the_vmm_finds_its_vm_again_after_it_was_killed_and_finishes(tmp_path: Path) -> None:
+    other = tmp_path / "other.qmp"
+    async with vmms_words(tmp_path, Behaviour.slow(500)) as first:
+        words = [*first, "-qmp", f"unix:{other},server=on,wait=off"]
+        async with running("vmm.py", *words) as vmm:
+            await vmm.hear(r"^up with vCPUs 0 of 8$")
+            await the_guest_to_be_ready(tmp_path / "words")
+            await vmm.tell("0,2-3")
+            await vmm.hear(r"^REACHED: vCPUs 0 to 0,2-3,")
+            async with qmpvcpu.attach(other) as onlooker:
+                await vmm.tell("0,5")  # the guest takes its time to give up 2 and 3
+                async for event in onlooker.events():
+                    if isinstance(event, UnplugAcknowledged):
+                        break
+                vmm.process.kill()
+                await vmm.process.wait()
+        async with running("vmm.py", *words) as vmm:
+            await vmm.hear(r"^an earlier run has left the VM running$")
+            await vmm.hear(r"^up with vCPUs ")
+            await vmm.hear(r"^finishing what was under way: REACHED: .* to 0,5,")
+            await vmm.tell("quit")
+            await vmm.hear(r"^event: SHUTDOWN$")
+            assert await vmm.end() == 0
+            assert "Traceback" not in vmm.said
+        async with running("vmm.py", *words) as vmm:  # the next VM of that name
+            await vmm.hear(r"^up with vCPUs 0 of 8$")
+            await vmm.tell("quit")
+            assert await vmm.end() == 0
 
 
 async def test_the_script_follows_load_past_a_refusal_and_a_late_answer(tmp_path: Path) -> None:
