@@ -11,7 +11,7 @@ import inspect
 import math
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
@@ -124,11 +124,34 @@ def member(name: str, value: object, kind: type[enum.Enum]) -> object:
     return value
 
 
+def members(name: str, value: object, kind: type[enum.Enum]) -> Collection[object]:
+    """Return *value*, which *name* was given, if it is a collection of members of *kind*.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise TypeError(f"{name} is a collection of {kind.__name__}, not {_quoted(value)}")
+    return [member(f"each of {name}", each, kind) for each in value]
+
+
+def called(name: str, value: object) -> object:
+    """Return *value*, which *name* was given, if it can be called.
+
+    Raises:
+        TypeError: It cannot.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} is a function, not {_quoted(value)}")
+    return value
+
+
 def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Have *function* begin only when its arguments are what their annotations say.
 
     ``float`` is a duration, ``str | PathLike[str]`` a path; ``int``, ``bool``, ``str`` and enumerations are what they
-    say; each also with ``| None``. A ``Literal`` is one of its words. Other annotations are not checked.
+    say; each also with ``| None``. A ``Literal`` is one of its words, a ``Callable`` a function, and a ``Collection``
+    of an enumeration has members of it. Other annotations are not checked.
     """
     checks = _checks_of(function)
     code = inspect.unwrap(function).__code__
@@ -187,6 +210,11 @@ def _check_for(annotation: Any) -> _Check | None:
     """Return what checks a value that is to be *annotation*; None: nothing does."""
     if get_origin(annotation) is Literal:
         return functools.partial(_one_of, words=get_args(annotation))
+    if get_origin(annotation) is Callable:
+        return called
+    if get_origin(annotation) is Collection:
+        (kind,) = get_args(annotation)
+        return functools.partial(members, kind=kind) if _is_enumeration(kind) else None
     if get_origin(annotation) is not UnionType:
         return _check_of(annotation)
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
@@ -196,9 +224,11 @@ def _check_for(annotation: Any) -> _Check | None:
 
 def _check_of(kind: Any) -> _Check | None:
     known: Mapping[Any, _Check] = {float: seconds, int: whole, bool: flag, str: text}
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return functools.partial(member, kind=kind)
-    return known.get(kind)
+    return functools.partial(member, kind=kind) if _is_enumeration(kind) else known.get(kind)
+
+
+def _is_enumeration(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, enum.Enum)
 
 
 def _unless_none(name: str, value: object, *, check: _Check) -> Any:

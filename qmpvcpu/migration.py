@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 
+@checked
 async def check_target(
     export: Export | ExportedState, vm: VcpuController, *, accept: Collection[DifferenceKind] = ()
 ) -> tuple[Difference, ...]:

@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from typing import Annotated, Any
 
 from qmpvcpu.errors import shorten
+from qmpvcpu.given import whole
 from qmpvcpu.model.names import KNOWN_PLACES, PERIPHERAL, QOM_PATH, Shape, cpu_model_of, is_cpu_type, is_place
 from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap, union
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus
@@ -305,7 +306,10 @@ class Layout:
 
         Raises:
             IndexError: There is no such vCPU.
+            TypeError: It is no whole number.
         """
+        if type(vcpu) is not int:
+            vcpu = whole("a vCPU id", vcpu)
         slots = self.slots
         if 0 <= vcpu < len(slots) and slots[vcpu].first == vcpu:  # every machine with one vCPU a slot
             return slots[vcpu]
@@ -315,6 +319,7 @@ class Layout:
 
     def __getitem__(self, vcpu: int) -> Vcpu:
         slot = self.slot_of(vcpu)
+        vcpu = int(vcpu)
         tids = slot.host_tids
         return Vcpu(
             id=vcpu,

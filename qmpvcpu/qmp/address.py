@@ -303,7 +303,9 @@ async def _connect_tcp(text: str, host: str, port: int) -> socket.socket:
             raise
         else:
             return sock
-    raise MonitorConnectError(text, _explain(failure)) from failure
+    hint = "is QEMU running, with -qmp tcp:HOST:PORT,server=on,wait=off,nodelay=on?"
+    refused = isinstance(failure, ConnectionRefusedError)
+    raise MonitorConnectError(text, _explain(failure), hint=hint if refused else "") from failure
 
 
 def _numeric(host: str, port: int) -> list[_Place]:

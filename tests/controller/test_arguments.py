@@ -5,13 +5,13 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import qmpvcpu
 from qmpvcpu import InvalidMapError, Pending, Recovery, VcpuController
-from qmpvcpu.migration import confirm_target
+from qmpvcpu.migration import DifferenceKind, check_target, confirm_target
 from qmpvcpu.qmp.queries import look
 from qmpvcpu.testing import Behaviour, MicroGuest, ScriptedPeer
 from tests.exchange import exchange
@@ -80,6 +80,22 @@ NOT_MEANT: dict[str, tuple[str, Call]] = {
     "set_map(bytes)": ("is not a set of vCPU ids", lambda vm, _: vm.set_map(b"0-2")),
     "set_count('1')": ("count is a whole number", lambda vm, _: vm.set_count("1")),  # type: ignore[arg-type]
     "set_count(True)": ("count is a whole number", lambda vm, _: vm.set_count(True)),
+    "wait_for('x')": (
+        'predicate is a function, not "x"',
+        lambda vm, _: vm.wait_for("x"),  # type: ignore[arg-type]
+    ),
+    "check_target(accept='uuid')": (
+        'accept is a collection of DifferenceKind, not "uuid"',
+        lambda vm, _: check_target(cast("Any", None), vm, accept="uuid"),  # type: ignore[arg-type]
+    ),
+    "check_target(accept=kind)": (
+        "accept is a collection of DifferenceKind",
+        lambda vm, _: check_target(cast("Any", None), vm, accept=DifferenceKind.UUID),  # type: ignore[arg-type]
+    ),
+    "check_target(accept=['uuid'])": (
+        "each of accept is one of DifferenceKind.RUN_STATE",
+        lambda vm, _: check_target(cast("Any", None), vm, accept=["uuid"]),  # type: ignore[list-item]
+    ),
     "recover('redo')": ("how is one of Recovery", lambda vm, _: vm.recover("redo")),  # type: ignore[arg-type]
 }
 

@@ -166,6 +166,12 @@ def test_a_layout_answers_by_vcpu_id() -> None:
             layout[outside]
 
 
+@pytest.mark.parametrize("given", ["3", True, 3.0, None, [3], slice(0, 2)])
+def test_what_is_no_vcpu_id_is_told(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"^a vCPU id is a whole number, not "):
+        small_layout(0)[given]
+
+
 def test_boot_vcpus_of_a_vm_that_libvirt_runs_are_not_ours_to_take() -> None:
     layout = small_layout(0, 1, libvirt_owned=True)
     assert layout[1].hotpluggable
