@@ -452,7 +452,8 @@ class PlugUnprovenError(StepError):
     outcome = Outcome.CHANGED
 
     def __init__(self, ids: "VcpuMap", code: int | None, reason: str) -> None:
-        shown = "" if code is None else f" (OST status {code:#04x})"
+        silent = " (it still boots, or takes no CPUs while it runs)"
+        shown = silent if code is None else f" (OST status {code:#04x})"
         super().__init__(
             f"{describe('plug', ids)}: plugged, but not acknowledged by the guest: {reason}{shown}",
             action="plug",

@@ -33,11 +33,6 @@ _KERNEL_OPTIONS = (
 )
 
 
-# Linux from 6.12.77 on (commit adbf61cc47cb) takes no CPUs but those of the boot unless it detects a hypervisor, and
-# TCG is none. It detects VMware by these two.
-_HYPERVISOR_OF_TCG = ("-cpu", "qemu64,-hypervisor", "-smbios", "type=1,serial=VMware-1")
-
-
 class LinuxGuestMissingError(QmpVcpuError):
     """The kernel or the initramfs of the Linux guest has not been made on this machine."""
 
@@ -64,7 +59,8 @@ class LinuxGuest(GuestVm):
         kernel: Another kernel image, with serial console, ACPI CPU hotplug and devtmpfs built in; None: the one that
             was made.
         kernel_options: Appended to the kernel's command line.
-        extra_args: More arguments for QEMU.
+        extra_args: More arguments for QEMU. A ``-cpu`` gets ``-hypervisor`` under TCG, unless it names that feature:
+            without, Linux from 6.12.77 on takes no CPUs but those of its boot.
         qmp_sockets: How many QMP sockets QEMU gets: each serves one client at a time.
         timeout: Seconds that it may take to boot.
 
@@ -257,8 +253,9 @@ class LinuxGuest(GuestVm):
         self.accelerator = accel
         self._online, self._gone = None, False
         self._answers = asyncio.Queue()
-        seen_as = () if accel == "kvm" else _HYPERVISOR_OF_TCG
-        self.process = QemuProcess(qemu, ["-accel", accel, *seen_as, *args], qmp_sockets=self._qmp_sockets, serials=1)
+        if accel == "tcg":
+            args = _as_under_a_hypervisor(args)
+        self.process = QemuProcess(qemu, ["-accel", accel, *args], qmp_sockets=self._qmp_sockets, serials=1)
         await self.process.__aenter__()
         self._listener = asyncio.create_task(self._listen(self.process.serials[0].reader))
 
@@ -327,6 +324,19 @@ class LinuxGuest(GuestVm):
         """The error that says *why*, with the end of the console as evidence."""
         tail = "\n".join(self.console.splitlines()[-_TAIL:])
         return self.process.failure(f"{why}; the console ends with:\n{tail}" if tail else why, start=start)
+
+
+def _as_under_a_hypervisor(args: Sequence[str]) -> list[str]:
+    """Arguments under which Linux detects a hypervisor: TCG is none to it.
+
+    Linux from 6.12.77 on (commit adbf61cc47cb) takes no CPUs but those of its boot unless it detects one. It detects
+    VMware by the serial number, but only where the CPU does not say that there is another.
+    """
+    changed = ["-cpu", "qemu64", "-smbios", "type=1,serial=VMware-1", *args]  # the last of an option counts
+    for place, option in enumerate(changed[:-1]):
+        if option == "-cpu" and "hypervisor" not in changed[place + 1]:
+            changed[place + 1] += ",-hypervisor"
+    return changed
 
 
 def find_images() -> tuple[Path, Path]:

@@ -101,6 +101,13 @@ async def test_a_guest_told_to_refuse_right_after_a_plug_keeps_the_new_cpu(
         assert await guest.online() == VcpuMap([0, 1, third(2)])
 
 
+async def test_linux_takes_cpus_of_any_model(qemu: Path, accel: Accelerator, kernel: Path) -> None:
+    extra = ["-cpu", "Skylake-Client" if accel == "tcg" else "max"]
+    async with LinuxGuest(qemu, accel=accel, kernel=kernel, extra_args=extra) as guest, raw_vm(guest) as vm:
+        await vm.plug(2)
+        assert len(await guest.wait_online(lambda cpus: len(cpus) == 3)) == 3
+
+
 async def test_a_cpu_that_linux_does_not_bring_online_cannot_be_made_to_stay(qemu: Path, accel: Accelerator) -> None:
     async with LinuxGuest(qemu, accel=accel, kernel_options="nr_cpus=2") as guest, raw_vm(guest) as vm:
         await vm.plug(2)
