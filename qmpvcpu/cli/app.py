@@ -178,8 +178,9 @@ def run(arguments: Sequence[str]) -> int:
         return _flushed() or end.exit_code
     except click.Abort:
         return _fail(KeyboardInterrupt(), json="--json" in arguments)
-    except OSError as error:  # help that cannot be printed: a command tells its own errors
-        return cannot_print(error)
+    except OSError as error:
+        # Help that cannot be printed, or modules that cannot be read: a command tells its own errors.
+        return cannot_print(error) if error.filename is None else _fail(error, json="--json" in arguments)
     return code if isinstance(code, int) else 0
 
 

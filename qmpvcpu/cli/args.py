@@ -8,7 +8,16 @@ import shlex
 
 import click
 
-from qmpvcpu.cli.options import OUTPUT_OPTIONS, File, command, flag, naming_document, option, read_document
+from qmpvcpu.cli.options import (
+    OUTPUT_OPTIONS,
+    File,
+    command,
+    exported_in,
+    flag,
+    naming_document,
+    option,
+    read_document,
+)
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.domainxml import parse, validate
@@ -42,7 +51,7 @@ class _Form(enum.Enum):
 async def args(_: Shell, *, xml: str, device: bool, qmp_commands: bool, cpu: str | None) -> CommandResult:
     """Print the QEMU arguments that rebuild the vCPUs of a domain XML, with their holes and in their order.
 
-    XML is libvirt's domain XML; - reads standard input.
+    XML is libvirt's domain XML, a record, or what export has written; - reads standard input.
 
     -cpu, -smp, the NUMA cells, and one -device for each vCPU that QEMU does not start with: one option a line, quoted
     for a shell. Where there are cells, -m must be their sum. What the document cannot say, such as what host-model is
@@ -70,6 +79,8 @@ async def args(_: Shell, *, xml: str, device: bool, qmp_commands: bool, cpu: str
 
 def _arguments_of(path: str, cpu: str | None) -> LaunchArguments:
     xml = read_document(path)
+    if xml.lstrip().startswith(b"{"):
+        return arguments(exported_in(path, xml).layout, cpu=cpu)
     with naming_document(path):
         domain = parse(xml)
         # What libvirt would say only at the start counts too: these are for a start. All else parse() has refused.

@@ -8,9 +8,9 @@ from qmpvcpu.cli.options import TIMEOUT, File, Seconds, flag, option
 from qmpvcpu.cli.result import BadUsageError
 from qmpvcpu.model.options import Affect, OnFailure, Proof
 
-ALLOW_FATAL = flag("--allow-fatal", "Send even what this QEMU is known not to survive.")
+ALLOW_FATAL = flag("--allow-fatal", "Allow even what this QEMU is known not to survive.")
 ALLOW_BOOT_VCPUS = flag(
-    "--allow-boot-vcpus", "Take boot vCPUs even from a VM that libvirt runs: libvirtd would lose it."
+    "--allow-boot-vcpus", "Allow boot vCPUs to leave even a VM that libvirt runs: libvirtd would lose it."
 )
 SAFETY_OPTIONS = (ALLOW_FATAL, ALLOW_BOOT_VCPUS)
 INCLUDE_BOOT = flag("--include-boot", "Take boot vCPUs out too, highest first, never 0.")
@@ -18,7 +18,7 @@ INCLUDE_BOOT = flag("--include-boot", "Take boot vCPUs out too, highest first, n
 PROOF = option(
     "--proof",
     default=Proof.PRESENT,
-    help="present: QEMU has it. acknowledged: wait until the guest says so too.",
+    help="What a plug needs. present: QEMU has it. acknowledged: the guest says so too, within --timeout.",
 )
 CONFIG = option(
     "--config",
@@ -46,6 +46,12 @@ MAP_OPTIONS = (
         help="How long all of it may take; undoing not counted.",
     ),
     option(
+        "--revert-timeout",
+        metavar="SECONDS",
+        type=Seconds(),
+        help="How long the guest has for each answer while steps are undone (as --timeout).",
+    ),
+    option(
         "--in-flight",
         metavar="N",
         type=click.IntRange(min=1),
@@ -60,9 +66,14 @@ def next_boot_file(affect: Affect, config: str | None, record: str | None) -> st
     """Return the file that keeps the next boot; "" where that is not affected.
 
     Raises:
-        BadUsageError: None was named.
+        BadUsageError: None was named, or one that would not be written.
     """
     if affect is Affect.LIVE:
+        if config is not None:
+            raise BadUsageError(
+                "--config names what keeps the next boot, which --affect live leaves as it is: add --affect config"
+                " or --affect both"
+            )
         return ""
     path = config or record
     if path is None:

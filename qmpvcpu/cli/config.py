@@ -92,14 +92,14 @@ async def change_config(
     return _result(config, before, outcome)
 
 
-def enable(config: "DomainConfig", vcpu: int | None) -> None:
-    """Have one vCPU at the next boot; the first free one if None."""
-    if vcpu is None:
-        vcpu = next((row.id for row in config.domain.vcpus if not row.enabled), None)
-    if vcpu is None:
+def enable(config: "DomainConfig", vcpus: Iterable[int]) -> None:
+    """Have these vCPUs at the next boot; the first free one if there are none."""
+    wanted = list(vcpus) or [row.id for row in config.domain.vcpus if not row.enabled][:1]
+    if not wanted:
         detail = f"all of its {config.domain.max} vCPUs are there already"
         raise ConfigDeniedError("plug", VcpuMap(), DenialReason.MACHINE_FULL, detail)
-    config.set_state(vcpu, enabled=True)
+    for vcpu in wanted:
+        config.set_state(vcpu, enabled=True)
 
 
 def disable(config: "DomainConfig", vcpus: Iterable[int]) -> None:

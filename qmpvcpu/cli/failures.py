@@ -57,7 +57,11 @@ _WORDS: Final = (
     ("allow_fatal=True", "--allow-fatal"),
     ("allow_boot_vcpus=True", "--allow-boot-vcpus"),
     ("include_boot=True", "--include-boot"),
-    ("use Proof.PRESENT", "leave --proof and --require-proof out"),
+    ("use Proof.PRESENT", "leave --proof out"),
+    ("set VmInfo.memory_kib", "name the VM's own document with --base"),
+    ("x-exit-preconfig, and refresh(), first", "x-exit-preconfig first"),
+    ("attach() takes a connected socket", "qmpvcpu takes no open descriptor: name the socket's path"),
+    ("base= is what", "--base is what"),
 )
 
 
@@ -138,7 +142,11 @@ def error_json(error: BaseException, message: str) -> dict[str, Any]:
     hidden = {"report", "outcome"}  # the one is in the document itself, the other is below
     if isinstance(error, DomainXmlError) and error.line is None:
         hidden.add("line")
-    evidence = {name: value for name, value in vars(error).items() if name not in hidden and name[0] != "_"}
+    evidence = {
+        name: in_options(value) if isinstance(value, str) else value
+        for name, value in vars(error).items()
+        if name not in hidden and name[0] != "_"
+    }
     return {
         "kind": type(error).__name__,
         "message": message,

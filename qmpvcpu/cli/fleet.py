@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path, PurePath
@@ -36,6 +37,7 @@ from qmpvcpu.model.options import Affect
 from qmpvcpu.model.transition import TransitionReport
 
 if TYPE_CHECKING:
+    from qmpvcpu.model.vm import VmInfo
     from qmpvcpu.vm.controller import VcpuController
 
 # The command's code is the first of these that any VM has: what nobody knows comes first, what was not even begun
@@ -100,7 +102,8 @@ _FLEET_OPTIONS: Final = (
         "--record",
         metavar="DIR",
         type=File(),
-        help="Keep each VM's durable record in this directory, as its socket's path with - for / and .xml.",
+        help="Keep each VM's durable record in this directory, as NAME.xml: its -name, else its uuid, else its"
+        " socket's whole path with - for /.",
     ),
     REPLY_TIMEOUT,
     *OUTPUT_OPTIONS,
@@ -161,11 +164,22 @@ class Vms(NamedTuple):
         return addresses
 
 
-def _records_in(directory: str | None) -> Callable[[str], Path] | None:
-    """Return what tells where the record of the VM at an address is kept; None: nowhere."""
+def _records_in(directory: str | None) -> "Callable[[str, VmInfo], Path] | None":
+    """Return what tells where the record of a VM is kept; None: nowhere."""
     if directory is None:
         return None
-    return lambda address: Path(directory, f"{address.removeprefix('unix:').strip('/').replace('/', '-')}.xml")
+    from qmpvcpu.record.file import absolute  # not at the top: few fleets have records
+
+    kept_in = absolute(directory)
+
+    def record(address: str, vm: "VmInfo") -> Path:
+        name = vm.name if vm.named else vm.uuid
+        if not name:
+            kind, _, path = address.partition(":")
+            name = os.path.normpath(absolute(path)) if kind == "unix" else address
+        return kept_in / f"{name.strip('/').replace('/', '-')}.xml"
+
+    return record
 
 
 @command(*_FLEET_OPTIONS)
@@ -174,7 +188,7 @@ async def list_(shell: Shell, **vms: Any) -> CommandResult:
 
       qmpvcpu fleet list --dir /run/vms
 
-      qmpvcpu fleet list --dir /run --pattern '*/qmp.sock' --timeout 2 --json
+      qmpvcpu fleet list --dir /run --pattern '*/qmp.sock' --reply-timeout 2 --json
 
     Exit codes: 0 all are shown; 3 one or more gave no answer; 4 a record is unreadable or locked; 2 bad usage, no
     socket there, or two that lead to one VM; 130 stopped by a signal.

@@ -1,12 +1,12 @@
 """list: every vCPU of a VM."""
 
-from qmpvcpu.cli.options import VM_OPTIONS, command
+from qmpvcpu.cli.options import READ_OPTIONS, command
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import headline, layout_json, vcpu_table
 
 
-@command(*VM_OPTIONS)
+@command(*READ_OPTIONS)
 async def list_(shell: Shell) -> CommandResult:
     """Show every vCPU: plugged or free, order, place, device id, QOM path, host thread.
 

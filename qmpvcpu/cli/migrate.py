@@ -13,11 +13,12 @@ import click
 from qmpvcpu.cli.change_options import ALLOW_FATAL
 from qmpvcpu.cli.options import (
     OUTPUT,
-    TIMEOUT,
+    READ_OPTIONS,
     VM_OPTIONS,
     File,
     Seconds,
     command,
+    exported_in,
     flag,
     option,
     read_document,
@@ -39,7 +40,7 @@ _STATE: Final = click.Argument(["state"], metavar="STATE", type=File())
     option("--settle", metavar="SECONDS", type=Seconds(), help="Wait so long for removals that are pending."),
     OUTPUT,
     ALLOW_FATAL,
-    *VM_OPTIONS,
+    *READ_OPTIONS,
 )
 async def export(shell: Shell, *, settle: float | None, output: str | None, allow_fatal: bool) -> CommandResult:
     """Print a VM's vCPUs for the other side of a migration, or of a save, as JSON. Reads only.
@@ -74,7 +75,7 @@ async def export(shell: Shell, *, settle: float | None, output: str | None, allo
         multiple=True,
         help="A difference that is known to be right: qemu-version, ...; repeatable.",
     ),
-    *VM_OPTIONS,
+    *READ_OPTIONS,
 )
 async def check_target_command(shell: Shell, *, state: str, accept: tuple[str, ...]) -> CommandResult:
     """Tell whether the QEMU at --qmp, which waits for a migration, can take over what was exported. Reads only.
@@ -105,7 +106,7 @@ async def check_target_command(shell: Shell, *, state: str, accept: tuple[str, .
         metavar="ADDRESS",
         help="The source's QMP socket: has its guest let go of a vCPU since the export?",
     ),
-    TIMEOUT,
+    option("--timeout", metavar="SECONDS", type=Seconds(), help="How long the VM has to arrive (10)."),
     *VM_OPTIONS,
 )
 async def confirm_target_command(
@@ -113,9 +114,8 @@ async def confirm_target_command(
 ) -> CommandResult:
     """Make sure that the VM has arrived in the QEMU at --qmp, with exactly the vCPUs that were exported.
 
-    STATE is what export has written; - reads standard input. Waits for the VM up to --timeout (10 s). Only after a 0
-    may the source be quit. With --record that file follows the VM from then on; it may be the source's, which nobody
-    else may keep.
+    STATE is what export has written; - reads standard input. Only after a 0 may the source be quit. With --record
+    that file follows the VM from then on; it may be the source's, which nobody else may keep.
 
       qmpvcpu confirm-target vm.json --source /run/vm.qmp --qmp /run/target.qmp
 
@@ -177,11 +177,7 @@ async def _compare_source(state: ExportedState, address: str, notes: Iterable[Di
 
 
 async def _read(path: str) -> ExportedState:
-    text = await asyncio.to_thread(read_document, path)
-    try:
-        return ExportedState.from_json(text.decode())
-    except ValueError as error:
-        raise BadUsageError(f"{path}: no export: {error}") from error
+    return exported_in(path, await asyncio.to_thread(read_document, path))
 
 
 def _kind(word: str) -> DifferenceKind:

@@ -2,6 +2,7 @@
 
 import enum
 import inspect
+import json
 import math
 import os
 import sys
@@ -16,6 +17,8 @@ from qmpvcpu.errors import RecordError, naming_file
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from qmpvcpu.model.exported import ExportedState
 
 _E = TypeVar("_E", bound=enum.Enum)
 Work = Callable[..., Coroutine[Any, Any, CommandResult]]
@@ -126,6 +129,12 @@ NAME = option(
     help="The VM's name, where QEMU has no -name: a record of a VM without uuid goes by it.",
 )
 RECORD = option("--record", metavar="PATH", type=File(), help="Keep the VM's durable record in this file.")
+READ_RECORD = option(
+    "--record",
+    metavar="PATH",
+    type=File(),
+    help="Read the VM's record: it knows of removals that no guest has answered. It is not written.",
+)
 TIMEOUT = option("--timeout", metavar="SECONDS", type=Seconds(), help="How long the guest has for each answer (30).")
 REPLY_TIMEOUT = option(
     "--reply-timeout",
@@ -135,6 +144,7 @@ REPLY_TIMEOUT = option(
 )
 OUTPUT_OPTIONS = (JSON, VERBOSE)
 VM_OPTIONS = (QMP, NAME, RECORD, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
+READ_OPTIONS = (QMP, NAME, READ_RECORD, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
 FIRST_OPTIONS = (FIRST_QMP, NAME, RECORD, TIMEOUT, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
 SHARED = tuple(str(each.name) for each in FIRST_OPTIONS)
 
@@ -152,6 +162,7 @@ def command(*parameters: click.Parameter) -> Callable[[Work], Command]:
     It is called with a Shell, whose options are those that commands share, and with its own *parameters* by name;
     also with ``timeout`` if it has that option and a time was given.
     """
+    waits = any(each.name == "timeout" for each in parameters)
 
     def decorate(work: Work) -> Command:
         def callback(**given: Any) -> int:
@@ -160,7 +171,7 @@ def command(*parameters: click.Parameter) -> Callable[[Work], Command]:
 
             shared = dict(click.get_current_context().obj)
             shared |= said({name: given.pop(name) for name in SHARED if name in given})
-            if (timeout := shared.get("timeout")) is not None and TIMEOUT in parameters:
+            if (timeout := shared.get("timeout")) is not None and waits:
                 given["timeout"] = timeout
             return carry_out(Options(**shared), lambda shell: work(shell, **given))
 
@@ -196,6 +207,21 @@ def read_document(path: str) -> bytes:
 def naming_document(path: str | None) -> AbstractContextManager[None]:
     """Have errors about the document at *path*, as in ``read_document``, name it; None: there is none to name."""
     return nullcontext() if path is None else naming_file("standard input" if path == "-" else path)
+
+
+def exported_in(path: str, data: bytes) -> "ExportedState":
+    """Return what ``export`` has written to *path*, with ``--json`` or without.
+
+    Raises:
+        BadUsageError: It is no export.
+    """
+    from qmpvcpu.model.exported import ExportedState  # not at the top: few commands read one
+
+    try:
+        content = json.loads(data)
+        return ExportedState.from_json(content.get("export", content) if isinstance(content, dict) else data.decode())
+    except (ValueError, RecursionError) as error:
+        raise BadUsageError(f"{'standard input' if path == '-' else path}: no export: {error}") from error
 
 
 async def write_file(path: str, data: bytes) -> None:

@@ -1,7 +1,8 @@
-"""plug and unplug: one vCPU in, vCPUs out."""
+"""plug and unplug: vCPUs in, vCPUs out, one by one."""
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,29 +21,40 @@ from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import milliseconds, state_json
-from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError
+from qmpvcpu.errors import InvalidMapError, PlugUnprovenError, QmpVcpuError
 from qmpvcpu.model.codec import to_json
+from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, Step
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Plugged, Unplugged, verdict_of
 from qmpvcpu.model.vm import VmStatus
-from qmpvcpu.planning.checks import Situation, check_unplug
+from qmpvcpu.planning.checks import Situation, check_plug, check_unplug
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from qmpvcpu.record.config import DomainConfig
     from qmpvcpu.vm.controller import VcpuController
 
-# libvirt's own bound; no machine of QEMU's comes near it.
-_MAX_ID: Final = 16383
 
+class _VcpuIds(click.ParamType):  # type: ignore[type-arg]  # it has no type argument in older versions
+    """vCPU ids, as in a map; a shell offers those that are *free*, or those that can leave."""
 
-class _VcpuId(click.IntRange):
-    """A vCPU id; a shell offers those that are *free*, or those that can leave."""
+    name = "ids"
 
     def __init__(self, *, free: bool) -> None:
-        super().__init__(0, _MAX_ID)
         self._free = free
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """Return the ids in the order in which they are worked off, which is that of ``set``."""
+        try:
+            ids = VcpuMap.parse(value)
+        except InvalidMapError as error:
+            self.fail(str(error), param, ctx)
+        if not ids:
+            self.fail("it names no vCPU", param, ctx)
+        return sorted(ids, reverse=not self._free)
 
     def shell_complete(self, ctx: click.Context, _: click.Parameter, incomplete: str) -> "list[CompletionItem]":
         from qmpvcpu.cli.completion import offered_ids  # not at the top: only completion needs it
@@ -51,7 +63,7 @@ class _VcpuId(click.IntRange):
 
 
 @command(
-    click.Argument(["vcpu"], metavar="[ID]", required=False, type=_VcpuId(free=True)),
+    click.Argument(["vcpus"], metavar="[ID]...", nargs=-1, type=_VcpuIds(free=True)),
     PROOF,
     *NEXT_BOOT_OPTIONS,
     ALLOW_FATAL,
@@ -59,59 +71,51 @@ class _VcpuId(click.IntRange):
     *VM_OPTIONS,
 )
 async def plug(
-    shell: Shell, *, vcpu: int | None, proof: Proof, affect: Affect, config: str | None, **change: Any
+    shell: Shell, *, vcpus: tuple[list[int], ...], affect: Affect, config: str | None, **change: Any
 ) -> CommandResult:
-    """Plug one vCPU: the one with this ID, or the first free one.
+    """Plug the vCPUs with these IDs, one by one; without an ID the first free one.
+
+    An ID may be a range or a list, as in a map: 2-4, or 2,5. After one that cannot be plugged no other is.
 
     What is known not to work is denied and never sent: an occupied slot, an unknown id, a full machine, a VM that
     migrates, a step that this QEMU would not survive.
 
       qmpvcpu plug 3 --qmp /run/vm.qmp
 
-      qmpvcpu plug --proof acknowledged --timeout 5 --qmp /run/vm.qmp
+      qmpvcpu plug 2-4 --proof acknowledged --timeout 5 --qmp /run/vm.qmp
 
       qmpvcpu plug 3 --affect both --config vm.xml --qmp /run/vm.qmp
 
-    Exit codes: 0 plugged; 1 rejected by QEMU, or plugged without the proof asked for; 2 denied, nothing sent;
-    3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked; 130 stopped by a signal.
+    Exit codes: 0 plugged; 1 rejected by QEMU, or plugged without the proof asked for, or only some of them are
+    plugged; 2 denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked;
+    130 stopped by a signal.
     """
+    ids = _listed(vcpus)
     next_boot = next_boot_file(affect, config, shell.options.record)
     if affect is Affect.CONFIG:
-        return await change_config(shell, next_boot, lambda each: enable(each, vcpu))
+        return await change_config(shell, next_boot, lambda each: enable(each, ids))
     async with shell.attach(config=config) as vm:
-        started = time.monotonic()
-        require = proof is Proof.ACKNOWLEDGED
-        async with progress(vm, shell.err, waiting="plugging"):
-            try:
-                ids = await vm.plug(vcpu, proof=proof, require_proof=require, affect=affect, **change)
-            except PlugUnprovenError as error:
-                seconds = time.monotonic() - started
-                verdict = Plugged(vm.layout.slot_of(min(error.ids)).ids, False, error.code, error.reason, seconds)
-                shell.done.append({"verdict": to_json(verdict)})
-                raise
-        seconds = time.monotonic() - started
+        ids = by_slots(vm.layout, ids)
+        _check_all(vm, ids, check_plug, change)
+        await _check_next_boot(affect, config, lambda each: enable(each, ids))
+        await _one_by_one(shell, ids or [None], lambda vcpu: _plug_one(shell, vm, vcpu, affect=affect, **change))
         layout = vm.layout
-    slot = layout.slot_of(min(ids))
-    acknowledged = layout[slot.first].acknowledged
-    verdict = Plugged(ids, acknowledged, slot.answer.code if slot.answer else None, seconds=seconds)
-    step = {"verdict": to_json(verdict)}
-    said = ", the guest acknowledged it" if acknowledged else ""
-    said += ", at the next boot too" if affect is Affect.BOTH else ""
-    text = f"plugged vCPU {ids} as {slot.device_id} in {milliseconds(seconds)}{said}", str(layout)
-    return CommandResult(REACHED, document(steps=[step], **_affected(affect), **state_json(layout)), text)
+    return _all_done(shell, layout, affect)
 
 
 @command(
-    click.Argument(["vcpus"], metavar="ID...", nargs=-1, required=True, type=_VcpuId(free=False)),
+    click.Argument(["vcpus"], metavar="ID...", nargs=-1, required=True, type=_VcpuIds(free=False)),
     *NEXT_BOOT_OPTIONS,
     *SAFETY_OPTIONS,
     TIMEOUT,
     *VM_OPTIONS,
 )
 async def unplug(
-    shell: Shell, *, vcpus: tuple[int, ...], affect: Affect, config: str | None, **change: Any
+    shell: Shell, *, vcpus: tuple[list[int], ...], affect: Affect, config: str | None, **change: Any
 ) -> CommandResult:
     """Unplug the vCPUs with these IDs, one by one; each is gone when QEMU proves it, not when it was asked.
+
+    An ID may be a range or a list, as in a map: 2-4, or 2,5. Their highest goes first.
 
     The guest may refuse (its reason is shown, it can be asked again), or take its time: after --timeout the vCPU is
     pending. QEMU never forgets such a request; unplug it again to wait for the same answer.
@@ -119,29 +123,88 @@ async def unplug(
 
       qmpvcpu unplug 3 --qmp /run/vm.qmp
 
-      qmpvcpu unplug 5 4 3 --timeout 60 --qmp /run/vm.qmp
+      qmpvcpu unplug 5 2-4 --timeout 60 --qmp /run/vm.qmp
 
     Exit codes: 0 all are gone; 1 refused, rejected or pending; 2 denied, nothing sent; 3 no connection, QEMU lost,
     outcome unknown; 4 record unreadable or locked; 130 stopped by a signal.
     """
-    wanted = list(dict.fromkeys(vcpus))
+    ids = _listed(vcpus)
     next_boot = next_boot_file(affect, config, shell.options.record)
     if affect is Affect.CONFIG:
-        return await change_config(shell, next_boot, lambda each: disable(each, wanted))
+        return await change_config(shell, next_boot, lambda each: disable(each, ids))
     async with shell.attach(config=config) as vm:
-        _check_all(vm, wanted, change)
-        if affect is Affect.BOTH and config is not None:
-            # On a copy, so that what the document does not allow is denied before anything is sent.
-            disable(await qmpvcpu.DomainConfig.load(config), wanted)
-        shell.not_sent = wanted
-        while shell.not_sent:
-            await _unplug_one(shell, vm, shell.not_sent.pop(0), affect=affect, **change)
+        ids = by_slots(vm.layout, ids)
+        _check_all(vm, ids, check_unplug, change)
+        await _check_next_boot(affect, config, lambda each: disable(each, ids))
+        await _one_by_one(shell, ids, lambda vcpu: _unplug_one(shell, vm, vcpu, affect=affect, **change))
         layout = vm.layout
-    content = document(steps=shell.done, **_affected(affect), **state_json(layout))
-    return CommandResult(REACHED, content, (str(layout),))
+    return _all_done(shell, layout, affect)
 
 
-async def _unplug_one(shell: Shell, vm: "VcpuController", vcpu: int, *, affect: Affect, **change: Any) -> None:
+def _listed(vcpus: Iterable[list[int]]) -> list[int]:
+    """Return the ids of all words, each once."""
+    return list(dict.fromkeys(each for word in vcpus for each in word))
+
+
+def by_slots(layout: Layout, ids: list[int]) -> list[int]:
+    """Return *ids* with a slot of which all are named by its first one: its vCPUs move together."""
+    named = set(ids)
+    slots = {each: layout.slot_of(each) for each in ids if each < layout.max}
+    whole = {each: slot.first for each, slot in slots.items() if named.issuperset(slot.ids)}
+    return list(dict.fromkeys(whole.get(each, each) for each in ids))
+
+
+def _check_all(vm: "VcpuController", ids: list[int], check: Callable[..., object], change: dict[str, Any]) -> None:
+    """Deny what can be known beforehand while nothing is sent; the VM's run state is checked with each step."""
+    now = Situation(layout=vm.layout, status=VmStatus("running"), created=0)
+    for vcpu in ids:
+        check(now, vcpu, CheckedOptions(**allowed(change)))
+
+
+async def _check_next_boot(affect: Affect, config: str | None, change: "Callable[[DomainConfig], None]") -> None:
+    """Do *change* on a copy, so that what the document does not allow is denied before anything is sent."""
+    if affect is Affect.BOTH and config is not None:
+        change(await qmpvcpu.DomainConfig.load(config))
+
+
+async def _one_by_one(shell: Shell, ids: list[Any], work: Callable[[Any], Awaitable[VcpuMap]]) -> None:
+    """Do *work*, which returns the ids that are done, on each of *ids*; the first failure is the last thing done."""
+    shell.not_sent = ids
+    while shell.not_sent:
+        done = await work(shell.not_sent.pop(0))
+        shell.not_sent = [each for each in shell.not_sent if each not in done]
+
+
+def _all_done(shell: Shell, layout: Layout, affect: Affect) -> CommandResult:
+    affected = {} if affect is Affect.LIVE else {"affect": affect.value}
+    return CommandResult(REACHED, document(steps=shell.done, **affected, **state_json(layout)), (str(layout),))
+
+
+async def _plug_one(
+    shell: Shell, vm: "VcpuController", vcpu: int | None, *, proof: Proof, affect: Affect, **change: Any
+) -> VcpuMap:
+    require = proof is Proof.ACKNOWLEDGED
+    started = time.monotonic()
+    async with progress(vm, shell.err, waiting="plugging" if vcpu is None else f"vCPU {vcpu}: plugging"):
+        try:
+            ids = await vm.plug(vcpu, proof=proof, require_proof=require, affect=affect, **change)
+        except PlugUnprovenError as error:
+            seconds = time.monotonic() - started
+            verdict = Plugged(vm.layout.slot_of(min(error.ids)).ids, False, error.code, error.reason, seconds)
+            shell.done.append({"verdict": to_json(verdict)})
+            raise
+    seconds = time.monotonic() - started
+    slot = vm.layout.slot_of(min(ids))
+    acknowledged = vm.layout[slot.first].acknowledged
+    verdict = Plugged(ids, acknowledged, slot.answer.code if slot.answer else None, seconds=seconds)
+    shell.done.append({"verdict": to_json(verdict)})
+    said = ", the guest acknowledged it" if acknowledged else ""
+    said += ", at the next boot too" if affect is Affect.BOTH else ""
+    shell.say(f"plugged vCPU {ids} as {slot.device_id} in {milliseconds(seconds)}{said}")
+    return ids
+
+
+async def _unplug_one(shell: Shell, vm: "VcpuController", vcpu: int, *, affect: Affect, **change: Any) -> VcpuMap:
     planned = vm.plan(vm.layout.enabled - vm.layout.slot_of(vcpu).ids)
     joined = any(step.joins and vcpu in step.ids for step in planned.steps)
     if joined:
@@ -160,15 +223,4 @@ async def _unplug_one(shell: Shell, vm: "VcpuController", vcpu: int, *, affect: 
     shell.done.append({"verdict": to_json(Unplugged(ids, seconds=seconds)), "joined": joined})
     said = ", at the next boot too" if affect is Affect.BOTH else ""
     shell.say(f"unplugged vCPU {ids} in {milliseconds(seconds)}{said}")
-
-
-def _check_all(vm: "VcpuController", vcpus: list[int], change: dict[str, Any]) -> None:
-    """Deny what can be known beforehand while nothing is sent; the VM's run state is checked with each unplug."""
-    now = Situation(layout=vm.layout, status=VmStatus("running"), created=0)
-    for vcpu in vcpus:
-        check_unplug(now, vcpu, CheckedOptions(**allowed(change)))
-
-
-def _affected(affect: Affect) -> dict[str, str]:
-    """Return what a document says of it: nothing where only the VM as it runs is changed."""
-    return {} if affect is Affect.LIVE else {"affect": affect.value}
+    return ids

@@ -20,7 +20,8 @@ from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Recovery
 from qmpvcpu.model.transition import TransitionOutcome, TransitionReport
 from qmpvcpu.planning.recovery import finish_target, revert_target
-from qmpvcpu.record.file import LockedFile
+from qmpvcpu.record.config import DomainConfig
+from qmpvcpu.record.file import LockedFile, absolute
 
 
 @command(
@@ -56,13 +57,13 @@ async def recover(
     if record is None:
         raise BadUsageError("recover reads what was wanted from the VM's record: name it with --record PATH")
     looks_only = not (finish or revert or drop_previous)
-    await asyncio.to_thread(_check_record, Path(record), not_kept=not (finish or revert))
+    await asyncio.to_thread(_check_record, absolute(record), not_kept=not (finish or revert))
     async with shell.attach(config=config, read_only=looks_only) as vm:
         if drop_previous:
             await vm.drop_previous()
         shell.extra["previous"] = to_json(vm.previous)
         if vm.previous is not None:
-            shell.say(_previous_text(vm.previous, record))
+            shell.say(await _previous_text(vm.previous, record))
         intent = vm.interrupted
         if intent is not None and intent.config is not None and config is None:
             raise BadUsageError(
@@ -95,14 +96,20 @@ def _check_record(record: Path, *, not_kept: bool) -> None:
         if not record.is_symlink() and not record.exists():
             raise RecordError(record, "there is no record of that name, so what was wanted is not known")
     if not_kept:
-        LockedFile(record.absolute()).release()
+        LockedFile(record).release()
 
 
-def _previous_text(previous: PreviousVcpus, record: str) -> str:
+async def _previous_text(previous: PreviousVcpus, record: str) -> str:
     order = ",".join(map(str, previous.order))
+    kept = (await DomainConfig.load(record)).identity.metadata
+    start = f"qmpvcpu args {shlex.quote(record)}"
+    if kept is not None and kept.next_boot is not None:
+        advice = f"its next boot is to have {kept.next_boot}, which is what {start} prints"
+    else:
+        advice = f"to start one that has: {start}"
     return (
         f"an earlier QEMU of this VM had vCPUs {previous.enabled}, created as {order}; this one has not\n"
-        f"to start one that has: qmpvcpu args {record}; to forget it: qmpvcpu recover --drop-previous"
+        f"{advice}; to forget it: qmpvcpu recover --drop-previous"
     )
 
 

@@ -162,9 +162,9 @@ class Shell:
 
 
 def _check_config(config: str, record: str) -> None:
-    from pathlib import Path  # not at the top: few commands name both
+    from qmpvcpu.record.file import absolute  # not at the top: few commands name both
 
-    if Path(config).absolute() == Path(record).absolute():
+    if absolute(config) == absolute(record):
         raise BadUsageError("--config and --record name one file: a record keeps the next boot without --config")
 
 
@@ -172,7 +172,13 @@ def carry_out(options: Options, command: Callable[[Shell], Coroutine[Any, Any, C
     """Run *command*, print its result, and return the exit code."""
     _configure_logging(verbose=options.verbose)
     shell = Shell(options)
-    return print_result(asyncio.run(_carry_out(shell, command)), shell)
+    try:
+        with asyncio.Runner() as runner:
+            runner.get_loop()  # before there is work that would be lost with it
+            result = runner.run(_carry_out(shell, command))
+    except OSError as error:
+        result = _failure(error, shell)
+    return print_result(result, shell)
 
 
 async def _carry_out(shell: Shell, command: Callable[[Shell], Coroutine[Any, Any, CommandResult]]) -> CommandResult:

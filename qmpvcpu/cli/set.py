@@ -16,14 +16,14 @@ from qmpvcpu.cli.change_options import (
 )
 from qmpvcpu.cli.config import change_config
 from qmpvcpu.cli.failures import in_options
-from qmpvcpu.cli.options import VM_OPTIONS, command, option
+from qmpvcpu.cli.options import READ_OPTIONS, VM_OPTIONS, command, option
 from qmpvcpu.cli.progress import run_transition
 from qmpvcpu.cli.reports import intent_text, plan_json, plan_lines, report_blocks
 from qmpvcpu.cli.result import NOT_SENT, REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
 from qmpvcpu.errors import InvalidMapError
-from qmpvcpu.model.options import Affect
+from qmpvcpu.model.options import Affect, Proof
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
 
@@ -73,8 +73,9 @@ class Target:
             return vm.plan_count(self.count, include_boot=self.include_boot, **permits)
         return vm.plan(self.map or "", **permits)
 
-    def reach(self, vm: "VcpuController", **change: Any) -> Coroutine[Any, Any, TransitionReport]:
-        """Return the work of reaching it."""
+    def reach(self, vm: "VcpuController", *, proof: Proof, **change: Any) -> Coroutine[Any, Any, TransitionReport]:
+        """Return the work of reaching it; a *proof* that is asked for is required, as in ``plug``."""
+        change |= {"proof": proof, "require_proof": proof is Proof.ACKNOWLEDGED}
         if self.count is not None:
             return vm.set_count(self.count, include_boot=self.include_boot, **change)
         return vm.set_map(self.map or "", **change)
@@ -135,7 +136,7 @@ async def count(shell: Shell, *, number: int, include_boot: bool, config: str | 
     INCLUDE_BOOT,
     *NEXT_BOOT_OPTIONS,
     *SAFETY_OPTIONS,
-    *VM_OPTIONS,
+    *READ_OPTIONS,
 )
 async def plan(
     shell: Shell,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from qmpvcpu.cli.options import VM_OPTIONS, Seconds, command, flag, option
+from qmpvcpu.cli.options import READ_OPTIONS, Seconds, command, flag, option
 from qmpvcpu.cli.output import Block, Column, Line, Table
 from qmpvcpu.cli.progress import kept, sentence
 from qmpvcpu.cli.result import INTERRUPTED, NOT_REACHED, REACHED, BadUsageError, CommandResult, as_line, document
@@ -88,7 +88,7 @@ class _End:
     option("--for", "seconds", metavar="SECONDS", type=Seconds(), help="End after so long."),
     option("--until", metavar="MAP", help="End when exactly these are plugged and none is pending."),
     flag("--reconnect", "When QEMU is lost, wait for it to come back."),
-    *VM_OPTIONS,
+    *READ_OPTIONS,
 )
 async def watch(shell: Shell, *, seconds: float | None, until: str | None, reconnect: bool) -> CommandResult:
     """Follow every change to the vCPUs, by any client, until SIGINT. Reads only.

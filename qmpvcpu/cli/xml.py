@@ -2,7 +2,16 @@
 
 import asyncio
 
-from qmpvcpu.cli.options import OUTPUT, VM_OPTIONS, File, command, naming_document, option, read_document, write_file
+from qmpvcpu.cli.options import (
+    OUTPUT,
+    READ_OPTIONS,
+    File,
+    command,
+    naming_document,
+    option,
+    read_document,
+    write_file,
+)
 from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
@@ -18,7 +27,7 @@ from qmpvcpu.domainxml import omissions, render
         help="The VM's own document: print it with this state in, all else as it was; -: standard input.",
     ),
     OUTPUT,
-    *VM_OPTIONS,
+    *READ_OPTIONS,
 )
 async def xml(shell: Shell, *, emulator: str | None, base: str | None, output: str | None) -> CommandResult:
     """Print the live state as libvirt's domain XML, as virsh define accepts it.
@@ -50,4 +59,8 @@ async def xml(shell: Shell, *, emulator: str | None, base: str | None, output: s
 def _absolute(path: str) -> str:
     from pathlib import Path  # it brings urllib
 
-    return str(Path(path).absolute())
+    try:
+        return str(Path(path).absolute())
+    except FileNotFoundError as error:
+        why = "it is relative to the working directory, which was removed"
+        raise BadUsageError(f"--emulator {path}: {why}") from error

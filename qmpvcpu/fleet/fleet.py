@@ -18,6 +18,7 @@ from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import ChangeOptions, CheckedOptions
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.qmp.address import Address
 from qmpvcpu.vm.attaching import attach
 from qmpvcpu.vm.controller import VcpuController
@@ -50,7 +51,13 @@ class _Member:
         self.scanned = scanned
         self.name = ""
         self.vm: VcpuController | None = None
+        self.same_as: _Member | None = None
         self.attaching = asyncio.Lock()
+
+    @property
+    def is_extra(self) -> bool:
+        """True for another way to a VM that the fleet has: a directory has each VM once."""
+        return self.scanned and self.same_as is not None
 
     async def living(self) -> VcpuController | None:
         """Return the VM if it is attached, and its connection is there; asks nothing of QEMU."""
@@ -80,13 +87,15 @@ class Fleet:
     Args:
         addresses: UNIX paths, ``"unix:PATH"``, ``"tcp:HOST:PORT"`` or ``(host, port)``. Each has a result, also the
             one that leads nowhere, or to a VM that another one leads to.
-        directory: Where else to look for sockets: when entered, and at each ``rescan``. There every socket is one
-            VM, whatever links lead to it, and what is no socket is passed over.
+        directory: Where else to look for sockets: when entered, and at each ``rescan``. There each VM is found once,
+            whatever links lead to its socket, and whatever other socket its QEMU has there; what is no socket is
+            passed over.
         pattern: Which paths below *directory*, as in ``pathlib.Path.glob``: ``"*.qmp"``, ``"*/qmp.sock"``.
         concurrency: So many VMs are begun at a time. One that keeps us waiting for more than a tenth of a second
             makes room for the next, so that VMs which do not answer do not hold up the others.
         reply_timeout: Deadline of connecting, and of each QMP command, of each VM, in seconds from its own beginning.
-        record: Returns, for an address, the path of the domain XML that is to follow its VM, or None for none.
+        record: Returns, for an address and what QEMU tells of its VM, the path of the domain XML that is to follow
+            the VM, or None for none. Each VM is attached twice then: its name is known only after the first time.
         read_only: As in ``attach``, of all records.
         resync_interval: As in ``attach``.
 
@@ -110,7 +119,7 @@ class Fleet:
         pattern: str = "*",
         concurrency: int = 16,
         reply_timeout: float = 10.0,
-        record: Callable[[str], str | os.PathLike[str] | None] | None = None,
+        record: Callable[[str, VmInfo], str | os.PathLike[str] | None] | None = None,
         read_only: bool = False,
         resync_interval: float | None = 30.0,
     ) -> None:
@@ -148,8 +157,11 @@ class Fleet:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """All addresses, attached or not: those that were given, then those that were found, as found."""
-        return tuple(self._members)
+        """All addresses, attached or not: those that were given, then those that were found, as found.
+
+        One that was found is left out once it has turned out to lead to a VM of another address.
+        """
+        return tuple(self._to_work_on())
 
     @property
     def vms(self) -> Mapping[str, VcpuController]:
@@ -228,7 +240,10 @@ class Fleet:
         """
         if self._closed:
             raise RuntimeError("this fleet is closed")
-        members = dict(self._members)
+        for member in self._members.values():
+            if member.same_as is not None and member.same_as.vm is None:
+                member.same_as = None  # this may be the way to the VM now
+        members = self._to_work_on()
 
         async def one(address: str, results: Results[_T]) -> VmResult[_T] | None:
             return await self._work(members[address], work, results)
@@ -266,6 +281,9 @@ class Fleet:
 
     # How it is done.
 
+    def _to_work_on(self) -> dict[str, _Member]:
+        return {address: member for address, member in self._members.items() if not member.is_extra}
+
     def _add(self, target: _Location, *, scanned: bool = False) -> _Member:
         path = None
         try:
@@ -300,6 +318,8 @@ class Fleet:
                 raise
             error = err  # the work's own doing
         except Exception as err:  # noqa: BLE001 - JUSTIFICATION: the work is the caller's code, and so is its error
+            if member.is_extra:
+                return None
             error = err
         layout = None if member.vm is None else member.vm.layout
         return VmResult(member.address, member.name, layout, value, error, loop.time() - started)
@@ -318,24 +338,36 @@ class Fleet:
             # A socket serves one client: of two ways to it the second would wait for the first.
             socket = None if member.path is None else socket_id(member.path)
             if socket is not None and (holder := self._holder(socket, member)) is not member:
+                member.same_as = holder
                 raise SameVmError(member.address, holder.address, same_socket=True)
-            record = None if self._record is None else self._record(member.address)
-            vm = await attach(
-                member.target,
-                record=record,
-                reply_timeout=self._reply_timeout,
-                resync_interval=self._resync_interval,
-                read_only=self._read_only and record is not None,
-            )
+            vm = await self._attach(member)
             # A QEMU may have two sockets. Asked on both, a guest would have each removal twice.
             for mine in _identities(vm):
                 if (holder := self._holder(mine, member)) is not member and _may_be_one(vm, holder.vm):
                     await self._close(vm)
+                    member.same_as = holder
                     raise SameVmError(member.address, holder.address, same_socket=False)
+            if self._record is not None and (record := self._record(member.address, vm.layout.vm)) is not None:
+                # Not sooner: of two ways to a VM one would make a record of its own, or find the other's locked.
+                member.vm = vm  # so that it has the VM meanwhile
+                try:
+                    await self._close(vm)
+                    vm = await self._attach(member, record)
+                finally:
+                    member.vm = None
             member.vm, member.name = vm, self._name_of(member, vm)
             for events in self._events:
                 events.add(member.address, member.name, vm.events())
             return vm
+
+    async def _attach(self, member: _Member, record: str | os.PathLike[str] | None = None) -> VcpuController:
+        return await attach(
+            member.target,
+            record=record,
+            reply_timeout=self._reply_timeout,
+            resync_interval=self._resync_interval,
+            read_only=self._read_only and record is not None,
+        )
 
     def _name_of(self, member: _Member, vm: VcpuController) -> str:
         """Return the name that *vm* was given; else as much of its address as tells it from the others."""
@@ -359,6 +391,9 @@ class Fleet:
     def _forget(self, members: Collection[_Member]) -> None:
         """Have *members* hold nothing any more."""
         self._holders = {key: holder for key, holder in self._holders.items() if holder not in members}
+        for member in self._members.values():
+            if member.same_as in members:
+                member.same_as = None
 
     async def _let_go(self, member: _Member) -> None:
         async with member.attaching:

@@ -105,6 +105,14 @@ class Reader:
         )
         return reading, status, answers, await self._vm_info(name, reading, facts)
 
+    async def name(self) -> str | None:
+        """Read the name that QEMU was given, or None.
+
+        Raises:
+            MonitorError: No reply, or none that can be understood.
+        """
+        return qapi.parse_name(await self._try("query-name"))
+
     async def _facts(self) -> list[Any]:
         return await asyncio.gather(
             self._try("query-accelerators"),

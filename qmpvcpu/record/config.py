@@ -17,7 +17,7 @@ from qmpvcpu.domainxml.reader import ReadDocument
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, RecordError, naming_file
 from qmpvcpu.given import checked
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.record.file import LockedFile, finish_despite_cancel, lock_file, read_file
+from qmpvcpu.record.file import LockedFile, absolute, finish_despite_cancel, lock_file, read_file
 
 
 class _Document(NamedTuple):
@@ -99,7 +99,7 @@ class DomainConfig:
             RecordError: There is none, or it is a symlink, not a regular file, too large, or cannot be read.
             DomainXmlError: libvirt would not define it; or our own element in it is damaged.
         """
-        where = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
+        where = absolute(path)
         return cls(where, await _read_in_thread(where))
 
     @classmethod
@@ -113,7 +113,7 @@ class DomainConfig:
             RecordLockedError: Somebody else has locked it.
             QmpVcpuError: As ``load``; or it cannot be locked.
         """
-        where = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
+        where = absolute(path)
         file, document = await lock_file(where, partial(_Document.of, where))
         try:
             yield cls(where, document, file)

@@ -80,6 +80,19 @@ async def finish_despite_cancel(work: Awaitable[_T]) -> _T:
 # A file in its directory.
 
 
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return *path* from the root on, so that it means the same file whatever becomes of the working directory.
+
+    Raises:
+        RecordError: It is relative, and the working directory was removed.
+    """
+    try:
+        return Path(path).absolute()
+    except FileNotFoundError as error:
+        why = "it is relative to the working directory, which was removed: name the whole path"
+        raise RecordError(path, why) from error
+
+
 class Place:
     """A file's place: its directory, opened once, and its name there. To be closed.
 

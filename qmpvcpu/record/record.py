@@ -21,7 +21,7 @@ from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import Intent
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.record.file import LockedFile, finish_despite_cancel, lock_file, read_file
+from qmpvcpu.record.file import LockedFile, absolute, finish_despite_cancel, lock_file, read_file
 from qmpvcpu.record.owner import MOST_TOLD, Claim, refuse_other, refuse_other_document, same_instance
 
 # A writer who interferes with so many saves does not stop.
@@ -129,7 +129,7 @@ class Record:
             RecordError: It is another VM's, cannot be read, or cannot be locked: it is left alone; or *base* cannot
                 be read, is another VM's, or libvirt would not define it.
         """
-        where = Path(path).absolute()  # noqa: ASYNC240 -- it only asks the kernel where it is
+        where = absolute(path)
         find = partial(_find, where, claim, base)
         if read_only:
             file, found = None, await _read_in_thread(where, find)

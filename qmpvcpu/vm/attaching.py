@@ -14,7 +14,7 @@ from qmpvcpu.engine.engine import Engine
 from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import Refresh
 from qmpvcpu.engine.vmstate import VmState
-from qmpvcpu.errors import MonitorError, RecordError, printable
+from qmpvcpu.errors import MonitorError, RecordError, printable, shorten
 from qmpvcpu.given import checked, path
 from qmpvcpu.model.options import Recovery
 from qmpvcpu.model.verdicts import OstAnswer
@@ -96,7 +96,8 @@ async def attach(
             ``socket.socket``, or a running ``qemu.qmp.QMPClient``. Text may be as QEMU's ``-qmp`` has it, options and
             all; ``HOST:PORT`` without a slash is TCP; ``@NAME`` is an abstract socket.
         name: What to call the VM; default: QEMU's ``-name``, else the socket's stem. A VM without a uuid is
-            identified by a name that it was given; the socket's stem identifies nothing.
+            identified by a name that it was given; the socket's stem identifies nothing. With *record* it is no
+            other than QEMU's own, where there is one.
         record: Path of the domain XML that is to follow the VM's state; None keeps none. It must be this VM's.
         base: The VM's own libvirt document (its bytes, or its path) to start the record from where there is none yet;
             the record is then that document, changed in place. None: the record is made of what QEMU tells.
@@ -142,6 +143,7 @@ async def attach(
         reading, status, answers, vm = await connection.reader.everything(name)
         instance = _instance(reading, connection) if reconnect or record is not None else None
         if record is not None:
+            await _check_name(record, name, connection)
             kept = await _open_record(record, vm, status, instance, base=base, arrived=arrived, read_only=read_only)
         now = asyncio.get_running_loop().time()
         seen = reading[1] or ()
@@ -205,9 +207,23 @@ def _check_record_options(
 
 
 def _same(config: str | os.PathLike[str], record: str | os.PathLike[str]) -> bool:
-    from pathlib import Path  # it brings urllib
+    from qmpvcpu.record.file import absolute  # as in _open_record
 
-    return Path(config).absolute() == Path(record).absolute()
+    return absolute(config) == absolute(record)
+
+
+async def _check_name(record: str | os.PathLike[str], name: str | None, connection: Connection) -> None:
+    """Refuse a record under another name than QEMU's own, which it would have from then on.
+
+    Raises:
+        RecordError: *name* is another one.
+    """
+    if name is None:
+        return
+    own = await connection.reader.name()
+    if own not in (None, name):
+        why = f"QEMU was given the name {shorten(own)} for this VM, not {shorten(name)}: leave the name out"
+        raise RecordError(record, why)
 
 
 def _instance(reading: Reading, connection: Connection) -> "Instance | None":

@@ -19,7 +19,7 @@ from qmpvcpu.model.transition import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.plan import Plan
 from qmpvcpu.record.config import DomainConfig
-from qmpvcpu.record.file import finish_despite_cancel
+from qmpvcpu.record.file import absolute, finish_despite_cancel
 from qmpvcpu.record.owner import Claim, refuse_other_document
 from qmpvcpu.record.record import Record
 from qmpvcpu.vm.record_writer import RecordWriter
@@ -41,7 +41,7 @@ class NextBoot:
     ) -> None:
         self._writer = writer
         self._look = look
-        self._path = None if config is None else Path(config).absolute()
+        self._path = None if config is None else absolute(config)
         self._store: _Store | None = None
         self._holders = 0
         self._opening = asyncio.Lock()

@@ -8,11 +8,18 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-__all__ = ["SCHEMA", "check", "command_of", "errors_in"]
+import qmpvcpu.events
+from qmpvcpu.events import Event, SlotEvent
+
+__all__ = ["KINDS_OF_EVENT", "SCHEMA", "check", "command_of", "errors_in"]
 
 SCHEMA: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "docs" / "schema" / "qmpvcpu-1.json").read_text(encoding="utf-8")
 )
+
+KINDS_OF_EVENT = {
+    name for name, each in vars(qmpvcpu.events).items() if isinstance(each, type) and issubclass(each, Event)
+} - {Event.__name__, SlotEvent.__name__}
 
 
 @cache

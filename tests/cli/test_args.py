@@ -11,7 +11,7 @@ import pytest
 
 from qmpvcpu.domainxml import parse
 from qmpvcpu.launch import arguments
-from qmpvcpu.testing import best_qemu
+from qmpvcpu.testing import MicroGuest, best_qemu
 from tests.cli.running import run
 
 DOMAIN = """<domain type='qemu'>
@@ -175,3 +175,25 @@ async def test_the_lines_are_what_xargs_gives_to_qemu(document: Path, tmp_path: 
     )
     out, _ = await process.communicate(commands.encode())
     assert out.count(b'"/machine/peripheral/vcpu') == 2, out
+
+
+@pytest.mark.parametrize("mode", [(), ("--json",)])
+async def test_an_export_is_as_good_as_a_document(guest: MicroGuest, tmp_path: Path, mode: tuple[str, ...]) -> None:
+    assert (await run("plug", "5", "--qmp", guest.qmp)).code == 0
+    state = tmp_path / "vm.json"
+    state.write_text((await run("export", "--qmp", guest.qmp, *mode)).out)
+    ran = await run("args", state)
+    assert ran.code == 0
+    assert ran.out.startswith("-cpu qemu64\n-smp 2,maxcpus=8,")
+    assert "id=vcpu5" in ran.out
+    checked = await run("check-target", state, "--qmp", guest.qmp, "--json")
+    assert checked.code == 1  # it runs: no target
+
+
+@pytest.mark.parametrize("text", ["{}", "{", '{"export": 3}', '{"export": {}}', '{"argv": []}'])
+async def test_json_that_is_no_export_is_named_as_such(tmp_path: Path, text: str) -> None:
+    state = tmp_path / "vm.json"
+    state.write_text(text)
+    ran = await run("args", state)
+    assert ran.code == 2
+    assert ran.err.startswith(f"qmpvcpu: {state}: no export: ")

@@ -5,13 +5,17 @@ import click
 import pytest
 
 from qmpvcpu.cli.app import program
-from qmpvcpu.cli.failures import failure
+from qmpvcpu.cli.failures import failure, in_options
+from qmpvcpu.cli.plug import by_slots
 from qmpvcpu.cli.run import Options, Shell
 from qmpvcpu.domainxml import read_identity
 from qmpvcpu.errors import DenialReason, StepDeniedError
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.testing import Behaviour, MicroGuest
+from qmpvcpu.testing.peer import Failure
 from tests.cli.running import environment, run, running
+from tests.hostile import small_vm
+from tests.layouts import layout
 
 pytestmark = pytest.mark.qemu
 
@@ -87,6 +91,43 @@ async def test_plug_takes_the_chosen_vcpu_or_the_first_free_one(guest: MicroGues
     assert first["enabled"] == "0-2,5"
     verdict = first["steps"][0]["verdict"]
     assert (verdict["kind"], verdict["ids"], verdict["acknowledged"]) == ("plugged", "2", True)
+
+
+async def test_plug_and_unplug_take_ranges_and_lists_as_set_does(guest: MicroGuest) -> None:
+    plugged = (await run("plug", "2-4", "7,6", "3", "--qmp", guest.qmp, "--json")).document
+    assert [each["verdict"]["ids"] for each in plugged["steps"]] == ["2", "3", "4", "6", "7"]
+    gone = (await run("unplug", "7", "2-4,^3", "--qmp", guest.qmp, "--json")).document
+    assert [each["verdict"]["ids"] for each in gone["steps"]] == ["7", "4", "2"]
+    assert gone["enabled"] == "0-1,3,6"
+
+
+async def test_of_many_nothing_is_plugged_if_one_can_be_known_not_to_be(guest: MicroGuest) -> None:
+    ran = await run("plug", "2,1", "--qmp", guest.qmp, "--json")
+    assert (ran.code, ran.error["ids"], ran.document["enabled"]) == (2, "1", "0-1")
+    ran = await run("plug", "2-99", "--qmp", guest.qmp)
+    assert ran.code == 2
+    assert "no vCPU 8" in ran.err
+
+
+async def test_after_one_that_is_rejected_no_other_is_plugged() -> None:
+    async with small_vm(device_add=Failure("GenericError", "no memory")) as peer:
+        ran = await run("plug", "2-3", "--qmp", peer.address, "--json")
+    assert (ran.code, ran.document["not_sent"], ran.error["ids"]) == (1, "3", "2")
+
+
+def test_a_slot_of_which_all_vcpus_are_named_is_named_by_its_first() -> None:
+    of_two = layout("0,2", slots=4, count=2)
+    assert by_slots(of_two, [2, 3, 6, 7]) == [2, 6]
+    assert by_slots(of_two, [3, 2, 5, 99]) == [2, 5, 99]
+
+
+async def test_a_map_that_the_guest_does_not_prove_is_not_reached_if_proof_is_asked_for() -> None:
+    async with MicroGuest(behaviour=Behaviour.silent_about_inserts()) as guest:
+        proof = ("--proof", "acknowledged", "--timeout", "0.2", "--qmp", guest.qmp)
+        ran = await run("set", "0,3", *proof, "--json")
+        assert (ran.code, ran.document["outcome"], ran.document["enabled"]) == (1, "partial", "0,3")
+        reverted = await run("count", "3", *proof, "--on-failure", "revert", "--revert-timeout", "5", "--json")
+    assert (reverted.code, reverted.document["outcome"], reverted.document["enabled"]) == (1, "reverted", "0,3")
 
 
 async def test_a_plug_without_the_proof_asked_for_is_partial() -> None:
@@ -244,3 +285,18 @@ async def test_a_document_of_the_vms_own_gets_the_state_and_stays_as_it_is_other
     assert (both.code, "--emulator goes without --base" in both.err) == (2, True)
     none = await run("xml", "--base", tmp_path / "none.xml", "--qmp", guest.qmp)
     assert (none.code, "No such file" in none.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("python", "words"),
+    [
+        (
+            "which libvirt requires: set VmInfo.memory_kib",
+            "which libvirt requires: name the VM's own document with --base",
+        ),
+        ("(-preconfig): x-exit-preconfig, and refresh(), first", "(-preconfig): x-exit-preconfig first"),
+        ("attach() takes a connected socket", "qmpvcpu takes no open descriptor: name the socket's path"),
+    ],
+)
+def test_what_the_library_says_of_python_is_said_in_options(python: str, words: str) -> None:
+    assert in_options(python) == words

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+import re
+import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +233,47 @@ async def test_a_terminal_of_40_columns_shows_all_of_it(line: str, guest: MicroG
         assert await it.end() == 0
     assert "…" not in str(it.screen)
     assert len(it.screen.lines) > 1
+
+
+def examples(command: click.Command) -> Iterator[list[str]]:
+    """Return the words of each example in a command's help."""
+    for line in (command.help or "").splitlines():
+        if line.startswith("  qmpvcpu ") and "--version" not in line:
+            said = re.split(r" {2,}", line.strip())[0].rstrip(",")
+            yield shlex.split(said.partition(" | ")[0])[1:]
+        elif " | qmpvcpu " in line:
+            yield shlex.split(line.partition(" | ")[2])[1:]
+
+
+def every_command(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from every_command(command, (*path, name))
+
+
+def test_every_example_in_the_help_is_understood() -> None:
+    commands = dict(every_command(program()))
+    tried = [words for command in (program(), *commands.values()) for words in examples(command)]
+    for words in tried:
+        path = tuple(words[: 2 if words[0] == "fleet" else 1])
+        commands[path].make_context(" ".join(path), words[len(path) :])
+    assert len(tried) > 40
+
+
+def test_the_help_says_what_an_option_does_in_that_command() -> None:
+    commands = dict(every_command(program()))
+
+    def help_of(name: str, option: str) -> str:
+        (found,) = (each for each in commands[tuple(name.split())].params if option in each.opts)
+        assert isinstance(found, click.Option)
+        return found.help or ""
+
+    for name in ("list", "plan", "xml", "watch", "export", "check-target"):
+        assert "not written" in help_of(name, "--record")
+    assert "Keep" in help_of("set", "--record")
+    assert "to arrive" in help_of("confirm-target", "--timeout")
+    assert "Send" not in help_of("plan", "--allow-fatal")

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -206,6 +207,41 @@ async def test_sigint_before_a_map_is_begun_leaves_that_vm_as_it_is() -> None:
     (vm,) = ran.document["vms"]
     assert vm["error"]["message"] == "stopped before anything was sent"
     assert vm["enabled"] == str(next(capture.layouts()).enabled)
+
+
+@pytest.mark.parametrize("who", [("-name", "web"), ("-uuid", "b8e9d0c2-6a0d-4f8e-9c3e-0a1b2c3d4e5f")])
+async def test_a_vm_has_one_record_whichever_socket_is_taken(who: tuple[str, str], tmp_path: Path) -> None:
+    records, sockets = tmp_path / "records", tmp_path / "vms"
+    records.mkdir()
+    sockets.mkdir()
+    async with MicroGuest(boot=2, extra_args=who) as guest:
+        for number, socket in enumerate(guest.sockets[:2]):
+            (sockets / f"{number}.qmp").symlink_to(socket)
+        for _ in range(2):
+            ran = await run("fleet", "set", "0-2", "--dir", sockets, "--record", records, "--json")
+            assert (ran.code, ran.document["reached"]) == (0, 1)
+        one = await run("fleet", "count", "2", "--qmp", guest.sockets[1], "--record", records)
+        assert one.code == 0
+    assert [each.name for each in records.iterdir() if each.suffix == ".xml"] == [f"{who[1]}.xml"]
+
+
+async def test_a_vm_with_two_sockets_fails_once(tmp_path: Path) -> None:
+    records, sockets = tmp_path / "records", tmp_path / "vms"
+    records.mkdir()
+    sockets.mkdir()
+    async with MicroGuest(extra_args=("-name", "no/domain")) as guest:  # of which no record can be made
+        for number, socket in enumerate(guest.sockets[:2]):
+            (sockets / f"{number}.qmp").symlink_to(socket)
+        ran = await run("fleet", "set", "0-2", "--dir", sockets, "--record", records, "--json")
+    assert (ran.code, [each["code"] for each in ran.document["vms"]]) == (4, [4])
+
+
+async def test_a_record_by_a_path_is_the_same_however_that_is_spelled(vms: list[MicroGuest], tmp_path: Path) -> None:
+    path = vms[0].qmp
+    for address in (path, f"unix:{path}", os.path.relpath(path), f"{path.parent}/./{path.name}"):
+        ran = await run("fleet", "set", "0-1", "--qmp", address, "--record", tmp_path)
+        assert ran.code == 0, address
+    assert [each.stem for each in tmp_path.glob("*.xml")] == [str(path).strip("/").replace("/", "-")]
 
 
 async def test_what_was_cut_short_is_given_up_aloud(vms: list[MicroGuest], folder: Path, tmp_path: Path) -> None:

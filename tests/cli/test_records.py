@@ -78,6 +78,29 @@ async def test_a_nameless_vm_has_its_record_under_the_name_that_it_is_called(tmp
         assert (await run("--name", "web", "list", "--record", record, "--qmp", guest.qmp)).code == 0
 
 
+async def test_a_record_is_not_renamed_against_the_name_of_its_qemu(tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    async with MicroGuest(extra_args=("-name", "web")) as guest:
+        words = ("plug", "1", "--record", record, "--qmp", guest.qmp, "--json")
+        ran = await run(*words, "--name", "db")
+        assert ran.code == 4
+        assert 'the name "web" for this VM, not "db"' in ran.error["message"]
+        assert not record.exists()
+        assert (await run(*words, "--name", "web")).code == 0
+
+
+async def test_the_next_boot_of_a_record_goes_before_what_an_earlier_qemu_had(tmp_path: Path) -> None:
+    record = tmp_path / "a vm.xml"
+    who = ("-name", "web")
+    async with MicroGuest(extra_args=who) as guest:
+        assert (await run("plug", "5", "--record", record, "--qmp", guest.qmp)).code == 0
+        assert (await run("config", record, "--set", "0-3")).code == 0
+    async with MicroGuest(extra_args=who) as guest:
+        ran = await run("recover", "--record", record, "--qmp", guest.qmp)
+    assert f"its next boot is to have 0-3, which is what qmpvcpu args '{record}' prints" in ran.out
+    assert "to start one that has" not in ran.out
+
+
 async def test_what_an_earlier_qemu_had_is_told_until_it_is_there_or_dropped(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
     who = ("-name", "web")

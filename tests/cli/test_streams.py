@@ -1,5 +1,7 @@
 """Outputs that are closed, full, narrow, or cannot take every letter: a line and an exit code, never a traceback."""
 
+import asyncio
+import errno
 import json
 import os
 import subprocess
@@ -154,3 +156,51 @@ async def test_a_number_that_is_none_in_a_reply_is_no_number_in_json() -> None:
             ran = await run(*words, "--qmp", peer.address)
         assert "core-id" in ran.out
         json.loads(ran.out, parse_constant=refuse)
+
+
+_IN_NO_DIRECTORY = "import os, tempfile; gone = tempfile.mkdtemp(); os.chdir(gone); os.rmdir(gone)"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("list --record vm.xml", 4),
+        ("plug 3 --record vm.xml", 4),
+        ("plug 3 --record vm.xml --affect both --config base.xml", 4),
+        ("set 0 --affect config --config vm.xml", 4),
+        ("recover --record vm.xml", 4),
+        ("config vm.xml", 4),
+        ("fleet list --record records", 4),
+        ("xml --emulator qemu", 2),
+    ],
+)
+async def test_a_relative_path_in_a_directory_that_was_removed_is_named(line: str, code: int) -> None:
+    words = line.split()
+    async with small_vm() as peer:
+        address = () if words[0] == "config" else ("--qmp", peer.address)
+        ran = await run(*words, *address, "--json", code=_IN_NO_DIRECTORY)
+    assert ran.code == code
+    assert "working directory, which was removed" in ran.error["message"]
+    assert any(word in ran.error["message"] for word in words if word.endswith((".xml", "records", "qemu")))
+
+
+def test_what_the_system_refuses_is_no_matter_of_printing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: asyncio.Runner) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(asyncio.Runner, "get_loop", refuse)
+    assert main(["list", "--qmp", "/nonexistent", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["error"]["message"] == "[Errno 24] Too many open files"
+
+
+def test_a_module_that_cannot_be_read_is_no_matter_of_printing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: str) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "list.py")
+
+    monkeypatch.setattr("qmpvcpu.cli.app.import_module", refuse)
+    assert main(["list", "--qmp", "/nonexistent", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["error"]["message"] == "list.py: Too many open files"

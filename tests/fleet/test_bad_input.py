@@ -21,7 +21,7 @@ from qmpvcpu.errors import (
     SameVmError,
     SocketDirectoryError,
 )
-from qmpvcpu.fleet import Fleet
+from qmpvcpu.fleet import Fleet, Rescan
 from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.peer import HANG, ScriptedPeer
 from tests.fleet.vms import dead_socket, garbage, guests, held, stopped
@@ -184,6 +184,26 @@ async def test_two_sockets_of_one_qemu_are_one_vm(vms: list[MicroGuest]) -> None
     assert [type(each) for each in errors].count(SameVmError) == 1
     assert errors.count(None) == 2
     assert "another QMP socket of the VM" in next(str(each) for each in errors if each is not None)
+
+
+async def test_a_directory_has_a_vm_once_however_many_sockets_lead_to_it(
+    vms: list[MicroGuest], tmp_path: Path
+) -> None:
+    for number, path in enumerate((*vms[0].sockets[:2], vms[1].qmp)):
+        (tmp_path / f"{number}.qmp").symlink_to(path)
+    async with Fleet(directory=tmp_path) as fleet:
+        for _ in range(2):
+            results = await fleet.set_map("0-1")
+            assert [each.error for each in results] == [None, None]
+            assert [each.address for each in results] == list(fleet.addresses)
+        assert await fleet.rescan() == Rescan((), ())
+        # Once the way that was taken is gone, the other one is.
+        taken = next(each for each in fleet.vms if not each.endswith("2.qmp"))
+        await fleet.vms[taken].close()
+        Path(taken.removeprefix("unix:")).unlink()
+        assert (await fleet.rescan()).went == (taken,)
+        assert [each.error for each in await fleet.refresh()] == [None, None]
+        assert taken not in fleet.addresses
 
 
 async def test_one_qemu_by_two_tcp_addresses_is_known_by_its_uuid() -> None:

@@ -12,6 +12,7 @@ from qmpvcpu import Layout, TransitionError, VcpuController
 from qmpvcpu.domainxml import read_identity
 from qmpvcpu.errors import MonitorLostError, RecordError
 from qmpvcpu.fleet import Fleet, Results
+from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.peer import ScriptedPeer
 from tests.captures import all_captures
@@ -281,7 +282,7 @@ async def _layouts(fleet: Fleet) -> list[str]:
 
 
 async def test_each_vm_has_a_record_of_its_own(vms: list[MicroGuest], tmp_path: Path) -> None:
-    def record(address: str) -> Path | None:
+    def record(address: str, _: VmInfo) -> Path | None:
         return None if address.endswith(str(vms[2].qmp)) else tmp_path / f"{address[5:].replace('/', '-')}.xml"
 
     async with Fleet([each.qmp for each in vms], record=record) as fleet:
@@ -309,7 +310,7 @@ async def test_nameless_vms_are_called_by_as_much_of_their_paths_as_tells_them_a
 
 async def test_a_fleet_that_only_reads_writes_no_record(vms: list[MicroGuest], tmp_path: Path) -> None:
     addresses = [each.qmp for each in vms]
-    async with Fleet(addresses, record=lambda _: tmp_path / "vm.xml", read_only=True) as fleet:
+    async with Fleet(addresses, record=lambda _, __: tmp_path / "vm.xml", read_only=True) as fleet:
         assert not any(each.error for each in await fleet.refresh())
         errors = [each.error for each in await fleet.set_count(2)]
         assert all(isinstance(error, RecordError) for error in errors)
