@@ -1,7 +1,8 @@
 """A CI job: code of yours, here `shrink`, against guests that comply, refuse, hesitate or are gone.
 
 Every VM is a real QEMU, and answers as its test says, within milliseconds; nothing is mocked. The last guest is a
-Linux, which `bash fixtures/linux/build.sh` makes. docs/testing.md has all fixtures, docs/examples/ci workflow files.
+Linux; `python -m qmpvcpu.testing.linuxguest` makes it. docs/testing.md has all fixtures, docs/examples/ci workflow
+files.
 
     pip install 'qmpvcpu[pytest]'
     pytest test_shrink.py

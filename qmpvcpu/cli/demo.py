@@ -39,7 +39,7 @@ async def demo(shell: Shell, *, guest: GuestKind = GuestKind.MICROGUEST, qemu: s
     """Start a VM and show every verdict on it, with the map after each step and the XML at the end.
 
     Needs a qemu-system-x86_64 and nothing else: the guest is some hundred bytes that come with the package. The Linux
-    guest is made by fixtures/linux/build.sh. KVM is used where it runs the guest, else TCG.
+    guest is made by `python -m qmpvcpu.testing.linuxguest`. KVM is used where it runs the guest, else TCG.
 
     In the map, [3] is plugged, (3) is plugged with a removal pending, [ ] is free.
 

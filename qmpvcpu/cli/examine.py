@@ -29,7 +29,7 @@ from qmpvcpu.model.verdicts import OstAnswer, OstStatus
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.qmp.address import Address
 from qmpvcpu.testing import MicroGuest, QemuNotFoundError, find_qemus, probe_accelerator
-from qmpvcpu.testing.linuxguest import LinuxGuestMissingError, find_images
+from qmpvcpu.testing.linuxguest import HOW_TO_MAKE, LinuxGuestMissingError, find_images
 from qmpvcpu.testing.qemu import Accelerator
 from qmpvcpu.vm.controller import VcpuController
 
@@ -124,7 +124,7 @@ def examine_machine(qemus: Iterable[TriedQemu]) -> Iterator[Finding]:
     try:
         find_images()
     except LinuxGuestMissingError:
-        advice = "demo --guest linux and qmpvcpu.testing.LinuxGuest need it: bash fixtures/linux/build.sh in a clone"
+        advice = f"demo --guest linux and qmpvcpu.testing.LinuxGuest need it: {HOW_TO_MAKE}"
         yield Finding(Level.NOTE, "Linux guest", "not made on this machine", advice)
     else:
         yield Finding(Level.OK, "Linux guest", "there, for demo --guest linux")

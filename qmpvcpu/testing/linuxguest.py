@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.given import checked
@@ -21,6 +21,9 @@ from qmpvcpu.testing.qemu import (
     best_qemu,
     default_topology,
 )
+
+HOW_TO_MAKE: Final = "python -m qmpvcpu.testing.linuxguest"
+"""The command that makes the Linux guest on this machine."""
 
 _LOGGER = logging.getLogger(__name__)
 _KERNEL_TIMEOUT = 2.0  # s: under a KVM that runs operating systems the kernel prints within 0.5
@@ -349,7 +352,7 @@ def find_images() -> tuple[Path, Path]:
     images = home / "vmlinuz", home / "initramfs.gz"
     for image in images:
         if not image.exists():
-            raise LinuxGuestMissingError(f"no {image}: make the Linux guest with `bash {_build_script()}`")
+            raise LinuxGuestMissingError(f"no {image}: make the Linux guest with `{HOW_TO_MAKE}`")
     return images
 
 
@@ -360,5 +363,5 @@ def _build_script() -> Path:
     return packed if packed.exists() else here.parents[1] / "fixtures" / "linux" / "build.sh"
 
 
-if __name__ == "__main__":  # python -m qmpvcpu.testing.linuxguest: make the guest
+if __name__ == "__main__":  # HOW_TO_MAKE
     os.execvp("bash", ["bash", str(_build_script())])  # noqa: S606, S607 - any bash will do

@@ -150,7 +150,7 @@ async def test_a_demo_without_the_linux_guest_says_how_to_make_it(tmp_path: Path
     env = environment(QMPVCPU_CACHE=str(tmp_path))
     ran = await run("demo", "--guest", "linux", "--json", env=env)
     assert ran.code == 2
-    assert "fixtures/linux/build.sh" in ran.error["message"]
+    assert "`python -m qmpvcpu.testing.linuxguest`" in ran.error["message"]
 
 
 @pytest.mark.guest

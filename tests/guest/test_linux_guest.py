@@ -183,7 +183,7 @@ async def test_a_guest_that_was_never_made_names_what_makes_it(
 ) -> None:
     monkeypatch.setenv("QMPVCPU_CACHE", str(tmp_path))
     with pytest.raises(
-        LinuxGuestMissingError, match=r"vmlinuz: make the Linux guest with `bash .*/fixtures/linux/build.sh`"
+        LinuxGuestMissingError, match=r"vmlinuz: make the Linux guest with `python -m qmpvcpu.testing.linuxguest`"
     ):
         async with LinuxGuest(qemu):
             pass

@@ -47,7 +47,7 @@ def test_without_the_linux_guest_it_is_said_how_it_is_made(tmp_path: Path) -> No
     write(tmp_path, test_linux="def test_linux(linux_vm): pass\n")
     session = run(tmp_path, env=environment(QMPVCPU_QEMU=str(best_qemu()), QMPVCPU_CACHE=str(tmp_path)))
     assert session.outcomes == {"error": 1}
-    assert "linux/build.sh`" in session.output
+    assert "`python -m qmpvcpu.testing.linuxguest`" in session.output
 
 
 def test_a_kvm_that_is_there_and_runs_no_guest_is_found_out_once_and_tcg_taken(tmp_path: Path) -> None:
