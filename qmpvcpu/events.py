@@ -110,7 +110,10 @@ class LayoutChanged(Event):
 
 
 class VmReset(Event):
-    """The VM was reset. Pending unplugs stay pending: they fire at the next hotplug of any vCPU."""
+    """The VM was reset. Pending unplugs stay pending: they fire at the next hotplug of any vCPU.
+
+    On pseries the reset completes them.
+    """
 
     __slots__ = ()
 
