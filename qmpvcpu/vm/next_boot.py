@@ -34,6 +34,10 @@ class NextBoot:
         writer: Writes the VM's record.
         look: Returns the layout as known now.
         config: The document, or None: the record.
+
+    Attributes:
+        path: The document, or None: it is in the record.
+        promises: The changes that are promised, in order.
     """
 
     def __init__(
@@ -41,17 +45,12 @@ class NextBoot:
     ) -> None:
         self._writer = writer
         self._look = look
-        self._path = None if config is None else absolute(config)
+        self.path = None if config is None else absolute(config)
         self._store: _Store | None = None
         self._holders = 0
         self._opening = asyncio.Lock()
         self._writing = asyncio.Lock()
-        self._promised: list[PendingConfigChange] = []
-
-    @property
-    def path(self) -> Path | None:
-        """The document, or None: it is in the record."""
-        return self._path
+        self.promises: list[PendingConfigChange] = []
 
     async def check(self) -> None:
         """Read the document once, so that an unusable one is an error before anything depends on it.
@@ -60,8 +59,8 @@ class NextBoot:
             RecordError: It cannot be read, or is another VM's.
             DomainXmlError: libvirt would not define it.
         """
-        if self._path is not None:
-            config = await DomainConfig.load(self._path)
+        if self.path is not None:
+            config = await DomainConfig.load(self.path)
             refuse_other_document(config.path, config.identity, Claim.of(self._look()))
 
     async def change(self, change: Change) -> ConfigReport:
@@ -72,7 +71,7 @@ class NextBoot:
             RecordError: It cannot be read or written, and is as it was.
         """
         async with self._held() as store:
-            return await self._write(store, change)
+            return await self.write(store, change)
 
     async def set_state(self, vcpu: int | None, *, enabled: bool) -> VcpuMap:
         """Have one vCPU at the next boot (None: the first free one), or leave it out; return the ids of its slot.
@@ -122,40 +121,19 @@ class NextBoot:
             finally:
                 self.drop(pending)
 
-    @property
-    def promised(self) -> tuple[VcpuMap, str | None] | None:
-        """What the next boot will have once all promises are kept, and its document, if any; None: no promise."""
-        if self._store is None or not self._promised:
-            return None
-        domain = self._store.domain
-        for pending in self._promised:
-            with contextlib.suppress(ConfigDeniedError):  # another promise may have made it impossible
-                domain = pending.change(domain)
-        return domain.enabled, None if self._path is None else str(self._path)
-
-    def add(self, pending: "PendingConfigChange") -> None:
-        """Count *pending* as promised."""
-        self._promised.append(pending)
-
     def drop(self, pending: "PendingConfigChange") -> None:
         """Count *pending* as promised no longer; idempotent."""
-        if pending in self._promised:
-            self._promised.remove(pending)
+        if pending in self.promises:
+            self.promises.remove(pending)
         self._writer.changed()
 
-    async def write(self, pending: "PendingConfigChange", store: "_Store") -> ConfigReport:
-        """Write what was promised.
+    async def write(self, store: "_Store", change: Change) -> ConfigReport:
+        """Make *change* in what *store* keeps.
 
         Raises:
-            ConfigDeniedError: It cannot be any more; nothing was written.
+            ConfigDeniedError: It is not possible; nothing was written.
             RecordError: It cannot be written, and is as it was.
         """
-        try:
-            return await self._write(store, pending.change)
-        finally:
-            self.drop(pending)
-
-    async def _write(self, store: "_Store", change: Change) -> ConfigReport:
         async with self._writing:
             before = store.domain
             domain = change(before)
@@ -185,11 +163,11 @@ class NextBoot:
 
     async def _open(self) -> "_Store":
         record = self._writer.record
-        if self._path is None and record is not None and not self._writer.is_over:
+        if self.path is None and record is not None and not self._writer.is_over:
             return _InRecord(record, self._writer, self._look)
-        if self._path is None and record is not None:
+        if self.path is None and record is not None:
             await self._writer.close()  # its lock is needed next
-        path = self._path or (record.path if record is not None else None)
+        path = self.path or (record.path if record is not None else None)
         assert path is not None  # noqa: S101 -- JUSTIFICATION: attach makes none without either, mypy cannot know
         return await _InDocument.open(path, self._look())
 
@@ -217,17 +195,23 @@ class PendingConfigChange:
         change(self._store.domain)
         self.change = change
         self._next_boot.drop(self)
-        self._next_boot.add(self)
+        self._next_boot.promises.append(self)
 
     @property
     def promised(self) -> tuple[VcpuMap, str | None] | None:
         """The map of the next boot once everything promised is done, and its document; None: nothing is promised."""
-        return self._next_boot.promised
+        if not self._next_boot.promises:
+            return None
+        domain, path = self._store.domain, self._next_boot.path
+        for each in self._next_boot.promises:
+            with contextlib.suppress(ConfigDeniedError):  # another promise may have made it impossible
+                domain = each.change(domain)
+        return domain.enabled, None if path is None else str(path)
 
     async def write(self, done: str) -> tuple[ConfigReport, RecordError | None]:
         """Write what was promised, now that *done* is; return how that ended, and the error if it failed."""
         try:
-            return await self._next_boot.write(self, self._store), None
+            return await self._next_boot.write(self._store, self.change), None
         except (RecordError, ConfigDeniedError, DomainXmlError) as error:
             why = error.why if isinstance(error, RecordError) else str(error)
             told = RecordError(
@@ -235,6 +219,8 @@ class PendingConfigChange:
             )
             told.__cause__ = error
             return self._told(ConfigOutcome.FAILED, told.why), told
+        finally:
+            self._next_boot.drop(self)
 
     def not_tried(self) -> ConfigReport:
         """Return the report of a change that is not made, since the running VM is not as wanted."""
