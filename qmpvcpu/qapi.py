@@ -346,7 +346,7 @@ def parse_event(message: Mapping[str, Any]) -> QemuEvent | None:
     if reader is None:
         return None
     try:
-        return reader(data if isinstance(data, Mapping) else {})
+        return reader(data if isinstance(data, dict) else {})
     except MalformedReplyError:
         return None
 
@@ -355,13 +355,13 @@ def _ost(command: str, info: Mapping[str, Any]) -> tuple[int, OstAnswer]:
     slot = int(_text(command, info, "slot", _SLOT))
     if slot >= MOST_VCPUS:
         raise MalformedReplyError(command, f"'slot' is not a number from 0 to {MOST_VCPUS - 1}", info)
-    source, code = (_number(command, info, key, 0, _LARGEST_DWORD) for key in ("source", "status"))
-    return slot, OstAnswer(source, code)
+    source = _number(command, info, "source", 0, _LARGEST_DWORD)
+    return slot, OstAnswer(source, _number(command, info, "status", 0, _LARGEST_DWORD))
 
 
 def _read_ost(data: Mapping[str, Any]) -> OstEvent | None:
     info = data.get("info")
-    if not isinstance(info, Mapping) or info.get("slot-type") != "CPU":
+    if not isinstance(info, dict) or info.get("slot-type") != "CPU":
         return None
     device = _text("ACPI_DEVICE_OST", info, "device", DEVICE_ID) if "device" in info else None
     return OstEvent(*_ost("ACPI_DEVICE_OST", info), None if device is None else PERIPHERAL + device)
