@@ -1,7 +1,7 @@
 """What is known of a VM apart from its CPUs: identity, machine, accelerator, and the known faults of its QEMU."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Final, NamedTuple
@@ -40,39 +40,21 @@ class KnownFault(enum.Enum):
     TCG_SMM_PLUG_HANGS = "the guest of a QEMU under TCG hangs at a plug if the VM's firmware uses SMM"
 
 
-# The versions that were measured, each with the faults that it has and others lack.
-_MEASURED: dict[_Version, frozenset[KnownFault]] = {
-    # It starts no VM with an APIC id of 255, so that fault is assumed.
-    (7, 2, 22): frozenset(
-        {
-            KnownFault.TCG_REPLUG_CORRUPTS_HEAP,
-            KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION,
-            KnownFault.TCG_APIC_ID_255,
-            KnownFault.TCG_PSERIES_RESET_ABORTS,
-        }
-    ),
-    # It was measured without pseries.
-    (8, 2, 2): frozenset(
-        {
-            KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION,
-            KnownFault.TCG_PSERIES_RESET_ABORTS,
-            KnownFault.TCG_LINUX_LOCKS_UP,
-        }
-    ),
-    (10, 0, 2): frozenset(
-        {
-            KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION,
-            KnownFault.TCG_APIC_ID_255,
-            KnownFault.TCG_PSERIES_RESET_ABORTS,
-        }
-    ),
-    (10, 0, 13): frozenset({KnownFault.TCG_APIC_ID_255, KnownFault.TCG_PSERIES_UNPLUG_ABORTS}),
-    (11, 1, 3): frozenset(),
+_VERSIONS: Final[tuple[_Version, ...]] = ((7, 2, 22), (8, 2, 2), (10, 0, 2), (10, 0, 13), (11, 1, 3))  # measured
+
+# 7.2.22 starts no VM with an APIC id of 255, so that fault is assumed there. 8.2.2 was measured without pseries, and
+# SMM on 10.0.2 and 11.1.3, with OVMF.
+_SEEN_IN: Final[Mapping[KnownFault, Collection[_Version]]] = {
+    KnownFault.TCG_REPLUG_CORRUPTS_HEAP: [(7, 2, 22)],
+    KnownFault.TCG_CREATED_BEYOND_MAX: _VERSIONS,
+    KnownFault.TCG_SINGLE_THREAD_UNPLUG: _VERSIONS,
+    KnownFault.TCG_UNPLUG_BLOCKS_MIGRATION: [(7, 2, 22), (8, 2, 2), (10, 0, 2)],
+    KnownFault.TCG_APIC_ID_255: [(7, 2, 22), (10, 0, 2), (10, 0, 13)],
+    KnownFault.TCG_PSERIES_UNPLUG_ABORTS: [(10, 0, 13)],
+    KnownFault.TCG_PSERIES_RESET_ABORTS: [(7, 2, 22), (8, 2, 2), (10, 0, 2)],
+    KnownFault.TCG_LINUX_LOCKS_UP: [(8, 2, 2)],
+    KnownFault.TCG_SMM_PLUG_HANGS: _VERSIONS,
 }
-# That of SMM was measured on 10.0.2 and 11.1.3, with OVMF.
-_OF_EVERY_VERSION = frozenset(
-    {KnownFault.TCG_CREATED_BEYOND_MAX, KnownFault.TCG_SINGLE_THREAD_UNPLUG, KnownFault.TCG_SMM_PLUG_HANGS}
-)
 _OF_UNPLUG = frozenset(
     {
         KnownFault.TCG_REPLUG_CORRUPTS_HEAP,
@@ -89,17 +71,14 @@ def _faults_of(version: _Version) -> frozenset[KnownFault]:
     A neighbour is the nearest version that was measured. If that is of another series (major.minor), all that were
     measured of that series count: a fix in a later release of theirs need not be in the first of ours.
     """
-    if version in _MEASURED:
-        return _MEASURED[version] | _OF_EVERY_VERSION
-    older = [each for each in _MEASURED if each < version][-1:]
-    newer = [each for each in _MEASURED if each > version][:1]
-    found = _OF_EVERY_VERSION
-    for nearest in older + newer:
-        if nearest[:2] == version[:2]:
-            found |= _MEASURED[nearest]
-        else:
-            found = found.union(*(faults for each, faults in _MEASURED.items() if each[:2] == nearest[:2]))
-    return found
+    near = {version} & {*_VERSIONS}
+    if not near:
+        older = [each for each in _VERSIONS if each < version][-1:]
+        newer = [each for each in _VERSIONS if each > version][:1]
+        for nearest in older + newer:
+            series = [each for each in _VERSIONS if each[:2] == nearest[:2]]
+            near.update([nearest] if nearest[:2] == version[:2] else series)
+    return frozenset(fault for fault, versions in _SEEN_IN.items() if not near.isdisjoint(versions))
 
 
 @dataclass(frozen=True, slots=True)
