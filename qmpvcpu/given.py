@@ -2,7 +2,7 @@
 
 One rule for all public calls: durations are finite real numbers and not negative, whole numbers are whole, flags are
 True or False, and choices are of their kind. A wrong type is a TypeError, a wrong value a ValueError; both name the
-parameter, and say what was given.
+parameter, and say what was given. Each check takes the parameter's *name* and the *value* that it was given.
 """
 
 import enum
@@ -25,12 +25,7 @@ _Check = Callable[[str, Any], Any]
 
 
 def seconds(name: str, value: object) -> float:
-    """Return the duration *value*, which *name* was given.
-
-    Raises:
-        TypeError: It is not a real number, such as text, True or a Decimal.
-        ValueError: It is negative, or not finite.
-    """
+    """Return *value* as a number of seconds: finite, and 0 or more. Text, True and a Decimal are not real numbers."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is a number of seconds, not {_quoted(value)}")
     try:
@@ -43,12 +38,7 @@ def seconds(name: str, value: object) -> float:
 
 
 def whole(name: str, value: object) -> int:
-    """Return the whole number *value*, which *name* was given: an int, or what stands for one.
-
-    Raises:
-        TypeError: It is not a whole number, such as text, True or 3.0.
-        ValueError: It has too many digits to be printed.
-    """
+    """Return *value* as an int, if it stands for one: not text, True or 3.0, nor a number too long to print."""
     if isinstance(value, bool):
         raise TypeError(f"{name} is a whole number, not {value}")
     try:
@@ -63,12 +53,7 @@ def whole(name: str, value: object) -> int:
 
 
 def at_least(name: str, value: object, least: int) -> int:
-    """Return the whole number *value*, which *name* was given, and which is *least* or more.
-
-    Raises:
-        TypeError: It is no whole number.
-        ValueError: It is less.
-    """
+    """Return *value* as an int of *least* or more."""
     number = whole(name, value)
     if number < least:
         raise ValueError(f"{name} is at least {least}, not {number}")
@@ -76,34 +61,21 @@ def at_least(name: str, value: object, least: int) -> int:
 
 
 def flag(name: str, value: object) -> bool:
-    """Return *value*, which *name* was given, if it is True or False.
-
-    Raises:
-        TypeError: It is not: "no" would count as True.
-    """
+    """Return *value* if it is True or False: "no" would count as True."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} is True or False, not {_quoted(value)}")
     return value
 
 
 def text(name: str, value: object) -> str:
-    """Return the text *value*, which *name* was given.
-
-    Raises:
-        TypeError: It is not text.
-    """
+    """Return *value* if it is text."""
     if not isinstance(value, str):
         raise TypeError(f"{name} is text, not {_quoted(value)}")
     return value
 
 
 def path(name: str, value: object) -> object:
-    """Return *value*, which *name* was given, if it can be a path.
-
-    Raises:
-        TypeError: It is neither text nor a path of text.
-        ValueError: It is empty, or has a NUL in it.
-    """
+    """Return *value* if it can be a path: text, or a path of text, that is not empty and has no NUL in it."""
     plain = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(plain, str):
         raise TypeError(f"{name} is a path, not {_quoted(value)}")
@@ -113,11 +85,7 @@ def path(name: str, value: object) -> object:
 
 
 def member(name: str, value: object, kind: type[enum.Enum]) -> object:
-    """Return *value*, which *name* was given, if it is of *kind*.
-
-    Raises:
-        TypeError: It is not.
-    """
+    """Return *value* if it is of *kind*."""
     if not isinstance(value, kind):
         known = ", ".join(map(str, kind))
         raise TypeError(f"{name} is one of {known}, not {_quoted(value)}")
@@ -125,11 +93,7 @@ def member(name: str, value: object, kind: type[enum.Enum]) -> object:
 
 
 def members(name: str, value: object, kind: type[enum.Enum]) -> Collection[object]:
-    """Return *value*, which *name* was given, if it is a collection of members of *kind*.
-
-    Raises:
-        TypeError: It is none.
-    """
+    """Return *value* as a list if it is a collection of members of *kind*."""
     if isinstance(value, str) or not isinstance(value, Collection):
         raise TypeError(f"{name} is a collection of {kind.__name__}, not {_quoted(value)}")
     return [member(f"each of {name}", each, kind) for each in value]
@@ -184,12 +148,7 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def values(options: Callable[..., object], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is *given* of *options*, a TypedDict or a function, checked against its annotations.
-
-    Raises:
-        TypeError: There is no such option, or one is of a wrong type.
-        ValueError: One has a wrong value.
-    """
+    """Return what is *given* of *options*, a TypedDict or a function, checked against its annotations."""
     checks = _checks_of(options)
     if unknown := given.keys() - options.__annotations__.keys():
         raise TypeError(f"there is no option {', '.join(sorted(unknown))}")

@@ -2,6 +2,9 @@
 
 Its own values are named tuples: they live from one line to the next, and cost an eighth of a dataclass to import.
 
+Every ``parse_`` raises MalformedReplyError if the reply lacks what it is read for, or something in it is out of
+bounds: what a peer sends is checked here, before it goes anywhere.
+
 Source: QEMU qapi/machine.json, qdev.json, acpi.json, run-state.json, migration.json. The vCPU ids of slots: libvirt
 src/qemu/qemu_monitor.c, ``qemuMonitorGetCPUInfoHotplug`` and ``qemuMonitorQueryHotpluggableCpus``, as measured with
 libvirt 9.0.0.
@@ -139,9 +142,7 @@ def device_del(slot: Slot) -> dict[str, Any]:
 def parse_hotpluggable_cpus(reply: object) -> tuple[SlotReading, ...]:
     """Read ``query-hotpluggable-cpus``.
 
-    Raises:
-        MalformedReplyError: An entry lacks what libvirt needs (a type, a vcpus-count, and props with at least one of
-            node-, socket-, core- or thread-id), or something in it is out of bounds.
+    An entry needs what libvirt needs: a type, a vcpus-count, and props with a node-, socket-, core- or thread-id.
     """
     command = "query-hotpluggable-cpus"
     readings: list[SlotReading] = []
@@ -166,11 +167,7 @@ def parse_hotpluggable_cpus(reply: object) -> tuple[SlotReading, ...]:
 
 
 def parse_cpus_fast(reply: object) -> tuple[ThreadReading, ...]:
-    """Read ``query-cpus-fast``.
-
-    Raises:
-        MalformedReplyError: An entry lacks qom-path, thread-id or cpu-index, or something in it is out of bounds.
-    """
+    """Read ``query-cpus-fast``."""
     command = "query-cpus-fast"
     threads: list[ThreadReading] = []
     for entry in _entries(command, reply):
@@ -184,11 +181,7 @@ def parse_cpus_fast(reply: object) -> tuple[ThreadReading, ...]:
 
 
 def parse_ospm_status(reply: object) -> dict[int, OstAnswer]:
-    """Read ``query-acpi-ospm-status``: the last answer for each CPU slot, by cpu-index.
-
-    Raises:
-        MalformedReplyError: An entry of a CPU has no slot, source or status, or one that is out of bounds.
-    """
+    """Read ``query-acpi-ospm-status``: the last answer for each CPU slot, by cpu-index."""
     command = "query-acpi-ospm-status"
     answers: dict[int, OstAnswer] = {}
     for entry in _entries(command, reply):
@@ -199,11 +192,7 @@ def parse_ospm_status(reply: object) -> dict[int, OstAnswer]:
 
 
 def parse_topology(reply: object) -> Topology | None:
-    """Read ``qom-get /machine smp``; None where the machine has no such property.
-
-    Raises:
-        MalformedReplyError: A level is out of bounds.
-    """
+    """Read ``qom-get /machine smp``; None where the machine has no such property."""
     command = "qom-get"
     if not isinstance(reply, Mapping) or "maxcpus" not in reply:
         return None
@@ -212,11 +201,7 @@ def parse_topology(reply: object) -> Topology | None:
 
 
 def parse_memory_kib(reply: object) -> int | None:
-    """Read ``query-memory-size-summary``, hotplugged memory included; None where QEMU does not tell.
-
-    Raises:
-        MalformedReplyError: A size is out of bounds.
-    """
+    """Read ``query-memory-size-summary``, hotplugged memory included; None where QEMU does not tell."""
     command = "query-memory-size-summary"
     if not isinstance(reply, Mapping) or "base-memory" not in reply:
         return None
@@ -225,22 +210,14 @@ def parse_memory_kib(reply: object) -> int | None:
 
 
 def parse_status(command: str, reply: object) -> str:
-    """Read the state that ``query-status`` and ``query-migrate`` tell.
-
-    Raises:
-        MalformedReplyError: There is none.
-    """
+    """Read the state that ``query-status`` and ``query-migrate`` tell."""
     if not isinstance(reply, Mapping):
         raise MalformedReplyError(command, "not an object", reply)
     return _text(command, reply, "status", WORD)
 
 
 def parse_peripherals(reply: object) -> frozenset[str]:
-    """Read ``qom-list /machine/peripheral``: the paths of devices that are no CPUs and whose ids begin with ``vcpu``.
-
-    Raises:
-        MalformedReplyError: It is not a list of objects with a name and a type.
-    """
+    """Read ``qom-list /machine/peripheral``: the paths of devices other than CPUs whose ids begin with ``vcpu``."""
     if reply is None:  # a QEMU without it
         return frozenset()
     command, paths = "qom-list", set[str]()
@@ -253,21 +230,13 @@ def parse_peripherals(reply: object) -> frozenset[str]:
 
 
 def parse_name(reply: object) -> str | None:
-    """Read ``query-name``; None where QEMU was given none.
-
-    Raises:
-        MalformedReplyError: It is not text, is too long, or cannot be encoded.
-    """
+    """Read ``query-name``; None where QEMU was given none."""
     name = _text("query-name", reply, "name") if isinstance(reply, Mapping) and "name" in reply else ""
     return name or None
 
 
 def parse_uuid(reply: object) -> str | None:
-    """Read ``query-uuid``; None where QEMU was given none.
-
-    Raises:
-        MalformedReplyError: It is not a UUID.
-    """
+    """Read ``query-uuid``; None where QEMU was given none."""
     if not isinstance(reply, Mapping) or "UUID" not in reply:
         return None
     uuid = _text("query-uuid", reply, "UUID", UUID).lower()
@@ -275,20 +244,12 @@ def parse_uuid(reply: object) -> str | None:
 
 
 def parse_arch(reply: object) -> str | None:
-    """Read ``query-target``; None where QEMU does not tell.
-
-    Raises:
-        MalformedReplyError: It cannot be the name of an architecture.
-    """
+    """Read ``query-target``; None where QEMU does not tell."""
     return _text("query-target", reply, "arch", WORD) if isinstance(reply, Mapping) and "arch" in reply else None
 
 
 def parse_machine(reply: object) -> str | None:
-    """Read ``qom-get /machine type``: the machine type as ``-machine`` takes it; None where QEMU does not tell.
-
-    Raises:
-        MalformedReplyError: It cannot be the name of a type.
-    """
+    """Read ``qom-get /machine type``: the machine type as ``-machine`` takes it; None where QEMU does not tell."""
     if reply is None:
         return None
     if not is_word(reply):
@@ -306,11 +267,7 @@ def parse_hotplugs(reply: object, machine: str) -> bool:
 
 
 def parse_version(command: str, reply: object) -> tuple[tuple[int, int, int], str]:
-    """Read QEMU's version and its package's name, from the greeting or from ``query-version``.
-
-    Raises:
-        MalformedReplyError: It is not a version.
-    """
+    """Read QEMU's version and its package's name, from the greeting or from ``query-version``."""
     numbers = reply.get("qemu") if isinstance(reply, Mapping) else None
     if not isinstance(reply, Mapping) or not isinstance(numbers, Mapping):
         raise MalformedReplyError(command, "it names no QEMU version", reply)

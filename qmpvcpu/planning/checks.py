@@ -1,7 +1,7 @@
 """Whether one step may be sent.
 
-Every check either returns the slot to act on, or raises StepDeniedError with a named reason: a denied step costs
-nothing and changes nothing.
+Every check, and ``find_slot``, raises StepDeniedError with a named reason if the step cannot or must not be sent: a
+denied step costs nothing and changes nothing.
 """
 
 from typing import Final, NamedTuple
@@ -61,11 +61,7 @@ class Fatal(NamedTuple):
 
 
 def check_plug(now: Situation, vcpu: int | None, options: CheckedOptions = DEFAULTS) -> Slot:
-    """Return the slot that plugging *vcpu* (None: the first free one) fills.
-
-    Raises:
-        StepDeniedError: It cannot or must not be sent.
-    """
+    """Return the slot that plugging *vcpu* (None: the first free one) fills."""
     layout = now.layout
     if not layout.vm.can_plug or not layout.slots[0].present:  # vCPU 0 never leaves
         named = VcpuMap() if vcpu is None else possible_ids([vcpu])
@@ -93,11 +89,7 @@ def check_plug(now: Situation, vcpu: int | None, options: CheckedOptions = DEFAU
 
 
 def check_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) -> Slot:
-    """Return the slot that unplugging *vcpu* empties.
-
-    Raises:
-        StepDeniedError: It cannot or must not be sent.
-    """
+    """Return the slot that unplugging *vcpu* empties."""
     layout = now.layout
     slot = find_slot(UNPLUG, layout, vcpu)
     if not slot.present:
@@ -160,11 +152,7 @@ def fatal_unplug(now: Situation) -> Fatal | None:
 
 
 def find_slot(action: str, layout: Layout, vcpu: int) -> Slot:
-    """Return the slot whose first vCPU is *vcpu*; *action* is for the error.
-
-    Raises:
-        StepDeniedError: There is no such vCPU, or it is part of a slot that another one names.
-    """
+    """Return the slot whose first vCPU is *vcpu*; *action* is for the error."""
     try:
         slot = layout.slot_of(vcpu)
     except IndexError as error:
@@ -188,22 +176,13 @@ def _first_free(now: Situation) -> Slot:
 
 
 def check_keep(now: Situation, slot: Slot) -> None:
-    """Return if *slot*, whose removal is pending, may be plugged again once it has left.
-
-    Raises:
-        StepDeniedError: It must not be.
-    """
+    """Return if *slot*, whose removal is pending, may be plugged again once it has left."""
     if now.exported:
         raise _exported(PLUG, slot.ids)
 
 
 def check_export(now: Situation, *, allow_fatal: bool = False) -> None:
-    """Return if the VM may be exported.
-
-    Raises:
-        StepDeniedError: It is exported already, is not here (any more, or yet), is on its way, or this QEMU is known
-            not to bring it there.
-    """
+    """Return if the VM may be exported: it is here, at rest, and this QEMU is not known to fail to bring it there."""
     status = now.status
     if now.exported:
         raise _exported(EXPORT, VcpuMap())

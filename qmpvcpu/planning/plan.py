@@ -1,4 +1,7 @@
-"""The steps that take a VM to a target map, or the reasons why it cannot get there; a plan explains itself."""
+"""The steps that take a VM to a target map, or the reasons why it cannot get there; a plan explains itself.
+
+The plan of a map or a count has what is denied in ``denied``; that of one vCPU raises it (``checks``).
+"""
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
@@ -138,20 +141,12 @@ def plan_plugs(now: Situation, slots: Iterable[int], options: CheckedOptions = D
 
 
 def plan_plug(now: Situation, vcpu: int | None, options: CheckedOptions = DEFAULTS) -> Plan:
-    """Return the step that plugs the slot of *vCPU*, or the first free one if it is None.
-
-    Raises:
-        StepDeniedError: It cannot or must not be sent.
-    """
+    """Return the step that plugs the slot of *vCPU*, or the first free one if it is None."""
     return _plan_step(now, Step(Action.PLUG, check_plug(now, vcpu, options).ids))
 
 
 def plan_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) -> Plan:
-    """Return the step that unplugs the slot of *vcpu*; a removal that is under way is joined.
-
-    Raises:
-        StepDeniedError: It cannot or must not be sent.
-    """
+    """Return the step that unplugs the slot of *vcpu*; a removal that is under way is joined."""
     if now.leaving is not None and vcpu in now.leaving:
         slot = now.layout.slot_of(vcpu)
         return _plan_step(now, Step(Action.UNPLUG, slot.ids, slot.qom_path, joins=True))
@@ -160,11 +155,7 @@ def plan_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) -
 
 
 def plan_state(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS, *, enabled: bool) -> Plan:
-    """Return the step that makes the slot of *vcpu* plugged or unplugged; no step if it already is.
-
-    Raises:
-        StepDeniedError: It cannot or must not be sent.
-    """
+    """Return the step that makes the slot of *vcpu* plugged or unplugged; no step if it already is."""
     slot = find_slot(PLUG if enabled else UNPLUG, now.layout, vcpu)
     if enabled and slot.present:
         return _plan_step(now, Step(Action.KEEP, slot.ids, slot.qom_path) if slot.first in now.asked else None)

@@ -30,6 +30,9 @@ Change = Callable[[DomainVcpus], DomainVcpus]
 class NextBoot:
     """The next boot of one VM.
 
+    What reads or changes it raises RecordError if that cannot be done, DomainXmlError if libvirt would not define the
+    document, and ConfigDeniedError if the change is not possible; the next boot is as it was then.
+
     Args:
         writer: Writes the VM's record.
         look: Returns the layout as known now.
@@ -53,32 +56,18 @@ class NextBoot:
         self.promises: list[PendingConfigChange] = []
 
     async def check(self) -> None:
-        """Read the document once, so that an unusable one is an error before anything depends on it.
-
-        Raises:
-            RecordError: It cannot be read, or is another VM's.
-            DomainXmlError: libvirt would not define it.
-        """
+        """Read the document once, so that an unusable one is an error before anything depends on it."""
         if self.path is not None:
             config = await DomainConfig.load(self.path)
             refuse_other_document(config.path, config.identity, Claim.of(self._look()))
 
     async def change(self, change: Change) -> ConfigReport:
-        """Change the next boot and nothing else.
-
-        Raises:
-            ConfigDeniedError: It cannot be; nothing was written.
-            RecordError: It cannot be read or written, and is as it was.
-        """
+        """Change the next boot and nothing else."""
         async with self._held() as store:
             return await self.write(store, change)
 
     async def set_state(self, vcpu: int | None, *, enabled: bool) -> VcpuMap:
-        """Have one vCPU at the next boot (None: the first free one), or leave it out; return the ids of its slot.
-
-        Raises:
-            QmpVcpuError: As ``change``.
-        """
+        """Have one vCPU at the next boot (None: the first free one), or leave it out; return the ids of its slot."""
         ids = VcpuMap()
 
         def change(domain: DomainVcpus) -> DomainVcpus:
@@ -90,12 +79,7 @@ class NextBoot:
         return ids
 
     async def look(self, change: Change) -> ConfigReport:
-        """Return whether the next boot is as *change* would make it.
-
-        Raises:
-            RecordError: It cannot be read, or is locked.
-            DomainXmlError: libvirt would not define it.
-        """
+        """Return whether the next boot is as *change* would make it."""
         async with self._held() as store:
             now = store.domain
             wanted = change(now)
@@ -109,10 +93,6 @@ class NextBoot:
 
         Args:
             change_for: Returns the change that follows a plan of the live one.
-
-        Raises:
-            RecordError: It cannot be read, or is locked.
-            DomainXmlError: libvirt would not define it.
         """
         async with self._held() as store:
             pending = PendingConfigChange(self, store, change_for)
@@ -128,12 +108,7 @@ class NextBoot:
         self._writer.changed()
 
     async def write(self, store: "_Store", change: Change) -> ConfigReport:
-        """Make *change* in what *store* keeps.
-
-        Raises:
-            ConfigDeniedError: It is not possible; nothing was written.
-            RecordError: It cannot be written, and is as it was.
-        """
+        """Make *change* in what *store* keeps."""
         async with self._writing:
             before = store.domain
             domain = change(before)
@@ -186,11 +161,7 @@ class PendingConfigChange:
         self._change_for = change_for
 
     def promise(self, plan: Plan) -> None:
-        """Make sure that the change is possible, and promise it: it is in the record's intents from here on.
-
-        Raises:
-            ConfigDeniedError: It is not possible.
-        """
+        """Make sure that the change is possible, and promise it: it is in the record's intents from here on."""
         change = self._change_for(plan)
         change(self._store.domain)
         self.change = change
