@@ -87,11 +87,7 @@ class Difference:
 def raise_if_incompatible(
     vm: str, found: Collection[Difference], accept: Collection[DifferenceKind] = ()
 ) -> tuple[Difference, ...]:
-    """Return *found* if it is nothing but notes, and kinds that *accept* names.
-
-    Raises:
-        TargetMismatchError: It is more than that.
-    """
+    """Return *found*; raise TargetMismatchError if it is more than notes, and kinds that *accept* names."""
     wrong = [each for each in found if each.refuses and each.kind not in accept]
     if wrong:
         raise TargetMismatchError(vm, wrong, [each for each in found if each not in wrong])

@@ -66,11 +66,7 @@ def plan_replay(now: Situation, target: ReplayTarget, options: CheckedOptions = 
 
 
 def check_replayed(layout: Layout, target: ReplayTarget) -> None:
-    """Return if *layout* has the vCPUs of *target*, created in its order.
-
-    Raises:
-        ReplayMismatchError: It has not.
-    """
+    """Raise ReplayMismatchError if *layout* does not have the vCPUs of *target*, created in its order."""
     expected = _expected(layout, target)
     if layout.order != expected:
         raise ReplayMismatchError([_other_order(layout, expected)], outcome=Outcome.CHANGED)

@@ -1,6 +1,10 @@
 """Files that are replaced whole or not at all, and the lock that gives each one writer.
 
 Everything here blocks, except ``save``, ``lock_file`` and ``finish_despite_cancel``, which use a thread.
+
+Whatever cannot be done raises RecordError, and leaves the file as it was: it is a symlink or not a regular file, its
+directory is missing or another one by now, the disk is full, ... It is RecordLockedError if another writer has the
+lock, and RecordCorruptError if the file is larger than 4 MiB.
 """
 
 import asyncio
@@ -43,9 +47,8 @@ async def save(path: str | os.PathLike[str], data: bytes) -> None:
     second cancel does not wait.
 
     Raises:
-        RecordError: *path* is a symlink or not a regular file, its directory is missing or read-only, the disk is
-            full, ...: the record is unchanged, and nothing is left next to it. ``outcome`` is UNKNOWN only where the
-            record was replaced and then the directory could not be synchronised.
+        RecordError: The record is unchanged, and nothing is left next to it. ``outcome`` is UNKNOWN only where it was
+            replaced and then the directory could not be synchronised.
     """
     await finish_despite_cancel(_replace_in_thread(Path(path), data))
 
@@ -54,9 +57,6 @@ async def lock_file(path: Path, use: Callable[[bytes | None], _T]) -> "tuple[Loc
     """Lock the file at *path*, and return it with what *use* makes of its content, in a thread.
 
     If *use* raises, or the call is cancelled, no lock is left.
-
-    Raises:
-        RecordError: As ``LockedFile``.
     """
     work = asyncio.ensure_future(_lock_in_thread(path, use))
     try:
@@ -81,11 +81,7 @@ async def finish_despite_cancel(work: Awaitable[_T]) -> _T:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """Return *path* from the root on, so that it means the same file whatever becomes of the working directory.
-
-    Raises:
-        RecordError: It is relative, and the working directory was removed.
-    """
+    """Return *path* from the root on, so that it means the same file whatever becomes of the working directory."""
     try:
         return Path(path).absolute()
     except FileNotFoundError as error:
@@ -102,9 +98,6 @@ class Place:
         path: Where the file is.
         directory: A descriptor of the directory.
         close: Closes it; idempotent.
-
-    Raises:
-        RecordError: There is no such directory, or it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,11 +107,7 @@ class Place:
         self.close = weakref.finalize(self, _close, self.directory)
 
     def check(self) -> None:
-        """Check that the path still leads here; if this directory was removed, use the new one there.
-
-        Raises:
-            RecordError: The path leads to another directory while this one still exists, or to none.
-        """
+        """Check that the path still leads here; if this directory was removed, use the new one there."""
         with _as_record_error(self.path):
             now, here = self.path.parent.stat(), os.fstat(self.directory)
             if os.path.samestat(now, here):
@@ -133,11 +122,7 @@ class Place:
                 _close(directory)
 
     def status(self) -> os.stat_result | None:
-        """Return the file's status, or None if there is none.
-
-        Raises:
-            RecordError: It is a symlink or not a regular file.
-        """
+        """Return the file's status, or None if there is none."""
         with _as_record_error(self.path):
             try:
                 status = os.stat(self.path.name, dir_fd=self.directory, follow_symlinks=False)
@@ -165,9 +150,6 @@ class Place:
             replaced: Takes a descriptor of the new file, locked if the file system has locks, once it is in place.
             keeps_owner: Give the new file the mode and the owner of the old one.
             check: Called right before the new file takes the place of the old one.
-
-        Raises:
-            RecordError: As ``save``.
         """
         temporary = f".{self.path.name}.{os.urandom(4).hex()}.tmp"
         before = self.status()
@@ -196,11 +178,7 @@ class Place:
             raise RecordError(self.path, why, outcome=Outcome.UNKNOWN) from error
 
     def sweep(self) -> None:
-        """Remove what killed writers left next to the file.
-
-        Raises:
-            RecordError: The directory cannot be read.
-        """
+        """Remove what killed writers left next to the file."""
         ours = re.compile(rf"\.{re.escape(self.path.name)}\.[0-9a-f]{{8}}\.tmp")
         with _as_record_error(self.path):
             for name in filter(ours.fullmatch, os.listdir(self.directory)):  # noqa: PTH208 -- a Path cannot list it
@@ -222,10 +200,6 @@ class _Lock:
 
     It is on a file of its own: each save replaces the file itself, and at first there is none. The lock belongs to an
     open file, so that it also excludes a second writer in this process; a forked child that does not exec keeps it.
-
-    Raises:
-        RecordLockedError: Somebody else holds it.
-        RecordError: The lock's file cannot be made, is not a regular file, or its file system has no locks.
     """
 
     def __init__(self, place: Place) -> None:
@@ -235,12 +209,7 @@ class _Lock:
         self._file = self._take()
 
     def renew(self) -> None:
-        """Take the lock again if somebody has removed its file, which would let others in.
-
-        Raises:
-            RecordLockedError: Somebody else has it by now.
-            RecordError: The lock's file cannot be made again, or the path leads to another directory now.
-        """
+        """Take the lock again if somebody has removed its file, which would let others in."""
         self._place.check()
         with _as_record_error(self._path):
             is_there = self._is_there(self._file)
@@ -336,10 +305,6 @@ class LockedFile:
     Attributes:
         path: Where it is.
         data: What it held when it was locked, or last replaced here; None: there was no file.
-
-    Raises:
-        RecordLockedError: Somebody else has locked it.
-        RecordError: It cannot be locked or read, is a symlink or not a regular file, or is larger than 4 MiB.
     """
 
     def __init__(self, path: Path) -> None:
@@ -366,22 +331,13 @@ class LockedFile:
         self._place.close()
 
     def renew(self) -> None:
-        """Check that it is still locked, and that its path still leads to it.
-
-        Raises:
-            RecordLockedError: Somebody else has locked it by now.
-            RecordError: The path leads to another directory, or the lock cannot be taken again.
-        """
+        """Check that it is still locked, and that its path still leads to it."""
         self._lock.renew()
 
     def read(self) -> bytes | None:
         """Return what the file holds now, or None if there is none.
 
         Compare the content to detect an edit: a time stamp may be that of the save before.
-
-        Raises:
-            RecordLockedError: It was replaced by somebody who has locked it too.
-            RecordError: It cannot be read, is a symlink or not a regular file, or is larger than 4 MiB.
         """
         status = self._place.status()
         if status is None:
@@ -402,11 +358,7 @@ class LockedFile:
         return _read_all(self.path, self._file.fileno())
 
     def replace(self, data: bytes, *, before: bytes | None, keeps_owner: bool = False) -> bool:
-        """Replace what it holds, durably, if that is still *before*; return False if it is not.
-
-        Raises:
-            RecordError: As ``save``.
-        """
+        """Replace what it holds, durably, if that is still *before*; return False if it is not."""
 
         def replaced(file: int) -> None:
             self._hold(file)
@@ -446,12 +398,7 @@ class _ChangedError(Exception):
 
 
 def read_file(path: Path) -> bytes | None:
-    """Return what the record at *path* holds, or None if there is none.
-
-    Raises:
-        RecordCorruptError: It is larger than 4 MiB.
-        RecordError: It is a symlink, not a regular file, or cannot be read.
-    """
+    """Return what the record at *path* holds, or None if there is none."""
     file = _open(path, path)
     if file is None:
         return None

@@ -41,11 +41,7 @@ class Claim(NamedTuple):
 
 
 def refuse_other(path: Path, found: Identity, claim: Claim) -> None:
-    """Refuse the record of another VM: see "Whose record it is" in ``docs/continuity.md``.
-
-    Raises:
-        RecordError: It is another VM's.
-    """
+    """Raise RecordError if it is another VM's record: see "Whose record it is" in ``docs/continuity.md``."""
     metadata = found.metadata
     made_up, instance = (None, None) if metadata is None else (metadata.uuid, metadata.instance)
     told = found.name[:MOST_TOLD]
@@ -67,13 +63,10 @@ def refuse_other(path: Path, found: Identity, claim: Claim) -> None:
 
 
 def refuse_other_document(path: Path, found: Identity, claim: Claim) -> None:
-    """Refuse the document of another VM, or a record whose VM runs in another QEMU.
+    """Raise RecordError if it is another VM's document, or a record whose VM runs in another QEMU.
 
-    If the VM has neither a uuid nor a name, only the latter is checked: the caller says whose document it is.
-
-    Raises:
-        RecordError: Its uuid differs, or its name where one of the two has no uuid; or its QEMU still runs, and is
-            not this one.
+    It is another VM's if the uuid differs, or the name where one of the two has no uuid. If the VM has neither, only
+    its QEMU is checked: the caller says whose document it is.
     """
     told = f"the document of VM {found.name[:MOST_TOLD]!r}, uuid {found.uuid}"
     if None not in (found.uuid, claim.uuid):

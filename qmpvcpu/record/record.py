@@ -271,7 +271,6 @@ class _RecordDocument:
             make: Takes the document to be changed in place, or None to write it anew.
 
         Raises:
-            RecordLockedError: Somebody else has locked it.
             RecordError: It cannot be written; or others have turned it into something else than a record of this VM,
                 or have changed our element in it. It is unchanged.
         """
@@ -288,11 +287,7 @@ class _RecordDocument:
         raise RecordError(self._file.path, f"changed by somebody else {_MOST_TRIES} times while it was being saved")
 
     def _edited(self, now: bytes) -> bytes:
-        """Return the document as others have left it, to be changed in place.
-
-        Raises:
-            RecordError: It cannot be.
-        """
+        """Return the document as others have left it, to be changed in place; raise RecordError if it cannot be."""
         path, before = self._file.path, self._file.data
         if before is None:
             raise RecordError(path, f"somebody has put a file there that is not ours; {_ALONE}")

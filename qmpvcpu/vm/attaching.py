@@ -190,12 +190,7 @@ async def attach(
 def _check_record_options(
     record: _Path | None, base: bytes | _Path | None, config: _Path | None, *, arrived: bool, read_only: bool
 ) -> None:
-    """Return if what is said of the record goes together.
-
-    Raises:
-        ValueError: It does not, or *base* cannot be a path.
-        TypeError: *base* is neither bytes nor a path.
-    """
+    """Raise ValueError if what is said of the record does not go together, TypeError if *base* is no document."""
     if base is not None and not isinstance(base, bytes):
         path("base", base)
     if base is not None and record is None:
@@ -207,17 +202,13 @@ def _check_record_options(
 
 
 def _same(config: str | os.PathLike[str], record: str | os.PathLike[str]) -> bool:
-    from qmpvcpu.record.file import absolute  # as in _open_record
+    from qmpvcpu.record.file import absolute  # as in _instance
 
     return absolute(config) == absolute(record)
 
 
 async def _check_name(record: str | os.PathLike[str], name: str | None, connection: Connection) -> None:
-    """Refuse a record under another name than QEMU's own, which it would have from then on.
-
-    Raises:
-        RecordError: *name* is another one.
-    """
+    """Raise RecordError if *name* is not QEMU's own, where there is one: the record would have it from then on."""
     if name is None:
         return
     own = await connection.reader.name()

@@ -190,12 +190,7 @@ class Finder:
         return Found(connection, Returned(slots, threads or (), status, answers, same), instance)
 
     def _take_for_another(self, differs: str, address: str) -> None:
-        """Give the VM up, if what answers looks like another one for the second time: one reply may be wrong.
-
-        Raises:
-            MonitorConnectError: It is the first time.
-            MonitorLostError: It is the second time.
-        """
+        """Raise MonitorConnectError, and the second time MonitorLostError: one reply may be wrong."""
         why = f"what answers now is not the same VM: {differs}"
         if differs != self._difference:
             self._difference = differs
@@ -208,11 +203,7 @@ class _OtherVmError(MonitorLostError):
 
 
 def _check_told(monitor: Monitor, before: VmInfo, found: VmInfo) -> None:
-    """Return if *found* tells what *before* told: no answer is not another VM.
-
-    Raises:
-        MonitorConnectError: It does not.
-    """
+    """Raise MonitorConnectError if *found* lacks what *before* told: no answer is not another VM."""
     if (found.uuid is None and before.uuid is not None) or (found.machine == "unknown" != before.machine):
         raise MonitorConnectError(monitor.address, "it does not tell which VM it is")
 
