@@ -1,4 +1,4 @@
-"""Floor 2: between QMP's JSON and the model. Pure: no I/O.
+"""Floor 1: between QMP's JSON and the model. Pure: no I/O.
 
 Its own values are named tuples: they live from one line to the next, and cost an eighth of a dataclass to import.
 

@@ -1,4 +1,4 @@
-"""Floor 8: the command line, extra ``cli``.
+"""Floor 9: the command line, extra ``cli``.
 
 Rule of this floor: parsing and printing only. What a command does is one call of the library; this floor decides
 nothing about a VM, and turns every outcome into words for people, one JSON document for programs, and an exit code.

@@ -1,4 +1,4 @@
-"""Floor 6: many VMs on one host, as one async context. Knows of no QMP: each VM is a VcpuController.
+"""Floor 8: many VMs on one host, as one async context. Knows of no QMP: each VM is a VcpuController.
 
 - `scan`: which sockets a directory has.
 - `results`: one VM's result, and all of them as they come.
