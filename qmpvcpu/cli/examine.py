@@ -271,10 +271,12 @@ def _who_may(address: str) -> str:
     path = Address.parse(address).path
     told = ""
     for each in () if path is None else _way_to(Path(path).absolute()):
-        with contextlib.suppress(OSError):
+        try:
             found = each.stat()
-            told = f"{each} is of {_name(found.st_uid, found.st_gid)}, mode {stat.S_IMODE(found.st_mode):04o}"
-        if each.is_dir() and not os.access(each, os.X_OK, effective_ids=True):
+        except OSError:
+            break
+        told = f"{each} is of {_name(found.st_uid, found.st_gid)}, mode {stat.S_IMODE(found.st_mode):04o}"
+        if stat.S_ISDIR(found.st_mode) and not os.access(each, os.X_OK, effective_ids=True):
             break
     return f"{told}: run this as that user, or let the group in" if told else ""
 

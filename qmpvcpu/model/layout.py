@@ -335,6 +335,11 @@ class Layout:
     def __len__(self) -> int:
         return self.max
 
+    def __contains__(self, vcpu: object) -> bool:
+        if isinstance(vcpu, int):
+            raise TypeError(f"{vcpu} in layout: is it plugged, free, pending? Ask layout.enabled, .free or .pending")
+        return vcpu in self.vcpus
+
     def __iter__(self) -> Iterator[Vcpu]:
         return iter(self.vcpus)
 

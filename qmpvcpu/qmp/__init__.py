@@ -44,8 +44,12 @@ def _provide_library() -> None:
                 return
     try:
         from qemu.qmp import QMPClient  # noqa: F401 - found by other means, as an editable installation is
-    except ImportError:
+    except Exception as error:  # whatever the other one does when it is imported
+        loaded = getattr(sys.modules.get(_LIBRARY), "__spec__", None)
+        found = loaded or found
         if found is None or not found.has_location:
+            if not isinstance(error, ImportError):
+                raise
             raise ImportError("qemu.qmp is not installed: pip install qemu.qmp", name=_LIBRARY) from None
         what = "hides the library qemu.qmp, which qmpvcpu needs"
         raise ImportError(f"{found.origin} {what}: {_MOVE_IT}", name=_LIBRARY, path=found.origin) from None

@@ -25,11 +25,11 @@ _PORT = re.compile(r"[0-9]{1,5}")
 _Place = tuple[int, tuple[Any, ...]]  # an address family, and an address of it
 
 # An address as it is written elsewhere: in QEMU's arguments, libvirt's XML, socat, a URI, or what ss prints.
-_OPTION = re.compile(r"\s*--?(?:qmp(?:-pretty)?|chardev|mon)(?:\s+|=)", re.ASCII)
+_OPTION = re.compile(r"\s*--?(?:qmp(?:-pretty)?|monitor|chardev|mon)(?:\s+|=)", re.ASCII)
 _SCHEME = re.compile(r"(unix|unix-connect|unix-listen|tcp[46]?|tcp[46]?-connect|file):", re.ASCII | re.IGNORECASE)
 _ELSEWHERE = re.compile(r"(fd|udp|vsock|telnet|websocket|pipe|chardev|[a-z][a-z0-9+.-]*(?=://))[:=]", re.ASCII)
 _TCP = re.compile(r"(?://)?(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[^:/]*)/?", re.ASCII)
-_HOST_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]*):[0-9]+", re.ASCII)
+_HOST_PORT = re.compile(r"(?:\[[^\[\]/]+\]|[\w.-]*):[0-9]+", re.ASCII)
 _BARE_IPV6 = re.compile(r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9]+", re.ASCII)
 # Of a chardev "socket", and of -qmp itself (QEMU chardev/char.c, qemu_chardev_opts; monitor/monitor.c).
 _KEY = re.compile(
@@ -278,6 +278,8 @@ def _other_reading(path: str) -> str:
     """Say what else a *path* that is not there may have been meant to be, or ""."""
     if _PORT.fullmatch(path):
         return f" A port is written tcp:HOST:{path}"
+    if "$" in path:
+        return " A $NAME of the shell's is not filled in here"
     return "" if "/" in path else " A name alone is a path; a host is written tcp:HOST:PORT"
 
 

@@ -172,6 +172,13 @@ def test_what_is_no_vcpu_id_is_told(given: Any) -> None:
         small_layout(0)[given]
 
 
+def test_an_id_is_not_asked_of_the_layout_itself() -> None:
+    layout = small_layout(0)
+    with pytest.raises(TypeError, match=r"1 in layout: .* Ask layout\.enabled"):
+        assert 1 in layout
+    assert layout[1] in layout
+
+
 def test_boot_vcpus_of_a_vm_that_libvirt_runs_are_not_ours_to_take() -> None:
     layout = small_layout(0, 1, libvirt_owned=True)
     assert layout[1].hotpluggable

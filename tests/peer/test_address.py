@@ -88,6 +88,8 @@ def test_a_malformed_address_is_refused_before_anything_is_tried(target: object,
         ("localhost:4444", "tcp:localhost:4444"),
         ("127.0.0.1:4444", "tcp:127.0.0.1:4444"),
         ("[::1]:4444", "tcp:[::1]:4444"),
+        ("[fe80::1%eth0]:4444", "tcp:[fe80::1%eth0]:4444"),
+        ("-monitor unix:/run/vm.hmp,server,nowait", "unix:/run/vm.hmp"),
         (":4444", "tcp:localhost:4444"),
         ("tcp:host:4444,server=on,wait=off,nodelay=on", "tcp:host:4444"),
         ("-qmp tcp::4444,server,wait=off", "tcp:localhost:4444"),
@@ -132,7 +134,13 @@ def test_an_address_of_something_else_is_told_what_to_write(pasted: str, message
 
 
 @pytest.mark.parametrize(
-    ("path", "hint"), [("4444", "A port is written tcp:HOST:4444"), ("myhost", "a host is written tcp:HOST:PORT")]
+    ("path", "hint"),
+    [
+        ("4444", "A port is written tcp:HOST:4444"),
+        ("myhost", "a host is written tcp:HOST:PORT"),
+        ("myhost 4444", "a host is written tcp:HOST:PORT"),
+        ("$HOME/vm.qmp", "A $NAME of the shell's is not filled in here"),
+    ],
 )
 async def test_what_is_no_path_may_have_been_meant_otherwise(path: str, hint: str) -> None:
     with pytest.raises(MonitorConnectError) as caught:

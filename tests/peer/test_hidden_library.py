@@ -71,6 +71,13 @@ def test_the_error_names_the_file_that_hides_it(hiding: str, around: bool, tmp_p
     assert (ran.returncode, ran.stderr) == (2, f"qmpvcpu: {said}\n")
 
 
+def test_one_that_cannot_even_be_imported_is_named(tmp_path: Path) -> None:
+    culprit = make(tmp_path / "qemu/qmp.py", "print 'of Python 2'\n")
+    make(tmp_path / "qemu/__init__.py")
+    ran = run(tmp_path, "-m", "qmpvcpu", "list", "--qmp", "/run/vm.qmp")
+    assert (ran.returncode, ran.stderr.startswith(f"qmpvcpu: {culprit} hides the library qemu.qmp")) == (2, True)
+
+
 def test_a_library_that_is_too_old_is_named(tmp_path: Path) -> None:
     """The source tree of QEMU 7 has all its modules, and a ``connect`` that takes no socket."""
     import qemu.qmp
