@@ -110,7 +110,8 @@ def arguments(source: DomainVcpus | Layout, *, cpu: str | None = None) -> Launch
 
     Raises:
         DomainXmlError: QEMU cannot be started with the domain: the vCPUs to start with are not the first ones, or the
-            topology does not multiply to the maximum; or names that cannot be a CPU model's, type's or feature's.
+            topology does not multiply to the maximum, or it asks for the host's CPU without KVM; or names that cannot
+            be a CPU model's, type's or feature's.
     Source:
         libvirt src/qemu/qemu_command.c, qemuBuildSmpCommandLine, qemuBuildCpuCommandLine,
         qemuBuildNumaCommandLine; src/qemu/qemu_process.c, qemuProcessSetupHotpluggableVcpus.
@@ -120,7 +121,13 @@ def arguments(source: DomainVcpus | Layout, *, cpu: str | None = None) -> Launch
         >>> arguments(parse(b"<domain type='kvm'><name>a</name><vcpu current='2'>4</vcpu></domain>")).argv
         ['-cpu', 'qemu64', '-smp', '2,maxcpus=4,sockets=4,cores=1,threads=1']
     """
-    return _of_layout(source, cpu) if isinstance(source, Layout) else _of_domain(start_of(source), cpu)
+    if isinstance(source, Layout):
+        return _of_layout(source, cpu)
+    if not isinstance(source, DomainVcpus):
+        raise TypeError(
+            f"arguments() takes a layout, or what parse() reads from a document, not {type(source).__name__}"
+        )
+    return _of_domain(start_of(source), cpu)
 
 
 # From a domain.

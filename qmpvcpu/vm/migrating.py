@@ -252,16 +252,14 @@ def replay_target(source: "DomainVcpus | Layout | PreviousVcpus | bytes") -> Rep
 
     Raises:
         DomainXmlError: It is no domain document that can be read.
-        TypeError: It is text, which may be a path or a document.
+        TypeError: It is none of these; a document is bytes.
     """
     if isinstance(source, Layout | PreviousVcpus):
         return ReplayTarget.of(source)
-    if isinstance(source, str):
-        raise TypeError("a domain document is bytes: read the file, or encode the text")
-    from qmpvcpu.domainxml import parse, start_of  # here, as in _xml_of
+    from qmpvcpu.domainxml import DomainVcpus, parse, start_of  # here, as in _xml_of
     from qmpvcpu.domainxml.cpu import qemu_model
 
-    source = start_of(parse(source) if isinstance(source, bytes) else source)
+    source = start_of(source if isinstance(source, DomainVcpus) else parse(source))
     return ReplayTarget(
         max=source.max,
         started_with=source.started_with,

@@ -516,3 +516,9 @@ def test_a_layout_says_what_it_does_not_know_and_takes_what_the_caller_does() ->
         "1,maxcpus=4,sockets=1,dies=1,modules=2,cores=2,threads=1",
     ]
     assert told.unknown == ()
+
+
+@pytest.mark.parametrize("source", [b"<domain/>", "vm.xml"])
+def test_what_is_no_value_is_refused_with_what_makes_one(source: Any) -> None:
+    with pytest.raises(TypeError, match=r"what parse\(\) reads from a document, not"):
+        arguments(source)
