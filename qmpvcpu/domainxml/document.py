@@ -316,27 +316,30 @@ def _resource_groups(root: etree._Element, count: int | None, reader: AttributeR
     Source: libvirt src/conf/domain_conf.c, virDomainResctrlVcpuMatch: a group without content is none.
     """
     first = None
-    found: list[VcpuMap] = []
+    taken = VcpuMap()
+    known: set[int] = set()  # the groups, as numbers: thousands of large ones are compared
     for tag, content in (("cachetune", "cache"), ("memorytune", "node")):
-        of_this_kind: list[VcpuMap] = []
+        of_this_kind: set[int] = set()
         for element in root.iterfind(f"cputune/{tag}"):
             text = element.get("vcpus")
             if text is None:
                 reader.refuse(DomainRule.ATTRIBUTE_MISSING, element, "vcpus", f"Missing {tag} attribute 'vcpus'")
             says = f"Invalid {tag} attribute 'vcpus' value '{text}'"
-            named = reader.cpuset(element, "vcpus", may_be_empty=True, says=says)
-            vcpus = VcpuMap(each for each in named or () if count is None or each < count)
+            named = reader.cpuset(element, "vcpus", may_be_empty=True, says=says) or VcpuMap()
+            reader.count_named(element, named)
+            vcpus = VcpuMap(each for each in named if count is None or each < count)
             if not vcpus:
                 continue
-            reader.count_named(element, vcpus)
-            if any(vcpus != other and vcpus & other for other in (*found, *of_this_kind)):
+            group = vcpus.to_int()
+            if vcpus & taken and group not in known:
                 reader.refuse(DomainRule.GROUPS_OVERLAP, element, "vcpus", "Overlapping vcpus in resctrls")
-            if tag == "cachetune" and vcpus in of_this_kind:
+            elif tag == "cachetune" and group in of_this_kind:
                 reader.refuse(DomainRule.GROUPS_OVERLAP, element, "vcpus", "Identical vcpus in cachetunes found")
             if element.find(content) is not None or element.find("monitor") is not None:
-                of_this_kind.append(vcpus)
+                of_this_kind.add(group)
+                known.add(group)
+                taken |= vcpus
                 first = element if first is None else first
-        found += of_this_kind
     return first
 
 

@@ -28,6 +28,19 @@ def tunes(count: int) -> bytes:
     return b"<vcpu>%d</vcpu><cputune>%b</cputune>" % (count // 16, b"<x/>" * 6 * count)
 
 
+def groups(count: int, size: int = 1) -> bytes:
+    each = b"<cachetune vcpus='%d-%d'><cache/></cachetune>"
+    inside = b"".join(each % (number, number + size - 1) for number in range(count // 2))
+    return b"<vcpu>16384</vcpu><cputune>%b</cputune>" % inside
+
+
+def tags(count: int) -> bytes:
+    return b"".join(b"<a%d state='on'/>" % each for each in range(count))
+
+
+QEMU_ARGS = b"<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>%b</q:commandline>"
+
+
 def all_pinned(xml: bytes) -> object:
     domain = parse(xml)
     return update(xml, replace(domain, pins={each: VcpuMap([1]) for each in range(domain.max)}))
@@ -44,6 +57,15 @@ LARGE: dict[str, tuple[Callable[[int], bytes], Callable[[bytes], object]]] = {
     "attributes of <vcpu>": (lambda n: HEAD + b"<vcpu%b>4</vcpu>" % attributes(n), read_identity),
     "attributes of a device": (lambda n: HEAD + b"<devices><controller%b/></devices>" % attributes(n), read_identity),
     "pins next to other elements": (lambda n: HEAD + tunes(n), all_pinned),
+    "groups of one vCPU": (lambda n: HEAD + groups(n), validate),
+    "groups that all overlap": (lambda n: HEAD + groups(n, 2), validate),
+    "large groups": (lambda n: HEAD + groups(60, n), validate),
+    "enlightenments that nobody knows": (
+        lambda n: HEAD + b"<features><hyperv>%b</hyperv></features>" % tags(n),
+        parse,
+    ),
+    "timers": (lambda n: HEAD + b"<clock>%b</clock>" % (b"<timer name='kvmclock' present='no'/>" * n), parse),
+    "arguments": (lambda n: HEAD + QEMU_ARGS % (b"<q:arg value='%b-cpu'/>" % (b"{" * 20) * n), parse),
     "rows behind a long line": (lambda n: HEAD + one_line(n // 2), every_second),
 }
 
