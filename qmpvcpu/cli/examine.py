@@ -34,6 +34,7 @@ from qmpvcpu.testing.qemu import Accelerator
 from qmpvcpu.vm.controller import VcpuController
 
 _KVM: Final = Path("/dev/kvm")
+_X86_HOSTS: Final = ("x86_64", "i686", "i386")
 _GROUP_MAY: Final = stat.S_IRGRP | stat.S_IWGRP
 _HOTPLUG_MACHINES: Final = {
     "x86_64": "q35 or pc",
@@ -154,6 +155,9 @@ def _examine_kvm(*, runs_guests: bool | None) -> Finding:
         return Finding(Level.NOTE, "KVM", f"{_KVM} may be opened; no QEMU was there to try it with")
     if runs_guests:
         return Finding(Level.OK, "KVM", f"{_KVM} may be opened, and runs the micro-guest (16-bit code)")
+    if platform.machine() not in _X86_HOSTS:
+        found = f"{_KVM} may be opened; the micro-guest is x86 and cannot try the KVM of {platform.machine()}"
+        return Finding(Level.NOTE, "KVM", found)
     found = f"{_KVM} may be opened, and no QEMU here runs a guest under it"
     return Finding(Level.WARNING, "KVM", found, "use -accel tcg; the kernel's log may say why KVM does not work")
 

@@ -138,6 +138,14 @@ def test_kvm_is_judged_by_a_guest_and_not_by_its_node(kvm: Path) -> None:
     assert (untried.level, untried.found) == (Level.NOTE, f"{kvm} may be opened; no QEMU was there to try it with")
 
 
+def test_kvm_of_another_host_is_not_judged_by_a_guest_of_x86(kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kvm.touch()
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    finding = examine._examine_kvm(runs_guests=False)
+    assert (finding.level, finding.advice) == (Level.NOTE, "")
+    assert "cannot try the KVM of aarch64" in finding.found
+
+
 @pytest.mark.parametrize(
     ("mode", "group", "advice"),
     [
