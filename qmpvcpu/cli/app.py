@@ -43,6 +43,8 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
   qmpvcpu args vm.xml                   QEMU's arguments for its vCPUs
 
+  qmpvcpu replay vm.xml --qmp ...       the same, plugged into a stopped QEMU
+
   qmpvcpu fleet list --dir /run/vms     many VMs at once
 
   qmpvcpu --version                     which one this is
@@ -64,12 +66,13 @@ COMPLETE_VARIABLE: Final = "_QMPVCPU_COMPLETE"
 _COMMANDS: Final = {
     "demo": ("demo:command", "See it work, on a VM of its own."),
     "list": ("list:list_", "Show every vCPU, plugged or not."),
-    "plug": ("plug:plug", "Plug a vCPU."),
+    "plug": ("plug:plug", "Plug vCPUs, one by one."),
     "unplug": ("plug:unplug", "Unplug vCPUs, one by one."),
     "set": ("set:set_", "Have exactly these vCPUs plugged."),
     "count": ("set:count", "Have so many vCPUs plugged."),
     "plan": ("set:plan", "Show what set or count would do."),
     "recover": ("recover:recover", "Finish or revert what was cut short."),
+    "replay": ("replay:replay", "Plug into a stopped QEMU what a VM had."),
     "xml": ("xml:xml", "Print libvirt's domain XML."),
     "watch": ("watch:watch", "Follow what happens to the vCPUs."),
     "args": ("args:args", "Print QEMU's arguments for a domain XML."),

@@ -31,7 +31,13 @@ AFFECT = option(
     default=Affect.LIVE,
     help="live: the VM as it runs. config: its next boot; QEMU is not asked. both: first live, then config.",
 )
-NEXT_BOOT_OPTIONS = (AFFECT, CONFIG)
+BASE = option(
+    "--base",
+    metavar="FILE",
+    type=File(),
+    help="The VM's own domain XML, for a --record that is not there yet: it begins as that document.",
+)
+NEXT_BOOT_OPTIONS = (AFFECT, CONFIG, BASE)
 MAP_OPTIONS = (
     option(
         "--on-failure",
@@ -62,12 +68,14 @@ MAP_OPTIONS = (
 )
 
 
-def next_boot_file(affect: Affect, config: str | None, record: str | None) -> str:
+def next_boot_file(affect: Affect, config: str | None, record: str | None, base: str | None = None) -> str:
     """Return the file that keeps the next boot; "" where that is not affected.
 
     Raises:
-        BadUsageError: None was named, or one that would not be written.
+        BadUsageError: None was named, or one that would not be written; or *base* would not be read.
     """
+    if base is not None and (affect is Affect.CONFIG or record is None):
+        raise BadUsageError("--base is what the record of the running VM begins as: it goes with --record PATH")
     if affect is Affect.LIVE:
         if config is not None:
             raise BadUsageError(

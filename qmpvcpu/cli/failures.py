@@ -19,10 +19,12 @@ from qmpvcpu.errors import (
     InvalidMapError,
     MonitorConnectError,
     MonitorError,
+    Outcome,
     OutcomeUnknownError,
     PlanError,
     QmpVcpuError,
     RecordError,
+    ReplayMismatchError,
     SameVmError,
     SocketDirectoryError,
     TargetLostError,
@@ -112,6 +114,8 @@ def code_of(error: BaseException) -> int:
     """Return the exit code that tells of *error*."""
     if isinstance(error, TransitionError):
         return _code_of_report(error.report)
+    if isinstance(error, ReplayMismatchError) and error.outcome is not Outcome.UNCHANGED:
+        return NOT_REACHED
     return next((code for kinds, code in _CODES if isinstance(error, kinds)), NOT_REACHED)
 
 

@@ -71,7 +71,7 @@ class _VcpuIds(click.ParamType):  # type: ignore[type-arg]  # it has no type arg
     *VM_OPTIONS,
 )
 async def plug(
-    shell: Shell, *, vcpus: tuple[list[int], ...], affect: Affect, config: str | None, **change: Any
+    shell: Shell, *, vcpus: tuple[list[int], ...], affect: Affect, config: str | None, base: str | None, **change: Any
 ) -> CommandResult:
     """Plug the vCPUs with these IDs, one by one; without an ID the first free one.
 
@@ -91,10 +91,10 @@ async def plug(
     130 stopped by a signal.
     """
     ids = _listed(vcpus)
-    next_boot = next_boot_file(affect, config, shell.options.record)
+    next_boot = next_boot_file(affect, config, shell.options.record, base)
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, lambda each: enable(each, ids))
-    async with shell.attach(config=config) as vm:
+    async with shell.attach(config=config, base=base) as vm:
         ids = by_slots(vm.layout, ids)
         _check_all(vm, ids, check_plug, change)
         await _check_next_boot(affect, config, lambda each: enable(each, ids))
@@ -111,7 +111,7 @@ async def plug(
     *VM_OPTIONS,
 )
 async def unplug(
-    shell: Shell, *, vcpus: tuple[list[int], ...], affect: Affect, config: str | None, **change: Any
+    shell: Shell, *, vcpus: tuple[list[int], ...], affect: Affect, config: str | None, base: str | None, **change: Any
 ) -> CommandResult:
     """Unplug the vCPUs with these IDs, one by one; each is gone when QEMU proves it, not when it was asked.
 
@@ -129,10 +129,10 @@ async def unplug(
     outcome unknown; 4 record unreadable or locked; 130 stopped by a signal.
     """
     ids = _listed(vcpus)
-    next_boot = next_boot_file(affect, config, shell.options.record)
+    next_boot = next_boot_file(affect, config, shell.options.record, base)
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, lambda each: disable(each, ids))
-    async with shell.attach(config=config) as vm:
+    async with shell.attach(config=config, base=base) as vm:
         ids = by_slots(vm.layout, ids)
         _check_all(vm, ids, check_unplug, change)
         await _check_next_boot(affect, config, lambda each: disable(each, ids))

@@ -101,6 +101,7 @@ class Shell:
         self,
         *,
         config: str | None = None,
+        base: str | None = None,
         reconnect: bool = False,
         resync_interval: float | None = None,
         read_only: bool = False,
@@ -108,8 +109,9 @@ class Shell:
     ) -> "AsyncIterator[VcpuController]":
         """Attach to the VM that the options name.
 
-        *config* is the document of its next boot. *read_only* is for commands that change nothing: the record, if
-        one is named, is read and not written. *arrived*: the VM has migrated here, with its record.
+        *config* is the document of its next boot, *base* the one that its record begins as. *read_only* is for
+        commands that change nothing: the record, if one is named, is read and not written. *arrived*: the VM has
+        migrated here, with its record.
 
         Without *resync_interval* there are no resyncs: most commands are over before one would tell anything.
         """
@@ -121,6 +123,7 @@ class Shell:
             name=options.name,
             record=options.record,
             config=config,
+            base=base,
             reply_timeout=options.reply_timeout,
             reconnect=reconnect,
             resync_interval=resync_interval,

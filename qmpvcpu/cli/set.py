@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qmpvcpu.cli.change_options import (
+    AFFECT,
+    CONFIG,
     INCLUDE_BOOT,
     MAP_OPTIONS,
     NEXT_BOOT_OPTIONS,
@@ -134,7 +136,8 @@ async def count(shell: Shell, *, number: int, include_boot: bool, config: str | 
     click.Argument(["target"], metavar="[MAP]", required=False),
     option("--count", metavar="N", type=int, help="Instead of a map: how many."),
     INCLUDE_BOOT,
-    *NEXT_BOOT_OPTIONS,
+    AFFECT,
+    CONFIG,
     *SAFETY_OPTIONS,
     *READ_OPTIONS,
 )
@@ -175,11 +178,13 @@ async def plan(
     return CommandResult(NOT_SENT if planned.denied else REACHED, content, tuple(said))
 
 
-async def _set(shell: Shell, target: Target, config: str | None, *, affect: Affect, **change: Any) -> CommandResult:
-    next_boot = next_boot_file(affect, config, shell.options.record)
+async def _set(
+    shell: Shell, target: Target, config: str | None, *, affect: Affect, base: str | None, **change: Any
+) -> CommandResult:
+    next_boot = next_boot_file(affect, config, shell.options.record, base)
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, target.write)
-    async with shell.attach(config=config) as vm:
+    async with shell.attach(config=config, base=base) as vm:
         steps = target.plan(vm, **allowed(change)).steps
         if vm.interrupted is not None:
             shell.note(f"given up for this: {intent_text(vm.interrupted)}")

@@ -42,13 +42,14 @@ ON_A_VM = [
     "check-target {state}",
     "confirm-target --timeout 0 {state}",
     "take-back --destination-is-gone",
+    "replay {state}",
     "fleet list",
     "fleet set 0-1",
     "fleet count 2",
 ]
 WITHOUT = ["demo", "args {xml}", "config {xml}"]
-# These tell of a VM that does not migrate what is wrong with that, which is no answer but an error.
-OF_A_MIGRATION = ("check-target", "confirm-target", "take-back")
+# These tell of a VM that runs what is wrong with that, which is no answer but an error.
+OF_A_MIGRATION = ("check-target", "confirm-target", "take-back", "replay")
 # What a command that plugs does without.
 OTHERS = ("lxml", "aiofiles", "qmpvcpu.testing", "qmpvcpu.cli.demo", "qmpvcpu.cli.doctor", "qmpvcpu.cli.watch")
 # Each of many commands that one process runs, with its standard output as a test wants it.

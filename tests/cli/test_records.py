@@ -78,6 +78,57 @@ async def test_a_nameless_vm_has_its_record_under_the_name_that_it_is_called(tmp
         assert (await run("--name", "web", "list", "--record", record, "--qmp", guest.qmp)).code == 0
 
 
+async def test_a_record_may_begin_as_the_document_of_the_vm(tmp_path: Path) -> None:
+    record, base = tmp_path / "vm.xml", tmp_path / "base.xml"
+    async with MicroGuest(extra_args=("-name", "web")) as guest:
+        base.write_text((await run("xml", "--qmp", guest.qmp)).out.replace("<name>", "<!-- mine --><name>"))
+        words = ("--base", base, "--qmp", guest.qmp, "--json")
+        for command in ("plug 1", "unplug 1", "set 0-1", "count 2"):
+            ran = await run(*command.split(), *words)
+            assert (ran.code, ran.error["kind"]) == (2, "BadUsageError")
+            assert "--record PATH" in ran.error["message"]
+        nowhere = await run("set", "0-1", "--affect", "config", "--record", record, *words)
+        assert nowhere.code == 2
+        assert (await run("set", "0-1", "--record", record, *words)).code == 0
+    assert "<!-- mine -->" in record.read_text()
+
+
+@pytest.mark.parametrize("kind", ["document", "export", "record"])
+async def test_replay_plugs_what_a_vm_had_into_a_qemu_that_is_stopped(tmp_path: Path, kind: str) -> None:
+    record, source = tmp_path / "vm.xml", tmp_path / "source"
+    who = ("-name", "web")
+    async with MicroGuest(extra_args=who) as guest:
+        for vcpu in ("5", "2"):
+            assert (await run("plug", vcpu, "--record", record, "--qmp", guest.qmp)).code == 0
+        running = await run("replay", record, "--qmp", guest.qmp, "--json")
+        assert (running.code, running.error["kind"]) == (2, "ReplayMismatchError")
+        source.write_text((await run("export" if kind == "export" else "xml", "--qmp", guest.qmp)).out)
+    words = ("replay", "--record", record) if kind == "record" else ("replay", source)
+    machine = ("-machine", "q35", "-accel", "tcg", "-m", "16", "-bios", "microguest.rom", *who)
+    argv = arguments(parse(record.read_bytes())).boot_argv
+    async with QemuProcess(best_qemu(), [*machine, *argv, "-S"], files={"microguest.rom": rom_image()}) as qemu:
+        for steps in (["5", "2"], []):
+            ran = await run(*words, "--qmp", qemu.qmp, "--json")
+            if steps or kind != "record":
+                assert ran.code == 0
+                assert [each["ids"] for each in ran.document["steps"]] == steps
+            else:  # nothing is kept any more
+                assert (ran.code, ran.error["kind"]) == (2, "ReplayMismatchError")
+        listed = (await run("list", "--qmp", qemu.qmp, "--json")).document["vcpus"]
+    assert [each["order"] for each in listed] == [1, None, 3, None, None, 2, None, None]
+
+
+async def test_replay_says_what_it_needs(tmp_path: Path) -> None:
+    (tmp_path / "vm.xml").write_text("<domain/>")
+    ran = await run("replay", "--qmp", "/nonexistent")
+    assert ran.code == 2
+    assert "--record" in ran.err
+    async with MicroGuest() as guest:
+        ran = await run("replay", tmp_path / "vm.xml", "--qmp", guest.qmp, "--json")
+    assert ran.code == 2
+    assert str(tmp_path / "vm.xml") in ran.error["message"]
+
+
 async def test_a_record_is_not_renamed_against_the_name_of_its_qemu(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
     async with MicroGuest(extra_args=("-name", "web")) as guest:
