@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
 from qmpvcpu.domainxml import render
 from qmpvcpu.errors import QmpVcpuError
@@ -33,7 +32,6 @@ _WIDE: Final = 78
 _VM_NAME: Final = "qmpvcpu-demo"
 _TIMEOUT: Final = 30.0  # for what is expected to be answered at once
 _STYLES: Final = {"PLUGGED": "green", "UNPLUGGED": "green", "REFUSED": "yellow", "PENDING": "yellow"}
-_BUSY: Final = 0x82
 _MAX_VCPUS: Final = 8
 
 
@@ -42,6 +40,12 @@ class GuestKind(enum.Enum):
 
     MICROGUEST = "microguest"
     LINUX = "linux"
+
+
+_STARTING: Final = {
+    GuestKind.MICROGUEST: "a VM with the micro-guest",
+    GuestKind.LINUX: "a VM with Linux in it (a few seconds where KVM does not run it)",
+}
 
 
 class Stage(Protocol):
@@ -109,94 +113,22 @@ class Demo:
     differences: tuple[str, ...]
 
 
-class _DemoGuest:
-    """A guest of the test kit, entered and left with this.
-
-    Attributes:
-        name: What it is, for people.
-        patience: Seconds to wait for a guest that hesitates.
-    """
-
-    name: str
-    patience: float
-
-    def __init__(self, guest: MicroGuest | LinuxGuest) -> None:
-        self._running = guest
-
-    async def __aenter__(self) -> Self:
-        await self._running.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._running.__aexit__(kind, value, trace)
-
-    @property
-    def qmp(self) -> Path:
-        """Path of its QMP socket."""
-        return self._running.qmp
-
-    @property
-    def accelerator(self) -> str:
-        """What it runs under."""
-        return self._running.accelerator
+async def _hesitate(guest: MicroGuest | LinuxGuest) -> float:
+    """Have the guest take its time over removals; return the seconds to wait for one in vain."""
+    if isinstance(guest, MicroGuest):
+        await guest.set_behaviour(Behaviour.hanging())
+        return 0.2
+    return 0.0  # Linux takes tens of milliseconds in any case
 
 
-class MicroDemoGuest(_DemoGuest):
-    """The micro-guest: some hundred bytes that answer as they are told, up in a tenth of a second."""
-
-    name = "a VM with the micro-guest"
-    patience = 0.2
-
-    def __init__(self, qemu: Path) -> None:
-        self._guest = MicroGuest(qemu, boot=1, max_vcpus=_MAX_VCPUS)
-        super().__init__(self._guest)
-
-    async def refuse(self) -> None:
-        """Refuse removals from now on."""
-        await self._guest.set_behaviour(Behaviour.refusing(_BUSY))
-
-    async def comply(self) -> None:
-        """Oblige from now on, also where it hesitates."""
-        await self._guest.set_behaviour(Behaviour.complying())
-
-    async def hesitate(self) -> None:
-        """Take removals up and decide nothing."""
-        await self._guest.set_behaviour(Behaviour.hanging())
-
-    async def online(self, expected: int) -> VcpuMap | None:  # noqa: ARG002 - the other guest's word
-        """Return None: it has no words for what it sees."""
+async def _online(guest: MicroGuest | LinuxGuest, expected: int) -> VcpuMap | None:
+    """The CPUs that the guest says it runs on, by its own numbers, once there are *expected*; None: it cannot say."""
+    if isinstance(guest, MicroGuest):
         return None
-
-
-class LinuxDemoGuest(_DemoGuest):
-    """A real Linux. It refuses by real-time reservations that need every CPU, and tells the CPUs that it runs on."""
-
-    name = "a VM with Linux in it (a few seconds where KVM does not run it)"
-    patience = 0.0  # it does not hesitate: whoever does not wait at all is early
-
-    def __init__(self, qemu: Path) -> None:
-        self._guest = LinuxGuest(qemu, boot=1, max_vcpus=_MAX_VCPUS)
-        super().__init__(self._guest)
-
-    async def refuse(self) -> None:
-        """Refuse removals from now on."""
-        await self._guest.refuse()
-
-    async def comply(self) -> None:
-        """Oblige from now on."""
-        await self._guest.comply()
-
-    async def hesitate(self) -> None:
-        """Do as always: Linux takes tens of milliseconds, which is later than at once."""
-
-    async def online(self, expected: int) -> VcpuMap | None:
-        """Return the CPUs that Linux says it runs on, in its own numbers, once they are *expected* many."""
-        try:
-            return await self._guest.wait_online(lambda cpus: len(cpus) == expected)
-        except QmpVcpuError:
-            return await self._guest.online()
+    try:
+        return await guest.wait_online(lambda cpus: len(cpus) == expected)
+    except QmpVcpuError:
+        return await guest.online()
 
 
 async def play(stage: Stage, kind: GuestKind, qemu: str | None) -> Demo:
@@ -212,10 +144,13 @@ async def play(stage: Stage, kind: GuestKind, qemu: str | None) -> Demo:
     """
     started = time.monotonic()
     binary, why = _choose(qemu)
-    guest = LinuxDemoGuest(binary) if kind is GuestKind.LINUX else MicroDemoGuest(binary)
-    stage.note(f"starting {guest.name} ...")
+    guest_class = LinuxGuest if kind is GuestKind.LINUX else MicroGuest
+    stage.note(f"starting {_STARTING[kind]} ...")
     differences: list[str] = []
-    async with guest, stage.attach(guest.qmp, name=_VM_NAME) as vm:
+    async with (
+        guest_class(binary, boot=1, max_vcpus=_MAX_VCPUS) as guest,
+        stage.attach(guest.qmp, name=_VM_NAME) as vm,
+    ):
         version = ".".join(map(str, vm.capabilities.qemu_version))
         stage.say(f"QEMU {version} under {guest.accelerator.upper()}: {binary} ({why})")
         stage.say("")
@@ -252,7 +187,7 @@ def _choose(qemu: str | None) -> tuple[Path, str]:
     return Path(found).absolute(), "named by --qemu"
 
 
-async def _play(vm: VcpuController, guest: MicroDemoGuest | LinuxDemoGuest) -> AsyncIterator[Step]:
+async def _play(vm: VcpuController, guest: MicroGuest | LinuxGuest) -> AsyncIterator[Step]:
     # All plugs come first: QEMU before 10 does not survive one after an unplug under TCG.
     yield await _plug(vm, guest, 3, "1 and 2 stay out: a hole")
     yield await _plug(vm, guest, 6, "another hole")
@@ -264,13 +199,13 @@ async def _play(vm: VcpuController, guest: MicroDemoGuest | LinuxDemoGuest) -> A
     await guest.comply()
     yield await _unplug(vm, guest, 5, "UNPLUGGED", "same call, obstacle gone")
     events = vm.events()
-    await guest.hesitate()
-    yield await _unplug(vm, guest, 1, "PENDING", "deadline passed", limit=guest.patience, settle=False)
+    patience = await _hesitate(guest)
+    yield await _unplug(vm, guest, 1, "PENDING", "deadline passed", limit=patience, settle=False)
     await guest.comply()
     yield await _late_answer(vm, guest, events)
 
 
-async def _plug(vm: VcpuController, guest: MicroDemoGuest | LinuxDemoGuest, vcpu: int | None, note: str) -> Step:
+async def _plug(vm: VcpuController, guest: MicroGuest | LinuxGuest, vcpu: int | None, note: str) -> Step:
     started = time.monotonic()
 
     async def act() -> Verdict:
@@ -279,12 +214,12 @@ async def _plug(vm: VcpuController, guest: MicroDemoGuest | LinuxDemoGuest, vcpu
 
     verdict = await _verdict(act())
     call = "plug" if vcpu is None else f"plug {vcpu}"
-    return Step(call, Plugged.name, verdict, note, vm.layout, await guest.online(len(vm.layout.enabled)))
+    return Step(call, Plugged.name, verdict, note, vm.layout, await _online(guest, len(vm.layout.enabled)))
 
 
 async def _unplug(
     vm: VcpuController,
-    guest: MicroDemoGuest | LinuxDemoGuest,
+    guest: MicroGuest | LinuxGuest,
     vcpu: int,
     expected: str,
     note: str,
@@ -304,11 +239,11 @@ async def _unplug(
         case Pending(acknowledged=True):
             note = "the guest works on it"
     # Of a guest in the middle of letting a CPU go, no number is the right one.
-    online = await guest.online(len(layout.enabled)) if settle else None
+    online = await _online(guest, len(layout.enabled)) if settle else None
     return Step(f"unplug {vcpu}", expected, verdict, note, layout, online)
 
 
-async def _late_answer(vm: VcpuController, guest: MicroDemoGuest | LinuxDemoGuest, events: EventStream) -> Step:
+async def _late_answer(vm: VcpuController, guest: MicroGuest | LinuxGuest, events: EventStream) -> Step:
     """Wait for what nobody asks for any more; the library tells it as an event."""
     pending = vm.layout.pending
     verdict: Verdict = Pending(pending, acknowledged=False, seconds=_TIMEOUT)
@@ -322,7 +257,7 @@ async def _late_answer(vm: VcpuController, guest: MicroDemoGuest | LinuxDemoGues
                     verdict = Unplugged(event.ids, seconds=0.0 if asked is None else clock() - asked)
                     late = event.late
                     break
-    online = await guest.online(len(vm.layout.enabled))
+    online = await _online(guest, len(vm.layout.enabled))
     return Step("(event)", Unplugged.name, verdict, "the late answer", vm.layout, online, late=late)
 
 

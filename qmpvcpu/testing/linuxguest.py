@@ -2,33 +2,22 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.given import checked
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.testing.qemu import (
-    Accelerator,
-    GuestVm,
-    QemuProcess,
-    QemuProcessError,
-    QemuStartError,
-    _cache,
-    best_qemu,
-    default_topology,
-)
+from qmpvcpu.testing.guestvm import TIMEOUT, GuestVm, default_topology
+from qmpvcpu.testing.qemu import Accelerator, QemuProcessError, _cache
 
 HOW_TO_MAKE: Final = "python -m qmpvcpu.testing.linuxguest"
 """The command that makes the Linux guest on this machine."""
 
-_LOGGER = logging.getLogger(__name__)
 _KERNEL_TIMEOUT = 2.0  # s: under a KVM that runs operating systems the kernel prints within 0.5
 _BOOT_TIMEOUT = 60.0  # 3 s on a quiet machine under TCG
-_TIMEOUT = 10.0
 _POLL = 0.02
 _TAIL = 20  # lines of the console that an error shows
 _KERNEL_OPTIONS = (
@@ -80,6 +69,8 @@ class LinuxGuest(GuestVm):
         ...         await vm.unplug(2)  # raises UnplugRefusedError
     """
 
+    _name = "Linux"
+
     @checked
     def __init__(
         self,
@@ -100,11 +91,9 @@ class LinuxGuest(GuestVm):
     ) -> None:
         if incoming and accel is None:
             raise ValueError("what a Linux that arrives runs under is its source's: name it (accel)")
-        self._qemu = qemu
-        self._accel = accel
+        super().__init__(qemu, accel, qmp_sockets=qmp_sockets)
         self._kernel = kernel
         self._incoming = incoming
-        self._qmp_sockets = qmp_sockets
         self._timeout = timeout
         self._args = [
             *("-machine", machine, "-m", str(memory_mib)),
@@ -116,43 +105,8 @@ class LinuxGuest(GuestVm):
             *extra_args,
         ]
         self._command = asyncio.Lock()
-        self._answers: asyncio.Queue[str | None] = asyncio.Queue()
-        self._news = asyncio.Condition()
+        self._answers: list[str] = []
         self._online: VcpuMap | None = None
-        self._gone = False
-        self._listener: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        kernel, initramfs = find_images()
-        qemu = self._qemu or best_qemu()
-        args = ["-kernel", str(self._kernel or kernel), "-initrd", str(initramfs), *self._args]
-        accel = self._accel
-        if accel is None:
-            try:
-                await self._start(qemu, "kvm", args)
-                await self._kernel_speaks()
-            except QemuStartError as why:
-                _LOGGER.info("Linux does not run under KVM here: %s", why)
-                accel = "tcg"
-            except BaseException:
-                await self._stop()
-                raise
-        if accel is not None:
-            await self._stop()
-            await self._start(qemu, accel, args)
-        try:
-            if self._incoming:
-                await self.process.wait_ready()
-            else:
-                await self._hear(lambda: self._online is not None, "ready", timeout=self._timeout)
-        except QemuProcessError as why:
-            failure = self._failure("Linux did not come up", start=True)
-            await self._stop()
-            raise failure from why
-        except BaseException:
-            await self._stop()
-            raise
-        return self
 
     @property
     def console(self) -> str:
@@ -191,7 +145,7 @@ class LinuxGuest(GuestVm):
         self,
         condition: Callable[[VcpuMap], bool],
         *,
-        timeout: float = _TIMEOUT,
+        timeout: float = TIMEOUT,
     ) -> VcpuMap:
         """Return the CPUs that Linux runs on as soon as they meet *condition*; Linux's numbers.
 
@@ -200,11 +154,15 @@ class LinuxGuest(GuestVm):
         Raises:
             QemuProcessError: They did not within *timeout* seconds, or QEMU ended.
         """
-        await self._hear(
-            lambda: self._online is not None and condition(self._online), "the awaited CPUs", timeout=timeout
-        )
-        assert self._online is not None  # noqa: S101 - just waited for
-        return self._online
+        met: list[VcpuMap] = []
+
+        def is_met() -> bool:
+            if self._online is not None and condition(self._online):
+                met.append(self._online)
+            return bool(met)
+
+        await self._hear(is_met, "report the awaited CPUs", timeout=timeout)
+        return met[0]
 
     @checked
     async def refuse(self, cpu: int | None = None) -> None:
@@ -241,7 +199,7 @@ class LinuxGuest(GuestVm):
         """Return when Linux runs on every vCPU that QEMU has: one that is offline would leave without being asked."""
         seen, plugged = VcpuMap(), 0
         try:
-            async with asyncio.timeout(_TIMEOUT):
+            async with asyncio.timeout(TIMEOUT):
                 while True:
                     seen, plugged = await self.online(), await self.process.count_vcpus()
                     if len(seen) >= plugged:
@@ -249,24 +207,22 @@ class LinuxGuest(GuestVm):
                     await asyncio.sleep(_POLL)
         except TimeoutError as why:
             raise self._failure(
-                f"Linux cannot refuse: within {_TIMEOUT} s it ran on CPUs {seen} only, QEMU has {plugged} vCPUs"
+                f"Linux cannot refuse: within {TIMEOUT} s it ran on CPUs {seen} only, QEMU has {plugged} vCPUs"
             ) from why
 
-    async def _start(self, qemu: Path, accel: Accelerator, args: Sequence[str]) -> None:
+    async def _boot(self, qemu: Path, accel: Accelerator) -> None:
+        kernel, initramfs = find_images()
+        args = ["-kernel", str(self._kernel or kernel), "-initrd", str(initramfs), *self._args]
         self.accelerator = accel
-        self._online, self._gone = None, False
-        self._answers = asyncio.Queue()
-        if accel == "tcg":
-            args = _as_under_a_hypervisor(args)
-        self.process = QemuProcess(qemu, ["-accel", accel, *args], qmp_sockets=self._qmp_sockets, serials=1)
-        await self.process.__aenter__()
-        self._listener = asyncio.create_task(self._listen(self.process.serials[0].reader))
-
-    async def _stop(self) -> None:
-        if self._listener is not None:
-            await self.process.aclose()
-            await self._listener  # it ends with QEMU's end of the serial port
-            self._listener = None
+        self._online = None
+        await self._start(qemu, _as_under_a_hypervisor(args) if accel == "tcg" else args)
+        async with self._coming_up():
+            if self._incoming:
+                await self.process.wait_ready()
+                return
+            if self._accel is None and accel == "kvm":
+                await self._kernel_speaks()
+            await self._hear(lambda: self._online is not None, "report that it is up", timeout=self._timeout)
 
     async def _kernel_speaks(self) -> None:
         """Return when the kernel has printed: it does so in 64-bit mode, which not every host's KVM runs."""
@@ -276,57 +232,36 @@ class LinuxGuest(GuestVm):
                     if self.console:
                         return
                     await asyncio.sleep(_POLL)
-        raise self._failure("the kernel printed nothing", start=True)
+        raise self._failure("the kernel printed nothing")
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        with contextlib.suppress(ConnectionError):
-            while said := (await reader.readline()).decode(errors="replace").strip():
-                word, _, rest = said.partition(" ")
-                if word in {"ready", "changed"}:
-                    async with self._news:
-                        self._online = VcpuMap.parse(rest)
-                        self._news.notify_all()
-                else:
-                    self._answers.put_nowait(said)
-        async with self._news:
-            self._gone = True
-            self._news.notify_all()
-        self._answers.put_nowait(None)
+    async def _take_in(self, reader: asyncio.StreamReader) -> bool:
+        said = (await reader.readline()).decode(errors="replace").strip()
+        word, _, rest = said.partition(" ")
+        if word in {"ready", "changed"}:
+            self._online = VcpuMap.parse(rest)
+        else:
+            self._answers.append(said)
+        return bool(said)
 
     async def _ask(self, command: str, prefix: str) -> str:
         """Send *command*; return what follows *prefix* in its answer."""
-        async with self._command:
-            # The answer to a command whose caller was cancelled may still be there.
-            while not self._answers.empty() and not self._gone:
-                self._answers.get_nowait()
-            self.process.serials[0].writer.write(f"{command}\n".encode())
-            try:
-                async with asyncio.timeout(_TIMEOUT):
-                    while (answer := await self._answers.get()) is not None:
-                        if answer.startswith(prefix):
-                            return answer.removeprefix(prefix)
-            except TimeoutError as why:
-                raise self._failure(f"Linux did not answer {command!r} within {_TIMEOUT} s") from why
-            self._answers.put_nowait(None)  # for the next question
-        await self.process.wait()
-        raise self._failure(f"QEMU ended before Linux answered {command!r}")
 
-    async def _hear(self, condition: Callable[[], bool], what: str, *, timeout: float) -> None:
-        try:
-            async with asyncio.timeout(timeout), self._news:
-                await self._news.wait_for(lambda: self._gone or condition())
-                if condition():
-                    return
-        except TimeoutError as why:
-            seen = "nothing" if self._online is None else f"CPUs {self._online}"
-            raise self._failure(f"Linux did not report {what} within {timeout} s; it reported {seen}") from why
-        await self.process.wait()
-        raise self._failure(f"QEMU ended before Linux reported {what}")
+        def answers() -> list[str]:
+            return [said.removeprefix(prefix) for said in self._answers if said.startswith(prefix)]
+
+        async with self._command:
+            self._answers.clear()  # one to a command whose caller was cancelled may still be there
+            self._say(f"{command}\n".encode())
+            await self._hear(lambda: bool(answers()), f"answer {command!r}")
+            return answers()[0]
 
     def _failure(self, why: str, *, start: bool = False) -> QemuProcessError:
-        """The error that says *why*, with the end of the console as evidence."""
-        tail = "\n".join(self.console.splitlines()[-_TAIL:])
-        return self.process.failure(f"{why}; the console ends with:\n{tail}" if tail else why, start=start)
+        """The error that says *why*, with what Linux reported last and the end of the console as evidence."""
+        if self._online is not None:
+            why += f"; it reported CPUs {self._online}"
+        if tail := "\n".join(self.console.splitlines()[-_TAIL:]):
+            why += f"; the console ends with:\n{tail}"
+        return super()._failure(why, start=start)
 
 
 def _as_under_a_hypervisor(args: Sequence[str]) -> list[str]:

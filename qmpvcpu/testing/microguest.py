@@ -1,37 +1,23 @@
 """A VM whose guest is the micro-guest: up in a tenth of a second, with the answers a test wants."""
 
 import asyncio
-import contextlib
 import itertools
-import logging
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 from qmpvcpu.given import checked
-from qmpvcpu.testing.qemu import (
-    Accelerator,
-    GuestVm,
-    QemuProcess,
-    QemuProcessError,
-    QemuStartError,
-    best_qemu,
-    default_topology,
-    probe_accelerator,
-)
+from qmpvcpu.testing.guestvm import TIMEOUT, GuestVm, default_topology
+from qmpvcpu.testing.qemu import Accelerator, probe_accelerator
 from qmpvcpu.testing.rom import RULE_SIZE, Behaviour, pack_rules, rom_image
 
-_LOGGER = logging.getLogger(__name__)
 _KVM_TIMEOUT = 3.0  # s: the guest is ready in 0.1; where KVM cannot run it, nothing more comes
-_TIMEOUT = 10.0
 _WORDS = {  # that the guest says
     b"B": "that it listens",
     b"R": "that it is ready",
     b"t": "that it took up its behaviours",
     b"s": "that it looks",
 }
-_GONE = b"\0"  # the guest says no such byte
 _LEVELS = {  # of -smp, with the property that places a CPU in it; outermost first
     "sockets": "socket-id",
     "dies": "die-id",
@@ -82,6 +68,8 @@ class MicroGuest(GuestVm):
         VcpuMap('2')
     """
 
+    _name = "the micro-guest"
+
     @checked
     def __init__(
         self,
@@ -99,13 +87,11 @@ class MicroGuest(GuestVm):
         extra_args: Sequence[str] = (),
         qmp_sockets: int = 2,
     ) -> None:
+        super().__init__(qemu, accel, qmp_sockets=qmp_sockets)
         topology = topology or default_topology(max_vcpus)
-        self._qemu = qemu
-        self._accel = accel
         self._wait = wait and not incoming
         # A guest that arrives has said that it listens where it came from, and does so still.
         self._known = b"B" if incoming else b""
-        self._qmp_sockets = qmp_sockets
         self._max_vcpus = max_vcpus
         self._rom = rom_image(behaviour, ready_after_ms=ready_after_ms, slots=max_vcpus)
         self._args = [
@@ -115,23 +101,6 @@ class MicroGuest(GuestVm):
             *extra_args,
         ]
         self._heard = bytearray()  # what the guest said and nobody waited for yet
-        self._news = asyncio.Condition()
-        self._listener: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        qemu = self._qemu or best_qemu()
-        accel = self._accel
-        if accel is None and not self._wait:
-            accel = await probe_accelerator(qemu)
-        if accel is None:
-            try:
-                await self._start(qemu, "kvm", timeout=_KVM_TIMEOUT)
-            except QemuStartError as why:
-                _LOGGER.info("the micro-guest does not run under KVM here: %s", why)
-                accel = "tcg"
-        if accel is not None:
-            await self._start(qemu, accel, timeout=_TIMEOUT)
-        return self
 
     @staticmethod
     def spelled_out(said: str) -> str:
@@ -142,7 +111,7 @@ class MicroGuest(GuestVm):
         )
 
     @checked
-    async def wait_ready(self, *, timeout: float = _TIMEOUT) -> None:
+    async def wait_ready(self, *, timeout: float = TIMEOUT) -> None:
         """Return when the guest has booted once more than this was answered; after a reset: when it is up again.
 
         Entering answers it once, unless told not to wait.
@@ -150,7 +119,7 @@ class MicroGuest(GuestVm):
         Raises:
             QemuProcessError: It did not come up within *timeout* seconds, or QEMU ended.
         """
-        await self._hear(b"R", timeout=timeout)
+        await self._hear_word(b"R", timeout=timeout)
 
     async def set_behaviour(self, behaviour: Behaviour | Iterable[Behaviour] = ()) -> None:
         """Give the guest other behaviours; returns when it has taken them up.
@@ -165,7 +134,29 @@ class MicroGuest(GuestVm):
             QemuProcessError: The guest does not listen, or QEMU ended.
         """
         rules = pack_rules(behaviour, slots=self._max_vcpus)
-        await self._say(b"T" + bytes([len(rules) // RULE_SIZE]) + rules, answer=b"t")
+        await self._tell(b"T" + bytes([len(rules) // RULE_SIZE]) + rules, answer=b"t")
+
+    async def refuse(self, status: int = 0x82, *, slot: int | None = None) -> None:
+        """Make the guest refuse to give up a vCPU, or any; the other slots comply.
+
+        Args:
+            status: The _OST status that it answers; 0x82: the device is busy.
+            slot: The slot, on x86 the vCPU id; None: all.
+
+        Raises:
+            ValueError: The status is no refusal, or the VM has no such slot.
+            QemuProcessError: The guest does not listen, or QEMU ended.
+        """
+        refusing = Behaviour.refusing(status)
+        await self.set_behaviour(refusing if slot is None else refusing.for_slot(slot))
+
+    async def comply(self) -> None:
+        """Make the guest give up every vCPU that it is asked for.
+
+        Raises:
+            QemuProcessError: The guest does not listen, or QEMU ended.
+        """
+        await self.set_behaviour()
 
     async def scan_slots(self) -> None:
         """Make the guest look for hot-plug events now, as if one had come; returns when it is about to.
@@ -173,64 +164,40 @@ class MicroGuest(GuestVm):
         Raises:
             QemuProcessError: The guest does not listen, or QEMU ended.
         """
-        await self._say(b"S", answer=b"s")
+        await self._tell(b"S", answer=b"s")
 
-    async def _start(self, qemu: Path, accel: Accelerator, *, timeout: float) -> None:
+    async def _to_try(self, qemu: Path) -> Sequence[Accelerator]:
+        # One that nobody waits for does not tell whether it runs.
+        return ("kvm", "tcg") if self._wait else (await probe_accelerator(qemu),)
+
+    async def _boot(self, qemu: Path, accel: Accelerator) -> None:
         self.accelerator = accel
-        self.process = QemuProcess(
-            qemu,
-            ["-accel", accel, *self._args],
-            qmp_sockets=self._qmp_sockets,
-            serials=1,
-            files={"microguest.rom": self._rom},
-        )
-        await self.process.__aenter__()
         self._heard[:] = self._known
-        self._listener = asyncio.create_task(self._listen(self.process.serials[0].reader))
-        try:
+        timeout = _KVM_TIMEOUT if accel == "kvm" and self._accel is None and self._wait else TIMEOUT
+        await self._start(qemu, self._args, files={"microguest.rom": self._rom})
+        async with self._coming_up():
             if self._wait:
                 await self.wait_ready(timeout=timeout)
             else:
                 await self.process.wait_ready(timeout=timeout)
-        except QemuProcessError as why:
-            await self._stop()
-            raise self.process.failure("the micro-guest did not come up", start=True) from why
-        except BaseException:
-            await self._stop()
-            raise
 
-    async def _stop(self) -> None:
-        await self.process.aclose()
-        if self._listener is not None:
-            await self._listener  # it ends with QEMU's end of the serial port
+    async def _take_in(self, reader: asyncio.StreamReader) -> bool:
+        said = await reader.read(64)
+        self._heard += said
+        return bool(said)
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        with contextlib.suppress(ConnectionError):
-            while said := await reader.read(64):
-                async with self._news:
-                    self._heard += said
-                    self._news.notify_all()
-        async with self._news:
-            self._heard += _GONE
-            self._news.notify_all()
+    async def _tell(self, message: bytes, *, answer: bytes) -> None:
+        await self._hear_word(b"B", consume=False)  # earlier it would be lost: the guest empties the port's buffer
+        self._say(message)
+        await self._hear_word(answer)
 
-    async def _say(self, message: bytes, *, answer: bytes) -> None:
-        await self._hear(b"B", consume=False)  # earlier it would be lost: the guest empties the port's buffer
-        self.process.serials[0].writer.write(message)
-        await self._hear(answer)
+    async def _hear_word(self, word: bytes, *, timeout: float = TIMEOUT, consume: bool = True) -> None:
+        def said() -> bool:
+            return word in self._heard
 
-    async def _hear(self, word: bytes, *, timeout: float = _TIMEOUT, consume: bool = True) -> None:
-        try:
-            async with asyncio.timeout(timeout), self._news:
-                await self._news.wait_for(lambda: word in self._heard or _GONE in self._heard)
-                if word in self._heard:
-                    if consume:
-                        self._heard.remove(word[0])
-                    return
-        except TimeoutError as why:
-            raise self.process.failure(f"the micro-guest did not say {_WORDS[word]} within {timeout} s") from why
-        await self.process.wait()
-        raise self.process.failure(f"QEMU ended before the micro-guest said {_WORDS[word]}")
+        await self._hear(said, f"say {_WORDS[word]}", timeout=timeout)
+        if consume:
+            self._heard.remove(word[0])
 
 
 def _cpu_model(args: Sequence[str]) -> str:

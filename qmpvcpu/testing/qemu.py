@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -353,45 +352,6 @@ class QemuProcess:
                 stdout=log,
                 stderr=log,
             )
-
-
-class GuestVm(ABC):
-    """A QEMU with a guest in it; base of the kit's guests.
-
-    Attributes:
-        process: The :class:`~qmpvcpu.testing.QemuProcess`, once entered.
-        accelerator: What it runs under, once entered.
-    """
-
-    process: QemuProcess
-    accelerator: Accelerator
-
-    @abstractmethod
-    async def __aenter__(self) -> Self:
-        """Start it; each guest has its own way."""
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stop()
-
-    @property
-    def qmp(self) -> Path:
-        """Path of the first QMP socket."""
-        return self.process.qmp
-
-    @property
-    def sockets(self) -> tuple[Path, ...]:
-        """Paths of all QMP sockets."""
-        return self.process.sockets
-
-    async def _stop(self) -> None:
-        await self.process.aclose()
-
-
-def default_topology(max_vcpus: int) -> str:
-    """The topology of a VM for which none was chosen, as in ``-smp``: of 8 vCPUs one with every level."""
-    return "sockets=2,cores=2,threads=2" if max_vcpus == 8 else f"sockets={max_vcpus}"  # noqa: PLR2004 - 2*2*2
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:

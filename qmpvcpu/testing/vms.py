@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.testing.guestvm import GuestVm
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
-from qmpvcpu.testing.qemu import Accelerator, GuestVm
+from qmpvcpu.testing.qemu import Accelerator
 from qmpvcpu.testing.rom import Behaviour
 
 _G = TypeVar("_G", bound=GuestVm)
@@ -173,18 +174,13 @@ class QemuVm(Vm[MicroGuest]):
         self._runner.run(self.guest.set_behaviour(behaviour))
 
     def refuse(self, status: int = 0x82, *, slot: int | None = None) -> None:
-        """Make the guest refuse to give up a vCPU, or any; the other slots comply.
-
-        Args:
-            status: The _OST status that it answers; 0x82: the device is busy.
-            slot: The slot, on x86 the vCPU id; None: all.
+        """Make the guest refuse to give up a vCPU, or any: see :meth:`qmpvcpu.testing.MicroGuest.refuse`.
 
         Raises:
             ValueError: The status is no refusal, or the VM has no such slot.
             QemuProcessError: The guest does not listen, or QEMU ended.
         """
-        refusing = Behaviour.refusing(status)
-        self.set_behaviour(refusing if slot is None else refusing.for_slot(slot))
+        self._runner.run(self.guest.refuse(status, slot=slot))
 
     def comply(self) -> None:
         """Make the guest give up every vCPU that it is asked for.
@@ -192,7 +188,7 @@ class QemuVm(Vm[MicroGuest]):
         Raises:
             QemuProcessError: The guest does not listen, or QEMU ended.
         """
-        self.set_behaviour(Behaviour.complying())
+        self._runner.run(self.guest.comply())
 
     def scan_slots(self) -> None:
         """Make the guest look for hot-plug events now: see :meth:`qmpvcpu.testing.MicroGuest.scan_slots`.

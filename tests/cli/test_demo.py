@@ -91,11 +91,7 @@ async def test_the_demo_shows_people_the_map_at_each_step_and_the_xml() -> None:
 
 @pytest.mark.qemu
 async def test_a_guest_that_does_otherwise_fails_the_demo_and_is_named() -> None:
-    complying = (
-        "from qmpvcpu.testing.demo import MicroDemoGuest\n"
-        "async def comply(self): pass\n"
-        "MicroDemoGuest.refuse = comply"
-    )
+    complying = "from qmpvcpu.testing import MicroGuest\nasync def comply(self): pass\nMicroGuest.refuse = comply"
     ran = await run("demo", "--json", code=complying)
     assert ran.code == 1
     document = ran.document
@@ -118,9 +114,9 @@ async def test_a_demo_without_a_qemu_says_what_to_install(tmp_path: Path) -> Non
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 async def test_a_demo_that_is_stopped_leaves_nothing_behind(tmp_path: Path, sig: signal.Signals) -> None:
     waits = (
-        "import asyncio\nfrom qmpvcpu.testing.demo import MicroDemoGuest\n"
+        "import asyncio\nfrom qmpvcpu.testing import MicroGuest\n"
         "async def wait(self):\n    print('now', file=sys.stderr)\n    await asyncio.sleep(60)\n"
-        "MicroDemoGuest.refuse = wait"
+        "MicroGuest.refuse = wait"
     )
     async with running("demo", "--json", env=environment(TMPDIR=str(tmp_path)), code=waits) as it:
         await it.wait_said("now")

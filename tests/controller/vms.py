@@ -10,7 +10,7 @@ import qmpvcpu
 from qmpvcpu import VcpuController
 from qmpvcpu.events import Event
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.testing.qemu import GuestVm
+from qmpvcpu.testing.guestvm import GuestVm
 from qmpvcpu.vm.subscribers import EventStream
 from tests.substrates import Substrate
 

@@ -163,11 +163,11 @@ async def test_a_qemu_that_dies_ends_every_wait_with_an_error(guest: LinuxGuest)
     wait = asyncio.create_task(guest.wait_online(lambda cpus: 7 in cpus))
     await guest.ping()
     guest.process.kill()
-    with pytest.raises(QemuProcessError, match="QEMU ended before Linux reported the awaited CPUs"):
+    with pytest.raises(QemuProcessError, match="QEMU ended, and Linux did not report the awaited CPUs"):
         await wait
-    with pytest.raises(QemuProcessError, match="QEMU ended before Linux answered 'online'"):
+    with pytest.raises(QemuProcessError, match="QEMU ended, and Linux did not answer 'online'"):
         await guest.online()
-    with pytest.raises(QemuProcessError, match="QEMU ended before Linux answered 'ping'"):
+    with pytest.raises(QemuProcessError, match="QEMU ended, and Linux did not answer 'ping'"):
         await guest.ping()
 
 

@@ -15,7 +15,7 @@ from qmpvcpu.errors import TakeBackError
 from qmpvcpu.migration import Export
 from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.testing import MicroGuest
-from qmpvcpu.testing.qemu import GuestVm
+from qmpvcpu.testing.guestvm import GuestVm
 from tests.controller.vms import other_client
 from tests.substrates import Substrate
 

@@ -183,9 +183,9 @@ async def test_qemu_dies_with_the_program_that_started_it() -> None:
 async def test_a_guest_whose_qemu_dies_is_told_at_once() -> None:
     async with MicroGuest() as guest:
         guest.process.kill()
-        with pytest.raises(QemuProcessError, match="QEMU ended before"):
+        with pytest.raises(QemuProcessError, match="QEMU ended, and the micro-guest did not say"):
             await guest.wait_ready()
-        with pytest.raises(QemuProcessError, match="QEMU ended before"):
+        with pytest.raises(QemuProcessError, match="QEMU ended, and the micro-guest did not say"):
             await guest.set_behaviour()
 
 

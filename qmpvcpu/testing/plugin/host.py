@@ -14,12 +14,13 @@ from typing import Any, Self, TypeVar
 import pytest
 
 from qmpvcpu.testing.directory import SocketDirectoryError, sweep
+from qmpvcpu.testing.guestvm import GuestVm
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.plugin.evidence import Evidence, VmEvidence
 from qmpvcpu.testing.plugin.finder import Qemu, QemuFinder
 from qmpvcpu.testing.plugin.options import Options, Settings, options_of
-from qmpvcpu.testing.qemu import GuestVm, QemuProcessError
+from qmpvcpu.testing.qemu import QemuProcessError
 from qmpvcpu.testing.vms import TRACE_ARGUMENTS, LinuxVm, QemuVm, Vm
 
 G = TypeVar("G", bound=GuestVm)

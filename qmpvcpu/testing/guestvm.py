@@ -1,0 +1,145 @@
+"""`GuestVm`: a QEMU whose guest talks on a serial port; what the kit's guests have in common."""
+
+import asyncio
+import contextlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Final, Self
+
+from qmpvcpu.testing.qemu import Accelerator, QemuProcess, QemuProcessError, QemuStartError, best_qemu
+
+TIMEOUT: Final = 10.0
+"""Seconds for what a guest does at once."""
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class GuestVm(ABC):
+    """A QEMU with a guest in it; base of the kit's guests, which are async context managers.
+
+    Attributes:
+        process: The :class:`~qmpvcpu.testing.QemuProcess`, once entered.
+        accelerator: What it runs under, once entered.
+    """
+
+    process: QemuProcess
+    accelerator: Accelerator
+    _name: ClassVar[str]
+
+    def __init__(self, qemu: Path | None, accel: Accelerator | None, *, qmp_sockets: int) -> None:
+        self._qemu = qemu
+        self._accel = accel
+        self._qmp_sockets = qmp_sockets
+        self._news = asyncio.Condition()
+        self._gone = False
+        self._listener: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        qemu = self._qemu or best_qemu()
+        for accel in (self._accel,) if self._accel else await self._to_try(qemu):
+            try:
+                await self._boot(qemu, accel)
+            except QemuStartError as why:
+                await self._stop()
+                if accel == "tcg" or self._accel:
+                    raise
+                _LOGGER.info("%s does not run under KVM here: %s", self._name, why)
+            except BaseException:
+                await self._stop()
+                raise
+            else:
+                break
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    @property
+    def qmp(self) -> Path:
+        """Path of the first QMP socket."""
+        return self.process.qmp
+
+    @property
+    def sockets(self) -> tuple[Path, ...]:
+        """Paths of all QMP sockets."""
+        return self.process.sockets
+
+    @abstractmethod
+    async def refuse(self) -> None:
+        """Make the guest refuse to give up any vCPU."""
+
+    @abstractmethod
+    async def comply(self) -> None:
+        """Make the guest give up vCPUs."""
+
+    async def _to_try(self, qemu: Path) -> Sequence[Accelerator]:  # noqa: ARG002 - some guests have to ask it
+        """What to run under if nobody chose: the next if the guest does not come up under one."""
+        return "kvm", "tcg"
+
+    @abstractmethod
+    async def _boot(self, qemu: Path, accel: Accelerator) -> None:
+        """Start QEMU, and return when the guest is up; QemuStartError: it does not come up."""
+
+    @abstractmethod
+    async def _take_in(self, reader: asyncio.StreamReader) -> bool:
+        """Take in what the guest says next; False: it has said all."""
+
+    async def _start(self, qemu: Path, args: Sequence[str], *, files: Mapping[str, bytes] | None = None) -> None:
+        """Start QEMU, and listen to the guest."""
+        self._gone = False
+        args = ["-accel", self.accelerator, *args]
+        self.process = QemuProcess(qemu, args, qmp_sockets=self._qmp_sockets, serials=1, files=files)
+        await self.process.__aenter__()
+        self._listener = asyncio.create_task(self._listen(self.process.serials[0].reader))
+
+    async def _stop(self) -> None:
+        if self._listener is not None:
+            await self.process.aclose()
+            await self._listener  # it ends with QEMU's end of the serial port
+            self._listener = None
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError):
+            while await self._take_in(reader):
+                async with self._news:
+                    self._news.notify_all()
+        async with self._news:
+            self._gone = True
+            self._news.notify_all()
+
+    def _say(self, message: bytes) -> None:
+        self.process.serials[0].writer.write(message)
+
+    async def _hear(self, condition: Callable[[], bool], what: str, *, timeout: float = TIMEOUT) -> None:
+        """Return when what the guest has said meets *condition*; *what* follows "the guest did not"."""
+        try:
+            async with asyncio.timeout(timeout), self._news:
+                await self._news.wait_for(lambda: self._gone or condition())
+                if condition():
+                    return
+        except TimeoutError as why:
+            raise self._failure(f"{self._name} did not {what} within {timeout} s") from why
+        await self.process.wait()
+        raise self._failure(f"QEMU ended, and {self._name} did not {what}")
+
+    def _failure(self, why: str, *, start: bool = False) -> QemuProcessError:
+        """The error that says *why*, with evidence."""
+        return self.process.failure(why, start=start)
+
+    @contextlib.asynccontextmanager
+    async def _coming_up(self) -> AsyncIterator[None]:
+        """Whatever fails in here, the guest did not come up."""
+        try:
+            yield
+        except QemuProcessError as why:
+            raise self._failure(f"{self._name} did not come up", start=True) from why
+
+
+def default_topology(max_vcpus: int) -> str:
+    """The topology of a VM for which none was chosen, as in ``-smp``: of 8 vCPUs one with every level."""
+    return "sockets=2,cores=2,threads=2" if max_vcpus == 8 else f"sockets={max_vcpus}"  # noqa: PLR2004 - 2*2*2
