@@ -272,9 +272,9 @@ def unreachable(address: str, error: MonitorError) -> Finding:
 
 def _who_may(address: str) -> str:
     """Say who may use the socket at *address*, or the first directory on its way that is closed to us."""
-    path = Address.parse(address).path
+    where = Address.parse(address)
     told = ""
-    for each in () if path is None else _way_to(Path(path).absolute()):
+    for each in () if where.path is None or where.is_abstract else _way_to(Path(where.path).absolute()):
         try:
             found = each.stat()
         except OSError:

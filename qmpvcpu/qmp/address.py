@@ -36,6 +36,9 @@ _KEY = re.compile(
     "abstract|delay|id|ipv[46]|keep-alive|logappend|logfile|mode|mptcp|mux|nodelay|noserver|nowait|pretty|reconnect"
     "|reconnect-ms|server|telnet|tight|tls-authz|tls-creds|tn3270|to|wait|websocket"
 )
+_TELLING = frozenset({"server", "noserver", "nowait", "abstract"})
+_CHARDEV = ("socket,", "path=")
+_WITHOUT_COMMAS = (*_CHARDEV, "tcp:")
 _OTHER_PROTOCOLS = ("telnet", "tn3270", "tls-creds", "websocket")
 _ASK_FOR = "give QEMU -qmp unix:PATH,server=on,wait=off"
 
@@ -101,7 +104,7 @@ class Address(NamedTuple):
         """Read text as people paste it."""
         body, options = _split_options(_OPTION.sub("", text.strip(), count=1).strip("'\""))
         _check_options(text, options)
-        if body.startswith(("socket,", "path=")):
+        if body.startswith(_CHARDEV):
             values = dict(part.partition("=")[::2] for part in body.split(","))
             if "port" in values:
                 return cls._tcp(text, values.get("host") or "localhost", values["port"])
@@ -166,15 +169,20 @@ class Address(NamedTuple):
 def _split_options(text: str) -> tuple[str, dict[str, str]]:
     """Return what is before the options of a chardev that *text* ends with, and these.
 
-    QEMU has two commas for one in a path. One that begins no option is the path's own.
+    QEMU has two commas for one in a path. A comma that begins no option is the path's own, and so is each in a path
+    without an option that only a chardev has.
     """
     options: dict[str, str] = {}
+    rest = text
     while True:
-        body, comma, last = text.rpartition(",")
+        body, comma, last = rest.rpartition(",")
         name, _, value = last.partition("=")
-        if not comma or _KEY.fullmatch(name) is None:
-            return text.replace(",,", ",") if options else text, options
-        text, options[name] = body, value or "on"
+        if not comma or body.endswith(",") or _KEY.fullmatch(name) is None:
+            break
+        rest, options[name] = body, value or "on"
+    if not (options.keys() & _TELLING or text.startswith(_WITHOUT_COMMAS)):
+        return text, {}
+    return rest.replace(",,", ",") if options else text, options
 
 
 def _check_options(text: str, options: Mapping[str, str]) -> None:

@@ -8,8 +8,10 @@ import pytest
 import qmpvcpu
 from qmpvcpu import DenialReason, MonitorTimeoutError, StepDeniedError
 from qmpvcpu.model.vm import KnownFault
+from qmpvcpu.testing import QemuProcess
 from qmpvcpu.testing.peer import HANG, Command, Failure, ScriptedPeer
 from tests.controller.test_scripted import CAPTURES, recorded
+from tests.substrates import Substrate, substrates
 
 OLD, NEW = "10.0.2-q35-sct-2x2x2-boot3", "11.1.3-q35-sct-2x2x2-boot3"
 MISSING = Failure("The command has not been found", "CommandNotFound")
@@ -79,3 +81,21 @@ async def test_a_confidential_vm_gets_no_vcpu_unless_the_caller_insists() -> Non
         assert peer.count("device_add") == 1
     async with recorded(NEW, {"qom-get": machine("")}) as (_, vm):
         assert not vm.layout.vm.confidential
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("on", substrates(["q35"], accels=["tcg"]))
+@pytest.mark.parametrize("secure", ["on", "off"])
+async def test_firmware_with_smm_is_known_by_its_flash_and_gets_no_vcpu_under_tcg(on: Substrate, secure: str) -> None:
+    flash = {"code.fd": bytes(4096), "vars.fd": bytes(4096)}
+    args = ["-machine", "q35,smm=on", "-accel", "tcg", "-smp", "1,maxcpus=2", "-S"]
+    args += ["-global", f"driver=cfi.pflash01,property=secure,value={secure}"]
+    for unit, name in enumerate(flash):
+        args += ["-drive", f"if=pflash,format=raw,unit={unit},file={name},snapshot=on"]
+    async with QemuProcess(on.qemu, args, files=flash) as process, qmpvcpu.attach(process.qmp) as vm:
+        assert vm.capabilities.smm_firmware is (secure == "on")
+        if secure == "on":
+            with pytest.raises(StepDeniedError, match="hangs at a plug if the VM's firmware uses SMM"):
+                await vm.plug(1)
+        else:
+            assert await vm.plug(1) == {1}
