@@ -21,18 +21,19 @@ from qmpvcpu.processes import read_children, read_stat
 _SUN_PATH_MAX = 107  # sun_path holds 108 bytes, one of them the final NUL (man 7 unix)
 _BACKLOG_RETRY_S = 0.02
 _PORT_MAX = 65535
-_PORT = re.compile(r"[0-9]{1,5}")
+_PORT = "[0-9]{1,5}"
 _Place = tuple[int, tuple[Any, ...]]  # an address family, and an address of it
 
-# An address as it is written elsewhere: in QEMU's arguments, libvirt's XML, socat, a URI, or what ss prints.
-_OPTION = re.compile(r"\s*--?(?:qmp(?:-pretty)?|monitor|chardev|mon)(?:\s+|=)", re.ASCII)
-_SCHEME = re.compile(r"(unix|unix-connect|unix-listen|tcp[46]?|tcp[46]?-connect|file):", re.ASCII | re.IGNORECASE)
-_ELSEWHERE = re.compile(r"(fd|udp|vsock|telnet|websocket|pipe|chardev|[a-z][a-z0-9+.-]*(?=://))[:=]", re.ASCII)
-_TCP = re.compile(r"(?://)?(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[^:/]*)/?", re.ASCII)
-_HOST_PORT = re.compile(r"(?:\[[^\[\]/]+\]|[\w.-]*):[0-9]+", re.ASCII)
-_BARE_IPV6 = re.compile(r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9]+", re.ASCII)
+# An address as QEMU's arguments have it, socat's, a URI, or ss. Compiled when first used, since most addresses are a
+# path.
+_OPTION = r"\s*--?(?:qmp(?:-pretty)?|monitor|chardev|mon)(?:\s+|=)"
+_SCHEME = r"(?ai)(unix|unix-connect|unix-listen|tcp[46]?|tcp[46]?-connect|file):"
+_ELSEWHERE = r"(fd|udp|vsock|telnet|websocket|pipe|chardev|[a-z][a-z0-9+.-]*(?=://))[:=]"
+_TCP = r"(?://)?(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[^:/]*)/?"
+_HOST_PORT = r"(?a)(?:\[[^\[\]/]+\]|[\w.-]*):[0-9]+"
+_BARE_IPV6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9]+"
 # Of a chardev "socket", and of -qmp itself (QEMU chardev/char.c, qemu_chardev_opts; monitor/monitor.c).
-_KEY = re.compile(
+_KEY = (
     "abstract|delay|id|ipv[46]|keep-alive|logappend|logfile|mode|mptcp|mux|nodelay|noserver|nowait|pretty|reconnect"
     "|reconnect-ms|server|telnet|tight|tls-authz|tls-creds|tn3270|to|wait|websocket"
 )
@@ -102,20 +103,23 @@ class Address(NamedTuple):
     @classmethod
     def _read(cls, text: str) -> "Address":
         """Read text as people paste it."""
-        body, options = _split_options(_OPTION.sub("", text.strip(), count=1).strip("'\""))
+        path = text.removeprefix("unix:")
+        if path.startswith(("/", "./", "../")) and "," not in path and "//" not in path and path == path.strip():
+            return cls._unix(text, path)
+        body, options = _split_options(re.sub(f"^{_OPTION}", "", text.strip()).strip("'\""))
         _check_options(text, options)
         if body.startswith(_CHARDEV):
             values = dict(part.partition("=")[::2] for part in body.split(","))
             if "port" in values:
                 return cls._tcp(text, values.get("host") or "localhost", values["port"])
             body = values.get("path", "")
-        scheme = _SCHEME.match(body)
+        scheme = re.match(_SCHEME, body)
         if scheme is None:
-            if elsewhere := _ELSEWHERE.match(body):
+            if elsewhere := re.match(_ELSEWHERE, body):
                 raise _elsewhere(text, elsewhere[1])
-            if _BARE_IPV6.fullmatch(body):
+            if re.fullmatch(_BARE_IPV6, body):
                 raise MonitorConnectError(text, "a numeric IPv6 host stands in brackets, as in [::1]:4444")
-            if _HOST_PORT.fullmatch(body):
+            if re.fullmatch(_HOST_PORT, body):
                 return cls._read_tcp(text, body)
             return cls._unix(text, _expand(body, options))
         rest = body[scheme.end() :]
@@ -129,7 +133,7 @@ class Address(NamedTuple):
 
     @classmethod
     def _read_tcp(cls, text: str, rest: str) -> "Address":
-        found = _TCP.fullmatch(rest)
+        found = re.fullmatch(_TCP, rest)
         if found is None:
             raise MonitorConnectError(text, "a TCP address is tcp:HOST:PORT, with a numeric IPv6 host in brackets")
         return cls._tcp(text, found["bracketed"] or found["host"] or "localhost", found["port"])
@@ -137,7 +141,7 @@ class Address(NamedTuple):
     @classmethod
     def _tcp(cls, text: str, host: str, port: str) -> "Address":
         """Check the port of *text*."""
-        if _PORT.fullmatch(port) is None or not 0 < int(port) <= _PORT_MAX:
+        if re.fullmatch(_PORT, port) is None or not 0 < int(port) <= _PORT_MAX:
             raise MonitorConnectError(text, f"the port is {port!r}, not a number from 1 to {_PORT_MAX}")
         return cls(host=host, port=int(port))
 
@@ -177,7 +181,7 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
     while True:
         body, comma, last = rest.rpartition(",")
         name, _, value = last.partition("=")
-        if not comma or body.endswith(",") or _KEY.fullmatch(name) is None:
+        if not comma or body.endswith(",") or re.fullmatch(_KEY, name) is None:
             break
         rest, options[name] = body, value or "on"
     if not (options.keys() & _TELLING or text.startswith(_WITHOUT_COMMAS)):
@@ -284,7 +288,7 @@ def _check_file(text: str, path: str) -> None:
 
 def _other_reading(path: str) -> str:
     """Say what else a *path* that is not there may have been meant to be, or ""."""
-    if _PORT.fullmatch(path):
+    if re.fullmatch(_PORT, path):
         return f" A port is written tcp:HOST:{path}"
     if "$" in path:
         return " A $NAME of the shell's is not filled in here"
