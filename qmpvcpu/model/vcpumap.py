@@ -37,16 +37,18 @@ class VcpuMap(AbstractSet[int]):
         VcpuMap('0-1,3,7')
     """
 
-    __slots__ = ("_bits", "_ids")
+    __slots__ = ("_bits", "_bytes", "_ids")
 
     def __init__(self, ids: Iterable[int] = ()) -> None:
         self._bits = _bits_of(ids)
-        self._ids: tuple[int, ...] | None = None  # made when they are first asked for
+        # Made when they are first needed: a bit of a long int takes as long to find as the int is.
+        self._bytes: bytes | None = None
+        self._ids: tuple[int, ...] | None = None
 
     @classmethod
     def _made(cls, bits: int) -> Self:
         made = cls.__new__(cls)
-        made._bits, made._ids = bits, None  # noqa: SLF001 -- as __init__ does, without its checks
+        made._bits, made._bytes, made._ids = bits, None, None  # noqa: SLF001 -- as __init__ does, without its checks
         return made
 
     @classmethod
@@ -123,9 +125,11 @@ class VcpuMap(AbstractSet[int]):
         return self._bits.to_bytes(needed if length is None else length, "little")
 
     def __contains__(self, item: object) -> bool:
-        if type(item) is int:
-            return item >= 0 and bool(self._bits >> item & 1)
-        return item in tuple(self)
+        if type(item) is not int:
+            return item in tuple(self)
+        if self._bytes is None:
+            self._bytes = self.to_bytes()
+        return 0 <= item < 8 * len(self._bytes) and bool(self._bytes[item >> 3] >> (item & 7) & 1)
 
     def __iter__(self) -> Iterator[int]:
         if self._ids is None:
