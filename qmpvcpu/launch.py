@@ -17,7 +17,18 @@ from typing import Final
 
 from qmpvcpu import qapi
 from qmpvcpu.domainxml import CpuModel, DomainVcpus, NumaCell, start_of
-from qmpvcpu.domainxml.cpu import CPU_FEATURES, CPU_MODEL, IOMMU, needs_kvm, qemu_model, running_model
+from qmpvcpu.domainxml.cpu import (
+    CPU_FEATURES,
+    CPU_MODEL,
+    IOMMU,
+    MODES,
+    MODES_WITHOUT_MODEL,
+    SWITCHES,
+    needs_kvm,
+    qemu_model,
+    running_model,
+)
+from qmpvcpu.domainxml.domain import X86
 from qmpvcpu.errors import DomainXmlError, shorten
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.names import is_cpu_type, is_word
@@ -26,7 +37,6 @@ from qmpvcpu.model.vm import SMP_LEVELS, Topology
 
 Device = Mapping[str, str | int]
 
-_X86: Final = ("x86_64", "i686")
 # Where a vCPU's place follows from its id by QEMU's rule for possible CPUs, and the type of its CPUs.
 _TYPES: Final = {
     "x86_64": "x86_64-cpu",
@@ -34,12 +44,10 @@ _TYPES: Final = {
     "s390x": "s390x-cpu",
     "loongarch64": "loongarch-cpu",
 }
-_MODES: Final = ("custom", "host-model", "host-passthrough", "maximum")
 # Where QEMU's name differs from libvirt's; QEMU also has a dash wherever libvirt has an underscore.
 _RENAMED: Final = {"pclmuldq": "pclmulqdq"}
 # libvirt has names for these, and QEMU no switches: they follow from other features, or QEMU never had them.
 _NO_SWITCH: Final = frozenset({"osxsave", "ospke", "cmt", "mbm_total", "mbm_local"})
-_SWITCH: Final = {"force": "on", "require": "on", "optional": "on", "disable": "off", "forbid": "off"}
 
 _WITHOUT_HOTPLUG: Final = ("microvm", "none")
 _UNTOLD: Final = {
@@ -259,7 +267,7 @@ def _cell(cell: NumaCell, mib: int) -> list[str]:
 
 
 def _cell_mib(cell: NumaCell, domain: DomainVcpus) -> int:
-    block = _CELL_MIB_PPC64 if domain.has_cores else _CELL_MIB
+    block = _CELL_MIB_PPC64 if domain.arch in {"ppc64", "ppc64le"} else _CELL_MIB
     return -(-cell.memory_kib // (block * 1024)) * block
 
 
@@ -273,7 +281,7 @@ def _cpu(domain: DomainVcpus) -> str | None:
         DomainXmlError: A name in it cannot be one, or libvirt has no such mode or policy, or would not start it.
     """
     model = domain.cpu or CpuModel("custom")
-    if model.mode not in _MODES:
+    if model.mode not in MODES:
         raise DomainXmlError(f"<cpu mode={shorten(model.mode)}>: libvirt has no such mode")
     if needs_kvm(model) and domain.type != "kvm":
         raise DomainXmlError(
@@ -300,18 +308,18 @@ def _host(domain: DomainVcpus) -> str:
 def _migratable(model: CpuModel, target: str | None) -> Iterator[str]:
     # libvirt leaves it to QEMU elsewhere, whose default is the same.
     said = model.migratable or ("on" if model.mode == "host-passthrough" else None)
-    if target == "x86_64" and said is not None and model.mode in {"host-passthrough", "maximum"}:
+    if target == "x86_64" and said is not None and model.mode in MODES_WITHOUT_MODEL:
         yield f"migratable={said}"
 
 
 def _features(model: CpuModel, arch: str | None) -> Iterator[str]:
     for name, policy in model.features.items():
-        switch = _SWITCH.get(policy)
+        switch = SWITCHES.get(policy)
         if switch is None:
             raise DomainXmlError(f"<feature policy={shorten(policy)}>: libvirt has no such policy")
         if not is_word(name):
             raise DomainXmlError(f"<feature>: {shorten(name)} cannot be a QEMU CPU feature")
-        if arch not in (*_X86, None):
+        if arch not in (*X86, None):
             yield f"{name}={switch}"
         elif name not in _NO_SWITCH:
             yield f"{_RENAMED.get(name, name).replace('_', '-')}={switch}"

@@ -15,7 +15,7 @@ _UNSIGNED = re.compile(r"[ \t\n\r]*\+?([0-9]+)")
 _SIGNED = re.compile(r"[ \t\n\r]*([+-]?)([0-9]+)")
 _MOST_DIGITS = 19
 _FEW_DIGITS = 10
-_UINT_MAX = 2**32 - 1
+UINT_MAX = 2**32 - 1
 _INT_MAX = 2**31 - 1
 _TRUTHS = {"yes": True, "no": False}
 # Bytes in each, in any case.
@@ -91,7 +91,7 @@ class AttributeReader:
         if len(text) < _FEW_DIGITS and text.isascii() and text.isdigit():
             return int(text)
         found = unsigned(text)
-        if found is None or found > _UINT_MAX:
+        if found is None or found > UINT_MAX:
             self._refuse_value(DomainRule.NOT_A_NUMBER, element, attribute, ". Expected non-negative integer value")
             return None
         return found

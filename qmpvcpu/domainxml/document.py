@@ -11,8 +11,8 @@ from uuid import UUID
 
 from lxml import etree
 
-from qmpvcpu.domainxml.attributes import AttributeReader, signed, unsigned
-from qmpvcpu.domainxml.cpu import RawCpu, read_cpu
+from qmpvcpu.domainxml.attributes import UINT_MAX, AttributeReader, signed, unsigned
+from qmpvcpu.domainxml.cpu_reader import RawCpu, read_cpu
 from qmpvcpu.domainxml.domain import VcpuSched
 from qmpvcpu.domainxml.domainrule import DomainRule
 from qmpvcpu.domainxml.safe_xml import line_of, text_of
@@ -28,7 +28,6 @@ _OTHER_TYPES = frozenset(
 NOT_IN_NAMES = {"/": "name {name} cannot contain '/'", "\n": "invalid char in name:"}
 """The characters that a name cannot have, and what libvirt says."""
 
-_UINT_MAX = 2**32 - 1
 _PLACEMENTS = ("static", "auto")
 _MEMORY_MODES = ("strict", "preferred", "interleave", "restrictive")
 _SCHEDULERS = ("batch", "idle", "fifo", "rr")
@@ -197,7 +196,7 @@ def _check_type(root: etree._Element, reader: AttributeReader) -> None:
 def _count(vcpu: etree._Element, reader: AttributeReader) -> int | None:
     text = text_of(vcpu)
     found = signed(text)
-    if found is None or abs(found) > _UINT_MAX:
+    if found is None or abs(found) > UINT_MAX:
         rule, says = DomainRule.COUNT_NOT_A_NUMBER, "maximum vcpus count must be an integer"
     elif found < 0:
         rule, says = DomainRule.COUNT_NEGATIVE, f"takes it for {2**32 + found}; libvirtd 9.0.0 aborts"

@@ -11,6 +11,12 @@ from qmpvcpu.model.vm import Topology
 LEVELS: Final = ("sockets", "dies", "clusters", "cores", "threads")
 """libvirt's levels of ``<topology>``."""
 
+X86: Final = ("x86_64", "i686")
+"""libvirt's names of the architectures that are alike in nearly everything."""
+
+MOST_WITHOUT_EIM: Final = 255
+"""So many vCPUs an x86 machine has at most unless it has an ``<iommu>`` with ``eim='on'``."""
+
 
 @dataclass(frozen=True, slots=True)
 class DomainVcpu:
@@ -187,12 +193,20 @@ class DomainVcpus:
     @property
     def has_cores(self) -> bool:
         """True if the machine's slots are cores; elsewhere each thread is a slot of its own."""
-        return self.arch in {"ppc64", "ppc64le"}
+        return has_cores(self.arch, self.machine)
 
     @property
     def slot_size(self) -> int:
         """How many vCPUs make a slot, and are plugged and unplugged together."""
         return self.topology.threads if self.has_cores and self.topology is not None else 1
+
+
+def has_cores(arch: str | None, machine: str | None) -> bool:
+    """Return True if the slots of a machine are cores, as those of pseries are.
+
+    Source: libvirt src/qemu/qemu_domain.c, qemuDomainDefGetVcpuHotplugGranularity.
+    """
+    return arch in {"ppc64", "ppc64le"} and (machine or "pseries").startswith("pseries")
 
 
 def needs_rows(vcpus: Sequence[DomainVcpu]) -> bool:

@@ -14,7 +14,7 @@ from qmpvcpu.domainxml.cpu import (
     model_from,
     running_model,
 )
-from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, needs_rows
+from qmpvcpu.domainxml.domain import MOST_WITHOUT_EIM, X86, DomainVcpu, DomainVcpus, needs_rows
 from qmpvcpu.domainxml.writer import NO_PCI_DEVICES, Node, topology_node, vcpu_row, write
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.layout import Layout
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 # QEMU's targets that libvirt names differently.
 _ARCHES: Final = {"i386": "i686", "arm": "armv7l", "or1k": "openrisc", "hppa": "parisc"}
-# Elsewhere libvirt does not need <acpi/> (ppc64, s390x) or refuses it without UEFI (aarch64).
-_ACPI_ARCHES: Final = frozenset({"x86_64", "i386"})
-_MOST_WITHOUT_EIM: Final = 255
 _WITHOUT_PCI: Final = frozenset({"microvm", "isapc"})
 
 
@@ -75,7 +72,9 @@ def render(
         raise DomainXmlError(f"libvirt does not accept the domain name {vm.name!r}")
     if emulator is not None and not emulator.startswith("/"):
         raise DomainXmlError(f"emulator {emulator!r} is not an absolute path")
-    return write(Node("domain", {"type": _type(vm)}, tuple(_domain(layout, emulator, metadata))))
+    domain = domain_from(layout)
+    inside = _domain(replace(domain, emulator=emulator), metadata, mark_node(layout))
+    return write(Node("domain", {"type": domain.type}, tuple(inside)))
 
 
 def domain_from(layout: Layout) -> DomainVcpus:
@@ -90,7 +89,7 @@ def domain_from(layout: Layout) -> DomainVcpus:
         name=vm.name,
         uuid=vm.uuid,
         type=_type(vm),
-        arch=_ARCHES.get(vm.arch, vm.arch),
+        arch=_arch(vm),
         machine=vm.machine,
         emulator=None,
         memory_kib=vm.memory_kib,
@@ -154,7 +153,7 @@ def omissions(layout: Layout, *, base: bytes | None = None) -> tuple[str, ...]:
         found.append(f"<numa> is left out: QEMU does not report the memory of its {len(nodes)} NUMA nodes")
     if _needs_eim(layout) and (document is None or document.root.find("devices/iommu/driver[@eim='on']") is None):
         found.append(
-            f"libvirt requires an <iommu> with eim for more than {_MOST_WITHOUT_EIM} vCPUs, and refuses the document"
+            f"libvirt requires an <iommu> with eim for more than {MOST_WITHOUT_EIM} vCPUs, and refuses the document"
             " without: none is written, since QEMU does not report whether the VM has one"
         )
     found.append(_cpu_omission(layout) if said is None else cpu_differs(layout, said) or "")
@@ -172,7 +171,11 @@ def _cpu_omission(layout: Layout) -> str:
 
 
 def _needs_eim(layout: Layout) -> bool:
-    return layout.vm.arch in _ACPI_ARCHES and layout.max > _MOST_WITHOUT_EIM
+    return _arch(layout.vm) in X86 and layout.max > MOST_WITHOUT_EIM
+
+
+def _arch(vm: VmInfo) -> str:
+    return _ARCHES.get(vm.arch, vm.arch)
 
 
 def _type(vm: VmInfo) -> Literal["kvm", "qemu"]:
@@ -186,31 +189,28 @@ def _read(xml: bytes) -> "ReadDocument":
     return ReadDocument(xml)
 
 
-def _domain(layout: Layout, emulator: str | None, metadata: "Metadata | None") -> Iterator[Node]:
-    vm = layout.vm
-    yield Node("name", content=vm.name)
-    uuid = vm.uuid or (metadata.uuid if metadata else None)
+def _domain(domain: DomainVcpus, metadata: "Metadata | None", mark: Node) -> Iterator[Node]:
+    yield Node("name", content=domain.name)
+    uuid = domain.uuid or (metadata.uuid if metadata else None)
     if uuid is not None:
         yield Node("uuid", content=uuid)
-    yield Node("metadata", content=(*_records(metadata), mark_node(layout)))
+    yield Node("metadata", content=(*_records(metadata), mark))
     for tag in ("memory", "currentMemory"):
-        yield Node(tag, {"unit": "KiB"}, str(vm.memory_kib))
-    plugged = sum(slot.count for slot in layout.slots if slot.present)
-    current = {} if plugged == layout.max else {"current": plugged}
-    yield Node("vcpu", {"placement": "static", **current}, str(layout.max))
-    yield Node("vcpus", content=tuple(map(vcpu_row, _vcpus(layout))))
-    machine = {"arch": _ARCHES.get(vm.arch, vm.arch), "machine": vm.machine}
+        yield Node(tag, {"unit": "KiB"}, str(domain.memory_kib))
+    current = {} if domain.current == domain.max else {"current": domain.current}
+    yield Node("vcpu", {"placement": domain.placement, **current}, str(domain.max))
+    yield Node("vcpus", content=tuple(map(vcpu_row, domain.vcpus)))
+    machine = {"arch": domain.arch, "machine": domain.machine}
     yield Node("os", content=(Node("type", machine, "hvm"),))
-    if vm.arch in _ACPI_ARCHES:
+    if domain.arch in X86:  # elsewhere libvirt does not need <acpi/> (ppc64, s390x), or refuses it without UEFI
         yield Node("features", content=(Node("acpi"),))
-    model = model_from(layout)
-    attributes, inside = ({}, ()) if model is None else cpu_parts(model)
-    if vm.topology is not None and _is_expressible(vm.topology, layout.max):
-        inside = (*inside, topology_node(vm.topology))
+    attributes, inside = ({}, ()) if domain.cpu is None else cpu_parts(domain.cpu)
+    if domain.topology is not None and _is_expressible(domain.topology, domain.max):
+        inside = (*inside, topology_node(domain.topology))
     if attributes or inside:
         yield Node("cpu", attributes, inside)
-    devices: tuple[Node, ...] = () if emulator is None else (Node("emulator", content=emulator),)
-    if vm.machine in _WITHOUT_PCI:
+    devices: tuple[Node, ...] = () if domain.emulator is None else (Node("emulator", content=domain.emulator),)
+    if domain.machine in _WITHOUT_PCI:
         devices += NO_PCI_DEVICES
     if devices:
         yield Node("devices", content=devices)

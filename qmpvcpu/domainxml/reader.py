@@ -9,8 +9,8 @@ from typing import NamedTuple
 from lxml import etree
 
 from qmpvcpu.domainxml.attributes import AttributeReader
-from qmpvcpu.domainxml.cpu import CPU_MARK, IOMMU, has_mark, is_as_written, untold_of
-from qmpvcpu.domainxml.cpu_options import CpuOptions
+from qmpvcpu.domainxml.cpu import CPU_MARK, IOMMU
+from qmpvcpu.domainxml.cpu_reader import CpuOptions, has_mark, is_as_written, untold_of
 from qmpvcpu.domainxml.document import NOT_IN_NAMES, RawDomain, read_name, refuse_in_name
 from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell, VcpuSched
 from qmpvcpu.domainxml.domainrule import DomainRule

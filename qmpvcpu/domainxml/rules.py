@@ -8,17 +8,13 @@ from typing import NamedTuple
 
 from lxml import etree
 
-from qmpvcpu.domainxml.attributes import AttributeReader
+from qmpvcpu.domainxml.attributes import UINT_MAX, AttributeReader
 from qmpvcpu.domainxml.cpu import needs_kvm
 from qmpvcpu.domainxml.document import RawDomain, RawTune, RawVcpu, read_domain, refuse_in_name
-from qmpvcpu.domainxml.domain import DomainVcpu
+from qmpvcpu.domainxml.domain import MOST_WITHOUT_EIM, X86, DomainVcpu, has_cores
 from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
 from qmpvcpu.domainxml.safe_xml import parse_safely
 from qmpvcpu.errors import DomainRuleError
-
-_UINT_MAX = 2**32 - 1
-_X86 = frozenset({"x86_64", "i686"})
-_MOST_WITHOUT_EIM = 255
 
 # Measured with query-machines of QEMU 7.2, 10.0 and 11.1; distributions have machine types of their own.
 _LIMITS = {"isapc": 1, "microvm": 288, "pc": 255, "s390-ccw-virtio": 248}
@@ -193,8 +189,8 @@ def _topology(raw: RawDomain, count: int, reader: AttributeReader) -> None:
     product = math.prod(cpu.levels.values())
     if product != count:
         says = "CPU topology doesn't match maximum vcpu count"
-        if product > _UINT_MAX:
-            says = f"cpu topology results in more than {_UINT_MAX} cpus"
+        if product > UINT_MAX:
+            says = f"cpu topology results in more than {UINT_MAX} cpus"
         detail = f"{product}, and <vcpu> says {count}"
         reader.refuse(DomainRule.TOPOLOGY_PRODUCT, cpu.topology, None, says, detail=detail)
 
@@ -202,9 +198,7 @@ def _topology(raw: RawDomain, count: int, reader: AttributeReader) -> None:
 def _core_size(raw: RawDomain) -> int:
     """Return how many vCPUs libvirt plugs and unplugs together."""
     machine = raw.root.find("os/type")
-    if machine is None or raw.cpu.levels is None or raw.count is None:
-        return 1
-    if machine.get("arch") not in {"ppc64", "ppc64le"} or not machine.get("machine", "pseries").startswith("pseries"):
+    if machine is None or raw.cpu.levels is None or not has_cores(machine.get("arch"), machine.get("machine")):
         return 1
     return raw.cpu.levels["threads"]
 
@@ -221,14 +215,14 @@ def _whole_cores(raw: RawDomain, states: list[RawVcpu], reader: AttributeReader)
 
 def _eim(raw: RawDomain, count: int, reader: AttributeReader) -> None:
     os_type = raw.root.find("os/type")
-    if os_type is None or os_type.get("arch") not in _X86 or count <= _MOST_WITHOUT_EIM or raw.vcpu is None:
+    if os_type is None or os_type.get("arch") not in X86 or count <= MOST_WITHOUT_EIM or raw.vcpu is None:
         return
     is_q35 = os_type.get("machine", "pc").startswith(("q35", "pc-q35-"))
     driver = raw.root.find("devices/iommu/driver")
     if not is_q35 or driver is None or driver.get("eim") != "on":
-        says = f"more than {_MOST_WITHOUT_EIM} vCPUs require extended interrupt mode enabled on the iommu device"
+        says = f"more than {MOST_WITHOUT_EIM} vCPUs require extended interrupt mode enabled on the iommu device"
         if not is_q35:
-            says = f"more than {_MOST_WITHOUT_EIM} vCPUs are only supported on q35-based machine types"
+            says = f"more than {MOST_WITHOUT_EIM} vCPUs are only supported on q35-based machine types"
         reader.refuse(DomainRule.EIM_MISSING, raw.vcpu, None, says, value=str(count))
 
 

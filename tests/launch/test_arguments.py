@@ -320,6 +320,7 @@ def test_other_architectures_have_their_own_places(said: dict[str, Any], driver:
     [
         ({"arch": "ppc64", "machine": "pseries-10.0", "cpu": CpuModel("custom", "POWER9")}, "only QEMU knows it"),
         ({"arch": "aarch64", "machine": "virt"}, "QEMU cannot plug vCPUs into machine virt of aarch64"),
+        ({"arch": "ppc64", "machine": "powernv9"}, "QEMU cannot plug vCPUs into machine powernv9 of ppc64"),
         ({"machine": "microvm"}, "QEMU cannot plug vCPUs into machine microvm"),
         ({"arch": "s390x", "type": "kvm"}, "without a CPU model"),
     ],
