@@ -9,6 +9,7 @@ from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, Comman
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
 from qmpvcpu.testing.demo import GuestKind, play
+from qmpvcpu.testing.directory import TemporaryDirectoryError
 from qmpvcpu.testing.linuxguest import LinuxGuestMissingError
 from qmpvcpu.testing.qemu import QemuNotFoundError, QemuProcessError
 
@@ -52,7 +53,7 @@ async def demo(shell: Shell, *, guest: GuestKind = GuestKind.MICROGUEST, qemu: s
     """
     try:
         played = await play(_Stage(shell), guest, qemu)
-    except (QemuNotFoundError, LinuxGuestMissingError) as error:
+    except (QemuNotFoundError, LinuxGuestMissingError, TemporaryDirectoryError) as error:
         return failure(error, shell, NOT_SENT)
     except QemuProcessError as error:
         return failure(error, shell, NO_ANSWER)

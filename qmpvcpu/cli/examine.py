@@ -29,6 +29,7 @@ from qmpvcpu.model.verdicts import OstAnswer, OstStatus
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.qmp.address import Address
 from qmpvcpu.testing import MicroGuest, QemuNotFoundError, find_qemus, probe_accelerator
+from qmpvcpu.testing.directory import TemporaryDirectoryError
 from qmpvcpu.testing.linuxguest import HOW_TO_MAKE, LinuxGuestMissingError, find_images
 from qmpvcpu.testing.qemu import Accelerator
 from qmpvcpu.vm.controller import VcpuController
@@ -186,7 +187,10 @@ async def try_qemus() -> tuple[list[TriedQemu], list[Finding]]:
     if not found:
         advice = "the demo and the test kit need one: apt install qemu-system-x86; a VM of your own does not"
         findings.append(Finding(Level.WARNING, "QEMU", "no qemu-system-x86_64 in PATH or the cache", advice))
-    qemus = await asyncio.gather(*(_try_qemu(version, path) for version, path in found.items()))
+    try:
+        qemus = await asyncio.gather(*(_try_qemu(version, path) for version, path in found.items()))
+    except TemporaryDirectoryError as error:
+        return [], [*findings, Finding(Level.FAULT, "QEMU", f"none can be tried: {error}")]
     return list(qemus), [*findings, *_findings_of(qemus)]
 
 

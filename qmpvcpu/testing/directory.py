@@ -19,7 +19,7 @@ _VARIABLES = ("TMPDIR", "TEMP", "TMP")  # where Python looks (tempfile.gettempdi
 _SHORT = (Path("/tmp"), Path("/dev/shm"))  # noqa: S108 - mkdtemp makes an unguessable name in there
 
 
-class SocketDirectoryError(QmpVcpuError):
+class TemporaryDirectoryError(QmpVcpuError):
     """No directory of this machine can hold the UNIX sockets of a VM."""
 
 
@@ -32,7 +32,7 @@ def vm_directory() -> Iterator[Path]:
     directory, so that :func:`sweep` can tell what a killed process has left.
 
     Raises:
-        SocketDirectoryError: None of them will do.
+        TemporaryDirectoryError: None of them will do.
     """
     path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_home()))
     lock = None
@@ -63,7 +63,7 @@ def _home() -> Path:
             if os.access(each, os.W_OK | os.X_OK):
                 return each
         why = f"{chosen} has {length} bytes, and {' and '.join(map(str, _SHORT))} cannot be written"
-    raise SocketDirectoryError(
+    raise TemporaryDirectoryError(
         f"nowhere to put a VM's UNIX sockets: {why}. Set {variable} to a directory of at most {limit} bytes"
     )
 
@@ -75,7 +75,7 @@ def sweep() -> list[Path]:
         Those that were removed.
 
     Raises:
-        SocketDirectoryError: There is no place for such directories.
+        TemporaryDirectoryError: There is no place for such directories.
     """
     gone = []
     for lock in _home().glob(f"{_PREFIX}*/{_LOCK}"):

@@ -111,6 +111,21 @@ async def test_a_demo_without_a_qemu_says_what_to_install(tmp_path: Path) -> Non
 
 
 @pytest.mark.qemu
+@pytest.mark.parametrize("command", ["demo", "doctor"])
+async def test_where_no_directory_can_hold_sockets_it_is_named(tmp_path: Path, command: str) -> None:
+    long = tmp_path / ("x" * max(1, 85 - len(str(tmp_path))))
+    long.mkdir()
+    code = (
+        "import qmpvcpu.testing.directory\nqmpvcpu.testing.directory._SHORT = (__import__('pathlib').Path('/none'),)"
+    )
+    ran = await run(command, env=environment(TMPDIR=str(long)), code=code)
+    assert ran.code == (2 if command == "demo" else 1)
+    said = " ".join((ran.out + ran.err).split())
+    assert "/none cannot be written. Set TMPDIR to a directory of at most 83 bytes" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.qemu
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 async def test_a_demo_that_is_stopped_leaves_nothing_behind(tmp_path: Path, sig: signal.Signals) -> None:
     waits = (

@@ -26,7 +26,7 @@ from qmpvcpu.testing import (
     find_qemus,
     probe_accelerator,
 )
-from qmpvcpu.testing.directory import SocketDirectoryError, sweep
+from qmpvcpu.testing.directory import TemporaryDirectoryError, sweep
 from tests.waiting import is_gone, until
 
 pytestmark = pytest.mark.qemu
@@ -275,7 +275,7 @@ async def test_where_no_directory_can_hold_sockets_the_path_and_the_variable_are
     monkeypatch.delenv("TMPDIR", raising=False)
     named = rf"{long} has {len(str(long))} bytes, .*/missing cannot be written. Set TEMP to a directory of at most"
     for kit in (MicroGuest(), ScriptedPeer()):
-        with pytest.raises(SocketDirectoryError, match=named):
+        with pytest.raises(TemporaryDirectoryError, match=named):
             await kit.__aenter__()
 
 
@@ -285,5 +285,5 @@ async def test_where_nothing_can_be_written_that_is_said(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(tempfile, "gettempdir", none_usable)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
-    with pytest.raises(SocketDirectoryError, match=r"/missing included. Set TMPDIR to"):
+    with pytest.raises(TemporaryDirectoryError, match=r"/missing included. Set TMPDIR to"):
         await MicroGuest().__aenter__()

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 import pytest
 
-from qmpvcpu.testing.directory import SocketDirectoryError, sweep
+from qmpvcpu.testing.directory import TemporaryDirectoryError, sweep
 from qmpvcpu.testing.guestvm import GuestVm
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
@@ -178,7 +178,7 @@ def hosting(settings: Settings, shared: Path | None) -> Iterator[VmHost]:
         settings: What the user chose.
         shared: See :class:`~qmpvcpu.testing.plugin.finder.QemuFinder`.
     """
-    with _told_without_our_insides(SocketDirectoryError):
+    with _told_without_our_insides(TemporaryDirectoryError):
         sweep()
     with Background() as background:
         yield VmHost(background, QemuFinder(settings, background, shared))
