@@ -14,7 +14,6 @@ own connections, at ERROR, on ``qemu.qmp.protocol.qmpvcpu``. As each also reache
 logger has a `logging.NullHandler`: nothing is printed unless the application configured logging.
 """
 
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -78,7 +77,7 @@ def _find(places: Sequence[str] | None) -> tuple[ModuleSpec | None, bool]:
     The second is True if all of them are there, and the first is then qemu.qmp. Nothing is imported.
     """
     loaded = sys.modules.get("qemu") if places is None else None
-    found = loaded.__spec__ if loaded is not None else PathFinder.find_spec("qemu", places)
+    found = getattr(loaded, "__spec__", None) if loaded is not None else PathFinder.find_spec("qemu", places)
     for name in (_LIBRARY, f"{_LIBRARY}.qmp_client"):
         within = None if found is None else found.submodule_search_locations
         spec = None if within is None else PathFinder.find_spec(name, within)
@@ -91,7 +90,9 @@ def _find(places: Sequence[str] | None) -> tuple[ModuleSpec | None, bool]:
 
 def _load(spec: ModuleSpec) -> None:
     """Load qemu.qmp alone, without the package around it."""
-    module = importlib.util.module_from_spec(spec)
+    from importlib.util import module_from_spec  # rarely wanted
+
+    module = module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         if spec.loader is not None:

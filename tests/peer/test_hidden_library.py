@@ -46,6 +46,12 @@ def test_a_package_of_that_name_is_left_alone_and_ours_is_found(hiding: str, fir
     assert (ran.returncode, "no such path" in ran.stderr) == (3, True)
 
 
+@pytest.mark.parametrize("stub", ["types.ModuleType('qemu')", "unittest.mock.MagicMock()"])
+def test_a_stub_of_that_name_does_not_hide_ours(stub: str, tmp_path: Path) -> None:
+    stubbed = f"import sys, types, unittest.mock; sys.modules['qemu'] = {stub}; import qmpvcpu; qmpvcpu.attach"
+    assert run(tmp_path, "-c", stubbed).stderr == ""
+
+
 def test_a_folder_of_tests_of_that_name_is_collected_and_its_tests_attach(tmp_path: Path) -> None:
     make(tmp_path / "tests/qemu/__init__.py")
     make(
