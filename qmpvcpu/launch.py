@@ -286,7 +286,7 @@ def _cpu(domain: DomainVcpus) -> str | None:
     if needs_kvm(model) and domain.type != "kvm":
         raise DomainXmlError(
             "<cpu mode='host-passthrough'> needs KVM, and the domain is of type='qemu': libvirt would refuse to start"
-            " it; mode='maximum' is the nearest without KVM, or give -cpu as it should be"
+            " it; 'maximum' is the nearest to it without KVM, or give -cpu as it should be"
         )
     name = _host(domain) if model.mode == "host-model" else qemu_model(domain)
     if name is None:

@@ -21,7 +21,7 @@ from qmpvcpu.cli.options import (
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.domainxml import parse, validate
-from qmpvcpu.domainxml.domainrule import RuleStage
+from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
 from qmpvcpu.launch import LaunchArguments, arguments
 
 
@@ -84,9 +84,10 @@ def _arguments_of(path: str, cpu: str | None) -> LaunchArguments:
     with naming_document(path):
         domain = parse(xml)
         # What libvirt would say only at the start counts too: these are for a start. All else parse() has refused.
-        at_start = next((each for each in validate(xml) if each.stage is RuleStage.START), None)
-        if at_start is not None:
-            raise at_start
+        for each in validate(xml):
+            is_replaced = cpu is not None and each.rule is DomainRule.PASSTHROUGH_WITHOUT_KVM
+            if each.stage is RuleStage.START and not is_replaced:
+                raise each
         return arguments(domain, cpu=cpu)
 
 

@@ -245,8 +245,9 @@ def _at_start(raw: RawDomain, states: list[RawVcpu], reader: AttributeReader) ->
             _refuse_state(filled, each, reader, RuleStage.START)
     cpu = raw.root.find("cpu")
     if cpu is not None and needs_kvm(raw.cpu.model) and raw.root.get("type") == "qemu":
-        says = "CPU mode 'host-passthrough' for "  # then the architectures of guest and host, which are not at fault
-        reader.refuse(DomainRule.PASSTHROUGH_WITHOUT_KVM, cpu, "mode", says, stage=RuleStage.START)
+        says = "CPU mode 'host-passthrough'"  # and then the architectures of guest and host, which are not at fault
+        detail = "'maximum' is the nearest to it without KVM"
+        reader.refuse(DomainRule.PASSTHROUGH_WITHOUT_KVM, cpu, "mode", says, detail=detail, stage=RuleStage.START)
     if any(each.enabled and each.hotpluggable for each in filled):
         _slots(filled, _core_size(raw), reader)
 

@@ -197,3 +197,12 @@ async def test_json_that_is_no_export_is_named_as_such(tmp_path: Path, text: str
     ran = await run("args", state)
     assert ran.code == 2
     assert ran.err.startswith(f"qmpvcpu: {state}: no export: ")
+
+
+async def test_the_host_s_cpu_needs_kvm_or_another_cpu(document: Path) -> None:
+    change(document, "<cpu mode='custom'>", "<cpu mode='host-passthrough'>")
+    refused = await run("args", document)
+    assert refused.code == 2
+    assert "'maximum' is the nearest to it without KVM" in refused.err
+    ran = await run("args", "--cpu", "max", document)
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "-cpu max")
