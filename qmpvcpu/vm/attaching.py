@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -64,6 +65,8 @@ def _to_await_or_enter(open_: Callable[_P, Awaitable[VcpuController]]) -> Callab
     def begin(*args: _P.args, **given: _P.kwargs) -> Attaching:
         return Attaching(functools.partial(open_, *args, **given))
 
+    shown = inspect.signature(open_).replace(return_annotation=Attaching)
+    begin.__signature__ = shown  # type: ignore[attr-defined]  # for help() and the reference: it is that of open_
     return begin
 
 
