@@ -1,16 +1,19 @@
-"""An export as JSON: nothing is lost on the way to another host, and nothing bad is let in."""
+"""What another QEMU must know: an export as JSON, from which nothing is lost; and what an earlier QEMU had."""
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu import Layout, VcpuMap
-from qmpvcpu.model.exported import ExportedState
+from qmpvcpu import VcpuMap
+from qmpvcpu.model.exported import ExportedState, PreviousVcpus
+from qmpvcpu.model.vm import Topology
 from tests.captures import all_captures
+from tests.domainxml.examples import layout_of
 from tests.model.values import layouts, maps
 from tests.planning.situations import situation
 
@@ -58,7 +61,7 @@ def test_what_is_no_export_is_said_to_be_none(text: str) -> None:
 
 
 def state_of(plugged: dict[int, str], **options: Any) -> ExportedState:
-    layout: Layout = situation(plugged, **options).layout
+    layout = situation(plugged, **options).layout
     return ExportedState(layout)
 
 
@@ -95,3 +98,31 @@ def test_an_export_tells_what_it_is_of() -> None:
         0,
     )
     assert state.slots == state.layout.slots
+
+
+LAYOUT = layout_of(4, [0, 2], boot=1)
+
+
+def test_it_has_what_a_layout_has_in_its_order() -> None:
+    layout = layout_of(8, [0, 5, 3, 2], boot=1)
+    previous = PreviousVcpus.of(layout)
+    assert (previous.max, previous.started_with, previous.order) == (8, VcpuMap([0]), layout.order)
+    assert previous.enabled == layout.enabled
+    assert previous.topology == layout.vm.topology
+    assert previous.is_there(layout)
+
+
+def test_it_is_there_only_with_the_same_vcpus_in_the_same_order() -> None:
+    previous = PreviousVcpus.of(LAYOUT)
+    assert not previous.is_there(layout_of(4, [0], boot=1))
+    assert not previous.is_there(layout_of(4, [0, 3], boot=1))
+    assert not replace(previous, order=(0, 2, 3)).is_there(layout_of(4, [0, 3, 2], boot=1))
+    assert replace(previous, topology=Topology(4, cores=4)).is_there(LAYOUT)  # which QEMU checks, not this
+
+
+def test_vcpu_0_comes_first_whatever_order_qemu_tells() -> None:
+    odd = replace(LAYOUT, creation=(2, 0))
+    previous = PreviousVcpus.of(odd)
+    assert (previous.started_with, previous.order) == (VcpuMap([0]), (0, 2))
+    assert previous.is_there(odd)
+    assert previous.enabled == VcpuMap([0, 2])
