@@ -7,7 +7,7 @@ from typing import Any, Final
 from qmpvcpu.cli.examine import Finding, Level, TriedQemu, examine_machine, examine_vm, try_qemus, unreachable
 from qmpvcpu.cli.options import OUTPUT_OPTIONS, QMP, REPLY_TIMEOUT, command
 from qmpvcpu.cli.output import Column, Line, Table
-from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
 from qmpvcpu.errors import MonitorError, printable
@@ -31,8 +31,6 @@ async def doctor(shell: Shell) -> CommandResult:
     Exit codes: 0 no fault; 1 something does not work; 2 bad usage; 3 no connection to the VM named, or QEMU lost;
     130 stopped by a signal.
     """
-    if shell.options.record is not None:
-        raise BadUsageError("doctor reads no record: recover --record tells what is in one")
     address = shell.options.address if shell.options.qmp else ""  # checked before anything else
     shell.note("running the micro-guest with every QEMU found ...")
     (qemus, of_qemus), (of_vm, seen) = await asyncio.gather(try_qemus(), _look_at_vm(shell, address))

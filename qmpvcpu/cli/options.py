@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -163,13 +163,16 @@ def command(*parameters: click.Parameter) -> Callable[[Work], Command]:
     also with ``timeout`` if it has that option and a time was given.
     """
     waits = any(each.name == "timeout" for each in parameters)
+    taken = {word for each in parameters for word in each.opts}
 
     def decorate(work: Work) -> Command:
         def callback(**given: Any) -> int:
             # Not at the top: help needs none of it.
             from qmpvcpu.cli.run import Options, carry_out
 
-            shared = dict(click.get_current_context().obj)
+            context = click.get_current_context()
+            _refuse_unused(context, taken)
+            shared = dict(context.obj)
             shared |= said({name: given.pop(name) for name in SHARED if name in given})
             if (timeout := shared.get("timeout")) is not None and waits:
                 given["timeout"] = timeout
@@ -180,6 +183,19 @@ def command(*parameters: click.Parameter) -> Callable[[Work], Command]:
         return Command(name, params=[*parameters], callback=callback, help=help_)
 
     return decorate
+
+
+def _refuse_unused(context: click.Context, taken: Container[str]) -> None:
+    """Refuse what was said before the command, and could not be said after it; not what the environment says.
+
+    Raises:
+        BadUsageError: There is some of it.
+    """
+    first = context.find_root()
+    for each in FIRST_OPTIONS:
+        said_here = first.get_parameter_source(str(each.name)) is click.core.ParameterSource.COMMANDLINE
+        if said_here and each.opts[0] not in taken:
+            raise BadUsageError(f"{context.command_path} takes no {each.opts[0]}")
 
 
 def read_document(path: str) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 from qmpvcpu.domainxml import parse
 from qmpvcpu.launch import arguments
 from qmpvcpu.testing import MicroGuest, best_qemu
-from tests.cli.running import run
+from tests.cli.running import environment, run
 
 DOMAIN = """<domain type='qemu'>
   <name>vm</name>
@@ -206,3 +206,7 @@ async def test_the_host_s_cpu_needs_kvm_or_another_cpu(document: Path) -> None:
     assert "'maximum' is the nearest to it without KVM" in refused.err
     ran = await run("args", "--cpu", "max", document)
     assert (ran.code, ran.out.splitlines()[0]) == (0, "-cpu max")
+
+
+async def test_a_vm_in_the_environment_is_no_option_that_was_said(document: Path) -> None:
+    assert (await run("args", document, env=environment(QMPVCPU_QMP="/nonexistent"))).code == 0
