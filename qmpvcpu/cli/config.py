@@ -11,7 +11,7 @@ from qmpvcpu.cli.options import OUTPUT_OPTIONS, File, command, flag, option
 from qmpvcpu.cli.output import Block, Column, Table
 from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, printable
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, InvalidMapError, printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.transition import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -21,13 +21,51 @@ if TYPE_CHECKING:
     from qmpvcpu.record.config import DomainConfig
 
 
+class VcpuIds(click.ParamType):  # type: ignore[type-arg]  # it has no type argument in older versions
+    """vCPU ids, as in a map: *free* ones that are added, or others that are taken out, highest first."""
+
+    name = "ids"
+
+    def __init__(self, *, free: bool) -> None:
+        self.free = free
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """Return the ids in the order in which they are worked off, which is that of ``set``."""
+        try:
+            ids = VcpuMap.parse(value)
+        except InvalidMapError as error:
+            self.fail(str(error), param, ctx)
+        if not ids:
+            self.fail("it names no vCPU", param, ctx)
+        return sorted(ids, reverse=not self.free)
+
+
+def listed(words: Iterable[list[int]]) -> list[int]:
+    """Return the ids of all words, each once."""
+    return list(dict.fromkeys(each for word in words for each in word))
+
+
 @command(
     click.Argument(["xml"], metavar="XML", type=File()),
     option("--set", "target", metavar="MAP", help="Have exactly these vCPUs."),
     option("--count", metavar="N", type=int, help="Have so many vCPUs."),
     flag("--hotpluggable", "With --count: those that come can be unplugged."),
-    option("--enable", metavar="ID", type=int, help="Have this vCPU too."),
-    option("--disable", metavar="ID", type=int, help="Leave this vCPU out."),
+    option(
+        "--enable",
+        "added",
+        metavar="ID",
+        type=VcpuIds(free=True),
+        multiple=True,
+        help="Have these too: 3, or 2-4.",
+    ),
+    option(
+        "--disable",
+        "removed",
+        metavar="ID",
+        type=VcpuIds(free=False),
+        multiple=True,
+        help="Leave these out.",
+    ),
     option("--max", "maximum", metavar="N", type=int, help="Have room for so many."),
     *OUTPUT_OPTIONS,
 )
@@ -38,8 +76,8 @@ async def config(
     target: str | None,
     count: int | None,
     hotpluggable: bool,
-    enable: int | None,
-    disable: int | None,
+    added: tuple[list[int], ...],
+    removed: tuple[list[int], ...],
     maximum: int | None,
 ) -> CommandResult:
     """Show what vCPUs a VM has at its next boot, or change that in its domain XML. No VM is needed.
@@ -53,6 +91,8 @@ async def config(
 
       qmpvcpu config vm.xml --set 0,2-5
 
+      qmpvcpu config vm.xml --enable 5 --enable 2-3
+
       qmpvcpu config vm.xml --max 16 --json
 
     Exit codes: 0 shown, or changed, also if it was so already; 2 bad usage or input, denied, nothing written; 4 the
@@ -61,8 +101,8 @@ async def config(
     asked: dict[str, Callable[[DomainConfig], None] | None] = {
         "--set": None if target is None else lambda each: each.set_map(target),
         "--count": None if count is None else lambda each: each.set_count(count, hotpluggable=hotpluggable),
-        "--enable": None if enable is None else lambda each: each.set_state(enable, enabled=True),
-        "--disable": None if disable is None else lambda each: each.set_state(disable, enabled=False),
+        "--enable": (lambda each: enable(each, listed(added))) if added else None,
+        "--disable": (lambda each: disable(each, listed(removed))) if removed else None,
         "--max": None if maximum is None else lambda each: each.set_max(maximum),
     }
     changes = {name: change for name, change in asked.items() if change is not None}

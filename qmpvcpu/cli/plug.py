@@ -1,7 +1,7 @@
 """plug and unplug: vCPUs in, vCPUs out, one by one."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,13 +15,13 @@ from qmpvcpu.cli.change_options import (
     allowed,
     next_boot_file,
 )
-from qmpvcpu.cli.config import change_config, disable, enable
+from qmpvcpu.cli.config import VcpuIds, change_config, disable, enable, listed
 from qmpvcpu.cli.options import TIMEOUT, VM_OPTIONS, command
 from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import milliseconds, state_json
-from qmpvcpu.errors import InvalidMapError, PlugUnprovenError, QmpVcpuError
+from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, CheckedOptions, Proof
@@ -38,32 +38,17 @@ if TYPE_CHECKING:
     from qmpvcpu.vm.controller import VcpuController
 
 
-class _VcpuIds(click.ParamType):  # type: ignore[type-arg]  # it has no type argument in older versions
-    """vCPU ids, as in a map; a shell offers those that are *free*, or those that can leave."""
-
-    name = "ids"
-
-    def __init__(self, *, free: bool) -> None:
-        self._free = free
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """Return the ids in the order in which they are worked off, which is that of ``set``."""
-        try:
-            ids = VcpuMap.parse(value)
-        except InvalidMapError as error:
-            self.fail(str(error), param, ctx)
-        if not ids:
-            self.fail("it names no vCPU", param, ctx)
-        return sorted(ids, reverse=not self._free)
+class _OfferedIds(VcpuIds):
+    """vCPU ids; a shell offers those that are free, or those that can leave."""
 
     def shell_complete(self, ctx: click.Context, _: click.Parameter, incomplete: str) -> "list[CompletionItem]":
         from qmpvcpu.cli.completion import offered_ids  # not at the top: only completion needs it
 
-        return offered_ids(ctx, incomplete, free=self._free)
+        return offered_ids(ctx, incomplete, free=self.free)
 
 
 @command(
-    click.Argument(["vcpus"], metavar="[ID]...", nargs=-1, type=_VcpuIds(free=True)),
+    click.Argument(["vcpus"], metavar="[ID]...", nargs=-1, type=_OfferedIds(free=True)),
     PROOF,
     *NEXT_BOOT_OPTIONS,
     ALLOW_FATAL,
@@ -90,7 +75,7 @@ async def plug(
     plugged; 2 denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked;
     130 stopped by a signal.
     """
-    ids = _listed(vcpus)
+    ids = listed(vcpus)
     next_boot = next_boot_file(affect, config, shell.options.record, base)
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, lambda each: enable(each, ids))
@@ -104,7 +89,7 @@ async def plug(
 
 
 @command(
-    click.Argument(["vcpus"], metavar="ID...", nargs=-1, required=True, type=_VcpuIds(free=False)),
+    click.Argument(["vcpus"], metavar="ID...", nargs=-1, required=True, type=_OfferedIds(free=False)),
     *NEXT_BOOT_OPTIONS,
     *SAFETY_OPTIONS,
     TIMEOUT,
@@ -128,7 +113,7 @@ async def unplug(
     Exit codes: 0 all are gone; 1 refused, rejected or pending; 2 denied, nothing sent; 3 no connection, QEMU lost,
     outcome unknown; 4 record unreadable or locked; 130 stopped by a signal.
     """
-    ids = _listed(vcpus)
+    ids = listed(vcpus)
     next_boot = next_boot_file(affect, config, shell.options.record, base)
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, lambda each: disable(each, ids))
@@ -139,11 +124,6 @@ async def unplug(
         await _one_by_one(shell, ids, lambda vcpu: _unplug_one(shell, vm, vcpu, affect=affect, **change))
         layout = vm.layout
     return _all_done(shell, layout, affect)
-
-
-def _listed(vcpus: Iterable[list[int]]) -> list[int]:
-    """Return the ids of all words, each once."""
-    return list(dict.fromkeys(each for word in vcpus for each in word))
 
 
 def by_slots(layout: Layout, ids: list[int]) -> list[int]:
