@@ -45,11 +45,6 @@ class ProcessStat(NamedTuple):
         """True if it has begun to end: its sockets may be closed some time before its parent can know."""
         return bool(self.flags & _PF_EXITING)
 
-    @property
-    def why_idle(self) -> str:
-        """Why it does nothing, as words that follow its name, such as ``is stopped (SIGSTOP)``; "" if it runs."""
-        return _IDLE.get(self.state, "")
-
 
 def read_stat(process: int | str) -> ProcessStat | None:
     """Return what the kernel tells of *process*, or None if it is gone or hidden.
@@ -58,19 +53,47 @@ def read_stat(process: int | str) -> ProcessStat | None:
         process: A process id of this host, or the directory of a thread, such as ``/proc/7/task/8``.
     """
     directory = f"/proc/{process}" if isinstance(process, int) else process
-    try:
-        with open(f"{directory}/stat", errors="replace") as file:  # noqa: PTH123 - pathlib brings urllib
-            head, _, tail = file.read().rpartition(")")  # the name may hold parentheses, and line breaks
-    except OSError:
-        return None
+    head, _, tail = _read(f"{directory}/stat").rpartition(")")  # the name may hold parentheses, and line breaks
     fields = tail.split()
+    if not fields:
+        return None
     return ProcessStat(head.partition("(")[2], fields[0], int(fields[6]), int(fields[19]))
+
+
+def why_idle(pid: int) -> str:
+    """Return why *pid* does nothing for others, as words that follow its name; "" if it runs, or is not there."""
+    stat = read_stat(pid)
+    if stat is None:
+        return ""
+    if stat.state in "DS" and _is_frozen(pid):
+        return "is frozen, as a container that was paused; thawing its cgroup lets it go on"
+    return _IDLE.get(stat.state, "")
+
+
+def _is_frozen(pid: int) -> bool:
+    """Return True if the cgroup of *pid* is frozen.
+
+    Source: cgroups(7); the kernel's admin-guide/cgroup-v1/freezer-subsystem.rst and cgroup-v2.rst.
+    """
+    for line in _read(f"/proc/{pid}/cgroup").splitlines():
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if hierarchy == "0" and "frozen 1" in _read(f"/sys/fs/cgroup{path}/cgroup.events").splitlines():
+            return True
+        state = _read(f"/sys/fs/cgroup/freezer{path}/freezer.state") if controllers == "freezer" else ""
+        if state.strip() in ("FREEZING", "FROZEN"):
+            return True
+    return False
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:  # noqa: PTH123 - pathlib brings urllib
+            return file.read()
+    except OSError:
+        return ""
 
 
 def read_children(pid: int) -> list[int]:
     """Return the processes that the main thread of *pid* has started and that still are its children."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: PTH123 - as above
-            return [int(child) for child in file.read().split()]
-    except OSError:
-        return []
+    return [int(child) for child in _read(f"/proc/{pid}/task/{pid}/children").split()]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from qmpvcpu.errors import MonitorConnectError, shorten
-from qmpvcpu.processes import read_children, read_stat
+from qmpvcpu.processes import read_children, read_stat, why_idle
 
 _SUN_PATH_MAX = 107  # sun_path holds 108 bytes, one of them the final NUL (man 7 unix)
 _BACKLOG_RETRY_S = 0.02
@@ -435,11 +435,11 @@ def describe_peer(pid: int | None) -> str:
     if peer is None:
         return f"the process that opened it, pid {pid}, has ended; {advice}"
     who = f"pid {pid} ({peer.name})"
-    if why := peer.why_idle:
+    if why := why_idle(pid):
         return f"{who} {why}"
     for child in read_children(pid):
         started = read_stat(child)
-        if started is not None and started.name.startswith("qemu") and (why := started.why_idle):
+        if started is not None and started.name.startswith("qemu") and (why := why_idle(child)):
             return f"pid {child} ({started.name}), started by {who}, {why}"
     return f"{who} runs, so most likely another client holds the socket; {advice}"
 
@@ -447,4 +447,5 @@ def describe_peer(pid: int | None) -> str:
 def why_silent(pid: int | None) -> str:
     """Return why the peer *pid* does not answer, if the kernel knows: ``pid 123 (qemu-system-x86) is stopped``."""
     peer = None if pid is None else read_stat(pid)
-    return "" if peer is None or not peer.why_idle else f"pid {pid} ({peer.name}) {peer.why_idle}"
+    why = "" if pid is None else why_idle(pid)
+    return f"pid {pid} ({peer.name}) {why}" if peer is not None and why else ""

@@ -349,7 +349,8 @@ async def test_the_first_bytes_stay_on_the_socket() -> None:
 )
 def test_the_state_of_a_silent_peer_is_told(state: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stat = ProcessStat("qemu (x) y", state, 0, 1)
-    monkeypatch.setattr("qmpvcpu.qmp.address.read_stat", lambda _: stat)
+    for module in ("qmpvcpu.qmp.address", "qmpvcpu.processes"):
+        monkeypatch.setattr(f"{module}.read_stat", lambda _: stat)
     monkeypatch.setattr("qmpvcpu.qmp.address.read_children", lambda _: [])
     assert describe_peer(7).startswith(message)
 

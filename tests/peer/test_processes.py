@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.errors import MonitorConnectError, MonitorLostError, MonitorTimeoutError, Outcome
-from qmpvcpu.processes import ProcessStat, read_stat
+from qmpvcpu.processes import ProcessStat, read_stat, why_idle
 from qmpvcpu.record.owner import instance_of
 from tests.waiting import until
 
@@ -116,6 +116,37 @@ async def test_a_stopped_qemu_is_named_where_its_launcher_opened_the_socket(
     assert caught.value.hint.endswith("is stopped (SIGSTOP); SIGCONT lets it go on")
 
 
+FILES = {
+    "/proc/7/stat": "7 (qemu) S 1 7 7 0 -1 4194304 {zeros}",
+    "/proc/7/cgroup": "4:freezer:/a/b\n1:name=systemd:/a\n0::/a/b\n",
+    "/sys/fs/cgroup/freezer/a/b/freezer.state": "THAWED\n",
+    "/sys/fs/cgroup/a/b/cgroup.events": "populated 1\nfrozen 0\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "why"),
+    [
+        ("", "", ""),
+        ("/proc/7/cgroup", "", ""),
+        ("/proc/7/cgroup", "nonsense\n", ""),
+        ("/sys/fs/cgroup/freezer/a/b/freezer.state", "FROZEN\n", "is frozen, as a container that was paused"),
+        ("/sys/fs/cgroup/freezer/a/b/freezer.state", "FREEZING\n", "is frozen"),
+        ("/sys/fs/cgroup/freezer/a/b/freezer.state", "", ""),
+        ("/sys/fs/cgroup/a/b/cgroup.events", "frozen 1\n", "is frozen"),
+        ("/proc/7/stat", "", ""),
+        ("/proc/7/stat", "7 (qemu) D 1 7 7 0 -1 4194304 {zeros}", "is blocked in the kernel"),
+    ],
+)
+def test_a_frozen_process_is_told_from_one_that_runs(
+    file: str, text: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name: said.format(zeros="0 " * 15) for name, said in (FILES | {file: text}).items()}
+    monkeypatch.setattr("qmpvcpu.processes._read", lambda path: files.get(path, ""))
+    assert why_idle(7).startswith(why)
+    assert bool(why_idle(7)) is bool(why)
+
+
 @pytest.mark.parametrize(
     ("command", "outcome"), [("query-status", Outcome.UNCHANGED), ("device_del", Outcome.UNKNOWN)]
 )
@@ -160,7 +191,7 @@ def test_a_process_may_be_called_anything(name: bytes, shown: str) -> None:
     threading.Thread(target=look_at_itself).start()
     stat, start_ticks = seen.get()
     assert stat is not None
-    assert (stat.name, stat.state, stat.why_idle) == (shown, "R", "")
+    assert (stat.name, stat.state) == (shown, "R")
     assert start_ticks == stat.start_ticks
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import pytest
 
 from qmpvcpu.errors import printable
-from qmpvcpu.processes import read_stat
+from qmpvcpu.processes import read_stat, why_idle
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.peer import Line, ScriptedPeer
 from qmpvcpu.testing.vms import TRACE_FILE, QmpMessage, Vm, read_transcript
@@ -124,8 +124,7 @@ def _add_section(report: pytest.TestReport, title: str, text: str) -> None:
 def fate(pid: int, returncode: int | None) -> str:
     """Tell what has become of the process *pid*, which has ended with *returncode* (None: not yet)."""
     if returncode is None:
-        process = read_stat(pid)
-        return f"It {(process and process.why_idle) or 'runs'}."
+        return f"It {why_idle(pid) or 'runs'}."
     if returncode < 0:
         number = -returncode
         with contextlib.suppress(ValueError):
