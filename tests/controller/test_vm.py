@@ -684,3 +684,19 @@ def in_a_loop_of_its_own(call: Callable[[], Awaitable[object]]) -> None:
             await call()
 
     asyncio.run(calling())
+
+
+async def test_a_loss_leaves_unknown_only_what_was_asked_for(guest: MicroGuest) -> None:
+    await guest.set_behaviour(Behaviour.hanging())
+    vm = await qmpvcpu.attach(guest.qmp)
+    await vm.plug(1)
+    request = await vm.request_unplug(1)
+    calls: list[Awaitable[object]] = [request.wait(), vm.unplug(1), vm.wait_settled()]
+    before = [asyncio.ensure_future(each) for each in calls]
+    await asyncio.sleep(0)
+    await vm.close()
+    late: list[Awaitable[object]] = [vm.plug(3), vm.refresh(), vm.set_map("0"), request.wait()]
+    errors = await asyncio.gather(*before, *late, return_exceptions=True)
+    outcomes = [error.outcome.name for error in errors if isinstance(error, MonitorLostError)]
+    sent, nothing = "UNKNOWN", "UNCHANGED"
+    assert outcomes == [sent, sent, nothing, nothing, nothing, nothing, sent]
