@@ -42,7 +42,7 @@ _HOTPLUG_MACHINES: Final = {
     "i386": "q35 or pc",
     "ppc64": "pseries",
     "s390x": "s390-ccw-virtio",
-    "loongarch64": "virt, with QEMU 9 or later",
+    "loongarch64": "virt, with QEMU 10 or later",
 }
 _PACKAGES: Final = ("qemu.qmp", "aiofiles", "lxml", "click", "rich")
 _SHARING = "-qmp unix:PATH2,server=on,wait=off, or what else docs/sharing.md says"

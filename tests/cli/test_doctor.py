@@ -212,7 +212,7 @@ CANNOT = {"can_plug": False, "can_unplug": False}
         (
             machine("loongarch64", "virt-8.2", **CANNOT),
             ["VM", "plug"],
-            "start the VM with virt, with QEMU 9 or later",
+            "start the VM with virt, with QEMU 10 or later",
         ),
         (
             machine("s390x", "s390-ccw-virtio-10.0", can_unplug=False),
