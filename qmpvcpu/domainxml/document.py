@@ -107,7 +107,9 @@ def read_name(root: etree._Element, reader: AttributeReader) -> tuple[str, str |
         DomainXmlError: Not a ``<domain>``.
     """
     if root.tag != "domain":
-        raise DomainXmlError(f"a <{root.tag}>, not a <domain>", line=line_of(root))
+        tag = etree.QName(root)
+        space = f" of the namespace {tag.namespace}" if tag.namespace else ""
+        raise DomainXmlError(f"a <{tag.localname}>{space}, not a <domain>", line=line_of(root))
     element = root.find("name")
     name = "" if element is None else text_of(element)
     if not name:

@@ -494,7 +494,7 @@ class Batch:
         last = self._bounds.last_moment
         if last is not None and not self.halted and not self.ended and self._now >= last:
             self.failed = True
-            self.stop("the time for the whole was over", self._now)
+            self.stop("total_timeout has passed", self._now)
         first = self._out.deadline
         if first is None or self._now < first:
             return []

@@ -336,9 +336,9 @@ class Engine:
         self._settle(request, error=self._gone(request))
         return True
 
-    def _gone(self, request: Request) -> MonitorLostError:
+    def _gone(self, request: Request, more: str = "") -> MonitorLostError:
         """Return the error of *request*, which was not begun, or waits for what was asked for before."""
-        why = "closed by this side" if self.lost is None else self.lost.why
+        why = "closed by this side" if self.lost is None else f"{self.lost.why}{more}"
         error = MonitorLostError(why, outcome=Outcome.UNKNOWN if isinstance(request, Wait) else Outcome.UNCHANGED)
         error.__cause__ = self.lost
         return error
@@ -350,7 +350,7 @@ class Engine:
 
     def _give_up_waiting(self, request: Request) -> None:
         self._forget(request)
-        self._settle(request, error=self._gone(request))
+        self._settle(request, error=self._gone(request, f"; not back within {self.reply_timeout:g} s"))
 
     def _refresh(self, request: Refresh) -> None:
         if self._refuses(request):

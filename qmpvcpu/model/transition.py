@@ -269,8 +269,10 @@ class TransitionReport:
         """Why the target is not reached, in one line, as the message of TransitionError."""
         wrong = _grouped(step for step in self.steps if step.verdict is not None and not step.ok)
         wrong += _grouped(step for step in self.steps if step.ok and step.undone is False)
-        unsent = union(step.ids for step in self.steps if step.verdict is None)
-        wrong += [f"not sent: {unsent}"] if unsent else []
+        unsent = [step for step in self.steps if step.verdict is None]
+        if unsent:  # if no step failed, nothing else says why
+            why = "" if wrong else unsent[0].reason.removeprefix("not sent: ")
+            wrong.append(f"not sent: {union(step.ids for step in unsent)}{f' ({why})' if why else ''}")
         if self.config is not None and self.config.outcome is ConfigOutcome.FAILED:
             wrong.append(str(self.config))
         wrong += _beyond_steps(self)

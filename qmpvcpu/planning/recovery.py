@@ -20,7 +20,7 @@ from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Pending, Plugged, Unplugged, Verdict
 from qmpvcpu.planning.plan import Plan
 
-_NOT_DONE = "not done, as far as a look tells"
+_NOT_DONE = "not done, judging by a fresh look"
 
 
 def finish_target(intent: Intent, layout: Layout) -> VcpuMap:

@@ -59,7 +59,7 @@ class Monitor:
 
     Attributes:
         address: What it is connected to, as text for messages: ``unix:/run/x``, ``tcp:host:port``, ``fd 7``,
-            ``the QMPClient given``.
+            ``the given QMPClient``.
         version: QEMU's version, such as ``(10, 0, 2)``.
         package: The distributor's name for it, or "".
         peer_pid: Process id at the other end (the one that called ``listen()``), None where it is not local.
@@ -121,7 +121,7 @@ class Monitor:
             TypeError: *target* is none of these.
         """
         if isinstance(target, QMPClient):
-            name = f"the QMPClient {target.name!r} given" if target.name else "the QMPClient given"
+            name = f"the given QMPClient {target.name!r}" if target.name else "the given QMPClient"
             monitor = cls(target, None, name, on_event, on_lost)
             await monitor._adopt(timeout)
         else:

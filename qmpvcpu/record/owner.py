@@ -14,6 +14,7 @@ from qmpvcpu.processes import read_stat
 # In a hostile document a name can be as long as the document.
 MOST_TOLD: Final = 400
 _SAY_SO: Final = "Start QEMU with -uuid or -name, or name the VM: attach(name=...)"
+_ELSE: Final = "name another record, or, if it is the same VM, start QEMU with the record's"
 
 
 class Claim(NamedTuple):
@@ -48,7 +49,8 @@ def refuse_other(path: Path, found: Identity, claim: Claim) -> None:
     # The record of a VM without uuid has the one that we made up for it, and no other.
     if found.uuid is None or found.uuid != (claim.uuid or made_up):
         ours = "none" if claim.uuid is None else claim.uuid
-        raise RecordError(path, f"the record of a VM with uuid {found.uuid}; this QEMU has {ours}; it is left alone")
+        why = f"the record of a VM with uuid {found.uuid}; this QEMU has {ours}; it is left alone"
+        raise RecordError(path, f"{why}: {_ELSE} -uuid")
     proven = None not in (instance, claim.instance) and same_instance(instance, claim.instance)
     if claim.uuid is None and not proven:
         if not claim.named:
@@ -58,7 +60,8 @@ def refuse_other(path: Path, found: Identity, claim: Claim) -> None:
             )
             raise RecordError(path, f"{why}; it is left alone. {_SAY_SO}")
         if found.name != claim.name:
-            raise RecordError(path, f"the record of VM {told!r}, not of {claim.name!r}; it is left alone")
+            why = f"the record of VM {told!r}, not of {claim.name!r}; it is left alone"
+            raise RecordError(path, f"{why}: {_ELSE} -name")
     _refuse_living(path, found, claim)
 
 

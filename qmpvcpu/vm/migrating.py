@@ -60,6 +60,10 @@ class Export:
         self.state = state
         self._migration = migration
 
+    def __repr__(self) -> str:
+        layout = self.state.layout
+        return f"<{type(self).__name__} of {layout.vm.name!r}: vCPUs {layout.enabled}{', locked' * self.locked}>"
+
     @property
     def locked(self) -> bool:
         """True while changes on the source are denied because of it."""

@@ -92,7 +92,7 @@ def test_every_reader_refuses_a_name_or_uuid_with_the_same_words(wrong: str) -> 
         ("<domain><name>a/b</name></domain>", "no / and no line break"),
         ("<domain><name>a\nb</name></domain>", "no / and no line break"),
         ("<domain><name>a</name><uuid>1234</uuid></domain>", "a UUID is 32 hexadecimal digits"),
-        ('<domain xmlns="urn:x"><name>a</name></domain>', "not a <domain>"),
+        ('<domain xmlns="urn:x"><name>a</name></domain>', "a <domain> of the namespace urn:x, not a <domain>"),
         ("<domain><name>&e;</name></domain>", "not well-formed"),
     ],
 )

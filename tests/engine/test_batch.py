@@ -113,7 +113,7 @@ def test_the_time_for_the_whole_stops_the_waiting(policy: OnFailure) -> None:
     else:
         assert sent == ["save outcome"]
         assert told.verdicts == {3: "PLUGGED", 2: "PENDING", 1: "not sent"}
-        assert told.step(1).reason == "not sent: the time for the whole was over"
+        assert told.step(1).reason == "not sent: total_timeout has passed"
 
 
 # Keeping what is about to leave.

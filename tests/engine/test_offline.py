@@ -124,7 +124,7 @@ def test_a_plug_waits_for_the_connection_as_long_as_for_a_reply() -> None:
     told.wait(6)
     assert told.ask(second) == []
     assert told.wait(4) == []
-    assert lost(told, first).why == "lost"
+    assert lost(told, first).why == "lost; not back within 10 s"
     assert not told.is_settled(second)
     assert told.resume("0") == ["save intent", "add 2"]
     assert told.deadline == told.now + 10.0, "that of the reply"

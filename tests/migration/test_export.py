@@ -183,6 +183,7 @@ async def test_releasing_twice_does_not_unlock_the_next_export(vm: VcpuControlle
     first.release()
     async with await vm.export() as second:
         first.release()
+        assert repr(second).endswith(", locked>")
         assert second.locked
         assert not first.locked
         with pytest.raises(StepDeniedError):

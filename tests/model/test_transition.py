@@ -93,6 +93,14 @@ def test_the_story_under_stop_reads_well() -> None:
     assert error.outcome is Outcome.CHANGED
 
 
+def test_an_error_says_why_nothing_was_sent_if_no_step_says_it() -> None:
+    unsent = tuple(step(Action.UNPLUG, each, None, "not sent: total_timeout has passed") for each in (6, 1))
+    report = TransitionReport(
+        START, VcpuMap([0]), OnFailure.STOP, TransitionOutcome.PARTIAL, unsent, layout("0-1,6"), 0.0
+    )
+    assert "not sent: 1,6 (total_timeout has passed);" in str(TransitionError(report))
+
+
 def test_the_story_under_continue_reads_well() -> None:
     assert str(story(OnFailure.CONTINUE)).splitlines()[0::6] == [
         "PARTIAL: vCPUs 0-1,6 to 0,2-5, on failure continue; plugged now: 0,2-6",

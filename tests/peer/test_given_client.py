@@ -28,7 +28,7 @@ async def test_its_owner_notices_nothing(connect: Open, heard: Heard) -> None:
         listeners = list(client._listeners)
         with client.listener("RESUME") as own:
             monitor = await connect(client)
-            assert monitor.address == "the QMPClient given"
+            assert monitor.address == "the given QMPClient"
             assert (monitor.version, monitor.package) == ((10, 0, 2), "scripted")
             assert monitor.peer_pid == os.getpid()
             assert list(await asyncio.gather(monitor.execute("stop"), client.execute("query-status"))) == [{}, 1]
@@ -57,7 +57,7 @@ async def test_two_monitors_share_one_client(connect: Open, heard: Heard) -> Non
     async with ScriptedPeer(answers={"query-status": 1}) as peer:
         client = await connected(peer, "vm7")
         one, two = await connect(client), await connect(client)
-        assert one.address == "the QMPClient 'vm7' given"
+        assert one.address == "the given QMPClient 'vm7'"
         await peer.event("STOP")
         assert await one.execute("query-status") == 1
         assert heard.names == ["STOP", "STOP"]
@@ -75,7 +75,7 @@ async def test_a_client_that_is_not_connected_is_refused_untouched(connect: Open
     with pytest.raises(MonitorConnectError) as caught:
         await connect(client)
     assert str(caught.value) == (
-        "cannot speak QMP on the QMPClient given: it is not connected (runstate IDLE)"
+        "cannot speak QMP on the given QMPClient: it is not connected (runstate IDLE)"
         " (connect() it first; it was not touched)"
     )
     assert client._listeners == [client.events]

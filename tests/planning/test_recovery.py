@@ -146,7 +146,7 @@ def test_from_any_point_finish_leads_to_the_target_and_revert_to_the_start(
 def test_a_look_tells_what_is_done_and_what_is_not(now: Layout, outcome: TransitionOutcome, steps: list[str]) -> None:
     report = observed_report(STORY, now)
     assert report.outcome is outcome
-    assert [str(step).removesuffix(": not done, as far as a look tells") for step in report.steps] == steps
+    assert [str(step).removesuffix(": not done, judging by a fresh look") for step in report.steps] == steps
     assert all(step.undone is None for step in report.steps)
     assert (report.start, report.target, report.on_failure) == (STORY.start, STORY.target, OnFailure.REVERT)
     assert report.layout is now
@@ -189,7 +189,7 @@ def test_a_look_on_the_way_back_tells_what_is_undone(
             False,
         ),
         (layout({0: "boot", 3: "ours"}), "keep 3: PLUGGED", True),
-        (layout({0: "boot"}), "keep 3: UNPLUGGED: not done, as far as a look tells", False),
+        (layout({0: "boot"}), "keep 3: UNPLUGGED: not done, judging by a fresh look", False),
     ],
 )
 def test_a_look_at_what_was_to_be_kept(now: Layout, says: str, ok: bool) -> None:

@@ -78,7 +78,9 @@ async def test_a_vm_with_a_uuid_is_the_same_in_another_qemu_under_any_name(path:
     record = await open_(path, replace(WITH_UUID, name="renamed"), OTHER)
     assert (record.name, record.same_instance) == ("renamed", False)
     await record.close()
-    assert "7f9e0a3e" in await refused(path, replace(WITH_UUID, uuid="7" + UUID[1:]), OTHER)
+    told = await refused(path, replace(WITH_UUID, uuid="7" + UUID[1:]), OTHER)
+    assert "7f9e0a3e" in told
+    assert told.endswith("start QEMU with the record's -uuid")
 
 
 async def test_a_vm_without_uuid_is_the_same_in_another_qemu_under_the_name_that_it_was_given(path: Path) -> None:
@@ -86,7 +88,9 @@ async def test_a_vm_without_uuid_is_the_same_in_another_qemu_under_the_name_that
     record = await open_(path, NAMED, OTHER)
     assert not record.same_instance
     await record.close()
-    assert "not of 'other'" in await refused(path, replace(NAMED, name="other"), OTHER)
+    told = await refused(path, replace(NAMED, name="other"), OTHER)
+    assert "not of 'other'" in told
+    assert told.endswith("name another record, or, if it is the same VM, start QEMU with the record's -name")
 
 
 @pytest.mark.parametrize("before", [NAMED, NAMELESS], ids=["named", "nameless"])
