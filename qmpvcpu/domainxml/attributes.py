@@ -121,7 +121,7 @@ class AttributeReader:
         text = element.get(attribute)
         if text is None or text in choices:
             return text
-        detail = f"these are {', '.join(choices)}"
+        detail = f"one of {', '.join(choices)}"
         self._refuse_value(DomainRule.NOT_A_CHOICE, element, attribute, ".", says=says, detail=detail)
         return None
 

@@ -97,7 +97,7 @@ def update_with(base: bytes, change: Callable[[DomainVcpus], DomainVcpus], metad
         _update_record(editor, metadata)
     result = editor.result()
     # Whole cores are a rule about the topology and the rows together.
-    if domain.max != said.max or domain.has_cores or _besides_rows(domain) != _besides_rows(said):
+    if domain.max != said.max or domain.has_cores or _other_than_rows(domain) != _other_than_rows(said):
         _refuse_misread(result, said, domain)
     return result
 
@@ -129,7 +129,7 @@ def _refuse_broken_states(domain: DomainVcpus) -> None:
         raise DomainXmlError(f"libvirt would refuse vCPU {broken.vcpu}: {broken.rule.value} ({broken.says})")
 
 
-def _besides_rows(domain: DomainVcpus) -> dict[str, object]:
+def _other_than_rows(domain: DomainVcpus) -> dict[str, object]:
     topology = domain.topology
     return {
         "placement": domain.placement,
@@ -148,12 +148,12 @@ def _refuse_misread(result: bytes, said: DomainVcpus, domain: DomainVcpus) -> No
     Raises:
         DomainXmlError: It would.
     """
-    again = _besides_rows(ReadDocument(result).domain)
+    again = _other_than_rows(ReadDocument(result).domain)
     if (
         domain.placement == said.placement
     ):  # what libvirt derives may change with the last pin, as in its own document
         again["placement"] = domain.placement
-    lost = [name for name, value in _besides_rows(domain).items() if again[name] != value]
+    lost = [name for name, value in _other_than_rows(domain).items() if again[name] != value]
     if lost:
         raise DomainXmlError(f"libvirt would read something else than was asked for: {', '.join(lost)}")
 

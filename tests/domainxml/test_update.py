@@ -191,11 +191,11 @@ def test_where_vcpus_may_run_is_said_by_the_count(given: str, values: dict[str, 
         ((DomainVcpu(0, enabled=True, hotpluggable=False, order=2),), "vCPU 0"),
         (
             (*states("b")[:1], DomainVcpu(1, enabled=False, hotpluggable=False, order=2)),
-            "vCPU 1: a vCPU that is off",
+            "vCPU 1: a disabled vCPU",
         ),
-        ((*states("b")[:1], DomainVcpu(1, enabled=True, hotpluggable=True)), "every vCPU that is on has an order"),
-        (states("b-b"), "vCPU 2: a vCPU that QEMU starts with does not follow"),
-        (states("bhb"), "vCPU 2: a vCPU that QEMU starts with does not follow"),
+        ((*states("b")[:1], DomainVcpu(1, enabled=True, hotpluggable=True)), "every enabled vCPU has an order"),
+        (states("b-b"), "vCPU 2: the ids of vCPUs that QEMU starts with are below"),
+        (states("bhb"), "vCPU 2: the ids of vCPUs that QEMU starts with are below"),
     ],
 )
 def test_a_state_that_libvirt_refuses_is_refused(vcpus: Sequence[DomainVcpu], told: str) -> None:
@@ -207,12 +207,12 @@ def test_a_state_that_libvirt_refuses_is_refused(vcpus: Sequence[DomainVcpu], to
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"topology": Topology(6, cores=6)}, "multiply to the number of vCPUs"),
-        ({"vcpus": states("bb----"), "topology": Topology(4, cores=4)}, "multiply to the number of vCPUs"),
+        ({"topology": Topology(6, cores=6)}, "multiply to the maximum number of vCPUs"),
+        ({"vcpus": states("bb----"), "topology": Topology(4, cores=4)}, "multiply to the maximum number of vCPUs"),
         ({"cpuset": VcpuMap()}, "a cpuset is ids and ranges"),
         ({"pins": {0: VcpuMap()}}, "a cpuset is ids and ranges"),
         ({"pins": {4: VcpuMap([0])}}, "something else than was asked for: pins"),
-        ({"scheds": (VcpuSched(VcpuMap([4]), "batch"),)}, "vCPUs that there can be"),
+        ({"scheds": (VcpuSched(VcpuMap([4]), "batch"),)}, "vCPUs below the maximum"),
         ({"placement": "auto", "cpuset": VcpuMap([0])}, "something else than was asked for: cpuset"),
     ],
 )
