@@ -152,6 +152,16 @@ def _examine_kvm(*, runs_guests: bool | None) -> Finding:
         return Finding(Level.NOTE, "KVM", f"no {_KVM}", advice)
     if not os.access(_KVM, os.R_OK | os.W_OK):
         return _examine_closed_kvm(_KVM.stat())
+    try:
+        os.close(os.open(_KVM, os.O_RDWR))
+    except OSError as error:
+        found = f"{_KVM} may be opened by this user, and cannot: {error.strerror}"
+        advice = "in a container, give it the device (docker run --device /dev/kvm); else see the kernel's log"
+        return Finding(Level.WARNING, "KVM", found, f"{advice}. TCG does, slower")
+    return _examine_open_kvm(runs_guests=runs_guests)
+
+
+def _examine_open_kvm(*, runs_guests: bool | None) -> Finding:
     if runs_guests is None:
         return Finding(Level.NOTE, "KVM", f"{_KVM} may be opened; no QEMU was there to try it with")
     if runs_guests:
