@@ -11,7 +11,7 @@ from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.given import checked
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.testing.guestvm import TIMEOUT, GuestVm, default_topology
-from qmpvcpu.testing.qemu import Accelerator, QemuProcessError, _cache
+from qmpvcpu.testing.qemu import Accelerator, QemuProcessError, cache_directory
 
 HOW_TO_MAKE: Final = "python -m qmpvcpu.testing.linuxguest"
 """The command that makes the Linux guest on this machine."""
@@ -283,7 +283,7 @@ def find_images() -> tuple[Path, Path]:
     Raises:
         LinuxGuestMissingError: They have not been made.
     """
-    home = _cache() / "linux"
+    home = cache_directory() / "linux"
     images = home / "vmlinuz", home / "initramfs.gz"
     for image in images:
         if not image.exists():

@@ -82,7 +82,7 @@ def find_qemus() -> dict[str, Path]:
         found.setdefault(version, Path(named))
     in_path = shutil.which(_BINARY)
     candidates = [Path(in_path)] if in_path else []
-    candidates += sorted(_cache().glob(f"qemu-*/bin/{_BINARY}"))
+    candidates += sorted(cache_directory().glob(f"qemu-*/bin/{_BINARY}"))
     for path in candidates:
         version = qemu_version(path)
         if version is None:
@@ -102,7 +102,9 @@ def best_qemu() -> Path:
     """
     found = find_qemus()
     if not found:
-        raise QemuNotFoundError(f"no {_BINARY} in PATH or in {_cache()}: install one, or name it in QMPVCPU_QEMU")
+        raise QemuNotFoundError(
+            f"no {_BINARY} in PATH or in {cache_directory()}: install one, or name it in QMPVCPU_QEMU"
+        )
     if os.environ.get("QMPVCPU_QEMU"):
         return next(iter(found.values()))
     return max(found.items(), key=lambda item: tuple(map(int, item[0].split("."))))[1]
@@ -381,7 +383,8 @@ def _tied_to_us() -> list[str]:
     return [setpriv, "--pdeathsig", "KILL", "--"]
 
 
-def _cache() -> Path:
+def cache_directory() -> Path:
+    """Where the Linux guest and further QEMUs are: ``QMPVCPU_CACHE``, else ``qmpvcpu`` in the user's cache."""
     named = os.environ.get("QMPVCPU_CACHE")
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmpvcpu"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.testing.linuxguest import LinuxGuest, find_images
-from qmpvcpu.testing.qemu import Accelerator, _cache, best_qemu
+from qmpvcpu.testing.qemu import Accelerator, best_qemu, cache_directory
 
 # Linux 6.1 numbers CPUs as they come; 6.12 has numbered them all at boot.
 FIXED_AT_BOOT = (6, 9)
@@ -27,7 +27,7 @@ def accel(qemu: Path) -> Accelerator:
     return asyncio.run(boot())
 
 
-@pytest.fixture(params=sorted(image.name for image in (_cache() / "linux").glob("vmlinuz*")))
+@pytest.fixture(params=sorted(image.name for image in (cache_directory() / "linux").glob("vmlinuz*")))
 def kernel(request: pytest.FixtureRequest) -> Path:
     """The kernel that was made for the guest, and the newer one that only the tests have."""
     return find_images()[0].with_name(request.param)

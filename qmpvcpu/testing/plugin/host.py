@@ -19,14 +19,13 @@ from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.plugin.evidence import Evidence, VmEvidence
 from qmpvcpu.testing.plugin.finder import Qemu, QemuFinder
-from qmpvcpu.testing.plugin.options import Options, Settings, options_of
+from qmpvcpu.testing.plugin.options import REQUIREMENTS, Options, Settings, options_of
 from qmpvcpu.testing.qemu import QemuProcessError
 from qmpvcpu.testing.vms import TRACE_ARGUMENTS, LinuxVm, QemuVm, Vm
 
 G = TypeVar("G", bound=GuestVm)
 V = TypeVar("V", bound=Vm[Any])
 T = TypeVar("T")
-_REQUIREMENTS = ("accel", "min_version")
 
 
 class Background:
@@ -186,7 +185,7 @@ def hosting(settings: Settings, shared: Path | None) -> Iterator[VmHost]:
 
 def _for_guest(options: Options) -> Options:
     """What the guest's class takes; every VM has its QMP traced."""
-    own = {name: value for name, value in options.items() if name not in _REQUIREMENTS}
+    own = {name: value for name, value in options.items() if name not in REQUIREMENTS}
     return own | {"extra_args": (*TRACE_ARGUMENTS, *own.get("extra_args", ()))}
 
 

@@ -77,11 +77,12 @@ def _value(config: pytest.Config, name: str) -> str:
 
 Options = dict[str, Any]
 
-_REQUIREMENTS: Final = ("accel", "min_version")
+REQUIREMENTS: Final = ("accel", "min_version")
+"""Options that choose where a test runs; the others say what its VM is."""
 _MACHINE: Final = ("machine", "boot", "max_vcpus", "topology", "extra_args", "qmp_sockets")
 KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
-    "qemu_vm": (*_MACHINE, "behaviour", "ready_after_ms", "wait", "incoming", *_REQUIREMENTS),
-    "linux_vm": (*_MACHINE, "memory_mib", "kernel", "kernel_options", "incoming", "timeout", *_REQUIREMENTS),
+    "qemu_vm": (*_MACHINE, "behaviour", "ready_after_ms", "wait", "incoming", *REQUIREMENTS),
+    "linux_vm": (*_MACHINE, "memory_mib", "kernel", "kernel_options", "incoming", "timeout", *REQUIREMENTS),
     "scripted_qmp": ("answers", "greeting", "tcp", "reject_others"),
 }
 
