@@ -401,3 +401,7 @@ def test_a_placement_against_that_of_the_memory_is_refused() -> None:
     base = document("  <vcpu>4</vcpu>", AUTO)
     with pytest.raises(DomainXmlError, match="libvirt would read something else than was asked for: placement"):
         update(base, replace(parse(base), placement="static"))
+    with pytest.raises(DomainXmlError, match="placement"):
+        update(base, replace(parse(base), cpuset=VcpuMap([1])))
+    asked = replace(parse(base), cpuset=VcpuMap([1]), placement="static")
+    assert parse(update(base, asked)) == asked
