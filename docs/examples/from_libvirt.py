@@ -43,7 +43,7 @@ async def change(monitor: Path, document: Path, wish: str) -> None:
 
 
 def main(libvirt: Libvirt, name: str, wish: str) -> None:
-    """Take over, change, hand back; libvirt is started again whatever happens."""
+    """Take over, change, hand back; libvirt is started again in any case."""
     text = libvirt.virsh("dumpxml", "--inactive", "--security-info", name)
     document = Path(f"{name}.xml")
     document.touch(mode=0o600)  # it may hold passwords

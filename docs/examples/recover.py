@@ -29,7 +29,7 @@ async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address", help="the VM's QMP socket")
     parser.add_argument("record", help="the domain XML that follows the VM; made if there is none")
-    parser.add_argument("wish", help="the vCPUs that it shall have, such as 0,2-5")
+    parser.add_argument("wish", help="the vCPUs that it should have, such as 0,2-5")
     parser.add_argument("--interrupted", choices=["finish", "revert"], default="revert", help="what to do with that")
     options = parser.parse_args()
     try:

@@ -1,7 +1,7 @@
 """A small resize service: many clients, one VM, one line of JSON for each request and each answer.
 
 Each request is carried out whole, or undone: the policy is REVERT. The answer is the report, slot by slot. A guest
-may answer after its deadline; whoever is connected then is told, so that nobody believes an old report.
+may answer after its deadline; every client that is connected then is told, so that nobody believes an old report.
 
     python resize_service.py /run/vm.qmp /run/vm.resize --record /var/lib/vmm/vm.xml
 

@@ -74,7 +74,7 @@ async def follow_events(client: QMPClient) -> None:
 
 
 async def fulfil(wish: str, client: QMPClient, vm: VcpuController) -> None:
-    """Carry one wish out; whatever comes of it, the VMM goes on."""
+    """Carry one wish out; no failure ends the VMM."""
     try:
         if wish == "quit":
             await client.execute("quit")  # a command of our own, on the same connection

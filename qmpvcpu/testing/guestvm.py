@@ -133,7 +133,7 @@ class GuestVm(ABC):
 
     @contextlib.asynccontextmanager
     async def _coming_up(self) -> AsyncIterator[None]:
-        """Whatever fails in here, the guest did not come up."""
+        """Turn a failure in here into the guest's failure to come up."""
         try:
             yield
         except QemuProcessError as why:

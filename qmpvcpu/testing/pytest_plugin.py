@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 EVIDENCE: "pytest.StashKey[list[Evidence]]" = pytest.StashKey()
-"""What a test's VMs have to tell when it fails; kept with the test, or with the session whose tests share them."""
+"""The evidence of a test's VMs, in case it fails; kept with the test, or with the session whose tests share them."""
 
 _VM = "topology=None, extra_args=(), qmp_sockets=2, incoming=False, accel=None, min_version=None"
 _MARKERS = {
@@ -54,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--qemu-missing",
         choices=("fail", "skip"),
-        help="what becomes of tests that lack QEMU, KVM or the Linux guest. Default: fail. Also QMPVCPU_MISSING",
+        help="what to do with tests that lack QEMU, KVM or the Linux guest. Default: fail. Also QMPVCPU_MISSING",
     )
     group.addoption(
         "--qemu-artifacts",
@@ -124,7 +124,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Result[pytest.TestReport], None]":
-    """Put what the VMs of a failed test have to tell into its report, once."""
+    """Put the evidence of a failed test's VMs into its report, once."""
     outcome = yield
     report = outcome.get_result()
     if report.failed and (evidence := _evidence_of(item)):
@@ -140,7 +140,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Resu
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> "Generator[None, pluggy.Result[object], None]":
-    """Report a test that is interrupted as one that failed, if it has VMs: they still run, and tell why it hangs."""
+    """Report an interrupted test as failed, if it has VMs: they still run, and can show why it hangs."""
     outcome = yield
     if not isinstance(outcome.exception, KeyboardInterrupt) or not _evidence_of(item):
         return
@@ -157,7 +157,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> "Generator[None, pluggy.Result
 
 @pytest.fixture(scope="session")
 def qemu_binary(request: pytest.FixtureRequest) -> str | None:
-    """The QEMU that the user named, one after the other if several; None: the best of the machine is taken."""
+    """The QEMU that the user named, one after the other if several; None: take the best of the machine."""
     from qmpvcpu.testing.plugin.options import chosen_binaries
 
     named: str | None = getattr(request, "param", None)
@@ -218,7 +218,7 @@ def shared_vms(request: pytest.FixtureRequest, qemu_binary: str | None, _qmpvcpu
 
 
 def _evidence_of(item: pytest.Item) -> "list[Evidence]":
-    """What the VMs of a test have to tell, and those that it shares with others."""
+    """The evidence of a test's own VMs, and of those that it shares with others."""
     own = item.stash.get(EVIDENCE, [])
     shared = item.session.stash.get(EVIDENCE, []) if "shared_vms" in getattr(item, "fixturenames", ()) else []
     return [*own, *shared]

@@ -20,7 +20,7 @@ Agree = Callable[[str], Awaitable[None]]
 
 @pytest.fixture
 async def vm(guest: LinuxGuest, third: Callable[[int], int], tmp_path: Path) -> AsyncIterator[VcpuController]:
-    """Eight vCPUs, of which 0, 1 and 6 are plugged and online, and a Linux that will not let vCPU 6 go."""
+    """Eight vCPUs: 0, 1 and 6 are plugged and online, and a Linux that will not let vCPU 6 go."""
     async with qmpvcpu.attach(guest.qmp, name="story", record=tmp_path / "vm.xml") as vm:
         await vm.plug(6, proof=Proof.ACKNOWLEDGED, require_proof=True)
         await guest.wait_online(lambda cpus: len(cpus) == len(START))

@@ -1,4 +1,4 @@
-"""What a VM has to tell when its test fails: how QEMU ended, its log, the QMP transcript, the serial ports."""
+"""The evidence that a failed test has from its VMs: how QEMU ended, its log, the QMP transcript, serial ports."""
 
 import contextlib
 import re
@@ -22,7 +22,7 @@ _WIDTH: Final = 400
 
 
 class Evidence(Protocol):
-    """Something that has something to tell when a test fails."""
+    """What a VM, or a scripted peer, shows when its test fails."""
 
     @property
     def name(self) -> str:
@@ -30,12 +30,12 @@ class Evidence(Protocol):
         ...
 
     def sections(self) -> Mapping[str, str]:
-        """Titles and texts, whole, in the order in which they are to be read; empty ones are left out."""
+        """Titles and whole texts, in reading order, without empty ones."""
         ...
 
 
 class PeerEvidence:
-    """What a scripted peer has to tell."""
+    """The evidence of a scripted peer."""
 
     def __init__(self, peer: ScriptedPeer) -> None:
         self.name = "scripted_qmp"
@@ -48,7 +48,7 @@ class PeerEvidence:
 
 
 class VmEvidence:
-    """What one VM has to tell; of a VM that is gone, what was kept."""
+    """The evidence of one VM; once the VM is gone, what was kept."""
 
     def __init__(self, vm: Vm[Any]) -> None:
         self._vm = vm
@@ -86,12 +86,12 @@ class VmEvidence:
 def attach_evidence(
     nodeid: str, report: pytest.TestReport, evidence: Iterable[Evidence], *, artifacts: Path | None
 ) -> None:
-    """Put what the VMs of a failed test have to tell into its report, and all of it into files.
+    """Put the evidence of a failed test's VMs into its report, and all of it into files.
 
     Args:
         nodeid: The test's id, the name of its directory in *artifacts*.
         report: The report of the phase that failed.
-        evidence: What its VMs have to tell.
+        evidence: That of its VMs.
         artifacts: The directory for files; None: none are made.
     """
     for one in evidence:
@@ -113,7 +113,7 @@ def _keep(home: Path, sections: Mapping[str, str]) -> None:
 
 def _add_section(report: pytest.TestReport, title: str, text: str) -> None:
     text = printable(text, lines=True)  # a console may clear the screen
-    # As a part of the failure's text it is in every kind of report, junit's included, whatever is captured.
+    # As a part of the failure's text it is in every kind of report, junit's included, with any --capture.
     add = getattr(report.longrepr, "addsection", None)
     if add is not None:
         add(title, text, "-")

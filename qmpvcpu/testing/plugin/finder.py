@@ -85,7 +85,7 @@ class QemuFinder:
         return found
 
     def linux_accelerator(self, qemu: Qemu, options: Options) -> Accelerator | None:
-        """The same for Linux; None: to be found out by booting it. Some KVMs run the micro-guest and no Linux."""
+        """The same for Linux; None: only booting it tells. Some KVMs run the micro-guest and no Linux."""
         found = self.accelerator(qemu, options)
         if found == "kvm" and options.get("accel") != "kvm" and self._settings.accel == "auto":
             return self._linux_runs_under.get(qemu.path)

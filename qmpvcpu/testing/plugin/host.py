@@ -32,7 +32,7 @@ class Background:
     """Runs coroutines on its own thread; a context manager.
 
     QEMUs are started from that thread and it outlives them: what ties a QEMU to its parent (PR_SET_PDEATHSIG) is the
-    end of the *thread* that made it. Its loop is asyncio's own, whatever loop the tests use.
+    end of the *thread* that made it. Its loop is asyncio's own, even if the tests use another.
     """
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ class Test:
     Attributes:
         item: The test, or the session.
         qemu: The QEMU that was chosen for it; None: the best of the machine.
-        evidence: Gets what each VM has to tell.
+        evidence: Gets that of each VM.
     """
 
     item: pytest.Item | pytest.Session

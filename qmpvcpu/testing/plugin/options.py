@@ -31,7 +31,7 @@ class Settings:
 
     Attributes:
         accel: ``auto``, ``kvm`` or ``tcg``.
-        missing: What becomes of a test that lacks QEMU, KVM or the Linux guest: ``fail`` or ``skip``.
+        missing: What to do with a test that lacks QEMU, KVM or the Linux guest: ``fail`` or ``skip``.
     """
 
     accel: str
@@ -57,7 +57,7 @@ def artifacts_directory(config: pytest.Config) -> Path | None:
 
 
 def chosen_binaries(config: pytest.Config) -> Sequence[str]:
-    """The QEMUs that the user named, paths or names in PATH; none: the best of the machine is to be found."""
+    """The QEMUs that the user named, paths or names in PATH; none: find the best of the machine."""
     named: list[str] = config.getoption("qemu_binary") or []
     if not named:
         named = os.environ.get(ENVIRONMENT["qemu_binary"], "").split(os.pathsep)
