@@ -155,7 +155,7 @@ def _examine_kvm(*, runs_guests: bool | None) -> Finding:
     try:
         os.close(os.open(_KVM, os.O_RDWR))
     except OSError as error:
-        found = f"{_KVM} may be opened by this user, and cannot: {error.strerror}"
+        found = f"this user may open {_KVM}, but opening it fails: {error.strerror}"
         advice = "in a container, give it the device (docker run --device /dev/kvm); else see the kernel's log"
         return Finding(Level.WARNING, "KVM", found, f"{advice}. TCG does, slower")
     return _examine_open_kvm(runs_guests=runs_guests)

@@ -118,7 +118,7 @@ class Address(NamedTuple):
             if elsewhere := re.match(_ELSEWHERE, body):
                 raise _elsewhere(text, elsewhere[1])
             if re.fullmatch(_BARE_IPV6, body):
-                raise MonitorConnectError(text, "a numeric IPv6 host stands in brackets, as in [::1]:4444")
+                raise MonitorConnectError(text, "put a numeric IPv6 host in brackets, as in [::1]:4444")
             if re.fullmatch(_HOST_PORT, body):
                 return cls._read_tcp(text, body)
             return cls._unix(text, _expand(body, options))
@@ -192,10 +192,10 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
 def _check_options(text: str, options: Mapping[str, str]) -> None:
     """Refuse a chardev that is none to connect to."""
     if options.get("server") in ("off", "no") or "noserver" in options:
-        raise MonitorConnectError(text, "there QEMU connects, and does not listen (server=off)", hint=_ASK_FOR)
+        raise MonitorConnectError(text, "with server=off QEMU connects instead of listening", hint=_ASK_FOR)
     for each in _OTHER_PROTOCOLS:
         if options.get(each, "off") not in ("off", "no"):
-            raise MonitorConnectError(text, f"there QEMU speaks QMP inside of something else ({each})", hint=_ASK_FOR)
+            raise MonitorConnectError(text, f"with {each} QEMU does not speak plain QMP", hint=_ASK_FOR)
 
 
 def _expand(path: str, options: Mapping[str, str]) -> str:
@@ -211,10 +211,10 @@ def _elsewhere(text: str, kind: str) -> MonitorConnectError:
     """Return the error for an address of a *kind* that is not ours: why, and what to write."""
     known = "a path, unix:PATH or tcp:HOST:PORT"
     if kind.partition("+")[0] == "qemu":
-        why = f"that is libvirt, and not the QMP socket of one VM, which is {known}"
+        why = f"that is a URI of libvirt; the address of a VM's QMP socket is {known}"
         return MonitorConnectError(text, why, hint="docs/libvirt.md says how a VM of libvirt gets one")
     hint = "attach() takes a connected socket" if kind == "fd" else _ASK_FOR
-    return MonitorConnectError(text, f"{kind} leads to no QMP socket, whose address is {known}", hint=hint)
+    return MonitorConnectError(text, f"{kind} leads to no QMP socket; the address of one is {known}", hint=hint)
 
 
 async def connect(address: Address, *, deadline: float) -> socket.socket:
@@ -291,7 +291,7 @@ def _other_reading(path: str) -> str:
     if re.fullmatch(_PORT, path):
         return f" A port is written tcp:HOST:{path}"
     if "$" in path:
-        return " A $NAME of the shell's is not filled in here"
+        return " $NAME is not expanded here"
     return "" if "/" in path else " A name alone is a path; a host is written tcp:HOST:PORT"
 
 

@@ -142,7 +142,7 @@ def test_a_kvm_that_cannot_be_opened_all_the_same_is_told_with_the_reason(kvm: P
     kvm.mkdir()  # opening one for writing is an error for root too
     finding = examine._examine_kvm(runs_guests=False)
     assert finding.level is Level.WARNING
-    assert "cannot: Is a directory" in finding.found
+    assert "but opening it fails: Is a directory" in finding.found
 
 
 def test_kvm_of_another_host_is_not_judged_by_a_guest_of_x86(kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:

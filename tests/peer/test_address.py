@@ -115,15 +115,15 @@ def test_a_home_directory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("pasted", "message"),
     [
-        ("::1:4444", "a numeric IPv6 host stands in brackets, as in [::1]:4444"),
+        ("::1:4444", "put a numeric IPv6 host in brackets, as in [::1]:4444"),
         ("localhost:0", "the port is '0'"),
-        ("unix:/run/vm.qmp,server=off", "there QEMU connects, and does not listen (server=off)"),
-        ("tcp:host:1,telnet=on,server=on", "there QEMU speaks QMP inside of something else (telnet)"),
+        ("unix:/run/vm.qmp,server=off", "with server=off QEMU connects instead of listening"),
+        ("tcp:host:1,telnet=on,server=on", "with telnet QEMU does not speak plain QMP"),
         (
             "-mon chardev=mon0,mode=control",
-            "chardev leads to no QMP socket, whose address is a path, unix:PATH or tcp:",
+            "chardev leads to no QMP socket; the address of one is a path, unix:PATH or tcp:",
         ),
-        ("qemu:///system", "that is libvirt, and not the QMP socket of one VM"),
+        ("qemu:///system", "that is a URI of libvirt; the address of a VM's QMP socket is a path"),
         ("qemu+ssh://host/system", "docs/libvirt.md says how a VM of libvirt gets one"),
         ("http://host:4444", "http leads to no QMP socket"),
         ("vsock:3:4444", "vsock leads to no QMP socket"),
@@ -143,7 +143,7 @@ def test_an_address_of_something_else_is_told_what_to_write(pasted: str, message
         ("4444", "A port is written tcp:HOST:4444"),
         ("myhost", "a host is written tcp:HOST:PORT"),
         ("myhost 4444", "a host is written tcp:HOST:PORT"),
-        ("$HOME/vm.qmp", "A $NAME of the shell's is not filled in here"),
+        ("$HOME/vm.qmp", "$NAME is not expanded here"),
     ],
 )
 async def test_what_is_no_path_may_have_been_meant_otherwise(path: str, hint: str) -> None:
