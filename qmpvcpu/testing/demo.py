@@ -22,7 +22,7 @@ from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unplugged, Verdict, verdict_of
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.microguest import MicroGuest
-from qmpvcpu.testing.qemu import QemuNotFoundError, best_qemu
+from qmpvcpu.testing.qemu import QemuNotFoundError, best_qemu, qemu_named
 from qmpvcpu.testing.rom import Behaviour
 from qmpvcpu.vm.controller import VcpuController
 from qmpvcpu.vm.subscribers import EventStream
@@ -181,10 +181,10 @@ def _choose(qemu: str | None) -> tuple[Path, str]:
     if qemu is None:
         named = "named by QMPVCPU_QEMU" if os.environ.get("QMPVCPU_QEMU") else "the newest found"
         return best_qemu().absolute(), named
-    found = shutil.which(qemu)
+    found = qemu_named(qemu)
     if found is None:
         raise QemuNotFoundError(f"--qemu {qemu}: no program that can be run")
-    return Path(found).absolute(), "named by --qemu"
+    return found, "named by --qemu"
 
 
 async def _play(vm: VcpuController, guest: MicroGuest | LinuxGuest) -> AsyncIterator[Step]:

@@ -43,8 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--qemu-binary",
         action="append",
         metavar="QEMU",
-        help="QEMU to test with, a path or a name in PATH, after an equals sign; given more than once, "
-        "each test runs with each. Also QMPVCPU_QEMU, with colons between. Default: the newest of the machine",
+        help="QEMU to test with, a path or a name in PATH, after an equals sign; with several (repeat the option, "
+        "or put colons between), each test runs with each. Also QMPVCPU_QEMU. Default: the newest found",
     )
     group.addoption(
         "--qemu-accel",
@@ -61,7 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="directory that keeps the whole logs and QMP transcripts of failing tests. Also QMPVCPU_ARTIFACTS",
     )
-    parser.addini("qemu_binary", "as --qemu-binary, one a line", type="linelist", default=[])
+    parser.addini("qemu_binary", "as --qemu-binary, one per line", type="linelist", default=[])
     parser.addini("qemu_accel", "as --qemu-accel", default="")
     parser.addini("qemu_missing", "as --qemu-missing", default="")
     parser.addini("qemu_artifacts", "as --qemu-artifacts", default="")

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from qmpvcpu.errors import QmpVcpuError, printable
 from qmpvcpu.given import checked
+from qmpvcpu.processes import why_idle
 from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.rom import rom_image
 
@@ -64,9 +65,9 @@ class Serial(NamedTuple):
 def find_qemus() -> dict[str, Path]:
     """The machine's QEMUs for x86, by full version: ``10.0.2`` and ``10.0.13`` have different faults.
 
-    Looks at ``QMPVCPU_QEMU`` (one, or several with colons between), then PATH, then the cache directory
-    (``QMPVCPU_CACHE``, else ``qmpvcpu`` in the user's cache). Of two with the same version the first found counts.
-    Runs each with ``--version``, so it blocks for some tens of milliseconds.
+    Looks at ``QMPVCPU_QEMU`` (a path or a name in PATH; several with colons between), then PATH, then the cache
+    directory (``QMPVCPU_CACHE``, else ``qmpvcpu`` in the user's cache). Of two with the same version the first found
+    counts. Runs each with ``--version``, so it blocks for some tens of milliseconds.
 
     Returns:
         ``{"7.2.22": path, "10.0.2": path}``, in the order in which they were found.
@@ -76,10 +77,13 @@ def find_qemus() -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for named in filter(None, os.environ.get("QMPVCPU_QEMU", "").split(os.pathsep)):
-        version = qemu_version(Path(named))
+        chosen = qemu_named(named)
+        if chosen is None:
+            raise QemuNotFoundError(f"QMPVCPU_QEMU={named}: no program that can be run")
+        version = qemu_version(chosen)
         if version is None:
             raise QemuNotFoundError(f"QMPVCPU_QEMU={named} is not a QEMU: it does not answer --version")
-        found.setdefault(version, Path(named))
+        found.setdefault(version, chosen)
     in_path = shutil.which(_BINARY)
     candidates = [Path(in_path)] if in_path else []
     candidates += sorted(cache_directory().glob(f"qemu-*/bin/{_BINARY}"))
@@ -268,7 +272,7 @@ class QemuProcess:
         """The error that says *why*, with the command line and QEMU's words as evidence."""
         kind = QemuStartError if start else QemuProcessError
         if self._process is not None:
-            why += " (it runs)" if self.returncode is None else f" (it ended with {self.returncode})"
+            why += f" (QEMU {fate(self._process.pid, self.returncode)})"
         return kind(why, argv=self.argv, stderr=self.stderr, returncode=self.returncode)
 
     async def aclose(self) -> None:
@@ -356,6 +360,23 @@ class QemuProcess:
             )
 
 
+def fate(pid: int, returncode: int | None) -> str:
+    """What has become of the process *pid*, as words that follow its name, such as ``runs``.
+
+    Args:
+        pid: Its process id.
+        returncode: How it ended, as in :mod:`subprocess`; None: not yet.
+    """
+    if returncode is None:
+        return why_idle(pid) or "runs"
+    if returncode < 0:
+        number = -returncode
+        with contextlib.suppress(ValueError):
+            return f"was ended by {signal.Signals(number).name} (signal {number})"
+        return f"was ended by signal {number}"
+    return f"ended with exit status {returncode}"
+
+
 async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(ConnectionError):
@@ -389,10 +410,18 @@ def cache_directory() -> Path:
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmpvcpu"
 
 
+def qemu_named(name: str) -> Path | None:
+    """The program that a user names: a path, in which ``~`` is the home directory, or a name in PATH; None: none."""
+    found = shutil.which(os.path.expanduser(name))  # noqa: PTH111 - a Path drops "./", and is then looked for in PATH
+    return Path(found).absolute() if found else None
+
+
 def qemu_version(qemu: Path) -> str | None:
     """``"10.0.2"``, or None if *qemu* does not answer as a QEMU. Blocks while that runs with ``--version``."""
     try:
-        done = subprocess.run([str(qemu), "--version"], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            [str(qemu.absolute()), "--version"], capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.match(r"QEMU emulator version (\d+\.\d+(?:\.\d+)?)", done.stdout)

@@ -11,6 +11,7 @@ from tests.substrates import qemus
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]  # a session imports everything anew
 
+SAME = 'exec "$QEMU" "$@"'
 ONE = "def test_one(qemu_vm): assert qemu_vm.accelerator == 'tcg'\n"
 
 
@@ -102,12 +103,24 @@ def test_each_qemu_that_was_named_runs_every_test_that_it_is_new_enough_for(tmp_
     assert "needs kvm, and tcg was chosen" in session.output
 
 
+@pytest.mark.parametrize("how", ["option", "environment", "ini"])
+def test_qemus_with_colons_between_run_each_test_wherever_they_are_named(tmp_path: Path, how: str) -> None:
+    named = f"{wrapper(tmp_path / 'one', SAME)}:~/another"
+    wrapper(tmp_path / "another", SAME)
+    write(tmp_path, f"{AUTO}qemu_binary = {named}\n" if how == "ini" else AUTO, test_one=ONE)
+    env = {"HOME": str(tmp_path), "QMPVCPU_ACCEL": "tcg"}
+    env |= {"QMPVCPU_QEMU": named} if how == "environment" else {}
+    session = run(tmp_path, *([f"--qemu-binary={named}"] if how == "option" else []), env=environment(**env))
+    assert session.outcomes == {"passed": 2}, session.output
+
+
 def test_a_choice_that_is_none_is_refused(tmp_path: Path) -> None:
     write(tmp_path, test_one=ONE)
     assert "invalid choice: 'xen'" in run(tmp_path, "--qemu-accel=xen").output
     session = run(tmp_path, env=environment(QMPVCPU_ACCEL="xen"))
     assert "qemu_accel is 'xen' (from QMPVCPU_ACCEL or the ini file), must be one of auto, kvm, tcg" in session.output
     assert session.returncode
+    assert "qmpvcpu/testing" not in session.report("test_one")
 
 
 def test_without_a_directory_for_sockets_it_is_said_which_and_why(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from qmpvcpu.testing.plugin.evidence import fate
+from qmpvcpu.testing.qemu import fate
 from tests.plugin.sessions import AUTO, Session, environment, run, write
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]  # a session imports everything anew
@@ -108,10 +108,10 @@ def test_a_crash_is_told_by_its_signal(session: Session) -> None:
 def test_a_stopped_qemu_is_not_said_to_run() -> None:
     with subprocess.Popen(["/bin/sleep", "600"]) as process:
         try:
-            assert fate(process.pid, None) == "It runs."
+            assert fate(process.pid, None) == "runs"
             process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
-            assert fate(process.pid, None) == "It is stopped (SIGSTOP); SIGCONT lets it go on."
+            assert fate(process.pid, None) == "is stopped (SIGSTOP); SIGCONT lets it go on"
         finally:
             process.kill()
 
@@ -246,6 +246,7 @@ def test_a_vm_that_cannot_be_is_said_so_in_the_words_of_the_mistake(tmp_path: Pa
         "boot=None": "impossible VM: ",
         "'q35'": "@pytest.mark.qemu_vm takes keywords only: machine",
         "accel='hvf'": "qemu_vm(accel='hvf'): must be 'kvm' or 'tcg'",
+        "extra_args='-m 9'": "qemu_vm(extra_args='-m 9'): must be a list, such as ['-m', '9']",
         "min_version='new'": "qemu_vm(min_version='new'): must be as '10.0'",
         "behaviour=[Behaviour.silent()] * 9": "impossible VM: 9 behaviours, the micro-guest holds 8",
         "machine='nonesuch'": 'unsupported machine type: "nonesuch"',
@@ -265,6 +266,7 @@ def test_a_vm_that_cannot_be_is_said_so_in_the_words_of_the_mistake(tmp_path: Pa
         report = session.report(f"test_mistake_{number}")
         assert said in report
         assert "Traceback" not in report
+        assert "another exception" not in report
         assert "qmpvcpu/testing" not in report
     assert "the parameter of qemu_vm is 8, must be a dict of options, a Behav" in session.report("test_parameter[8]")
     assert "qemu_vm has no option 'boots'; did you mean boot?" in session.report("test_factory")

@@ -70,6 +70,27 @@ def test_a_qemu_is_found_by_its_full_version(
     assert find_qemus() == {"99.1.0": other, "98.0.50": cached, "98.0.13": sibling}
 
 
+@pytest.mark.parametrize("spelling", ["mine", "./mine", "~/mine"], ids=["by its name", "from here", "from home"])
+def test_a_chosen_qemu_may_be_spelled_as_in_a_shell(
+    fake_qemu: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spelling: str
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    mine = program(here / "mine", "exec " + str(fake_qemu) + ' "$@"')
+    monkeypatch.chdir("/" if spelling == "mine" else here)
+    monkeypatch.setenv("PATH", f"{here}:/usr/bin:/bin" if spelling == "mine" else "/usr/bin:/bin")
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setenv("QMPVCPU_CACHE", str(tmp_path))
+    monkeypatch.setenv("QMPVCPU_QEMU", spelling)
+    assert best_qemu() == mine
+
+
+def test_a_chosen_qemu_that_cannot_be_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMPVCPU_QEMU", "/nonexistent/qemu")
+    with pytest.raises(QemuNotFoundError, match="QMPVCPU_QEMU=/nonexistent/qemu: no program that can be run"):
+        best_qemu()
+
+
 def test_a_chosen_qemu_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QMPVCPU_QEMU", "/bin/true")
     with pytest.raises(QemuNotFoundError, match="QMPVCPU_QEMU=/bin/true"):
@@ -136,7 +157,7 @@ async def test_a_path_that_is_no_program_is_told(tmp_path: Path) -> None:
 async def test_a_stopped_qemu_is_not_ready_and_is_killed_all_the_same() -> None:
     async with QemuProcess(best_qemu(), PAUSED) as process:
         process.kill(signal.SIGSTOP)
-        with pytest.raises(QemuStartError, match="it runs"):
+        with pytest.raises(QemuStartError, match="QEMU is stopped"):
             await process.wait_ready(timeout=0.2)
     assert process.returncode == -signal.SIGKILL
 

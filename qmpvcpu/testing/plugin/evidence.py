@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import signal
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any, Final, Protocol
 import pytest
 
 from qmpvcpu.errors import printable
-from qmpvcpu.processes import read_stat, why_idle
+from qmpvcpu.processes import read_stat
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.peer import Line, ScriptedPeer
+from qmpvcpu.testing.qemu import fate
 from qmpvcpu.testing.vms import TRACE_FILE, QmpMessage, Vm, read_transcript
 
 _TRANSCRIPT: Final = "QMP transcript"
@@ -74,7 +74,7 @@ class VmEvidence:
         guest = self._vm.guest
         said = _text(process.directory / "serial0.log")
         sections = {
-            "QEMU": f"{fate(process.pid, process.returncode)}\n{' '.join(process.argv)}",
+            "QEMU": f"It {fate(process.pid, process.returncode)}.\n{' '.join(process.argv)}",
             "QEMU log": process.stderr,
             _TRANSCRIPT: "\n".join(_line(message, f"qmp{message.monitor}") for message in trace),
             "guest's console": _text(process.directory / "console"),
@@ -119,18 +119,6 @@ def _add_section(report: pytest.TestReport, title: str, text: str) -> None:
         add(title, text, "-")
     else:
         report.sections.append((title, text))
-
-
-def fate(pid: int, returncode: int | None) -> str:
-    """Tell what has become of the process *pid*, which has ended with *returncode* (None: not yet)."""
-    if returncode is None:
-        return f"It {why_idle(pid) or 'runs'}."
-    if returncode < 0:
-        number = -returncode
-        with contextlib.suppress(ValueError):
-            return f"It was ended by {signal.Signals(number).name} (signal {number})."
-        return f"It was ended by signal {number}."
-    return f"It ended with exit status {returncode}."
 
 
 def _line(said: QmpMessage | Line, monitor: str) -> str:

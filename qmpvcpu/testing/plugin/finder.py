@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,14 @@ import pytest
 
 from qmpvcpu.testing.linuxguest import LinuxGuestMissingError
 from qmpvcpu.testing.plugin.options import Options, Settings
-from qmpvcpu.testing.qemu import Accelerator, QemuNotFoundError, best_qemu, probe_accelerator, qemu_version
+from qmpvcpu.testing.qemu import (
+    Accelerator,
+    QemuNotFoundError,
+    best_qemu,
+    probe_accelerator,
+    qemu_named,
+    qemu_version,
+)
 from qmpvcpu.testing.vms import Runner
 
 T = TypeVar("T")
@@ -113,13 +119,13 @@ class QemuFinder:
 
     def _find(self, named: str | None) -> Qemu:
         def find() -> Qemu:
-            found = best_qemu() if named is None else shutil.which(named)
+            found = best_qemu() if named is None else qemu_named(named)
             if found is None:
                 raise QemuNotFoundError(f"there is no QEMU {named}")
-            version = qemu_version(Path(found))
+            version = qemu_version(found)
             if version is None:
                 raise QemuNotFoundError(f"{found} is not a QEMU: it does not answer --version")
-            return Qemu(Path(found), version)
+            return Qemu(found, version)
 
         return self.available(find, _HOW_TO_INSTALL)
 

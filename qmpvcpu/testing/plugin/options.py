@@ -42,7 +42,7 @@ class Settings:
         """The options of *config*.
 
         Raises:
-            pytest.UsageError: A value from the environment or the ini file is none of its choices.
+            pytest.fail.Exception: A value from the environment or the ini file is none of its choices.
         """
         return cls(
             accel=_value(config, "qemu_accel") or "auto",
@@ -58,20 +58,20 @@ def artifacts_directory(config: pytest.Config) -> Path | None:
 
 def chosen_binaries(config: pytest.Config) -> Sequence[str]:
     """The QEMUs that the user named, paths or names in PATH; none: find the best of the machine."""
-    named: list[str] = config.getoption("qemu_binary") or []
-    if not named:
-        named = os.environ.get(ENVIRONMENT["qemu_binary"], "").split(os.pathsep)
-    named = [name for name in named if name]
-    return named or config.getini("qemu_binary")
+    given: list[str] = config.getoption("qemu_binary") or [os.environ.get(ENVIRONMENT["qemu_binary"], "")]
+    return _one_by_one(given) or _one_by_one(config.getini("qemu_binary"))
+
+
+def _one_by_one(given: Iterable[str]) -> Sequence[str]:
+    return [name for text in given for name in text.split(os.pathsep) if name]
 
 
 def _value(config: pytest.Config, name: str) -> str:
     value: str = config.getoption(name) or os.environ.get(ENVIRONMENT[name]) or config.getini(name)
     choices = _CHOICES.get(name)
     if value and choices and value not in choices:
-        raise pytest.UsageError(
-            f"{name} is {value!r} (from {ENVIRONMENT[name]} or the ini file), must be one of {', '.join(choices)}"
-        )
+        where = f"{ENVIRONMENT[name]} or the ini file"
+        pytest.fail(f"{name} is {value!r} (from {where}), must be one of {', '.join(choices)}", pytrace=False)
     return value
 
 
@@ -109,7 +109,7 @@ def options_of(node: pytest.Item | pytest.Session, fixture: str, given: object =
             close = difflib.get_close_matches(name, KNOWN[fixture], n=1)
             meant = f"; did you mean {close[0]}?" if close else "."
             pytest.fail(f"{fixture} has no option {name!r}{meant} It takes: {_listed(fixture)}", pytrace=False)
-    _check_requirements(fixture, options)
+    _check_values(fixture, options)
     return options
 
 
@@ -129,7 +129,11 @@ def _as_options(fixture: str, given: object) -> Options:
     pytest.fail(f"the parameter of {fixture} is {given!r}, must be {kinds}", pytrace=False)
 
 
-def _check_requirements(fixture: str, options: Options) -> None:
+def _check_values(fixture: str, options: Options) -> None:
+    arguments = options.get("extra_args")
+    if isinstance(arguments, str):  # it would be taken letter by letter
+        words = arguments.split()
+        pytest.fail(f"{fixture}(extra_args={arguments!r}): must be a list, such as {words}", pytrace=False)
     accel = options.get("accel")
     if accel not in {None, "kvm", "tcg"}:
         pytest.fail(f"{fixture}(accel={accel!r}): must be 'kvm' or 'tcg'", pytrace=False)
