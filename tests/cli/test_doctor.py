@@ -237,5 +237,19 @@ def test_of_each_machine_is_said_what_it_can_do_and_nothing_else(vm: Any, subjec
     assert ("only plugs are possible" in said) is vm.layout.vm.can_plug
 
 
+@pytest.mark.parametrize(
+    ("vm", "is_told"),
+    [
+        (machine("x86_64", "pc-q35-11.1"), True),
+        (machine("x86_64", "pc-q35-11.1", accelerator="kvm"), False),
+        (machine("ppc64", "pseries-11.1"), False),
+    ],
+)
+def test_that_linux_may_ignore_a_vcpu_is_told_where_it_does(vm: Any, is_told: bool) -> None:
+    found = [each for each in examine.examine_vm(vm, []) if "never uses it" in each.found]
+    assert bool(found) is is_told
+    assert all("-cpu MODEL,-hypervisor" in each.advice for each in found)
+
+
 def test_a_package_without_metadata_is_named_all_the_same() -> None:
     assert examine._version("no-such-package") == "of no known version"
