@@ -94,7 +94,7 @@ class Reader:
         reply = await self._try("query-acpi-ospm-status")
         return {} if reply is None else qapi.parse_ospm_status(reply)
 
-    async def everything(self, name: str | None) -> tuple[Reading, VmStatus, dict[int, OstAnswer], VmInfo]:
+    async def everything(self) -> tuple[Reading, VmStatus, dict[int, OstAnswer], VmInfo]:
         """Read all that there is to know, asked for in one go: slots, status, answers, and what never changes.
 
         Raises:
@@ -103,15 +103,7 @@ class Reader:
         reading, status, answers, facts = await asyncio.gather(
             self.slots(), self.status(), self.answers(), self._facts()
         )
-        return reading, status, answers, await self._vm_info(name, reading, facts)
-
-    async def name(self) -> str | None:
-        """Read the name that QEMU was given, or None.
-
-        Raises:
-            MonitorError: No reply, or none that can be understood.
-        """
-        return qapi.parse_name(await self._try("query-name"))
+        return reading, status, answers, await self._vm_info(reading, facts)
 
     async def _facts(self) -> list[Any]:
         return await asyncio.gather(
@@ -144,7 +136,7 @@ class Reader:
         """
         return qapi.parse_peripherals(await self._try("qom-list", {"path": "/machine/peripheral"}))
 
-    async def _vm_info(self, name: str | None, reading: Reading, facts: list[Any]) -> VmInfo:
+    async def _vm_info(self, reading: Reading, facts: list[Any]) -> VmInfo:
         slots, threads = reading
         accelerators, kvm, known_name, uuid, memory, machine, smp, confidential, objects, other_paths = facts
         arch = threads[0].arch if threads else None  # that of one is that of all
@@ -153,7 +145,7 @@ class Reader:
         machine_type = machine or "unknown"
         accelerator = await self._accelerator(accelerators, kvm)
         topology = qapi.parse_topology(smp)
-        given = name or qapi.parse_name(known_name)
+        given = qapi.parse_name(known_name)
         return VmInfo(
             name=given or _name_from(self._monitor.address),
             named=given is not None,
@@ -230,9 +222,9 @@ async def look(target: Target, *, reply_timeout: float = 10.0) -> Layout:
     monitor = await Monitor.open(target, timeout=reply_timeout, on_event=listen, on_lost=lambda _: None)
     try:
         reader = Reader(monitor, reply_timeout)
-        everything = await reader.everything(None)
+        everything = await reader.everything()
         if news:  # of two replies one may be older than it
-            everything = await reader.everything(None)
+            everything = await reader.everything()
     finally:
         await monitor.close()
     reading, _, answers, vm = everything

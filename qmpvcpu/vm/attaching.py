@@ -23,7 +23,7 @@ from qmpvcpu.model.vm import VmInfo, VmStatus
 from qmpvcpu.qapi import runs_single_threaded
 from qmpvcpu.qmp.monitor import Target, is_address
 from qmpvcpu.qmp.queries import Reading, layout_of
-from qmpvcpu.vm.connection import Connection, Finder
+from qmpvcpu.vm.connection import Connection, Finder, called
 from qmpvcpu.vm.controller import VcpuController
 from qmpvcpu.vm.driver import Driver
 from qmpvcpu.vm.record_writer import RecordWriter
@@ -143,10 +143,11 @@ async def attach(
     connection = await Connection.open(target, reply_timeout)
     kept = None
     try:
-        reading, status, answers, vm = await connection.reader.everything(name)
+        reading, status, answers, vm = await connection.reader.everything()
+        _check_name(record, vm, name)
+        vm = called(vm, name)
         instance = _instance(reading, connection) if reconnect or record is not None else None
         if record is not None:
-            await _check_name(record, name, connection)
             kept = await _open_record(record, vm, status, instance, base=base, arrived=arrived, read_only=read_only)
         now = asyncio.get_running_loop().time()
         seen = reading[1] or ()
@@ -210,13 +211,14 @@ def _same(config: str | os.PathLike[str], record: str | os.PathLike[str]) -> boo
     return absolute(config) == absolute(record)
 
 
-async def _check_name(record: str | os.PathLike[str], name: str | None, connection: Connection) -> None:
-    """Raise RecordError if *name* is not QEMU's own, where there is one: the record would have it from then on."""
-    if name is None:
-        return
-    own = await connection.reader.name()
-    if own not in (None, name):
-        why = f"QEMU was given the name {shorten(own)} for this VM, not {shorten(name)}: leave the name out"
+def _check_name(record: _Path | None, vm: VmInfo, name: str | None) -> None:
+    """Refuse a record under another name than QEMU's own, which it would have from then on.
+
+    Raises:
+        RecordError: *name* is another one.
+    """
+    if record is not None and name and vm.named and vm.name != name:
+        why = f"QEMU was given the name {shorten(vm.name)} for this VM, not {shorten(name)}: leave the name out"
         raise RecordError(record, why)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qmpvcpu import qapi
@@ -121,6 +122,11 @@ class Found(NamedTuple):
     instance: "Instance | None"
 
 
+def called(vm: VmInfo, name: str | None) -> VmInfo:
+    """Return *vm* under the *name* that its user gives it, if any."""
+    return replace(vm, name=name, named=True) if name else vm
+
+
 class Finder:
     """Finds QEMU again after the connection was lost, and makes sure that it is the same VM.
 
@@ -171,7 +177,8 @@ class Finder:
 
         connection = await Connection.open(self._target, self._reply_timeout)
         try:
-            (slots, threads), status, answers, vm = await connection.reader.everything(self._name)
+            (slots, threads), status, answers, vm = await connection.reader.everything()
+            vm = called(vm, self._name)
             instance = instance_running(slots, connection.monitor.peer_pid)
             same = same_instance(self._instance, instance)
             _check_told(connection.monitor, before.vm, vm)

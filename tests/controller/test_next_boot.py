@@ -399,7 +399,7 @@ async def test_a_document_that_cannot_be_used_is_told_when_attaching(config: Pat
 
 def guest_tasks() -> set[asyncio.Task[Any]]:
     """The tasks of the guest's own."""
-    return {task for task in asyncio.all_tasks() if "MicroGuest" in repr(task.get_coro())}
+    return {task for task in asyncio.all_tasks() if "GuestVm" in repr(task.get_coro())}
 
 
 async def test_the_record_is_no_document_beside_itself(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ async def test_who_waits_for_a_removal_of_an_earlier_qemu_is_told_at_once() -> N
         await vm.plug(5)
         request = await vm.request_unplug(5)
         reader = vm._driver.connection.reader
-        (slots, threads), status, answers, _info = await reader.everything(None)
+        (slots, threads), status, answers, _info = await reader.everything()
         vm._driver.put(Returned(slots, threads or (), status, answers, same_instance=False))
         async with asyncio.timeout(10):
             with pytest.raises(qmpvcpu.MonitorLostError):
