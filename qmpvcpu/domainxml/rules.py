@@ -70,15 +70,19 @@ def examine(root: etree._Element, *, at_start: bool) -> tuple[RawDomain, tuple[D
     for each in broken_states(states):
         _refuse_state(states, each, reader, RuleStage.DEFINE)
     refuse_in_name(root, raw.name, "/", reader)
+    product = math.prod(raw.cpu.levels.values()) if raw.cpu.levels else raw.count or 0
     if raw.count is not None:
         is_within_limit = _machine(raw, raw.count, reader)
-        _topology(raw, raw.count, reader)
+        if product <= UINT_MAX:
+            _topology(raw, product, "CPU topology doesn't match maximum vcpu count", reader)
         _whole_cores(raw, states, reader)
         if is_within_limit:
             _eim(raw, raw.count, reader)
     if raw.group is not None and root.get("type") == "qemu":
         says = "cachetune is only supported for KVM domains"
         reader.refuse(DomainRule.GROUPS_WITHOUT_KVM, raw.group, None, says)
+    if raw.count is not None and product > UINT_MAX:  # which libvirt finds by counting again
+        _topology(raw, product, f"cpu topology results in more than {UINT_MAX} cpus", reader)
     _ranges(raw.tunes, reader)
     refuse_in_name(root, raw.name, "\n", reader)
     if at_start:
@@ -182,17 +186,10 @@ def _limit(machine: str) -> int | None:
     return _LIMITS["pc" if family == "pc-i440fx" else family]
 
 
-def _topology(raw: RawDomain, count: int, reader: AttributeReader) -> None:
-    cpu = raw.cpu
-    if cpu.levels is None or cpu.topology is None:
-        return
-    product = math.prod(cpu.levels.values())
-    if product != count:
-        says = "CPU topology doesn't match maximum vcpu count"
-        if product > UINT_MAX:
-            says = f"cpu topology results in more than {UINT_MAX} cpus"
-        detail = f"{product}, and <vcpu> says {count}"
-        reader.refuse(DomainRule.TOPOLOGY_PRODUCT, cpu.topology, None, says, detail=detail)
+def _topology(raw: RawDomain, product: int, says: str, reader: AttributeReader) -> None:
+    if product != raw.count and raw.cpu.topology is not None:
+        detail = f"{product}, and <vcpu> says {raw.count}"
+        reader.refuse(DomainRule.TOPOLOGY_PRODUCT, raw.cpu.topology, None, says, detail=detail)
 
 
 def _core_size(raw: RawDomain) -> int:

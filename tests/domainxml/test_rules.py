@@ -139,3 +139,12 @@ def test_a_document_without_a_domain_is_no_broken_rule_but_an_error() -> None:
 
 def test_the_parts_stand_on_the_lines_that_the_table_counts_them_on() -> None:
     assert document().decode().split("\n")[: len(PARTS)] == list(PARTS.values())
+
+
+def test_libvirt_counts_a_topology_again_after_the_other_rules_of_the_machine() -> None:
+    cpu = "<cpu><topology sockets='{}' cores='1' threads='4'/></cpu>"
+    too_many = {"vcpu": "<vcpu>256</vcpu>", "cputune": "<cputune><period>1</period></cputune>"}
+    rules = [DomainRule.TOPOLOGY_PRODUCT, DomainRule.EIM_MISSING, DomainRule.TUNE_OUT_OF_RANGE]
+    assert [each.rule for each in validate(document(cpu=cpu.format(3), **too_many))] == rules
+    rules[:2] = reversed(rules[:2])
+    assert [each.rule for each in validate(document(cpu=cpu.format(2**32 - 1), **too_many))] == rules
