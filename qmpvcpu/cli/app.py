@@ -86,18 +86,34 @@ _COMMANDS: Final = {
 }
 
 
+_OF_VIRSH = {
+    "setvcpus": "count",
+    "setvcpu": "plug, unplug or config",
+    "vcpucount": "list",
+    "vcpuinfo": "list",
+    "dumpxml": "xml",
+    "domxml-to-native": "args",
+    "define": "config",
+    "event": "watch",
+}
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are asked for.
 
     Args:
         commands: Where each command is (``module:name`` in this package), and what the list of commands says of it.
+        of_virsh: Which of them does what a command of virsh's does.
     """
 
     context_class = Context
 
-    def __init__(self, name: str, commands: dict[str, tuple[str, str]], **how: Any) -> None:
+    def __init__(
+        self, name: str, commands: dict[str, tuple[str, str]], of_virsh: dict[str, str] | None = None, **how: Any
+    ) -> None:
         super().__init__(name, **how)
         self._places = commands
+        self._of_virsh = of_virsh or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
         """Return the names of all commands, in the order in which they are listed."""
@@ -110,6 +126,20 @@ class LazyGroup(click.Group):
         module, _, name = self._places[cmd_name][0].partition(":")
         found: click.Command | Callable[[], click.Command] = getattr(import_module(f"qmpvcpu.cli.{module}"), name)
         return found if isinstance(found, click.Command) else found()
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which one may be meant."""
+        named = args[0]
+        if named not in self._places and not named.startswith("-") and not ctx.resilient_parsing:
+            from difflib import get_close_matches  # not at the top: only a mistake needs it
+
+            if there := self._of_virsh.get(named):
+                ctx.fail(f"No such command {named!r}. In place of virsh {named} use {there}, see docs/virsh.md.")
+            if meant := get_close_matches(named, self._places, 1):
+                ctx.fail(f"No such command {named!r}. Did you mean {meant[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """List the commands without importing them."""
@@ -130,6 +160,7 @@ def program() -> LazyGroup:
     return LazyGroup(
         "qmpvcpu",
         _COMMANDS,
+        _OF_VIRSH,
         help=_HELP,
         params=[*FIRST_OPTIONS, *_completion_options()],
         callback=_begin,

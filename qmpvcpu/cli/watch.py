@@ -111,7 +111,8 @@ async def watch(shell: Shell, *, seconds: float | None, until: str | None, recon
         end.check(vm.layout)
         async with _display(shell, vm) as display:
             code, why = await _follow(shell, vm, end, display)
-    complaint = (f"qmpvcpu: {end.map} not reached ({why})",) if code else ()
+    how = f" within {seconds:g} s" if why == "time" and seconds is not None else f" ({why})"
+    complaint = (f"qmpvcpu: {end.map} not reached{how}",) if code else ()
     return CommandResult(code, document(ended=why, **state_json(vm.layout)), complaint=complaint)
 
 

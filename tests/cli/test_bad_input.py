@@ -43,6 +43,8 @@ async def test_what_cannot_be_is_denied_and_nothing_is_sent(guest: MicroGuest, a
     [
         ("", "no command"),
         ("frobnicate", "No such command"),
+        ("pulg 3", "Did you mean 'plug'?"),
+        ("setvcpus vm 3", "In place of virsh setvcpus use count"),
         ("plug abc", "is not a vCPU id"),
         ("plug -- -1", "is not a vCPU id"),
         ("plug 3 4,", "is not a vCPU id"),
