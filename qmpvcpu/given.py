@@ -100,13 +100,15 @@ def members(name: str, value: object, kind: type[enum.Enum]) -> Collection[objec
 
 
 def called(name: str, value: object) -> object:
-    """Return *value*, which *name* was given, if it can be called.
+    """Return *value*, which *name* was given, if it can be called; not a coroutine function, as nothing awaits it.
 
     Raises:
-        TypeError: It cannot.
+        TypeError: It is none.
     """
     if not callable(value):
         raise TypeError(f"{name} is a function, not {_quoted(value)}")
+    if inspect.iscoroutinefunction(value):
+        raise TypeError(f"{name} is a plain function, not one that is async: what it returns is not awaited")
     return value
 
 

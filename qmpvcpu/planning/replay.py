@@ -120,7 +120,8 @@ def _other_places(layout: Layout, target: ReplayTarget) -> Iterator[str]:
     if strays:
         vcpu, node = strays[0]
         ids = VcpuMap(each for each, _ in strays)
-        yield f"{named(ids)} are in other NUMA cells: {vcpu} in {node}, not in {target.cells.get(vcpu)}"
+        is_in, not_in = ("none" if cell is None else f"cell {cell}" for cell in (node, target.cells.get(vcpu)))
+        yield f"{named(ids)} are in other NUMA cells: vCPU {vcpu} is in {is_in}, not in {not_in}"
 
 
 def _said(slot: Slot) -> str:

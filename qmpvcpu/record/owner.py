@@ -48,9 +48,8 @@ def refuse_other(path: Path, found: Identity, claim: Claim) -> None:
     told = found.name[:MOST_TOLD]
     # The record of a VM without uuid has the one that we made up for it, and no other.
     if found.uuid is None or found.uuid != (claim.uuid or made_up):
-        ours = "none" if claim.uuid is None else claim.uuid
-        why = f"the record of a VM with uuid {found.uuid}; this QEMU has {ours}; it is left alone"
-        raise RecordError(path, f"{why}: {_ELSE} -uuid")
+        why = f"the record of a VM with {_uuid(found.uuid)}; this QEMU has {_uuid(claim.uuid)}; it is left alone"
+        raise RecordError(path, why if found.uuid is None else f"{why}: {_ELSE} -uuid")
     proven = None not in (instance, claim.instance) and same_instance(instance, claim.instance)
     if claim.uuid is None and not proven:
         if not claim.named:
@@ -71,13 +70,17 @@ def refuse_other_document(path: Path, found: Identity, claim: Claim) -> None:
     It is another VM's if the uuid differs, or the name where one of the two has no uuid. If the VM has neither, only
     its QEMU is checked: the caller says whose document it is.
     """
-    told = f"the document of VM {found.name[:MOST_TOLD]!r}, uuid {found.uuid}"
+    told = f"the document of VM {found.name[:MOST_TOLD]!r}, with {_uuid(found.uuid)}"
     if None not in (found.uuid, claim.uuid):
         if found.uuid != claim.uuid:
-            raise RecordError(path, f"{told}, not of one with uuid {claim.uuid}")
+            raise RecordError(path, f"{told}, not of one with {_uuid(claim.uuid)}")
     elif claim.named and found.name != claim.name:
-        raise RecordError(path, f"{told}, not of {claim.name[:MOST_TOLD]!r}, uuid {claim.uuid}")
+        raise RecordError(path, f"{told}, not of {claim.name[:MOST_TOLD]!r}, with {_uuid(claim.uuid)}")
     _refuse_living(path, found, claim)
+
+
+def _uuid(uuid: str | None) -> str:
+    return "no uuid" if uuid is None else f"uuid {uuid}"
 
 
 def _refuse_living(path: Path, found: Identity, claim: Claim) -> None:

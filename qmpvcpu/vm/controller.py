@@ -57,6 +57,9 @@ class UnplugRequest:
         self.ids: VcpuMap = removal.ids
         self.joined = joined
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of vCPU {self.ids}: {self.verdict or 'no answer yet'}>"
+
     @property
     def verdict(self) -> Unplugged | Refused | None:
         """The verdict, or None while there is none (see ``wait`` for PENDING)."""

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 import qmpvcpu
-from qmpvcpu import InvalidMapError, Pending, Recovery, VcpuController
+from qmpvcpu import InvalidMapError, Layout, Pending, Recovery, VcpuController
 from qmpvcpu.migration import DifferenceKind, check_target, confirm_target
 from qmpvcpu.qmp.queries import look
 from qmpvcpu.testing import Behaviour, MicroGuest, ScriptedPeer
@@ -84,6 +84,7 @@ NOT_MEANT: dict[str, tuple[str, Call]] = {
         'predicate is a function, not "x"',
         lambda vm, _: vm.wait_for("x"),  # type: ignore[arg-type]
     ),
+    "wait_for(async)": ("predicate is a plain function", lambda vm, _: vm.wait_for(asks_later)),
     "check_target(accept='uuid')": (
         'accept is a collection of DifferenceKind, not "uuid"',
         lambda vm, _: check_target(cast("Any", None), vm, accept="uuid"),  # type: ignore[arg-type]
@@ -98,6 +99,10 @@ NOT_MEANT: dict[str, tuple[str, Call]] = {
     ),
     "recover('redo')": ("how is one of Recovery", lambda vm, _: vm.recover("redo")),  # type: ignore[arg-type]
 }
+
+
+async def asks_later(_: Layout) -> bool:
+    return False
 
 
 async def refused(vm: VcpuController, call: Call, given: object, said: str) -> None:

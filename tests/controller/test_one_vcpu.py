@@ -104,6 +104,7 @@ async def test_a_slow_guest_is_pending_and_its_late_answer_is_an_event(on: Subst
         await vm.plug(2)
         stream = vm.events()
         request = await vm.request_unplug(2)
+        assert repr(request) == "<UnplugRequest of vCPU 2: no answer yet>"
         await until(stream, UnplugAcknowledged)
         verdict = await request.wait(0.01)
         assert isinstance(verdict, Pending)

@@ -128,7 +128,7 @@ ONE = substrates(("q35",), accels=("tcg",))[-1:]
         (domain_of(8, 1, [7], topology=Topology(8, sockets=8)), "sockets 2, not 8"),
         (
             domain_of(8, 1, [7], numa=(NumaCell(0, VcpuMap(range(8)), 16384),)),
-            "vCPUs 0-7 are in other NUMA cells: 0 in None, not in 0",
+            "vCPUs 0-7 are in other NUMA cells: vCPU 0 is in none, not in cell 0",
         ),
     ],
 )

@@ -106,7 +106,7 @@ def test_a_vm_that_is_not_stopped_does_not(state: str) -> None:
         (
             layout_of(4, [0], boot=1),
             wanted(4, 1)._replace(cells=dict.fromkeys(range(4), 1)),
-            "vCPUs 0-3 are in other NUMA cells: 0 in None, not in 1",
+            "vCPUs 0-3 are in other NUMA cells: vCPU 0 is in none, not in cell 1",
         ),
     ],
 )

@@ -179,8 +179,8 @@ async def test_a_document_is_not_looked_at_where_a_record_is(open_record: OpenRe
 @pytest.mark.parametrize(
     ("document", "told"),
     [
-        (SAMPLES["crlf"], f"the document of VM 'windows-made', uuid .*, not of one with uuid {UUID}"),
-        (vm_of("crlf")[0], f"the document of VM 'vm', uuid .*, not of one with uuid {UUID}"),
+        (SAMPLES["crlf"], f"the document of VM 'windows-made', with uuid .*, not of one with uuid {UUID}"),
+        (vm_of("crlf")[0], f"the document of VM 'vm', with uuid .*, not of one with uuid {UUID}"),
         (b"<domain", "not well-formed"),
         (b"<!DOCTYPE d><domain type='kvm'><name>vm</name></domain>", "document type"),
         (b"<domain type='kvm'><name>vm</name><vcpu>-1</vcpu></domain>", "libvirt at define"),

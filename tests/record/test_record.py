@@ -124,7 +124,7 @@ async def test_the_generation_goes_on_from_the_last_run(open_record: OpenRecord,
 OURS = render(replace(LAYOUT, vm=replace(Q35, uuid=UUID)), metadata=Metadata(generation=1)).decode()
 REFUSED = {
     "another uuid": (OURS.replace(UUID, UUID.replace("6f", "7f")), "a VM with uuid 7f9e"),
-    "no uuid": (re.sub("<uuid>.*</uuid>", "", OURS), "a VM with uuid None"),
+    "no uuid": (re.sub("<uuid>.*</uuid>", "", OURS), "a VM with no uuid"),
 }
 
 
@@ -147,7 +147,7 @@ async def test_the_record_of_a_vm_that_has_a_uuid_is_not_taken_for_one_that_has_
 ) -> None:
     path = tmp_path / "vm.xml"
     path.write_text(OURS)
-    with pytest.raises(RecordError, match="this QEMU has none"):
+    with pytest.raises(RecordError, match="this QEMU has no uuid"):
         await open_record(path, uuid=None)
 
 
