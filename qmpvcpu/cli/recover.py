@@ -65,15 +65,15 @@ async def recover(
         if vm.previous is not None:
             shell.say(await _previous_text(vm.previous, record))
         intent = vm.interrupted
-        if intent is not None and intent.config is not None and config is None:
-            raise BadUsageError(
-                f"the next boot was to be written too: name its document with --config {shlex.quote(intent.config)}"
-            )
+        if intent is not None:
+            shell.extra["interrupted"] = to_json(intent)
+            shell.say(intent_text(intent))
+            if intent.config is not None and config is None:
+                named = shlex.quote(intent.config)
+                raise BadUsageError(f"the next boot was to be written too: name its document with --config {named}")
         looked = await vm.recover(Recovery.REPORT)
         if intent is None or looked is None:
             return _nothing_interrupted(shell, vm.layout, acts=finish or revert)
-        shell.extra["interrupted"] = to_json(intent)
-        shell.say(intent_text(intent))
         if not (finish or revert):
             return _as_looked(shell, looked)
         target = finish_target(intent, vm.layout) if finish else revert_target(intent, vm.layout)

@@ -243,6 +243,10 @@ async def test_what_was_cut_short_before_the_next_boot_was_written_is_finished(
     ran = await run("recover", *where)
     assert ran.code == 2
     assert f"--config {config}" in ran.err
+    assert "then at the next boot: 0-2" in ran.out
+    ran = await run("recover", *where, "--json")
+    assert ran.code == 2
+    assert ran.document["interrupted"]["next_boot"] == "0-2"
     ran = await run("recover", *where, "--config", config)
     assert ran.code == 1
     assert "then at the next boot: 0-2" in ran.out
