@@ -51,7 +51,7 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
 The shared options may stand before the command or after it. With --json there is one document on standard output and
 nothing else, errors included (watch: one a line). SIGINT, SIGTERM and SIGHUP stop at the next safe point, and what
-was done is printed. The second one abandons at once.
+was done is printed. The second one lets go of the VM at once.
 
 Words complete in bash, zsh and fish after qmpvcpu --install-completion.
 

@@ -149,7 +149,8 @@ class Vms(NamedTuple):
         )
         async with fleet:
             if not fleet.addresses:
-                raise BadUsageError(f"no socket in {self.directory} matches {self.pattern!r}")
+                found = f"no socket in {self.directory} matches {self.pattern!r}"
+                raise BadUsageError(f"{found}: name another pattern, such as --pattern '*/qmp.sock'")
             shell.extra["vms"] = []
             yield fleet
 
@@ -251,7 +252,7 @@ async def _set_all(
         results = fleet.each(setting.one)
 
         async def stop() -> None:
-            shell.note("stopping at the next safe points; once more abandons at once")
+            shell.note("stopping at the next safe points; a second signal lets go of the VMs at once")
             results.stop()
             await setting.stop()
 

@@ -304,7 +304,7 @@ async def run_transition(
     task = asyncio.ensure_future(work)
 
     async def stop() -> None:
-        shell.note("stopping at the next safe point; once more abandons at once")
+        shell.note("stopping at the next safe point; a second signal lets go of the VM at once")
         if await vm.cancel() is None:  # it has not begun
             task.cancel()
 

@@ -19,6 +19,7 @@ from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Recovery
 from qmpvcpu.model.transition import TransitionOutcome, TransitionReport
+from qmpvcpu.model.vcpumap import named
 from qmpvcpu.planning.recovery import finish_target, revert_target
 from qmpvcpu.record.config import DomainConfig
 from qmpvcpu.record.file import LockedFile, absolute
@@ -120,9 +121,10 @@ def _nothing_interrupted(shell: Shell, layout: Layout, *, acts: bool) -> Command
     if not layout.pending:
         return CommandResult(REACHED, content, text)
     slots = " ".join(str(first) for first in sorted(layout.pending_slots))
-    pending = f"qmpvcpu: the removal of vCPU {layout.pending} was requested, and the guest has not answered yet"
-    wait = f"to wait for it: qmpvcpu unplug {slots} (asks again only if no guest works on it)"
-    advice = f"{wait}; to keep it: qmpvcpu set, with it"
+    which = named(layout.pending)
+    pending = f"qmpvcpu: the removal of {which} was requested, and the guest has not answered yet"
+    wait = f"to wait for the answer: qmpvcpu unplug {slots} (asks again only if the guest does not work on it)"
+    advice = f"{wait}; to keep {which}: qmpvcpu set {layout.enabled}, which plugs again what leaves"
     return CommandResult(NOT_REACHED if acts else REACHED, content, text, (pending, advice))
 
 

@@ -32,7 +32,7 @@ from qmpvcpu.events import (
 )
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, named
 
 if TYPE_CHECKING:
     from qmpvcpu.cli.terminal import Screen
@@ -78,7 +78,7 @@ class _End:
         if 0 not in self.map:
             raise BadUsageError(f"--until {self.map}: it would never end, since vCPU 0 never leaves")
         if beyond := VcpuMap(each for each in self.map if each >= layout.max):
-            raise BadUsageError(f"--until {self.map}: no vCPU {beyond}: this machine has 0 to {layout.max - 1}")
+            raise BadUsageError(f"--until {self.map}: no {named(beyond)}: this machine has 0 to {layout.max - 1}")
 
     def reached(self, layout: Layout) -> bool:
         return self.map is not None and layout.enabled == self.map and not layout.pending
@@ -130,7 +130,8 @@ async def _follow(shell: Shell, vm: "VcpuController", end: _End, display: "_Disp
         return (REACHED if end.map is None else NOT_REACHED), "time"
     if reading.cancelled():
         return (REACHED if end.map is None else INTERRUPTED), shell.signals.came
-    return REACHED, reading.result()
+    why = reading.result()
+    return (REACHED if end.map is None or why == "reached" else NOT_REACHED), why
 
 
 async def _read(shell: Shell, vm: "VcpuController", end: _End, display: "_Display") -> str:

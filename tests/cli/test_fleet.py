@@ -181,7 +181,7 @@ async def test_the_second_sigint_abandons_and_tells_what_came(vms: list[MicroGue
         async with running("fleet", "set", "0,4", "--dir", folder, "--json") as it:
             await it.wait_said("2 of 3 VMs; waiting for")
             it.process.send_signal(signal.SIGINT)
-            await it.wait_said("once more abandons at once")
+            await it.wait_said("a second signal lets go of the VM")
             it.process.send_signal(signal.SIGINT)
             ran = await it.end()
     assert ran.code == 130
@@ -288,7 +288,7 @@ async def test_the_environment_names_one_vm_unless_others_are_named(vms: list[Mi
         ("list", "which VMs?"),
         ("list --dir /nonexistent", "cannot look into /nonexistent for QMP sockets: No such file"),
         ("list --dir /etc/passwd", "Not a directory"),
-        ("list --dir /etc", "no socket in /etc matches '*'"),
+        ("list --dir /etc", "no socket in /etc matches '*': name another pattern"),
         ("list --dir /run --pattern /run/*.qmp", "relative to --dir"),
         ("list --dir /run --concurrency 0", "--concurrency"),
         ("list --qmp tcp:nowhere", "tcp:HOST:PORT"),

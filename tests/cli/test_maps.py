@@ -187,7 +187,7 @@ async def test_a_second_signal_does_not_wait_for_a_qemu_that_is_silent(story: Mi
         story.process.kill(signal.SIGSTOP)
         try:
             it.process.send_signal(signal.SIGINT)
-            await it.wait_said("once more abandons at once")
+            await it.wait_said("a second signal lets go of the VM")
             it.process.send_signal(signal.SIGINT)
             ran = await it.end()
         finally:

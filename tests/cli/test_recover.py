@@ -143,7 +143,8 @@ async def test_what_a_revert_has_left_pending_is_named_where_nothing_is_left_to_
             assert ran.code == code
             assert ran.out.startswith("nothing was interrupted\n")
             assert "the removal of vCPU 6 was requested, and the guest has not answered yet" in ran.err
-            assert "qmpvcpu unplug 6 (asks again only if no guest works on it)" in ran.err
+            assert "qmpvcpu unplug 6 (asks again only if the guest does not work on it)" in ran.err
+            assert f"to keep vCPU 6: qmpvcpu set {left.document['enabled']}, which plugs again what leaves" in ran.err
 
 
 async def test_a_record_that_is_not_there_says_nothing_of_what_was_wanted(guest: MicroGuest, tmp_path: Path) -> None:

@@ -59,8 +59,20 @@ async def test_it_ends_after_the_time_it_was_given(guest: MicroGuest) -> None:
     assert "0-7 not reached within 0.2 s" in late.err
 
 
+async def test_a_reader_that_left_before_the_map_is_there_makes_no_success(guest: MicroGuest) -> None:
+    nobody_reads = "import os; ours, theirs = os.pipe(); os.close(ours); os.dup2(theirs, 1)"
+    words = ("watch", "--until", "0,3", "--for", "20", "--verbose", "--qmp", guest.sockets[1])
+    async with running(*words, code=nobody_reads) as it:
+        await it.wait_said("query-hotpluggable-cpus")
+        for wish in ("0-2", "0-1"):
+            assert (await run("set", wish, "--qmp", guest.qmp)).code == 0
+        ran = await it.end()
+    assert ran.code == 1
+    assert ran.err.endswith("qmpvcpu: 0,3 not reached (nobody reads)\n")
+
+
 @pytest.mark.parametrize(
-    ("never", "why"), [("0-9", "no vCPU 8-9: this machine has 0 to 7"), ("1-3", "vCPU 0 never leaves")]
+    ("never", "why"), [("0-9", "no vCPUs 8-9: this machine has 0 to 7"), ("1-3", "vCPU 0 never leaves")]
 )
 async def test_a_map_that_can_never_come_is_not_waited_for(never: str, why: str, guest: MicroGuest) -> None:
     ran = await run("watch", "--until", never, "--json", "--qmp", guest.qmp)
