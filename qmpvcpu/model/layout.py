@@ -193,7 +193,8 @@ class Vcpu:
             how a VM is to be started; see ``domainxml``).
         order: Place of its slot in QEMU's creation order, from 1; None while absent.
         pending: True if a removal of it is accepted and unanswered.
-        host_tid: Thread id on QEMU's host, or None where not known: a plug reads nothing, so ``refresh`` first.
+        host_tid: Thread id on QEMU's host, in QEMU's own PID namespace; None where not known: a plug reads nothing,
+            so ``refresh`` first.
         acknowledged: What the guest said of its plug: True, False (a failure), or None (nothing, or not seen).
     """
 

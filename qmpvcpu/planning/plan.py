@@ -196,7 +196,11 @@ def plan_count(now: Situation, count: int, options: CheckedOptions = DEFAULTS, *
         reached.append(reached[-1] + (slot.count if grows else -slot.count))
     target = union(slot.ids for slot in layout.slots if slot.first in chosen)
     if reached[-1] > count and not grows and len(chosen) > 1:  # the slot of vCPU 0 never leaves, include_boot or not
-        detail = f"{named(target)} were there at boot, and a count takes none of those out (include_boot=True does)"
+        owned = layout.vm.libvirt_owned and not options.allow_boot_vcpus
+        more = ", here with allow_boot_vcpus=True, after which libvirtd would lose the VM" if owned else ""
+        detail = (
+            f"{named(target)} were there at boot, and a count takes none of those out (include_boot=True does{more})"
+        )
         return _refused(layout, Denied(target, DenialReason.COUNT_KEEPS_BOOT, detail))
     if reached[-1] != count:
         return _refused(layout, _splits(layout, count, {*reached[-2:]}))

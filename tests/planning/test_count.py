@@ -110,6 +110,9 @@ def test_what_a_count_chooses_is_denied_as_a_map_is() -> None:
     assert [each.reason for each in plan_count(full, 5).denied] == [DenialReason.FATAL]
     assert plan_count(full, 5, CheckedOptions(allow_fatal=True)).denied == ()
     owned = situation(HOLES, vm=replace(KVM, libvirt_owned=True))
+    (stays,) = plan_count(owned, 1).denied
+    assert stays.reason is DenialReason.COUNT_KEEPS_BOOT
+    assert "include_boot=True does, here with allow_boot_vcpus=True" in stays.detail
     assert [each.reason for each in plan_count(owned, 1, include_boot=True).denied] == [DenialReason.LIBVIRT_OWNED]
     assert plan_count(owned, 1, CheckedOptions(allow_boot_vcpus=True), include_boot=True).denied == ()
 
