@@ -33,7 +33,7 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
   qmpvcpu plan 0,2-5 --qmp /run/vm.qmp  what it takes to have these
 
-  qmpvcpu set 0,2-5 --qmp /run/vm.qmp   have exactly these
+  qmpvcpu set 0,2-5 --qmp /run/vm.qmp   these in, all others out
 
   qmpvcpu config vm.xml --count 4       have four at its next boot
 
@@ -43,7 +43,7 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
   qmpvcpu args vm.xml                   QEMU's arguments for its vCPUs
 
-  qmpvcpu replay vm.xml --qmp ...       the same, plugged into a stopped QEMU
+  qmpvcpu replay vm.xml --qmp ...       the same, into a stopped QEMU
 
   qmpvcpu fleet list --dir /run/vms     many VMs at once
 
@@ -68,8 +68,8 @@ _COMMANDS: Final = {
     "list": ("list:list_", "Show every vCPU, plugged or not."),
     "plug": ("plug:plug", "Plug vCPUs, one by one."),
     "unplug": ("plug:unplug", "Unplug vCPUs, one by one."),
-    "set": ("set:set_", "Have exactly these vCPUs plugged."),
-    "count": ("set:count", "Have so many vCPUs plugged."),
+    "set": ("set:set_", "Plug these vCPUs and unplug all others."),
+    "count": ("set:count", "Change how many vCPUs are plugged."),
     "plan": ("set:plan", "Show what set or count would do."),
     "recover": ("recover:recover", "Finish or revert what was cut short."),
     "replay": ("replay:replay", "Plug into a stopped QEMU what a VM had."),

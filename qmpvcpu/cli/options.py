@@ -237,7 +237,8 @@ def exported_in(path: str, data: bytes) -> "ExportedState":
         content = json.loads(data)
         return ExportedState.from_json(content.get("export", content) if isinstance(content, dict) else data.decode())
     except (ValueError, RecursionError) as error:
-        raise BadUsageError(f"{'standard input' if path == '-' else path}: no export: {error}") from error
+        where = "standard input" if path == "-" else path
+        raise BadUsageError(f"{where}: no export (qmpvcpu export -o FILE writes one): {error}") from error
 
 
 async def write_file(path: str, data: bytes) -> None:

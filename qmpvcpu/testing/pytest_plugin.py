@@ -122,6 +122,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("qemu_binary", named, indirect=True, scope="session")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test whose marker changes nothing, since its VM is shared: it would test something else than it says."""
+    fixtures = getattr(item, "fixturenames", ())
+    if "shared_vms" not in fixtures:
+        return
+    for name in ("qemu_vm", "linux_vm"):
+        if f"{name}_factory" not in fixtures and any(marker.name == name for marker in item.own_markers):
+            pytest.fail(
+                f"@pytest.mark.{name}(...) changes nothing here, since the test's VM is shared: give the options to "
+                f"shared_vms.{name}(...), or let the test start a VM of its own with {name}_factory()",
+                pytrace=False,
+            )
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Result[pytest.TestReport], None]":
     """Put the evidence of a failed test's VMs into its report, once."""

@@ -196,7 +196,7 @@ async def test_json_that_is_no_export_is_named_as_such(tmp_path: Path, text: str
     state.write_text(text)
     ran = await run("args", state)
     assert ran.code == 2
-    assert ran.err.startswith(f"qmpvcpu: {state}: no export: ")
+    assert ran.err.startswith(f"qmpvcpu: {state}: no export (qmpvcpu export -o FILE writes one): ")
 
 
 async def test_the_host_s_cpu_needs_kvm_or_another_cpu(document: Path) -> None:

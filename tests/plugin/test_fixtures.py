@@ -160,6 +160,46 @@ def test_a_linux_obeys_a_test_and_its_controller(tmp_path: Path) -> None:
 
 
 @pytest.mark.qemu
+def test_a_marker_that_a_shared_vm_cannot_take_fails_the_test(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        conftest="""
+            import pytest
+
+            @pytest.fixture(scope="session")
+            def shared(shared_vms):
+                with shared_vms.qemu_vm(boot=2) as vm:
+                    yield vm
+        """,
+        test_own="""
+            import pytest
+
+            @pytest.mark.qemu_vm(boot=3)
+            def test_has_one_of_its_own_too(shared, qemu_vm):
+                assert qemu_vm.qmp != shared.qmp
+        """,
+        test_shared="""
+            import pytest
+
+            @pytest.fixture(scope="module")
+            def qemu_vm(shared):
+                return shared
+
+            @pytest.mark.qemu_vm(boot=3)
+            def test_says_what_is_not_so(qemu_vm):
+                pass
+
+            def test_takes_the_shared_one(qemu_vm):
+                pass
+        """,
+    )
+    session = run(tmp_path)
+    assert session.outcomes == {"passed": 2, "error": 1}, session.output
+    report = session.report("test_says_what_is_not_so")
+    assert "@pytest.mark.qemu_vm(...) changes nothing here, since the test's VM is shared: give the options" in report
+
+
+@pytest.mark.qemu
 def test_tests_share_a_vm_for_as_long_as_they_like(tmp_path: Path) -> None:
     write(
         tmp_path,
