@@ -56,7 +56,7 @@ class VcpuMap(AbstractSet[int]):
         """Read libvirt's cpuset grammar: ids and ranges, ``^`` takes one id out of what stands before it.
 
         An empty text is the empty map (libvirt itself has no way to write that). Taking out what is not in is no
-        error; taking out of nothing at all is.
+        error; including no id at all is.
 
         Raises:
             InvalidMapError: The text is not of that grammar, or an id is out of bounds; it names the bad part.
@@ -91,7 +91,7 @@ class VcpuMap(AbstractSet[int]):
             bits |= (1 << (last + 1)) - (1 << first)
             includes = True
         if not includes:
-            raise InvalidMapError(text, f"{_quoted(text.strip())} takes out of nothing")
+            raise InvalidMapError(text, f"{_quoted(text.strip())} excludes an id, and no id is included")
         return cls._made(bits)
 
     @classmethod
@@ -213,7 +213,8 @@ def _bits_of(ids: Iterable[int]) -> int:
     if isinstance(ids, str | bytes | bytearray):  # these have elements too, which are no vCPU ids
         raise InvalidMapError(ids, "text is read by VcpuMap.parse, libvirt's bytes by VcpuMap.from_bytes")
     if not isinstance(ids, Iterable):
-        raise TypeError(f"ids are several, as in [3] or VcpuMap.parse('3'), not {shorten(ids)}")
+        given = None if ids is None else shorten(ids)
+        raise TypeError(f"vCPU ids are given as a collection, such as [3] or VcpuMap.parse('3'), not {given}")
     bits = 0
     for each in ids:
         number = each if type(each) is int else _index(each)

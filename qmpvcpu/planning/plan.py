@@ -87,7 +87,7 @@ def parse_target(given: str | Iterable[int], layout: Layout) -> VcpuMap:
     """
     target = VcpuMap.parse(given) if isinstance(given, str) else VcpuMap(given)
     if not target:
-        why = f"it is empty, and vCPU 0 of 0-{layout.max - 1} never leaves"
+        why = f"it is empty, and vCPU 0 never leaves (this machine has vCPUs 0-{layout.max - 1})"
         raise InvalidMapError(given if isinstance(given, str) else "", why)
     return target
 

@@ -53,7 +53,7 @@ async def test_what_cannot_be_is_denied_and_nothing_is_sent(guest: MicroGuest, a
         ("plug 16384", "16383"),
         ("plug --proof enlightenment", "enlightenment"),
         ("unplug", "Missing argument"),
-        ("unplug ^2", "takes out of nothing"),
+        ("unplug ^2", "excludes an id, and no id is included"),
         ("list", "which VM?"),
         ("list --qmp", "requires an argument"),
         ("list --frob", "No such option"),

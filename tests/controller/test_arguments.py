@@ -73,8 +73,8 @@ NOT_MEANT: dict[str, tuple[str, Call]] = {
     "in_flight=True": ("in_flight is a whole number", lambda vm, _: vm.set_map("0", in_flight=True)),
     "in_flight=0": ("in_flight is at least 1, not 0", lambda vm, _: vm.set_count(1, in_flight=0)),
     "replay in_flight=0": ("in_flight is at least 1, not 0", lambda vm, _: vm.replay(vm.layout, in_flight=0)),
-    "set_map(3)": ("ids are several", lambda vm, _: vm.set_map(3)),  # type: ignore[arg-type]
-    "set_map(None)": ("ids are several", lambda vm, _: vm.set_map(None)),  # type: ignore[arg-type]
+    "set_map(3)": ("vCPU ids are given as a collection, .* not 3", lambda vm, _: vm.set_map(3)),  # type: ignore[arg-type]
+    "set_map(None)": ("vCPU ids are given as a collection, .* not None", lambda vm, _: vm.set_map(None)),  # type: ignore[arg-type]
     "set_map(['2'])": ("a vCPU id is an int", lambda vm, _: vm.set_map(["0", "2"])),  # type: ignore[list-item]
     "set_map([2.0])": ("a vCPU id is an int", lambda vm, _: vm.set_map([0, 2.0])),  # type: ignore[list-item]
     "set_map(bytes)": ("is not a set of vCPU ids", lambda vm, _: vm.set_map(b"0-2")),

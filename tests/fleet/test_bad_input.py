@@ -322,7 +322,7 @@ async def test_a_fleet_refuses_terms_that_cannot_be_meant_and_asks_nobody(option
         for count in ("1", True, 1.0):
             with pytest.raises(TypeError, match="count is a whole number"):
                 fleet.set_count(count)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="ids are several"):
+        with pytest.raises(TypeError, match="vCPU ids are given as a collection"):
             fleet.set_map(3)  # type: ignore[arg-type]
         assert list(peer.transcript) == []
     for pattern in ("", "/run/*.qmp"):

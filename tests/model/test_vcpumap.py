@@ -61,7 +61,8 @@ def test_bytes_with_a_bit_beyond_libvirts_bound_are_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("^1", "takes out of nothing"), ("0,^ 1", "not a vCPU id"), ("0,", "not a vCPU id")]
+    ("text", "says"),
+    [("^1", "excludes an id, and no id is included"), ("0,^ 1", "not a vCPU id"), ("0,", "not a vCPU id")],
 )
 def test_what_takes_out_of_nothing_is_refused(text: str, says: str) -> None:
     with pytest.raises(InvalidMapError, match=says):

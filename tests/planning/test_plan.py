@@ -39,12 +39,12 @@ def words(plan: Plan) -> list[str]:
 @pytest.mark.parametrize(
     ("wish", "says"),
     [
-        ("", "it is empty, and vCPU 0 of 0-7 never leaves"),
+        ("", "it is empty, and vCPU 0 never leaves (this machine has vCPUs 0-7)"),
         ("  ", "it is empty"),
         ("0,^0", "it is empty"),
         ([], "it is empty"),
-        ("^1", '"^1" takes out of nothing'),
-        ("^1,^2", "takes out of nothing"),
+        ("^1", '"^1" excludes an id, and no id is included'),
+        ("^1,^2", "excludes an id, and no id is included"),
         ("0-", '"" in "0-" is not a vCPU id'),
         ("3-1", '"3-1" runs downwards'),
         ("0,,1", '"" is not a vCPU id'),
