@@ -501,7 +501,7 @@ class Batch:
         limit = f"within {self._bounds.reply_timeout:g} s"
         for run in self._out.overdue_replies(self._now):
             command = "device_add" if run.plugs else "device_del"
-            silence = f"QEMU did not reply to {command} {limit}; a late reply is taken in, and is an event"
+            silence = f"QEMU did not reply to {command} {limit}; a late reply becomes an event"
             self._end(run, Unknown(run.step.ids, silence))
         looks: dict[Read, list[StepRun]] = {}
         for run in self._out.take_overdue_answers(self._now):

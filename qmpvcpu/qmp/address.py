@@ -242,7 +242,8 @@ async def connect(address: Address, *, deadline: float) -> socket.socket:
             str(address),
             "its queue of waiting clients is full: another client holds this QMP socket while others wait already,"
             " or QEMU is stopped",
-            hint="a QMP socket serves one client at a time; give QEMU a second -qmp",
+            hint="SIGCONT lets a stopped QEMU go on; a QMP socket serves one client at a time: give a QEMU that runs "
+            "a second -qmp",
         ) from None
 
 

@@ -236,7 +236,8 @@ async def test_a_full_queue_of_waiting_clients_is_waited_for_and_named(tmp_path:
         with pytest.raises(MonitorConnectError) as caught:
             await connect(Address.parse(path), deadline=soon(0.1))
         assert "its queue of waiting clients is full: another client holds this QMP socket" in str(caught.value)
-        assert "give QEMU a second -qmp" in caught.value.hint
+        assert "SIGCONT lets a stopped QEMU go on" in caught.value.hint
+        assert "a second -qmp" in caught.value.hint
 
         waiting = asyncio.create_task(connect(Address.parse(path), deadline=soon()))
         await asyncio.sleep(0)
