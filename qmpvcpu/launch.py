@@ -236,7 +236,8 @@ def _unknown_of_domain(
         if optional:
             yield f"whether the host has {', '.join(optional)}: libvirt requests an optional feature only then"
     if domain.unread:
-        yield f"the document has more that libvirt tells QEMU about CPUs and cells: {', '.join(domain.unread)}"
+        more = ", ".join(domain.unread)
+        yield f"left out here, although libvirt makes arguments of it: {more}; add these yourself if they matter"
     if domain.numa and _is_old(domain.machine):
         yield f"how machine {domain.machine} lays out its cells: libvirt gives such an old one -numa node,mem="
 
