@@ -122,8 +122,8 @@ class GuestVm(ABC):
                 await self._news.wait_for(lambda: self._gone or condition())
                 if condition():
                     return
-        except TimeoutError as why:
-            raise self._failure(f"{self._name} did not {what} within {timeout} s") from why
+        except TimeoutError:
+            raise self._failure(f"{self._name} did not {what} within {timeout:g} s") from None
         await self.process.wait()
         raise self._failure(f"QEMU ended, and {self._name} did not {what}")
 
