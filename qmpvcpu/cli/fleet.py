@@ -13,7 +13,7 @@ import click
 from qmpvcpu.cli.app import LazyGroup
 from qmpvcpu.cli.change_options import INCLUDE_BOOT, MAP_OPTIONS, SAFETY_OPTIONS, allowed
 from qmpvcpu.cli.failures import code_of, error_json, in_options
-from qmpvcpu.cli.options import OUTPUT_OPTIONS, REPLY_TIMEOUT, File, command, option
+from qmpvcpu.cli.options import OUTPUT_OPTIONS, REPLY_TIMEOUT, File, command, option, said
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
 from qmpvcpu.cli.progress import FleetProgress, short_address, shown
 from qmpvcpu.cli.reports import intent_text, shortcoming
@@ -70,14 +70,22 @@ by a signal; else 4 record unreadable or locked; else 1 refused, rejected, pendi
 usage or input, denied, nothing sent.
 """
 
+
+def _begin(**given: Any) -> None:
+    context = click.get_current_context()
+    context.obj = {**context.obj, **said(given)}
+
+
 fleet = LazyGroup(
     "fleet",
     {
         "list": ("fleet:list_", "Show the vCPUs of every VM."),
-        "set": ("fleet:set_", "Have exactly these vCPUs plugged in every VM."),
-        "count": ("fleet:count", "Have so many vCPUs plugged in every VM."),
+        "set": ("fleet:set_", "Plug these vCPUs and unplug all others, in every VM."),
+        "count": ("fleet:count", "Change how many vCPUs are plugged, in every VM."),
     },
     help=_HELP,
+    params=[REPLY_TIMEOUT, *OUTPUT_OPTIONS],
+    callback=_begin,
     no_args_is_help=False,
 )
 

@@ -57,8 +57,11 @@ async def test_list_shows_people_every_vm_in_a_row(folder: Path) -> None:
     assert shown.err == ""
 
 
-async def test_list_gives_programs_every_vcpu_of_every_vm(folder: Path) -> None:
-    document = (await run("fleet", "list", "--json", "--dir", folder, "--pattern", "vm[01]*")).document
+@pytest.mark.parametrize(
+    "words", ["--json fleet list", "fleet --json list", "fleet list --json"], ids=["first", "between", "last"]
+)
+async def test_list_gives_programs_every_vcpu_of_every_vm(folder: Path, words: str) -> None:
+    document = (await run(*words.split(), "--dir", folder, "--pattern", "vm[01]*")).document
     assert (document["reached"], document["failed"]) == (2, 0)
     assert [vm["address"] for vm in document["vms"]] == [f"unix:{folder}/vm{number}.qmp" for number in range(2)]
     for vm in document["vms"]:
@@ -284,6 +287,7 @@ async def test_the_environment_names_one_vm_unless_others_are_named(vms: list[Mi
     ("arguments", "words"),
     [
         ("", "Missing command"),
+        ("--reply-timeout nan list --qmp /nonexistent", "finite number of seconds"),
         ("frobnicate", "No such command"),
         ("list", "which VMs?"),
         ("list --dir /nonexistent", "cannot look into /nonexistent for QMP sockets: No such file"),
