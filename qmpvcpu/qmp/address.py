@@ -39,7 +39,7 @@ _KEY = (
 )
 _TELLING = frozenset({"server", "noserver", "nowait", "abstract"})
 _CHARDEV = ("socket,", "path=")
-_WITHOUT_COMMAS = (*_CHARDEV, "tcp:")
+_FIELD = "(?:[^,]|,,)+"  # two commas are one in a value
 _OTHER_PROTOCOLS = ("telnet", "tn3270", "tls-creds", "websocket")
 _ASK_FOR = "give QEMU -qmp unix:PATH,server=on,wait=off"
 
@@ -109,7 +109,8 @@ class Address(NamedTuple):
         body, options = _split_options(re.sub(f"^{_OPTION}", "", text.strip()).strip("'\""))
         _check_options(text, options)
         if body.startswith(_CHARDEV):
-            values = dict(part.partition("=")[::2] for part in body.split(","))
+            fields = re.findall(_FIELD, body)
+            values = dict(field.replace(",,", ",").partition("=")[::2] for field in fields)
             if "port" in values:
                 return cls._tcp(text, values.get("host") or "localhost", values["port"])
             body = values.get("path", "")
@@ -184,7 +185,9 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
         if not comma or body.endswith(",") or re.fullmatch(_KEY, name) is None:
             break
         rest, options[name] = body, value or "on"
-    if not (options.keys() & _TELLING or text.startswith(_WITHOUT_COMMAS)):
+    if text.startswith(_CHARDEV):
+        return rest, options  # it has more options, so its commas still count
+    if not (options.keys() & _TELLING or text.startswith("tcp:")):
         return text, {}
     return rest.replace(",,", ",") if options else text, options
 
