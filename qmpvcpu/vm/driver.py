@@ -338,8 +338,11 @@ class Driver:
         if self.closed:
             await found.connection.monitor.close()
             return
-        await self.connection.monitor.close()
-        self.connection = found.connection
+        # Swapped before the wait: a close() during it closes the new one, and cancels this.
+        left, self.connection = self.connection, found.connection
+        await left.monitor.close()
+        if self.closed:
+            return
         if self.writer.record is not None:
             self.writer.record.instance = found.instance
         self.put(found.returned)

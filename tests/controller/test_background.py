@@ -246,6 +246,30 @@ async def test_another_vm_is_taken_for_one_when_it_has_answered_twice(said: Any)
     assert len(said()) == 1
 
 
+async def test_closing_while_a_qemu_that_was_found_is_taken_over_leaves_no_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uuid = {"UUID": "4a1b2f7e-0000-4000-8000-000000000001"}
+    async with recorded(NAME, {"query-uuid": uuid}, resync_interval=None, reconnect=True) as (peer, vm):
+        left, taking_over, may_end = vm._driver.connection.monitor, asyncio.Event(), asyncio.Event()
+        close = left.close
+
+        async def close_slowly() -> None:
+            if not taking_over.is_set():
+                taking_over.set()
+                await may_end.wait()
+            await close()
+
+        monkeypatch.setattr(left, "close", close_slowly)
+        await peer.hang_up()
+        await taking_over.wait()
+        closing = asyncio.create_task(vm.close())
+        await asyncio.sleep(0)
+        may_end.set()
+        await closing
+        await peer.wait_left()
+
+
 async def test_what_is_heard_while_attaching_is_kept_as_the_last_word_on_each_thing() -> None:
     ear = Ear()
     heard: list[object] = []
