@@ -32,7 +32,7 @@ class EventStream:
 
     A subscriber that falls more than the capacity behind gets one ``LayoutChanged(resync=True)`` in place of all
     that it missed, and goes on from there. The stream ends after ``Disconnected``, or when the VM is closed.
-    One task may iterate at a time. Cancelling ``anext`` loses nothing.
+    One task may wait at a time: another gets RuntimeError. Cancelling ``anext`` loses nothing.
 
     Attributes:
         on_news: Called when there is something to take, or the end has come; None: nobody is. For those who take from
@@ -77,6 +77,8 @@ class EventStream:
         while not self._queue:
             if self._closed:
                 raise StopAsyncIteration
+            if self._waiter is not None and not self._waiter.done():
+                raise RuntimeError("another task waits for this stream already: give each its own, from vm.events()")
             self._waiter = self._loop.create_future()
             await self._waiter
         return self._queue.popleft()
@@ -127,7 +129,7 @@ class Subscribers:
         self._waiters.append(entry)
         try:
             async with asyncio.timeout(limit):
-                return await entry[1]
+                return await future
         finally:
             if entry in self._waiters:  # not after the end, which clears them all
                 self._waiters.remove(entry)

@@ -630,6 +630,22 @@ async def test_a_subscriber_that_falls_behind_is_told_so() -> None:
     assert seen[1].generation == 3
 
 
+async def test_a_second_task_that_waits_for_a_stream_is_refused_and_the_first_is_served() -> None:
+    stream = EventStream(asyncio.get_running_loop())
+    first = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="another task waits"):
+        await anext(stream)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    second = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0)
+    event = VcpuPlugged(generation=1, ids=VcpuMap([1]))
+    stream.push(event)
+    assert await second is event
+
+
 async def test_a_burst_of_events_in_a_map_is_told_at_once_and_before_the_loss(guest: MicroGuest) -> None:
     async with qmpvcpu.attach(guest.qmp) as vm:
         stream, driver = vm.events(), vm._driver
