@@ -587,9 +587,9 @@ class Batch:
             self._end(run, Unplugged(slot.ids), "plugged, then ejected by a removal that had been asked for twice")
             return
         acknowledged, answer = slot.acknowledged, slot.answer
-        code, reason = (answer.code, "" if acknowledged else answer.reason) if answer else (None, "no answer")
+        code, told = (answer.code, "" if acknowledged else answer.reason) if answer else (None, "no answer")
         seconds = round(self._now - run.sent_at, 6)
-        self._end(run, Plugged(slot.ids, acknowledged is True, code, reason, seconds))
+        self._end(run, Plugged(slot.ids, acknowledged is True, code, told, seconds))
 
     def _end(self, run: StepRun, verdict: Verdict | None, reason: str = "") -> None:
         self._out.drop(run)

@@ -183,7 +183,7 @@ class Fleet:
         found = await asyncio.to_thread(find_sockets, self._directory, self._pattern)
         gone = [
             member
-            for member in self._members.values()
+            for member in tuple(self._members.values())  # another call may change them during the await
             if member.scanned and Path(member.path or "") not in found and await member.living() is None
         ]
         for member in gone:
