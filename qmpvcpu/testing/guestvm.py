@@ -39,14 +39,15 @@ class GuestVm(ABC):
 
     async def __aenter__(self) -> Self:
         qemu = self._qemu or best_qemu()
-        for accel in (self._accel,) if self._accel else await self._to_try(qemu):
+        to_try = (self._accel,) if self._accel else await self._to_try(qemu)
+        for accel in to_try:
             try:
                 await self._boot(qemu, accel)
             except QemuStartError as why:
                 await self._stop()
-                if accel == "tcg" or self._accel:
+                if accel == to_try[-1]:
                     raise
-                _LOGGER.info("%s does not run under KVM here: %s", self._name, why)
+                _LOGGER.info("%s does not run under %s here: %s", self._name, accel.upper(), why)
             except BaseException:
                 await self._stop()
                 raise
@@ -78,7 +79,7 @@ class GuestVm(ABC):
         """Make the guest give up vCPUs."""
 
     async def _to_try(self, qemu: Path) -> Sequence[Accelerator]:  # noqa: ARG002 - some guests have to ask it
-        """What to run under if nobody chose: the next if the guest does not come up under one."""
+        """What to run under if nobody chose: each is tried if the guest does not come up under the one before."""
         return "kvm", "tcg"
 
     @abstractmethod

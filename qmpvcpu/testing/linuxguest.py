@@ -207,7 +207,7 @@ class LinuxGuest(GuestVm):
                     await asyncio.sleep(_POLL)
         except TimeoutError as why:
             raise self._failure(
-                f"Linux cannot refuse: within {TIMEOUT} s it ran on CPUs {seen} only, QEMU has {plugged} vCPUs"
+                f"Linux cannot refuse: within {TIMEOUT:g} s it ran on CPUs {seen} only, QEMU has {plugged} vCPUs"
             ) from why
 
     async def _boot(self, qemu: Path, accel: Accelerator) -> None:

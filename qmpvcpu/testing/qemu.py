@@ -237,7 +237,7 @@ class QemuProcess:
             async with asyncio.timeout(timeout):
                 await self._ask("query-status")
         except TimeoutError as why:
-            raise self.failure(f"QEMU did not come up within {timeout} s", start=True) from why
+            raise self.failure(f"QEMU did not come up within {timeout:g} s", start=True) from why
         except EOFError as why:
             await self.wait()
             raise self.failure("QEMU did not come up", start=True) from why
@@ -253,7 +253,7 @@ class QemuProcess:
             async with asyncio.timeout(timeout):
                 return len(await self._ask("query-cpus-fast"))
         except TimeoutError as why:
-            raise self.failure(f"QEMU did not list its vCPUs within {timeout} s") from why
+            raise self.failure(f"QEMU did not list its vCPUs within {timeout:g} s") from why
         except EOFError as why:
             await self.wait()
             raise self.failure("QEMU ended before it listed its vCPUs") from why

@@ -225,6 +225,18 @@ async def test_where_kvm_does_not_run_the_guest_tcg_does(tmp_path: Path) -> None
             pass
 
 
+async def test_a_guest_that_nobody_waits_for_and_that_does_not_start_under_kvm_is_an_error(
+    fake_qemu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def kvm(_: Path) -> str:
+        return "kvm"
+
+    monkeypatch.setattr("qmpvcpu.testing.microguest.probe_accelerator", kvm)
+    with pytest.raises(QemuStartError, match="no machine today"):
+        async with MicroGuest(fake_qemu, wait=False):
+            pass
+
+
 async def test_cancelling_the_start_of_a_guest_leaves_no_qemu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
