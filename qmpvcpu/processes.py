@@ -1,14 +1,14 @@
-"""What this host's kernel tells of processes and threads.
+"""What this host's kernel says about processes and threads.
 
-A process can call itself anything, and the kernel cuts its name at 15 bytes: it may hold any byte, or half of a
-character. So nothing of ``/proc`` is decoded strictly.
+A process can choose any name, and the kernel cuts it at 15 bytes, so it may hold any byte or half a character. So
+nothing from ``/proc`` is decoded strictly.
 
 Source: proc(5), ``/proc/pid/stat``.
 """
 
 from typing import Final, NamedTuple
 
-# States in which a process does nothing for others.
+# States in which a process answers nobody.
 _IDLE: Final = {
     "T": "is stopped (SIGSTOP); SIGCONT lets it go on",
     "t": "is stopped by a debugger",
@@ -24,9 +24,9 @@ class ProcessStat(NamedTuple):
     """A process or thread at one moment.
 
     Attributes:
-        name: What it is called, at most 15 bytes; what is no text is replaced.
+        name: Its name, at most 15 bytes; bytes that are not text are replaced.
         state: The kernel's letter for its state.
-        flags: The kernel's flags of it.
+        flags: Its flags, ``PF_`` in the kernel.
         start_ticks: When it started, in clock ticks since boot.
     """
 
@@ -47,7 +47,7 @@ class ProcessStat(NamedTuple):
 
 
 def read_stat(process: int | str) -> ProcessStat | None:
-    """Return what the kernel tells of *process*, or None if it is gone or hidden.
+    """Return what the kernel says about *process*, or None if it is gone or hidden.
 
     Args:
         process: A process id of this host, or the directory of a thread, such as ``/proc/7/task/8``.
@@ -61,7 +61,7 @@ def read_stat(process: int | str) -> ProcessStat | None:
 
 
 def why_idle(pid: int) -> str:
-    """Return why *pid* does nothing for others, as words that follow its name; "" if it runs, or is not there."""
+    """Return why *pid* answers nobody, as words that follow its name; "" if it runs, or is not there."""
     stat = read_stat(pid)
     if stat is None:
         return ""

@@ -70,8 +70,8 @@ async def recover(
             shell.extra["interrupted"] = to_json(intent)
             shell.say(intent_text(intent))
             if intent.config is not None and config is None:
-                named = shlex.quote(intent.config)
-                raise BadUsageError(f"the next boot was to be written too: name its document with --config {named}")
+                path = shlex.quote(intent.config)
+                raise BadUsageError(f"the next boot was to be written too: name its document with --config {path}")
         looked = await vm.recover(Recovery.REPORT)
         if intent is None or looked is None:
             return _nothing_interrupted(shell, vm.layout, acts=finish or revert)

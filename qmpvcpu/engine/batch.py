@@ -7,7 +7,7 @@ Rules that live here:
 - A removal that is under way is joined: nothing is sent, its end is the step's.
 - Where a failure halts the batch, nothing more is sent after it; what is out is awaited.
 - A deadline ends the waiting and nothing else. Before a removal is given up there is one last look.
-- What somebody else has done meanwhile is not done again, and is not ours.
+- A change that another client has made meanwhile is not made again, and does not count as ours.
 """
 
 import itertools
@@ -77,7 +77,7 @@ class InFlight:
         self.unsure: list[StepRun] = []
         self._sent: dict[StepRun, None] = {}  # oldest first
         self._awaited: dict[StepRun, None] = {}
-        self._due: deque[tuple[float, StepRun]] = deque()  # one that waited before stands twice
+        self._due: deque[tuple[float, StepRun]] = deque()  # one that waits a second time is in it twice
         self._plugs: dict[StepRun, None] = {}
         self._unplugs: dict[StepRun, None] = {}
         self._by_removal: dict[Removal, StepRun] = {}

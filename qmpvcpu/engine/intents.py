@@ -83,7 +83,7 @@ class Intentions:
                 self.desired, self.previous = desired, previous
             elif self.desired is not None:
                 concerned = {each for step in steps for each in step.ids}
-                self.desired = VcpuMap((self.desired - concerned) | (before & concerned))
+                self.desired = (self.desired - concerned) | (before & concerned)
 
         self.desired, self.previous = _after(steps, before), None
         return take_back

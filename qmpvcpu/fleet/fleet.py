@@ -85,14 +85,14 @@ class Fleet:
     cancels what runs and lets go of all VMs, which go on. Cancelling a method stops what its own docstring says.
 
     Args:
-        addresses: UNIX paths, ``"unix:PATH"``, ``"tcp:HOST:PORT"`` or ``(host, port)``. Each has a result, also the
+        addresses: UNIX paths, ``"unix:PATH"``, ``"tcp:HOST:PORT"`` or ``(host, port)``. Each has a result, even
             one that leads nowhere, or to a VM that another one leads to.
         directory: Where else to look for sockets: when entered, and at each ``rescan``. There each VM is found once,
             whatever links lead to its socket, and whatever other socket its QEMU has there; what is no socket is
             passed over.
         pattern: Which paths below *directory*, as in ``pathlib.Path.glob``: ``"*.qmp"``, ``"*/qmp.sock"``.
-        concurrency: So many VMs are begun at a time. One that keeps us waiting for more than a tenth of a second
-            makes room for the next, so that VMs which do not answer do not hold up the others.
+        concurrency: How many VMs are begun at a time. One that takes longer than a tenth of a second makes room for
+            the next, so that silent VMs do not hold up the others.
         reply_timeout: Deadline of connecting, and of each QMP command, of each VM, in seconds from its own beginning.
         record: Returns, for an address and what QEMU tells of its VM, the path of the domain XML that is to follow
             the VM, or None for none. Each VM is attached twice then: its name is known only after the first time.

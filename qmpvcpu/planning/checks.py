@@ -127,9 +127,9 @@ def fatal_plug(now: Situation, slot: Slot) -> Fatal | None:
     if vm.confidential:
         return Fatal(DenialReason.CONFIDENTIAL, _CONFIDENTIAL)
     faults = vm.known_faults
-    fault = None
     if not faults:
         return None
+    fault = None
     if KnownFault.TCG_SMM_PLUG_HANGS in faults:
         fault = KnownFault.TCG_SMM_PLUG_HANGS
     elif KnownFault.TCG_REPLUG_CORRUPTS_HEAP in faults and now.unplug_seen:

@@ -1,6 +1,6 @@
 """Where a QMP server listens: reading such an address, connecting to it, and who is at the other end.
 
-Sockets and /proc, no QMP. Every failure is a `MonitorConnectError` that says which of the many things it is.
+Sockets and /proc, no QMP. Every failure is a `MonitorConnectError` that says what is wrong.
 """
 
 import asyncio
@@ -81,9 +81,9 @@ class Address(NamedTuple):
             The address.
 
         Raises:
-            MonitorConnectError: The text is malformed, the port is none, or the path is longer than a UNIX
-                socket's can be.
-            TypeError: *target* is nothing of the kind.
+            MonitorConnectError: The text is malformed, the port is not one, or the path is too long for a UNIX
+                socket.
+            TypeError: *target* is none of these.
         """
         match target:
             case (str() as host, int() as port) if not isinstance(port, bool):
@@ -172,10 +172,10 @@ class Address(NamedTuple):
 
 
 def _split_options(text: str) -> tuple[str, dict[str, str]]:
-    """Return what is before the options of a chardev that *text* ends with, and these.
+    """Split the options of a chardev off the end of *text*; return what is before them, and the options.
 
-    QEMU has two commas for one in a path. A comma that begins no option is the path's own, and so is each in a path
-    without an option that only a chardev has.
+    To QEMU two commas are one in a path. A comma that begins no option belongs to the path, and so does every comma
+    of a path without an option that only a chardev has.
     """
     options: dict[str, str] = {}
     rest = text
@@ -186,14 +186,14 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
             break
         rest, options[name] = body, value or "on"
     if text.startswith(_CHARDEV):
-        return rest, options  # it has more options, so its commas still count
+        return rest, options  # two commas stay two: there are more options before the path
     if not (options.keys() & _TELLING or text.startswith("tcp:")):
         return text, {}
     return rest.replace(",,", ",") if options else text, options
 
 
 def _check_options(text: str, options: Mapping[str, str]) -> None:
-    """Refuse a chardev that is none to connect to."""
+    """Refuse a chardev that does not listen, or does not speak plain QMP."""
     if options.get("server") in ("off", "no") or "noserver" in options:
         raise MonitorConnectError(text, "with server=off QEMU connects instead of listening", hint=_ASK_FOR)
     for each in _OTHER_PROTOCOLS:
@@ -211,7 +211,7 @@ def _expand(path: str, options: Mapping[str, str]) -> str:
 
 
 def _elsewhere(text: str, kind: str) -> MonitorConnectError:
-    """Return the error for an address of a *kind* that is not ours: why, and what to write."""
+    """Return the error for a *kind* of address that leads to no QMP socket: why, and what to write."""
     known = "a path, unix:PATH or tcp:HOST:PORT"
     if kind.partition("+")[0] == "qemu":
         why = f"that is a URI of libvirt; the address of a VM's QMP socket is {known}"
@@ -291,7 +291,7 @@ def _check_file(text: str, path: str) -> None:
 
 
 def _other_reading(path: str) -> str:
-    """Say what else a *path* that is not there may have been meant to be, or ""."""
+    """Say what a *path* that does not exist may have been meant as, or ""."""
     if re.fullmatch(_PORT, path):
         return f" A port is written tcp:HOST:{path}"
     if "$" in path:
@@ -336,10 +336,10 @@ def _numeric(host: str, port: int) -> list[_Place]:
 
 
 async def _look_up(host: str, port: int) -> list[_Place]:
-    """Look a host name up, in a thread of its own, which a caller that gives up leaves to itself.
+    """Look up a host name in a thread of its own; a caller that gives up leaves the thread running.
 
-    Not by ``loop.getaddrinfo``: the loop has a few threads for all that blocks, a record's writes among it, each
-    look-up of a name that nobody answers for holds one of them for ten seconds, and ``asyncio.run`` ends after them.
+    ``loop.getaddrinfo`` would take one of the loop's few threads, which also write the records: a look-up that nobody
+    answers holds it for ten seconds, and ``asyncio.run`` does not end before.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[_Place]] = loop.create_future()
@@ -367,7 +367,7 @@ async def _look_up(host: str, port: int) -> list[_Place]:
 
 
 def _explain(err: OSError) -> str:
-    """Say what the kernel said."""
+    """Return in words why the kernel refused."""
     if isinstance(err, PermissionError):
         return "permission denied: it takes write permission on the socket and search permission on its directories"
     if isinstance(err, ConnectionRefusedError):

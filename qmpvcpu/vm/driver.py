@@ -1,8 +1,8 @@
 """Driver: carries out what the engine asks for, and hands what comes of it back. It decides nothing.
 
-Whatever happens (an event, a reply, a request, the end of a save) is put into one queue and taken from there, one at
-a time, so the engine is never entered from within itself. What takes time runs in tasks of the driver's own:
-cancelling a caller never leaves an outcome unread, and a reply that comes after the caller's deadline is taken in.
+Everything that happens (an event, a reply, a request, the end of a save) is put into one queue and taken from there,
+one at a time, so the engine is never entered from within itself. Slow work runs in the driver's own tasks: cancelling
+a caller never leaves an outcome unread, and a reply that comes after the caller's deadline is taken in.
 """
 
 import asyncio
@@ -323,7 +323,7 @@ class Driver:
             return
         if effect.error is not None:
             future.set_exception(effect.error)
-            future.exception()  # who waited may be gone: not retrieving it is then no fault
+            future.exception()  # the waiter may be gone, and asyncio would report it
         else:
             future.set_result(effect.result)
 

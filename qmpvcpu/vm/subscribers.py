@@ -35,8 +35,8 @@ class EventStream:
     One task may wait at a time: another gets RuntimeError. Cancelling ``anext`` loses nothing.
 
     Attributes:
-        on_news: Called when there is something to take, or the end has come; None: nobody is. For those who take from
-            many streams, and cannot wait for each.
+        on_news: Called when an event can be taken, or the stream has ended; None: nothing is called. For a reader of
+            many streams, which cannot wait for each.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, capacity: int = _CAPACITY) -> None:
@@ -160,12 +160,12 @@ class Subscribers:
         for _, future in self._waiters:
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # who waited may be gone: not retrieving it is then no fault
+                future.exception()  # the waiter may be gone, and asyncio would report it
         self._waiters.clear()
 
 
 def _try(predicate: Callable[[Layout], object], layout: Layout, future: asyncio.Future[Layout]) -> None:
-    """Settle *future* if *predicate* holds; what it raises is its owner's to see, not the monitor's."""
+    """Settle *future* if *predicate* holds, or with what it raises: that is for its caller, not the driver."""
     try:
         if predicate(layout):
             future.set_result(layout)
