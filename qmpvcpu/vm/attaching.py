@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 from qmpvcpu.engine.engine import Engine
 from qmpvcpu.engine.intents import Intentions
@@ -58,6 +58,12 @@ class Attaching:
     ) -> None:
         if self._vm is not None:
             await self._vm.close()
+
+    if not TYPE_CHECKING:  # a type checker finds it by itself
+
+        def __getattr__(self, name: str) -> NoReturn:
+            advice = "vm = await attach(...), or async with attach(...) as vm"
+            raise AttributeError(f"attach() was not awaited, so there is no {name!r} yet: {advice}")
 
 
 def _to_await_or_enter(open_: Callable[_P, Awaitable[VcpuController]]) -> Callable[_P, Attaching]:

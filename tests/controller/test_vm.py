@@ -716,3 +716,9 @@ async def test_a_loss_leaves_unknown_only_what_was_asked_for(guest: MicroGuest) 
     outcomes = [error.outcome.name for error in errors if isinstance(error, MonitorLostError)]
     sent, nothing = "UNKNOWN", "UNCHANGED"
     assert outcomes == [sent, sent, nothing, nothing, nothing, nothing, sent]
+
+
+async def test_an_attach_that_was_not_awaited_says_so(guest: MicroGuest) -> None:
+    forgotten: Any = qmpvcpu.attach(guest.qmp)
+    with pytest.raises(AttributeError, match=r"attach\(\) was not awaited, so there is no 'plug' yet"):
+        await forgotten.plug(2)
