@@ -240,9 +240,10 @@ def _number(digits: str, part: str, text: str) -> int:
         whole = "" if digits == part else f" in {_quoted(part)}"
         raise InvalidMapError(text, f"{_quoted(digits)}{whole} is not a vCPU id")
     # Bounded before int(): a digit string of megabytes must not cost quadratic time, nor a range its memory.
-    if len(digits.lstrip("0")) > len(str(_MAX_ID)) or int(digits) > _MAX_ID:
+    significant = digits.lstrip("0") or "0"  # int() refuses thousands of digits, zeros as well
+    if len(significant) > len(str(_MAX_ID)) or int(significant) > _MAX_ID:
         raise InvalidMapError(text, f"{_quoted(digits)} is too high: a vCPU id is 0 to {_MAX_ID}")
-    return int(digits)
+    return int(significant)
 
 
 def _quoted(part: str) -> str:
