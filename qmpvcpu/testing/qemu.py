@@ -179,6 +179,7 @@ class QemuProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._monitor: Serial | None = None
         self._questions = itertools.count(1)
+        self._asking = asyncio.Lock()  # a stream has one reader at a time
         self._last_words = ""
         self.argv: tuple[str, ...] = ()
         self.directory = Path()
@@ -289,7 +290,10 @@ class QemuProcess:
         """QEMU's answer to *command* on our own monitor; EOFError: it ended."""
         if self._monitor is None:
             raise RuntimeError("this QEMU was never started")
-        reader, writer = self._monitor
+        async with self._asking:
+            return await self._answer(command, *self._monitor)
+
+    async def _answer(self, command: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
         asked = next(self._questions)
         with contextlib.suppress(ConnectionError):
             # The greeting may come before the machine is built; a reply may not. To ask for the capabilities again is

@@ -132,6 +132,7 @@ async def test_ready_means_that_the_machine_is_built() -> None:
         assert process.qmp.is_socket()
         await process.wait_ready()  # and it can be asked again
         assert await process.count_vcpus() == 1
+        assert [*await asyncio.gather(process.count_vcpus(), process.count_vcpus())] == [1, 1]
 
 
 async def test_a_qemu_that_was_never_started_is_not_waited_for() -> None:
