@@ -27,14 +27,14 @@ async def replay(shell: Shell, *, source: str | None, **change: Any) -> CommandR
     the record (--record) keeps of an earlier QEMU of this VM, as recover shows it.
 
     It is for a QEMU that was started with what qmpvcpu args --no-device prints, and -S or -incoming. QEMU itself says
-    what each vCPU's slot takes, so it works where args cannot know that, as on pseries. All is compared before
-    anything is sent, and again at the end; it may be repeated, and goes on where it ended.
+    what each vCPU's slot takes, so it works where args cannot know that, as on pseries. Everything is compared before
+    anything is sent, and again at the end. It may be repeated, and goes on from where it stopped.
 
       qmpvcpu replay vm.xml --qmp /run/vm.qmp
 
       qmpvcpu replay --record /var/lib/vmm/vm.xml --qmp /run/vm.qmp
 
-    Exit codes: 0 they are there, also if they were; 1 rejected by QEMU, or what is there is something else; 2 bad
+    Exit codes: 0 they are there, or were already; 1 rejected by QEMU, or what is there is something else; 2 bad
     usage or input, or a QEMU that cannot become this VM: nothing sent; 3 no connection, QEMU lost, outcome unknown;
     4 record unreadable or locked; 130 stopped by a signal.
     """

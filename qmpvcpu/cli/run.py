@@ -71,7 +71,6 @@ class Shell:
     Attributes:
         options: The shared options.
         vm: The VM, once attached; still readable after it was let go.
-        layout: What is known of the VM where it was looked at without attaching, or None.
         done: JSON of the steps so far, so that an error's document has them too.
         extra: What else the document has, whether the command succeeds or fails.
         lost: Why the connection was lost in the middle of a transition, or "".
