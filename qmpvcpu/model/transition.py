@@ -255,14 +255,14 @@ class TransitionReport:
         """The vCPUs that are not as the start and the steps left them: another client plugged or unplugged them."""
         if self.affect is Affect.CONFIG:
             return VcpuMap()
-        expected, untold = set(self.start), set[int]()
+        expected, untold = self.start, VcpuMap()
         for step in self.steps:
             left = step.left
             if left is None:
-                untold.update(step.ids)
+                untold |= step.ids
             else:
-                (expected.update if left else expected.difference_update)(step.ids)
-        return VcpuMap((self.layout.enabled ^ expected) - untold)
+                expected = expected | step.ids if left else expected - step.ids
+        return (self.layout.enabled ^ expected) - untold
 
     @property
     def failure(self) -> str:

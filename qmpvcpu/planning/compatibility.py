@@ -165,7 +165,7 @@ def _vcpus(state: ExportedState, target: Layout, *, answered: VcpuMap = VcpuMap(
     if source.max != target.max:
         advice = f"start the target with maxcpus={source.max} and the source's topology"
         yield Difference(DifferenceKind.MAXIMUM, str(source.max), str(target.max), Severity.KILLS, advice)
-    missing = VcpuMap((source.enabled - target.enabled) - answered)
+    missing = source.enabled - target.enabled - answered
     if missing:
         advice = "give it the slots that are named here, by device_add before migrate-incoming, or by -device"
         yield Difference(DifferenceKind.MISSING_VCPU, named(missing), "none", Severity.KILLS, advice, missing)

@@ -16,7 +16,7 @@ from qmpvcpu.model.transition import (
     TransitionReport,
     succeeded,
 )
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, union
 from qmpvcpu.model.verdicts import Pending, Plugged, Unplugged, Verdict
 from qmpvcpu.planning.plan import Plan
 
@@ -27,11 +27,8 @@ def finish_target(intent: Intent, layout: Layout) -> VcpuMap:
     """Return the map that *intent* leads to from *layout*."""
     target = _standing(intent, layout)
     for step in intent.steps:
-        if step.action is Action.UNPLUG:
-            target -= set(step.ids)
-        else:
-            target |= set(step.ids)
-    return VcpuMap(target)
+        target = target - step.ids if step.action is Action.UNPLUG else target | step.ids
+    return target
 
 
 def in_order_of(intent: Intent, plan: Plan) -> Plan:
@@ -54,16 +51,16 @@ def revert_target(intent: Intent, layout: Layout) -> VcpuMap:
     for step in {step.first: step for step in reversed(intent.steps)}.values():
         if step.action is Action.PLUG:
             if _is_ours(step, layout):
-                target -= set(step.ids)
+                target -= step.ids
         elif not step.joins:
-            target |= set(step.ids)
-    return VcpuMap(target)
+            target |= step.ids
+    return target
 
 
-def _standing(intent: Intent, layout: Layout) -> set[int]:
+def _standing(intent: Intent, layout: Layout) -> VcpuMap:
     """Return what is plugged, without what another client has asked to leave since: we do not keep that."""
-    concerned = {each for step in intent.steps for each in step.ids}
-    return {each for each in layout.enabled if each in concerned or each not in layout.pending}
+    concerned = union(step.ids for step in intent.steps)
+    return layout.enabled - (layout.pending - concerned)
 
 
 def _is_ours(step: Step, layout: Layout) -> bool:

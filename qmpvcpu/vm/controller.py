@@ -25,7 +25,7 @@ from qmpvcpu.model.transition import ConfigReport, Direction, Intent, Transition
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import OstAnswer, Refused, Unplugged
 from qmpvcpu.model.vm import VmInfo
-from qmpvcpu.planning.checks import Situation, find_slot
+from qmpvcpu.planning.checks import PLUG, UNPLUG, Situation, find_slot
 from qmpvcpu.planning.plan import Plan, parse_target, plan_count, plan_map, plan_plug, plan_state, plan_unplug
 from qmpvcpu.vm.driver import Driver
 from qmpvcpu.vm.subscribers import EventStream
@@ -311,7 +311,7 @@ class VcpuController:
             return _with_state(plan.ids or self.layout.slot_of(vcpu).ids, enabled=enabled)
 
         await self._change(change, follow)
-        return find_slot("plug" if enabled else "unplug", self.layout, vcpu).ids
+        return find_slot(PLUG if enabled else UNPLUG, self.layout, vcpu).ids
 
     # The whole map.
 
