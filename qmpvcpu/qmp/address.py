@@ -109,8 +109,7 @@ class Address(NamedTuple):
         body, options = _split_options(re.sub(f"^{_OPTION}", "", text.strip()).strip("'\""))
         _check_options(text, options)
         if body.startswith(_CHARDEV):
-            fields = re.findall(_FIELD, body)
-            values = dict(field.replace(",,", ",").partition("=")[::2] for field in fields)
+            values = _read_chardev(text, body)
             if "port" in values:
                 return cls._tcp(text, values.get("host") or "localhost", values["port"])
             body = values.get("path", "")
@@ -190,6 +189,18 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
     if not (options.keys() & _TELLING or text.startswith("tcp:")):
         return text, {}
     return rest.replace(",,", ",") if options else text, options
+
+
+def _read_chardev(text: str, body: str) -> Mapping[str, str]:
+    """Return the values in *body*, ``socket,path=...``; a flag has none."""
+    values = {}
+    for field in re.findall(_FIELD, body.removeprefix("socket,")):
+        name, is_, value = field.replace(",,", ",").partition("=")
+        if not is_ and re.fullmatch(_KEY, name) is None:
+            why = f"{shorten(name)} is no option of a chardev; write a comma in a path twice"
+            raise MonitorConnectError(text, why)
+        values[name] = value
+    return values
 
 
 def _check_options(text: str, options: Mapping[str, str]) -> None:

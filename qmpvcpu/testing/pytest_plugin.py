@@ -148,9 +148,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, pluggy.Resu
 
         attach_evidence(item.nodeid, report, evidence, artifacts=artifacts_directory(item.config))
     if report.failed or report.when == "teardown":
-        item.stash.get(
-            EVIDENCE, []
-        ).clear()  # pytest keeps the items, and so what their VMs have said, until the session ends
+        # pytest keeps the items, and so what their VMs have said, until the session ends.
+        item.stash.get(EVIDENCE, []).clear()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -119,6 +119,7 @@ def test_a_home_directory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("::1:4444", "put a numeric IPv6 host in brackets, as in [::1]:4444"),
         ("localhost:0", "the port is '0'"),
+        ("socket,path=/run/a,b.qmp,server=on", "is no option of a chardev; write a comma in a path twice"),
         ("unix:/run/vm.qmp,server=off", "with server=off QEMU connects instead of listening"),
         ("tcp:host:1,telnet=on,server=on", "with telnet QEMU does not speak plain QMP"),
         (
