@@ -378,7 +378,7 @@ def _fits(shape: Shape, value: str) -> bool:
 
 
 def _props(command: str, entry: Mapping[str, Any]) -> CpuProps:
-    """Return an entry's props, all of which go back into ``device_add``."""
+    """Return an entry's props; ``device_add`` takes all of them back."""
     props = entry.get("props")
     if not isinstance(props, dict) or len(props) > _MOST_PROPS:
         raise MalformedReplyError(command, f"'props' is not an object of at most {_MOST_PROPS} members", entry)

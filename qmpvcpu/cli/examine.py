@@ -311,7 +311,7 @@ def _way_to(path: Path) -> Iterator[Path]:
         here /= ahead.pop()
         try:
             ahead += reversed(here.readlink().parts)
-        except OSError:  # no link, or one that may not be looked at: whoever asks finds out
+        except OSError:  # no link, or one that may not be read: the caller finds out
             yield here
         else:
             here = here.parent

@@ -127,7 +127,7 @@ async def unplug(
 
 
 def by_slots(layout: Layout, ids: list[int]) -> list[int]:
-    """Return *ids* with a slot of which all are named by its first one: its vCPUs move together."""
+    """Return *ids*; a slot whose ids are all among them is named by its first: its vCPUs move together."""
     named = set(ids)
     slots = {each: layout.slot_of(each) for each in ids if each < layout.max}
     whole = {each: slot.first for each, slot in slots.items() if named.issuperset(slot.ids)}

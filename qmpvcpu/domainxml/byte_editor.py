@@ -1,4 +1,4 @@
-"""Edits to the bytes of a document: whatever is not edited stays as it was written."""
+"""Edits to the bytes of a document: what is not edited stays as it was written."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -552,7 +552,7 @@ class Engine:
                 check_plan(plan, self.layout)
             if change.config is not None:
                 change.config.promise(plan)
-        except Exception as error:  # noqa: BLE001 -- whatever is wrong with the plan, its caller is told
+        except Exception as error:  # noqa: BLE001 -- its caller is told what is wrong with the plan
             if self._exclusive is change:
                 self._make_room()
             self._settle(change, error=error)

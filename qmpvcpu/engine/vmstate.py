@@ -106,7 +106,7 @@ class SlotTable:
             self._changed()
 
     def reorder(self, creation: Iterable[int]) -> None:
-        """Take QEMU's word on the order in which it created the CPUs that are there."""
+        """Take the order in which QEMU says that it created the CPUs that are there."""
         self._creation = dict.fromkeys(creation)
         self._layout = None
 
@@ -677,6 +677,6 @@ class VmState:
 
 
 def _has_other_threads(seen: Slot, known: Slot) -> bool:
-    """Tell whether the CPU *seen* runs in other host threads than the one *known* in its place: it is another CPU."""
+    """Return True if the CPU *seen* runs in other host threads than the one *known* there: it is another CPU."""
     told = seen.host_tids and known.host_tids and None not in (*seen.host_tids, *known.host_tids)
     return bool(told) and seen.host_tids != known.host_tids

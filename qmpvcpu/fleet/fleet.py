@@ -88,8 +88,7 @@ class Fleet:
         addresses: UNIX paths, ``"unix:PATH"``, ``"tcp:HOST:PORT"`` or ``(host, port)``. Each has a result, even
             one that leads nowhere, or to a VM that another one leads to.
         directory: Where else to look for sockets: when entered, and at each ``rescan``. There each VM is found once,
-            whatever links lead to its socket, and whatever other socket its QEMU has there; what is no socket is
-            passed over.
+            even if several links lead to its socket, or its QEMU has several sockets; other files are passed over.
         pattern: Which paths below *directory*, as in ``pathlib.Path.glob``: ``"*.qmp"``, ``"*/qmp.sock"``.
         concurrency: How many VMs are begun at a time. One that takes longer than a tenth of a second makes room for
             the next, so that silent VMs do not hold up the others.
@@ -135,7 +134,7 @@ class Fleet:
         self._resync_interval = resync_interval
         self._admission = Admission(at_least("concurrency", concurrency, 1))
         self._members: dict[str, _Member] = {}
-        self._holders: dict[object, _Member] = {}  # of sockets and VMs, each of which one member has
+        self._holders: dict[object, _Member] = {}  # by socket and by VM: one member has each
         self._working: set[asyncio.Task[Any]] = set()
         self._letting_go: set[asyncio.Task[None]] = set()
         self._events: weakref.WeakSet[FleetEvents] = weakref.WeakSet()
@@ -438,6 +437,6 @@ def _identities(vm: VcpuController) -> list[object]:
 
 
 def _may_be_one(vm: VcpuController, other: VcpuController | None) -> bool:
-    """Return False for VMs that are known to be of two processes, whatever else they have in common."""
+    """Return False for VMs that are known to be of two processes, even if all else is the same."""
     pids = {vm.peer_pid, other and other.peer_pid}
     return None in pids or len(pids) == 1

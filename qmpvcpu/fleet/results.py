@@ -90,8 +90,8 @@ class Results(Generic[_T]):
     until it is done, ``aclose`` is called, or the fleet is closed. Leaving the loop early stops nothing;
     ``contextlib.aclosing`` around it does.
 
-    Every VM has one result, in the order in which they end, whatever becomes of the others. Cancelling ``anext``
-    loses nothing. Cancelling ``await results`` is ``aclose``.
+    Every VM has one result, in the order in which they end; one that fails does not affect the others. Cancelling
+    ``anext`` loses nothing. Cancelling ``await results`` is ``aclose``.
 
     Attributes:
         stopped: True once no other VM is begun.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qmpvcpu.errors import SocketDirectoryError
 
-# Device and inode: the same, whatever path leads there.
+# Device and inode: the same by every path that leads there.
 SocketId = tuple[int, int]
 
 

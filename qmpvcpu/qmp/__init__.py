@@ -23,7 +23,7 @@ _MOVE_IT = "rename it, or remove its directory from sys.path (PYTHONPATH)"
 
 
 def _provide_library() -> None:
-    """Make sure that qemu.qmp can be imported, whatever else on ``sys.path`` is called ``qemu``.
+    """Make sure that qemu.qmp can be imported, even if something else on ``sys.path`` is called ``qemu``.
 
     qemu.qmp is in a namespace package. An ordinary package or module of that name, such as a folder of tests or an
     old QEMU's source tree, hides it. That one stays as it is and keeps its name; qemu.qmp is then loaded from where
@@ -43,7 +43,7 @@ def _provide_library() -> None:
                 return
     try:
         from qemu.qmp import QMPClient  # noqa: F401 - found by other means, as an editable installation is
-    except Exception as error:  # whatever the other one does when it is imported
+    except Exception as error:  # the other one may do anything when it is imported
         loaded = getattr(sys.modules.get(_LIBRARY), "__spec__", None)
         found = loaded or found
         if found is None or not found.has_location:
@@ -90,7 +90,7 @@ def _find(places: Sequence[str] | None) -> tuple[ModuleSpec | None, bool]:
 
 def _load(spec: ModuleSpec) -> None:
     """Load qemu.qmp alone, without the package around it."""
-    from importlib.util import module_from_spec  # rarely wanted
+    from importlib.util import module_from_spec  # not at the top: rarely needed
 
     module = module_from_spec(spec)
     sys.modules[spec.name] = module

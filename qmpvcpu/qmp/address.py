@@ -126,7 +126,7 @@ class Address(NamedTuple):
         if scheme[1][:3].lower() == "tcp":
             return cls._read_tcp(text, rest)
         if scheme[1].lower() == "file":
-            from urllib.parse import unquote  # rarely wanted, and as long as the rest of the package
+            from urllib.parse import unquote  # rarely needed, and takes as long to import as the rest
 
             rest = unquote(rest.removeprefix("//localhost"))
         return cls._unix(text, _expand("/" + rest.lstrip("/") if rest.startswith("/") else rest, options))

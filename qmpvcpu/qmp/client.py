@@ -120,7 +120,7 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
     pid = peer_pid(sock)  # asked now: qemu.qmp closes the socket on failure
     try:
         async with asyncio.timeout_at(deadline):
-            # Look before qemu.qmp reads: it waits for a newline whatever arrives, and forgets what it has read.
+            # Look before qemu.qmp reads: it waits for a newline no matter what arrives, and forgets what it has read.
             start = await _skip_leftovers(sock, name)
             _check_start(name, start)
             await client.connect(sock)
@@ -254,7 +254,7 @@ async def end(client: QMPClient, sock: socket.socket, *, grace_s: float) -> Base
     try:
         if client.runstate is not Runstate.IDLE:
             await client.disconnect()
-    except Exception as err:  # noqa: BLE001 - it raises whatever ended its reader or writer: that is the answer
+    except Exception as err:  # noqa: BLE001 - it raises what ended its reader or writer: that is the answer
         return err
     finally:
         timer.cancel()

@@ -1,4 +1,4 @@
-"""What is read from QEMU, and how: a constant number of queries, whatever the size of the VM."""
+"""What is read from QEMU, and how: the same number of queries for a VM of any size."""
 
 import asyncio
 from collections.abc import Mapping

@@ -81,7 +81,7 @@ async def finish_despite_cancel(work: Awaitable[_T]) -> _T:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """Return *path* from the root on, so that it means the same file whatever becomes of the working directory."""
+    """Return *path* from the root on, so that it means the same file when the working directory changes."""
     try:
         return Path(path).absolute()
     except FileNotFoundError as error:

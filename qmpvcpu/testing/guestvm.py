@@ -12,7 +12,7 @@ from typing import ClassVar, Final, Self
 from qmpvcpu.testing.qemu import Accelerator, QemuProcess, QemuProcessError, QemuStartError, best_qemu
 
 TIMEOUT: Final = 10.0
-"""Seconds for what a guest does at once."""
+"""How long a guest may take for what it does at once, in seconds."""
 
 _LOGGER = logging.getLogger(__name__)
 

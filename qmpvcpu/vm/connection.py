@@ -132,7 +132,7 @@ class Finder:
 
     Args:
         target: Where to connect to.
-        name: What the VM was called by who attached, or None.
+        name: The name that was given to ``attach``, or None.
         instance: Which run of QEMU it was.
         reply_timeout: Deadline of connecting, and of each command, in seconds.
     """

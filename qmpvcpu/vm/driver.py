@@ -274,7 +274,7 @@ class Driver:
     async def _look(self, look: Look) -> None:
         try:
             looked = await self._read(look)
-        except Exception as error:  # noqa: BLE001 -- whatever a peer says, somebody waits for the end of the look
+        except Exception as error:  # noqa: BLE001 -- a peer may say anything, and somebody waits for the end of the look
             self.put(LookFailed(look.number, error))
         else:
             self.put(looked)
