@@ -879,7 +879,7 @@ class Engine:
             self.state.unplug_replied(command.removal, Evidence.LOST, self._now)
         self._want_read(WantRead(Read.FULL))  # finds out whether QEMU did it anyway
         run.cause = given.error
-        if isinstance(given.error, MonitorLostError):
+        if isinstance(given.error, MonitorLostError) and self.lost is not None:  # else it is back already
             command.batch.unanswered(run, str(given.error), self._now)
             self._to_advance[command.transition] = None
         else:
