@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from qmpvcpu.domainxml.attributes import AttributeReader
+from qmpvcpu.domainxml.attributes import AttributeReader, unsigned
 from qmpvcpu.domainxml.byte_editor import Editor
 from qmpvcpu.domainxml.domain import LEVELS, DomainVcpu, DomainVcpus, VcpuSched, needs_rows
 from qmpvcpu.domainxml.reader import ReadDocument
@@ -184,7 +184,7 @@ def _update_vcpu(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> None
     # A count that rows overrule may say anything, and stays until the numbers change.
     overruled = said.individual and _has_rows(domain)
     changed = not overruled or (domain.current, domain.max) != (said.current, said.max)
-    if changed and int(vcpu.get("current", domain.max)) != domain.current:
+    if changed and _number(vcpu, "current", domain.max) != domain.current:
         changes["current"] = count
     if changes:
         editor.set_attributes(vcpu, changes, order=_VCPU)
@@ -219,10 +219,16 @@ def _is_same_state(before: DomainVcpus, after: DomainVcpus) -> bool:
     return alike and before.creation == after.creation
 
 
+def _number(element: "etree._Element", attribute: str, absent: int = 0) -> int:
+    """Return the number of an attribute that was read before: libvirt takes any number of zeros, int() does not."""
+    text = element.get(attribute)
+    return absent if text is None else unsigned(text) or 0
+
+
 def _update_each_row(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> None:
     rows: dict[int, etree._Element] = {}
     for element in editor.root.iterfind("vcpus/vcpu"):
-        number = int(element.get("id", ""))
+        number = _number(element, "id")
         if number < domain.max:
             rows[number] = element  # the last of two for one vCPU counts
         else:
@@ -257,7 +263,7 @@ def _update_cputune(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> N
         if new:
             editor.insert(editor.root, Node("cputune", content=tuple(new)), after=_before("cputune"))
         return
-    pins = {int(pin.get("vcpu", "")): pin for pin in holder.iterfind("vcpupin")}
+    pins = {_number(pin, "vcpu"): pin for pin in holder.iterfind("vcpupin")}
     sorted_pins = sorted(pins)
     for node in new:
         # After the pin of the vCPU before it, as libvirt sorts them.
@@ -272,7 +278,7 @@ def _update_cputune(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> N
 def _update_pins(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> list[Node]:
     missing = dict(domain.pins)
     for pin in editor.root.iterfind("cputune/vcpupin"):
-        vcpu = int(pin.get("vcpu", ""))
+        vcpu = _number(pin, "vcpu")
         cpuset = missing.pop(vcpu, None)
         if cpuset is None:
             # libvirt drops the pin of an impossible vCPU; it must not take effect once the vCPU is possible.
@@ -360,11 +366,11 @@ def _update_cells(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> Non
         raise DomainXmlError(
             f"the document has the NUMA cells {sorted(before)}, not {sorted(after)}: cells are not added or removed"
         )
+    reader = AttributeReader()
     for place, cell in enumerate(editor.root.iterfind("cpu/numa/cell")):
-        number = int(cell.get("id", place))
-        text = cell.get("cpus")
+        number = _number(cell, "id", place)
         # A vCPU of no cell is in the first, and need not be listed there.
-        written = VcpuMap() if text is None else VcpuMap.parse(text)
+        written = reader.cpuset(cell, "cpus", may_be_empty=True) or VcpuMap()
         if after[number] not in (before[number], written):
             editor.set_attributes(cell, {"cpus": str(after[number]) or None}, order=_CELL)
 

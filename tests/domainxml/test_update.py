@@ -370,6 +370,36 @@ def test_the_cells_take_in_the_vcpus_of_a_new_maximum() -> None:
     )
 
 
+def test_a_cell_with_a_comma_at_the_end_as_libvirt_takes_it_does_not_keep_a_change_away() -> None:
+    cells = "<cell id='0' cpus='0-1,' memory='1'/><cell id='1' memory='1' cpus='2-3,'/>"
+    base = document(VCPU, f"  <cpu><numa>{cells}</numa></cpu>")
+    assert cells in changed(base, vcpus=states("bbb-"))
+    moved = (NumaCell(0, VcpuMap([0, 1, 2]), 1), NumaCell(1, VcpuMap([3]), 1))
+    assert "<cell id='0' cpus='0-2' memory='1'/><cell id='1' memory='1' cpus='3'/>" in changed(base, numa=moved)
+
+
+ZEROS = "0" * 5000
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("current='2'", f"current='{ZEROS}2'"),
+        ("vcpu id='1'", f"vcpu id='{ZEROS}1'"),
+        ("vcpupin vcpu='1'", f"vcpupin vcpu='{ZEROS}1'"),
+        ("cell id='0'", f"cell id='{ZEROS}'"),
+    ],
+)
+def test_a_number_has_as_many_zeros_as_libvirt_takes(before: str, after: str) -> None:
+    pins = "  <cputune><vcpupin vcpu='1' cpuset='3'/></cputune>"
+    cells = "  <cpu><numa><cell id='0' cpus='0-3' memory='1'/></numa></cpu>"
+    count = "  <vcpu placement='static' current='2'>4</vcpu>"
+    base = document(count, pins, cells) if "current" in before else document(count, ROWS, pins, cells)
+    odd = base.replace(before.encode(), after.encode())
+    assert odd != base
+    assert changed(odd, vcpus=states("bbb-"), pins={1: VcpuMap([2]), 2: VcpuMap([3])})
+
+
 def test_cells_are_not_added_or_removed() -> None:
     base = document(VCPU)
     with pytest.raises(DomainXmlError, match="cells are not added"):
