@@ -207,6 +207,8 @@ def _check_options(text: str, options: Mapping[str, str]) -> None:
     """Refuse a chardev that does not listen, or does not speak plain QMP."""
     if options.get("server") in ("off", "no") or "noserver" in options:
         raise MonitorConnectError(text, "with server=off QEMU connects instead of listening", hint=_ASK_FOR)
+    if options.get("abstract") in ("on", "yes") and options.get("tight") in ("off", "no"):
+        raise MonitorConnectError(text, "with tight=off QEMU adds NULs to the name, which no address here can say")
     for each in _OTHER_PROTOCOLS:
         if options.get(each, "off") not in ("off", "no"):
             raise MonitorConnectError(text, f"with {each} QEMU does not speak plain QMP", hint=_ASK_FOR)

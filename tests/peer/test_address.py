@@ -121,6 +121,7 @@ def test_a_home_directory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ("localhost:0", "the port is '0'"),
         ("socket,path=/run/a,b.qmp,server=on", "is no option of a chardev; write a comma in a path twice"),
         ("unix:/run/vm.qmp,server=off", "with server=off QEMU connects instead of listening"),
+        ("unix:vm,abstract=on,tight=off,server=on", "with tight=off QEMU adds NULs to the name"),
         ("tcp:host:1,telnet=on,server=on", "with telnet QEMU does not speak plain QMP"),
         (
             "-mon chardev=mon0,mode=control",

@@ -257,11 +257,12 @@ def test_a_vm_that_cannot_be_is_said_so_in_the_words_of_the_mistake(tmp_path: Pa
     ]
     tests += [
         "@pytest.mark.parametrize('qemu_vm', [8], indirect=True, ids=str)\ndef test_parameter(qemu_vm): pass\n",
+        "@pytest.mark.parametrize('qemu_vm', [{1: 2}], indirect=True, ids=['1'])\ndef test_name(qemu_vm): pass\n",
         "def test_factory(qemu_vm_factory): qemu_vm_factory(boots=1)\n",
     ]
     write(tmp_path, test_mistakes="import pytest\nfrom qmpvcpu.testing import Behaviour\n" + "\n".join(tests))
     session = run(tmp_path)
-    assert session.outcomes == {"error": len(mistakes) + 1, "failed": 1}
+    assert session.outcomes == {"error": len(mistakes) + 2, "failed": 1}
     for number, said in enumerate(mistakes.values()):
         report = session.report(f"test_mistake_{number}")
         assert said in report
@@ -269,4 +270,5 @@ def test_a_vm_that_cannot_be_is_said_so_in_the_words_of_the_mistake(tmp_path: Pa
         assert "another exception" not in report
         assert "qmpvcpu/testing" not in report
     assert "the parameter of qemu_vm is 8, must be a dict of options, a Behav" in session.report("test_parameter[8]")
+    assert "qemu_vm has no option 1. It takes: machine" in session.report("test_name[1]")
     assert "qemu_vm has no option 'boots'; did you mean boot?" in session.report("test_factory")

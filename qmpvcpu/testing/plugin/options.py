@@ -106,7 +106,7 @@ def options_of(node: pytest.Item | pytest.Session, fixture: str, given: object =
     options |= _as_options(fixture, given)
     for name in options:
         if name not in KNOWN[fixture]:
-            close = difflib.get_close_matches(name, KNOWN[fixture], n=1)
+            close = difflib.get_close_matches(str(name), KNOWN[fixture], n=1)
             meant = f"; did you mean {close[0]}?" if close else "."
             pytest.fail(f"{fixture} has no option {name!r}{meant} It takes: {_listed(fixture)}", pytrace=False)
     _check_values(fixture, options)
