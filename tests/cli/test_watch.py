@@ -71,6 +71,14 @@ async def test_a_reader_that_left_before_the_map_is_there_makes_no_success(guest
     assert ran.err.endswith("qmpvcpu: 0,3 not reached (nobody reads)\n")
 
 
+@pytest.mark.parametrize("words", [(), ("--json",)])
+async def test_it_holds_no_socket_for_a_reader_that_has_left(words: tuple[str, ...], guest: MicroGuest) -> None:
+    nobody_reads = "import os; ours, theirs = os.pipe(); os.close(ours); os.dup2(theirs, 1)"
+    async with running("watch", "--for", "60", *words, "--qmp", guest.sockets[1], code=nobody_reads) as it:
+        ran = await asyncio.wait_for(it.end(), 20)
+    assert (ran.code, ran.err) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("never", "why"), [("0-9", "no vCPUs 8-9: this machine has 0 to 7"), ("1-3", "vCPU 0 never leaves")]
 )
