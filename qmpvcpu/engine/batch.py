@@ -233,11 +233,7 @@ class Batch:
         for run in runs:
             (self._plugs if run.plugs else self._others).append(run)
             removal = state.removals.get(run.first)
-            if (
-                removal is not None
-                and not run.plugs
-                and (run.step.action is Action.KEEP or not removal.may_ask_again)
-            ):
+            if removal is not None and not run.plugs and (run.step.action is Action.KEEP or removal.is_joined):
                 run.ours = False
                 self._out.watch(run, removal)
 
@@ -346,7 +342,8 @@ class Batch:
             present = self._state.slots[run.first].present
             unanswered, run.stage, run.removal = run.removal, StepStage.QUEUED, None
             if run.plugs and present:
-                self._end(run, Plugged(run.step.ids))
+                run.stage = StepStage.SENT  # and replied to: the guest may still be waited for
+                self._go_further(run)
             elif not (run.plugs or present):
                 if unanswered is not None:  # who asked for no more than the removal gets one that is over
                     run.removal = replace(unanswered, state=State.UNPLUGGED, settled_at=now)
@@ -417,7 +414,7 @@ class Batch:
     def _send_plug(self, run: StepRun) -> list[SendStep | LookAgain]:
         first = run.first
         if self._state.slots[first].present and (run.step.action is Action.KEEP or not self._bounds.single):
-            return self._found_so(run, Plugged(run.step.ids))
+            return self._found_plugged(run)
         try:
             check_plug(self._state.situation, first, self._options)
         except StepDeniedError as error:
@@ -433,7 +430,7 @@ class Batch:
         if run.undoes is not None and slot.qom_path != run.undoes.path:
             return self._found_so(run, None)
         removal = self._state.removals.get(first)
-        if removal is not None and not removal.may_ask_again:
+        if removal is not None and removal.is_joined:
             run.ours = run.sent_at > 0  # sent before the connection was lost: then it is our own
             run.sent_at = run.sent_at or self._now
             self._out.watch(run, removal)
@@ -445,6 +442,15 @@ class Batch:
             return self._deny(run, error)
         self._out.watch(run, self._state.unplug_sent(first, self._now))
         return self._mark_sent(run)
+
+    def _found_plugged(self, run: StepRun) -> list[SendStep | LookAgain]:
+        """Go on without sending: somebody else has plugged it, and the guest may still be waited for."""
+        stage = next_stage(run, self._state, self._options)
+        if stage is None:
+            return self._found_so(run, Plugged(run.step.ids))
+        run.ours, run.sent_at = False, self._now
+        self._wait(run, stage)
+        return []
 
     def _found_so(self, run: StepRun, verdict: Verdict | None) -> list[SendStep | LookAgain]:
         """End *run* without sending: somebody else has changed its slot."""
@@ -589,14 +595,16 @@ class Batch:
         acknowledged, answer = slot.acknowledged, slot.answer
         code, told = (answer.code, "" if acknowledged else answer.reason) if answer else (None, "no answer")
         seconds = round(self._now - run.sent_at, 6)
-        self._end(run, Plugged(slot.ids, acknowledged is True, code, told, seconds))
+        by_other = run.step.action is Action.PLUG and not run.ours
+        self._end(run, Plugged(slot.ids, acknowledged is True, code, told, seconds), BY_OTHER if by_other else "")
 
     def _end(self, run: StepRun, verdict: Verdict | None, reason: str = "") -> None:
         self._out.drop(run)
         run.stage, run.verdict, run.ended_at = StepStage.ENDED, verdict, self._now
         good = succeeded(run.step.action, verdict) or (verdict is None and self._bounds.until_accepted)
         run.reason = reason or ("" if good or verdict is None else why(verdict))
-        if good and self._options.require_proof and isinstance(verdict, Plugged) and verdict.acknowledged is False:
+        has_to_be_proven = good and run.plugs and self._options.require_proof
+        if has_to_be_proven and isinstance(verdict, Plugged) and verdict.acknowledged is not True:
             good, run.unproven = False, True
             run.reason = f"the guest did not acknowledge it: {verdict.reason}"
         only_requested = isinstance(verdict, Pending) and not self._bounds.limit

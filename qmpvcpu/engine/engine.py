@@ -318,7 +318,7 @@ class Engine:
         if self._refuses(change):
             return
         removal = None if change.slot is None else self.state.removals.get(change.slot)
-        if change.joins and removal is not None and not removal.may_ask_again and self.lost is None:
+        if change.joins and removal is not None and removal.is_joined and self.lost is None:
             self._plan(change)
         else:
             self._enqueue(change)
@@ -879,7 +879,7 @@ class Engine:
             self.state.unplug_replied(command.removal, Evidence.LOST, self._now)
         self._want_read(WantRead(Read.FULL))  # finds out whether QEMU did it anyway
         run.cause = given.error
-        if isinstance(given.error, MonitorLostError) and self.lost is not None:  # else it is back already
+        if isinstance(given.error, MonitorLostError):  # ``Lost`` may follow it; ``Returned`` cannot come first
             command.batch.unanswered(run, str(given.error), self._now)
             self._to_advance[command.transition] = None
         else:

@@ -171,6 +171,11 @@ class Removal:
         return before
 
     @property
+    def is_joined(self) -> bool:
+        """True if a new request joins this one: nothing is sent, and its end is theirs."""
+        return not (self.may_ask_again or self.state.is_final)
+
+    @property
     def seconds(self) -> float:
         """From the request to its end; 0 while it has none."""
         return 0.0 if self.settled_at is None else self.settled_at - self.requested_at

@@ -249,7 +249,7 @@ class VmState:
             in_flight=frozenset(self._plugging),
             exported=self.exported,
             asked=frozenset(self.removals),
-            leaving=frozenset(first for first, each in self.removals.items() if not each.may_ask_again),
+            leaving=frozenset(first for first, each in self.removals.items() if each.is_joined),
         )
 
     # Our own commands.
@@ -310,7 +310,7 @@ class VmState:
     def unplug_sent(self, first: int, now: float) -> Removal:
         """Note that ``device_del`` for the slot of vCPU *first* is about to be sent."""
         again = self.removals.get(first)
-        if again is None or not again.may_ask_again:
+        if again is None or again.is_joined:
             return self._adopt(self.slots[first], Origin.US, now)
         self.maybe_queued_twice.add(first)  # should the guest take the first request up right now
         again.may_ask_again = False

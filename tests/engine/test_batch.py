@@ -293,6 +293,23 @@ def test_the_answer_to_what_only_the_record_knows_is_awaited_to_keep_it() -> Non
 # Others.
 
 
+@pytest.mark.parametrize("acknowledges", [True, False])
+def test_what_another_has_plugged_meanwhile_has_to_be_proven_too(*, acknowledges: bool) -> None:
+    told = story(start="0", wish="0-2", in_flight=1, timeout=5.0, require_proof=True)
+    told.read("0,2", others=[2])
+    told.accept(1)
+    told.acknowledges(1)
+    assert told.begun == ["save intent", "add 1"], "2 is there, and is not asked for"
+    if acknowledges:
+        told.acknowledges(2)
+    else:
+        told.wait(5)
+    assert told.outcome == ("REACHED" if acknowledges else "PARTIAL")
+    assert told.step(2).reason == (
+        "changed by other" if acknowledges else "the guest did not acknowledge it: no answer"
+    )
+
+
 def test_what_others_did_meanwhile_is_neither_done_again_nor_undone() -> None:
     told = story(on_failure=REVERT, start="0-2,4", wish="0,3,5", in_flight=1)
     assert told.begun == ["save intent", "add 3"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qmpvcpu import MonitorLostError, OutcomeUnknownError, TransitionError, VcpuMap
+from qmpvcpu import MonitorLostError, OutcomeUnknownError, PlugUnprovenError, TransitionError, VcpuMap
 from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import DropPrevious, Hold, Lost, Persist, Refresh, Request, Result, StopRunning, Wait
 from qmpvcpu.engine.removal import State
@@ -130,6 +130,17 @@ def test_a_plug_waits_for_the_connection_as_long_as_for_a_reply() -> None:
     assert told.deadline == told.now + 10.0, "that of the reply"
     told.accept(2)
     assert told.result(second) == {2}
+
+
+def test_a_plug_that_the_loss_overtook_still_has_to_be_proven() -> None:
+    told = Story("0", reconnects=True)
+    required = plug(1, timeout=5.0, require_proof=True)
+    told.ask(required)
+    told.pause()
+    told.resume("0-1")
+    assert not told.is_settled(required)
+    told.wait(5)
+    assert isinstance(told.error(required), PlugUnprovenError)
 
 
 def test_what_was_queued_before_waits_from_the_loss_on() -> None:
