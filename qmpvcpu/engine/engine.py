@@ -250,8 +250,13 @@ class Engine:
     @property
     def situation(self) -> Situation:
         """What decides whether a change may be planned now."""
+        removals = self.state.removals
         now = self.state.situation
-        return now._replace(in_flight=now.in_flight | self._reserved.keys()) if self._reserved else now
+        return now._replace(
+            in_flight=now.in_flight | self._reserved.keys(),
+            asked=frozenset(removals),
+            leaving=frozenset(first for first, removal in removals.items() if removal.is_joined),
+        )
 
     @property
     def recorded(self) -> Recorded:

@@ -248,8 +248,6 @@ class VmState:
             single_threaded=self.single_threaded,
             in_flight=frozenset(self._plugging),
             exported=self.exported,
-            asked=frozenset(self.removals),
-            leaving=frozenset(first for first, each in self.removals.items() if each.is_joined),
         )
 
     # Our own commands.
