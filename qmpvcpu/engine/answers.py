@@ -17,7 +17,7 @@ from qmpvcpu.errors import (
     UnplugPendingError,
     UnplugRefusedError,
 )
-from qmpvcpu.model.transition import Action
+from qmpvcpu.model.transition import Action, TransitionReport
 from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged
 
 UnplugVerdict = Unplugged | Refused | Pending
@@ -48,11 +48,16 @@ def error_of_removal(removal: Removal) -> QmpVcpuError:
     return MonitorLostError(why, outcome=Outcome.UNKNOWN)
 
 
-def error_of(transition: Transition) -> QmpVcpuError | None:
-    """Return the error that *transition* is for its caller, or None if what was asked for is done."""
+def error_of(transition: Transition, report: TransitionReport | None) -> QmpVcpuError | None:
+    """Return the error that *transition* is for its caller, or None if what was asked for is done.
+
+    Args:
+        transition: One that has ended.
+        report: Its report; None for a single step.
+    """
     if transition.not_begun is not None:
         return transition.not_begun
-    error = _error_of_map(transition) if transition.is_map else _error_of_step(transition)
+    error = _error_of_step(transition) if report is None else _error_of_map(transition, report)
     if error is None and transition.unrecorded is not None:
         unrecorded = transition.unrecorded
         why = f"{unrecorded.why}; {_done(transition)}, and not recorded"
@@ -60,10 +65,10 @@ def error_of(transition: Transition) -> QmpVcpuError | None:
     return error
 
 
-def _error_of_map(transition: Transition) -> QmpVcpuError | None:
-    if transition.is_as_asked:
+def _error_of_map(transition: Transition, report: TransitionReport) -> QmpVcpuError | None:
+    if transition.is_as_asked(report.outcome):
         return None
-    return _caused(TransitionError(transition.report()), transition.unwritten or transition.unrecorded)
+    return _caused(TransitionError(report), transition.unwritten or transition.unrecorded)
 
 
 def _error_of_step(transition: Transition) -> QmpVcpuError | None:

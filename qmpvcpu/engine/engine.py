@@ -737,11 +737,12 @@ class Engine:
             self._map_intent, self.intentions.interrupted = None, self._map_intent
         elif transition.lost and not transition.is_map and transition.is_unknown:
             self.intentions.interrupted = self._unresolved(transition)
-        if transition.is_map:
+        report = transition.report() if transition.is_map else None
+        if report is not None:
             if transition.not_begun is None:
-                self.last_report = transition.report()
-            self._let_others_go_on(transition)
-        error = error_of(transition)
+                self.last_report = report
+            self._let_others_go_on(report)
+        error = error_of(transition, report)
         self._tries[change] = self._tries.get(change, 0) + 1
         if error is not None and self._tries[change] < change.tries and transition.may_try_again:
             self._requeue(change)
@@ -749,7 +750,7 @@ class Engine:
         if error is not None:
             self._settle(change, error=error)
             return
-        self._settle(change, result=self._result(transition))
+        self._settle(change, result=self._result(transition) if report is None else report)
 
     def _leave(self, transition: Transition) -> None:
         del self._running[transition.change]
@@ -762,20 +763,18 @@ class Engine:
                 del self._reserved[step.first]
         self._drop_alarm(transition)
 
-    def _let_others_go_on(self, ended: Transition) -> None:
-        """Note that the map *ended*: tell those who stopped it, and let single steps send again."""
+    def _let_others_go_on(self, report: TransitionReport) -> None:
+        """Note that the map is over: give those who stopped it its *report*, and let single steps send again."""
         stoppers, self._stoppers = self._stoppers, []
         for stopper in stoppers:
-            self._settle(stopper, result=ended.report())
+            self._settle(stopper, result=report)
         self._make_room()
 
     @staticmethod
     def _result(transition: Transition) -> object:
-        match transition.change.result:
-            case Result.REPORT:
-                return transition.report()
-            case Result.IDS:
-                return transition.plan.ids
+        """Return what a single step is settled with."""
+        if transition.change.result is Result.IDS:
+            return transition.plan.ids
         run = transition.runs[0]
         return run.removal, not run.ours
 

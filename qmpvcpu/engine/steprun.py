@@ -169,11 +169,12 @@ STAGES: Final = MappingProxyType(
 
 def next_stage(run: StepRun, state: VmState, options: CheckedOptions) -> StepStage | None:
     """Return the stage after its own in which *run* has to wait, or None if there is none."""
-    rows = iter(STAGES.items())
-    if run.stage in STAGES:
-        next(stage for stage, _ in rows if stage is run.stage)
-    awaited = (stage for stage, rule in rows if rule.of_plugs is run.plugs and rule.is_awaited(run, state, options))
-    return next(awaited, None)
+    stages = tuple(STAGES)
+    for stage in stages[stages.index(run.stage) + 1 if run.stage in STAGES else 0 :]:
+        rule = STAGES[stage]
+        if rule.of_plugs is run.plugs and rule.is_awaited(run, state, options):
+            return stage
+    return None
 
 
 def why(verdict: Verdict) -> str:

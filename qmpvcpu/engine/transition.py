@@ -440,10 +440,8 @@ class Transition:
             self.intent.start if self._turned or self.intent.direction is Direction.REVERTING else self.intent.target
         )
 
-    @property
-    def is_as_asked(self) -> bool:
-        """True if what was asked for is done: the target, or the start where an interrupted one is reverted."""
-        outcome = self.report().outcome
+    def is_as_asked(self, outcome: TransitionOutcome) -> bool:
+        """Return True if *outcome* is what was asked for: the target, or the start where one is reverted."""
         if self.change.intent is not None and self.change.intent.direction is Direction.REVERTING:
             return outcome is TransitionOutcome.REVERTED
         return outcome in (TransitionOutcome.REACHED, TransitionOutcome.REQUESTED)
