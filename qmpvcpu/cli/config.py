@@ -11,7 +11,7 @@ from qmpvcpu.cli.options import OUTPUT_OPTIONS, File, command, flag, option
 from qmpvcpu.cli.output import Block, Column, Table
 from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, InvalidMapError, printable
+from qmpvcpu.errors import InvalidMapError, printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.transition import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -134,11 +134,9 @@ async def change_config(
 
 def enable(config: "DomainConfig", vcpus: Iterable[int]) -> None:
     """Have these vCPUs at the next boot; the first free one if there are none."""
-    wanted = list(vcpus) or [row.id for row in config.domain.vcpus if not row.enabled][:1]
-    if not wanted:
-        detail = f"all of its {config.domain.max} vCPUs are there already"
-        raise ConfigDeniedError("plug", VcpuMap(), DenialReason.MACHINE_FULL, detail)
-    for vcpu in wanted:
+    from qmpvcpu.domainxml.next_boot import first_free  # as all of XML, only where a document is changed
+
+    for vcpu in list(vcpus) or [first_free(config.domain)]:
         config.set_state(vcpu, enabled=True)
 
 

@@ -48,6 +48,19 @@ def _rows(previous: PreviousVcpus) -> Iterator[DomainVcpu]:
         yield DomainVcpu(each, place is not None, each not in previous.started_with, place)
 
 
+def first_free(domain: DomainVcpus) -> int:
+    """Return the lowest id of a vCPU that *domain* does not have at the next boot.
+
+    Raises:
+        ConfigDeniedError: It has all of them.
+    """
+    free = next((row.id for row in domain.vcpus if not row.enabled), None)
+    if free is None:
+        detail = f"all of its {domain.max} vCPUs are there at the next boot already"
+        raise ConfigDeniedError("plug", VcpuMap(), DenialReason.MACHINE_FULL, detail)
+    return free
+
+
 def slot_of(domain: DomainVcpus, vcpu: int, *, enabled: bool = True) -> VcpuMap:
     """Return the vCPUs of the slot that *vcpu* names.
 

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from qmpvcpu.domainxml import DomainVcpus, domain_from
-from qmpvcpu.domainxml.next_boot import slot_of, with_map, with_state
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, Outcome, RecordError
+from qmpvcpu.domainxml.next_boot import first_free, slot_of, with_map, with_state
+from qmpvcpu.errors import ConfigDeniedError, DomainXmlError, Outcome, RecordError
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -72,7 +72,7 @@ class NextBoot:
 
         def change(domain: DomainVcpus) -> DomainVcpus:
             nonlocal ids
-            ids = slot_of(domain, _first_free(domain) if vcpu is None else vcpu, enabled=enabled)
+            ids = slot_of(domain, first_free(domain) if vcpu is None else vcpu, enabled=enabled)
             return with_state(domain, ids, enabled=enabled)
 
         await self.change(change)
@@ -281,11 +281,3 @@ class _InRecord:
 
 
 _Store = _InDocument | _InRecord
-
-
-def _first_free(domain: DomainVcpus) -> int:
-    free = next((row.id for row in domain.vcpus if not row.enabled), None)
-    if free is None:
-        detail = f"all of its {domain.max} vCPUs are there at the next boot already"
-        raise ConfigDeniedError("plug", VcpuMap(), DenialReason.MACHINE_FULL, detail)
-    return free
