@@ -17,11 +17,19 @@ from qmpvcpu.lazy import lazily
 
 if TYPE_CHECKING:
     from qmpvcpu.errors import (
+        AgentConnectError,
+        AgentForbiddenError,
+        AgentLostError,
+        AgentSilentError,
         CommandRejectedError,
         ConfigDeniedError,
         DenialReason,
         DomainXmlError,
+        GuestAgentError,
+        GuestNumberUnknownError,
+        GuestRefusedError,
         InvalidMapError,
+        MalformedAnswerError,
         MalformedReplyError,
         MigrationError,
         MonitorConnectError,
@@ -44,6 +52,7 @@ if TYPE_CHECKING:
         UnplugRefusedError,
         WaitTimeoutError,
     )
+    from qmpvcpu.model.guest import GuestCpu, GuestOs, GuestVcpu, KnownBy
     from qmpvcpu.model.layout import Layout, Slot, Vcpu
     from qmpvcpu.model.options import Affect, ChangeOptions, OnFailure, Proof, Recovery
     from qmpvcpu.model.transition import StepReport, TransitionOutcome, TransitionReport
@@ -53,18 +62,22 @@ if TYPE_CHECKING:
     from qmpvcpu.record.config import DomainConfig
     from qmpvcpu.vm.attaching import attach
     from qmpvcpu.vm.controller import UnplugRequest, VcpuController
+    from qmpvcpu.vm.guest import Guest
 
 __version__ = "0.1.0"
 
 # A name is imported when it is first used (PEP 562): importing all of the package takes longer than most commands.
 _HOMES = {
     "qmpvcpu.errors": (
-        "CommandRejectedError ConfigDeniedError DenialReason DomainXmlError InvalidMapError "
+        "AgentConnectError AgentForbiddenError AgentLostError AgentSilentError "
+        "CommandRejectedError ConfigDeniedError DenialReason DomainXmlError GuestAgentError "
+        "GuestNumberUnknownError GuestRefusedError InvalidMapError MalformedAnswerError "
         "MalformedReplyError MigrationError MonitorConnectError MonitorError MonitorLostError "
         "MonitorTimeoutError Outcome OutcomeUnknownError PlanError PlugUnprovenError QmpVcpuError "
         "RecordCorruptError RecordError RecordLockedError StalePlanError StepDeniedError StepError "
         "TransitionError UnplugPendingError UnplugRefusedError WaitTimeoutError"
     ),
+    "qmpvcpu.model.guest": "GuestCpu GuestOs GuestVcpu KnownBy",
     "qmpvcpu.model.layout": "Layout Slot Vcpu",
     "qmpvcpu.model.options": "Affect ChangeOptions OnFailure Proof Recovery",
     "qmpvcpu.model.transition": "StepReport TransitionOutcome TransitionReport",
@@ -74,10 +87,15 @@ _HOMES = {
     "qmpvcpu.record.config": "DomainConfig",
     "qmpvcpu.vm.attaching": "attach",
     "qmpvcpu.vm.controller": "UnplugRequest VcpuController",
+    "qmpvcpu.vm.guest": "Guest",
 }
 
 __all__ = [
     "Affect",
+    "AgentConnectError",
+    "AgentForbiddenError",
+    "AgentLostError",
+    "AgentSilentError",
     "ChangeOptions",
     "CommandRejectedError",
     "ConfigDeniedError",
@@ -85,8 +103,17 @@ __all__ = [
     "Denied",
     "DomainConfig",
     "DomainXmlError",
+    "Guest",
+    "GuestAgentError",
+    "GuestCpu",
+    "GuestNumberUnknownError",
+    "GuestOs",
+    "GuestRefusedError",
+    "GuestVcpu",
     "InvalidMapError",
+    "KnownBy",
     "Layout",
+    "MalformedAnswerError",
     "MalformedReplyError",
     "MigrationError",
     "MonitorConnectError",

@@ -19,6 +19,14 @@ Floor 0: imports nothing of the package.
      │  ├ MonitorTimeoutError            no reply within the command's deadline
      │  ├ MonitorLostError               the session ended
      │  └ MalformedReplyError            the reply is not what QEMU's schema promises
+     ├ GuestAgentError                   the guest agent; QMP goes on without it
+     │  ├ AgentConnectError              no agent can be reached on this address
+     │  ├ AgentSilentError               no answer by the deadline
+     │  ├ AgentLostError                 the agent, or the connection to it, went away meanwhile
+     │  ├ AgentForbiddenError            the agent may not, or cannot, carry out the command
+     │  ├ GuestRefusedError              the guest's system said no
+     │  ├ MalformedAnswerError           the answer is not what the agent's schema promises
+     │  └ GuestNumberUnknownError        nothing tells which CPU of the guest a vCPU is
      ├ StepError                         one vCPU's change did not happen as requested
      │  ├ CommandRejectedError           QEMU answered with an error
      │  ├ UnplugRefusedError             the guest said no
@@ -346,6 +354,138 @@ class MalformedReplyError(MonitorError):
         self.command = command
         self.reply = reply
         self.outcome = _outcome_of(command)
+
+
+class GuestAgentError(QmpVcpuError):
+    """Something is wrong with the guest agent, or it cannot do what was asked. QMP goes on without it.
+
+    ``outcome`` is about the guest's CPUs here: UNKNOWN if a command that changes them was sent and not answered.
+
+    Attributes:
+        address: The agent's address, as text; "" where none was given.
+        why: What happened.
+        hint: What to do about it, or "".
+    """
+
+    def __init__(self, address: str, why: str, *, hint: str = "", outcome: Outcome = Outcome.UNCHANGED) -> None:
+        where = f"guest agent on {clip(address)}" if address else "guest agent"
+        super().__init__(f"{where}: {why}" + (f" ({hint})" if hint else ""))
+        self.address = address
+        self.why = why
+        self.hint = hint
+        self.outcome = outcome
+
+
+class AgentConnectError(GuestAgentError):
+    """No agent can be reached there: nobody listens, another client holds the socket, it speaks something else."""
+
+
+class AgentSilentError(GuestAgentError, TimeoutError):
+    """The agent did not answer by the deadline. Where its port is open, it may still carry out what it was asked.
+
+    Attributes:
+        timeout: The deadline, in seconds.
+        port_open: Whether a process in the guest has the agent's port open: False: no agent runs; True: it is
+            stopped, or hangs; None: QEMU was not asked, or does not know this port.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        why: str,
+        *,
+        timeout: float,
+        port_open: bool | None = None,
+        hint: str = "",
+        outcome: Outcome = Outcome.UNCHANGED,
+    ) -> None:
+        super().__init__(address, f"no answer within {timeout:g} s: {why}", hint=hint, outcome=outcome)
+        self.timeout = timeout
+        self.port_open = port_open
+
+
+class AgentLostError(GuestAgentError, ConnectionError):
+    """The agent went away with the question, or the connection to it ended."""
+
+
+class AgentForbiddenError(GuestAgentError):
+    """The agent does not carry out this command: its configuration forbids it, or it does not have it.
+
+    Attributes:
+        command: The command.
+    """
+
+    def __init__(self, address: str, command: str, why: str, *, hint: str = "") -> None:
+        super().__init__(address, f"{command} {why}", hint=hint)
+        self.command = command
+
+
+class GuestRefusedError(GuestAgentError):
+    """The guest's system refused, or does not show what it was told to do.
+
+    Attributes:
+        ids: The vCPUs concerned; empty where only the guest's number is known.
+        number: The guest's number for the CPU, or None.
+        errno: The name of the guest's error, such as ``EBUSY``; "" where it named none.
+        reason: What the guest said, in words.
+        done: The vCPUs that were changed before that, and stay so; empty where only numbers are known.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        reason: str,
+        *,
+        ids: "VcpuMap",
+        done: "VcpuMap",
+        errno: str = "",
+        number: int | None = None,
+        what: str = "",
+    ) -> None:
+        subject = f"{describe(what, ids)} refused by the guest: " if what else "refused by the guest: "
+        outcome = Outcome.CHANGED if done else Outcome.UNCHANGED
+        super().__init__(address, subject + reason + (f" ({errno})" if errno else ""), outcome=outcome)
+        self.reason = reason
+        self.errno = errno
+        self.number = number
+        self.ids = ids
+        self.done = done
+
+
+class MalformedAnswerError(GuestAgentError):
+    """The agent's answer does not have the shape that its schema promises, or is beyond all bounds.
+
+    Attributes:
+        command: The command, or None where what came answers none.
+        answer: The answer, shortened.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        command: str | None,
+        why: str,
+        answer: object = None,
+        *,
+        outcome: Outcome = Outcome.UNCHANGED,
+    ) -> None:
+        shown = "" if answer is None else f": {shorten(answer)}"
+        about = f"malformed answer to {command}" if command else "malformed answer"
+        super().__init__(address, f"{about}: {why}{shown}", outcome=outcome)
+        self.command = command
+        self.answer = "" if answer is None else shorten(answer)
+
+
+class GuestNumberUnknownError(GuestAgentError):
+    """Nothing tells which CPU of the guest a vCPU is, so nothing was done: it would have been a guess.
+
+    Attributes:
+        ids: The vCPUs.
+    """
+
+    def __init__(self, address: str, ids: "VcpuMap", why: str, *, hint: str = "") -> None:
+        super().__init__(address, f"{describe('the number', ids)} in the guest is unknown: {why}", hint=hint)
+        self.ids = ids
 
 
 def _outcome_of(command: str | None) -> Outcome:

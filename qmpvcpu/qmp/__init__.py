@@ -1,4 +1,4 @@
-"""One QMP session with a QEMU, and what is read over it. The only package that imports qemu.qmp.
+"""One QMP session with a QEMU, and what is read over it. Only `agent` and this package import qemu.qmp.
 
 It adds what `qemu.qmp.QMPClient` leaves to its user: a deadline on everything, a clear error for each way of failing
 to connect, a loss that is noticed at once and explained, and events as calls in wire order.

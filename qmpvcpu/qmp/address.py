@@ -43,6 +43,12 @@ _FIELD = "(?:[^,]|,,)+"  # two commas are one in a value
 _OTHER_PROTOCOLS = ("telnet", "tn3270", "tls-creds", "websocket")
 _ASK_FOR = "give QEMU -qmp unix:PATH,server=on,wait=off"
 
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_UDIAG_SHOW_PEER = 4
+_UNIX_DIAG_PEER = 2
+_ANY = 0xFFFFFFFF
+
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISREG, "a regular file"),
@@ -434,6 +440,35 @@ def peer_pid(sock: socket.socket | TransportSocket) -> int | None:
         return None
     pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     return pid or None  # 0: a process outside our PID namespace
+
+
+def is_accepted(sock: socket.socket) -> bool | None:
+    """Tell whether the server has accepted the connection of *sock*; None where the kernel does not tell.
+
+    One that serves another client accepts nobody meanwhile, and one that is stopped accepts nobody either. Until then
+    this end has no peer with a number.
+
+    Source: Linux net/unix/diag.c, ``UDIAG_SHOW_PEER``; man 7 sock_diag.
+    """
+    if sock.family != socket.AF_UNIX:
+        return None
+    inode = os.fstat(sock.fileno()).st_ino
+    question = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ANY, inode, _UDIAG_SHOW_PEER, _ANY, _ANY)
+    header = struct.pack("=IHHII", 16 + len(question), _SOCK_DIAG_BY_FAMILY, 1, 0, 0)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG) as kernel:
+            kernel.settimeout(0.1)
+            kernel.send(header + question)
+            answer = kernel.recv(4096)
+    except OSError:
+        return None
+    at = 32  # behind the headers of netlink and of unix_diag
+    while at + 8 <= len(answer):
+        length, kind, value = struct.unpack_from("=HHI", answer, at)
+        if kind == _UNIX_DIAG_PEER:
+            return bool(value)
+        at += max(4, (length + 3) & ~3)
+    return None
 
 
 def describe_peer(pid: int | None) -> str:

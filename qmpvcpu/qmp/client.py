@@ -22,8 +22,8 @@ from qmpvcpu.qmp.address import describe_peer, first_bytes, peer_pid
 
 check_version(QMPClient.connect)
 
-_CLIENT_NAME: Final = "qmpvcpu"  # names its logger too
-logging.getLogger(f"qemu.qmp.protocol.{_CLIENT_NAME}").addHandler(logging.NullHandler())
+CLIENT_NAME: Final = "qmpvcpu"  # names its logger too
+logging.getLogger(f"qemu.qmp.protocol.{CLIENT_NAME}").addHandler(logging.NullHandler())
 
 _SHOWN: Final = 80  # how much of a peer's nonsense an error quotes
 _LEFTOVERS: Final = (b'{"timestamp": ', b'{"return": ', b'{"error": ')  # how QEMU's events and replies begin
@@ -95,7 +95,7 @@ def longest_line(client: QMPClient) -> int:
 
 def make_client() -> QMPClient:
     """Return a client for `establish`. Register listeners before that, so that no event is missed."""
-    client = TunedClient(_CLIENT_NAME)
+    client = TunedClient(CLIENT_NAME)
     # Done by establish(): qemu.qmp asserts the reply, so a refusal has no text, and under -O goes unnoticed.
     client.negotiate = False
     # The default listener would keep every event for ever.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qmpvcpu.lazy import lazily
 
 if TYPE_CHECKING:
+    from qmpvcpu.testing.agent import Mood, ScriptedAgent
     from qmpvcpu.testing.linuxguest import LinuxGuest
     from qmpvcpu.testing.microguest import MicroGuest
     from qmpvcpu.testing.peer import ScriptedPeer
@@ -31,6 +32,7 @@ __all__ = [
     "LinuxVm",
     "LinuxVmFactory",
     "MicroGuest",
+    "Mood",
     "QemuNotFoundError",
     "QemuProcess",
     "QemuProcessError",
@@ -39,6 +41,7 @@ __all__ = [
     "QemuVmFactory",
     "QmpMessage",
     "RemovalAction",
+    "ScriptedAgent",
     "ScriptedPeer",
     "SharedVms",
     "best_qemu",
@@ -48,6 +51,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "qmpvcpu.testing.agent": "Mood ScriptedAgent",
     "qmpvcpu.testing.linuxguest": "LinuxGuest",
     "qmpvcpu.testing.microguest": "MicroGuest",
     "qmpvcpu.testing.peer": "ScriptedPeer",

@@ -26,6 +26,7 @@ from qmpvcpu.qmp.queries import Reading, layout_of
 from qmpvcpu.vm.connection import Connection, Finder, called
 from qmpvcpu.vm.controller import VcpuController
 from qmpvcpu.vm.driver import Driver
+from qmpvcpu.vm.guest import Guest
 from qmpvcpu.vm.record_writer import RecordWriter
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ async def attach(
     resync_interval: float | None = 30.0,
     arrived: bool = False,
     read_only: bool = False,
+    agent: Target | None = None,
 ) -> VcpuController:
     """Attach to a running QEMU.
 
@@ -122,9 +124,12 @@ async def attach(
             pending there came along, and so did a transition that was cut short.
         read_only: Only read the record, which is neither locked nor written; a change is RecordError then. If another
             process keeps it, ``interrupted`` may be what that one is at work on.
+        agent: Where the guest's agent (qemu-ga) is, for ``vm.guest``: as *target*. It is connected to when it is
+            first asked, and again after a loss. No work over QMP waits for it.
 
     Raises:
         MonitorConnectError: No QMP session could be opened; it says why, and what the kernel tells of the peer.
+        AgentConnectError: *agent* is no address. Nobody was connected to.
         MonitorTimeoutError: QEMU stopped answering.
         MonitorLostError: QEMU went away meanwhile.
         MalformedReplyError: What answers is no QEMU that can be understood.
@@ -146,6 +151,7 @@ async def attach(
     if reconnect and not is_address(target):
         raise ValueError("reconnect=True needs an address: a socket or client that is given cannot be opened again")
     _check_record_options(record, base, config, arrived=arrived, read_only=read_only)
+    guest = Guest(agent, lambda: engine.layout, lambda: driver.connection.monitor)
     connection = await Connection.open(target, reply_timeout)
     kept = None
     try:
@@ -183,7 +189,7 @@ async def attach(
             await kept.close()
         raise
     finder = Finder(target, name, instance, reply_timeout) if reconnect else None
-    driver = Driver(engine, connection, writer, finder)
+    driver = Driver(engine, connection, writer, finder, guest)
     controller = VcpuController(driver, next_boot)
     try:
         if engine.is_reading:  # something was heard that may be older than what was read

@@ -28,6 +28,7 @@ from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.planning.checks import PLUG, UNPLUG, Situation, find_slot
 from qmpvcpu.planning.plan import Plan, parse_target, plan_count, plan_map, plan_plug, plan_state, plan_unplug
 from qmpvcpu.vm.driver import Driver
+from qmpvcpu.vm.guest import Guest
 from qmpvcpu.vm.subscribers import EventStream
 
 # Imports in functions below: what few calls need takes a tenth of the time of importing this.
@@ -135,6 +136,11 @@ class VcpuController:
     def peer_pid(self) -> int | None:
         """Process that listens where QMP is spoken: QEMU, or who started it; None where it is not on this host."""
         return self._driver.connection.monitor.peer_pid
+
+    @property
+    def guest(self) -> Guest:
+        """The guest's own system, through its agent; see Guest. Without ``attach(agent=)`` its calls raise."""
+        return self._driver.guest
 
     def events(self) -> EventStream:
         """Return a stream of all events from now on; see EventStream."""

@@ -55,6 +55,7 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.vm.connection import Connection, Finder, Trouble
+from qmpvcpu.vm.guest import Guest
 from qmpvcpu.vm.record_writer import RecordWriter
 from qmpvcpu.vm.subscribers import Subscribers, check_loop
 
@@ -74,21 +75,29 @@ class Driver:
         connection: To QEMU; the driver closes it.
         writer: Writes the record.
         finder: Finds QEMU again once the connection is lost; None: nobody does.
+        guest: The guest's agent; it hears every event, and is closed with the driver.
 
     Attributes:
         engine: As given.
         connection: As given; another one once QEMU was found again.
         writer: As given.
+        guest: As given.
         subscribers: Streams of events, and waits for the layout.
         closed: True once this side has let go of the VM.
     """
 
     def __init__(
-        self, engine: Engine, connection: Connection, writer: RecordWriter, finder: Finder | None = None
+        self,
+        engine: Engine,
+        connection: Connection,
+        writer: RecordWriter,
+        finder: Finder | None,
+        guest: Guest,
     ) -> None:
         self.engine = engine
         self.connection = connection
         self.writer = writer
+        self.guest = guest
         self.closed = False
         self._finder = finder
         self._loop = asyncio.get_running_loop()
@@ -309,6 +318,7 @@ class Driver:
         for event in effect.events:
             if _log.isEnabledFor(logging.INFO):
                 _log.info("%s", event, extra={**self._extra, "event": event})
+            self.guest.heard(event)
             self.subscribers.push(event)
 
     def _tell_of_reading(self, effect: BackgroundRead) -> None:
@@ -373,6 +383,7 @@ class Driver:
         lost = MonitorLostError("closed by this side")
         self.put(Lost(lost, may_return=False))
         await self.connection.monitor.close()
+        await self.guest.close()
         await self._wait_calm()  # a reply that will not come now is an error to those who wait for it
         for request in tuple(self._requests):  # what will not end now
             self._settle(Settle(request, error=MonitorLostError(lost.why, outcome=Outcome.UNKNOWN)))

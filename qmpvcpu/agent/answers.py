@@ -1,0 +1,209 @@
+"""What the agent's answers mean. Pure: no I/O.
+
+Every ``parse_`` raises NonsenseError, whose text says what is wrong, if an answer lacks what it is read for, or
+something in it is out of bounds: the guest is hostile.
+
+Source: QEMU qga/qapi-schema.json; qga/commands-posix.c and commands-linux.c for the texts of errors.
+"""
+
+import base64
+import binascii
+import errno
+import re
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from qmpvcpu.errors import clip, printable, shorten
+from qmpvcpu.model.guest import GuestCpu, GuestOs
+from qmpvcpu.model.vcpumap import MOST_VCPUS
+
+_MOST_NUMBER: Final = (1 << 31) - 1
+_MOST_COMMANDS: Final = 1000
+_LONGEST_TEXT: Final = 200
+_QUOTED: Final = 60
+
+# What strerror() says: glibc's words first, musl's after them.
+_WORDS: Final = {
+    "Device or resource busy": errno.EBUSY,
+    "Resource busy": errno.EBUSY,
+    "Invalid argument": errno.EINVAL,
+    "Operation not permitted": errno.EPERM,
+    "Permission denied": errno.EACCES,
+    "No such file or directory": errno.ENOENT,
+    "No such device": errno.ENODEV,
+    "Input/output error": errno.EIO,
+    "I/O error": errno.EIO,
+    "Cannot allocate memory": errno.ENOMEM,
+    "Out of memory": errno.ENOMEM,
+    "No space left on device": errno.ENOSPC,
+    "Resource temporarily unavailable": errno.EAGAIN,
+    "Read-only file system": errno.EROFS,
+    "Operation not supported": errno.EOPNOTSUPP,
+    "Not supported": errno.EOPNOTSUPP,
+    "Function not implemented": errno.ENOSYS,
+    "Connection timed out": errno.ETIMEDOUT,
+    "Operation timed out": errno.ETIMEDOUT,
+}
+# What they mean for a CPU that is to go online or offline (Linux kernel/cpu.c, kernel/sched/core.c).
+_MEANING: Final = {
+    errno.EBUSY: "the guest cannot spare it now: deadline tasks need it, or CPU hotplug is disabled for the moment",
+    errno.EINVAL: "there is no such CPU in the guest, or its system does not start it",
+    errno.ENOENT: "there is no such CPU in the guest",
+    errno.ENODEV: "there is no such CPU in the guest",
+    errno.EPERM: "the guest's system lets the agent not do this",
+    errno.EACCES: "the guest's system lets the agent not do this",
+    errno.EROFS: "the guest has /sys read-only",
+    errno.EIO: "the CPU did not start in the guest",
+    errno.ETIMEDOUT: "the CPU did not start in the guest in time",
+    errno.ENOMEM: "the guest has no memory for it",
+}
+_NUMBER_IN: Final = re.compile(r"cpu([0-9]{1,5})/|processor #([0-9]{1,5})")
+_DISABLED: Final = re.compile("has been disabled|not supported|unsupported", re.IGNORECASE)
+
+
+class NonsenseError(ValueError):
+    """An answer makes no sense."""
+
+
+class GuestError(NamedTuple):
+    """What an error of the agent says.
+
+    Attributes:
+        reason: It in words: the agent's text, and what that means.
+        errno: The name of the guest's error, such as ``EBUSY``, or "".
+        number: The guest's number of the CPU that it is about, or None.
+    """
+
+    reason: str
+    errno: str
+    number: int | None
+
+
+def parse_vcpus(answer: object) -> tuple[GuestCpu, ...]:
+    """Read the answer to ``guest-get-vcpus``: the guest's CPUs by number. The agent sends them in no order."""
+    if not isinstance(answer, list):
+        raise NonsenseError("it is no list")
+    if len(answer) > MOST_VCPUS:
+        raise NonsenseError(f"it lists {len(answer)} CPUs, and no VM has more than {MOST_VCPUS}")
+    cpus: dict[int, GuestCpu] = {}
+    for entry in answer:
+        cpu = _parse_cpu(entry)
+        if cpu.number in cpus:
+            raise NonsenseError(f"it lists CPU {cpu.number} twice")
+        cpus[cpu.number] = cpu
+    if not cpus:
+        raise NonsenseError("it lists no CPU")
+    if 0 not in cpus:
+        raise NonsenseError("it does not list CPU 0")
+    if not any(cpu.online for cpu in cpus.values()):
+        raise NonsenseError("no CPU in it is online, and one of them answers")
+    return tuple(cpus[number] for number in sorted(cpus))
+
+
+def _parse_cpu(entry: object) -> GuestCpu:
+    if not isinstance(entry, Mapping):
+        raise NonsenseError(f"an entry is no object: {shorten(entry, _QUOTED)}")
+    number, online, can_offline = (entry.get(key) for key in ("logical-id", "online", "can-offline"))
+    if type(number) is not int or not 0 <= number < MOST_VCPUS:
+        raise NonsenseError(f"logical-id {shorten(number, _QUOTED)} is not a number from 0 to {MOST_VCPUS - 1}")
+    # can-offline is optional: absent means that the agent cannot tell.
+    if type(online) is not bool or not isinstance(can_offline, bool | None):
+        raise NonsenseError(f"online and can-offline of CPU {number} are not true or false")
+    return GuestCpu(number, online, can_offline is not False)
+
+
+def parse_count(answer: object, asked: int) -> int:
+    """Read the answer to ``guest-set-vcpus``: how many of the *asked* entries were carried out, from the first on."""
+    if type(answer) is not int or not 0 <= answer <= asked:
+        raise NonsenseError(f"it is no number from 0 to {asked}")
+    return answer
+
+
+def parse_osinfo(answer: object) -> GuestOs:
+    """Read the answer to ``guest-get-osinfo``."""
+    if not isinstance(answer, Mapping):
+        raise NonsenseError("it is no object")
+    keys = ("id", "name", "version", "kernel-release", "machine")
+    texts = []
+    for key in keys:
+        value = answer.get(key, "")
+        if not isinstance(value, str):
+            raise NonsenseError(f"{key} is no text")
+        texts.append(printable(clip(value, _LONGEST_TEXT)))
+    return GuestOs(*texts)
+
+
+def parse_commands(answer: object) -> frozenset[str]:
+    """Read the answer to ``guest-info``: the commands that the agent carries out."""
+    listed: Any = answer.get("supported_commands") if isinstance(answer, Mapping) else None
+    if not isinstance(listed, list) or len(listed) > _MOST_COMMANDS:
+        raise NonsenseError("supported_commands is no list of commands")
+    enabled = set()
+    for entry in listed:
+        name = entry.get("name") if isinstance(entry, Mapping) else None
+        if not isinstance(name, str) or len(name) > _LONGEST_TEXT:
+            raise NonsenseError(f"a command has no name: {shorten(entry, _QUOTED)}")
+        if entry.get("enabled") is True:
+            enabled.add(name)
+    return frozenset(enabled)
+
+
+def parse_handle(answer: object) -> int:
+    """Read the answer to ``guest-file-open``."""
+    if type(answer) is not int:
+        raise NonsenseError("it is no handle")
+    return answer
+
+
+def parse_read(answer: object, limit: int) -> tuple[bytes, bool]:
+    """Read the answer to ``guest-file-read``: at most *limit* bytes, and whether they are the file's last."""
+    text: Any = answer.get("buf-b64") if isinstance(answer, Mapping) else None
+    eof: Any = answer.get("eof") if isinstance(answer, Mapping) else None
+    if not isinstance(text, str) or type(eof) is not bool or len(text) > 2 * limit + 4:
+        raise NonsenseError(f"it is not a piece of at most {limit} bytes")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise NonsenseError("it is not in base64") from None
+    if len(data) > limit:
+        raise NonsenseError(f"it is not a piece of at most {limit} bytes")
+    return data, eof
+
+
+def explain_error(desc: str) -> GuestError:
+    """Return what an error's text says. The text is the guest's: it is clipped, and searched for a kernel's words."""
+    shown = printable(clip(desc))
+    code = next((code for words, code in _WORDS.items() if desc.endswith(words)), None)
+    found = _NUMBER_IN.search(desc[:1000])
+    number = int(found[1] or found[2]) if found else None
+    meaning = _MEANING.get(code, "") if code is not None else ""
+    if "can't be offlined" in desc:
+        meaning = "its system does not let this CPU go offline"
+    reason = f"{meaning}: {shown}" if meaning else shown
+    return GuestError(reason, errno.errorcode[code] if code is not None else "", number)
+
+
+def why_forbidden(error_class: str, desc: str) -> str:
+    """Return why the agent does not carry a command out, as words that follow its name; "" if it did try."""
+    if error_class == "CommandNotFound" or _DISABLED.search(desc[:1000]):
+        if "has been disabled" in desc or "allow" in desc:
+            return "is forbidden by the agent's configuration"
+        return "is not supported by this agent"
+    return ""
+
+
+def parse_port(answer: object, path: str) -> bool | None:
+    """Read from the answer to ``query-chardev`` whether the guest has the port open whose socket is at *path*.
+
+    None: no chardev has that socket. Source: QEMU qapi/char.json; chardev/char-socket.c for ``filename``.
+    """
+    for entry in answer if isinstance(answer, list) else ():
+        if not isinstance(entry, Mapping):
+            continue
+        filename, is_open = entry.get("filename"), entry.get("frontend-open")
+        if not isinstance(filename, str) or not isinstance(is_open, bool):
+            continue
+        place = filename.removeprefix("disconnected:").removeprefix("unix:").partition(",server")[0]
+        if place == path:
+            return is_open
+    return None

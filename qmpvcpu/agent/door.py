@@ -1,0 +1,415 @@
+"""`GuestAgent`: asks the guest agent, one question at a time, and says why there is no answer."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, Runstate, StateError
+from qemu.qmp.qmp_client import BadReplyError
+
+from qmpvcpu.agent import answers
+from qmpvcpu.agent.client import SYNC, AgentClient, GreetedError, NoIdsError, TooManyStraysError
+from qmpvcpu.errors import (
+    AgentConnectError,
+    AgentForbiddenError,
+    AgentLostError,
+    AgentSilentError,
+    GuestAgentError,
+    GuestRefusedError,
+    MalformedAnswerError,
+    MonitorConnectError,
+    Outcome,
+    printable,
+    shorten,
+)
+from qmpvcpu.model.guest import GuestCpu, GuestOs
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.qmp.address import Address, connect, connected_socket, is_accepted, peer_pid, why_silent
+from qmpvcpu.qmp.client import end, explain, longest_line
+from qmpvcpu.qmp.monitor import Target, is_address, wait_ended
+
+_log = logging.getLogger("qmpvcpu.agent")
+_CHANGES: Final = frozenset({"guest-set-vcpus"})
+_LONGEST_FILE: Final = 4096  # bytes; what is read in /sys and /proc has a line
+_LOGGED: Final = 1000
+_ASKING_QEMU_S: Final = 0.5  # of the deadline, what is kept to ask QEMU why there is no answer; at most a tenth
+_GIVE_PORT: Final = (
+    "give QEMU -device virtio-serial -chardev socket,id=ga,path=PATH,server=on,wait=off"
+    " -device virtserialport,chardev=ga,name=org.qemu.guest_agent.0"
+)
+_HELD: Final = "a socket of an agent serves one client at a time; libvirt holds that of its VMs"
+
+_T = TypeVar("_T")
+
+
+class GuestAgent:
+    """The agent of one guest. It connects when it is first asked, and again after a loss.
+
+    A connection proves nothing, as QEMU accepts it without an agent. So each exchange that follows a connect, a
+    silence or a cancellation begins with a synchronisation.
+
+    Each method takes ``timeout``, in seconds for all of it, the connecting included; None: that of the agent. What
+    every method raises: ``GuestAgentError``.
+
+    Args:
+        target: As ``attach`` takes it: an address, a connected socket, or a QMPClient, which was connected with
+            ``await_greeting`` and ``negotiate`` off.
+        timeout: For each question, in seconds.
+        port_open: Asked after a silence: whether a process in the guest has the agent's port open; None: unknown.
+            It is given the path of the socket.
+
+    Attributes:
+        address: The target, as text for messages.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        timeout: float = 5.0,
+        port_open: Callable[[str], Awaitable[bool | None]] | None = None,
+    ) -> None:
+        self._target = target
+        self._timeout = timeout
+        self._port_open = port_open
+        self._lock = asyncio.Lock()
+        self._client: QMPClient | None = None
+        self._sock: socket.socket | None = None
+        self._pid: int | None = None
+        self._path = ""
+        self._spent = False  # a socket that was given, and has ended
+        self._synchronised = False
+        self._closed = False
+        self.address = self._read_target(target)
+
+    def _read_target(self, target: Target) -> str:
+        if isinstance(target, QMPClient):
+            return f"the given QMPClient {target.name!r}" if target.name else "the given QMPClient"
+        try:
+            if isinstance(target, socket.socket):
+                return connected_socket(target)[0]
+            address = Address.parse(target)
+        except MonitorConnectError as error:
+            raise _of_agent(error) from None
+        self._path = address.path or ""
+        return str(address)
+
+    # Questions.
+
+    async def cpus(self, *, timeout: float | None = None) -> tuple[GuestCpu, ...]:
+        """Return the guest's CPUs by their numbers, as its system has them now; those of pseries are absent too."""
+        return await self._ask("guest-get-vcpus", None, timeout, answers.parse_vcpus)
+
+    async def set_cpus(self, wanted: Mapping[int, bool], *, timeout: float | None = None) -> int:
+        """Have CPUs of the guest go online (True) or offline, by the guest's numbers.
+
+        The agent does them in order, up to the first that the guest refuses.
+
+        Returns:
+            How many were done. Fewer than all: the one after them was refused, and asking for it alone tells why.
+
+        Raises:
+            GuestRefusedError: The guest refused the first of them.
+            GuestAgentError: As all; ``outcome`` UNKNOWN if it may have been carried out.
+        """
+        entries = [{"logical-id": number, "online": online} for number, online in wanted.items()]
+        return await self._ask(
+            "guest-set-vcpus", {"vcpus": entries}, timeout, lambda answer: answers.parse_count(answer, len(entries))
+        )
+
+    async def os(self, *, timeout: float | None = None) -> GuestOs:
+        """Return what system runs in the guest."""
+        return await self._ask("guest-get-osinfo", None, timeout, answers.parse_osinfo)
+
+    async def commands(self, *, timeout: float | None = None) -> frozenset[str]:
+        """Return the commands that the agent carries out."""
+        return await self._ask("guest-info", None, timeout, answers.parse_commands)
+
+    async def read_file(self, path: str, *, limit: int = _LONGEST_FILE, timeout: float | None = None) -> bytes:
+        """Return the first *limit* bytes of a file of the guest.
+
+        Raises:
+            GuestRefusedError: It cannot be opened; ``errno`` says why, such as ``ENOENT``.
+            AgentForbiddenError: The agent may not read files, which some distributions have as their default.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self._timeout if timeout is None else timeout)
+
+        def rest() -> float:
+            return max(0.0, deadline - loop.time())
+
+        arguments = {"path": path, "mode": "r"}
+        handle = await self._ask("guest-file-open", arguments, rest(), answers.parse_handle)
+        try:
+            data = b""
+            ended = False
+            while not ended and len(data) < limit:
+                left = limit - len(data)
+
+                def parse(answer: object, left: int = left) -> tuple[bytes, bool]:
+                    return answers.parse_read(answer, left)
+
+                wanted = {"handle": handle, "count": left}
+                piece, ended = await self._ask("guest-file-read", wanted, rest(), parse)
+                data += piece
+                ended = ended or not piece
+            return data
+        finally:
+            with contextlib.suppress(GuestAgentError):
+                await self._ask("guest-file-close", {"handle": handle}, rest(), lambda answer: answer)
+
+    async def _ask(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None,
+        timeout: float | None,
+        parse: Callable[[object], _T],
+    ) -> _T:
+        answer = await self.execute(command, arguments, timeout=timeout)
+        try:
+            return parse(answer)
+        except answers.NonsenseError as error:
+            outcome = Outcome.UNKNOWN if command in _CHANGES else Outcome.UNCHANGED
+            raise MalformedAnswerError(self.address, command, str(error), answer, outcome=outcome) from None
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None
+    ) -> Any:
+        """Ask any question, and return what the agent returned. Questions of several tasks wait for each other.
+
+        Raises:
+            GuestRefusedError: The agent answered with an error.
+            GuestAgentError: As all.
+        """
+        limit = self._timeout if timeout is None else timeout
+        deadline = asyncio.get_running_loop().time() + limit - min(_ASKING_QEMU_S, limit / 10)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise AgentSilentError(self.address, "it is still busy with earlier questions", timeout=limit) from None
+        try:
+            return await self._exchange(command, arguments, deadline, limit)
+        finally:
+            self._lock.release()
+
+    async def _exchange(
+        self, command: str, arguments: Mapping[str, Any] | None, deadline: float, limit: float
+    ) -> Any:
+        client = await self._connected(deadline)
+        sent = ""
+        try:
+            async with asyncio.timeout_at(deadline):
+                if isinstance(client, AgentClient):
+                    client.begin()
+                if not self._synchronised:
+                    await self._synchronise(client)
+                self._synchronised = False  # until the answer is there
+                sent = command
+                self._log("sent", {"execute": command, **({"arguments": arguments} if arguments else {})})
+                answer = await self._answer(client, command, arguments, deadline)
+        except TimeoutError:
+            error = await self._silence(sent, limit)
+            await self._drop()
+            raise error from None
+        except ExecuteError as error:
+            self._synchronised = True
+            self._log("received", error.received)
+            raise self._refusal(command, error) from None
+        except BadReplyError as error:
+            await self._drop()
+            raise MalformedAnswerError(self.address, command, error.error_message, dict(error.msg)) from None
+        except (ExecInterruptedError, StateError):
+            raise await self._ended(sent) from None
+        self._synchronised = True
+        self._log("received", {"return": answer})
+        return answer
+
+    async def _answer(
+        self, client: QMPClient, command: str, arguments: Mapping[str, Any] | None, deadline: float
+    ) -> object:
+        """Ask, and after half of the time ask whether anybody is there.
+
+        An agent answers in order. So if it answers the second question and not the first, it never got the first: it
+        was started again meanwhile.
+        """
+        asked = asyncio.create_task(client.execute(command, arguments))
+        try:
+            half = (deadline - asyncio.get_running_loop().time()) / 2
+            if await wait_ended(asked, max(0.0, half)):
+                return asked.result()
+            self._synchronised = False
+            again = asyncio.create_task(self._synchronise(client))
+            try:
+                await asyncio.wait({asked, again}, return_when=asyncio.FIRST_COMPLETED)
+                if asked.done():
+                    return asked.result()
+                again.result()
+            finally:
+                again.cancel()
+                await asyncio.gather(again, return_exceptions=True)
+            outcome = self._outcome(command)
+            why = f"it was started again, and {command} went with the one before"
+            raise AgentLostError(self.address, why, outcome=outcome)
+        finally:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+
+    async def _synchronise(self, client: QMPClient) -> None:
+        """Have the agent return a number, so that what it says next is about our next question."""
+        token = secrets.randbelow(1 << 31)
+        ours = isinstance(client, AgentClient)
+        if isinstance(client, AgentClient):
+            client.token = token
+        returned = await client.execute(SYNC if ours else "guest-sync", {"id": token})
+        if type(returned) is not int or returned != token:
+            raise MalformedAnswerError(self.address, SYNC, "it is another number", returned)
+        if isinstance(client, AgentClient):
+            client.synchronised = True
+        self._synchronised = True
+
+    # The connection.
+
+    async def _connected(self, deadline: float) -> QMPClient:
+        """Return a client that is connected."""
+        if self._closed:
+            raise AgentLostError(self.address, "it was closed on this side")
+        if isinstance(self._target, QMPClient):
+            return self._check_given(self._target)
+        if self._client is not None:
+            if self._client.runstate is Runstate.RUNNING:
+                return self._client
+            await self._drop()
+        if self._spent:
+            raise AgentLostError(self.address, "the socket that was given has ended, and cannot be opened again")
+        self._client, self._sock = await self._open(deadline)
+        return self._client
+
+    async def _open(self, deadline: float) -> tuple[AgentClient, socket.socket]:
+        """Connect; after a failure or a cancellation nothing is left open."""
+        client = AgentClient()
+        try:
+            if isinstance(self._target, socket.socket):
+                sock = self._target
+            else:
+                sock = await connect(Address.parse(self._target), deadline=deadline)
+        except MonitorConnectError as error:
+            raise _of_agent(error) from None
+        try:
+            self._pid = peer_pid(sock)
+            await client.connect(sock)
+        except BaseException as error:
+            await end(client, sock, grace_s=0)
+            if isinstance(error, ConnectError | OSError):
+                cause = error.exc if isinstance(error, ConnectError) else error
+                raise AgentConnectError(self.address, explain(cause)) from None
+            raise
+        return client, sock
+
+    def _check_given(self, client: QMPClient) -> QMPClient:
+        """Return the client of somebody else's if it can be asked."""
+        if client.greeting is not None:
+            raise AgentConnectError(self.address, "it is a session of QMP, not of an agent")
+        if client.runstate is not Runstate.RUNNING:
+            why = f"it is not connected (runstate {client.runstate.name})"
+            hint = "connect() it first, with await_greeting and negotiate off; it was not touched"
+            raise AgentConnectError(self.address, why, hint=hint)
+        return client
+
+    async def _drop(self) -> BaseException | None:
+        """End the connection, which takes back what QEMU has not passed on yet; return what ended it before."""
+        client, sock = self._client, self._sock
+        self._client = self._sock = None
+        self._synchronised = False
+        if client is None or sock is None:
+            return None
+        if not is_address(self._target):
+            self._spent = True
+        return await end(client, sock, grace_s=0)
+
+    async def close(self) -> None:
+        """Let go of the agent; never raises because of it, and may be called again. A given QMPClient stays open."""
+        self._closed = True
+        await self._drop()
+
+    # Why there is no answer.
+
+    async def _ended(self, command: str) -> GuestAgentError:
+        """Return the error for a session that ended with *command* in flight; "" while it was synchronised."""
+        client = self._client
+        cause = await self._drop()
+        outcome = self._outcome(command)
+        match cause:
+            case GreetedError():
+                why = "it is a QMP socket, and no agent's"
+                return AgentConnectError(self.address, why, hint=f"that of the agent is another; {_GIVE_PORT}")
+            case NoIdsError():
+                why = "its agent is too old: its answers do not carry the id of the question"
+                return AgentConnectError(self.address, why, hint="update qemu-guest-agent in the guest")
+            case TooManyStraysError():
+                return MalformedAnswerError(self.address, command or None, str(cause), outcome=outcome)
+            case None | EOFError() | OSError():
+                flight = f" with {command} in flight" if command else ""
+                why = explain(cause) if cause is not None else "the session ended"
+                return AgentLostError(self.address, f"the connection is lost{flight}: {why}", outcome=outcome)
+            case _:
+                why = explain(cause, 0 if client is None else longest_line(client))
+                return MalformedAnswerError(self.address, command or None, why, outcome=outcome)
+
+    async def _silence(self, command: str, limit: float) -> GuestAgentError:
+        """Return the error for a silence: what the kernel and QEMU know of it."""
+        outcome = self._outcome(command)
+        if self._sock is not None and (why := why_silent(self._pid)):
+            return AgentSilentError(self.address, why, timeout=limit, outcome=outcome)
+        if self._sock is not None and is_accepted(self._sock) is False:
+            return AgentConnectError(self.address, "another client holds this socket", hint=_HELD)
+        is_open = await self._ask_qemu(min(_ASKING_QEMU_S, limit / 10))
+        asked = f" to {command}" if command else ""
+        if is_open is False:
+            why = "no process in the guest has the agent's port open: no agent is installed, or runs yet"
+        elif is_open:
+            why = f"the agent has its port open, and does not answer{asked}: it is stopped, or hangs"
+        else:
+            why = (
+                f"nothing came{asked}: no agent runs in the guest, it is stopped, or another client holds the socket"
+            )
+        return AgentSilentError(self.address, why, timeout=limit, port_open=is_open, outcome=outcome)
+
+    async def _ask_qemu(self, limit: float) -> bool | None:
+        if self._port_open is None or not self._path:
+            return None
+        with contextlib.suppress(Exception):  # this is only to say more
+            async with asyncio.timeout(limit):
+                return await self._port_open(self._path)
+        return None
+
+    def _refusal(self, command: str, error: ExecuteError) -> GuestAgentError:
+        """Return what an error of the agent means."""
+        desc = error.error.error.desc
+        if why := answers.why_forbidden(error.error_class, desc):
+            hint = "qemu-ga's options -b and -a, or block-rpcs and allow-rpcs in qemu-ga.conf, say what it may do"
+            return AgentForbiddenError(self.address, command, why, hint=hint if "forbidden" in why else "")
+        said = answers.explain_error(desc)
+        return GuestRefusedError(
+            self.address, said.reason, errno=said.errno, number=said.number, ids=VcpuMap(), done=VcpuMap()
+        )
+
+    @staticmethod
+    def _outcome(command: str) -> Outcome:
+        return Outcome.UNKNOWN if command in _CHANGES else Outcome.UNCHANGED
+
+    def _log(self, direction: str, message: Mapping[str, Any]) -> None:
+        if _log.isEnabledFor(logging.DEBUG):
+            address = printable(self.address)
+            extra = {"vm": address, "direction": direction, "qga": dict(message)}
+            _log.debug("%s %s %s", address, direction, printable(shorten(dict(message), _LOGGED)), extra=extra)
+
+
+def _of_agent(error: MonitorConnectError) -> AgentConnectError:
+    """Return the error for an address of an agent, from that for one of QMP."""
+    why = error.why.replace("QMP socket", "agent's socket").replace("QMP", "the agent's protocol")
+    return AgentConnectError(error.address, why, hint=_GIVE_PORT if "-qmp" in error.hint else error.hint)
