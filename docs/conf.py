@@ -55,7 +55,16 @@ nitpick_ignore_regex = [
 ]
 
 #: Classes whose objects are handed out: how they are made is nobody else's business.
-_HANDED_OUT = {"VcpuController", "UnplugRequest", "EventStream", "Export", "DomainConfig", "FleetEvents", "Results"}
+_HANDED_OUT = {
+    "VcpuController",
+    "UnplugRequest",
+    "EventStream",
+    "Export",
+    "DomainConfig",
+    "FleetEvents",
+    "Results",
+    "RunControl",
+}
 
 _COLON = "\ue000"  # of the private use area: nobody writes it
 _SECTION_IN_LINE = re.compile(r"^(\s*)(Source|Shapes|Units): (?=\S)")

@@ -47,6 +47,8 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
   qmpvcpu fleet list --dir /run/vms     many VMs at once
 
+  qmpvcpu certify -- qemu-system-x86_64 ...  what its guest can do
+
   qmpvcpu --version                     which one this is
 
 The shared options may stand before the command or after it. With --json there is one document on standard output and
@@ -76,6 +78,7 @@ _COMMANDS: Final = {
     "xml": ("xml:xml", "Print libvirt's domain XML."),
     "watch": ("watch:watch", "Follow what happens to the vCPUs."),
     "args": ("args:args", "Print QEMU's arguments for a domain XML."),
+    "certify": ("certify:certify_", "Try all that a guest can do with vCPUs."),
     "doctor": ("doctor:doctor", "Tell what works here, and what to do about what does not."),
     "export": ("migrate:export", "Print a VM's vCPUs for its migration."),
     "check-target": ("migrate:check_target_command", "Tell whether a QEMU can take the VM over."),

@@ -153,6 +153,7 @@ class QemuProcess:
         serials: How many of the guest's serial ports are connected to :attr:`serials`; what comes out of them is also
             in the directory, in ``serial0.log`` and so on.
         files: Files that are written to the directory first, by name.
+        as_given: Run *args* as they are, without ``-nodefaults -display none``, in the directory of this process.
 
     Attributes:
         argv: The whole command line.
@@ -169,8 +170,10 @@ class QemuProcess:
         qmp_sockets: int = 1,
         serials: int = 0,
         files: Mapping[str, bytes] | None = None,
+        as_given: bool = False,
     ) -> None:
         self._qemu = Path(qemu).absolute()
+        self._as_given = as_given
         self._args = tuple(args)
         self._files = dict(files or {})
         self._serial_count = serials
@@ -316,7 +319,7 @@ class QemuProcess:
         self.argv = (str(self._qemu), *self._args)
         if not os.access(self._qemu, os.X_OK):
             raise self.failure(f"{self._qemu} is not a program", start=True)
-        args = ["-nodefaults", "-display", "none", *self._args]
+        args = [*(() if self._as_given else ("-nodefaults", "-display", "none")), *self._args]
         with contextlib.ExitStack() as theirs:  # QEMU's ends: ours to close once it has them
             fds: list[int] = []
 
@@ -356,7 +359,7 @@ class QemuProcess:
             return await asyncio.create_subprocess_exec(
                 *_tied_to_us(),
                 *self.argv,
-                cwd=self.directory,
+                cwd=None if self._as_given else self.directory,
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from qmpvcpu.vm.migrating import Export, Migration
     from qmpvcpu.vm.next_boot import Change as ConfigChange
     from qmpvcpu.vm.next_boot import NextBoot
+    from qmpvcpu.vm.run_control import RunControl
 
 # A guest serves removals one by one, so late answers come one by one: two in a row have been seen.
 _RECOVERIES = 3
@@ -656,6 +657,13 @@ class VcpuController:
         from qmpvcpu.vm.migrating import Migration
 
         return Migration(self._driver)
+
+    @cached_property
+    def run_control(self) -> "RunControl":
+        """What ``qmpvcpu.certify`` pauses, resumes and resets the VM with."""
+        from qmpvcpu.vm.run_control import RunControl
+
+        return RunControl(self._driver)
 
     @checked
     async def export(self, *, settle: float = 0.0, allow_fatal: bool = False) -> "Export":

@@ -38,6 +38,7 @@ ON_A_VM = [
     "xml",
     "watch --for 0",
     "doctor",
+    "certify --disturb --no-reset",
     "export",
     "check-target {state}",
     "confirm-target --timeout 0 {state}",

@@ -13,6 +13,7 @@ from tests.docs.blocks import ROOT, block
 
 PUBLIC = [
     "qmpvcpu",
+    "qmpvcpu.certify",
     "qmpvcpu.domainxml",
     "qmpvcpu.errors",
     "qmpvcpu.fleet",

@@ -1,0 +1,538 @@
+"""What a guest can do with vCPUs that come and go, each ability tried for real and proven.
+
+::
+
+    async with qmpvcpu.attach("/run/vm.qmp") as vm, contextlib.aclosing(certify(vm)) as rows:
+        async for row in rows:
+            print(row)
+
+The VM is disturbed: vCPUs are plugged and unplugged, it is paused and reset. At the end it has the vCPUs that it had
+before, also if the certification is stopped half-way.
+"""
+
+import asyncio
+import contextlib
+import enum
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
+
+from qmpvcpu.errors import (
+    DenialReason,
+    MonitorError,
+    PlugUndoneError,
+    PlugUnprovenError,
+    QmpVcpuError,
+    TransitionError,
+    WaitTimeoutError,
+    printable,
+)
+from qmpvcpu.given import checked
+from qmpvcpu.model.codec import from_json, to_json
+from qmpvcpu.model.options import ChangeOptions, OnFailure, Proof
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import (
+    Denied,
+    Pending,
+    Plugged,
+    Refused,
+    Rejected,
+    Unknown,
+    Unplugged,
+    Verdict,
+    verdict_of,
+)
+from qmpvcpu.model.vm import KnownFault
+from qmpvcpu.vm.controller import UnplugRequest, VcpuController
+
+__all__ = ["Ability", "AbilityRow", "AbilityVerdict", "Certificate", "Provocation", "certify"]
+
+# As many at once show what there is to see; a machine of hundreds would take minutes.
+_MOST_AT_ONCE: Final = 8
+
+
+class Ability(enum.Enum):
+    """What is tried, in this order; the value is the text for people.
+
+    PLUG: QEMU takes a vCPU. ACKNOWLEDGED: the guest says that it took it. IN_A_HOLE: one is plugged with a free one
+    below it. ALL_AT_ONCE: several are plugged in one map. UNPLUG: the guest gives one up. PLUG_AGAIN: another is
+    plugged into the slot that was emptied. REFUSAL: a guest that cannot give one up says so. AFTER_REBOOT: one is
+    plugged after a reset of the VM. PENDING_OVER_RESET: a removal that was asked for before the reset comes about
+    after it. PUT_BACK: what was plugged for all this leaves, in one map.
+    """
+
+    PLUG = "plug"
+    ACKNOWLEDGED = "acknowledged"
+    IN_A_HOLE = "plug, leaving a hole"
+    ALL_AT_ONCE = "several at once"
+    UNPLUG = "unplug"
+    PLUG_AGAIN = "plug again in that slot"
+    REFUSAL = "refusal"
+    AFTER_REBOOT = "plug after a reboot"
+    PENDING_OVER_RESET = "removal over a reset"
+    PUT_BACK = "all out again"
+
+
+class AbilityVerdict(enum.Enum):
+    """How a trial ended; the value is the text for people.
+
+    WORKS: proven. REFUSED: the guest, or QEMU, said no. NEVER: nothing came within the deadline. NOT_POSSIBLE: it was
+    not tried, since it cannot work here, or is known to end this QEMU. LOST: QEMU died or went silent in the middle.
+    """
+
+    WORKS = "works"
+    REFUSED = "refused"
+    NEVER = "never"
+    NOT_POSSIBLE = "not possible"
+    LOST = "QEMU lost"
+
+
+@dataclass(frozen=True, slots=True)
+class AbilityRow:
+    """How one ability was found.
+
+    Attributes:
+        ability: What was tried.
+        verdict: How it ended.
+        seconds: How long it took, or how long it was waited for in vain; None where there is no such time.
+        detail: The reason, or what was seen; "" where the verdict says all.
+    """
+
+    ability: Ability
+    verdict: AbilityVerdict
+    seconds: float | None = None
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """True unless something failed that could have worked."""
+        return self.verdict in (AbilityVerdict.WORKS, AbilityVerdict.NOT_POSSIBLE)
+
+    @property
+    def said(self) -> str:
+        """The verdict with its evidence, in words of one line."""
+        waited = "waited " if self.verdict is AbilityVerdict.NEVER else ""
+        took = "" if self.seconds is None else f"{waited}{self.seconds:.3f} s"
+        why = printable(" ".join(self.detail.split()))
+        evidence = ": ".join(filter(None, (took, why)))
+        return f"{self.verdict.value} ({evidence})" if evidence else self.verdict.value
+
+    def __str__(self) -> str:
+        return f"{self.ability.value}: {self.said}"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was found of one guest.
+
+    Attributes:
+        name: What the VM is called.
+        machine: QEMU's machine type.
+        accelerator: What it runs under.
+        qemu: QEMU's version.
+        rows: What was tried, in order.
+    """
+
+    name: str
+    machine: str
+    accelerator: str
+    qemu: str
+    rows: tuple[AbilityRow, ...]
+
+    @classmethod
+    def of(cls, vm: VcpuController, rows: Sequence[AbilityRow]) -> "Certificate":
+        """Return what *rows* say of *vm*."""
+        info = vm.capabilities
+        version = ".".join(map(str, info.qemu_version))
+        return cls(info.name, info.machine, info.accelerator, version, tuple(rows))
+
+    @property
+    def ok(self) -> bool:
+        """True if everything that can work did."""
+        return all(row.ok for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the certificate as a JSON object; ``from_json`` reads it back."""
+        shown: dict[str, Any] = to_json(self)
+        return shown
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | str) -> "Certificate":
+        """Return the certificate that ``to_json`` was given, from the object or from its text.
+
+        Raises:
+            ValueError: It has another shape; the text names the key.
+        """
+        return from_json(cls, data)
+
+
+class Provocation(Protocol):
+    """Something that can make the guest refuse; the guests of ``qmpvcpu.testing`` are one."""
+
+    async def refuse(self) -> None:
+        """Make the guest refuse to give up any vCPU."""
+
+    async def comply(self) -> None:
+        """Make the guest give up vCPUs again."""
+
+
+@checked
+async def certify(
+    vm: VcpuController,
+    *,
+    timeout: float = 30.0,
+    boot: float = 60.0,
+    resets: bool = True,
+    booting: bool = False,
+    provocation: Provocation | None = None,
+) -> AsyncGenerator[AbilityRow, None]:
+    """Try every ability of the guest of *vm*, and yield each row as soon as it is known, in the order of ``Ability``.
+
+    What QEMU is known not to survive is never tried. A VM that is lost in the middle is said in the row, and the rest
+    cannot be tried. Whatever ends it, the VM gets back the vCPUs that it had, as far as the guest lets go: close it
+    with ``contextlib.aclosing`` where it may be left half-way.
+
+    Args:
+        vm: The VM, attached. Nobody else should change its vCPUs meanwhile.
+        timeout: How long the guest has for each answer, in seconds.
+        boot: How long the guest gets to boot, in seconds: nothing tells when it is up.
+        resets: Whether the VM may be paused and reset.
+        booting: Wait that long before the first trial too.
+        provocation: What makes the guest refuse; None: nothing can.
+
+    Raises:
+        MonitorError: The VM was lost before anything was tried.
+    """
+    await vm.refresh()
+    certification = _Certification(vm, timeout, boot, provocation, resets=resets)
+    if booting:
+        await certification.wait_up()
+    trials = certification.trials()
+    put_back_tried = False
+    try:
+        for ability, trial in trials.items():
+            put_back_tried = ability is Ability.PUT_BACK
+            yield await certification.row(ability, trial)
+    finally:
+        if not put_back_tried:
+            with contextlib.suppress(QmpVcpuError):  # stopped half-way: there is no row that could tell
+                await certification.put_back()
+
+
+class _Done(NamedTuple):
+    """A trial that worked: how long it took, in seconds, and what was seen."""
+
+    seconds: float | None
+    detail: str = ""
+
+
+_Trial = Callable[[], Awaitable[_Done]]
+
+
+class _NotDoneError(Exception):
+    """A trial that did not work, with the row's verdict, seconds and detail."""
+
+    def __init__(self, verdict: AbilityVerdict, detail: str, seconds: float | None = None) -> None:
+        super().__init__(detail)
+        self.verdict = verdict
+        self.detail = detail
+        self.seconds = seconds
+
+
+def _not_possible(why: str) -> _NotDoneError:
+    return _NotDoneError(AbilityVerdict.NOT_POSSIBLE, why)
+
+
+class _Certification:
+    """The trials on one VM, and what each of them leaves for the next."""
+
+    def __init__(
+        self, vm: VcpuController, timeout: float, boot: float, provocation: Provocation | None, *, resets: bool
+    ) -> None:
+        layout = vm.layout
+        self._vm = vm
+        self._timeout = timeout
+        self._boot = boot
+        self._resets = resets
+        self._provocation = provocation
+        self._start = layout.enabled - layout.pending
+        free = [slot.first for slot in layout.slots if not slot.present]
+        self._first = free[0] if free else None
+        self._above = free[2] if free[2:] else None  # with a free one below it
+        rest = free[1:2] + free[3:]
+        self._many = rest[: min(len(rest) - resets, _MOST_AT_ONCE, self._budget())]
+        self._rows: dict[Ability, AbilityRow] = {}
+        self._lost = ""
+        self._paused = False
+        self._request: UnplugRequest | None = None
+        self._why_no_request = "the VM may not be reset"
+        self._left_by_itself = False
+
+    def _budget(self) -> int:
+        """Return how many vCPUs may be plugged at once: of some QEMUs each plug counts for ever."""
+        layout = self._vm.layout
+        if KnownFault.TCG_CREATED_BEYOND_MAX not in layout.vm.known_faults:
+            return _MOST_AT_ONCE
+        single = 3 + self._resets  # each alone: the first, the one above a hole, the first again, one after a reset
+        return max((layout.max - len(layout.enabled)) // layout.slots[0].count - single, 0)
+
+    def trials(self) -> Mapping[Ability, _Trial]:
+        """What is tried, in order."""
+        return {
+            Ability.PLUG: self._plug,
+            Ability.ACKNOWLEDGED: self._acknowledged,
+            Ability.IN_A_HOLE: self._in_a_hole,
+            Ability.ALL_AT_ONCE: self._all_at_once,
+            Ability.UNPLUG: self._unplug,
+            Ability.PLUG_AGAIN: self._plug_again,
+            Ability.REFUSAL: self._refusal,
+            Ability.AFTER_REBOOT: self._after_reboot,
+            Ability.PENDING_OVER_RESET: self._pending_over_reset,
+            Ability.PUT_BACK: self.put_back,
+        }
+
+    async def row(self, ability: Ability, trial: _Trial) -> AbilityRow:
+        """Carry one trial out, and tell how it ended."""
+        began = _now()
+        try:
+            if self._lost:
+                raise _not_possible(self._lost)
+            done = await trial()
+            row = AbilityRow(ability, AbilityVerdict.WORKS, done.seconds, done.detail)
+        except _NotDoneError as error:
+            row = AbilityRow(ability, error.verdict, error.seconds, error.detail)
+        except QmpVcpuError as error:
+            verdict, detail = _judged(error)
+            tried = verdict is not AbilityVerdict.NOT_POSSIBLE
+            row = AbilityRow(ability, verdict, _now() - began if tried else None, detail)
+        if row.verdict is AbilityVerdict.LOST:
+            self._lost = f"QEMU was lost at: {ability.value}"
+        self._rows[ability] = row
+        return row
+
+    # Plugs.
+
+    async def _plug(self) -> _Done:
+        if self._first is None:
+            raise _not_possible(f"{DenialReason.MACHINE_FULL.value}: start it with -smp N,maxcpus=M")
+        began = _now()
+        await self._vm.plug(self._first, timeout=self._timeout)
+        return _Done(_now() - began)
+
+    async def _acknowledged(self) -> _Done:
+        self._need(Ability.PLUG)
+        vm, first = self._vm, self._first
+        if first is None or not vm.capabilities.acknowledges:
+            raise _not_possible(DenialReason.MACHINE_CANNOT_ACKNOWLEDGE.value)
+        began = _now()
+        try:
+            layout = await vm.wait_for(lambda layout: layout[first].acknowledged is not None, timeout=self._timeout)
+        except WaitTimeoutError:
+            raise _NotDoneError(AbilityVerdict.NEVER, "", self._timeout) from None
+        took = _now() - began + (self._rows[Ability.PLUG].seconds or 0)
+        slot = layout[first].slot
+        if not slot.acknowledged and slot.answer is not None:
+            why = f"{slot.answer.reason}, OST status {slot.answer.code:#04x}"
+            raise _NotDoneError(AbilityVerdict.REFUSED, why, took)
+        return _Done(took)
+
+    async def _in_a_hole(self) -> _Done:
+        self._need(Ability.PLUG)
+        if self._above is None:
+            raise _not_possible("it takes three free vCPUs to leave one out")
+        return await self._plug_proven(self._above)
+
+    async def _all_at_once(self) -> _Done:
+        self._need(Ability.PLUG)
+        if len(self._many) < 2:  # noqa: PLR2004 - several
+            raise _not_possible("there is no room for several more")
+        layout = self._vm.layout
+        target = layout.enabled | VcpuMap(each for first in self._many for each in layout.slot_of(first).ids)
+        began = _now()
+        await self._vm.set_map(target, **self._proven())
+        return _Done(_now() - began, f"{len(self._many)} of them")
+
+    async def _plug_again(self) -> _Done:
+        self._need(Ability.UNPLUG)
+        assert self._first is not None  # noqa: S101 - JUSTIFICATION: it was unplugged
+        return await self._plug_proven(self._first)
+
+    async def _plug_proven(self, vcpu: int) -> _Done:
+        began = _now()
+        await self._vm.plug(vcpu, **self._proven())
+        return _Done(_now() - began)
+
+    def _proven(self) -> ChangeOptions:
+        """Return options for a plug that has worked only with as much proof as the first one had."""
+        options: ChangeOptions = {"timeout": self._timeout, "on_failure": OnFailure.CONTINUE}
+        if self._works(Ability.ACKNOWLEDGED):
+            options |= {"proof": Proof.ACKNOWLEDGED, "require_proof": True}
+        return options
+
+    # Removals.
+
+    async def _unplug(self) -> _Done:
+        self._need(Ability.PLUG)
+        assert self._first is not None  # noqa: S101 - JUSTIFICATION: it was plugged
+        began = _now()
+        await self._vm.unplug(self._first, timeout=self._timeout)
+        return _Done(_now() - began)
+
+    async def _refusal(self) -> _Done:
+        unplug = self._rows[Ability.UNPLUG]
+        if unplug.verdict is AbilityVerdict.REFUSED:
+            return _Done(unplug.seconds, unplug.detail)
+        if self._provocation is None:
+            raise _not_possible("nothing here makes this guest refuse")
+        vcpu = self._one_of_ours()
+        try:
+            await self._provocation.refuse()
+        except QmpVcpuError as error:
+            raise _not_possible(f"the guest could not be made to refuse: {error}") from error
+        began = _now()
+        try:
+            verdict = await (await self._vm.request_unplug(vcpu)).wait(self._timeout)
+        finally:
+            await self._provocation.comply()
+        match verdict:
+            case Refused():
+                return _Done(_now() - began, _reason(verdict))
+            case Unplugged():
+                raise _NotDoneError(AbilityVerdict.NEVER, "it gave the vCPU up all the same", _now() - began)
+        raise _NotDoneError(AbilityVerdict.NEVER, "it said neither yes nor no", self._timeout)
+
+    # Over a reset.
+
+    async def _after_reboot(self) -> _Done:
+        if not self._resets:
+            raise _not_possible("the VM may not be reset")
+        fault = KnownFault.TCG_REPLUG_CORRUPTS_HEAP
+        if fault in self._vm.capabilities.known_faults and self._works(Ability.UNPLUG):
+            # So does any reset: measured on QEMU 7.2.22, each time.
+            self._why_no_request = fault.value
+            raise _not_possible(fault.value)
+        await self._reset_with_a_removal_pending()
+        await self.wait_up()
+        self._left_by_itself = self._request is not None and self._request.verdict is not None
+        free = [slot.first for slot in self._vm.layout.slots if not slot.present]
+        if not free:
+            raise _not_possible(DenialReason.MACHINE_FULL.value)
+        return await self._plug_proven(free[-1])
+
+    async def _reset_with_a_removal_pending(self) -> None:
+        """Reset the VM; a removal is asked for first, while the guest cannot answer."""
+        control = self._vm.run_control
+        self._paused = True
+        await control.pause()
+        try:
+            self._request = await self._request_unanswered()
+        except (_NotDoneError, QmpVcpuError) as error:
+            if isinstance(error, MonitorError):
+                raise
+            _, self._why_no_request = _judged(error)
+        await control.reset()
+        await control.resume()
+        self._paused = False
+
+    async def _request_unanswered(self) -> UnplugRequest:
+        if KnownFault.TCG_PSERIES_RESET_ABORTS in self._vm.capabilities.known_faults:
+            raise _not_possible(KnownFault.TCG_PSERIES_RESET_ABORTS.value)
+        return await self._vm.request_unplug(self._one_of_ours())
+
+    async def _pending_over_reset(self) -> _Done:
+        if self._request is None:
+            raise _not_possible(self._why_no_request)
+        verdict = await self._request.wait(self._timeout)
+        match verdict:
+            case Unplugged():
+                return _Done(None, "by itself" if self._left_by_itself else "with the next plug")
+            case Refused():
+                raise _NotDoneError(AbilityVerdict.REFUSED, _reason(verdict))
+        raise _NotDoneError(AbilityVerdict.NEVER, _pending_reason(verdict), self._timeout)
+
+    async def wait_up(self) -> None:
+        """Give the guest the time that it needs to boot; raises MonitorLostError if QEMU is lost meanwhile."""
+        with contextlib.suppress(WaitTimeoutError):
+            await self._vm.wait_for(lambda _: False, timeout=self._boot)
+
+    # The end.
+
+    async def put_back(self) -> _Done:
+        """Let the VM run, with the vCPUs that it had."""
+        vm = self._vm
+        if self._paused:
+            await vm.run_control.resume()
+            self._paused = False
+        surplus = len(vm.layout.enabled - self._start)
+        began = _now()
+        await vm.set_map(self._start, on_failure=OnFailure.CONTINUE, timeout=self._timeout)
+        return _Done(_now() - began, f"{surplus} at once")
+
+    # What the trials have in common.
+
+    def _need(self, ability: Ability) -> None:
+        """Return if *ability* works, without which another cannot be tried."""
+        if not self._works(ability):
+            raise _not_possible(f"it needs: {ability.value}")
+
+    def _works(self, ability: Ability) -> bool:
+        return ability in self._rows and self._rows[ability].verdict is AbilityVerdict.WORKS
+
+    def _one_of_ours(self) -> int:
+        """Return the highest vCPU that was plugged here and that nobody has asked for."""
+        layout = self._vm.layout
+        for slot in reversed(layout.slots):
+            if slot.present and not slot.ids & self._start and slot.first not in layout.pending_slots:
+                return slot.first
+        raise _not_possible("no vCPU could be plugged for it")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _judged(error: "QmpVcpuError | _NotDoneError") -> tuple[AbilityVerdict, str]:
+    """Return what *error* says of an ability, and why."""
+    match error:
+        case _NotDoneError():
+            found = error.verdict, error.detail
+        case TransitionError():
+            failed = [step.verdict for step in error.report.steps if not step.ok and step.verdict is not None]
+            found = _of_verdict(failed[0]) if failed else (AbilityVerdict.NEVER, error.report.failure)
+        case PlugUnprovenError():
+            found = (AbilityVerdict.NEVER if error.code is None else AbilityVerdict.REFUSED), error.reason
+        case PlugUndoneError():
+            found = AbilityVerdict.REFUSED, str(error)
+        case MonitorError():
+            found = AbilityVerdict.LOST, str(error)
+        case _:
+            verdict = verdict_of(error)
+            found = (AbilityVerdict.NOT_POSSIBLE, str(error)) if verdict is None else _of_verdict(verdict)
+    return found
+
+
+def _of_verdict(verdict: Verdict) -> tuple[AbilityVerdict, str]:
+    match verdict:
+        case Refused():
+            found = AbilityVerdict.REFUSED, _reason(verdict)
+        case Rejected():
+            found = AbilityVerdict.REFUSED, f"by QEMU: {verdict.desc}"
+        case Denied():
+            found = AbilityVerdict.NOT_POSSIBLE, verdict.detail
+        case Pending():
+            found = AbilityVerdict.NEVER, _pending_reason(verdict)
+        case Unknown():
+            found = AbilityVerdict.LOST, verdict.why
+        case Plugged():
+            found = (AbilityVerdict.NEVER if verdict.code is None else AbilityVerdict.REFUSED), verdict.reason
+        case Unplugged():
+            found = AbilityVerdict.REFUSED, "it left again"
+    return found
+
+
+def _reason(verdict: Refused) -> str:
+    return verdict.reason if verdict.code is None else f"{verdict.reason}, OST status {verdict.code:#04x}"
+
+
+def _pending_reason(verdict: Pending) -> str:
+    return "the guest works on it" if verdict.acknowledged else "the guest has not reacted"

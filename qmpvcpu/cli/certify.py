@@ -1,0 +1,203 @@
+"""certify: what a guest can do with vCPUs, as a table."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Final
+
+import click
+
+from qmpvcpu.certify import Ability, AbilityRow, AbilityVerdict, Certificate, certify
+from qmpvcpu.cli.failures import failure
+from qmpvcpu.cli.options import NAME, OUTPUT_OPTIONS, QMP, REPLY_TIMEOUT, TIMEOUT, Seconds, command, flag, option
+from qmpvcpu.cli.output import Line
+from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.run import Shell
+from qmpvcpu.cli.show import headline, state_json
+from qmpvcpu.errors import printable
+from qmpvcpu.testing.directory import TemporaryDirectoryError
+from qmpvcpu.testing.qemu import QemuProcess, QemuProcessError, qemu_named
+from qmpvcpu.vm.controller import VcpuController
+
+# So many more vCPUs let everything be tried, also where each plug is one of maxcpus for ever.
+_ROOM: Final = 8
+_TO_END_S: Final = 1.0  # how long a QEMU that hung up may take to end
+_WIDTH: Final = max(len(ability.value) for ability in Ability)
+_STYLES: Final = {
+    AbilityVerdict.WORKS: "green",
+    AbilityVerdict.REFUSED: "yellow",
+    AbilityVerdict.NEVER: "red",
+    AbilityVerdict.NOT_POSSIBLE: "dim",
+    AbilityVerdict.LOST: "bold red",
+}
+
+
+@command(
+    click.Argument(["qemu"], metavar="[-- QEMU...]", nargs=-1),
+    flag("--disturb", "Your word that the VM at --qmp may be disturbed: its vCPUs come and go, and it is reset."),
+    flag("--no-reset", "Leave out what takes a reset."),
+    option("--boot", metavar="SECONDS", type=Seconds(), help="How long the guest has to boot (60)."),
+    flag("--markdown", "Print a table for a page."),
+    TIMEOUT,
+    QMP,
+    NAME,
+    REPLY_TIMEOUT,
+    *OUTPUT_OPTIONS,
+)
+async def certify_(
+    shell: Shell,
+    *,
+    qemu: tuple[str, ...],
+    disturb: bool,
+    no_reset: bool,
+    boot: float | None,
+    markdown: bool,
+    timeout: float = 30.0,
+) -> CommandResult:
+    """Try all that a guest can do with vCPUs that come and go, and prove each.
+
+    On the VM at --qmp, which nobody should be working with; or on a VM of its own: the QEMU after -- is started as it
+    is, with a QMP socket, and with room in its -smp if it has none, and is ended afterwards. Each row is works,
+    refused, never (and how long was waited), or not possible (and why). What this QEMU is known not to survive is
+    not tried. At the end, and when it is stopped, the VM gets back the vCPUs that it had.
+
+      qmpvcpu certify --disturb --qmp /run/vm.qmp
+
+      qmpvcpu certify --markdown -- qemu-system-x86_64 -m 1024 -drive file=disk.img
+
+    Exit codes: 0 everything that can work did; 1 something was refused, or never came; 2 bad usage, nothing sent;
+    3 no connection, QEMU did not start, or was lost; 130 stopped by a signal.
+    """
+    options = {"timeout": timeout, "resets": not no_reset, "boot": 60.0 if boot is None else boot}
+    if qemu:
+        if _named_on_the_line("qmp") or disturb:
+            raise BadUsageError("certify tries the VM at --qmp, or the one that is started after --, not both")
+        return await _certify_own(shell, qemu, options, markdown=markdown)
+    address = shell.options.address
+    if not disturb:
+        raise BadUsageError(f"certify plugs, unplugs and resets the VM at {address}: it needs your word, --disturb")
+    async with shell.attach() as vm:
+        return await _certify(shell, vm, options, markdown=markdown)
+
+
+def _named_on_the_line(name: str) -> bool:
+    """Return True if an option was typed, and does not come from the environment."""
+    context = click.get_current_context()
+    typed = click.core.ParameterSource.COMMANDLINE
+    return typed in (context.get_parameter_source(name), context.find_root().get_parameter_source(name))
+
+
+async def _certify_own(
+    shell: Shell, words: Sequence[str], options: dict[str, Any], *, markdown: bool
+) -> CommandResult:
+    program = qemu_named(words[0])
+    if program is None:
+        raise BadUsageError(f"{words[0]}: no program that can be run")
+    if {"-daemonize", "--daemonize"} & {*words}:
+        raise BadUsageError("-daemonize: QEMU would leave; certify ends the QEMU that it starts")
+    args = with_room(words[1:])
+    shell.note(f"starting {words[0]} ...")
+    try:
+        async with QemuProcess(program, args, as_given=True) as process:
+            await process.wait_ready(timeout=shell.options.reply_timeout)
+            name = shell.options.name or (None if "-name" in words else "guest")
+            shell.options = shell.options._replace(qmp=str(process.qmp), name=name)
+            async with shell.attach() as vm:
+                await vm.run_control.resume()  # it may have been started with -S
+                result = await _certify(shell, vm, options | {"booting": True}, markdown=markdown)
+            if result.code == NO_ANSWER:
+                with contextlib.suppress(TimeoutError):  # it hangs, which is told too
+                    async with asyncio.timeout(_TO_END_S):
+                        await process.wait()
+                result.complaint = (*result.complaint, str(process.failure("what QEMU said")))
+            return result
+    except TemporaryDirectoryError as error:
+        return failure(error, shell, NOT_SENT)
+    except QemuProcessError as error:
+        return failure(error, shell, NO_ANSWER)
+
+
+async def _certify(shell: Shell, vm: VcpuController, options: dict[str, Any], *, markdown: bool) -> CommandResult:
+    rows: list[AbilityRow] = []
+    before = vm.layout.enabled
+    if not markdown:
+        shell.say(headline(vm.layout, shell.out.width), "")
+    task = asyncio.ensure_future(_rows(shell, certify(vm, **options), rows, told=not markdown))
+
+    async def stop() -> None:
+        shell.note("putting the vCPUs back; a second signal lets go of the VM at once")
+        task.cancel()
+
+    with shell.signals.stopped_by(stop):
+        try:
+            await task
+        except asyncio.CancelledError:
+            result = failure(KeyboardInterrupt(), shell)
+        else:
+            result = _ended(rows)
+    certificate = Certificate.of(vm, rows)
+    result.document |= certificate.to_json() | state_json(vm.layout)
+    if markdown:
+        result.text = (as_markdown(certificate),)
+    if vm.layout.enabled != before:
+        result.complaint = (*result.complaint, f"not as before: plugged are {vm.layout.enabled}, not {before}")
+    return result
+
+
+async def _rows(shell: Shell, found: AsyncGenerator[AbilityRow, None], rows: list[AbilityRow], *, told: bool) -> None:
+    async with contextlib.aclosing(found) as each_found:
+        async for row in each_found:
+            rows.append(row)
+            if told:
+                style = _STYLES[row.verdict]
+                shell.say(Line(f"{row.ability.value:<{_WIDTH}}  ", (row.said, style)))
+
+
+def _ended(rows: Sequence[AbilityRow]) -> CommandResult:
+    lost = any(row.verdict is AbilityVerdict.LOST for row in rows)
+    failed = [row.ability.value for row in rows if not row.ok]
+    code = NO_ANSWER if lost else NOT_REACHED if failed else REACHED
+    complaint = (f"qmpvcpu: {len(failed)} of {len(rows)} did not work: {', '.join(failed)}",) if failed else ()
+    return CommandResult(code, document(), complaint=complaint)
+
+
+def as_markdown(certificate: Certificate) -> str:
+    """Return *certificate* as a table for a page."""
+    who = f"{certificate.machine}, {certificate.accelerator}, QEMU {certificate.qemu}"
+    rows = [("vCPUs", who), ("---", "---"), *((row.ability.value, row.said) for row in certificate.rows)]
+    return "\n".join(f"| {left} | {_cell(right)} |" for left, right in rows)
+
+
+def _cell(text: str) -> str:
+    return printable(text).replace("|", "\\|")
+
+
+def with_room(arguments: Sequence[str]) -> list[str]:
+    """Return *arguments* of a QEMU with room for more vCPUs, if its ``-smp`` has none.
+
+    Raises:
+        BadUsageError: The ``-smp`` is none that can be read.
+    """
+    args = [*arguments]
+    places = [place for place, word in enumerate(args[:-1], 1) if word in ("-smp", "--smp")]
+    if not places:
+        return [*args, "-smp", f"1,maxcpus={_ROOM}"]
+    smp = args[places[-1]]
+    options = (each.rpartition("=") for each in smp.split(","))
+    try:
+        counts = {name or "cpus": int(value) for name, _, value in options}
+    except ValueError:
+        raise BadUsageError(f"-smp {smp}: not understood") from None
+    levels = {name: count for name, count in counts.items() if name not in ("cpus", "maxcpus")}
+    whole = counts.get("maxcpus", math.prod(levels.values()))
+    boot = counts.get("cpus", whole)
+    if whole > boot:
+        return args
+    wanted = {"cpus": boot, **levels, "maxcpus": boot + _ROOM}
+    if levels:
+        inner = math.prod(count for name, count in levels.items() if name != "sockets")
+        sockets = math.ceil((boot + _ROOM) / inner)
+        wanted |= {"sockets": sockets, "maxcpus": sockets * inner}
+    args[places[-1]] = ",".join(f"{name}={count}" for name, count in wanted.items())
+    return args

@@ -1,0 +1,27 @@
+"""Pausing, resuming and resetting a VM: what a certification does to it besides changing its vCPUs."""
+
+from qmpvcpu.vm.driver import Driver
+
+
+class RunControl:
+    """What one VM is paused, resumed and reset with; every call raises MonitorError if QEMU is gone or silent."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    async def pause(self) -> None:
+        """Stop the vCPUs: the guest answers nothing until ``resume``."""
+        await self._send("stop")
+
+    async def resume(self) -> None:
+        """Let the vCPUs run; one that runs already goes on."""
+        await self._send("cont")
+
+    async def reset(self) -> None:
+        """Reset the VM as its reset button would. One that is paused stays so, and boots once it is resumed."""
+        await self._send("system_reset")
+
+    async def _send(self, command: str) -> None:
+        driver = self._driver
+        await driver.check_open()
+        await driver.connection.monitor.execute(command, timeout=driver.engine.reply_timeout)

@@ -1,0 +1,211 @@
+"""Each kind of guest is certified as what it is, and nothing stays behind."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+import qmpvcpu
+from qmpvcpu import VcpuController
+from qmpvcpu.certify import Ability, AbilityRow, AbilityVerdict, Certificate, certify
+from qmpvcpu.testing import Behaviour, MicroGuest, find_qemus
+from tests.exchange import exchange
+from tests.waiting import until
+
+pytestmark = pytest.mark.qemu
+
+WORKS, REFUSED, NEVER, NOT_POSSIBLE, LOST = AbilityVerdict
+# The micro-guest is up in 10 ms.
+BOOT = 0.3
+
+
+async def rows_of(found: AsyncGenerator[AbilityRow, None]) -> dict[Ability, AbilityRow]:
+    async with contextlib.aclosing(found) as rows:
+        return {row.ability: row async for row in rows}
+
+
+async def certified(
+    behaviour: Behaviour | Sequence[Behaviour] = (), *, timeout: float = 0.3, vm: Mapping[str, Any] | None = None
+) -> dict[Ability, AbilityRow]:
+    """What a micro-guest of that kind is certified as; it has the vCPUs that it had, as far as it gives any back."""
+    async with MicroGuest(behaviour=behaviour, **(vm or {})) as guest, qmpvcpu.attach(guest.qmp) as attached:
+        rows = await rows_of(certify(attached, timeout=timeout, boot=BOOT))
+        if rows[Ability.PUT_BACK].verdict is WORKS:
+            assert (await attached.refresh()).enabled == {0}
+    assert [*rows] == [*Ability]
+    return rows
+
+
+def but(rows: dict[Ability, AbilityRow]) -> dict[Ability, AbilityVerdict]:
+    """The verdicts of what does not work."""
+    return {ability: row.verdict for ability, row in rows.items() if row.verdict is not WORKS}
+
+
+async def test_an_obliging_guest_can_do_everything() -> None:
+    rows = await certified(timeout=10)
+    assert but(rows) == {Ability.REFUSAL: NOT_POSSIBLE}
+    assert "nothing here makes this guest refuse" in str(rows[Ability.REFUSAL])
+    assert rows[Ability.PENDING_OVER_RESET].detail in ("by itself", "with the next plug")
+    assert [ability for ability, row in rows.items() if row.seconds is None] == [
+        Ability.REFUSAL,
+        Ability.PENDING_OVER_RESET,
+    ]
+
+
+async def test_what_can_make_the_guest_refuse_proves_that_a_refusal_is_heard() -> None:
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+        rows = await rows_of(certify(vm, timeout=10, boot=BOOT, provocation=guest))
+    assert but(rows) == {}
+    assert rows[Ability.REFUSAL].detail == "device is busy, OST status 0x82"
+
+
+async def test_a_refusing_guest_is_told_as_one() -> None:
+    rows = await certified(Behaviour.refusing(0x81), timeout=5)
+    assert but(rows) == {
+        Ability.UNPLUG: REFUSED,
+        Ability.PLUG_AGAIN: NOT_POSSIBLE,
+        Ability.PENDING_OVER_RESET: REFUSED,
+        Ability.PUT_BACK: REFUSED,
+    }
+    assert rows[Ability.UNPLUG].detail == "device is in use by an application, OST status 0x81"
+    assert rows[Ability.PLUG_AGAIN].detail == "it needs: unplug"
+    assert not rows[Ability.UNPLUG].ok
+
+
+async def test_a_silent_guest_never_gives_anything_up() -> None:
+    rows = await certified(Behaviour.silent())
+    assert but(rows) == {
+        Ability.UNPLUG: NEVER,
+        Ability.PLUG_AGAIN: NOT_POSSIBLE,
+        Ability.REFUSAL: NOT_POSSIBLE,
+        Ability.PENDING_OVER_RESET: NEVER,
+        Ability.PUT_BACK: NEVER,
+    }
+    assert rows[Ability.UNPLUG].detail == "the guest has not reacted"
+    assert rows[Ability.UNPLUG].said.startswith("never (waited 0.3")
+
+
+async def test_a_lying_guest_is_seen_through() -> None:
+    rows = await certified(Behaviour.lying(), timeout=5)
+    assert rows[Ability.UNPLUG].verdict is REFUSED
+    assert "success" in rows[Ability.UNPLUG].detail
+
+
+async def test_a_guest_that_says_nothing_of_plugs_has_them_all_the_same() -> None:
+    rows = await certified(Behaviour.silent_about_inserts())
+    assert but(rows) == {Ability.ACKNOWLEDGED: NEVER, Ability.REFUSAL: NOT_POSSIBLE}
+    assert rows[Ability.ACKNOWLEDGED].seconds == 0.3
+
+
+async def test_a_guest_that_takes_no_vcpu_says_so() -> None:
+    rows = await certified(Behaviour.refusing_inserts(0x81), timeout=5)
+    assert but(rows) == {Ability.ACKNOWLEDGED: REFUSED, Ability.REFUSAL: NOT_POSSIBLE}
+    assert "driver load failure" in rows[Ability.ACKNOWLEDGED].detail
+
+
+async def test_a_guest_that_is_deaf_until_a_reset_answers_after_it() -> None:
+    rows = await certified(Behaviour.silent_until_reset())
+    assert rows[Ability.UNPLUG].verdict is NEVER
+    assert rows[Ability.PENDING_OVER_RESET].verdict is WORKS
+
+
+@pytest.mark.parametrize("version", find_qemus())
+async def test_what_a_qemu_does_not_survive_is_never_tried(version: str) -> None:
+    vm = {"qemu": find_qemus()[version], "accel": "tcg"}
+    rows = await certified(timeout=10, vm=vm)
+    failed = but(rows)
+    assert failed.pop(Ability.REFUSAL) is NOT_POSSIBLE
+    if version.startswith("7."):
+        after_an_unplug = Ability.PLUG_AGAIN, Ability.AFTER_REBOOT, Ability.PENDING_OVER_RESET
+        assert failed == dict.fromkeys(after_an_unplug, NOT_POSSIBLE)
+        assert "corrupts its heap" in rows[Ability.PLUG_AGAIN].detail
+    else:
+        assert failed == {}
+
+
+async def test_a_single_threaded_tcg_gives_nothing_back() -> None:
+    rows = await certified(timeout=5, vm={"accel": "tcg,thread=single"})
+    assert {ability for ability, row in rows.items() if row.verdict is WORKS} >= {Ability.PLUG, Ability.IN_A_HOLE}
+    for ability in (Ability.UNPLUG, Ability.PENDING_OVER_RESET, Ability.PUT_BACK):
+        assert rows[ability].verdict is NOT_POSSIBLE
+        assert "aborts when the guest ejects a vCPU" in rows[ability].detail
+
+
+async def test_a_full_machine_is_told_as_that() -> None:
+    async with MicroGuest(boot=2, max_vcpus=2) as guest, qmpvcpu.attach(guest.qmp) as vm:
+        rows = await rows_of(certify(vm, timeout=1, boot=BOOT))
+    assert rows[Ability.PLUG].detail == "no free slot: start it with -smp N,maxcpus=M"
+    assert {row.verdict for row in rows.values()} == {NOT_POSSIBLE, WORKS}
+    assert but(rows).keys() == {*Ability} - {Ability.PUT_BACK}
+
+
+async def test_without_resets_the_vm_is_neither_paused_nor_reset() -> None:
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+        with exchange() as sent:
+            rows = await rows_of(certify(vm, timeout=10, resets=False))
+    assert {"stop", "cont", "system_reset"}.isdisjoint(sent)
+    assert but(rows) == dict.fromkeys(
+        (Ability.REFUSAL, Ability.AFTER_REBOOT, Ability.PENDING_OVER_RESET), NOT_POSSIBLE
+    )
+
+
+async def test_a_qemu_that_dies_is_said_in_its_row_and_the_rest_is_not_tried() -> None:
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+        rows = []
+        async with contextlib.aclosing(certify(vm, timeout=10, boot=BOOT)) as found:
+            async for row in found:
+                rows.append(row)
+                if row.ability is Ability.ALL_AT_ONCE:
+                    guest.process.kill()
+                    await guest.process.wait()
+    verdicts = [row.verdict for row in rows]
+    assert verdicts == [WORKS] * 4 + [LOST] + [NOT_POSSIBLE] * 5
+    assert rows[-1].detail == "QEMU was lost at: unplug"
+
+
+async def test_a_reset_that_ends_qemu_is_told() -> None:
+    rows = await certified(timeout=5, vm={"extra_args": ("-no-reboot",)})
+    assert rows[Ability.AFTER_REBOOT].verdict is LOST
+    assert rows[Ability.PENDING_OVER_RESET].verdict is NOT_POSSIBLE
+
+
+@pytest.mark.parametrize("after", [Ability.PLUG, Ability.ALL_AT_ONCE, Ability.PLUG_AGAIN, Ability.AFTER_REBOOT])
+async def test_one_that_is_left_half_way_puts_everything_back(after: Ability) -> None:
+    async with MicroGuest(boot=(0, 2)) as guest, qmpvcpu.attach(guest.qmp) as vm:
+        async with contextlib.aclosing(certify(vm, timeout=10, boot=BOOT)) as rows:
+            async for row in rows:
+                if row.ability is after:
+                    break
+        assert (await vm.refresh()).enabled == {0, 2}
+
+
+async def test_cancelled_while_the_vm_is_paused_or_boots_it_runs_again_as_it_was() -> None:
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+        with exchange() as sent:
+            work = asyncio.ensure_future(rows_of(certify(vm, timeout=10, boot=30)))
+            await until(lambda: "system_reset" in sent, within=10)
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+        assert (await vm.refresh()).enabled == {0}
+        await vm.plug(3)
+        await vm.unplug(3, timeout=10)
+
+
+async def one_row(vm: VcpuController) -> AbilityRow:
+    async with contextlib.aclosing(certify(vm, timeout=5)) as rows:
+        return await anext(rows)
+
+
+async def test_a_certificate_is_read_back_as_it_was_written() -> None:
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp, name="web1") as vm:
+        certificate = Certificate.of(vm, [await one_row(vm)])
+    assert Certificate.from_json(certificate.to_json()) == certificate
+    assert certificate.ok
+    assert (certificate.name, certificate.rows[0].verdict) == ("web1", WORKS)
+    with pytest.raises(ValueError, match="'verdict': \"odd\" is not one of works, refused"):
+        Certificate.from_json(
+            {**certificate.to_json(), "rows": [{**certificate.to_json()["rows"][0], "verdict": "odd"}]}
+        )
