@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Self
@@ -15,6 +17,13 @@ TIMEOUT: Final = 10.0
 """How long a guest may take for what it does at once, in seconds."""
 
 _LOGGER = logging.getLogger(__name__)
+_LEVELS = {  # of -smp, with the property that places a CPU in it; outermost first
+    "sockets": "socket-id",
+    "dies": "die-id",
+    "modules": "module-id",
+    "cores": "core-id",
+    "threads": "thread-id",
+}
 
 
 class GuestVm(ABC):
@@ -141,6 +150,55 @@ class GuestVm(ABC):
             raise self._failure(f"{self._name} did not come up", start=True) from why
 
 
-def default_topology(max_vcpus: int) -> str:
-    """The topology of a VM for which none was chosen, as in ``-smp``: of 8 vCPUs one with every level."""
-    return "sockets=2,cores=2,threads=2" if max_vcpus == 8 else f"sockets={max_vcpus}"  # noqa: PLR2004 - 2*2*2
+def cpu_args(
+    boot: int | Collection[int], max_vcpus: int, topology: str | None, extra_args: Sequence[str]
+) -> list[str]:
+    """-smp for the unbroken start of *boot*, -device for the vCPUs after its first gap.
+
+    Args:
+        boot: A count of vCPUs, or their ids.
+        max_vcpus: How many there can be.
+        topology: As in ``-smp``; None: of 8 vCPUs one with every level, else one socket for each.
+        extra_args: All other arguments of QEMU: a ``-cpu`` among them says of which model a CPU is.
+
+    Raises:
+        TypeError: *boot* is neither.
+        ValueError: *boot* or *topology* do not fit *max_vcpus*.
+    """
+    topology = topology or ("sockets=2,cores=2,threads=2" if max_vcpus == 2 * 2 * 2 else f"sockets={max_vcpus}")
+    try:
+        ids = set(range(boot)) if isinstance(boot, int) else set(boot)
+    except TypeError:
+        raise TypeError(f"boot is {boot!r}, must be a count of vCPUs, or their ids") from None
+    if 0 not in ids or min(ids) < 0 or max(ids) >= max_vcpus:
+        raise ValueError(f"boot is {boot!r}, must be within 0..{max_vcpus - 1} and have vCPU 0")
+    try:
+        counts = {name: int(count) for name, _, count in (part.partition("=") for part in topology.split(","))}
+    except ValueError:
+        raise ValueError(f"{topology!r} is not a topology, such as 'sockets=2,cores=2,threads=2'") from None
+    if math.prod(counts.values()) != max_vcpus or not counts.keys() <= set(_LEVELS):
+        raise ValueError(f"{topology!r} does not make {max_vcpus} vCPUs of {', '.join(_LEVELS)}")
+    start = next(number for number in itertools.count() if number not in ids)
+    args = ["-smp", f"{start},maxcpus={max_vcpus},{topology}"]
+    for number in sorted(ids):
+        if number >= start:
+            place = ",".join(_place(number, counts))
+            args += ["-device", f"{_cpu_model(extra_args)}-x86_64-cpu,id=vcpu{number},{place}"]
+    return args
+
+
+def _cpu_model(args: Sequence[str]) -> str:
+    """The CPU model that *args* choose, or the machines' default."""
+    chosen = [value for option, value in itertools.pairwise(args) if option == "-cpu"]
+    return chosen[-1].split(",")[0] if chosen else "qemu64"  # the last of an option counts
+
+
+def _place(number: int, counts: Mapping[str, int]) -> list[str]:
+    """Where vCPU *number* sits: the last level counts fastest; dies and modules of one are not properties."""
+    place = []
+    for option, prop in reversed(_LEVELS.items()):
+        count = counts.get(option, 1)
+        if count > 1 or option in {"sockets", "cores", "threads"}:
+            place.append(f"{prop}={number % count}")
+        number //= count
+    return place

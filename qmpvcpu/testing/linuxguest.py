@@ -3,14 +3,15 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.given import checked
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.testing.guestvm import TIMEOUT, GuestVm, default_topology
+from qmpvcpu.testing.guestvm import TIMEOUT, GuestVm, cpu_args
 from qmpvcpu.testing.qemu import Accelerator, QemuProcessError, cache_directory
 
 HOW_TO_MAKE: Final = "python -m qmpvcpu.testing.linuxguest"
@@ -20,6 +21,12 @@ _KERNEL_TIMEOUT = 2.0  # s: under a KVM that runs operating systems the kernel p
 _BOOT_TIMEOUT = 60.0  # 3 s on a quiet machine under TCG
 _POLL = 0.02
 _TAIL = 20  # lines of the console that an error shows
+_AGENT = "agent"  # the agent's socket, its chardev and its port
+_AGENT_ARGUMENTS = (
+    *("-chardev", f"socket,id={_AGENT},path={_AGENT},server=on,wait=off"),
+    *("-device", "virtio-serial-pci"),
+    *("-device", f"virtserialport,id={_AGENT},chardev={_AGENT},name=org.qemu.guest_agent.0"),
+)
 _KERNEL_OPTIONS = (
     "console=ttyS0 earlyprintk=ttyS0 quiet panic=0 nokaslr mitigations=off no_timer_check cryptomgr.notests audit=0"
 )
@@ -32,33 +39,47 @@ class LinuxGuestMissingError(QmpVcpuError):
 class LinuxGuest(GuestVm):
     """A QEMU that runs the Linux guest; an async context manager.
 
-    When it is entered, Linux is up (with *incoming*: expected). It brings every plugged CPU online by itself. It is
-    killed at the end. Its CPU numbers are Linux's own, which are not vCPU ids. Linux 6.1 counts in the
-    order of plugging. 6.12 has fixed all numbers at boot: first the CPUs that are there, then the others by ascending
-    vCPU id, so that vCPU 5 is its CPU 5 where it booted with the first ones.
+    When it is entered, Linux is up (with *incoming*: expected). It brings every plugged CPU online by itself, and
+    runs Debian's guest agent, unless told otherwise. It is killed at the end. Its CPU numbers are Linux's own, which
+    are not vCPU ids. Linux 6.1 counts in the order of plugging. 6.12 has fixed all numbers at boot: first the CPUs
+    that are there, then the others by ascending vCPU id, so that vCPU 5 is its CPU 5 where it booted with the first
+    ones.
+
+    A VM that is reset boots as it did first: what the methods changed is as the arguments say again.
 
     Args:
         qemu: The QEMU to run; None: :func:`~qmpvcpu.testing.best_qemu`. Under TCG only 10.0 and newer survive
             an unplug.
         machine: ``q35`` or ``pc``, also with a version, and with options after a comma.
         accel: ``kvm`` or ``tcg``; None: KVM if it runs an operating system here, else TCG.
-        boot: How many vCPUs are there from the start.
+        boot: vCPUs there from the start: a count, or ids with 0 among them. Those after the first gap are made with
+            ``-device`` under the ids ``vcpuN``.
         max_vcpus: How many there can be.
         topology: As in ``-smp``; None: ``sockets=2,cores=2,threads=2`` for 8 vCPUs, else one socket for each.
         memory_mib: Memory of the VM in MiB.
         incoming: Boot nothing, but wait for a Linux that migrates here (``-incoming defer``); entered, QEMU answers
             QMP. Needs *accel*, that of the source. Once ``migrate-incoming`` has brought one, ``online`` asks it.
-        kernel: Another kernel image, with serial console, ACPI CPU hotplug and devtmpfs built in; None: the one that
-            was made.
+        kernel: The series of one that was made for it, such as ``"6.12"``; or another kernel image, with serial
+            console, ACPI CPU hotplug and devtmpfs built in, and virtio-serial, without which there is no agent. None:
+            the one that is always made.
         kernel_options: Appended to the kernel's command line.
-        extra_args: More arguments for QEMU. A ``-cpu`` gets ``-hypervisor`` under TCG, unless it names that feature:
-            without, Linux from 6.12.77 on takes no CPUs but those of its boot.
+        auto_online: Bring plugged CPUs online, as most distributions' rules do; False: leave them offline.
+        hypervisor: Let Linux detect that it runs under a hypervisor: QEMU passes for VMware under TCG, which Linux
+            does not take for one. False: it detects none, and from 6.12.77 on it takes no CPUs but those of its boot.
+        agent_runs: Start the guest agent; False: its port is there, and nobody opens it.
+        agent_blocks: Commands that the agent does not do.
+        extra_args: More arguments for QEMU. A ``-cpu`` gets ``-hypervisor`` where Linux is not to believe the CPU
+            about it, unless it names that feature.
         qmp_sockets: How many QMP sockets QEMU gets: each serves one client at a time.
         timeout: Seconds that it may take to boot.
 
     Attributes:
         process: The :class:`~qmpvcpu.testing.QemuProcess`, once entered.
         accelerator: What it runs under, once entered.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: *boot* or *topology* do not fit *max_vcpus*, or *incoming* comes without *accel*.
 
     Example:
         >>> async def a_busy_guest_refuses():
@@ -78,13 +99,17 @@ class LinuxGuest(GuestVm):
         *,
         machine: str = "q35",
         accel: Accelerator | None = None,
-        boot: int = 2,
+        boot: int | Collection[int] = 2,
         max_vcpus: int = 8,
         topology: str | None = None,
         memory_mib: int = 256,
         incoming: bool = False,
-        kernel: Path | None = None,
+        kernel: Path | str | None = None,
         kernel_options: str = "",
+        auto_online: bool = True,
+        hypervisor: bool = True,
+        agent_runs: bool = True,
+        agent_blocks: Collection[str] = (),
         extra_args: Sequence[str] = (),
         qmp_sockets: int = 2,
         timeout: float = _BOOT_TIMEOUT,
@@ -94,11 +119,17 @@ class LinuxGuest(GuestVm):
         super().__init__(qemu, accel, qmp_sockets=qmp_sockets)
         self._kernel = kernel
         self._incoming = incoming
+        self._hypervisor = hypervisor
         self._timeout = timeout
+        options = [_KERNEL_OPTIONS, kernel_options]  # the kernel hands what it does not know to the guest's init
+        options += [] if auto_online else ["auto_online=off"]
+        options += [] if agent_runs else ["agent=off"]
+        options += [f"agent_blocks={_listed(agent_blocks)}"] if agent_blocks else []
         self._args = [
             *("-machine", machine, "-m", str(memory_mib)),
-            *("-smp", f"{boot},maxcpus={max_vcpus},{topology or default_topology(max_vcpus)}"),
-            *("-append", f"{_KERNEL_OPTIONS} {kernel_options}".strip()),
+            *cpu_args(boot, max_vcpus, topology, extra_args),
+            *_AGENT_ARGUMENTS,
+            *("-append", " ".join(filter(None, options))),
             # The first serial port is the kernel's console, the second (from QemuProcess) the control channel.
             *("-chardev", "file,id=console,path=console", "-serial", "chardev:console"),
             *(("-incoming", "defer") if incoming else ()),
@@ -107,6 +138,7 @@ class LinuxGuest(GuestVm):
         self._command = asyncio.Lock()
         self._answers: list[str] = []
         self._online: VcpuMap | None = None
+        self._boots = 0
 
     @property
     def console(self) -> str:
@@ -114,6 +146,11 @@ class LinuxGuest(GuestVm):
         with contextlib.suppress(FileNotFoundError):
             return (self.process.directory / "console").read_text(errors="replace")
         return ""
+
+    @property
+    def agent(self) -> Path:
+        """Path of the socket of the guest agent's port; it serves one client at a time."""
+        return self.process.directory / _AGENT
 
     async def ping(self) -> None:
         """Return when the guest has answered.
@@ -165,6 +202,66 @@ class LinuxGuest(GuestVm):
         return met[0]
 
     @checked
+    async def wait_ready(self, *, timeout: float = _BOOT_TIMEOUT) -> None:
+        """Return when Linux has booted once more than this was answered; after a reset: when it is up again.
+
+        Entering answers it once.
+
+        Raises:
+            QemuProcessError: It did not come up within *timeout* seconds, or QEMU ended.
+        """
+        await self._hear(lambda: self._boots > 0, "report that it is up", timeout=timeout)
+        self._boots -= 1
+
+    @checked
+    async def set_auto_online(self, on: bool) -> None:  # noqa: FBT001 - the name says what is on
+        """Make Linux bring plugged CPUs online, or leave those that come from now on offline.
+
+        Raises:
+            QemuProcessError: It does not answer, or QEMU ended.
+        """
+        command = f"auto {'on' if on else 'off'}"
+        await self._ask(command, command)
+
+    @checked
+    async def start_agent(self, *, blocks: Collection[str] = ()) -> None:
+        """Start the guest agent, or end the one that runs and start another; returns when it has opened its port.
+
+        Args:
+            blocks: Commands that it does not do, such as ``guest-file-open``.
+
+        Raises:
+            QemuProcessError: Linux has no agent, or no virtio-serial; it does not answer, or QEMU ended.
+        """
+        command = f"agent start {_listed(blocks)}".rstrip()
+        if await self._ask(command, "agent start ") != "1":
+            raise self._failure("Linux started no agent")
+
+    async def stop_agent(self) -> None:
+        """End the guest agent as a crash does, which closes its port.
+
+        Raises:
+            QemuProcessError: Linux does not answer, or QEMU ended.
+        """
+        await self._ask("agent stop", "agent stop")
+
+    async def pause_agent(self) -> None:
+        """Stop the guest agent (SIGSTOP): its port stays open, and what it is asked is answered once it resumes.
+
+        Raises:
+            QemuProcessError: Linux does not answer, or QEMU ended.
+        """
+        await self._ask("agent pause", "agent pause")
+
+    async def resume_agent(self) -> None:
+        """Let a guest agent that was paused go on.
+
+        Raises:
+            QemuProcessError: Linux does not answer, or QEMU ended.
+        """
+        await self._ask("agent resume", "agent resume")
+
+    @checked
     async def refuse(self, cpu: int | None = None) -> None:
         """Make Linux refuse to give up CPUs, like a guest that has reserved them for real-time tasks.
 
@@ -211,18 +308,23 @@ class LinuxGuest(GuestVm):
             ) from why
 
     async def _boot(self, qemu: Path, accel: Accelerator) -> None:
-        kernel, initramfs = find_images()
-        args = ["-kernel", str(self._kernel or kernel), "-initrd", str(initramfs), *self._args]
+        kernel, initramfs = find_images(self._kernel)
+        args = ["-kernel", str(kernel), "-initrd", str(initramfs), *self._args]
+        if self._hypervisor and accel == "tcg":
+            args = ["-smbios", "type=1,serial=VMware-1", *args]
+        if not self._hypervisor or accel == "tcg":
+            args = _with_a_silent_cpu(args)
         self.accelerator = accel
         self._online = None
-        await self._start(qemu, _as_under_a_hypervisor(args) if accel == "tcg" else args)
+        self._boots = 0
+        await self._start(qemu, args)
         async with self._coming_up():
             if self._incoming:
                 await self.process.wait_ready()
                 return
             if self._accel is None and accel == "kvm":
                 await self._kernel_speaks()
-            await self._hear(lambda: self._online is not None, "report that it is up", timeout=self._timeout)
+            await self.wait_ready(timeout=self._timeout)
 
     async def _kernel_speaks(self) -> None:
         """Return when the kernel has printed: it does so in 64-bit mode, which not every host's KVM runs."""
@@ -239,6 +341,7 @@ class LinuxGuest(GuestVm):
         word, _, rest = said.partition(" ")
         if word in {"ready", "changed"}:
             self._online = VcpuMap.parse(rest)
+            self._boots += word == "ready"
         else:
             self._answers.append(said)
         return bool(said)
@@ -264,21 +367,53 @@ class LinuxGuest(GuestVm):
         return super()._failure(why, start=start)
 
 
-def _as_under_a_hypervisor(args: Sequence[str]) -> list[str]:
-    """Arguments under which Linux detects a hypervisor: TCG is none to it.
+def _with_a_silent_cpu(args: Sequence[str]) -> list[str]:
+    """Arguments of a CPU that does not say whether there is a hypervisor.
 
-    Linux from 6.12.77 on (commit adbf61cc47cb) takes no CPUs but those of its boot unless it detects one. It detects
-    VMware by the serial number, but only where the CPU does not say that there is another.
+    Linux from 6.12.77 on (commit adbf61cc47cb) takes no CPUs but those of its boot unless it detects a hypervisor.
+    TCG is none to it. It detects VMware by the serial number, but only if the CPU does not say that there is another.
     """
-    changed = ["-cpu", "qemu64", "-smbios", "type=1,serial=VMware-1", *args]  # the last of an option counts
+    changed = ["-cpu", "qemu64", *args]  # the last of an option counts
     for place, option in enumerate(changed[:-1]):
         if option == "-cpu" and "hypervisor" not in changed[place + 1]:
             changed[place + 1] += ",-hypervisor"
     return changed
 
 
-def find_images() -> tuple[Path, Path]:
+def _listed(commands: Collection[str]) -> str:
+    """The agent's commands as it takes them: with commas."""
+    if isinstance(commands, str):
+        raise TypeError(f"the agent's commands are a list, such as {[commands]}")
+    for command in commands:
+        if not re.fullmatch(r"[a-z-]+", command):
+            raise ValueError(f"{command!r} is no command of the agent, such as 'guest-file-open'")
+    return ",".join(commands)
+
+
+def find_kernels() -> dict[str, Path]:
+    """The kernels that were made for the guest, by series: ``{"6.1": path, "6.12": path}``; the main one first."""
+    images = sorted((cache_directory() / "linux").glob("vmlinuz*"))
+    return {series: image for image in images if (series := _series(image))}
+
+
+def _series(image: Path) -> str:
+    """The kernel's series, such as ``6.12``; empty for what is no kernel.
+
+    Source:
+        Documentation/arch/x86/boot.rst: the version as text is 0x200 bytes after what ``kernel_version`` says.
+    """
+    with image.open("rb") as file:
+        file.seek(0x20E)
+        file.seek(int.from_bytes(file.read(2), "little") + 0x200)
+        found = re.match(rb"\d+\.\d+", file.read(16))
+    return found[0].decode() if found else ""
+
+
+def find_images(kernel: Path | str | None = None) -> tuple[Path, Path]:
     """Return the kernel and the initramfs of the Linux guest.
+
+    Args:
+        kernel: As in :class:`LinuxGuest`.
 
     Raises:
         LinuxGuestMissingError: They have not been made.
@@ -288,7 +423,12 @@ def find_images() -> tuple[Path, Path]:
     for image in images:
         if not image.exists():
             raise LinuxGuestMissingError(f"no {image}: make the Linux guest with `{HOW_TO_MAKE}`")
-    return images
+    if isinstance(kernel, str) and re.fullmatch(r"\d+\.\d+", kernel):
+        made = find_kernels()
+        if kernel not in made:
+            raise LinuxGuestMissingError(f"no Linux {kernel} in {home}, which has {', '.join(made)}")
+        kernel = made[kernel]
+    return Path(kernel or images[0]), images[1]
 
 
 def _build_script() -> Path:

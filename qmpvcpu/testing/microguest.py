@@ -1,13 +1,11 @@
 """A VM whose guest is the micro-guest: up in a tenth of a second, with the answers a test wants."""
 
 import asyncio
-import itertools
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from qmpvcpu.given import checked
-from qmpvcpu.testing.guestvm import TIMEOUT, GuestVm, default_topology
+from qmpvcpu.testing.guestvm import TIMEOUT, GuestVm, cpu_args
 from qmpvcpu.testing.qemu import Accelerator, probe_accelerator
 from qmpvcpu.testing.rom import RULE_SIZE, Behaviour, pack_rules, rom_image
 
@@ -17,13 +15,6 @@ _WORDS = {  # that the guest says
     b"R": "that it is ready",
     b"t": "that it took up its behaviours",
     b"s": "that it looks",
-}
-_LEVELS = {  # of -smp, with the property that places a CPU in it; outermost first
-    "sockets": "socket-id",
-    "dies": "die-id",
-    "modules": "module-id",
-    "cores": "core-id",
-    "threads": "thread-id",
 }
 
 
@@ -88,7 +79,6 @@ class MicroGuest(GuestVm):
         qmp_sockets: int = 2,
     ) -> None:
         super().__init__(qemu, accel, qmp_sockets=qmp_sockets)
-        topology = topology or default_topology(max_vcpus)
         self._wait = wait and not incoming
         # A guest that arrives has said that it listens where it came from, and does so still.
         self._known = b"B" if incoming else b""
@@ -96,7 +86,7 @@ class MicroGuest(GuestVm):
         self._rom = rom_image(behaviour, ready_after_ms=ready_after_ms, slots=max_vcpus)
         self._args = [
             *("-machine", machine, "-m", "16", "-bios", "microguest.rom"),
-            *_cpu_args(boot, max_vcpus, topology, model=_cpu_model(extra_args)),
+            *cpu_args(boot, max_vcpus, topology, extra_args),
             *(("-incoming", "defer") if incoming else ()),
             *extra_args,
         ]
@@ -198,45 +188,3 @@ class MicroGuest(GuestVm):
         await self._hear(said, f"say {_WORDS[word]}", timeout=timeout)
         if consume:
             self._heard.remove(word[0])
-
-
-def _cpu_model(args: Sequence[str]) -> str:
-    """The CPU model that *args* choose, or the machines' default."""
-    for option, value in itertools.pairwise(args):
-        if option == "-cpu":
-            return value.split(",")[0]
-    return "qemu64"
-
-
-def _cpu_args(boot: int | Collection[int], max_vcpus: int, topology: str, *, model: str) -> list[str]:
-    """-smp for the unbroken start of *boot*, -device for the vCPUs after its first gap."""
-    try:
-        ids = set(range(boot)) if isinstance(boot, int) else set(boot)
-    except TypeError:
-        raise TypeError(f"boot is {boot!r}, must be a count of vCPUs, or their ids") from None
-    if 0 not in ids or min(ids) < 0 or max(ids) >= max_vcpus:
-        raise ValueError(f"boot is {boot!r}, must be within 0..{max_vcpus - 1} and have vCPU 0")
-    try:
-        counts = {name: int(count) for name, _, count in (part.partition("=") for part in topology.split(","))}
-    except ValueError:
-        raise ValueError(f"{topology!r} is not a topology, such as 'sockets=2,cores=2,threads=2'") from None
-    if math.prod(counts.values()) != max_vcpus or not counts.keys() <= set(_LEVELS):
-        raise ValueError(f"{topology!r} does not make {max_vcpus} vCPUs of {', '.join(_LEVELS)}")
-    start = next(number for number in itertools.count() if number not in ids)
-    args = ["-smp", f"{start},maxcpus={max_vcpus},{topology}"]
-    for number in sorted(ids):
-        if number >= start:
-            place = ",".join(_place(number, counts))
-            args += ["-device", f"{model}-x86_64-cpu,id=vcpu{number},{place}"]
-    return args
-
-
-def _place(number: int, counts: Mapping[str, int]) -> list[str]:
-    """Where vCPU *number* sits: the last level counts fastest; dies and modules of one are not properties."""
-    place = []
-    for option, prop in reversed(_LEVELS.items()):
-        count = counts.get(option, 1)
-        if count > 1 or option in {"sockets", "cores", "threads"}:
-            place.append(f"{prop}={number % count}")
-        number //= count
-    return place

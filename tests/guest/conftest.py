@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
-from qmpvcpu.testing.linuxguest import LinuxGuest, find_images
-from qmpvcpu.testing.qemu import Accelerator, best_qemu, cache_directory
+from qmpvcpu.testing.linuxguest import LinuxGuest, find_kernels
+from qmpvcpu.testing.qemu import Accelerator, best_qemu
 
-# Linux 6.1 numbers CPUs as they come; 6.12 has numbered them all at boot.
+# The kernel from which on all CPUs are numbered at boot.
 FIXED_AT_BOOT = (6, 9)
 
 
@@ -27,23 +28,32 @@ def accel(qemu: Path) -> Accelerator:
     return asyncio.run(boot())
 
 
-@pytest.fixture(params=sorted(image.name for image in (cache_directory() / "linux").glob("vmlinuz*")))
-def kernel(request: pytest.FixtureRequest) -> Path:
+@pytest.fixture(params=find_kernels(), scope="module")
+def kernel(request: pytest.FixtureRequest) -> str:
     """The kernel that was made for the guest, and the newer one that only the tests have."""
-    return find_images()[0].with_name(request.param)
+    return str(request.param)
 
 
 @pytest.fixture
-async def guest(qemu: Path, accel: Accelerator, kernel: Path) -> AsyncIterator[LinuxGuest]:
+async def guest(qemu: Path, accel: Accelerator, kernel: str) -> AsyncIterator[LinuxGuest]:
     async with LinuxGuest(qemu, accel=accel, kernel=kernel) as guest:
         yield guest
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_guest(qemu: Path, accel: Accelerator, kernel: str) -> AsyncIterator[LinuxGuest]:
+    """The same for tests on the loop of their module: they leave it with CPUs 0 and 1, and with its agent."""
+    async with LinuxGuest(qemu, accel=accel, kernel=kernel) as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def fixed_at_boot(kernel: str) -> bool:
+    """Whether this Linux has numbered all CPUs at boot; an older one numbers them as they come."""
+    return tuple(map(int, kernel.split("."))) >= FIXED_AT_BOOT
+
+
 @pytest.fixture
-def third(kernel: Path) -> Callable[[int], int]:
+def third(fixed_at_boot: bool) -> Callable[[int], int]:
     """Tells Linux's own number of a vCPU that was plugged next to the first two."""
-    image = kernel.read_bytes()
-    # Its version, as text: Documentation/arch/x86/boot.rst, kernel_version.
-    at = int.from_bytes(image[0x20E:0x210], "little") + 0x200
-    major, minor = map(int, image[at : at + 32].split(b".")[:2])
-    return (lambda vcpu: vcpu) if (major, minor) >= FIXED_AT_BOOT else lambda _: 2
+    return (lambda vcpu: vcpu) if fixed_at_boot else lambda _: 2

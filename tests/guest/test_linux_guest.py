@@ -15,7 +15,7 @@ from qmpvcpu.testing.qemu import Accelerator, QemuProcessError, QemuStartError
 
 pytestmark = pytest.mark.guest
 
-UNPLUG = 3  # the source in ACPI_DEVICE_OST
+PLUG, UNPLUG = 1, 3  # the source in ACPI_DEVICE_OST
 DONE, BUSY, IN_PROGRESS = 0, 0x82, 0x84
 
 
@@ -35,13 +35,20 @@ class RawVm:
     async def request_unplug(self, slot: int) -> None:
         await self.client.execute("device_del", {"id": f"vcpu{slot}"})
 
+    async def answer_to_plug(self, slot: int) -> int:
+        """The status of the guest's next word about an insert."""
+        return await self._answer(slot, PLUG)
+
     async def unplug_answer(self, slot: int) -> int:
         """The status of the guest's next final word about a removal."""
+        return await self._answer(slot, UNPLUG)
+
+    async def _answer(self, slot: int, source: int) -> int:
         async with asyncio.timeout(10):
             while True:
                 data: Any = (await self.answers.get())["data"]
                 info = data["info"]
-                if info["slot"] == str(slot) and info["source"] == UNPLUG and info["status"] != IN_PROGRESS:
+                if info["slot"] == str(slot) and info["source"] == source and info["status"] != IN_PROGRESS:
                     return int(info["status"])
 
 
@@ -101,11 +108,76 @@ async def test_a_guest_told_to_refuse_right_after_a_plug_keeps_the_new_cpu(
         assert await guest.online() == VcpuMap([0, 1, third(2)])
 
 
-async def test_linux_takes_cpus_of_any_model(qemu: Path, accel: Accelerator, kernel: Path) -> None:
+async def test_linux_takes_cpus_of_any_model(qemu: Path, accel: Accelerator, kernel: str) -> None:
     extra = ["-cpu", "Skylake-Client" if accel == "tcg" else "max"]
     async with LinuxGuest(qemu, accel=accel, kernel=kernel, extra_args=extra) as guest, raw_vm(guest) as vm:
         await vm.plug(2)
         assert len(await guest.wait_online(lambda cpus: len(cpus) == 3)) == 3
+
+
+async def test_boot_vcpus_may_have_holes(qemu: Path, accel: Accelerator, kernel: str) -> None:
+    async with LinuxGuest(qemu, accel=accel, kernel=kernel, boot={0, 2, 5}) as guest:
+        assert await guest.online() == VcpuMap([0, 1, 2])
+        assert await guest.process.count_vcpus() == 3
+
+
+async def test_a_linux_that_is_reset_is_waited_for(guest: LinuxGuest) -> None:
+    async with raw_vm(guest) as vm:
+        await vm.plug(5)
+        await guest.wait_online(lambda cpus: len(cpus) == 3)
+        for _ in range(2):
+            await vm.client.execute("system_reset")
+            await guest.wait_ready()
+            assert await guest.online() == VcpuMap([0, 1, 2])
+        with pytest.raises(QemuProcessError, match=r"Linux did not report that it is up within 0\.1 s"):
+            await guest.wait_ready(timeout=0.1)
+
+
+async def test_a_plugged_cpu_stays_offline_where_linux_is_told_to_leave_it(
+    guest: LinuxGuest, third: Callable[[int], int]
+) -> None:
+    await guest.set_auto_online(False)
+    async with raw_vm(guest) as vm:
+        await vm.plug(2)
+        await vm.answer_to_plug(2)
+        assert await guest.present() == VcpuMap([0, 1, third(2)])
+        assert await guest.online() == VcpuMap([0, 1])
+        await guest.set_auto_online(True)
+        await vm.plug(3)
+        assert len(await guest.wait_online(lambda cpus: len(cpus) == 3)) == 3
+
+
+async def test_a_linux_may_leave_cpus_offline_from_the_start(qemu: Path, accel: Accelerator, kernel: str) -> None:
+    async with LinuxGuest(qemu, accel=accel, kernel=kernel, auto_online=False) as guest, raw_vm(guest) as vm:
+        await vm.plug(2)
+        await vm.answer_to_plug(2)
+        await vm.client.execute("system_reset")
+        await guest.wait_ready()
+        assert await guest.online() == VcpuMap([0, 1, 2])  # it boots all that are there
+        await vm.plug(3)
+        await vm.answer_to_plug(3)
+        assert await guest.online() == VcpuMap([0, 1, 2])
+
+
+async def test_a_linux_that_detects_no_hypervisor_takes_cpus_only_if_it_is_old(
+    qemu: Path, accel: Accelerator, kernel: str, fixed_at_boot: bool
+) -> None:
+    verbose = "loglevel=7"
+    async with (
+        LinuxGuest(qemu, accel=accel, kernel=kernel, boot=1, hypervisor=False, kernel_options=verbose) as guest,
+        raw_vm(guest) as vm,
+    ):
+        allowed = "1 present CPUs plus 0 hotplug CPUs" if fixed_at_boot else "8 CPUs, 7 hotplug CPUs"
+        assert f"smpboot: Allowing {allowed}" in guest.console or f"CPU topo: Allowing {allowed}" in guest.console
+        await vm.plug(5)
+        await vm.answer_to_plug(5)
+        assert await guest.present() == VcpuMap([0] if fixed_at_boot else [0, 1])
+
+
+async def test_a_series_that_was_not_made_is_told_with_those_that_were(qemu: Path) -> None:
+    with pytest.raises(LinuxGuestMissingError, match=r"no Linux 2\.4 in .*/linux, which has \d+\.\d+"):
+        async with LinuxGuest(qemu, kernel="2.4"):
+            pass
 
 
 async def test_a_cpu_that_linux_does_not_bring_online_cannot_be_made_to_stay(qemu: Path, accel: Accelerator) -> None:
