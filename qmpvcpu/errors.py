@@ -187,6 +187,7 @@ class DenialReason(enum.Enum):
     MACHINE_CANNOT_PLUG = "the machine cannot plug CPUs"
     MACHINE_CANNOT_UNPLUG = "the machine cannot unplug CPUs"
     MACHINE_CANNOT_ACKNOWLEDGE = "guests of this machine acknowledge no plug"
+    CANNOT_TELL_STARTED = "nothing tells whether a vCPU of this VM has started"
     MIGRATING = "the VM is migrating"
     MIGRATED_AWAY = "the VM has migrated away"
     EXPORTED = "the VM is exported, to be migrated"

@@ -3,9 +3,12 @@
 A process can choose any name, and the kernel cuts it at 15 bytes, so it may hold any byte or half a character. So
 nothing from ``/proc`` is decoded strictly.
 
-Source: proc(5), ``/proc/pid/stat``.
+Source: proc(5), ``/proc/pid/stat``, ``/proc/pid/status``; ``/proc/pid/schedstat``: the kernel's
+scheduler/sched-stats.rst.
 """
 
+import os
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 # States in which a process answers nobody.
@@ -58,6 +61,55 @@ def read_stat(process: int | str) -> ProcessStat | None:
     if not fields:
         return None
     return ProcessStat(head.partition("(")[2], fields[0], int(fields[6]), int(fields[19]))
+
+
+class RunTime(NamedTuple):
+    """How long a thread has run since it began.
+
+    Attributes:
+        ns: Time on a CPU, in nanoseconds; what it waited for one is not in it.
+        turns: How often it was given a CPU.
+    """
+
+    ns: int
+    turns: int
+
+
+def read_run_time(thread: str) -> RunTime | None:
+    """Return how long the thread with this directory has run; None if it is gone, or this kernel does not count.
+
+    Source: ``proc_pid_schedstat()`` in the kernel's fs/proc/base.c, which prints ``0 0 0`` where it does not count.
+    """
+    fields = _read(f"{thread}/schedstat").split()
+    return RunTime(int(fields[0]), int(fields[2])) if len(fields) > 2 and fields[2] != "0" else None  # noqa: PLR2004
+
+
+def find_threads(pid: int, tids: Collection[int]) -> dict[int, str]:
+    """Return the directories of those threads of process *pid* that it calls *tids* itself, by that number.
+
+    In a PID namespace of its own, as in a container, its threads have other numbers there than here. What is gone or
+    hidden is left out.
+
+    Source: pid_namespaces(7); proc(5), ``NSpid``.
+    """
+    tasks = f"/proc/{pid}/task"
+    found = {tid: f"{tasks}/{tid}" for tid in tids if _own_number(f"{tasks}/{tid}") == tid}
+    if len(found) < len(tids):
+        try:
+            listed = os.listdir(tasks)  # noqa: PTH208 - pathlib brings urllib
+        except OSError:
+            listed = []
+        for task in listed:
+            own = _own_number(f"{tasks}/{task}")
+            if own is not None and own in tids:
+                found[own] = f"{tasks}/{task}"
+    return found
+
+
+def _own_number(thread: str) -> int | None:
+    """Return the number that a thread has in its own PID namespace, None if it is gone or hidden."""
+    numbers = [line for line in _read(f"{thread}/status").splitlines() if line.startswith(("Pid:", "NSpid:"))]
+    return int(numbers[-1].split()[-1]) if numbers else None  # NSpid comes last, its innermost number too
 
 
 def why_idle(pid: int) -> str:

@@ -38,6 +38,7 @@ from qmpvcpu.model.vm import SMP_LEVELS, Topology
 _LARGEST: Final = (1 << 63) - 1  # of QAPI's int
 _LARGEST_DWORD: Final = (1 << 32) - 1  # what a guest writes to the registers behind _OST
 _LARGEST_PID: Final = (1 << 31) - 1
+_LARGEST_COUNTER: Final = (1 << 64) - 1  # QAPI's uint64
 _LARGEST_VERSION: Final = 9999
 _MOST_PROPS: Final = 32  # QEMU 11.1 has nine
 _NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"
@@ -51,6 +52,11 @@ _LONGEST_TEXT: Final = 1024
 # node-id is not part of the key (nodes may interleave). module-id is QEMU's level that libvirt does not know: without
 # it two CPUs would share a key and vCPU 0 would not be the boot CPU; it sits where QEMU nests it.
 _KEY: Final = ("socket-id", "die-id", "cluster-id", "module-id", "core-id", "thread-id")
+
+
+# KVM's counters of how often a vCPU has left guest mode; those of x86, arm64 and riscv, and of powerpc (the kernel's
+# arch/*/kvm, kvm_vcpu_stats_desc). s390x and loongarch count each cause of its own, and have no such sum.
+_EXITS: Final = ("exits", "sum_exits")
 
 
 class Deleted(NamedTuple):
@@ -189,6 +195,38 @@ def parse_ospm_status(reply: object) -> dict[int, OstAnswer]:
             slot, answer = _ost(command, entry)
             answers[slot] = answer
     return answers
+
+
+def query_exits(paths: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of ``query-stats`` that ask how often the vCPUs at *paths* have left guest mode."""
+    return {"target": "vcpu", "vcpus": [*paths], "providers": [{"provider": "kvm", "names": [*_EXITS]}]}
+
+
+def parse_exits(reply: object) -> dict[str, int]:
+    """Read ``query-stats`` with the arguments of ``query_exits``: how often vCPUs have left guest mode, by QOM path.
+
+    Above 0 only if they have entered it. Empty where QEMU or the kernel does not count.
+    """
+    command = "query-stats"
+    exits: dict[str, int] = {}
+    for entry in _entries(command, reply):
+        if entry.get("provider") != "kvm":
+            continue
+        path = _text(command, entry, "qom-path", QOM_PATH)
+        for stat in _entries(command, entry.get("stats")):
+            if stat.get("name") not in _EXITS:
+                continue
+            if path in exits:
+                raise MalformedReplyError(command, "this 'qom-path' is told twice", entry)
+            exits[path] = _number(command, stat, "value", 0, _LARGEST_COUNTER)
+    return exits
+
+
+def vcpu_paths(slot: Slot) -> list[str]:
+    """Return the QOM paths of the vCPUs in *slot*, which is not empty: a core of pseries has threads."""
+    if slot.type.endswith("-cpu-core"):
+        return [f"{slot.qom_path}/thread[{number}]" for number in range(slot.count)]
+    return [str(slot.qom_path)]
 
 
 def parse_topology(reply: object) -> Topology | None:

@@ -38,11 +38,13 @@ class Proof(enum.Enum):
 
     PRESENT: QEMU accepted the ``device_add``. ACKNOWLEDGED: the guest said so through _OST (advisory: it never
     comes for a plug in early boot, and a guest may say it without taking the CPU). On a machine whose guests cannot
-    say it (pseries, s390x) a plug that waits for it is denied.
+    say it (pseries, s390x) a plug that waits for it is denied. STARTED: the vCPU has executed guest code; where
+    nothing tells that (``VmInfo.start_unknowable``) the plug is denied.
     """
 
     PRESENT = "present"
     ACKNOWLEDGED = "acknowledged"
+    STARTED = "started"
 
 
 class Recovery(enum.Enum):

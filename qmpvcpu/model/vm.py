@@ -18,6 +18,9 @@ SMP_LEVELS: Final = ("drawers", "books", "sockets", "dies", "clusters", "modules
 _FIRST_APIC_ID_OF_X2APIC = 255  # 0xff is the broadcast id of an xAPIC
 _APIC_MACHINES = ("i386", "x86_64")
 
+ONE_THREAD: Final = "one host thread runs all vCPUs (TCG with thread=single), so its run time tells nothing of one"
+"""Why nobody can tell which vCPUs of single-threaded TCG have started."""
+
 
 class KnownFault(enum.Enum):
     """A way to kill or block a running QEMU, or its guest, that is known; the value tells what happens.
@@ -127,6 +130,8 @@ class VmInfo:
             Read under TCG only, where it matters.
         other_paths: QOM paths of devices other than CPUs whose ids begin with ``vcpu``, as we do with those of CPUs.
         named: True if *name* was given; False for a label, which does not tell this VM from another.
+        start_unknowable: Why nothing tells which vCPUs have executed guest code, so that ``Proof.STARTED`` cannot be
+            had; "" where it can.
     """
 
     name: str
@@ -146,6 +151,7 @@ class VmInfo:
     smm_firmware: bool = False
     other_paths: frozenset[Annotated[str, QOM_PATH]] = frozenset()
     named: bool = True
+    start_unknowable: str = ""
 
     @property
     def identity(self) -> str | None:

@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 
 from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.model.options import DEFAULTS, CheckedOptions
+from qmpvcpu.model.options import DEFAULTS, CheckedOptions, Proof
 from qmpvcpu.model.vcpumap import VcpuMap, possible_ids
-from qmpvcpu.model.vm import KnownFault, VmStatus, needs_x2apic
+from qmpvcpu.model.vm import ONE_THREAD, KnownFault, VmStatus, needs_x2apic
 
 PLUG: Final = "plug"
 UNPLUG: Final = "unplug"
@@ -81,6 +81,9 @@ def check_plug(now: Situation, vcpu: int | None, options: CheckedOptions = DEFAU
     if options.wants_acknowledgement and not layout.vm.acknowledges:
         detail = f"a guest of machine {layout.vm.machine!r} has no way to acknowledge it: use Proof.PRESENT"
         raise StepDeniedError(PLUG, slot.ids, DenialReason.MACHINE_CANNOT_ACKNOWLEDGE, detail)
+    unknowable = layout.vm.start_unknowable or (ONE_THREAD if now.single_threaded else "")
+    if options.proof is Proof.STARTED and unknowable:
+        raise StepDeniedError(PLUG, slot.ids, DenialReason.CANNOT_TELL_STARTED, f"{unknowable}: use Proof.PRESENT")
     _check_status(PLUG, slot, now)
     fatal = None if options.allow_fatal else fatal_plug(now, slot)
     if fatal is not None:

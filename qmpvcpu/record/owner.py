@@ -1,7 +1,5 @@
 """Whose a record or a document is: known by uuid, else by the name that a VM was given, else by its very QEMU."""
 
-import contextlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -9,7 +7,7 @@ from typing import Final, NamedTuple
 from qmpvcpu.domainxml import Identity, Instance
 from qmpvcpu.errors import RecordError
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.processes import read_stat
+from qmpvcpu.processes import find_threads, read_stat
 
 # In a hostile document a name can be as long as the document.
 MOST_TOLD: Final = 400
@@ -115,19 +113,8 @@ def instance_of(host_tid: int | None, pid: int | None) -> Instance | None:
     """
     if host_tid is None:
         return None
-    return Instance(host_tid, None if pid is None else _start_ticks(Path(f"/proc/{pid}/task"), host_tid))
-
-
-def _start_ticks(tasks: Path, host_tid: int) -> int | None:
-    """Return the start time of the thread that its own process calls *host_tid*; None if it is gone or hidden."""
-    found = _started(f"{tasks}/{host_tid}")
-    if found is None:
-        with contextlib.suppress(OSError):  # in a PID namespace of its own (a container) it has another number here
-            for task in tasks.iterdir():
-                inside = re.search(r"^NSpid:.*\s(\d+)$", (task / "status").read_text(errors="replace"), re.MULTILINE)
-                if inside is not None and int(inside[1]) == host_tid:
-                    return _started(str(task))
-    return found
+    thread = None if pid is None else find_threads(pid, [host_tid]).get(host_tid)
+    return Instance(host_tid, None if thread is None else _started(thread))
 
 
 def _started(thread: int | str) -> int | None:

@@ -117,6 +117,19 @@ def test_a_plug_does_not_wait_for_what_no_guest_of_the_machine_can_say(options: 
     assert check_plug(situation(), 3, options).first == 3
 
 
+def test_a_plug_does_not_wait_for_a_start_that_nothing_tells() -> None:
+    options = CheckedOptions(proof=Proof.STARTED)
+    remote = situation(replace(TCG, start_unknowable="its threads are on another host"))
+    with pytest.raises(StepDeniedError, match=r"threads are on another host: use Proof\.PRESENT") as caught:
+        check_plug(remote, 3, options)
+    assert caught.value.reason is DenialReason.CANNOT_TELL_STARTED
+    assert check_plug(remote, 3).first == 3
+    assert check_plug(situation(TCG), 3, options).first == 3
+    # VmInfo could not tell while there was one vCPU
+    with pytest.raises(StepDeniedError, match="one host thread runs all vCPUs"):
+        check_plug(situation(TCG, single_threaded=True), 3, options)
+
+
 def test_an_export_from_a_vm_that_may_leave_goes_through() -> None:
     for now in (situation(), situation(unplug_seen=True), situation(status=VmStatus("paused")), situation(TCG)):
         check_export(now)

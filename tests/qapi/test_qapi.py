@@ -218,6 +218,66 @@ def test_what_never_changes_is_bounded_too(parse: Callable[[object], object], re
         parse(reply)
 
 
+def stats(value: object, *, path: object = "/machine/peripheral/vcpu3", name: object = "exits") -> dict[str, Any]:
+    return {"provider": "kvm", "qom-path": path, "stats": [{"name": name, "value": value}]}
+
+
+def test_kvm_tells_how_often_each_vcpu_has_left_guest_mode() -> None:
+    recorded = json.loads((FOLDER / "10.0.2-wire-q35-kvm-query-stats.json").read_text())["wire"]
+    assert qapi.parse_exits(recorded[-1]["msg"]["return"]) == {"/machine/unattached/device[0]": 0}
+    asked = recorded[-2]["msg"]["arguments"]
+    ours = qapi.query_exits(asked["vcpus"])
+    assert {**ours, "providers": [{**ours["providers"][0], "names": asked["providers"][0]["names"]}]} == asked
+    power = stats(7, path="/machine/unattached/device[1]/thread[0]", name="sum_exits")
+    other = [{"provider": "cryptodev", "stats": []}, stats(9, path="/other", name="halt_exits")]
+    assert qapi.parse_exits([stats(2**64 - 1), power, *other]) == {
+        "/machine/peripheral/vcpu3": 2**64 - 1,
+        "/machine/unattached/device[1]/thread[0]": 7,
+    }
+    assert qapi.parse_exits([]) == {}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        stats(-1),
+        stats(2**64),
+        stats(value=True),
+        stats(1.0),
+        stats("1"),
+        stats(None),
+        stats([0, 5, 1]),  # a histogram
+        stats(1, path=None),
+        stats(1, path="vcpu3"),
+        {"provider": "kvm", "qom-path": "/a"},
+        {"provider": "kvm", "qom-path": "/a", "stats": {}},
+        {"provider": "kvm", "qom-path": "/a", "stats": [7]},
+        {"provider": "kvm", "qom-path": "/a", "stats": [{"name": "exits"}]},
+        {"provider": "kvm", "qom-path": "/a", "stats": [{"name": "exits", "value": 0}] * 2},
+        "text",
+    ],
+)
+def test_exits_that_no_vcpu_can_have_are_refused(entry: Any) -> None:
+    with pytest.raises(MalformedReplyError, match="malformed reply to query-stats"):
+        qapi.parse_exits([entry])
+
+
+def test_exits_told_twice_and_of_more_vcpus_than_there_can_be_are_refused() -> None:
+    with pytest.raises(MalformedReplyError, match="'qom-path' is told twice"):
+        qapi.parse_exits([stats(0), stats(1)])
+    with pytest.raises(MalformedReplyError, match="more than 16384 entries"):
+        qapi.parse_exits([{}] * 16385)
+    with pytest.raises(MalformedReplyError, match="not a list"):
+        qapi.parse_exits({})
+
+
+def test_a_core_has_a_path_for_each_of_its_threads() -> None:
+    x86 = Slot(3, 1, "qemu64-x86_64-cpu", CpuProps({"core-id": 3}), 3).filled("/machine/peripheral/vcpu3")
+    assert qapi.vcpu_paths(x86) == ["/machine/peripheral/vcpu3"]
+    power = Slot(2, 2, "power10_v2.0-spapr-cpu-core", CpuProps({"core-id": 2}), 2).filled("/machine/peripheral/vcpu2")
+    assert qapi.vcpu_paths(power) == [f"/machine/peripheral/vcpu2/thread[{number}]" for number in (0, 1)]
+
+
 def test_what_qemu_does_not_tell_is_not_known() -> None:
     assert qapi.parse_memory_kib({}) is None
     assert qapi.parse_memory_kib({"base-memory": 4096, "plugged-memory": 1024}) == 5
