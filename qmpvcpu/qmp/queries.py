@@ -227,7 +227,7 @@ class Reader:
         if not threads:
             return "QEMU had not built the machine yet when it was attached to (-preconfig): attach again"
         path = threads[0].qom_path
-        if accelerator == "kvm" and path not in exits:
+        if accelerator == "kvm" and path != _USUAL_VCPU_0:
             exits = await self._exits([path])
         self._counts_exits = path in exits
         if self._counts_exits:

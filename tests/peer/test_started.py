@@ -132,6 +132,7 @@ async def test_what_a_hostile_qemu_tells_of_other_vcpus_proves_nothing(connect: 
 async def test_under_a_kvm_that_counts_nothing_nothing_can_be_told(answer: Any, connect: Open, busy: int) -> None:
     async with small_vm(**KVM, query_stats=answer, query_cpus_fast=threads(busy, os.getpid())) as peer:
         why, started, _, _ = await read(peer, connect)
+        assert [command.name for command in peer.received].count("query-stats") == 1
     assert "query-stats" in why
     assert 1 not in started
 
