@@ -193,6 +193,7 @@ class DenialReason(enum.Enum):
     EXPORTED = "the VM is exported, to be migrated"
     FATAL = "this QEMU would not survive it"
     CONFIDENTIAL = "a confidential VM takes no vCPU once it has been launched"
+    GUEST_CANNOT_UNPLUG = "the guest's system gives no vCPU up"
     LIBVIRT_OWNED = "a running libvirtd would lose the VM"
     COUNT_KEEPS_BOOT = "a count takes no boot vCPU out"
     COUNT_SPLITS_SLOT = "no whole slots make up this count"

@@ -41,6 +41,9 @@ _LARGEST_PID: Final = (1 << 31) - 1
 _LARGEST_COUNTER: Final = (1 << 64) - 1  # QAPI's uint64
 _LARGEST_VERSION: Final = 9999
 _MOST_PROPS: Final = 32  # QEMU 11.1 has nine
+_HYPERVISOR: Final = 1 << 31  # CPUID 1, ECX
+_VMX: Final = 1 << 5  # the same
+_SVM: Final = 1 << 2  # CPUID 0x80000001, ECX
 _NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
 _SLOT_NUMBER: Final = re.compile(r"[0-9]{1,5}")
@@ -133,6 +136,20 @@ class ThreadReading(NamedTuple):
     def core_path(self) -> str:
         """The path of the slot that it belongs to."""
         return self.qom_path.partition("/thread")[0]
+
+
+class CpuFeatures(NamedTuple):
+    """What an x86 CPU shows the guest.
+
+    Attributes:
+        hypervisor: That it runs under a hypervisor.
+        kvm: That KVM is that hypervisor, by a feature of KVM's own.
+        nested: VMX or SVM.
+    """
+
+    hypervisor: bool
+    kvm: bool
+    nested: bool
 
 
 def device_add(slot: Slot, path: str | None = None) -> dict[str, Any]:
@@ -252,6 +269,34 @@ def parse_status(command: str, reply: object) -> str:
     if not isinstance(reply, Mapping):
         raise MalformedReplyError(command, "not an object", reply)
     return _text(command, reply, "status", WORD)
+
+
+def parse_has_arrived(reply: object) -> bool:
+    """Read from ``query-migrate`` whether the VM has migrated into this QEMU.
+
+    Only the source tells of the memory that was sent (QEMU 7.2.22, 10.0.2 and 11.1.3).
+    """
+    return isinstance(reply, Mapping) and reply.get("status") == "completed" and "ram" not in reply
+
+
+def parse_feature_words(reply: object) -> CpuFeatures | None:
+    """Read ``qom-get feature-words`` of an x86 CPU; None where what was asked has none.
+
+    Source: QEMU target/i386/cpu.c, ``feature_word_info``.
+    """
+    if not isinstance(reply, list):
+        return None
+    command = "qom-get feature-words"
+    words: dict[tuple[object, object], int] = {}
+    for entry in _entries(command, reply):
+        where = (entry.get("cpuid-register"), _number(command, entry, "cpuid-input-eax", 0, _LARGEST_DWORD))
+        words.setdefault(where, _number(command, entry, "features", 0, _LARGEST))
+    basic, extended = words.get(("ECX", 1), _HYPERVISOR), words.get(("ECX", 0x8000_0001), 0)
+    return CpuFeatures(
+        hypervisor=bool(basic & _HYPERVISOR),
+        kvm=words.get(("EAX", 0x4000_0001), 0) != 0,
+        nested=bool(basic & _VMX or extended & _SVM),
+    )
 
 
 def parse_peripherals(reply: object) -> frozenset[str]:

@@ -123,7 +123,7 @@ def parse_osinfo(answer: object) -> GuestOs:
     """Read the answer to ``guest-get-osinfo``."""
     if not isinstance(answer, Mapping):
         raise NonsenseError("it is no object")
-    keys = ("id", "name", "version", "kernel-release", "machine")
+    keys = ("id", "name", "version", "kernel-release", "machine", "pretty-name", "variant-id")
     texts = []
     for key in keys:
         value = answer.get(key, "")

@@ -27,6 +27,7 @@ from qmpvcpu.model.options import Proof
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus
 from qmpvcpu.model.vm import KnownFault
+from qmpvcpu.planning.guest import hidden_hypervisor
 from qmpvcpu.qmp.address import Address
 from qmpvcpu.testing import MicroGuest, QemuNotFoundError, find_qemus, probe_accelerator
 from qmpvcpu.testing.directory import TemporaryDirectoryError
@@ -35,9 +36,7 @@ from qmpvcpu.testing.qemu import Accelerator
 from qmpvcpu.vm.controller import VcpuController
 
 _KVM: Final = Path("/dev/kvm")
-_IGNORED_UNDER_TCG: Final = (
-    "TCG is no hypervisor to Linux: from 6.12.77 on it says that it takes a vCPU, and never uses it"
-)
+_DETECTABLE: Final = "-cpu MODEL,-hypervisor -smbios type=1,serial=VMware-1 makes it detect one"
 _X86_HOSTS: Final = ("x86_64", "i686", "i386")
 _GROUP_MAY: Final = stat.S_IRGRP | stat.S_IWGRP
 _HOTPLUG_MACHINES: Final = {
@@ -342,9 +341,10 @@ def examine_vm(vm: VcpuController, answers: Collection[OstAnswer]) -> Iterator[F
     if layout.vm.can_plug:
         yield _examine_unplug(vm, layout)
         yield _examine_guest(layout, answers)
-        if layout.vm.accelerator == "tcg" and layout.vm.arch in {"x86_64", "i386"}:
-            advice = "-cpu MODEL,-hypervisor -smbios type=1,serial=VMware-1 makes it detect one"
-            yield Finding(Level.NOTE, "guest", _IGNORED_UNDER_TCG, advice)
+        if layout.vm.lacks_hypervisor:
+            hidden = layout.vm.hides_hypervisor and layout.vm.accelerator != "tcg"
+            advice = "start the VM with neither hypervisor=off nor kvm=off" if hidden else _DETECTABLE
+            yield Finding(Level.NOTE, "guest", hidden_hypervisor(layout.vm), advice)
     if layout.pending:
         found = f"the removal of {layout.pending} is asked for and unanswered; QEMU never forgets it"
         yield Finding(Level.WARNING, "guest", found, "qmpvcpu unplug of it waits for the answer")

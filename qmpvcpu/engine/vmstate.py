@@ -15,6 +15,7 @@ Rules that live here:
 
 import enum
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from qmpvcpu import qapi
 from qmpvcpu.engine.removal import Evidence, Removal, State
@@ -42,6 +43,9 @@ from qmpvcpu.model.verdicts import OstAnswer, OstStatus, Rejected
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.qapi import ThreadReading, creation_order, runs_single_threaded
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.guest import GuestOs
 
 # QEMU holds the id of a CPU that has left until it has joined its thread: some milliseconds.
 _HELD_S = 1.0
@@ -132,7 +136,7 @@ class VmState:
         slots: All slots, by the first vCPU id of each.
         removals: Those that are not final, by the first vCPU id of their slot.
         wanted_read: Which read is wanted.
-        status: What the VM does; None: QEMU said that it changed, not to what.
+        guest_os: The system in the guest, while that is known.
         single_threaded: As given, until a read tells.
         exported: True while the VM is exported: nothing may be sent that changes a slot.
         maybe_queued_twice: First vCPU ids of the slots in which a second removal may be queued.
@@ -157,7 +161,10 @@ class VmState:
         self._changed: dict[int, int] = {}
         self._by_path = {slot.qom_path: slot.first for slot in layout.slots if slot.qom_path is not None}
         self._late: dict[str, None] = {}  # of CPUs that a read has found gone: their DEVICE_DELETED may still come
-        self.status: VmStatus | None = status
+        self._status: VmStatus | None = status
+        self._arrived = status.arrived
+        self._heard = _has_answered(answers)
+        self.guest_os: GuestOs | None = None
         self.single_threaded = single_threaded
         self.exported = False
         self.maybe_queued_twice: set[int] = set()
@@ -238,6 +245,16 @@ class VmState:
                 removal.origin, removal.overdue = Origin.US, True
 
     @property
+    def status(self) -> VmStatus | None:
+        """What the VM does; None: QEMU said that it changed, not to what."""
+        return self._status
+
+    @status.setter
+    def status(self, status: VmStatus | None) -> None:
+        self._status = status
+        self._arrived = self._arrived or (status is not None and status.arrived)
+
+    @property
     def situation(self) -> Situation:
         """What decides whether a step may be sent."""
         return Situation(
@@ -248,6 +265,9 @@ class VmState:
             single_threaded=self.single_threaded,
             in_flight=frozenset(self._plugging),
             exported=self.exported,
+            unheard=not self._heard and self.layout.vm.acknowledges,
+            arrived=self._arrived,
+            guest_os=self.guest_os,
         )
 
     # Our own commands.
@@ -348,6 +368,7 @@ class VmState:
             case qapi.RunEvent.RESET:
                 for removal in self.removals.values():
                     removal.advance(Evidence.RESET, now)
+                self._heard, self.guest_os = False, None  # it starts anew
                 self._tell(VmReset, Origin.UNKNOWN)
             case qapi.RunEvent.STOP:
                 self.status = None  # paused, or migrated away: QEMU does not say which
@@ -365,6 +386,7 @@ class VmState:
             self._want(Read.FULL)
             return
         self._answers[event.cpu_index] = event.answer
+        self._heard = True
         slot = self.slots[first]
         if event.answer.is_insertion:
             self._receive_insertion(slot, event.answer)
@@ -545,6 +567,7 @@ class VmState:
                 self._advance(removal, Evidence.VOID, now)
             self.maybe_queued_twice.clear()
             self._late.clear()
+            self._arrived, self._heard, self.guest_os = status.arrived, _has_answered(answers), None
             self._meet(answers, now)
         self._tell(Reconnected, Origin.UNKNOWN)
 
@@ -672,6 +695,11 @@ class VmState:
 
     def _tell(self, kind: type[Event], origin: Origin, **details: object) -> None:
         self._events.append(kind(generation=self.slots.generation, origin=origin, **details))
+
+
+def _has_answered(answers: Mapping[int, OstAnswer]) -> bool:
+    """Return True if the guest has ever answered for a slot: QEMU tells source 0 of those that it has not."""
+    return any(answer.source for answer in answers.values())
 
 
 def _has_other_threads(seen: Slot, known: Slot) -> bool:

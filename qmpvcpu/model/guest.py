@@ -1,7 +1,13 @@
 """What the guest's own system says of its CPUs, as its agent tells. All of it is the guest's word."""
 
 import enum
+import re
 from dataclasses import dataclass
+from typing import Final
+
+_HOT_ADDING_WINDOWS: Final = ("Datacenter", "Enterprise", "Standard")
+_RELEASE: Final = re.compile(r"(\d{1,4})\.(\d{1,4})")
+_FIRST_TO_WANT_HYPERVISOR: Final = (6, 12)  # in 6.12.77; distributions patch their kernels under lower numbers too
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,10 @@ class GuestOs:
         version: Its version.
         kernel: The kernel's release, such as ``6.12.117+deb13-amd64``.
         machine: Its architecture, such as ``x86_64``.
+        full_name: Its name with version and edition, such as ``Windows Server 2022 Standard``.
+        variant: On Windows ``server`` or ``client``; elsewhere as the system has it.
+
+    Source: QEMU qga/qapi-schema.json, ``guest-get-osinfo``.
     """
 
     id: str = ""
@@ -36,6 +46,38 @@ class GuestOs:
     version: str = ""
     kernel: str = ""
     machine: str = ""
+    full_name: str = ""
+    variant: str = ""
+
+    @property
+    def is_windows(self) -> bool:
+        """True for any Windows: none gives a CPU up while it runs.
+
+        Source: cloud-hypervisor issue 2457, which tried it with QEMU too: ``device_del`` is accepted, and the CPU is
+        there even after a reboot.
+        """
+        return self.id == "mswindows"
+
+    @property
+    def ignores_new_cpus(self) -> bool:
+        """True for a Windows of an edition that takes no CPU while it runs.
+
+        Source: Microsoft's SQL Server documentation, "Thread and task architecture guide", hot add CPU: the editions
+        Datacenter and Enterprise of Windows Server; since 2012 also Standard. Here every Standard counts.
+        """
+        hot_adding = self.variant != "client" and any(edition in self.full_name for edition in _HOT_ADDING_WINDOWS)
+        return self.is_windows and not hot_adding
+
+    @property
+    def may_want_hypervisor(self) -> bool:
+        """True unless it is known to use hotplugged CPUs even where it detects no hypervisor.
+
+        Source: Linux commit adbf61cc47cb, in 6.12.77 and later; 6.1.192 was measured to be without it.
+        """
+        release = _RELEASE.match(self.kernel)
+        if self.is_windows or release is None:
+            return not self.is_windows
+        return tuple(map(int, release.groups())) >= _FIRST_TO_WANT_HYPERVISOR
 
 
 class KnownBy(enum.Enum):

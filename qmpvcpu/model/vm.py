@@ -16,7 +16,8 @@ SMP_LEVELS: Final = ("drawers", "books", "sockets", "dies", "clusters", "modules
 """The levels of a topology as ``-smp`` names them, outermost first."""
 
 _FIRST_APIC_ID_OF_X2APIC = 255  # 0xff is the broadcast id of an xAPIC
-_APIC_MACHINES = ("i386", "x86_64")
+X86: Final = ("i386", "x86_64")
+"""QEMU's targets that are PCs."""
 
 ONE_THREAD: Final = "one host thread runs all vCPUs (TCG with thread=single), so its run time tells nothing of one"
 """Why nobody can tell which vCPUs of single-threaded TCG have started."""
@@ -125,9 +126,13 @@ class VmInfo:
         can_unplug: True if the machine gives them back.
         libvirt_owned: True if libvirt started this QEMU.
         x2apic: Whether the CPU model has x2apic; None where that is unknown or no matter.
-        confidential: True if the guest is sealed against the host (SEV, TDX, ...), its vCPUs included.
+        confidential: True if the guest is sealed against the host (SEV, TDX, Secure Execution, ...).
         smm_firmware: True if the firmware's flash can be written in SMM only, which firmware that uses SMM asks for.
             Read under TCG only, where it matters.
+        hides_hypervisor: True if the CPU model of an x86 VM shows the guest no hypervisor: ``hypervisor=off``; or
+            ``kvm=off`` under KVM, unless it shows Hyper-V instead, for which Linux needs ``hv-vpindex`` and Hyper-V's
+            own ``hv-vendor-id``.
+        nested: True if the guest of an x86 VM under KVM can run VMs of its own (``vmx`` or ``svm``).
         other_paths: QOM paths of devices other than CPUs whose ids begin with ``vcpu``, as we do with those of CPUs.
         named: True if *name* was given; False for a label, which does not tell this VM from another.
         start_unknowable: Why nothing tells which vCPUs have executed guest code, so that ``Proof.STARTED`` cannot be
@@ -149,6 +154,8 @@ class VmInfo:
     x2apic: bool | None = None
     confidential: bool = False
     smm_firmware: bool = False
+    hides_hypervisor: bool = False
+    nested: bool = False
     other_paths: frozenset[Annotated[str, QOM_PATH]] = frozenset()
     named: bool = True
     start_unknowable: str = ""
@@ -162,6 +169,29 @@ class VmInfo:
     def acknowledges(self) -> bool:
         """True if its guests can acknowledge plugs, by ACPI's _OST; those of pseries and s390x cannot."""
         return self.can_plug and not self.arch.startswith(("ppc", "s390")) and self.machine != "isapc"
+
+    @property
+    def is_x86(self) -> bool:
+        """True for a PC, of 32 or 64 bits."""
+        return self.arch in X86
+
+    @property
+    def seals_vcpus(self) -> bool:
+        """True if the vCPUs are sealed at launch, so that this VM probably does not survive one more.
+
+        Secure Execution (s390x) is not so: KVM makes a vCPU that is added a secure one.
+
+        Source: Linux arch/s390/kvm/kvm-s390.c, ``kvm_s390_vcpu_setup``.
+        """
+        return self.confidential and not self.arch.startswith("s390")
+
+    @property
+    def lacks_hypervisor(self) -> bool:
+        """True if Linux in it detects no hypervisor by its CPU; TCG is none to Linux.
+
+        Its SMBIOS may still name one: Linux takes a serial number that begins with ``VMware-`` for VMware.
+        """
+        return self.is_x86 and (self.hides_hypervisor or self.accelerator == "tcg")
 
     @cached_property
     def known_faults(self) -> frozenset[KnownFault]:
@@ -177,7 +207,7 @@ class VmInfo:
             faults -= _OF_UNPLUG
         if not self.smm_firmware:
             faults -= {KnownFault.TCG_SMM_PLUG_HANGS}
-        if self.arch not in _APIC_MACHINES or self.x2apic:
+        if not self.is_x86 or self.x2apic:
             faults -= {KnownFault.TCG_APIC_ID_255}
         return faults if self.machine.startswith("pseries") else faults - _OF_PSERIES
 
@@ -192,10 +222,12 @@ class VmStatus(NamedTuple):
     Attributes:
         run_state: QEMU's RunState, such as ``running``, ``paused``, ``postmigrate``.
         migration: QEMU's MigrationStatus, ``none`` where there never was one.
+        arrived: True if the VM has migrated into this QEMU. QEMU forgets it when the VM is to migrate on.
     """
 
     run_state: str
     migration: str = "none"
+    arrived: bool = False
 
     @property
     def migrating(self) -> bool:

@@ -7,6 +7,7 @@ denied step costs nothing and changes nothing.
 from typing import Final, NamedTuple
 
 from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
+from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.options import DEFAULTS, CheckedOptions, Proof
 from qmpvcpu.model.vcpumap import VcpuMap, possible_ids
@@ -19,6 +20,9 @@ COUNT: Final = "count"
 
 NEVER_LEAVES: Final = "vCPU 0 is the one that booted the VM, it never leaves"
 _CONFIDENTIAL: Final = "the VM is confidential: its vCPUs are sealed at launch, and one more probably ends it"
+_WINDOWS: Final = (
+    "the guest is Windows, which gives no vCPU up: the request would be pending for good, and QEMU cannot withdraw it"
+)
 
 
 class Situation(NamedTuple):
@@ -35,6 +39,10 @@ class Situation(NamedTuple):
         asked: First ids of the slots with a removal under way.
         leaving: Those of *asked* whose removal a new request joins, the others may be asked for again; None: those
             with a removal pending.
+        unheard: True if the guest has answered nothing about a vCPU since it started, though it can: it may be
+            booting.
+        arrived: True if the VM has migrated into this QEMU.
+        guest_os: The system in the guest, where its agent has told it since the guest started.
     """
 
     layout: Layout
@@ -46,6 +54,9 @@ class Situation(NamedTuple):
     exported: bool = False
     asked: frozenset[int] = frozenset()
     leaving: frozenset[int] | None = None
+    unheard: bool = False
+    arrived: bool = False
+    guest_os: GuestOs | None = None
 
 
 class Fatal(NamedTuple):
@@ -110,6 +121,8 @@ def check_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) 
             "it was there at boot and libvirt runs this VM: libvirtd would forget the VM at its second restart after"
             " this (allow_boot_vcpus=True does it all the same)",
         )
+    if now.guest_os is not None and now.guest_os.is_windows:
+        raise StepDeniedError(UNPLUG, slot.ids, DenialReason.GUEST_CANNOT_UNPLUG, _WINDOWS)
     _check_status(UNPLUG, slot, now)
     fatal = None if options.allow_fatal else fatal_unplug(now)
     if fatal is not None:
@@ -127,7 +140,7 @@ def denial(layout: Layout, action: str, ids: VcpuMap, reason: DenialReason, deta
 def fatal_plug(now: Situation, slot: Slot) -> Fatal | None:
     """Return why this VM is not expected to survive a plug into *slot*, or None."""
     vm = now.layout.vm
-    if vm.confidential:
+    if vm.seals_vcpus:
         return Fatal(DenialReason.CONFIDENTIAL, _CONFIDENTIAL)
     faults = vm.known_faults
     if not faults:

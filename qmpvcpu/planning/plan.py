@@ -37,6 +37,7 @@ from qmpvcpu.planning.checks import (
     fatal_unplug,
     find_slot,
 )
+from qmpvcpu.planning.guest import guest_warnings
 
 # More alike steps in a row than these share a line: so many still show each one's place in the machine.
 _MOST_ALIKE: Final = 4
@@ -119,7 +120,10 @@ def plan_map(now: Situation, target: VcpuMap, options: CheckedOptions = DEFAULTS
         target=target,
         steps=steps,
         denied=tuple(denied),
-        warnings=tuple(_warnings(now, plugs, keeps, unplugs, allow_fatal=options.allow_fatal)),
+        warnings=(
+            *_warnings(now, plugs, keeps, unplugs, allow_fatal=options.allow_fatal),
+            *guest_warnings(now, steps, options),
+        ),
         slots=layout.slots,
         pending_slots=layout.pending_slots,
     )
@@ -134,7 +138,10 @@ def plan_plugs(now: Situation, slots: Iterable[int], options: CheckedOptions = D
         target=layout.enabled | _ids(steps),
         steps=tuple(steps),
         denied=tuple(_denied_steps(now, steps, options)),
-        warnings=tuple(_warnings(now, steps, [], [], allow_fatal=options.allow_fatal)),
+        warnings=(
+            *_warnings(now, steps, [], [], allow_fatal=options.allow_fatal),
+            *guest_warnings(now, steps, options),
+        ),
         slots=layout.slots,
         pending_slots=layout.pending_slots,
     )
@@ -321,7 +328,7 @@ def _warnings(
             f"{named(_ids(keeps))} should stay, and QEMU cannot withdraw a pending removal: the guest's answer is"
             " awaited, and a vCPU that leaves is plugged again"
         )
-    if not now.layout.vm.known_faults and not now.layout.vm.confidential:
+    if not now.layout.vm.known_faults and not now.layout.vm.seals_vcpus:
         return
     ours = [step for step in unplugs if not step.joins]
     yield from _fatal_plugs(now, plugs, keeps, ours, allow_fatal=allow_fatal)

@@ -9,9 +9,10 @@ from qmpvcpu.errors import CommandRejectedError, MalformedReplyError, clip
 from qmpvcpu.given import checked
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus
-from qmpvcpu.model.vm import ONE_THREAD, Topology, VmInfo, VmStatus, needs_x2apic
+from qmpvcpu.model.vm import ONE_THREAD, X86, Topology, VmInfo, VmStatus, needs_x2apic
 from qmpvcpu.processes import RunTime, find_threads, read_run_time
 from qmpvcpu.qapi import (
+    CpuFeatures,
     ThreadReading,
     build_fixed_slots,
     build_slots,
@@ -25,6 +26,7 @@ Reading = tuple[tuple[Slot, ...], tuple[ThreadReading, ...] | None]
 
 # query-kvm is deprecated since 11.0, and QEMU can be told to abort at what is deprecated (-compat).
 _FIRST_WITH_ACCELERATORS = (10, 2, 0)
+_HYPERV = "Microsoft Hv"
 # libvirt gives every QEMU this secret to encrypt its other secrets with; nobody else names one so.
 _LIBVIRT_SECRET = "masterKey0"  # noqa: S105 - the name of an object, no password
 _USUAL_VCPU_0: Final = "/machine/unattached/device[0]"  # its QOM path on the PC machines
@@ -101,6 +103,7 @@ class Reader:
         return VmStatus(
             qapi.parse_status("query-status", status),
             qapi.parse_status("query-migrate", migration) if moves else "none",
+            qapi.parse_has_arrived(migration),
         )
 
     async def answers(self) -> dict[int, OstAnswer]:
@@ -167,6 +170,7 @@ class Reader:
             self._try("qom-get", {"path": "/machine", "property": "confidential-guest-support"}),
             self._try("qom-list", {"path": "/objects"}),
             self._exits([_USUAL_VCPU_0]),
+            self._try("qom-get", {"path": _USUAL_VCPU_0, "property": "feature-words"}),
             self.other_paths(),
         )
 
@@ -189,7 +193,7 @@ class Reader:
 
     async def _vm_info(self, reading: Reading, facts: list[Any]) -> VmInfo:
         slots, threads = reading
-        accelerators, kvm, known_name, uuid, memory, machine, smp, confidential, objects, exits, other_paths = facts
+        accelerators, kvm, known_name, uuid, memory, machine, smp, confidential, objects, exits, words, others = facts
         arch = threads[0].arch if threads else None  # that of one is that of all
         if arch is None:
             arch = qapi.parse_arch(await self._try("query-target")) or "unknown"
@@ -197,6 +201,8 @@ class Reader:
         accelerator = await self._accelerator(accelerators, kvm)
         topology = qapi.parse_topology(smp)
         given = qapi.parse_name(known_name)
+        features = qapi.parse_feature_words(words) if arch in X86 else None
+        under_kvm = accelerator == "kvm"
         return VmInfo(
             name=given or _name_from(self._monitor.address),
             named=given is not None,
@@ -215,8 +221,10 @@ class Reader:
             and any(isinstance(each, dict) and each.get("name") == _LIBVIRT_SECRET for each in objects),
             x2apic=await self._x2apic(accelerator, topology, slots),
             smm_firmware=accelerator == "tcg" and "q35" in machine_type and await self._has_smm_firmware(),
+            hides_hypervisor=features is not None and await self._hides_hypervisor(features, under_kvm=under_kvm),
+            nested=features is not None and features.nested and under_kvm,
             confidential=isinstance(confidential, str) and confidential.startswith("/"),  # the path of an object
-            other_paths=other_paths,
+            other_paths=others,
             start_unknowable=await self._why_start_unknowable(accelerator, threads or (), exits),
         )
 
@@ -247,6 +255,20 @@ class Reader:
             return None
         reply = await self._try("qom-get", {"path": slots[0].qom_path, "property": "x2apic"})
         return reply is True
+
+    async def _hides_hypervisor(self, features: CpuFeatures, *, under_kvm: bool) -> bool:
+        """Return whether Linux sees no hypervisor by the CPU.
+
+        Source: Linux arch/x86/kernel/kvm.c, ``kvm_detect``, and arch/x86/kernel/cpu/mshyperv.c,
+        ``ms_hyperv_platform``.
+        """
+        if not features.hypervisor or features.kvm or not under_kvm:
+            return not features.hypervisor
+        names = ("kvm", "hv-vpindex", "hv-passthrough", "hv-vendor-id")
+        replies = (self._try("qom-get", {"path": _USUAL_VCPU_0, "property": name}) for name in names)
+        kvm, index, passthrough, vendor = await asyncio.gather(*replies)
+        shows_hyperv = (index is True or passthrough is True) and vendor == _HYPERV
+        return kvm is False and not shows_hyperv
 
     async def _has_smm_firmware(self) -> bool:
         return await self._try("qom-get", {"path": "/machine/system.flash0", "property": "secure"}) is True

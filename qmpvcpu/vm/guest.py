@@ -245,7 +245,7 @@ class Guest:
                 self._os = await self._door.os(timeout=_rest(deadline))
             except (AgentForbiddenError, GuestRefusedError):
                 self._os = GuestOs()
-        return "" if self._os.id == "mswindows" else self._os.kernel
+        return "" if self._os.is_windows else self._os.kernel
 
     async def _set(self, given: int | str | Iterable[int], timeout: float, *, online: bool) -> VcpuMap:
         wanted = _ids(given)

@@ -83,6 +83,127 @@ async def test_a_confidential_vm_gets_no_vcpu_unless_the_caller_insists() -> Non
         assert not vm.layout.vm.confidential
 
 
+async def test_secure_execution_is_confidential_and_takes_a_vcpu() -> None:
+    s390x = "11.1.3-s390-ccw-virtio"
+    answers = {"qom-get": machine("/objects/pv0"), "device_add": {}}
+    async with recorded(s390x, answers) as (peer, vm):
+        assert vm.layout.vm.confidential
+        await vm.plug()
+        assert peer.count("device_add") == 1
+
+
+def cpu(ecx: int, features: int = 1, **properties: Any) -> Callable[[Command], Any]:
+    """Answers of a CPU that shows the guest these feature words, and has those properties besides."""
+    words = [
+        {"cpuid-register": "ECX", "cpuid-input-eax": 1, "features": ecx},
+        {"cpuid-register": "EAX", "cpuid-input-eax": 0x4000_0001, "features": features},
+    ]
+    known = {"feature-words": words} | {name.replace("_", "-"): value for name, value in properties.items()}
+
+    def answer(command: Command) -> Any:
+        at_cpu = command.arguments["path"] == "/machine/unattached/device[0]"
+        return known.get(command.arguments["property"], MISSING) if at_cpu else MISSING
+
+    return answer
+
+
+HV = {"hv_vpindex": True, "hv_passthrough": False, "hv_vendor_id": "Microsoft Hv"}
+
+
+@pytest.mark.parametrize(
+    ("properties", "hidden"),
+    [
+        (cpu(1 << 31), False),
+        (cpu(0), True),
+        (cpu(1 << 31, 0, kvm=False), True),
+        (cpu(1 << 31, 0, kvm=True), False),  # its features are off, each by name
+        (cpu(1 << 31, 0, kvm=False, **HV), False),
+        (cpu(1 << 31, 0, kvm=False, **HV | {"hv_vpindex": False}), True),
+        (cpu(1 << 31, 0, kvm=False, **HV | {"hv_vpindex": False, "hv_passthrough": True}), False),
+        (cpu(1 << 31, 0, kvm=False, **HV | {"hv_vendor_id": "null"}), True),
+        (lambda _: MISSING, False),
+        (cpu(0, feature_words=7), False),
+    ],
+)
+async def test_a_hidden_hypervisor_is_known_by_what_vcpu_0_shows(
+    properties: Callable[[Command], Any], hidden: bool
+) -> None:
+    async with recorded(NEW, {"query-accelerators": accelerators("kvm"), "qom-get": properties}) as (_, vm):
+        assert vm.layout.vm.hides_hypervisor is hidden
+        assert any("hides the hypervisor" in each for each in vm.plan("0-3").warnings) is hidden
+
+
+async def test_what_vcpu_0_shows_costs_one_query_unless_kvm_is_hidden() -> None:
+    for features, queries in ((1, 1), (0, 5)):
+        given = {"query-accelerators": accelerators("kvm"), "qom-get": cpu(1 << 31, features, kvm=False)}
+        async with recorded(NEW, given) as (peer, _):
+            asked = [
+                str(said)
+                for said in peer.transcript
+                if said.sender == "client" and "unattached" in str(said) and "qom-get" in str(said)
+            ]
+            assert len(asked) == queries
+
+
+async def test_a_machine_that_is_no_pc_hides_nothing() -> None:
+    async with recorded("11.1.3-s390-ccw-virtio", {"qom-get": cpu(0)}) as (_, vm):
+        assert not vm.layout.vm.hides_hypervisor
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "migration", "warned"),
+    [
+        ("kvm", {"status": "completed"}, True),
+        ("kvm", {"status": "completed", "ram": {}}, False),
+        ("kvm", {}, False),
+        ("tcg", {"status": "completed"}, False),
+    ],
+)
+async def test_a_guest_that_can_run_vms_and_has_migrated_is_warned_of(
+    accelerator: str, migration: dict[str, Any], warned: bool
+) -> None:
+    given = {
+        "query-accelerators": accelerators(accelerator),
+        "query-migrate": migration,
+        "qom-get": cpu(1 << 31 | 1 << 5),
+    }
+    async with recorded(NEW, given) as (_, vm):
+        assert vm.layout.vm.nested is (accelerator == "kvm")
+        assert any("Inconsistent VMCS config" in each for each in vm.plan("0-3").warnings) is warned
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("on", substrates(["q35"], accels=["kvm"]))
+@pytest.mark.parametrize(
+    ("model", "hidden"),
+    [
+        ("qemu64", False),
+        ("qemu64,hypervisor=off", True),
+        ("qemu64,kvm=off", True),
+        ("qemu64,kvm=off,hv-relaxed=on", True),
+        ("qemu64,kvm=off,hv-passthrough=on", False),
+        ("qemu64,kvm=off,hv-passthrough=on,hv-vendor-id=null", True),
+    ],
+)
+async def test_a_real_cpu_model_that_hides_the_hypervisor_is_known(on: Substrate, model: str, hidden: bool) -> None:
+    args = ["-machine", on.machine, "-accel", "kvm", "-cpu", model, "-smp", "1,maxcpus=2", "-S"]
+    async with QemuProcess(on.qemu, args) as process, qmpvcpu.attach(process.qmp) as vm:
+        assert vm.layout.vm.hides_hypervisor is hidden
+        (warning,) = [each for each in vm.plan("0-1").warnings if "hypervisor" in each] or [""]
+        assert ("CPU model hides the hypervisor" in warning) is hidden
+        assert await vm.plug(1) == {1}  # a warning denies nothing
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("on", substrates(["q35"], accels=["tcg"]))
+async def test_tcg_is_no_hypervisor_to_linux(on: Substrate) -> None:
+    args = ["-machine", on.machine, "-accel", "tcg", "-smp", "1,maxcpus=2", "-S"]
+    async with QemuProcess(on.qemu, args) as process, qmpvcpu.attach(process.qmp) as vm:
+        assert not vm.layout.vm.hides_hypervisor
+        assert not vm.layout.vm.nested  # the model has svm
+        assert "TCG is no hypervisor to Linux" in vm.plan("0-1").warnings[-1]
+
+
 @pytest.mark.qemu
 @pytest.mark.parametrize("on", substrates(["q35"], accels=["tcg"]))
 @pytest.mark.parametrize("secure", ["on", "off"])

@@ -23,6 +23,7 @@ from qmpvcpu.events import (
     VmResumed,
     VmStopped,
 )
+from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.verdicts import OstAnswer
 from qmpvcpu.model.vm import VmStatus
@@ -605,3 +606,54 @@ def test_a_cpu_that_took_the_path_of_another_while_we_were_away_is_known_by_its_
     again = requested(subject, 2)
     subject.receive(deleted(2), 3.0)  # of the CPU before
     assert state(again) is State.REQUESTED
+
+
+# What the guest is, and has been through.
+
+
+def test_a_guest_has_answered_until_it_starts_anew() -> None:
+    subject = known(0, 1)
+    assert subject.situation.unheard
+    subject.receive(ost(1, 1), 1.0)
+    assert not subject.situation.unheard
+    subject.receive(qapi.RunEvent.RESET, 2.0)
+    assert subject.situation.unheard
+    assert not known(0, 1, answers={1: OstAnswer(1, 0)}).situation.unheard
+    assert known(0, 1, answers={1: OstAnswer(0, 0)}).situation.unheard
+
+
+def test_a_guest_that_cannot_answer_is_not_expected_to() -> None:
+    pseries = replace(KVM, arch="ppc64", machine="pseries-10.0")
+    start = Layout(vm=pseries, slots=slots(0), creation=(0,))
+    now = VmState(start, status=VmStatus("running"), single_threaded=None, answers={}, now=0.0)
+    assert not now.situation.unheard
+
+
+def test_a_vm_that_has_migrated_here_stays_so_whatever_it_does_next() -> None:
+    subject = known(0, 1)
+    subject.status = VmStatus("inmigrate", "active")
+    assert not subject.situation.arrived
+    subject.status = VmStatus("running", "completed", arrived=True)
+    assert subject.situation.arrived
+    subject.receive(qapi.RunEvent.STOP, 1.0)
+    subject.status = VmStatus("running", "failed")  # it was to go on
+    assert subject.situation.arrived
+    assert known(0, status=VmStatus("running", "completed", arrived=True)).situation.arrived
+
+
+def test_another_qemu_has_another_guest() -> None:
+    subject = known(0, 1, answers={1: OstAnswer(1, 0)}, status=VmStatus("running", "completed", arrived=True))
+    subject.guest_os = GuestOs("mswindows")
+    reading = {"status": VmStatus("running"), "answers": {}, "now": 1.0}
+    subject.resync(slots(0, 1), threads(0, 1), same_instance=True, **reading)  # type: ignore[arg-type]
+    assert subject.situation[-3:] == (False, True, GuestOs("mswindows"))
+    subject.resync(slots(0, 1), threads(0, 1), same_instance=False, **reading)  # type: ignore[arg-type]
+    assert subject.situation[-3:] == (True, False, None)
+
+
+def test_a_reset_may_start_another_system() -> None:
+    subject = known(0, 1)
+    subject.guest_os = GuestOs("mswindows")
+    assert subject.situation.guest_os == GuestOs("mswindows")
+    subject.receive(qapi.RunEvent.RESET, 1.0)
+    assert subject.situation.guest_os is None

@@ -194,6 +194,9 @@ def test_an_answer_that_is_out_of_bounds_is_no_answer(key: str, value: object) -
         (qapi.parse_topology, {"maxcpus": 10**18}, "maxcpus"),
         (qapi.parse_topology, {"maxcpus": 4, "cores": 0}, "cores"),
         (qapi.parse_topology, {"maxcpus": 4, "threads": True}, "threads"),
+        (qapi.parse_feature_words, [{"cpuid-input-eax": 1, "features": -1}], "features"),
+        (qapi.parse_feature_words, [{"cpuid-input-eax": 1, "features": 1 << 64}], "features"),
+        (qapi.parse_feature_words, [{"cpuid-input-eax": "1", "features": 1}], "cpuid-input-eax"),
         (qapi.parse_memory_kib, {"base-memory": 10**30}, "base-memory"),
         (qapi.parse_memory_kib, {"base-memory": 1, "plugged-memory": -1}, "plugged-memory"),
         (qapi.parse_name, {"name": 5}, "name"),
@@ -295,6 +298,54 @@ def test_what_qemu_does_not_tell_is_not_known() -> None:
             qapi.parse_version("query-version", version)
     with pytest.raises(MalformedReplyError, match="not an object"):
         qapi.parse_status("query-status", [])
+
+
+def words(ecx: int = 0, kvm: int = 0, amd: int = 0) -> list[dict[str, Any]]:
+    """Feature words in the order and shape of QEMU's (11.1.3), but for those that nobody reads."""
+    return [
+        {"cpuid-register": "EDX", "cpuid-input-eax": 0x4000_0001, "features": 1},
+        {"cpuid-register": "EAX", "cpuid-input-eax": 0x4000_0001, "features": kvm},
+        {"cpuid-register": "ECX", "cpuid-input-eax": 0x8000_0001, "features": amd},
+        {"cpuid-register": "EDX", "cpuid-input-eax": 0x8000_0001, "features": 0x2010_0800},
+        {"cpuid-register": "EBX", "cpuid-input-eax": 7, "cpuid-input-ecx": 0, "features": 0},
+        {"cpuid-register": "ECX", "cpuid-input-eax": 1, "features": ecx},
+        {"cpuid-register": "EDX", "cpuid-input-eax": 1, "features": 0x0F8B_FBFD},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reply", "hypervisor", "kvm", "nested"),
+    [
+        (words(0x8020_2001, 0x0100_007B, 1), True, True, False),  # qemu64 under KVM, as measured
+        (words(0x0020_2001, 0x0100_007B, 1), False, True, False),  # with hypervisor=off
+        (words(0x8020_2001, 0, 1), True, False, False),  # with kvm=off
+        (words(0x8020_2001, 1, 5), True, True, True),  # svm
+        (words(0x8020_2021, 1, 1), True, True, True),  # vmx
+        ([], True, False, False),  # unknown is not hidden
+    ],
+)
+def test_a_cpus_feature_words_tell_what_it_shows(reply: object, hypervisor: bool, kvm: bool, nested: bool) -> None:
+    assert qapi.parse_feature_words(reply) == (hypervisor, kvm, nested)
+
+
+@pytest.mark.parametrize("reply", [None, "words", {}, 1])
+def test_what_has_no_feature_words_shows_nothing(reply: object) -> None:
+    assert qapi.parse_feature_words(reply) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "arrived"),
+    [
+        ({"status": "completed"}, True),
+        ({"status": "completed", "ram": {}, "total-time": 5}, False),  # the source, which was continued
+        ({"status": "setup", "socket-address": []}, False),
+        ({"status": "failed"}, False),
+        ({}, False),
+        (None, False),
+    ],
+)
+def test_only_a_target_tells_that_a_migration_is_completed_and_not_what_it_sent(reply: object, arrived: bool) -> None:
+    assert qapi.parse_has_arrived(reply) is arrived
 
 
 def test_query_machines_tells_whether_a_machine_hotplugs() -> None:

@@ -1,0 +1,44 @@
+"""What the guest may make of a plan: a step that QEMU accepts, and the system in the guest does not carry out."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from qmpvcpu.model.options import CheckedOptions
+from qmpvcpu.model.transition import Action, Step
+from qmpvcpu.model.vcpumap import named, union
+from qmpvcpu.model.vm import VmInfo
+from qmpvcpu.planning.checks import Situation
+
+_SINCE: Final = "from 6.12.77 on it says that it takes a vCPU, and never uses it"
+UNDER_TCG: Final = f"TCG is no hypervisor to Linux: {_SINCE}"
+HIDDEN: Final = f"the VM's CPU model hides the hypervisor from Linux: {_SINCE}"
+_NESTED: Final = (
+    "the guest can run VMs of its own and has migrated: Linux may keep a vCPU offline that is added now (kvm_intel:"
+    " Inconsistent VMCS config)"
+)
+_NEVER_HEARD: Final = "the guest has answered nothing about a vCPU since it started"
+
+
+def guest_warnings(now: Situation, steps: Sequence[Step], options: CheckedOptions) -> Iterator[str]:
+    """Tell what the guest may not do of *steps*, as far as it can be known beforehand."""
+    plugs = [step for step in steps if step.action is Action.PLUG]
+    asks = any(step.action is Action.UNPLUG and not step.joins for step in steps)
+    vm, system = now.layout.vm, now.guest_os
+    if plugs and vm.lacks_hypervisor and (system is None or system.may_want_hypervisor):
+        yield hidden_hypervisor(vm)
+    if plugs and vm.nested and now.arrived:
+        yield _NESTED
+    if plugs and system is not None and system.ignores_new_cpus:
+        called = system.full_name or "this edition of Windows"
+        yield f"{called} sees a new vCPU at its next boot: Datacenter and Standard editions take one while they run"
+    if plugs and system is not None and system.is_windows:
+        yield f"taking {named(union(step.ids for step in plugs))} out again is denied: Windows gives no vCPU up"
+    if now.unheard and system is None and asks:
+        yield f"{_NEVER_HEARD}: while it boots, a removal is rejected, refused, or pending for good"
+    if now.unheard and system is None and plugs and options.wants_acknowledgement:
+        yield f"{_NEVER_HEARD}: while it boots, it takes a vCPU without acknowledging it"
+
+
+def hidden_hypervisor(vm: VmInfo) -> str:
+    """Return why Linux sees no hypervisor in *vm*, which lacks one, and what comes of it."""
+    return UNDER_TCG if vm.accelerator == "tcg" else HIDDEN
