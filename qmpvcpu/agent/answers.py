@@ -46,7 +46,7 @@ _WORDS: Final = {
 }
 # What they mean for a CPU that is to go online or offline (Linux kernel/cpu.c, kernel/sched/core.c).
 _MEANING: Final = {
-    errno.EBUSY: "the guest cannot spare it now: deadline tasks need it, or CPU hotplug is disabled for the moment",
+    errno.EBUSY: "deadline tasks need this CPU, or the guest changes no CPU at this moment",
     errno.EINVAL: "there is no such CPU in the guest, or its system does not start it",
     errno.ENOENT: "there is no such CPU in the guest",
     errno.ENODEV: "there is no such CPU in the guest",
@@ -58,7 +58,7 @@ _MEANING: Final = {
     errno.ENOMEM: "the guest has no memory for it",
 }
 _NUMBER_IN: Final = re.compile(r"cpu([0-9]{1,5})/|processor #([0-9]{1,5})")
-_DISABLED: Final = re.compile("has been disabled|not supported|unsupported", re.IGNORECASE)
+_DISABLED: Final = re.compile("has been disabled|command is not (currently )?supported", re.IGNORECASE)
 
 
 class NonsenseError(ValueError):

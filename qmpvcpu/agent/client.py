@@ -11,7 +11,7 @@ from qmpvcpu.qmp.client import CLIENT_NAME, TunedClient
 SYNC: Final = "guest-sync-delimited"
 _DELIMITER: Final = b"\xff"  # is in no UTF-8 text
 _MOST_STRAYS: Final = 256  # messages that answer nothing, in a row; an earlier client left a few
-_LONGEST_LINE: Final = 4 << 20  # bytes; the list of 16,384 CPUs has a quarter of that
+LONGEST_LINE: Final = 4 << 20  # bytes, from qemu.qmp 0.0.5 on; the list of 16,384 CPUs has a quarter of that
 
 
 class GreetedError(ProtocolError):
@@ -54,7 +54,7 @@ class AgentClient(TunedClient):
         self.negotiate = False
         self.token: int | None = None
         self.synchronised = False
-        self.readbuflen = _LONGEST_LINE
+        self.readbuflen = LONGEST_LINE
         self._strays = 0
 
     def begin(self) -> None:

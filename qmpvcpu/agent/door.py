@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
@@ -12,7 +11,7 @@ from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient
 from qemu.qmp.qmp_client import BadReplyError
 
 from qmpvcpu.agent import answers
-from qmpvcpu.agent.client import SYNC, AgentClient, GreetedError, NoIdsError, TooManyStraysError
+from qmpvcpu.agent.client import LONGEST_LINE, SYNC, AgentClient, GreetedError, NoIdsError, TooManyStraysError
 from qmpvcpu.errors import (
     AgentConnectError,
     AgentForbiddenError,
@@ -29,7 +28,7 @@ from qmpvcpu.errors import (
 from qmpvcpu.model.guest import GuestCpu, GuestOs
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.qmp.address import Address, connect, connected_socket, is_accepted, peer_pid, why_silent
-from qmpvcpu.qmp.client import end, explain, longest_line
+from qmpvcpu.qmp.client import end, explain, random_token
 from qmpvcpu.qmp.monitor import Target, is_address, wait_ended
 
 _log = logging.getLogger("qmpvcpu.agent")
@@ -261,7 +260,7 @@ class GuestAgent:
 
     async def _synchronise(self, client: QMPClient) -> None:
         """Have the agent return a number, so that what it says next is about our next question."""
-        token = secrets.randbelow(1 << 31)
+        token = random_token()
         ours = isinstance(client, AgentClient)
         if isinstance(client, AgentClient):
             client.token = token
@@ -302,6 +301,8 @@ class GuestAgent:
         try:
             self._pid = peer_pid(sock)
             await client.connect(sock)
+        except AssertionError:  # qemu.qmp's, where the end comes at once
+            raise self._why_ended(await end(client, sock, grace_s=0), "") from None
         except BaseException as error:
             await end(client, sock, grace_s=0)
             if isinstance(error, ConnectError | OSError):
@@ -340,8 +341,9 @@ class GuestAgent:
 
     async def _ended(self, command: str) -> GuestAgentError:
         """Return the error for a session that ended with *command* in flight; "" while it was synchronised."""
-        client = self._client
-        cause = await self._drop()
+        return self._why_ended(await self._drop(), command)
+
+    def _why_ended(self, cause: BaseException | None, command: str) -> GuestAgentError:
         outcome = self._outcome(command)
         match cause:
             case GreetedError():
@@ -357,7 +359,7 @@ class GuestAgent:
                 why = explain(cause) if cause is not None else "the session ended"
                 return AgentLostError(self.address, f"the connection is lost{flight}: {why}", outcome=outcome)
             case _:
-                why = explain(cause, 0 if client is None else longest_line(client))
+                why = explain(cause, LONGEST_LINE)
                 return MalformedAnswerError(self.address, command or None, why, outcome=outcome)
 
     async def _silence(self, command: str, limit: float) -> GuestAgentError:

@@ -118,10 +118,13 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
     """
     start = b""
     pid = peer_pid(sock)  # asked now: qemu.qmp closes the socket on failure
+    token = random_token()
+    probe = asyncio.get_running_loop().call_at(deadline - timeout_s / 4, _ask_for_agent, sock, token)
     try:
         async with asyncio.timeout_at(deadline):
             # Look before qemu.qmp reads: it waits for a newline no matter what arrives, and forgets what it has read.
-            start = await _skip_leftovers(sock, name)
+            start = await _skip_leftovers(sock, name, token)
+            probe.cancel()
             _check_start(name, start)
             await client.connect(sock)
             await _negotiate(client)
@@ -143,6 +146,23 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
         # AssertionError: qemu.qmp's, where the end comes right behind the greeting.
         why = f"after its greeting: {explain(await end(client, sock, grace_s=0), longest_line(client))}"
         raise MonitorConnectError(name, why) from err
+    finally:
+        probe.cancel()
+
+
+def random_token() -> int:
+    """Return a number that nobody else asks for; `secrets` takes longer to import than all of this module."""
+    return int.from_bytes(os.urandom(4), "big") >> 1
+
+
+def _ask_for_agent(sock: socket.socket, token: int) -> None:
+    """Ask a silent peer what only a guest agent answers: one does not greet, and would be silent for ever.
+
+    A QEMU that greets after all answers with an error to this id, which nobody waits for.
+    """
+    question = {"execute": "guest-sync", "arguments": {"id": token}, "id": f"agent{token}"}
+    with contextlib.suppress(OSError):
+        sock.send(json.dumps(question).encode())
 
 
 async def _negotiate(client: QMPClient) -> None:
@@ -171,11 +191,11 @@ def _capabilities(client: QMPClient) -> dict[str, list[str]] | None:
     return {"enable": ["oob"]} if "oob" in offered else None
 
 
-async def _skip_leftovers(sock: socket.socket, name: str) -> bytes:
+async def _skip_leftovers(sock: socket.socket, name: str, token: int) -> bytes:
     """Drop what QEMU still had for the last client; return the first bytes of what follows, which stay on the socket.
 
     Where a connection is cut while QEMU writes, whole events and replies reach the next client before its greeting.
-    They are of no use here, since attaching reads everything anew.
+    They are of no use here, since attaching reads everything anew. A guest agent returns *token* (`_ask_for_agent`).
     """
     while (start := await first_bytes(sock)).startswith(_LEFTOVERS):
         line = b""
@@ -185,9 +205,12 @@ async def _skip_leftovers(sock: socket.socket, name: str) -> bytes:
             if not chunk or len(line) > _LONGEST_LEFTOVER:
                 raise _nonsense(name, line)
         try:
-            json.loads(line)
+            said = json.loads(line)
         except (ValueError, RecursionError) as err:  # too many digits are a ValueError
             raise _nonsense(name, line) from err
+        if said.get("return") == token:
+            why = "it is the socket of a guest agent, and no QMP"
+            raise MonitorConnectError(name, why, hint="attach(agent=...) takes that one; QMP has another")
     return start
 
 

@@ -361,7 +361,7 @@ class ScriptedPeer:
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         """Take the client's messages off the stream; they need not end with a newline."""
         decoder, text = json.JSONDecoder(), ""
-        utf8 = codecs.getincrementaldecoder("utf-8")()
+        utf8 = codecs.getincrementaldecoder("utf-8")(errors="ignore")  # 0xFF flushes an agent's parser
         while data := await reader.read(65536):
             text += utf8.decode(data)
             while text := text.lstrip():
