@@ -407,7 +407,7 @@ class GuestAgent:
     def _log(self, direction: str, message: Mapping[str, Any]) -> None:
         if _log.isEnabledFor(logging.DEBUG):
             address = printable(self.address)
-            extra = {"vm": address, "direction": direction, "qga": dict(message)}
+            extra = {"vm": address, "direction": direction, "qmp": dict(message)}
             _log.debug("%s %s %s", address, direction, printable(shorten(dict(message), _LOGGED)), extra=extra)
 
 
