@@ -53,6 +53,8 @@ class Reader:
         self._timeout = timeout
         self._hotplugs: bool | None = None  # whether the machine takes hotplugged CPUs; None: not asked yet
         self._counts_exits = False  # whether KVM counts how often each vCPU has left guest mode
+        # By vCPU: its thread, and the count at the first look.
+        self._first_exits: dict[str, tuple[int, int]] = {}
 
     async def slots(self, *, full: bool = True) -> Reading:
         """Read the slots; *full* also tells threads and creation order.
@@ -116,32 +118,53 @@ class Reader:
         return {} if reply is None else qapi.parse_ospm_status(reply)
 
     async def started(self, slots: Collection[Slot]) -> frozenset[int]:
-        """Read which of *slots* have started, after ``everything``: all their vCPUs have executed guest code.
+        """Read which of *slots* are known to have started, after ``everything``: all their vCPUs ran guest code.
 
-        Under KVM the vCPUs have left guest mode at least once, as ``query-stats`` tells. Under TCG their host threads
-        have run for longer than any that never started. Not where ``VmInfo.start_unknowable`` says why.
+        Under KVM a vCPU is known to when it has left guest mode since it was first asked for here, as ``query-stats``
+        tells; so it takes two looks. Its count may have begun with an earlier vCPU: QEMU keeps what KVM has of one
+        that leaves, and gives it to the next in its slot. Under TCG one look is enough: its host thread has run for
+        longer than that of any vCPU that never started. Where ``VmInfo.start_unknowable`` says why, none is known to.
 
         Returns:
             First ids of the slots that have started.
 
         Raises:
             MonitorError: No reply, or none that can be understood.
+
+        Source: QEMU accel/kvm/kvm-all.c, ``kvm_park_vcpu()``.
         """
-        present = [slot for slot in slots if slot.present]
-        if not present:
+        paths = {slot.first: vcpu_paths(slot) for slot in slots if slot.present}
+        asked = [path for each in paths.values() for path in each]
+        if not asked:
             return frozenset()
-        if self._counts_exits:
-            exits = await self._exits([path for slot in present for path in vcpu_paths(slot)])
-            return frozenset(slot.first for slot in present if all(exits.get(path) for path in vcpu_paths(slot)))
+        ran = await (self._left_guest_mode(asked) if self._counts_exits else self._threads_ran(asked))
+        return frozenset(first for first, each in paths.items() if ran.issuperset(each))
+
+    async def _left_guest_mode(self, paths: Sequence[str]) -> set[str]:
+        """Return which of the vCPUs at *paths* have left guest mode since they were first asked for."""
+        # In this order, so that no count is taken for that of a later vCPU in its slot.
+        threads, exits = await asyncio.gather(self._threads(), self._exits(paths))
+        tids = {thread.qom_path: thread.host_tid for thread in threads or ()}
+        ran = set[str]()
+        for path in paths:
+            if path not in exits or path not in tids:
+                continue
+            tid, first = self._first_exits.get(path, (None, 0))
+            if tid != tids[path]:
+                self._first_exits[path] = tids[path], exits[path]
+            elif exits[path] > first:
+                ran.add(path)
+        return ran
+
+    async def _threads_ran(self, paths: Sequence[str]) -> set[str]:
+        """Return which of the vCPUs at *paths* have a thread that has run for longer than one that never started."""
         threads = await self._threads() or ()
         pid = self._monitor.peer_pid
         if pid is None or runs_single_threaded(threads):
-            return frozenset()
-        places = {thread.qom_path: thread.host_tid for thread in threads}
-        tids = {slot.first: [places.get(path) for path in vcpu_paths(slot)] for slot in present}
-        found = _threads_of(pid, {tid for each in tids.values() for tid in each if tid is not None})
-        ran = {tid for tid, thread in found.items() if _executed(read_run_time(thread))}
-        return frozenset(first for first, each in tids.items() if ran.issuperset(each))
+            return set()
+        tids = {thread.qom_path: thread.host_tid for thread in threads if thread.qom_path in paths}
+        found = _threads_of(pid, {*tids.values()})
+        return {path for path, tid in tids.items() if tid in found and _has_executed(read_run_time(found[tid]))}
 
     async def _exits(self, paths: Sequence[str]) -> dict[str, int]:
         reply = await self._try("query-stats", qapi.query_exits(paths))
@@ -313,7 +336,7 @@ def _why_hidden(pid: int | None, tid: int) -> str:
     return "" if read_run_time(thread) else f"{only}, and this host's kernel does not tell it (schedstat)"
 
 
-def _executed(run: RunTime | None) -> bool:
+def _has_executed(run: RunTime | None) -> bool:
     return run is not None and run.ns > _ONCE_NS + run.turns * _EACH_TURN_NS
 
 
