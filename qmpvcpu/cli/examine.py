@@ -27,7 +27,7 @@ from qmpvcpu.model.options import Proof
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus
 from qmpvcpu.model.vm import KnownFault
-from qmpvcpu.planning.guest import hidden_hypervisor
+from qmpvcpu.planning.guest import NESTED, hidden_hypervisor
 from qmpvcpu.qmp.address import Address
 from qmpvcpu.testing import MicroGuest, QemuNotFoundError, find_qemus, probe_accelerator
 from qmpvcpu.testing.directory import TemporaryDirectoryError
@@ -345,6 +345,8 @@ def examine_vm(vm: VcpuController, answers: Collection[OstAnswer]) -> Iterator[F
             hidden = layout.vm.hides_hypervisor and layout.vm.accelerator != "tcg"
             advice = "start the VM with neither hypervisor=off nor kvm=off" if hidden else _DETECTABLE
             yield Finding(Level.NOTE, "guest", hidden_hypervisor(layout.vm), advice)
+        if NESTED in vm.plan(range(layout.max)).warnings:
+            yield Finding(Level.NOTE, "guest", NESTED, "unless it runs VMs, start it with -cpu MODEL,-vmx or -svm")
     if layout.pending:
         found = f"the removal of {layout.pending} is asked for and unanswered; QEMU never forgets it"
         yield Finding(Level.WARNING, "guest", found, "qmpvcpu unplug of it waits for the answer")

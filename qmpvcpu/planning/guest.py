@@ -12,7 +12,7 @@ from qmpvcpu.planning.checks import Situation
 _SINCE: Final = "from 6.12.77 on it says that it takes a vCPU, and never uses it"
 UNDER_TCG: Final = f"TCG is no hypervisor to Linux: {_SINCE}"
 HIDDEN: Final = f"the VM's CPU model hides the hypervisor from Linux: {_SINCE}"
-_NESTED: Final = (
+NESTED: Final = (
     "the guest can run VMs of its own and has migrated: Linux may keep a vCPU offline that is added now (kvm_intel:"
     " Inconsistent VMCS config)"
 )
@@ -27,7 +27,7 @@ def guest_warnings(now: Situation, steps: Sequence[Step], options: CheckedOption
     if plugs and vm.lacks_hypervisor and (system is None or system.may_want_hypervisor):
         yield hidden_hypervisor(vm)
     if plugs and vm.nested and now.arrived:
-        yield _NESTED
+        yield NESTED
     if plugs and system is not None and system.ignores_new_cpus:
         called = system.full_name or "this edition of Windows"
         yield f"{called} sees a new vCPU at its next boot: Datacenter and Standard editions take one while they run"

@@ -13,6 +13,10 @@ import pytest
 
 from qmpvcpu.cli import examine
 from qmpvcpu.cli.examine import Level
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import VmStatus
+from qmpvcpu.planning.checks import Situation
+from qmpvcpu.planning.plan import plan_map
 from qmpvcpu.testing import Behaviour, MicroGuest, QemuProcess, best_qemu, find_qemus
 from tests.cli.running import Ran, environment, run
 from tests.layouts import TCG, layout
@@ -202,10 +206,11 @@ async def test_what_was_not_tried_is_not_said_to_fail(tmp_path: Path) -> None:
     assert "no QEMU here runs a guest" not in ran.out
 
 
-def machine(arch: str, name: str, **changes: Any) -> Any:
+def machine(arch: str, name: str, *, arrived: bool = False, **changes: Any) -> Any:
     """What doctor looks at of a VM of that machine, with vCPU 0 of 4."""
     seen = layout({0: "boot"}, slots=4, vm=replace(TCG, arch=arch, machine=name, **changes))
-    return SimpleNamespace(layout=seen, capabilities=seen.vm, plan=lambda _: SimpleNamespace(denied=()))
+    now = Situation(layout=seen, status=VmStatus("running"), created=1, arrived=arrived)
+    return SimpleNamespace(layout=seen, capabilities=seen.vm, plan=lambda target: plan_map(now, VcpuMap(target)))
 
 
 CANNOT = {"can_plug": False, "can_unplug": False}
@@ -238,17 +243,30 @@ def test_of_each_machine_is_said_what_it_can_do_and_nothing_else(vm: Any, subjec
 
 
 @pytest.mark.parametrize(
-    ("vm", "is_told"),
+    ("vm", "advice"),
     [
-        (machine("x86_64", "pc-q35-11.1"), True),
-        (machine("x86_64", "pc-q35-11.1", accelerator="kvm"), False),
-        (machine("ppc64", "pseries-11.1"), False),
+        (machine("x86_64", "pc-q35-11.1"), "-cpu MODEL,-hypervisor -smbios"),
+        (machine("x86_64", "pc-q35-11.1", hides_hypervisor=True), "-cpu MODEL,-hypervisor -smbios"),
+        (machine("x86_64", "pc-q35-11.1", accelerator="kvm"), ""),
+        (
+            machine("x86_64", "pc-q35-11.1", accelerator="kvm", hides_hypervisor=True),
+            "neither hypervisor=off nor kvm=off",
+        ),
+        (machine("ppc64", "pseries-11.1"), ""),
     ],
 )
-def test_that_linux_may_ignore_a_vcpu_is_told_where_it_does(vm: Any, is_told: bool) -> None:
+def test_that_linux_may_ignore_a_vcpu_is_told_where_it_does(vm: Any, advice: str) -> None:
     found = [each for each in examine.examine_vm(vm, []) if "never uses it" in each.found]
-    assert bool(found) is is_told
-    assert all("-cpu MODEL,-hypervisor" in each.advice for each in found)
+    assert bool(found) is bool(advice)
+    assert all(advice in each.advice for each in found)
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_guest_that_runs_vms_is_told_of_once_it_has_migrated(arrived: bool) -> None:
+    vm = machine("x86_64", "pc-q35-11.1", accelerator="kvm", nested=True, arrived=arrived)
+    found = [each for each in examine.examine_vm(vm, []) if "Inconsistent VMCS config" in each.found]
+    assert bool(found) is arrived
+    assert all("-cpu MODEL,-vmx" in each.advice for each in found)
 
 
 def test_a_package_without_metadata_is_named_all_the_same() -> None:
