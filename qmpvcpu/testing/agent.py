@@ -96,6 +96,7 @@ class ScriptedAgent:
 
     Attributes:
         mood: What it does with what it is asked; set it with `turn`.
+        look: As the argument; may be changed at any time.
         cpus: The guest's CPUs, by the guest's numbers; may be changed at any time.
         received: The name of each command that it was sent, but for synchronisations.
         changes: Each CPU that it was told to change, by the guest's number, and to what.
@@ -131,7 +132,7 @@ class ScriptedAgent:
         self.boot_id = ""
         self._rule = rule
         self._maximum = maximum
-        self._look = look
+        self.look = look
         self._onlines = onlines
         self._numbers: dict[int, int] = {}
         self._files: dict[int, bytes] = {}
@@ -277,8 +278,8 @@ class ScriptedAgent:
         return b"\xff" + data if name == "guest-sync-delimited" else data
 
     async def _value(self, name: str, arguments: Mapping[str, Any]) -> Any:
-        if self._look is not None:
-            await self._follow(self._look())
+        if self.look is not None:
+            await self._follow(self.look())
         if name in self.answers:
             answer = self.answers[name]
             if isinstance(answer, Exception):

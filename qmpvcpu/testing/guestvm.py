@@ -99,11 +99,20 @@ class GuestVm(ABC):
     async def _take_in(self, reader: asyncio.StreamReader) -> bool:
         """Take in what the guest says next; False: it has said all."""
 
-    async def _start(self, qemu: Path, args: Sequence[str], *, files: Mapping[str, bytes] | None = None) -> None:
+    async def _start(
+        self,
+        qemu: Path,
+        args: Sequence[str],
+        *,
+        chardevs: Sequence[str] = (),
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         """Start QEMU, and listen to the guest."""
         self._gone = False
         args = ["-accel", self.accelerator, *args]
-        self.process = QemuProcess(qemu, args, qmp_sockets=self._qmp_sockets, serials=1, files=files)
+        self.process = QemuProcess(
+            qemu, args, qmp_sockets=self._qmp_sockets, serials=1, chardevs=chardevs, files=files
+        )
         await self.process.__aenter__()
         self._listener = asyncio.create_task(self._listen(self.process.serials[0].reader))
 

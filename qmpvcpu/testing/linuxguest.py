@@ -21,9 +21,8 @@ _KERNEL_TIMEOUT = 2.0  # s: under a KVM that runs operating systems the kernel p
 _BOOT_TIMEOUT = 60.0  # 3 s on a quiet machine under TCG
 _POLL = 0.02
 _TAIL = 20  # lines of the console that an error shows
-_AGENT = "agent"  # the agent's socket, its chardev and its port
+_AGENT = "agent"  # the agent's chardev and its port
 _AGENT_ARGUMENTS = (
-    *("-chardev", f"socket,id={_AGENT},path={_AGENT},server=on,wait=off"),
     *("-device", "virtio-serial-pci"),
     *("-device", f"virtserialport,id={_AGENT},chardev={_AGENT},name=org.qemu.guest_agent.0"),
 )
@@ -317,7 +316,7 @@ class LinuxGuest(GuestVm):
         self.accelerator = accel
         self._online = None
         self._boots = 0
-        await self._start(qemu, args)
+        await self._start(qemu, args, chardevs=[_AGENT])
         async with self._coming_up():
             if self._incoming:
                 await self.process.wait_ready()

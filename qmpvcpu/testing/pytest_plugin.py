@@ -30,9 +30,13 @@ _VM = "topology=None, extra_args=(), qmp_sockets=2, incoming=False, accel=None, 
 _MARKERS = {
     "qemu_vm": f"*, machine='q35', boot=1, max_vcpus=8, behaviour=(), ready_after_ms=0, wait=True, {_VM}",
     "linux_vm": "*, machine='q35', boot=2, max_vcpus=8, memory_mib=256, kernel=None, kernel_options='', timeout=60, "
-    + _VM,
+    f"auto_online=True, hypervisor=True, agent_runs=True, agent_blocks=(), {_VM}",
+    "agent": "*, runs=True, blocks=()",
     "scripted_qmp": "*, answers=None, greeting=GREETING, tcp=False, reject_others=False",
+    "scripted_agent": "*, vcpus=those of the VM, rule='fixed', maximum=8, onlines=False",
 }
+_GIVES = {"agent": "linux_vm"}
+"""The fixture that a marker is for, where that has another name."""
 _TAKE_PATHS = ("--qemu-binary", "--qemu-artifacts")
 
 
@@ -75,7 +79,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     _refuse_paths_after_a_space(config)
     for name, options in _MARKERS.items():
-        config.addinivalue_line("markers", f"{name}({options}): what the fixture {name} gives (qmpvcpu)")
+        fixture = _GIVES.get(name, name)
+        config.addinivalue_line("markers", f"{name}({options}): what the fixture {fixture} gives (qmpvcpu)")
     if _has_pytest_asyncio(config):
         config.pluginmanager.import_plugin("qmpvcpu.testing.plugin.async_fixtures")
     else:
@@ -93,22 +98,24 @@ def _refuse_paths_after_a_space(config: pytest.Config) -> None:
             )
 
 
+def _missing(name: str) -> Any:
+    """A fixture that fails with what it needs."""
+
+    @pytest.fixture(name=name)
+    def missing(_self: object) -> None:
+        need = "runs on the test's event loop and needs pytest-asyncio 0.24: pip install 'qmpvcpu[pytest]'"
+        pytest.fail(f"the fixture {name} {need}", pytrace=False)
+
+    return missing
+
+
 class _NoAsyncFixtures:
     """The fixtures that need pytest-asyncio, where it is missing or too old."""
 
-    _NEEDS = (
-        "the fixture {} runs on the test's event loop and needs pytest-asyncio 0.24: pip install 'qmpvcpu[pytest]'"
-    )
-
-    @pytest.fixture
-    def vcpus(self) -> None:
-        """Fail with what is missing."""
-        pytest.fail(self._NEEDS.format("vcpus"), pytrace=False)
-
-    @pytest.fixture
-    def scripted_qmp(self) -> None:
-        """Fail with what is missing."""
-        pytest.fail(self._NEEDS.format("scripted_qmp"), pytrace=False)
+    vcpus = _missing("vcpus")
+    guest_agent = _missing("guest_agent")
+    scripted_qmp = _missing("scripted_qmp")
+    scripted_agent = _missing("scripted_agent")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -128,11 +135,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     fixtures = getattr(item, "fixturenames", ())
     if "shared_vms" not in fixtures:
         return
-    for name in ("qemu_vm", "linux_vm"):
-        if f"{name}_factory" not in fixtures and any(marker.name == name for marker in item.own_markers):
+    for name in ("qemu_vm", "linux_vm", "agent"):
+        vm = _GIVES.get(name, name)
+        if f"{vm}_factory" not in fixtures and any(marker.name == name for marker in item.own_markers):
             pytest.fail(
                 f"@pytest.mark.{name}(...) changes nothing here, since the test's VM is shared: give the options to "
-                f"shared_vms.{name}(...), or let the test start a VM of its own with {name}_factory()",
+                f"shared_vms.{vm}(...), or let the test start a VM of its own with {vm}_factory()",
                 pytrace=False,
             )
 

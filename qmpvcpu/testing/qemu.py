@@ -169,6 +169,7 @@ class QemuProcess:
         *,
         qmp_sockets: int = 1,
         serials: int = 0,
+        chardevs: Sequence[str] = (),
         files: Mapping[str, bytes] | None = None,
         as_given: bool = False,
     ) -> None:
@@ -177,6 +178,7 @@ class QemuProcess:
         self._args = tuple(args)
         self._files = dict(files or {})
         self._serial_count = serials
+        self._chardevs = tuple(chardevs)
         self._socket_count = qmp_sockets
         self._resources = contextlib.AsyncExitStack()
         self._process: asyncio.subprocess.Process | None = None
@@ -331,6 +333,8 @@ class QemuProcess:
             for path in self.sockets:
                 lend(_listening(path), path.name, ",server=on,wait=off")
                 args.extend(("-qmp", f"chardev:{path.name}"))
+            for name in self._chardevs:
+                lend(_listening(self.directory / name), name, f",server=on,wait=off,logfile={name}.log")
             for number in range(self._serial_count):
                 ours, end = await self._connection()
                 self.serials += (ours,)

@@ -7,7 +7,7 @@ between a client and its QEMU. A QEMU that was built without the trace backend `
 import json
 import re
 import signal
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -214,6 +214,59 @@ class LinuxVm(Vm[LinuxGuest]):
     def console(self) -> str:
         """What the kernel printed so far; empty once QEMU is gone."""
         return self.guest.console
+
+    @property
+    def agent(self) -> Path:
+        """Path of the socket of the guest agent's port; it serves one client at a time."""
+        return self.guest.agent
+
+    def start_agent(self, *, blocks: Collection[str] = ()) -> None:
+        """Start the guest agent anew: see :meth:`qmpvcpu.testing.LinuxGuest.start_agent`.
+
+        Raises:
+            QemuProcessError: Linux has no agent, or does not answer, or QEMU ended.
+        """
+        self._runner.run(self.guest.start_agent(blocks=blocks))
+
+    def stop_agent(self) -> None:
+        """End the guest agent, which closes its port.
+
+        Raises:
+            QemuProcessError: Linux does not answer, or QEMU ended.
+        """
+        self._runner.run(self.guest.stop_agent())
+
+    def pause_agent(self) -> None:
+        """Stop the guest agent until it resumes: it is silent, and its port stays open.
+
+        Raises:
+            QemuProcessError: Linux does not answer, or QEMU ended.
+        """
+        self._runner.run(self.guest.pause_agent())
+
+    def resume_agent(self) -> None:
+        """Let a guest agent that was paused go on.
+
+        Raises:
+            QemuProcessError: Linux does not answer, or QEMU ended.
+        """
+        self._runner.run(self.guest.resume_agent())
+
+    def set_auto_online(self, on: bool) -> None:  # noqa: FBT001 - the name says what is on
+        """Make Linux bring plugged CPUs online, or leave those that come from now on offline.
+
+        Raises:
+            QemuProcessError: It does not answer, or QEMU ended.
+        """
+        self._runner.run(self.guest.set_auto_online(on))
+
+    def wait_ready(self) -> None:
+        """Return when Linux is up once more: see :meth:`qmpvcpu.testing.LinuxGuest.wait_ready`.
+
+        Raises:
+            QemuProcessError: It did not come up within 60 seconds, or QEMU ended.
+        """
+        self._runner.run(self.guest.wait_ready())
 
     def online(self) -> VcpuMap:
         """The CPUs that Linux runs on now.

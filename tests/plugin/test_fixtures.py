@@ -246,3 +246,120 @@ def test_tests_share_a_vm_for_as_long_as_they_like(tmp_path: Path) -> None:
     assert "qemu_vm" not in session.report("TestTwo.test_fails_without_a_vm")
     assert "qemu_vm has no option 'boots'; did you mean boot?" in session.report("test_is_told_what_it_takes")
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["test_shared.py-TestOne-test_fails"]
+
+
+SCRIPTED_AGENT = """
+    import pytest
+
+    from qmpvcpu.errors import AgentSilentError
+    from qmpvcpu.testing import Mood
+
+    pytestmark = pytest.mark.qemu_vm(boot=2)
+
+
+    @pytest.mark.asyncio
+    async def test_it_follows_the_vm(vcpus, scripted_agent, guest_agent):
+        assert guest_agent is vcpus.guest
+        await vcpus.plug(5)
+        assert {cpu.vcpu: cpu.online for cpu in await guest_agent.vcpus()} == {0: True, 1: True, 5: False}
+        await vcpus.unplug(5)
+        assert [cpu.vcpu for cpu in await guest_agent.vcpus()] == [0, 1]
+
+
+    @pytest.mark.asyncio(loop_scope="module")
+    @pytest.mark.scripted_agent(vcpus=[0, 1], rule="arrival", onlines=True)
+    async def test_it_is_as_the_marker_says_on_any_loop(vcpus, scripted_agent):
+        await vcpus.plug(5)
+        assert {cpu.vcpu: cpu.number for cpu in await vcpus.guest.vcpus() if cpu.online} == {0: 0, 1: 1, 5: 2}
+
+
+    @pytest.mark.asyncio
+    async def test_a_failure_shows_what_it_was_asked(vcpus, scripted_agent):
+        await vcpus.guest.set_offline(1)
+        await scripted_agent.turn(Mood.SILENT)
+        await vcpus.guest.vcpus(timeout=0.5)
+
+
+    def test_it_needs_an_async_test(scripted_agent):
+        pass
+
+
+    @pytest.mark.asyncio
+    async def test_the_micro_guest_has_no_agent(qemu_vm, guest_agent):
+        pass
+"""
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("ini", [AUTO, STRICT], ids=["auto mode", "strict mode"])
+def test_a_scripted_agent_plays_for_the_vm_of_the_test(tmp_path: Path, ini: str) -> None:
+    write(tmp_path, ini, test_agent=SCRIPTED_AGENT)
+    session = run(tmp_path)
+    assert session.outcomes == {"passed": 2, "failed": 1, "error": 2}, session.output
+    report = session.report("test_a_failure_shows_what_it_was_asked")
+    assert "AgentSilentError" in report
+    assert "guest-get-vcpus" in report.partition("scripted_agent: asked")[2]
+    assert "CPU 1 offline" in report.partition("scripted_agent: changed")[2]
+    assert "scripted_agent answers on the loop of an async test" in session.report("test_it_needs_an_async_test")
+    assert "the micro-guest of qemu_vm has no agent" in session.report("test_the_micro_guest_has_no_agent")
+
+
+@pytest.mark.guest
+def test_the_agent_of_a_linux_is_for_tests_of_any_kind(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        test_agent="""
+            import json
+            import socket
+
+            import pytest
+
+            import qmpvcpu
+
+
+            @pytest.fixture(scope="module")
+            def linux_vm(shared_vms):
+                with shared_vms.linux_vm(agent_blocks=["guest-get-time"]) as vm:
+                    yield vm
+
+            def ask(linux_vm, command):
+                with socket.socket(socket.AF_UNIX) as sock:
+                    sock.settimeout(10)
+                    sock.connect(str(linux_vm.agent))
+                    sock.sendall(json.dumps({"execute": command}).encode())
+                    return sock.makefile().readline()
+
+            def test_a_plain_test_speaks_with_it(linux_vm):
+                assert "return" in ask(linux_vm, "guest-ping")
+                assert "CommandNotFound" in ask(linux_vm, "guest-get-time")
+                linux_vm.stop_agent()
+                linux_vm.start_agent()
+                assert "return" in ask(linux_vm, "guest-get-time")
+
+            async def test_so_does_the_controller(vcpus, linux_vm, guest_agent):
+                linux_vm.set_auto_online(False)
+                await vcpus.plug(2, proof=qmpvcpu.Proof.ACKNOWLEDGED)
+                assert await guest_agent.set_online(2) == {2}
+                assert linux_vm.online() == {0, 1, 2}
+                linux_vm.pause_agent()
+                await guest_agent.os(timeout=0.5)
+
+            async def test_a_reset_starts_it_again(vcpus, linux_vm):
+                await vcpus._driver.connection.monitor.execute("system_reset")
+                linux_vm.wait_ready()
+                assert (await vcpus.guest.os()).id == "qmpvcpu"
+                linux_vm.pause_agent()
+                linux_vm.resume_agent()
+                assert len(await vcpus.guest.vcpus()) == 3
+
+            @pytest.mark.agent(runs=False)
+            def test_a_marker_is_too_late(linux_vm):
+                pass
+        """,
+    )
+    session = run(tmp_path)
+    assert session.outcomes == {"passed": 2, "failed": 1, "error": 1}, session.output
+    report = session.report("test_so_does_the_controller")
+    assert "AgentSilentError" in report
+    assert '{"return": 1, ' in report.partition("linux_vm: guest's agent")[2]
+    assert "give the options to shared_vms.linux_vm(...)" in session.report("test_a_marker_is_too_late")

@@ -71,6 +71,13 @@ def test_a_linux_is_shared_by_plain_and_other_tests(first: Path) -> None:
     assert session.outcomes == {"passed": 3}, session.output
 
 
+@pytest.mark.guest
+def test_the_agents_of_the_page_do_what_it_says(first: Path) -> None:
+    (first / "test_agents.py").write_text(block("docs/testing.md", "test_agents.py").text)
+    session = run(first, "test_agents.py")
+    assert session.outcomes == {"passed": 3}, session.output
+
+
 def test_every_block_of_the_page_is_run_by_a_test() -> None:
     page = (ROOT / "docs" / "testing.md").read_text()
     named = set(re.findall(r"^<!-- run by tests/plugin: (.*) -->$", page, re.MULTILINE))
@@ -82,6 +89,7 @@ def test_every_block_of_the_page_is_run_by_a_test() -> None:
 def test_every_option_is_on_the_page() -> None:
     page = (ROOT / "docs" / "testing.md").read_text()
     options = {option for taken in ("qemu_vm", "linux_vm") for option in KNOWN[taken]}
+    assert [marker for marker in KNOWN if f"`@pytest.mark.{marker}(" not in page and marker != "linux_vm"] == []
     assert [option for option in sorted(options) if f"`{option}`" not in page] == []
     flags = [f"`--{name.replace('_', '-')}=" for name in ENVIRONMENT] + [f"`{name}`" for name in ENVIRONMENT.values()]
     assert [flag for flag in flags if flag not in page] == []

@@ -11,6 +11,7 @@ import pytest
 
 from qmpvcpu.errors import printable
 from qmpvcpu.processes import read_stat
+from qmpvcpu.testing.agent import ScriptedAgent
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.peer import Line, ScriptedPeer
 from qmpvcpu.testing.qemu import fate
@@ -47,6 +48,20 @@ class PeerEvidence:
         return {_TRANSCRIPT: said} if said else {}
 
 
+class AgentEvidence:
+    """The evidence of a scripted agent."""
+
+    def __init__(self, agent: ScriptedAgent) -> None:
+        self.name = "scripted_agent"
+        self._agent = agent
+
+    def sections(self) -> Mapping[str, str]:
+        """What it was asked, and what it did."""
+        changes = [f"CPU {number} {'online' if online else 'offline'}" for number, online in self._agent.changes]
+        sections = {"asked": "\n".join(self._agent.received), "changed": "\n".join(changes)}
+        return {title: text for title, text in sections.items() if text}
+
+
 class VmEvidence:
     """The evidence of one VM; once the VM is gone, what was kept."""
 
@@ -78,6 +93,7 @@ class VmEvidence:
             "QEMU log": process.stderr,
             _TRANSCRIPT: "\n".join(_line(message, f"qmp{message.monitor}") for message in trace),
             "guest's console": _text(process.directory / "console"),
+            "guest's agent": _text(process.directory / "agent.log"),
             "guest's serial port": guest.spelled_out(said) if isinstance(guest, MicroGuest) else said,
         }
         return {title: text for title, text in sections.items() if text.strip()}

@@ -82,23 +82,32 @@ REQUIREMENTS: Final = ("accel", "min_version")
 _MACHINE: Final = ("machine", "boot", "max_vcpus", "topology", "extra_args", "qmp_sockets")
 KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
     "qemu_vm": (*_MACHINE, "behaviour", "ready_after_ms", "wait", "incoming", *REQUIREMENTS),
-    "linux_vm": (*_MACHINE, "memory_mib", "kernel", "kernel_options", "incoming", "timeout", *REQUIREMENTS),
+    "linux_vm": (
+        *(*_MACHINE, "memory_mib", "kernel", "kernel_options", "auto_online", "hypervisor", "incoming", "timeout"),
+        *("agent_runs", "agent_blocks", *REQUIREMENTS),
+    ),
+    "agent": ("runs", "blocks"),
     "scripted_qmp": ("answers", "greeting", "tcp", "reject_others"),
+    "scripted_agent": ("vcpus", "rule", "maximum", "onlines"),
 }
 
 
 def options_of(node: pytest.Item | pytest.Session, fixture: str, given: object = None) -> Options:
     """The options of the markers named like *fixture*, the closest first, and over them those that were *given*.
 
+    Those of the marker ``agent`` are some of ``linux_vm``, under its own words.
+
     Args:
         node: The test, or the session, which has no markers.
-        fixture: ``qemu_vm``, ``linux_vm`` or ``scripted_qmp``.
+        fixture: A fixture's name, or ``agent``.
         given: A mapping of options; for ``qemu_vm`` also a behaviour, or several.
 
     Raises:
         pytest.fail.Exception: An option is unknown, or has a value that cannot be.
     """
     options: Options = {}
+    if fixture == "linux_vm":
+        options |= {f"agent_{name}": value for name, value in options_of(node, "agent").items()}
     for marker in reversed([*node.iter_markers(fixture)]):
         if marker.args:
             pytest.fail(f"@pytest.mark.{fixture} takes keywords only: {_listed(fixture)}", pytrace=False)
