@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         Outcome,
         OutcomeUnknownError,
         PlanError,
-        PlugUnprovenError,
         QmpVcpuError,
         RecordCorruptError,
         RecordError,
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
         TransitionError,
         UnplugPendingError,
         UnplugRefusedError,
+        UnprovenError,
         WaitTimeoutError,
     )
     from qmpvcpu.model.guest import GuestCpu, GuestOs, GuestVcpu, KnownBy
@@ -73,7 +73,7 @@ _HOMES = {
         "CommandRejectedError ConfigDeniedError DenialReason DomainXmlError GuestAgentError "
         "GuestNumberUnknownError GuestRefusedError InvalidMapError MalformedAnswerError "
         "MalformedReplyError MigrationError MonitorConnectError MonitorError MonitorLostError "
-        "MonitorTimeoutError Outcome OutcomeUnknownError PlanError PlugUnprovenError QmpVcpuError "
+        "MonitorTimeoutError Outcome OutcomeUnknownError PlanError UnprovenError QmpVcpuError "
         "RecordCorruptError RecordError RecordLockedError StalePlanError StepDeniedError StepError "
         "TransitionError UnplugPendingError UnplugRefusedError WaitTimeoutError"
     ),
@@ -126,7 +126,6 @@ __all__ = [
     "Pending",
     "Plan",
     "PlanError",
-    "PlugUnprovenError",
     "Plugged",
     "Proof",
     "QmpVcpuError",
@@ -149,6 +148,7 @@ __all__ = [
     "UnplugRefusedError",
     "UnplugRequest",
     "Unplugged",
+    "UnprovenError",
     "Vcpu",
     "VcpuController",
     "VcpuMap",

@@ -31,7 +31,7 @@ Floor 0: imports nothing of the package.
      │  ├ CommandRejectedError           QEMU answered with an error
      │  ├ UnplugRefusedError             the guest said no
      │  ├ UnplugPendingError             no answer by the deadline; it may still come
-     │  ├ PlugUnprovenError              plugged, but the required proof did not come
+     │  ├ UnprovenError                  plugged, but the required proof did not come
      │  ├ PlugUndoneError                plugged, then ejected by an earlier removal requested twice
      │  └ OutcomeUnknownError            sent, and the outcome is unknown
      ├ TransitionError                   a map was not reached; carries the report
@@ -59,6 +59,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
+    from qmpvcpu.model.options import Proof
     from qmpvcpu.model.transition import TransitionReport
     from qmpvcpu.model.vcpumap import VcpuMap
     from qmpvcpu.planning.compatibility import Difference
@@ -188,6 +189,7 @@ class DenialReason(enum.Enum):
     MACHINE_CANNOT_UNPLUG = "the machine cannot unplug CPUs"
     MACHINE_CANNOT_ACKNOWLEDGE = "guests of this machine acknowledge no plug"
     CANNOT_TELL_STARTED = "nothing tells whether a vCPU of this VM has started"
+    NO_AGENT = "there is no guest agent to ask"
     MIGRATING = "the VM is migrating"
     MIGRATED_AWAY = "the VM has migrated away"
     EXPORTED = "the VM is exported, to be migrated"
@@ -546,19 +548,20 @@ class UnplugRefusedError(StepError):
     """The guest refused to give a vCPU up; it is still plugged, and may be asked for again.
 
     Attributes:
-        code: ACPI _OST status code, or None if the machine has no such code.
-        reason: The code in words.
+        code: ACPI _OST status code, or None if the machine has no such code, or the agent refused.
+        reason: The code in words, or what the agent said.
+        by_agent: True if the guest's agent refused to take it offline: nothing was sent to QEMU, nothing is pending.
     """
 
-    def __init__(self, ids: "VcpuMap", code: int | None, reason: str) -> None:
+    def __init__(self, ids: "VcpuMap", code: int | None, reason: str, *, by_agent: bool = False) -> None:
         shown = "" if code is None else f" with OST status {code:#04x}"
-        super().__init__(
-            f"{describe('unplug', ids)} refused by the guest{shown}: {reason}; still plugged, may be asked again",
-            action="unplug",
-            ids=ids,
-        )
+        what = f"refused by the guest{shown}: {reason}; still plugged, may be asked again"
+        if by_agent:
+            what = f"refused by the guest, which keeps it online: {reason}; nothing was sent to QEMU, ask again"
+        super().__init__(f"{describe('unplug', ids)} {what}", action="unplug", ids=ids)
         self.code = code
         self.reason = reason
+        self.by_agent = by_agent
 
 
 class UnplugPendingError(StepError):
@@ -583,26 +586,41 @@ class UnplugPendingError(StepError):
         self.acknowledged = acknowledged
 
 
-class PlugUnprovenError(StepError):
-    """A vCPU is plugged, but the guest did not acknowledge it as required, or reported a failure.
+class UnprovenError(StepError):
+    """A vCPU is plugged, and stays so, but the proof that was required did not come.
 
     Attributes:
-        code: ACPI _OST status code of the guest's answer, or None if it did not answer.
-        reason: The same in words.
+        wanted: The rung that was required.
+        reached: The highest rung that is known of it.
+        code: ACPI _OST status code of the guest's answer to the plug, or None if it did not answer.
+        reason: What is missing and why, in words.
+        hint: What usually causes that, or "".
     """
 
     outcome = Outcome.CHANGED
 
-    def __init__(self, ids: "VcpuMap", code: int | None, reason: str) -> None:
-        silent = " (it still boots, or takes no CPUs while it runs)"
-        shown = silent if code is None else f" (OST status {code:#04x})"
+    def __init__(
+        self,
+        ids: "VcpuMap",
+        wanted: "Proof",
+        reached: "Proof",
+        reason: str,
+        *,
+        code: int | None = None,
+        hint: str = "",
+    ) -> None:
+        told = "" if code is None else f"OST status {code:#04x}"
+        shown = f" ({told or hint})" if told or hint else ""
         super().__init__(
-            f"{describe('plug', ids)}: plugged, but not acknowledged by the guest: {reason}{shown}",
+            f"{describe('plug', ids)}: plugged and {reached.value}, never {wanted.value}: {reason}{shown}",
             action="plug",
             ids=ids,
         )
+        self.wanted = wanted
+        self.reached = reached
         self.code = code
         self.reason = reason
+        self.hint = hint
 
 
 class PlugUndoneError(StepError):

@@ -3,6 +3,7 @@
 import enum
 from dataclasses import dataclass
 
+from qmpvcpu.model.options import Proof
 from qmpvcpu.model.vcpumap import VcpuMap
 
 
@@ -45,6 +46,19 @@ class VcpuPlugged(SlotEvent):
     """A slot is occupied now."""
 
     __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VcpuProven(SlotEvent):
+    """A higher rung is known of a slot than before.
+
+    Attributes:
+        proof: The rung.
+        seconds: Since it is known to be plugged; None where that was before ``attach``.
+    """
+
+    proof: Proof
+    seconds: float | None
 
 
 class UnplugRequested(SlotEvent):

@@ -21,7 +21,7 @@ from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import milliseconds, state_json
-from qmpvcpu.errors import PlugUnprovenError, QmpVcpuError
+from qmpvcpu.errors import QmpVcpuError, UnprovenError
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, CheckedOptions, Proof
@@ -168,7 +168,7 @@ async def _plug_one(
     async with progress(vm, shell.err, waiting="plugging" if vcpu is None else f"vCPU {vcpu}: plugging"):
         try:
             ids = await vm.plug(vcpu, proof=proof, require_proof=require, affect=affect, **change)
-        except PlugUnprovenError as error:
+        except UnprovenError as error:
             seconds = time.monotonic() - started
             verdict = Plugged(vm.layout.slot_of(min(error.ids)).ids, False, error.code, error.reason, seconds)
             shell.done.append({"verdict": to_json(verdict)})

@@ -238,6 +238,7 @@ _KNOWN: Final[Mapping[str, Mapping[str, _Attribute]]] = {
         "vcpus": _Attribute("ids", _map_of_a_slot),
         "path": _Attribute("qom_path", _path, optional=True),
         "joins": _Attribute("joins", _truth, optional=True),
+        "asks-agent": _Attribute("asks_agent", _truth, optional=True),
     },
 }
 

@@ -10,15 +10,22 @@ from qmpvcpu.errors import (
     Outcome,
     OutcomeUnknownError,
     PlugUndoneError,
-    PlugUnprovenError,
     QmpVcpuError,
     RecordError,
     TransitionError,
     UnplugPendingError,
     UnplugRefusedError,
+    UnprovenError,
 )
+from qmpvcpu.model.options import Proof
 from qmpvcpu.model.transition import Action, TransitionReport
 from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged
+
+_NEVER_ACKNOWLEDGED = "it still boots, or takes no CPUs while it runs"
+_NEVER_STARTED = (
+    "most often the guest still boots, was built without CPU hotplug or booted with maxcpus= or nr_cpus=, sees no"
+    " hypervisor (kvm=off, or TCG under newer Linux), or leaves new CPUs offline"
+)
 
 UnplugVerdict = Unplugged | Refused | Pending
 
@@ -84,9 +91,8 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
     timeout = transition.change.options.timeout
     error: QmpVcpuError | None = None
     match run.verdict:
-        case Plugged() if run.unproven:
-            reason, code = run.verdict.reason, run.verdict.code
-            error = PlugUnprovenError(ids, code, f"{reason} within {timeout:g} s" if code is None else reason)
+        case Plugged() if run.missing is not None:
+            error = _unproven(run, run.verdict, run.missing, timeout)
         case Unplugged() if run.path is not None:  # it was plugged, and has left again
             error = PlugUndoneError(ids)
         case Pending() | None if transition.lost:
@@ -94,16 +100,27 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
             error = MonitorLostError(transition.lost, outcome=Outcome.UNKNOWN if sent else Outcome.UNCHANGED)
         case Pending(acknowledged=acknowledged):
             error = UnplugPendingError(ids, timeout, acknowledged=acknowledged)
-        case Refused(code=code, reason=reason) if run.step.action is Action.UNPLUG:
-            error = UnplugRefusedError(ids, code, reason)
+        case Refused(code=code, reason=reason, by_agent=by_agent) if run.step.action is Action.UNPLUG:
+            error = UnplugRefusedError(ids, code, reason, by_agent=by_agent)
         case Rejected():
             command = "device_add" if run.plugs else "device_del"
             error = _rejected(action, run.verdict, {"execute": command, "arguments": dict(run.arguments)})
         case Denied():
-            error = run.error
+            error = run.error or run.agent_error
         case Unknown():
             error = _caused(OutcomeUnknownError(action.value, ids, run.verdict.why), _cause(run, transition))
     return error
+
+
+def _unproven(run: StepRun, plugged: Plugged, missing: Proof, timeout: float) -> UnprovenError:
+    reached = max(run.proofs, default=Proof.PRESENT)
+    if missing is not Proof.ACKNOWLEDGED:
+        reason, hint = f"{run.reason}, after {timeout:g} s", _NEVER_STARTED
+    elif plugged.code is None:
+        reason, hint = f"{plugged.reason} within {timeout:g} s", _NEVER_ACKNOWLEDGED
+    else:
+        reason, hint = plugged.reason, ""
+    return UnprovenError(run.step.ids, missing, reached, reason, code=plugged.code, hint=hint)
 
 
 def _rejected(action: Action, verdict: Rejected, message: dict[str, object]) -> CommandRejectedError:

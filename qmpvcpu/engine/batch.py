@@ -8,22 +8,30 @@ Rules that live here:
 - Where a failure halts the batch, nothing more is sent after it; what is out is awaited.
 - A deadline ends the waiting and nothing else. Before a removal is given up there is one last look.
 - A change that another client has made meanwhile is not made again, and does not count as ours.
+- What no event tells (a vCPU runs, the guest has it online) is asked for again and again, for all steps at once.
+- A vCPU that the agent has taken offline for an unplug is brought online again if the unplug comes to nothing; that
+  is awaited even where nothing else is.
 """
 
 import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
+from qmpvcpu.engine.messages import GuestTold
 from qmpvcpu.engine.removal import Removal, State
-from qmpvcpu.engine.steprun import BY_OTHER, STAGES, StepRun, StepStage, next_stage, why
+from qmpvcpu.engine.steprun import BY_OTHER, STAGES, Probe, StepRun, StepStage, next_stage, why
 from qmpvcpu.engine.vmstate import Read, VmState
-from qmpvcpu.errors import StepDeniedError
-from qmpvcpu.model.options import CheckedOptions
+from qmpvcpu.errors import DenialReason, StepDeniedError
+from qmpvcpu.model.options import CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, succeeded
 from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Unknown, Unplugged, Verdict
 from qmpvcpu.planning.checks import check_plug, check_unplug
+
+# What no event tells is asked for soon at first, since most guests take a vCPU within milliseconds.
+_FIRST_PAUSE_S: Final = 0.01
+_LONGEST_PAUSE_S: Final = 0.5
 
 
 class SendStep(NamedTuple):
@@ -37,6 +45,29 @@ class LookAgain(NamedTuple):
 
     read: Read
     runs: tuple[StepRun, ...]
+
+
+class LookStarted(NamedTuple):
+    """Find out which of the vCPUs of *runs* have run, then call ``probed``."""
+
+    runs: tuple[StepRun, ...]
+
+
+class AskGuest(NamedTuple):
+    """Ask the guest's agent, then call ``guest_told``.
+
+    Attributes:
+        runs: Whose vCPUs it is about; one, unless the guest's list is all that is asked for.
+        online: True has them brought online, False taken offline; None only asks for the list.
+        limit: How long the agent has, in seconds.
+    """
+
+    runs: tuple[StepRun, ...]
+    online: bool | None
+    limit: float
+
+
+BatchTask = SendStep | LookAgain | LookStarted | AskGuest
 
 
 class Bounds(NamedTuple):
@@ -71,6 +102,7 @@ class InFlight:
 
     Attributes:
         unsure: Steps whose command was in flight when the connection was lost.
+        probed: Steps that wait for what no event tells, by how it is found out.
     """
 
     def __init__(self) -> None:
@@ -81,11 +113,13 @@ class InFlight:
         self._plugs: dict[StepRun, None] = {}
         self._unplugs: dict[StepRun, None] = {}
         self._by_removal: dict[Removal, StepRun] = {}
-        self._present: dict[int, StepRun] = {}  # plugs that the guest is to acknowledge, by the slot's first vCPU id
+        self._asked: dict[StepRun, None] = {}
+        self._present: dict[int, StepRun] = {}  # plugs of which more is to be proven, by the slot's first vCPU id
         self._touched: dict[StepRun, None] = {}
+        self.probed: dict[Probe, dict[StepRun, None]] = {Probe.STARTED: {}, Probe.GUEST: {}}
 
     def __bool__(self) -> bool:
-        return bool(self._sent or self._awaited or self.unsure)
+        return bool(self._sent or self._awaited or self._asked or self.unsure)
 
     @property
     def sent(self) -> tuple[StepRun, ...]:
@@ -112,9 +146,14 @@ class InFlight:
         return list(touched)
 
     @property
+    def asked(self) -> tuple[StepRun, ...]:
+        """Steps whose vCPUs the agent is to take offline, or to bring online again."""
+        return tuple(self._asked)
+
+    @property
     def commands(self) -> int:
-        """How many commands have no reply."""
-        return len(self._sent)
+        """How many commands have no reply, those to the agent among them."""
+        return len(self._sent) + len(self._asked)
 
     @property
     def plugging(self) -> bool:
@@ -152,8 +191,15 @@ class InFlight:
 
     def send(self, run: StepRun, now: float, limit: float) -> None:
         """Note that the command of *run* is sent."""
-        run.stage, run.sent_at, run.deadline = StepStage.SENT, now, now + limit
+        run.sent_at = run.sent_at if run.is_offline else now
+        run.stage, run.deadline = StepStage.SENT, now + limit
         self._sent[run] = None
+        self._note(run)
+
+    def ask(self, run: StepRun, stage: StepStage) -> None:
+        """Note that the agent is asked to take the vCPUs of *run* offline, or to bring them online again."""
+        run.stage = stage
+        self._asked[run] = None
         self._note(run)
 
     def take_reply(self, run: StepRun) -> bool:
@@ -168,7 +214,10 @@ class InFlight:
         self._awaited[run] = None
         self._due.append((deadline, run))
         self._note(run)
-        if run.plugs:
+        probe = STAGES[stage].probe
+        if probe is not Probe.NONE:
+            self.probed[probe][run] = None
+        if run.arrives:
             self._present[run.first] = run
             self._touched[run] = None
 
@@ -180,7 +229,7 @@ class InFlight:
 
     def drop(self, run: StepRun) -> None:
         """Wait for *run* no more."""
-        for those in (self._sent, self._awaited, self._plugs, self._unplugs):
+        for those in (self._sent, self._awaited, self._asked, self._plugs, self._unplugs, *self.probed.values()):
             those.pop(run, None)
         if self._present.get(run.first) is run:
             del self._present[run.first]
@@ -197,6 +246,21 @@ class InFlight:
             if _waits(deadline, run):
                 overdue[run] = None
         return list(overdue)
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How often something is asked for that no event tells.
+
+    Attributes:
+        due: When it is asked for next.
+        pause: For how long it is not asked for after that, in seconds.
+        out: How many questions have no answer.
+    """
+
+    due: float = 0.0
+    pause: float = _FIRST_PAUSE_S
+    out: int = 0
 
 
 def _waits(deadline: float, run: StepRun) -> bool:
@@ -230,6 +294,8 @@ class Batch:
         self._out = InFlight()
         self._stopped = False
         self._now = 0.0
+        self._paces = {probe: _Pace() for probe in self._out.probed}
+        self._returning: list[StepRun] = []
         for run in runs:
             (self._plugs if run.plugs else self._others).append(run)
             removal = state.removals.get(run.first)
@@ -246,13 +312,17 @@ class Batch:
 
     @property
     def has_commands(self) -> bool:
-        """True while a command has no reply."""
+        """True while a command has no reply, of QEMU's or of the agent's."""
         return bool(self._out.commands)
 
     @property
     def deadline(self) -> float | None:
         """When ``advance`` is to be called again at the latest, by the caller's clock."""
         first = self._out.deadline
+        for probe, runs in self._out.probed.items():
+            if runs and not self._paces[probe].out and not (probe is Probe.STARTED and self.offline):
+                due = self._paces[probe].due
+                first = due if first is None else min(first, due)
         last = self._bounds.last_moment
         if self.halted or self.ended or last is None:
             return first
@@ -262,15 +332,21 @@ class Batch:
         """Take in that something new is known of a slot; return whether a plug waits for the guest's answer there."""
         return self._out.touch(first)
 
-    def advance(self, now: float, *, may_send: bool = True) -> list[SendStep | LookAgain]:
+    def advance(self, now: float, *, may_send: bool = True) -> list[BatchTask]:
         """Return what is to be done now."""
         self._now = now
-        effects = self._expire() + self._prove()
+        tasks = self._expire() + self._prove()
         if self._bounds.single:
             self._await_joined()
         while may_send and (sent := self._send_next()) is not None:
-            effects += sent
-        return effects
+            tasks += sent
+        if self._out.probed[Probe.STARTED] or self._out.probed[Probe.GUEST]:
+            tasks += self._probe()
+        if self._returning:
+            returning, self._returning = self._returning, []
+            limit = self._bounds.reply_timeout
+            tasks += [AskGuest((run,), online=True, limit=limit) for run in returning]
+        return tasks
 
     # What is told.
 
@@ -329,6 +405,33 @@ class Batch:
                 run.looking = False
                 self._go_further(run)
 
+    def probed(self, now: float) -> None:
+        """Note that a look at which vCPUs have run is over; the state has taken in what it showed."""
+        self._now = now
+        self._slow_down(Probe.STARTED)
+
+    def guest_told(self, ask: AskGuest, told: GuestTold, now: float) -> None:
+        """Note that the agent has been asked what *ask* says; the state has taken in the list that it *told*."""
+        self._now = now
+        listed = False
+        for run in ask.runs:
+            if run.stage is StepStage.LEAVING_GUEST:
+                self._left_guest(run, told)
+            elif run.stage is StepStage.RETURNING_TO_GUEST:
+                self._returned_to_guest(run, told)
+            elif run.stage is StepStage.ONLINING:
+                run.no_agent = "" if told.error is None else str(told.error)
+                if told.refused and ask.online:
+                    self._give_up(run)
+                listed |= ask.online is None and self._is_to_be_brought_online(run)
+        self._slow_down(Probe.GUEST, asks_at_once=listed)
+
+    def _slow_down(self, probe: Probe, *, asks_at_once: bool = False) -> None:
+        pace = self._paces[probe]
+        pace.out = max(pace.out - 1, 0)
+        pace.due = self._now if asks_at_once else self._now + pace.pause
+        pace.pause = min(2 * pace.pause, _LONGEST_PAUSE_S)
+
     def paused(self) -> None:
         """Note that the connection is lost and may come back: nothing is sent until ``resumed``."""
         self.offline = True
@@ -383,10 +486,14 @@ class Batch:
         for run in (*self._out.sent, *self._out.unsure):
             self._end(run, Unknown(run.step.ids, reason))
         self._out.unsure.clear()
+        for run in self._out.asked:  # whoever would bring it online is gone with the connection
+            self._out.drop(run)
+            run.stage, run.ended_at = StepStage.ENDED, now
+            run.reason = "; ".join(filter(None, (run.reason, "it may be offline in the guest")))
 
     # Sending.
 
-    def _send_next(self) -> list[SendStep | LookAgain] | None:
+    def _send_next(self) -> list[BatchTask] | None:
         """Send the next command, if one can be sent now; None if not."""
         if self.halted or self.offline or self._out.commands >= self._options.in_flight:
             return None
@@ -399,9 +506,22 @@ class Batch:
             return None
         run = self._others.popleft()
         if run.removal is None and not keeps:
-            return self._send_unplug(run)
+            return self._bring_online(run) if run.step.action is Action.ONLINE else self._send_unplug(run)
         run.sent_at = self._now
         self._await_removal(run)
+        return []
+
+    def _bring_online(self, run: StepRun) -> list[BatchTask]:
+        if not self._state.slots[run.first].present:
+            return self._found_so(run, None)
+        if not self._state.has_agent:
+            detail = (
+                "it may be offline in the guest, and no agent is known that could bring it online: attach with agent="
+            )
+            self._end(run, Denied(run.step.ids, DenialReason.NO_AGENT, detail))
+            return []
+        run.sent_at = self._now
+        self._wait(run, StepStage.ONLINING)
         return []
 
     def _await_joined(self) -> None:
@@ -411,7 +531,7 @@ class Batch:
             run.sent_at = self._now
             self._await_removal(run)
 
-    def _send_plug(self, run: StepRun) -> list[SendStep | LookAgain]:
+    def _send_plug(self, run: StepRun) -> list[BatchTask]:
         first = run.first
         if self._state.slots[first].present and (run.step.action is Action.KEEP or not self._bounds.single):
             return self._found_plugged(run)
@@ -422,7 +542,7 @@ class Batch:
         run.path = self._state.plug_sent(first)
         return self._mark_sent(run)
 
-    def _send_unplug(self, run: StepRun) -> list[SendStep | LookAgain]:
+    def _send_unplug(self, run: StepRun) -> list[BatchTask]:
         first = run.first
         slot = self._state.slots[first]
         if not slot.present and not self._bounds.single:
@@ -440,10 +560,39 @@ class Batch:
             check_unplug(self._state.situation, first, self._options)
         except StepDeniedError as error:
             return self._deny(run, error)
+        if run.step.asks_agent and not run.is_offline:
+            run.sent_at = self._now
+            self._out.ask(run, StepStage.LEAVING_GUEST)
+            return [AskGuest((run,), online=False, limit=self._bounds.limit or self._bounds.reply_timeout)]
         self._out.watch(run, self._state.unplug_sent(first, self._now))
         return self._mark_sent(run)
 
-    def _found_plugged(self, run: StepRun) -> list[SendStep | LookAgain]:
+    def _left_guest(self, run: StepRun, told: GuestTold) -> None:
+        """Take in what became of taking the vCPUs of *run* offline: only then is QEMU asked."""
+        self._out.drop(run)
+        run.taken_offline = bool(told.changed)
+        if told.refused:
+            self._state.refused_by_agent(run.first, told.refused)
+            seconds = round(self._now - run.sent_at, 6)
+            self._end(run, Refused(run.step.ids, None, told.refused, seconds=seconds, by_agent=True))
+        elif told.error is not None:
+            run.taken_offline = True  # for all we know: a late agent does it yet
+            run.agent_error = told.error
+            self._end(run, Denied(run.step.ids, DenialReason.NO_AGENT, str(told.error)))
+        elif self.halted:
+            self._end(run, None)
+        else:
+            run.is_offline, run.stage = True, StepStage.QUEUED
+            self._others.appendleft(run)
+
+    def _returned_to_guest(self, run: StepRun, told: GuestTold) -> None:
+        self._out.drop(run)
+        run.stage, run.taken_offline = StepStage.ENDED, told.error is not None
+        if told.error is not None:
+            left = f"it is left offline in the guest, as far as is known: {told.error}"
+            run.reason = "; ".join(filter(None, (run.reason, left)))
+
+    def _found_plugged(self, run: StepRun) -> list[BatchTask]:
         """Go on without sending: somebody else has plugged it, and the guest may still be waited for."""
         stage = next_stage(run, self._state, self._options)
         if stage is None:
@@ -452,18 +601,18 @@ class Batch:
         self._wait(run, stage)
         return []
 
-    def _found_so(self, run: StepRun, verdict: Verdict | None) -> list[SendStep | LookAgain]:
+    def _found_so(self, run: StepRun, verdict: Verdict | None) -> list[BatchTask]:
         """End *run* without sending: somebody else has changed its slot."""
         run.ours = False
         self._end(run, verdict, BY_OTHER)
         return []
 
-    def _deny(self, run: StepRun, error: StepDeniedError) -> list[SendStep | LookAgain]:
+    def _deny(self, run: StepRun, error: StepDeniedError) -> list[BatchTask]:
         run.error = error
         self._end(run, Denied(run.step.ids, error.reason, error.detail))
         return []
 
-    def _mark_sent(self, run: StepRun) -> list[SendStep | LookAgain]:
+    def _mark_sent(self, run: StepRun) -> list[BatchTask]:
         self._out.send(run, self._now, self._bounds.reply_timeout)
         return [SendStep(run)]
 
@@ -476,7 +625,7 @@ class Batch:
             self._end(run, Plugged(run.step.ids, seconds=round(self._now - run.sent_at, 6)))
         elif stage is None:
             self._give_up(run)
-        elif run.plugs:
+        elif run.arrives:
             self._wait(run, stage)
         else:
             self._await_removal(run)
@@ -495,7 +644,7 @@ class Batch:
         if self._stopped and not STAGES[stage].is_over(run, self._state):
             self._give_up(run)
 
-    def _expire(self) -> list[SendStep | LookAgain]:
+    def _expire(self) -> list[BatchTask]:
         """Act on the deadlines that have passed."""
         last = self._bounds.last_moment
         if last is not None and not self.halted and not self.ended and self._now >= last:
@@ -518,16 +667,52 @@ class Batch:
             looks.setdefault(STAGES[run.stage].last_look(run, self._state, self._bounds.limit), []).append(run)
         return self._look_before(looks)
 
-    def _prove(self) -> list[SendStep | LookAgain]:
+    def _prove(self) -> list[BatchTask]:
         """Have the plugs go on for which what they wait for is known."""
         looks: dict[Read, list[StepRun]] = {}
         for run in self._out.take_touched():
             rule = STAGES.get(run.stage)
-            if rule is not None and not run.looking and rule.is_over(run, self._state):
+            if rule is None or run.looking:
+                continue
+            if rule.is_over(run, self._state):
                 looks.setdefault(rule.proving_look(run, self._state), []).append(run)
+            elif rule.probe is not Probe.NONE and not run.is_hurried:
+                self._hurry(run, self._paces[rule.probe])
         return self._look_before(looks)
 
-    def _look_before(self, looks: Mapping[Read, list[StepRun]]) -> list[SendStep | LookAgain]:
+    def _hurry(self, run: StepRun, pace: _Pace) -> None:
+        """Ask soon for a plug that has just begun to wait, and once more when the guest acknowledges it."""
+        run.is_hurried = Proof.ACKNOWLEDGED in self._state.proofs_of(run.first)
+        if run.is_hurried or not run.is_probed:
+            run.is_probed, pace.pause = True, _FIRST_PAUSE_S
+            pace.due = min(pace.due, self._now)
+
+    def _probe(self) -> list[BatchTask]:
+        """Ask for what no event tells, for all that wait for it, if it is time."""
+        tasks: list[BatchTask] = []
+        for probe, runs in self._out.probed.items():
+            pace = self._paces[probe]
+            if not runs or pace.out or self._now < pace.due or (probe is Probe.STARTED and self.offline):
+                continue
+            asked = [LookStarted(tuple(runs))] if probe is Probe.STARTED else self._questions(tuple(runs))
+            pace.out = len(asked)
+            tasks += asked
+        return tasks
+
+    def _questions(self, runs: tuple[StepRun, ...]) -> list[AskGuest]:
+        """Return what the agent is asked: to bring those online that the guest has left offline, or for its list."""
+        limit = self._bounds.limit or self._bounds.reply_timeout
+        to_bring = [run for run in runs if self._is_to_be_brought_online(run)]
+        if to_bring:
+            return [AskGuest((run,), online=True, limit=limit) for run in to_bring]
+        return [AskGuest(runs, online=None, limit=limit)]
+
+    def _is_to_be_brought_online(self, run: StepRun) -> bool:
+        seen = self._state.guest_sees
+        wanted = self._options.online or run.step.asks_agent or not run.plugs
+        return wanted and seen is not None and seen.get(run.first) is False
+
+    def _look_before(self, looks: Mapping[Read, list[StepRun]]) -> list[BatchTask]:
         """Have the VM read, each time for some steps, before these go on; those for NONE go on at once."""
         if not looks:
             return []
@@ -554,7 +739,7 @@ class Batch:
             self._end(run, Refused(run.step.ids, code, reason, seconds=seconds))
         elif run.step.action is Action.KEEP and not self.halted:
             self._out.drop(run)
-            run.plugs, run.stage = True, StepStage.QUEUED
+            run.plugs, run.arrives, run.stage = True, True, StepStage.QUEUED
             run.verdict, run.reason = Unplugged(run.step.ids, seconds=seconds), "it left"
             self._plugs.append(run)
         else:
@@ -581,7 +766,7 @@ class Batch:
 
     def _give_up(self, run: StepRun, reason: str = "") -> None:
         """End *run* as it stands now; *reason* is why it is not waited for any longer, if not its deadline."""
-        if not run.plugs and run.removal is not None:
+        if not run.arrives and run.removal is not None:
             self._state.deadline_passed(run.removal)
             working = run.removal.state is State.WORKING
             waited = round(self._now - run.removal.requested_at, 6)
@@ -594,21 +779,54 @@ class Batch:
             return
         acknowledged, answer = slot.acknowledged, slot.answer
         code, told = (answer.code, "" if acknowledged else answer.reason) if answer else (None, "no answer")
+        if run.stage is not StepStage.PRESENT and answer is None:
+            told = ""  # nobody waited for one
+        if run.stage is StepStage.PRESENT:
+            acknowledged = acknowledged is True
         seconds = round(self._now - run.sent_at, 6)
         by_other = run.step.action is Action.PLUG and not run.ours
-        self._end(run, Plugged(slot.ids, acknowledged is True, code, told, seconds), BY_OTHER if by_other else "")
+        self._end(run, Plugged(slot.ids, acknowledged, code, told, seconds), BY_OTHER if by_other else "")
 
     def _end(self, run: StepRun, verdict: Verdict | None, reason: str = "") -> None:
         self._out.drop(run)
-        run.stage, run.verdict, run.ended_at = StepStage.ENDED, verdict, self._now
+        was_over, run.stage = run.stage is StepStage.ENDED, StepStage.ENDED
+        run.verdict, run.ended_at = verdict, self._now
         good = succeeded(run.step.action, verdict) or (verdict is None and self._bounds.until_accepted)
         run.reason = reason or ("" if good or verdict is None else why(verdict))
-        has_to_be_proven = good and run.plugs and self._options.require_proof
-        if has_to_be_proven and isinstance(verdict, Plugged) and verdict.acknowledged is not True:
-            good, run.unproven = False, True
-            run.reason = f"the guest did not acknowledge it: {verdict.reason}"
+        if run.arrives and isinstance(verdict, Plugged):
+            run.proofs = dict(self._state.proofs_of(run.first))
+            run.missing = self._missing(run, verdict) if good else None
+            if run.missing is not None:
+                good = False
+                run.reason = self._why_unproven(run, verdict)
+        if run.taken_offline and not was_over:
+            if isinstance(verdict, Pending):
+                run.reason = f"{run.reason}; it is offline in the guest"
+            elif not isinstance(verdict, Unplugged | Unknown):
+                self._out.ask(run, StepStage.RETURNING_TO_GUEST)
+                self._returning.append(run)
         only_requested = isinstance(verdict, Pending) and not self._bounds.limit
         if not good and not only_requested:
             self.failed = True
             if self._bounds.halts:
                 self.halted = self.halted or "an earlier step failed"
+
+    def _missing(self, run: StepRun, plugged: Plugged) -> Proof | None:
+        """Return the proof that is required of *run*, which has ended, if it did not come."""
+        asks_agent = run.step.asks_agent or run.step.action is Action.ONLINE
+        required = Proof.ONLINE if asks_agent else self._options.required_proof
+        if required is Proof.ACKNOWLEDGED:
+            return None if plugged.acknowledged is True else required
+        return None if required is Proof.PRESENT or required in run.proofs else required
+
+    def _why_unproven(self, run: StepRun, plugged: Plugged) -> str:
+        if run.missing is Proof.ACKNOWLEDGED:
+            return f"the guest did not acknowledge it: {plugged.reason}"
+        if run.missing is Proof.STARTED:
+            return "it has run no code of the guest"
+        if run.no_agent:
+            return f"the guest's agent did not show it online: {run.no_agent}"
+        if self._state.guest_sees is None:
+            return "the guest's agent has told nothing"
+        listed = run.first in self._state.guest_sees
+        return "the guest has it, offline" if listed else "the guest's list does not have it"

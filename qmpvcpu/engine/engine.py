@@ -17,11 +17,13 @@ from typing import Any, Final, NamedTuple
 
 from qmpvcpu import qapi
 from qmpvcpu.engine.answers import error_of, error_of_removal, hint_of_plug, hint_of_unplug, verdict_on
-from qmpvcpu.engine.batch import Batch, LookAgain, SendStep
+from qmpvcpu.engine.batch import AskGuest, Batch, LookAgain, LookStarted, SendStep
 from qmpvcpu.engine.intents import Intentions, Recorded, merged, promising
 from qmpvcpu.engine.messages import (
+    NO_VCPUS,
     Accepted,
     Arrived,
+    Ask,
     BackgroundRead,
     Cancelled,
     Change,
@@ -29,6 +31,7 @@ from qmpvcpu.engine.messages import (
     DropPrevious,
     Effect,
     ExportLock,
+    GuestTold,
     Heard,
     Hold,
     Input,
@@ -67,14 +70,16 @@ from qmpvcpu.errors import (
     MonitorTimeoutError,
     Outcome,
     OutcomeUnknownError,
+    QmpVcpuError,
     RecordError,
 )
-from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.layout import Layout, Slot
+from qmpvcpu.model.options import Proof
 from qmpvcpu.model.transition import Action, Intent, TransitionReport
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, union
 from qmpvcpu.model.verdicts import Pending, Rejected, Unknown
 from qmpvcpu.planning.checks import Situation
-from qmpvcpu.planning.plan import check_plan
+from qmpvcpu.planning.plan import Plan, check_plan
 
 # At a deadline one last read may still find the CPU gone; a QEMU that does not answer it within this many seconds
 # does not stretch the caller's deadline any further.
@@ -87,6 +92,9 @@ _LONGEST_PAUSE_S: Final = 2.0
 # A plug into a slot that a CPU has just left is sent again: after 10, 20, 40 and 80 milliseconds.
 _MOST_REJECTIONS: Final = 4
 _HELD_PAUSE_S: Final = 0.005
+
+# A plug does not wait longer than this for an agent that need not be there yet, in seconds.
+_FIRST_LIST_S: Final = 1.0
 
 _READ_AGAIN: Final = "read again"
 _RESYNC: Final = "resync"
@@ -184,6 +192,8 @@ class Engine:
         self._explaining: dict[int, Callable[[Exception | None], None]] = {}  # rejections, by command
         self._looks: dict[int, _LookUnderWay] = {}
         self._new_looks: list[_LookUnderWay] = []  # sent in this very step
+        self._asks: dict[int, Callable[[GuestTold], None]] = {}
+        self._agent_errors: dict[Change, QmpVcpuError] = {}  # why the agent told no list before the plan
         self._saves: dict[int, Callable[[RecordError | None], None]] = {}
         self._configs: dict[int, Transition] = {}
         self._waits: dict[Removal, list[Wait]] = {}
@@ -198,6 +208,7 @@ class Engine:
             Unanswered: self._unanswered,
             Looked: self._looked,
             LookFailed: self._look_failed,
+            GuestTold: self._guest_told,
             Saved: self._saved,
             ConfigWritten: self._config_written,
             Change: self._change,
@@ -277,7 +288,10 @@ class Engine:
     @property
     def is_busy(self) -> bool:
         """True while something is under way whose end is to be recorded: a command, a save, the next boot, a map."""
-        return bool(self._commands or self._saves or self._configs) or self._map() is not None
+        waits = self._commands or self._saves or self._configs
+        return (
+            bool(waits) or self._map() is not None or any(each.batch.has_commands for each in self._running.values())
+        )
 
     @property
     def deadline(self) -> float | None:
@@ -481,6 +495,8 @@ class Engine:
     def _settle(self, request: Request, *, result: object = None, error: BaseException | None = None) -> None:
         self._tell_events()  # publish earlier events first
         self._tries.pop(request, None)
+        if isinstance(request, Change):
+            self._agent_errors.pop(request, None)
         self._effects.append(Settle(request, None if error is not None else result, error))
 
     # Whose turn it is, and the plan.
@@ -509,7 +525,39 @@ class Engine:
         return True
 
     def _look_first(self, change: Change) -> None:
-        """Look at the VM as far as the plan depends on what no event tells."""
+        """Look at the guest and at the VM as far as the plan depends on what no event tells."""
+        limit = self._patience_with_agent(change)
+        if limit is None:
+            self._look_at_vm(change)
+            return
+
+        def told(told: GuestTold) -> None:
+            if change not in self._planning:
+                return  # nobody waits for it any more
+            self._planning.remove(change)
+            if told.error is not None:
+                self._agent_errors[change] = told.error
+            self._look_at_vm(change)
+
+        self._planning.append(change)
+        self._ask(NO_VCPUS, online=None, limit=limit, then=told)
+
+    def _patience_with_agent(self, change: Change) -> float | None:
+        """Return how long the agent has for its list before *change* is planned, in seconds; None: it is not asked.
+
+        Before vCPUs are taken offline it tells which are online; before a plug that is to be ONLINE its list may show
+        afterwards which CPU has come.
+        """
+        options = change.options
+        if not self.state.has_agent:
+            return None
+        if options.offline_first and (change.joins or change.result is Result.REPORT):
+            return self.reply_timeout
+        if options.awaited_proof is Proof.ONLINE and self.state.guest_sees is None:
+            return min(_FIRST_LIST_S, self.reply_timeout)
+        return None
+
+    def _look_at_vm(self, change: Change) -> None:
         read = Read.SLOTS if change.result is Result.REPORT else Read.NONE
         if change.joins and self.state.single_threaded is None and self.layout.vm.accelerator == "tcg":
             read = Read.FULL  # only two vCPUs' threads tell, and there are two now
@@ -552,9 +600,7 @@ class Engine:
             self._set_alarm(change, self._now + self.reply_timeout, lambda: self._give_up_parked(change))
             return
         try:
-            plan = change.plan(self.situation)
-            if change.result is Result.REPORT:
-                check_plan(plan, self.layout)
+            plan = self._planned(change)
             if change.config is not None:
                 change.config.promise(plan)
         except Exception as error:  # noqa: BLE001 -- its caller is told what is wrong with the plan
@@ -579,6 +625,21 @@ class Engine:
             if step.action is Action.PLUG:
                 self._reserved.setdefault(step.first, transition)
         self._to_advance[transition] = None
+
+    def _planned(self, change: Change) -> Plan:
+        """Return the plan of *change* for the VM as it is now.
+
+        Raises:
+            PlanError: It cannot be carried out.
+            QmpVcpuError: It needs the guest's agent, which told no list.
+        """
+        agent_error = self._agent_errors.pop(change, None)
+        plan = change.plan(self.situation)
+        if change.result is Result.REPORT:
+            check_plan(plan, self.layout)
+        if agent_error is not None and any(step.asks_agent for step in plan.steps):
+            raise agent_error
+        return plan
 
     def _give_up_parked(self, change: Change) -> None:
         """QEMU does not reply to the plug that *change* waits for."""
@@ -645,6 +706,10 @@ class Engine:
                 self._send(transition, run)
             case LookAgain(read, runs):
                 self._look_again(transition, read, runs)
+            case LookStarted(runs):
+                self._look_started(transition, runs)
+            case AskGuest():
+                self._ask_for(transition, task)
             case LastLook():
                 self._look(Read.SLOTS, lambda error: self._confirmed(transition, task, error))
             case SaveIntent():
@@ -683,6 +748,39 @@ class Engine:
 
         self._set_alarm(runs, self._now + min(_LAST_LOOK_S, self.reply_timeout), looked)
         self._look(read, looked)
+
+    def _look_started(self, transition: Transition, runs: tuple[StepRun, ...]) -> None:
+        batch = transition.batch
+
+        def looked(_: object) -> None:
+            batch.probed(self._now)
+            self._to_advance.setdefault(transition)
+
+        slots = tuple(self.state.slots[run.first] for run in runs)
+        self._look(Read.NONE, looked, started=slots)
+
+    def _ask_for(self, transition: Transition, ask: AskGuest) -> None:
+        batch = transition.batch
+
+        def told(told: GuestTold) -> None:
+            batch.guest_told(ask, told, self._now)
+            self._to_advance.setdefault(transition)
+
+        ids = VcpuMap() if ask.online is None else union(run.step.ids for run in ask.runs)
+        self._ask(ids, online=ask.online, limit=ask.limit, then=told)
+
+    def _ask(self, ids: VcpuMap, *, online: bool | None, limit: float, then: Callable[[GuestTold], None]) -> None:
+        """Ask the guest's agent, then call *then* with what it told."""
+        number = self._next()
+        self._asks[number] = then
+        self._effects.append(Ask(number, ids, online, limit))
+
+    def _guest_told(self, given: GuestTold) -> None:
+        if given.online is not None:
+            self.state.guest_told(given.online, self._now)
+            self._take_news()
+        if given.number is not None:
+            self._asks.pop(given.number)(given)
 
     def _confirmed(self, transition: Transition, look: LastLook, error: Exception | None) -> None:
         transition.confirmed(look, "" if error is None else str(error), self._now)
@@ -789,7 +887,7 @@ class Engine:
         command = self._commands.pop(given.number)
         run = command.run
         if command.removal is None:
-            self.state.plug_accepted(run.first)
+            self.state.plug_accepted(run.first, self._now)
         else:
             self.state.unplug_replied(command.removal, Evidence.ACCEPTED, self._now)
             self._take_news()
@@ -942,6 +1040,7 @@ class Engine:
         *,
         status: bool = False,
         other_paths: bool = False,
+        started: tuple[Slot, ...] = (),
     ) -> int | None:
         """Read the VM, then call *then* with why that failed, or None; return the number of the look."""
         if self.lost is not None:
@@ -949,10 +1048,10 @@ class Engine:
             return None
         tick = self.state.read_sent(read)
         for each in self._new_looks:
-            if each.tick == tick and each.look.read >= read and not (status or other_paths):
+            if each.tick == tick and each.look.read >= read and not (status or other_paths or started):
                 each.then.append(then)
                 return each.look.number
-        look = Look(self._next(), read, status=status, other_paths=other_paths)
+        look = Look(self._next(), read, status=status, other_paths=other_paths, started=started)
         under_way = self._looks[look.number] = _LookUnderWay(tick, look, [then])
         self._new_looks.append(under_way)
         self._effects.append(look)
@@ -967,6 +1066,8 @@ class Engine:
             self.state.status = given.status
         if given.other_paths is not None:
             self.state.others_read(given.other_paths)
+        if given.started is not None:
+            self.state.started(under_way.tick, given.started, self._now)
         if given.slots is not None:
             try:
                 self.state.observed(under_way.tick, given.slots, given.threads, self._now)
@@ -1109,6 +1210,10 @@ class Engine:
         if transition is not None:
             transition.cancel(self._now)
             self._to_advance[transition] = None
+        for single in self._running.values():
+            if not single.is_map and any(step.asks_agent for step in single.plan.steps):
+                single.abandon()  # what is offline in the guest, and was not asked of QEMU, comes back
+                self._to_advance[single] = None
 
     # Time, and numbers.
 

@@ -7,12 +7,12 @@ it back as an input.
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from qmpvcpu import qapi
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.vmstate import Read
-from qmpvcpu.errors import MonitorLostError, RecordError
+from qmpvcpu.errors import MonitorLostError, QmpVcpuError, RecordError
 from qmpvcpu.events import Event
 from qmpvcpu.model.layout import Slot
 from qmpvcpu.model.options import CheckedOptions
@@ -23,6 +23,8 @@ from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import Plan
 from qmpvcpu.qapi import ThreadReading
+
+NO_VCPUS: Final = VcpuMap()
 
 # Requests: what callers want. Each is settled once, with a result or an error (``Settle``).
 
@@ -173,6 +175,7 @@ class Looked(NamedTuple):
     threads: Sequence[ThreadReading] | None
     status: VmStatus | None
     other_paths: frozenset[str] | None
+    started: frozenset[int] | None = None
 
 
 class LookFailed(NamedTuple):
@@ -180,6 +183,24 @@ class LookFailed(NamedTuple):
 
     number: int
     error: Exception
+
+
+class GuestTold(NamedTuple):
+    """The guest's agent was asked by the effect *number*.
+
+    Attributes:
+        number: Of the effect; None: somebody else has asked.
+        online: The guest's list of its CPUs, as vCPU ids; True: that one is online. None: it told none.
+        changed: The vCPUs that it brought online, or took offline.
+        error: Why it did not do that, or tell; None: it did.
+        refused: What the guest said where that is a refusal of its own, or "".
+    """
+
+    number: int | None
+    online: Mapping[int, bool] | None
+    changed: VcpuMap = NO_VCPUS
+    error: QmpVcpuError | None = None
+    refused: str = ""
 
 
 class Saved(NamedTuple):
@@ -262,6 +283,7 @@ Input = (
     | Unanswered
     | Looked
     | LookFailed
+    | GuestTold
     | Saved
     | ConfigWritten
     | Cancelled
@@ -295,12 +317,30 @@ class Look(NamedTuple):
         read: Which slots query, if any.
         status: Ask what the VM does.
         other_paths: Ask which QOM paths other devices have.
+        started: The slots of which it is to be found out whether their vCPUs have run.
     """
 
     number: int
     read: Read
     status: bool = False
     other_paths: bool = False
+    started: tuple[Slot, ...] = ()
+
+
+class Ask(NamedTuple):
+    """Ask the guest's agent; answered with ``GuestTold``.
+
+    Attributes:
+        number: Its number.
+        ids: The vCPUs to bring online or to take offline.
+        online: Which of these; None only asks for the guest's list.
+        limit: How long the agent has, in seconds.
+    """
+
+    number: int
+    ids: VcpuMap
+    online: bool | None
+    limit: float
 
 
 class Save(NamedTuple):
@@ -343,4 +383,4 @@ class LetGo(NamedTuple):
     error: MonitorLostError
 
 
-Effect = Send | Look | Save | WriteConfig | Publish | Settle | BackgroundRead | LetGo
+Effect = Send | Look | Ask | Save | WriteConfig | Publish | Settle | BackgroundRead | LetGo

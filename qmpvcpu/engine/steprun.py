@@ -1,17 +1,22 @@
 """One step of a transition while it runs, and the stages that it goes through.
 
-====== ======================================== ==============================================================
-step   stages                                   a stage ends
-====== ======================================== ==============================================================
-plug   SENT, PRESENT, ENDED                     SENT with QEMU's reply; PRESENT, where it is waited in, with the
-                                                guest's acknowledgement
-unplug SENT, REQUESTED, ENDED                   SENT with QEMU's reply; REQUESTED with the end of its removal, whose
-                                                own states (``removal``) tell whether the guest works on it
-====== ======================================== ==============================================================
+====== ================================================ ======================================================
+step   stages                                           a stage ends
+====== ================================================ ======================================================
+plug   SENT, PRESENT, STARTING, ONLINING, ENDED         SENT with QEMU's reply; the others, where they are waited
+                                                        in, with a proof: acknowledged, started, online
+unplug LEAVING_GUEST, SENT, REQUESTED, ENDED            LEAVING_GUEST, where the agent is asked first, with its
+                                                        answer; SENT with QEMU's reply; REQUESTED with the end of its
+                                                        removal, whose own states (``removal``) tell whether the
+                                                        guest works on it. One that comes to nothing once the vCPU is
+                                                        offline ends with RETURNING_TO_GUEST
+online ONLINING, ENDED                                  ONLINING as that of a plug
+====== ================================================ ======================================================
 
-The table ``STAGES`` says what a step waits for in each stage beyond QEMU's reply, and what is read before it goes on
-or is given up. ``Batch`` goes through the rows in their order. To add a stage, such as a further proof of a plug, add
-a row, and where it needs them an effect and an input (``messages``) that tell the state what the step waits for.
+The table ``STAGES`` says what a step waits for in each stage beyond a reply, how that is found out where no event
+tells it, and what is read before the step goes on or is given up. ``Batch`` goes through the rows in their order. To
+add a stage, such as a further proof of a plug, add a row, and where it needs them an effect and an input
+(``messages``) that tell the state what the step waits for.
 """
 
 import enum
@@ -22,9 +27,9 @@ from typing import Any, Final, NamedTuple
 
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.vmstate import Read, VmState
-from qmpvcpu.errors import StepDeniedError
-from qmpvcpu.model.options import CheckedOptions
-from qmpvcpu.model.transition import Action, Step, StepReport
+from qmpvcpu.errors import QmpVcpuError, StepDeniedError
+from qmpvcpu.model.options import CheckedOptions, Proof
+from qmpvcpu.model.transition import Action, ProofSeconds, Step, StepReport
 from qmpvcpu.model.verdicts import Denied, Pending, Refused, Rejected, Unknown, Verdict
 
 BY_OTHER: Final = "changed by other"
@@ -36,11 +41,25 @@ class StepStage(enum.Enum):
     QUEUED = "not sent"
     SENT = "sent, QEMU has not replied"
     UNSURE = "sent, and the connection was lost: what the next look shows is the reply"
-    PRESENT = "QEMU accepted the plug"
+    LEAVING_GUEST = "the guest's agent is asked to take it offline"
+    PRESENT = "QEMU accepted the plug; the guest's acknowledgement is awaited"
+    STARTING = "plugged; that it runs is awaited"
+    ONLINING = "plugged; that the guest has it online is awaited"
     REQUESTED = "QEMU accepted the removal, or it was under way already"
+    RETURNING_TO_GUEST = "the unplug came to nothing; the agent is asked to bring it online again"
     ENDED = "over"
 
     __hash__ = object.__hash__  # members compare by identity; Enum's own hash is a call of Python for each look-up
+
+
+class Probe(enum.Enum):
+    """How it is found out whether what is waited for is so, where no event tells."""
+
+    NONE = "events tell"
+    STARTED = "QEMU, or its host, is asked which vCPUs have run"
+    GUEST = "the guest's agent is asked which CPUs are online, and to bring some online"
+
+    __hash__ = object.__hash__
 
 
 @dataclass(slots=True, eq=False)
@@ -65,9 +84,18 @@ class StepRun:
         rejections: How often QEMU rejected it while it held the id of the CPU that was there before.
         arguments: Of its command, once that is sent.
         cause: What kept QEMU's reply from coming, or None.
-        unproven: True if it is plugged, and the acknowledgement that was required did not come.
+        proofs: When each rung was proven of the CPU that it plugged, by the caller's clock.
+        missing: The rung that was required of a plug and did not come, or None.
+        code: Of the guest's acknowledgement, which was waited for in vain, or None.
+        no_agent: Why the agent could not be asked the last time, or "".
+        agent_error: What that is as an error, where the step ends with it, or None.
+        is_offline: True once the agent says that its vCPUs are offline, so that QEMU is asked.
+        taken_offline: True while it is the agent that has them offline, for this step.
+        is_probed: True once it was asked for what no event tells.
+        is_hurried: True once it was asked for anew because the guest has acknowledged the plug.
         first: First vCPU id of its slot.
         plugs: True if its command is ``device_add``: a plug, or a vCPU that was to be kept and has left.
+        arrives: True if it goes through the stages of a plug: also one that is there, and only brought online.
     """
 
     step: Step
@@ -87,20 +115,39 @@ class StepRun:
     rejections: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
     cause: Exception | None = None
-    unproven: bool = False
+    proofs: Mapping[Proof, float] = field(default_factory=dict)
+    missing: Proof | None = None
+    code: int | None = None
+    no_agent: str = ""
+    agent_error: QmpVcpuError | None = None
+    is_offline: bool = False
+    taken_offline: bool = False
+    is_probed: bool = False
+    is_hurried: bool = False
     first: int = field(init=False)
     plugs: bool = field(init=False)
+    arrives: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.first = self.step.first
         self.plugs = self.step.action is Action.PLUG
+        self.arrives = self.plugs or self.step.action is Action.ONLINE
 
     @property
     def may_send(self) -> bool:
         """True while its command may be sent, or has no reply: a vCPU that is to be kept may yet be plugged again."""
         if self.step.action is Action.KEEP:
             return self.stage is not StepStage.ENDED
-        return self.stage in {StepStage.QUEUED, StepStage.SENT, StepStage.UNSURE}
+        return self.stage in _MAY_SEND
+
+    @property
+    def proof_seconds(self) -> ProofSeconds | None:
+        """In how many seconds from sending each rung was proven of what it plugged; None where it plugged nothing."""
+        if not (self.proofs and self.plugs):
+            return None
+        return ProofSeconds(
+            **{proof.value: round(max(at - self.sent_at, 0.0), 6) for proof, at in self.proofs.items()}
+        )
 
     @property
     def seconds(self) -> float:
@@ -108,11 +155,24 @@ class StepRun:
         return round(max(self.ended_at - self.sent_at, 0.0), 6) if self.sent_at else 0.0
 
 
+_MAY_SEND: Final = frozenset(
+    {
+        StepStage.QUEUED,
+        StepStage.LEAVING_GUEST,
+        StepStage.SENT,
+        StepStage.UNSURE,
+        StepStage.RETURNING_TO_GUEST,
+    }
+)
+
+
 class StageRule(NamedTuple):
     """What a step waits for in a stage, beyond QEMU's reply.
 
     Attributes:
         of_plugs: True for a stage of plugs, False for one of removals.
+        proves: The rung that a plug waits for, or None.
+        probe: How it is found out, where no event tells it.
         is_awaited: Whether the step waits here at all.
         is_over: Whether what it waits for is known.
         last_look: The read that is made before the step is given up when the time (in seconds) is over; NONE: none.
@@ -120,6 +180,8 @@ class StageRule(NamedTuple):
     """
 
     of_plugs: bool
+    proves: Proof | None
+    probe: Probe
     is_awaited: Callable[[StepRun, VmState, CheckedOptions], bool]
     is_over: Callable[[StepRun, VmState], bool]
     last_look: Callable[[StepRun, VmState, float], Read]
@@ -127,12 +189,28 @@ class StageRule(NamedTuple):
 
 
 def _wants_acknowledgement(run: StepRun, state: VmState, options: CheckedOptions) -> bool:
-    return options.wants_acknowledgement or run.first in state.maybe_queued_twice
+    return run.plugs and (options.awaited_proof is Proof.ACKNOWLEDGED or run.first in state.maybe_queued_twice)
 
 
 def _is_acknowledged(run: StepRun, state: VmState) -> bool:
     slot = state.slots[run.first]
     return not slot.present or slot.acknowledged is not None
+
+
+def _is_started(run: StepRun, state: VmState) -> bool:
+    return not state.slots[run.first].present or Proof.STARTED in state.proofs_of(run.first)
+
+
+def _wants_online(run: StepRun, state: VmState, options: CheckedOptions) -> bool:
+    return (run.step.asks_agent and state.has_agent) or options.awaited_proof is Proof.ONLINE or not run.plugs
+
+
+def _is_online(run: StepRun, state: VmState) -> bool:
+    return not state.slots[run.first].present or Proof.ONLINE in state.proofs_of(run.first)
+
+
+def _nothing_read(_run: StepRun, _state: VmState, _limit: float = 0.0) -> Read:
+    return Read.NONE
 
 
 def _read_if_maybe_ejected(run: StepRun, state: VmState) -> Read:
@@ -150,18 +228,40 @@ STAGES: Final = MappingProxyType(
     {
         StepStage.PRESENT: StageRule(
             of_plugs=True,
+            proves=Proof.ACKNOWLEDGED,
+            probe=Probe.NONE,
             is_awaited=_wants_acknowledgement,
             is_over=_is_acknowledged,
             last_look=lambda run, state, _limit: _read_if_maybe_ejected(run, state),
             proving_look=_read_if_maybe_ejected,
         ),
+        StepStage.STARTING: StageRule(
+            of_plugs=True,
+            proves=Proof.STARTED,
+            probe=Probe.STARTED,
+            is_awaited=lambda run, _state, options: run.plugs and options.awaited_proof is Proof.STARTED,
+            is_over=_is_started,
+            last_look=_nothing_read,
+            proving_look=_nothing_read,
+        ),
+        StepStage.ONLINING: StageRule(
+            of_plugs=True,
+            proves=Proof.ONLINE,
+            probe=Probe.GUEST,
+            is_awaited=_wants_online,
+            is_over=_is_online,
+            last_look=_nothing_read,
+            proving_look=_nothing_read,
+        ),
         StepStage.REQUESTED: StageRule(
             of_plugs=False,
+            proves=None,
+            probe=Probe.NONE,
             is_awaited=lambda _run, _state, _options: True,
             is_over=_is_settled,
             # The guest may send no OST, and under TCG QEMU sends no event.
             last_look=lambda _run, _state, limit: Read.SLOTS if limit else Read.NONE,
-            proving_look=lambda _run, _state: Read.NONE,
+            proving_look=_nothing_read,
         ),
     }
 )
@@ -172,7 +272,7 @@ def next_stage(run: StepRun, state: VmState, options: CheckedOptions) -> StepSta
     stages = tuple(STAGES)
     for stage in stages[stages.index(run.stage) + 1 if run.stage in STAGES else 0 :]:
         rule = STAGES[stage]
-        if rule.of_plugs is run.plugs and rule.is_awaited(run, state, options):
+        if rule.of_plugs is run.arrives and rule.is_awaited(run, state, options):
             return stage
     return None
 
@@ -181,6 +281,8 @@ def why(verdict: Verdict) -> str:
     """Return why *verdict* is not what was wanted, in words."""
     said = ""
     match verdict:
+        case Refused(by_agent=True):
+            said = f"the guest keeps it online, and QEMU was sent nothing: {verdict.reason}"
         case Refused():
             shown = "" if verdict.code is None else f" (OST status {verdict.code:#04x})"
             said = f"the guest refused: {verdict.reason}{shown}"
@@ -222,4 +324,6 @@ def report_on(
         seconds=run.seconds,
         undo=None if undo is None else undo.verdict,
         undone=undone,
+        proofs=run.proof_seconds,
+        missing=run.missing,
     )

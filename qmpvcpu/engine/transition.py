@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from qmpvcpu.engine.batch import Batch, Bounds, LookAgain, SendStep
+from qmpvcpu.engine.batch import Batch, BatchTask, Bounds
 from qmpvcpu.engine.messages import Change, Result
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.steprun import BY_OTHER, StepRun, StepStage, report_on
@@ -92,7 +92,7 @@ class WriteNextBoot(NamedTuple):
     """Write the next boot, then call ``config_written``."""
 
 
-Task = SaveIntent | SendStep | LookAgain | LastLook | WriteNextBoot
+Task = SaveIntent | LastLook | WriteNextBoot | BatchTask
 
 
 class Transition:
@@ -209,8 +209,8 @@ class Transition:
 
     @property
     def has_sent(self) -> bool:
-        """True once a command was sent."""
-        return any(run.arguments for run in self._runs)
+        """True once a command was sent, to QEMU or to the guest's agent."""
+        return any(run.arguments or run.stage is StepStage.LEAVING_GUEST or run.is_offline for run in self._runs)
 
     @property
     def is_open(self) -> bool:
@@ -317,9 +317,11 @@ class Transition:
         if not run.ours and (begun is None or begun.action is not action):
             return None
         if action is Action.PLUG and isinstance(run.verdict, Plugged):
-            return StepRun(Step(Action.UNPLUG, ids), undoes=run)
+            asks_agent = self.change.options.offline_first
+            return StepRun(Step(Action.UNPLUG, ids, asks_agent=asks_agent), undoes=run)
         if action is Action.UNPLUG and isinstance(run.verdict, Unplugged):
-            return StepRun(Step(Action.PLUG, ids), undoes=run)
+            asks_agent = run.taken_offline or (begun is not None and begun.asks_agent)
+            return StepRun(Step(Action.PLUG, ids, asks_agent=asks_agent), undoes=run)
         return None
 
     # What is told.
@@ -459,14 +461,15 @@ class Transition:
     def _is_reached(self) -> bool:
         if self.is_map:
             return self.report().outcome is TransitionOutcome.REACHED
-        return all(succeeded(run.step.action, run.verdict) and not run.unproven for run in self._runs)
+        return all(succeeded(run.step.action, run.verdict) and run.missing is None for run in self._runs)
 
     def report(self) -> TransitionReport:
         """Return what became of each slot, as it stands now."""
         layout = self._state.layout
         steps = tuple(self._report(run) for run in self._runs)
         as_wanted = layout.enabled == self.plan.target and not layout.pending & self.plan.target
-        reached = as_wanted and not self._unconfirmed and not any(run.unproven for run in self._runs)
+        proven = all(run.missing is None and self._is_back(run) for run in self._runs)
+        reached = as_wanted and not self._unconfirmed and proven
         kept = bool(self._unconfirmed) or any(step.undone is False for step in steps) if self._turned else not reached
         if self._turned or self.intent.direction is Direction.REVERTING:
             outcome = TransitionOutcome.REVERT_INCOMPLETE if kept else TransitionOutcome.REVERTED
@@ -501,7 +504,7 @@ class Transition:
             and not (self.cancelled or self.lost or self._unconfirmed)
             and layout.enabled - layout.pending == self.plan.target
             and all(
-                isinstance(run.verdict, Pending) or (succeeded(run.step.action, run.verdict) and not run.unproven)
+                isinstance(run.verdict, Pending) or (succeeded(run.step.action, run.verdict) and run.missing is None)
                 for run in self._runs
             )
         )
@@ -516,11 +519,17 @@ class Transition:
         unsent = self._unsent or self.batch.halted
         return report_on(run, undo, self._undone(run, undo), unsent=unsent, unsent_back=self._stopped)
 
+    @staticmethod
+    def _is_back(run: StepRun) -> bool:
+        """Return False if what *run* was to bring online in the guest is not."""
+        return run.step.action is not Action.ONLINE or isinstance(run.verdict, Plugged)
+
     def _undone(self, run: StepRun, undo: StepRun | None) -> bool | None:
         if not self._turned:
             return None
         if undo is not None:
-            return None if undo.reason == BY_OTHER else succeeded(undo.step.action, undo.verdict)
+            done = succeeded(undo.step.action, undo.verdict) and undo.missing is None
+            return None if undo.reason == BY_OTHER else done
         if isinstance(run.verdict, Unknown):
             return False  # it may have been done, or be done yet
         # A removal that is pending cannot be withdrawn; one that was asked for before was not this transition's.

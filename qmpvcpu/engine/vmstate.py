@@ -33,12 +33,14 @@ from qmpvcpu.events import (
     UnplugRefused,
     UnplugRequested,
     VcpuPlugged,
+    VcpuProven,
     VcpuUnplugged,
     VmReset,
     VmResumed,
     VmStopped,
 )
-from qmpvcpu.model.layout import Layout, Slot
+from qmpvcpu.model.layout import Layout, Rung, Slot
+from qmpvcpu.model.options import Proof
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus, Rejected
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation
@@ -131,6 +133,8 @@ class VmState:
         single_threaded: Whether one host thread runs all vCPUs; None where it could not be told.
         answers: The guest's last answer per cpu-index (``query-acpi-ospm-status``), if QEMU has it.
         now: The caller's clock, in seconds.
+        epoch: When that clock was at 0, in seconds since 1970.
+        has_agent: True if the guest's agent may be asked.
 
     Attributes:
         slots: All slots, by the first vCPU id of each.
@@ -140,6 +144,9 @@ class VmState:
         single_threaded: As given, until a read tells.
         exported: True while the VM is exported: nothing may be sent that changes a slot.
         maybe_queued_twice: First vCPU ids of the slots in which a second removal may be queued.
+        has_agent: As given.
+        guest_sees: Whether the guest has the CPUs of each slot online, by the slot's first vCPU id, as its agent told
+            last; a slot that the guest does not list, or lists in part, is not in it. None: the agent told nothing.
     """
 
     def __init__(
@@ -150,8 +157,14 @@ class VmState:
         single_threaded: bool | None,
         answers: Mapping[int, OstAnswer],
         now: float,
+        epoch: float = 0.0,
+        has_agent: bool = False,
     ) -> None:
         self.slots = SlotTable(layout)
+        self.has_agent = has_agent
+        self.guest_sees: dict[int, bool] | None = None
+        self._epoch = epoch
+        self._rungs: dict[int, dict[Proof, float]] = {}  # of the CPU in each slot: when each was first known
         self.removals: dict[int, Removal] = {}
         self.wanted_read = Read.NONE
         self._events: list[Event] = []
@@ -268,6 +281,8 @@ class VmState:
             unheard=not self._heard and self.layout.vm.acknowledges,
             arrived=self._arrived,
             guest_os=self.guest_os,
+            has_agent=self.has_agent,
+            guest_sees=self.guest_sees,
         )
 
     # Our own commands.
@@ -278,14 +293,15 @@ class VmState:
         self._plugging[first] = path
         return path
 
-    def plug_accepted(self, first: int) -> None:
+    def plug_accepted(self, first: int, now: float) -> None:
         """Take QEMU's acceptance of our ``device_add`` (or a read that shows it); idempotent."""
         if first not in self._plugging:
             return
         path = self._plugging.pop(first)
-        slot = self.slots[first].filled(path)
+        self._fill(self.slots[first].filled(path), Origin.US, now)
         answer = self._early_answers.pop(first, None)
-        self._fill(slot if answer is None else slot.answered(answer), Origin.US)
+        if answer is not None:
+            self._receive_insertion(self.slots[first], answer, now)
         if first in self._doubted:
             self._doubted.discard(first)
             self._want(Read.SLOTS)
@@ -369,6 +385,7 @@ class VmState:
                 for removal in self.removals.values():
                     removal.advance(Evidence.RESET, now)
                 self._heard, self.guest_os = False, None  # it starts anew
+                self._start_anew(now)
                 self._tell(VmReset, Origin.UNKNOWN)
             case qapi.RunEvent.STOP:
                 self.status = None  # paused, or migrated away: QEMU does not say which
@@ -389,7 +406,7 @@ class VmState:
         self._heard = True
         slot = self.slots[first]
         if event.answer.is_insertion:
-            self._receive_insertion(slot, event.answer)
+            self._receive_insertion(slot, event.answer, now)
         elif event.answer.is_ejection and slot.present:
             self._receive_ejection(slot, event.answer, now)
         elif event.answer.status is OstStatus.IN_PROGRESS:
@@ -397,13 +414,15 @@ class VmState:
             self.maybe_queued_twice.add(first)
             self._want(Read.NONE if first in self._plugging else Read.FULL)
 
-    def _receive_insertion(self, slot: Slot, answer: OstAnswer) -> None:
+    def _receive_insertion(self, slot: Slot, answer: OstAnswer, now: float) -> None:
         if slot.first in self._plugging:
             self._early_answers[slot.first] = answer
         elif not slot.present:
             self._want(Read.FULL)  # somebody else's plug: only a read tells its path
         else:
             self._replace(slot.answered(answer))
+            if answer.status is OstStatus.SUCCESS:
+                self._prove(slot.first, Proof.ACKNOWLEDGED, now)
 
     def _receive_ejection(self, slot: Slot, answer: OstAnswer, now: float) -> None:
         if answer.status is OstStatus.SUCCESS:
@@ -489,7 +508,7 @@ class VmState:
         known = self.slots[seen.first]
         if seen.first in self._plugging:
             if seen.qom_path == self._plugging[seen.first]:
-                self.plug_accepted(seen.first)
+                self.plug_accepted(seen.first, now)
             return False
         removal = self.removals.get(seen.first)
         told = seen.first in self._told
@@ -507,7 +526,7 @@ class VmState:
         if seen.qom_path is not None:
             ours_too = seen.qom_path == self._unsure.get(seen.first)
             origin = Origin.US if ours_too else Origin.OTHER
-            self._fill(known.filled(seen.qom_path).seen(seen.host_tids), origin)
+            self._fill(known.filled(seen.qom_path).seen(seen.host_tids), origin, now)
             if not full:
                 self._want(Read.FULL)
         return removal is None
@@ -570,6 +589,76 @@ class VmState:
             self._arrived, self._heard, self.guest_os = status.arrived, _has_answered(answers), None
             self._meet(answers, now)
         self._tell(Reconnected, Origin.UNKNOWN)
+
+    # What is proven.
+
+    def started(self, sent: int, firsts: Iterable[int], now: float) -> None:
+        """Take in that a read shows that the CPUs of these slots have run: only of slots unchanged since it was sent.
+
+        Args:
+            sent: What ``read_sent`` returned.
+            firsts: The first vCPU ids of the slots.
+            now: The caller's clock.
+        """
+        for first in firsts:
+            if self._changed.get(first, 0) <= sent and self.slots[first].present:
+                self._prove(first, Proof.STARTED, now)
+
+    def guest_told(self, online: Mapping[int, bool], now: float) -> None:
+        """Take in the guest's list of its CPUs, as vCPU ids; True: that one is online."""
+        self.guest_sees = {}
+        for slot in self.layout.slots:
+            told = {online.get(each) for each in slot.ids}
+            if None in told or not slot.present:
+                continue
+            self.guest_sees[slot.first] = told == {True}
+            if told == {True}:
+                self._prove(slot.first, Proof.ONLINE, now)
+            elif slot.proof is Proof.ONLINE:
+                self._rungs[slot.first].pop(Proof.ONLINE, None)
+                self._replace(slot.proven(self._highest(slot.first, now)))
+
+    def refused_by_agent(self, first: int, reason: str) -> None:
+        """Tell that the guest's agent refused to take the CPUs of the slot of vCPU *first* offline."""
+        self._tell(UnplugRefused, Origin.US, ids=self.slots[first].ids, code=None, reason=reason)
+
+    def proofs_of(self, first: int) -> Mapping[Proof, float]:
+        """When each rung was first known of the CPU in the slot of vCPU *first*, by the caller's clock."""
+        return self._rungs.get(first, {})
+
+    def _prove(self, first: int, proof: Proof, now: float) -> None:
+        """Take in that the CPU in the slot of vCPU *first* is on that rung."""
+        known = self._rungs.setdefault(first, {})
+        if proof in known:
+            return
+        known[proof] = now
+        slot = self.slots[first]
+        if slot.rung is not None and proof <= slot.rung.proof:
+            self._touched.add(first)
+            return
+        self._replace(slot.proven(Rung(proof, self._epoch + now)))
+        plugged = known.get(Proof.PRESENT)
+        self._tell(
+            VcpuProven,
+            Origin.UNKNOWN,
+            ids=slot.ids,
+            proof=proof,
+            seconds=None if plugged is None else round(now - plugged, 6),
+        )
+
+    def _highest(self, first: int, now: float) -> Rung:
+        known = self._rungs.get(first, {})
+        proof = max(known, default=Proof.PRESENT)
+        return Rung(proof, self._epoch + known.get(proof, now))
+
+    def _start_anew(self, now: float) -> None:
+        """Take in that the VM was reset: its guest starts each CPU again."""
+        self.guest_sees = None
+        for slot in self.layout.slots:
+            known = self._rungs.get(slot.first, {})
+            self._rungs[slot.first] = {proof: at for proof, at in known.items() if proof is Proof.PRESENT}
+            if slot.proof not in (None, Proof.PRESENT):
+                self._replace(slot.proven(self._highest(slot.first, now)))
 
     # How it changes.
 
@@ -659,9 +748,10 @@ class VmState:
         self._late.pop(path, None)
         return late
 
-    def _fill(self, slot: Slot, origin: Origin) -> None:
+    def _fill(self, slot: Slot, origin: Origin, now: float) -> None:
         self._created += slot.count
-        self._replace(slot)
+        self._rungs[slot.first] = {Proof.PRESENT: now}
+        self._replace(slot.proven(Rung(Proof.PRESENT, self._epoch + now)))
         self._tell(VcpuPlugged, origin, ids=slot.ids)
 
     def _empty(self, first: int, origin: Origin, now: float) -> None:
@@ -672,6 +762,9 @@ class VmState:
             origin = removal.origin
         self._unplug_seen = True
         self._left_at[first] = now
+        self._rungs.pop(first, None)
+        if self.guest_sees:
+            self.guest_sees.pop(first, None)
         self._replace(slot.emptied())
         self._tell(
             VcpuUnplugged,

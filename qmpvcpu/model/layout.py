@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from qmpvcpu.errors import shorten
 from qmpvcpu.given import whole
 from qmpvcpu.model.names import KNOWN_PLACES, PERIPHERAL, QOM_PATH, Shape, cpu_model_of, is_cpu_type, is_place
+from qmpvcpu.model.options import Proof
 from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap, union
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus
 from qmpvcpu.model.vm import VmInfo
@@ -80,6 +81,19 @@ class CpuProps(Mapping[str, int]):
 
 
 @dataclass(frozen=True, slots=True)
+class Rung:
+    """The highest proof that is known of a CPU.
+
+    Attributes:
+        proof: It.
+        at: Since when, in seconds since 1970 (POSIX time).
+    """
+
+    proof: Proof
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
     """One entry of ``query-hotpluggable-cpus``: one or more vCPUs that are plugged and unplugged together.
 
@@ -92,6 +106,7 @@ class Slot:
         qom_path: Path of the CPU in it, or None while it is empty.
         host_tids: Host thread id of each vCPU; None where not known (not read yet, or empty).
         answer: The guest's last answer to the plug of the CPU in it, or None.
+        rung: The highest proof that was seen of the CPU in it, or None: none was seen, or it is empty.
     """
 
     first: int
@@ -102,6 +117,7 @@ class Slot:
     qom_path: Annotated[str, QOM_PATH] | None = None
     host_tids: tuple[int | None, ...] = ()
     answer: OstAnswer | None = None
+    rung: Rung | None = None
 
     @property
     def ids(self) -> VcpuMap:
@@ -137,6 +153,13 @@ class Slot:
         return self.answer.status is OstStatus.SUCCESS
 
     @property
+    def proof(self) -> Proof | None:
+        """The highest rung that is known of the CPU in it; None while it is empty."""
+        if self.rung is not None or not self.present:
+            return None if self.rung is None else self.rung.proof
+        return Proof.ACKNOWLEDGED if self.acknowledged else Proof.PRESENT
+
+    @property
     def new_device_id(self) -> str:
         """The device id that a CPU plugged by us gets: libvirt loses a VM whose ids do not start with "vcpu"."""
         return f"vcpu{self.first}"
@@ -159,26 +182,32 @@ class Slot:
         """True if its CPU has an id that we give to the CPU of this slot."""
         return re.fullmatch(rf"{self.new_device_id}(-[1-9][0-9]*)?", self.device_id or "") is not None
 
-    def filled(self, qom_path: str) -> "Slot":
+    def filled(self, qom_path: str, rung: Rung | None = None) -> "Slot":
         """Return this slot with a newly plugged CPU in it."""
-        return self._holding(qom_path, (None,) * self.count, None)
+        return self._holding(qom_path, (None,) * self.count, None, rung)
 
     def emptied(self) -> "Slot":
         """Return this slot without its CPU."""
-        return self._holding(None, (), None)
+        return self._holding(None, (), None, None)
 
     def answered(self, answer: OstAnswer) -> "Slot":
         """Return this slot with the guest's answer to the plug of the CPU in it."""
-        return self._holding(self.qom_path, self.host_tids, answer)
+        return self._holding(self.qom_path, self.host_tids, answer, self.rung)
+
+    def proven(self, rung: Rung) -> "Slot":
+        """Return this slot with what is proven of the CPU in it."""
+        return self._holding(self.qom_path, self.host_tids, self.answer, rung)
 
     def seen(self, host_tids: tuple[int | None, ...]) -> "Slot":
         """Return this slot with the threads of the CPU in it."""
-        return self._holding(self.qom_path, host_tids, self.answer)
+        return self._holding(self.qom_path, host_tids, self.answer, self.rung)
 
-    def _holding(self, qom_path: str | None, host_tids: tuple[int | None, ...], answer: OstAnswer | None) -> "Slot":
+    def _holding(
+        self, qom_path: str | None, host_tids: tuple[int | None, ...], answer: OstAnswer | None, rung: Rung | None
+    ) -> "Slot":
         # Not by replace(), which takes twice as long, at each change of each vCPU.
         fixed = self.first, self.count, self.type, self.props, self.cpu_index
-        return Slot(*fixed, qom_path, host_tids, answer)
+        return Slot(*fixed, qom_path, host_tids, answer, rung)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +235,20 @@ class Vcpu:
     pending: bool
     host_tid: int | None
     acknowledged: bool | None
+
+    @property
+    def proof(self) -> Proof | None:
+        """The highest rung that is known of it; None while absent.
+
+        What was proven before ``attach`` is not known, but for what the guest has acknowledged. A reset of the VM
+        takes it back to PRESENT.
+        """
+        return self.slot.proof
+
+    @property
+    def proven_at(self) -> float | None:
+        """Since when ``proof`` is known, in seconds since 1970; None where it was so before ``attach``."""
+        return None if self.slot.rung is None else self.slot.rung.at
 
     @property
     def device_id(self) -> str | None:

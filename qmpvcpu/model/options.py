@@ -34,17 +34,33 @@ class OnFailure(enum.Enum):
 
 
 class Proof(enum.Enum):
-    """What a plug waits for.
+    """What proves that a vCPU is plugged: the rungs of a ladder, each higher than the one before (``<``, ``max``).
 
     PRESENT: QEMU accepted the ``device_add``. ACKNOWLEDGED: the guest said so through _OST (advisory: it never
     comes for a plug in early boot, and a guest may say it without taking the CPU). On a machine whose guests cannot
-    say it (pseries, s390x) a plug that waits for it is denied. STARTED: the vCPU has executed guest code; where
-    nothing tells that (``VmInfo.start_unknowable``) the plug is denied.
+    say it (pseries, s390x) a plug that waits for it is denied. STARTED: the vCPU has run code of the guest, as KVM's
+    statistics or the run time of its thread show; no agent is needed, and where neither can be had
+    (``VmInfo.start_unknowable``) the plug is denied. ONLINE: the guest's own list has it online, as
+    the guest agent tells.
+
+    A higher rung does not rest on the lower ones: a guest can start a vCPU without acknowledging it.
     """
 
     PRESENT = "present"
     ACKNOWLEDGED = "acknowledged"
     STARTED = "started"
+    ONLINE = "online"
+
+    __hash__ = object.__hash__  # members compare by identity; Enum's own hash is a call of Python for each look-up
+
+    def __lt__(self, other: "Proof") -> bool:
+        return _RUNGS.index(self) < _RUNGS.index(other)
+
+    def __le__(self, other: "Proof") -> bool:
+        return _RUNGS.index(self) <= _RUNGS.index(other)
+
+
+_RUNGS: Final = tuple(Proof)
 
 
 class Recovery(enum.Enum):
@@ -74,9 +90,15 @@ class ChangeOptions(TypedDict, total=False):
         revert_timeout: As *timeout*, for the steps that are undone; None (the default): the same.
         in_flight: How many commands may wait for QEMU's reply at once, at least 1; default 8. Under STOP removals are
             still requested one at a time.
-        proof: ``Proof.PRESENT`` (the default) is content with QEMU's acceptance of a plug; ``Proof.ACKNOWLEDGED``
-            also waits for the guest's answer, up to *timeout*. That is advisory, so its absence is no failure.
+        proof: ``Proof.PRESENT`` (the default) is content with QEMU's acceptance of a plug; every other rung is waited
+            for, up to *timeout*. A vCPU that is not STARTED or ONLINE by then is a failure, though it stays plugged;
+            ACKNOWLEDGED is advisory, so its absence is none. It is of what the change itself plugs.
         require_proof: True makes a plug that the guest does not acknowledge a failure; implies ACKNOWLEDGED.
+        online: With ``Proof.ONLINE``: True (the default) has the guest agent bring a vCPU online that the guest has
+            taken and left offline; False only looks.
+        offline_first: True has the guest agent take a vCPU offline in the guest before QEMU is asked to remove it. If
+            the guest will not, nothing is sent to QEMU, and nothing is pending; if the removal comes to nothing
+            after that, the vCPU is brought online again. Needs ``attach(agent=)``.
         allow_fatal: True sends even what this QEMU is known not to survive.
         allow_boot_vcpus: True takes boot vCPUs from a VM that libvirt runs, which makes libvirtd lose the VM.
         affect: ``Affect.LIVE`` (the default) changes the running VM; CONFIG only its next boot, and nothing is sent;
@@ -90,6 +112,8 @@ class ChangeOptions(TypedDict, total=False):
     in_flight: int
     proof: Proof
     require_proof: bool
+    online: bool
+    offline_first: bool
     allow_fatal: bool
     allow_boot_vcpus: bool
     affect: Affect
@@ -105,6 +129,8 @@ class CheckedOptions(NamedTuple):
     in_flight: int = 8
     proof: Proof = Proof.PRESENT
     require_proof: bool = False
+    online: bool = True
+    offline_first: bool = False
     allow_fatal: bool = False
     allow_boot_vcpus: bool = False
     affect: Affect = Affect.LIVE
@@ -124,9 +150,14 @@ class CheckedOptions(NamedTuple):
         return checked
 
     @property
-    def wants_acknowledgement(self) -> bool:
-        """True if a plug waits for the guest's acknowledgement."""
-        return self.require_proof or self.proof is Proof.ACKNOWLEDGED
+    def awaited_proof(self) -> Proof:
+        """The rung that a plug waits for."""
+        return Proof.ACKNOWLEDGED if self.require_proof and self.proof is Proof.PRESENT else self.proof
+
+    @property
+    def required_proof(self) -> Proof:
+        """The rung without which a plug has failed."""
+        return Proof.PRESENT if self.proof is Proof.ACKNOWLEDGED and not self.require_proof else self.awaited_proof
 
     @property
     def undo_timeout(self) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from qmpvcpu.errors import Outcome, printable
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.options import Affect, OnFailure
+from qmpvcpu.model.options import Affect, OnFailure, Proof
 from qmpvcpu.model.vcpumap import VcpuMap, union, union_by
 from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict
 
@@ -21,12 +21,14 @@ class Action(enum.Enum):
     """What a step does to its slot.
 
     KEEP is for a vCPU that should stay while its removal is pending. QEMU cannot withdraw a removal, so the step
-    waits for the guest's answer and plugs the vCPU again if it left.
+    waits for the guest's answer and plugs the vCPU again if it left. ONLINE is for one that an interrupted change may
+    have taken offline in the guest, and that should be as it was: the agent brings it online.
     """
 
     PLUG = "plug"
     UNPLUG = "unplug"
     KEEP = "keep"
+    ONLINE = "online"
 
 
 class Direction(enum.Enum):
@@ -45,12 +47,15 @@ class Step:
         ids: All vCPU ids of the slot, which move together.
         qom_path: The CPU that should go, or stay; None for a plug.
         joins: True for the unplug of a vCPU whose removal is pending already: nothing is sent, its answer is awaited.
+        asks_agent: True if the guest's agent has a part in it: it takes the vCPU offline before an unplug, or brings
+            it online after a plug.
     """
 
     action: Action
     ids: VcpuMap
     qom_path: str | None = None
     joins: bool = False
+    asks_agent: bool = False
 
     @property
     def first(self) -> int:
@@ -117,11 +122,25 @@ class ConfigOutcome(enum.Enum):
 def succeeded(action: Action, verdict: Verdict | None) -> bool:
     """Return True if *verdict* is what *action* was for; a KEEP has succeeded if the guest refuses to let go."""
     match action:
-        case Action.PLUG:
+        case Action.PLUG | Action.ONLINE:
             return isinstance(verdict, Plugged)
         case Action.UNPLUG:
             return isinstance(verdict, Unplugged)
     return isinstance(verdict, Refused | Plugged)
+
+
+@dataclass(frozen=True, slots=True)
+class ProofSeconds:
+    """In how many seconds from sending each rung was proven of a plug; None where it was not, or nobody looked."""
+
+    present: float | None = None
+    acknowledged: float | None = None
+    started: float | None = None
+    online: float | None = None
+
+    def __str__(self) -> str:
+        times = ((proof.value, getattr(self, proof.value)) for proof in Proof)
+        return ", ".join(f"{word} in {seconds:.3g} s" for word, seconds in times if seconds is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +155,8 @@ class StepReport:
         seconds: From sending to the verdict; 0 if it was never sent.
         undo: How the undoing of it ended, or None if there was none.
         undone: True if it was undone, False if it should have been and is not, None if there was nothing to undo.
+        proofs: What was proven of a vCPU that it plugged, and when; None where it plugged none.
+        missing: The proof that was required of a plug and did not come, or None.
     """
 
     action: Action
@@ -145,12 +166,13 @@ class StepReport:
     seconds: float = 0.0
     undo: Verdict | None = None
     undone: bool | None = None
+    proofs: ProofSeconds | None = None
+    missing: Proof | None = None
 
     @property
     def ok(self) -> bool:
         """True if the slot became what was wanted, with the proof that was required; undone afterwards or not."""
-        unproven = isinstance(self.verdict, Plugged) and self.verdict.acknowledged is False and bool(self.reason)
-        return succeeded(self.action, self.verdict) and not unproven
+        return succeeded(self.action, self.verdict) and self.missing is None
 
     @property
     def left(self) -> bool | None:
@@ -165,7 +187,7 @@ class StepReport:
         if self.undo is not None:  # an undoing that did not happen
             return isinstance(self.verdict, Plugged)
         # Not sent, denied or rejected: as it was. A KEEP is sent something only once its vCPU has left.
-        return self.action is Action.UNPLUG or (self.action is Action.KEEP and self.verdict is None)
+        return self.action in (Action.UNPLUG, Action.ONLINE) or (self.action is Action.KEEP and self.verdict is None)
 
     def __str__(self) -> str:
         return f"{self.action.value} {self.ids}: {self.said}"
@@ -335,6 +357,8 @@ def _changed(step: StepReport) -> bool:
             return isinstance(step.verdict, Plugged)
         case Action.UNPLUG:
             return isinstance(step.verdict, Unplugged)
+        case Action.ONLINE:
+            return False
     return isinstance(step.verdict, Plugged | Unplugged)
 
 

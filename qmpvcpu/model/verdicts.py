@@ -139,9 +139,10 @@ class Refused:
 
     Attributes:
         ids: The vCPU ids of the slot.
-        code: ACPI _OST status, or None where the machine has no such code (pseries).
-        reason: The code in words.
+        code: ACPI _OST status, or None where the machine has no such code (pseries), or the agent refused.
+        reason: The code in words, or what the agent said.
         seconds: From the request to the answer.
+        by_agent: True if the guest's agent refused to take it offline: nothing was sent to QEMU, nothing is pending.
     """
 
     name: ClassVar[str] = "REFUSED"
@@ -149,6 +150,7 @@ class Refused:
     code: int | None
     reason: str
     seconds: float = 0.0
+    by_agent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,7 @@ def verdict_of(error: QmpVcpuError) -> Verdict | None:
         case CommandRejectedError():
             return Rejected(error.ids, error.error_class, error.desc, error.hint)
         case UnplugRefusedError():
-            return Refused(error.ids, error.code, error.reason)
+            return Refused(error.ids, error.code, error.reason, by_agent=error.by_agent)
         case UnplugPendingError():
             return Pending(error.ids, acknowledged=error.acknowledged, seconds=error.timeout)
         case OutcomeUnknownError():

@@ -4,6 +4,7 @@ Every check, and ``find_slot``, raises StepDeniedError with a named reason if th
 denied step costs nothing and changes nothing.
 """
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
@@ -18,6 +19,7 @@ UNPLUG: Final = "unplug"
 EXPORT: Final = "export"
 COUNT: Final = "count"
 
+_ASKS_AGENT: Final = "asks the guest's agent: attach with agent= and the address of its socket"
 NEVER_LEAVES: Final = "vCPU 0 is the one that booted the VM, it never leaves"
 _CONFIDENTIAL: Final = "the VM is confidential: its vCPUs are sealed at launch, and one more probably ends it"
 _WINDOWS: Final = (
@@ -43,6 +45,9 @@ class Situation(NamedTuple):
             booting.
         arrived: True if the VM has migrated into this QEMU.
         guest_os: The system in the guest, where its agent has told it since the guest started.
+        has_agent: True if the guest's agent may be asked.
+        guest_sees: Whether the guest has the CPUs of each slot online, as its agent told last, by first id; None: it
+            told nothing.
     """
 
     layout: Layout
@@ -57,6 +62,8 @@ class Situation(NamedTuple):
     unheard: bool = False
     arrived: bool = False
     guest_os: GuestOs | None = None
+    has_agent: bool = False
+    guest_sees: Mapping[int, bool] | None = None
 
 
 class Fatal(NamedTuple):
@@ -89,12 +96,14 @@ def check_plug(now: Situation, vcpu: int | None, options: CheckedOptions = DEFAU
         if slot.first in layout.pending_slots:
             held += ", and a removal of it is pending: wait for the guest's answer first"
         raise StepDeniedError(PLUG, slot.ids, DenialReason.SLOT_OCCUPIED, held)
-    if options.wants_acknowledgement and not layout.vm.acknowledges:
+    if options.awaited_proof is Proof.ACKNOWLEDGED and not layout.vm.acknowledges:
         detail = f"a guest of machine {layout.vm.machine!r} has no way to acknowledge it: use Proof.PRESENT"
         raise StepDeniedError(PLUG, slot.ids, DenialReason.MACHINE_CANNOT_ACKNOWLEDGE, detail)
     unknowable = layout.vm.start_unknowable or (ONE_THREAD if now.single_threaded else "")
     if options.proof is Proof.STARTED and unknowable:
         raise StepDeniedError(PLUG, slot.ids, DenialReason.CANNOT_TELL_STARTED, f"{unknowable}: use Proof.PRESENT")
+    if options.awaited_proof is Proof.ONLINE and not now.has_agent:
+        raise StepDeniedError(PLUG, slot.ids, DenialReason.NO_AGENT, f"Proof.ONLINE {_ASKS_AGENT}")
     _check_status(PLUG, slot, now)
     fatal = None if options.allow_fatal else fatal_plug(now, slot)
     if fatal is not None:
@@ -123,6 +132,8 @@ def check_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) 
         )
     if now.guest_os is not None and now.guest_os.is_windows:
         raise StepDeniedError(UNPLUG, slot.ids, DenialReason.GUEST_CANNOT_UNPLUG, _WINDOWS)
+    if options.offline_first and not now.has_agent:
+        raise StepDeniedError(UNPLUG, slot.ids, DenialReason.NO_AGENT, f"offline_first=True {_ASKS_AGENT}")
     _check_status(UNPLUG, slot, now)
     fatal = None if options.allow_fatal else fatal_unplug(now)
     if fatal is not None:

@@ -112,7 +112,7 @@ def plan_map(now: Situation, target: VcpuMap, options: CheckedOptions = DEFAULTS
             keeps.append(Step(Action.KEEP, slot.ids, slot.qom_path))
         elif not inside and slot.present and slot.first != 0:
             joins = pending and (now.leaving is None or slot.first in now.leaving)
-            unplugs.append(Step(Action.UNPLUG, slot.ids, slot.qom_path, joins=joins))
+            unplugs.append(_unplug(now, slot, options, joins=joins))
     steps = (*plugs, *keeps, *reversed(unplugs))
     denied += _denied_steps(now, steps, options)
     return Plan(
@@ -157,8 +157,14 @@ def plan_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) -
     if now.leaving is not None and vcpu in now.leaving:
         slot = now.layout.slot_of(vcpu)
         return _plan_step(now, Step(Action.UNPLUG, slot.ids, slot.qom_path, joins=True))
-    slot = check_unplug(now, vcpu, options)
-    return _plan_step(now, Step(Action.UNPLUG, slot.ids, slot.qom_path))
+    return _plan_step(now, _unplug(now, check_unplug(now, vcpu, options), options, joins=False))
+
+
+def _unplug(now: Situation, slot: Slot, options: CheckedOptions, *, joins: bool) -> Step:
+    """Return the step that empties *slot*; what is offline in the guest already needs not be taken offline."""
+    is_offline = now.guest_sees is not None and now.guest_sees.get(slot.first) is False
+    asks_agent = options.offline_first and not joins and not is_offline
+    return Step(Action.UNPLUG, slot.ids, slot.qom_path, joins=joins, asks_agent=asks_agent)
 
 
 def plan_state(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS, *, enabled: bool) -> Plan:
@@ -305,7 +311,7 @@ def _denied_steps(now: Situation, steps: Iterable[Step], options: CheckedOptions
                 now = now._replace(created=now.created + len(step.ids)) if counts else now
             elif step.action is Action.UNPLUG:
                 check_unplug(now, step.first, options)
-            else:
+            elif step.action is Action.KEEP:
                 check_keep(now, now.layout.slot_of(step.first))
         except StepDeniedError as error:
             yield Denied(step.ids, error.reason, error.detail)
@@ -406,7 +412,9 @@ def _head(plan: Plan) -> str:
 def _step_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     slots = {slot.first: slot for slot in plan.slots}
     taken = {slot.qom_path for slot in plan.slots if slot.qom_path is not None}
-    for _, group in groupby(plan.steps, lambda step: (step.action, step.joins, slots[step.first].is_boot)):
+    for _, group in groupby(
+        plan.steps, lambda step: (step.action, step.joins, step.asks_agent, slots[step.first].is_boot)
+    ):
         run = list(group)
         word = run[0].action.value
         for alike in [run] if len(run) > _MOST_ALIKE else [[step] for step in run]:
@@ -421,14 +429,18 @@ def _how(run: list[Step], slots: dict[int, Slot], taken: Container[str]) -> str:
     awaited = "the guest's answer is awaited" if one else "the guest's answers are awaited"
     if step.action is Action.PLUG:
         place = " ".join(f"{name.removesuffix('-id')} {value}" for name, value in first.props.items())
-        return f"device_add {_id(first, taken)}" + (f", {place}" if one else f" .. {_id(last, taken)}")
+        online = ", then brought online by the guest's agent" if step.asks_agent else ""
+        return f"device_add {_id(first, taken)}" + (f", {place}" if one else f" .. {_id(last, taken)}") + online
     if step.action is Action.KEEP:
         return f"{is_pending}: {awaited}"
     if step.joins:
         return f"{is_pending} already: nothing is sent, {awaited}"
+    if step.action is Action.ONLINE:
+        return "the guest's agent is asked to bring it online"
     what = f"up {step.qom_path}" if one else f"them up, {first.first} first"
     boot = (", there at boot" if one else "; they were there at boot") if first.is_boot else ""
-    return f"the guest is asked to give {what}{boot}"
+    offline = "taken offline in the guest by its agent, then " if step.asks_agent else ""
+    return f"{offline}the guest is asked to give {what}{boot}"
 
 
 def _id(slot: Slot, taken: Container[str]) -> str:

@@ -57,6 +57,24 @@ def revert_target(intent: Intent, layout: Layout) -> VcpuMap:
     return target
 
 
+def revert_plan(intent: Intent, plan: Plan, layout: Layout) -> Plan:
+    """Return *plan*, which leads back, and have the agent bring online what it may have taken offline."""
+    offline = {step.first for step in intent.steps if step.asks_agent}
+    if not offline:
+        return plan
+    planned = {step.first for step in plan.steps}
+    steps = [
+        replace(step, asks_agent=True) if step.action is Action.PLUG and step.first in offline else step
+        for step in plan.steps
+    ]
+    there = [
+        Step(Action.ONLINE, slot.ids, slot.qom_path)
+        for slot in layout.slots
+        if slot.first in offline - planned and slot.present and slot.ids <= plan.target
+    ]
+    return replace(plan, steps=(*steps, *there))
+
+
 def _standing(intent: Intent, layout: Layout) -> VcpuMap:
     """Return what is plugged, without what another client has asked to leave since: we do not keep that."""
     concerned = union(step.ids for step in intent.steps)
@@ -102,6 +120,8 @@ def _observed(step: Step, layout: Layout, *, reverting: bool) -> StepReport:
     elif step.action is Action.KEEP:
         verdict = Plugged(step.ids)
     reason = "" if succeeded(step.action, verdict) or reverting else _NOT_DONE
+    if step.asks_agent and step.action is Action.UNPLUG and verdict is None:
+        reason = "; ".join(filter(None, (reason, "it may be offline in the guest")))
     if isinstance(verdict, Pending):
         reason = "the guest has been asked, and has not answered"
     return StepReport(

@@ -215,7 +215,7 @@ class VcpuController:
             StepDeniedError: Not sent: occupied, unknown, part of a slot, full, migrating, fatal, ...
             CommandRejectedError: QEMU answered with an error; nothing was plugged.
             OutcomeUnknownError: The connection was lost, or silent, with the command in flight.
-            PlugUnprovenError: ``require_proof``, and the guest did not acknowledge it; it is plugged.
+            UnprovenError: ``require_proof``, and the guest did not acknowledge it; it is plugged.
             PlugUndoneError: An earlier removal that was asked for twice ejected it again.
             QmpVcpuError: As every change.
 
@@ -495,13 +495,14 @@ class VcpuController:
             return None
         if how is Recovery.REPORT:
             return await self._seen(intent)
-        from qmpvcpu.planning.recovery import finish_target, in_order_of, revert_target
+        from qmpvcpu.planning.recovery import finish_target, in_order_of, revert_plan, revert_target
 
         reverts = how is Recovery.REVERT
         direction = Direction.REVERTING if reverts else Direction.FORWARD
         options = CheckedOptions(
             on_failure=OnFailure.CONTINUE if reverts else intent.on_failure,
             timeout=intent.timeout if timeout is None else timeout,
+            offline_first=not reverts and any(step.asks_agent for step in intent.steps),
         )
 
         begun = False
@@ -513,8 +514,8 @@ class VcpuController:
                 raise StalePlanError(intent.start, now.layout.enabled, why)
             begun = True
             target = (revert_target if reverts else finish_target)(intent, now.layout)
-            plan = plan_map(now, target)
-            return plan if reverts else in_order_of(intent, plan)
+            plan = plan_map(now, target, options)
+            return revert_plan(intent, plan, now.layout) if reverts else in_order_of(intent, plan)
 
         change = Change(
             plan,

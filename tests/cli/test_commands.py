@@ -134,7 +134,7 @@ async def test_a_plug_without_the_proof_asked_for_is_partial() -> None:
     async with MicroGuest(behaviour=Behaviour.silent_about_inserts()) as guest:
         ran = await run("plug", "3", "--proof", "acknowledged", "--timeout", "0.2", "--json", "--qmp", guest.qmp)
     assert ran.code == 1
-    assert ran.error["kind"] == "PlugUnprovenError"
+    assert ran.error["kind"] == "UnprovenError"
     assert ran.error["outcome"] == "changed"
     [step] = ran.document["steps"]
     assert (step["verdict"]["kind"], step["verdict"]["acknowledged"]) == ("plugged", False)

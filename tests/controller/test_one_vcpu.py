@@ -9,7 +9,6 @@ from qmpvcpu import (
     CommandRejectedError,
     DenialReason,
     Pending,
-    PlugUnprovenError,
     Proof,
     Refused,
     StepDeniedError,
@@ -17,6 +16,7 @@ from qmpvcpu import (
     Unplugged,
     UnplugPendingError,
     UnplugRefusedError,
+    UnprovenError,
     VcpuMap,
     WaitTimeoutError,
 )
@@ -239,7 +239,7 @@ async def test_an_acknowledgement_that_does_not_come_is_no_failure_unless_requir
     async with running(on, behaviour=Behaviour.silent_about_inserts()) as (_, vm):
         assert await vm.plug(2, proof=Proof.ACKNOWLEDGED, timeout=0.05) == {2}
         assert vm.layout[2].acknowledged is None
-        with pytest.raises(PlugUnprovenError, match=r"no answer within 0\.05 s .it still boots, or") as caught:
+        with pytest.raises(UnprovenError, match=r"no answer within 0\.05 s .it still boots, or") as caught:
             await vm.plug(3, require_proof=True, timeout=0.05)
         assert caught.value.code is None
         assert vm.layout.enabled == {0, 2, 3}
@@ -250,7 +250,7 @@ async def test_a_guest_that_does_not_take_the_cpu_is_told_with_its_code(on: Subs
     async with running(on, behaviour=Behaviour.refusing_inserts(0x81)) as (_, vm):
         assert await vm.plug(2, proof=Proof.ACKNOWLEDGED) == {2}
         assert vm.layout[2].acknowledged is False
-        with pytest.raises(PlugUnprovenError, match="device driver load failure") as caught:
+        with pytest.raises(UnprovenError, match="device driver load failure") as caught:
             await vm.plug(3, require_proof=True)
         assert caught.value.code == 0x81
 

@@ -16,11 +16,11 @@ from qmpvcpu import (
     OnFailure,
     OutcomeUnknownError,
     Pending,
-    PlugUnprovenError,
     Recovery,
     StalePlanError,
     TransitionError,
     UnplugPendingError,
+    UnprovenError,
 )
 from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.peer import HANG, Command
@@ -123,7 +123,7 @@ async def test_a_cancelled_plug_is_not_sent_again_however_it_is_rejected() -> No
 async def test_a_map_that_lacks_a_required_proof_says_so_and_one_vcpu_stays_plugged() -> None:
     unproven: dict[str, Any] = {"require_proof": True, "timeout": 0.05, "on_failure": OnFailure.REVERT}
     async with recorded(NAME, {"device_add": {}, "device_del": {}}) as (peer, vm):
-        with pytest.raises(PlugUnprovenError):
+        with pytest.raises(UnprovenError):
             await vm.plug(5, **unproven)
         assert 5 in vm.layout.enabled
         assert peer.count("device_del") == 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qmpvcpu import MonitorLostError, OutcomeUnknownError, PlugUnprovenError, TransitionError, VcpuMap
+from qmpvcpu import MonitorLostError, OutcomeUnknownError, TransitionError, UnprovenError, VcpuMap
 from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import DropPrevious, Hold, Lost, Persist, Refresh, Request, Result, StopRunning, Wait
 from qmpvcpu.engine.removal import State
@@ -140,7 +140,7 @@ def test_a_plug_that_the_loss_overtook_still_has_to_be_proven() -> None:
     told.resume("0-1")
     assert not told.is_settled(required)
     told.wait(5)
-    assert isinstance(told.error(required), PlugUnprovenError)
+    assert isinstance(told.error(required), UnprovenError)
 
 
 def test_what_was_queued_before_waits_from_the_loss_on() -> None:

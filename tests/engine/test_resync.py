@@ -234,7 +234,7 @@ def test_news_of_other_cpus_and_of_nothing_known_change_nothing() -> None:
     subject.receive(None, 1.0)  # type: ignore[arg-type] # what a newer parse_event might hand on
     assert subject.layout is before
     assert subject.take_events() == []
-    subject.plug_accepted(1)
+    subject.plug_accepted(1, 1.0)
     (event,) = subject.take_events()
     assert isinstance(event, VcpuPlugged)
     assert subject.wanted_read is Read.NONE

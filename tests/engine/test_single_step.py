@@ -9,11 +9,11 @@ from qmpvcpu import (
     OnFailure,
     OutcomeUnknownError,
     Plugged,
-    PlugUnprovenError,
     Proof,
     StepDeniedError,
     UnplugPendingError,
     UnplugRefusedError,
+    UnprovenError,
     VcpuMap,
 )
 from qmpvcpu.engine.messages import Change, Looked, Result, Wait
@@ -64,7 +64,7 @@ def test_an_acknowledgement_that_does_not_come_is_no_failure_unless_it_is_requir
     assert told.wait(5) == ["save outcome", "save outcome"]
     assert told.result(wanted) == {1}
     error = told.error(required)
-    assert isinstance(error, PlugUnprovenError)
+    assert isinstance(error, UnprovenError)
     assert (error.code, error.reason) == (None, "no answer within 5 s")
 
 
@@ -75,7 +75,7 @@ def test_a_plug_that_the_guest_answers_with_a_failure_is_unproven() -> None:
     told.accept(1)
     assert told.ost(1, 1, source=1) == ["save outcome"]
     error = told.error(required)
-    assert isinstance(error, PlugUnprovenError)
+    assert isinstance(error, UnprovenError)
     assert (error.code, error.reason) == (1, "non-specific failure")
 
 

@@ -87,7 +87,7 @@ def test_an_accepted_plug_fills_the_slot_without_a_read() -> None:
     assert subject.situation.in_flight == {2}
     assert subject.situation.created == 2
     assert subject.layout.enabled == {0}
-    subject.plug_accepted(2)
+    subject.plug_accepted(2, 1.0)
     assert subject.layout.enabled == {0, 2}
     assert subject.layout.order == (0, 2)
     assert subject.layout[2].qom_path == "/machine/peripheral/vcpu2"
@@ -101,14 +101,14 @@ def test_an_acknowledgement_that_overtakes_the_reply_is_kept() -> None:
     subject.plug_sent(2)
     subject.receive(ost(2, 0, source=1), 1.0)
     assert wanted(subject) is Read.NONE
-    subject.plug_accepted(2)
+    subject.plug_accepted(2, 1.0)
     assert subject.layout[2].acknowledged is True
 
 
 def test_an_acknowledgement_after_the_reply_may_be_a_failure() -> None:
     subject = known(0)
     subject.plug_sent(2)
-    subject.plug_accepted(2)
+    subject.plug_accepted(2, 1.0)
     assert subject.layout[2].acknowledged is None
     subject.receive(ost(2, 0x80, source=1), 1.0)  # insertion in progress
     assert subject.layout[2].acknowledged is None
@@ -122,7 +122,7 @@ def test_a_plug_that_is_ejected_before_its_reply_is_found_gone_by_a_read() -> No
     subject.receive(ost(2, 0x84), 1.0)
     subject.receive(deleted(2), 1.0)
     early = subject.read_sent(Read.FULL)
-    subject.plug_accepted(2)
+    subject.plug_accepted(2, 1.0)
     subject.observed(early, slots(0), threads(0), 2.0)  # sent before the reply: it tells nothing of the slot
     assert subject.layout.enabled == {0, 2}
     assert wanted(subject) is Read.SLOTS
@@ -140,7 +140,7 @@ def test_the_late_event_of_the_last_cpu_in_a_slot_does_not_empty_it() -> None:
     assert state(removal) is State.UNPLUGGED
     subject.plug_sent(2)
     subject.receive(deleted(2), 3.0)  # before the reply to the device_add, and of the CPU before
-    subject.plug_accepted(2)
+    subject.plug_accepted(2, 1.0)
     assert subject.layout.enabled == {0, 2}
     assert wanted(subject) is Read.SLOTS
     subject.observed(subject.read_sent(Read.SLOTS), slots(0, 2), None, 4.0)
@@ -155,7 +155,7 @@ def test_an_event_that_a_read_has_spent_ends_no_later_removal_of_the_same_path(*
     subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 2.0)
     if plugged_by_us:
         subject.plug_sent(2)
-        subject.plug_accepted(2)
+        subject.plug_accepted(2, 1.0)
     else:
         subject.observed(subject.read_sent(Read.FULL), slots(0, 2), threads(0, 2), 2.0)
     removal = requested(subject, 2)
@@ -186,7 +186,7 @@ def test_a_rejected_plug_leaves_nothing_behind() -> None:
     subject.plug_failed(2)
     assert subject.situation.in_flight == frozenset()
     assert subject.layout.enabled == {0}
-    subject.plug_accepted(2)  # a late word changes nothing
+    subject.plug_accepted(2, 1.0)  # a late word changes nothing
     assert subject.layout.enabled == {0}
 
 
@@ -196,7 +196,7 @@ def test_a_read_proves_a_plug_whose_reply_is_overdue() -> None:
     sent = subject.read_sent(Read.FULL)
     subject.observed(sent, slots(0, 2), threads(0, 2), 1.0)
     assert subject.layout.enabled == {0, 2}
-    subject.plug_accepted(2)
+    subject.plug_accepted(2, 1.0)
     assert words(subject) == ["VcpuPlugged us"]
 
 
@@ -425,7 +425,7 @@ def test_a_read_that_was_sent_before_a_change_does_not_undo_it() -> None:
     subject = known(0, 1)
     sent = subject.read_sent(Read.FULL)
     subject.plug_sent(2)
-    subject.plug_accepted(2)
+    subject.plug_accepted(2, 1.0)
     requested(subject)
     subject.receive(deleted(1), 1.0)
     subject.observed(sent, slots(0, 1), threads(0, 1), 2.0)
@@ -506,7 +506,7 @@ def test_the_run_state_is_known_until_qemu_says_that_it_changed() -> None:
 def test_events_name_the_layout_that_they_led_to() -> None:
     subject = known(0)
     subject.plug_sent(1)
-    subject.plug_accepted(1)
+    subject.plug_accepted(1, 1.0)
     (event,) = subject.take_events()
     assert isinstance(event, VcpuPlugged)
     assert event.generation == subject.layout.generation
@@ -541,7 +541,7 @@ def test_a_removal_that_was_refused_on_the_way_is_not_pending_after_it() -> None
 def test_an_acknowledgement_that_crosses_a_read_hides_nothing_of_it() -> None:
     subject = known(0)
     subject.plug_sent(2)
-    subject.plug_accepted(2)
+    subject.plug_accepted(2, 1.0)
     sent = subject.read_sent(Read.FULL)
     subject.receive(ost(2, 0, source=1), 1.0)
     subject.observed(sent, slots(0, 2), threads(0, 2), 2.0)
@@ -574,7 +574,7 @@ def test_a_guest_that_takes_the_removal_up_again_has_not_refused_it_by_an_earlie
 def test_the_event_of_a_cpu_that_left_before_we_came_is_not_the_next_ones() -> None:
     subject = known(0, answers={2: OstAnswer(3, 0)})
     subject.plug_sent(2)
-    subject.plug_accepted(2)
+    subject.plug_accepted(2, 1.0)
     removal = requested(subject, 2)
     subject.receive(deleted(2), 3.0)
     assert state(removal) is State.REQUESTED
@@ -586,7 +586,7 @@ def test_an_event_that_made_us_read_is_not_waited_for_again() -> None:
     subject.receive(deleted(2), 1.0)  # of a removal of somebody else's that we have not heard of
     subject.observed(subject.read_sent(Read.SLOTS), slots(0), None, 2.0)
     subject.plug_sent(2)
-    subject.plug_accepted(2)
+    subject.plug_accepted(2, 1.0)
     removal = requested(subject, 2)
     subject.receive(deleted(2), 3.0)
     assert state(removal) is State.UNPLUGGED

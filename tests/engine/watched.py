@@ -11,6 +11,7 @@ from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.steprun import StepRun
 from qmpvcpu.engine.transition import LastLook, Phase, SaveIntent, Task, Transition
 from qmpvcpu.engine.vmstate import Read
+from qmpvcpu.model.layout import Slot
 
 __all__ = ["Watched"]
 
@@ -81,8 +82,9 @@ class Watched(Engine):
         *,
         status: bool = False,
         other_paths: bool = False,
+        started: tuple[Slot, ...] = (),
     ) -> int | None:
-        number = super()._look(read, then, status=status, other_paths=other_paths)
+        number = super()._look(read, then, status=status, other_paths=other_paths, started=started)
         if number is not None:
             self.purposes.setdefault(number, self._purpose)
         return number

@@ -243,7 +243,13 @@ def test_each_action_is_content_with_its_own_verdicts(action: Action) -> None:
         None,
     ]
     content = {type(verdict) for verdict in ends if succeeded(action, verdict)}
-    assert content == {Action.PLUG: {Plugged}, Action.UNPLUG: {Unplugged}, Action.KEEP: {Plugged, Refused}}[action]
+    wanted = {
+        Action.PLUG: {Plugged},
+        Action.UNPLUG: {Unplugged},
+        Action.KEEP: {Plugged, Refused},
+        Action.ONLINE: {Plugged},
+    }
+    assert content == wanted[action]
 
 
 @given(reports)
@@ -258,11 +264,20 @@ def test_a_step_has_its_verdict_as_an_object() -> None:
     assert to_json(step(Action.UNPLUG, 6, taken, BUSY, seconds=0.25)) == {
         "action": "unplug",
         "ids": "6",
-        "verdict": {"kind": "refused", "ids": "6", "code": 130, "reason": "device is busy", "seconds": 0.25},
+        "verdict": {
+            "kind": "refused",
+            "ids": "6",
+            "code": 130,
+            "reason": "device is busy",
+            "seconds": 0.25,
+            "by_agent": False,
+        },
         "reason": BUSY,
         "seconds": 0.25,
         "undo": None,
         "undone": None,
+        "proofs": None,
+        "missing": None,
     }
 
 

@@ -93,6 +93,7 @@ def test_verdicts_are_json() -> None:
         "code": 130,
         "reason": "device is busy",
         "seconds": 0.06312345678,
+        "by_agent": False,
     }
     assert to_json(Denied(VcpuMap([0]), DenialReason.BOOT_VCPU, "d"))["reason"] == "boot_vcpu"
     assert to_json(Plugged(VcpuMap([1])))["kind"] == "plugged"
