@@ -21,9 +21,9 @@ from qmpvcpu.errors import (
     DenialReason,
     MonitorError,
     PlugUndoneError,
-    PlugUnprovenError,
     QmpVcpuError,
     TransitionError,
+    UnprovenError,
     WaitTimeoutError,
     printable,
 )
@@ -499,7 +499,7 @@ def _judged(error: "QmpVcpuError | _NotDoneError") -> tuple[AbilityVerdict, str]
         case TransitionError():
             failed = [step.verdict for step in error.report.steps if not step.ok and step.verdict is not None]
             found = _of_verdict(failed[0]) if failed else (AbilityVerdict.NEVER, error.report.failure)
-        case PlugUnprovenError():
+        case UnprovenError():
             found = (AbilityVerdict.NEVER if error.code is None else AbilityVerdict.REFUSED), error.reason
         case PlugUndoneError():
             found = AbilityVerdict.REFUSED, str(error)

@@ -609,7 +609,7 @@ class UnprovenError(StepError):
         code: int | None = None,
         hint: str = "",
     ) -> None:
-        told = "" if code is None else f"OST status {code:#04x}"
+        told = f"OST status {code:#04x}" if code else ""
         shown = f" ({told or hint})" if told or hint else ""
         super().__init__(
             f"{describe('plug', ids)}: plugged and {reached.value}, never {wanted.value}: {reason}{shown}",

@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import replace
 from types import TracebackType
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 from qmpvcpu.engine.engine import Engine
 from qmpvcpu.engine.intents import Intentions
-from qmpvcpu.engine.messages import Refresh
+from qmpvcpu.engine.messages import GuestTold, Refresh
 from qmpvcpu.engine.vmstate import VmState
 from qmpvcpu.errors import MonitorError, RecordError, printable, shorten
 from qmpvcpu.given import checked, path
@@ -151,7 +152,12 @@ async def attach(
     if reconnect and not is_address(target):
         raise ValueError("reconnect=True needs an address: a socket or client that is given cannot be opened again")
     _check_record_options(record, base, config, arrived=arrived, read_only=read_only)
-    guest = Guest(agent, lambda: engine.layout, lambda: driver.connection.monitor)
+    guest = Guest(
+        agent,
+        lambda: engine.layout,
+        lambda: driver.connection.monitor,
+        lambda online: driver.put(GuestTold(None, online)),
+    )
     connection = await Connection.open(target, reply_timeout)
     kept = None
     try:
@@ -169,6 +175,8 @@ async def attach(
             single_threaded=runs_single_threaded(seen) if len(seen) > 1 else None,
             answers=answers,
             now=now,
+            epoch=time.time() - now,
+            has_agent=guest.has_agent,
         )
         engine = Engine(
             state,

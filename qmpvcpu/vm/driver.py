@@ -16,10 +16,12 @@ from qmpvcpu import qapi
 from qmpvcpu.engine.engine import Engine
 from qmpvcpu.engine.messages import (
     Accepted,
+    Ask,
     BackgroundRead,
     Cancelled,
     ConfigWritten,
     Effect,
+    GuestTold,
     Heard,
     Hold,
     Input,
@@ -46,9 +48,11 @@ from qmpvcpu.engine.messages import (
 from qmpvcpu.engine.vmstate import Read
 from qmpvcpu.errors import (
     CommandRejectedError,
+    GuestRefusedError,
     MonitorError,
     MonitorLostError,
     Outcome,
+    QmpVcpuError,
     RecordError,
     WaitTimeoutError,
     printable,
@@ -116,6 +120,7 @@ class Driver:
         self._effects: dict[type, Callable[[Any], object]] = {
             Send: lambda effect: self.start(self._send(effect)),
             Look: lambda effect: self.start(self._look(effect)),
+            Ask: lambda effect: self.start(self._ask(effect)),
             Save: lambda effect: self.start(self._save(effect)),
             WriteConfig: lambda effect: self.start(self._write_config(effect)),
             Publish: self._publish,
@@ -297,10 +302,31 @@ class Driver:
             queries.append(reader.status())
         if look.other_paths:
             queries.append(reader.other_paths())
+        if look.started:
+            queries.append(reader.started(look.started))
         replies = deque([await queries[0]] if len(queries) == 1 else await asyncio.gather(*queries))
         slots, threads = (None, None) if look.read is Read.NONE else replies.popleft()
         status = replies.popleft() if look.status else None
-        return Looked(look.number, slots, threads, status, replies.popleft() if look.other_paths else None)
+        other_paths = replies.popleft() if look.other_paths else None
+        return Looked(look.number, slots, threads, status, other_paths, replies.popleft() if look.started else None)
+
+    async def _ask(self, ask: Ask) -> None:
+        guest = self.guest
+        changed = ask.ids
+        try:
+            if ask.online is None:
+                await guest.vcpus(timeout=ask.limit)
+            else:
+                change = guest.set_online if ask.online else guest.set_offline
+                changed = await change(ask.ids, timeout=ask.limit)
+        except GuestRefusedError as error:
+            reason = f"{error.reason} ({error.errno})" if error.errno else error.reason
+            told = GuestTold(ask.number, None, error.done, error, refused=reason)
+        except QmpVcpuError as error:
+            told = GuestTold(ask.number, None, error=error)
+        else:
+            told = GuestTold(ask.number, None, changed)
+        self.put(told)
 
     async def _save(self, save: Save) -> None:
         try:

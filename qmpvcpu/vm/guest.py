@@ -45,17 +45,23 @@ class Guest:
         target: The agent's address, socket or client, as ``attach(agent=)`` takes it; None: there is none.
         layout: Returns the VM's layout, of now.
         monitor: Returns the VM's monitor, of now.
+        on_list: Called with each list of the guest's: whether each vCPU that is known in it is online.
 
     Attributes:
         has_agent: True if an agent was given to ``attach``.
     """
 
     def __init__(
-        self, target: "Target | None", layout: Callable[[], Layout], monitor: Callable[[], "Monitor"]
+        self,
+        target: "Target | None",
+        layout: Callable[[], Layout],
+        monitor: Callable[[], "Monitor"],
+        on_list: Callable[[dict[int, bool]], object],
     ) -> None:
         self.has_agent = target is not None
         self._layout = layout
         self._monitor = monitor
+        self._on_list = on_list
         self._agent: GuestAgent | None = None
         self._numbering: Numbering | None = None
         self._turn = asyncio.Lock()
@@ -193,6 +199,7 @@ class Guest:
             if numbering.changes == seen or tries + 1 == _TRIES:
                 break
         listed = numbering.resolve(cpus, self._layout(), release)
+        self._on_list({cpu.vcpu: cpu.online for cpu in listed if cpu.vcpu is not None})
         return tuple(cpu for cpu in listed if cpu.number not in absent or cpu.online)
 
     async def _check_boot(self, deadline: float) -> None:

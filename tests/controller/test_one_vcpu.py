@@ -27,6 +27,7 @@ from qmpvcpu.events import (
     UnplugRefused,
     UnplugRequested,
     VcpuPlugged,
+    VcpuProven,
     VcpuUnplugged,
     VmReset,
 )
@@ -387,8 +388,13 @@ async def test_the_events_of_a_plug_and_an_unplug_tell_the_story(on: Substrate) 
         await vm.plug(4, proof=Proof.ACKNOWLEDGED)
         await vm.unplug(4)
         seen = await until(stream, VcpuUnplugged)
-        assert [type(event) for event in seen] == [VcpuPlugged, UnplugRequested, UnplugAcknowledged, VcpuUnplugged]
-        assert {event.origin for event in seen} == {Origin.US}
+        plugged, proven, *leaving = seen
+        assert isinstance(plugged, VcpuPlugged)
+        assert isinstance(proven, VcpuProven)
+        assert proven.proof is Proof.ACKNOWLEDGED
+        assert proven.seconds is not None
+        assert [type(event) for event in leaving] == [UnplugRequested, UnplugAcknowledged, VcpuUnplugged]
+        assert {event.origin for event in (plugged, *leaving)} == {Origin.US}
         assert [event.generation for event in seen] == sorted(event.generation for event in seen)
 
 
