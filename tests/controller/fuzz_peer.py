@@ -267,6 +267,7 @@ class HostilePeer:
             "query-status": lambda: {"status": "running", "running": True},
             "query-machines": lambda: [{"name": "pc-q35-10.0", "hotpluggable-cpus": True}],
             "query-kvm": lambda: {"enabled": True, "present": True},
+            "query-stats": list,
             "query-uuid": lambda: {"UUID": UUID},
             "query-name": lambda: {"name": "hostile"},
             "query-memory-size-summary": lambda: {"base-memory": 1 << 27},
