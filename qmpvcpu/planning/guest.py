@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from qmpvcpu.model.options import CheckedOptions
+from qmpvcpu.model.options import CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, Step
 from qmpvcpu.model.vcpumap import named, union
 from qmpvcpu.model.vm import VmInfo
@@ -35,8 +35,8 @@ def guest_warnings(now: Situation, steps: Sequence[Step], options: CheckedOption
         yield f"taking {named(union(step.ids for step in plugs))} out again is denied: Windows gives no vCPU up"
     if now.unheard and system is None and asks:
         yield f"{_NEVER_HEARD}: while it boots, a removal is rejected, refused, or pending for good"
-    if now.unheard and system is None and plugs and options.wants_acknowledgement:
-        yield f"{_NEVER_HEARD}: while it boots, it takes a vCPU without acknowledging it"
+    if now.unheard and system is None and plugs and options.awaited_proof is not Proof.PRESENT:
+        yield f"{_NEVER_HEARD}: while it boots, it takes a vCPU without acknowledging it, or starts it late"
 
 
 def hidden_hypervisor(vm: VmInfo) -> str:

@@ -646,9 +646,11 @@ def test_another_qemu_has_another_guest() -> None:
     subject.guest_os = GuestOs("mswindows")
     reading = {"status": VmStatus("running"), "answers": {}, "now": 1.0}
     subject.resync(slots(0, 1), threads(0, 1), same_instance=True, **reading)  # type: ignore[arg-type]
-    assert subject.situation[-3:] == (False, True, GuestOs("mswindows"))
+    now = subject.situation
+    assert (now.unheard, now.arrived, now.guest_os) == (False, True, GuestOs("mswindows"))
     subject.resync(slots(0, 1), threads(0, 1), same_instance=False, **reading)  # type: ignore[arg-type]
-    assert subject.situation[-3:] == (True, False, None)
+    now = subject.situation
+    assert (now.unheard, now.arrived, now.guest_os) == (True, False, None)
 
 
 def test_a_reset_may_start_another_system() -> None:

@@ -69,8 +69,8 @@ def test_what_the_guest_sees_of_its_cpu_may_keep_it_from_using_one(now: Situatio
         (situation(STORY, unheard=True), "0-1", {}, "a removal is rejected, refused, or pending for good"),
         (situation(STORY, unheard=True), "0-2,6", {}, ""),
         (situation(STORY, unheard=True, pending=(6,)), "0-1", {}, ""),  # it is joined
-        (situation(STORY, unheard=True), "0-2,6", {"proof": Proof.ACKNOWLEDGED}, "without acknowledging it"),
-        (situation(STORY, unheard=True), "0-2,6", {"require_proof": True}, "without acknowledging it"),
+        (situation(STORY, unheard=True), "0-2,6", {"proof": Proof.ACKNOWLEDGED}, "starts it late"),
+        (situation(STORY, unheard=True), "0-2,6", {"require_proof": True}, "starts it late"),
         (situation(STORY, unheard=True, guest_os=linux("6.1.0")), "0-1", {}, ""),  # its agent has answered: it is up
         (situation(STORY), "0-1", {}, ""),
     ],
