@@ -1,7 +1,7 @@
 """What a removal's state and a step's end mean for callers: verdicts and errors."""
 
 from qmpvcpu.engine.removal import Removal, State
-from qmpvcpu.engine.steprun import StepRun
+from qmpvcpu.engine.steprun import LEFT_OFFLINE, StepRun
 from qmpvcpu.engine.transition import Transition
 from qmpvcpu.errors import (
     CommandRejectedError,
@@ -26,6 +26,8 @@ _NEVER_STARTED = (
     "most often the guest still boots, was built without CPU hotplug or booted with maxcpus= or nr_cpus=, sees no"
     " hypervisor (kvm=off, or TCG under newer Linux), or leaves new CPUs offline"
 )
+
+_LEFT_OFFLINE = "online=True has the agent bring it online, and so does vm.guest.set_online"
 
 UnplugVerdict = Unplugged | Refused | Pending
 
@@ -115,7 +117,8 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
 def _unproven(run: StepRun, plugged: Plugged, missing: Proof, timeout: float) -> UnprovenError:
     reached = max(run.proofs, default=Proof.PRESENT)
     if missing is not Proof.ACKNOWLEDGED:
-        reason, hint = f"{run.reason}, after {timeout:g} s", _NEVER_STARTED
+        hint = _LEFT_OFFLINE if run.reason == LEFT_OFFLINE else _NEVER_STARTED
+        reason = f"{run.reason}, after {timeout:g} s"
     elif plugged.code is None:
         reason, hint = f"{plugged.reason} within {timeout:g} s", _NEVER_ACKNOWLEDGED
     else:

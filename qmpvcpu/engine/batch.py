@@ -14,14 +14,14 @@ Rules that live here:
 """
 
 import itertools
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from qmpvcpu.engine.messages import GuestTold
 from qmpvcpu.engine.removal import Removal, State
-from qmpvcpu.engine.steprun import BY_OTHER, STAGES, Probe, StepRun, StepStage, next_stage, why
+from qmpvcpu.engine.steprun import BY_OTHER, LEFT_OFFLINE, STAGES, Probe, StepRun, StepStage, next_stage, why
 from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.errors import DenialReason, StepDeniedError
 from qmpvcpu.model.options import CheckedOptions, Proof
@@ -116,7 +116,7 @@ class InFlight:
         self._asked: dict[StepRun, None] = {}
         self._present: dict[int, StepRun] = {}  # plugs of which more is to be proven, by the slot's first vCPU id
         self._touched: dict[StepRun, None] = {}
-        self.probed: dict[Probe, dict[StepRun, None]] = {Probe.STARTED: {}, Probe.GUEST: {}}
+        self.probed: dict[Probe, dict[StepRun, None]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._sent or self._awaited or self._asked or self.unsure)
@@ -216,7 +216,7 @@ class InFlight:
         self._note(run)
         probe = STAGES[stage].probe
         if probe is not Probe.NONE:
-            self.probed[probe][run] = None
+            self.probed.setdefault(probe, {})[run] = None
         if run.arrives:
             self._present[run.first] = run
             self._touched[run] = None
@@ -294,7 +294,7 @@ class Batch:
         self._out = InFlight()
         self._stopped = False
         self._now = 0.0
-        self._paces = {probe: _Pace() for probe in self._out.probed}
+        self._paces: defaultdict[Probe, _Pace] = defaultdict(_Pace)
         self._returning: list[StepRun] = []
         for run in runs:
             (self._plugs if run.plugs else self._others).append(run)
@@ -340,7 +340,7 @@ class Batch:
             self._await_joined()
         while may_send and (sent := self._send_next()) is not None:
             tasks += sent
-        if self._out.probed[Probe.STARTED] or self._out.probed[Probe.GUEST]:
+        if self._out.probed:
             tasks += self._probe()
         if self._returning:
             returning, self._returning = self._returning, []
@@ -829,4 +829,4 @@ class Batch:
         if self._state.guest_sees is None:
             return "the guest's agent has told nothing"
         listed = run.first in self._state.guest_sees
-        return "the guest has it, offline" if listed else "the guest's list does not have it"
+        return LEFT_OFFLINE if listed else "the guest's list does not have it"

@@ -298,7 +298,7 @@ class VmState:
         if first not in self._plugging:
             return
         path = self._plugging.pop(first)
-        self._fill(self.slots[first].filled(path), Origin.US, now)
+        self._fill(self.slots[first].filled(path, Rung(Proof.PRESENT, self._epoch + now)), Origin.US, now)
         answer = self._early_answers.pop(first, None)
         if answer is not None:
             self._receive_insertion(self.slots[first], answer, now)
@@ -419,10 +419,10 @@ class VmState:
             self._early_answers[slot.first] = answer
         elif not slot.present:
             self._want(Read.FULL)  # somebody else's plug: only a read tells its path
+        elif answer.status is OstStatus.SUCCESS:
+            self._prove(slot.answered(answer), Proof.ACKNOWLEDGED, now)
         else:
             self._replace(slot.answered(answer))
-            if answer.status is OstStatus.SUCCESS:
-                self._prove(slot.first, Proof.ACKNOWLEDGED, now)
 
     def _receive_ejection(self, slot: Slot, answer: OstAnswer, now: float) -> None:
         if answer.status is OstStatus.SUCCESS:
@@ -526,7 +526,8 @@ class VmState:
         if seen.qom_path is not None:
             ours_too = seen.qom_path == self._unsure.get(seen.first)
             origin = Origin.US if ours_too else Origin.OTHER
-            self._fill(known.filled(seen.qom_path).seen(seen.host_tids), origin, now)
+            filled = known.filled(seen.qom_path, Rung(Proof.PRESENT, self._epoch + now))
+            self._fill(filled.seen(seen.host_tids), origin, now)
             if not full:
                 self._want(Read.FULL)
         return removal is None
@@ -601,8 +602,9 @@ class VmState:
             now: The caller's clock.
         """
         for first in firsts:
-            if self._changed.get(first, 0) <= sent and self.slots[first].present:
-                self._prove(first, Proof.STARTED, now)
+            slot = self.slots[first]
+            if self._changed.get(first, 0) <= sent and slot.present and Proof.STARTED not in self.proofs_of(first):
+                self._prove(slot, Proof.STARTED, now)
 
     def guest_told(self, online: Mapping[int, bool], now: float) -> None:
         """Take in the guest's list of its CPUs, as vCPU ids; True: that one is online."""
@@ -613,7 +615,8 @@ class VmState:
                 continue
             self.guest_sees[slot.first] = told == {True}
             if told == {True}:
-                self._prove(slot.first, Proof.ONLINE, now)
+                if Proof.ONLINE not in self.proofs_of(slot.first):
+                    self._prove(slot, Proof.ONLINE, now)
             elif slot.proof is Proof.ONLINE:
                 self._rungs[slot.first].pop(Proof.ONLINE, None)
                 self._replace(slot.proven(self._highest(slot.first, now)))
@@ -626,15 +629,12 @@ class VmState:
         """When each rung was first known of the CPU in the slot of vCPU *first*, by the caller's clock."""
         return self._rungs.get(first, {})
 
-    def _prove(self, first: int, proof: Proof, now: float) -> None:
-        """Take in that the CPU in the slot of vCPU *first* is on that rung."""
-        known = self._rungs.setdefault(first, {})
-        if proof in known:
-            return
-        known[proof] = now
-        slot = self.slots[first]
+    def _prove(self, slot: Slot, proof: Proof, now: float) -> None:
+        """Take *slot* in, and that the CPU in it is on that rung."""
+        known = self._rungs.setdefault(slot.first, {})
+        known.setdefault(proof, now)
         if slot.rung is not None and proof <= slot.rung.proof:
-            self._touched.add(first)
+            self._replace(slot)
             return
         self._replace(slot.proven(Rung(proof, self._epoch + now)))
         plugged = known.get(Proof.PRESENT)
@@ -751,7 +751,7 @@ class VmState:
     def _fill(self, slot: Slot, origin: Origin, now: float) -> None:
         self._created += slot.count
         self._rungs[slot.first] = {Proof.PRESENT: now}
-        self._replace(slot.proven(Rung(Proof.PRESENT, self._epoch + now)))
+        self._replace(slot)
         self._tell(VcpuPlugged, origin, ids=slot.ids)
 
     def _empty(self, first: int, origin: Origin, now: float) -> None:
