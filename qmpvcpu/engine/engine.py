@@ -31,6 +31,7 @@ from qmpvcpu.engine.messages import (
     DropPrevious,
     Effect,
     ExportLock,
+    GuestIs,
     GuestTold,
     Heard,
     Hold,
@@ -209,6 +210,7 @@ class Engine:
             Looked: self._looked,
             LookFailed: self._look_failed,
             GuestTold: self._guest_told,
+            GuestIs: self._guest_is,
             Saved: self._saved,
             ConfigWritten: self._config_written,
             Change: self._change,
@@ -774,6 +776,9 @@ class Engine:
         number = self._next()
         self._asks[number] = then
         self._effects.append(Ask(number, ids, online, limit))
+
+    def _guest_is(self, given: GuestIs) -> None:
+        self.state.guest_os = given.system
 
     def _guest_told(self, given: GuestTold) -> None:
         if given.online is not None:

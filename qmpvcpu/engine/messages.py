@@ -14,6 +14,7 @@ from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.vmstate import Read
 from qmpvcpu.errors import MonitorLostError, QmpVcpuError, RecordError
 from qmpvcpu.events import Event
+from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.model.layout import Slot
 from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.transition import ConfigReport, Intent
@@ -203,6 +204,12 @@ class GuestTold(NamedTuple):
     refused: str = ""
 
 
+class GuestIs(NamedTuple):
+    """The guest's agent has told which system runs in the guest."""
+
+    system: GuestOs
+
+
 class Saved(NamedTuple):
     """The save *number* is over; *error* is None if it is on disk."""
 
@@ -284,6 +291,7 @@ Input = (
     | Looked
     | LookFailed
     | GuestTold
+    | GuestIs
     | Saved
     | ConfigWritten
     | Cancelled

@@ -24,6 +24,7 @@ def guest_warnings(now: Situation, steps: Sequence[Step], options: CheckedOption
     plugs = [step for step in steps if step.action is Action.PLUG]
     asks = any(step.action is Action.UNPLUG and not step.joins for step in steps)
     vm, system = now.layout.vm, now.guest_os
+    may_boot = now.unheard and system is None and now.guest_sees is None  # else it is up
     if plugs and vm.lacks_hypervisor and (system is None or system.may_want_hypervisor):
         yield hidden_hypervisor(vm)
     if plugs and vm.nested and now.arrived:
@@ -33,9 +34,9 @@ def guest_warnings(now: Situation, steps: Sequence[Step], options: CheckedOption
         yield f"{called} sees a new vCPU at its next boot: Datacenter and Standard editions take one while they run"
     if plugs and system is not None and system.is_windows:
         yield f"taking {named(union(step.ids for step in plugs))} out again is denied: Windows gives no vCPU up"
-    if now.unheard and system is None and asks:
+    if may_boot and asks:
         yield f"{_NEVER_HEARD}: while it boots, a removal is rejected, refused, or pending for good"
-    if now.unheard and system is None and plugs and options.awaited_proof is not Proof.PRESENT:
+    if may_boot and plugs and options.awaited_proof is not Proof.PRESENT:
         yield f"{_NEVER_HEARD}: while it boots, it takes a vCPU without acknowledging it, or starts it late"
 
 

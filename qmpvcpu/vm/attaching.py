@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 from qmpvcpu.engine.engine import Engine
 from qmpvcpu.engine.intents import Intentions
-from qmpvcpu.engine.messages import GuestTold, Refresh
+from qmpvcpu.engine.messages import GuestIs, GuestTold, Refresh
 from qmpvcpu.engine.vmstate import VmState
 from qmpvcpu.errors import MonitorError, RecordError, printable, shorten
 from qmpvcpu.given import checked, path
@@ -157,6 +157,7 @@ async def attach(
         lambda: engine.layout,
         lambda: driver.connection.monitor,
         lambda online: driver.put(GuestTold(None, online)),
+        lambda system: driver.put(GuestIs(system)),
     )
     connection = await Connection.open(target, reply_timeout)
     kept = None

@@ -46,6 +46,7 @@ class Guest:
         layout: Returns the VM's layout, of now.
         monitor: Returns the VM's monitor, of now.
         on_list: Called with each list of the guest's: whether each vCPU that is known in it is online.
+        on_os: Called with each answer that names the guest's system.
 
     Attributes:
         has_agent: True if an agent was given to ``attach``.
@@ -57,11 +58,13 @@ class Guest:
         layout: Callable[[], Layout],
         monitor: Callable[[], "Monitor"],
         on_list: Callable[[dict[int, bool]], object],
+        on_os: Callable[[GuestOs], object],
     ) -> None:
         self.has_agent = target is not None
         self._layout = layout
         self._monitor = monitor
         self._on_list = on_list
+        self._on_os = on_os
         self._agent: GuestAgent | None = None
         self._numbering: Numbering | None = None
         self._turn = asyncio.Lock()
@@ -135,12 +138,12 @@ class Guest:
 
     @checked
     async def os(self, *, timeout: float = 10.0) -> GuestOs:
-        """Return what system runs in the guest.
+        """Return what system runs in the guest. Until the VM is reset, plans and denials know it then.
 
         Raises:
             GuestAgentError: See the class.
         """
-        return await self._door.os(timeout=timeout)
+        return await self._read_os(asyncio.get_running_loop().time() + timeout)
 
     async def close(self) -> None:
         """Let go of the agent."""
@@ -249,10 +252,15 @@ class Guest:
         """Return the release of the guest's Linux; "" where that is not told, or it is none."""
         if self._os is None:
             try:
-                self._os = await self._door.os(timeout=_rest(deadline))
+                await self._read_os(deadline)
             except (AgentForbiddenError, GuestRefusedError):
                 self._os = GuestOs()
-        return "" if self._os.is_windows else self._os.kernel
+        return "" if self._os is None or self._os.is_windows else self._os.kernel
+
+    async def _read_os(self, deadline: float) -> GuestOs:
+        self._os = await self._door.os(timeout=_rest(deadline))
+        self._on_os(self._os)
+        return self._os
 
     async def _set(self, given: int | str | Iterable[int], timeout: float, *, online: bool) -> VcpuMap:
         wanted = _ids(given)

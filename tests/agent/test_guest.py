@@ -34,7 +34,12 @@ pytestmark = pytest.mark.qemu
 
 @contextlib.asynccontextmanager
 async def guest(
-    vcpus: tuple[int, ...] = (0,), *, follows: bool = True, attach: dict[str, Any] | None = None, **agent: Any
+    vcpus: tuple[int, ...] = (0,),
+    *,
+    follows: bool = True,
+    accel: Any = None,
+    attach: dict[str, Any] | None = None,
+    **agent: Any,
 ) -> AsyncIterator[tuple[ScriptedAgent, VcpuController, MicroGuest]]:
     """Start a VM, and an agent that has the CPUs of its guest."""
     followed: list[VcpuController] = []
@@ -43,7 +48,7 @@ async def guest(
         return followed[0].layout.enabled
 
     async with (
-        MicroGuest(qmp_sockets=2) as micro,
+        MicroGuest(accel=accel, qmp_sockets=2) as micro,
         ScriptedAgent(vcpus, look=look if follows else None, **agent) as scripted,
         qmpvcpu.attach(micro.qmp, agent=scripted.path, **(attach or {})) as vm,
     ):
