@@ -83,6 +83,7 @@ def test_a_silent_guest_cannot_count_what_it_does_not_look_at() -> None:
         ),
         (lambda: Behaviour(source=1), "source is 0x1, must be 3 .* or 0x103"),
         (lambda: Behaviour(insert_answer=False, insert_status=1), "insert_status is 0x1, and insert_answer=False"),
+        (lambda: Behaviour.refusing_inserts().starting(), "insert_status is 0x1: a CPU that is not taken cannot be"),
         (
             lambda: Behaviour(removal=RemovalAction.IGNORE, delay_ms=5),
             "looks at no removal, so it cannot have delay_ms=5",

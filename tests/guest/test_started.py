@@ -1,0 +1,31 @@
+"""A real Linux starts the vCPUs that are plugged, unless it was told to have no more CPUs."""
+
+from pathlib import Path
+
+import pytest
+
+import qmpvcpu
+from qmpvcpu import Proof
+from qmpvcpu.errors import UnprovenError
+from qmpvcpu.testing.linuxguest import LinuxGuest
+from qmpvcpu.testing.qemu import Accelerator
+
+pytestmark = pytest.mark.guest
+
+
+async def test_a_plug_is_proven_once_linux_has_started_the_vcpu(guest: LinuxGuest) -> None:
+    async with qmpvcpu.attach(guest.qmp) as vm:
+        assert await vm.plug(5, proof=Proof.STARTED) == {5}
+        assert vm.layout[5].proof is Proof.STARTED
+        assert await vm.plug(3, proof=Proof.STARTED) == {3}
+
+
+async def test_vcpus_that_linux_does_not_start_are_told_as_that(qemu: Path, accel: Accelerator, kernel: str) -> None:
+    async with (
+        LinuxGuest(qemu, accel=accel, kernel=kernel, boot=1, kernel_options="nr_cpus=1") as guest,
+        qmpvcpu.attach(guest.qmp) as vm,
+    ):
+        for vcpu in (5, 2):
+            with pytest.raises(UnprovenError, match="never started"):
+                await vm.plug(vcpu, proof=Proof.STARTED, timeout=2)
+            assert vm.layout[vcpu].proof in {Proof.PRESENT, Proof.ACKNOWLEDGED}
