@@ -403,7 +403,7 @@ class AgentSilentError(GuestAgentError, TimeoutError):
         hint: str = "",
         outcome: Outcome = Outcome.UNCHANGED,
     ) -> None:
-        super().__init__(address, f"no answer within {timeout:g} s: {why}", hint=hint, outcome=outcome)
+        super().__init__(address, f"no answer within {timeout:.3g} s: {why}", hint=hint, outcome=outcome)
         self.timeout = timeout
         self.port_open = port_open
 

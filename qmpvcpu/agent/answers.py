@@ -195,15 +195,21 @@ def why_forbidden(error_class: str, desc: str) -> str:
 def parse_port(answer: object, path: str) -> bool | None:
     """Read from the answer to ``query-chardev`` whether the guest has the port open whose socket is at *path*.
 
-    None: no chardev has that socket. Source: QEMU qapi/char.json; chardev/char-socket.c for ``filename``.
+    QEMU names a socket as it was given it: relative to the directory that it was started in, say. Then the one of
+    that file name is meant, if there is one only. None: it cannot be told.
+
+    Source: QEMU qapi/char.json; chardev/char-socket.c for ``filename``.
     """
+    ports: dict[str, list[bool]] = {}
     for entry in answer if isinstance(answer, list) else ():
-        if not isinstance(entry, Mapping):
-            continue
-        filename, is_open = entry.get("filename"), entry.get("frontend-open")
-        if not isinstance(filename, str) or not isinstance(is_open, bool):
-            continue
-        place = filename.removeprefix("disconnected:").removeprefix("unix:").partition(",server")[0]
-        if place == path:
-            return is_open
+        filename = entry.get("filename") if isinstance(entry, Mapping) else None
+        is_open = entry.get("frontend-open") if isinstance(entry, Mapping) else None
+        if isinstance(filename, str) and isinstance(is_open, bool):
+            place = filename.removeprefix("disconnected:").removeprefix("unix:").partition(",server")[0]
+            ports.setdefault(place, []).append(is_open)
+            if "/" in place:
+                ports.setdefault(place.rpartition("/")[2], []).append(is_open)
+    for place in (path, path.rpartition("/")[2]):
+        if len(found := ports.get(place, [])) == 1:
+            return found[0]
     return None

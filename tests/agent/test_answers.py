@@ -155,4 +155,8 @@ def test_qemu_tells_whether_the_guest_has_the_port_open() -> None:
     assert answers.parse_port(chardevs, "/run/ga.sock") is False
     assert answers.parse_port(chardevs, "/run/qmp0") is True
     assert answers.parse_port(chardevs, "/run/ga") is None
+    assert answers.parse_port(chardevs, "/other/way/to/ga.sock") is False
+    relative = [{"frontend-open": True, "filename": "unix:agent,server=on", "label": "agent"}]
+    assert answers.parse_port(relative, "/run/vm/agent") is True
+    assert answers.parse_port(relative * 2, "/run/vm/agent") is None
     assert answers.parse_port(None, "/run/ga") is None
