@@ -20,10 +20,9 @@ async def test_a_guest_that_refuses_before_qemu_is_asked_leaves_nothing_pending(
     program = block("docs/proofs.md", "an unplug that can be taken back").module()
     async with MicroGuest(boot=[0, 5]) as guest, ScriptedAgent((0, 5)) as agent:
         await agent.turn(Mood.REFUSING)
-        assert (
-            await program.remove(str(guest.qmp), agent.path)
-            == "kept, nothing is pending: Device or resource busy (EBUSY)"
-        )
+        said = await program.remove(str(guest.qmp), agent.path)
+        assert said.startswith("kept, nothing is pending: ")
+        assert said.endswith("Device or resource busy (EBUSY)")
         async with qmpvcpu.attach(guest.qmp) as vm:
             assert not vm.layout.pending
         await agent.turn(Mood.NORMAL)
