@@ -8,9 +8,13 @@ import pytest
 import qmpvcpu
 from qmpvcpu import DenialReason, MonitorTimeoutError, StepDeniedError
 from qmpvcpu.model.vm import KnownFault
-from qmpvcpu.testing import QemuProcess
+from qmpvcpu.qmp.monitor import Monitor
+from qmpvcpu.qmp.queries import Reader
+from qmpvcpu.testing import MicroGuest, QemuProcess
+from qmpvcpu.testing.guestvm import GuestVm
 from qmpvcpu.testing.peer import HANG, Command, Failure, ScriptedPeer
 from tests.controller.test_scripted import CAPTURES, recorded
+from tests.migration.moving import call, move
 from tests.substrates import Substrate, substrates
 
 OLD, NEW = "10.0.2-q35-sct-2x2x2-boot3", "11.1.3-q35-sct-2x2x2-boot3"
@@ -220,3 +224,24 @@ async def test_firmware_with_smm_is_known_by_its_flash_and_gets_no_vcpu_under_tc
                 await vm.plug(1)
         else:
             assert await vm.plug(1) == {1}
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("on", substrates(["q35"], accels=["tcg"]))
+async def test_a_vm_is_known_to_have_migrated_by_its_target_alone(on: Substrate) -> None:
+    async with (
+        MicroGuest(on.qemu, machine=on.machine, accel=on.accel, qmp_sockets=2) as source,
+        MicroGuest(on.qemu, machine=on.machine, accel=on.accel, qmp_sockets=2, incoming=True) as target,
+    ):
+        assert [await has_arrived(each) for each in (source, target)] == [False, False]
+        assert await move(source, target) == "completed"
+        await call(source, "cont")  # so that both run; the source says completed too
+        assert [await has_arrived(each) for each in (source, target)] == [False, True]
+
+
+async def has_arrived(guest: GuestVm) -> bool:
+    monitor = await Monitor.open(guest.qmp, timeout=5, on_event=lambda _: None, on_lost=lambda _: None)
+    try:
+        return (await Reader(monitor, 5).status()).arrived
+    finally:
+        await monitor.close()
