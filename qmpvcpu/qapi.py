@@ -41,9 +41,8 @@ _LARGEST_PID: Final = (1 << 31) - 1
 _LARGEST_COUNTER: Final = (1 << 64) - 1  # QAPI's uint64
 _LARGEST_VERSION: Final = 9999
 _MOST_PROPS: Final = 32  # QEMU 11.1 has nine
-_HYPERVISOR: Final = 1 << 31  # CPUID 1, ECX
-_VMX: Final = 1 << 5  # the same
-_SVM: Final = 1 << 2  # CPUID 0x80000001, ECX
+_HYPERVISOR, _X2APIC, _VMX = 1 << 31, 1 << 21, 1 << 5  # CPUID 1, ECX
+_SVM = 1 << 2  # CPUID 0x80000001, ECX
 _NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
 _SLOT_NUMBER: Final = re.compile(r"[0-9]{1,5}")
@@ -145,11 +144,13 @@ class CpuFeatures(NamedTuple):
         hypervisor: That it runs under a hypervisor.
         kvm: That KVM is that hypervisor, by a feature of KVM's own.
         nested: VMX or SVM.
+        x2apic: An APIC that can have ids from 255 on.
     """
 
     hypervisor: bool
     kvm: bool
     nested: bool
+    x2apic: bool
 
 
 def device_add(slot: Slot, path: str | None = None) -> dict[str, Any]:
@@ -296,6 +297,7 @@ def parse_feature_words(reply: object) -> CpuFeatures | None:
         hypervisor=bool(basic & _HYPERVISOR),
         kvm=words.get(("EAX", 0x4000_0001), 0) != 0,
         nested=bool(basic & _VMX or extended & _SVM),
+        x2apic=bool(basic & _X2APIC),
     )
 
 

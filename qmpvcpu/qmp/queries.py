@@ -242,7 +242,7 @@ class Reader:
             can_unplug=self._hotplugs is not False and arch != "s390x" and machine_type != "isapc",
             libvirt_owned=isinstance(objects, list)
             and any(isinstance(each, dict) and each.get("name") == _LIBVIRT_SECRET for each in objects),
-            x2apic=await self._x2apic(accelerator, topology, slots),
+            x2apic=features.x2apic if features is not None and _needs_x2apic(accelerator, topology, slots) else None,
             smm_firmware=accelerator == "tcg" and "q35" in machine_type and await self._has_smm_firmware(),
             hides_hypervisor=features is not None and await self._hides_hypervisor(features, under_kvm=under_kvm),
             nested=features is not None and features.nested and under_kvm,
@@ -270,14 +270,6 @@ class Reader:
         return (
             ONE_THREAD if runs_single_threaded(threads) else _why_hidden(self._monitor.peer_pid, threads[0].host_tid)
         )
-
-    async def _x2apic(self, accelerator: str, topology: Topology | None, slots: tuple[Slot, ...]) -> bool | None:
-        if accelerator != "tcg" or topology is None or not slots or slots[0].qom_path is None:
-            return None
-        if not needs_x2apic(topology, slots[-1].props):
-            return None
-        reply = await self._try("qom-get", {"path": slots[0].qom_path, "property": "x2apic"})
-        return reply is True
 
     async def _hides_hypervisor(self, features: CpuFeatures, *, under_kvm: bool) -> bool:
         """Return whether Linux sees no hypervisor by the CPU.
@@ -384,6 +376,11 @@ def layout_of(vm: VmInfo, reading: Reading, answers: Mapping[int, OstAnswer]) ->
         and answer.status is OstStatus.IN_PROGRESS
     )
     return Layout(vm=vm, slots=slots, creation=creation_order(slots, threads or ()), pending_slots=frozenset(pending))
+
+
+def _needs_x2apic(accelerator: str, topology: Topology | None, slots: tuple[Slot, ...]) -> bool:
+    """Return whether a fault of TCG may matter, which x2apic avoids."""
+    return accelerator == "tcg" and topology is not None and bool(slots) and needs_x2apic(topology, slots[-1].props)
 
 
 def _name_from(address: str) -> str:
