@@ -18,7 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
 from qmpvcpu.errors import (
+    AgentConnectError,
+    AgentLostError,
+    AgentSilentError,
     DenialReason,
+    GuestAgentError,
+    GuestRefusedError,
     MonitorError,
     PlugUndoneError,
     QmpVcpuError,
@@ -27,8 +32,10 @@ from qmpvcpu.errors import (
     WaitTimeoutError,
     printable,
 )
+from qmpvcpu.events import VmReset
 from qmpvcpu.given import checked
 from qmpvcpu.model.codec import from_json, to_json
+from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.model.options import ChangeOptions, OnFailure, Proof
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import (
@@ -44,25 +51,33 @@ from qmpvcpu.model.verdicts import (
 )
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.vm.controller import UnplugRequest, VcpuController
+from qmpvcpu.vm.guest import Guest
 
-__all__ = ["Ability", "AbilityRow", "AbilityVerdict", "Certificate", "Provocation", "certify"]
+__all__ = ["Ability", "AbilityRow", "AbilityVerdict", "Certificate", "Provocation", "certify", "wait_booted"]
 
 # As many at once show what there is to see; a machine of hundreds would take minutes.
 _MOST_AT_ONCE: Final = 8
+_BY_ITSELF_S: Final = 3.0  # how long a guest has to use a vCPU without being told; Linux needs 0.1 on a busy machine
+_BY_AGENT: Final = "by the agent"
+_LOOK_EVERY_S: Final = 0.1
+_ASKED_S: Final = 2.0  # how long one question to the agent may take, of many
 
 
 class Ability(enum.Enum):
     """What is tried, in this order; the value is the text for people.
 
-    PLUG: QEMU takes a vCPU. ACKNOWLEDGED: the guest says that it took it. IN_A_HOLE: one is plugged with a free one
-    below it. ALL_AT_ONCE: several are plugged in one map. UNPLUG: the guest gives one up. PLUG_AGAIN: another is
-    plugged into the slot that was emptied. REFUSAL: a guest that cannot give one up says so. AFTER_REBOOT: one is
-    plugged after a reset of the VM. PENDING_OVER_RESET: a removal that was asked for before the reset comes about
-    after it. PUT_BACK: what was plugged for all this leaves, in one map.
+    PLUG: QEMU takes a vCPU. ACKNOWLEDGED: the guest says that it took it. STARTED: the vCPU has run code of the guest.
+    ONLINE: the guest's own list has it online, by itself or once its agent was told to. IN_A_HOLE: one is plugged
+    with a free one below it. ALL_AT_ONCE: several are plugged in one map. UNPLUG: the guest gives one up. PLUG_AGAIN:
+    another is plugged into the slot that was emptied. REFUSAL: a guest that cannot give one up says so. AFTER_REBOOT:
+    one is plugged after a reset of the VM. PENDING_OVER_RESET: a removal that was asked for before the reset comes
+    about after it. PUT_BACK: what was plugged for all this leaves, in one map.
     """
 
     PLUG = "plug"
     ACKNOWLEDGED = "acknowledged"
+    STARTED = "started"
+    ONLINE = "online in the guest"
     IN_A_HOLE = "plug, leaving a hole"
     ALL_AT_ONCE = "several at once"
     UNPLUG = "unplug"
@@ -130,6 +145,7 @@ class Certificate:
         machine: QEMU's machine type.
         accelerator: What it runs under.
         qemu: QEMU's version.
+        guest: What system runs in it, as its agent tells; "" where none does.
         rows: What was tried, in order.
     """
 
@@ -137,14 +153,18 @@ class Certificate:
     machine: str
     accelerator: str
     qemu: str
+    guest: str
     rows: tuple[AbilityRow, ...]
 
     @classmethod
-    def of(cls, vm: VcpuController, rows: Sequence[AbilityRow]) -> "Certificate":
-        """Return what *rows* say of *vm*."""
+    def of(cls, vm: VcpuController, rows: Sequence[AbilityRow], guest: GuestOs | None = None) -> "Certificate":
+        """Return what *rows* say of *vm*, with *guest* in it."""
         info = vm.capabilities
         version = ".".join(map(str, info.qemu_version))
-        return cls(info.name, info.machine, info.accelerator, version, tuple(rows))
+        system = (
+            "" if guest is None else ", ".join(filter(None, (guest.name or guest.id, guest.version, guest.kernel)))
+        )
+        return cls(info.name, info.machine, info.accelerator, version, system, tuple(rows))
 
     @property
     def ok(self) -> bool:
@@ -183,7 +203,6 @@ async def certify(
     timeout: float = 30.0,
     boot: float = 60.0,
     resets: bool = True,
-    booting: bool = False,
     provocation: Provocation | None = None,
 ) -> AsyncGenerator[AbilityRow, None]:
     """Try every ability of the guest of *vm*, and yield each row as soon as it is known, in the order of ``Ability``.
@@ -195,18 +214,18 @@ async def certify(
     Args:
         vm: The VM, attached. Nobody else should change its vCPUs meanwhile.
         timeout: How long the guest has for each answer, in seconds.
-        boot: How long the guest gets to boot, in seconds: nothing tells when it is up.
+        boot: How long the guest gets to boot after a reset, in seconds; see ``wait_booted``.
         resets: Whether the VM may be paused and reset.
-        booting: Wait that long before the first trial too.
-        provocation: What makes the guest refuse; None: nothing can.
+        provocation: What makes the guest refuse; None: its agent, if it runs programs (``guest-exec``) and the guest
+            is a Linux with ``chrt``.
 
     Raises:
         MonitorError: The VM was lost before anything was tried.
     """
     await vm.refresh()
+    if provocation is None and vm.guest.has_agent:
+        provocation = _DeadlineTasks(vm.guest)
     certification = _Certification(vm, timeout, boot, provocation, resets=resets)
-    if booting:
-        await certification.wait_up()
     trials = certification.trials()
     put_back_tried = False
     try:
@@ -217,6 +236,35 @@ async def certify(
         if not put_back_tried:
             with contextlib.suppress(QmpVcpuError):  # stopped half-way: there is no row that could tell
                 await certification.put_back()
+
+
+@checked
+async def wait_booted(vm: VcpuController, *, timeout: float) -> GuestOs | None:
+    """Wait until the guest of *vm* is up: until its agent answers. Without one nothing tells, and all is waited.
+
+    Args:
+        vm: The VM, attached.
+        timeout: How long to wait at most, in seconds.
+
+    Returns:
+        What system it is; None where its agent does not tell, or did not answer in time.
+
+    Raises:
+        MonitorLostError: The VM is lost.
+    """
+    deadline = _now() + timeout
+    while (left := deadline - _now()) > 0:
+        pause = left
+        if vm.guest.has_agent:
+            try:
+                return await vm.guest.os(timeout=min(left, _ASKED_S))
+            except (AgentSilentError, AgentConnectError, AgentLostError):
+                pause = min(_LOOK_EVERY_S, deadline - _now())
+            except GuestAgentError:
+                return None  # it answers
+        with contextlib.suppress(WaitTimeoutError):
+            await vm.wait_for(lambda _: False, timeout=max(pause, 0.0))
+    return None
 
 
 class _Done(NamedTuple):
@@ -264,6 +312,8 @@ class _Certification:
         self._rows: dict[Ability, AbilityRow] = {}
         self._lost = ""
         self._paused = False
+        self._plugged_at = 0.0
+        self._onlined = False
         self._request: UnplugRequest | None = None
         self._why_no_request = "the VM may not be reset"
         self._left_by_itself = False
@@ -281,6 +331,8 @@ class _Certification:
         return {
             Ability.PLUG: self._plug,
             Ability.ACKNOWLEDGED: self._acknowledged,
+            Ability.STARTED: self._started,
+            Ability.ONLINE: self._online,
             Ability.IN_A_HOLE: self._in_a_hole,
             Ability.ALL_AT_ONCE: self._all_at_once,
             Ability.UNPLUG: self._unplug,
@@ -315,26 +367,56 @@ class _Certification:
     async def _plug(self) -> _Done:
         if self._first is None:
             raise _not_possible(f"{DenialReason.MACHINE_FULL.value}: start it with -smp N,maxcpus=M")
-        began = _now()
+        self._plugged_at = _now()
         await self._vm.plug(self._first, timeout=self._timeout)
-        return _Done(_now() - began)
+        return _Done(_now() - self._plugged_at)
 
     async def _acknowledged(self) -> _Done:
         self._need(Ability.PLUG)
         vm, first = self._vm, self._first
         if first is None or not vm.capabilities.acknowledges:
             raise _not_possible(DenialReason.MACHINE_CANNOT_ACKNOWLEDGE.value)
-        began = _now()
         try:
             layout = await vm.wait_for(lambda layout: layout[first].acknowledged is not None, timeout=self._timeout)
         except WaitTimeoutError:
             raise _NotDoneError(AbilityVerdict.NEVER, "", self._timeout) from None
-        took = _now() - began + (self._rows[Ability.PLUG].seconds or 0)
+        took = _now() - self._plugged_at
         slot = layout[first].slot
         if not slot.acknowledged and slot.answer is not None:
             why = f"{slot.answer.reason}, OST status {slot.answer.code:#04x}"
             raise _NotDoneError(AbilityVerdict.REFUSED, why, took)
         return _Done(took)
+
+    async def _started(self) -> _Done:
+        self._need(Ability.PLUG)
+        vm, first = self._vm, self._first
+        if first is None or vm.capabilities.start_unknowable:
+            raise _not_possible(vm.capabilities.start_unknowable)
+
+        async def has_started() -> bool:
+            return await vm.run_control.has_started(first)
+
+        if vm.guest.has_agent and not await _seen(has_started, min(_BY_ITSELF_S, self._timeout)):
+            with contextlib.suppress(GuestAgentError):  # the next row tells
+                await vm.guest.set_online(first, timeout=self._timeout)
+                self._onlined = True
+        if not await _seen(has_started, self._timeout):
+            raise _NotDoneError(AbilityVerdict.NEVER, "it has run no code of the guest", self._timeout)
+        return _Done(_now() - self._plugged_at, _BY_AGENT if self._onlined else "")
+
+    async def _online(self) -> _Done:
+        self._need(Ability.PLUG)
+        guest, first = self._vm.guest, self._first
+        if first is None or not guest.has_agent:
+            raise _not_possible("no agent was given that could be asked")
+
+        async def is_online() -> bool:
+            return any(cpu.online for cpu in await guest.vcpus(timeout=self._timeout) if cpu.vcpu == first)
+
+        if not await _seen(is_online, min(_BY_ITSELF_S, self._timeout)):
+            await guest.set_online(first, timeout=self._timeout)
+            self._onlined = True
+        return _Done(_now() - self._plugged_at, _BY_AGENT if self._onlined else "by itself")
 
     async def _in_a_hole(self) -> _Done:
         self._need(Ability.PLUG)
@@ -412,7 +494,7 @@ class _Certification:
             self._why_no_request = fault.value
             raise _not_possible(fault.value)
         await self._reset_with_a_removal_pending()
-        await self.wait_up()
+        await wait_booted(self._vm, timeout=self._boot)
         self._left_by_itself = self._request is not None and self._request.verdict is not None
         free = [slot.first for slot in self._vm.layout.slots if not slot.present]
         if not free:
@@ -430,7 +512,13 @@ class _Certification:
             if isinstance(error, MonitorError):
                 raise
             _, self._why_no_request = _judged(error)
+        events = self._vm.events()
         await control.reset()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._boot):  # what the agent says before it is of the boot before
+                async for event in events:
+                    if isinstance(event, VmReset):
+                        break
         await control.resume()
         self._paused = False
 
@@ -449,11 +537,6 @@ class _Certification:
             case Refused():
                 raise _NotDoneError(AbilityVerdict.REFUSED, _reason(verdict))
         raise _NotDoneError(AbilityVerdict.NEVER, _pending_reason(verdict), self._timeout)
-
-    async def wait_up(self) -> None:
-        """Give the guest the time that it needs to boot; raises MonitorLostError if QEMU is lost meanwhile."""
-        with contextlib.suppress(WaitTimeoutError):
-            await self._vm.wait_for(lambda _: False, timeout=self._boot)
 
     # The end.
 
@@ -491,6 +574,16 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
+async def _seen(condition: Callable[[], Awaitable[bool]], limit: float) -> bool:
+    """Wait until *condition* holds, at most *limit* seconds; return whether it does."""
+    deadline = _now() + limit
+    while not await condition():
+        if _now() >= deadline:
+            return False
+        await asyncio.sleep(_LOOK_EVERY_S)
+    return True
+
+
 def _judged(error: "QmpVcpuError | _NotDoneError") -> tuple[AbilityVerdict, str]:
     """Return what *error* says of an ability, and why."""
     match error:
@@ -505,6 +598,8 @@ def _judged(error: "QmpVcpuError | _NotDoneError") -> tuple[AbilityVerdict, str]
             found = AbilityVerdict.REFUSED, str(error)
         case MonitorError():
             found = AbilityVerdict.LOST, str(error)
+        case GuestRefusedError():
+            found = AbilityVerdict.REFUSED, f"{error.reason}, by the agent"
         case _:
             verdict = verdict_of(error)
             found = (AbilityVerdict.NOT_POSSIBLE, str(error)) if verdict is None else _of_verdict(verdict)
@@ -536,3 +631,40 @@ def _reason(verdict: Refused) -> str:
 
 def _pending_reason(verdict: Pending) -> str:
     return "the guest works on it" if verdict.acknowledged else "the guest has not reacted"
+
+
+class _DeadlineTasks:
+    """Makes a Linux refuse through its agent: by tasks with deadlines that need every CPU it has.
+
+    Source: Linux vetoes taking a CPU offline that SCHED_DEADLINE reservations need: kernel/sched/core.c.
+    """
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._pids: list[int] = []
+
+    async def refuse(self) -> None:
+        """Start them: Linux admits 95 % of all CPUs in sum, so one for each online CPU is all."""
+        online = [cpu for cpu in await self._guest.vcpus() if cpu.online]
+        reserve = "--deadline --sched-runtime 9400000 --sched-deadline 10000000 --sched-period 10000000 0"
+        for _ in online:
+            self._pids.append(await self._run("chrt", *reserve.split(), "sleep", "300"))
+        await asyncio.sleep(_LOOK_EVERY_S)  # one that is not admitted ends at once
+        for pid in self._pids:
+            status = await self._guest.execute("guest-exec-status", {"pid": pid})
+            if not isinstance(status, dict) or status.get("exited") is not False:
+                await self.comply()
+                raise _NotDoneError(AbilityVerdict.NOT_POSSIBLE, "the guest admits no task with a deadline (chrt)")
+
+    async def comply(self) -> None:
+        """End them."""
+        pids, self._pids = self._pids, []
+        if pids:
+            await self._run("sh", "-c", f"kill {' '.join(map(str, pids))}")
+
+    async def _run(self, path: str, *arguments: str) -> int:
+        started = await self._guest.execute("guest-exec", {"path": path, "arg": [*arguments]})
+        pid = started.get("pid") if isinstance(started, dict) else None
+        if type(pid) is not int or pid <= 0:
+            raise _NotDoneError(AbilityVerdict.NOT_POSSIBLE, f"the agent did not start {path}")
+        return pid

@@ -8,14 +8,26 @@ from typing import Any, Final
 
 import click
 
-from qmpvcpu.certify import Ability, AbilityRow, AbilityVerdict, Certificate, certify
+from qmpvcpu.certify import Ability, AbilityRow, AbilityVerdict, Certificate, certify, wait_booted
 from qmpvcpu.cli.failures import failure
-from qmpvcpu.cli.options import NAME, OUTPUT_OPTIONS, QMP, REPLY_TIMEOUT, TIMEOUT, Seconds, command, flag, option
+from qmpvcpu.cli.options import (
+    AGENT,
+    NAME,
+    OUTPUT_OPTIONS,
+    QMP,
+    REPLY_TIMEOUT,
+    TIMEOUT,
+    Seconds,
+    command,
+    flag,
+    option,
+)
 from qmpvcpu.cli.output import Line
 from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import headline, state_json
 from qmpvcpu.errors import printable
+from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.testing.directory import TemporaryDirectoryError
 from qmpvcpu.testing.qemu import QemuProcess, QemuProcessError, qemu_named
 from qmpvcpu.vm.controller import VcpuController
@@ -37,10 +49,16 @@ _STYLES: Final = {
     click.Argument(["qemu"], metavar="[-- QEMU...]", nargs=-1),
     flag("--disturb", "Your word that the VM at --qmp may be disturbed: its vCPUs come and go, and it is reset."),
     flag("--no-reset", "Leave out what takes a reset."),
-    option("--boot", metavar="SECONDS", type=Seconds(), help="How long the guest has to boot (60)."),
+    option(
+        "--boot",
+        metavar="SECONDS",
+        type=Seconds(),
+        help="How long the guest has to boot (60), where no agent answers.",
+    ),
     flag("--markdown", "Print a table for a page."),
     TIMEOUT,
     QMP,
+    AGENT,
     NAME,
     REPLY_TIMEOUT,
     *OUTPUT_OPTIONS,
@@ -78,7 +96,8 @@ async def certify_(
     if not disturb:
         raise BadUsageError(f"certify plugs, unplugs and resets the VM at {address}: it needs your word, --disturb")
     async with shell.attach() as vm:
-        return await _certify(shell, vm, options, markdown=markdown)
+        guest = await wait_booted(vm, timeout=options["boot"]) if vm.guest.has_agent else None
+        return await _certify(shell, vm, guest, options, markdown=markdown)
 
 
 def _named_on_the_line(name: str) -> bool:
@@ -105,7 +124,8 @@ async def _certify_own(
             shell.options = shell.options._replace(qmp=str(process.qmp), name=name)
             async with shell.attach() as vm:
                 await vm.run_control.resume()  # it may have been started with -S
-                result = await _certify(shell, vm, options | {"booting": True}, markdown=markdown)
+                guest = await wait_booted(vm, timeout=options["boot"])
+                result = await _certify(shell, vm, guest, options, markdown=markdown)
             if result.code == NO_ANSWER:
                 with contextlib.suppress(TimeoutError):  # it hangs, which is told too
                     async with asyncio.timeout(_TO_END_S):
@@ -118,7 +138,9 @@ async def _certify_own(
         return failure(error, shell, NO_ANSWER)
 
 
-async def _certify(shell: Shell, vm: VcpuController, options: dict[str, Any], *, markdown: bool) -> CommandResult:
+async def _certify(
+    shell: Shell, vm: VcpuController, guest: GuestOs | None, options: dict[str, Any], *, markdown: bool
+) -> CommandResult:
     rows: list[AbilityRow] = []
     before = vm.layout.enabled
     if not markdown:
@@ -136,7 +158,7 @@ async def _certify(shell: Shell, vm: VcpuController, options: dict[str, Any], *,
             result = failure(KeyboardInterrupt(), shell)
         else:
             result = _ended(rows)
-    certificate = Certificate.of(vm, rows)
+    certificate = Certificate.of(vm, rows, guest)
     result.document |= certificate.to_json() | state_json(vm.layout)
     if markdown:
         result.text = (as_markdown(certificate),)
@@ -164,8 +186,12 @@ def _ended(rows: Sequence[AbilityRow]) -> CommandResult:
 
 def as_markdown(certificate: Certificate) -> str:
     """Return *certificate* as a table for a page."""
-    who = f"{certificate.machine}, {certificate.accelerator}, QEMU {certificate.qemu}"
-    rows = [("vCPUs", who), ("---", "---"), *((row.ability.value, row.said) for row in certificate.rows)]
+    who = [certificate.machine, certificate.accelerator, f"QEMU {certificate.qemu}", certificate.guest]
+    rows = [
+        ("vCPUs", ", ".join(filter(None, who))),
+        ("---", "---"),
+        *((row.ability.value, row.said) for row in certificate.rows),
+    ]
     return "\n".join(f"| {left} | {_cell(right)} |" for left, right in rows)
 
 

@@ -123,6 +123,9 @@ VERBOSE = flag("--verbose", "Print the QMP exchange on standard error.")
 QMP = option("--qmp", metavar="ADDRESS", help=f"{_QMP_HELP} Else $QMPVCPU_QMP.")
 # The environment is read before the command only: read after it, it would win over a --qmp before it.
 FIRST_QMP = option("--qmp", metavar="ADDRESS", envvar="QMPVCPU_QMP", help=_QMP_HELP)
+_AGENT_HELP = "The socket of the guest's agent (qemu-ga): as --qmp."
+AGENT = option("--agent", metavar="ADDRESS", help=f"{_AGENT_HELP} Else $QMPVCPU_AGENT.")
+FIRST_AGENT = option("--agent", metavar="ADDRESS", envvar="QMPVCPU_AGENT", help=_AGENT_HELP)
 NAME = option(
     "--name",
     metavar="NAME",
@@ -145,7 +148,7 @@ REPLY_TIMEOUT = option(
 OUTPUT_OPTIONS = (JSON, VERBOSE)
 VM_OPTIONS = (QMP, NAME, RECORD, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
 READ_OPTIONS = (QMP, NAME, READ_RECORD, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
-FIRST_OPTIONS = (FIRST_QMP, NAME, RECORD, TIMEOUT, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
+FIRST_OPTIONS = (FIRST_QMP, FIRST_AGENT, NAME, RECORD, TIMEOUT, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
 SHARED = tuple(str(each.name) for each in FIRST_OPTIONS)
 
 OUTPUT = option("--output", "-o", metavar="FILE", type=File(), help="Replace this file, whole or not at all.")

@@ -26,6 +26,7 @@ class Options(NamedTuple):
         json: Print one JSON document on standard output, and nothing else there.
         verbose: Print the QMP exchange on standard error.
         qmp: Address of the VM's QMP socket, or None.
+        agent: Address of the guest agent's socket, or None.
         name: What the VM is called, or None.
         record: Path of the record, or None.
         timeout: How long the guest has for each answer, in seconds, or None for the library's default.
@@ -35,6 +36,7 @@ class Options(NamedTuple):
     json: bool = False
     verbose: bool = False
     qmp: str | None = None
+    agent: str | None = None
     name: str | None = None
     record: str | None = None
     timeout: float | None = None
@@ -119,6 +121,7 @@ class Shell:
             _check_config(config, options.record)
         attaching = qmpvcpu.attach(
             options.address,
+            agent=options.agent,
             name=options.name,
             record=options.record,
             config=config,

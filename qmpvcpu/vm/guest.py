@@ -1,8 +1,8 @@
 """`Guest`: what the guest's own system says of its vCPUs, and what it can be told to do with them."""
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu.errors import (
     AgentConnectError,
@@ -144,6 +144,18 @@ class Guest:
             GuestAgentError: See the class.
         """
         return await self._read_os(asyncio.get_running_loop().time() + timeout)
+
+    @checked
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 10.0
+    ) -> Any:
+        """Ask the agent anything else, such as ``guest-exec``, and return what it said, whatever that is.
+
+        Raises:
+            GuestRefusedError: It answered with an error.
+            GuestAgentError: See the class.
+        """
+        return await self._door.execute(command, arguments, timeout=timeout)
 
     async def close(self) -> None:
         """Let go of the agent."""

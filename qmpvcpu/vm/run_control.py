@@ -1,4 +1,4 @@
-"""Pausing, resuming and resetting a VM: what a certification does to it besides changing its vCPUs."""
+"""What a certification does to a VM, and sees of it, besides changing its vCPUs."""
 
 from qmpvcpu.vm.driver import Driver
 
@@ -20,6 +20,13 @@ class RunControl:
     async def reset(self) -> None:
         """Reset the VM as its reset button would. One that is paused stays so, and boots once it is resumed."""
         await self._send("system_reset")
+
+    async def has_started(self, vcpu: int) -> bool:
+        """Read whether all of the slot of *vcpu* has run code of the guest."""
+        driver = self._driver
+        await driver.check_open()
+        slot = driver.layout.slot_of(vcpu)
+        return slot.first in await driver.connection.reader.started([slot])
 
     async def _send(self, command: str) -> None:
         driver = self._driver
