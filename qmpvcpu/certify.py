@@ -51,14 +51,13 @@ from qmpvcpu.model.verdicts import (
 )
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.vm.controller import UnplugRequest, VcpuController
-from qmpvcpu.vm.guest import Guest
 
 __all__ = ["Ability", "AbilityRow", "AbilityVerdict", "Certificate", "Provocation", "certify", "wait_booted"]
 
 # As many at once show what there is to see; a machine of hundreds would take minutes.
 _MOST_AT_ONCE: Final = 8
 _BY_ITSELF_S: Final = 3.0  # how long a guest has to use a vCPU without being told; Linux needs 0.1 on a busy machine
-_BY_AGENT: Final = "by the agent"
+_MOST_TASKS: Final = 1024
 _LOOK_EVERY_S: Final = 0.1
 _ASKED_S: Final = 2.0  # how long one question to the agent may take, of many
 
@@ -66,7 +65,7 @@ _ASKED_S: Final = 2.0  # how long one question to the agent may take, of many
 class Ability(enum.Enum):
     """What is tried, in this order; the value is the text for people.
 
-    PLUG: QEMU takes a vCPU. ACKNOWLEDGED: the guest says that it took it. STARTED: the vCPU has run code of the guest.
+    PLUG: QEMU takes a vCPU. ACKNOWLEDGED: the guest says that it took it. STARTED: the vCPU has run guest code.
     ONLINE: the guest's own list has it online, by itself or once its agent was told to. IN_A_HOLE: one is plugged
     with a free one below it. ALL_AT_ONCE: several are plugged in one map. UNPLUG: the guest gives one up. PLUG_AGAIN:
     another is plugged into the slot that was emptied. REFUSAL: a guest that cannot give one up says so. AFTER_REBOOT:
@@ -224,7 +223,7 @@ async def certify(
     """
     await vm.refresh()
     if provocation is None and vm.guest.has_agent:
-        provocation = _DeadlineTasks(vm.guest)
+        provocation = _DeadlineTasks(vm, timeout)
     certification = _Certification(vm, timeout, boot, provocation, resets=resets)
     trials = certification.trials()
     put_back_tried = False
@@ -313,7 +312,7 @@ class _Certification:
         self._lost = ""
         self._paused = False
         self._plugged_at = 0.0
-        self._onlined = False
+        self._told_at: float | None = None
         self._request: UnplugRequest | None = None
         self._why_no_request = "the VM may not be reset"
         self._left_by_itself = False
@@ -398,11 +397,10 @@ class _Certification:
 
         if vm.guest.has_agent and not await _seen(has_started, min(_BY_ITSELF_S, self._timeout)):
             with contextlib.suppress(GuestAgentError):  # the next row tells
-                await vm.guest.set_online(first, timeout=self._timeout)
-                self._onlined = True
+                await self._bring_online(first)
         if not await _seen(has_started, self._timeout):
             raise _NotDoneError(AbilityVerdict.NEVER, "it has run no code of the guest", self._timeout)
-        return _Done(_now() - self._plugged_at, _BY_AGENT if self._onlined else "")
+        return self._done_by()
 
     async def _online(self) -> _Done:
         self._need(Ability.PLUG)
@@ -414,9 +412,19 @@ class _Certification:
             return any(cpu.online for cpu in await guest.vcpus(timeout=self._timeout) if cpu.vcpu == first)
 
         if not await _seen(is_online, min(_BY_ITSELF_S, self._timeout)):
-            await guest.set_online(first, timeout=self._timeout)
-            self._onlined = True
-        return _Done(_now() - self._plugged_at, _BY_AGENT if self._onlined else "by itself")
+            await self._bring_online(first)
+        return self._done_by()
+
+    async def _bring_online(self, vcpu: int) -> None:
+        began = _now()
+        if await self._vm.guest.set_online(vcpu, timeout=self._timeout):  # it was offline until then
+            self._told_at = began
+
+    def _done_by(self) -> _Done:
+        """Tell who had the guest use the first vCPU, and in how many seconds: from the plug, or from being told."""
+        if self._told_at is None:
+            return _Done(_now() - self._plugged_at, "by itself")
+        return _Done(_now() - self._told_at, "by the agent")
 
     async def _in_a_hole(self) -> _Done:
         self._need(Ability.PLUG)
@@ -468,14 +476,15 @@ class _Certification:
             raise _not_possible("nothing here makes this guest refuse")
         vcpu = self._one_of_ours()
         try:
-            await self._provocation.refuse()
-        except QmpVcpuError as error:
-            raise _not_possible(f"the guest could not be made to refuse: {error}") from error
-        began = _now()
-        try:
+            try:
+                await self._provocation.refuse()
+            except QmpVcpuError as error:
+                raise _not_possible(f"the guest could not be made to refuse: {error}") from error
+            began = _now()
             verdict = await (await self._vm.request_unplug(vcpu)).wait(self._timeout)
         finally:
-            await self._provocation.comply()
+            with contextlib.suppress(QmpVcpuError):  # what does not work any more is told by the rows to come
+                await self._provocation.comply()
         match verdict:
             case Refused():
                 return _Done(_now() - began, _reason(verdict))
@@ -634,27 +643,29 @@ def _pending_reason(verdict: Pending) -> str:
 
 
 class _DeadlineTasks:
-    """Makes a Linux refuse through its agent: by tasks with deadlines that need every CPU it has.
+    """Makes a Linux refuse through its agent, by tasks with deadlines that need every CPU it has.
 
     Source: Linux vetoes taking a CPU offline that SCHED_DEADLINE reservations need: kernel/sched/core.c.
     """
 
-    def __init__(self, guest: Guest) -> None:
-        self._guest = guest
+    def __init__(self, vm: VcpuController, timeout: float) -> None:
+        self._vm = vm
+        self._timeout = timeout
         self._pids: list[int] = []
 
     async def refuse(self) -> None:
-        """Start them: Linux admits 95 % of all CPUs in sum, so one for each online CPU is all."""
-        online = [cpu for cpu in await self._guest.vcpus() if cpu.online]
+        """Start as many as Linux admits: one for each CPU, as each needs 94 %. They only sleep."""
+        await self._vm.guest.set_online(self._vm.layout.enabled, timeout=self._timeout)  # an offline one leaves
         reserve = "--deadline --sched-runtime 9400000 --sched-deadline 10000000 --sched-period 10000000 0"
-        for _ in online:
-            self._pids.append(await self._run("chrt", *reserve.split(), "sleep", "300"))
-        await asyncio.sleep(_LOOK_EVERY_S)  # one that is not admitted ends at once
-        for pid in self._pids:
-            status = await self._guest.execute("guest-exec-status", {"pid": pid})
+        while len(self._pids) < _MOST_TASKS:
+            pid = await self._run("chrt", *reserve.split(), "sleep", "300")
+            await asyncio.sleep(_LOOK_EVERY_S)
+            status = await self._ask("guest-exec-status", {"pid": pid})
             if not isinstance(status, dict) or status.get("exited") is not False:
-                await self.comply()
-                raise _NotDoneError(AbilityVerdict.NOT_POSSIBLE, "the guest admits no task with a deadline (chrt)")
+                break
+            self._pids.append(pid)
+        if not self._pids:
+            raise _not_possible("its Linux starts no task with a deadline (chrt)")
 
     async def comply(self) -> None:
         """End them."""
@@ -663,8 +674,11 @@ class _DeadlineTasks:
             await self._run("sh", "-c", f"kill {' '.join(map(str, pids))}")
 
     async def _run(self, path: str, *arguments: str) -> int:
-        started = await self._guest.execute("guest-exec", {"path": path, "arg": [*arguments]})
+        started = await self._ask("guest-exec", {"path": path, "arg": [*arguments]})
         pid = started.get("pid") if isinstance(started, dict) else None
         if type(pid) is not int or pid <= 0:
-            raise _NotDoneError(AbilityVerdict.NOT_POSSIBLE, f"the agent did not start {path}")
+            raise _not_possible(f"the agent did not start {path}")
         return pid
+
+    async def _ask(self, command: str, arguments: Mapping[str, Any]) -> Any:
+        return await self._vm.guest.execute(command, arguments, timeout=self._timeout)

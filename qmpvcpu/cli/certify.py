@@ -122,20 +122,26 @@ async def _certify_own(
             await process.wait_ready(timeout=shell.options.reply_timeout)
             name = shell.options.name or (None if "-name" in words else "guest")
             shell.options = shell.options._replace(qmp=str(process.qmp), name=name)
-            async with shell.attach() as vm:
-                await vm.run_control.resume()  # it may have been started with -S
-                guest = await wait_booted(vm, timeout=options["boot"])
-                result = await _certify(shell, vm, guest, options, markdown=markdown)
-            if result.code == NO_ANSWER:
-                with contextlib.suppress(TimeoutError):  # it hangs, which is told too
-                    async with asyncio.timeout(_TO_END_S):
-                        await process.wait()
-                result.complaint = (*result.complaint, str(process.failure("what QEMU said")))
-            return result
+            return await _certify_process(shell, process, options, markdown=markdown)
     except TemporaryDirectoryError as error:
         return failure(error, shell, NOT_SENT)
     except QemuProcessError as error:
         return failure(error, shell, NO_ANSWER)
+
+
+async def _certify_process(
+    shell: Shell, process: QemuProcess, options: dict[str, Any], *, markdown: bool
+) -> CommandResult:
+    async with shell.attach() as vm:
+        await vm.run_control.resume()  # it may have been started with -S
+        guest = await wait_booted(vm, timeout=options["boot"])
+        result = await _certify(shell, vm, guest, options, markdown=markdown)
+    if result.code == NO_ANSWER:
+        with contextlib.suppress(TimeoutError):  # it hangs, which is told too
+            async with asyncio.timeout(_TO_END_S):
+                await process.wait()
+        result.complaint = (*result.complaint, str(process.failure("what QEMU said")))
+    return result
 
 
 async def _certify(

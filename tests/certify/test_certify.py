@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,8 @@ import qmpvcpu
 from qmpvcpu import VcpuController
 from qmpvcpu.certify import Ability, AbilityRow, AbilityVerdict, Certificate, certify
 from qmpvcpu.testing import Behaviour, MicroGuest, find_qemus
+from qmpvcpu.testing.agent import Mood, ScriptedAgent
+from qmpvcpu.testing.qemu import Accelerator
 from tests.exchange import exchange
 from tests.waiting import until
 
@@ -19,6 +21,8 @@ pytestmark = pytest.mark.qemu
 WORKS, REFUSED, NEVER, NOT_POSSIBLE, LOST = AbilityVerdict
 # The micro-guest is up in 10 ms.
 BOOT = 0.3
+# How long the micro-guest gets for each answer; it needs milliseconds.
+SOON = 2.0
 
 
 async def rows_of(found: AsyncGenerator[AbilityRow, None]) -> dict[Ability, AbilityRow]:
@@ -30,7 +34,8 @@ async def certified(
     behaviour: Behaviour | Sequence[Behaviour] = (), *, timeout: float = 0.3, vm: Mapping[str, Any] | None = None
 ) -> dict[Ability, AbilityRow]:
     """What a micro-guest of that kind is certified as; it has the vCPUs that it had, as far as it gives any back."""
-    async with MicroGuest(behaviour=behaviour, **(vm or {})) as guest, qmpvcpu.attach(guest.qmp) as attached:
+    how = {"accel": "tcg", **(vm or {})}
+    async with MicroGuest(behaviour=behaviour, **how) as guest, qmpvcpu.attach(guest.qmp) as attached:
         rows = await rows_of(certify(attached, timeout=timeout, boot=BOOT))
         if rows[Ability.PUT_BACK].verdict is WORKS:
             assert (await attached.refresh()).enabled == {0}
@@ -39,30 +44,32 @@ async def certified(
 
 
 def but(rows: dict[Ability, AbilityRow]) -> dict[Ability, AbilityVerdict]:
-    """The verdicts of what does not work."""
-    return {ability: row.verdict for ability, row in rows.items() if row.verdict is not WORKS}
+    """The verdicts of what does not work; nothing in these guests starts a vCPU, and none has an agent."""
+    told = {ability: row.verdict for ability, row in rows.items() if row.verdict is not WORKS}
+    untold = {Ability.STARTED: NEVER, Ability.ONLINE: NOT_POSSIBLE}
+    assert told.items() >= untold.items()
+    return {ability: verdict for ability, verdict in told.items() if ability not in untold}
 
 
 async def test_an_obliging_guest_can_do_everything() -> None:
-    rows = await certified(timeout=10)
+    rows = await certified(timeout=SOON)
     assert but(rows) == {Ability.REFUSAL: NOT_POSSIBLE}
     assert "nothing here makes this guest refuse" in str(rows[Ability.REFUSAL])
     assert rows[Ability.PENDING_OVER_RESET].detail in ("by itself", "with the next plug")
-    assert [ability for ability, row in rows.items() if row.seconds is None] == [
-        Ability.REFUSAL,
-        Ability.PENDING_OVER_RESET,
-    ]
+    unmeasured = [ability for ability, row in rows.items() if row.seconds is None]
+    assert unmeasured == [Ability.ONLINE, Ability.REFUSAL, Ability.PENDING_OVER_RESET]
+    assert rows[Ability.ONLINE].detail == "no agent was given that could be asked"
 
 
 async def test_what_can_make_the_guest_refuse_proves_that_a_refusal_is_heard() -> None:
-    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
-        rows = await rows_of(certify(vm, timeout=10, boot=BOOT, provocation=guest))
+    async with MicroGuest(accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
+        rows = await rows_of(certify(vm, timeout=SOON, boot=BOOT, provocation=guest))
     assert but(rows) == {}
     assert rows[Ability.REFUSAL].detail == "device is busy, OST status 0x82"
 
 
 async def test_a_refusing_guest_is_told_as_one() -> None:
-    rows = await certified(Behaviour.refusing(0x81), timeout=5)
+    rows = await certified(Behaviour.refusing(0x81), timeout=SOON)
     assert but(rows) == {
         Ability.UNPLUG: REFUSED,
         Ability.PLUG_AGAIN: NOT_POSSIBLE,
@@ -88,7 +95,7 @@ async def test_a_silent_guest_never_gives_anything_up() -> None:
 
 
 async def test_a_lying_guest_is_seen_through() -> None:
-    rows = await certified(Behaviour.lying(), timeout=5)
+    rows = await certified(Behaviour.lying(), timeout=SOON)
     assert rows[Ability.UNPLUG].verdict is REFUSED
     assert "success" in rows[Ability.UNPLUG].detail
 
@@ -100,7 +107,7 @@ async def test_a_guest_that_says_nothing_of_plugs_has_them_all_the_same() -> Non
 
 
 async def test_a_guest_that_takes_no_vcpu_says_so() -> None:
-    rows = await certified(Behaviour.refusing_inserts(0x81), timeout=5)
+    rows = await certified(Behaviour.refusing_inserts(0x81), timeout=SOON)
     assert but(rows) == {Ability.ACKNOWLEDGED: REFUSED, Ability.REFUSAL: NOT_POSSIBLE}
     assert "driver load failure" in rows[Ability.ACKNOWLEDGED].detail
 
@@ -114,7 +121,7 @@ async def test_a_guest_that_is_deaf_until_a_reset_answers_after_it() -> None:
 @pytest.mark.parametrize("version", find_qemus())
 async def test_what_a_qemu_does_not_survive_is_never_tried(version: str) -> None:
     vm = {"qemu": find_qemus()[version], "accel": "tcg"}
-    rows = await certified(timeout=10, vm=vm)
+    rows = await certified(timeout=SOON, vm=vm)
     failed = but(rows)
     assert failed.pop(Ability.REFUSAL) is NOT_POSSIBLE
     if version.startswith("7."):
@@ -126,7 +133,7 @@ async def test_what_a_qemu_does_not_survive_is_never_tried(version: str) -> None
 
 
 async def test_a_single_threaded_tcg_gives_nothing_back() -> None:
-    rows = await certified(timeout=5, vm={"accel": "tcg,thread=single"})
+    rows = await certified(timeout=SOON, vm={"accel": "tcg,thread=single"})
     assert {ability for ability, row in rows.items() if row.verdict is WORKS} >= {Ability.PLUG, Ability.IN_A_HOLE}
     for ability in (Ability.UNPLUG, Ability.PENDING_OVER_RESET, Ability.PUT_BACK):
         assert rows[ability].verdict is NOT_POSSIBLE
@@ -134,17 +141,17 @@ async def test_a_single_threaded_tcg_gives_nothing_back() -> None:
 
 
 async def test_a_full_machine_is_told_as_that() -> None:
-    async with MicroGuest(boot=2, max_vcpus=2) as guest, qmpvcpu.attach(guest.qmp) as vm:
+    async with MicroGuest(boot=2, max_vcpus=2, accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
         rows = await rows_of(certify(vm, timeout=1, boot=BOOT))
     assert rows[Ability.PLUG].detail == "no free slot: start it with -smp N,maxcpus=M"
-    assert {row.verdict for row in rows.values()} == {NOT_POSSIBLE, WORKS}
-    assert but(rows).keys() == {*Ability} - {Ability.PUT_BACK}
+    nothing = dict.fromkeys(Ability, NOT_POSSIBLE)
+    assert {ability: row.verdict for ability, row in rows.items()} == {**nothing, Ability.PUT_BACK: WORKS}
 
 
 async def test_without_resets_the_vm_is_neither_paused_nor_reset() -> None:
-    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+    async with MicroGuest(accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
         with exchange() as sent:
-            rows = await rows_of(certify(vm, timeout=10, resets=False))
+            rows = await rows_of(certify(vm, timeout=SOON, resets=False))
     assert {"stop", "cont", "system_reset"}.isdisjoint(sent)
     assert but(rows) == dict.fromkeys(
         (Ability.REFUSAL, Ability.AFTER_REBOOT, Ability.PENDING_OVER_RESET), NOT_POSSIBLE
@@ -152,29 +159,30 @@ async def test_without_resets_the_vm_is_neither_paused_nor_reset() -> None:
 
 
 async def test_a_qemu_that_dies_is_said_in_its_row_and_the_rest_is_not_tried() -> None:
-    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+    async with MicroGuest(accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
         rows = []
-        async with contextlib.aclosing(certify(vm, timeout=10, boot=BOOT)) as found:
+        async with contextlib.aclosing(certify(vm, timeout=SOON, boot=BOOT)) as found:
             async for row in found:
                 rows.append(row)
                 if row.ability is Ability.ALL_AT_ONCE:
                     guest.process.kill()
                     await guest.process.wait()
     verdicts = [row.verdict for row in rows]
-    assert verdicts == [WORKS] * 4 + [LOST] + [NOT_POSSIBLE] * 5
+    before = [WORKS, WORKS, NEVER, NOT_POSSIBLE, WORKS, WORKS]
+    assert verdicts == [*before, LOST, *[NOT_POSSIBLE] * 5]
     assert rows[-1].detail == "QEMU was lost at: unplug"
 
 
 async def test_a_reset_that_ends_qemu_is_told() -> None:
-    rows = await certified(timeout=5, vm={"extra_args": ("-no-reboot",)})
+    rows = await certified(timeout=SOON, vm={"extra_args": ("-no-reboot",)})
     assert rows[Ability.AFTER_REBOOT].verdict is LOST
     assert rows[Ability.PENDING_OVER_RESET].verdict is NOT_POSSIBLE
 
 
 @pytest.mark.parametrize("after", [Ability.PLUG, Ability.ALL_AT_ONCE, Ability.PLUG_AGAIN, Ability.AFTER_REBOOT])
 async def test_one_that_is_left_half_way_puts_everything_back(after: Ability) -> None:
-    async with MicroGuest(boot=(0, 2)) as guest, qmpvcpu.attach(guest.qmp) as vm:
-        async with contextlib.aclosing(certify(vm, timeout=10, boot=BOOT)) as rows:
+    async with MicroGuest(boot=(0, 2), accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
+        async with contextlib.aclosing(certify(vm, timeout=SOON, boot=BOOT)) as rows:
             async for row in rows:
                 if row.ability is after:
                     break
@@ -182,9 +190,9 @@ async def test_one_that_is_left_half_way_puts_everything_back(after: Ability) ->
 
 
 async def test_cancelled_while_the_vm_is_paused_or_boots_it_runs_again_as_it_was() -> None:
-    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+    async with MicroGuest(accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
         with exchange() as sent:
-            work = asyncio.ensure_future(rows_of(certify(vm, timeout=10, boot=30)))
+            work = asyncio.ensure_future(rows_of(certify(vm, timeout=SOON, boot=30)))
             await until(lambda: "system_reset" in sent, within=10)
             work.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -194,8 +202,54 @@ async def test_cancelled_while_the_vm_is_paused_or_boots_it_runs_again_as_it_was
         await vm.unplug(3, timeout=10)
 
 
+@pytest.mark.parametrize("accel", ["tcg", pytest.param("kvm", marks=pytest.mark.kvm)])
+async def test_a_guest_that_starts_no_vcpu_is_told_as_that(accel: Accelerator) -> None:
+    async with MicroGuest(accel=accel) as guest, qmpvcpu.attach(guest.qmp) as vm:
+        rows = await rows_of(certify(vm, timeout=0.5, resets=False))
+    assert rows[Ability.ACKNOWLEDGED].verdict is WORKS
+    assert (rows[Ability.STARTED].verdict, rows[Ability.STARTED].seconds) == (NEVER, 0.5)
+
+
+@contextlib.asynccontextmanager
+async def with_agent(*, onlines: bool) -> AsyncIterator[tuple[ScriptedAgent, VcpuController]]:
+    """A VM whose guest uses a CPU that comes by itself, or not, and has an agent that tells."""
+    async with MicroGuest(accel="tcg") as guest, contextlib.AsyncExitStack() as ends:
+        agent = ScriptedAgent(onlines=onlines, look=lambda: vm.layout.enabled)
+        await ends.enter_async_context(agent)
+        vm = await ends.enter_async_context(qmpvcpu.attach(guest.qmp, agent=agent.path))
+        yield agent, vm
+
+
+@pytest.mark.parametrize(("onlines", "by"), [(True, "by itself"), (False, "by the agent")])
+async def test_who_had_the_guest_use_a_vcpu_is_told(onlines: bool, by: str) -> None:
+    async with with_agent(onlines=onlines) as (agent, vm):
+        rows = await rows_of(certify(vm, timeout=1, boot=10))
+    assert (rows[Ability.ONLINE].verdict, rows[Ability.ONLINE].detail) == (WORKS, by)
+    assert bool(agent.changes) == (not onlines)
+    assert rows[Ability.AFTER_REBOOT].verdict is WORKS
+    assert rows[Ability.REFUSAL].verdict is NOT_POSSIBLE
+    assert "guest-exec is not supported" in rows[Ability.REFUSAL].detail
+
+
+async def test_a_guest_that_will_not_use_a_vcpu_has_refused() -> None:
+    async with with_agent(onlines=False) as (agent, vm):
+        await agent.turn(Mood.REFUSING)
+        rows = await rows_of(certify(vm, timeout=1, resets=False))
+    assert rows[Ability.ONLINE].verdict is REFUSED
+    assert rows[Ability.ONLINE].detail.endswith("busy, by the agent")
+
+
+async def test_an_agent_that_answers_nothing_tells_nothing_of_the_guest() -> None:
+    async with with_agent(onlines=True) as (agent, vm):
+        await agent.turn(Mood.SILENT)
+        rows = await rows_of(certify(vm, timeout=1, boot=0.3))
+    assert rows[Ability.ONLINE].verdict is NOT_POSSIBLE
+    assert "no answer within" in rows[Ability.ONLINE].detail
+    assert rows[Ability.PUT_BACK].verdict is WORKS
+
+
 async def one_row(vm: VcpuController) -> AbilityRow:
-    async with contextlib.aclosing(certify(vm, timeout=5)) as rows:
+    async with contextlib.aclosing(certify(vm, timeout=SOON)) as rows:
         return await anext(rows)
 
 
