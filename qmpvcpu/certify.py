@@ -37,6 +37,7 @@ from qmpvcpu.given import checked
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.model.options import ChangeOptions, OnFailure, Proof
+from qmpvcpu.model.transition import StepReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import (
     Denied,
@@ -56,7 +57,7 @@ __all__ = ["Ability", "AbilityRow", "AbilityVerdict", "Certificate", "Provocatio
 
 # As many at once show what there is to see; a machine of hundreds would take minutes.
 _MOST_AT_ONCE: Final = 8
-_BY_ITSELF_S: Final = 3.0  # how long a guest has to use a vCPU without being told; Linux needs 0.1 on a busy machine
+_BY_ITSELF_S: Final = 5.0  # how long a guest has to use a vCPU without being told; Linux took 1 on a busy machine
 _MOST_TASKS: Final = 1024
 _LOOK_EVERY_S: Final = 0.1
 _ASKED_S: Final = 2.0  # how long one question to the agent may take, of many
@@ -67,10 +68,11 @@ class Ability(enum.Enum):
 
     PLUG: QEMU takes a vCPU. ACKNOWLEDGED: the guest says that it took it. STARTED: the vCPU has run guest code.
     ONLINE: the guest's own list has it online, by itself or once its agent was told to. IN_A_HOLE: one is plugged
-    with a free one below it. ALL_AT_ONCE: several are plugged in one map. UNPLUG: the guest gives one up. PLUG_AGAIN:
-    another is plugged into the slot that was emptied. REFUSAL: a guest that cannot give one up says so. AFTER_REBOOT:
-    one is plugged after a reset of the VM. PENDING_OVER_RESET: a removal that was asked for before the reset comes
-    about after it. PUT_BACK: what was plugged for all this leaves, in one map.
+    with a free one below it. ALL_AT_ONCE: several are plugged in one map. UNPLUG: the guest gives one up.
+    OFFLINE_FIRST: the same, once its agent has taken the vCPU offline. PLUG_AGAIN: another is plugged into a slot
+    that was emptied. REFUSAL: a guest that cannot give one up says so. AFTER_REBOOT: one is plugged after a reset of
+    the VM. PENDING_OVER_RESET: a removal that was asked for before the reset comes about after it. PUT_BACK: what was
+    plugged for all this leaves, in one map.
     """
 
     PLUG = "plug"
@@ -80,6 +82,7 @@ class Ability(enum.Enum):
     IN_A_HOLE = "plug, leaving a hole"
     ALL_AT_ONCE = "several at once"
     UNPLUG = "unplug"
+    OFFLINE_FIRST = "unplug, offline first"
     PLUG_AGAIN = "plug again in that slot"
     REFUSAL = "refusal"
     AFTER_REBOOT = "plug after a reboot"
@@ -335,6 +338,7 @@ class _Certification:
             Ability.IN_A_HOLE: self._in_a_hole,
             Ability.ALL_AT_ONCE: self._all_at_once,
             Ability.UNPLUG: self._unplug,
+            Ability.OFFLINE_FIRST: self._offline_first,
             Ability.PLUG_AGAIN: self._plug_again,
             Ability.REFUSAL: self._refusal,
             Ability.AFTER_REBOOT: self._after_reboot,
@@ -411,7 +415,12 @@ class _Certification:
         async def is_online() -> bool:
             return any(cpu.online for cpu in await guest.vcpus(timeout=self._timeout) if cpu.vcpu == first)
 
+        async def may_be_listed() -> bool:
+            return any(cpu.vcpu in (first, None) for cpu in await guest.vcpus(timeout=self._timeout))
+
         if not await _seen(is_online, min(_BY_ITSELF_S, self._timeout)):
+            if not await _seen(may_be_listed, self._timeout):
+                raise _NotDoneError(AbilityVerdict.NEVER, "the guest does not list it", self._timeout)
             await self._bring_online(first)
         return self._done_by()
 
@@ -455,7 +464,11 @@ class _Certification:
     def _proven(self) -> ChangeOptions:
         """Return options for a plug that has worked only with as much proof as the first one had."""
         options: ChangeOptions = {"timeout": self._timeout, "on_failure": OnFailure.CONTINUE}
-        if self._works(Ability.ACKNOWLEDGED):
+        if self._works(Ability.ONLINE):
+            options["proof"] = Proof.ONLINE
+        elif self._works(Ability.STARTED):
+            options["proof"] = Proof.STARTED
+        elif self._works(Ability.ACKNOWLEDGED):
             options |= {"proof": Proof.ACKNOWLEDGED, "require_proof": True}
         return options
 
@@ -468,18 +481,29 @@ class _Certification:
         await self._vm.unplug(self._first, timeout=self._timeout)
         return _Done(_now() - began)
 
+    async def _offline_first(self) -> _Done:
+        if self._vm.guest.has_agent:  # without one the library says why it is denied
+            self._need(Ability.ONLINE)
+        vcpu = self._one_of_ours()
+        began = _now()
+        await self._vm.unplug(vcpu, timeout=self._timeout, offline_first=True)
+        return _Done(_now() - began)
+
     async def _refusal(self) -> _Done:
         unplug = self._rows[Ability.UNPLUG]
         if unplug.verdict is AbilityVerdict.REFUSED:
             return _Done(unplug.seconds, unplug.detail)
         if self._provocation is None:
             raise _not_possible("nothing here makes this guest refuse")
+        if isinstance(self._provocation, _DeadlineTasks):
+            self._need(Ability.ONLINE)  # a CPU that the guest does not use leaves all the same
         vcpu = self._one_of_ours()
         try:
             try:
                 await self._provocation.refuse()
             except QmpVcpuError as error:
-                raise _not_possible(f"the guest could not be made to refuse: {error}") from error
+                _, why = _judged(error)
+                raise _not_possible(f"the guest could not be made to refuse: {why}") from error
             began = _now()
             verdict = await (await self._vm.request_unplug(vcpu)).wait(self._timeout)
         finally:
@@ -599,20 +623,34 @@ def _judged(error: "QmpVcpuError | _NotDoneError") -> tuple[AbilityVerdict, str]
         case _NotDoneError():
             found = error.verdict, error.detail
         case TransitionError():
-            failed = [step.verdict for step in error.report.steps if not step.ok and step.verdict is not None]
-            found = _of_verdict(failed[0]) if failed else (AbilityVerdict.NEVER, error.report.failure)
+            failed = [step for step in error.report.steps if not step.ok and step.verdict is not None]
+            found = _of_step(failed[0]) if failed else (AbilityVerdict.NEVER, error.report.failure)
         case UnprovenError():
-            found = (AbilityVerdict.NEVER if error.code is None else AbilityVerdict.REFUSED), error.reason
+            found = _unproven(error.code), f"{error.reached.value}, never {error.wanted.value}: {error.reason}"
         case PlugUndoneError():
             found = AbilityVerdict.REFUSED, str(error)
         case MonitorError():
             found = AbilityVerdict.LOST, str(error)
         case GuestRefusedError():
             found = AbilityVerdict.REFUSED, f"{error.reason}, by the agent"
+        case GuestAgentError():
+            found = AbilityVerdict.NOT_POSSIBLE, f"the agent: {error.why}"
         case _:
             verdict = verdict_of(error)
             found = (AbilityVerdict.NOT_POSSIBLE, str(error)) if verdict is None else _of_verdict(verdict)
     return found
+
+
+def _of_step(step: StepReport) -> tuple[AbilityVerdict, str]:
+    if isinstance(step.verdict, Plugged):
+        return _unproven(step.verdict.code), step.reason
+    assert step.verdict is not None  # noqa: S101 - JUSTIFICATION: for mypy, its caller looked
+    return _of_verdict(step.verdict)
+
+
+def _unproven(code: int | None) -> AbilityVerdict:
+    """Return what a plug without its proof is, by the guest's OST status: 0 is a guest that took it, and no more."""
+    return AbilityVerdict.REFUSED if code else AbilityVerdict.NEVER
 
 
 def _of_verdict(verdict: Verdict) -> tuple[AbilityVerdict, str]:
@@ -627,14 +665,14 @@ def _of_verdict(verdict: Verdict) -> tuple[AbilityVerdict, str]:
             found = AbilityVerdict.NEVER, _pending_reason(verdict)
         case Unknown():
             found = AbilityVerdict.LOST, verdict.why
-        case Plugged():
-            found = (AbilityVerdict.NEVER if verdict.code is None else AbilityVerdict.REFUSED), verdict.reason
-        case Unplugged():
-            found = AbilityVerdict.REFUSED, "it left again"
+        case Plugged() | Unplugged():
+            found = AbilityVerdict.REFUSED, f"it is {verdict.name.lower()} all the same"
     return found
 
 
 def _reason(verdict: Refused) -> str:
+    if verdict.by_agent:
+        return f"{verdict.reason}, by the agent"
     return verdict.reason if verdict.code is None else f"{verdict.reason}, OST status {verdict.code:#04x}"
 
 

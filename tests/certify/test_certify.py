@@ -46,7 +46,7 @@ async def certified(
 def but(rows: dict[Ability, AbilityRow]) -> dict[Ability, AbilityVerdict]:
     """The verdicts of what does not work; nothing in these guests starts a vCPU, and none has an agent."""
     told = {ability: row.verdict for ability, row in rows.items() if row.verdict is not WORKS}
-    untold = {Ability.STARTED: NEVER, Ability.ONLINE: NOT_POSSIBLE}
+    untold = {Ability.STARTED: NEVER, Ability.ONLINE: NOT_POSSIBLE, Ability.OFFLINE_FIRST: NOT_POSSIBLE}
     assert told.items() >= untold.items()
     return {ability: verdict for ability, verdict in told.items() if ability not in untold}
 
@@ -57,7 +57,7 @@ async def test_an_obliging_guest_can_do_everything() -> None:
     assert "nothing here makes this guest refuse" in str(rows[Ability.REFUSAL])
     assert rows[Ability.PENDING_OVER_RESET].detail in ("by itself", "with the next plug")
     unmeasured = [ability for ability, row in rows.items() if row.seconds is None]
-    assert unmeasured == [Ability.ONLINE, Ability.REFUSAL, Ability.PENDING_OVER_RESET]
+    assert unmeasured == [Ability.ONLINE, Ability.OFFLINE_FIRST, Ability.REFUSAL, Ability.PENDING_OVER_RESET]
     assert rows[Ability.ONLINE].detail == "no agent was given that could be asked"
 
 
@@ -169,7 +169,7 @@ async def test_a_qemu_that_dies_is_said_in_its_row_and_the_rest_is_not_tried() -
                     await guest.process.wait()
     verdicts = [row.verdict for row in rows]
     before = [WORKS, WORKS, NEVER, NOT_POSSIBLE, WORKS, WORKS]
-    assert verdicts == [*before, LOST, *[NOT_POSSIBLE] * 5]
+    assert verdicts == [*before, LOST, *[NOT_POSSIBLE] * 6]
     assert rows[-1].detail == "QEMU was lost at: unplug"
 
 
@@ -225,7 +225,9 @@ async def test_who_had_the_guest_use_a_vcpu_is_told(onlines: bool, by: str) -> N
     async with with_agent(onlines=onlines) as (agent, vm):
         rows = await rows_of(certify(vm, timeout=1, boot=10))
     assert (rows[Ability.ONLINE].verdict, rows[Ability.ONLINE].detail) == (WORKS, by)
-    assert bool(agent.changes) == (not onlines)
+    assert any(online for _, online in agent.changes) == (not onlines)
+    assert rows[Ability.OFFLINE_FIRST].verdict is WORKS
+    assert [online for _, online in agent.changes if not online] == [False]
     assert rows[Ability.AFTER_REBOOT].verdict is WORKS
     assert rows[Ability.REFUSAL].verdict is NOT_POSSIBLE
     assert "guest-exec is not supported" in rows[Ability.REFUSAL].detail
@@ -237,6 +239,14 @@ async def test_a_guest_that_will_not_use_a_vcpu_has_refused() -> None:
         rows = await rows_of(certify(vm, timeout=1, resets=False))
     assert rows[Ability.ONLINE].verdict is REFUSED
     assert rows[Ability.ONLINE].detail.endswith("busy, by the agent")
+
+
+async def test_a_guest_that_never_lists_a_vcpu_has_none_online() -> None:
+    async with with_agent(onlines=True) as (agent, vm):
+        agent.answers["guest-get-vcpus"] = [{"logical-id": 0, "online": True, "can-offline": False}]
+        rows = await rows_of(certify(vm, timeout=0.5, resets=False))
+    assert (rows[Ability.ONLINE].verdict, rows[Ability.ONLINE].detail) == (NEVER, "the guest does not list it")
+    assert rows[Ability.OFFLINE_FIRST].detail == "it needs: online in the guest"
 
 
 async def test_an_agent_that_answers_nothing_tells_nothing_of_the_guest() -> None:
