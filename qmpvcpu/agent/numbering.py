@@ -64,10 +64,12 @@ class Numbering:
 
     Attributes:
         changes: Counts what happened; an answer of the guest from before is of no use after.
+        booted_here: False if the guest may have booted in another QEMU, with other vCPUs, and come from there.
     """
 
     def __init__(self) -> None:
         self.changes = 0
+        self.booted_here = True
         self._known: dict[int, tuple[int, KnownBy]] = {}  # vCPU and how it is known, by number
         self._booted_with: tuple[int, ...] | None = None  # vCPUs; None: not seen
         self._arrived: list[int] = []  # vCPUs that came since, each once
@@ -98,6 +100,7 @@ class Numbering:
     def rebooted(self, enabled: Iterable[int] | None) -> None:
         """Take it that the guest boots anew, with the vCPUs that are *enabled*; None: it is not known with which."""
         self.changes += 1
+        self.booted_here = self.booted_here or enabled is not None
         self._known.clear()
         self._booted_with = None if enabled is None else tuple(enabled)
         self._arrived.clear()
@@ -124,25 +127,31 @@ class Numbering:
             del self._known[other]
         self._known[number] = vcpu, KnownBy.FIRMWARE
 
-    def resolve(self, cpus: Sequence[GuestCpu], layout: Layout, release: str) -> tuple[GuestVcpu, ...]:
+    def resolve(
+        self, cpus: Sequence[GuestCpu], layout: Layout, release: str, *, is_current: bool = True
+    ) -> tuple[GuestVcpu, ...]:
         """Return which vCPUs the guest's *cpus*, all of its list, are.
 
         Args:
             cpus: The guest's list, of now.
             layout: The VM, of the same moment.
             release: Release of the guest's Linux, such as ``6.12.1``; "" where that is unknown, or it is none.
+            is_current: False if the VM has changed since the list was asked for: nothing follows from it then.
         """
         numbers = frozenset(cpu.number for cpu in cpus)
         self._known = {
             number: known for number, known in self._known.items() if number in numbers and known[0] in layout.enabled
         }
-        if not layout.vm.arch.startswith("ppc"):  # that one lists CPUs that are not there
+        if is_current and not layout.vm.arch.startswith("ppc"):  # that one lists CPUs that are not there
             self._learn(numbers)
             self._apply_rules(numbers, layout, release)
             self._complete(numbers, layout)
-        self._listed = numbers
-        self._plugged.clear()
-        self._left = False
+        # A guest takes a vCPU some time after it was plugged; until then the list of before stays the one to compare.
+        waits = self._plugged and not self._left and numbers == self._listed
+        if is_current and not waits:
+            self._listed = numbers
+            self._plugged.clear()
+            self._left = False
         return tuple(self._vcpu(cpu) for cpu in cpus)
 
     def _vcpu(self, cpu: GuestCpu) -> GuestVcpu:
@@ -170,7 +179,7 @@ class Numbering:
         if layout.vm.arch not in _X86 or _RELEASE.match(release) is None:
             return
         for number, vcpu in _first_ones(layout):
-            if number in numbers:
+            if number in numbers and (number == 0 or self.booted_here):
                 self._know(number, vcpu, KnownBy.RULE)
         ruled = self._by_boot(layout, release)
         if ruled.keys() == numbers:

@@ -130,6 +130,36 @@ def test_a_number_is_learnt_where_one_vcpu_came_and_one_number() -> None:
     assert mapping(numbering, (0, 1, 2), boot("0,2,5"), UNTOLD) == {0: None, 1: 5, 2: 2}
 
 
+def test_a_number_is_learnt_though_the_guest_takes_the_vcpu_later() -> None:
+    numbering = Numbering()
+    mapping(numbering, (0, 1), boot("0,2"), UNTOLD)
+    numbering.plugged([5])
+    assert mapping(numbering, (0, 1), boot("0,2,5"), UNTOLD)[1] is None
+    assert mapping(numbering, (0, 1, 2), boot("0,2,5"), UNTOLD) == {0: None, 1: None, 2: 5}
+    numbering.plugged([6])
+    assert mapping(numbering, (0, 1, 2), boot("0,2,5-6"), UNTOLD)[2] == 5
+    numbering.plugged([7])
+    assert mapping(numbering, (0, 1, 2, 3), boot("0,2,5-7"), UNTOLD)[3] is None
+
+
+def test_a_list_from_before_a_change_teaches_nothing() -> None:
+    numbering = Numbering()
+    mapping(numbering, (0, 1), boot("0,2"), UNTOLD)
+    numbering.plugged([5])
+    late = numbering.resolve(cpus(0, 1, 2), boot("0,2,5"), UNTOLD, is_current=False)
+    assert [each.vcpu for each in late] == [None, None, None]
+    assert mapping(numbering, (0, 1, 2), boot("0,2,5"), UNTOLD) == {0: None, 1: None, 2: 5}
+
+
+def test_a_guest_that_came_from_another_qemu_may_have_booted_with_other_vcpus() -> None:
+    numbering = Numbering()
+    numbering.booted_here = False
+    now = layout({0: "boot", 1: "boot", 2: "boot"})
+    assert mapping(numbering, (0, 1, 2), now, OLD) == {0: 0, 1: None, 2: None}
+    numbering.rebooted([0, 1, 2])
+    assert mapping(numbering, (0, 1, 2), now, OLD) == {0: 0, 1: 1, 2: 2}
+
+
 def test_two_at_once_are_not_learnt() -> None:
     numbering = Numbering()
     mapping(numbering, (0,), boot("0"), UNTOLD)
