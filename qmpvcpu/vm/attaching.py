@@ -194,6 +194,7 @@ async def attach(
             await writer.save()
         next_boot = None if kept is None and config is None else await _next_boot(writer, engine, config)
     except BaseException:
+        await guest.close()
         await connection.monitor.close()
         if kept is not None:
             await kept.close()
