@@ -3,9 +3,10 @@
 A guest's number is no vCPU id: vCPUs 0, 2 and 5 are CPUs 0, 1 and 2 of many a Linux. Nothing here is a guess: a rule
 counts only where the guest's list is exactly as the rule says.
 
-Source: QEMU hw/acpi/cpu.c, ``CPU_NAME_FMT``, for the firmware's names; Linux arch/x86/kernel/cpu/topology.c (6.9 and
-newer: numbers are fixed at boot, those present first, then by ascending APIC id) and arch/x86/kernel/apic/apic.c
-(before: in the order of arrival, kept for a CPU that comes again). Measured with Linux 6.1, 6.12 and 7.2.
+Source: QEMU hw/acpi/cpu.c, ``CPU_NAME_FMT``, for the firmware's names; Linux arch/s390/kernel/smp.c for ``address``,
+arch/x86/kernel/cpu/topology.c (6.9 and newer: numbers are fixed at boot, those present first, then by ascending APIC
+id) and arch/x86/kernel/apic/apic.c (before: in the order of arrival, kept for a CPU that comes again). Measured with
+Linux 6.1, 6.12 and 7.2, but for ``address``.
 """
 
 import re
@@ -31,20 +32,24 @@ def place_file(arch: str, number: int) -> str | None:
         return f"/sys/devices/system/cpu/cpu{number}/firmware_node/path"
     if arch.startswith("ppc"):
         return f"/sys/devices/system/cpu/cpu{number}/physical_id"
+    if arch == "s390x":
+        return f"/sys/devices/system/cpu/cpu{number}/address"
     return None
 
 
 def read_place(layout: Layout, number: int, text: bytes) -> int | None:
     """Return the vCPU that *text*, from the file of the guest's CPU *number*, names; None if it names none.
 
-    A CPU that pseries lists and that is not plugged has the physical id 0, which is that of CPU 0.
+    pseries and s390x tell QEMU's core-id. A CPU that pseries lists and that is not plugged has the physical id 0,
+    which is that of CPU 0.
     """
     if found := _FIRMWARE_NAME.fullmatch(text):
         index = int(found[1], 16)
         return next((slot.first for slot in layout.slots if slot.cpu_index == index and slot.present), None)
-    if layout.vm.arch.startswith("ppc") and (found := _PHYSICAL_ID.fullmatch(text)):
+    arch = layout.vm.arch
+    if (arch == "s390x" or arch.startswith("ppc")) and (found := _PHYSICAL_ID.fullmatch(text)):
         physical = int(found[1])
-        if physical <= 0 < number:
+        if arch != "s390x" and physical <= 0 < number:
             return None
         return next((_thread(slot, physical) for slot in layout.slots if _holds(slot, physical)), None)
     return None

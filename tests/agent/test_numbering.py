@@ -271,5 +271,13 @@ def test_pseries_tells_the_physical_id(threads: int, number: int, text: bytes, v
     assert read_place(pseries(threads=threads), number, text) == vcpu
 
 
-def test_s390x_has_no_such_file() -> None:
-    assert place_file("s390x", 1) is None
+def test_s390x_tells_the_address() -> None:
+    assert place_file("s390x", 1) == "/sys/devices/system/cpu/cpu1/address"
+    vm = replace(KVM, arch="s390x", machine="s390-ccw-virtio-11.1", can_unplug=False)
+    made = layout("0,5", vm=vm)
+    now = replace(made, slots=tuple(replace(slot, props=CpuProps({"core-id": slot.first})) for slot in made.slots))
+    assert [read_place(now, number, text) for number, text in enumerate([b"0\n", b"5\n", b"2\n"])] == [0, 5, None]
+
+
+def test_another_machine_has_no_such_file() -> None:
+    assert place_file("riscv64", 1) is None
