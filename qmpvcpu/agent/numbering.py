@@ -15,6 +15,7 @@ from typing import Final
 
 from qmpvcpu.model.guest import GuestCpu, GuestVcpu, KnownBy
 from qmpvcpu.model.layout import Layout, Slot
+from qmpvcpu.model.vm import X86
 
 _FIRMWARE_NAME: Final = re.compile(rb"\\_SB_?\.CPUS\.C([0-9A-F]{3,4})\s*")
 _PHYSICAL_ID: Final = re.compile(rb"(-?[0-9]{1,9})\s*")
@@ -22,8 +23,7 @@ _RELEASE: Final = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})")
 _ENTERPRISE: Final = re.compile(r"\.el[0-9]")  # an old number on newer code
 _FIXED_AT_BOOT_SINCE: Final = (6, 9)
 _KEPT_SINCE: Final = (4, 9)
-_X86: Final = ("x86_64", "i386")
-_BY_FIRMWARE_PATH: Final = (*_X86, "loongarch64")
+_BY_FIRMWARE_PATH: Final = (*X86, "loongarch64")
 
 
 def place_file(arch: str, number: int) -> str | None:
@@ -181,7 +181,7 @@ class Numbering:
             self._know(next(iter(unknown)), next(iter(rest)), KnownBy.LEARNT)
 
     def _apply_rules(self, numbers: frozenset[int], layout: Layout, release: str) -> None:
-        if layout.vm.arch not in _X86 or _RELEASE.match(release) is None:
+        if layout.vm.arch not in X86 or _RELEASE.match(release) is None:
             return
         for number, vcpu in _first_ones(layout):
             if number in numbers and (number == 0 or self.booted_here):
