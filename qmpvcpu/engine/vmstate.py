@@ -39,7 +39,7 @@ from qmpvcpu.events import (
     VmResumed,
     VmStopped,
 )
-from qmpvcpu.model.layout import Layout, Rung, Slot
+from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.options import Proof
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus, Rejected
 from qmpvcpu.model.vm import VmStatus
@@ -298,7 +298,7 @@ class VmState:
         if first not in self._plugging:
             return
         path = self._plugging.pop(first)
-        self._fill(self.slots[first].filled(path, Rung(Proof.PRESENT, self._epoch + now)), Origin.US, now)
+        self._fill(self.slots[first].filled(path, self._epoch + now), Origin.US, now)
         answer = self._early_answers.pop(first, None)
         if answer is not None:
             self._receive_insertion(self.slots[first], answer, now)
@@ -526,7 +526,7 @@ class VmState:
         if seen.qom_path is not None:
             ours_too = seen.qom_path == self._unsure.get(seen.first)
             origin = Origin.US if ours_too else Origin.OTHER
-            filled = known.filled(seen.qom_path, Rung(Proof.PRESENT, self._epoch + now))
+            filled = known.filled(seen.qom_path, self._epoch + now)
             self._fill(filled.seen(seen.host_tids), origin, now)
             if not full:
                 self._want(Read.FULL)
@@ -619,7 +619,7 @@ class VmState:
                     self._prove(slot, Proof.ONLINE, now)
             elif slot.proof is Proof.ONLINE:
                 self._rungs[slot.first].pop(Proof.ONLINE, None)
-                self._replace(slot.proven(self._highest(slot.first, now)))
+                self._take_back(slot, now)
 
     def refused_by_agent(self, first: int, reason: str) -> None:
         """Tell that the guest's agent refused to take the CPUs of the slot of vCPU *first* offline."""
@@ -633,10 +633,10 @@ class VmState:
         """Take *slot* in, and that the CPU in it is on that rung."""
         known = self._rungs.setdefault(slot.first, {})
         known.setdefault(proof, now)
-        if slot.rung is not None and proof <= slot.rung.proof:
+        if slot.proven is not None and proof <= slot.proven:
             self._replace(slot)
             return
-        self._replace(slot.proven(Rung(proof, self._epoch + now)))
+        self._replace(slot.proving(proof, self._epoch + now))
         plugged = known.get(Proof.PRESENT)
         self._tell(
             VcpuProven,
@@ -646,10 +646,11 @@ class VmState:
             seconds=None if plugged is None else round(now - plugged, 6),
         )
 
-    def _highest(self, first: int, now: float) -> Rung:
-        known = self._rungs.get(first, {})
+    def _take_back(self, slot: Slot, now: float) -> None:
+        """Take in that no more is proven of the CPU in *slot* than what is left of its rungs."""
+        known = self._rungs.get(slot.first, {})
         proof = max(known, default=Proof.PRESENT)
-        return Rung(proof, self._epoch + known.get(proof, now))
+        self._replace(slot.proving(proof, self._epoch + known.get(proof, now)))
 
     def _start_anew(self, now: float) -> None:
         """Take in that the VM was reset: its guest starts each CPU again."""
@@ -658,7 +659,7 @@ class VmState:
             known = self._rungs.get(slot.first, {})
             self._rungs[slot.first] = {proof: at for proof, at in known.items() if proof is Proof.PRESENT}
             if slot.proof not in (None, Proof.PRESENT):
-                self._replace(slot.proven(self._highest(slot.first, now)))
+                self._take_back(slot, now)
 
     # How it changes.
 

@@ -81,19 +81,6 @@ class CpuProps(Mapping[str, int]):
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
-    """The highest proof that is known of a CPU.
-
-    Attributes:
-        proof: It.
-        at: Since when, in seconds since 1970 (POSIX time).
-    """
-
-    proof: Proof
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
 class Slot:
     """One entry of ``query-hotpluggable-cpus``: one or more vCPUs that are plugged and unplugged together.
 
@@ -106,7 +93,8 @@ class Slot:
         qom_path: Path of the CPU in it, or None while it is empty.
         host_tids: Host thread id of each vCPU; None where not known (not read yet, or empty).
         answer: The guest's last answer to the plug of the CPU in it, or None.
-        rung: The highest proof that was seen of the CPU in it, or None: none was seen, or it is empty.
+        proven: The highest proof that was seen of the CPU in it, or None: none was seen, or it is empty.
+        proven_at: Since when, in seconds since 1970 (POSIX time), or None.
     """
 
     first: int
@@ -117,7 +105,8 @@ class Slot:
     qom_path: Annotated[str, QOM_PATH] | None = None
     host_tids: tuple[int | None, ...] = ()
     answer: OstAnswer | None = None
-    rung: Rung | None = None
+    proven: Proof | None = None
+    proven_at: float | None = None
 
     @property
     def ids(self) -> VcpuMap:
@@ -155,8 +144,8 @@ class Slot:
     @property
     def proof(self) -> Proof | None:
         """The highest rung that is known of the CPU in it; None while it is empty."""
-        if self.rung is not None or not self.present:
-            return None if self.rung is None else self.rung.proof
+        if self.proven is not None or not self.present:
+            return self.proven
         return Proof.ACKNOWLEDGED if self.acknowledged else Proof.PRESENT
 
     @property
@@ -182,32 +171,37 @@ class Slot:
         """True if its CPU has an id that we give to the CPU of this slot."""
         return re.fullmatch(rf"{self.new_device_id}(-[1-9][0-9]*)?", self.device_id or "") is not None
 
-    def filled(self, qom_path: str, rung: Rung | None = None) -> "Slot":
-        """Return this slot with a newly plugged CPU in it."""
-        return self._holding(qom_path, (None,) * self.count, None, rung)
+    def filled(self, qom_path: str, at: float | None = None) -> "Slot":
+        """Return this slot with a CPU in it that was plugged *at* that POSIX time."""
+        return self._holding(qom_path, (None,) * self.count, None, Proof.PRESENT, at)
 
     def emptied(self) -> "Slot":
         """Return this slot without its CPU."""
-        return self._holding(None, (), None, None)
+        return self._holding(None, (), None, None, None)
 
     def answered(self, answer: OstAnswer) -> "Slot":
         """Return this slot with the guest's answer to the plug of the CPU in it."""
-        return self._holding(self.qom_path, self.host_tids, answer, self.rung)
+        return self._holding(self.qom_path, self.host_tids, answer, self.proven, self.proven_at)
 
-    def proven(self, rung: Rung) -> "Slot":
-        """Return this slot with what is proven of the CPU in it."""
-        return self._holding(self.qom_path, self.host_tids, self.answer, rung)
+    def proving(self, proof: Proof, at: float) -> "Slot":
+        """Return this slot with what is proven of the CPU in it, since that POSIX time."""
+        return self._holding(self.qom_path, self.host_tids, self.answer, proof, at)
 
     def seen(self, host_tids: tuple[int | None, ...]) -> "Slot":
         """Return this slot with the threads of the CPU in it."""
-        return self._holding(self.qom_path, host_tids, self.answer, self.rung)
+        return self._holding(self.qom_path, host_tids, self.answer, self.proven, self.proven_at)
 
     def _holding(
-        self, qom_path: str | None, host_tids: tuple[int | None, ...], answer: OstAnswer | None, rung: Rung | None
+        self,
+        qom_path: str | None,
+        host_tids: tuple[int | None, ...],
+        answer: OstAnswer | None,
+        proven: Proof | None,
+        at: float | None,
     ) -> "Slot":
         # Not by replace(), which takes twice as long, at each change of each vCPU.
         fixed = self.first, self.count, self.type, self.props, self.cpu_index
-        return Slot(*fixed, qom_path, host_tids, answer, rung)
+        return Slot(*fixed, qom_path, host_tids, answer, proven, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +242,7 @@ class Vcpu:
     @property
     def proven_at(self) -> float | None:
         """Since when ``proof`` is known, in seconds since 1970; None where it was so before ``attach``."""
-        return None if self.slot.rung is None else self.slot.rung.at
+        return self.slot.proven_at
 
     @property
     def device_id(self) -> str | None:
