@@ -20,7 +20,6 @@ from qmpvcpu.errors import (
 from qmpvcpu.model.options import Proof
 from qmpvcpu.model.transition import Action, TransitionReport
 from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged
-from qmpvcpu.model.vm import X86
 
 _NEVER_ACKNOWLEDGED = "it still boots, or takes no CPUs while it runs"
 _NEVER_STARTED = (
@@ -109,17 +108,19 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
             command = "device_add" if run.plugs else "device_del"
             error = _rejected(action, run.verdict, {"execute": command, "arguments": dict(run.arguments)})
         case Denied():
-            error = run.error or run.agent_error
+            error = run.error
         case Unknown():
             error = _caused(OutcomeUnknownError(action.value, ids, run.verdict.why), _cause(run, transition))
+    if error is not None and run.left_offline:
+        error.args = (f"{error}; {run.left_offline}",)
     return error
 
 
 def _unproven(run: StepRun, plugged: Plugged, missing: Proof, timeout: float) -> UnprovenError:
     reached = max(run.proofs, default=Proof.PRESENT)
     if missing is not Proof.ACKNOWLEDGED:
-        hint = _LEFT_OFFLINE if run.reason == LEFT_OFFLINE else _NEVER_STARTED
-        reason = f"{run.reason}, after {timeout:g} s"
+        hint = _LEFT_OFFLINE if run.reason == LEFT_OFFLINE else "" if run.no_agent else _NEVER_STARTED
+        reason = f"{run.reason}, after {run.seconds:.3g} s"
     elif plugged.code is None:
         reason, hint = f"{plugged.reason} within {timeout:g} s", _NEVER_ACKNOWLEDGED
     else:
@@ -182,7 +183,7 @@ def hint_of_unplug(rejection: Rejected, *, path: str | None, arch: str) -> str:
         )
     if _OF_SMM in rejection.desc:
         return _NOT_NEGOTIATED
-    if arch in X86:
+    if arch in {"x86_64", "i386"}:
         return (
             "it is still plugged; most likely the guest's ACPI hotplug is not up yet (firmware, early boot, or no"
             " ACPI): ask again once the guest runs"

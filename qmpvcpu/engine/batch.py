@@ -23,7 +23,7 @@ from qmpvcpu.engine.messages import GuestTold
 from qmpvcpu.engine.removal import Removal, State
 from qmpvcpu.engine.steprun import BY_OTHER, LEFT_OFFLINE, STAGES, Probe, StepRun, StepStage, next_stage, why
 from qmpvcpu.engine.vmstate import Read, VmState
-from qmpvcpu.errors import DenialReason, StepDeniedError
+from qmpvcpu.errors import DenialReason, Outcome, StepDeniedError
 from qmpvcpu.model.options import CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, succeeded
 from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Unknown, Unplugged, Verdict
@@ -336,6 +336,10 @@ class Batch:
         """Return what is to be done now."""
         self._now = now
         tasks = self._expire() + self._prove()
+        if self.halted:
+            for run in [each for each in self._others if each.taken_offline]:
+                self._others.remove(run)
+                self._end(run, None)
         if self._bounds.single:
             self._await_joined()
         while may_send and (sent := self._send_next()) is not None:
@@ -413,7 +417,6 @@ class Batch:
     def guest_told(self, ask: AskGuest, told: GuestTold, now: float) -> None:
         """Note that the agent has been asked what *ask* says; the state has taken in the list that it *told*."""
         self._now = now
-        listed = False
         for run in ask.runs:
             if run.stage is StepStage.LEAVING_GUEST:
                 self._left_guest(run, told)
@@ -423,8 +426,9 @@ class Batch:
                 run.no_agent = "" if told.error is None else str(told.error)
                 if told.refused and ask.online:
                     self._give_up(run)
-                listed |= ask.online is None and self._is_to_be_brought_online(run)
-        self._slow_down(Probe.GUEST, asks_at_once=listed)
+        if ask.runs[0].arrives:
+            waiting = self._out.probed.get(Probe.GUEST, ()) if ask.online is None else ()
+            self._slow_down(Probe.GUEST, asks_at_once=any(map(self._is_to_be_brought_online, waiting)))
 
     def _slow_down(self, probe: Probe, *, asks_at_once: bool = False) -> None:
         pace = self._paces[probe]
@@ -486,10 +490,9 @@ class Batch:
         for run in (*self._out.sent, *self._out.unsure):
             self._end(run, Unknown(run.step.ids, reason))
         self._out.unsure.clear()
-        for run in self._out.asked:  # whoever would bring it online is gone with the connection
+        for run in self._out.asked:  # nobody is going to bring it online now
             self._out.drop(run)
-            run.stage, run.ended_at = StepStage.ENDED, now
-            run.reason = "; ".join(filter(None, (run.reason, "it may be offline in the guest")))
+            run.stage, run.ended_at, run.taken_offline = StepStage.ENDED, now, True
 
     # Sending.
 
@@ -551,7 +554,7 @@ class Batch:
             return self._found_so(run, None)
         removal = self._state.removals.get(first)
         if removal is not None and removal.is_joined:
-            run.ours = run.sent_at > 0  # sent before the connection was lost: then it is our own
+            run.ours = bool(run.arguments)  # sent before the connection was lost: then it is our own
             run.sent_at = run.sent_at or self._now
             self._out.watch(run, removal)
             self._await_removal(run)
@@ -576,8 +579,8 @@ class Batch:
             seconds = round(self._now - run.sent_at, 6)
             self._end(run, Refused(run.step.ids, None, told.refused, seconds=seconds, by_agent=True))
         elif told.error is not None:
-            run.taken_offline = True  # for all we know: a late agent does it yet
-            run.agent_error = told.error
+            run.taken_offline = told.error.outcome is not Outcome.UNCHANGED  # else a late agent may do it yet
+            run.error = told.error
             self._end(run, Denied(run.step.ids, DenialReason.NO_AGENT, str(told.error)))
         elif self.halted:
             self._end(run, None)
@@ -588,9 +591,7 @@ class Batch:
     def _returned_to_guest(self, run: StepRun, told: GuestTold) -> None:
         self._out.drop(run)
         run.stage, run.taken_offline = StepStage.ENDED, told.error is not None
-        if told.error is not None:
-            left = f"it is left offline in the guest, as far as is known: {told.error}"
-            run.reason = "; ".join(filter(None, (run.reason, left)))
+        run.no_agent = "" if told.error is None else str(told.error)
 
     def _found_plugged(self, run: StepRun) -> list[BatchTask]:
         """Go on without sending: somebody else has plugged it, and the guest may still be waited for."""
@@ -789,8 +790,7 @@ class Batch:
 
     def _end(self, run: StepRun, verdict: Verdict | None, reason: str = "") -> None:
         self._out.drop(run)
-        was_over, run.stage = run.stage is StepStage.ENDED, StepStage.ENDED
-        run.verdict, run.ended_at = verdict, self._now
+        run.stage, run.verdict, run.ended_at = StepStage.ENDED, verdict, self._now
         good = succeeded(run.step.action, verdict) or (verdict is None and self._bounds.until_accepted)
         run.reason = reason or ("" if good or verdict is None else why(verdict))
         if run.arrives and isinstance(verdict, Plugged):
@@ -799,17 +799,22 @@ class Batch:
             if run.missing is not None:
                 good = False
                 run.reason = self._why_unproven(run, verdict)
-        if run.taken_offline and not was_over:
-            if isinstance(verdict, Pending):
-                run.reason = f"{run.reason}; it is offline in the guest"
-            elif not isinstance(verdict, Unplugged | Unknown):
-                self._out.ask(run, StepStage.RETURNING_TO_GUEST)
-                self._returning.append(run)
+        if run.taken_offline:
+            self._take_back(run)
         only_requested = isinstance(verdict, Pending) and not self._bounds.limit
         if not good and not only_requested:
             self.failed = True
             if self._bounds.halts:
                 self.halted = self.halted or "an earlier step failed"
+
+    def _take_back(self, run: StepRun) -> None:
+        """Have *run*, which has ended, brought online again, unless its vCPUs have left, or may leave yet."""
+        may_leave = run.removal is not None and not run.removal.state.is_final
+        if not self._state.slots[run.first].present:
+            run.taken_offline = isinstance(run.verdict, Unplugged)
+        elif not (may_leave or isinstance(run.verdict, Unplugged | Unknown)):
+            self._out.ask(run, StepStage.RETURNING_TO_GUEST)
+            self._returning.append(run)
 
     def _missing(self, run: StepRun, plugged: Plugged) -> Proof | None:
         """Return the proof that is required of *run*, which has ended, if it did not come."""

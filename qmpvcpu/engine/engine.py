@@ -833,7 +833,7 @@ class Engine:
     def _finish(self, transition: Transition) -> None:
         """Settle what has ended, and let others go on."""
         change = transition.change
-        if change not in self._running:
+        if self._running.get(change) is not transition:
             return
         self._leave(transition)
         if transition.lost and self._map_intent is not None and transition.is_map:

@@ -27,10 +27,10 @@ from typing import Any, Final, NamedTuple
 
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.vmstate import Read, VmState
-from qmpvcpu.errors import QmpVcpuError, StepDeniedError
+from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.model.options import CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, ProofSeconds, Step, StepReport
-from qmpvcpu.model.verdicts import Denied, Pending, Refused, Rejected, Unknown, Verdict
+from qmpvcpu.model.verdicts import Denied, Pending, Refused, Rejected, Unknown, Unplugged, Verdict
 
 BY_OTHER: Final = "changed by other"
 LEFT_OFFLINE: Final = "the guest has it, offline"
@@ -81,17 +81,15 @@ class StepRun:
         removal: The removal that is awaited, or None.
         ours: False if somebody else had done it, or asked for it, before.
         path: The QOM path of the CPU that it plugs, once that is sent.
-        error: Why it was not sent, where a check denied it.
+        error: Why it was not sent, where a check denied it, or the agent failed.
         rejections: How often QEMU rejected it while it held the id of the CPU that was there before.
         arguments: Of its command, once that is sent.
         cause: What kept QEMU's reply from coming, or None.
         proofs: When each rung was proven of the CPU that it plugged, by the caller's clock.
         missing: The rung that was required of a plug and did not come, or None.
-        code: Of the guest's acknowledgement, which was waited for in vain, or None.
-        no_agent: Why the agent could not be asked the last time, or "".
-        agent_error: What that is as an error, where the step ends with it, or None.
+        no_agent: Why the agent did not do what it was asked for the last time, or "".
         is_offline: True once the agent says that its vCPUs are offline, so that QEMU is asked.
-        taken_offline: True while it is the agent that has them offline, for this step.
+        taken_offline: True while the agent has them offline for this step, or may have.
         is_probed: True once it was asked for what no event tells.
         is_hurried: True once it was asked for anew because the guest has acknowledged the plug.
         first: First vCPU id of its slot.
@@ -112,15 +110,13 @@ class StepRun:
     removal: Removal | None = None
     ours: bool = True
     path: str | None = None
-    error: StepDeniedError | None = None
+    error: QmpVcpuError | None = None
     rejections: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
     cause: Exception | None = None
     proofs: Mapping[Proof, float] = field(default_factory=dict)
     missing: Proof | None = None
-    code: int | None = None
     no_agent: str = ""
-    agent_error: QmpVcpuError | None = None
     is_offline: bool = False
     taken_offline: bool = False
     is_probed: bool = False
@@ -149,6 +145,15 @@ class StepRun:
         return ProofSeconds(
             **{proof.value: round(max(at - self.sent_at, 0.0), 6) for proof, at in self.proofs.items()}
         )
+
+    @property
+    def left_offline(self) -> str:
+        """Say that the agent has left its vCPUs offline, though they are still there; "": it has not."""
+        if not self.taken_offline or isinstance(self.verdict, Unplugged):
+            return ""
+        if isinstance(self.verdict, Pending):
+            return "it is offline in the guest"
+        return "it may be offline in the guest" + (f": {self.no_agent}" if self.no_agent else "")
 
     @property
     def seconds(self) -> float:
@@ -312,6 +317,7 @@ def report_on(
     reason = run.reason
     if run.verdict is None and not reason:
         reason = f"not sent: {unsent}"
+    reason = "; ".join(filter(None, (reason, run.left_offline)))
     if undo is not None and (undo.reason or undo.verdict is None):
         reason = "; ".join(filter(None, (reason, f"undoing it: {undo.reason or f'not sent: {unsent_back}'}")))
     verdict = run.verdict

@@ -39,7 +39,7 @@ from qmpvcpu.engine.steprun import BY_OTHER, StepRun, StepStage, report_on
 from qmpvcpu.engine.vmstate import VmState
 from qmpvcpu.errors import RecordError
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.options import Affect, OnFailure
+from qmpvcpu.model.options import Affect, OnFailure, Proof
 from qmpvcpu.model.transition import (
     Action,
     ConfigOutcome,
@@ -210,7 +210,7 @@ class Transition:
     @property
     def has_sent(self) -> bool:
         """True once a command was sent, to QEMU or to the guest's agent."""
-        return any(run.arguments or run.stage is StepStage.LEAVING_GUEST or run.is_offline for run in self._runs)
+        return any(run.arguments or run.taken_offline or (run.ours and run.sent_at) for run in self._runs)
 
     @property
     def is_open(self) -> bool:
@@ -349,7 +349,9 @@ class Transition:
             reply_timeout=self.reply_timeout,
             reconnects=self._reconnects,
         )
-        self.batch = Batch(self._undoing.values(), self._state, self.change.options, bounds)
+        # The proof that was asked for is of what the change itself plugs.
+        options = self.change.options._replace(proof=Proof.PRESENT, require_proof=False)
+        self.batch = Batch(self._undoing.values(), self._state, options, bounds)
         if offline:
             self.batch.paused()
         if self.cancelled:
@@ -455,7 +457,7 @@ class Transition:
         A removal that had been asked for before a crash, and that nobody could know of, was answered meanwhile.
         """
         return not (self.cancelled or self.lost) and all(
-            succeeded(run.step.action, run.verdict) for run in self._runs
+            succeeded(run.step.action, run.verdict) and run.missing is None for run in self._runs
         )
 
     def _is_reached(self) -> bool:
@@ -530,7 +532,7 @@ class Transition:
         if undo is not None:
             done = succeeded(undo.step.action, undo.verdict) and undo.missing is None
             return None if undo.reason == BY_OTHER else done
-        if isinstance(run.verdict, Unknown):
+        if isinstance(run.verdict, Unknown) or run.left_offline:
             return False  # it may have been done, or be done yet
         # A removal that is pending cannot be withdrawn; one that was asked for before was not this transition's.
         slot = self._state.slots[run.first]

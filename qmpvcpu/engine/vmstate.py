@@ -171,6 +171,7 @@ class VmState:
         self._changed_removals: dict[Removal, None] = {}
         self._touched: set[int] = set()
         self._tick = 0
+        self._reset_at = 0
         self._changed: dict[int, int] = {}
         self._by_path = {slot.qom_path: slot.first for slot in layout.slots if slot.qom_path is not None}
         self._late: dict[str, None] = {}  # of CPUs that a read has found gone: their DEVICE_DELETED may still come
@@ -588,20 +589,21 @@ class VmState:
             self.maybe_queued_twice.clear()
             self._late.clear()
             self._arrived, self._heard, self.guest_os = status.arrived, _has_answered(answers), None
+            self._start_anew(now)
             self._meet(answers, now)
         self._tell(Reconnected, Origin.UNKNOWN)
 
     # What is proven.
 
     def started(self, sent: int, firsts: Iterable[int], now: float) -> None:
-        """Take in that a read shows that the CPUs of these slots have run: only of slots unchanged since it was sent.
+        """Take in that a read shows that the CPUs of these slots have run: only if they are since it was sent.
 
         Args:
             sent: What ``read_sent`` returned.
             firsts: The first vCPU ids of the slots.
             now: The caller's clock.
         """
-        for first in firsts:
+        for first in firsts if sent >= self._reset_at else ():
             slot = self.slots[first]
             if self._changed.get(first, 0) <= sent and slot.present and Proof.STARTED not in self.proofs_of(first):
                 self._prove(slot, Proof.STARTED, now)
@@ -653,7 +655,9 @@ class VmState:
         self._replace(slot.proving(proof, self._epoch + known.get(proof, now)))
 
     def _start_anew(self, now: float) -> None:
-        """Take in that the VM was reset: its guest starts each CPU again."""
+        """Take in that the VM was reset, or is another one: its guest starts each CPU again."""
+        self._tick += 1
+        self._reset_at = self._tick
         self.guest_sees = None
         for slot in self.layout.slots:
             known = self._rungs.get(slot.first, {})

@@ -8,10 +8,12 @@ from qmpvcpu import ConfigDeniedError, DenialReason, Layout, OnFailure, Transiti
 from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import (
     Accepted,
+    Ask,
     BackgroundRead,
     Cancelled,
     Change,
     Effect,
+    GuestTold,
     Heard,
     Input,
     LetGo,
@@ -35,10 +37,20 @@ from qmpvcpu.engine.messages import (
 )
 from qmpvcpu.engine.transition import Phase, Transition
 from qmpvcpu.engine.vmstate import Read, VmState
-from qmpvcpu.errors import MonitorLostError, MonitorTimeoutError, RecordError, TransitionError
+from qmpvcpu.errors import (
+    AgentSilentError,
+    GuestRefusedError,
+    MonitorLostError,
+    MonitorTimeoutError,
+    Outcome,
+    QmpVcpuError,
+    RecordError,
+    TransitionError,
+)
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.transition import ConfigOutcome, ConfigReport, Direction, Intent, StepReport
+from qmpvcpu.model.vcpumap import union
 from qmpvcpu.model.verdicts import OstAnswer, Pending, Verdict
 from qmpvcpu.model.vm import VmInfo, VmStatus
 from qmpvcpu.planning.plan import Plan, plan_map, plan_plug, plan_state, plan_unplug
@@ -104,9 +116,10 @@ def whole_map(
 
 
 def plug(vcpu: int | None = None, **options: Any) -> Change:
+    given = CheckedOptions(**options)
     return Change(
-        lambda now: plan_plug(now, vcpu),
-        CheckedOptions(**options),
+        lambda now: plan_plug(now, vcpu, given),
+        given,
         Result.IDS,
         slot=vcpu,
         subject=f"plug of vCPU {vcpu}",
@@ -114,9 +127,10 @@ def plug(vcpu: int | None = None, **options: Any) -> Change:
 
 
 def unplug(vcpu: int, *, result: Result = Result.IDS, **options: Any) -> Change:
+    given = CheckedOptions(**options)
     return Change(
-        lambda now: plan_unplug(now, vcpu),
-        CheckedOptions(**options),
+        lambda now: plan_unplug(now, vcpu, given),
+        given,
         result,
         slot=vcpu,
         joins=True,
@@ -125,9 +139,10 @@ def unplug(vcpu: int, *, result: Result = Result.IDS, **options: Any) -> Change:
 
 
 def set_state(vcpu: int, *, enabled: bool, **options: Any) -> Change:
+    given = CheckedOptions(**options)
     return Change(
-        lambda now: plan_state(now, vcpu, enabled=enabled),
-        CheckedOptions(**options),
+        lambda now: plan_state(now, vcpu, given, enabled=enabled),
+        given,
         Result.IDS,
         slot=vcpu,
         joins=not enabled,
@@ -171,6 +186,9 @@ class Story:
       last one, show what is known, at once, and are not written down; unless ``first_looks_wait`` or
       ``last_looks_wait``: then ``first look`` and ``last look`` are, and ``see`` ends them.
     - ``write the next boot``.
+    - ``look who runs`` of 1-2: which of these vCPUs have run.
+    - ``list the guest``, ``bring 3 online``, ``take 3 offline``: questions to the guest's agent. The list before a
+      plan shows ``guest``, at once, unless ``first_looks_wait``; where that is None, the agent is silent.
 
     What is read in the background is not written down, and ends with the next ``read``.
 
@@ -219,6 +237,9 @@ class Story:
         self.looks: deque[Look] = deque()
         self.explanations: deque[Look] = deque()
         self.in_background: deque[Look] = deque()
+        self.run_looks: deque[Look] = deque()
+        self.asks: deque[Ask] = deque()
+        self.guest: dict[int, bool] | None = None
         self.sent: dict[int, deque[Send]] = {}
         self.intents: list[Intent | None] = []
         self.events: list[Event] = []
@@ -256,8 +277,8 @@ class Story:
                 return word, []
             case Send():
                 return self._note_sent(effect), []
-            case Look():
-                return self._note_look(effect)
+            case Look() | Ask():
+                return self._note_question(effect)
             case WriteConfig():
                 self.configs.append(effect)
                 return "write the next boot", []
@@ -290,6 +311,24 @@ class Story:
                 vcpu = slot.first
         self.sent.setdefault(vcpu, deque()).append(send)
         return f"{'add' if adds else 'del'} {vcpu}"
+
+    def _note_question(self, question: Look | Ask) -> tuple[str, list[Input]]:
+        if isinstance(question, Ask):
+            return self._note_asked(question)
+        if question.started:
+            self.run_looks.append(question)
+            return f"look who runs of {union(slot.ids for slot in question.started)}", []
+        return self._note_look(question)
+
+    def _note_asked(self, ask: Ask) -> tuple[str, list[Input]]:
+        word = "list the guest"
+        if ask.online is not None:
+            word = f"bring {ask.ids} online" if ask.online else f"take {ask.ids} offline"
+        elif self.engine.purposes[ask.number] == "first" and not self.first_looks_wait:
+            error = AgentSilentError("/ga", "it is not there", timeout=ask.limit) if self.guest is None else None
+            return "", [GuestTold(None, self.guest), GuestTold(ask.number, None, error=error)]
+        self.asks.append(ask)
+        return word, []
 
     def _note_look(self, look: Look) -> tuple[str, list[Input]]:
         match self.engine.purposes[look.number]:
@@ -438,6 +477,43 @@ class Story:
             done += self.tell(Heard(qapi.Deleted(self.state.layout.slot_of(vcpu).qom_path or "")))
         return done
 
+    def have_run(self, *vcpus: int) -> list[str]:
+        """The oldest look at which vCPUs have run shows *vcpus*."""
+        look = self.run_looks.popleft()
+        return self.tell(Looked(look.number, None, None, None, None, frozenset(vcpus)))
+
+    # Its agent.
+
+    def listing(self) -> GuestTold:
+        """Return the guest's list as somebody else has asked for it."""
+        return GuestTold(None, self.guest)
+
+    def lists(self, guest: dict[int, bool] | None = None) -> list[str]:
+        """The agent answers the oldest question with the guest's list: *guest*, or what it was before."""
+        self.guest = {**(self.guest or {})} if guest is None else guest
+        return self.tell(GuestTold(None, self.guest), GuestTold(self.asks.popleft().number, None))
+
+    def obeys(self) -> list[str]:
+        """The guest does what the oldest question wants, as its list shows."""
+        ask = self.asks.popleft()
+        assert ask.online is not None
+        before = self.guest or {}
+        self.guest = before | dict.fromkeys(ask.ids, ask.online)
+        changed = VcpuMap(vcpu for vcpu in ask.ids if before.get(vcpu) is not ask.online)
+        return self.tell(GuestTold(None, self.guest), GuestTold(ask.number, None, changed))
+
+    def balks(self, reason: str = "Device or resource busy", *, done: Iterable[int] = ()) -> list[str]:
+        """The guest refuses what the oldest question wants, but for *done*."""
+        ask = self.asks.popleft()
+        error = GuestRefusedError("/ga", reason, ids=ask.ids, done=VcpuMap(done))
+        return self.tell(GuestTold(ask.number, None, VcpuMap(done), error, reason))
+
+    def is_silent(self, error: QmpVcpuError | None = None) -> list[str]:
+        """The agent does not answer the oldest question, or what it says is *error*."""
+        ask = self.asks.popleft()
+        silence = AgentSilentError("/ga", "it hangs", timeout=ask.limit, outcome=Outcome.UNKNOWN)
+        return self.tell(GuestTold(ask.number, None, error=error or silence))
+
     # Time and the connection.
 
     def wait(self, seconds: float) -> list[str]:
@@ -467,7 +543,14 @@ class Story:
         for vcpu in sorted(self.sent):
             while vcpu in self.sent:
                 done += self.tell(Unanswered(self._command(vcpu).number, error))
-        for looks in (self.first_looks, self.looks, self.explanations, self.last_looks, self.in_background):
+        for looks in (
+            self.first_looks,
+            self.looks,
+            self.explanations,
+            self.last_looks,
+            self.in_background,
+            self.run_looks,
+        ):
             while looks:
                 done += self.tell(LookFailed(looks.popleft().number, error))
         return done

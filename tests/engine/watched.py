@@ -6,12 +6,13 @@ from typing import Any
 
 from qmpvcpu.engine.batch import Batch
 from qmpvcpu.engine.engine import Engine
-from qmpvcpu.engine.messages import Change, Refresh, Wait
+from qmpvcpu.engine.messages import Change, GuestTold, Refresh, Wait
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.steprun import StepRun
 from qmpvcpu.engine.transition import LastLook, Phase, SaveIntent, Task, Transition
 from qmpvcpu.engine.vmstate import Read
 from qmpvcpu.model.layout import Slot
+from qmpvcpu.model.vcpumap import VcpuMap
 
 __all__ = ["Watched"]
 
@@ -23,7 +24,7 @@ class Watched(Engine):
         begun: The transition of each change that has begun, the last one if there were several.
         senders: By the number of a command: the transition and the step that it is of.
         savers: By the number of a save: the transition that it is of, and its phase.
-        purposes: By the number of a look: what it is for.
+        purposes: By the number of a look, or of a question to the agent: what it is for.
         confirmed: Transitions whose last look was taken in, since somebody cleared it.
         ended_removals: Likewise.
         superseded: Slots of transitions that were cut short, and that a map has superseded.
@@ -96,6 +97,14 @@ class Watched(Engine):
     def _look_first(self, change: Change) -> None:
         with self._for("first"):
             super()._look_first(change)
+
+    def _look_at_vm(self, change: Change) -> None:
+        with self._for("first"):
+            super()._look_at_vm(change)
+
+    def _ask(self, ids: VcpuMap, *, online: bool | None, limit: float, then: Callable[[GuestTold], None]) -> None:
+        super()._ask(ids, online=online, limit=limit, then=then)
+        self.purposes[max(self._asks)] = self._purpose
 
     def _refresh(self, request: Refresh) -> None:
         with self._for("refresh"):
