@@ -128,8 +128,9 @@ class AbilityRow:
     @property
     def said(self) -> str:
         """The verdict with its evidence, in words of one line."""
-        waited = "waited " if self.verdict is AbilityVerdict.NEVER else ""
-        took = "" if self.seconds is None else f"{waited}{self.seconds:.3f} s"
+        took = "" if self.seconds is None else f"{self.seconds:.3f} s"
+        if took and self.verdict is AbilityVerdict.NEVER:
+            took = f"waited {self.seconds:.1f} s"
         why = printable(" ".join(self.detail.split()))
         evidence = ": ".join(filter(None, (took, why)))
         return f"{self.verdict.value} ({evidence})" if evidence else self.verdict.value

@@ -11,6 +11,7 @@ from qmpvcpu.qmp.client import CLIENT_NAME, TunedClient
 SYNC: Final = "guest-sync-delimited"
 _DELIMITER: Final = b"\xff"  # is in no UTF-8 text
 _MOST_STRAYS: Final = 256  # messages that answer nothing, in a row; an earlier client left a few
+_STRAY_SHIFT: Final = 15  # so many bytes, 32 KiB, count as one more
 LONGEST_LINE: Final = 4 << 20  # bytes, from qemu.qmp 0.0.5 on; the list of 16,384 CPUs has a quarter of that
 
 
@@ -65,6 +66,7 @@ class AgentClient(TunedClient):
         while True:
             line = await self._readline()
             line = line[line.rfind(_DELIMITER) + 1 :]
+            self._strays += len(line) >> _STRAY_SHIFT
             try:
                 return Message(line, eager=True)
             except (ProtocolError, ValueError, RecursionError):

@@ -285,8 +285,10 @@ class GuestAgent:
             await self._drop()
         if self._spent:
             raise AgentLostError(self.address, "the socket that was given has ended, and cannot be opened again")
-        self._client, self._sock = await self._open(deadline)
-        return self._client
+        self._client, self._sock = client, _ = await self._open(deadline)
+        if self._closed:  # meanwhile
+            raise await self._ended("")
+        return client
 
     async def _open(self, deadline: float) -> tuple[AgentClient, socket.socket]:
         """Connect; after a failure or a cancellation nothing is left open."""
@@ -335,6 +337,8 @@ class GuestAgent:
     async def close(self) -> None:
         """Let go of the agent; never raises because of it, and may be called again. A given QMPClient stays open."""
         self._closed = True
+        if isinstance(self._target, socket.socket) and self._client is None:
+            self._target.close()
         await self._drop()
 
     # Why there is no answer.

@@ -3,9 +3,10 @@
 A guest's number is no vCPU id: vCPUs 0, 2 and 5 are CPUs 0, 1 and 2 of many a Linux. Nothing here is a guess: a rule
 counts only where the guest's list is exactly as the rule says.
 
-Source: QEMU hw/acpi/cpu.c, ``CPU_NAME_FMT``, for the firmware's names; Linux arch/x86/kernel/cpu/topology.c (6.9 and
-newer: numbers are fixed at boot, those present first, then by ascending APIC id) and arch/x86/kernel/apic/apic.c
-(before: in the order of arrival, kept for a CPU that comes again). Measured with Linux 6.1, 6.12 and 7.2.
+Source: QEMU hw/acpi/cpu.c, ``CPU_NAME_FMT``, for the firmware's names; Linux arch/s390/kernel/smp.c for ``address``,
+arch/x86/kernel/cpu/topology.c (6.9 and newer: numbers are fixed at boot, those present first, then by ascending APIC
+id) and arch/x86/kernel/apic/apic.c (before: in the order of arrival, kept for a CPU that comes again). Measured with
+Linux 6.1, 6.12 and 7.2, but for ``address``.
 """
 
 import re
@@ -14,6 +15,7 @@ from typing import Final
 
 from qmpvcpu.model.guest import GuestCpu, GuestVcpu, KnownBy
 from qmpvcpu.model.layout import Layout, Slot
+from qmpvcpu.model.vm import X86
 
 _FIRMWARE_NAME: Final = re.compile(rb"\\_SB_?\.CPUS\.C([0-9A-F]{3,4})\s*")
 _PHYSICAL_ID: Final = re.compile(rb"(-?[0-9]{1,9})\s*")
@@ -21,8 +23,7 @@ _RELEASE: Final = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})")
 _ENTERPRISE: Final = re.compile(r"\.el[0-9]")  # an old number on newer code
 _FIXED_AT_BOOT_SINCE: Final = (6, 9)
 _KEPT_SINCE: Final = (4, 9)
-_X86: Final = ("x86_64", "i386")
-_BY_FIRMWARE_PATH: Final = (*_X86, "loongarch64")
+_BY_FIRMWARE_PATH: Final = (*X86, "loongarch64")
 
 
 def place_file(arch: str, number: int) -> str | None:
@@ -31,20 +32,24 @@ def place_file(arch: str, number: int) -> str | None:
         return f"/sys/devices/system/cpu/cpu{number}/firmware_node/path"
     if arch.startswith("ppc"):
         return f"/sys/devices/system/cpu/cpu{number}/physical_id"
+    if arch == "s390x":
+        return f"/sys/devices/system/cpu/cpu{number}/address"
     return None
 
 
 def read_place(layout: Layout, number: int, text: bytes) -> int | None:
     """Return the vCPU that *text*, from the file of the guest's CPU *number*, names; None if it names none.
 
-    A CPU that pseries lists and that is not plugged has the physical id 0, which is that of CPU 0.
+    pseries and s390x tell QEMU's core-id. A CPU that pseries lists and that is not plugged has the physical id 0,
+    which is that of CPU 0.
     """
     if found := _FIRMWARE_NAME.fullmatch(text):
         index = int(found[1], 16)
         return next((slot.first for slot in layout.slots if slot.cpu_index == index and slot.present), None)
-    if layout.vm.arch.startswith("ppc") and (found := _PHYSICAL_ID.fullmatch(text)):
+    arch = layout.vm.arch
+    if (arch == "s390x" or arch.startswith("ppc")) and (found := _PHYSICAL_ID.fullmatch(text)):
         physical = int(found[1])
-        if physical <= 0 < number:
+        if arch != "s390x" and physical <= 0 < number:
             return None
         return next((_thread(slot, physical) for slot in layout.slots if _holds(slot, physical)), None)
     return None
@@ -64,10 +69,12 @@ class Numbering:
 
     Attributes:
         changes: Counts what happened; an answer of the guest from before is of no use after.
+        booted_here: False if the guest may have booted in another QEMU, with other vCPUs, and come from there.
     """
 
     def __init__(self) -> None:
         self.changes = 0
+        self.booted_here = True
         self._known: dict[int, tuple[int, KnownBy]] = {}  # vCPU and how it is known, by number
         self._booted_with: tuple[int, ...] | None = None  # vCPUs; None: not seen
         self._arrived: list[int] = []  # vCPUs that came since, each once
@@ -98,6 +105,7 @@ class Numbering:
     def rebooted(self, enabled: Iterable[int] | None) -> None:
         """Take it that the guest boots anew, with the vCPUs that are *enabled*; None: it is not known with which."""
         self.changes += 1
+        self.booted_here = self.booted_here or enabled is not None
         self._known.clear()
         self._booted_with = None if enabled is None else tuple(enabled)
         self._arrived.clear()
@@ -124,25 +132,31 @@ class Numbering:
             del self._known[other]
         self._known[number] = vcpu, KnownBy.FIRMWARE
 
-    def resolve(self, cpus: Sequence[GuestCpu], layout: Layout, release: str) -> tuple[GuestVcpu, ...]:
+    def resolve(
+        self, cpus: Sequence[GuestCpu], layout: Layout, release: str, *, is_current: bool = True
+    ) -> tuple[GuestVcpu, ...]:
         """Return which vCPUs the guest's *cpus*, all of its list, are.
 
         Args:
             cpus: The guest's list, of now.
             layout: The VM, of the same moment.
             release: Release of the guest's Linux, such as ``6.12.1``; "" where that is unknown, or it is none.
+            is_current: False if the VM has changed since the list was asked for: nothing follows from it then.
         """
         numbers = frozenset(cpu.number for cpu in cpus)
         self._known = {
             number: known for number, known in self._known.items() if number in numbers and known[0] in layout.enabled
         }
-        if not layout.vm.arch.startswith("ppc"):  # that one lists CPUs that are not there
+        if is_current and not layout.vm.arch.startswith("ppc"):  # that one lists CPUs that are not there
             self._learn(numbers)
             self._apply_rules(numbers, layout, release)
             self._complete(numbers, layout)
-        self._listed = numbers
-        self._plugged.clear()
-        self._left = False
+        # A guest takes a vCPU some time after it was plugged; until then the list of before stays the one to compare.
+        waits = self._plugged and not self._left and numbers == self._listed
+        if is_current and not waits:
+            self._listed = numbers
+            self._plugged.clear()
+            self._left = False
         return tuple(self._vcpu(cpu) for cpu in cpus)
 
     def _vcpu(self, cpu: GuestCpu) -> GuestVcpu:
@@ -167,10 +181,10 @@ class Numbering:
             self._know(next(iter(unknown)), next(iter(rest)), KnownBy.LEARNT)
 
     def _apply_rules(self, numbers: frozenset[int], layout: Layout, release: str) -> None:
-        if layout.vm.arch not in _X86 or _RELEASE.match(release) is None:
+        if layout.vm.arch not in X86 or _RELEASE.match(release) is None:
             return
         for number, vcpu in _first_ones(layout):
-            if number in numbers:
+            if number in numbers and (number == 0 or self.booted_here):
                 self._know(number, vcpu, KnownBy.RULE)
         ruled = self._by_boot(layout, release)
         if ruled.keys() == numbers:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import math
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
@@ -34,6 +35,7 @@ from qmpvcpu.vm.controller import VcpuController
 
 # So many more vCPUs let everything be tried, also where each plug is one of maxcpus for ever.
 _ROOM: Final = 8
+_AGENT_PORT: Final = "org.qemu.guest_agent.0"  # as qemu-ga looks for it in the guest
 _TO_END_S: Final = 1.0  # how long a QEMU that hung up may take to end
 _WIDTH: Final = max(len(ability.value) for ability in Ability)
 _STYLES: Final = {
@@ -121,7 +123,8 @@ async def _certify_own(
         async with QemuProcess(program, args, as_given=True) as process:
             await process.wait_ready(timeout=shell.options.reply_timeout)
             name = shell.options.name or (None if "-name" in words else "guest")
-            shell.options = shell.options._replace(qmp=str(process.qmp), name=name)
+            agent = shell.options.agent or agent_of(args)
+            shell.options = shell.options._replace(qmp=str(process.qmp), agent=agent, name=name)
             return await _certify_process(shell, process, options, markdown=markdown)
     except TemporaryDirectoryError as error:
         return failure(error, shell, NOT_SENT)
@@ -203,6 +206,20 @@ def as_markdown(certificate: Certificate) -> str:
 
 def _cell(text: str) -> str:
     return printable(text).replace("|", "\\|")
+
+
+def agent_of(arguments: Sequence[str]) -> str | None:
+    """Return the path of the socket at which *arguments* of a QEMU put the guest's agent; None: there is none."""
+    paths: dict[str, str] = {}
+    ports = []
+    for word, value in itertools.pairwise(arguments):
+        kind, *options = value.split(",")
+        given = dict(option.partition("=")[::2] for option in options)
+        if word.lstrip("-") == "chardev" and kind == "socket":
+            paths[given.get("id", "")] = given.get("path", "")
+        elif word.lstrip("-") == "device" and kind == "virtserialport" and given.get("name") == _AGENT_PORT:
+            ports.append(given.get("chardev", ""))
+    return next((path for port in ports if (path := paths.get(port))), None)
 
 
 def with_room(arguments: Sequence[str]) -> list[str]:

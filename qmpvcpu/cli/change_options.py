@@ -1,7 +1,5 @@
 """The options of commands that change a VM or its next boot, each written once."""
 
-from typing import Any
-
 import click
 
 from qmpvcpu.cli.options import TIMEOUT, File, Seconds, flag, option
@@ -17,8 +15,21 @@ INCLUDE_BOOT = flag("--include-boot", "Take boot vCPUs out too, highest first, n
 
 PROOF = option(
     "--proof",
+    metavar="PROOF",
     default=Proof.PRESENT,
-    help="What a plug needs. present: QEMU has it. acknowledged: the guest says so too, within --timeout.",
+    help="What a plug needs, within --timeout. present: QEMU has it. acknowledged: the guest says that it took it."
+    " started: it has run code of the guest. online: the guest uses it, as its agent says (--agent).",
+)
+ONLINE = option(
+    "--online/--no-online",
+    default=True,
+    help="With --proof online: have the agent bring online what the guest leaves offline, or only look.",
+)
+PROOF_OPTIONS = (PROOF, ONLINE)
+OFFLINE_FIRST = flag(
+    "--offline-first",
+    "Have the agent (--agent) take a vCPU offline in the guest before QEMU is asked to remove it. If the guest"
+    " refuses, nothing is sent to QEMU, and nothing stays pending.",
 )
 CONFIG = option(
     "--config",
@@ -64,7 +75,8 @@ MAP_OPTIONS = (
         default=8,
         help="Commands on their way at once. With stop, removals go one at a time all the same.",
     ),
-    PROOF,
+    *PROOF_OPTIONS,
+    OFFLINE_FIRST,
 )
 
 
@@ -90,8 +102,3 @@ def next_boot_file(affect: Affect, config: str | None, record: str | None, base:
             ", or its record with --record PATH"
         )
     return path
-
-
-def allowed(change: dict[str, Any]) -> dict[str, Any]:
-    """Return what of the options of a change decides whether its steps are denied."""
-    return {name: value for name, value in change.items() if name.startswith("allow_")}

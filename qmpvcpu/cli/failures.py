@@ -15,7 +15,11 @@ from qmpvcpu.cli.result import (
 )
 from qmpvcpu.cli.show import state_json, state_text
 from qmpvcpu.errors import (
+    AgentForbiddenError,
     DomainXmlError,
+    GuestAgentError,
+    GuestNumberUnknownError,
+    GuestRefusedError,
     InvalidMapError,
     MonitorConnectError,
     MonitorError,
@@ -41,7 +45,9 @@ if TYPE_CHECKING:
 # The first that fits counts.
 _CODES: Final = (
     (KeyboardInterrupt, INTERRUPTED),
-    ((MonitorError, OutcomeUnknownError, TargetLostError), NO_ANSWER),
+    (GuestNumberUnknownError, NOT_SENT),
+    ((GuestRefusedError, AgentForbiddenError), NOT_REACHED),
+    ((MonitorError, GuestAgentError, OutcomeUnknownError, TargetLostError), NO_ANSWER),
     (RecordError, BAD_RECORD),
     ((BadUsageError, PlanError, InvalidMapError, DomainXmlError, SameVmError, SocketDirectoryError), NOT_SENT),
     (OSError, NO_ANSWER),
@@ -56,6 +62,12 @@ _WORDS: Final = (
     ("attach with arrived=True once it has", "qmpvcpu confirm-target --record once it has"),
     ("attach without arrived=True", "qmpvcpu confirm-target is for one that has"),
     ("attach with arrived=True", "qmpvcpu confirm-target --record"),
+    ("attach(agent=ADDRESS) says", "--agent ADDRESS says"),
+    ("attach(agent=...) takes", "--agent takes"),
+    ("attach with agent= and the address of its socket", "name its socket with --agent ADDRESS"),
+    ("attach with agent=", "name its socket with --agent ADDRESS"),
+    ("Proof.ONLINE", "--proof online"),
+    ("offline_first=True", "--offline-first"),
     ("allow_fatal=True", "--allow-fatal"),
     ("allow_boot_vcpus=True", "--allow-boot-vcpus"),
     ("include_boot=True", "--include-boot"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from qmpvcpu.cli.app import LazyGroup
-from qmpvcpu.cli.change_options import INCLUDE_BOOT, MAP_OPTIONS, SAFETY_OPTIONS, allowed
+from qmpvcpu.cli.change_options import INCLUDE_BOOT, MAP_OPTIONS, SAFETY_OPTIONS
 from qmpvcpu.cli.failures import code_of, error_json, in_options
 from qmpvcpu.cli.options import OUTPUT_OPTIONS, REPLY_TIMEOUT, File, command, option, said
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
@@ -309,11 +309,11 @@ class _Setting:
         if vm.interrupted is not None:
             self._shell.note(f"{printable(vm.address)}: given up for this: {intent_text(vm.interrupted)}")
         live = self._change["affect"] is not Affect.CONFIG
-        steps = self._target.plan(vm, **allowed(self._change)).steps if live else ()
+        steps = self._target.plan(vm, **self._change).steps if live else ()
         task = asyncio.ensure_future(self._target.reach(vm, **self._change))
         self._running[task] = vm
         try:
-            async with self.progress.following(vm, steps):
+            async with self.progress.following(vm, steps, self._change["proof"]):
                 return await task
         finally:
             del self._running[task]

@@ -143,7 +143,7 @@ REPLY_TIMEOUT = option(
     "--reply-timeout",
     metavar="SECONDS",
     type=Seconds(some=True),
-    help="How long QEMU has to take the connection, and for each reply (10).",
+    help="How long QEMU, or the agent, has to take the connection, and for each reply (10).",
 )
 OUTPUT_OPTIONS = (JSON, VERBOSE)
 VM_OPTIONS = (QMP, NAME, RECORD, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
@@ -175,7 +175,7 @@ def command(*parameters: click.Parameter) -> Callable[[Work], Command]:
 
             context = click.get_current_context()
             _refuse_unused(context, taken)
-            shared = dict(context.obj)
+            shared = {name: value for name, value in context.obj.items() if f"--{name.replace('_', '-')}" in taken}
             shared |= said({name: given.pop(name) for name in SHARED if name in given})
             if (timeout := shared.get("timeout")) is not None and waits:
                 given["timeout"] = timeout

@@ -10,14 +10,14 @@ import qmpvcpu
 from qmpvcpu.cli.change_options import (
     ALLOW_FATAL,
     NEXT_BOOT_OPTIONS,
-    PROOF,
+    OFFLINE_FIRST,
+    PROOF_OPTIONS,
     SAFETY_OPTIONS,
-    allowed,
     next_boot_file,
 )
 from qmpvcpu.cli.config import VcpuIds, change_config, disable, enable, listed
-from qmpvcpu.cli.options import TIMEOUT, VM_OPTIONS, command
-from qmpvcpu.cli.progress import progress
+from qmpvcpu.cli.options import AGENT, TIMEOUT, VM_OPTIONS, command
+from qmpvcpu.cli.progress import progress, proofs_in
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import milliseconds, state_json
@@ -49,10 +49,11 @@ class _OfferedIds(VcpuIds):
 
 @command(
     click.Argument(["vcpus"], metavar="[ID]...", nargs=-1, type=_OfferedIds(free=True)),
-    PROOF,
+    *PROOF_OPTIONS,
     *NEXT_BOOT_OPTIONS,
     ALLOW_FATAL,
     TIMEOUT,
+    AGENT,
     *VM_OPTIONS,
 )
 async def plug(
@@ -90,9 +91,11 @@ async def plug(
 
 @command(
     click.Argument(["vcpus"], metavar="ID...", nargs=-1, required=True, type=_OfferedIds(free=False)),
+    OFFLINE_FIRST,
     *NEXT_BOOT_OPTIONS,
     *SAFETY_OPTIONS,
     TIMEOUT,
+    AGENT,
     *VM_OPTIONS,
 )
 async def unplug(
@@ -136,9 +139,9 @@ def by_slots(layout: Layout, ids: list[int]) -> list[int]:
 
 def _check_all(vm: "VcpuController", ids: list[int], check: Callable[..., object], change: dict[str, Any]) -> None:
     """Deny what can be known beforehand while nothing is sent; the VM's run state is checked with each step."""
-    now = Situation(layout=vm.layout, status=VmStatus("running"), created=0)
+    now = Situation(vm.layout, VmStatus("running"), created=0, has_agent=vm.guest.has_agent)
     for vcpu in ids:
-        check(now, vcpu, CheckedOptions(**allowed(change)))
+        check(now, vcpu, CheckedOptions(**change))
 
 
 async def _check_next_boot(affect: Affect, config: str | None, change: "Callable[[DomainConfig], None]") -> None:
@@ -165,20 +168,26 @@ async def _plug_one(
 ) -> VcpuMap:
     require = proof is Proof.ACKNOWLEDGED
     started = time.monotonic()
+    events = vm.events()
     async with progress(vm, shell.err, waiting="plugging" if vcpu is None else f"vCPU {vcpu}: plugging"):
         try:
             ids = await vm.plug(vcpu, proof=proof, require_proof=require, affect=affect, **change)
         except UnprovenError as error:
             seconds = time.monotonic() - started
-            verdict = Plugged(vm.layout.slot_of(min(error.ids)).ids, False, error.code, error.reason, seconds)
-            shell.done.append({"verdict": to_json(verdict)})
+            slot = vm.layout.slot_of(min(error.ids))
+            acknowledged = False if error.wanted is Proof.ACKNOWLEDGED else slot.acknowledged
+            verdict = Plugged(slot.ids, acknowledged, error.code, error.reason, seconds)
+            proofs = await proofs_in(events, slot.ids)
+            shell.done.append({"verdict": to_json(verdict), "proofs": to_json(proofs)})
             raise
     seconds = time.monotonic() - started
     slot = vm.layout.slot_of(min(ids))
     acknowledged = vm.layout[slot.first].acknowledged
     verdict = Plugged(ids, acknowledged, slot.answer.code if slot.answer else None, seconds=seconds)
-    shell.done.append({"verdict": to_json(verdict)})
+    proofs = await proofs_in(events, ids)
+    shell.done.append({"verdict": to_json(verdict), "proofs": to_json(proofs)})
     said = ", the guest acknowledged it" if acknowledged else ""
+    said = f", {proofs}" if proof is not Proof.PRESENT else said
     said += ", at the next boot too" if affect is Affect.BOTH else ""
     shell.say(f"plugged vCPU {ids} as {slot.device_id} in {milliseconds(seconds)}{said}")
     return ids

@@ -20,12 +20,15 @@ from qmpvcpu.events import (
     UnplugRefused,
     UnplugRequested,
     VcpuPlugged,
+    VcpuProven,
     VcpuUnplugged,
     VmReset,
     VmResumed,
     VmStopped,
 )
-from qmpvcpu.model.transition import Action, Step
+from qmpvcpu.model.options import Proof
+from qmpvcpu.model.transition import Action, ProofSeconds, Step
+from qmpvcpu.model.vcpumap import VcpuMap
 
 if TYPE_CHECKING:
     from qmpvcpu.cli.run import Shell
@@ -49,6 +52,7 @@ _MOST_NAMED: Final = 3
 
 _SENTENCES: Final[Mapping[type[Event], str]] = {
     VcpuPlugged: "vCPU {event.ids} is plugged",
+    VcpuProven: "vCPU {event.ids} is proven: {event.proof.value}",
     UnplugRequested: "vCPU {event.ids}: the guest is asked, no reaction yet",
     UnplugAcknowledged: "vCPU {event.ids}: the guest works on it",
     UnplugRefused: "vCPU {event.ids}: the guest refused: {event.reason}",
@@ -67,6 +71,7 @@ _SENTENCES: Final[Mapping[type[Event], str]] = {
 # What a step does, by its last event, with the style in which that is shown.
 _STATES: Final[Mapping[type[Event], tuple[str, str]]] = {
     VcpuPlugged: ("plugged", "green"),
+    VcpuProven: ("plugged, {event.proof.value}", "green"),
     UnplugRequested: ("asked, no reaction yet", "yellow"),
     UnplugAcknowledged: ("the guest works on it", "yellow"),
     UnplugRefused: ("refused: {event.reason}", "red"),
@@ -167,12 +172,16 @@ class StepRow(NamedTuple):
 class StepTracker:
     """Follows *steps* by events: which are settled, one way or the other, which are undone again, what each does.
 
+    A plug is settled once its *proof* is there.
+
     Attributes:
         total: How many steps there are.
         undone: How many of the settled ones are undone.
     """
 
-    def __init__(self, steps: Iterable[Step]) -> None:
+    def __init__(self, steps: Iterable[Step], proof: Proof = Proof.PRESENT) -> None:
+        self._proof = proof
+        self._unproven: set[int] = set()
         self._steps = {step.first: step for step in steps}
         self._open = {first: step.action for first, step in self._steps.items()}
         self._done: dict[int, Action] = {}
@@ -190,8 +199,9 @@ class StepTracker:
         """Take one event in."""
         undone = self.undone
         match event:
-            case VcpuPlugged(ids=ids):
-                self._settle(min(ids), Action.PLUG)
+            case VcpuPlugged(ids=ids) | VcpuProven(ids=ids):
+                if not self._take_plug(event, min(ids)):
+                    return
             case VcpuUnplugged(ids=ids):
                 self._settle(min(ids), Action.UNPLUG)
             case UnplugRefused(ids=ids) | UnplugPending(ids=ids):
@@ -204,12 +214,36 @@ class StepTracker:
         words = printable(words.format(event=event))
         if self.undone > undone:
             words = "undone"
-        elif self._done.get(min(ids)) is Action.PLUG and not isinstance(event, VcpuPlugged):
+        elif self._done.get(min(ids)) is Action.PLUG and not isinstance(event, VcpuPlugged | VcpuProven):
             words = f"to be undone: {words}"
         self._words[min(ids)] = words, style
 
+    def _take_plug(self, event: VcpuPlugged | VcpuProven, first: int) -> bool:
+        """Take in what is known of a plug, and return whether that is all that is awaited of it."""
+        if isinstance(event, VcpuPlugged):
+            if self._proof is Proof.PRESENT or not self._waits(first, Action.PLUG):
+                self._settle(first, Action.PLUG)
+                return True
+            self._unproven.add(first)
+            self._began.setdefault(first, time.monotonic())
+            self._words[first] = f"plugged, not yet {self._proof.value}", "yellow"
+            return False
+        if event.proof is Proof.ONLINE and self._waits(first, Action.ONLINE):
+            self._settle(first, Action.ONLINE)
+        elif first in self._unproven and self._proof <= event.proof:
+            self._unproven.discard(first)
+            self._settle(first, Action.PLUG)
+        return not self._waits(first, Action.PLUG)
+
+    def _waits(self, first: int, action: Action) -> bool:
+        """Return True if what is awaited of a slot is *action*."""
+        return self._open.get(first) is action
+
     def _settle(self, first: int, action: Action) -> None:
         wanted = self._open.get(first)
+        if first in self._unproven and action is Action.UNPLUG:  # so it is undone without having been proven
+            self._unproven.discard(first)
+            self._done[first] = self._open.pop(first)
         if wanted is action or (wanted is Action.KEEP and action is Action.PLUG):
             self._done[first] = self._open.pop(first)
         elif first in self._done and self._done[first] not in (action, Action.KEEP):
@@ -240,7 +274,7 @@ class StepTracker:
 
 @contextlib.asynccontextmanager
 async def progress(
-    vm: "VcpuController", output: Output, *, waiting: str, steps: Iterable[Step] = ()
+    vm: "VcpuController", output: Output, *, waiting: str, steps: Iterable[Step] = (), proof: Proof = Proof.PRESENT
 ) -> AsyncIterator[None]:
     """Say what *vm*'s guest does while the body runs.
 
@@ -249,8 +283,9 @@ async def progress(
         output: Where to say it.
         waiting: What the body waits for, until something happens.
         steps: What the body is to bring about; it is told how many of them are settled, and what each does.
+        proof: What each plug needs.
     """
-    board = _VmProgress(waiting, StepTracker(steps))
+    board = _VmProgress(waiting, StepTracker(steps, proof))
     async with _meanwhile(board.listen(vm.events())), shown(board, output):
         yield
 
@@ -298,7 +333,11 @@ def _bar(done: int, total: int, screen: "Screen", words: str) -> Line:
 
 
 async def run_transition(
-    shell: "Shell", vm: "VcpuController", work: Coroutine[Any, Any, _T], steps: Iterable[Step]
+    shell: "Shell",
+    vm: "VcpuController",
+    work: Coroutine[Any, Any, _T],
+    steps: Iterable[Step],
+    proof: Proof = Proof.PRESENT,
 ) -> _T:
     """Wait for a transition and show how it goes; the first signal stops it at the next safe point."""
     task = asyncio.ensure_future(work)
@@ -310,11 +349,22 @@ async def run_transition(
 
     with shell.signals.stopped_by(stop):
         try:
-            async with progress(vm, shell.err, waiting="asking QEMU", steps=steps):
+            async with progress(vm, shell.err, waiting="asking QEMU", steps=steps, proof=proof):
                 return await task
         except TransitionError:
             await _note_loss(shell, vm)
             raise
+
+
+async def proofs_in(events: "EventStream", ids: VcpuMap) -> ProofSeconds:
+    """Return what the *events* so far prove of the plug of *ids*, and when."""
+    seconds: dict[str, float] = {}
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0):
+            async for event in events:
+                if isinstance(event, VcpuProven) and event.ids == ids and event.seconds is not None:
+                    seconds[event.proof.value] = event.seconds
+    return ProofSeconds(**seconds)
 
 
 async def _note_loss(shell: "Shell", vm: "VcpuController") -> None:
@@ -346,10 +396,10 @@ class FleetProgress:
         self._failed += result.error is not None
 
     @contextlib.asynccontextmanager
-    async def following(self, vm: "VcpuController", steps: Iterable[Step]) -> AsyncIterator[None]:
-        """Show what becomes of *steps* on *vm* while the body runs."""
+    async def following(self, vm: "VcpuController", steps: Iterable[Step], proof: Proof) -> AsyncIterator[None]:
+        """Show what becomes of *steps*, whose plugs need *proof*, on *vm* while the body runs."""
         try:
-            async with _meanwhile(self._follow(vm.address, vm.events(), StepTracker(steps))):
+            async with _meanwhile(self._follow(vm.address, vm.events(), StepTracker(steps, proof))):
                 yield
         finally:
             self._doing.pop(vm.address, None)

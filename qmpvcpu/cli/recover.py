@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpvcpu.cli.change_options import CONFIG
-from qmpvcpu.cli.options import TIMEOUT, VM_OPTIONS, command, flag
+from qmpvcpu.cli.options import AGENT, TIMEOUT, VM_OPTIONS, command, flag
 from qmpvcpu.cli.progress import run_transition
 from qmpvcpu.cli.reports import intent_text, report_blocks
 from qmpvcpu.cli.result import NOT_REACHED, REACHED, BadUsageError, CommandResult, document
@@ -31,6 +31,7 @@ from qmpvcpu.record.file import LockedFile, absolute
     flag("--drop-previous", "Forget what an earlier QEMU had and this one has not."),
     CONFIG,
     TIMEOUT,
+    AGENT,
     *VM_OPTIONS,
 )
 async def recover(

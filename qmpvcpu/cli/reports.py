@@ -1,5 +1,6 @@
 """How a whole map is shown: the plan, the report, and what was wanted when a change was cut short."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
@@ -7,6 +8,7 @@ from qmpvcpu.cli.show import milliseconds, state_text
 from qmpvcpu.errors import printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.transition import ConfigOutcome, Intent, StepReport, TransitionOutcome, TransitionReport
+from qmpvcpu.model.verdicts import Verdict
 from qmpvcpu.planning.plan import Plan
 
 _OUTCOMES: Final = {
@@ -45,17 +47,19 @@ def intent_text(intent: Intent) -> str:
     )
 
 
-def report_blocks(report: TransitionReport, *, looked: bool = False) -> tuple[Block, ...]:
+def report_blocks(report: TransitionReport, *, looked: bool = False, proven: bool = False) -> tuple[Block, ...]:
     """Return how a transition ended: in a line, slot by slot, and as the map that is there now.
 
     *looked*: It was found by looking later, which cannot tell what was never sent from what was not answered.
+    *proven*: Tell what was proven of each plug, and when; without it that is told where a proof is missing.
     """
     stopped = ", stopped" if report.cancelled else ""
     took = f" in {milliseconds(report.seconds)}" if report.seconds else ""
     nothing = "" if report.steps else ", nothing to do"
     outcome = (report.outcome.name.replace("_", " "), _OUTCOMES[report.outcome])
     head = Line(outcome, f"{stopped}{took}: {report.start} -> {report.target}{nothing}")
-    steps = _step_table(report.steps, "not done" if looked else "not sent")
+    proven = any(map(_proven, report.steps)) and (proven or any(step.missing for step in report.steps))
+    steps = _step_table(report.steps, "not done" if looked else "not sent", proven=proven)
     return (
         head,
         *([ByWidth(_TABLE_WIDTH, steps, [*map(str, report.steps)])] if report.steps else []),
@@ -65,18 +69,25 @@ def report_blocks(report: TransitionReport, *, looked: bool = False) -> tuple[Bl
     )
 
 
-def _step_table(steps: tuple[StepReport, ...], unanswered: str) -> Table:
+def _step_table(steps: tuple[StepReport, ...], unanswered: str, *, proven: bool) -> Table:
     reverted = any(step.undone is not None for step in steps)
     columns = [Column("action"), Column("vCPU", "right"), Column("verdict"), Column("time", "right")]
     columns += [Column("undone")] if reverted else []
+    columns += [Column("proven", fold=True)] if proven else []
     table = Table(*columns, Column("why", fold=True))
     for step in steps:
         verdict = unanswered if step.verdict is None else step.verdict.name
         took = milliseconds(step.seconds) if step.seconds else ""
         cells = [step.action.value, str(step.ids), Line((verdict, _style(step))), took]
         cells += [_undone(step)] if reverted else []
+        cells += [_proven(step)] if proven else []
         table.add(*cells, printable(step.reason))
     return table
+
+
+def _proven(step: StepReport) -> str:
+    """Return what was proven of a plug beyond the verdict's own, with the seconds of each; "" if nothing was."""
+    return "" if step.proofs is None else str(replace(step.proofs, present=None))
 
 
 def _undone(step: StepReport) -> Line:
@@ -93,7 +104,7 @@ def _style(step: StepReport) -> str:
 
 def shortcoming(report: TransitionReport) -> str:
     """Return in one line what was not reached, and because of which vCPUs."""
-    wrong = [f"{each.ids} {each.verdict.name}" for each in report.steps if each.verdict is not None and not each.ok]
+    wrong = [_wrong(each, each.verdict) for each in report.steps if each.verdict is not None and not each.ok]
     wrong += [f"{each.ids} NOT UNDONE" for each in report.steps if each.ok and each.undone is False]
     unsent = sum(each.verdict is None for each in report.steps)
     named = wrong[:_MOST_NAMED]
@@ -104,3 +115,8 @@ def shortcoming(report: TransitionReport) -> str:
     stopped = "stopped, " if report.cancelled else ""
     outcome = report.outcome.value
     return f"{report.target} not reached ({stopped}{outcome}): {', '.join(named) or 'changed by somebody else'}"
+
+
+def _wrong(step: StepReport, verdict: Verdict) -> str:
+    never = "" if step.missing is None else f", never {step.missing.value}"
+    return f"{step.ids} {verdict.name}{never}"

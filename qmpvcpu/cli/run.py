@@ -26,7 +26,7 @@ class Options(NamedTuple):
         json: Print one JSON document on standard output, and nothing else there.
         verbose: Print the QMP exchange on standard error.
         qmp: Address of the VM's QMP socket, or None.
-        agent: Address of the guest agent's socket, or None.
+        agent: Address of the guest agent's socket, or None; in a fleet a pattern of them.
         name: What the VM is called, or None.
         record: Path of the record, or None.
         timeout: How long the guest has for each answer, in seconds, or None for the library's default.
@@ -54,9 +54,21 @@ class Options(NamedTuple):
         check_address(self.qmp)
         return self.qmp
 
+    @property
+    def agent_address(self) -> str | None:
+        """The address of the guest's agent; None: none was given.
 
-def check_address(address: str) -> None:
-    """Make sure that *address* is one.
+        Raises:
+            BadUsageError: It is no address.
+        """
+        if not self.agent:
+            return None
+        check_address(self.agent, "--agent")
+        return self.agent
+
+
+def check_address(address: str, named: str = "--qmp") -> None:
+    """Make sure that *address*, which the option *named* has, is one.
 
     Raises:
         BadUsageError: It is none.
@@ -64,7 +76,7 @@ def check_address(address: str) -> None:
     try:
         Address.parse(address)
     except MonitorConnectError as error:
-        raise BadUsageError(f"--qmp: {error}") from error
+        raise BadUsageError(f"{named}: {error}") from error
 
 
 class Shell:
@@ -121,7 +133,7 @@ class Shell:
             _check_config(config, options.record)
         attaching = qmpvcpu.attach(
             options.address,
-            agent=options.agent,
+            agent=options.agent_address,
             name=options.name,
             record=options.record,
             config=config,

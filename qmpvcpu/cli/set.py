@@ -12,13 +12,14 @@ from qmpvcpu.cli.change_options import (
     INCLUDE_BOOT,
     MAP_OPTIONS,
     NEXT_BOOT_OPTIONS,
+    OFFLINE_FIRST,
+    PROOF,
     SAFETY_OPTIONS,
-    allowed,
     next_boot_file,
 )
 from qmpvcpu.cli.config import change_config
 from qmpvcpu.cli.failures import in_options
-from qmpvcpu.cli.options import READ_OPTIONS, VM_OPTIONS, command, option
+from qmpvcpu.cli.options import AGENT, READ_OPTIONS, VM_OPTIONS, command, option
 from qmpvcpu.cli.progress import run_transition
 from qmpvcpu.cli.reports import intent_text, plan_json, plan_lines, report_blocks
 from qmpvcpu.cli.result import NOT_SENT, REACHED, BadUsageError, CommandResult, document
@@ -69,11 +70,11 @@ class Target:
         else:
             config.set_map(self.map or "")
 
-    def plan(self, vm: "VcpuController", **permits: bool) -> "Plan":
+    def plan(self, vm: "VcpuController", **change: Any) -> "Plan":
         """Return what it takes to reach it."""
         if self.count is not None:
-            return vm.plan_count(self.count, include_boot=self.include_boot, **permits)
-        return vm.plan(self.map or "", **permits)
+            return vm.plan_count(self.count, include_boot=self.include_boot, **change)
+        return vm.plan(self.map or "", **change)
 
     def reach(self, vm: "VcpuController", *, proof: Proof, **change: Any) -> Coroutine[Any, Any, TransitionReport]:
         """Return the work of reaching it; a *proof* that is asked for is required, as in ``plug``."""
@@ -83,7 +84,9 @@ class Target:
         return vm.set_map(self.map or "", **change)
 
 
-@command(click.Argument(["target"], metavar="MAP"), *NEXT_BOOT_OPTIONS, *MAP_OPTIONS, *SAFETY_OPTIONS, *VM_OPTIONS)
+@command(
+    click.Argument(["target"], metavar="MAP"), *NEXT_BOOT_OPTIONS, *MAP_OPTIONS, *SAFETY_OPTIONS, AGENT, *VM_OPTIONS
+)
 async def set_(shell: Shell, *, target: str, config: str | None, **change: Any) -> CommandResult:
     """Have exactly the vCPUs of this MAP plugged, boot vCPUs included: the others leave.
 
@@ -114,6 +117,7 @@ async def set_(shell: Shell, *, target: str, config: str | None, **change: Any) 
     *NEXT_BOOT_OPTIONS,
     *MAP_OPTIONS,
     *SAFETY_OPTIONS,
+    AGENT,
     *VM_OPTIONS,
 )
 async def count(shell: Shell, *, number: int, include_boot: bool, config: str | None, **change: Any) -> CommandResult:
@@ -138,7 +142,10 @@ async def count(shell: Shell, *, number: int, include_boot: bool, config: str | 
     INCLUDE_BOOT,
     AFFECT,
     CONFIG,
+    PROOF,
+    OFFLINE_FIRST,
     *SAFETY_OPTIONS,
+    AGENT,
     *READ_OPTIONS,
 )
 async def plan(
@@ -149,7 +156,7 @@ async def plan(
     include_boot: bool,
     affect: Affect,
     config: str | None,
-    **permits: bool,
+    **change: Any,
 ) -> CommandResult:
     """Show what set, or count, would do now, step by step, and what would be denied. Nothing is sent, or written.
 
@@ -167,7 +174,7 @@ async def plan(
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, wanted.write, dry=True)
     async with shell.attach(config=config, read_only=True) as vm:
-        planned = wanted.plan(vm, **permits)
+        planned = wanted.plan(vm, **change)
         layout = vm.layout
     content = document(**plan_json(planned), **state_json(layout))
     said: list[Block] = [*plan_lines(in_options(str(planned))), str(layout)]
@@ -185,9 +192,9 @@ async def _set(
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, target.write)
     async with shell.attach(config=config, base=base) as vm:
-        steps = target.plan(vm, **allowed(change)).steps
+        steps = target.plan(vm, **change).steps
         if vm.interrupted is not None:
             shell.note(f"given up for this: {intent_text(vm.interrupted)}")
-        report = await run_transition(shell, vm, target.reach(vm, affect=affect, **change), steps)
+        report = await run_transition(shell, vm, target.reach(vm, affect=affect, **change), steps, change["proof"])
     content = document(**report.to_json(), **state_json(report.layout))
-    return CommandResult(REACHED, content, report_blocks(report))
+    return CommandResult(REACHED, content, report_blocks(report, proven=change["proof"] is not Proof.PRESENT))

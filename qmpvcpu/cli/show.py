@@ -1,5 +1,6 @@
 """How a layout is shown: its state in JSON and in a line, and every vCPU in a table."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -7,9 +8,13 @@ from qmpvcpu.cli.output import Block, Column, Line, Table
 from qmpvcpu.errors import printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout, Vcpu
+from qmpvcpu.model.options import Proof
 
 WIDE: Final = 78
-"""Letters that the whole table of vCPUs needs; a narrower terminal gets the columns that fit into 40."""
+"""Letters that the table of vCPUs needs; a narrower terminal gets the columns that fit into 40."""
+
+# With a column for the proofs the whole table needs these.
+_WIDEST: Final = 92
 
 # Longer tables name free vCPUs in one line instead.
 _MOST_IN_TABLE: Final = 64
@@ -20,6 +25,8 @@ _LEVELS: Final = (
 _RIGHT: Final = ("id", "slot", "order", "node", "host tid")
 _STYLES: Final = {"plugged": "green", "pending": "bold yellow"}
 _SECOND: Final = 1.0
+_MINUTE: Final = 60
+_HOUR: Final = 3600
 
 _Field = tuple[str, Callable[[Vcpu], str]]
 
@@ -55,6 +62,8 @@ def _vcpu_json(vcpu: Vcpu) -> dict[str, Any]:
         "host_tid": vcpu.host_tid,
         "cpu_index": vcpu.slot.cpu_index,
         "answer": to_json(vcpu.slot.answer),
+        "proof": to_json(vcpu.proof),
+        "proven_at": vcpu.proven_at,
     }
 
 
@@ -75,6 +84,13 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < _SECOND / 10 else f"{seconds * 1000:.0f} ms"
 
 
+def age(seconds: float) -> str:
+    """Return how long something has lasted, as people read it."""
+    if seconds < _MINUTE:
+        return f"{int(seconds)} s"
+    return f"{int(seconds / _MINUTE)} min" if seconds < _HOUR else f"{int(seconds / _HOUR)} h"
+
+
 def headline(layout: Layout, width: int | None = None) -> str:
     """Return the VM and its map in one line; in two if they are longer than *width*."""
     vm = layout.vm
@@ -92,11 +108,13 @@ def vcpu_table(
 
     With *since* (by the first vCPU id of a slot: since when a removal is pending) that is shown instead of the QOM
     path, and what does not fit into *room* even so is only counted. A terminal narrower than ``WIDE`` gets fewer
-    columns.
+    columns. Proofs have a column where any is known that is more than being present.
     """
     narrow = width is not None and width < WIDE
-    fields = _fields(layout, since, narrow=narrow)
-    table = Table(*(_column(name, narrow=narrow) for name, _ in fields), gap=1 if narrow else 2)
+    proven = any(vcpu.proof not in (None, Proof.PRESENT) for vcpu in layout)
+    tight = proven and since is None and width is not None and width < _WIDEST
+    fields = _fields(layout, since, narrow=narrow, tight=tight, proven=proven)
+    table = Table(*(_column(name, narrow=narrow or tight) for name, _ in fields), gap=1 if narrow else 2)
     long = layout.max > room
     shown = [vcpu for vcpu in layout if vcpu.enabled or not long]
     cut = max(len(shown) - room + 2, 0) if since is not None and len(shown) > room else 0
@@ -127,8 +145,10 @@ def _column(name: str, *, narrow: bool) -> Column:
     return Column(head, justify, fold=name in ("device id", "QOM path"))
 
 
-def _fields(layout: Layout, since: Mapping[int, str] | None, *, narrow: bool) -> list[_Field]:
-    """Return what the columns show, each with its name."""
+def _fields(
+    layout: Layout, since: Mapping[int, str] | None, *, narrow: bool, tight: bool, proven: bool
+) -> list[_Field]:
+    """Return what the columns show, each with its name; *tight* leaves out what the QOM path says too."""
     props = layout.slots[0].props if layout.slots else {}
     levels = sorted((name for name in props if name != "node-id"), key=_depth)
     place = printable("/".join(name.removesuffix("-id") for name in levels)) or "place"
@@ -139,7 +159,9 @@ def _fields(layout: Layout, since: Mapping[int, str] | None, *, narrow: bool) ->
     if any("node-id" in slot.props for slot in layout.slots):
         fields.append(("node", lambda vcpu: str(vcpu.props.get("node-id", ""))))
     fields += [("state", _state), ("order", lambda vcpu: str(vcpu.order or ""))]
-    if since is None or not narrow:
+    if proven:
+        fields.insert(-1, ("proof", _proof if since is None or narrow else _proof_and_age))
+    if (since is None or not narrow) and not tight:
         fields.append(("device id", lambda vcpu: vcpu.device_id or ""))
     if since is None and not narrow:
         fields.append(("QOM path", lambda vcpu: vcpu.qom_path or ""))
@@ -153,6 +175,14 @@ def _fields(layout: Layout, since: Mapping[int, str] | None, *, narrow: bool) ->
 def _depth(level: str) -> int:
     """Return how deep a level of the topology is; one that this version does not know is innermost."""
     return _LEVELS.index(level) if level in _LEVELS else len(_LEVELS)
+
+
+def _proof(vcpu: Vcpu) -> str:
+    return "" if vcpu.proof is None else vcpu.proof.value
+
+
+def _proof_and_age(vcpu: Vcpu) -> str:
+    return _proof(vcpu) + ("" if vcpu.proven_at is None else f" ({age(max(time.time() - vcpu.proven_at, 0))})")
 
 
 def _state(vcpu: Vcpu) -> str:

@@ -20,6 +20,7 @@ from qmpvcpu.errors import (
 from qmpvcpu.model.options import Proof
 from qmpvcpu.model.transition import Action, TransitionReport
 from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged
+from qmpvcpu.model.vm import X86
 
 _NEVER_ACKNOWLEDGED = "it still boots, or takes no CPUs while it runs"
 _NEVER_STARTED = (
@@ -183,7 +184,7 @@ def hint_of_unplug(rejection: Rejected, *, path: str | None, arch: str) -> str:
         )
     if _OF_SMM in rejection.desc:
         return _NOT_NEGOTIATED
-    if arch in {"x86_64", "i386"}:
+    if arch in X86:
         return (
             "it is still plugged; most likely the guest's ACPI hotplug is not up yet (firmware, early boot, or no"
             " ACPI): ask again once the guest runs"

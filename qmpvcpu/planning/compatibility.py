@@ -14,7 +14,6 @@ from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.vcpumap import VcpuMap, named, union
 from qmpvcpu.model.vm import SMP_LEVELS, VmStatus, apic_id
 
-_APIC_ARCHES = ("i386", "x86_64")
 _LISTENING = ("none", "setup")  # migration statuses of a target that no stream has reached
 # Run states of a target in which no VM has arrived, or none that can live.
 _NOT_ARRIVED = frozenset({"inmigrate", "prelaunch", "preconfig", "finish-migrate", "postmigrate", "internal-error"})
@@ -220,7 +219,7 @@ def _place(slot: Slot) -> str:
 def _addresses(layout: Layout, slots: Iterable[Slot]) -> set[tuple[int, int]] | None:
     """Return what the stream names the CPUs of *slots* by; None where that cannot be told."""
     topology = layout.vm.topology
-    if topology is None or layout.vm.arch not in _APIC_ARCHES:
+    if topology is None or not layout.vm.is_x86:
         return None
     return {(slot.cpu_index, apic_id(topology, slot.props)) for slot in slots}
 

@@ -165,6 +165,7 @@ async def attach(
         reading, status, answers, vm = await connection.reader.everything()
         _check_name(record, vm, name)
         vm = called(vm, name)
+        guest.found(status)
         instance = _instance(reading, connection) if reconnect or record is not None else None
         if record is not None:
             kept = await _open_record(record, vm, status, instance, base=base, arrived=arrived, read_only=read_only)
@@ -193,6 +194,7 @@ async def attach(
             await writer.save()
         next_boot = None if kept is None and config is None else await _next_boot(writer, engine, config)
     except BaseException:
+        await guest.close()
         await connection.monitor.close()
         if kept is not None:
             await kept.close()

@@ -323,28 +323,23 @@ class VcpuController:
     # The whole map.
 
     @checked
-    def plan(self, target: str | Iterable[int], *, allow_fatal: bool = False, allow_boot_vcpus: bool = False) -> Plan:
+    def plan(self, target: str | Iterable[int], **options: Unpack[ChangeOptions]) -> Plan:
         """Return what ``set_map`` would do now; nothing is sent or read. ``str(plan)`` explains it.
 
         Args:
             target: The vCPUs to have plugged, as libvirt's cpuset text or as ids.
-            allow_fatal: Plan even what this QEMU is known not to survive.
-            allow_boot_vcpus: Plan to take boot vCPUs from a VM that libvirt runs.
+            **options: Those that ``set_map`` would be given; what a plan does not depend on has no effect.
 
         Raises:
             InvalidMapError: *target* is empty, or no set of vCPU ids. What cannot be done is in ``plan.denied``.
         """
         wanted = parse_target(target, self.layout)
-        options = CheckedOptions(allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
-        return plan_map(self._engine.situation, wanted, options)
+        return plan_map(self._engine.situation, wanted, CheckedOptions.of(options))
 
     @checked
-    def plan_count(
-        self, count: int, *, include_boot: bool = False, allow_fatal: bool = False, allow_boot_vcpus: bool = False
-    ) -> Plan:
+    def plan_count(self, count: int, *, include_boot: bool = False, **options: Unpack[ChangeOptions]) -> Plan:
         """Return what ``set_count`` would do now; nothing is sent or read. What cannot be done is in ``denied``."""
-        options = CheckedOptions(allow_fatal=allow_fatal, allow_boot_vcpus=allow_boot_vcpus)
-        return plan_count(self._engine.situation, count, options, include_boot=include_boot)
+        return plan_count(self._engine.situation, count, CheckedOptions.of(options), include_boot=include_boot)
 
     @checked
     async def set_map(self, target: str | Iterable[int] | Plan, **options: Unpack[ChangeOptions]) -> TransitionReport:

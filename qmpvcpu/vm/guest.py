@@ -18,6 +18,7 @@ from qmpvcpu.given import checked
 from qmpvcpu.model.guest import GuestOs, GuestVcpu
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import VmStatus
 
 if TYPE_CHECKING:
     from qmpvcpu.agent.door import GuestAgent
@@ -162,6 +163,11 @@ class Guest:
         if self._agent is not None:
             await self._agent.close()
 
+    def found(self, status: VmStatus) -> None:
+        """Take in what the VM did when it was attached to: one that has migrated may have booted elsewhere."""
+        if self._numbering is not None:
+            self._numbering.booted_here = status.migration == "none" and status.run_state != "inmigrate"
+
     def heard(self, event: Event) -> None:
         """Take in what became known of the VM: it may make numbers void."""
         numbering = self._numbering
@@ -174,7 +180,10 @@ class Guest:
                 numbering.unplugged(event.ids)
             case VmReset():
                 self._forget(self._layout().enabled)
-            case InstanceChanged() | LayoutChanged() | Reconnected():
+            case InstanceChanged():
+                self._forget(None)
+                numbering.booted_here = False
+            case LayoutChanged() | Reconnected():
                 self._forget(None)
 
     def _forget(self, enabled: VcpuMap | None) -> None:
@@ -213,7 +222,8 @@ class Guest:
             # With a new boot the list is that of the new one as well: it was asked for before, so once more.
             if numbering.changes == seen or tries + 1 == _TRIES:
                 break
-        listed = numbering.resolve(cpus, self._layout(), release)
+        is_current = numbering.changes == seen
+        listed = numbering.resolve(cpus, self._layout(), release, is_current=is_current)
         self._on_list({cpu.vcpu: cpu.online for cpu in listed if cpu.vcpu is not None})
         return tuple(cpu for cpu in listed if cpu.number not in absent or cpu.online)
 

@@ -483,3 +483,30 @@ async def test_a_closed_door_stays_closed(agent: ScriptedAgent, asking: Asking) 
     await door.close()
     with pytest.raises(AgentLostError, match="closed on this side"):
         await door.cpus()
+
+
+async def test_a_given_socket_that_was_never_asked_is_closed(agent: ScriptedAgent, asking: Asking) -> None:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(agent.path)
+    await asking(sock).close()
+    assert sock.fileno() == -1
+
+
+async def test_a_door_that_is_closed_while_it_connects_leaves_nothing(asking: Asking, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as full:
+        full.bind(str(tmp_path / "ga"))
+        full.listen(0)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(str(tmp_path / "ga"))
+            door = asking(str(tmp_path / "ga"), within=1)
+            waiting = asyncio.create_task(door.cpus())
+            await asyncio.sleep(0.05)
+            await door.close()
+            with contextlib.closing(full.accept()[0]), pytest.raises(AgentLostError):
+                await waiting
+
+
+async def test_large_messages_that_answer_nothing_end_the_session_sooner(asking: Asking) -> None:
+    async with raw_server((b'{"return": "' + b"x" * (1 << 20) + b'"}\n') * 12) as path:
+        with pytest.raises(MalformedAnswerError, match="answer nothing"):
+            await asking(path).cpus()

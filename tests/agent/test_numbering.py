@@ -130,6 +130,36 @@ def test_a_number_is_learnt_where_one_vcpu_came_and_one_number() -> None:
     assert mapping(numbering, (0, 1, 2), boot("0,2,5"), UNTOLD) == {0: None, 1: 5, 2: 2}
 
 
+def test_a_number_is_learnt_though_the_guest_takes_the_vcpu_later() -> None:
+    numbering = Numbering()
+    mapping(numbering, (0, 1), boot("0,2"), UNTOLD)
+    numbering.plugged([5])
+    assert mapping(numbering, (0, 1), boot("0,2,5"), UNTOLD)[1] is None
+    assert mapping(numbering, (0, 1, 2), boot("0,2,5"), UNTOLD) == {0: None, 1: None, 2: 5}
+    numbering.plugged([6])
+    assert mapping(numbering, (0, 1, 2), boot("0,2,5-6"), UNTOLD)[2] == 5
+    numbering.plugged([7])
+    assert mapping(numbering, (0, 1, 2, 3), boot("0,2,5-7"), UNTOLD)[3] is None
+
+
+def test_a_list_from_before_a_change_teaches_nothing() -> None:
+    numbering = Numbering()
+    mapping(numbering, (0, 1), boot("0,2"), UNTOLD)
+    numbering.plugged([5])
+    late = numbering.resolve(cpus(0, 1, 2), boot("0,2,5"), UNTOLD, is_current=False)
+    assert [each.vcpu for each in late] == [None, None, None]
+    assert mapping(numbering, (0, 1, 2), boot("0,2,5"), UNTOLD) == {0: None, 1: None, 2: 5}
+
+
+def test_a_guest_that_came_from_another_qemu_may_have_booted_with_other_vcpus() -> None:
+    numbering = Numbering()
+    numbering.booted_here = False
+    now = layout({0: "boot", 1: "boot", 2: "boot"})
+    assert mapping(numbering, (0, 1, 2), now, OLD) == {0: 0, 1: None, 2: None}
+    numbering.rebooted([0, 1, 2])
+    assert mapping(numbering, (0, 1, 2), now, OLD) == {0: 0, 1: 1, 2: 2}
+
+
 def test_two_at_once_are_not_learnt() -> None:
     numbering = Numbering()
     mapping(numbering, (0,), boot("0"), UNTOLD)
@@ -241,5 +271,13 @@ def test_pseries_tells_the_physical_id(threads: int, number: int, text: bytes, v
     assert read_place(pseries(threads=threads), number, text) == vcpu
 
 
-def test_s390x_has_no_such_file() -> None:
-    assert place_file("s390x", 1) is None
+def test_s390x_tells_the_address() -> None:
+    assert place_file("s390x", 1) == "/sys/devices/system/cpu/cpu1/address"
+    vm = replace(KVM, arch="s390x", machine="s390-ccw-virtio-11.1", can_unplug=False)
+    made = layout("0,5", vm=vm)
+    now = replace(made, slots=tuple(replace(slot, props=CpuProps({"core-id": slot.first})) for slot in made.slots))
+    assert [read_place(now, number, text) for number, text in enumerate([b"0\n", b"5\n", b"2\n"])] == [0, 5, None]
+
+
+def test_another_machine_has_no_such_file() -> None:
+    assert place_file("riscv64", 1) is None

@@ -86,7 +86,11 @@ class Running:
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment, without what would choose a VM or a QEMU, and with *changes*."""
-    kept = {name: value for name, value in os.environ.items() if name not in {"QMPVCPU_QMP", "QMPVCPU_QEMU"}}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"QMPVCPU_QMP", "QMPVCPU_AGENT", "QMPVCPU_QEMU"}
+    }
     return kept | {"COLUMNS": "80"} | changes
 
 

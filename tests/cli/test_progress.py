@@ -16,11 +16,13 @@ from qmpvcpu.events import (
     UnplugRefused,
     UnplugRequested,
     VcpuPlugged,
+    VcpuProven,
     VcpuUnplugged,
     VmReset,
     VmResumed,
     VmStopped,
 )
+from qmpvcpu.model.options import Proof
 from qmpvcpu.model.transition import Action, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from tests.cli.schema import KINDS_OF_EVENT
@@ -74,6 +76,35 @@ def test_what_is_settled_and_undone_is_counted_from_events(events: list[Event], 
     assert str(tracker) == says
 
 
+def proven(first: int, proof: Proof) -> VcpuProven:
+    return VcpuProven(generation=1, ids=VcpuMap([first]), proof=proof, seconds=0.1)
+
+
+def test_a_plug_is_settled_once_its_proof_is_there() -> None:
+    tracker = StepTracker([Step(Action.PLUG, VcpuMap([2]))], Proof.STARTED)
+    tracker.take(plugged(2))
+    assert (str(tracker), words_of(tracker)) == ("0 of 1", ["plug 2: plugged, not yet started"])
+    tracker.take(proven(2, Proof.ACKNOWLEDGED))
+    assert str(tracker) == "0 of 1"
+    tracker.take(proven(2, Proof.STARTED))
+    assert (str(tracker), words_of(tracker)) == ("1 of 1", ["plug 2: plugged, started"])
+
+
+def test_a_plug_that_is_never_proven_can_be_undone() -> None:
+    tracker = StepTracker([Step(Action.PLUG, VcpuMap([2]))], Proof.ONLINE)
+    for event in (plugged(2), proven(2, Proof.STARTED), unplugged(2)):
+        tracker.take(event)
+    assert (str(tracker), words_of(tracker)) == ("1 of 1, 1 undone", ["plug 2: undone"])
+
+
+def test_a_vcpu_that_is_brought_online_is_settled_when_it_is() -> None:
+    tracker = StepTracker([Step(Action.ONLINE, VcpuMap([2]))])
+    tracker.take(proven(2, Proof.STARTED))
+    assert str(tracker) == "0 of 1"
+    tracker.take(proven(2, Proof.ONLINE))
+    assert str(tracker) == "1 of 1"
+
+
 def words_of(tracker: StepTracker, most: int = 9) -> list[str]:
     return [f"{row.step}: {row.words}" for row in tracker.rows(most)]
 
@@ -98,6 +129,7 @@ def test_each_step_has_a_row_with_what_it_does() -> None:
 
 SENTENCES: list[tuple[type[Event], dict[str, Any], str]] = [
     (VcpuPlugged, {"ids": VcpuMap([3])}, "vCPU 3 is plugged"),
+    (VcpuProven, {"ids": VcpuMap([3]), "proof": Proof.STARTED, "seconds": 0.1}, "vCPU 3 is proven: started"),
     (UnplugRequested, {"ids": VcpuMap([3])}, "the guest is asked"),
     (UnplugAcknowledged, {"ids": VcpuMap([3])}, "the guest works on it"),
     (UnplugRefused, {"ids": VcpuMap([3]), "code": 0x82, "reason": "device is busy"}, "refused: device is busy"),

@@ -1,0 +1,128 @@
+"""Commands that ask the guest's agent, and an agent that does not do its part."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+import qmpvcpu
+from qmpvcpu.testing import MicroGuest, Mood, ScriptedAgent
+from tests.cli.running import Ran, environment, run
+
+pytestmark = pytest.mark.qemu
+
+
+@pytest.fixture
+async def agent(guest: MicroGuest) -> AsyncIterator[ScriptedAgent]:
+    """An agent in the micro-guest, whose system finds a plugged vCPU and leaves it offline."""
+    async with (
+        qmpvcpu.attach(guest.sockets[1]) as vm,
+        ScriptedAgent(vcpus=(0, 1), look=lambda: vm.layout.enabled) as agent,
+    ):
+        yield agent
+
+
+async def ask(guest: MicroGuest, agent: ScriptedAgent, *words: str) -> Ran:
+    return await run(*words, "--qmp", guest.qmp, "--agent", agent.path)
+
+
+async def test_a_plug_is_proven_by_the_guests_own_list(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    ran = await ask(guest, agent, "plug", "3", "--proof", "online")
+    assert ran.code == 0
+    assert "plugged vCPU 3 as vcpu3 in" in ran.out
+    assert "online in" in ran.out
+    assert agent.is_online(3)
+    document = (await ask(guest, agent, "plug", "4", "--proof", "online", "--json")).document
+    assert document["steps"][0]["proofs"]["online"] > 0
+
+
+async def test_a_plug_that_may_only_look_is_never_online_and_stays_plugged(
+    guest: MicroGuest, agent: ScriptedAgent
+) -> None:
+    ran = await ask(guest, agent, "plug", "3", "--proof", "online", "--no-online", "--timeout", "0.5", "--json")
+    assert (ran.code, ran.error["kind"], ran.error["wanted"]) == (1, "UnprovenError", "online")
+    assert ran.document["enabled"] == "0-1,3"
+    assert agent.changes == []
+
+
+async def test_a_map_tells_the_seconds_of_each_proof_and_which_is_missing(
+    guest: MicroGuest, agent: ScriptedAgent
+) -> None:
+    ran = await ask(guest, agent, "set", "0-2", "--proof", "online")
+    assert ran.code == 0
+    assert "proven" in ran.out
+    assert "online in" in " ".join(ran.out.split())
+    ran = await ask(guest, agent, "set", "0-3", "--proof", "online", "--no-online", "--timeout", "0.5")
+    assert ran.code == 1
+    assert "0-3 not reached (partial): 3 PLUGGED, never online" in ran.err
+    document = (await ask(guest, agent, "count", "5", "--proof", "online", "--json")).document
+    assert document["steps"][0]["proofs"]["online"] > 0
+
+
+async def test_an_unplug_that_the_guests_system_refuses_sends_nothing_to_qemu(
+    guest: MicroGuest, agent: ScriptedAgent
+) -> None:
+    await agent.turn(Mood.REFUSING)
+    ran = await ask(guest, agent, "unplug", "1", "--offline-first", "--json")
+    assert (ran.code, ran.error["kind"], ran.error["by_agent"]) == (1, "UnplugRefusedError", True)
+    assert (ran.document["enabled"], ran.document["pending"]) == ("0-1", "")
+    await agent.turn(Mood.NORMAL)
+    ran = await ask(guest, agent, "unplug", "1", "--offline-first", "--verbose")
+    assert ran.code == 0
+    assert agent.changes == [(1, False)]
+
+
+async def test_a_plan_says_where_the_agent_has_a_part(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    ran = await ask(guest, agent, "plan", "0", "--offline-first")
+    assert ran.code == 0
+    assert "taken offline in the guest by its agent" in ran.out
+    assert agent.received == []
+
+
+@pytest.mark.parametrize("words", [("set", "0", "--offline-first"), ("plug", "3", "--proof", "online")])
+async def test_what_needs_an_agent_is_denied_without_one(guest: MicroGuest, words: tuple[str, ...]) -> None:
+    ran = await run(*words, "--qmp", guest.qmp)
+    assert ran.code == 2
+    assert "name its socket with --agent ADDRESS" in ran.err
+    assert "=" not in ran.err.partition("now:")[0]
+
+
+async def test_a_list_says_which_vcpus_the_guest_uses(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    assert (await run("plug", "3", "--qmp", guest.qmp)).code == 0
+    document = (await ask(guest, agent, "list", "--json")).document
+    proofs = [vcpu["proof"] for vcpu in document["vcpus"][:4]]
+    assert proofs == ["online", "online", None, "present"]
+    assert document["vcpus"][0]["proven_at"] > 0
+    assert document["agent_error"] is None
+    shown = await ask(guest, agent, "list")
+    assert "  proof  " in shown.out
+    assert shown.out.count("online") == 2
+
+
+async def test_a_list_is_shown_even_if_the_agent_is_silent(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    await agent.turn(Mood.SILENT)
+    ran = await ask(guest, agent, "list", "--reply-timeout", "1", "--json")
+    assert (ran.code, ran.document["enabled"]) == (0, "0-1")
+    assert ran.document["agent_error"]["kind"] == "AgentSilentError"
+    assert "which vCPUs the guest uses is not known: guest agent on" in ran.err
+
+
+async def test_the_environment_names_the_agent_of_commands_that_ask_one(
+    guest: MicroGuest, agent: ScriptedAgent
+) -> None:
+    env = environment(QMPVCPU_QMP=str(guest.qmp), QMPVCPU_AGENT=agent.path)
+    assert (await run("list", "--json", env=env)).document["vcpus"][0]["proof"] == "online"
+    assert (await run("xml", env=env)).code == 0
+    elsewhere = environment(QMPVCPU_QMP=str(guest.qmp), QMPVCPU_AGENT="/nonexistent")
+    assert (await run("--agent", agent.path, "list", "--json", env=elsewhere)).document["agent_error"] is None
+
+
+async def test_an_agent_that_is_no_address_is_bad_usage(guest: MicroGuest) -> None:
+    ran = await run("list", "--qmp", guest.qmp, "--agent", "tcp:nowhere")
+    assert ran.code == 2
+    assert "--agent: " in ran.err
+
+
+@pytest.mark.parametrize("line", ["set 0-1", "plug 2", "list"])
+async def test_without_an_agent_nothing_of_it_is_loaded(line: str, guest: MicroGuest) -> None:
+    refusing = "\n".join(f"sys.modules['qmpvcpu.agent.{name}'] = None" for name in ("client", "door", "numbering"))
+    assert (await run(*line.split(), "--qmp", guest.qmp, code=refusing)).code == 0
