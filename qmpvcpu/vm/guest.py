@@ -8,10 +8,12 @@ from qmpvcpu.errors import (
     AgentConnectError,
     AgentForbiddenError,
     AgentSilentError,
+    GuestAgentError,
     GuestNumberUnknownError,
     GuestRefusedError,
     InvalidMapError,
     MalformedAnswerError,
+    Outcome,
 )
 from qmpvcpu.events import Event, InstanceChanged, LayoutChanged, Reconnected, VcpuPlugged, VcpuUnplugged, VmReset
 from qmpvcpu.given import checked
@@ -301,7 +303,12 @@ class Guest:
             if todo:
                 numbers = {by_vcpu[each].number: each for each in todo}
                 await self._tell(numbers, deadline, online=online)
-                shown = {cpu.vcpu for cpu in await self._list(deadline) if cpu.online is online}
+                try:
+                    listed = await self._list(deadline)
+                except GuestAgentError as error:
+                    error.outcome = Outcome.CHANGED  # only the look at what was done has failed
+                    raise
+                shown = {cpu.vcpu for cpu in listed if cpu.online is online}
                 if failed := [each for each in todo if each not in shown]:
                     why = "it says that it is done, and its list does not show it"
                     done = VcpuMap(each for each in todo if each in shown)

@@ -220,6 +220,23 @@ async def test_an_agent_that_only_says_that_it_is_done_is_not_believed() -> None
             await vm.guest.set_online(3)
 
 
+async def test_where_only_the_look_afterwards_fails_the_guest_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with guest() as (agent, vm, _):
+        await vm.plug(3)
+        await vm.guest.set_online(3)
+        obey = agent._guest_set_vcpus
+
+        def obey_and_talk_nonsense(vcpus: list[dict[str, Any]]) -> int:
+            agent.answers["guest-get-vcpus"] = 7
+            return obey(vcpus)
+
+        monkeypatch.setattr(agent, "_guest_set_vcpus", obey_and_talk_nonsense)
+        with pytest.raises(MalformedAnswerError) as caught:
+            await vm.guest.set_offline(3)
+        assert caught.value.outcome is Outcome.CHANGED
+        assert not agent.is_online(3)
+
+
 async def test_two_cpus_that_claim_to_be_one_vcpu_are_a_lie() -> None:
     async with guest(follows=False) as (agent, vm, _):
         agent.plugged(3)

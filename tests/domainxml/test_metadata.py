@@ -25,6 +25,7 @@ INTENT = Intent(
     (
         Step(Action.PLUG, VcpuMap([2, 3])),
         Step(Action.UNPLUG, VcpuMap([6]), "/machine/peripheral/vcpu6", joins=True),
+        Step(Action.UNPLUG, VcpuMap([7]), "/machine/peripheral/vcpu7", asks_agent=True),
         Step(Action.KEEP, VcpuMap([1]), "/machine/unattached/device[1]"),
     ),
     OnFailure.REVERT,
@@ -46,6 +47,7 @@ steps = st.builds(
     maps.filter(bool),
     st.none() | paths,
     joins=st.booleans(),
+    asks_agent=st.booleans(),
 )
 intents = st.builds(
     Intent,
@@ -105,6 +107,7 @@ def test_a_transition_reads_as_a_person_would_write_it() -> None:
       <qmpvcpu:transition start="0-1,6" target="0,2-5" on-failure="revert" timeout="12.5" direction="reverting">
         <qmpvcpu:step action="plug" vcpus="2-3"/>
         <qmpvcpu:step action="unplug" vcpus="6" path="/machine/peripheral/vcpu6" joins="yes"/>
+        <qmpvcpu:step action="unplug" vcpus="7" path="/machine/peripheral/vcpu7" asks-agent="yes"/>
         <qmpvcpu:step action="keep" vcpus="1" path="/machine/unattached/device[1]"/>
       </qmpvcpu:transition>
     </qmpvcpu:record>
@@ -200,6 +203,10 @@ DAMAGED = {
     "a step that may join": (
         f"<q:transition {WHOLE}>{JOINING}</q:transition>",
         "joins: '1' is neither yes nor no",
+    ),
+    "a step that may ask": (
+        f"<q:transition {WHOLE}>{JOINING.replace('joins', 'asks-agent')}</q:transition>",
+        "asks-agent: '1' is neither yes nor no",
     ),
 }
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu import Layout, VcpuMap
+from qmpvcpu import Layout, Proof, VcpuMap
 from qmpvcpu.model.layout import CpuProps, Slot
+from qmpvcpu.model.verdicts import OstAnswer
 from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.qapi import SlotReading, ThreadReading, build_slots, creation_order
 
@@ -99,3 +100,31 @@ def test_what_is_pending_is_a_map_and_a_word_on_each_vcpu() -> None:
     assert pending.pending == VcpuMap([1, 2])
     assert pending[1].pending
     assert not pending[0].pending
+
+
+# What is proven of a vCPU.
+
+
+def test_of_what_was_there_before_only_what_the_guest_has_acknowledged_is_known() -> None:
+    layout = small_layout(0, 1)
+    assert (layout[0].proof, layout[0].proven_at) == (Proof.PRESENT, None)
+    assert (layout[2].proof, layout[2].proven_at) == (None, None)
+    answered = layout[1].slot.answered(OstAnswer(1, 0))
+    assert (answered.proof, answered.proven_at) == (Proof.ACKNOWLEDGED, None)
+    assert layout[1].slot.answered(OstAnswer(1, 0x81)).proof is Proof.PRESENT
+
+
+def test_a_vcpu_has_the_highest_rung_known_and_since_when() -> None:
+    slot = small_layout(0, 1)[1].slot.answered(OstAnswer(1, 0)).proving(Proof.STARTED, 1e9)
+    layout = Layout(vm=small_layout(0).vm, slots=(*small_layout(0, 1).slots[:1], slot), creation=(0, 1))
+    assert (layout[1].proof, layout[1].proven_at) == (Proof.STARTED, 1e9)
+    assert slot.seen((7,)).proof is Proof.STARTED
+    assert slot.answered(OstAnswer(1, 0x81)).proof is Proof.STARTED
+
+
+def test_the_next_cpu_of_a_slot_has_proven_nothing() -> None:
+    slot = small_layout(0, 1)[1].slot.proving(Proof.ONLINE, 1e9)
+    assert slot.emptied().proof is None
+    assert slot.emptied().filled("/machine/peripheral/vcpu1").proof is Proof.PRESENT
+    assert slot.filled("/machine/peripheral/vcpu1", 2e9).proving(Proof.STARTED, 3e9).proven_at == 3e9
+    assert slot.filled("/machine/peripheral/vcpu1", 2e9).proven_at == 2e9

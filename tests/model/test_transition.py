@@ -11,13 +11,14 @@ from hypothesis import given
 from qmpvcpu import VcpuMap
 from qmpvcpu.errors import Outcome, TransitionError
 from qmpvcpu.model.codec import to_json
-from qmpvcpu.model.options import Affect, OnFailure
+from qmpvcpu.model.options import Affect, OnFailure, Proof
 from qmpvcpu.model.transition import (
     Action,
     ConfigOutcome,
     ConfigReport,
     Direction,
     Intent,
+    ProofSeconds,
     Step,
     StepReport,
     TransitionOutcome,
@@ -250,6 +251,30 @@ def test_each_action_is_content_with_its_own_verdicts(action: Action) -> None:
         Action.ONLINE: {Plugged},
     }
     assert content == wanted[action]
+
+
+def test_a_plug_without_the_required_proof_is_not_ok_and_the_failure_names_it() -> None:
+    plugged = step(Action.PLUG, 3, Plugged, "it has run no code of the guest", missing=Proof.STARTED)
+    assert not plugged.ok
+    assert plugged.left is True
+    assert step(Action.PLUG, 3, Plugged).ok
+    report = replace(story(OnFailure.STOP), steps=(plugged,))
+    assert "plug 3: PLUGGED: it has run no code of the guest" in report.failure
+
+
+@pytest.mark.parametrize("verdict", [None, Plugged, Unknown(VcpuMap([3]), "gone")])
+def test_a_vcpu_that_is_only_brought_online_stays_plugged(verdict: Any) -> None:
+    brought = step(Action.ONLINE, 3, verdict)
+    assert brought.left is (None if isinstance(verdict, Unknown) else True)
+    assert str(brought).startswith("online 3: ")
+    report = replace(story(OnFailure.STOP), steps=(brought,))
+    changes = Outcome.UNKNOWN if isinstance(verdict, Unknown) else Outcome.UNCHANGED
+    assert report.vm_outcome is changes
+
+
+def test_the_seconds_of_each_rung_are_said_in_its_order() -> None:
+    assert str(ProofSeconds()) == ""
+    assert str(ProofSeconds(present=0.0004, online=2.5)) == "present in 0.0004 s, online in 2.5 s"
 
 
 @given(reports)

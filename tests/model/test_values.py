@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from qmpvcpu import (
     OutcomeUnknownError,
     Pending,
     Plugged,
+    Proof,
     Refused,
     Rejected,
     StepDeniedError,
@@ -25,9 +27,10 @@ from qmpvcpu import (
     UnplugRefusedError,
     VcpuMap,
 )
-from qmpvcpu.errors import describe, shorten
+from qmpvcpu.errors import Outcome, UnprovenError, describe, shorten
 from qmpvcpu.events import VcpuPlugged, VmResumed, VmStopped
 from qmpvcpu.model.codec import to_json
+from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus, verdict_of
 from qmpvcpu.model.vm import KnownFault, Topology, VmInfo, VmStatus, apic_id, needs_x2apic
 
@@ -237,3 +240,54 @@ def test_a_value_is_frozen_and_can_be_copied_and_pickled() -> None:
             delattr(value, name)
         assert copy.copy(value) == pickle.loads(pickle.dumps(value)) == value  # noqa: S301 -- our own bytes
     assert dataclasses.replace(event, generation=4).generation == 4
+
+
+def test_proofs_are_the_rungs_of_a_ladder() -> None:
+    ladder = [Proof.PRESENT, Proof.ACKNOWLEDGED, Proof.STARTED, Proof.ONLINE]
+    assert sorted(reversed(ladder)) == ladder  # noqa: C414 -- the order is what is tested
+    assert max(ladder) is Proof.ONLINE
+    for low, high in itertools.pairwise(ladder):
+        assert low < high
+        assert low <= high
+        assert high > low
+        assert high >= low
+        assert not high < low
+
+
+@pytest.mark.parametrize("seen", [copy.copy, copy.deepcopy, lambda proof: pickle.loads(pickle.dumps(proof))])  # noqa: S301
+def test_a_rung_stays_the_same_rung(seen: Any) -> None:
+    for proof in Proof:
+        assert seen(proof) is proof
+        assert {proof: 1}[seen(proof)] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "awaited", "required"),
+    [
+        ({}, Proof.PRESENT, Proof.PRESENT),
+        ({"proof": Proof.ACKNOWLEDGED}, Proof.ACKNOWLEDGED, Proof.PRESENT),
+        ({"require_proof": True}, Proof.ACKNOWLEDGED, Proof.ACKNOWLEDGED),
+        ({"proof": Proof.ACKNOWLEDGED, "require_proof": True}, Proof.ACKNOWLEDGED, Proof.ACKNOWLEDGED),
+        ({"proof": Proof.STARTED}, Proof.STARTED, Proof.STARTED),
+        ({"proof": Proof.STARTED, "require_proof": True}, Proof.STARTED, Proof.STARTED),
+        ({"proof": Proof.ONLINE}, Proof.ONLINE, Proof.ONLINE),
+    ],
+)
+def test_only_an_acknowledgement_is_advisory(options: dict[str, Any], awaited: Proof, required: Proof) -> None:
+    checked = CheckedOptions(**options)
+    assert (checked.awaited_proof, checked.required_proof) == (awaited, required)
+
+
+def test_a_refusal_by_the_agent_is_told_apart() -> None:
+    error = UnplugRefusedError(VcpuMap([3]), None, "Device or resource busy (EBUSY)", by_agent=True)
+    assert verdict_of(error) == Refused(VcpuMap([3]), None, "Device or resource busy (EBUSY)", by_agent=True)
+    assert "nothing was sent to QEMU" in str(error)
+
+
+def test_an_unproven_plug_says_how_far_it_came_and_what_usually_causes_it() -> None:
+    error = UnprovenError(VcpuMap([3]), Proof.STARTED, Proof.PRESENT, "it has run nothing", hint="it still boots")
+    assert str(error) == "plug of vCPU 3: plugged and present, never started: it has run nothing (it still boots)"
+    assert (error.wanted, error.reached, error.code) == (Proof.STARTED, Proof.PRESENT, None)
+    assert error.outcome is Outcome.CHANGED
+    answered = UnprovenError(VcpuMap([3]), Proof.ACKNOWLEDGED, Proof.PRESENT, "failure", code=1, hint="unused")
+    assert str(answered).endswith("never acknowledged: failure (OST status 0x01)")

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from qmpvcpu import DenialReason, Layout, VcpuMap
 from qmpvcpu.model.layout import CpuProps, Slot
-from qmpvcpu.model.options import Affect, OnFailure
+from qmpvcpu.model.options import Affect, OnFailure, Proof
 from qmpvcpu.model.transition import (
     Action,
     ConfigOutcome,
     ConfigReport,
+    ProofSeconds,
     StepReport,
     TransitionOutcome,
     TransitionReport,
@@ -30,7 +31,7 @@ maps = st.sets(st.integers(0, 40), max_size=8).map(VcpuMap)
 verdicts: st.SearchStrategy[Verdict] = st.one_of(
     st.builds(Plugged, maps, maybe, st.none() | st.integers(0, 255), texts, seconds),
     st.builds(Unplugged, maps, seconds),
-    st.builds(Refused, maps, st.none() | st.integers(0, 255), texts, seconds),
+    st.builds(Refused, maps, st.none() | st.integers(0, 255), texts, seconds, st.booleans()),
     st.builds(Pending, maps, acknowledged=st.booleans(), seconds=seconds),
     st.builds(Rejected, maps, texts, texts, texts, seconds),
     st.builds(Denied, maps, st.sampled_from(DenialReason), texts),
@@ -46,6 +47,8 @@ step_reports = st.builds(
     seconds,
     st.none() | verdicts,
     maybe,
+    st.none() | st.builds(ProofSeconds, *[st.none() | seconds] * len(Proof)),
+    st.none() | st.sampled_from(Proof),
 )
 
 sizes = st.integers(1, 64)
@@ -75,6 +78,7 @@ paths = device_ids.map("/machine/peripheral/{}".format) | st.builds(
     "/machine/unattached/device[{}]".format, st.integers(0, 9999)
 )
 answers = st.none() | st.builds(OstAnswer, numbers, numbers)
+proven = st.just((None, None)) | st.tuples(st.sampled_from(Proof), st.none() | seconds)
 
 
 @st.composite
@@ -85,7 +89,8 @@ def layouts(draw: st.DrawFn, count: int | None = None) -> Layout:
     for first in range(0, size * draw(st.integers(0, 6)), size):
         path = draw(st.none() | paths)
         tids = tuple(draw(st.none() | numbers) for _ in range(size)) if path is not None else ()
-        slots.append(Slot(first, size, draw(cpu_types), draw(props), draw(numbers), path, tids, draw(answers)))
+        known = draw(answers), *(draw(proven) if path is not None else (None, None))
+        slots.append(Slot(first, size, draw(cpu_types), draw(props), draw(numbers), path, tids, *known))
     present = [slot.first for slot in slots if slot.present]
     created = draw(st.permutations(present))
     pending = draw(st.sets(st.sampled_from(present))) if present else set()

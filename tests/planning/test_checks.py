@@ -130,6 +130,22 @@ def test_a_plug_does_not_wait_for_a_start_that_nothing_tells() -> None:
         check_plug(situation(TCG, single_threaded=True), 3, options)
 
 
+@pytest.mark.parametrize(
+    ("check", "options", "told"),
+    [
+        (check_plug, CheckedOptions(proof=Proof.ONLINE), r"Proof\.ONLINE asks the guest's agent: attach with agent="),
+        (check_unplug, CheckedOptions(offline_first=True), "offline_first=True asks the guest's agent: attach with"),
+    ],
+)
+def test_what_asks_the_agent_is_denied_where_none_is_known(check: Any, options: CheckedOptions, told: str) -> None:
+    vcpu = 3 if check is check_plug else 2
+    with pytest.raises(StepDeniedError, match=told) as caught:
+        check(situation(), vcpu, options)
+    assert caught.value.reason is DenialReason.NO_AGENT
+    assert check(situation(has_agent=True), vcpu, options).first == vcpu
+    assert check(situation(), vcpu).first == vcpu
+
+
 def test_an_export_from_a_vm_that_may_leave_goes_through() -> None:
     for now in (situation(), situation(unplug_seen=True), situation(status=VmStatus("paused")), situation(TCG)):
         check_export(now)

@@ -498,3 +498,25 @@ def test_planning_costs_in_proportion_to_the_slots(unplug: bool) -> None:
         assert len(plan_map(now, wish).steps) == slots - 1
         cost[slots] = calls(partial(plan_map, now, wish))
     assert cost[1024] < 4.4 * cost[256]
+
+
+# The guest's agent.
+
+
+def test_an_unplug_that_asks_the_agent_says_so() -> None:
+    options = CheckedOptions(offline_first=True)
+    now = situation({0: "boot", 2: "ours", 3: "ours", 4: "ours"}, pending=(4,), has_agent=True)
+    plan = plan_map(now._replace(guest_sees={0: True, 2: True, 3: False}), vcpus("0"), options)
+    assert [(str(step), step.asks_agent) for step in plan.steps] == [
+        ("unplug 4", False),
+        ("unplug 3", False),
+        ("unplug 2", True),
+    ], "a removal is joined, and what is offline already needs no agent"
+    assert "taken offline in the guest by its agent, then the guest is asked to give up" in lines(plan)[-1]
+
+
+def test_without_an_agent_a_map_that_asks_it_is_denied_as_a_whole() -> None:
+    now = situation({0: "boot", 2: "ours"})
+    plan = plan_map(now, vcpus("0,3"), CheckedOptions(offline_first=True))
+    assert [denied.reason for denied in plan.denied] == [DenialReason.NO_AGENT]
+    assert plan_map(now, vcpus("0,2-3"), CheckedOptions(offline_first=True)).denied == ()

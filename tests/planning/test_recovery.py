@@ -12,7 +12,7 @@ from qmpvcpu.model.transition import Action, Direction, Intent, Step
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import plan_map
-from qmpvcpu.planning.recovery import finish_target, in_order_of, observed_report, revert_target
+from qmpvcpu.planning.recovery import finish_target, in_order_of, observed_report, revert_plan, revert_target
 from qmpvcpu.planning.replay import ReplayTarget, plan_replay
 from tests.layouts import layout
 from tests.planning.situations import situation, situations, vcpus, with_slot
@@ -198,3 +198,54 @@ def test_a_look_at_what_was_to_be_kept(now: Layout, says: str, ok: bool) -> None
     assert (str(step), step.ok) == (says, ok)
     (back,) = observed_report(replace(kept, direction=Direction.REVERTING), now).steps
     assert back.undone is None
+
+
+# What the guest's agent may have taken offline.
+
+
+def asked(*firsts: int, start: str = "0-3", target: str = "0") -> Intent:
+    """Return a map that was cut short, and whose unplugs of *firsts* ask the agent."""
+    steps = tuple(
+        Step(Action.UNPLUG, VcpuMap([first]), f"/machine/peripheral/vcpu{first}", asks_agent=first in firsts)
+        for first in sorted(vcpus(start) - vcpus(target), reverse=True)
+    )
+    return Intent(vcpus(start), vcpus(target), steps, OnFailure.REVERT)
+
+
+def back(intent: Intent, now: Situation) -> list[tuple[str, bool]]:
+    """Return the steps that lead back, and whether each asks the agent."""
+    plan = revert_plan(intent, plan_map(now, revert_target(intent, now.layout)), now.layout)
+    assert plan.denied == ()
+    return [(str(step), step.asks_agent) for step in plan.steps]
+
+
+def test_what_is_there_may_be_offline_and_what_has_left_comes_back_online() -> None:
+    now = situation({0: "boot", 1: "ours", 2: "ours"})
+    assert back(asked(2, 3), now) == [("plug 3", True), ("online 2", False)]
+
+
+def test_what_the_agent_was_not_asked_for_is_left_alone() -> None:
+    now = situation({0: "boot", 1: "ours", 2: "ours"})
+    assert back(asked(), now) == [("plug 3", False)]
+
+
+def test_a_removal_that_is_pending_is_awaited_first() -> None:
+    now = situation({0: "boot", 1: "ours", 2: "ours", 3: "ours"}, pending=(3,))
+    assert back(asked(3), now) == [("keep 3", False)]
+
+
+def test_what_is_not_to_be_there_is_not_brought_online() -> None:
+    """Another client has asked for it since."""
+    now = situation({0: "boot", 1: "ours", 2: "ours", 3: "ours"}, pending=(3,))
+    plan = revert_plan(asked(3), plan_map(now, vcpus("0-2")), now.layout)
+    assert [str(step) for step in plan.steps] == ["unplug 3"]
+
+
+def test_a_look_says_what_may_be_offline() -> None:
+    now = layout({0: "boot", 1: "ours", 2: "ours"})
+    said = [str(step) for step in observed_report(asked(2), now).steps]
+    assert said == [
+        "unplug 3: UNPLUGGED",
+        "unplug 2: not done, judging by a fresh look; it may be offline in the guest",
+        "unplug 1: not done, judging by a fresh look",
+    ]
