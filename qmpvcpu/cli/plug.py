@@ -34,6 +34,7 @@ from qmpvcpu.planning.checks import Situation, check_plug, check_unplug
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from qmpvcpu.model.guest import GuestOs
     from qmpvcpu.record.config import DomainConfig
     from qmpvcpu.vm.controller import VcpuController
 
@@ -122,7 +123,8 @@ async def unplug(
         return await change_config(shell, next_boot, lambda each: disable(each, ids))
     async with shell.attach(config=config, base=base) as vm:
         ids = by_slots(vm.layout, ids)
-        _check_all(vm, ids, check_unplug, change)
+        system = await shell.ask_system(vm)
+        _check_all(vm, ids, check_unplug, change, system)
         await _check_next_boot(affect, config, lambda each: disable(each, ids))
         await _one_by_one(shell, ids, lambda vcpu: _unplug_one(shell, vm, vcpu, affect=affect, **change))
         layout = vm.layout
@@ -137,9 +139,15 @@ def by_slots(layout: Layout, ids: list[int]) -> list[int]:
     return list(dict.fromkeys(whole.get(each, each) for each in ids))
 
 
-def _check_all(vm: "VcpuController", ids: list[int], check: Callable[..., object], change: dict[str, Any]) -> None:
+def _check_all(
+    vm: "VcpuController",
+    ids: list[int],
+    check: Callable[..., object],
+    change: dict[str, Any],
+    system: "GuestOs | None" = None,
+) -> None:
     """Deny what can be known beforehand while nothing is sent; the VM's run state is checked with each step."""
-    now = Situation(vm.layout, VmStatus("running"), created=0, has_agent=vm.guest.has_agent)
+    now = Situation(vm.layout, VmStatus("running"), created=0, guest_os=system, has_agent=vm.guest.has_agent)
     for vcpu in ids:
         check(now, vcpu, CheckedOptions(**change))
 

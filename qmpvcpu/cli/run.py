@@ -5,18 +5,21 @@ import contextlib
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO, cast
 
 import qmpvcpu
 from qmpvcpu.cli.output import BestEffortStream, Block, Output, silence
 from qmpvcpu.cli.result import NOT_REACHED, BadUsageError, CommandResult, as_line
 from qmpvcpu.cli.signals import Signals
-from qmpvcpu.errors import MonitorConnectError, QmpVcpuError
+from qmpvcpu.errors import GuestAgentError, MonitorConnectError, QmpVcpuError
 from qmpvcpu.qmp.address import Address
 
 if TYPE_CHECKING:
+    from qmpvcpu.model.guest import GuestOs
     from qmpvcpu.model.layout import Layout
     from qmpvcpu.vm.controller import VcpuController
+
+_SYSTEM_S: Final = 1.0  # an agent that is there answers within some 100 ms
 
 
 class Options(NamedTuple):
@@ -146,6 +149,17 @@ class Shell:
         )
         async with attaching as self.vm:
             yield self.vm
+
+    async def ask_system(self, vm: "VcpuController") -> "GuestOs | None":
+        """Have the guest's agent, where one was given, name the system in the guest: plans and denials depend on it.
+
+        Returns:
+            The system; None where that is not told, which is no failure.
+        """
+        if vm.guest.has_agent:
+            with contextlib.suppress(GuestAgentError):
+                return await vm.guest.os(timeout=min(_SYSTEM_S, self.options.reply_timeout))
+        return None
 
     async def look(self) -> "Layout":
         """Return what is known of the VM, attached for no longer than that takes."""

@@ -27,7 +27,7 @@ from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
 from qmpvcpu.errors import InvalidMapError
 from qmpvcpu.model.options import Affect, Proof
-from qmpvcpu.model.transition import TransitionReport
+from qmpvcpu.model.transition import Action, TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ async def plan(
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, wanted.write, dry=True)
     async with shell.attach(config=config, read_only=True) as vm:
+        await shell.ask_system(vm)
         planned = wanted.plan(vm, **change)
         layout = vm.layout
     content = document(**plan_json(planned), **state_json(layout))
@@ -193,6 +194,8 @@ async def _set(
         return await change_config(shell, next_boot, target.write)
     async with shell.attach(config=config, base=base) as vm:
         steps = target.plan(vm, **change).steps
+        if any(step.action is Action.UNPLUG for step in steps):
+            await shell.ask_system(vm)
         if vm.interrupted is not None:
             shell.note(f"given up for this: {intent_text(vm.interrupted)}")
         report = await run_transition(shell, vm, target.reach(vm, affect=affect, **change), steps, change["proof"])

@@ -75,7 +75,27 @@ async def test_a_plan_says_where_the_agent_has_a_part(guest: MicroGuest, agent: 
     ran = await ask(guest, agent, "plan", "0", "--offline-first")
     assert ran.code == 0
     assert "taken offline in the guest by its agent" in ran.out
-    assert agent.received == []
+    assert agent.received == ["guest-get-osinfo"]
+
+
+async def test_windows_is_asked_for_no_vcpu(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    agent.answers["guest-get-osinfo"] = {"id": "mswindows", "pretty-name": "Windows 11 Pro", "variant-id": "client"}
+    for words in (["plan", "0"], ["set", "0"], ["count", "1", "--include-boot"], ["unplug", "1"]):
+        ran = await ask(guest, agent, *words, "--json")
+        assert ran.code == 2
+        denied = ran.document["denied"][0] if words[0] == "plan" else ran.error
+        assert denied["reason"] == "guest_cannot_unplug"
+    shown = await ask(guest, agent, "plan", "0-2")
+    assert "warning: Windows 11 Pro sees a new vCPU at its next boot" in shown.out
+
+
+@pytest.mark.parametrize("words", [("plan", "0"), ("unplug", "1"), ("set", "0")])
+async def test_an_agent_that_does_not_name_the_system_stops_nothing(
+    guest: MicroGuest, agent: ScriptedAgent, words: tuple[str, ...]
+) -> None:
+    await agent.turn(Mood.SILENT)
+    ran = await ask(guest, agent, *words, "--reply-timeout", "0.5")
+    assert ran.code == 0
 
 
 @pytest.mark.parametrize("words", [("set", "0", "--offline-first"), ("plug", "3", "--proof", "online")])
