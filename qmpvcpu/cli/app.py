@@ -45,6 +45,8 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
   qmpvcpu replay vm.xml --qmp ...       the same, into a stopped QEMU
 
+  qmpvcpu guest list --agent ...        which vCPUs the guest uses
+
   qmpvcpu fleet list --dir /run/vms     many VMs at once
 
   qmpvcpu certify -- qemu-system-x86_64 ...  what its guest can do
@@ -85,6 +87,7 @@ _COMMANDS: Final = {
     "confirm-target": ("migrate:confirm_target_command", "Make sure that the VM has arrived."),
     "take-back": ("migrate:take_back", "Run a VM again that did not arrive."),
     "config": ("config:config", "Show or change a VM's next boot, without the VM."),
+    "guest": ("guest:guest", "Which vCPUs the guest uses: list, online, offline."),
     "fleet": ("fleet:fleet", "Many VMs at once: list, set, count."),
 }
 
@@ -156,6 +159,12 @@ class LazyGroup(click.Group):
         names = [name for name in self._places if name.startswith(incomplete)]
         offered = [CompletionItem(name, help=self._places[name][1]) for name in names]
         return offered + click.Command.shell_complete(self, ctx, incomplete)
+
+
+def pass_on(**given: Any) -> None:
+    """Have what was said before the command of a group count for that command; it is the group's callback."""
+    context = click.get_current_context()
+    context.obj = {**context.obj, **said(given)}
 
 
 def program() -> LazyGroup:

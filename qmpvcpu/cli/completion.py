@@ -96,9 +96,9 @@ def _of_parent() -> str:
     return name if name in _FILES else ""
 
 
-def offered_ids(context: click.Context, incomplete: str, *, free: bool) -> list[CompletionItem]:
-    """Return the vCPU ids that begin with *incomplete*, each with its place: *free* ones, or those that can leave."""
-    named = (given.params.get("qmp") for given in (context, context.parent) if given is not None)
+def offered_ids(context: click.Context, incomplete: str, fits: "Callable[[Vcpu], bool]") -> list[CompletionItem]:
+    """Return the vCPU ids that begin with *incomplete*, each with its place, of the vCPUs that *fits* is true of."""
+    named = (given.params.get("qmp") for given in _with_parents(context))
     address = next((each for each in named if each), os.environ.get("QMPVCPU_QMP"))
     if not address:
         return []
@@ -109,18 +109,27 @@ def offered_ids(context: click.Context, incomplete: str, *, free: bool) -> list[
         layout = asyncio.run(look(address, reply_timeout=_PATIENCE_S))
     except QmpVcpuError:
         return []
-    return [
-        CompletionItem(word, help=place)
-        for word, place in words(layout, _is_free if free else _can_leave)
-        if word.startswith(incomplete)
-    ]
+    return [CompletionItem(word, help=place) for word, place in words(layout, fits) if word.startswith(incomplete)]
 
 
-def _is_free(vcpu: "Vcpu") -> bool:
+def _with_parents(context: click.Context | None) -> Iterator[click.Context]:
+    while context is not None:
+        yield context
+        context = context.parent
+
+
+def is_free(vcpu: "Vcpu") -> bool:
+    """Tell whether it can be plugged."""
     return not vcpu.enabled
 
 
-def _can_leave(vcpu: "Vcpu") -> bool:
+def is_plugged(vcpu: "Vcpu") -> bool:
+    """Tell whether it is plugged."""
+    return vcpu.enabled
+
+
+def can_leave(vcpu: "Vcpu") -> bool:
+    """Tell whether it can be unplugged."""
     return vcpu.hotpluggable
 
 

@@ -4,8 +4,17 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from qmpvcpu.cli.examine import Finding, Level, TriedQemu, examine_machine, examine_vm, try_qemus, unreachable
-from qmpvcpu.cli.options import OUTPUT_OPTIONS, QMP, REPLY_TIMEOUT, command
+from qmpvcpu.cli.examine import (
+    Finding,
+    Level,
+    TriedQemu,
+    examine_agent,
+    examine_machine,
+    examine_vm,
+    try_qemus,
+    unreachable,
+)
+from qmpvcpu.cli.options import AGENT, OUTPUT_OPTIONS, QMP, REPLY_TIMEOUT, command
 from qmpvcpu.cli.output import Column, Line, Table
 from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
@@ -16,17 +25,20 @@ from qmpvcpu.model.codec import to_json
 _STYLES: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.FAULT: "bold red"}
 
 
-@command(QMP, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
+@command(QMP, AGENT, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
 async def doctor(shell: Shell) -> CommandResult:
     """Tell what works here, what does not, and what to do about it. Changes nothing.
 
     Runs the micro-guest with every QEMU that is found, under KVM and TCG: that an accelerator is there says little.
     Names what these QEMUs are known not to survive, what may not be opened, what is missing. With --qmp also whether
-    that VM can be spoken with, takes CPUs and gives them back, and whether its guest has ever answered.
+    that VM can be spoken with, takes CPUs and gives them back, and whether its guest has ever answered. With --agent
+    too what the guest's agent may do, and how it is known which CPU of the guest each vCPU is.
 
       qmpvcpu doctor
 
       qmpvcpu doctor --qmp /run/vm.qmp --json
+
+      qmpvcpu doctor --qmp /run/vm.qmp --agent /run/vm.agent
 
     Exit codes: 0 no fault; 1 something does not work; 2 bad usage; 3 no connection to the VM named, or QEMU lost;
     130 stopped by a signal.
@@ -49,11 +61,16 @@ async def doctor(shell: Shell) -> CommandResult:
 async def _look_at_vm(shell: Shell, address: str) -> tuple[list[Finding], dict[str, Any]]:
     """Return what is found of the VM at *address*, and its map if it could be read; nothing if *address* is ""."""
     if not address:
-        return [], {}
+        advice = "name the VM too: --qmp ADDRESS"
+        alone = Finding(Level.NOTE, "agent", "it was not asked: the VM it belongs to is not named", advice)
+        return [alone] if shell.options.agent_address else [], {}
     try:
         async with shell.attach() as vm:
             answers = await vm.guest_answers()
-            return list(examine_vm(vm, answers.values())), state_json(vm.layout)
+            findings = list(examine_vm(vm, answers.values()))
+            if vm.guest.has_agent:
+                findings += await examine_agent(vm, shell.options.reply_timeout)
+            return findings, state_json(vm.layout)
     except MonitorError as error:
         return [unreachable(address, error)], {}
 

@@ -13,18 +13,28 @@ import pwd
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import qmpvcpu
 from qmpvcpu.cli.failures import in_options, is_held
 from qmpvcpu.cli.show import headline, milliseconds
-from qmpvcpu.errors import MonitorConnectError, MonitorError, QmpVcpuError
+from qmpvcpu.errors import (
+    AgentForbiddenError,
+    AgentSilentError,
+    GuestAgentError,
+    GuestRefusedError,
+    MonitorConnectError,
+    MonitorError,
+    QmpVcpuError,
+)
+from qmpvcpu.model.guest import GuestVcpu, KnownBy
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Proof
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, named
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.planning.guest import NESTED, hidden_hypervisor
@@ -34,6 +44,8 @@ from qmpvcpu.testing.directory import TemporaryDirectoryError
 from qmpvcpu.testing.linuxguest import HOW_TO_MAKE, LinuxGuestMissingError, find_images
 from qmpvcpu.testing.qemu import Accelerator
 from qmpvcpu.vm.controller import VcpuController
+
+_T = TypeVar("_T")
 
 _KVM: Final = Path("/dev/kvm")
 _DETECTABLE: Final = "-cpu MODEL,-hypervisor -smbios type=1,serial=VMware-1 makes it detect one"
@@ -48,6 +60,23 @@ _HOTPLUG_MACHINES: Final = {
 }
 _PACKAGES: Final = ("qemu.qmp", "aiofiles", "lxml", "click", "rich")
 _SHARING = "-qmp unix:PATH2,server=on,wait=off, or what else docs/sharing.md says"
+# What each command of the agent is needed for.
+_AGENT_COMMANDS: Final = (
+    (("guest-get-vcpus",), "--proof online, guest and --offline-first cannot work"),
+    (("guest-set-vcpus",), "it can bring no vCPU online, and take none offline first"),
+    (
+        ("guest-file-open", "guest-file-read", "guest-file-close"),
+        "which CPU of the guest a vCPU is may stay unknown, and then nothing is done to it",
+    ),
+    (("guest-get-osinfo",), "whether it is a Windows, which gives no vCPU up, is not known"),
+)
+_KNOWN_BY: Final = {
+    KnownBy.FIRMWARE: "the guest's files",
+    KnownBy.RULE: "its kernel's rule",
+    KnownBy.LEARNT: "what was seen",
+}
+_ALLOW: Final = "allow it: block-rpcs or allow-rpcs in the guest's qemu-ga.conf, or qemu-ga's options -b and -a"
+_START_AGENT: Final = "in the guest: install qemu-guest-agent and start it"
 # A guest needs a tenth of a second, and a machine under load ten times that.
 _TRIAL_S: Final = 15.0
 _STEP_S: Final = 5.0
@@ -402,3 +431,60 @@ def _examine_guest(layout: Layout, answers: Collection[OstAnswer]) -> Finding:
 
 def _slots(number: int) -> str:
     return "one slot" if number == 1 else f"{number} slots"
+
+
+async def examine_agent(vm: VcpuController, timeout: float) -> list[Finding]:
+    """Tell what the guest's agent may do, and what it tells; it has *timeout* seconds for each answer."""
+    try:
+        commands = await _or_none(vm.guest.commands(timeout=timeout))
+        system = await _or_none(vm.guest.os(timeout=timeout))
+        cpus = await _or_none(vm.guest.vcpus(timeout=timeout))
+    except GuestAgentError as error:
+        advice = error.hint
+        if isinstance(error, AgentSilentError):
+            hangs = "in the guest: restart qemu-guest-agent"
+            held = f"{_START_AGENT}; if libvirt or another client holds the socket, let go of it there"
+            advice = {True: hangs, False: _START_AGENT, None: held}[error.port_open]
+        found = f"on {error.address}: {error.why}"
+        return [Finding(Level.FAULT, "agent", found, advice or "see docs/guest-agent.md")]
+    findings = [Finding(Level.OK, "agent", f"it answers{'' if system is None else f': {system}'}")]
+    findings += _forbidden(commands)
+    return findings if cpus is None else [*findings, *_examine_cpus(vm.layout, cpus)]
+
+
+async def _or_none(question: Awaitable[_T]) -> _T | None:
+    """Return the answer; None where the agent may not give it."""
+    try:
+        return await question
+    except (AgentForbiddenError, GuestRefusedError):
+        return None
+
+
+def _forbidden(commands: Collection[str] | None) -> Iterator[Finding]:
+    if commands is None:
+        found = "it does not tell which commands it carries out (guest-info)"
+        yield Finding(Level.NOTE, "agent", found, _ALLOW)
+        return
+    missing = [(sorted({*group} - {*commands}), what) for group, what in _AGENT_COMMANDS]
+    for names, what in missing:
+        if names:
+            yield Finding(Level.WARNING, "agent", f"it does not carry out {', '.join(names)}: {what}", _ALLOW)
+    if not any(names for names, _ in missing):
+        yield Finding(Level.OK, "agent", "it carries out every command that is needed")
+
+
+def _examine_cpus(layout: Layout, cpus: Collection[GuestVcpu]) -> Iterator[Finding]:
+    by_number = {cpu.vcpu: cpu for cpu in cpus if cpu.vcpu is not None}
+    counts = Counter(cpu.known_by for cpu in cpus)
+    known = ", ".join(f"{counts[how]} by {word}" for how, word in _KNOWN_BY.items() if counts[how])
+    unknown = [str(cpu.number) for cpu in cpus if cpu.vcpu is None]
+    if known:
+        yield Finding(Level.OK, "guest's CPUs", f"which vCPU each is: {known}")
+    if unknown:
+        found = f"nothing tells which vCPU is the guest's CPU {', '.join(unknown)}: it is neither proven nor changed"
+        yield Finding(Level.WARNING, "guest's CPUs", found, "let the agent read files: docs/guest-agent.md")
+    elif missing := layout.enabled - by_number.keys():
+        found = f"{named(missing)}: plugged, and not in the guest's list"
+        yield Finding(Level.WARNING, "guest's CPUs", found, "docs/what-happens.md says what keeps a guest from it")
+    if offline := VcpuMap(vcpu for vcpu, cpu in by_number.items() if not cpu.online):
+        yield Finding(Level.NOTE, "guest's CPUs", f"{named(offline)}: offline", f"qmpvcpu guest online {offline}")

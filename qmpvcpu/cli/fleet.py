@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from qmpvcpu.cli.app import LazyGroup
+from qmpvcpu.cli.app import LazyGroup, pass_on
 from qmpvcpu.cli.change_options import INCLUDE_BOOT, MAP_OPTIONS, SAFETY_OPTIONS
 from qmpvcpu.cli.failures import code_of, error_json, in_options
-from qmpvcpu.cli.options import OUTPUT_OPTIONS, REPLY_TIMEOUT, File, command, option, said
+from qmpvcpu.cli.options import OUTPUT_OPTIONS, REPLY_TIMEOUT, File, command, option
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
 from qmpvcpu.cli.progress import FleetProgress, short_address, shown
 from qmpvcpu.cli.reports import intent_text, shortcoming
@@ -71,11 +71,6 @@ usage or input, denied, nothing sent.
 """
 
 
-def _begin(**given: Any) -> None:
-    context = click.get_current_context()
-    context.obj = {**context.obj, **said(given)}
-
-
 fleet = LazyGroup(
     "fleet",
     {
@@ -85,7 +80,7 @@ fleet = LazyGroup(
     },
     help=_HELP,
     params=[REPLY_TIMEOUT, *OUTPUT_OPTIONS],
-    callback=_begin,
+    callback=pass_on,
     no_args_is_help=False,
 )
 

@@ -43,9 +43,9 @@ class _OfferedIds(VcpuIds):
     """vCPU ids; a shell offers those that are free, or those that can leave."""
 
     def shell_complete(self, ctx: click.Context, _: click.Parameter, incomplete: str) -> "list[CompletionItem]":
-        from qmpvcpu.cli.completion import offered_ids  # not at the top: only completion needs it
+        from qmpvcpu.cli.completion import can_leave, is_free, offered_ids  # not at the top: only completion needs it
 
-        return offered_ids(ctx, incomplete, free=self.free)
+        return offered_ids(ctx, incomplete, is_free if self.free else can_leave)
 
 
 @command(

@@ -107,7 +107,7 @@ class Board(Picture, Protocol):
 @contextlib.asynccontextmanager
 async def shown(board: Board, output: Output) -> AsyncIterator[None]:
     """Show *board* while the body runs, if that takes a while: drawn on a terminal, else each new line."""
-    async with _meanwhile(_show(board, output)):
+    async with meanwhile(_show(board, output)):
         yield
 
 
@@ -116,7 +116,7 @@ async def kept(picture: Picture, output: Output) -> AsyncIterator[None]:
     """Draw *picture* on the terminal *output* while the body runs; the last one stays."""
     with output.live(keep=True) as screen:
         try:
-            async with _meanwhile(_draw(picture, screen)):
+            async with meanwhile(_draw(picture, screen)):
                 yield
         finally:
             screen.draw(*picture.picture(screen))
@@ -143,7 +143,7 @@ async def _draw(picture: Picture, screen: "Screen") -> None:
 
 
 @contextlib.asynccontextmanager
-async def _meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Do *work* while the body runs."""
     task = asyncio.create_task(work)
     try:
@@ -286,7 +286,7 @@ async def progress(
         proof: What each plug needs.
     """
     board = _VmProgress(waiting, StepTracker(steps, proof))
-    async with _meanwhile(board.listen(vm.events())), shown(board, output):
+    async with meanwhile(board.listen(vm.events())), shown(board, output):
         yield
 
 
@@ -399,7 +399,7 @@ class FleetProgress:
     async def following(self, vm: "VcpuController", steps: Iterable[Step], proof: Proof) -> AsyncIterator[None]:
         """Show what becomes of *steps*, whose plugs need *proof*, on *vm* while the body runs."""
         try:
-            async with _meanwhile(self._follow(vm.address, vm.events(), StepTracker(steps, proof))):
+            async with meanwhile(self._follow(vm.address, vm.events(), StepTracker(steps, proof))):
                 yield
         finally:
             self._doing.pop(vm.address, None)

@@ -10,12 +10,13 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from qmpvcpu.cli.options import READ_OPTIONS, Seconds, command, flag, option
+from qmpvcpu.cli.options import AGENT, READ_OPTIONS, Seconds, command, flag, option
 from qmpvcpu.cli.output import Block, Column, Line, Table
-from qmpvcpu.cli.progress import kept, sentence
+from qmpvcpu.cli.progress import kept, meanwhile, sentence
 from qmpvcpu.cli.result import INTERRUPTED, NOT_REACHED, REACHED, BadUsageError, CommandResult, as_line, document
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import WIDE, headline, state_json, vcpu_table
+from qmpvcpu.cli.show import WIDE, age, headline, state_json, vcpu_table
+from qmpvcpu.errors import GuestAgentError
 from qmpvcpu.events import (
     Disconnected,
     Event,
@@ -28,6 +29,7 @@ from qmpvcpu.events import (
     UnplugRefused,
     UnplugRequested,
     VcpuPlugged,
+    VcpuProven,
     VcpuUnplugged,
 )
 from qmpvcpu.model.codec import to_json
@@ -40,16 +42,18 @@ if TYPE_CHECKING:
 
 # What nobody announces, such as a plug that the guest does not acknowledge, is seen within this time.
 _RESYNC_S: Final = 5.0
+# How long the guest has for the first list before the state is shown without it.
+_FIRST_LIST_S: Final = 2.0
 _MOST_EVENTS: Final = 20
 # Lines that show no vCPU and no event: heads of the columns, blank ones, the cursor's.
 _OTHER_LINES: Final = 7
 # Of the rest a third is for events, at least these.
 _FEWEST_EVENTS: Final = 3
 _FEWEST_ROWS: Final = 4
-_MINUTE: Final = 60
 
 _STYLES: Final[dict[type[Event], str]] = {
     VcpuPlugged: "green",
+    VcpuProven: "green",
     VcpuUnplugged: "green",
     UnplugRequested: "yellow",
     UnplugAcknowledged: "yellow",
@@ -88,6 +92,7 @@ class _End:
     option("--for", "seconds", metavar="SECONDS", type=Seconds(), help="End after so long."),
     option("--until", metavar="MAP", help="End when exactly these are plugged and none is pending."),
     flag("--reconnect", "When QEMU is lost, wait for it to come back."),
+    AGENT,
     *READ_OPTIONS,
 )
 async def watch(shell: Shell, *, seconds: float | None, until: str | None, reconnect: bool) -> CommandResult:
@@ -96,7 +101,8 @@ async def watch(shell: Shell, *, seconds: float | None, until: str | None, recon
     On a terminal: the table of vCPUs with the last events below. Else one line an event. With --json one document a
     line: the state first ("event": null), then each event, at the end why it ended, or the error.
 
-    It takes a QMP socket of its own: a UNIX one serves one client at a time.
+    It takes a QMP socket of its own: a UNIX one serves one client at a time. With --agent the guest is asked again
+    and again which vCPUs it uses, and what that proves is told; the agent's socket is held meanwhile.
 
       qmpvcpu watch --qmp /run/vm.qmp2
 
@@ -109,11 +115,32 @@ async def watch(shell: Shell, *, seconds: float | None, until: str | None, recon
     end = _End(None if until is None else VcpuMap.parse(until), seconds)
     async with shell.attach(reconnect=reconnect, resync_interval=_RESYNC_S, read_only=True) as vm:
         end.check(vm.layout)
-        async with _display(shell, vm) as display:
+        async with _asking(shell, vm), _display(shell, vm) as display:
             code, why = await _follow(shell, vm, end, display)
     how = f" within {seconds:g} s" if why == "time" and seconds is not None else f" ({why})"
     complaint = (f"qmpvcpu: {end.map} not reached{how}",) if code else ()
     return CommandResult(code, document(ended=why, **state_json(vm.layout)), complaint=complaint)
+
+
+@contextlib.asynccontextmanager
+async def _asking(shell: Shell, vm: "VcpuController") -> AsyncIterator[None]:
+    """Ask the guest which vCPUs it uses, now and while the body runs; if it does not answer, that is told once."""
+    if not vm.guest.has_agent:
+        yield
+        return
+
+    async def ask_on() -> None:
+        while True:
+            await asyncio.sleep(_RESYNC_S)
+            with contextlib.suppress(GuestAgentError):
+                await vm.guest.vcpus(timeout=_RESYNC_S)
+
+    try:
+        await vm.guest.vcpus(timeout=_FIRST_LIST_S)
+    except GuestAgentError as error:
+        shell.note(f"qmpvcpu: which vCPUs the guest uses is not known yet: {error}")
+    async with meanwhile(ask_on()):
+        yield
 
 
 async def _follow(shell: Shell, vm: "VcpuController", end: _End, display: "_Display") -> tuple[int, str]:
@@ -239,9 +266,7 @@ class _Since:
             return "before"
         if short:
             return self._at[:8]
-        seconds = int(time.monotonic() - self._started)
-        age = f"{seconds} s" if seconds < _MINUTE else f"{seconds // _MINUTE} min"
-        return f"{self._at[:8]} ({age})"
+        return f"{self._at[:8]} ({age(time.monotonic() - self._started)})"
 
 
 class _LiveTable:

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from qmpvcpu.errors import printable
+
 _HOT_ADDING_WINDOWS: Final = ("Datacenter", "Enterprise", "Standard")
 _RELEASE: Final = re.compile(r"(\d{1,4})\.(\d{1,4})")
 _FIRST_TO_WANT_HYPERVISOR: Final = (6, 12)  # in 6.12.77; distributions patch their kernels under lower numbers too
@@ -27,7 +29,7 @@ class GuestCpu:
 
 @dataclass(frozen=True, slots=True)
 class GuestOs:
-    """What system runs in the guest; each text is "" where the agent does not tell.
+    """What system runs in the guest; each text is "" where the agent does not tell. ``str()`` is for people.
 
     Attributes:
         id: A word for the system, such as ``debian``, ``mswindows``.
@@ -48,6 +50,11 @@ class GuestOs:
     machine: str = ""
     full_name: str = ""
     variant: str = ""
+
+    def __str__(self) -> str:
+        name = self.full_name or " ".join(filter(None, (self.name or self.id, self.version)))
+        more = ", ".join(filter(None, (f"kernel {self.kernel}" if self.kernel else "", self.machine)))
+        return printable(f"{name or 'a system without a name'}{f' ({more})' if more else ''}")
 
     @property
     def is_windows(self) -> bool:

@@ -149,6 +149,15 @@ class Guest:
         return await self._read_os(asyncio.get_running_loop().time() + timeout)
 
     @checked
+    async def commands(self, *, timeout: float = 10.0) -> frozenset[str]:
+        """Return the commands that the agent carries out.
+
+        Raises:
+            GuestAgentError: See the class.
+        """
+        return await self._door.commands(timeout=timeout)
+
+    @checked
     async def execute(
         self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 10.0
     ) -> Any:

@@ -1,12 +1,13 @@
 """Commands that ask the guest's agent, and an agent that does not do its part."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
 import qmpvcpu
 from qmpvcpu.testing import MicroGuest, Mood, ScriptedAgent
-from tests.cli.running import Ran, environment, run
+from tests.cli.running import Ran, environment, run, running
 
 pytestmark = pytest.mark.qemu
 
@@ -146,3 +147,112 @@ async def test_an_agent_that_is_no_address_is_bad_usage(guest: MicroGuest) -> No
 async def test_without_an_agent_nothing_of_it_is_loaded(line: str, guest: MicroGuest) -> None:
     refusing = "\n".join(f"sys.modules['qmpvcpu.agent.{name}'] = None" for name in ("client", "door", "numbering"))
     assert (await run(*line.split(), "--qmp", guest.qmp, code=refusing)).code == 0
+
+
+async def test_the_guests_list_has_its_numbers_its_system_and_how_each_is_known(
+    guest: MicroGuest, agent: ScriptedAgent
+) -> None:
+    assert (await run("plug", "5", "--qmp", guest.qmp)).code == 0
+    document = (await ask(guest, agent, "guest", "list", "--json")).document
+    assert document["os"]["id"] == "debian"
+    assert [(cpu["vcpu"], cpu["online"]) for cpu in document["cpus"]] == [(0, True), (1, True), (5, False)]
+    assert {cpu["known_by"] for cpu in document["cpus"]} == {"firmware"}
+    assert document["not_listed"] == ""
+    shown = await ask(guest, agent, "guest", "list")
+    assert "Debian GNU/Linux (kernel 6.12" in shown.out
+    assert "offline" in shown.out
+
+
+async def test_vcpus_go_online_and_offline_by_their_ids(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    assert (await run("plug", "4-5", "--qmp", guest.qmp)).code == 0
+    ran = await ask(guest, agent, "guest", "online", "5", "0")
+    assert "vCPU 5: online in the guest now" in ran.out
+    assert "vCPU 0: online in the guest already" in ran.out
+    assert agent.is_online(5)
+    document = (await ask(guest, agent, "guest", "offline", "5", "--json")).document
+    assert (document["changed"], agent.is_online(5)) == ("5", False)
+
+
+async def test_each_way_an_agent_fails_has_its_code(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    offline = ("guest", "offline", "1", "--timeout", "1", "--json")
+    await agent.turn(Mood.REFUSING)
+    refused = await ask(guest, agent, *offline)
+    assert (refused.code, refused.error["kind"], refused.error["errno"]) == (1, "GuestRefusedError", "EBUSY")
+    await agent.turn(Mood.FORBIDDING)
+    agent.forbidden = frozenset({"guest-get-vcpus"})
+    forbidden = await ask(guest, agent, *offline)
+    assert (forbidden.code, forbidden.error["command"]) == (1, "guest-get-vcpus")
+    await agent.turn(Mood.NORMAL)
+    unknown = await ask(guest, agent, "guest", "online", "7", "--json")
+    assert (unknown.code, unknown.error["kind"], unknown.error["ids"]) == (2, "GuestNumberUnknownError", "7")
+    await agent.turn(Mood.LYING)
+    assert (await ask(guest, agent, *offline)).error["kind"] == "MalformedAnswerError"
+    await agent.turn(Mood.SILENT)
+    silent = await ask(guest, agent, *offline)
+    assert (silent.code, silent.error["kind"]) == (3, "AgentSilentError")
+    swapped = await run(*offline, "--qmp", guest.qmp, "--agent", guest.qmp)
+    assert (swapped.code, swapped.error["kind"]) == (3, "AgentConnectError")
+
+
+async def test_a_guest_command_without_an_agent_is_bad_usage(guest: MicroGuest) -> None:
+    ran = await run("guest", "list", "--qmp", guest.qmp)
+    assert ran.code == 2
+    assert "which agent? Name its socket: --agent ADDRESS" in ran.err
+
+
+async def test_watch_asks_the_guest_again_and_tells_what_its_list_proves(
+    guest: MicroGuest, agent: ScriptedAgent
+) -> None:
+    agent.cpus[1].online = False
+    asked = asyncio.Event()
+
+    def look() -> tuple[int, ...]:
+        asked.set()
+        return 0, 1
+
+    agent.look = look
+    words = ("watch", "--for", "7", "--json", "--qmp", guest.qmp, "--agent", agent.path)
+    async with running(*words) as it:
+        await asked.wait()
+        await asyncio.sleep(0.5)  # until it has the first list
+        agent.cpus[1].online = True
+        ran = await it.end()
+    events = [(each.get("event"), each.get("ids"), each.get("proof")) for each in ran.documents]
+    assert ("VcpuProven", "1", "online") in events
+
+
+async def test_watch_goes_on_without_an_agent_that_is_silent(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    await agent.turn(Mood.SILENT)
+    ran = await ask(guest, agent, "watch", "--for", "0.2")
+    assert ran.code == 0
+    assert "which vCPUs the guest uses is not known yet" in ran.err
+
+
+async def test_doctor_tells_what_the_agent_may_do_and_what_to_do_about_the_rest(
+    guest: MicroGuest, agent: ScriptedAgent
+) -> None:
+    async def findings(timeout: str = "5") -> list[tuple[str, str, str]]:
+        ran = await ask(guest, agent, "doctor", "--reply-timeout", timeout, "--json")
+        of_guest = [each for each in ran.document["findings"] if each["subject"] in ("agent", "guest's CPUs")]
+        assert [each for each in of_guest if each["level"] != "ok" and not each["advice"]] == []
+        return [(each["level"], each["found"], each["advice"]) for each in of_guest]
+
+    agent.cpus[1].online = False
+    told = await findings()
+    assert told[0][1].startswith("it answers: Debian GNU/Linux (kernel 6.12")
+    assert told[1][1] == "it carries out every command that is needed"
+    assert told[2][1] == "which vCPU each is: 2 by the guest's files"
+    assert told[3] == ("note", "vCPU 1: offline", "qmpvcpu guest online 1")
+    await agent.turn(Mood.FORBIDDING)
+    told = await findings()
+    assert told[1][0] == "warning"
+    assert "does not carry out guest-file-close, guest-file-open, guest-file-read: " in told[1][1]
+    await agent.turn(Mood.SILENT)
+    ((level, found, advice),) = await findings("1")
+    assert (level, "no answer within 1 s" in found) == ("fault", True)
+    assert "install qemu-guest-agent and start it" in advice
+
+
+async def test_doctor_says_that_an_agent_without_a_vm_was_not_asked(agent: ScriptedAgent) -> None:
+    document = (await run("doctor", "--agent", agent.path, "--json")).document
+    assert "it was not asked: the VM it belongs to is not named" in [each["found"] for each in document["findings"]]

@@ -21,7 +21,7 @@ from qmpvcpu.cli.app import program
 from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.model.layout import CpuProps
 from qmpvcpu.model.vm import VmInfo
-from qmpvcpu.testing import MicroGuest
+from qmpvcpu.testing import MicroGuest, ScriptedAgent
 from tests.cli.running import environment, on_terminal, run
 
 pytestmark = pytest.mark.qemu
@@ -44,6 +44,9 @@ ON_A_VM = [
     "confirm-target --timeout 0 {state}",
     "take-back --destination-is-gone",
     "replay {state}",
+    "guest list --agent {agent}",
+    "guest online 0 --agent {agent}",
+    "guest offline 1 --agent {agent}",
     "fleet list",
     "fleet set 0-1",
     "fleet count 2",
@@ -100,6 +103,11 @@ def within(command: click.Command) -> dict[str, click.Command]:
     return {name: each for name, each in found.items() if each is not None}
 
 
+def words_of(line: str) -> int:
+    """How many words of *line* name its command."""
+    return 2 if line.startswith(("fleet", "guest")) else 1
+
+
 def commands() -> set[str]:
     """Every command there is, by its words."""
     return {
@@ -111,13 +119,18 @@ def commands() -> set[str]:
 
 def lines_with(directory: Path, *address: str | Path) -> list[list[str]]:
     """The line of each command, on the VM at *address*."""
-    files = {"record": directory / "record.xml", "xml": directory / "vm.xml", "state": directory / "vm.json"}
+    files = {
+        "record": directory / "record.xml",
+        "xml": directory / "vm.xml",
+        "state": directory / "vm.json",
+        "agent": directory / "agent",
+    }
     on_vm = [[*line.format(**files).split(), *map(str, address)] for line in ON_A_VM]
     return on_vm + [line.format(**files).split() for line in WITHOUT]
 
 
 def test_there_is_a_line_for_every_command() -> None:
-    lines = [" ".join(line.split()[: 2 if line.startswith("fleet") else 1]) for line in ON_A_VM + WITHOUT]
+    lines = [" ".join(line.split()[: words_of(line)]) for line in ON_A_VM + WITHOUT]
     assert set(lines) == commands()
 
 
@@ -132,7 +145,7 @@ def test_wrong_words_are_told_with_where_help_is(
     line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("QMPVCPU_QMP", raising=False)
-    words = line.format(record="r", xml="x", state="s").split()
+    words = line.format(record="r", xml="x", state="s", agent="a").split()
     for wrong, told in ((["--frobnicate"], "No such option"), (["a", "b", "c", "d"], "")):
         assert main([*words, *wrong]) == 2
         said = capsys.readouterr()
@@ -142,7 +155,7 @@ def test_wrong_words_are_told_with_where_help_is(
 
 
 @pytest.mark.parametrize("columns", [40, 80])
-@pytest.mark.parametrize("line", sorted({*commands(), "", "fleet"}))
+@pytest.mark.parametrize("line", sorted({*commands(), "", "fleet", "guest"}))
 def test_help_fits_the_terminal(
     line: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +174,7 @@ def test_no_vm_and_a_dead_one_are_told_with_what_to_do(
     tmp_path = state.parent
     record = tmp_path / "record.xml"
     record.touch()  # it is not looked into before there is a VM
-    words = line.format(record=record, state=state).split()
+    words = line.format(record=record, state=state, agent=tmp_path / "agent").split()
     assert main(words) == 2
     assert "which VM" in capsys.readouterr().err
     dead = tmp_path / "dead.qmp"
@@ -218,7 +231,9 @@ async def test_output_that_nobody_takes_is_told_and_the_command_is_done(
     lines = [line for line in lines_with(tmp_path, "--qmp", guest.qmp) if line[0] not in without]
     lines += [["--help"], ["--show-completion", "bash"]]
     lines += [[*line, "--json"] for line in lines if line[0] in ("list", "xml", "watch", "plan")]
-    results = await results_of(lines, outputs, tmp_path)
+    async with ScriptedAgent(vcpus=(0, 1), path=tmp_path / "agent") as agent:
+        agent.cpus[1].online = False
+        results = await results_of(lines, outputs, tmp_path)
     reader_left = outputs == "closed pipe"
     assert [code for code, _ in results] == [0 if reader_left else 1] * len(lines)
     told = [said for _, said in results if "cannot print the answer" in said]
@@ -264,7 +279,7 @@ def test_every_example_in_the_help_is_understood() -> None:
     commands = dict(every_command(program()))
     tried = [words for command in (program(), *commands.values()) for words in examples(command)]
     for words in tried:
-        path = tuple(words[: 2 if words[0] == "fleet" else 1])
+        path = tuple(words[: words_of(words[0])])
         commands[path].make_context(" ".join(path), words[len(path) :])
     assert len(tried) > 40
 

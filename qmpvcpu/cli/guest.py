@@ -1,0 +1,201 @@
+"""guest list, online and offline: which vCPUs the guest's own system uses, through its agent."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from qmpvcpu.cli.app import LazyGroup, pass_on
+from qmpvcpu.cli.config import VcpuIds, listed
+from qmpvcpu.cli.options import (
+    AGENT,
+    NAME,
+    OUTPUT_OPTIONS,
+    QMP,
+    REPLY_TIMEOUT,
+    Seconds,
+    command,
+    option,
+)
+from qmpvcpu.cli.output import Block, Column, Line, Table
+from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.run import Shell
+from qmpvcpu.cli.show import state_json
+from qmpvcpu.errors import AgentForbiddenError, GuestRefusedError
+from qmpvcpu.model.codec import to_json
+from qmpvcpu.model.guest import GuestOs, GuestVcpu
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.vcpumap import VcpuMap, named
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from qmpvcpu.vm.controller import VcpuController
+
+_HELP = """Ask the guest's own system which vCPUs it uses, and have it use them or not.
+
+QEMU knows which vCPUs are plugged. Only the guest knows whether it uses them: its agent (qemu-ga) tells, on a socket
+of its own. docs/guest-agent.md says how to give QEMU one.
+
+  qmpvcpu guest list --qmp /run/vm.qmp --agent /run/vm.agent
+
+  qmpvcpu guest online 3 --qmp /run/vm.qmp --agent /run/vm.agent
+
+Exit codes: 0 reached; 1 refused by the guest, or its agent may not do it; 2 bad usage, or nothing tells which CPU of
+the guest a vCPU is, nothing done; 3 no connection, the agent does not answer, outcome unknown; 130 stopped by a
+signal.
+"""
+
+guest = LazyGroup(
+    "guest",
+    {
+        "list": ("guest:list_", "Show which vCPUs the guest uses."),
+        "online": ("guest:online", "Have the guest use vCPUs."),
+        "offline": ("guest:offline", "Have the guest use vCPUs no longer."),
+    },
+    help=_HELP,
+    params=[REPLY_TIMEOUT, *OUTPUT_OPTIONS],
+    callback=pass_on,
+    no_args_is_help=False,
+)
+
+_HOW: Final = {"firmware": "the guest's files", "rule": "the kernel's rule", "learnt": "learnt", "unknown": ""}
+_TIMEOUT: Final = option(
+    "--timeout", metavar="SECONDS", type=Seconds(), help="How long the guest has for all of it (10)."
+)
+_OPTIONS: Final = (_TIMEOUT, AGENT, QMP, NAME, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
+
+
+class _PluggedIds(VcpuIds):
+    """vCPU ids; a shell offers those that are plugged."""
+
+    def shell_complete(self, ctx: click.Context, _: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+        from qmpvcpu.cli.completion import is_plugged, offered_ids  # not at the top: only completion needs it
+
+        return offered_ids(ctx, incomplete, is_plugged)
+
+
+def _ids() -> click.Argument:
+    return click.Argument(["vcpus"], metavar="ID...", nargs=-1, required=True, type=_PluggedIds(free=True))
+
+
+@command(*_OPTIONS)
+async def list_(shell: Shell, *, timeout: float = 10.0) -> CommandResult:
+    """Show the guest's CPUs by its own numbers, which vCPU each is, and whether the guest uses it. Reads only.
+
+    A guest's number is no vCPU id. Where nothing tells which vCPU it is, that is left empty.
+
+      qmpvcpu guest list --qmp /run/vm.qmp --agent /run/vm.agent
+
+      qmpvcpu guest list --qmp /run/vm.qmp --agent /run/vm.agent --json
+
+    Exit codes: 0 shown; 1 the agent may not tell; 2 bad usage; 3 no connection, or the agent does not answer;
+    130 stopped by a signal.
+    """
+    _check_named(shell)
+    async with shell.attach() as vm:
+        cpus = await vm.guest.vcpus(timeout=timeout)
+        system = await _system(vm, timeout)
+        layout = vm.layout
+    content = document(os=to_json(system), **_cpus_json(cpus, layout), **state_json(layout))
+    said = str(system or "the agent may not tell which system it is (guest-get-osinfo)")
+    return CommandResult(REACHED, content, (said, "", *_table(cpus, layout)))
+
+
+@command(_ids(), *_OPTIONS)
+async def online(shell: Shell, *, vcpus: tuple[list[int], ...], timeout: float = 10.0) -> CommandResult:
+    """Have the guest use the vCPUs with these IDs, and look whether it does. Those that it uses already stay so.
+
+    An ID is a vCPU id, as in plug, and may be a range or a list: 2-4, or 2,5.
+
+      qmpvcpu guest online 3 --qmp /run/vm.qmp --agent /run/vm.agent
+
+    Exit codes: 0 the guest uses them; 1 refused by the guest, or its agent may not do it; 2 bad usage, one is not
+    plugged, or nothing tells which CPU of the guest it is, nothing done; 3 no connection, the agent does not answer,
+    outcome unknown; 130 stopped by a signal.
+    """
+    return await _switch(shell, vcpus, timeout, is_online=True)
+
+
+@command(_ids(), *_OPTIONS)
+async def offline(shell: Shell, *, vcpus: tuple[list[int], ...], timeout: float = 10.0) -> CommandResult:
+    """Have the guest use the vCPUs with these IDs no longer, and look whether it does. They stay plugged.
+
+    An ID is a vCPU id, as in unplug, and may be a range or a list: 2-4, or 2,5. To take them out: unplug
+    --offline-first.
+
+      qmpvcpu guest offline 3 --qmp /run/vm.qmp --agent /run/vm.agent
+
+    Exit codes: 0 the guest does not use them; 1 refused by the guest, or its agent may not do it; 2 bad usage, one is
+    not plugged, or nothing tells which CPU of the guest it is, nothing done; 3 no connection, the agent does not
+    answer, outcome unknown; 130 stopped by a signal.
+    """
+    return await _switch(shell, vcpus, timeout, is_online=False)
+
+
+async def _switch(shell: Shell, vcpus: tuple[list[int], ...], timeout: float, *, is_online: bool) -> CommandResult:
+    ids = VcpuMap(listed(vcpus))
+    word = "online" if is_online else "offline"
+    _check_named(shell)
+    async with shell.attach() as vm:
+        switch = vm.guest.set_online if is_online else vm.guest.set_offline
+        changed = await switch(ids, timeout=timeout)
+        cpus = await vm.guest.vcpus(timeout=timeout)
+        layout = vm.layout
+    said = [f"{named(changed)}: {word} in the guest now"] if changed else []
+    said += [f"{named(ids - changed)}: {word} in the guest already"] if ids - changed else []
+    content = document(changed=str(changed), **_cpus_json(cpus, layout), **state_json(layout))
+    return CommandResult(REACHED, content, (*said, "", *_table(cpus, layout)))
+
+
+def _check_named(shell: Shell) -> None:
+    """Make sure that a VM is named, and its agent.
+
+    Raises:
+        BadUsageError: One of them is not.
+    """
+    options = shell.options
+    if options.address and options.agent_address is None:
+        raise BadUsageError("which agent? Name its socket: --agent ADDRESS, or QMPVCPU_AGENT in the environment")
+
+
+async def _system(vm: "VcpuController", timeout: float) -> GuestOs | None:
+    """Return the guest's system; None where the agent may not tell, which is no failure."""
+    try:
+        return await vm.guest.os(timeout=timeout)
+    except (AgentForbiddenError, GuestRefusedError):
+        return None
+
+
+def _not_listed(cpus: Sequence[GuestVcpu], layout: Layout) -> VcpuMap:
+    """Return the plugged vCPUs that the guest's list does not have; none where it has CPUs that may be these."""
+    if any(cpu.vcpu is None for cpu in cpus):
+        return VcpuMap()
+    return layout.enabled - {cpu.vcpu for cpu in cpus if cpu.vcpu is not None}
+
+
+def _cpus_json(cpus: Sequence[GuestVcpu], layout: Layout) -> dict[str, Any]:
+    return {"cpus": [to_json(cpu) for cpu in cpus], "not_listed": str(_not_listed(cpus, layout))}
+
+
+def _table(cpus: Sequence[GuestVcpu], layout: Layout) -> list[Block]:
+    """Return the guest's CPUs, and what is plugged and not among them."""
+    table = Table(
+        Column("guest's\nnumber", "right"),
+        Column("vCPU", "right"),
+        Column("state"),
+        Column("may go\noffline"),
+        Column("known by", fold=True),
+    )
+    for cpu in sorted(cpus, key=lambda each: each.number):
+        state = Line(("online", "green") if cpu.online else ("offline", "yellow"))
+        vcpu = "" if cpu.vcpu is None else str(cpu.vcpu)
+        table.add(str(cpu.number), vcpu, state, "yes" if cpu.can_offline else "no", _HOW[cpu.known_by.value])
+    blocks: list[Block] = [table]
+    if missing := _not_listed(cpus, layout):
+        blocks.append(Line((f"plugged, and not in the guest's list: {named(missing)}", "yellow")))
+    if unknown := [cpu.number for cpu in cpus if cpu.vcpu is None]:
+        numbers = VcpuMap(unknown)
+        advice = "let the agent read files (docs/guest-agent.md)"
+        blocks.append(f"nothing tells which vCPU is the guest's CPU {numbers}: {advice}")
+    return blocks
