@@ -29,7 +29,9 @@ class KnownFault(enum.Enum):
     Source: measured on QEMU 7.2.22, 8.2.2, 10.0.2, 10.0.13 and 11.1.3.
     """
 
-    TCG_REPLUG_CORRUPTS_HEAP = "QEMU before 8.2.2 under TCG corrupts its heap at any plug after an unplug"
+    TCG_REPLUG_CORRUPTS_HEAP = (
+        "QEMU before 8.2.2 under TCG corrupts its heap at any plug, and any reset, after an unplug"
+    )
     TCG_CREATED_BEYOND_MAX = "QEMU under TCG aborts when more vCPUs were ever created than maxcpus"
     TCG_SINGLE_THREAD_UNPLUG = "QEMU under single-threaded TCG aborts when the guest ejects a vCPU"
     TCG_UNPLUG_BLOCKS_MIGRATION = (

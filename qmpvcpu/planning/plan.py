@@ -371,6 +371,8 @@ def _of_guest_or_reset(now: Situation, plugs: list[Step], unplugs: list[Step]) -
     faults = now.layout.vm.known_faults
     if plugs and KnownFault.TCG_LINUX_LOCKS_UP in faults:
         yield KnownFault.TCG_LINUX_LOCKS_UP.value
+    if unplugs and KnownFault.TCG_REPLUG_CORRUPTS_HEAP in faults:
+        yield f"do not reset the VM once a vCPU has left: {KnownFault.TCG_REPLUG_CORRUPTS_HEAP.value}"
     if (unplugs or now.layout.pending_slots) and KnownFault.TCG_PSERIES_RESET_ABORTS in faults:
         yield f"do not reset the VM before the guest has answered: {KnownFault.TCG_PSERIES_RESET_ABORTS.value}"
 

@@ -10,6 +10,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu import VcpuController
 from qmpvcpu.certify import Ability, AbilityRow, AbilityVerdict, Certificate, certify
+from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.testing import Behaviour, MicroGuest, find_qemus
 from qmpvcpu.testing.agent import Mood, ScriptedAgent
 from qmpvcpu.testing.qemu import Accelerator
@@ -166,6 +167,17 @@ async def test_what_a_qemu_does_not_survive_is_never_tried(version: str) -> None
         assert "corrupts its heap" in rows[Ability.PLUG_AGAIN].detail
     else:
         assert failed == {}
+
+
+@pytest.mark.parametrize("version", find_qemus())
+async def test_a_reset_after_an_unplug_is_survived_by_a_qemu_without_that_fault(version: str) -> None:
+    async with MicroGuest(find_qemus()[version], accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
+        if KnownFault.TCG_REPLUG_CORRUPTS_HEAP in vm.capabilities.known_faults:
+            return  # it mostly ends at once, by SIGSEGV or SIGABRT; on a busy machine it may go on for a while
+        await vm.plug(1, proof=qmpvcpu.Proof.ACKNOWLEDGED)
+        await vm.unplug(1)
+        await vm.run_control.reset()
+        await guest.wait_ready()
 
 
 async def test_a_single_threaded_tcg_gives_nothing_back() -> None:
