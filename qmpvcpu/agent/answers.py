@@ -170,13 +170,13 @@ def parse_read(answer: object, limit: int) -> tuple[bytes, bool]:
     return data, eof
 
 
-def explain_error(desc: str) -> GuestError:
+def explain_error(command: str, desc: str) -> GuestError:
     """Return what an error's text says. The text is the guest's: it is clipped, and searched for a kernel's words."""
     shown = printable(clip(desc))
     code = next((code for words, code in _WORDS.items() if desc.endswith(words)), None)
     found = _NUMBER_IN.search(desc[:1000])
     number = int(found[1] or found[2]) if found else None
-    meaning = _MEANING.get(code, "") if code is not None else ""
+    meaning = _MEANING.get(code, "") if code is not None and command == "guest-set-vcpus" else ""
     if "can't be offlined" in desc:
         meaning = "its system does not let this CPU go offline"
     reason = f"{meaning}: {shown}" if meaning else shown

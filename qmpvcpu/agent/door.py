@@ -399,7 +399,7 @@ class GuestAgent:
         if why := answers.why_forbidden(error.error_class, desc):
             hint = "qemu-ga's options -b and -a, or block-rpcs and allow-rpcs in qemu-ga.conf, say what it may do"
             return AgentForbiddenError(self.address, command, why, hint=hint if "forbidden" in why else "")
-        said = answers.explain_error(desc)
+        said = answers.explain_error(command, desc)
         return GuestRefusedError(
             self.address, said.reason, errno=said.errno, number=said.number, ids=VcpuMap(), done=VcpuMap()
         )

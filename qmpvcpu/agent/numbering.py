@@ -6,7 +6,7 @@ counts only where the guest's list is exactly as the rule says.
 Source: QEMU hw/acpi/cpu.c, ``CPU_NAME_FMT``, for the firmware's names; Linux arch/s390/kernel/smp.c for ``address``,
 arch/x86/kernel/cpu/topology.c (6.9 and newer: numbers are fixed at boot, those present first, then by ascending APIC
 id) and arch/x86/kernel/apic/apic.c (before: in the order of arrival, kept for a CPU that comes again). Measured with
-Linux 6.1, 6.12 and 7.2, but for ``address``.
+Linux 6.1, 6.12 and 7.2 on x86, and with 7.2 on pseries, s390x and LoongArch.
 """
 
 import re

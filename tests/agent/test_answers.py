@@ -33,7 +33,7 @@ def test_every_recorded_change_tells_how_many_or_why_not(name: str) -> None:
             asked = exchange.arguments["vcpus"]
             assert answers.parse_count(exchange.answer["return"], len(asked)) in (len(asked), 1)
         else:
-            said = answers.explain_error(exchange.answer["error"]["desc"])
+            said = answers.explain_error("guest-set-vcpus", exchange.answer["error"]["desc"])
             assert answers.why_forbidden(**_error(exchange.answer)) == ""
             errnos.add((said.errno, said.number))
     assert {"EBUSY", "ENOENT"} <= {errno for errno, _ in errnos}
@@ -45,14 +45,21 @@ def _error(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_what_a_refusal_means_is_said_in_words() -> None:
-    busy = answers.explain_error('pwrite("/sys/devices/system/cpu/cpu2//online"): Device or resource busy')
+    busy = answers.explain_error(
+        "guest-set-vcpus", 'pwrite("/sys/devices/system/cpu/cpu2//online"): Device or resource busy'
+    )
     assert busy.errno == "EBUSY"
     assert busy.number == 2
     assert busy.reason.startswith("deadline tasks need this CPU")
-    fixed = answers.explain_error("logical processor #0 can't be offlined")
+    fixed = answers.explain_error("guest-set-vcpus", "logical processor #0 can't be offlined")
     assert (fixed.errno, fixed.number) == ("", 0)
     assert fixed.reason.startswith("its system does not let this CPU go offline")
-    strange = answers.explain_error("\x1b[2Jno\nway" * 1000)
+    absent = answers.explain_error(
+        "guest-file-open", "failed to open file '/x' (mode: 'r'): No such file or directory"
+    )
+    assert absent.errno == "ENOENT"
+    assert absent.reason == "failed to open file '/x' (mode: 'r'): No such file or directory"
+    strange = answers.explain_error("guest-set-vcpus", "\x1b[2Jno\nway" * 1000)
     assert strange.errno == ""
     assert strange.reason.isprintable()
     assert len(strange.reason) < 2000
