@@ -490,8 +490,8 @@ class Batch:
         for run in (*self._out.sent, *self._out.unsure):
             self._end(run, Unknown(run.step.ids, reason))
         self._out.unsure.clear()
-        for run in self._out.asked:  # nobody is going to bring it online now
-            self._out.drop(run)
+        for run in (*self._out.asked, *(each for each in self._others if each.taken_offline)):
+            self._out.drop(run)  # it is not awaited that it comes back
             run.stage, run.ended_at, run.taken_offline = StepStage.ENDED, now, True
 
     # Sending.
@@ -548,7 +548,7 @@ class Batch:
     def _send_unplug(self, run: StepRun) -> list[BatchTask]:
         first = run.first
         slot = self._state.slots[first]
-        if not slot.present and not self._bounds.single:
+        if not slot.present and (run.is_offline or not self._bounds.single):
             return self._found_so(run, Unplugged(run.step.ids))
         if run.undoes is not None and slot.qom_path != run.undoes.path:
             return self._found_so(run, None)
@@ -566,20 +566,22 @@ class Batch:
         if run.step.asks_agent and not run.is_offline:
             run.sent_at = self._now
             self._out.ask(run, StepStage.LEAVING_GUEST)
-            return [AskGuest((run,), online=False, limit=self._bounds.limit or self._bounds.reply_timeout)]
+            return [AskGuest((run,), online=False, limit=self._patience_with_agent())]
         self._out.watch(run, self._state.unplug_sent(first, self._now))
         return self._mark_sent(run)
 
     def _left_guest(self, run: StepRun, told: GuestTold) -> None:
         """Take in what became of taking the vCPUs of *run* offline: only then is QEMU asked."""
         self._out.drop(run)
-        run.taken_offline = bool(told.changed)
-        if told.refused:
+        run.taken_offline = run.taken_offline or bool(told.changed)
+        if not self._state.slots[run.first].present:  # somebody else was faster
+            self._found_so(run, Unplugged(run.step.ids))
+        elif told.refused:
             self._state.refused_by_agent(run.first, told.refused)
             seconds = round(self._now - run.sent_at, 6)
             self._end(run, Refused(run.step.ids, None, told.refused, seconds=seconds, by_agent=True))
         elif told.error is not None:
-            run.taken_offline = told.error.outcome is not Outcome.UNCHANGED  # else a late agent may do it yet
+            run.taken_offline |= told.error.outcome is not Outcome.UNCHANGED  # a late agent may do it yet
             run.error = told.error
             self._end(run, Denied(run.step.ids, DenialReason.NO_AGENT, str(told.error)))
         elif self.halted:
@@ -702,11 +704,16 @@ class Batch:
 
     def _questions(self, runs: tuple[StepRun, ...]) -> list[AskGuest]:
         """Return what the agent is asked: to bring those online that the guest has left offline, or for its list."""
-        limit = self._bounds.limit or self._bounds.reply_timeout
+        limit = self._patience_with_agent()
         to_bring = [run for run in runs if self._is_to_be_brought_online(run)]
         if to_bring:
             return [AskGuest((run,), online=True, limit=limit) for run in to_bring]
         return [AskGuest(runs, online=None, limit=limit)]
+
+    def _patience_with_agent(self) -> float:
+        """Return how long the agent has for what it is asked now, in seconds."""
+        limit, last = self._bounds.limit or self._bounds.reply_timeout, self._bounds.last_moment
+        return limit if last is None else min(limit, max(last - self._now, 0.0))
 
     def _is_to_be_brought_online(self, run: StepRun) -> bool:
         seen = self._state.guest_sees

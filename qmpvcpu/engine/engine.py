@@ -198,6 +198,7 @@ class Engine:
         self._saves: dict[int, Callable[[RecordError | None], None]] = {}
         self._configs: dict[int, Transition] = {}
         self._waits: dict[Removal, list[Wait]] = {}
+        self._left_offline: dict[Removal, VcpuMap] = {}  # offline in the guest for removals that are not over
         self._reading: int | None = None  # the look that nobody in particular waits for
         self._pause = _FIRST_PAUSE_S
         self._alarms: list[_Alarm] = []
@@ -836,6 +837,8 @@ class Engine:
         if self._running.get(change) is not transition:
             return
         self._leave(transition)
+        for run in transition.left_offline:
+            self._bring_back(run)
         if transition.lost and self._map_intent is not None and transition.is_map:
             self._map_intent, self.intentions.interrupted = None, self._map_intent
         elif transition.lost and not transition.is_map and transition.is_unknown:
@@ -854,6 +857,13 @@ class Engine:
             self._settle(change, error=error)
             return
         self._settle(change, result=self._result(transition) if report is None else report)
+
+    def _bring_back(self, run: StepRun) -> None:
+        """Have what *run* has left offline in the guest brought online: now, or if its removal is refused later."""
+        if run.removal is not None and not run.removal.state.is_final:
+            self._left_offline[run.removal] = run.step.ids
+        elif (run.removal is None or run.removal.state is State.REFUSED) and self.state.slots[run.first].present:
+            self._ask(run.step.ids, online=True, limit=self.reply_timeout, then=lambda _: None)
 
     def _leave(self, transition: Transition) -> None:
         del self._running[transition.change]
@@ -1023,6 +1033,9 @@ class Engine:
         if removal.state.is_final:
             for wait in tuple(self._waits.get(removal, ())):
                 self._settle_wait(wait)
+            ids = self._left_offline.pop(removal, None)
+            if ids is not None and removal.state is State.REFUSED:
+                self._ask(ids, online=True, limit=self.reply_timeout, then=lambda _: None)
 
     def _tell_events(self) -> None:
         events = self.state.take_events()
@@ -1171,8 +1184,10 @@ class Engine:
 
     def _refuse_waiting(self) -> None:
         """Settle the requests that have not begun with an error."""
-        for request in (*self._queue, *self._parked, *self._offline):
+        for request in (*self._queue, *self._parked, *self._offline, *self._planning):
             self._forget(request)
+            if self._exclusive is request:
+                self._make_room()
             self._refuses(request)
 
     def _returned(self, given: Returned) -> None:

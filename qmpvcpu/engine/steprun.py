@@ -89,7 +89,7 @@ class StepRun:
         missing: The rung that was required of a plug and did not come, or None.
         no_agent: Why the agent did not do what it was asked for the last time, or "".
         is_offline: True once the agent says that its vCPUs are offline, so that QEMU is asked.
-        taken_offline: True while the agent has them offline for this step, or may have.
+        taken_offline: True while the agent has them offline for this step, or what it finishes, or may have.
         is_probed: True once it was asked for what no event tells.
         is_hurried: True once it was asked for anew because the guest has acknowledged the plug.
         first: First vCPU id of its slot.

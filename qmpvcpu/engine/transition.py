@@ -156,7 +156,7 @@ class Transition:
         self._reconnects = reconnects
         self._is_recorded = is_recorded
         self._began = self._now = now
-        self._runs = [StepRun(step) for step in plan.steps]
+        self._runs = [StepRun(step, taken_offline=self._was_taken_offline(step)) for step in plan.steps]
         self._undoing: dict[StepRun, StepRun] = {}  # by the run that they undo
         self._turned = False
         self._unsent = ""
@@ -186,6 +186,17 @@ class Transition:
                 until_accepted=change.result is Result.REMOVAL,
             ),
         )
+
+    def _was_taken_offline(self, step: Step) -> bool:
+        """Return True if what this finishes may have taken the vCPUs of *step* offline in the guest."""
+        begun = self._begun.get(step.first)
+        return begun is not None and begun.asks_agent and step.action is begun.action is Action.UNPLUG
+
+    @property
+    def left_offline(self) -> list[StepRun]:
+        """The steps that have left vCPUs offline in the guest, and that the agent was not asked to bring back."""
+        runs = (*self._runs, *self._undoing.values())
+        return [run for run in runs if run.left_offline and not run.no_agent]
 
     @property
     def runs(self) -> tuple[StepRun, ...]:
@@ -281,8 +292,8 @@ class Transition:
                 return [WriteNextBoot()]
             self._config = self.change.config.not_tried()
         self.phase = Phase.FINISH
-        # Keep the intent recorded while an outcome is unknown.
-        return self._save(self.intent if self.is_unknown else None)
+        # Keep the intent recorded while an outcome is unknown, or a guest is owed a vCPU that it had.
+        return self._save(None if not self.is_unknown and all(map(self._is_back, self._runs)) else self.intent)
 
     def _look(self) -> list[Task]:
         if self.batch.offline:
@@ -523,8 +534,10 @@ class Transition:
 
     @staticmethod
     def _is_back(run: StepRun) -> bool:
-        """Return False if what *run* was to bring online in the guest is not."""
-        return run.step.action is not Action.ONLINE or isinstance(run.verdict, Plugged)
+        """Return False if what *run* was to bring online again in the guest is not."""
+        if run.step.action is Action.ONLINE:
+            return isinstance(run.verdict, Plugged) and run.missing is None
+        return not (run.plugs and run.step.asks_agent and run.missing is not None)
 
     def _undone(self, run: StepRun, undo: StepRun | None) -> bool | None:
         if not self._turned:

@@ -228,6 +228,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
                 threads if look.read is Read.FULL else None,
                 VmStatus("running") if look.status else None,
                 frozenset() if look.other_paths else None,
+                frozenset(slot.first for slot in look.started) if look.started else None,
             )
 
         self.commands.append(Command(look.number, execute, lambda error: LookFailed(look.number, error)))

@@ -9,6 +9,7 @@ import pytest_asyncio
 
 from qmpvcpu.testing.linuxguest import LinuxGuest, find_kernels
 from qmpvcpu.testing.qemu import Accelerator, best_qemu
+from qmpvcpu.testing.vms import TRACE_ARGUMENTS
 
 # The kernel from which on all CPUs are numbered at boot.
 FIXED_AT_BOOT = (6, 9)
@@ -44,6 +45,15 @@ async def guest(qemu: Path, accel: Accelerator, kernel: str) -> AsyncIterator[Li
 async def shared_guest(qemu: Path, accel: Accelerator, kernel: str) -> AsyncIterator[LinuxGuest]:
     """The same for tests on the loop of their module: they leave it with CPUs 0 and 1, and with its agent."""
     async with LinuxGuest(qemu, accel=accel, kernel=kernel) as guest:
+        yield guest
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def roomy_guest(qemu: Path, accel: Accelerator, kernel: str) -> AsyncIterator[LinuxGuest]:
+    """The same for tests that plug and unplug a lot: under TCG a QEMU dies when it has made more than maxcpus."""
+    async with LinuxGuest(
+        qemu, accel=accel, kernel=kernel, max_vcpus=64, memory_mib=512, extra_args=TRACE_ARGUMENTS
+    ) as guest:
         yield guest
 
 
