@@ -195,6 +195,8 @@ def why_forbidden(error_class: str, desc: str) -> str:
 def parse_port(answer: object, path: str) -> bool | None:
     """Read from the answer to ``query-chardev`` whether the guest has the port open whose socket is at *path*.
 
+    Of TCP, *path* is ``tcp:HOST:PORT``.
+
     QEMU names a socket as it was given it: relative to the directory that it was started in, say. Then the one of
     that file name is meant, if there is one only. None: it cannot be told.
 

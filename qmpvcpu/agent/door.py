@@ -5,7 +5,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, Runstate, StateError
 from qemu.qmp.qmp_client import BadReplyError
@@ -45,6 +45,18 @@ _HELD: Final = "a socket of an agent serves one client at a time; libvirt holds 
 _T = TypeVar("_T")
 
 
+class QemuSays(NamedTuple):
+    """What QEMU says of a silent guest.
+
+    Attributes:
+        port_open: Whether a process in the guest has the agent's port open; None: unknown.
+        rests: The VM's run state if it does not run, such as ``paused``; else "".
+    """
+
+    port_open: bool | None = None
+    rests: str = ""
+
+
 class GuestAgent:
     """The agent of one guest. It connects when it is first asked, and again after a loss.
 
@@ -58,8 +70,7 @@ class GuestAgent:
         target: As ``attach`` takes it: an address, a connected socket, or a QMPClient, which was connected with
             ``await_greeting`` and ``negotiate`` off.
         timeout: For each question, in seconds.
-        port_open: Asked after a silence: whether a process in the guest has the agent's port open; None: unknown.
-            It is given the path of the socket.
+        ask_qemu: Asked after a silence, with the socket's path or ``tcp:HOST:PORT``: what QEMU says of it.
 
     Attributes:
         address: The target, as text for messages.
@@ -70,16 +81,16 @@ class GuestAgent:
         target: Target,
         *,
         timeout: float = 5.0,
-        port_open: Callable[[str], Awaitable[bool | None]] | None = None,
+        ask_qemu: Callable[[str], Awaitable[QemuSays]] | None = None,
     ) -> None:
         self._target = target
         self._timeout = timeout
-        self._port_open = port_open
+        self._ask_qemu = ask_qemu
         self._lock = asyncio.Lock()
         self._client: QMPClient | None = None
         self._sock: socket.socket | None = None
         self._pid: int | None = None
-        self._path = ""
+        self._place = ""  # as QEMU names it
         self._spent = False  # a socket that was given, and has ended
         self._synchronised = False
         self._closed = False
@@ -94,7 +105,7 @@ class GuestAgent:
             address = Address.parse(target)
         except MonitorConnectError as error:
             raise _of_agent(error) from None
-        self._path = address.path or ""
+        self._place = address.path or str(address)
         return str(address)
 
     # Questions.
@@ -373,9 +384,11 @@ class GuestAgent:
             return AgentSilentError(self.address, why, timeout=limit, outcome=outcome)
         if self._sock is not None and is_accepted(self._sock) is False:
             return AgentConnectError(self.address, "another client holds this socket", hint=_HELD)
-        is_open = await self._ask_qemu(min(_ASKING_QEMU_S, limit / 10))
+        is_open, rests = await self._qemu_says(min(_ASKING_QEMU_S, limit / 10))
         asked = f" to {command}" if command else ""
-        if is_open is False:
+        if rests:
+            why = f"the VM does not run: QEMU says {rests}"
+        elif is_open is False:
             why = "no process in the guest has the agent's port open: no agent is installed, or runs yet"
         elif is_open:
             why = f"the agent has its port open, and does not answer{asked}: it is stopped, or hangs"
@@ -385,13 +398,13 @@ class GuestAgent:
             )
         return AgentSilentError(self.address, why, timeout=limit, port_open=is_open, outcome=outcome)
 
-    async def _ask_qemu(self, limit: float) -> bool | None:
-        if self._port_open is None or not self._path:
-            return None
+    async def _qemu_says(self, limit: float) -> QemuSays:
+        if self._ask_qemu is None or not self._place:
+            return QemuSays()
         with contextlib.suppress(Exception):  # this is only to say more
             async with asyncio.timeout(limit):
-                return await self._port_open(self._path)
-        return None
+                return await self._ask_qemu(self._place)
+        return QemuSays()
 
     def _refusal(self, command: str, error: ExecuteError) -> GuestAgentError:
         """Return what an error of the agent means."""

@@ -21,9 +21,10 @@ from qmpvcpu.model.guest import GuestOs, GuestVcpu
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmStatus
+from qmpvcpu.qapi import parse_status
 
 if TYPE_CHECKING:
-    from qmpvcpu.agent.door import GuestAgent
+    from qmpvcpu.agent.door import GuestAgent, QemuSays
     from qmpvcpu.agent.numbering import Numbering
     from qmpvcpu.qmp.monitor import Monitor, Target
 
@@ -77,7 +78,7 @@ class Guest:
         if target is not None:
             from qmpvcpu.agent import door, numbering  # not above: most VMs are attached without
 
-            self._agent = door.GuestAgent(target, port_open=self._is_port_open)
+            self._agent = door.GuestAgent(target, ask_qemu=self._ask_qemu)
             self._numbering = numbering.Numbering()
 
     @property
@@ -356,10 +357,14 @@ class Guest:
             hint = "let the agent read files (guest-file-open, guest-file-read, guest-file-close)"
             raise GuestNumberUnknownError(self.address, missing, why, hint="" if self._reads_files else hint)
 
-    async def _is_port_open(self, path: str) -> bool | None:
+    async def _ask_qemu(self, path: str) -> "QemuSays":
         from qmpvcpu.agent.answers import parse_port  # as in __init__
+        from qmpvcpu.agent.door import QemuSays
 
-        return parse_port(await self._monitor().execute("query-chardev"), path)
+        execute = self._monitor().execute
+        chardevs, status = await asyncio.gather(execute("query-chardev"), execute("query-status"))
+        run_state = parse_status("query-status", status)
+        return QemuSays(parse_port(chardevs, path), "" if run_state == "running" else run_state)
 
 
 def _ids(given: int | str | Iterable[int]) -> VcpuMap:

@@ -167,3 +167,5 @@ def test_qemu_tells_whether_the_guest_has_the_port_open() -> None:
     assert answers.parse_port(relative, "/run/vm/agent") is True
     assert answers.parse_port(relative * 2, "/run/vm/agent") is None
     assert answers.parse_port(None, "/run/ga") is None
+    tcp = [{"frontend-open": True, "filename": "tcp:127.0.0.1:4444,server=on <-> 127.0.0.1:555", "label": "a"}]
+    assert answers.parse_port(tcp, "tcp:127.0.0.1:4444") is True

@@ -28,7 +28,7 @@ from qmpvcpu import (
     attach,
 )
 from qmpvcpu.agent.client import AgentClient
-from qmpvcpu.agent.door import GuestAgent
+from qmpvcpu.agent.door import GuestAgent, QemuSays
 from qmpvcpu.testing import Mood, ScriptedAgent, ScriptedPeer
 from tests.agent.conftest import Asking
 from tests.waiting import until
@@ -188,12 +188,12 @@ async def test_a_silent_agent_is_told_within_the_deadline(agent: ScriptedAgent, 
     [(False, "no process in the guest has the agent's port open"), (True, "it is stopped, or hangs")],
 )
 async def test_qemu_tells_an_absent_agent_from_a_stopped_one(agent: ScriptedAgent, is_open: bool, why: str) -> None:
-    async def port_open(path: str) -> bool:
+    async def ask_qemu(path: str) -> QemuSays:
         assert path == agent.path
-        return is_open
+        return QemuSays(is_open)
 
     await agent.turn(Mood.SILENT)
-    door = GuestAgent(agent.path, timeout=0.3, port_open=port_open)
+    door = GuestAgent(agent.path, timeout=0.3, ask_qemu=ask_qemu)
     with pytest.raises(AgentSilentError, match=why) as caught:
         await door.cpus()
     assert caught.value.port_open is is_open
@@ -201,12 +201,12 @@ async def test_qemu_tells_an_absent_agent_from_a_stopped_one(agent: ScriptedAgen
 
 
 async def test_a_qemu_that_does_not_answer_either_costs_no_more_than_the_deadline(agent: ScriptedAgent) -> None:
-    async def never(_path: str) -> bool:
+    async def never(_path: str) -> QemuSays:
         await asyncio.sleep(3600)
-        return True
+        return QemuSays()
 
     await agent.turn(Mood.SILENT)
-    door = GuestAgent(agent.path, timeout=0.3, port_open=never)
+    door = GuestAgent(agent.path, timeout=0.3, ask_qemu=never)
     began = time.monotonic()
     with pytest.raises(AgentSilentError, match="nothing came"):
         await door.cpus()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -328,6 +329,30 @@ async def test_qemu_tells_that_no_agent_has_opened_the_port(tmp_path: Path) -> N
         assert caught.value.port_open is False
         with pytest.raises(AgentSilentError):
             await vm.guest.set_online(0, timeout=1)
+
+
+async def test_a_port_over_tcp_is_found_too() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+    chardev = f"socket,id=ga,host=127.0.0.1,port={number},server=on,wait=off"
+    extra = tuple(chardev if "socket" in each else each for each in port(Path("unused")))
+    async with MicroGuest(extra_args=extra) as micro, qmpvcpu.attach(micro.qmp, agent=("127.0.0.1", number)) as vm:
+        with pytest.raises(AgentSilentError) as caught:
+            await vm.guest.vcpus(timeout=1)
+        assert caught.value.port_open is False
+
+
+async def test_a_vm_that_is_paused_is_told_from_an_agent_that_is_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "ga"
+    async with (
+        MicroGuest(qmp_sockets=2, extra_args=port(path)) as micro,
+        qmpvcpu.attach(micro.qmp, agent=str(path)) as vm,
+        other_client(micro) as other,
+    ):
+        await other.execute("stop")
+        with pytest.raises(AgentSilentError, match="the VM does not run: QEMU says paused"):
+            await vm.guest.vcpus(timeout=1)
 
 
 async def test_a_port_of_qemus_that_serves_another_client_is_told(tmp_path: Path) -> None:
