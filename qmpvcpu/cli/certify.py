@@ -21,6 +21,7 @@ from qmpvcpu.cli.options import (
     Seconds,
     command,
     flag,
+    named_on_the_line,
     option,
 )
 from qmpvcpu.cli.output import Line
@@ -91,7 +92,7 @@ async def certify_(
     """
     options = {"timeout": timeout, "resets": not no_reset, "boot": 60.0 if boot is None else boot}
     if qemu:
-        if _named_on_the_line("qmp") or disturb:
+        if named_on_the_line("qmp") or disturb:
             raise BadUsageError("certify tries the VM at --qmp, or the one that is started after --, not both")
         return await _certify_own(shell, qemu, options, markdown=markdown)
     address = shell.options.address
@@ -100,13 +101,6 @@ async def certify_(
     async with shell.attach() as vm:
         guest = await wait_booted(vm, timeout=options["boot"]) if vm.guest.has_agent else None
         return await _certify(shell, vm, guest, options, markdown=markdown)
-
-
-def _named_on_the_line(name: str) -> bool:
-    """Return True if an option was typed, and does not come from the environment."""
-    context = click.get_current_context()
-    typed = click.core.ParameterSource.COMMANDLINE
-    return typed in (context.get_parameter_source(name), context.find_root().get_parameter_source(name))
 
 
 async def _certify_own(

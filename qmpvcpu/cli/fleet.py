@@ -13,7 +13,7 @@ import click
 from qmpvcpu.cli.app import LazyGroup, pass_on
 from qmpvcpu.cli.change_options import INCLUDE_BOOT, MAP_OPTIONS, SAFETY_OPTIONS
 from qmpvcpu.cli.failures import code_of, error_json, in_options
-from qmpvcpu.cli.options import OUTPUT_OPTIONS, REPLY_TIMEOUT, File, command, option
+from qmpvcpu.cli.options import OUTPUT_OPTIONS, REPLY_TIMEOUT, File, command, named_on_the_line, option
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
 from qmpvcpu.cli.progress import FleetProgress, short_address, shown
 from qmpvcpu.cli.reports import intent_text, shortcoming
@@ -31,10 +31,12 @@ from qmpvcpu.cli.result import (
 from qmpvcpu.cli.run import Shell, check_address
 from qmpvcpu.cli.set import Target
 from qmpvcpu.cli.show import layout_json, milliseconds, state_json
-from qmpvcpu.errors import TransitionError, printable
+from qmpvcpu.errors import GuestAgentError, TransitionError, printable
 from qmpvcpu.fleet import Fleet, Results, VmResult
-from qmpvcpu.model.options import Affect
+from qmpvcpu.fleet.scan import check_agent_pattern, has_placeholder
+from qmpvcpu.model.options import Affect, Proof
 from qmpvcpu.model.transition import TransitionReport
+from qmpvcpu.model.vcpumap import VcpuMap
 
 if TYPE_CHECKING:
     from qmpvcpu.model.vm import VmInfo
@@ -53,6 +55,7 @@ _WORDS: Final = {
 }
 # On a narrower terminal ids and paths would be columns of single letters.
 _TABLE_WIDTH: Final = 64
+_ONLINE_COLUMN: Final = 5
 
 _HELP = """Work on many VMs of this host at once.
 
@@ -108,6 +111,12 @@ _FLEET_OPTIONS: Final = (
         help="Keep each VM's durable record in this directory, as NAME.xml: its -name, else its uuid, else its"
         " socket's whole path with - for /.",
     ),
+    option(
+        "--agent",
+        metavar="PATTERN",
+        help="Where each VM's guest agent is, such as '{dir}/{stem}.agent': {dir}, {stem} and {name} are those of its"
+        " QMP socket.",
+    ),
     REPLY_TIMEOUT,
     *OUTPUT_OPTIONS,
 )
@@ -146,6 +155,7 @@ class Vms(NamedTuple):
             pattern=self.pattern,
             concurrency=self.concurrency,
             record=_records_in(shell.options.record),
+            agent=self._agent(shell.options.agent),
             reply_timeout=shell.options.reply_timeout,
             read_only=read_only,
             resync_interval=None,
@@ -156,6 +166,32 @@ class Vms(NamedTuple):
                 raise BadUsageError(f"{found}: name another pattern, such as --pattern '*/qmp.sock'")
             shell.extra["vms"] = []
             yield fleet
+
+    def _agent(self, given: str | None) -> str | Callable[[str], str] | None:
+        """Return where the agent of each VM is.
+
+        The environment names the agent of one VM: of the one that it names, and of no other.
+
+        Raises:
+            BadUsageError: *given* is no pattern, and there may be more than one VM.
+        """
+        if not given:
+            return None
+        if not has_placeholder(given):
+            if (
+                len(self.addresses) <= 1
+                and self.directory is None
+                and (named_on_the_line("agent") or not self.addresses)
+            ):
+                check_address(given, "--agent")
+                return lambda _: given
+            if not named_on_the_line("agent"):
+                return None
+        try:
+            check_agent_pattern(given)
+        except ValueError as error:
+            raise BadUsageError(f"--agent {error}") from error
+        return given
 
     def _checked(self, first: str | None) -> tuple[str, ...]:
         addresses = self.addresses or ((first,) if first and self.directory is None else ())
@@ -190,17 +226,42 @@ def _records_in(directory: str | None) -> "Callable[[str, VmInfo], Path] | None"
 async def list_(shell: Shell, **vms: Any) -> CommandResult:
     """Show which vCPUs are plugged, VM by VM. Reads only; with --json every vCPU, as in list.
 
+    With --agent each guest is asked which it uses. One that does not answer is no failure.
+
       qmpvcpu fleet list --dir /run/vms
 
       qmpvcpu fleet list --dir /run --pattern '*/qmp.sock' --reply-timeout 2 --json
+
+      qmpvcpu fleet list --dir /run/vms --agent '{dir}/{stem}.agent'
 
     Exit codes: 0 all are shown; 3 one or more gave no answer; 4 a record is unreadable or locked; 2 bad usage, no
     socket there, or two that lead to one VM; 130 stopped by a signal.
     """
     async with Vms(**vms).opened(shell, read_only=True) as fleet:
-        results = fleet.attach()
+        results = fleet.each(lambda vm: _ask_guest(vm, shell.options.reply_timeout))
         progress = FleetProgress(fleet.addresses)
         return await _finish(shell, fleet, results, results.aclose, progress, whole=True)
+
+
+class Asked(NamedTuple):
+    """What became of asking a guest which vCPUs it uses.
+
+    Attributes:
+        error: Why that is not known, or None.
+    """
+
+    error: GuestAgentError | None
+
+
+async def _ask_guest(vm: "VcpuController", timeout: float) -> Asked | None:
+    """Ask the guest which vCPUs it uses; None if *vm* has no agent."""
+    if not vm.guest.has_agent:
+        return None
+    try:
+        await vm.guest.vcpus(timeout=timeout)
+    except GuestAgentError as error:
+        return Asked(error)
+    return Asked(None)
 
 
 @command(click.Argument(["target"], metavar="MAP"), _AFFECT, *MAP_OPTIONS, *SAFETY_OPTIONS, *_FLEET_OPTIONS)
@@ -353,6 +414,12 @@ class Row(NamedTuple):
         return in_options(str(error)) or type(error).__name__
 
     @property
+    def asked(self) -> Asked | None:
+        """What became of asking its guest; None: it was not asked."""
+        value = None if self.result is None else self.result.value
+        return value if isinstance(value, Asked) else None
+
+    @property
     def told(self) -> str:
         """The complaint, with whose it is."""
         complaint = self.complaint
@@ -375,6 +442,9 @@ class Row(NamedTuple):
             shown |= {"name": result.name, "seconds": round(result.seconds, 6)}
             if result.report is not None:
                 shown |= result.report.to_json()
+            if self.asked is not None:
+                error = self.asked.error
+                shown["agent_error"] = None if error is None else error_json(error, str(error))
             if result.layout is not None:
                 shown |= layout_json(result.layout) if whole else state_json(result.layout)
         return shown
@@ -393,23 +463,40 @@ def merged(rows: Sequence[Row], *, seconds: float, whole: bool) -> CommandResult
     )
     head = f"{reached} of {len(rows)} VMs {'read' if whole else 'reached'} in {milliseconds(seconds)}"
     complaint = tuple(row.told for row in rows if row.code != REACHED)
+    complaint += tuple(
+        f"{short_address(row.address)}: which vCPUs the guest uses is not known: {row.asked.error}"
+        for row in rows
+        if row.asked is not None and row.asked.error is not None
+    )
     table = ByWidth(_TABLE_WIDTH, _table(rows), [line for row in rows for line in _lines(row)])
     return CommandResult(code, content, (head, "", table), complaint)
 
 
 def _table(rows: Sequence[Row]) -> Table:
+    asked = any(row.asked is not None for row in rows)
     table = Table(
         Column("VM", fold=True),
         Column("QMP socket", fold=True),
         Column("state"),
         Column("plugged", "right"),
         Column("vCPUs", fold=True),
+        *([Column("online", fold=True)] if asked else []),
         Column("pending", fold=True),
         Column("time", "right"),
     )
     for row in rows:
-        table.add(*_cells(row))
+        cells: list[str | Line] = [*_cells(row)]
+        if asked:
+            cells.insert(_ONLINE_COLUMN, _online(row))
+        table.add(*cells)
     return table
+
+
+def _online(row: Row) -> str:
+    """Return the vCPUs that the guest uses, as it has told."""
+    if row.asked is None or row.asked.error is not None or row.result is None or row.result.layout is None:
+        return ""
+    return str(VcpuMap(vcpu.id for vcpu in row.result.layout if vcpu.proof is Proof.ONLINE))
 
 
 def _lines(row: Row) -> Iterator[Block]:
@@ -419,7 +506,8 @@ def _lines(row: Row) -> Iterator[Block]:
     if name:
         yield f"  {address}"
     if ids:
-        yield f"  {plugged} plugged: {ids}" + (f", pending {pending}" if pending else "")
+        online = f", online {_online(row)}" if _online(row) else ""
+        yield f"  {plugged} plugged: {ids}{online}" + (f", pending {pending}" if pending else "")
     if took:
         yield f"  in {took}"
 

@@ -201,6 +201,13 @@ def _refuse_unused(context: click.Context, taken: Container[str]) -> None:
             raise BadUsageError(f"{context.command_path} takes no {each.opts[0]}")
 
 
+def named_on_the_line(name: str) -> bool:
+    """Return True if an option of the command that runs was typed, and does not come from the environment."""
+    context = click.get_current_context()
+    typed = click.core.ParameterSource.COMMANDLINE
+    return typed in (context.get_parameter_source(name), context.find_root().get_parameter_source(name))
+
+
 def read_document(path: str) -> bytes:
     """Return the document at *path*; ``-`` is standard input.
 

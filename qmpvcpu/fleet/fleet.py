@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self, TypeVar, Unpack
 from qmpvcpu.errors import InvalidMapError, MonitorConnectError, MonitorLostError, SameVmError, printable
 from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.fleet.results import Admission, Results, VmResult
-from qmpvcpu.fleet.scan import find_sockets, socket_id
+from qmpvcpu.fleet.scan import agent_socket, check_agent_pattern, find_sockets, socket_id
 from qmpvcpu.given import at_least, checked
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import ChangeOptions, CheckedOptions
@@ -95,11 +95,16 @@ class Fleet:
         reply_timeout: Deadline of connecting, and of each QMP command, of each VM, in seconds from its own beginning.
         record: Returns, for an address and what QEMU tells of its VM, the path of the domain XML that is to follow
             the VM, or None for none. Each VM is attached twice then: its name is known only after the first time.
+        agent: Where the guest's agent of each VM is, for ``vm.guest``, proofs and ``offline_first``: a pattern of
+            paths, in which ``{dir}``, ``{stem}`` and ``{name}`` stand for the directory of the VM's QMP socket, and
+            for the socket's name without and with its suffix, such as ``"{dir}/{stem}.agent"``; a VM at a TCP
+            address has none then. Or a function that returns its address for that of a VM, or None for none. Sockets
+            of agents in *directory* are no VMs.
         read_only: As in ``attach``, of all records.
         resync_interval: As in ``attach``.
 
     Raises:
-        ValueError: *concurrency* is not at least 1, or *pattern* is none.
+        ValueError: *concurrency* is not at least 1, or *pattern* or *agent* is no pattern.
         TypeError: An address is none of these.
 
     Example:
@@ -119,6 +124,7 @@ class Fleet:
         concurrency: int = 16,
         reply_timeout: float = 10.0,
         record: Callable[[str, VmInfo], str | os.PathLike[str] | None] | None = None,
+        agent: str | Callable[[str], _Location | None] | None = None,
         read_only: bool = False,
         resync_interval: float | None = 30.0,
     ) -> None:
@@ -126,6 +132,9 @@ class Fleet:
             raise TypeError("addresses are many: give a list of them, or directory=")
         if not pattern or PurePath(pattern).is_absolute():
             raise ValueError(f"a pattern is a relative path such as *.qmp, not {pattern!r}")
+        if isinstance(agent, str):
+            check_agent_pattern(agent)
+        self._agent = agent
         self._directory = None if directory is None else Path(directory)
         self._pattern = pattern
         self._reply_timeout = reply_timeout
@@ -180,6 +189,8 @@ class Fleet:
         if self._directory is None:
             raise ValueError("this fleet has no directory to look into")
         found = await asyncio.to_thread(find_sockets, self._directory, self._pattern)
+        for agent in self._agents_of(found):
+            found.pop(agent, None)
         gone = [
             member
             for member in tuple(self._members.values())  # another call may change them during the await
@@ -293,6 +304,18 @@ class Fleet:
             address, path = str(where), where.path
         return self._members.setdefault(address, _Member(target, address, path, scanned=scanned))
 
+    def _agents_of(self, sockets: Iterable[Path]) -> set[Path]:
+        """Return where the agents of the VMs at *sockets* are, if they are at paths."""
+        agents = ((socket, self._agent_of(f"unix:{socket}", str(socket))) for socket in sockets)
+        paths = ((socket, Path(agent)) for socket, agent in agents if isinstance(agent, str | os.PathLike))
+        return {path for socket, path in paths if path != socket}
+
+    def _agent_of(self, address: str, path: str | None) -> _Location | None:
+        """Return where the agent of the VM at *address* is, whose QMP socket is at *path*; None: it has none."""
+        if isinstance(self._agent, str):
+            return None if path is None else agent_socket(self._agent, Path(path))
+        return None if self._agent is None else self._agent(address)
+
     def _start(self, work: Coroutine[Any, Any, _T], among: "set[asyncio.Task[_T]]") -> "asyncio.Task[_T]":
         task = asyncio.get_running_loop().create_task(work)
         among.add(task)  # asyncio itself holds tasks weakly
@@ -366,6 +389,7 @@ class Fleet:
             reply_timeout=self._reply_timeout,
             resync_interval=self._resync_interval,
             read_only=self._read_only and record is not None,
+            agent=self._agent_of(member.address, member.path),
         )
 
     def _name_of(self, member: _Member, vm: VcpuController) -> str:

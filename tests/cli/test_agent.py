@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -256,3 +257,30 @@ async def test_doctor_tells_what_the_agent_may_do_and_what_to_do_about_the_rest(
 async def test_doctor_says_that_an_agent_without_a_vm_was_not_asked(agent: ScriptedAgent) -> None:
     document = (await run("doctor", "--agent", agent.path, "--json")).document
     assert "it was not asked: the VM it belongs to is not named" in [each["found"] for each in document["findings"]]
+
+
+async def test_a_fleet_finds_each_vms_agent_by_a_pattern(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    agent_pattern = f"{Path(agent.path).parent}/{{stem}}"
+    Path(agent.path).with_name(guest.qmp.stem).symlink_to(agent.path)
+    words = ("--qmp", guest.qmp, "--agent", agent_pattern)
+    ran = await run("fleet", "set", "0-1,4", "--proof", "online", *words, "--json")
+    assert ran.document["vms"][0]["steps"][0]["proofs"]["online"] > 0
+    listed = await run("fleet", "list", *words)
+    assert (listed.code, listed.err) == (0, "")
+    assert "0-1,4  0-1,4 " in listed.out
+    document = (await run("fleet", "list", *words, "--json")).document
+    assert document["vms"][0]["agent_error"] is None
+    assert document["vms"][0]["vcpus"][4]["proof"] == "online"
+    await agent.turn(Mood.SILENT)
+    silent = await run("fleet", "list", *words, "--reply-timeout", "1", "--json")
+    assert (silent.code, silent.document["vms"][0]["agent_error"]["kind"]) == (0, "AgentSilentError")
+
+
+async def test_a_fleet_takes_no_agent_for_more_than_one_vm(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    both = ("fleet", "list", "--qmp", guest.qmp, "--qmp", "/nonexistent")
+    ran = await run(*both, "--agent", agent.path)
+    assert ran.code == 2
+    assert "all VMs would have one agent; a pattern is such as {dir}/{stem}.agent" in ran.err
+    for_one = environment(QMPVCPU_QMP=str(guest.qmp), QMPVCPU_AGENT=agent.path)
+    assert "agent_error" in (await run("fleet", "list", "--json", env=for_one)).document["vms"][0]
+    assert "agent_error" not in (await run(*both, "--json", env=for_one)).document["vms"][0]
