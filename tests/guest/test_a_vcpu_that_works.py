@@ -15,7 +15,7 @@ from qmpvcpu.testing.qemu import Accelerator
 from qmpvcpu.testing.vms import TRACE_ARGUMENTS, TRACE_FILE, read_transcript
 from tests.migration.moving import call
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 
 @contextlib.asynccontextmanager
@@ -31,25 +31,43 @@ def removals(guest: LinuxGuest) -> int:
 
 
 @pytest.mark.parametrize("itself", [True, False], ids=["by itself", "by the agent"])
-async def test_a_plug_is_proven_by_the_guests_own_list(guest: LinuxGuest, itself: bool) -> None:
-    await guest.set_auto_online(itself)
-    async with attached(guest) as vm:
+async def test_a_plug_is_proven_by_the_guests_own_list(shared_guest: LinuxGuest, itself: bool) -> None:
+    await shared_guest.set_auto_online(itself)
+    async with attached(shared_guest) as vm:
         await vm.plug(3, proof=Proof.ONLINE)
         assert vm.layout[3].proof is Proof.ONLINE
-        assert len(await guest.online()) == 3
+        assert len(await shared_guest.online()) == 3
         assert {cpu.vcpu for cpu in await vm.guest.vcpus() if cpu.online} == {0, 1, 3}
+        await vm.unplug(3)
 
 
 async def test_a_vcpu_that_linux_leaves_offline_is_not_brought_online_against_the_callers_wish(
-    guest: LinuxGuest,
+    shared_guest: LinuxGuest,
 ) -> None:
-    await guest.set_auto_online(False)
-    async with attached(guest) as vm:
+    await shared_guest.set_auto_online(False)
+    async with attached(shared_guest) as vm:
         with pytest.raises(UnprovenError, match="plugged and acknowledged, never online") as caught:
             await vm.plug(3, proof=Proof.ONLINE, online=False, timeout=3)
         assert (caught.value.wanted, caught.value.reached) == (Proof.ONLINE, Proof.ACKNOWLEDGED)
         assert vm.layout.enabled == {0, 1, 3}
-        assert len(await guest.online()) == 2
+        assert len(await shared_guest.online()) == 2
+        await vm.unplug(3)
+
+
+async def test_an_unplug_that_is_cancelled_between_its_phases_leaves_the_cpu_online(
+    shared_guest: LinuxGuest,
+) -> None:
+    async with attached(shared_guest) as vm:
+        await vm.plug(5, proof=Proof.ONLINE)
+        unplug = asyncio.create_task(vm.unplug(5, offline_first=True))
+        await shared_guest.wait_online(lambda cpus: len(cpus) == 2)
+        unplug.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await unplug
+        # It was cancelled before QEMU was asked, or too late.
+        await vm.wait_settled()
+        wanted = 3 if 5 in vm.layout.enabled else 2
+        assert len(await shared_guest.wait_online(lambda cpus: len(cpus) == wanted)) == wanted
 
 
 async def test_a_vcpu_that_linux_starts_is_told_without_an_agent(qemu: Path, accel: Accelerator, kernel: str) -> None:
@@ -111,17 +129,3 @@ async def test_an_unplug_is_taken_back_while_deadline_tasks_hold_the_cpu(
         assert await vm.unplug(5, offline_first=True) == {5}
         assert removals(guest) == 1
         assert len(await guest.online()) == 2
-
-
-async def test_an_unplug_that_is_cancelled_between_its_phases_leaves_the_cpu_online(guest: LinuxGuest) -> None:
-    async with attached(guest) as vm:
-        await vm.plug(5, proof=Proof.ONLINE)
-        unplug = asyncio.create_task(vm.unplug(5, offline_first=True))
-        await guest.wait_online(lambda cpus: len(cpus) == 2)
-        unplug.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await unplug
-        # It was cancelled before QEMU was asked, or too late.
-        await vm.wait_settled()
-        wanted = 3 if 5 in vm.layout.enabled else 2
-        assert len(await guest.wait_online(lambda cpus: len(cpus) == wanted)) == wanted

@@ -26,23 +26,12 @@ Numbers = Mapping[int, int]  # a guest's number by vCPU id
 NO_FILES = ["guest-file-open", "guest-file-read"]
 
 
-@pytest.fixture(params=[True, False], ids=["files", "no files"])
-def reads_files(request: pytest.FixtureRequest) -> bool:
-    """Whether the agent may read the guest's files."""
-    return bool(request.param)
-
-
 @contextlib.asynccontextmanager
-async def linux(
-    qemu: Path, accel: Accelerator, kernel: str, *, boot: set[int], reads_files: bool = True, incoming: bool = False
-) -> AsyncIterator[tuple[LinuxGuest, VcpuController]]:
-    """A Linux, and us attached to it and its agent."""
-    blocks = [] if reads_files else NO_FILES
-    async with (
-        LinuxGuest(qemu, accel=accel, kernel=kernel, boot=boot, agent_blocks=blocks, incoming=incoming) as guest,
-        qmpvcpu.attach(guest.qmp, agent=guest.agent) as vm,
-    ):
-        yield guest, vm
+async def attached(guest: LinuxGuest, *, files: bool = True) -> AsyncIterator[VcpuController]:
+    """Attach, with an agent that may read the guest's files or not."""
+    await guest.start_agent(blocks=[] if files else NO_FILES)
+    async with qmpvcpu.attach(guest.qmp, agent=guest.agent) as vm:
+        yield vm
 
 
 async def plug(vm: VcpuController, guest: LinuxGuest, *ids: int) -> None:
@@ -84,16 +73,21 @@ async def prove(vm: VcpuController, guest: LinuxGuest, expected: Numbers) -> Non
         assert await guest.online() == everything
 
 
+@pytest.mark.parametrize("files", [True, False], ids=["files", "no files"])
 async def test_numbers_with_holes_and_after_a_reboot(
-    qemu: Path, accel: Accelerator, kernel: str, fixed_at_boot: bool, reads_files: bool
+    qemu: Path, accel: Accelerator, kernel: str, fixed_at_boot: bool, files: bool
 ) -> None:
-    async with linux(qemu, accel, kernel, boot={0}, reads_files=reads_files) as (guest, vm):
+    blocks = [] if files else NO_FILES
+    async with (
+        LinuxGuest(qemu, accel=accel, kernel=kernel, boot=1, agent_blocks=blocks) as guest,
+        qmpvcpu.attach(guest.qmp, agent=guest.agent) as vm,
+    ):
         assert await numbers(vm) == {0: 0}
         expected = {0: 0, 5: 5, 2: 2, 7: 7} if fixed_at_boot else {0: 0, 5: 1, 2: 2, 7: 3}
         for vcpu in (5, 2, 7):
             await plug(vm, guest, vcpu)
             assert await numbers(vm) == {each: expected[each] for each in vm.layout.enabled}
-        assert await known_by(vm) == {KnownBy.FIRMWARE if reads_files else KnownBy.LEARNT}
+        assert await known_by(vm) == {KnownBy.FIRMWARE if files else KnownBy.LEARNT}
         await prove(vm, guest, expected)
 
         # One that leaves and comes again has its number again, whatever came meanwhile.
@@ -109,7 +103,7 @@ async def test_numbers_with_holes_and_after_a_reboot(
         await reboot(vm, guest)
         expected = {0: 0, 2: 1, 3: 2, 5: 3, 7: 4}
         assert await numbers(vm) == expected
-        assert await known_by(vm) == {KnownBy.FIRMWARE if reads_files else KnownBy.RULE}
+        assert await known_by(vm) == {KnownBy.FIRMWARE if files else KnownBy.RULE}
         await prove(vm, guest, expected)
         await plug(vm, guest, 4, 1)
         expected |= {1: 5, 4: 6} if fixed_at_boot else {4: 5, 1: 6}
@@ -118,51 +112,43 @@ async def test_numbers_with_holes_and_after_a_reboot(
 
 
 async def test_numbers_of_a_linux_that_booted_with_holes(
-    qemu: Path, accel: Accelerator, kernel: str, fixed_at_boot: bool, reads_files: bool
+    qemu: Path, accel: Accelerator, kernel: str, fixed_at_boot: bool
 ) -> None:
-    async with linux(qemu, accel, kernel, boot={0, 5}, reads_files=reads_files) as (guest, vm):
-        # Who came after the boot cannot know what it booted with: only that the one left over is the other one.
-        await numbers(vm)
-        assert await numbers(vm) == {0: 0, 5: 1}
-        await plug(vm, guest, 7, 2, 1)
-        expected = {0: 0, 5: 1, 1: 2, 2: 3, 7: 7} if fixed_at_boot else {0: 0, 5: 1, 7: 2, 2: 3, 1: 4}
-        if reads_files:
+    expected = {0: 0, 5: 1, 1: 2, 2: 3, 7: 7} if fixed_at_boot else {0: 0, 5: 1, 7: 2, 2: 3, 1: 4}
+    async with LinuxGuest(qemu, accel=accel, kernel=kernel, boot={0, 5}) as guest:
+        async with attached(guest) as vm:
+            await plug(vm, guest, 7, 2, 1)
             assert await numbers(vm) == expected
             await prove(vm, guest, expected)
-        else:
-            # Three came at once, and whether it booted with them nothing tells.
-            assert await numbers(vm) == {0: 0, 5: 1}
+        # Without files nothing tells what it booted with, nor what came first.
+        async with attached(guest, files=False) as vm:
+            assert await numbers(vm) == {0: 0}
             with pytest.raises(GuestNumberUnknownError, match="let the agent read files"):
                 await vm.guest.set_offline(7)
             assert len(await guest.online()) == 5
-            await reboot(vm, guest)
-            assert await numbers(vm) == {0: 0, 1: 1, 2: 2, 5: 3, 7: 4}
 
 
-async def test_numbers_after_a_migration(
-    qemu: Path, accel: Accelerator, kernel: str, fixed_at_boot: bool, reads_files: bool
-) -> None:
+async def test_numbers_after_a_migration(qemu: Path, accel: Accelerator, kernel: str, fixed_at_boot: bool) -> None:
     expected = {0: 0, 5: 5, 3: 3} if fixed_at_boot else {0: 0, 5: 1, 3: 2}
     async with (
-        linux(qemu, accel, kernel, boot={0}, reads_files=reads_files) as (source, vm),
-        linux(qemu, accel, kernel, boot={0}, incoming=True) as (target, there),
+        LinuxGuest(qemu, accel=accel, kernel=kernel, boot=1) as source,
+        LinuxGuest(qemu, accel=accel, kernel=kernel, boot=1, incoming=True) as target,
     ):
-        await plug(vm, source, 5, 3)
-        async with await vm.export() as export:
-            await rebuild(export.state, there)
-            assert await move(source, target) == "completed"
-            await call(source, "quit")
-        assert len(await target.online()) == 3
-        if not reads_files:
-            # The numbers came along, and what tells them did not.
+        async with qmpvcpu.attach(source.qmp) as vm, qmpvcpu.attach(target.qmp, agent=target.agent) as there:
+            await plug(vm, source, 5, 3)
+            async with await vm.export() as export:
+                await rebuild(export.state, there)
+                assert await move(source, target) == "completed"
+                await call(source, "quit")
+            assert len(await target.online()) == 3
+            assert await numbers(there) == expected
+            await prove(there, target, expected)
+        # The numbers came along. What tells them did not, if it may not be read.
+        async with attached(target, files=False) as there:
             assert await numbers(there) == {0: 0}
             with pytest.raises(GuestNumberUnknownError):
                 await there.guest.set_offline(5)
-        else:
-            assert await numbers(there) == expected
-            await prove(there, target, expected)
-        await plug(there, target, 6)
-        expected |= {6: 6 if fixed_at_boot else 3}
-        known = await numbers(there)
-        assert known == (expected if reads_files else {0: 0, 6: expected[6]})
-        await prove(there, target, {each: number for each, number in expected.items() if each in known})
+            await plug(there, target, 6)
+            learnt = {0: 0, 6: 6 if fixed_at_boot else 3}
+            assert await numbers(there) == learnt
+            await prove(there, target, learnt)
