@@ -79,6 +79,18 @@ class GuestError(NamedTuple):
     number: int | None
 
 
+class Port(NamedTuple):
+    """The agent's port, as QEMU has it.
+
+    Attributes:
+        is_open: True if a process in the guest has it open.
+        has_client: True if a client is connected to its socket.
+    """
+
+    is_open: bool
+    has_client: bool
+
+
 def parse_vcpus(answer: object) -> tuple[GuestCpu, ...]:
     """Read the answer to ``guest-get-vcpus``: the guest's CPUs by number. The agent sends them in no order."""
     if not isinstance(answer, list):
@@ -192,26 +204,25 @@ def why_forbidden(error_class: str, desc: str) -> str:
     return ""
 
 
-def parse_port(answer: object, path: str) -> bool | None:
-    """Read from the answer to ``query-chardev`` whether the guest has the port open whose socket is at *path*.
+def parse_port(answer: object, path: str) -> Port | None:
+    """Read from the answer to ``query-chardev`` in what state the port is whose socket is at *path*.
 
-    Of TCP, *path* is ``tcp:HOST:PORT``.
-
-    QEMU names a socket as it was given it: relative to the directory that it was started in, say. Then the one of
-    that file name is meant, if there is one only. None: it cannot be told.
+    Of TCP, *path* is ``tcp:HOST:PORT``. QEMU names a socket as it was given it: relative to the directory that it was
+    started in, say. Then the one of that file name is meant, if there is one only. None: it cannot be told.
 
     Source: QEMU qapi/char.json; chardev/char-socket.c for ``filename``.
     """
-    ports: dict[str, list[bool]] = {}
+    ports: dict[str, list[Port]] = {}
     for entry in answer if isinstance(answer, list) else ():
         filename = entry.get("filename") if isinstance(entry, Mapping) else None
         is_open = entry.get("frontend-open") if isinstance(entry, Mapping) else None
         if isinstance(filename, str) and isinstance(is_open, bool):
-            place = filename.removeprefix("disconnected:").removeprefix("unix:").partition(",server")[0]
-            ports.setdefault(place, []).append(is_open)
-            if "/" in place:
-                ports.setdefault(place.rpartition("/")[2], []).append(is_open)
-    for place in (path, path.rpartition("/")[2]):
-        if len(found := ports.get(place, [])) == 1:
+            rest = filename.removeprefix("disconnected:")
+            place = rest.removeprefix("unix:").partition(",server")[0]
+            port = Port(is_open, has_client=rest == filename)
+            for name in {place, place.rpartition("/")[2]}:
+                ports.setdefault(name, []).append(port)
+    for name in (path, path.rpartition("/")[2]):
+        if len(found := ports.get(name, [])) == 1:
             return found[0]
     return None

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, NamedTuple, TypeVar
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, Runstate, StateError
@@ -49,11 +49,11 @@ class QemuSays(NamedTuple):
     """What QEMU says of a silent guest.
 
     Attributes:
-        port_open: Whether a process in the guest has the agent's port open; None: unknown.
+        port: The state of the agent's port; None: unknown.
         rests: The VM's run state if it does not run, such as ``paused``; else "".
     """
 
-    port_open: bool | None = None
+    port: answers.Port | None = None
     rests: str = ""
 
 
@@ -217,7 +217,7 @@ class GuestAgent:
                 if isinstance(client, AgentClient):
                     client.begin()
                 if not self._synchronised:
-                    await self._synchronise(client)
+                    await self._synchronise(client, deadline)
                 self._synchronised = False  # until the answer is there
                 sent = command
                 self._log("sent", {"execute": command, **({"arguments": arguments} if arguments else {})})
@@ -247,30 +247,26 @@ class GuestAgent:
         An agent answers in order. So if it answers the second question and not the first, it never got the first: it
         was started again meanwhile.
         """
-        asked = asyncio.create_task(client.execute(command, arguments))
-        try:
-            half = (deadline - asyncio.get_running_loop().time()) / 2
-            if await wait_ended(asked, max(0.0, half)):
-                return asked.result()
-            self._synchronised = False
-            again = asyncio.create_task(self._synchronise(client))
-            try:
-                await asyncio.wait({asked, again}, return_when=asyncio.FIRST_COMPLETED)
-                if asked.done():
-                    return asked.result()
-                again.result()
-            finally:
-                again.cancel()
-                await asyncio.gather(again, return_exceptions=True)
-            outcome = self._outcome(command)
-            why = f"it was started again, and {command} went with the one before"
-            raise AgentLostError(self.address, why, outcome=outcome)
-        finally:
-            asked.cancel()
-            await asyncio.gather(asked, return_exceptions=True)
+        is_first, answer = await _first_of(
+            lambda: client.execute(command, arguments), lambda: self._have_returned(client), deadline
+        )
+        if is_first:
+            return answer
+        self._synchronised = True
+        why = f"it was started again, and {command} went with the one before"
+        raise AgentLostError(self.address, why, outcome=self._outcome(command))
 
-    async def _synchronise(self, client: QMPClient) -> None:
-        """Have the agent return a number, so that what it says next is about our next question."""
+    async def _synchronise(self, client: QMPClient, deadline: float) -> None:
+        """Have the agent return a number, so that what it says next is about our next question.
+
+        It is asked twice, in case it is started again meanwhile.
+        """
+        await _first_of(lambda: self._have_returned(client), lambda: self._have_returned(client), deadline)
+        if isinstance(client, AgentClient):
+            client.synchronised = True
+        self._synchronised = True
+
+    async def _have_returned(self, client: QMPClient) -> None:
         token = random_token()
         ours = isinstance(client, AgentClient)
         if isinstance(client, AgentClient):
@@ -278,9 +274,6 @@ class GuestAgent:
         returned = await client.execute(SYNC if ours else "guest-sync", {"id": token})
         if type(returned) is not int or returned != token:
             raise MalformedAnswerError(self.address, SYNC, "it is another number", returned)
-        if isinstance(client, AgentClient):
-            client.synchronised = True
-        self._synchronised = True
 
     # The connection.
 
@@ -382,11 +375,15 @@ class GuestAgent:
         outcome = self._outcome(command)
         if self._sock is not None and (why := why_silent(self._pid)):
             return AgentSilentError(self.address, why, timeout=limit, outcome=outcome)
-        if self._sock is not None and is_accepted(self._sock) is False:
+        waits = self._sock is not None and is_accepted(self._sock) is False
+        port, rests = await self._qemu_says(min(_ASKING_QEMU_S, limit / 10))
+        if waits and (port is None or port.has_client):
             return AgentConnectError(self.address, "another client holds this socket", hint=_HELD)
-        is_open, rests = await self._qemu_says(min(_ASKING_QEMU_S, limit / 10))
+        is_open = None if port is None else port.is_open
         asked = f" to {command}" if command else ""
-        if rests:
+        if waits:
+            why = "QEMU has not accepted the connection yet"
+        elif rests:
             why = f"the VM does not run: QEMU says {rests}"
         elif is_open is False:
             why = "no process in the guest has the agent's port open: no agent is installed, or runs yet"
@@ -426,6 +423,28 @@ class GuestAgent:
             address = printable(self.address)
             extra = {"vm": address, "direction": direction, "qmp": dict(message)}
             _log.debug("%s %s %s", address, direction, printable(shorten(dict(message), _LOGGED)), extra=extra)
+
+
+async def _first_of(
+    first: Callable[[], Coroutine[Any, Any, Any]], second: Callable[[], Coroutine[Any, Any, Any]], deadline: float
+) -> tuple[bool, Any]:
+    """Wait for *first*, and after half of the time until *deadline* for *second* too; the other is cancelled.
+
+    Returns:
+        Whether *first* ended first, and the result of the one that did.
+    """
+    half = (deadline - asyncio.get_running_loop().time()) / 2
+    tasks = [asyncio.create_task(first())]
+    try:
+        if not await wait_ended(tasks[0], max(0.0, half)):
+            tasks.append(asyncio.create_task(second()))
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        ended = next(task for task in tasks if task.done())
+        return ended is tasks[0], ended.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _of_agent(error: MonitorConnectError) -> AgentConnectError:

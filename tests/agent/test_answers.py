@@ -152,6 +152,10 @@ def test_commands_that_are_no_list_are_refused(lie: Any) -> None:
         answers.parse_commands(lie)
 
 
+def is_open(port: answers.Port | None) -> bool | None:
+    return None if port is None else port.is_open
+
+
 def test_qemu_tells_whether_the_guest_has_the_port_open() -> None:
     chardevs = [
         {"frontend-open": True, "filename": "disconnected:unix:/run/qmp0,server=on", "label": "qmp0"},
@@ -159,13 +163,15 @@ def test_qemu_tells_whether_the_guest_has_the_port_open() -> None:
         {"label": "strange"},
         7,
     ]
-    assert answers.parse_port(chardevs, "/run/ga.sock") is False
-    assert answers.parse_port(chardevs, "/run/qmp0") is True
+    assert is_open(answers.parse_port(chardevs, "/run/ga.sock")) is False
+    assert is_open(answers.parse_port(chardevs, "/run/qmp0")) is True
     assert answers.parse_port(chardevs, "/run/ga") is None
-    assert answers.parse_port(chardevs, "/other/way/to/ga.sock") is False
+    assert is_open(answers.parse_port(chardevs, "/other/way/to/ga.sock")) is False
     relative = [{"frontend-open": True, "filename": "unix:agent,server=on", "label": "agent"}]
-    assert answers.parse_port(relative, "/run/vm/agent") is True
+    assert is_open(answers.parse_port(relative, "/run/vm/agent")) is True
     assert answers.parse_port(relative * 2, "/run/vm/agent") is None
     assert answers.parse_port(None, "/run/ga") is None
+    assert answers.parse_port(chardevs, "/run/ga.sock") == answers.Port(is_open=False, has_client=True)
+    assert answers.parse_port(chardevs, "/run/qmp0") == answers.Port(is_open=True, has_client=False)
     tcp = [{"frontend-open": True, "filename": "tcp:127.0.0.1:4444,server=on <-> 127.0.0.1:555", "label": "a"}]
-    assert answers.parse_port(tcp, "tcp:127.0.0.1:4444") is True
+    assert is_open(answers.parse_port(tcp, "tcp:127.0.0.1:4444")) is True

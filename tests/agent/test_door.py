@@ -27,6 +27,7 @@ from qmpvcpu import (
     Outcome,
     attach,
 )
+from qmpvcpu.agent.answers import Port
 from qmpvcpu.agent.client import AgentClient
 from qmpvcpu.agent.door import GuestAgent, QemuSays
 from qmpvcpu.testing import Mood, ScriptedAgent, ScriptedPeer
@@ -190,7 +191,7 @@ async def test_a_silent_agent_is_told_within_the_deadline(agent: ScriptedAgent, 
 async def test_qemu_tells_an_absent_agent_from_a_stopped_one(agent: ScriptedAgent, is_open: bool, why: str) -> None:
     async def ask_qemu(path: str) -> QemuSays:
         assert path == agent.path
-        return QemuSays(is_open)
+        return QemuSays(Port(is_open, has_client=True))
 
     await agent.turn(Mood.SILENT)
     door = GuestAgent(agent.path, timeout=0.3, ask_qemu=ask_qemu)
@@ -212,6 +213,29 @@ async def test_a_qemu_that_does_not_answer_either_costs_no_more_than_the_deadlin
         await door.cpus()
     assert time.monotonic() - began < 2
     await door.close()
+
+
+async def test_a_qemu_that_is_slow_to_accept_is_not_taken_for_one_that_serves_another(tmp_path: Path) -> None:
+    async def ask_qemu(_path: str) -> QemuSays:
+        return QemuSays(Port(is_open=True, has_client=False))
+
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.bind(str(tmp_path / "ga"))
+        slow.listen()
+        door = GuestAgent(str(tmp_path / "ga"), timeout=0.3, ask_qemu=ask_qemu)
+        with pytest.raises(AgentSilentError, match="QEMU has not accepted the connection yet"):
+            await door.cpus()
+        await door.close()
+
+
+async def test_an_agent_that_is_started_again_before_it_has_answered_anything_is_asked_again(
+    agent: ScriptedAgent, asking: Asking
+) -> None:
+    await agent.turn(Mood.SILENT)
+    waiting = asyncio.create_task(asking(agent.path, within=3).cpus())
+    await asyncio.sleep(0.2)
+    await agent.turn(Mood.NORMAL)  # and what it was asked is gone
+    assert len(await waiting) == 2
 
 
 async def test_a_process_that_is_stopped_is_named(asking: Asking, tmp_path: Path) -> None:
