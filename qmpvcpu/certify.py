@@ -58,6 +58,7 @@ __all__ = ["Ability", "AbilityRow", "AbilityVerdict", "Certificate", "Provocatio
 # As many at once show what there is to see; a machine of hundreds would take minutes.
 _MOST_AT_ONCE: Final = 8
 _BY_ITSELF_S: Final = 5.0  # how long a guest has to use a vCPU without being told; Linux took 1 on a busy machine
+_NO_AGENT: Final = "no agent was given that could be asked"
 _MOST_TASKS: Final = 1024
 _LOOK_EVERY_S: Final = 0.1
 _ASKED_S: Final = 2.0  # how long one question to the agent may take, of many
@@ -411,7 +412,7 @@ class _Certification:
         self._need(Ability.PLUG)
         guest, first = self._vm.guest, self._first
         if first is None or not guest.has_agent:
-            raise _not_possible("no agent was given that could be asked")
+            raise _not_possible(_NO_AGENT)
 
         async def is_online() -> bool:
             return any(cpu.online for cpu in await guest.vcpus(timeout=self._timeout) if cpu.vcpu == first)
@@ -483,8 +484,9 @@ class _Certification:
         return _Done(_now() - began)
 
     async def _offline_first(self) -> _Done:
-        if self._vm.guest.has_agent:  # without one the library says why it is denied
-            self._need(Ability.ONLINE)
+        if not self._vm.guest.has_agent:
+            raise _not_possible(_NO_AGENT)
+        self._need(Ability.ONLINE)
         vcpu = self._one_of_ours()
         began = _now()
         await self._vm.unplug(vcpu, timeout=self._timeout, offline_first=True)

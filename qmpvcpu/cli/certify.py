@@ -5,12 +5,13 @@ import contextlib
 import itertools
 import math
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import click
 
 from qmpvcpu.certify import Ability, AbilityRow, AbilityVerdict, Certificate, certify, wait_booted
-from qmpvcpu.cli.failures import failure
+from qmpvcpu.cli.failures import failure, in_options
 from qmpvcpu.cli.options import (
     AGENT,
     NAME,
@@ -25,10 +26,11 @@ from qmpvcpu.cli.options import (
     option,
 )
 from qmpvcpu.cli.output import Line
+from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import headline, state_json
-from qmpvcpu.errors import printable
+from qmpvcpu.errors import MonitorError, printable
 from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.testing.directory import TemporaryDirectoryError
 from qmpvcpu.testing.qemu import QemuProcess, QemuProcessError, qemu_named
@@ -37,7 +39,7 @@ from qmpvcpu.vm.controller import VcpuController
 # So many more vCPUs let everything be tried, also where each plug is one of maxcpus for ever.
 _ROOM: Final = 8
 _AGENT_PORT: Final = "org.qemu.guest_agent.0"  # as qemu-ga looks for it in the guest
-_TO_END_S: Final = 1.0  # how long a QEMU that hung up may take to end
+_TO_END_S: Final = 5.0  # how long a QEMU that was told to end, or hung up, may take for that
 _WIDTH: Final = max(len(ability.value) for ability in Ability)
 _STYLES: Final = {
     AbilityVerdict.WORKS: "green",
@@ -85,7 +87,7 @@ async def certify_(
 
       qmpvcpu certify --disturb --qmp /run/vm.qmp
 
-      qmpvcpu certify --markdown -- qemu-system-x86_64 -m 1024 -drive file=disk.img
+      qmpvcpu certify --markdown -- qemu-system-x86_64 -m 1024 -snapshot -drive file=disk.img
 
     Exit codes: 0 everything that can work did; 1 something was refused, or never came; 2 bad usage, nothing sent;
     3 no connection, QEMU did not start, or was lost; 130 stopped by a signal.
@@ -130,13 +132,19 @@ async def _certify_process(
     shell: Shell, process: QemuProcess, options: dict[str, Any], *, markdown: bool
 ) -> CommandResult:
     async with shell.attach() as vm:
-        await vm.run_control.resume()  # it may have been started with -S
-        guest = await wait_booted(vm, timeout=options["boot"])
-        result = await _certify(shell, vm, guest, options, markdown=markdown)
+        try:
+            await vm.run_control.resume()  # it may have been started with -S
+            if not vm.guest.has_agent:
+                shell.note(f"giving the guest {options['boot']:g} s to boot; with --agent it tells when it is up")
+            guest = await wait_booted(vm, timeout=options["boot"])
+            result = await _certify(shell, vm, guest, options, markdown=markdown)
+        finally:
+            with contextlib.suppress(MonitorError):  # killed, it would lose what it has not written yet
+                await vm.run_control.quit()
+    with contextlib.suppress(TimeoutError):  # it hangs, which is told too
+        async with asyncio.timeout(_TO_END_S):
+            await process.wait()
     if result.code == NO_ANSWER:
-        with contextlib.suppress(TimeoutError):  # it hangs, which is told too
-            async with asyncio.timeout(_TO_END_S):
-                await process.wait()
         result.complaint = (*result.complaint, str(process.failure("what QEMU said")))
     return result
 
@@ -148,7 +156,7 @@ async def _certify(
     before = vm.layout.enabled
     if not markdown:
         shell.say(headline(vm.layout, shell.out.width), "")
-    task = asyncio.ensure_future(_rows(shell, certify(vm, **options), rows, told=not markdown))
+    task = asyncio.ensure_future(_rows(shell, vm, certify(vm, **options), rows, told=not markdown))
 
     async def stop() -> None:
         shell.note("putting the vCPUs back; a second signal lets go of the VM at once")
@@ -170,9 +178,14 @@ async def _certify(
     return result
 
 
-async def _rows(shell: Shell, found: AsyncGenerator[AbilityRow, None], rows: list[AbilityRow], *, told: bool) -> None:
-    async with contextlib.aclosing(found) as each_found:
-        async for row in each_found:
+async def _rows(
+    shell: Shell, vm: VcpuController, found: AsyncGenerator[AbilityRow, None], rows: list[AbilityRow], *, told: bool
+) -> None:
+    async with contextlib.aclosing(found):
+        for ability in Ability:
+            async with progress(vm, shell.err, waiting=f"{ability.value} ..."):
+                row = await anext(found)
+            row = replace(row, detail=in_options(row.detail))
             rows.append(row)
             if told:
                 style = _STYLES[row.verdict]

@@ -21,6 +21,10 @@ class RunControl:
         """Reset the VM as its reset button would. One that is paused stays so, and boots once it is resumed."""
         await self._send("system_reset")
 
+    async def quit(self) -> None:
+        """End QEMU, which writes what it still has of its disks; the guest is not asked to shut down."""
+        await self._send("quit")
+
     async def has_started(self, vcpu: int) -> bool:
         """Read whether all of the slot of *vcpu* has run code of the guest."""
         driver = self._driver

@@ -76,7 +76,7 @@ async def test_a_page_gets_a_table(own: tuple[str, ...]) -> None:
 
 async def test_the_line_on_the_page_is_understood(tmp_path: Path) -> None:
     line = block("docs/certify.md", "an image of yours").lines[0]
-    kvm = "accel=kvm -m 1024 -drive file=disk.img,if=virtio"
+    kvm = "accel=kvm -m 1024 -snapshot -drive file=disk.img,if=virtio"
     assert kvm in line
     (tmp_path / "guest.rom").write_bytes(rom_image(STARTING))
     ours = line.replace(kvm, "accel=tcg -nodefaults -display none -m 16 -bios guest.rom")
