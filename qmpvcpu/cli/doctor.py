@@ -67,10 +67,9 @@ async def _look_at_vm(shell: Shell, address: str) -> tuple[list[Finding], dict[s
     try:
         async with shell.attach() as vm:
             answers = await vm.guest_answers()
-            findings = list(examine_vm(vm, answers.values()))
-            if vm.guest.has_agent:
-                findings += await examine_agent(vm, shell.options.reply_timeout)
-            return findings, state_json(vm.layout)
+            # The agent first: what it tells of the guest decides about plugs and unplugs too.
+            asked = await examine_agent(vm, shell.options.reply_timeout) if vm.guest.has_agent else []
+            return [*examine_vm(vm, answers.values()), *asked], state_json(vm.layout)
     except MonitorError as error:
         return [unreachable(address, error)], {}
 

@@ -25,6 +25,7 @@ from qmpvcpu.cli.show import headline, milliseconds
 from qmpvcpu.errors import (
     AgentForbiddenError,
     AgentSilentError,
+    DenialReason,
     GuestAgentError,
     GuestRefusedError,
     MonitorConnectError,
@@ -370,11 +371,12 @@ def examine_vm(vm: VcpuController, answers: Collection[OstAnswer]) -> Iterator[F
     if layout.vm.can_plug:
         yield _examine_unplug(vm, layout)
         yield _examine_guest(layout, answers)
-        if layout.vm.lacks_hypervisor:
+        warnings = vm.plan(range(layout.max)).warnings
+        if hidden_hypervisor(layout.vm) in warnings:
             hidden = layout.vm.hides_hypervisor and layout.vm.accelerator != "tcg"
             advice = "start the VM with neither hypervisor=off nor kvm=off" if hidden else _DETECTABLE
             yield Finding(Level.NOTE, "guest", hidden_hypervisor(layout.vm), advice)
-        if NESTED in vm.plan(range(layout.max)).warnings:
+        if NESTED in warnings:
             yield Finding(Level.NOTE, "guest", NESTED, "unless it runs VMs, start it with -cpu MODEL,-vmx or -svm")
     if layout.pending:
         found = f"the removal of {layout.pending} is asked for and unanswered; QEMU never forgets it"
@@ -410,6 +412,8 @@ def _as_planned(vm: VcpuController, subject: str, wish: VcpuMap, can: str) -> Fi
     denied = vm.plan(wish).denied
     if not denied:
         return Finding(Level.OK, subject, can)
+    if denied[0].reason is DenialReason.GUEST_CANNOT_UNPLUG:
+        return Finding(Level.WARNING, subject, denied[0].detail, "only plugs are possible in it")
     return Finding(Level.FAULT, subject, in_options(denied[0].detail), "wait until that is over, or mend it")
 
 

@@ -284,3 +284,11 @@ async def test_a_fleet_takes_no_agent_for_more_than_one_vm(guest: MicroGuest, ag
     for_one = environment(QMPVCPU_QMP=str(guest.qmp), QMPVCPU_AGENT=agent.path)
     assert "agent_error" in (await run("fleet", "list", "--json", env=for_one)).document["vms"][0]
     assert "agent_error" not in (await run(*both, "--json", env=for_one)).document["vms"][0]
+
+
+async def test_doctor_knows_that_windows_gives_no_vcpu_up(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    agent.answers["guest-get-osinfo"] = {"id": "mswindows", "pretty-name": "Windows Server 2022 Standard"}
+    document = (await ask(guest, agent, "doctor", "--json")).document
+    (found,) = [each for each in document["findings"] if each["subject"] == "unplug"]
+    assert (found["level"], found["advice"]) == ("warning", "only plugs are possible in it")
+    assert "Windows, which gives no vCPU up" in found["found"]

@@ -13,6 +13,7 @@ import pytest
 
 from qmpvcpu.cli import examine
 from qmpvcpu.cli.examine import Level
+from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation
@@ -206,10 +207,10 @@ async def test_what_was_not_tried_is_not_said_to_fail(tmp_path: Path) -> None:
     assert "no QEMU here runs a guest" not in ran.out
 
 
-def machine(arch: str, name: str, *, arrived: bool = False, **changes: Any) -> Any:
+def machine(arch: str, name: str, *, arrived: bool = False, system: Any = None, **changes: Any) -> Any:
     """What doctor looks at of a VM of that machine, with vCPU 0 of 4."""
     seen = layout({0: "boot"}, slots=4, vm=replace(TCG, arch=arch, machine=name, **changes))
-    now = Situation(layout=seen, status=VmStatus("running"), created=1, arrived=arrived)
+    now = Situation(layout=seen, status=VmStatus("running"), created=1, arrived=arrived, guest_os=system)
     return SimpleNamespace(layout=seen, capabilities=seen.vm, plan=lambda target: plan_map(now, VcpuMap(target)))
 
 
@@ -253,6 +254,11 @@ def test_of_each_machine_is_said_what_it_can_do_and_nothing_else(vm: Any, subjec
             "neither hypervisor=off nor kvm=off",
         ),
         (machine("ppc64", "pseries-11.1"), ""),
+        (machine("x86_64", "pc-q35-11.1", system=GuestOs("debian", kernel="6.1.0-44-amd64")), ""),
+        (
+            machine("x86_64", "pc-q35-11.1", system=GuestOs("debian", kernel="7.3.4")),
+            "-cpu MODEL,-hypervisor -smbios",
+        ),
     ],
 )
 def test_that_linux_may_ignore_a_vcpu_is_told_where_it_does(vm: Any, advice: str) -> None:
