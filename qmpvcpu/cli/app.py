@@ -97,6 +97,7 @@ _OF_VIRSH = {
     "setvcpu": "plug, unplug or config",
     "vcpucount": "list",
     "vcpuinfo": "list",
+    "guestvcpus": "guest",
     "dumpxml": "xml",
     "domxml-to-native": "args",
     "define": "config",

@@ -1,7 +1,8 @@
 """What a reader does on one page, from top to bottom: one directory, one shell, one Python prompt, one VM.
 
 The pages' VM is ``/run/vm.qmp`` (its second monitor ``/run/vm.qmp2``), also the one in ``/run/vms``; here these
-are the sockets of a micro-guest with vCPU 0 of 8, which complies, and `QMPVCPU_QMP` names it. What was printed is
+are the sockets of a micro-guest with vCPU 0 of 8, which complies, and `QMPVCPU_QMP` names it. Its guest agent, at
+``/run/vm.agent``, is a scripted one, whose system uses what is plugged. What was printed is
 compared with what is shown, after times, process ids and the like are made alike on both sides; ``...`` stands for
 anything.
 """
@@ -25,10 +26,13 @@ import yaml
 from lxml import etree
 
 from qmpvcpu.domainxml import parse, validate
-from qmpvcpu.testing import MicroGuest
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.qmp.queries import look
+from qmpvcpu.testing import MicroGuest, ScriptedAgent
 from tests.docs.blocks import DATA, FOR_SPHINX, PROMPT, SHELL, Block, syntax_tree
 
 ADDRESS = "/run/vm.qmp"
+AGENT = "/run/vm.agent"
 VMS = "/run/vms"
 _DEADLINE = 150.0
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
@@ -82,6 +86,7 @@ class Session:
         self.directory = directory
         self.guest = guest
         self.names: dict[str, Any] = {"__name__": "__main__"}
+        self._agents_path = ""
         self._ends = contextlib.AsyncExitStack()
         self._before = Path.cwd()
         self._vms = directory.with_name(f"{directory.name}.vms")
@@ -137,7 +142,18 @@ class Session:
             guest = await self._vm()
             text = text.replace(VMS, str(self._vms)).replace(f"{ADDRESS}2", str(guest.process.sockets[1]))
             text = text.replace(ADDRESS, str(guest.qmp))
-        return text
+        return text.replace(AGENT, await self._agent()) if AGENT in text else text
+
+    async def _agent(self) -> str:
+        if self._agents_path == "":
+            second = (await self._vm()).process.sockets[1]
+
+            async def plugged() -> VcpuMap:
+                return (await look(second)).enabled
+
+            agent = await self._ends.enter_async_context(ScriptedAgent(look=plugged, onlines=True))
+            self._agents_path = agent.path
+        return self._agents_path
 
     async def _vm(self) -> MicroGuest:
         if self.guest is None:
