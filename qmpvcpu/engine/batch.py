@@ -747,7 +747,7 @@ class Batch:
             self._end(run, Refused(run.step.ids, code, reason, seconds=seconds))
         elif run.step.action is Action.KEEP and not self.halted:
             self._out.drop(run)
-            run.plugs, run.arrives, run.stage = True, True, StepStage.QUEUED
+            run.plugs, run.arrives, run.stage, run.taken_offline = True, True, StepStage.QUEUED, False
             run.verdict, run.reason = Unplugged(run.step.ids, seconds=seconds), "it left"
             self._plugs.append(run)
         else:

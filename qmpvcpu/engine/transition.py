@@ -188,9 +188,11 @@ class Transition:
         )
 
     def _was_taken_offline(self, step: Step) -> bool:
-        """Return True if what this finishes may have taken the vCPUs of *step* offline in the guest."""
+        """Return True if what this finishes, or reverts, may have taken the vCPUs of *step* offline in the guest."""
         begun = self._begun.get(step.first)
-        return begun is not None and begun.asks_agent and step.action is begun.action is Action.UNPLUG
+        if step.action is Action.UNPLUG:
+            return begun is not None and begun.action is Action.UNPLUG and begun.asks_agent
+        return step.action is Action.KEEP and step.asks_agent
 
     @property
     def left_offline(self) -> list[StepRun]:
@@ -537,6 +539,8 @@ class Transition:
         """Return False if what *run* was to bring online again in the guest is not."""
         if run.step.action is Action.ONLINE:
             return isinstance(run.verdict, Plugged) and run.missing is None
+        if run.step.action is Action.KEEP and run.left_offline:
+            return False
         return not (run.plugs and run.step.asks_agent and run.missing is not None)
 
     def _undone(self, run: StepRun, undo: StepRun | None) -> bool | None:

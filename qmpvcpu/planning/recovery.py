@@ -63,8 +63,9 @@ def revert_plan(intent: Intent, plan: Plan, layout: Layout) -> Plan:
     if not offline:
         return plan
     planned = {step.first for step in plan.steps}
+    comes = {Action.PLUG, Action.KEEP}
     steps = [
-        replace(step, asks_agent=True) if step.action is Action.PLUG and step.first in offline else step
+        replace(step, asks_agent=True) if step.action in comes and step.first in offline else step
         for step in plan.steps
     ]
     there = [

@@ -12,7 +12,7 @@ from qmpvcpu.model.transition import Action, Direction, Intent
 from qmpvcpu.model.verdicts import OstStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import Plan, plan_map
-from qmpvcpu.planning.recovery import finish_target, in_order_of, observed_report, revert_target
+from qmpvcpu.planning.recovery import finish_target, in_order_of, observed_report, revert_plan, revert_target
 from tests.engine.model_qemu import SLOTS, US
 from tests.engine.transition_machine import TransitionsBesideQemu
 
@@ -85,25 +85,38 @@ class CrashesBesideQemu(TransitionsBesideQemu):
             if not wishes:
                 self.check_wish(intent, wish, reverts=reverts)
             wishes.append(wish)
-            return plan_map(now, wish) if reverts else in_order_of(intent, plan_map(now, wish))
+            plan = plan_map(now, wish, options)
+            return revert_plan(intent, plan, now.layout) if reverts else in_order_of(intent, plan)
 
         direction = Direction.REVERTING if reverts else Direction.FORWARD
         policy = OnFailure.CONTINUE if reverts else intent.on_failure
+        asks = any(step.asks_agent for step in intent.steps)
+        options = CheckedOptions(on_failure=policy, timeout=5.0, offline_first=asks and not reverts)
         change = Change(
             plan,
-            CheckedOptions(on_failure=policy, timeout=5.0),
+            options,
             intent=replace(intent, direction=direction),
             rebuilds=True,
             tries=3,
         )
         unseen = {vcpu for vcpu in self.qemu.removals | self.qemu.lied if vcpu not in self.engine.layout.pending}
+        if obliged:
+            self.agent = "well"
         self.ask(change)
         if obliged:
             self.everybody_obliges()
+            if reverts and self.has_agent:
+                self.check_online(intent)
             # What QEMU was asked for and nobody can see goes one day, unless the wish is that it goes.
             phantoms = {vcpu for vcpu in self.engine.layout.pending if vcpu not in self.qemu.removals}
             assert (self.engine.layout.enabled ^ wishes[-1]) <= (unseen & wishes[-1]) | phantoms
             assert self.engine.recorded.intent is None
+
+    def check_online(self, intent: Intent) -> None:
+        """What the agent may have taken offline is online again, or may go yet."""
+        for step in intent.steps:
+            if step.asks_agent and step.first not in self.engine.layout.pending:
+                assert self.qemu.online.get(self.qemu.cpu(step.first)) is not False, step
 
     def check_wish(self, intent: Intent, wish: VcpuMap, *, reverts: bool) -> None:
         joined = {step.first for step in intent.steps if step.joins}

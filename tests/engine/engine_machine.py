@@ -7,9 +7,8 @@ the connection is lost never arrives; of the commands on their way, QEMU has car
 The core is told all this by its one entry, and its effects are carried out as ``vm.driver`` does.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 from hypothesis import strategies as st
@@ -19,9 +18,11 @@ from qmpvcpu import Layout, MalformedReplyError, MonitorLostError, OnFailure, Pr
 from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import (
     Accepted,
+    Ask,
     Cancelled,
     Change,
     Effect,
+    GuestTold,
     Heard,
     Input,
     LetGo,
@@ -48,11 +49,18 @@ from qmpvcpu.engine.removal import Removal, State
 from qmpvcpu.engine.steprun import StepRun, StepStage
 from qmpvcpu.engine.transition import Phase, Transition
 from qmpvcpu.engine.vmstate import Read, VmState
-from qmpvcpu.errors import StepDeniedError
-from qmpvcpu.events import Event, VcpuUnplugged
+from qmpvcpu.errors import (
+    AgentConnectError,
+    AgentSilentError,
+    GuestNumberUnknownError,
+    GuestRefusedError,
+    Outcome,
+    StepDeniedError,
+)
+from qmpvcpu.events import Event, VcpuProven, VcpuUnplugged
 from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.transition import Action, Intent
-from qmpvcpu.model.verdicts import OstStatus, Plugged, Refused, Unplugged
+from qmpvcpu.model.verdicts import OstStatus, Pending, Plugged, Refused, Unknown, Unplugged
 from qmpvcpu.model.vm import VmInfo, VmStatus
 from tests.engine.model_qemu import OTHER, SLOTS, US, Deletions, ModelQemu, Reply
 from tests.engine.story import plug, set_state, unplug
@@ -63,17 +71,22 @@ __all__ = ["REPLY_TIMEOUT", "Command", "Disk", "EngineBesideQemu", "vcpus"]
 REPLY_TIMEOUT = 10.0
 MOST_TICKS = 8  # at one moment
 MOST_ROUNDS = 100  # until everything has arrived
+MOST_QUESTIONS = 40  # of one transition at one moment
 vcpus = st.integers(1, SLOTS - 1)
 VM = VmInfo("t", "x86_64", "q35", "kvm", (10, 0, 2))
 PERIPHERAL = "/machine/peripheral/"
+UNDER_WAY = {StepStage.LEAVING_GUEST, StepStage.SENT, StepStage.UNSURE, StepStage.RETURNING_TO_GUEST}
+proofs = st.sampled_from([Proof.PRESENT, *Proof])
 single_options = st.builds(
     CheckedOptions,
     on_failure=st.just(OnFailure.STOP),
     timeout=st.sampled_from([0.0, 5.0, 30.0]),
     total_timeout=st.sampled_from([None, None, 8.0]),
     in_flight=st.sampled_from([1, 8]),
-    proof=st.sampled_from(Proof),
+    proof=proofs,
     require_proof=st.sampled_from([False, False, True]),
+    online=st.booleans(),
+    offline_first=st.booleans(),
 )
 
 
@@ -83,6 +96,13 @@ class Command(NamedTuple):
     number: int
     execute: Callable[[], Input]
     lost: Callable[[Exception], Input]
+
+
+class Question(NamedTuple):
+    """A question to the guest's agent."""
+
+    ask: Ask
+    until: float
 
 
 class Disk(NamedTuple):
@@ -124,6 +144,14 @@ class EngineBesideQemu(RuleBasedStateMachine):
         self.returning = 0  # how much of coming back is done
         self.between = False  # true while two QEMUs are compared, and what is gone is gone with the first
         self.disk = Disk(None, VcpuMap(), {})
+        self.has_agent = True
+        self.agent = "well"
+        self.agent_failed = False
+        self.questions: deque[Question] = deque()
+        self.unheeded: list[Ask] = []  # that a silent agent has not carried out yet
+        self.refusers: set[StepRun] = set()  # that the agent refused to take offline
+        self.offline: dict[StepRun, tuple[int, int]] = {}  # the CPU that the agent has taken offline for each
+        self.asked_at: Counter[object] = Counter()
         self.engine = self.attach()
 
     def attach(self) -> Watched:
@@ -133,7 +161,14 @@ class EngineBesideQemu(RuleBasedStateMachine):
         layout = Layout(vm=VM, slots=slots, creation=creation)
         self.hear_answers()
         answers, status = self.qemu.answers, VmStatus("running")
-        state = VmState(layout, status=status, single_threaded=None, answers=answers, now=self.now)
+        state = VmState(
+            layout,
+            status=status,
+            single_threaded=None,
+            answers=answers,
+            now=self.now,
+            has_agent=self.has_agent,
+        )
         pending = {vcpu for vcpu, seen in self.disk.pending.items() if seen == len(self.qemu.history[vcpu]) - 1}
         state.known_from_record(pending, answers, self.now)
         intentions = Intentions(self.disk.intent, self.disk.desired)
@@ -195,6 +230,8 @@ class EngineBesideQemu(RuleBasedStateMachine):
                 self.send(effect)
             case Look():
                 self.look(effect)
+            case Ask():
+                self.question(effect)
             case Save():
                 self.save(effect)
             case Publish():
@@ -218,7 +255,24 @@ class EngineBesideQemu(RuleBasedStateMachine):
 
         self.commands.append(Command(send.number, execute, lambda error: Unanswered(send.number, error)))
 
+    def question(self, ask: Ask) -> None:
+        transition, run = self.engine.askers.get(ask.number, (None, None))
+        self.count_question(transition)
+        if run is not None and not ask.online:
+            assert run.step.asks_agent
+            assert run.stage is StepStage.LEAVING_GUEST
+        assert self.has_agent
+        self.questions.append(Question(ask, self.now + ask.limit))
+
+    def count_question(self, of: object) -> None:
+        """What no event tells is asked for at a pace that is no load."""
+        self.asked_at[of, self.now] += 1
+        assert self.asked_at[of, self.now] < MOST_QUESTIONS, "asked again and again"
+
     def look(self, look: Look) -> None:
+        if look.started:
+            self.count_question("who runs")
+
         def execute() -> Input:
             self.seen_by[look.number] = [list(each) for each in self.judged.history]
             slots, threads = self.qemu.read()
@@ -228,7 +282,9 @@ class EngineBesideQemu(RuleBasedStateMachine):
                 threads if look.read is Read.FULL else None,
                 VmStatus("running") if look.status else None,
                 frozenset() if look.other_paths else None,
-                frozenset(slot.first for slot in look.started) if look.started else None,
+                frozenset(s.first for s in look.started if self.qemu.cpu(s.first) in self.qemu.ran)
+                if look.started
+                else None,
             )
 
         self.commands.append(Command(look.number, execute, lambda error: LookFailed(look.number, error)))
@@ -249,7 +305,11 @@ class EngineBesideQemu(RuleBasedStateMachine):
         options = transition.change.options
         assert engine.lost is None
         sent = [each for each in engine._commands.values() if each.run.stage is StepStage.SENT]
-        assert sum(each.transition is transition for each in sent) <= options.in_flight
+        asked = len(transition.batch._out.asked)
+        assert asked + sum(each.transition is transition for each in sent) <= options.in_flight
+        assert run not in self.refusers, "nothing is sent to QEMU after the agent's refusal"
+        if run.step.asks_agent and not run.plugs:
+            assert run.is_offline, "nothing is sent to QEMU before the agent has taken it offline"
         assert run.plugs or vcpu not in self.heard_working, "asked twice: the guest works on it"
         assert self.disk.intent is not None, "nothing is sent without an intent on disk"
         assert vcpu in {step.first for step in self.disk.intent.steps}
@@ -266,15 +326,15 @@ class EngineBesideQemu(RuleBasedStateMachine):
 
     @rule(vcpu=st.one_of(st.none(), vcpus), options=single_options)
     def plug(self, vcpu: int | None, options: CheckedOptions) -> None:
-        self.ask(with_options(plug(vcpu), options))
+        self.ask(plug(vcpu, **options._asdict()))
 
     @rule(vcpu=vcpus, options=single_options, result=st.sampled_from([Result.IDS, Result.REMOVAL]))
     def unplug(self, vcpu: int, options: CheckedOptions, result: Result) -> None:
-        self.ask(with_options(unplug(vcpu, result=result), options))
+        self.ask(unplug(vcpu, result=result, **options._asdict()))
 
     @rule(vcpu=vcpus, enabled=st.booleans(), options=single_options)
     def set_state(self, vcpu: int, enabled: bool, options: CheckedOptions) -> None:
-        self.ask(with_options(set_state(vcpu, enabled=enabled), options))
+        self.ask(set_state(vcpu, enabled=enabled, **options._asdict()))
 
     @precondition(lambda self: self.open)
     @rule(which=st.integers(0, 100), really=st.sampled_from([True, False, False]))
@@ -302,14 +362,89 @@ class EngineBesideQemu(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 6.0, 11.0]))
     def time_passes(self, seconds: float) -> None:
-        self.now += seconds
+        until = self.now + seconds
+        while self.questions and self.questions[0].until <= until:
+            self.now = max(self.now, self.questions[0].until)
+            self.the_agent_is_silent()
+        self.now = until
         self.put(Tick())
 
     @rule()
     def a_deadline_passes(self) -> None:
-        if self.engine.deadline is not None:
-            self.now = max(self.now, self.engine.deadline)
-            self.put(Tick())
+        limits = [self.engine.deadline, *(each.until for each in self.questions)]
+        moments = [each for each in limits if each is not None]
+        if moments:
+            self.time_passes(max(min(moments) - self.now, 0.0))
+
+    # The guest's agent.
+
+    @rule(mood=st.sampled_from(["well", "well", "absent", "silent", "refusing"]))
+    def the_agent_is(self, mood: str) -> None:
+        self.agent = mood
+        if mood == "absent":  # what it had not done, nobody does
+            self.unheeded.clear()
+
+    @precondition(lambda self: self.questions)
+    @rule()
+    def the_agent_answers(self) -> None:
+        self.agent_failed |= self.agent != "well"
+        if self.agent == "silent":
+            return
+        ask = self.questions.popleft().ask
+        for late in self.unheeded:
+            self.carry_out(late)
+        self.unheeded.clear()
+        error: QmpVcpuError | None = None
+        refused, changed = "", VcpuMap()
+        if self.agent == "absent":
+            error = AgentConnectError("/ga", "nobody listens")
+        elif ask.online is not None and not set(ask.ids) <= self.qemu.listed().keys():
+            error = GuestNumberUnknownError("/ga", ask.ids, "the guest does not list it")
+            self.agent_failed = True
+        elif ask.online is not None and self.agent == "refusing":
+            refused = "busy"
+            error = GuestRefusedError("/ga", refused, ids=ask.ids, done=VcpuMap())
+            if not ask.online:
+                self.refusers.add(self.engine.askers[ask.number][1])
+        elif ask.online is not None:
+            changed = self.carry_out(ask)
+        if self.agent != "absent":
+            self.put(GuestTold(None, self.qemu.listed()))
+        self.put(GuestTold(ask.number, None, changed, error, refused))
+
+    def carry_out(self, ask: Ask) -> VcpuMap:
+        """Have the guest do what the agent is asked for, to CPUs that it lists; return those that it changed."""
+        assert ask.online is not None
+        listed = self.qemu.listed()
+        changed = VcpuMap(vcpu for vcpu in ask.ids if listed.get(vcpu) is (not ask.online))
+        for vcpu in changed:
+            self.qemu.set_online(vcpu, online=ask.online)
+            if not ask.online and ask.number in self.engine.askers:
+                self.offline[self.engine.askers[ask.number][1]] = self.qemu.cpu(vcpu)
+        return changed
+
+    def the_agent_is_silent(self) -> None:
+        """The time for the oldest answer is over; what it was told to do, it may do yet."""
+        ask = self.questions.popleft().ask
+        self.agent_failed = True
+        outcome = Outcome.UNCHANGED if ask.online is None else Outcome.UNKNOWN
+        if ask.online is not None and self.agent == "silent":
+            self.unheeded.append(ask)
+        self.put(GuestTold(ask.number, None, error=AgentSilentError("/ga", "", timeout=ask.limit, outcome=outcome)))
+
+    @rule()
+    def somebody_asks_for_the_guests_list(self) -> None:
+        if self.has_agent and self.agent in {"well", "refusing"}:
+            self.put(GuestTold(None, self.qemu.listed()))
+
+    @rule(vcpu=vcpus, online=st.booleans())
+    def the_guest_takes_a_cpu(self, vcpu: int, online: bool) -> None:
+        if self.qemu.cpu(vcpu) not in self.qemu.online:
+            self.qemu.set_online(vcpu, online=online)
+
+    @rule(vcpu=vcpus)
+    def a_cpu_runs(self, vcpu: int) -> None:
+        self.qemu.run(vcpu)
 
     # QEMU, its guest, and others.
 
@@ -478,7 +613,9 @@ class EngineBesideQemu(RuleBasedStateMachine):
     @rule()
     def everything_arrives(self) -> None:
         rounds = 0
-        while self.online and (self.commands or self.qemu.wire or self.replies):
+        while self.online and (
+            self.commands or self.qemu.wire or self.replies or (self.questions and self.agent != "silent")
+        ):
             rounds += 1
             assert rounds < MOST_ROUNDS, "there is no end of commands"
             while self.commands:
@@ -487,6 +624,8 @@ class EngineBesideQemu(RuleBasedStateMachine):
                 self.a_message_arrives()
             while self.replies:
                 self.a_reply_is_taken_in()
+            if self.questions:
+                self.the_agent_answers()
 
     # What callers are told must be so.
 
@@ -523,9 +662,36 @@ class EngineBesideQemu(RuleBasedStateMachine):
                 self.check_verdict(run.step.first, run.verdict if not isinstance(run.verdict, Refused) else None)
             else:
                 self.check_verdict(run.step.first, run.verdict)
+        self.check_proofs(transition)
+        self.check_taken_back(transition)
+
+    def check_proofs(self, transition: Transition) -> None:
+        """A step without its proof is a failure, and one with it has it."""
+        for run in transition.runs:
+            if run.missing is not None:
+                assert isinstance(run.verdict, Plugged)
+                assert run.missing not in run.proofs or run.missing is Proof.ACKNOWLEDGED
+                assert run.reason
+
+    def check_taken_back(self, transition: Transition) -> None:
+        """What the agent has taken offline is online again, has left, or is told of."""
+        if self.engine.closed or transition.lost:
+            return
+        for run in transition.runs:
+            cpu = self.offline.get(run)
+            if cpu is None or self.qemu.online.get(cpu) is not False or transition.change.result is Result.REMOVAL:
+                continue
+            others = {each for each, of in self.offline.items() if of == cpu} - {run}
+            if isinstance(run.verdict, Pending | Unknown):
+                assert run.left_offline
+            elif not others:
+                assert run.left_offline or isinstance(run.verdict, Unplugged), run
+                assert self.agent_failed or self.was_away or isinstance(run.verdict, Unplugged), run
 
     def check_verdict(self, vcpu: int, verdict: object) -> None:
-        if isinstance(verdict, Refused):
+        if isinstance(verdict, Refused) and verdict.by_agent:
+            assert vcpu in {run.step.first for run in self.refusers}
+        elif isinstance(verdict, Refused):
             assert self.may_have_refused(vcpu, verdict.code), verdict
         elif isinstance(verdict, Plugged):
             assert any(path is not None for path in self.judged.history[vcpu]), verdict
@@ -536,6 +702,11 @@ class EngineBesideQemu(RuleBasedStateMachine):
         if isinstance(event, VcpuUnplugged) and not self.between:
             (vcpu,) = event.ids
             assert None in self.judged.history[vcpu]
+        if isinstance(event, VcpuProven) and event.proof in {Proof.STARTED, Proof.ONLINE}:
+            (vcpu,) = event.ids
+            proven = self.judged.ran if event.proof is Proof.STARTED else self.judged.was_online
+            those = {(vcpu, place) for place in range(self.seen_to[vcpu], len(self.judged.history[vcpu]))}
+            assert those & proven, "nothing is proven by what another CPU did"
 
     def may_have_refused(self, vcpu: int, code: int | None) -> bool:
         """Tell whether the guest has ever refused *vcpu*, by its word or by a false success."""
@@ -566,14 +737,16 @@ class EngineBesideQemu(RuleBasedStateMachine):
     def what_is_under_way_is_recorded(self) -> None:
         under_way = {each.run for each in self.engine._commands.values()}
         for transition in self.engine._running.values():
-            under_way |= {run for run in transition.runs if run.stage in {StepStage.SENT, StepStage.UNSURE}}
+            under_way |= {run for run in transition.runs if run.stage in UNDER_WAY}
         told = {step.first for step in self.disk.intent.steps} if self.disk.intent is not None else set()
         assert {run.step.first for run in under_way} <= told | self.engine.superseded
 
     @invariant()
     def who_waits_waits_for_something(self) -> None:
         engine = self.engine
-        moves = self.commands or self.replies or any(isinstance(each, Reply) for each in self.qemu.wire)
+        moves = (
+            self.commands or self.replies or self.questions or any(isinstance(each, Reply) for each in self.qemu.wire)
+        )
         waits = {each for each in self.open if not (isinstance(each, Wait) and each.timeout is None)}
         if waits and self.online and engine._exclusive not in waits:
             assert moves or engine.deadline is not None or engine._saves or engine._configs or self.is_held()
@@ -601,9 +774,11 @@ class EngineBesideQemu(RuleBasedStateMachine):
             if until() if until is not None else not (self.open or self.engine._running):
                 return
             self.qemu.catch_up()
+            self.agent = "well"
             if round_ > 10:  # what has been misheard is never answered
                 self.a_deadline_passes()
             for vcpu in range(SLOTS):
+                self.the_guest_takes_a_cpu(vcpu, online=True)
                 self.qemu.decide(vcpu, "refuse" if vcpu == but and but else "eject")
                 if vcpu in self.qemu.lied:
                     self.qemu.eject(vcpu)
@@ -634,11 +809,6 @@ class EngineBesideQemu(RuleBasedStateMachine):
         assert not engine.situation.in_flight
         assert not engine.is_busy
         assert engine.recorded.intent == engine.intentions.interrupted, "what nobody does is under way"
-
-
-def with_options(change: Change, options: CheckedOptions) -> Change:
-    """Return *change* with other *options*."""
-    return replace(change, options=options)
 
 
 def reason_of(error: BaseException | None) -> str:

@@ -43,6 +43,9 @@ class ModelQemu:
     ``askers`` tells who asked, ``by`` who made the slot what it is; ``contested`` are those of which another client
     ever asked for the CPU that is, or was last, there.
 
+    ``ran`` has the CPUs that have run code of the guest, ``online`` what the guest lists, and ``was_online`` what it
+    has ever listed as online; each CPU as its vCPU and its place in the slot's history.
+
     While QEMU is ``late`` it owes what it would say of an ejection: the CPU's DEVICE_DELETED (with ``holds`` the id
     is taken until then) and the guest's last word. ``claimed`` are the slots of which the guest said so falsely.
     """
@@ -70,12 +73,16 @@ class ModelQemu:
     history: list[list[str | None]] = field(init=False)
     tids: dict[str, int] = field(default_factory=dict)  # of those that are there; none is ever used again
     wire: deque[Any] = field(default_factory=deque)
+    ran: set[tuple[int, int]] = field(default_factory=set)
+    online: dict[tuple[int, int], bool] = field(default_factory=dict)
+    was_online: set[tuple[int, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.created = [path for path in self.paths if path is not None]
         self.history = [[path] for path in self.paths]
         self._next_tid = itertools.count(100)
         self.tids = {path: next(self._next_tid) for path in self.created}
+        self._boot()
 
     @property
     def removals(self) -> set[int]:
@@ -134,6 +141,33 @@ class ModelQemu:
         if self.paths[vcpu] is not None and (vcpu not in self.answers or self.answers[vcpu].is_insertion):
             self.ost(vcpu, status, source=1)
 
+    def cpu(self, vcpu: int) -> tuple[int, int]:
+        """Return which CPU is in the slot, or was not yet."""
+        return vcpu, len(self.history[vcpu]) - 1
+
+    def _boot(self) -> None:
+        self.online.clear()
+        for vcpu, path in enumerate(self.paths):
+            if path is not None:
+                self.set_online(vcpu, online=True)
+
+    def run(self, vcpu: int) -> None:
+        """Have the guest start the CPU that is there."""
+        if self.paths[vcpu] is not None:
+            self.ran.add(self.cpu(vcpu))
+
+    def set_online(self, vcpu: int, *, online: bool) -> None:
+        """Have the guest list the CPU that is there, and use it or not."""
+        if self.paths[vcpu] is not None:
+            self.online[self.cpu(vcpu)] = online
+            if online:
+                self.run(vcpu)
+                self.was_online.add(self.cpu(vcpu))
+
+    def listed(self) -> dict[int, bool]:
+        """Return the guest's list."""
+        return {vcpu: online for (vcpu, _), online in self.online.items()}
+
     def take_up(self, vcpu: int) -> None:
         if vcpu in self.requested:
             if vcpu in self.unsaid:  # a guest does one thing after the other
@@ -189,6 +223,7 @@ class ModelQemu:
         self.working.clear()
         self.unsaid.clear()
         self.emit(qapi.RunEvent.RESET)
+        self._boot()
         self._pay()
 
     # The wire.
@@ -209,6 +244,7 @@ class ModelQemu:
             self.created.append(path)
             self.tids[path] = next(self._next_tid)
             self.contested.discard(vcpu)
+        self.online.pop(self.cpu(vcpu), None)
         self.paths[vcpu] = path
         self.by[vcpu] = who
         self.history[vcpu].append(path)

@@ -14,7 +14,7 @@ from tests.engine.transition_machine import TransitionsBesideQemu
 def test_a_loss_while_a_rejection_is_looked_into(timeout: float, *, reconnects: bool, told_first: bool) -> None:
     """The look is lost and the rejection told, so that the next command has its turn; whose loss is told after."""
     vm = TransitionsBesideQemu()
-    vm.somebody_looks_for_qemu(reconnects=reconnects)
+    vm.somebody_looks_for_qemu(reconnects=reconnects, has_agent=False)
     change = vm.wish_for(VcpuMap([0]), CheckedOptions(on_failure=OnFailure.CONTINUE, timeout=timeout, in_flight=1))
     vm.everything_arrives()
     vm.a_save_ends(succeeds=True, kept=True)

@@ -658,6 +658,72 @@ def test_an_answer_to_a_question_of_an_earlier_try_changes_nothing() -> None:
     assert told.outcome == "REVERTED"
 
 
+def cut_short(
+    told: Story, how: str, steps: tuple[Step, ...], wish: str, *, target: str = "0", policy: OnFailure = STOP
+) -> list[str]:
+    """Finish or revert a map of 0-2 to *target* that was cut short, as ``vm.recover`` does."""
+    reverts = how == "revert"
+    direction = Direction.REVERTING if reverts else Direction.FORWARD
+    cut = Intent(VcpuMap.parse("0-2"), VcpuMap.parse(target), steps, policy, direction=direction)
+    change = whole_map(wish, intent=cut, timeout=5.0, on_failure=policy, offline_first=not reverts)
+    if reverts:
+        return told.ask(replace(change, plan=lambda now: revert_plan(cut, change.plan(now), now.layout)))
+    return told.ask(change)
+
+
+ASKED = Step(Action.UNPLUG, VcpuMap([1]), "/machine/peripheral/vcpu1", asks_agent=True)
+
+
+def test_what_was_offline_before_the_crash_is_brought_online_when_the_rest_is_refused() -> None:
+    told = told_of("0-1")
+    told.guest = {0: True, 1: False}
+    assert cut_short(told, "finish", (ASKED,), "0") == ["save intent", "del 1"]
+    told.accept(1)
+    assert told.refuses(1) == ["bring 1 online"]
+    assert told.obeys() == ["save outcome"]
+
+
+def test_what_was_removed_before_the_crash_is_plugged_online_when_the_rest_is_refused() -> None:
+    told = told_of("0,2")
+    also = Step(Action.UNPLUG, VcpuMap([2]), "/machine/peripheral/vcpu2")
+    assert cut_short(told, "finish", (ASKED, also), "0", policy=REVERT) == ["save intent", "take 2 offline"]
+    assert told.balks() == ["save reverting", "add 1"]
+    assert told.accept(1) == ["list the guest"]
+    assert told.lists({0: True, 1: False, 2: True}) == ["bring 1 online"]
+    assert told.obeys() == ["save outcome"]
+    assert told.outcome == "REVERTED"
+
+
+def test_a_removal_that_was_asked_for_before_the_crash_and_is_refused_now_leaves_it_online() -> None:
+    told = told_of("0-2")
+    told.works(1)
+    told.guest = {0: True, 1: False, 2: True}
+    assert cut_short(told, "revert", (ASKED,), "0-2", policy=CONTINUE) == ["save reverting"]
+    assert told.refuses(1) == ["bring 1 online"]
+    assert told.obeys() == ["save outcome"]
+    assert told.outcome == "REVERTED"
+
+
+def test_one_that_goes_all_the_same_is_plugged_again_and_online() -> None:
+    told = told_of("0-2")
+    told.works(1)
+    cut_short(told, "revert", (ASKED,), "0-2", policy=CONTINUE)
+    assert told.ejects(1) == ["add 1"]
+    assert told.accept(1) == ["list the guest"]
+    assert told.lists({0: True, 1: True, 2: True}) == ["save outcome"]
+    assert told.outcome == "REVERTED"
+
+
+def test_one_that_is_pending_still_and_offline_is_no_way_back() -> None:
+    told = told_of("0-2")
+    told.works(1)
+    cut_short(told, "revert", (ASKED,), "0-2", policy=CONTINUE)
+    told.wait(5.0)
+    told.look("0-2")
+    assert told.outcome == "REVERT_INCOMPLETE"
+    assert last(told, 1).endswith("; it is offline in the guest")
+
+
 def only_online(vcpu: int, *, tries: int = 1, timeout: float = 5.0) -> Any:
     """Return a map that leads back to what is there, with *vcpu* to be brought online."""
     cut = intent(Step(Action.UNPLUG, VcpuMap([vcpu]), asks_agent=True))

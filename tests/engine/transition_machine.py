@@ -9,7 +9,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from qmpvcpu import DenialReason, MonitorLostError, OnFailure, Proof, RecordError, Refused, TransitionReport, VcpuMap
+from qmpvcpu import DenialReason, MonitorLostError, OnFailure, RecordError, Refused, TransitionReport, VcpuMap
 from qmpvcpu.engine.messages import (
     Change,
     ConfigWritten,
@@ -32,19 +32,19 @@ from qmpvcpu.engine.messages import (
 )
 from qmpvcpu.engine.steprun import StepRun, StepStage
 from qmpvcpu.engine.transition import Phase, Transition
-from qmpvcpu.errors import MonitorError, StepDeniedError, TransitionError
+from qmpvcpu.errors import GuestAgentError, MonitorError, StepDeniedError, TransitionError
 from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.model.transition import Action, ConfigOutcome, Direction, Intent, TransitionOutcome, succeeded
 from qmpvcpu.model.verdicts import Unknown
 from qmpvcpu.planning.plan import plan_map
-from tests.engine.engine_machine import Disk, EngineBesideQemu, vcpus
+from tests.engine.engine_machine import Disk, EngineBesideQemu, proofs, vcpus
 from tests.engine.model_qemu import OTHER, SLOTS
 from tests.engine.story import NextBoot, set_state
 
 __all__ = ["TransitionsBesideQemu", "moves"]
 
 MOVES = ["execute", "arrive", "take in", "save", "save", "eject", "refuse", "acknowledge", "twice", "take up", "wait"]
-MOVES += ["round trip", "round trip", "round trip"]
+MOVES += ["round trip", "round trip", "round trip", "answer", "take"]
 moves = st.lists(st.tuples(st.sampled_from(MOVES), vcpus), min_size=4, max_size=20)
 map_options = st.builds(
     CheckedOptions,
@@ -53,8 +53,10 @@ map_options = st.builds(
     total_timeout=st.sampled_from([None, None, 8.0]),
     revert_timeout=st.sampled_from([None, 5.0]),
     in_flight=st.sampled_from([1, 2, 8]),
-    proof=st.sampled_from(Proof),
+    proof=proofs,
     require_proof=st.sampled_from([False, False, False, True]),
+    online=st.booleans(),
+    offline_first=st.booleans(),
 )
 
 
@@ -71,9 +73,10 @@ class TransitionsBesideQemu(EngineBesideQemu):
         self.holding: set[Hold] = set()
         self.unrecorded = False
 
-    @initialize(reconnects=st.booleans())
-    def somebody_looks_for_qemu(self, reconnects: bool) -> None:
+    @initialize(reconnects=st.booleans(), has_agent=st.sampled_from([True, True, False]))
+    def somebody_looks_for_qemu(self, reconnects: bool, has_agent: bool) -> None:
         self.reconnects = self.engine._reconnects = reconnects
+        self.has_agent = self.engine.state.has_agent = has_agent
 
     # Maps.
 
@@ -83,7 +86,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
         self.much_moves_on(goes_on)
 
     def wish_for(self, wish: VcpuMap, options: CheckedOptions) -> Change:
-        change = Change(lambda now: plan_map(now, wish), options)
+        change = Change(lambda now: plan_map(now, wish, options), options)
         self.ask(change)
         return change
 
@@ -91,8 +94,10 @@ class TransitionsBesideQemu(EngineBesideQemu):
     def the_next_boot_is_to_follow(self, vcpu: int, enabled: bool, whole: bool, options: CheckedOptions) -> None:
         there = self.engine.layout.enabled
         wish = VcpuMap(there | {vcpu} if enabled else there - {vcpu})
-        change = Change(lambda now: plan_map(now, wish), options) if whole else set_state(vcpu, enabled=enabled)
-        self.ask(replace(change, options=options, config=NextBoot()))
+        change = set_state(vcpu, enabled=enabled, **options._asdict())
+        if whole:
+            change = Change(lambda now: plan_map(now, wish, options), options)
+        self.ask(replace(change, config=NextBoot()))
 
     @property
     def map_running(self) -> Transition | None:
@@ -199,7 +204,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
         vcpu = run.step.first
         if not run.plugs and transition.change.options.on_failure is OnFailure.STOP:
             unplugs = [each for each in transition.runs if each.step.action is Action.UNPLUG]
-            out = {StepStage.SENT, StepStage.REQUESTED}
+            out = {StepStage.SENT, StepStage.REQUESTED, StepStage.LEAVING_GUEST, StepStage.RETURNING_TO_GUEST}
             assert [each for each in unplugs if each.stage in out] == [run], "one at a time"
             assert not any(isinstance(each.verdict, Refused) for each in unplugs), "and none after a refusal"
         if run.undoes is not None:
@@ -266,6 +271,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
         self.qemu.wire.clear()
         self.qemu.listened, self.online, self.returning = True, True, 0
         self.open.clear()
+        self.questions.clear()
         self.holding.clear()
         self.engine = self.attach()
         self.engine.superseded = superseded
@@ -298,6 +304,10 @@ class TransitionsBesideQemu(EngineBesideQemu):
             self.everything_arrives()
         elif step == "acknowledge":
             self.the_guest_answers_a_plug(vcpu, 0)
+        elif step == "answer" and self.questions:
+            self.the_agent_answers()
+        elif step == "take":
+            self.the_guest_takes_a_cpu(vcpu, online=vcpu == 1)
         elif step == "take up" and asked:
             self.qemu.take_up(asked[vcpu % len(asked)])
         elif step in {"eject", "refuse"} and asked:
@@ -335,7 +345,11 @@ class TransitionsBesideQemu(EngineBesideQemu):
         tried_again = change.tries > 1 and not isinstance(settle.error, TransitionError | None)
         if transition is None or transition.not_begun is not None or tried_again:
             if isinstance(settle.error, StepDeniedError):  # only since a plug of ours was never replied to
-                assert settle.error.reason in {DenialReason.IN_PROGRESS, DenialReason.EXPORTED}
+                denials = {DenialReason.IN_PROGRESS, DenialReason.EXPORTED}
+                assert settle.error.reason in (denials if self.has_agent else denials | {DenialReason.NO_AGENT})
+            elif isinstance(settle.error, GuestAgentError):
+                assert self.agent_failed
+                assert change.options.offline_first
             else:
                 assert isinstance(settle.error, MonitorError | RecordError)
             return

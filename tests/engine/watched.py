@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from qmpvcpu.engine.batch import Batch
+from qmpvcpu.engine.batch import AskGuest, Batch
 from qmpvcpu.engine.engine import Engine
 from qmpvcpu.engine.messages import Change, GuestTold, Refresh, Wait
 from qmpvcpu.engine.removal import Removal
@@ -24,6 +24,7 @@ class Watched(Engine):
         begun: The transition of each change that has begun, the last one if there were several.
         senders: By the number of a command: the transition and the step that it is of.
         savers: By the number of a save: the transition that it is of, and its phase.
+        askers: By the number of a question to the agent: the transition and the step that it is of, but for lists.
         purposes: By the number of a look, or of a question to the agent: what it is for.
         confirmed: Transitions whose last look was taken in, since somebody cleared it.
         ended_removals: Likewise.
@@ -35,6 +36,7 @@ class Watched(Engine):
         self.begun: dict[Change, Transition] = {}
         self.senders: dict[int, tuple[Transition, StepRun]] = {}
         self.savers: dict[int, tuple[Transition, Phase]] = {}
+        self.askers: dict[int, tuple[Transition, StepRun]] = {}
         self.purposes: dict[int, str] = {}
         self.confirmed: list[Transition] = []
         self.ended_removals: list[Removal] = []
@@ -48,6 +50,11 @@ class Watched(Engine):
     def _send(self, transition: Transition, run: StepRun, batch: Batch | None = None) -> None:
         super()._send(transition, run, batch)
         self.senders[max(self._commands)] = transition, run
+
+    def _ask_for(self, transition: Transition, ask: AskGuest) -> None:
+        super()._ask_for(transition, ask)
+        if ask.online is not None:
+            self.askers[max(self._asks)] = transition, ask.runs[0]
 
     def _save_intent(self, transition: Transition, task: SaveIntent) -> None:
         if transition.is_map and task.phase is Phase.START and self.intentions.interrupted is not None:

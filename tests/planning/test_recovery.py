@@ -231,7 +231,7 @@ def test_what_the_agent_was_not_asked_for_is_left_alone() -> None:
 
 def test_a_removal_that_is_pending_is_awaited_first() -> None:
     now = situation({0: "boot", 1: "ours", 2: "ours", 3: "ours"}, pending=(3,))
-    assert back(asked(3), now) == [("keep 3", False)]
+    assert back(asked(3), now) == [("keep 3", True)]
 
 
 def test_what_is_not_to_be_there_is_not_brought_online() -> None:
