@@ -488,7 +488,7 @@ class GuestNumberUnknownError(GuestAgentError):
     """
 
     def __init__(self, address: str, ids: "VcpuMap", why: str, *, hint: str = "") -> None:
-        super().__init__(address, f"{describe('the number', ids)} in the guest is unknown: {why}", hint=hint)
+        super().__init__(address, f"no {describe('number', ids)} in the guest: {why}", hint=hint)
         self.ids = ids
 
 

@@ -52,7 +52,7 @@ _MOST_NAMED: Final = 3
 
 _SENTENCES: Final[Mapping[type[Event], str]] = {
     VcpuPlugged: "vCPU {event.ids} is plugged",
-    VcpuProven: "vCPU {event.ids} is proven: {event.proof.value}",
+    VcpuProven: "vCPU {event.ids} {event.proof.value}",
     UnplugRequested: "vCPU {event.ids}: the guest is asked, no reaction yet",
     UnplugAcknowledged: "vCPU {event.ids}: the guest works on it",
     UnplugRefused: "vCPU {event.ids}: the guest refused: {event.reason}",

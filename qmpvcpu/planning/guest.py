@@ -25,7 +25,9 @@ def guest_warnings(now: Situation, steps: Sequence[Step], options: CheckedOption
     asks = any(step.action is Action.UNPLUG and not step.joins for step in steps)
     vm, system = now.layout.vm, now.guest_os
     may_boot = now.unheard and system is None and now.guest_sees is None  # else it is up
-    if plugs and vm.lacks_hypervisor and (system is None or system.may_want_hypervisor):
+    # One that uses a vCPU which came while it ran sees a hypervisor all the same, as by -smbios.
+    uses_new = any(slot.proof in (Proof.STARTED, Proof.ONLINE) and not slot.is_boot for slot in now.layout.slots)
+    if plugs and vm.lacks_hypervisor and not uses_new and (system is None or system.may_want_hypervisor):
         yield hidden_hypervisor(vm)
     if plugs and vm.nested and now.arrived:
         yield NESTED

@@ -351,7 +351,7 @@ class Guest:
     def _check_known(self, wanted: VcpuMap, known: Iterable[int | None]) -> None:
         layout = self._layout()
         if absent := wanted - layout.enabled:
-            raise GuestNumberUnknownError(self.address, absent, "not plugged")
+            raise GuestNumberUnknownError(self.address, absent, "it is not plugged")
         if missing := wanted - {each for each in known if each is not None}:
             why = "the guest does not list it, or nothing tells which of its CPUs it is"
             hint = "let the agent read files (guest-file-open, guest-file-read, guest-file-close)"

@@ -167,7 +167,7 @@ async def test_without_files_what_is_not_known_is_not_guessed() -> None:
 
 async def test_a_vcpu_that_is_not_plugged_has_no_number() -> None:
     async with guest() as (agent, vm, _):
-        with pytest.raises(GuestNumberUnknownError, match="vCPU 4 in the guest is unknown: not plugged"):
+        with pytest.raises(GuestNumberUnknownError, match="no number of vCPU 4 in the guest: it is not plugged"):
             await vm.guest.set_online(4)
         with pytest.raises(GuestNumberUnknownError):
             await vm.guest.set_offline("0,100")

@@ -129,7 +129,7 @@ def test_each_step_has_a_row_with_what_it_does() -> None:
 
 SENTENCES: list[tuple[type[Event], dict[str, Any], str]] = [
     (VcpuPlugged, {"ids": VcpuMap([3])}, "vCPU 3 is plugged"),
-    (VcpuProven, {"ids": VcpuMap([3]), "proof": Proof.STARTED, "seconds": 0.1}, "vCPU 3 is proven: started"),
+    (VcpuProven, {"ids": VcpuMap([3]), "proof": Proof.STARTED, "seconds": 0.1}, "vCPU 3 started"),
     (UnplugRequested, {"ids": VcpuMap([3])}, "the guest is asked"),
     (UnplugAcknowledged, {"ids": VcpuMap([3])}, "the guest works on it"),
     (UnplugRefused, {"ids": VcpuMap([3]), "code": 0x82, "reason": "device is busy"}, "refused: device is busy"),

@@ -34,6 +34,15 @@ def warned(now: Situation, wish: str, options: CheckedOptions | None = None) -> 
     return list(plan_map(now, vcpus(wish), options or CheckedOptions()).warnings)
 
 
+def test_a_guest_that_has_started_a_vcpu_which_came_later_takes_another() -> None:
+    now = situation(STORY, vm=hiding())
+    assert len(warned(now, "0-2,6")) == 1
+    slots = [slot.proving(Proof.ONLINE, 1.0) if slot.present else slot for slot in now.layout.slots]
+    of_boot = [slot.proving(Proof.ONLINE, 1.0) if slot.is_boot else slot for slot in now.layout.slots]
+    assert warned(now._replace(layout=replace(now.layout, slots=tuple(of_boot))), "0-2,6") == warned(now, "0-2,6")
+    assert warned(now._replace(layout=replace(now.layout, slots=tuple(slots))), "0-2,6") == []
+
+
 @pytest.mark.parametrize(
     ("now", "wish", "says"),
     [
