@@ -62,6 +62,10 @@ _WORDS: Final = (
     ("attach with arrived=True once it has", "qmpvcpu confirm-target --record once it has"),
     ("attach without arrived=True", "qmpvcpu confirm-target is for one that has"),
     ("attach with arrived=True", "qmpvcpu confirm-target --record"),
+    (
+        "online=True has the agent bring it online, and so does vm.guest.set_online",
+        "without --no-online the agent brings it online, and so does qmpvcpu guest online",
+    ),
     ("attach(agent=ADDRESS) says", "--agent ADDRESS says"),
     ("attach(agent=...) takes", "--agent takes"),
     ("attach with agent= and the address of its socket", "name its socket with --agent ADDRESS"),
