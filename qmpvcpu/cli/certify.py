@@ -169,7 +169,7 @@ async def _certify(
             result = failure(KeyboardInterrupt(), shell)
         else:
             result = _ended(rows)
-    certificate = Certificate.of(vm, rows, guest)
+    certificate = Certificate.of(vm.capabilities, rows, guest)
     result.document |= certificate.to_json() | state_json(vm.layout)
     if markdown:
         result.text = (as_markdown(certificate),)

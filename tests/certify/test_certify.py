@@ -313,7 +313,7 @@ async def one_row(vm: VcpuController) -> AbilityRow:
 
 async def test_a_certificate_is_read_back_as_it_was_written() -> None:
     async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp, name="web1") as vm:
-        certificate = Certificate.of(vm, [await one_row(vm)])
+        certificate = Certificate.of(vm.capabilities, [await one_row(vm)])
     assert Certificate.from_json(certificate.to_json()) == certificate
     assert certificate.ok
     assert (certificate.name, certificate.rows[0].verdict) == ("web1", WORKS)
