@@ -238,6 +238,24 @@ async def test_where_only_the_look_afterwards_fails_the_guest_is_changed(monkeyp
         assert not agent.is_online(3)
 
 
+async def test_another_client_may_bring_a_cpu_online_meanwhile() -> None:
+    async with MicroGuest() as micro:
+
+        def meddle() -> VcpuMap:
+            if agent.received[-1:] == ["guest-set-vcpus"] or agent.changes:
+                agent.cpus[3].online = True
+            return vm.layout.enabled
+
+        async with (
+            ScriptedAgent((0,), look=meddle) as agent,
+            qmpvcpu.attach(micro.qmp, agent=agent.path) as vm,
+        ):
+            await vm.plug(3)
+            assert await vm.guest.set_online(3) == {3}
+            with pytest.raises(GuestRefusedError, match="its list does not show it"):
+                await vm.guest.set_offline(3)
+
+
 async def test_two_cpus_that_claim_to_be_one_vcpu_are_a_lie() -> None:
     async with guest(follows=False) as (agent, vm, _):
         agent.plugged(3)
