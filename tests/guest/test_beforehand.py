@@ -17,7 +17,6 @@ from qmpvcpu.events import VmReset
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.qemu import Accelerator
 from tests.controller.vms import until
-from tests.guest.test_a_vcpu_that_works import attached
 from tests.migration.moving import call
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
@@ -33,7 +32,10 @@ def warns(vm: VcpuController, target: str, of: str) -> bool:
 async def test_a_linux_that_sees_no_hypervisor_does_as_the_plan_says_once_its_kernel_is_known(
     qemu: Path, accel: Accelerator, kernel: str, fixed_at_boot: bool
 ) -> None:
-    async with LinuxGuest(qemu, accel=accel, kernel=kernel, hypervisor=False) as guest, attached(guest) as vm:
+    async with (
+        LinuxGuest(qemu, accel=accel, kernel=kernel, hypervisor=False) as guest,
+        qmpvcpu.attach(guest.qmp, agent=guest.agent) as vm,
+    ):
         assert warns(vm, "0-2", NEVER_USED)  # of a guest that nobody knows
         system = await vm.guest.os()
         assert system.kernel.startswith(f"{kernel}.")
