@@ -78,6 +78,7 @@ async def certify(
     timeout: float = 30.0,
     boot: float = 60.0,
     resets: bool = True,
+    disposable: bool = False,
     provocation: Provocation | None = None,
 ) -> AsyncGenerator[AbilityRow, None]:
     """Try every ability of the guest of *vm*, and yield each row as soon as it is known, in the order of ``Ability``.
@@ -91,6 +92,7 @@ async def certify(
         timeout: How long the guest has for each answer, in seconds.
         boot: How long the guest gets to boot after a reset, in seconds; see ``wait_booted``.
         resets: Whether the VM may be paused and reset.
+        disposable: Whether nobody needs the VM afterwards: left half-way, it is left as it is then.
         provocation: What makes the guest refuse; None: its agent, if it runs programs (``guest-exec``) and the guest
             is a Linux with ``chrt``.
 
@@ -108,7 +110,7 @@ async def certify(
             put_back_tried = ability is Ability.PUT_BACK
             yield await certification.row(ability, trial)
     finally:
-        if not put_back_tried:
+        if not put_back_tried and not disposable:
             with contextlib.suppress(QmpVcpuError):  # stopped half-way: there is no row that could tell
                 await certification.put_back()
 
@@ -187,6 +189,7 @@ class _Certification:
         self._rows: dict[Ability, AbilityRow] = {}
         self._lost = ""
         self._paused = False
+        self._booting = False
         self._plugged_at = 0.0
         self._told_at: float | None = None
         self._request: UnplugRequest | None = None
@@ -402,6 +405,7 @@ class _Certification:
             raise _not_possible(fault.value)
         await self._reset_with_a_removal_pending()
         await wait_booted(self._vm, timeout=self._boot)
+        self._booting = False
         self._left_by_itself = self._request is not None and self._request.verdict is not None
         free = [slot.first for slot in self._vm.layout.slots if not slot.present]
         if not free:
@@ -420,6 +424,7 @@ class _Certification:
                 raise
             _, self._why_no_request = _judged(error)
         events = self._vm.events()
+        self._booting = True
         await control.reset()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._boot):  # what the agent says before it is of the boot before
@@ -453,6 +458,8 @@ class _Certification:
         if self._paused:
             await vm.run_control.resume()
             self._paused = False
+        if self._booting:  # what is asked of a guest before it is up may be pending for ever
+            await wait_booted(vm, timeout=self._boot)
         surplus = len(vm.layout.enabled - self._start)
         began = _now()
         await vm.set_map(self._start, on_failure=OnFailure.CONTINUE, timeout=self._timeout)

@@ -137,7 +137,7 @@ async def _certify_process(
             if not vm.guest.has_agent:
                 shell.note(f"giving the guest {options['boot']:g} s to boot; with --agent it tells when it is up")
             guest = await wait_booted(vm, timeout=options["boot"])
-            result = await _certify(shell, vm, guest, options, markdown=markdown)
+            result = await _certify(shell, vm, guest, options | {"disposable": True}, markdown=markdown)
         finally:
             with contextlib.suppress(MonitorError):  # killed, it would lose what it has not written yet
                 await vm.run_control.quit()
@@ -159,7 +159,8 @@ async def _certify(
     task = asyncio.ensure_future(_rows(shell, vm, certify(vm, **options), rows, told=not markdown))
 
     async def stop() -> None:
-        shell.note("putting the vCPUs back; a second signal lets go of the VM at once")
+        if "disposable" not in options:
+            shell.note("putting the vCPUs back; a second signal lets go of the VM at once")
         task.cancel()
 
     with shell.signals.stopped_by(stop):
@@ -173,7 +174,7 @@ async def _certify(
     result.document |= certificate.to_json() | state_json(vm.layout)
     if markdown:
         result.text = (as_markdown(certificate),)
-    if vm.layout.enabled != before:
+    if vm.layout.enabled != before and "disposable" not in options:
         result.complaint = (*result.complaint, f"not as before: plugged are {vm.layout.enabled}, not {before}")
     return result
 

@@ -237,10 +237,17 @@ async def test_one_that_is_left_half_way_puts_everything_back(after: Ability) ->
         assert (await vm.refresh()).enabled == {0, 2}
 
 
+async def test_one_that_is_disposable_is_left_as_it_is() -> None:
+    async with MicroGuest(accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
+        async with contextlib.aclosing(certify(vm, timeout=SOON, disposable=True)) as rows:
+            assert (await anext(rows)).verdict is WORKS
+        assert (await vm.refresh()).enabled == {0, 1}
+
+
 async def test_cancelled_while_the_vm_is_paused_or_boots_it_runs_again_as_it_was() -> None:
     async with MicroGuest(accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
         with exchange() as sent:
-            work = asyncio.ensure_future(rows_of(certify(vm, timeout=SOON, boot=30)))
+            work = asyncio.ensure_future(rows_of(certify(vm, timeout=SOON, boot=1)))
             await until(lambda: "system_reset" in sent, within=10)
             work.cancel()
             with pytest.raises(asyncio.CancelledError):
