@@ -48,6 +48,7 @@ from qmpvcpu.engine.messages import (
 from qmpvcpu.engine.vmstate import Read
 from qmpvcpu.errors import (
     CommandRejectedError,
+    GuestAgentError,
     GuestRefusedError,
     MonitorError,
     MonitorLostError,
@@ -324,6 +325,9 @@ class Driver:
             told = GuestTold(ask.number, None, error.done, error, refused=reason)
         except QmpVcpuError as error:
             told = GuestTold(ask.number, None, error=error)
+        except Exception as error:  # noqa: BLE001 -- an agent may say anything, and somebody waits for the end of this
+            outcome = Outcome.UNCHANGED if ask.online is None else Outcome.UNKNOWN
+            told = GuestTold(ask.number, None, error=GuestAgentError(guest.address, repr(error), outcome=outcome))
         else:
             told = GuestTold(ask.number, None, changed)
         self.put(told)

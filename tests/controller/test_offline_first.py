@@ -12,6 +12,7 @@ import qmpvcpu
 from qmpvcpu import (
     Affect,
     DenialReason,
+    GuestAgentError,
     MonitorLostError,
     OnFailure,
     Outcome,
@@ -118,6 +119,21 @@ async def test_a_vcpu_that_the_guest_cannot_do_without_is_refused(vm: VcpuContro
     with exchange() as sent, pytest.raises(UnplugRefusedError, match="does not let this CPU go offline"):
         await vm.unplug(2, offline_first=True)
     assert "device_del" not in sent
+
+
+@pytest.mark.parametrize("question", ["vcpus", "set_offline"])
+async def test_a_fault_in_asking_the_agent_keeps_nobody_waiting(
+    vm: VcpuController, agent: ScriptedAgent, question: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_given: Any, **_more: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(vm.guest, question, fail)
+    async with asyncio.timeout(10):
+        with exchange() as sent, pytest.raises(GuestAgentError, match="ZeroDivisionError"):
+            await vm.unplug(2, offline_first=True)
+    assert "device_del" not in sent
+    assert agent.is_online(2)
 
 
 async def test_without_an_agent_it_is_denied(guest: MicroGuest) -> None:

@@ -12,10 +12,12 @@ from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.steprun import StepRun
 from qmpvcpu.errors import CommandRejectedError
 from qmpvcpu.model.transition import Direction, Intent
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Verdict
 from qmpvcpu.qmp.client import TunedClient
 from qmpvcpu.qmp.monitor import Monitor
 from qmpvcpu.record.record import Record
+from qmpvcpu.vm.guest import Guest
 
 INTENT_SAVED = "the intent is saved"
 TURN_SAVED = "the turn is saved"
@@ -52,7 +54,8 @@ def acting_at(wanted: str | None, act: Callable[[], None]) -> Callable[[str], No
 
 
 def _told(command: object, arguments: Mapping[str, Any] | None) -> str:
-    return " ".join(filter(None, (str(command), (arguments or {}).get("id", ""))))
+    device = (arguments or {}).get("id", "")
+    return f"{command} {device}".rstrip() if isinstance(device, str) else str(command)
 
 
 def _content(intent: Intent | None) -> str:
@@ -61,9 +64,31 @@ def _content(intent: Intent | None) -> str:
     return "intent" if intent.direction is Direction.FORWARD else "turn"
 
 
+def _watch_agent(points: Points, patch: pytest.MonkeyPatch) -> None:
+    set_offline, set_online = Guest.set_offline, Guest.set_online
+
+    async def _set_offline(self: Guest, ids: Any, *, timeout: float) -> VcpuMap:
+        points.cross(f"before {ids} is offline in the guest")
+        done = await set_offline(self, ids, timeout=timeout)
+        points.cross(f"{ids} is offline in the guest")
+        return done
+
+    async def _set_online(self: Guest, ids: Any, *, timeout: float) -> VcpuMap:
+        points.cross(f"before {ids} is online in the guest")
+        done = await set_online(self, ids, timeout=timeout)
+        points.cross(f"{ids} is online in the guest")
+        return done
+
+    patch.setattr(Guest, "set_offline", _set_offline)
+    patch.setattr(Guest, "set_online", _set_online)
+
+
 @contextmanager
 def watching(points: Points) -> Iterator[None]:
-    """Inside, have *points* cross every point: of commands, replies, answers of the guest and saves."""
+    """Inside, have *points* cross every point: of commands, replies, answers of the guest and saves.
+
+    Of what the agent is asked, only where it is to change something.
+    """
     execute, send = Monitor.execute, TunedClient.write_all
     replied, answered, write = Batch.replied, Batch.answered, Record.write
 
@@ -81,7 +106,9 @@ def watching(points: Points) -> Iterator[None]:
     def _send(writer: asyncio.StreamWriter, messages: Sequence[Any]) -> None:
         send(writer, messages)  # the socket has room: the kernel has all of it now
         for message in messages:
-            points.cross(f"{_told(message.get('execute'), message.get('arguments'))} handed over")
+            told = _told(message.get("execute"), message.get("arguments"))
+            if not told.startswith("guest-") or told == "guest-set-vcpus":
+                points.cross(f"{told} handed over")
 
     def _replied(self: Batch, run: StepRun, verdict: Verdict | None, now: float) -> None:
         replied(self, run, verdict, now)
@@ -92,11 +119,15 @@ def watching(points: Points) -> Iterator[None]:
         points.cross(f"answer for vCPU {removal.ids} taken in")
 
     async def _write(self: Record, layout: Any, *, intent: Intent | None = None, **more: Any) -> None:
+        if intent is None and INTENT_SAVED not in points.crossed:
+            await write(self, layout, intent=intent, **more)  # what the agent has listed before the plan
+            return
         points.cross(f"before the {_content(intent)} is saved")
         await write(self, layout, intent=intent, **more)
         points.cross(f"the {_content(intent)} is saved")
 
     with pytest.MonkeyPatch.context() as patch:
+        _watch_agent(points, patch)
         patch.setattr(Monitor, "execute", _execute)
         patch.setattr(TunedClient, "write_all", staticmethod(_send))
         patch.setattr(Batch, "replied", _replied)

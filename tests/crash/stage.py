@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -14,6 +14,7 @@ import qmpvcpu
 from qmpvcpu import OnFailure, VcpuController, VcpuMap
 from qmpvcpu.domainxml import read_identity
 from qmpvcpu.testing import Behaviour, MicroGuest, best_qemu, probe_accelerator
+from qmpvcpu.testing.agent import Mood, ScriptedAgent
 
 START = VcpuMap.parse("0-1,6")
 TARGET = VcpuMap.parse("0,2-5")
@@ -22,19 +23,27 @@ REFUSAL = Behaviour.refusing(0x82)
 
 @dataclass(frozen=True)
 class Story:
-    """A transition from START to TARGET.
+    """A transition from START to a target.
 
     Attributes:
         name: What to call it.
         policy: What to do when a step fails.
         guest: How the guest behaves.
-        refused: True if the guest refuses to give up vCPU 6.
+        refused: True if the guest refuses to give up the vCPU that it keeps.
+        keeps: That one.
+        offline_first: True if the guest's agent is asked first.
+        refuses_agent: True if the guest refuses that to its agent, so that QEMU is not asked.
+        target: The map that is asked for.
     """
 
     name: str
     policy: OnFailure
     guest: tuple[Behaviour, ...] = ()
     refused: bool = False
+    keeps: int = 6
+    offline_first: bool = False
+    refuses_agent: bool = False
+    target: VcpuMap = TARGET
 
     def __str__(self) -> str:
         return self.name
@@ -43,8 +52,8 @@ class Story:
     def result(self) -> VcpuMap:
         """What it comes to if nothing interferes."""
         if not self.refused:
-            return TARGET
-        return START if self.policy is OnFailure.REVERT else VcpuMap(TARGET | {6})
+            return self.target
+        return START if self.policy is OnFailure.REVERT else VcpuMap(self.target | {self.keeps})
 
 
 STOP = Story("stop", OnFailure.STOP)
@@ -52,20 +61,50 @@ CONTINUE_SLOWLY = Story("continue, guest slow", OnFailure.CONTINUE, (Behaviour.s
 REVERT = Story("revert, nothing fails", OnFailure.REVERT)
 REVERT_REFUSED = Story("revert, 6 refused", OnFailure.REVERT, (REFUSAL.for_slot(6),), refused=True)
 STORIES = (STOP, CONTINUE_SLOWLY, REVERT, REVERT_REFUSED)
+FEWER = VcpuMap.parse("0,2")
+OFFLINE_FIRST = Story("offline first", OnFailure.STOP, offline_first=True, target=FEWER)
+# vCPU 6 has left when the guest, or its agent, refuses to let 1 go: it is plugged again, and brought online.
+OFFLINE_REFUSED = replace(
+    OFFLINE_FIRST,
+    name="offline first, revert, 1 refused",
+    policy=OnFailure.REVERT,
+    guest=(REFUSAL.for_slot(1),),
+    refused=True,
+    keeps=1,
+)
+OFFLINE_KEPT = replace(OFFLINE_REFUSED, name="offline first, revert, 1 kept online", guest=(), refuses_agent=True)
+OFFLINE_STORIES = (OFFLINE_FIRST, OFFLINE_REFUSED, OFFLINE_KEPT)
 
 
 class Stage:
-    """A VM to play on, and somebody else's view of it.
+    """A VM to play a story on, and somebody else's view of it.
 
     Attributes:
+        story: The story.
         guest: The VM; it is at START to begin with.
         other: Raw QMP, on a socket of its own.
+        agent: The guest's agent, which outlives who asks it; None: the story needs none.
     """
 
-    def __init__(self, guest: MicroGuest, other: QMPClient) -> None:
+    def __init__(self, story: Story, guest: MicroGuest, other: QMPClient, agent: ScriptedAgent | None = None) -> None:
+        self.story = story
         self.guest = guest
         self.other = other
+        self.agent = agent
         self._fresh = True
+        if agent is not None:
+            agent.look = self.plugged
+
+    @property
+    def agent_path(self) -> str | None:
+        """Where the agent listens, or None."""
+        return None if self.agent is None else self.agent.path
+
+    def check_online(self, wanted: VcpuMap) -> None:
+        """The guest uses these vCPUs, as it did before anybody took some offline."""
+        if self.agent is not None:
+            offline = [vcpu for vcpu in wanted if not self.agent.is_online(vcpu)]
+            assert not offline, f"left offline in the guest: {offline}"
 
     async def plugged(self) -> VcpuMap:
         """What QEMU itself says is plugged; it lists slots in descending order."""
@@ -77,8 +116,12 @@ class Stage:
         async with qmpvcpu.attach(self.guest.qmp) as vm:
             if self._fresh:
                 self._fresh = False
+                await self.guest.set_behaviour()
                 await vm.unplug(1)
+                await self.guest.set_behaviour(self.story.guest)
             await vm.set_map(START)
+        if self.agent is not None:
+            self.agent.reboot(START)
 
     async def agrees(self, vm: VcpuController) -> None:
         """Return when the layout is what QEMU says, which may change in this very moment."""
@@ -104,7 +147,14 @@ async def stage(story: Story, *, qmp_sockets: int = 2) -> AsyncIterator[Stage]:
         other = QMPClient("other")
         await other.connect(str(guest.sockets[1]))
         try:
-            yield Stage(guest, other)
+            if not story.offline_first:
+                yield Stage(story, guest, other)
+                return
+            async with ScriptedAgent(START, maximum=size) as agent:
+                if story.refuses_agent:
+                    agent.refuses = frozenset({agent.number_of(story.keeps)})
+                    await agent.turn(Mood.REFUSING)
+                yield Stage(story, guest, other, agent)
         finally:
             with contextlib.suppress(EOFError, OSError):
                 await other.disconnect()

@@ -3,15 +3,33 @@
 import contextlib
 import signal
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import qmpvcpu
-from qmpvcpu import QmpVcpuError, Recovery, TransitionError, TransitionOutcome, VcpuController
-from qmpvcpu.model.transition import Direction, Intent
+from qmpvcpu import (
+    DenialReason,
+    QmpVcpuError,
+    Recovery,
+    StepDeniedError,
+    TransitionError,
+    TransitionOutcome,
+    VcpuController,
+)
+from qmpvcpu.model.transition import Action, Direction, Intent
 from tests.crash.points import INTENT_SAVED, OUTCOME_SAVED, TURN_SAVED
-from tests.crash.stage import START, STORIES, TARGET, Stage, Story, check_record, stage
+from tests.crash.stage import (
+    OFFLINE_FIRST,
+    OFFLINE_STORIES,
+    START,
+    STORIES,
+    Stage,
+    Story,
+    check_record,
+    stage,
+)
 from tests.crash.zygote import NAME, Job, Zygote
 from tests.figures import KILLS
 
@@ -67,9 +85,19 @@ class Matrix:
         self._runs += 1
         record = folder / "vm.xml"
         async with qmpvcpu.attach(at.guest.qmp) as vm:
-            plan = vm.plan(TARGET)
-        intent = Intent(plan.start, plan.target, plan.steps, self.story.policy, _GUEST_S)
-        job = Job(str(at.guest.qmp), str(record), str(TARGET), self.story.policy.value, _GUEST_S, point or "")
+            plan = vm.plan(self.story.target)
+        offline = self.story.offline_first
+        steps = [replace(step, asks_agent=offline and step.action is Action.UNPLUG) for step in plan.steps]
+        intent = Intent(plan.start, plan.target, tuple(steps), self.story.policy, _GUEST_S)
+        job = Job(
+            str(at.guest.qmp),
+            str(record),
+            str(self.story.target),
+            self.story.policy.value,
+            _GUEST_S,
+            point or "",
+            agent=at.agent_path or "",
+        )
         death = await self._zygote.run(job)
         killed = death.crossed[-1:] == (point,)
         assert death.code == (-signal.SIGKILL if killed else 0)
@@ -82,7 +110,7 @@ class Matrix:
 
     async def _look(self, at: Stage, record: Path, intent: Intent, crossed: tuple[str, ...], how: Recovery) -> None:
         before = await at.plugged()
-        async with qmpvcpu.attach(at.guest.qmp, name=NAME, record=record) as vm:
+        async with qmpvcpu.attach(at.guest.qmp, name=NAME, record=record, agent=at.agent_path) as vm:
             told = vm.layout.enabled
             if before == await at.plugged():  # nothing was on its way meanwhile
                 assert told == before, f"layout said {told}, QEMU {before}"
@@ -98,6 +126,7 @@ class Matrix:
             assert not vm.layout.pending
             assert vm.interrupted is None
             plugged = vm.layout.enabled
+            at.check_online(START & plugged)
         check_record(record, plugged)
 
     async def _at_start(self) -> Stage:
@@ -131,19 +160,22 @@ def _expected(intent: Intent, crossed: tuple[str, ...]) -> Intent | None:
 
 async def _recover(story: Story, vm: VcpuController, how: Recovery) -> None:
     if how is Recovery.FINISH and story.refused:
-        with pytest.raises(TransitionError, match="unplug 6: REFUSED: the guest refused: device is busy") as caught:
+        kept = "keeps it online, and QEMU was sent nothing" if story.refuses_agent else "refused: device is busy"
+        with pytest.raises(TransitionError, match=f"unplug {story.keeps}: REFUSED: the guest {kept}") as caught:
             await vm.recover(how)
         ended = caught.value.report
         assert (ended.outcome, ended.start, vm.layout.enabled) == (TransitionOutcome.REVERTED, START, story.result)
         return
     report = await vm.recover(how)
     assert report is not None
-    wanted = (TransitionOutcome.REACHED, TARGET) if how is Recovery.FINISH else (TransitionOutcome.REVERTED, START)
+    wanted = (
+        (TransitionOutcome.REACHED, story.target) if how is Recovery.FINISH else (TransitionOutcome.REVERTED, START)
+    )
     assert (report.outcome, vm.layout.enabled) == wanted
 
 
 @pytest.mark.timeout(240)  # it is many tests in one
-@pytest.mark.parametrize("story", STORIES, ids=str)
+@pytest.mark.parametrize("story", [*STORIES, *OFFLINE_STORIES], ids=str)
 async def test_nothing_is_lost_wherever_it_is_killed(
     story: Story, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -155,3 +187,38 @@ async def test_nothing_is_lost_wherever_it_is_killed(
     print(f"\nkill matrix, {story}: {met} points, {len(matrix.lost)} lost; not met again: {matrix.unmet}")  # noqa: T201 -- for pytest -s
     assert not matrix.lost, "\n".join(matrix.lost)
     assert met >= 30, matrix.unmet
+
+
+@pytest.mark.timeout(120)
+async def test_without_an_agent_a_recovery_says_what_it_cannot_do_and_one_with_it_does_that(tmp_path: Path) -> None:
+    story, record = OFFLINE_FIRST, tmp_path / "vm.xml"
+    async with Zygote() as zygote, stage(story) as at:
+        await at.to_start()
+        job = Job(
+            str(at.guest.qmp),
+            str(record),
+            str(story.target),
+            story.policy.value,
+            _GUEST_S,
+            "6 is offline in the guest",
+            agent=at.agent_path or "",
+        )
+        assert (await zygote.run(job)).code == -signal.SIGKILL
+        async with qmpvcpu.attach(at.guest.qmp, name=NAME, record=record) as vm:
+            seen = await vm.recover(Recovery.REPORT)
+            assert "it may be offline in the guest" in str(seen)
+            with pytest.raises(StepDeniedError) as denied:
+                await vm.recover(Recovery.FINISH)
+            assert denied.value.reason is DenialReason.NO_AGENT
+            with pytest.raises(TransitionError, match="attach with agent=") as caught:
+                await vm.recover(Recovery.REVERT)
+            assert caught.value.report.outcome is TransitionOutcome.REVERT_INCOMPLETE
+            assert vm.layout.enabled == START
+            assert vm.interrupted is not None
+        async with qmpvcpu.attach(at.guest.qmp, name=NAME, record=record, agent=at.agent_path) as vm:
+            report = await vm.recover(Recovery.REVERT)
+            assert report is not None
+            assert report.outcome is TransitionOutcome.REVERTED
+            assert vm.interrupted is None
+        at.check_online(START)
+        check_record(record, START)

@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Self
 
 import qmpvcpu
+import qmpvcpu.agent.door
+import qmpvcpu.agent.numbering
 import qmpvcpu.record.record
 import qmpvcpu.vm.attaching
 from qmpvcpu import OnFailure, TransitionError
@@ -41,6 +43,7 @@ class Job:
         timeout: For the guest's answers, in seconds.
         die_at: The point at which it kills itself; "" lets it live.
         hold_at: The point at which it stops, to be killed.
+        agent: Address of the guest's agent, which is asked first; "": none is.
     """
 
     qmp: str
@@ -50,6 +53,7 @@ class Job:
     timeout: float
     die_at: str = ""
     hold_at: str = ""
+    agent: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,12 @@ async def _control(job: Job) -> None:
             signal.pause()
 
     points = Points(act)
-    vm = await qmpvcpu.attach(job.qmp, name=NAME, record=job.record)
+    vm = await qmpvcpu.attach(job.qmp, name=NAME, record=job.record, agent=job.agent or None)
     with watching(points):
         points.cross("attached")
         with contextlib.suppress(TransitionError):
-            await vm.set_map(job.target, on_failure=OnFailure(job.policy), timeout=job.timeout)
+            policy, asks_agent = OnFailure(job.policy), bool(job.agent)
+            await vm.set_map(job.target, on_failure=policy, timeout=job.timeout, offline_first=asks_agent)
         points.cross("over")
         await vm.close()
     points.cross("closed")
