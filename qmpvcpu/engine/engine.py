@@ -555,7 +555,7 @@ class Engine:
         if not self.state.has_agent:
             return None
         if options.offline_first and (change.joins or change.result is Result.REPORT):
-            return self.reply_timeout
+            return min(options.timeout or self.reply_timeout, self.reply_timeout)
         if options.awaited_proof is Proof.ONLINE and self.state.guest_sees is None:
             return min(_FIRST_LIST_S, self.reply_timeout)
         return None

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _LIST: Final = "guest-get-vcpus"
+_FIRST_PAUSE_S: Final = 0.02
+_LONGEST_PAUSE_S: Final = 0.5
 _TRIES: Final = 3  # the VM may change while the guest is asked
 
 
@@ -107,6 +109,8 @@ class Guest:
     @checked
     async def set_online(self, ids: int | str | Iterable[int], *, timeout: float = 10.0) -> VcpuMap:
         """Have the guest use vCPUs that it has offline, and look whether it does.
+
+        One that was just plugged is waited for: the guest may not have made a CPU of it yet.
 
         Args:
             ids: vCPU ids: one, libvirt's cpuset text, or ids.
@@ -302,8 +306,7 @@ class Guest:
         what = "online" if online else "offline"
         await self._take_turn(deadline, timeout)
         try:
-            by_vcpu = {cpu.vcpu: cpu for cpu in await self._list(deadline)}
-            self._check_known(wanted, by_vcpu.keys())
+            by_vcpu = await self._list_with(wanted, deadline, waits=online)
             todo = [each for each in wanted if by_vcpu[each].online is not online]
             if fixed := [each for each in todo if not online and not by_vcpu[each].can_offline]:
                 why = "its system does not let this CPU go offline"
@@ -326,6 +329,19 @@ class Guest:
             return VcpuMap(todo)
         finally:
             self._turn.release()
+
+    async def _list_with(self, wanted: VcpuMap, deadline: float, *, waits: bool) -> dict[int | None, GuestVcpu]:
+        """Return the guest's CPUs by vCPU; *waits* for those *wanted* that were just plugged, if they are to come."""
+        pause = _FIRST_PAUSE_S
+        while True:
+            by_vcpu = {cpu.vcpu: cpu for cpu in await self._list(deadline)}
+            missing = wanted - {each for each in by_vcpu if each is not None}
+            may_come = waits and None not in by_vcpu and missing <= self._layout().enabled
+            if not missing or not may_come or _rest(deadline) <= pause:
+                self._check_known(wanted, by_vcpu.keys())
+                return by_vcpu
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     async def _tell(self, numbers: dict[int, int], deadline: float, *, online: bool) -> None:
         """Have CPUs go online or offline; *numbers* has their vCPUs. The agent ends in silence before a refusal."""

@@ -178,9 +178,21 @@ async def test_a_vcpu_that_the_guest_has_not_found_has_no_number() -> None:
     async with guest(follows=False) as (agent, vm, _):
         await vm.plug(3)
         with pytest.raises(GuestNumberUnknownError, match="the guest does not list it"):
-            await vm.guest.set_online(3)
+            await vm.guest.set_online(3, timeout=0.3)
+        with pytest.raises(GuestNumberUnknownError, match="the guest does not list it"):
+            await vm.guest.set_offline(3)
         agent.plugged(3)
         assert await vm.guest.set_online(3) == {3}
+
+
+async def test_a_vcpu_that_was_just_plugged_is_waited_for_before_it_is_brought_online() -> None:
+    async with guest(follows=False) as (agent, vm, _):
+        await vm.plug(3)
+        asked = asyncio.create_task(vm.guest.set_online(3))
+        await asyncio.sleep(0.2)
+        assert not asked.done()
+        agent.plugged(3)
+        assert await asked == {3}
 
 
 # Refusals.
