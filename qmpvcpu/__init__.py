@@ -7,8 +7,8 @@ The way in is ``attach``::
         await vm.unplug(3, timeout=30)
 
 Other names are in their modules:
-``qmpvcpu.events``, ``qmpvcpu.migration``, ``qmpvcpu.domainxml``, ``qmpvcpu.launch``,
-``qmpvcpu.fleet``, ``qmpvcpu.testing``.
+``qmpvcpu.errors``, ``qmpvcpu.events``, ``qmpvcpu.migration``, ``qmpvcpu.certify``, ``qmpvcpu.domainxml``,
+``qmpvcpu.launch``, ``qmpvcpu.fleet``, ``qmpvcpu.testing``.
 """
 
 from typing import TYPE_CHECKING
@@ -17,19 +17,14 @@ from qmpvcpu.lazy import lazily
 
 if TYPE_CHECKING:
     from qmpvcpu.errors import (
-        AgentConnectError,
-        AgentForbiddenError,
-        AgentLostError,
         AgentSilentError,
         CommandRejectedError,
         ConfigDeniedError,
         DenialReason,
         DomainXmlError,
         GuestAgentError,
-        GuestNumberUnknownError,
         GuestRefusedError,
         InvalidMapError,
-        MalformedAnswerError,
         MalformedReplyError,
         MigrationError,
         MonitorConnectError,
@@ -52,7 +47,7 @@ if TYPE_CHECKING:
         UnprovenError,
         WaitTimeoutError,
     )
-    from qmpvcpu.model.guest import GuestCpu, GuestOs, GuestVcpu, KnownBy
+    from qmpvcpu.model.guest import GuestOs, GuestVcpu, KnownBy
     from qmpvcpu.model.layout import Layout, Slot, Vcpu
     from qmpvcpu.model.options import Affect, ChangeOptions, OnFailure, Proof, Recovery
     from qmpvcpu.model.transition import StepReport, TransitionOutcome, TransitionReport
@@ -69,15 +64,13 @@ __version__ = "0.1.0"
 # A name is imported when it is first used (PEP 562): importing all of the package takes longer than most commands.
 _HOMES = {
     "qmpvcpu.errors": (
-        "AgentConnectError AgentForbiddenError AgentLostError AgentSilentError "
-        "CommandRejectedError ConfigDeniedError DenialReason DomainXmlError GuestAgentError "
-        "GuestNumberUnknownError GuestRefusedError InvalidMapError MalformedAnswerError "
-        "MalformedReplyError MigrationError MonitorConnectError MonitorError MonitorLostError "
-        "MonitorTimeoutError Outcome OutcomeUnknownError PlanError UnprovenError QmpVcpuError "
+        "AgentSilentError CommandRejectedError ConfigDeniedError DenialReason DomainXmlError GuestAgentError "
+        "GuestRefusedError InvalidMapError MalformedReplyError MigrationError MonitorConnectError "
+        "MonitorError MonitorLostError MonitorTimeoutError Outcome OutcomeUnknownError PlanError QmpVcpuError "
         "RecordCorruptError RecordError RecordLockedError StalePlanError StepDeniedError StepError "
-        "TransitionError UnplugPendingError UnplugRefusedError WaitTimeoutError"
+        "TransitionError UnplugPendingError UnplugRefusedError UnprovenError WaitTimeoutError"
     ),
-    "qmpvcpu.model.guest": "GuestCpu GuestOs GuestVcpu KnownBy",
+    "qmpvcpu.model.guest": "GuestOs GuestVcpu KnownBy",
     "qmpvcpu.model.layout": "Layout Slot Vcpu",
     "qmpvcpu.model.options": "Affect ChangeOptions OnFailure Proof Recovery",
     "qmpvcpu.model.transition": "StepReport TransitionOutcome TransitionReport",
@@ -92,9 +85,6 @@ _HOMES = {
 
 __all__ = [
     "Affect",
-    "AgentConnectError",
-    "AgentForbiddenError",
-    "AgentLostError",
     "AgentSilentError",
     "ChangeOptions",
     "CommandRejectedError",
@@ -105,15 +95,12 @@ __all__ = [
     "DomainXmlError",
     "Guest",
     "GuestAgentError",
-    "GuestCpu",
-    "GuestNumberUnknownError",
     "GuestOs",
     "GuestRefusedError",
     "GuestVcpu",
     "InvalidMapError",
     "KnownBy",
     "Layout",
-    "MalformedAnswerError",
     "MalformedReplyError",
     "MigrationError",
     "MonitorConnectError",

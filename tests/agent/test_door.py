@@ -16,13 +16,9 @@ import pytest
 from qemu.qmp import QMPClient
 
 from qmpvcpu import (
-    AgentConnectError,
-    AgentForbiddenError,
-    AgentLostError,
     AgentSilentError,
     GuestAgentError,
     GuestRefusedError,
-    MalformedAnswerError,
     MonitorConnectError,
     Outcome,
     attach,
@@ -30,6 +26,7 @@ from qmpvcpu import (
 from qmpvcpu.agent.answers import Port
 from qmpvcpu.agent.client import AgentClient
 from qmpvcpu.agent.door import GuestAgent, QemuSays
+from qmpvcpu.errors import AgentConnectError, AgentForbiddenError, AgentLostError, MalformedAnswerError
 from qmpvcpu.testing import Mood, ScriptedAgent, ScriptedPeer
 from tests.agent.conftest import Asking
 from tests.waiting import until

@@ -12,19 +12,21 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import (
-    AgentConnectError,
-    AgentForbiddenError,
-    AgentLostError,
     AgentSilentError,
-    GuestNumberUnknownError,
     GuestRefusedError,
     InvalidMapError,
     KnownBy,
-    MalformedAnswerError,
     Outcome,
     QmpVcpuError,
     VcpuController,
     VcpuMap,
+)
+from qmpvcpu.errors import (
+    AgentConnectError,
+    AgentForbiddenError,
+    AgentLostError,
+    GuestNumberUnknownError,
+    MalformedAnswerError,
 )
 from qmpvcpu.events import VmReset
 from qmpvcpu.testing import MicroGuest, Mood, ScriptedAgent

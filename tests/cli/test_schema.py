@@ -110,6 +110,7 @@ def words(kind: type[enum.Enum]) -> set[str]:
 def test_it_knows_every_error_event_and_reason_of_the_library() -> None:
     abstract = {"QmpVcpuError", "MonitorError", "GuestAgentError", "PlanError", "StepError", "MigrationError"}
     errors = {name for name in qmpvcpu.__all__ if name.endswith("Error")} - abstract
+    errors |= {each.__name__ for each in qmpvcpu.GuestAgentError.__subclasses__()}
     assert errors - kinds("error") == set()
     assert kinds("event") == KINDS_OF_EVENT
     defs = SCHEMA["$defs"]

@@ -11,7 +11,6 @@ import pytest_asyncio
 
 import qmpvcpu
 from qmpvcpu import (
-    AgentLostError,
     AgentSilentError,
     OnFailure,
     Proof,
@@ -25,6 +24,7 @@ from qmpvcpu import (
     VcpuMap,
 )
 from qmpvcpu.agent.door import GuestAgent
+from qmpvcpu.errors import AgentLostError
 from qmpvcpu.events import UnplugRefused
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.vms import TRACE_FILE, read_transcript

@@ -10,15 +10,13 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import (
-    AgentForbiddenError,
-    AgentLostError,
     AgentSilentError,
-    GuestNumberUnknownError,
     GuestRefusedError,
     KnownBy,
     VcpuController,
 )
 from qmpvcpu.agent.door import GuestAgent
+from qmpvcpu.errors import AgentForbiddenError, AgentLostError, GuestNumberUnknownError
 from qmpvcpu.events import VmReset
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.qemu import Accelerator
