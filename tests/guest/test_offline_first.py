@@ -219,10 +219,19 @@ async def test_what_is_offline_already_is_unplugged_without_the_agent(vm: VcpuCo
     assert await vm.unplug(5, offline_first=True) == {5}
 
 
-async def test_two_callers_share_one_removal(vm: VcpuController, roomy_guest: LinuxGuest) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["at the same time", "all of it in between"])
+async def test_two_callers_share_one_removal(vm: VcpuController, roomy_guest: LinuxGuest, whole: bool) -> None:
     sent = removals_sent(roomy_guest)
-    gentle, plain = await asyncio.gather(vm.unplug(5, offline_first=True), vm.unplug(5))
-    assert gentle == plain == {5}
+    plain: list[asyncio.Task[VcpuMap]] = []
+
+    async def another() -> None:
+        plain.append(asyncio.create_task(vm.unplug(5)))
+        if whole:
+            await plain[0]
+
+    with between(vm, another):
+        assert await vm.unplug(5, offline_first=True) == {5}
+    assert await plain[0] == {5}
     assert removals_sent(roomy_guest) == sent + 1
 
 
