@@ -14,7 +14,7 @@ WIDE: Final = 78
 """Letters that the table of vCPUs needs; a narrower terminal gets the columns that fit into 40."""
 
 # With a column for the proofs the whole table needs these.
-_WIDEST: Final = 92
+_WIDEST: Final = 96
 
 # Longer tables name free vCPUs in one line instead.
 _MOST_IN_TABLE: Final = 64
@@ -112,9 +112,9 @@ def vcpu_table(
     """
     narrow = width is not None and width < WIDE
     proven = any(vcpu.proof not in (None, Proof.PRESENT) for vcpu in layout)
-    tight = proven and since is None and width is not None and width < _WIDEST
+    tight = proven and not narrow and width is not None and width < _WIDEST
     fields = _fields(layout, since, narrow=narrow, tight=tight, proven=proven)
-    table = Table(*(_column(name, narrow=narrow or tight) for name, _ in fields), gap=1 if narrow else 2)
+    table = Table(*(_column(name, narrow=narrow or tight) for name, _ in fields), gap=1 if narrow or tight else 2)
     long = layout.max > room
     shown = [vcpu for vcpu in layout if vcpu.enabled or not long]
     cut = max(len(shown) - room + 2, 0) if since is not None and len(shown) > room else 0
@@ -148,7 +148,7 @@ def _column(name: str, *, narrow: bool) -> Column:
 def _fields(
     layout: Layout, since: Mapping[int, str] | None, *, narrow: bool, tight: bool, proven: bool
 ) -> list[_Field]:
-    """Return what the columns show, each with its name; *tight* leaves out what the QOM path says too."""
+    """Return what the columns show, each with its name; *tight* leaves some out, since proofs need the room."""
     props = layout.slots[0].props if layout.slots else {}
     levels = sorted((name for name in props if name != "node-id"), key=_depth)
     place = printable("/".join(name.removesuffix("-id") for name in levels)) or "place"
@@ -160,12 +160,14 @@ def _fields(
         fields.append(("node", lambda vcpu: str(vcpu.props.get("node-id", ""))))
     fields += [("state", _state), ("order", lambda vcpu: str(vcpu.order or ""))]
     if proven:
-        fields.insert(-1, ("proof", _proof if since is None or narrow else _proof_and_age))
-    if (since is None or not narrow) and not tight:
+        fields.insert(-1, ("proof", _proof if since is None or narrow or tight else _proof_and_age))
+    if proven and narrow:
+        fields.pop()  # the order
+    if not (since is None and tight) and not (since is not None and narrow):  # the QOM path ends with it
         fields.append(("device id", lambda vcpu: vcpu.device_id or ""))
     if since is None and not narrow:
         fields.append(("QOM path", lambda vcpu: vcpu.qom_path or ""))
-    if not narrow:
+    if not narrow and not (since is not None and tight):
         fields.append(("host tid", lambda vcpu: str(vcpu.host_tid or "")))
     if since is not None:
         fields.append(("pending since", lambda vcpu: since.get(vcpu.slot.first, "") if vcpu.pending else ""))

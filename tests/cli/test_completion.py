@@ -185,6 +185,8 @@ async def test_vcpu_ids_are_those_of_the_vm_with_their_places(guest: MicroGuest)
     assert await offered("qmpvcpu unplug ", guest.qmp) == ["1\tcore 0 thread 1 socket 0"]
     free = await offered("qmpvcpu plug ", guest.qmp)
     assert [line.split("\t")[0] for line in free] == ["2", "3", "4", "5", "6", "7"]
+    plugged = await offered("qmpvcpu guest offline ", guest.qmp)
+    assert [line.split("\t")[0] for line in plugged] == ["0", "1"]
     with socket.socket(socket.AF_UNIX) as holder:  # then nothing is offered, and nobody waits long
         holder.connect(str(guest.qmp))
         assert await offered("qmpvcpu plug ", guest.qmp) == []

@@ -1,9 +1,15 @@
 import signal
+import time
+from dataclasses import replace
 
 import pytest
 
+from qmpvcpu.cli.show import vcpu_table
+from qmpvcpu.model.layout import CpuProps
+from qmpvcpu.model.options import Proof
 from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.cli.running import on_terminal, run
+from tests.layouts import layout
 
 pytestmark = pytest.mark.qemu
 
@@ -95,3 +101,18 @@ async def test_colours_are_for_terminals_and_not_for_those_who_want_none(
     assert "green" not in await styles()
     piped = await run("list", "--qmp", guest.qmp)
     assert "\x1b" not in piped.out + piped.err
+
+
+@pytest.mark.parametrize("since", [None, {3: "12:00:00 (59 min)"}])
+@pytest.mark.parametrize("columns", [40, 80, 96, 120])
+def test_what_is_proven_fits_into_the_table(columns: int, since: dict[int, str] | None) -> None:
+    if since is not None and columns < 80:
+        since = {3: "12:00:00"}
+    seen = layout({0: "boot", 3: "ours"}, pending=(3,), first_tid=4_000_000)
+    props = CpuProps({"socket-id": 0, "core-id": 0, "thread-id": 0})
+    proven = replace(seen.slots[3], proven=Proof.ACKNOWLEDGED, proven_at=time.time() - 59 * 60)
+    slots = (replace(seen.slots[0], props=props), *seen.slots[1:3], proven, *seen.slots[4:])
+    (table,) = vcpu_table(replace(seen, slots=slots), width=columns, since=since)
+    lines = str(table).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert [line for line in lines if "acknowledged" in line]
