@@ -365,6 +365,8 @@ class _Setting:
         if vm.interrupted is not None:
             self._shell.note(f"{printable(vm.address)}: given up for this: {intent_text(vm.interrupted)}")
         live = self._change["affect"] is not Affect.CONFIG
+        if live:
+            await self._shell.ask_system(vm)
         steps = self._target.plan(vm, **self._change).steps if live else ()
         task = asyncio.ensure_future(self._target.reach(vm, **self._change))
         self._running[task] = vm

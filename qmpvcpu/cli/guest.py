@@ -21,16 +21,13 @@ from qmpvcpu.cli.output import Block, Column, Line, Table
 from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
-from qmpvcpu.errors import AgentForbiddenError, GuestRefusedError
 from qmpvcpu.model.codec import to_json
-from qmpvcpu.model.guest import GuestOs, GuestVcpu
+from qmpvcpu.model.guest import GuestVcpu
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap, named
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
-
-    from qmpvcpu.vm.controller import VcpuController
 
 _HELP = """Ask the guest's own system which vCPUs it uses, and have it use them or not.
 
@@ -95,10 +92,10 @@ async def list_(shell: Shell, *, timeout: float = 10.0) -> CommandResult:
     _check_named(shell)
     async with shell.attach() as vm:
         cpus = await vm.guest.vcpus(timeout=timeout)
-        system = await _system(vm, timeout)
+        system = await shell.ask_system(vm)
         layout = vm.layout
     content = document(os=to_json(system), **_cpus_json(cpus, layout), **state_json(layout))
-    said = str(system or "the agent may not tell which system it is (guest-get-osinfo)")
+    said = str(system or "the agent does not tell which system it is (guest-get-osinfo)")
     return CommandResult(REACHED, content, (said, "", *_table(cpus, layout)))
 
 
@@ -157,14 +154,6 @@ def _check_named(shell: Shell) -> None:
     options = shell.options
     if options.address and options.agent_address is None:
         raise BadUsageError("which agent? Name its socket: --agent ADDRESS, or QMPVCPU_AGENT in the environment")
-
-
-async def _system(vm: "VcpuController", timeout: float) -> GuestOs | None:
-    """Return the guest's system; None where the agent may not tell, which is no failure."""
-    try:
-        return await vm.guest.os(timeout=timeout)
-    except (AgentForbiddenError, GuestRefusedError):
-        return None
 
 
 def _not_listed(cpus: Sequence[GuestVcpu], layout: Layout) -> VcpuMap:

@@ -292,3 +292,11 @@ async def test_doctor_knows_that_windows_gives_no_vcpu_up(guest: MicroGuest, age
     (found,) = [each for each in document["findings"] if each["subject"] == "unplug"]
     assert (found["level"], found["advice"]) == ("warning", "only plugs are possible in it")
     assert "Windows, which gives no vCPU up" in found["found"]
+
+
+async def test_a_fleet_denies_what_the_system_in_a_guest_cannot_do(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    agent.answers["guest-get-osinfo"] = {"id": "mswindows", "name": "Microsoft Windows"}
+    words = ("--qmp", guest.qmp, "--agent", f"{Path(agent.path).parent}/{{stem}}")
+    Path(agent.path).with_name(guest.qmp.stem).symlink_to(agent.path)
+    ran = await run("fleet", "set", "0", *words, "--json")
+    assert (ran.code, ran.document["vms"][0]["error"]["reason"]) == (2, "guest_cannot_unplug")
