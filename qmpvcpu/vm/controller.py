@@ -26,7 +26,16 @@ from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import OstAnswer, Refused, Unplugged
 from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.planning.checks import PLUG, UNPLUG, Situation, find_slot
-from qmpvcpu.planning.plan import Plan, parse_target, plan_count, plan_map, plan_plug, plan_state, plan_unplug
+from qmpvcpu.planning.plan import (
+    Plan,
+    check_plan,
+    parse_target,
+    plan_count,
+    plan_map,
+    plan_plug,
+    plan_state,
+    plan_unplug,
+)
 from qmpvcpu.vm.driver import Driver
 from qmpvcpu.vm.guest import Guest
 from qmpvcpu.vm.subscribers import EventStream
@@ -356,7 +365,8 @@ class VcpuController:
         of QEMU are awaited, the outcome is recorded; nothing is reverted.
 
         Args:
-            target: The vCPUs to have plugged (libvirt's cpuset text, or ids), or a plan for this layout.
+            target: The vCPUs to have plugged (libvirt's cpuset text, or ids), or a plan for this layout, which is
+                carried out with the options given here, and with offline_first if it was planned so.
             **options: See ``ChangeOptions``.
 
         Returns:
@@ -373,10 +383,12 @@ class VcpuController:
         """
         given = CheckedOptions.of(options)
         wanted = target.target if isinstance(target, Plan) else parse_target(target, self.layout)
+        if isinstance(target, Plan) and any(step.asks_agent for step in target.steps):
+            given = given._replace(offline_first=True)  # as it was planned
 
         def plan(now: Situation) -> Plan:
             if isinstance(target, Plan):
-                return target
+                check_plan(target, now.layout)
             return plan_map(now, wanted, given)
 
         return await self._whole_map(plan, given, f"map {wanted}", _with_map(wanted))

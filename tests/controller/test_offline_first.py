@@ -136,6 +136,18 @@ async def test_a_fault_in_asking_the_agent_keeps_nobody_waiting(
     assert agent.is_online(2)
 
 
+@pytest.mark.parametrize("said", ["when it was planned", "when it is carried out"])
+async def test_a_plan_is_carried_out_through_the_agent_whenever_that_was_said(
+    vm: VcpuController, agent: ScriptedAgent, said: str
+) -> None:
+    planned = said == "when it was planned"
+    plan = vm.plan("0-1", offline_first=planned)
+    await agent.turn(Mood.REFUSING)
+    with exchange() as sent, pytest.raises(TransitionError, match="the guest keeps it online"):
+        await (vm.set_map(plan) if planned else vm.set_map(plan, offline_first=True))
+    assert "device_del" not in sent
+
+
 async def test_without_an_agent_it_is_denied(guest: MicroGuest) -> None:
     async with qmpvcpu.attach(guest.qmp) as vm:
         for call in (vm.unplug(2, offline_first=True), vm.set_map("0", offline_first=True)):
