@@ -146,11 +146,12 @@ class EngineBesideQemu(RuleBasedStateMachine):
         self.disk = Disk(None, VcpuMap(), {})
         self.has_agent = True
         self.agent = "well"
-        self.agent_failed = False
+        self.agent_failures = 0
         self.questions: deque[Question] = deque()
         self.unheeded: list[Ask] = []  # that a silent agent has not carried out yet
         self.refusers: set[StepRun] = set()  # that the agent refused to take offline
         self.offline: dict[StepRun, tuple[int, int]] = {}  # the CPU that the agent has taken offline for each
+        self.failed_before: dict[StepRun, int] = {}  # how often the agent had failed by then
         self.asked_at: Counter[object] = Counter()
         self.engine = self.attach()
 
@@ -387,7 +388,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
     @precondition(lambda self: self.questions)
     @rule()
     def the_agent_answers(self) -> None:
-        self.agent_failed |= self.agent != "well"
+        self.agent_failures += self.agent != "well"
         if self.agent == "silent":
             return
         ask = self.questions.popleft().ask
@@ -400,7 +401,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
             error = AgentConnectError("/ga", "nobody listens")
         elif ask.online is not None and not set(ask.ids) <= self.qemu.listed().keys():
             error = GuestNumberUnknownError("/ga", ask.ids, "the guest does not list it")
-            self.agent_failed = True
+            self.agent_failures += 1
         elif ask.online is not None and self.agent == "refusing":
             refused = "busy"
             error = GuestRefusedError("/ga", refused, ids=ask.ids, done=VcpuMap())
@@ -420,13 +421,14 @@ class EngineBesideQemu(RuleBasedStateMachine):
         for vcpu in changed:
             self.qemu.set_online(vcpu, online=ask.online)
             if not ask.online and ask.number in self.engine.askers:
-                self.offline[self.engine.askers[ask.number][1]] = self.qemu.cpu(vcpu)
+                run = self.engine.askers[ask.number][1]
+                self.offline[run], self.failed_before[run] = self.qemu.cpu(vcpu), self.agent_failures
         return changed
 
     def the_agent_is_silent(self) -> None:
         """The time for the oldest answer is over; what it was told to do, it may do yet."""
         ask = self.questions.popleft().ask
-        self.agent_failed = True
+        self.agent_failures += 1
         outcome = Outcome.UNCHANGED if ask.online is None else Outcome.UNKNOWN
         if ask.online is not None and self.agent == "silent":
             self.unheeded.append(ask)
@@ -686,7 +688,8 @@ class EngineBesideQemu(RuleBasedStateMachine):
                 assert run.left_offline
             elif not others:
                 assert run.left_offline or isinstance(run.verdict, Unplugged), run
-                assert self.agent_failed or self.was_away or isinstance(run.verdict, Unplugged), run
+                failed = self.agent_failures > self.failed_before[run]
+                assert failed or self.was_away or isinstance(run.verdict, Unplugged), run
 
     def check_verdict(self, vcpu: int, verdict: object) -> None:
         if isinstance(verdict, Refused) and verdict.by_agent:

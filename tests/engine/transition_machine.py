@@ -348,7 +348,7 @@ class TransitionsBesideQemu(EngineBesideQemu):
                 denials = {DenialReason.IN_PROGRESS, DenialReason.EXPORTED}
                 assert settle.error.reason in (denials if self.has_agent else denials | {DenialReason.NO_AGENT})
             elif isinstance(settle.error, GuestAgentError):
-                assert self.agent_failed
+                assert self.agent_failures
                 assert change.options.offline_first
             else:
                 assert isinstance(settle.error, MonitorError | RecordError)
