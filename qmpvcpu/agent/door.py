@@ -22,6 +22,7 @@ from qmpvcpu.errors import (
     MalformedAnswerError,
     MonitorConnectError,
     Outcome,
+    QmpVcpuError,
     printable,
     shorten,
 )
@@ -70,7 +71,8 @@ class GuestAgent:
         target: As ``attach`` takes it: an address, a connected socket, or a QMPClient, which was connected with
             ``await_greeting`` and ``negotiate`` off.
         timeout: For each question, in seconds.
-        ask_qemu: Asked after a silence, with the socket's path or ``tcp:HOST:PORT``: what QEMU says of it.
+        ask_qemu: Asked after a silence, with the socket's path or ``tcp:HOST:PORT``: what QEMU says of it. It may
+            raise QmpVcpuError.
 
     Attributes:
         address: The target, as text for messages.
@@ -111,7 +113,7 @@ class GuestAgent:
     # Questions.
 
     async def cpus(self, *, timeout: float | None = None) -> tuple[GuestCpu, ...]:
-        """Return the guest's CPUs by their numbers, as its system has them now; those of pseries are absent too."""
+        """Return the guest's CPUs by number, as its system lists them now; pseries also lists absent ones."""
         return await self._ask("guest-get-vcpus", None, timeout, answers.parse_vcpus)
 
     async def set_cpus(self, wanted: Mapping[int, bool], *, timeout: float | None = None) -> int:
@@ -227,9 +229,9 @@ class GuestAgent:
             await self._drop()
             raise error from None
         except ExecuteError as error:
-            self._synchronised = True
+            self._synchronised = bool(sent)
             self._log("received", error.received)
-            raise self._refusal(command, error) from None
+            raise self._refusal(sent or SYNC, error) from None
         except BadReplyError as error:
             await self._drop()
             raise MalformedAnswerError(self.address, command, error.error_message, dict(error.msg)) from None
@@ -289,7 +291,8 @@ class GuestAgent:
             await self._drop()
         if self._spent:
             raise AgentLostError(self.address, "the socket that was given has ended, and cannot be opened again")
-        self._client, self._sock = client, _ = await self._open(deadline)
+        client, sock = await self._open(deadline)
+        self._client, self._sock = client, sock
         if self._closed:  # meanwhile
             raise await self._ended("")
         return client
@@ -398,7 +401,7 @@ class GuestAgent:
     async def _qemu_says(self, limit: float) -> QemuSays:
         if self._ask_qemu is None or not self._place:
             return QemuSays()
-        with contextlib.suppress(Exception):  # this is only to say more
+        with contextlib.suppress(QmpVcpuError, TimeoutError):  # this is only to say more
             async with asyncio.timeout(limit):
                 return await self._ask_qemu(self._place)
         return QemuSays()

@@ -11,6 +11,7 @@ It may follow a VM by itself (``look``), and does not care in which process its 
 
 import asyncio
 import base64
+import codecs
 import contextlib
 import enum
 import inspect
@@ -83,7 +84,9 @@ class _AgentError(Exception):
 
 
 class ScriptedAgent:
-    """A guest agent on a UNIX socket; an async context manager. Like QEMU it accepts one client at a time.
+    """A guest agent on a UNIX socket; an async context manager, which raises at its end what an answer raised.
+
+    Like QEMU it accepts one client at a time.
 
     Args:
         vcpus: The vCPUs that the guest boots with.
@@ -157,10 +160,12 @@ class ScriptedAgent:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._resources.close()
         if self._server is not None:
             self._server.cancel()
-            await asyncio.gather(self._server, return_exceptions=True)
-        self._resources.close()
+            (fault,) = await asyncio.gather(self._server, return_exceptions=True)
+            if error is None and isinstance(fault, Exception):  # and not its cancellation
+                raise fault
 
     # The guest.
 
@@ -230,17 +235,19 @@ class ScriptedAgent:
 
     async def _listen(self, connection: socket.socket) -> None:
         decoder, text = json.JSONDecoder(), ""
+        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         while data := await asyncio.get_running_loop().sock_recv(connection, _CHUNK):
             before, flush, after = data.rpartition(b"\xff")
             if flush:  # what came before is dropped, and the agent's parser complains of the byte
                 text = ""
+                utf8.reset()
                 data = after
                 for each in _complete(decoder, before):
                     await self._take(each)
                 error = {"class": "GenericError", "desc": "JSON parse error, stray '\\xff'"}
                 if self.mood not in (Mood.SILENT, Mood.LATE):
                     await self.send(json.dumps({"error": error}).encode() + b"\n")
-            text += data.decode()
+            text += utf8.decode(data)
             while text := text.lstrip():
                 try:
                     message, used = decoder.raw_decode(text)

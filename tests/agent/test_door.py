@@ -362,6 +362,18 @@ async def test_a_forbidden_command_is_told(agent: ScriptedAgent, asking: Asking)
         await door.execute("guest-nosuch")
 
 
+async def test_an_agent_that_may_not_synchronise_is_told_as_that(agent: ScriptedAgent, asking: Asking) -> None:
+    agent.answers["guest-sync-delimited"] = PermissionError("Command guest-sync-delimited has been disabled")
+    door = asking(agent.path)
+    for _ in range(2):
+        with pytest.raises(AgentForbiddenError, match="guest-sync-delimited is forbidden") as caught:
+            await door.cpus()
+        assert caught.value.command == "guest-sync-delimited"
+    assert agent.received == []
+    del agent.answers["guest-sync-delimited"]
+    assert len(await door.cpus()) == 2
+
+
 # Lies.
 
 
