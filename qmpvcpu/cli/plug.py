@@ -185,14 +185,14 @@ async def _plug_one(
             slot = vm.layout.slot_of(min(error.ids))
             acknowledged = False if error.wanted is Proof.ACKNOWLEDGED else slot.acknowledged
             verdict = Plugged(slot.ids, acknowledged, error.code, error.reason, seconds)
-            proofs = await proofs_in(events, slot.ids)
+            proofs = proofs_in(events, slot.ids)
             shell.done.append({"verdict": to_json(verdict), "proofs": to_json(proofs)})
             raise
     seconds = time.monotonic() - started
     slot = vm.layout.slot_of(min(ids))
     acknowledged = vm.layout[slot.first].acknowledged
     verdict = Plugged(ids, acknowledged, slot.answer.code if slot.answer else None, seconds=seconds)
-    proofs = await proofs_in(events, ids)
+    proofs = proofs_in(events, ids)
     shell.done.append({"verdict": to_json(verdict), "proofs": to_json(proofs)})
     said = ", the guest acknowledged it" if acknowledged else ""
     said = f", {proofs}" if proof is not Proof.PRESENT else said

@@ -356,14 +356,12 @@ async def run_transition(
             raise
 
 
-async def proofs_in(events: "EventStream", ids: VcpuMap) -> ProofSeconds:
+def proofs_in(events: "EventStream", ids: VcpuMap) -> ProofSeconds:
     """Return what the *events* so far prove of the plug of *ids*, and when."""
     seconds: dict[str, float] = {}
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(0):
-            async for event in events:
-                if isinstance(event, VcpuProven) and event.ids == ids and event.seconds is not None:
-                    seconds[event.proof.value] = event.seconds
+    while (event := events.take()) is not None:
+        if isinstance(event, VcpuProven) and event.ids == ids and event.seconds is not None:
+            seconds[event.proof.value] = event.seconds
     return ProofSeconds(**seconds)
 
 
