@@ -111,14 +111,15 @@ async def _certify_own(
     program = qemu_named(words[0])
     if program is None:
         raise BadUsageError(f"{words[0]}: no program that can be run")
-    if {"-daemonize", "--daemonize"} & {*words}:
+    given = {f"-{word.lstrip('-')}" for word in words if word.startswith("-")}  # two dashes are one to QEMU
+    if "-daemonize" in given:
         raise BadUsageError("-daemonize: QEMU would leave; certify ends the QEMU that it starts")
     args = with_room(words[1:])
     shell.note(f"starting {words[0]} ...")
     try:
         async with QemuProcess(program, args, as_given=True) as process:
             await process.wait_ready(timeout=shell.options.reply_timeout)
-            name = shell.options.name or (None if "-name" in words else "guest")
+            name = shell.options.name or (None if "-name" in given else "guest")
             agent = shell.options.agent or agent_of(args)
             shell.options = shell.options._replace(qmp=str(process.qmp), agent=agent, name=name)
             return await _certify_process(shell, process, options, markdown=markdown)

@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 
 import qmpvcpu
 from qmpvcpu.cli.failures import in_options, is_held
+from qmpvcpu.cli.guest import KNOWN_BY, READ_FILES, not_listed
 from qmpvcpu.cli.show import headline, milliseconds
 from qmpvcpu.errors import (
     AgentForbiddenError,
@@ -32,7 +33,7 @@ from qmpvcpu.errors import (
     MonitorError,
     QmpVcpuError,
 )
-from qmpvcpu.model.guest import GuestVcpu, KnownBy
+from qmpvcpu.model.guest import GuestVcpu
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Proof
 from qmpvcpu.model.vcpumap import VcpuMap, named
@@ -71,11 +72,6 @@ _AGENT_COMMANDS: Final = (
     ),
     (("guest-get-osinfo",), "whether it is a Windows, which gives no vCPU up, is not known"),
 )
-_KNOWN_BY: Final = {
-    KnownBy.FIRMWARE: "the guest's files",
-    KnownBy.RULE: "its kernel's rule",
-    KnownBy.LEARNT: "what was seen",
-}
 _ALLOW: Final = "allow it: block-rpcs or allow-rpcs in the guest's qemu-ga.conf, or qemu-ga's options -b and -a"
 _START_AGENT: Final = "in the guest: install qemu-guest-agent and start it"
 # A guest needs a tenth of a second, and a machine under load ten times that.
@@ -478,17 +474,17 @@ def _forbidden(commands: Collection[str] | None) -> Iterator[Finding]:
 
 
 def _examine_cpus(layout: Layout, cpus: Collection[GuestVcpu]) -> Iterator[Finding]:
-    by_number = {cpu.vcpu: cpu for cpu in cpus if cpu.vcpu is not None}
+    by_vcpu = {cpu.vcpu: cpu for cpu in cpus if cpu.vcpu is not None}
     counts = Counter(cpu.known_by for cpu in cpus)
-    known = ", ".join(f"{counts[how]} by {word}" for how, word in _KNOWN_BY.items() if counts[how])
+    known = ", ".join(f"{counts[how]} by {word}" for how, word in KNOWN_BY.items() if word and counts[how])
     unknown = [str(cpu.number) for cpu in cpus if cpu.vcpu is None]
     if known:
         yield Finding(Level.OK, "guest's CPUs", f"which vCPU each is: {known}")
     if unknown:
         found = f"nothing tells which vCPU is the guest's CPU {', '.join(unknown)}: it is neither proven nor changed"
-        yield Finding(Level.WARNING, "guest's CPUs", found, "let the agent read files: docs/guest-agent.md")
-    elif missing := layout.enabled - by_number.keys():
+        yield Finding(Level.WARNING, "guest's CPUs", found, READ_FILES)
+    elif missing := not_listed(cpus, layout):
         found = f"{named(missing)}: plugged, and not in the guest's list"
         yield Finding(Level.WARNING, "guest's CPUs", found, "docs/what-happens.md says what keeps a guest from it")
-    if offline := VcpuMap(vcpu for vcpu, cpu in by_number.items() if not cpu.online):
+    if offline := VcpuMap(vcpu for vcpu, cpu in by_vcpu.items() if not cpu.online):
         yield Finding(Level.NOTE, "guest's CPUs", f"{named(offline)}: offline", f"qmpvcpu guest online {offline}")

@@ -1,6 +1,6 @@
 """guest list, online and offline: which vCPUs the guest's own system uses, through its agent."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -22,7 +22,7 @@ from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
 from qmpvcpu.model.codec import to_json
-from qmpvcpu.model.guest import GuestVcpu
+from qmpvcpu.model.guest import GuestVcpu, KnownBy
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap, named
 
@@ -56,7 +56,17 @@ guest = LazyGroup(
     no_args_is_help=False,
 )
 
-_HOW: Final = {"firmware": "the guest's files", "rule": "the kernel's rule", "learnt": "learnt", "unknown": ""}
+KNOWN_BY: Final = {
+    KnownBy.FIRMWARE: "the guest's files",
+    KnownBy.RULE: "the kernel's rule",
+    KnownBy.LEARNT: "what was seen",
+    KnownBy.UNKNOWN: "",
+}
+"""How a guest's number is known, in words that follow "by"."""
+
+READ_FILES: Final = "let the agent read files (docs/guest-agent.md)"
+"""What to do about a number that is unknown."""
+
 _TIMEOUT: Final = option(
     "--timeout", metavar="SECONDS", type=Seconds(), help="How long the guest has for all of it (10)."
 )
@@ -156,7 +166,7 @@ def _check_named(shell: Shell) -> None:
         raise BadUsageError("which agent? Name its socket: --agent ADDRESS, or QMPVCPU_AGENT in the environment")
 
 
-def _not_listed(cpus: Sequence[GuestVcpu], layout: Layout) -> VcpuMap:
+def not_listed(cpus: Collection[GuestVcpu], layout: Layout) -> VcpuMap:
     """Return the plugged vCPUs that the guest's list does not have; none where it has CPUs that may be these."""
     if any(cpu.vcpu is None for cpu in cpus):
         return VcpuMap()
@@ -164,7 +174,7 @@ def _not_listed(cpus: Sequence[GuestVcpu], layout: Layout) -> VcpuMap:
 
 
 def _cpus_json(cpus: Sequence[GuestVcpu], layout: Layout) -> dict[str, Any]:
-    return {"cpus": [to_json(cpu) for cpu in cpus], "not_listed": str(_not_listed(cpus, layout))}
+    return {"cpus": [to_json(cpu) for cpu in cpus], "not_listed": str(not_listed(cpus, layout))}
 
 
 def _table(cpus: Sequence[GuestVcpu], layout: Layout) -> list[Block]:
@@ -179,12 +189,11 @@ def _table(cpus: Sequence[GuestVcpu], layout: Layout) -> list[Block]:
     for cpu in sorted(cpus, key=lambda each: each.number):
         state = Line(("online", "green") if cpu.online else ("offline", "yellow"))
         vcpu = "" if cpu.vcpu is None else str(cpu.vcpu)
-        table.add(str(cpu.number), vcpu, state, "yes" if cpu.can_offline else "no", _HOW[cpu.known_by.value])
+        table.add(str(cpu.number), vcpu, state, "yes" if cpu.can_offline else "no", KNOWN_BY[cpu.known_by])
     blocks: list[Block] = [table]
-    if missing := _not_listed(cpus, layout):
+    if missing := not_listed(cpus, layout):
         blocks.append(Line((f"plugged, and not in the guest's list: {named(missing)}", "yellow")))
     if unknown := [cpu.number for cpu in cpus if cpu.vcpu is None]:
         numbers = VcpuMap(unknown)
-        advice = "let the agent read files (docs/guest-agent.md)"
-        blocks.append(f"nothing tells which vCPU is the guest's CPU {numbers}: {advice}")
+        blocks.append(f"nothing tells which vCPU is the guest's CPU {numbers}: {READ_FILES}")
     return blocks

@@ -57,6 +57,8 @@ async def test_what_did_not_work_is_shown_and_is_the_exit_code() -> None:
 
 async def test_a_vm_of_its_own_is_started_with_room_and_ended(own: tuple[str, ...], tmp_path: Path) -> None:
     env = environment(TMPDIR=str(tmp_path), QMPVCPU_QMP="/nowhere")
+    ran = await run("certify", "--no-reset", *QUICK, "--json", *own, "--name", "mine", env=env)
+    assert (ran.code, ran.document["name"]) == (0, "mine")
     ran = await run("certify", *QUICK, "--json", *own, env=env)
     assert ran.code == 0
     assert (ran.document["max"], ran.document["enabled"], ran.document["name"]) == (8, "0", "guest")
