@@ -97,7 +97,7 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
     error: QmpVcpuError | None = None
     match run.verdict:
         case Plugged() if run.missing is not None:
-            error = _unproven(run, run.verdict, run.missing, timeout)
+            error = _unproven(run, run.verdict, run.missing, transition)
         case Unplugged() if run.path is not None:  # it was plugged, and has left again
             error = PlugUndoneError(ids)
         case Pending() | None if transition.lost:
@@ -119,13 +119,16 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
     return error
 
 
-def _unproven(run: StepRun, plugged: Plugged, missing: Proof, timeout: float) -> UnprovenError:
+def _unproven(run: StepRun, plugged: Plugged, missing: Proof, transition: Transition) -> QmpVcpuError:
+    if transition.lost:  # the guest may have done it a moment later
+        why = f"{transition.lost}; vCPU {run.step.ids} is plugged, and was not {missing.value} until then"
+        return MonitorLostError(why, outcome=Outcome.CHANGED)
     reached = max(run.proofs, default=Proof.PRESENT)
     if missing is not Proof.ACKNOWLEDGED:
         hint = _LEFT_OFFLINE if run.reason == LEFT_OFFLINE else "" if run.no_agent else _NEVER_STARTED
         reason = f"{run.reason}, after {run.seconds:.3g} s"
     elif plugged.code is None:
-        reason, hint = f"{plugged.reason} within {timeout:g} s", _NEVER_ACKNOWLEDGED
+        reason, hint = f"{plugged.reason} within {transition.change.options.timeout:g} s", _NEVER_ACKNOWLEDGED
     else:
         reason, hint = plugged.reason, ""
     return UnprovenError(run.step.ids, missing, reached, reason, code=plugged.code, hint=hint)

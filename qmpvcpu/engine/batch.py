@@ -805,7 +805,8 @@ class Batch:
             run.missing = self._missing(run, verdict) if good else None
             if run.missing is not None:
                 good = False
-                run.reason = self._why_unproven(run, verdict)
+                why_missing = self._why_unproven(run, verdict)
+                run.reason = f"{self.halted}; until then {why_missing}" if self._stopped else why_missing
         if run.taken_offline:
             self._take_back(run)
         only_requested = isinstance(verdict, Pending) and not self._bounds.limit

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu import DenialReason, OnFailure, Proof, StepDeniedError, UnprovenError, VcpuMap, qapi
+from qmpvcpu import DenialReason, OnFailure, Outcome, Proof, StepDeniedError, UnprovenError, VcpuMap, qapi
 from qmpvcpu.engine.messages import Heard
 from qmpvcpu.errors import AgentConnectError, MonitorLostError
 from qmpvcpu.events import VcpuProven
@@ -198,8 +198,20 @@ def test_a_connection_that_is_lost_for_good_ends_the_waiting() -> None:
     told.ask(request)
     told.accept(1)
     told.lose()
-    assert isinstance(told.error(request), MonitorLostError | UnprovenError)
+    error = told.error(request)
+    assert isinstance(error, MonitorLostError), "not the guest's fault"
+    assert error.outcome is Outcome.CHANGED
+    assert "vCPU 1 is plugged, and was not started until then" in str(error)
     assert told.deadline is None
+
+
+def test_the_report_of_a_map_tells_that_a_proof_was_cut_short() -> None:
+    told = Story("0")
+    told.wish("0-1", proof=STARTED)
+    told.accept(1)
+    told.lose()
+    reason = told.step(1).reason
+    assert reason.endswith("; until then it has run no code of the guest"), reason
 
 
 def test_it_is_waited_for_on_after_a_look_that_fails() -> None:
