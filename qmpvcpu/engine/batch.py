@@ -573,7 +573,9 @@ class Batch:
     def _left_guest(self, run: StepRun, told: GuestTold) -> None:
         """Take in what became of taking the vCPUs of *run* offline: only then is QEMU asked."""
         self._out.drop(run)
-        run.taken_offline = run.taken_offline or bool(told.changed)
+        # A late agent may do it yet, and a list may be late to show it.
+        unsure = told.error is not None and told.error.outcome is not Outcome.UNCHANGED
+        run.taken_offline = run.taken_offline or bool(told.changed) or unsure
         if not self._state.slots[run.first].present:  # somebody else was faster
             self._found_so(run, Unplugged(run.step.ids))
         elif told.refused:
@@ -581,7 +583,6 @@ class Batch:
             seconds = round(self._now - run.sent_at, 6)
             self._end(run, Refused(run.step.ids, None, told.refused, seconds=seconds, by_agent=True))
         elif told.error is not None:
-            run.taken_offline |= told.error.outcome is not Outcome.UNCHANGED  # a late agent may do it yet
             run.error = told.error
             self._end(run, Denied(run.step.ids, DenialReason.NO_AGENT, str(told.error)))
         elif self.halted:

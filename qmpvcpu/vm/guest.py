@@ -325,7 +325,9 @@ class Guest:
                 if failed := [each for each in todo if each not in shown]:
                     why = "it says that it is done, and its list does not show it"
                     done = VcpuMap(each for each in todo if each in shown)
-                    raise GuestRefusedError(self.address, why, ids=VcpuMap(failed), done=done, what=what)
+                    refusal = GuestRefusedError(self.address, why, ids=VcpuMap(failed), done=done, what=what)
+                    refusal.outcome = Outcome.UNKNOWN
+                    raise refusal
             return VcpuMap(todo)
         finally:
             self._turn.release()

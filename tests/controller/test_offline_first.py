@@ -114,6 +114,27 @@ async def test_an_agent_that_says_that_it_is_done_and_lists_it_online_is_not_bel
     assert "device_del" not in sent
 
 
+async def test_one_that_the_list_shows_offline_only_later_is_brought_online_again(
+    vm: VcpuController, agent: ScriptedAgent
+) -> None:
+    await vm.guest.vcpus()
+    real = agent._guest_get_vcpus
+    late: list[bool] = []
+
+    def list_late() -> Any:
+        listed = real()
+        if agent.changes and not late:
+            late.append(True)
+            return [{**cpu, "online": True} for cpu in listed]
+        return listed
+
+    agent._guest_get_vcpus = list_late  # type: ignore[method-assign]
+    with exchange() as sent, pytest.raises(UnplugRefusedError, match="its list does not show it"):
+        await vm.unplug(2, offline_first=True)
+    assert "device_del" not in sent
+    assert agent.changes == [(2, False), (2, True)]
+
+
 async def test_a_vcpu_that_the_guest_cannot_do_without_is_refused(vm: VcpuController, agent: ScriptedAgent) -> None:
     agent.cpus[2].can_offline = False
     with exchange() as sent, pytest.raises(UnplugRefusedError, match="does not let this CPU go offline"):
