@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from qmpvcpu.certify import Ability, AbilityRow, AbilityVerdict, Certificate, certify, wait_booted
-from qmpvcpu.cli.failures import failure, in_options
+from qmpvcpu.cli.failures import failure
 from qmpvcpu.cli.options import (
     AGENT,
     NAME,
@@ -30,6 +30,7 @@ from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import headline, state_json
+from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import MonitorError, printable
 from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.testing.directory import TemporaryDirectoryError

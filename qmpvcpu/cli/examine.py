@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import qmpvcpu
-from qmpvcpu.cli.failures import in_options, is_held
+from qmpvcpu.cli.failures import is_held
 from qmpvcpu.cli.guest import KNOWN_BY, READ_FILES, not_listed
 from qmpvcpu.cli.show import headline, milliseconds
+from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import (
     AgentForbiddenError,
     AgentSilentError,

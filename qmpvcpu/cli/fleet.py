@@ -12,7 +12,7 @@ import click
 
 from qmpvcpu.cli.app import LazyGroup, pass_on
 from qmpvcpu.cli.change_options import INCLUDE_BOOT, MAP_OPTIONS, SAFETY_OPTIONS
-from qmpvcpu.cli.failures import code_of, error_json, in_options
+from qmpvcpu.cli.failures import code_of, error_json
 from qmpvcpu.cli.options import OUTPUT_OPTIONS, REPLY_TIMEOUT, File, command, named_on_the_line, option
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
 from qmpvcpu.cli.progress import FleetProgress, short_address, shown
@@ -31,6 +31,7 @@ from qmpvcpu.cli.result import (
 from qmpvcpu.cli.run import Shell, check_address
 from qmpvcpu.cli.set import Target
 from qmpvcpu.cli.show import layout_json, milliseconds, state_json
+from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import GuestAgentError, TransitionError, printable
 from qmpvcpu.fleet import Fleet, Results, VmResult
 from qmpvcpu.fleet.scan import check_agent_pattern, has_placeholder

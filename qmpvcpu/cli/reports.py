@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
 from qmpvcpu.cli.show import milliseconds, state_text
+from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.transition import ConfigOutcome, Intent, StepReport, TransitionOutcome, TransitionReport
@@ -62,7 +63,7 @@ def report_blocks(report: TransitionReport, *, looked: bool = False, proven: boo
     steps = _step_table(report.steps, "not done" if looked else "not sent", proven=proven)
     return (
         head,
-        *([ByWidth(_TABLE_WIDTH, steps, [*map(str, report.steps)])] if report.steps else []),
+        *([ByWidth(_TABLE_WIDTH, steps, [in_options(str(step)) for step in report.steps])] if report.steps else []),
         *([] if report.config is None else [str(report.config)]),
         *([f"not recorded: {printable(report.unrecorded)}"] if report.unrecorded else []),
         state_text(report.layout),
@@ -81,7 +82,7 @@ def _step_table(steps: tuple[StepReport, ...], unanswered: str, *, proven: bool)
         cells = [step.action.value, str(step.ids), Line((verdict, _style(step))), took]
         cells += [_undone(step)] if reverted else []
         cells += [_proven(step)] if proven else []
-        table.add(*cells, printable(step.reason))
+        table.add(*cells, printable(in_options(step.reason)))
     return table
 
 
@@ -118,5 +119,5 @@ def shortcoming(report: TransitionReport) -> str:
 
 
 def _wrong(step: StepReport, verdict: Verdict) -> str:
-    never = "" if step.missing is None else f", never {step.missing.value}"
+    never = "" if step.missing is None else f" (never {step.missing.value})"
     return f"{step.ids} {verdict.name}{never}"

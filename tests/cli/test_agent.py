@@ -55,7 +55,7 @@ async def test_a_map_tells_the_seconds_of_each_proof_and_which_is_missing(
     assert "online in" in " ".join(ran.out.split())
     ran = await ask(guest, agent, "set", "0-3", "--proof", "online", "--no-online", "--timeout", "0.5")
     assert ran.code == 1
-    assert "0-3 not reached (partial): 3 PLUGGED, never online" in ran.err
+    assert "0-3 not reached (partial): 3 PLUGGED (never online)" in ran.err
     document = (await ask(guest, agent, "count", "5", "--proof", "online", "--json")).document
     assert document["steps"][0]["proofs"]["online"] > 0
 

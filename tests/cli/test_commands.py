@@ -5,9 +5,10 @@ import click
 import pytest
 
 from qmpvcpu.cli.app import program
-from qmpvcpu.cli.failures import failure, in_options
+from qmpvcpu.cli.failures import failure
 from qmpvcpu.cli.plug import by_slots
 from qmpvcpu.cli.run import Options, Shell
+from qmpvcpu.cli.wording import in_options
 from qmpvcpu.domainxml import read_identity
 from qmpvcpu.errors import DenialReason, StepDeniedError
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -296,6 +297,12 @@ async def test_a_document_of_the_vms_own_gets_the_state_and_stays_as_it_is_other
         ),
         ("(-preconfig): x-exit-preconfig, and refresh(), first", "(-preconfig): x-exit-preconfig first"),
         ("attach() takes a connected socket", "qmpvcpu takes no open descriptor: name the socket's path"),
+        (
+            "Proof.ONLINE asks the guest's agent: attach with agent= and the address of its socket",
+            "--proof online asks the guest's agent: name its socket with --agent ADDRESS",
+        ),
+        ("could bring it online: attach with agent=", "could bring it online: name its socket with --agent ADDRESS"),
+        ("offline_first=True asks", "--offline-first asks"),
     ],
 )
 def test_what_the_library_says_of_python_is_said_in_options(python: str, words: str) -> None:
