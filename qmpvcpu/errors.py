@@ -400,10 +400,9 @@ class AgentSilentError(GuestAgentError, TimeoutError):
         *,
         timeout: float,
         port_open: bool | None = None,
-        hint: str = "",
         outcome: Outcome = Outcome.UNCHANGED,
     ) -> None:
-        super().__init__(address, f"no answer within {timeout:.3g} s: {why}", hint=hint, outcome=outcome)
+        super().__init__(address, f"no answer within {timeout:.3g} s: {why}", outcome=outcome)
         self.timeout = timeout
         self.port_open = port_open
 

@@ -50,8 +50,8 @@ _MEANING: Final = {
     errno.EINVAL: "there is no such CPU in the guest, or its system does not start it",
     errno.ENOENT: "there is no such CPU in the guest",
     errno.ENODEV: "there is no such CPU in the guest",
-    errno.EPERM: "the guest's system lets the agent not do this",
-    errno.EACCES: "the guest's system lets the agent not do this",
+    errno.EPERM: "the guest's system does not let the agent do this",
+    errno.EACCES: "the guest's system does not let the agent do this",
     errno.EROFS: "the guest has /sys read-only",
     errno.EIO: "the CPU did not start in the guest",
     errno.ETIMEDOUT: "the CPU did not start in the guest in time",
@@ -69,9 +69,9 @@ class GuestError(NamedTuple):
     """What an error of the agent says.
 
     Attributes:
-        reason: It in words: the agent's text, and what that means.
+        reason: The agent's text, and what that means.
         errno: The name of the guest's error, such as ``EBUSY``, or "".
-        number: The guest's number of the CPU that it is about, or None.
+        number: The guest's number of the CPU concerned, or None.
     """
 
     reason: str
@@ -205,10 +205,10 @@ def why_forbidden(error_class: str, desc: str) -> str:
 
 
 def parse_port(answer: object, path: str) -> Port | None:
-    """Read from the answer to ``query-chardev`` in what state the port is whose socket is at *path*.
+    """Read the state of the port whose socket is at *path* from the answer to ``query-chardev``.
 
-    Of TCP, *path* is ``tcp:HOST:PORT``. QEMU names a socket as it was given it: relative to the directory that it was
-    started in, say. Then the one of that file name is meant, if there is one only. None: it cannot be told.
+    For TCP, *path* is ``tcp:HOST:PORT``. QEMU names a socket as its command line did, perhaps by a relative path:
+    then its file name is compared, if no other socket has the same. None: the answer does not tell.
 
     Source: QEMU qapi/char.json; chardev/char-socket.c for ``filename``.
     """

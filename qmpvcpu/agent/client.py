@@ -6,7 +6,7 @@ from typing import Final
 from qemu.qmp import Message
 from qemu.qmp.error import ProtocolError
 
-from qmpvcpu.qmp.client import CLIENT_NAME, TunedClient
+from qmpvcpu.qmp.client import TunedClient
 
 SYNC: Final = "guest-sync-delimited"
 _DELIMITER: Final = b"\xff"  # is in no UTF-8 text
@@ -40,8 +40,8 @@ class _Flushing(Message):
 class AgentClient(TunedClient):
     """A client that passes over what is not for it.
 
-    Whatever an earlier client, or an earlier question, left behind reaches the next client: answers, halves of them,
-    and errors without an id (such as the one about 0xFF). None of that ends the session, until it is too much.
+    What an earlier client, or an earlier question, left behind reaches the next client: answers, halves of them, and
+    errors without an id (such as the one about 0xFF). None of that ends the session, until it is too much.
 
     Attributes:
         token: The number that the agent was asked to return last, to be told from strays; None: none was.
@@ -49,17 +49,15 @@ class AgentClient(TunedClient):
     """
 
     def __init__(self) -> None:
-        super().__init__(CLIENT_NAME)
-        self.events.event_filter = lambda _event: False  # the default listener would keep every event for ever
+        super().__init__()
         self.await_greeting = False
-        self.negotiate = False
         self.token: int | None = None
         self.synchronised = False
         self.readbuflen = LONGEST_LINE
         self._strays = 0
 
     def begin(self) -> None:
-        """Take it that an exchange begins: what was passed over before does not count."""
+        """Begin an exchange: what was passed over before does not count."""
         self._strays = 0
 
     async def _do_recv(self) -> Message:
@@ -78,7 +76,7 @@ class AgentClient(TunedClient):
         self._strays += 1
         if self._strays > _MOST_STRAYS:
             raise TooManyStraysError(f"it sent {self._strays} messages that answer nothing")
-        await asyncio.sleep(0)  # a flood is not to keep the others of this loop waiting
+        await asyncio.sleep(0)  # so that a flood does not keep other tasks waiting
 
     async def _on_message(self, msg: Message) -> None:
         if "QMP" in msg and not self.synchronised:

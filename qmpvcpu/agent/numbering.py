@@ -68,7 +68,7 @@ class Numbering:
     """What is known of one boot of a guest.
 
     Attributes:
-        changes: Counts what happened; an answer of the guest from before is of no use after.
+        changes: How often something happened; what the guest answered before that is out of date.
         booted_here: False if the guest may have booted in another QEMU, with other vCPUs, and come from there.
     """
 
@@ -85,7 +85,7 @@ class Numbering:
     # What happens.
 
     def plugged(self, ids: Iterable[int]) -> None:
-        """Take it that vCPUs were plugged."""
+        """Note that vCPUs were plugged."""
         self.changes += 1
         came = tuple(ids)
         self._arrived += [each for each in came if each not in self._arrived]
@@ -93,7 +93,7 @@ class Numbering:
         self._forget_vcpus(came)
 
     def unplugged(self, ids: Iterable[int]) -> None:
-        """Take it that vCPUs left."""
+        """Note that vCPUs left."""
         self.changes += 1
         self._left = True
         self._forget_vcpus(ids)
@@ -103,7 +103,7 @@ class Numbering:
         self._known = {number: known for number, known in self._known.items() if known[0] not in gone}
 
     def rebooted(self, enabled: Iterable[int] | None) -> None:
-        """Take it that the guest boots anew, with the vCPUs that are *enabled*; None: it is not known with which."""
+        """Note that the guest boots anew, with the vCPUs that are *enabled*; None: it is not known with which."""
         self.changes += 1
         self.booted_here = self.booted_here or enabled is not None
         self._known.clear()
@@ -120,7 +120,7 @@ class Numbering:
         return [cpu.number for cpu in cpus if cpu.number not in self._known]
 
     def told(self, number: int, vcpu: int) -> None:
-        """Take it that the guest's files name *vcpu* for its CPU *number*.
+        """Note that the guest's files name *vcpu* for its CPU *number*.
 
         Raises:
             ValueError: They name it for another one too.

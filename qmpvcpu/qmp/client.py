@@ -52,8 +52,11 @@ class TunedClient(QMPClient):
       renders them, which is a fifth of our time in bulk.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
+    def __init__(self) -> None:
+        super().__init__(CLIENT_NAME)
+        # Done by establish(): qemu.qmp asserts the reply, so a refusal has no text, and under -O goes unnoticed.
+        self.negotiate = False
+        self.events.event_filter = lambda _event: False  # the default listener would keep every event for ever
         session = "".join(_LETTERS[byte % len(_LETTERS)] for byte in os.urandom(4))  # one in 16 million
         self._ids = (f"{session}{number}" for number in itertools.count())
 
@@ -93,21 +96,11 @@ def longest_line(client: QMPClient) -> int:
     return getattr(client, "readbuflen", _READBUFLEN)
 
 
-def make_client() -> QMPClient:
-    """Return a client for `establish`. Register listeners before that, so that no event is missed."""
-    client = TunedClient(CLIENT_NAME)
-    # Done by establish(): qemu.qmp asserts the reply, so a refusal has no text, and under -O goes unnoticed.
-    client.negotiate = False
-    # The default listener would keep every event for ever.
-    client.events.event_filter = lambda _event: False
-    return client
-
-
 async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadline: float, timeout_s: float) -> None:
     """Read the greeting and negotiate. After a failure the caller must still `end` the client.
 
     Args:
-        client: From `make_client`.
+        client: Ours. Register listeners before this, so that no event is missed.
         sock: A connected non-blocking socket.
         name: The address, for messages.
         deadline: Time of the running loop's clock at which to give up.
@@ -260,7 +253,7 @@ async def end(client: QMPClient, sock: socket.socket, *, grace_s: float) -> Base
     """Disconnect our own client and close its socket; never raises because of the peer.
 
     Args:
-        client: From `make_client`, in any state.
+        client: Ours, in any state.
         sock: Its socket.
         grace_s: Seconds after which a peer that does not read is cut off.
 

@@ -23,7 +23,7 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.qmp.address import Address, connect, connected_socket, peer_pid, why_silent
-from qmpvcpu.qmp.client import end, establish, explain, longest_line, make_client, read_version
+from qmpvcpu.qmp.client import TunedClient, end, establish, explain, longest_line, read_version
 
 Target = str | os.PathLike[str] | tuple[str, int] | socket.socket | QMPClient
 
@@ -131,7 +131,7 @@ class Monitor:
             else:
                 address = Address.parse(target)
                 name, sock = str(address), await connect(address, deadline=deadline)
-            client = make_client()
+            client = TunedClient()
             monitor = cls(client, sock, name, on_event, on_lost)
             client.register_listener(monitor._listener)
             try:

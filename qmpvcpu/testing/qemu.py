@@ -152,8 +152,10 @@ class QemuProcess:
         qmp_sockets: How many QMP sockets it gets: each serves one client at a time.
         serials: How many of the guest's serial ports are connected to :attr:`serials`; what comes out of them is also
             in the directory, in ``serial0.log`` and so on.
+        chardevs: Ids of socket chardevs for *args* to connect devices to. Each listens on a socket of that name in
+            the directory, and logs to ``NAME.log`` there.
         files: Files that are written to the directory first, by name.
-        as_given: Run *args* as they are, without ``-nodefaults -display none``, in the directory of this process.
+        as_given: Run *args* as they are, without ``-nodefaults -display none``, in our own working directory.
 
     Attributes:
         argv: The whole command line.

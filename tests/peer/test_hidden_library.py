@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[2]
 USES_BOTH = """
 import qemu
 import qmpvcpu
-from qmpvcpu.qmp.client import make_client
+from qmpvcpu.qmp.client import TunedClient
 from qemu.qmp import QMPClient
 from qemu.qmp.message import Message
-assert isinstance(make_client(), QMPClient)
+assert isinstance(TunedClient(), QMPClient)
 print(qemu.__file__)
 """
 
