@@ -17,7 +17,7 @@ from qmpvcpu.errors import clip, printable, shorten
 from qmpvcpu.model.guest import GuestCpu, GuestOs
 from qmpvcpu.model.vcpumap import MOST_VCPUS
 
-_MOST_NUMBER: Final = (1 << 31) - 1
+_LARGEST_HANDLE: Final = (1 << 63) - 1  # QAPI's int
 _MOST_COMMANDS: Final = 1000
 _LONGEST_TEXT: Final = 200
 _QUOTED: Final = 60
@@ -162,7 +162,7 @@ def parse_commands(answer: object) -> frozenset[str]:
 
 def parse_handle(answer: object) -> int:
     """Read the answer to ``guest-file-open``."""
-    if type(answer) is not int:
+    if type(answer) is not int or not 0 <= answer <= _LARGEST_HANDLE:
         raise NonsenseError("it is no handle")
     return answer
 

@@ -166,7 +166,7 @@ class Guest:
     async def execute(
         self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 10.0
     ) -> Any:
-        """Ask the agent anything else, such as ``guest-exec``, and return what it said, whatever that is.
+        """Ask the agent anything else, such as ``guest-exec``, and return its answer, which nothing has checked.
 
         Raises:
             GuestRefusedError: It answered with an error.

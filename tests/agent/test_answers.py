@@ -121,6 +121,13 @@ def test_a_count_beyond_what_was_asked_is_refused(lie: Any) -> None:
         answers.parse_count(lie, 2)
 
 
+@pytest.mark.parametrize("lie", [-1, 1 << 63, True, "2", None, 1.0])
+def test_a_handle_is_a_number_of_the_agents_size(lie: Any) -> None:
+    assert answers.parse_handle(1000) == 1000
+    with pytest.raises(NonsenseError):
+        answers.parse_handle(lie)
+
+
 @pytest.mark.parametrize(
     "lie",
     [
