@@ -125,8 +125,11 @@ def _unproven(run: StepRun, plugged: Plugged, missing: Proof, transition: Transi
         return MonitorLostError(why, outcome=Outcome.CHANGED)
     reached = max(run.proofs, default=Proof.PRESENT)
     if missing is not Proof.ACKNOWLEDGED:
-        hint = _LEFT_OFFLINE if run.reason == LEFT_OFFLINE else "" if run.no_agent else _NEVER_STARTED
-        reason = f"{run.reason}, after {run.seconds:.3g} s"
+        reason, hint = f"{run.reason}, after {run.seconds:.3g} s", _NEVER_STARTED
+        if run.no_agent:
+            hint = ""  # the reason says it
+        elif run.reason == LEFT_OFFLINE:
+            hint = _LEFT_OFFLINE
     elif plugged.code is None:
         reason, hint = f"{plugged.reason} within {transition.change.options.timeout:g} s", _NEVER_ACKNOWLEDGED
     else:

@@ -680,15 +680,15 @@ class Batch:
                 continue
             if rule.is_over(run, self._state):
                 looks.setdefault(rule.proving_look(run, self._state), []).append(run)
-            elif rule.probe is not Probe.NONE and not run.is_hurried:
+            elif rule.probe is not Probe.NONE:
                 self._hurry(run, self._paces[rule.probe])
         return self._look_before(looks)
 
     def _hurry(self, run: StepRun, pace: _Pace) -> None:
-        """Ask soon for a plug that has just begun to wait, and once more when the guest acknowledges it."""
-        run.is_hurried = Proof.ACKNOWLEDGED in self._state.proofs_of(run.first)
-        if run.is_hurried or not run.is_probed:
-            run.is_probed, pace.pause = True, _FIRST_PAUSE_S
+        """Ask soon for a plug that has just begun to wait, or of which another rung is known: the next may follow."""
+        known = len(self._state.proofs_of(run.first))
+        if known != run.known_rungs:
+            run.known_rungs, pace.pause = known, _FIRST_PAUSE_S
             pace.due = min(pace.due, self._now)
 
     def _probe(self) -> list[BatchTask]:

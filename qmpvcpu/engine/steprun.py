@@ -90,8 +90,7 @@ class StepRun:
         no_agent: Why the agent did not do what it was asked for the last time, or "".
         is_offline: True once the agent says that its vCPUs are offline, so that QEMU is asked.
         taken_offline: True while the agent has them offline for this step, or what it finishes, or may have.
-        is_probed: True once it was asked for what no event tells.
-        is_hurried: True once it was asked for anew because the guest has acknowledged the plug.
+        known_rungs: How many rungs were known of its CPU when it last hurried to ask for the next; -1: it did not.
         first: First vCPU id of its slot.
         plugs: True if its command is ``device_add``: a plug, or a vCPU that was to be kept and has left.
         arrives: True if it goes through the stages of a plug: also one that is there, and only brought online.
@@ -119,8 +118,7 @@ class StepRun:
     no_agent: str = ""
     is_offline: bool = False
     taken_offline: bool = False
-    is_probed: bool = False
-    is_hurried: bool = False
+    known_rungs: int = -1
     first: int = field(init=False)
     plugs: bool = field(init=False)
     arrives: bool = field(init=False)

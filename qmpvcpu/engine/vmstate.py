@@ -596,14 +596,16 @@ class VmState:
     # What is proven.
 
     def started(self, sent: int, firsts: Iterable[int], now: float) -> None:
-        """Take in that a read shows that the CPUs of these slots have run: only if they are since it was sent.
+        """Take in that the CPUs of these slots have run: not of a slot, or a boot, that is newer than the look.
 
         Args:
             sent: What ``read_sent`` returned.
             firsts: The first vCPU ids of the slots.
             now: The caller's clock.
         """
-        for first in firsts if sent >= self._reset_at else ():
+        if sent < self._reset_at:
+            return
+        for first in firsts:
             slot = self.slots[first]
             if self._changed.get(first, 0) <= sent and slot.present and Proof.STARTED not in self.proofs_of(first):
                 self._prove(slot, Proof.STARTED, now)
