@@ -159,7 +159,11 @@ async def attach(
         lambda online: driver.put(GuestTold(None, online)),
         lambda system: driver.put(GuestIs(system)),
     )
-    connection = await Connection.open(target, reply_timeout)
+    try:
+        connection = await Connection.open(target, reply_timeout)
+    except BaseException:
+        await guest.close()
+        raise
     kept = None
     try:
         reading, status, answers, vm = await connection.reader.everything()

@@ -16,6 +16,7 @@ from qmpvcpu import (
     GuestRefusedError,
     InvalidMapError,
     KnownBy,
+    MonitorConnectError,
     Outcome,
     QmpVcpuError,
     VcpuController,
@@ -334,6 +335,15 @@ async def test_a_closed_vm_lets_go_of_its_agent() -> None:
 async def test_what_is_no_address_is_told_before_anybody_is_connected_to() -> None:
     with pytest.raises(AgentConnectError, match="the port is"):
         await qmpvcpu.attach("/nowhere", agent="tcp:host:0")
+
+
+async def test_a_given_socket_is_closed_with_a_vm_that_cannot_be_attached_to() -> None:
+    async with ScriptedAgent() as agent:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(agent.path)
+        with pytest.raises(MonitorConnectError, match="no such path"):
+            await qmpvcpu.attach("/nowhere", agent=sock)
+        assert sock.fileno() == -1
 
 
 async def test_the_socket_of_the_vm_itself_is_told() -> None:
