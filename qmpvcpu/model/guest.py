@@ -81,10 +81,10 @@ class GuestOs:
 
         Source: Linux commit adbf61cc47cb, in 6.12.77 and later; 6.1.192 was measured to be without it.
         """
+        if self.is_windows:
+            return False
         release = _RELEASE.match(self.kernel)
-        if self.is_windows or release is None:
-            return not self.is_windows
-        return tuple(map(int, release.groups())) >= _FIRST_TO_WANT_HYPERVISOR
+        return release is None or tuple(map(int, release.groups())) >= _FIRST_TO_WANT_HYPERVISOR
 
 
 class KnownBy(enum.Enum):

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from qmpvcpu.testing.directory import vm_directory
+from qmpvcpu.testing.peer import first_message
 
 _COMMANDS: Final = (
     "guest-sync-delimited",
@@ -234,7 +235,7 @@ class ScriptedAgent:
                     self._connection = None
 
     async def _listen(self, connection: socket.socket) -> None:
-        decoder, text = json.JSONDecoder(), ""
+        text = ""
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         while data := await asyncio.get_running_loop().sock_recv(connection, _CHUNK):
             before, flush, after = data.rpartition(b"\xff")
@@ -242,19 +243,19 @@ class ScriptedAgent:
                 text = ""
                 utf8.reset()
                 data = after
-                for each in _complete(decoder, before):
-                    await self._take(each)
+                await self._take_all(before.replace(b"\xff", b"").decode(errors="replace"))
                 error = {"class": "GenericError", "desc": "JSON parse error, stray '\\xff'"}
                 if self.mood not in (Mood.SILENT, Mood.LATE):
                     await self.send(json.dumps({"error": error}).encode() + b"\n")
-            text += utf8.decode(data)
-            while text := text.lstrip():
-                try:
-                    message, used = decoder.raw_decode(text)
-                except json.JSONDecodeError:
-                    break  # the rest is still to come
-                text = text[used:]
-                await self._take(message)
+            text = await self._take_all(text + utf8.decode(data))
+
+    async def _take_all(self, text: str) -> str:
+        """Take the messages that *text* begins with, and return the rest."""
+        while (found := first_message(text := text.lstrip())) is not None:
+            message, used = found
+            text = text[used:]
+            await self._take(message)
+        return text
 
     async def _take(self, message: Mapping[str, Any]) -> None:
         name = str(message.get("execute"))
@@ -378,15 +379,3 @@ class ScriptedAgent:
     def _guest_file_close(self, handle: int) -> dict[str, Any]:
         del self._files[handle]
         return {}
-
-
-def _complete(decoder: json.JSONDecoder, data: bytes) -> Iterable[Mapping[str, Any]]:
-    """Yield the messages in *data*, up to one that is cut off or none."""
-    text = data.replace(b"\xff", b"").decode(errors="replace")
-    while text := text.lstrip():
-        try:
-            message, used = decoder.raw_decode(text)
-        except json.JSONDecodeError:
-            return
-        text = text[used:]
-        yield message

@@ -130,6 +130,14 @@ class Command:
 Answer = Any
 
 
+def first_message(text: str) -> tuple[Any, int] | None:
+    """Return the message that *text* begins with, and its length; None if the rest is still to come."""
+    try:
+        return json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError:
+        return None
+
+
 class ScriptedPeer:
     """A QMP server on a UNIX or TCP socket; an async context manager, which raises at its end what an answer raised.
 
@@ -360,15 +368,12 @@ class ScriptedPeer:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         """Take the client's messages off the stream; they need not end with a newline."""
-        decoder, text = json.JSONDecoder(), ""
+        text = ""
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="ignore")  # 0xFF flushes an agent's parser
         while data := await reader.read(65536):
             text += utf8.decode(data)
-            while text := text.lstrip():
-                try:
-                    message, used = decoder.raw_decode(text)
-                except json.JSONDecodeError:
-                    break  # the rest is still to come
+            while (found := first_message(text := text.lstrip())) is not None:
+                message, used = found
                 self.transcript.append(Line(time.time(), "client", text[: min(used, _KEPT_OF_EACH)]))
                 text = text[used:]
                 await self._receive(message)
