@@ -86,8 +86,6 @@ def _error_of_step(transition: Transition) -> QmpVcpuError | None:
         error = _error_of_run(run, transition)
         if error is not None:
             return error
-    if transition.abandoned and any(run.verdict is None and run.removal is None for run in transition.runs):
-        return MonitorLostError("closed by this side", outcome=Outcome.UNCHANGED)
     return transition.unwritten
 
 

@@ -476,6 +476,13 @@ class Batch:
         """Send nothing more; what is out is awaited."""
         self.halted = self.halted or reason
 
+    def abandon(self, reason: str, now: float) -> None:
+        """Send nothing more, and ask no more for what no event tells; what is out is awaited."""
+        self._now = now
+        self.halt(reason)
+        for run in itertools.chain.from_iterable(map(tuple, self._out.probed.values())):
+            self._give_up(run)
+
     def stop(self, reason: str, now: float) -> None:
         """Send nothing more, and wait for no answer of the guest's; replies of QEMU are still awaited."""
         self._now = now

@@ -484,7 +484,7 @@ class Engine:
             transition.cancel(self._now)
             self._to_advance[transition] = None
         elif transition.has_sent:
-            transition.abandon()
+            transition.abandon(self._now)
             self._to_advance[transition] = None
         else:  # it only waits for a removal of somebody else's
             transition.drop()
@@ -849,6 +849,8 @@ class Engine:
                 self.last_report = report
             self._let_others_go_on(report)
         error = error_of(transition, report)
+        if error is None and self._stopping and transition.is_given_up:
+            error = self._gone(change)
         self._tries[change] = self._tries.get(change, 0) + 1
         if error is not None and self._tries[change] < change.tries and transition.may_try_again:
             self._requeue(change)
@@ -1232,7 +1234,7 @@ class Engine:
             self._to_advance[transition] = None
         for single in self._running.values():
             if not single.is_map and any(step.asks_agent for step in single.plan.steps):
-                single.abandon()  # what is offline in the guest, and was not asked of QEMU, comes back
+                single.abandon(self._now)  # what is offline in the guest, and was not asked of QEMU, comes back
                 self._to_advance[single] = None
 
     # Time, and numbers.

@@ -201,6 +201,11 @@ class Transition:
         return [run for run in runs if run.left_offline and not run.no_agent]
 
     @property
+    def is_given_up(self) -> bool:
+        """True if nobody waits for it, and a step has ended before anything was sent to QEMU."""
+        return self.abandoned and any(run.verdict is None and run.removal is None for run in self._runs)
+
+    @property
     def runs(self) -> tuple[StepRun, ...]:
         """Its steps, in order."""
         return tuple(self._runs)
@@ -426,10 +431,11 @@ class Transition:
         self._stopped = self._stopped or _CANCELLED
         self.batch.stop(_CANCELLED, now)
 
-    def abandon(self) -> None:
+    def abandon(self, now: float) -> None:
         """Send nothing more, since nobody waits for it any more; what was sent is awaited as before."""
+        self._now = now
         self.abandoned = True
-        self.batch.halt("its caller has gone")
+        self.batch.abandon("its caller has gone", now)
 
     def drop(self) -> None:
         """End it as it is: nothing was sent, and nobody waits for it."""

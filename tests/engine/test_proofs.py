@@ -274,12 +274,14 @@ def test_a_map_that_is_halted_still_waits_for_what_is_plugged() -> None:
     assert told.step(1).verdict is None
 
 
-def test_a_caller_who_goes_away_leaves_the_plug_to_be_awaited() -> None:
+def test_for_a_caller_who_goes_away_nobody_looks_again_and_what_was_asked_is_taken_in() -> None:
     told, request = Story("0"), plug(1, proof=STARTED)
     told.ask(request)
     told.accept(1)
-    assert told.cancel(request) == []
-    assert told.have_run(1) == ["save outcome"]
+    assert told.cancel(request) == ["save outcome"]
+    assert told.have_run(1) == []
+    assert told.state.layout[1].proof is STARTED
+    assert told.wait(1.0) == []
 
 
 def test_what_is_there_already_is_not_waited_for() -> None:

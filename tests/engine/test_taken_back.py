@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from qmpvcpu import MonitorLostError, OnFailure, UnplugPendingError, VcpuMap
+from qmpvcpu import MonitorLostError, OnFailure, Proof, UnplugPendingError, VcpuMap
 from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import Change, Result, Stop
 from qmpvcpu.errors import Outcome
@@ -12,7 +12,7 @@ from qmpvcpu.model.transition import Action, Direction, Intent, Step
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import Plan, plan_map
 from qmpvcpu.planning.recovery import revert_plan, revert_target
-from tests.engine.story import Story, make_state, unplug, whole_map
+from tests.engine.story import Story, make_state, plug, unplug, whole_map
 
 STOP, CONTINUE, REVERT = OnFailure
 
@@ -220,3 +220,13 @@ def test_reverting_without_an_agent_says_so_and_keeps_what_it_owes() -> None:
     assert told.report.layout.enabled == {0, 1, 2}
     assert "attach with agent=" in told.step(1).reason
     assert told.engine.intentions.interrupted is not None
+
+
+def test_a_caller_that_leaves_while_its_plug_is_proven_has_the_agent_asked_no_more() -> None:
+    told = beginning("0")
+    request = plug(1, proof=Proof.ONLINE)
+    told.ask(request)
+    assert told.accept(1) == ["list the guest"]
+    assert told.cancel(request) == ["save outcome"]
+    assert told.lists({0: True, 1: False}) == []
+    assert told.wait(1) == []
