@@ -24,6 +24,7 @@ from qmpvcpu.engine.removal import Removal, State
 from qmpvcpu.engine.steprun import BY_OTHER, LEFT_OFFLINE, STAGES, Probe, StepRun, StepStage, next_stage, why
 from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.errors import DenialReason, Outcome, StepDeniedError
+from qmpvcpu.events import Origin
 from qmpvcpu.model.options import CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, succeeded
 from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Unknown, Unplugged, Verdict
@@ -556,7 +557,7 @@ class Batch:
         first = run.first
         slot = self._state.slots[first]
         if not slot.present and (run.is_offline or not self._bounds.single):
-            return self._found_so(run, Unplugged(run.step.ids))
+            return self._found_gone(run)
         if run.undoes is not None and slot.qom_path != run.undoes.path:
             return self._found_so(run, None)
         removal = self._state.removals.get(first)
@@ -584,7 +585,7 @@ class Batch:
         unsure = told.error is not None and told.error.outcome is not Outcome.UNCHANGED
         run.taken_offline = run.taken_offline or bool(told.changed) or unsure
         if not self._state.slots[run.first].present:  # somebody else was faster
-            self._found_so(run, Unplugged(run.step.ids))
+            self._found_gone(run)
         elif told.refused:
             self._state.refused_by_agent(run.first, told.refused)
             seconds = round(self._now - run.sent_at, 6)
@@ -611,6 +612,13 @@ class Batch:
         run.ours, run.sent_at = False, self._now
         self._wait(run, stage)
         return []
+
+    def _found_gone(self, run: StepRun) -> list[BatchTask]:
+        """End the unplug *run*, which somebody else has done; who only requests it gets a removal that is over."""
+        if self._bounds.until_accepted:
+            path, now = run.step.qom_path or "", self._now
+            run.removal = Removal(run.step.ids, path, Origin.OTHER, run.sent_at, State.UNPLUGGED, settled_at=now)
+        return self._found_so(run, Unplugged(run.step.ids))
 
     def _found_so(self, run: StepRun, verdict: Verdict | None) -> list[BatchTask]:
         """End *run* without sending: somebody else has changed its slot."""

@@ -110,7 +110,8 @@ class CrashesBesideQemu(TransitionsBesideQemu):
             # What QEMU was asked for and nobody can see goes one day, unless the wish is that it goes.
             phantoms = {vcpu for vcpu in self.engine.layout.pending if vcpu not in self.qemu.removals}
             assert (self.engine.layout.enabled ^ wishes[-1]) <= (unseen & wishes[-1]) | phantoms
-            assert self.engine.recorded.intent is None
+            owes = reverts and asks and not self.has_agent
+            assert owes or self.engine.recorded.intent is None
 
     def check_online(self, intent: Intent) -> None:
         """What the agent may have taken offline is online again, or may go yet."""

@@ -689,7 +689,8 @@ class EngineBesideQemu(RuleBasedStateMachine):
             elif not others:
                 assert run.left_offline or isinstance(run.verdict, Unplugged), run
                 failed = self.agent_failures > self.failed_before[run]
-                assert failed or self.was_away or isinstance(run.verdict, Unplugged), run
+                comes_back = any(each.ask.online and run.first in each.ask.ids for each in self.questions)
+                assert failed or comes_back or self.was_away or isinstance(run.verdict, Unplugged), run
 
     def check_verdict(self, vcpu: int, verdict: object) -> None:
         if isinstance(verdict, Refused) and verdict.by_agent:

@@ -7,6 +7,7 @@ import pytest
 from qmpvcpu import MonitorLostError, OnFailure, Proof, UnplugPendingError, VcpuMap
 from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import Change, Result, Stop
+from qmpvcpu.engine.removal import State
 from qmpvcpu.errors import Outcome
 from qmpvcpu.model.transition import Action, Direction, Intent, Step
 from qmpvcpu.planning.checks import Situation
@@ -116,6 +117,26 @@ def test_a_plain_unplug_that_is_faster_ends_both(answer: str) -> None:
     assert told.result(plain) == {1}
     assert (told.obeys() if answer == "done" else told.balks("no such CPU")) == ["save outcome"]
     assert told.result(gentle) == {1}
+
+
+def test_a_request_for_what_has_left_meanwhile_is_over() -> None:
+    told = beginning()
+    request = unplug(1, offline_first=True, result=Result.REMOVAL)
+    told.ask(request)
+    told.read("0")
+    assert told.obeys() == ["save outcome"]
+    removal, joined = told.result(request)
+    assert (removal.state, joined) == (State.UNPLUGGED, True)
+
+
+def test_a_refusal_while_the_outcome_is_saved_has_it_brought_online_after_that() -> None:
+    told = beginning()
+    told.wish("0", offline_first=True, timeout=0.0)
+    told.obeys()
+    told.saves_wait = True
+    assert told.accept(1) == ["save outcome"]
+    assert told.refuses(1) == []
+    assert told.saved() == ["bring 1 online"]
 
 
 def test_a_connection_that_is_lost_between_the_two_has_it_brought_online() -> None:
