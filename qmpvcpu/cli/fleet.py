@@ -239,7 +239,7 @@ async def list_(shell: Shell, **vms: Any) -> CommandResult:
     socket there, or two that lead to one VM; 130 stopped by a signal.
     """
     async with Vms(**vms).opened(shell, read_only=True) as fleet:
-        results = fleet.each(lambda vm: _ask_guest(vm, shell.options.reply_timeout))
+        results = fleet.each(lambda vm: _ask_guest(shell, vm))
         progress = FleetProgress(fleet.addresses)
         return await _finish(shell, fleet, results, results.aclose, progress, whole=True)
 
@@ -254,15 +254,9 @@ class Asked(NamedTuple):
     error: GuestAgentError | None
 
 
-async def _ask_guest(vm: "VcpuController", timeout: float) -> Asked | None:
+async def _ask_guest(shell: Shell, vm: "VcpuController") -> Asked | None:
     """Ask the guest which vCPUs it uses; None if *vm* has no agent."""
-    if not vm.guest.has_agent:
-        return None
-    try:
-        await vm.guest.vcpus(timeout=timeout)
-    except GuestAgentError as error:
-        return Asked(error)
-    return Asked(None)
+    return Asked(await shell.ask_cpus(vm)) if vm.guest.has_agent else None
 
 
 @command(click.Argument(["target"], metavar="MAP"), _AFFECT, *MAP_OPTIONS, *SAFETY_OPTIONS, *_FLEET_OPTIONS)

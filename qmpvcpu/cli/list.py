@@ -6,7 +6,6 @@ from qmpvcpu.cli.options import AGENT, READ_OPTIONS, command
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import headline, layout_json, vcpu_table
-from qmpvcpu.errors import GuestAgentError
 from qmpvcpu.model.layout import Layout
 
 
@@ -36,13 +35,12 @@ async def _look(shell: Shell) -> tuple[Layout, dict[str, Any]]:
     """Return what is known of the VM, and with an agent what became of asking the guest, which is no failure."""
     if shell.options.agent_address is None:
         return await shell.look(), {}
-    asked: dict[str, Any] = {"agent_error": None}
     async with shell.attach(read_only=True) as vm:
-        try:
-            await vm.guest.vcpus(timeout=shell.options.reply_timeout)
-        except GuestAgentError as error:
-            from qmpvcpu.cli.failures import error_json  # not at the top: most lists do without
+        error = await shell.ask_cpus(vm)
+        layout = vm.layout
+    if error is None:
+        return layout, {"agent_error": None}
+    from qmpvcpu.cli.failures import error_json  # not at the top: most lists do without
 
-            asked["agent_error"] = error_json(error, str(error))
-            shell.note(f"qmpvcpu: which vCPUs the guest uses is not known: {error}")
-        return vm.layout, asked
+    shell.note(f"qmpvcpu: which vCPUs the guest uses is not known: {error}")
+    return layout, {"agent_error": error_json(error, str(error))}

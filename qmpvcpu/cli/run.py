@@ -161,6 +161,18 @@ class Shell:
                 return await vm.guest.os(timeout=min(_SYSTEM_S, self.options.reply_timeout))
         return None
 
+    async def ask_cpus(self, vm: "VcpuController") -> GuestAgentError | None:
+        """Have the guest's agent list the guest's CPUs, after which the layout knows which vCPUs are online.
+
+        Returns:
+            Why it did not; None if it did.
+        """
+        try:
+            await vm.guest.vcpus(timeout=self.options.reply_timeout)
+        except GuestAgentError as error:
+            return error
+        return None
+
     async def look(self) -> "Layout":
         """Return what is known of the VM, attached for no longer than that takes."""
         if self.options.record is None and self.options.name is None:
