@@ -476,8 +476,12 @@ class Transition:
         A removal that had been asked for before a crash, and that nobody could know of, was answered meanwhile.
         """
         return not (self.cancelled or self.lost) and all(
-            succeeded(run.step.action, run.verdict) and run.missing is None for run in self._runs
+            (succeeded(run.step.action, run.verdict) and run.missing is None) or self._left_meanwhile(run)
+            for run in self._runs
         )
+
+    def _left_meanwhile(self, run: StepRun) -> bool:
+        return run.step.action is Action.ONLINE and not self._state.slots[run.first].present
 
     def _is_reached(self) -> bool:
         if self.is_map:

@@ -639,7 +639,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
         self.open.pop(request, None)
         assert settle.error is None or isinstance(settle.error, QmpVcpuError), repr(settle.error)
         if isinstance(settle.error, MonitorLostError):
-            assert self.was_away or self.spoke_nonsense
+            assert self.was_away or self.spoke_nonsense or request in self.cancelled
         if isinstance(request, Change):
             self.conclude(request, settle)
         elif isinstance(request, Wait) and settle.error is None:

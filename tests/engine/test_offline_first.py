@@ -724,6 +724,18 @@ def test_one_that_is_pending_still_and_offline_is_no_way_back() -> None:
     assert last(told, 1).endswith("; it is offline in the guest")
 
 
+def test_one_that_leaves_while_it_is_to_be_brought_online_is_plugged_again() -> None:
+    """QEMU had been asked for it before the crash, which nobody could know of."""
+    told = told_of("0-2")
+    assert told.ask(only_online(1, tries=3)) == ["save reverting", "list the guest"]
+    told.works(1)
+    assert told.ejects(1) == ["save outcome", "save reverting", "add 1"]
+    assert told.accept(1) == ["list the guest"]
+    assert told.lists({0: True, 2: True}) == [], "which was asked for before"
+    assert told.lists({0: True, 1: True, 2: True}) == ["save outcome"]
+    assert told.outcome == "REVERTED"
+
+
 def only_online(vcpu: int, *, tries: int = 1, timeout: float = 5.0) -> Any:
     """Return a map that leads back to what is there, with *vcpu* to be brought online."""
     cut = intent(Step(Action.UNPLUG, VcpuMap([vcpu]), asks_agent=True))
