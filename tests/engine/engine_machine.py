@@ -706,7 +706,9 @@ class EngineBesideQemu(RuleBasedStateMachine):
         if isinstance(event, VcpuUnplugged) and not self.between:
             (vcpu,) = event.ids
             assert None in self.judged.history[vcpu]
-        if isinstance(event, VcpuProven) and event.proof in {Proof.STARTED, Proof.ONLINE}:
+        # The agent of another QEMU may be reached before we know that it is another: what it says is forgotten then.
+        known = self.judged is self.qemu
+        if known and isinstance(event, VcpuProven) and event.proof in {Proof.STARTED, Proof.ONLINE}:
             (vcpu,) = event.ids
             proven = self.judged.ran if event.proof is Proof.STARTED else self.judged.was_online
             those = {(vcpu, place) for place in range(self.seen_to[vcpu], len(self.judged.history[vcpu]))}
