@@ -308,7 +308,7 @@ class _Certification:
     def _done_by(self) -> _Done:
         """Tell who had the guest use the first vCPU, and in how many seconds: from the plug, or from being told."""
         if self._told_at is None:
-            return _Done(_now() - self._plugged_at, "by itself")
+            return _Done(_now() - self._plugged_at, "on its own")
         return _Done(_now() - self._told_at, "by the agent")
 
     async def _in_a_hole(self) -> _Done:
@@ -445,7 +445,7 @@ class _Certification:
         verdict = await self._request.wait(self._timeout)
         match verdict:
             case Unplugged():
-                return _Done(None, "by itself" if self._left_by_itself else "with the next plug")
+                return _Done(None, "on its own" if self._left_by_itself else "with the next plug")
             case Refused():
                 raise _NotDoneError(AbilityVerdict.REFUSED, _reason(verdict))
         raise _NotDoneError(AbilityVerdict.NEVER, _pending_reason(verdict), self._timeout)

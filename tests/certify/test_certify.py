@@ -60,7 +60,7 @@ async def test_an_obliging_guest_can_do_everything() -> None:
     rows = await certified(timeout=SOON)
     assert but(rows) == {Ability.REFUSAL: NOT_POSSIBLE}
     assert "nothing here makes this guest refuse" in str(rows[Ability.REFUSAL])
-    assert rows[Ability.PENDING_OVER_RESET].detail in ("by itself", "with the next plug")
+    assert rows[Ability.PENDING_OVER_RESET].detail in ("on its own", "with the next plug")
     unmeasured = [ability for ability, row in rows.items() if row.seconds is None]
     assert unmeasured == [Ability.ONLINE, Ability.OFFLINE_FIRST, Ability.REFUSAL, Ability.PENDING_OVER_RESET]
     assert rows[Ability.ONLINE].detail == "no agent was given that could be asked"
@@ -88,7 +88,7 @@ async def test_a_guest_that_starts_its_vcpus_is_told_as_that_under_kvm() -> None
         contextlib.aclosing(certify(vm, timeout=SOON)) as rows,
     ):
         (started,) = [row async for row in until_ability(rows, Ability.STARTED)][-1:]
-    assert (started.verdict, started.detail) == (WORKS, "by itself")
+    assert (started.verdict, started.detail) == (WORKS, "on its own")
 
 
 async def until_ability(rows: AsyncGenerator[AbilityRow, None], last: Ability) -> AsyncIterator[AbilityRow]:
@@ -275,7 +275,7 @@ async def with_agent(*, onlines: bool) -> AsyncIterator[tuple[ScriptedAgent, Vcp
         yield agent, vm
 
 
-@pytest.mark.parametrize(("onlines", "by"), [(True, "by itself"), (False, "by the agent")])
+@pytest.mark.parametrize(("onlines", "by"), [(True, "on its own"), (False, "by the agent")])
 async def test_who_had_the_guest_use_a_vcpu_is_told(onlines: bool, by: str) -> None:
     async with with_agent(onlines=onlines) as (agent, vm):
         rows = await rows_of(certify(vm, timeout=1, boot=10))
