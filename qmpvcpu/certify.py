@@ -279,7 +279,7 @@ class _Certification:
             with contextlib.suppress(GuestAgentError):  # the next row tells
                 await self._bring_online(first)
         if not await _seen(has_started, self._timeout):
-            raise _NotDoneError(AbilityVerdict.NEVER, "it has run no code of the guest", self._timeout)
+            raise _NotDoneError(AbilityVerdict.NEVER, "it has run no guest code", self._timeout)
         return self._done_by()
 
     async def _online(self) -> _Done:

@@ -26,7 +26,7 @@ Floor 0: imports nothing of the package.
      │  ├ AgentForbiddenError            the agent may not, or cannot, carry out the command
      │  ├ GuestRefusedError              the guest's system said no
      │  ├ MalformedAnswerError           the answer is not what the agent's schema promises
-     │  └ GuestNumberUnknownError        nothing tells which CPU of the guest a vCPU is
+     │  └ GuestNumberUnknownError        it is not known which of the guest's CPUs a vCPU is
      ├ StepError                         one vCPU's change did not happen as requested
      │  ├ CommandRejectedError           QEMU answered with an error
      │  ├ UnplugRefusedError             the guest said no
@@ -195,7 +195,7 @@ class DenialReason(enum.Enum):
     EXPORTED = "the VM is exported, to be migrated"
     FATAL = "this QEMU would not survive it"
     CONFIDENTIAL = "a confidential VM takes no vCPU once it has been launched"
-    GUEST_CANNOT_UNPLUG = "the guest's system gives no vCPU up"
+    GUEST_CANNOT_UNPLUG = "the guest's system releases no vCPU"
     LIBVIRT_OWNED = "a running libvirtd would lose the VM"
     COUNT_KEEPS_BOOT = "a count takes no boot vCPU out"
     COUNT_SPLITS_SLOT = "no whole slots make up this count"
@@ -487,7 +487,7 @@ class GuestNumberUnknownError(GuestAgentError):
     """
 
     def __init__(self, address: str, ids: "VcpuMap", why: str, *, hint: str = "") -> None:
-        super().__init__(address, f"no {describe('number', ids)} in the guest: {why}", hint=hint)
+        super().__init__(address, f"{describe('CPU number', ids)} in the guest is unknown: {why}", hint=hint)
         self.ids = ids
 
 
@@ -556,7 +556,9 @@ class UnplugRefusedError(StepError):
         shown = "" if code is None else f" with OST status {code:#04x}"
         what = f"refused by the guest{shown}: {reason}; still plugged, may be asked again"
         if by_agent:
-            what = f"refused by the guest, which keeps it online: {reason}; nothing was sent to QEMU, ask again"
+            what = (
+                f"refused by the guest, which keeps it online: {reason}; nothing was sent to QEMU, you may ask again"
+            )
         super().__init__(f"{describe('unplug', ids)} {what}", action="unplug", ids=ids)
         self.code = code
         self.reason = reason

@@ -41,7 +41,7 @@ _GIVE_PORT: Final = (
     "give QEMU -device virtio-serial -chardev socket,id=ga,path=PATH,server=on,wait=off"
     " -device virtserialport,chardev=ga,name=org.qemu.guest_agent.0"
 )
-_HELD: Final = "a socket of an agent serves one client at a time; libvirt holds that of its VMs"
+_HELD: Final = "an agent's socket serves one client at a time; libvirt holds those of its VMs"
 
 _T = TypeVar("_T")
 
@@ -255,7 +255,7 @@ class GuestAgent:
         if is_first:
             return answer
         self._synchronised = True
-        why = f"it was started again, and {command} went with the one before"
+        why = f"it restarted before it answered {command}"
         raise AgentLostError(self.address, why, outcome=self._outcome(command))
 
     async def _synchronise(self, client: QMPClient, deadline: float) -> None:
@@ -275,7 +275,7 @@ class GuestAgent:
             client.token = token
         returned = await client.execute(SYNC if ours else "guest-sync", {"id": token})
         if type(returned) is not int or returned != token:
-            raise MalformedAnswerError(self.address, SYNC, "it is another number", returned)
+            raise MalformedAnswerError(self.address, SYNC, "it is not the number that was sent", returned)
 
     # The connection.
 
@@ -290,7 +290,7 @@ class GuestAgent:
                 return self._client
             await self._drop()
         if self._spent:
-            raise AgentLostError(self.address, "the socket that was given has ended, and cannot be opened again")
+            raise AgentLostError(self.address, "the given socket has ended, and cannot be opened again")
         client, sock = await self._open(deadline)
         self._client, self._sock = client, sock
         if self._closed:  # meanwhile
@@ -323,7 +323,7 @@ class GuestAgent:
     def _check_given(self, client: QMPClient) -> QMPClient:
         """Return the client of somebody else's if it can be asked."""
         if client.greeting is not None:
-            raise AgentConnectError(self.address, "it is a session of QMP, not of an agent")
+            raise AgentConnectError(self.address, "it is a QMP session, not an agent's")
         if client.runstate is not Runstate.RUNNING:
             why = f"it is not connected (runstate {client.runstate.name})"
             hint = "connect() it first, with await_greeting and negotiate off; it was not touched"
@@ -358,10 +358,12 @@ class GuestAgent:
         outcome = self._outcome(command)
         match cause:
             case GreetedError():
-                why = "it is a QMP socket, and no agent's"
-                return AgentConnectError(self.address, why, hint=f"that of the agent is another; {_GIVE_PORT}")
+                why = "it is a QMP socket, not an agent's"
+                return AgentConnectError(
+                    self.address, why, hint=f"name the agent's own socket; if it has none, {_GIVE_PORT}"
+                )
             case NoIdsError():
-                why = "its agent is too old: its answers do not carry the id of the question"
+                why = "the agent is too old: its answers carry no id"
                 return AgentConnectError(self.address, why, hint="update qemu-guest-agent in the guest")
             case TooManyStraysError():
                 return MalformedAnswerError(self.address, command or None, str(cause), outcome=outcome)
@@ -387,15 +389,13 @@ class GuestAgent:
         if waits:
             why = "QEMU has not accepted the connection yet"
         elif rests:
-            why = f"the VM does not run: QEMU says {rests}"
+            why = f"the VM is not running: QEMU says {rests}"
         elif is_open is False:
-            why = "no process in the guest has the agent's port open: no agent is installed, or runs yet"
+            why = "no process in the guest has the agent's port open: no agent is installed, or it does not run yet"
         elif is_open:
-            why = f"the agent has its port open, and does not answer{asked}: it is stopped, or hangs"
+            why = f"the agent has its port open but does not answer{asked}: it is stopped, or hangs"
         else:
-            why = (
-                f"nothing came{asked}: no agent runs in the guest, it is stopped, or another client holds the socket"
-            )
+            why = "no agent runs in the guest, it is stopped, or another client holds the socket"
         return AgentSilentError(self.address, why, timeout=limit, port_open=is_open, outcome=outcome)
 
     async def _qemu_says(self, limit: float) -> QemuSays:

@@ -53,15 +53,15 @@ _STYLES: Final = {
 
 @command(
     click.Argument(["qemu"], metavar="[-- QEMU...]", nargs=-1),
-    flag("--disturb", "Your word that the VM at --qmp may be disturbed: its vCPUs come and go, and it is reset."),
-    flag("--no-reset", "Leave out what takes a reset."),
+    flag("--disturb", "Confirm that the VM at --qmp may be disturbed: its vCPUs come and go, and it is reset."),
+    flag("--no-reset", "Leave out the rows that need a reset."),
     option(
         "--boot",
         metavar="SECONDS",
         type=Seconds(),
-        help="How long the guest has to boot (60), where no agent answers.",
+        help="How long the guest may take to boot (60). Without an agent, certify waits that long.",
     ),
-    flag("--markdown", "Print a table for a page."),
+    flag("--markdown", "Print the table as Markdown."),
     TIMEOUT,
     QMP,
     AGENT,
@@ -79,12 +79,12 @@ async def certify_(
     markdown: bool,
     timeout: float = 30.0,
 ) -> CommandResult:
-    """Try all that a guest can do with vCPUs that come and go, and prove each.
+    """Try everything a guest can do with vCPUs, and show what works.
 
-    On the VM at --qmp, which nobody should be working with; or on a VM of its own: the QEMU after -- is started as it
-    is, with a QMP socket, and with room in its -smp if it has none, and is ended afterwards. Each row is works,
-    refused, never (and how long was waited), or not possible (and why). What this QEMU is known not to survive is
-    not tried. At the end, and when it is stopped, the VM gets back the vCPUs that it had.
+    It tries the VM at --qmp, which nobody else should be using, or starts the QEMU command after --. It gives that
+    QEMU a QMP socket, and room for more vCPUs if its -smp has none, and ends it afterwards. Each row says works,
+    refused, never (within the timeout) or not possible, and why. Steps that this QEMU is known not to survive are not
+    tried. At the end, and when it is stopped, the VM at --qmp gets back the vCPUs that it had.
 
       qmpvcpu certify --disturb --qmp /run/vm.qmp
 
@@ -100,7 +100,7 @@ async def certify_(
         return await _certify_own(shell, qemu, options, markdown=markdown)
     address = shell.options.address
     if not disturb:
-        raise BadUsageError(f"certify plugs, unplugs and resets the VM at {address}: it needs your word, --disturb")
+        raise BadUsageError(f"certify plugs, unplugs and resets the VM at {address}: confirm that with --disturb")
     async with shell.attach() as vm:
         guest = await wait_booted(vm, timeout=options["boot"]) if vm.guest.has_agent else None
         return await _certify(shell, vm, guest, options, markdown=markdown)

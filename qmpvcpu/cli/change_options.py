@@ -17,19 +17,19 @@ PROOF = option(
     "--proof",
     metavar="PROOF",
     default=Proof.PRESENT,
-    help="What a plug needs, within --timeout. present: QEMU has it. acknowledged: the guest says that it took it."
-    " started: it has run code of the guest. online: the guest uses it, as its agent says (--agent).",
+    help="What a plug must prove within --timeout. present: QEMU has it. acknowledged: the guest says that it took"
+    " it. started: it has run guest code. online: the guest's agent shows it online (--agent).",
 )
 ONLINE = option(
     "--online/--no-online",
     default=True,
-    help="With --proof online: have the agent bring online what the guest leaves offline, or only look.",
+    help="With --proof online: have the agent bring online what the guest leaves offline, or only check.",
 )
 PROOF_OPTIONS = (PROOF, ONLINE)
 OFFLINE_FIRST = flag(
     "--offline-first",
     "Have the agent (--agent) take a vCPU offline in the guest before QEMU is asked to remove it. If the guest"
-    " refuses, nothing is sent to QEMU, and nothing stays pending.",
+    " refuses, nothing is sent to QEMU, and nothing is pending.",
 )
 CONFIG = option(
     "--config",

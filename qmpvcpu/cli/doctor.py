@@ -27,12 +27,12 @@ _STYLES: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow"
 
 @command(QMP, AGENT, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
 async def doctor(shell: Shell) -> CommandResult:
-    """Tell what works here, what does not, and what to do about it. Changes nothing.
+    """Show what works here, what does not, and what to do about it. Changes nothing.
 
-    Runs the micro-guest with every QEMU that is found, under KVM and TCG: that an accelerator is there says little.
-    Names what these QEMUs are known not to survive, what may not be opened, what is missing. With --qmp also whether
-    that VM can be spoken with, takes CPUs and gives them back, and whether its guest has ever answered. With --agent
-    too what the guest's agent may do, and how it is known which CPU of the guest each vCPU is.
+    Runs the micro-guest with every QEMU found, under KVM and TCG, since one that is present may still fail.
+    Lists these QEMUs' known faults, and files that cannot be opened or are missing. With --qmp it also says whether
+    that VM answers, can plug and unplug CPUs, and whether its guest has ever answered. With --agent it also says what
+    the guest agent may do, and how it is known which of the guest's CPUs each vCPU is.
 
       qmpvcpu doctor
 

@@ -71,7 +71,7 @@ _AGENT_COMMANDS: Final = (
         ("guest-file-open", "guest-file-read", "guest-file-close"),
         "which CPU of the guest a vCPU is may stay unknown, and then nothing is done to it",
     ),
-    (("guest-get-osinfo",), "whether it is a Windows, which gives no vCPU up, is not known"),
+    (("guest-get-osinfo",), "it is not known whether it is Windows, which releases no vCPU"),
 )
 _ALLOW: Final = "allow it: block-rpcs or allow-rpcs in the guest's qemu-ga.conf, or qemu-ga's options -b and -a"
 _START_AGENT: Final = "in the guest: install qemu-guest-agent and start it"
@@ -482,10 +482,12 @@ def _examine_cpus(layout: Layout, cpus: Collection[GuestVcpu]) -> Iterator[Findi
     if known:
         yield Finding(Level.OK, "guest's CPUs", f"which vCPU each is: {known}")
     if unknown:
-        found = f"nothing tells which vCPU is the guest's CPU {', '.join(unknown)}: it is neither proven nor changed"
+        found = (
+            f"it is not known which vCPU the guest's CPU {', '.join(unknown)} is: it is neither proven nor changed"
+        )
         yield Finding(Level.WARNING, "guest's CPUs", found, READ_FILES)
     elif missing := not_listed(cpus, layout):
-        found = f"{named(missing)}: plugged, and not in the guest's list"
+        found = f"{named(missing)}: plugged, but not in the guest's list"
         yield Finding(Level.WARNING, "guest's CPUs", found, "docs/what-happens.md says what keeps a guest from it")
     if offline := VcpuMap(vcpu for vcpu, cpu in by_vcpu.items() if not cpu.online):
         yield Finding(Level.NOTE, "guest's CPUs", f"{named(offline)}: offline", f"qmpvcpu guest online {offline}")

@@ -29,17 +29,17 @@ from qmpvcpu.model.vcpumap import VcpuMap, named
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-_HELP = """Ask the guest's own system which vCPUs it uses, and have it use them or not.
+_HELP = """Show which vCPUs the guest uses, and bring them online or take them offline there.
 
-QEMU knows which vCPUs are plugged. Only the guest knows whether it uses them: its agent (qemu-ga) tells, on a socket
-of its own. docs/guest-agent.md says how to give QEMU one.
+QEMU knows which vCPUs are plugged. Only the guest knows which it uses. Its agent (qemu-ga) tells, on a socket of its
+own; docs/guest-agent.md shows how to set it up.
 
   qmpvcpu guest list --qmp /run/vm.qmp --agent /run/vm.agent
 
   qmpvcpu guest online 3 --qmp /run/vm.qmp --agent /run/vm.agent
 
-Exit codes: 0 reached; 1 refused by the guest, or its agent may not do it; 2 bad usage, or nothing tells which CPU of
-the guest a vCPU is, nothing done; 3 no connection, the agent does not answer, outcome unknown; 130 stopped by a
+Exit codes: 0 reached; 1 refused by the guest, or forbidden to its agent; 2 bad usage, or it is not known which of the
+guest's CPUs a vCPU is, nothing done; 3 no connection, the agent does not answer, outcome unknown; 130 stopped by a
 signal.
 """
 
@@ -47,8 +47,8 @@ guest = LazyGroup(
     "guest",
     {
         "list": ("guest:list_", "Show which vCPUs the guest uses."),
-        "online": ("guest:online", "Have the guest use vCPUs."),
-        "offline": ("guest:offline", "Have the guest use vCPUs no longer."),
+        "online": ("guest:online", "Bring vCPUs online in the guest."),
+        "offline": ("guest:offline", "Take vCPUs offline in the guest."),
     },
     help=_HELP,
     params=[REPLY_TIMEOUT, *OUTPUT_OPTIONS],
@@ -90,13 +90,13 @@ def _ids() -> click.Argument:
 async def list_(shell: Shell, *, timeout: float = 10.0) -> CommandResult:
     """Show the guest's CPUs by its own numbers, which vCPU each is, and whether the guest uses it. Reads only.
 
-    A guest's number is no vCPU id. Where nothing tells which vCPU it is, that is left empty.
+    A guest's CPU number is not a vCPU id. The vCPU is left empty if it is not known.
 
       qmpvcpu guest list --qmp /run/vm.qmp --agent /run/vm.agent
 
       qmpvcpu guest list --qmp /run/vm.qmp --agent /run/vm.agent --json
 
-    Exit codes: 0 shown; 1 the agent may not tell; 2 bad usage; 3 no connection, or the agent does not answer;
+    Exit codes: 0 shown; 1 forbidden to the agent; 2 bad usage; 3 no connection, or the agent does not answer;
     130 stopped by a signal.
     """
     _check_named(shell)
@@ -111,30 +111,30 @@ async def list_(shell: Shell, *, timeout: float = 10.0) -> CommandResult:
 
 @command(_ids(), *_OPTIONS)
 async def online(shell: Shell, *, vcpus: tuple[list[int], ...], timeout: float = 10.0) -> CommandResult:
-    """Have the guest use the vCPUs with these IDs, and look whether it does. Those that it uses already stay so.
+    """Bring the vCPUs with these IDs online in the guest, and check that they are. Those online already stay so.
 
     An ID is a vCPU id, as in plug, and may be a range or a list: 2-4, or 2,5.
 
       qmpvcpu guest online 3 --qmp /run/vm.qmp --agent /run/vm.agent
 
-    Exit codes: 0 the guest uses them; 1 refused by the guest, or its agent may not do it; 2 bad usage, one is not
-    plugged, or nothing tells which CPU of the guest it is, nothing done; 3 no connection, the agent does not answer,
-    outcome unknown; 130 stopped by a signal.
+    Exit codes: 0 the guest uses them; 1 refused by the guest, or forbidden to its agent; 2 bad usage, one is not
+    plugged, or it is not known which of the guest's CPUs it is, nothing done; 3 no connection, the agent does not
+    answer, outcome unknown; 130 stopped by a signal.
     """
     return await _switch(shell, vcpus, timeout, is_online=True)
 
 
 @command(_ids(), *_OPTIONS)
 async def offline(shell: Shell, *, vcpus: tuple[list[int], ...], timeout: float = 10.0) -> CommandResult:
-    """Have the guest use the vCPUs with these IDs no longer, and look whether it does. They stay plugged.
+    """Take the vCPUs with these IDs offline in the guest, and check that they are. They stay plugged.
 
-    An ID is a vCPU id, as in unplug, and may be a range or a list: 2-4, or 2,5. To take them out: unplug
+    An ID is a vCPU id, as in unplug, and may be a range or a list: 2-4, or 2,5. To unplug them too, use unplug
     --offline-first.
 
       qmpvcpu guest offline 3 --qmp /run/vm.qmp --agent /run/vm.agent
 
-    Exit codes: 0 the guest does not use them; 1 refused by the guest, or its agent may not do it; 2 bad usage, one is
-    not plugged, or nothing tells which CPU of the guest it is, nothing done; 3 no connection, the agent does not
+    Exit codes: 0 the guest does not use them; 1 refused by the guest, or forbidden to its agent; 2 bad usage, one is
+    not plugged, or it is not known which of the guest's CPUs it is, nothing done; 3 no connection, the agent does not
     answer, outcome unknown; 130 stopped by a signal.
     """
     return await _switch(shell, vcpus, timeout, is_online=False)
@@ -192,8 +192,8 @@ def _table(cpus: Sequence[GuestVcpu], layout: Layout) -> list[Block]:
         table.add(str(cpu.number), vcpu, state, "yes" if cpu.can_offline else "no", KNOWN_BY[cpu.known_by])
     blocks: list[Block] = [table]
     if missing := not_listed(cpus, layout):
-        blocks.append(Line((f"plugged, and not in the guest's list: {named(missing)}", "yellow")))
+        blocks.append(Line((f"plugged, but not in the guest's list: {named(missing)}", "yellow")))
     if unknown := [cpu.number for cpu in cpus if cpu.vcpu is None]:
         numbers = VcpuMap(unknown)
-        blocks.append(f"nothing tells which vCPU is the guest's CPU {numbers}: {READ_FILES}")
+        blocks.append(f"it is not known which vCPU the guest's CPU {numbers} is: {READ_FILES}")
     return blocks

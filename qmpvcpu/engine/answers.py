@@ -22,10 +22,10 @@ from qmpvcpu.model.transition import Action, TransitionReport
 from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged
 from qmpvcpu.model.vm import X86
 
-_NEVER_ACKNOWLEDGED = "it still boots, or takes no CPUs while it runs"
+_NEVER_ACKNOWLEDGED = "it is still booting, or takes no CPUs while it runs"
 _NEVER_STARTED = (
-    "most often the guest still boots, was built without CPU hotplug or booted with maxcpus= or nr_cpus=, sees no"
-    " hypervisor (kvm=off, or TCG under newer Linux), or leaves new CPUs offline"
+    "usual causes: the guest is still booting, was built without CPU hotplug or booted with maxcpus= or nr_cpus=,"
+    " sees no hypervisor (kvm=off, or TCG under newer Linux), or leaves new CPUs offline"
 )
 
 _LEFT_OFFLINE = "online=True has the agent bring it online, and so does vm.guest.set_online"

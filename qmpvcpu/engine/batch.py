@@ -526,9 +526,7 @@ class Batch:
         if not self._state.slots[run.first].present:
             return self._found_so(run, None)
         if not self._state.has_agent:
-            detail = (
-                "it may be offline in the guest, and no agent is known that could bring it online: attach with agent="
-            )
+            detail = "it may be offline in the guest, and no agent was given to bring it online: attach with agent="
             self._end(run, Denied(run.step.ids, DenialReason.NO_AGENT, detail))
             return []
         run.sent_at = self._now
@@ -852,10 +850,10 @@ class Batch:
         if run.missing is Proof.ACKNOWLEDGED:
             return f"the guest did not acknowledge it: {plugged.reason}"
         if run.missing is Proof.STARTED:
-            return "it has run no code of the guest"
+            return "it has run no guest code"
         if run.no_agent:
-            return f"the guest's agent did not show it online: {run.no_agent}"
+            return f"the guest agent did not show it online: {run.no_agent}"
         if self._state.guest_sees is None:
-            return "the guest's agent has told nothing"
+            return "the guest agent has not answered"
         listed = run.first in self._state.guest_sees
         return LEFT_OFFLINE if listed else "the guest's list does not have it"

@@ -33,7 +33,7 @@ from qmpvcpu.model.transition import Action, ProofSeconds, Step, StepReport
 from qmpvcpu.model.verdicts import Denied, Pending, Refused, Rejected, Unknown, Unplugged, Verdict
 
 BY_OTHER: Final = "changed by other"
-LEFT_OFFLINE: Final = "the guest has it, offline"
+LEFT_OFFLINE: Final = "the guest has it, but offline"
 
 
 class StepStage(enum.Enum):

@@ -38,7 +38,7 @@ class Proof(enum.Enum):
 
     PRESENT: QEMU accepted the ``device_add``. ACKNOWLEDGED: the guest said so through _OST (advisory: it never
     comes for a plug in early boot, and a guest may say it without taking the CPU). On a machine whose guests cannot
-    say it (pseries, s390x) a plug that waits for it is denied. STARTED: the vCPU has run code of the guest, as KVM's
+    say it (pseries, s390x) a plug that waits for it is denied. STARTED: the vCPU has run guest code, as KVM's
     statistics or the run time of its thread show; no agent is needed, and where neither can be had
     (``VmInfo.start_unknowable``) the plug is denied. ONLINE: the guest's own list has it online, as
     the guest agent tells.

@@ -23,7 +23,7 @@ _ASKS_AGENT: Final = "asks the guest's agent: attach with agent= and the address
 NEVER_LEAVES: Final = "vCPU 0 is the one that booted the VM, it never leaves"
 _CONFIDENTIAL: Final = "the VM is confidential: its vCPUs are sealed at launch, and one more probably ends it"
 _WINDOWS: Final = (
-    "the guest is Windows, which gives no vCPU up: the request would be pending for good, and QEMU cannot withdraw it"
+    "the guest is Windows, which releases no vCPU: the request would be pending for good, and QEMU cannot withdraw it"
 )
 
 

@@ -9,8 +9,8 @@ from qmpvcpu.model.vcpumap import named, union
 from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.planning.checks import Situation
 
-_SINCE: Final = "from 6.12.77 on it says that it takes a vCPU, and never uses it"
-UNDER_TCG: Final = f"TCG is no hypervisor to Linux: {_SINCE}"
+_SINCE: Final = "since 6.12.77 it acknowledges a vCPU and never uses it"
+UNDER_TCG: Final = f"Linux does not see TCG as a hypervisor: {_SINCE}"
 HIDDEN: Final = f"the VM's CPU model hides the hypervisor from Linux: {_SINCE}"
 NESTED: Final = (
     "the guest can run VMs of its own and has migrated: Linux may keep a vCPU offline that is added now (kvm_intel:"
@@ -35,7 +35,7 @@ def guest_warnings(now: Situation, steps: Sequence[Step], options: CheckedOption
         called = system.full_name or "this edition of Windows"
         yield f"{called} sees a new vCPU at its next boot: Datacenter and Standard editions take one while they run"
     if plugs and system is not None and system.is_windows:
-        yield f"taking {named(union(step.ids for step in plugs))} out again is denied: Windows gives no vCPU up"
+        yield f"{named(union(step.ids for step in plugs))} cannot be unplugged again: Windows releases no vCPU"
     if may_boot and asks:
         yield f"{_NEVER_HEARD}: while it boots, a removal is rejected, refused, or pending for good"
     if may_boot and plugs and options.awaited_proof is not Proof.PRESENT:

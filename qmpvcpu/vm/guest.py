@@ -323,7 +323,7 @@ class Guest:
                     raise
                 shown = {cpu.vcpu for cpu in listed if cpu.online is online}
                 if failed := [each for each in todo if each not in shown]:
-                    why = "it says that it is done, and its list does not show it"
+                    why = "it claims success, but its list does not show it"
                     done = VcpuMap(each for each in todo if each in shown)
                     refusal = GuestRefusedError(self.address, why, ids=VcpuMap(failed), done=done, what=what)
                     refusal.outcome = Outcome.UNKNOWN
@@ -363,7 +363,7 @@ class Guest:
                     what="online" if online else "offline",
                 ) from None
             if count == 0:
-                raise MalformedAnswerError(self.address, "guest-set-vcpus", "nothing was done, and no error told why")
+                raise MalformedAnswerError(self.address, "guest-set-vcpus", "nothing was done, and no error says why")
             left = left[count:]
 
     def _check_known(self, wanted: VcpuMap, known: Iterable[int | None]) -> None:
@@ -371,7 +371,7 @@ class Guest:
         if absent := wanted - layout.enabled:
             raise GuestNumberUnknownError(self.address, absent, "it is not plugged")
         if missing := wanted - {each for each in known if each is not None}:
-            why = "the guest does not list it, or nothing tells which of its CPUs it is"
+            why = "the guest does not list it, or it is not known which of its CPUs it is"
             hint = "let the agent read files (guest-file-open, guest-file-read, guest-file-close)"
             raise GuestNumberUnknownError(self.address, missing, why, hint="" if self._reads_files else hint)
 

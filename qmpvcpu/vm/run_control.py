@@ -26,7 +26,7 @@ class RunControl:
         await self._send("quit")
 
     async def has_started(self, vcpu: int) -> bool:
-        """Read whether all of the slot of *vcpu* has run code of the guest."""
+        """Read whether all of the slot of *vcpu* has run guest code."""
         driver = self._driver
         await driver.check_open()
         slot = driver.layout.slot_of(vcpu)

@@ -53,7 +53,7 @@ async def test_windows_is_asked_for_no_vcpu_once_its_agent_has_told() -> None:
             vm.set_map("0"),
             vm.set_count(1, allow_fatal=True),
         ):
-            with pytest.raises(StepDeniedError, match="Windows, which gives no vCPU up") as caught:
+            with pytest.raises(StepDeniedError, match="Windows, which releases no vCPU") as caught:
                 await change
             assert caught.value.reason is DenialReason.GUEST_CANNOT_UNPLUG
         assert vm.layout.pending == set()
@@ -109,9 +109,9 @@ async def test_a_guest_whose_agent_answers_does_not_boot() -> None:
 
 async def test_a_kernel_that_is_known_to_need_no_hypervisor_ends_the_warning() -> None:
     async with guest(rule="arrival", accel="tcg") as (agent, vm, _):
-        assert "TCG is no hypervisor to Linux" in warnings(vm, "0-1")
+        assert "Linux does not see TCG as a hypervisor" in warnings(vm, "0-1")
         assert (await vm.guest.os()).kernel == "6.1.0-40-amd64"
-        assert "TCG is no hypervisor to Linux" not in warnings(vm, "0-1")
+        assert "Linux does not see TCG as a hypervisor" not in warnings(vm, "0-1")
         agent.kernel = "6.12.77+deb13-amd64"
         await vm.guest.os()
-        assert "TCG is no hypervisor to Linux" in warnings(vm, "0-1")
+        assert "Linux does not see TCG as a hypervisor" in warnings(vm, "0-1")

@@ -170,7 +170,9 @@ async def test_without_files_what_is_not_known_is_not_guessed() -> None:
 
 async def test_a_vcpu_that_is_not_plugged_has_no_number() -> None:
     async with guest() as (agent, vm, _):
-        with pytest.raises(GuestNumberUnknownError, match="no number of vCPU 4 in the guest: it is not plugged"):
+        with pytest.raises(
+            GuestNumberUnknownError, match="CPU number of vCPU 4 in the guest is unknown: it is not plugged"
+        ):
             await vm.guest.set_online(4)
         with pytest.raises(GuestNumberUnknownError):
             await vm.guest.set_offline("0,100")
@@ -393,7 +395,7 @@ async def test_a_vm_that_is_paused_is_told_from_an_agent_that_is_stopped(tmp_pat
         other_client(micro) as other,
     ):
         await other.execute("stop")
-        with pytest.raises(AgentSilentError, match="the VM does not run: QEMU says paused"):
+        with pytest.raises(AgentSilentError, match="the VM is not running: QEMU says paused"):
             await vm.guest.vcpus(timeout=1)
 
 

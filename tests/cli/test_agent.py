@@ -291,7 +291,7 @@ async def test_doctor_knows_that_windows_gives_no_vcpu_up(guest: MicroGuest, age
     document = (await ask(guest, agent, "doctor", "--json")).document
     (found,) = [each for each in document["findings"] if each["subject"] == "unplug"]
     assert (found["level"], found["advice"]) == ("warning", "only plugs are possible in it")
-    assert "Windows, which gives no vCPU up" in found["found"]
+    assert "Windows, which releases no vCPU" in found["found"]
 
 
 async def test_a_fleet_denies_what_the_system_in_a_guest_cannot_do(guest: MicroGuest, agent: ScriptedAgent) -> None:

@@ -240,7 +240,7 @@ async def test_an_acknowledgement_that_does_not_come_is_no_failure_unless_requir
     async with running(on, behaviour=Behaviour.silent_about_inserts()) as (_, vm):
         assert await vm.plug(2, proof=Proof.ACKNOWLEDGED, timeout=0.05) == {2}
         assert vm.layout[2].acknowledged is None
-        with pytest.raises(UnprovenError, match=r"no answer within 0\.05 s .it still boots, or") as caught:
+        with pytest.raises(UnprovenError, match=r"no answer within 0\.05 s .it is still booting, or") as caught:
             await vm.plug(3, require_proof=True, timeout=0.05)
         assert caught.value.code is None
         assert vm.layout.enabled == {0, 2, 3}

@@ -205,7 +205,7 @@ async def test_tcg_is_no_hypervisor_to_linux(on: Substrate) -> None:
     async with QemuProcess(on.qemu, args) as process, qmpvcpu.attach(process.qmp) as vm:
         assert not vm.layout.vm.hides_hypervisor
         assert not vm.layout.vm.nested  # the model has svm
-        assert "TCG is no hypervisor to Linux" in vm.plan("0-1").warnings[-1]
+        assert "Linux does not see TCG as a hypervisor" in vm.plan("0-1").warnings[-1]
 
 
 @pytest.mark.qemu

@@ -43,7 +43,7 @@ class ModelQemu:
     ``askers`` tells who asked, ``by`` who made the slot what it is; ``contested`` are those of which another client
     ever asked for the CPU that is, or was last, there.
 
-    ``ran`` has the CPUs that have run code of the guest, ``online`` what the guest lists, and ``was_online`` what it
+    ``ran`` has the CPUs that have run guest code, ``online`` what the guest lists, and ``was_online`` what it
     has ever listed as online; each CPU as its vCPU and its place in the slot's history.
 
     While QEMU is ``late`` it owes what it would say of an ejection: the CPU's DEVICE_DELETED (with ``holds`` the id

@@ -91,7 +91,7 @@ def test_a_guest_that_refuses_keeps_it_and_qemu_is_sent_nothing() -> None:
     assert (error.by_agent, error.code, error.reason) == (True, None, "Device or resource busy (EBUSY)")
     assert str(error) == (
         "unplug of vCPU 1 refused by the guest, which keeps it online: Device or resource busy (EBUSY); nothing was"
-        " sent to QEMU, ask again"
+        " sent to QEMU, you may ask again"
     )
     assert told.subject.runs[0].verdict == Refused(VcpuMap([1]), None, error.reason, 1.5, by_agent=True)
     assert not told.sent
@@ -408,7 +408,7 @@ def test_an_undoing_that_does_not_come_online_is_incomplete() -> None:
     assert told.balks("No space left on device") == ["save outcome"]
     assert told.verdicts == {2: "UNPLUGGED, not undone", 1: "REFUSED"}
     assert told.outcome == "REVERT_INCOMPLETE"
-    assert last(told, 2).startswith("undoing it: the guest's agent did not show it online: guest agent on /ga")
+    assert last(told, 2).startswith("undoing it: the guest agent did not show it online: guest agent on /ga")
 
 
 def test_what_the_guest_had_offline_before_is_not_brought_online_by_the_undoing() -> None:
@@ -639,7 +639,7 @@ def test_one_that_no_agent_is_known_for_is_told_of() -> None:
     told = Story("0-2")
     assert told.ask(only_online(1)) == ["save reverting", "save outcome"]
     assert told.outcome == "REVERT_INCOMPLETE"
-    assert "it may be offline in the guest, and no agent is known" in last(told, 1)
+    assert "it may be offline in the guest, and no agent was given" in last(told, 1)
 
 
 def test_an_answer_to_a_question_of_an_earlier_try_changes_nothing() -> None:

@@ -153,8 +153,8 @@ def test_a_vcpu_that_never_starts_is_unproven_and_told_as_what_it_is() -> None:
     assert told.wait(0.05) == ["save outcome"]
     error = unproven(told, request)
     assert (error.wanted, error.reached, error.code) == (STARTED, Proof.ACKNOWLEDGED, 0)
-    assert error.reason == "it has run no code of the guest, after 0.2 s"
-    assert str(error).startswith("plug of vCPU 1: plugged and acknowledged, never started: it has run no code of")
+    assert error.reason == "it has run no guest code, after 0.2 s"
+    assert str(error).startswith("plug of vCPU 1: plugged and acknowledged, never started: it has run no guest")
     assert "maxcpus=" in error.hint
     assert rung(told) is Proof.ACKNOWLEDGED
 
@@ -211,7 +211,7 @@ def test_the_report_of_a_map_tells_that_a_proof_was_cut_short() -> None:
     told.accept(1)
     told.lose()
     reason = told.step(1).reason
-    assert reason.endswith("; until then it has run no code of the guest"), reason
+    assert reason.endswith("; until then it has run no guest code"), reason
 
 
 def test_it_is_waited_for_on_after_a_look_that_fails() -> None:
@@ -243,7 +243,7 @@ def test_in_a_map_a_vcpu_that_never_starts_is_a_failure(policy: OnFailure) -> No
         assert told.report.layout.enabled == told.report.target
     assert told.step(1).missing is None
     assert told.step(2).missing is STARTED
-    assert told.step(2).reason == "it has run no code of the guest"
+    assert told.step(2).reason == "it has run no guest code"
     assert told.step(2).proofs == ProofSeconds(present=0.0)
     assert not told.step(2).ok
 
@@ -342,7 +342,7 @@ def test_only_looking_brings_nothing_online() -> None:
     assert told.wait(0.01) == ["list the guest"]
     told.lists()
     assert told.wait(1.0) == ["save outcome"]
-    assert unproven(told, request).reason == "the guest has it, offline, after 1.01 s"
+    assert unproven(told, request).reason == "the guest has it, but offline, after 1.01 s"
 
 
 def test_a_guest_that_refuses_to_use_it_ends_the_waiting_at_once() -> None:
@@ -353,7 +353,7 @@ def test_a_guest_that_refuses_to_use_it_ends_the_waiting_at_once() -> None:
     told.wait(0.5)
     assert told.balks("No space left on device") == ["save outcome"]
     error = unproven(told, request)
-    assert error.reason.startswith("the guest's agent did not show it online: guest agent on /ga: refused by the")
+    assert error.reason.startswith("the guest agent did not show it online: guest agent on /ga: refused by the")
     assert error.reason.endswith("No space left on device, after 0.5 s")
     assert error.hint == "", "the guest has said why"
 
@@ -431,13 +431,13 @@ def test_an_agent_that_is_never_there_is_told_as_the_reason() -> None:
     told.is_silent(AgentConnectError("/ga", "nobody listens"))
     told.wait(1.0)
     error = unproven(told, request)
-    assert error.reason == ("the guest's agent did not show it online: guest agent on /ga: nobody listens, after 1 s")
+    assert error.reason == ("the guest agent did not show it online: guest agent on /ga: nobody listens, after 1 s")
     assert error.hint == ""
 
 
 @pytest.mark.parametrize(
     ("listed", "reason"),
-    [({0: True}, "the guest's list does not have it"), ({0: True, 1: False}, "the guest has it, offline")],
+    [({0: True}, "the guest's list does not have it"), ({0: True, 1: False}, "the guest has it, but offline")],
 )
 def test_the_reason_says_what_the_list_shows(listed: dict[int, bool], reason: str) -> None:
     told, request = with_agent("0"), plug(1, timeout=1.0, proof=ONLINE, online=False)

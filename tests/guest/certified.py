@@ -22,22 +22,22 @@ __all__ = ["GUESTS", "PAGE", "certificate_of", "found_in", "table_of"]
 PAGE: Final = Path(__file__).parents[2] / "docs" / "certified.md"
 _HEAD: Final = """# Certified guests
 
-The tables of [`qmpvcpu certify`](certify.md) for the guests that the test suite runs. Each runs Debian's guest agent, on a VM
-with 1 of 8 vCPUs plugged. The tests check the verdicts; the times are those of one run. `python -m tests.guest.certified`
-writes this page.
+The tables of [`qmpvcpu certify`](certify.md) for the guests that the test suite runs. Each runs Debian's guest agent,
+on a VM with 1 of 8 vCPUs plugged. The tests check the verdicts; the times are those of one run. `python -m
+tests.guest.certified` writes this page.
 """
 
 # Each with what is said of it, its kernel, and how it is started.
 GUESTS: Final[Mapping[str, tuple[str, str, Mapping[str, Any]]]] = {
-    "Linux 6.1": ("Debian 12's kernel. It brings new CPUs online, as most distributions' udev rules do.", "6.1", {}),
-    "Linux 6.12": ("Debian 13's kernel. It brings new CPUs online, as most distributions' udev rules do.", "6.12", {}),
+    "Linux 6.1": ("Debian 12's kernel. It brings new CPUs online, like most distributions.", "6.1", {}),
+    "Linux 6.12": ("Debian 13's kernel. It brings new CPUs online, like most distributions.", "6.12", {}),
     "Linux 6.12 that leaves CPUs offline": (
         "Without a udev rule, Linux leaves a new CPU offline. The agent brings it online.",
         "6.12",
         {"auto_online": False},
     ),
     "Linux 6.12 that detects no hypervisor": (
-        "Since 6.12.77, such a Linux acknowledges a vCPU and [never takes it](what-happens.md#what-is-known-beforehand).",
+        "Since 6.12.77 it acknowledges a vCPU and [never takes it](what-happens.md#what-is-known-beforehand).",
         "6.12",
         {"hypervisor": False},
     ),

@@ -58,7 +58,7 @@ async def test_who_only_looks_is_told_that_the_guest_has_it_offline(
     vm: VcpuController, roomy_guest: LinuxGuest
 ) -> None:
     await roomy_guest.set_auto_online(False)
-    with pytest.raises(UnprovenError, match="the guest has it, offline") as caught:
+    with pytest.raises(UnprovenError, match="the guest has it, but offline") as caught:
         await vm.plug(3, proof=Proof.ONLINE, online=False, timeout=IMPATIENT)
     error = caught.value
     assert error.ids == {3}
@@ -97,7 +97,7 @@ async def test_a_count_and_a_state_are_proven_too(vm: VcpuController, roomy_gues
 
 async def test_a_map_that_is_not_proven_is_reverted(vm: VcpuController, roomy_guest: LinuxGuest) -> None:
     await roomy_guest.set_auto_online(False)
-    with pytest.raises(TransitionError, match="the guest has it, offline") as caught:
+    with pytest.raises(TransitionError, match="the guest has it, but offline") as caught:
         await vm.set_map("0-2", proof=Proof.ONLINE, online=False, timeout=IMPATIENT, on_failure=OnFailure.REVERT)
     report = caught.value.report
     assert report.outcome is TransitionOutcome.REVERTED

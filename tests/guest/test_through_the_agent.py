@@ -177,7 +177,7 @@ async def test_an_agent_that_reads_no_files_leaves_rule_and_learning(
         await vm.set_map("0-1,3,5,7")
         vcpus = await listed(vm, 5)
         assert [each.vcpu for each in vcpus if each.known_by is KnownBy.UNKNOWN] == [None, None]
-        with pytest.raises(GuestNumberUnknownError, match="no number of vCPU 3 in the guest"):
+        with pytest.raises(GuestNumberUnknownError, match="CPU number of vCPU 3 in the guest is unknown"):
             await vm.guest.set_offline(3)
 
 

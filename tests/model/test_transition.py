@@ -254,12 +254,12 @@ def test_each_action_is_content_with_its_own_verdicts(action: Action) -> None:
 
 
 def test_a_plug_without_the_required_proof_is_not_ok_and_the_failure_names_it() -> None:
-    plugged = step(Action.PLUG, 3, Plugged, "it has run no code of the guest", missing=Proof.STARTED)
+    plugged = step(Action.PLUG, 3, Plugged, "it has run no guest code", missing=Proof.STARTED)
     assert not plugged.ok
     assert plugged.left is True
     assert step(Action.PLUG, 3, Plugged).ok
     report = replace(story(OnFailure.STOP), steps=(plugged,))
-    assert "plug 3: PLUGGED: it has run no code of the guest" in report.failure
+    assert "plug 3: PLUGGED: it has run no guest code" in report.failure
 
 
 @pytest.mark.parametrize("verdict", [None, Plugged, Unknown(VcpuMap([3]), "gone")])

@@ -14,8 +14,8 @@ from tests.layouts import KVM, TCG
 from tests.planning.situations import situation, vcpus
 
 STORY = {0: "boot", 1: "boot", 6: "ours"}
-HIDDEN = "the VM's CPU model hides the hypervisor from Linux: from 6.12.77 on it says that it takes a vCPU, and never"
-UNDER_TCG = "TCG is no hypervisor to Linux: from 6.12.77 on it says that it takes a vCPU, and never uses it"
+HIDDEN = "the VM's CPU model hides the hypervisor from Linux: since 6.12.77 it acknowledges a vCPU and never"
+UNDER_TCG = "Linux does not see TCG as a hypervisor: since 6.12.77 it acknowledges a vCPU and never uses it"
 NESTED = "Linux may keep a vCPU offline that is added now (kvm_intel: Inconsistent VMCS config)"
 UNHEARD = "the guest has answered nothing about a vCPU since it started: while it boots"
 SERVER = GuestOs("mswindows", "Microsoft Windows", full_name="Windows Server 2022 Standard", variant="server")
@@ -109,7 +109,7 @@ def test_a_guest_that_has_never_answered_may_be_booting(
 def test_a_windows_guest_is_warned_of_where_its_edition_takes_no_vcpu(name: str, variant: str, takes: bool) -> None:
     now = situation(STORY, guest_os=GuestOs("mswindows", "Microsoft Windows", full_name=name, variant=variant))
     *sees, stays = warned(now, "0-3,6")
-    assert stays == "taking vCPUs 2-3 out again is denied: Windows gives no vCPU up"
+    assert stays == "vCPUs 2-3 cannot be unplugged again: Windows releases no vCPU"
     assert len(sees) == (not takes)
     assert takes or "sees a new vCPU at its next boot" in sees[0]
     assert takes or sees[0].startswith(name or "this edition of Windows")
@@ -126,7 +126,7 @@ def test_a_windows_guest_is_asked_for_no_vcpu_whatever_the_caller_allows(system:
     ]
     for plan in plans:
         assert [(each.ids, each.reason) for each in plan.denied] == [(vcpus("6"), DenialReason.GUEST_CANNOT_UNPLUG)]
-        assert "denied 6  (the guest is Windows, which gives no vCPU up" in str(plan)
+        assert "denied 6  (the guest is Windows, which releases no vCPU" in str(plan)
     with pytest.raises(StepDeniedError, match="pending for good, and QEMU cannot withdraw it") as caught:
         check_unplug(now, 6, everything)
     assert caught.value.reason is DenialReason.GUEST_CANNOT_UNPLUG

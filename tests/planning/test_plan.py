@@ -323,7 +323,7 @@ BEYOND = "QEMU under TCG aborts when more vCPUs were ever created than maxcpus"
 SINGLE = "QEMU under single-threaded TCG aborts when the guest ejects a vCPU"
 SEALED = "the VM is confidential: its vCPUs are sealed at launch, and one more probably ends it"
 LOCKS_UP = "a Linux guest of QEMU 8.2 under TCG locks up once vCPUs have been plugged into it"
-UNDER_TCG = "TCG is no hypervisor to Linux: from 6.12.77 on it says that it takes a vCPU, and never uses it"
+UNDER_TCG = "Linux does not see TCG as a hypervisor: since 6.12.77 it acknowledges a vCPU and never uses it"
 RESET = "QEMU up to 10.0.2 under TCG may hang and abort when a pseries machine is reset with a removal pending"
 KEPT = (
     "should stay, and QEMU cannot withdraw a pending removal: the guest's answer is awaited, and a vCPU that leaves"
