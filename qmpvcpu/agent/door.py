@@ -28,7 +28,7 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model.guest import GuestCpu, GuestOs
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.qmp.address import Address, connect, connected_socket, is_accepted, peer_pid, why_silent
+from qmpvcpu.qmp.address import Address, connect, connected_socket, is_accepted, peer_name, peer_pid, why_silent
 from qmpvcpu.qmp.client import end, explain, random_token
 from qmpvcpu.qmp.monitor import Target, is_address, wait_ended
 
@@ -36,11 +36,12 @@ _log = logging.getLogger("qmpvcpu.agent")
 _CHANGES: Final = frozenset({"guest-set-vcpus"})
 _LONGEST_FILE: Final = 4096  # bytes; what is read in /sys and /proc has a line
 _LOGGED: Final = 1000
-_ASKING_QEMU_S: Final = 0.5  # of the deadline, what is kept to ask QEMU why there is no answer; at most a tenth
+_ASKING_QEMU_S: Final = 1.0  # of the deadline, what is kept to ask QEMU why there is no answer; at most a tenth
 _GIVE_PORT: Final = (
     "give QEMU -device virtio-serial -chardev socket,id=ga,path=PATH,server=on,wait=off"
     " -device virtserialport,chardev=ga,name=org.qemu.guest_agent.0"
 )
+_IS_ANOTHER: Final = f"name the agent's own socket; if it has none, {_GIVE_PORT}"
 _HELD: Final = "an agent's socket serves one client at a time; libvirt holds those of its VMs"
 
 _T = TypeVar("_T")
@@ -71,8 +72,9 @@ class GuestAgent:
         target: As ``attach`` takes it: an address, a connected socket, or a QMPClient, which was connected with
             ``await_greeting`` and ``negotiate`` off.
         timeout: For each question, in seconds.
-        ask_qemu: Asked after a silence, with the socket's path or ``tcp:HOST:PORT``: what QEMU says of it. It may
-            raise QmpVcpuError.
+        ask_qemu: Asked after a silence, with the socket's ``peer_name``: what QEMU says of it. It may raise
+            QmpVcpuError.
+        qmp: Where the VM's QMP is: it is refused as *target* before anybody is connected to.
 
     Attributes:
         address: The target, as text for messages.
@@ -84,6 +86,7 @@ class GuestAgent:
         *,
         timeout: float = 5.0,
         ask_qemu: Callable[[str], Awaitable[QemuSays]] | None = None,
+        qmp: Target | None = None,
     ) -> None:
         self._target = target
         self._timeout = timeout
@@ -92,11 +95,13 @@ class GuestAgent:
         self._client: QMPClient | None = None
         self._sock: socket.socket | None = None
         self._pid: int | None = None
-        self._place = ""  # as QEMU names it
+        self._place: str | None = None  # as QEMU names it
         self._spent = False  # a socket that was given, and has ended
         self._synchronised = False
         self._closed = False
         self.address = self._read_target(target)
+        if _is_same(target, qmp):
+            raise AgentConnectError(self.address, "it is the VM's QMP socket, not an agent's", hint=_IS_ANOTHER)
 
     def _read_target(self, target: Target) -> str:
         if isinstance(target, QMPClient):
@@ -104,11 +109,9 @@ class GuestAgent:
         try:
             if isinstance(target, socket.socket):
                 return connected_socket(target)[0]
-            address = Address.parse(target)
+            return str(Address.parse(target))
         except MonitorConnectError as error:
             raise _of_agent(error) from None
-        self._place = address.path or str(address)
-        return str(address)
 
     # Questions.
 
@@ -309,6 +312,7 @@ class GuestAgent:
             raise _of_agent(error) from None
         try:
             self._pid = peer_pid(sock)
+            self._place = peer_name(sock)
             await client.connect(sock)
         except AssertionError:  # qemu.qmp's, where the end comes at once
             raise self._why_ended(await end(client, sock, grace_s=0), "") from None
@@ -359,9 +363,7 @@ class GuestAgent:
         match cause:
             case GreetedError():
                 why = "it is a QMP socket, not an agent's"
-                return AgentConnectError(
-                    self.address, why, hint=f"name the agent's own socket; if it has none, {_GIVE_PORT}"
-                )
+                return AgentConnectError(self.address, why, hint=_IS_ANOTHER)
             case NoIdsError():
                 why = "the agent is too old: its answers carry no id"
                 return AgentConnectError(self.address, why, hint="update qemu-guest-agent in the guest")
@@ -399,7 +401,7 @@ class GuestAgent:
         return AgentSilentError(self.address, why, timeout=limit, port_open=is_open, outcome=outcome)
 
     async def _qemu_says(self, limit: float) -> QemuSays:
-        if self._ask_qemu is None or not self._place:
+        if self._ask_qemu is None or self._place is None:
             return QemuSays()
         with contextlib.suppress(QmpVcpuError, TimeoutError):  # this is only to say more
             async with asyncio.timeout(limit):
@@ -448,6 +450,16 @@ async def _first_of(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_same(one: Target, other: Target | None) -> bool:
+    """Return True if both lead to one socket."""
+    if one is other or not is_address(one) or other is None or not is_address(other):
+        return one is other
+    try:
+        return Address.parse(one).leads_to(Address.parse(other))
+    except (MonitorConnectError, TypeError):  # whoever connects to it tells that it is no address
+        return False
 
 
 def _of_agent(error: MonitorConnectError) -> AgentConnectError:

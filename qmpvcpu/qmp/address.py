@@ -170,6 +170,17 @@ class Address(NamedTuple):
         """True for a UNIX socket that has a name and no file."""
         return self.path is not None and self.path[0] == "\0"
 
+    def leads_to(self, other: "Address") -> bool:
+        """Return True if this is the same place as *other*, perhaps by another path, or a symbolic link."""
+        if self == other:
+            return True
+        if self.path is None or other.path is None or self.is_abstract or other.is_abstract:
+            return False
+        try:
+            return os.path.samefile(self.path, other.path)  # noqa: PTH121 - pathlib brings urllib
+        except OSError:
+            return False
+
     def __str__(self) -> str:
         if self.path is not None:
             return f"unix:@{self.path[1:]}" if self.is_abstract else f"unix:{self.path}"
@@ -429,6 +440,22 @@ async def first_bytes(sock: socket.socket, size: int = 128) -> bytes:
     finally:
         loop.remove_reader(sock)
     return sock.recv(size, socket.MSG_PEEK)
+
+
+def peer_name(sock: socket.socket) -> str | None:
+    """Return what the server of a connected socket calls it: its path as the server bound it, or ``tcp:HOST:PORT``.
+
+    That is how QEMU names it (``query-chardev``), whatever symbolic link, host name or mount led here. "" for an
+    abstract socket, which QEMU does not name; None if the connection is lost.
+    """
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return None
+    if isinstance(name, tuple):
+        host, port = name[:2]
+        return str(Address(host=host, port=port))
+    return "" if isinstance(name, bytes) else str(name)
 
 
 def peer_pid(sock: socket.socket | TransportSocket) -> int | None:

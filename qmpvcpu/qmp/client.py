@@ -29,6 +29,7 @@ _SHOWN: Final = 80  # how much of a peer's nonsense an error quotes
 _LEFTOVERS: Final = (b'{"timestamp": ', b'{"return": ', b'{"error": ')  # how QEMU's events and replies begin
 _LONGEST_LEFTOVER: Final = 1 << 20  # bytes; a reply of query-hotpluggable-cpus for 4,096 slots is half of that
 _CHUNK: Final = 1 << 16
+_GREETING_S: Final = 1.0  # how long a peer may take to greet before it is asked whether it is an agent
 _LETTERS: Final = string.ascii_letters + "-_@#+*.:,;=~"  # no digits: what follows is a number
 
 
@@ -112,7 +113,8 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
     start = b""
     pid = peer_pid(sock)  # asked now: qemu.qmp closes the socket on failure
     token = random_token()
-    probe = asyncio.get_running_loop().call_at(deadline - timeout_s / 4, _ask_for_agent, sock, token)
+    patience = min(_GREETING_S, timeout_s * 3 / 4)
+    probe = asyncio.get_running_loop().call_later(patience, _ask_for_agent, sock, token)
     try:
         async with asyncio.timeout_at(deadline):
             # Look before qemu.qmp reads: it waits for a newline no matter what arrives, and forgets what it has read.

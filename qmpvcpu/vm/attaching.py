@@ -130,7 +130,7 @@ async def attach(
 
     Raises:
         MonitorConnectError: No QMP session could be opened; it says why, and what the kernel tells of the peer.
-        AgentConnectError: *agent* is no address. Nobody was connected to.
+        AgentConnectError: *agent* is no address, or that of the VM's QMP. Nobody was connected to.
         MonitorTimeoutError: QEMU stopped answering.
         MonitorLostError: QEMU went away meanwhile.
         MalformedReplyError: What answers is no QEMU that can be understood.
@@ -158,6 +158,7 @@ async def attach(
         lambda: driver.connection.monitor,
         lambda online: driver.put(GuestTold(None, online)),
         lambda system: driver.put(GuestIs(system)),
+        qmp=target,
     )
     try:
         connection = await Connection.open(target, reply_timeout)

@@ -53,6 +53,7 @@ class Guest:
         monitor: Returns the VM's monitor, of now.
         on_list: Called with each list of the guest's: whether each vCPU that is known in it is online.
         on_os: Called with each answer that names the guest's system.
+        qmp: The VM's own QMP target, which is no agent's.
 
     Attributes:
         has_agent: True if an agent was given to ``attach``.
@@ -65,6 +66,8 @@ class Guest:
         monitor: Callable[[], "Monitor"],
         on_list: Callable[[dict[int, bool]], object],
         on_os: Callable[[GuestOs], object],
+        *,
+        qmp: "Target | None" = None,
     ) -> None:
         self.has_agent = target is not None
         self._layout = layout
@@ -80,7 +83,7 @@ class Guest:
         if target is not None:
             from qmpvcpu.agent import door, numbering  # not above: most VMs are attached without
 
-            self._agent = door.GuestAgent(target, ask_qemu=self._ask_qemu)
+            self._agent = door.GuestAgent(target, ask_qemu=self._ask_qemu, qmp=qmp)
             self._numbering = numbering.Numbering()
 
     @property

@@ -30,7 +30,7 @@ from qmpvcpu.errors import (
     MalformedAnswerError,
 )
 from qmpvcpu.events import VmReset
-from qmpvcpu.testing import MicroGuest, Mood, ScriptedAgent
+from qmpvcpu.testing import MicroGuest, Mood, ScriptedAgent, ScriptedPeer
 from tests.controller.vms import other_client, until
 
 pytestmark = pytest.mark.qemu
@@ -354,6 +354,27 @@ async def test_the_socket_of_the_vm_itself_is_told() -> None:
             await vm.guest.vcpus()
 
 
+@pytest.mark.parametrize("way", ["path", "symlink", "socket"])
+async def test_the_qmp_socket_that_is_attached_to_is_refused_before_anything_is_sent(
+    tmp_path: Path, way: str
+) -> None:
+    async with ScriptedPeer() as peer:
+        target: Any = peer.path
+        agent: Any = f"unix:{peer.path}"
+        if way == "symlink":
+            (tmp_path / "link").symlink_to(peer.path)
+            agent = tmp_path / "link"
+        elif way == "socket":
+            target = agent = socket.socket(socket.AF_UNIX)
+            agent.connect(peer.path)
+        with pytest.raises(AgentConnectError, match="it is the VM's QMP socket, not an agent's") as caught:
+            await qmpvcpu.attach(target, agent=agent)
+        assert "org.qemu.guest_agent.0" in caught.value.hint
+        assert peer.received == []
+        if way == "socket":
+            agent.close()
+
+
 # QEMU's own port.
 
 
@@ -375,16 +396,31 @@ async def test_qemu_tells_that_no_agent_has_opened_the_port(tmp_path: Path) -> N
             await vm.guest.set_online(0, timeout=1)
 
 
-async def test_a_port_over_tcp_is_found_too() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_port_over_tcp_is_found_too(host: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         number = free.getsockname()[1]
     chardev = f"socket,id=ga,host=127.0.0.1,port={number},server=on,wait=off"
     extra = tuple(chardev if "socket" in each else each for each in port(Path("unused")))
-    async with MicroGuest(extra_args=extra) as micro, qmpvcpu.attach(micro.qmp, agent=("127.0.0.1", number)) as vm:
+    async with MicroGuest(extra_args=extra) as micro, qmpvcpu.attach(micro.qmp, agent=(host, number)) as vm:
         with pytest.raises(AgentSilentError) as caught:
             await vm.guest.vcpus(timeout=1)
         assert caught.value.port_open is False
+
+
+async def test_a_port_is_found_by_any_way_to_its_socket(tmp_path: Path) -> None:
+    path, link = tmp_path / "ga", tmp_path / "link"
+    link.symlink_to(path)
+    given = socket.socket(socket.AF_UNIX)
+    async with MicroGuest(extra_args=port(path)) as micro:
+        for agent in (link, given):
+            if agent is given:
+                given.connect(str(path))
+            async with qmpvcpu.attach(micro.qmp, agent=agent) as vm:
+                with pytest.raises(AgentSilentError, match="no process in the guest has") as caught:
+                    await vm.guest.vcpus(timeout=1)
+            assert caught.value.port_open is False
 
 
 async def test_a_vm_that_is_paused_is_told_from_an_agent_that_is_stopped(tmp_path: Path) -> None:
