@@ -625,15 +625,26 @@ class UnprovenError(StepError):
 
 
 class PlugUndoneError(StepError):
-    """A vCPU was plugged, and at once ejected by an earlier removal that had been requested twice."""
+    """A vCPU was plugged, and has left again before it was proven.
 
-    def __init__(self, ids: "VcpuMap") -> None:
+    Attributes:
+        by_second_removal: True if an earlier removal that had been requested twice ejected it; False: it was
+            unplugged, by another call or client.
+    """
+
+    def __init__(self, ids: "VcpuMap", *, by_second_removal: bool) -> None:
+        how = "unplugged again, by another call or another QMP client, before it was proven"
+        if by_second_removal:
+            how = (
+                "then ejected by the guest, which still had a second removal of this slot queued (another QMP client"
+                " asked for it too)"
+            )
         super().__init__(
-            f"{describe('plug', ids)}: plugged, then ejected by the guest, which still had a second removal of this"
-            " slot queued (another QMP client asked for it too); the slot is empty, and may be plugged again",
+            f"{describe('plug', ids)}: plugged, {how}; the slot is empty, and may be plugged again",
             action="plug",
             ids=ids,
         )
+        self.by_second_removal = by_second_removal
 
 
 class OutcomeUnknownError(StepError):

@@ -1,7 +1,7 @@
 """What a removal's state and a step's end mean for callers: verdicts and errors."""
 
 from qmpvcpu.engine.removal import Removal, State
-from qmpvcpu.engine.steprun import LEFT_OFFLINE, StepRun
+from qmpvcpu.engine.steprun import EJECTED, LEFT_OFFLINE, NOT_RUNNING, StepRun
 from qmpvcpu.engine.transition import Transition
 from qmpvcpu.errors import (
     CommandRejectedError,
@@ -97,7 +97,7 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
         case Plugged() if run.missing is not None:
             error = _unproven(run, run.verdict, run.missing, transition)
         case Unplugged() if run.path is not None:  # it was plugged, and has left again
-            error = PlugUndoneError(ids)
+            error = PlugUndoneError(ids, by_second_removal=run.reason == EJECTED)
         case Pending() | None if transition.lost:
             sent = run.verdict is not None or run.sent_at > 0
             error = MonitorLostError(transition.lost, outcome=Outcome.UNKNOWN if sent else Outcome.UNCHANGED)
@@ -128,6 +128,8 @@ def _unproven(run: StepRun, plugged: Plugged, missing: Proof, transition: Transi
             hint = ""  # the reason says it
         elif run.reason == LEFT_OFFLINE:
             hint = _LEFT_OFFLINE
+        elif run.reason == NOT_RUNNING:
+            hint = "cont lets it run"
     elif plugged.code is None:
         reason, hint = f"{plugged.reason} within {transition.change.options.timeout:g} s", _NEVER_ACKNOWLEDGED
     else:

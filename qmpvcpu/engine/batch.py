@@ -21,7 +21,19 @@ from typing import Final, NamedTuple
 
 from qmpvcpu.engine.messages import GuestTold
 from qmpvcpu.engine.removal import Removal, State
-from qmpvcpu.engine.steprun import BY_OTHER, LEFT_OFFLINE, STAGES, Probe, StepRun, StepStage, next_stage, why
+from qmpvcpu.engine.steprun import (
+    BACK_ONLINE,
+    BY_OTHER,
+    EJECTED,
+    LEFT_OFFLINE,
+    NOT_RUNNING,
+    STAGES,
+    Probe,
+    StepRun,
+    StepStage,
+    next_stage,
+    why,
+)
 from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.errors import DenialReason, Outcome, StepDeniedError
 from qmpvcpu.events import Origin
@@ -425,7 +437,7 @@ class Batch:
                 self._returned_to_guest(run, told)
             elif run.stage is StepStage.ONLINING:
                 run.no_agent = "" if told.error is None else str(told.error)
-                if told.refused and ask.online:
+                if ask.online and told.is_final:
                     self._give_up(run)
         if ask.runs[0].arrives:
             waiting = self._out.probed.get(Probe.GUEST, ()) if ask.online is None else ()
@@ -510,17 +522,26 @@ class Batch:
             return None
         if self._plugs:
             return self._send_plug(self._plugs.popleft())
-        if not self._others or self._out.plugging:
-            return None
-        keeps = self._others[0].step.action is Action.KEEP
-        if self._bounds.one_by_one and not keeps and self._out.unplugging:
+        if not self._others or self._out.plugging or self._has_to_wait(self._others[0]):
             return None
         run = self._others.popleft()
-        if run.removal is None and not keeps:
+        if run.removal is None and run.step.action is not Action.KEEP:
             return self._bring_online(run) if run.step.action is Action.ONLINE else self._send_unplug(run)
         run.sent_at = self._now
         self._await_removal(run)
         return []
+
+    def _has_to_wait(self, run: StepRun) -> bool:
+        """Return True if *run* is not sent before another has ended, or the agent has answered for another."""
+        if self._bounds.one_by_one and run.step.action is not Action.KEEP and self._out.unplugging:
+            return True
+        # An agent does one thing after another, and a refusal may halt the rest.
+        return self._asks_agent(run) and any(map(self._asks_agent, self._out.asked))
+
+    @staticmethod
+    def _asks_agent(run: StepRun) -> bool:
+        """Return True if the agent is asked, or will be, before QEMU is."""
+        return run.step.action is Action.UNPLUG and run.step.asks_agent and not run.is_offline
 
     def _bring_online(self, run: StepRun) -> list[BatchTask]:
         if not self._state.slots[run.first].present:
@@ -601,6 +622,8 @@ class Batch:
         self._out.drop(run)
         run.stage, run.taken_offline = StepStage.ENDED, told.error is not None
         run.no_agent = "" if told.error is None else str(told.error)
+        if told.error is None and run.verdict is None:
+            run.reason = "; ".join(filter(None, (run.reason, f"not sent: {self.halted}", BACK_ONLINE)))
 
     def _found_plugged(self, run: StepRun) -> list[BatchTask]:
         """Go on without sending: somebody else has plugged it, and the guest may still be waited for."""
@@ -731,7 +754,7 @@ class Batch:
 
     def _is_to_be_brought_online(self, run: StepRun) -> bool:
         seen = self._state.guest_sees
-        wanted = self._options.online or run.step.asks_agent or not run.plugs
+        wanted = self._options.online or run.step.asks_agent
         return wanted and seen is not None and seen.get(run.first) is False
 
     def _look_before(self, looks: Mapping[Read, list[StepRun]]) -> list[BatchTask]:
@@ -795,9 +818,10 @@ class Batch:
             self._end(run, Pending(run.step.ids, acknowledged=working, seconds=waited), reason)
             return
         slot = self._state.slots[run.first]
+        was_doubtful = slot.first in self._state.maybe_queued_twice
         self._state.maybe_queued_twice.discard(slot.first)
         if not slot.present:
-            self._end(run, Unplugged(slot.ids), "plugged, then ejected by a removal that had been asked for twice")
+            self._end(run, Unplugged(slot.ids), EJECTED if was_doubtful else "plugged, and unplugged again meanwhile")
             return
         acknowledged, answer = slot.acknowledged, slot.answer
         code, told = (answer.code, "" if acknowledged else answer.reason) if answer else (None, "no answer")
@@ -850,7 +874,7 @@ class Batch:
         if run.missing is Proof.ACKNOWLEDGED:
             return f"the guest did not acknowledge it: {plugged.reason}"
         if run.missing is Proof.STARTED:
-            return "it has run no guest code"
+            return "it has run no guest code" if self._state.runs else NOT_RUNNING
         if run.no_agent:
             return f"the guest agent did not show it online: {run.no_agent}"
         if self._state.guest_sees is None:

@@ -2,6 +2,7 @@
 
 Rules that live here:
 
+- A change that needs the guest's list asks the agent for it before it queues: nobody else waits for an agent.
 - A request queues until it may begin. Single steps run together; a map, or an export's hold, has the VM to itself.
   First come, first served. A request that only joins a removal sends nothing, and does not queue.
 - Each change is a ``Transition``; its commands, saves and looks are numbered here, and their ends find it again.
@@ -177,6 +178,7 @@ class Engine:
         self._effects: list[Effect] = []
         self._queue: deque[Change | Hold] = deque()
         self._exclusive: Change | Hold | None = None  # the map that runs, or the hold: it keeps all others out
+        self._asking: list[Change] = []  # queues once the guest's agent has told its list
         self._planning: list[Change] = []  # may begin, and the VM is being looked at for it
         self._parked: list[Change] = []  # waits for a plug of the same slot that is in flight
         self._offline: list[Refresh] = []  # waits for the connection to come back, and nothing else
@@ -337,6 +339,14 @@ class Engine:
     # Requests.
 
     def _change(self, change: Change) -> None:
+        limit = self._patience_with_agent(change)
+        if limit is None or self.lost is not None:
+            self._take_up(change)
+        elif not self._refuses(change):
+            self._ask_first(change, limit)
+
+    def _take_up(self, change: Change) -> None:
+        """Have *change* join what is under way, or queue."""
         if self._refuses(change):
             return
         removal = None if change.slot is None else self.state.removals.get(change.slot)
@@ -472,8 +482,14 @@ class Engine:
         self._drop_alarm(request)
         if isinstance(request, Wait):
             return self._drop_wait(request)
-        places: tuple[MutableSequence[Any], ...] = (self._offline, self._planning, self._queue, self._parked)
-        for waiting in places:
+        unsettled: list[MutableSequence[Any]] = [
+            self._offline,
+            self._asking,
+            self._planning,
+            self._queue,
+            self._parked,
+        ]
+        for waiting in unsettled:
             if request in waiting:
                 waiting.remove(request)
                 return True
@@ -527,40 +543,43 @@ class Engine:
             self._look_first(request)
         return True
 
-    def _look_first(self, change: Change) -> None:
-        """Look at the guest and at the VM as far as the plan depends on what no event tells."""
-        limit = self._patience_with_agent(change)
-        if limit is None:
-            self._look_at_vm(change)
-            return
+    def _ask_first(self, change: Change, limit: float) -> None:
+        """Ask the agent for the guest's list before *change* queues: no other change waits for that."""
 
         def told(told: GuestTold) -> None:
-            if change not in self._planning:
+            if change not in self._asking:
                 return  # nobody waits for it any more
-            self._planning.remove(change)
+            self._asking.remove(change)
             if told.error is not None:
                 self._agent_errors[change] = told.error
-            self._look_at_vm(change)
+            self._take_up(change)
 
-        self._planning.append(change)
+        self._asking.append(change)
         self._ask(NO_VCPUS, online=None, limit=limit, then=told)
 
     def _patience_with_agent(self, change: Change) -> float | None:
         """Return how long the agent has for its list before *change* is planned, in seconds; None: it is not asked.
 
-        Before vCPUs are taken offline it tells which are online; before a plug that is to be ONLINE its list may show
-        afterwards which CPU has come.
+        Before vCPUs are taken offline it tells which are online. Before some are to be ONLINE it tells which of those
+        that are there are not, and its list may show afterwards which CPU has come.
         """
         options = change.options
         if not self.state.has_agent:
             return None
+        limit = min(options.timeout or self.reply_timeout, self.reply_timeout)
+        if change.result is Result.REPORT and options.total_timeout is not None:
+            limit = min(limit, options.total_timeout)
         if options.offline_first and (change.joins or change.result is Result.REPORT):
-            return min(options.timeout or self.reply_timeout, self.reply_timeout)
-        if options.awaited_proof is Proof.ONLINE and self.state.guest_sees is None:
-            return min(_FIRST_LIST_S, self.reply_timeout)
+            return limit
+        proves_online = options.awaited_proof is Proof.ONLINE and options.timeout > 0
+        if proves_online and (
+            self.state.guest_sees is None or change.waits_for_plug or change.result is Result.REPORT
+        ):
+            return min(_FIRST_LIST_S, limit)
         return None
 
-    def _look_at_vm(self, change: Change) -> None:
+    def _look_first(self, change: Change) -> None:
+        """Look at the VM as far as the plan depends on what no event tells."""
         read = Read.SLOTS if change.result is Result.REPORT else Read.NONE
         if change.joins and self.state.single_threaded is None and self.layout.vm.accelerator == "tcg":
             read = Read.FULL  # only two vCPUs' threads tell, and there are two now
@@ -1186,7 +1205,7 @@ class Engine:
 
     def _refuse_waiting(self) -> None:
         """Settle the requests that have not begun with an error."""
-        for request in (*self._queue, *self._parked, *self._offline, *self._planning):
+        for request in (*self._queue, *self._parked, *self._offline, *self._asking, *self._planning):
             self._forget(request)
             if self._exclusive is request:
                 self._make_room()

@@ -195,6 +195,7 @@ class GuestTold(NamedTuple):
         changed: The vCPUs that it brought online, or took offline.
         error: Why it did not do that, or tell; None: it did.
         refused: What the guest said where that is a refusal of its own, or "".
+        is_final: True if asking again for the same would not help.
     """
 
     number: int | None
@@ -202,6 +203,7 @@ class GuestTold(NamedTuple):
     changed: VcpuMap = NO_VCPUS
     error: QmpVcpuError | None = None
     refused: str = ""
+    is_final: bool = False
 
 
 class GuestIs(NamedTuple):

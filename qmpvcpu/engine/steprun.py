@@ -33,6 +33,9 @@ from qmpvcpu.model.transition import Action, ProofSeconds, Step, StepReport
 from qmpvcpu.model.verdicts import Denied, Pending, Refused, Rejected, Unknown, Unplugged, Verdict
 
 BY_OTHER: Final = "changed by other"
+BACK_ONLINE: Final = "taken offline in the guest, and brought online again"
+EJECTED: Final = "plugged, then ejected by a removal that had been asked for twice"
+NOT_RUNNING: Final = "the VM is paused, so that no vCPU runs"
 LEFT_OFFLINE: Final = "the guest has it, but offline"
 
 

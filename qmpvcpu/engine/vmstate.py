@@ -269,6 +269,11 @@ class VmState:
         self._arrived = self._arrived or (status is not None and status.arrived)
 
     @property
+    def runs(self) -> bool:
+        """True unless the VM is known to be paused, or may be."""
+        return self.status is not None and self.status.run_state == "running"
+
+    @property
     def situation(self) -> Situation:
         """What decides whether a step may be sent."""
         return Situation(

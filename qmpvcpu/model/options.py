@@ -92,7 +92,8 @@ class ChangeOptions(TypedDict, total=False):
             still requested one at a time.
         proof: ``Proof.PRESENT`` (the default) is content with QEMU's acceptance of a plug; every other rung is waited
             for, up to *timeout*. A vCPU that is not STARTED or ONLINE by then is a failure, though it stays plugged;
-            ACKNOWLEDGED is advisory, so its absence is none. It is of what the change itself plugs.
+            ACKNOWLEDGED is advisory, so its absence is none. It is of what the change itself plugs; ONLINE is also of
+            those that are plugged already and are to stay, which ``set_state``, ``set_map`` and ``set_count`` name.
         require_proof: True makes a plug that the guest does not acknowledge a failure; implies ACKNOWLEDGED.
         online: With ``Proof.ONLINE``: True (the default) has the guest agent bring a vCPU online that the guest has
             taken and left offline; False only looks.

@@ -21,8 +21,8 @@ class Action(enum.Enum):
     """What a step does to its slot.
 
     KEEP is for a vCPU that should stay while its removal is pending. QEMU cannot withdraw a removal, so the step
-    waits for the guest's answer and plugs the vCPU again if it left. ONLINE is for one that an interrupted change may
-    have taken offline in the guest, and that should be as it was: the agent brings it online.
+    waits for the guest's answer and plugs the vCPU again if it left. ONLINE is for one that is plugged and should be
+    online in the guest: with ``Proof.ONLINE``, or because an interrupted change may have taken it offline.
     """
 
     PLUG = "plug"

@@ -17,7 +17,7 @@ from qmpvcpu.errors import (
     shorten,
 )
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.model.options import DEFAULTS, CheckedOptions
+from qmpvcpu.model.options import DEFAULTS, CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, Step
 from qmpvcpu.model.vcpumap import VcpuMap, named, union, union_by
 from qmpvcpu.model.verdicts import Denied
@@ -99,6 +99,7 @@ def plan_map(now: Situation, target: VcpuMap, options: CheckedOptions = DEFAULTS
     denied = list(_denied_ids(layout, target))
     plugs: list[Step] = []
     keeps: list[Step] = []
+    onlines: list[Step] = []
     unplugs: list[Step] = []
     for slot in layout.slots:
         ids = range(slot.first, slot.first + slot.count)
@@ -110,10 +111,12 @@ def plan_map(now: Situation, target: VcpuMap, options: CheckedOptions = DEFAULTS
             plugs.append(Step(Action.PLUG, slot.ids))
         elif inside and pending:
             keeps.append(Step(Action.KEEP, slot.ids, slot.qom_path))
+        elif inside and _is_to_come_online(now, slot, options):
+            onlines.append(_online(slot, options))
         elif not inside and slot.present and slot.first != 0:
             joins = pending and (now.leaving is None or slot.first in now.leaving)
             unplugs.append(_unplug(now, slot, options, joins=joins))
-    steps = (*plugs, *keeps, *reversed(unplugs))
+    steps = (*plugs, *keeps, *onlines, *reversed(unplugs))
     denied += _denied_steps(now, steps, options)
     return Plan(
         start=layout.enabled,
@@ -167,11 +170,23 @@ def _unplug(now: Situation, slot: Slot, options: CheckedOptions, *, joins: bool)
     return Step(Action.UNPLUG, slot.ids, slot.qom_path, joins=joins, asks_agent=asks_agent)
 
 
+def _is_to_come_online(now: Situation, slot: Slot, options: CheckedOptions) -> bool:
+    """Return True if *slot*, which is plugged, is to be online in the guest, and its list does not show that."""
+    sees = now.guest_sees
+    return options.awaited_proof is Proof.ONLINE and sees is not None and sees.get(slot.first) is not True
+
+
+def _online(slot: Slot, options: CheckedOptions) -> Step:
+    return Step(Action.ONLINE, slot.ids, slot.qom_path, asks_agent=options.online)
+
+
 def plan_state(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS, *, enabled: bool) -> Plan:
     """Return the step that makes the slot of *vcpu* plugged or unplugged; no step if it already is."""
     slot = find_slot(PLUG if enabled else UNPLUG, now.layout, vcpu)
     if enabled and slot.present:
-        return _plan_step(now, Step(Action.KEEP, slot.ids, slot.qom_path) if slot.first in now.asked else None)
+        if slot.first in now.asked:
+            return _plan_step(now, Step(Action.KEEP, slot.ids, slot.qom_path))
+        return _plan_step(now, _online(slot, options) if _is_to_come_online(now, slot, options) else None)
     if enabled:
         return plan_plug(now, vcpu, options)
     if not slot.present:
@@ -438,6 +453,8 @@ def _how(run: list[Step], slots: dict[int, Slot], taken: Container[str]) -> str:
     if step.joins:
         return f"{is_pending} already: nothing is sent, {awaited}"
     if step.action is Action.ONLINE:
+        if not step.asks_agent:
+            return "the guest is looked at until it has it online"
         return "the guest's agent is asked to bring it online"
     what = f"up {step.qom_path}" if one else f"them up, {first.first} first"
     boot = (", there at boot" if one else "; they were there at boot") if first.is_boot else ""

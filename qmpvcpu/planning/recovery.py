@@ -27,7 +27,10 @@ def finish_target(intent: Intent, layout: Layout) -> VcpuMap:
     """Return the map that *intent* leads to from *layout*."""
     target = _standing(intent, layout)
     for step in intent.steps:
-        target = target - step.ids if step.action is Action.UNPLUG else target | step.ids
+        if step.action is Action.UNPLUG:
+            target -= step.ids
+        elif step.action is not Action.ONLINE:  # such a one was there, and what has become of it since stays
+            target |= step.ids
     return target
 
 
@@ -52,14 +55,14 @@ def revert_target(intent: Intent, layout: Layout) -> VcpuMap:
         if step.action is Action.PLUG:
             if _is_ours(step, layout):
                 target -= step.ids
-        elif not step.joins:
+        elif not step.joins and step.action is not Action.ONLINE:
             target |= step.ids
     return target
 
 
 def revert_plan(intent: Intent, plan: Plan, layout: Layout) -> Plan:
     """Return *plan*, which leads back, and have the agent bring online what it may have taken offline."""
-    offline = {step.first for step in intent.steps if step.asks_agent}
+    offline = {step.first for step in intent.steps if step.asks_agent and step.action is Action.UNPLUG}
     if not offline:
         return plan
     planned = {step.first for step in plan.steps}
@@ -69,7 +72,7 @@ def revert_plan(intent: Intent, plan: Plan, layout: Layout) -> Plan:
         for step in plan.steps
     ]
     there = [
-        Step(Action.ONLINE, slot.ids, slot.qom_path)
+        Step(Action.ONLINE, slot.ids, slot.qom_path, asks_agent=True)
         for slot in layout.slots
         if slot.first in offline - planned and slot.present and slot.ids <= plan.target
     ]

@@ -502,11 +502,13 @@ class Story:
         changed = VcpuMap(vcpu for vcpu in ask.ids if before.get(vcpu) is not ask.online)
         return self.tell(GuestTold(None, self.guest), GuestTold(ask.number, None, changed))
 
-    def balks(self, reason: str = "Device or resource busy", *, done: Iterable[int] = ()) -> list[str]:
-        """The guest refuses what the oldest question wants, but for *done*."""
+    def balks(
+        self, reason: str = "Device or resource busy", *, done: Iterable[int] = (), passing: bool = False
+    ) -> list[str]:
+        """The guest refuses what the oldest question wants, but for *done*; if *passing*, only for the moment."""
         ask = self.asks.popleft()
         error = GuestRefusedError("/ga", reason, ids=ask.ids, done=VcpuMap(done))
-        return self.tell(GuestTold(ask.number, None, VcpuMap(done), error, reason))
+        return self.tell(GuestTold(ask.number, None, VcpuMap(done), error, reason, is_final=not passing))
 
     def is_silent(self, error: QmpVcpuError | None = None) -> list[str]:
         """The agent does not answer the oldest question, or what it says is *error*."""

@@ -263,9 +263,8 @@ def test_a_removal_that_another_client_asks_for_meanwhile_is_joined() -> None:
 
 def test_what_another_clients_removal_has_taken_meanwhile_is_not_undone() -> None:
     told = told_of("0-2", "0", on_failure=REVERT)
-    assert told.begun == ["save intent", "take 2 offline", "take 1 offline"]
     told.works(2)
-    told.obeys()
+    assert told.obeys() == ["take 1 offline"]
     told.ejects(2)
     assert told.balks() == ["save outcome"]
     assert told.verdicts == {2: "UNPLUGGED, not undone", 1: "REFUSED"}
@@ -330,7 +329,8 @@ def test_the_plan_is_made_of_the_guests_list() -> None:
     request = whole_map("0", offline_first=True, on_failure=CONTINUE)
     assert told.ask(request) == ["list the guest"]
     assert told.lists({0: True, 1: True, 2: False, 3: True}) == ["first look"]
-    assert told.see(first=True) == ["save intent", "take 3 offline", "del 2", "take 1 offline"]
+    assert told.see(first=True) == ["save intent", "take 3 offline", "del 2"]
+    assert told.obeys() == ["del 3", "take 1 offline"], "the agent is asked for one after another"
 
 
 @pytest.mark.parametrize("wish", ["0", "0-3"])
@@ -369,19 +369,31 @@ def test_under_stop_nothing_is_sent_after_a_refusal() -> None:
 
 def test_questions_to_the_agent_count_among_the_commands_in_flight() -> None:
     told = told_of("0-5", "0", on_failure=CONTINUE, in_flight=2)
-    assert told.begun == ["save intent", "take 5 offline", "take 4 offline"]
-    assert told.obeys() == ["del 5"]
+    assert told.begun == ["save intent", "take 5 offline"]
+    assert told.obeys() == ["del 5", "take 4 offline"]
+    assert told.obeys() == ["del 4"], "two commands are out"
     assert told.accept(5) == ["take 3 offline"]
+
+
+def test_after_a_refusal_under_revert_nothing_more_is_taken_offline() -> None:
+    told = told_of("0-2", "0", on_failure=REVERT)
+    assert told.balks() == ["save outcome"]
+    assert told.verdicts == {2: "REFUSED", 1: "not sent"}
+    assert told.outcome == "REVERTED"
+    assert not told.sent
 
 
 def test_after_a_refusal_under_revert_what_the_agent_still_takes_offline_comes_back() -> None:
     told = told_of("0-2", "0", on_failure=REVERT)
-    assert told.balks() == [], "the other question is out"
+    assert told.obeys() == ["del 2", "take 1 offline"]
+    told.accept(2)
+    assert told.refuses(2) == ["bring 2 online"], "the other question is out"
     assert told.obeys() == ["bring 1 online"], "and nothing is sent for it"
+    told.obeys()
     assert told.obeys() == ["save outcome"]
     assert told.verdicts == {2: "REFUSED", 1: "not sent"}
+    assert last(told, 1).endswith("taken offline in the guest, and brought online again")
     assert told.outcome == "REVERTED"
-    assert not told.sent
 
 
 def test_the_undoing_of_an_unplug_brings_online_what_the_agent_had_taken_offline() -> None:
@@ -434,7 +446,10 @@ def test_the_undoing_of_a_plug_goes_through_the_agent_too() -> None:
 
 def test_what_is_not_brought_back_makes_the_revert_incomplete() -> None:
     told = told_of("0-2", "0", on_failure=REVERT)
-    told.balks()
+    told.obeys()
+    told.accept(2)
+    told.refuses(2)
+    assert told.obeys() == ["bring 1 online"]
     told.obeys()
     assert told.is_silent() == ["save outcome"]
     assert told.outcome == "REVERT_INCOMPLETE"

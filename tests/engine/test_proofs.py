@@ -479,16 +479,58 @@ def test_a_change_that_is_cancelled_while_the_agent_is_asked_beforehand_is_over(
     assert told.lists({0: True}) == [], "late"
 
 
-def test_a_map_has_others_wait_while_the_agent_is_asked_beforehand() -> None:
+def test_nobody_waits_while_the_agent_is_asked_for_somebody_else() -> None:
     told = with_agent("0")
     told.first_looks_wait = True
-    change, other = whole_map("0-1", proof=ONLINE), plug(2)
-    assert told.ask(change) == ["list the guest"]
-    assert told.ask(other) == []
-    told.lists({0: True})
-    assert told.see(first=True) == ["save intent", "add 1"]
+    assert told.ask(whole_map("0-1", proof=ONLINE)) == ["list the guest"]
+    assert told.ask(plug(2)) == ["save intent", "add 2"]
+    told.accept(2)
+    assert told.ask(whole_map("0,2-3")) == ["first look"]
+    assert told.see(first=True) == ["save intent", "add 3"]
+    assert told.lists({0: True}) == [], "now it waits for its turn"
+    assert told.accept(3)[-1] == "first look"
+
+
+def test_one_that_is_plugged_and_offline_is_brought_online_by_a_map() -> None:
+    told = with_agent("0-2")
+    told.guest = {0: True, 1: True, 2: False}
+    assert told.ask(whole_map("0-2", proof=ONLINE)) == ["save intent", "bring 2 online"]
+    assert told.obeys() == ["save outcome"]
+    assert told.verdicts == {2: "PLUGGED"}
+    assert told.outcome == "REACHED"
+
+
+def test_one_that_is_plugged_and_offline_is_only_looked_at_where_that_is_asked() -> None:
+    told = with_agent("0-2")
+    told.guest = {0: True, 1: True, 2: False}
+    wish = whole_map("0-2", proof=ONLINE, online=False, timeout=1.0)
+    assert told.ask(wish) == ["save intent", "list the guest"]
+    told.lists()
+    assert told.wait(1.0) == ["save outcome"]
+    assert told.step(2).missing is ONLINE
+    assert told.outcome == "PARTIAL"
+
+
+def test_a_guest_that_is_busy_for_a_moment_is_asked_again() -> None:
+    told = with_agent("0")
+    told.ask(plug(1, proof=ONLINE))
     told.accept(1)
-    assert told.lists({0: True, 1: True}) == ["save outcome", "save intent", "add 2"]
+    assert told.lists({0: True, 1: False}) == ["bring 1 online"]
+    assert told.balks(passing=True) == []
+    assert told.wait(0.5) == ["bring 1 online"]
+    assert told.obeys() == ["save outcome"]
+
+
+def test_a_vm_that_is_paused_is_no_guest_that_starts_nothing() -> None:
+    told, request = with_agent("0"), plug(1, proof=STARTED, timeout=1.0)
+    told.ask(request)
+    told.accept(1)
+    told.tell(Heard(qapi.RunEvent.STOP))
+    told.have_run()
+    told.wait(1.0)
+    error = unproven(told, request)
+    assert error.reason.startswith("the VM is paused")
+    assert error.hint == "cont lets it run"
 
 
 # What is known of each CPU.

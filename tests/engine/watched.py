@@ -101,13 +101,13 @@ class Watched(Engine):
         with self._for("last" if isinstance(task, LastLook) else "again"):
             super()._do(transition, task)
 
+    def _ask_first(self, change: Change, limit: float) -> None:
+        with self._for("first"):
+            super()._ask_first(change, limit)
+
     def _look_first(self, change: Change) -> None:
         with self._for("first"):
             super()._look_first(change)
-
-    def _look_at_vm(self, change: Change) -> None:
-        with self._for("first"):
-            super()._look_at_vm(change)
 
     def _ask(self, ids: VcpuMap, *, online: bool | None, limit: float, then: Callable[[GuestTold], None]) -> None:
         super()._ask(ids, online=online, limit=limit, then=then)

@@ -221,7 +221,7 @@ def back(intent: Intent, now: Situation) -> list[tuple[str, bool]]:
 
 def test_what_is_there_may_be_offline_and_what_has_left_comes_back_online() -> None:
     now = situation({0: "boot", 1: "ours", 2: "ours"})
-    assert back(asked(2, 3), now) == [("plug 3", True), ("online 2", False)]
+    assert back(asked(2, 3), now) == [("plug 3", True), ("online 2", True)]
 
 
 def test_what_the_agent_was_not_asked_for_is_left_alone() -> None:
