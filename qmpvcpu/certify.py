@@ -48,14 +48,21 @@ from qmpvcpu.model.verdicts import (
     verdict_of,
 )
 from qmpvcpu.model.vm import KnownFault
+from qmpvcpu.planning.checks import ALL_THE_SAME
+from qmpvcpu.planning.guest import MAY_BOOT, tells_why_unused
 from qmpvcpu.vm.controller import UnplugRequest, VcpuController
 
 __all__ = ["Ability", "AbilityRow", "AbilityVerdict", "Certificate", "Provocation", "certify", "wait_booted"]
 
 # As many at once show what there is to see; a machine of hundreds would take minutes.
 _MOST_AT_ONCE: Final = 8
+_SEVERAL: Final = 2
 _BY_ITSELF_S: Final = 5.0  # how long a guest has to use a vCPU without being told; Linux took 1 on a busy machine
 _NO_AGENT: Final = "no agent was given that could be asked"
+_MAY_BOOT: Final = "the guest may not have been up yet: certify it later, with a longer boot=, or with its agent"
+_COUNTED: Final = (
+    f"{KnownFault.TCG_CREATED_BEYOND_MAX.value}, and the other rows need what is left: start it with a larger maxcpus"
+)
 _MOST_TASKS: Final = 1024
 _LOOK_EVERY_S: Final = 0.1
 _ASKED_S: Final = 2.0  # how long one question to the agent may take, of many
@@ -90,7 +97,8 @@ async def certify(
     Args:
         vm: The VM, attached. Nobody else should change its vCPUs meanwhile.
         timeout: How long the guest has for each answer, in seconds.
-        boot: How long the guest gets to boot after a reset, in seconds; see ``wait_booted``.
+        boot: How long the guest gets to boot after a reset, in seconds; see ``wait_booted``, which also waits for a
+            guest that has just been started.
         resets: Whether the VM may be paused and reset.
         disposable: Whether nobody needs the VM afterwards: left half-way, it is left as it is then.
         provocation: What makes the guest refuse; None: its agent, if it runs programs (``guest-exec``) and the guest
@@ -185,12 +193,15 @@ class _Certification:
         self._first = free[0] if free else None
         self._above = free[2] if free[2:] else None  # with a free one below it
         rest = free[1:2] + free[3:]
-        self._many = rest[: min(len(rest) - resets, _MOST_AT_ONCE, self._budget())]
+        room = max(min(len(rest) - resets, _MOST_AT_ONCE), 0)
+        self._many = rest[: min(room, self._budget())]
+        self._why_not_many = _COUNTED if room >= _SEVERAL else "there is no room for several more"
         self._rows: dict[Ability, AbilityRow] = {}
         self._lost = ""
         self._paused = False
         self._booting = False
         self._plugged_at = 0.0
+        self._suspects: list[str] = []
         self._told_at: float | None = None
         self._request: UnplugRequest | None = None
         self._why_no_request = "the VM may not be reset"
@@ -246,6 +257,8 @@ class _Certification:
     async def _plug(self) -> _Done:
         if self._first is None:
             raise _not_possible(f"{DenialReason.MACHINE_FULL.value}: start it with -smp N,maxcpus=M")
+        plan = self._vm.plan(self._vm.layout.enabled | self._vm.layout.slot_of(self._first).ids, proof=Proof.STARTED)
+        self._suspects = [warning for warning in plan.warnings if tells_why_unused(warning)]
         self._plugged_at = _now()
         await self._vm.plug(self._first, timeout=self._timeout)
         return _Done(_now() - self._plugged_at)
@@ -258,7 +271,7 @@ class _Certification:
         try:
             layout = await vm.wait_for(lambda layout: layout[first].acknowledged is not None, timeout=self._timeout)
         except WaitTimeoutError:
-            raise _NotDoneError(AbilityVerdict.NEVER, "", self._timeout) from None
+            raise _NotDoneError(AbilityVerdict.NEVER, self._why_unused(), self._timeout) from None
         took = _now() - self._plugged_at
         slot = layout[first].slot
         if not slot.acknowledged and slot.answer is not None:
@@ -279,8 +292,15 @@ class _Certification:
             with contextlib.suppress(GuestAgentError):  # the next row tells
                 await self._bring_online(first)
         if not await _seen(has_started, self._timeout):
-            raise _NotDoneError(AbilityVerdict.NEVER, "it has run no guest code", self._timeout)
+            why = "; ".join(filter(None, ("it has run no guest code", self._why_unused())))
+            raise _NotDoneError(AbilityVerdict.NEVER, why, self._timeout)
         return self._done_by()
+
+    def _why_unused(self) -> str:
+        """Return why the guest may have taken no notice of the first vCPU, as far as that was known beforehand."""
+        heard = self._works(Ability.ACKNOWLEDGED)
+        known = (_MAY_BOOT if why == MAY_BOOT else why for why in self._suspects if not (heard and why == MAY_BOOT))
+        return "; ".join(known)
 
     async def _online(self) -> _Done:
         self._need(Ability.PLUG)
@@ -319,8 +339,8 @@ class _Certification:
 
     async def _all_at_once(self) -> _Done:
         self._need(Ability.PLUG)
-        if len(self._many) < 2:  # noqa: PLR2004 - several
-            raise _not_possible("there is no room for several more")
+        if len(self._many) < _SEVERAL:
+            raise _not_possible(self._why_not_many)
         layout = self._vm.layout
         target = layout.enabled | VcpuMap(each for first in self._many for each in layout.slot_of(first).ids)
         began = _now()
@@ -541,7 +561,7 @@ def _of_verdict(verdict: Verdict) -> tuple[AbilityVerdict, str]:
         case Rejected():
             found = AbilityVerdict.REFUSED, f"by QEMU: {verdict.desc}"
         case Denied():
-            found = AbilityVerdict.NOT_POSSIBLE, verdict.detail
+            found = AbilityVerdict.NOT_POSSIBLE, verdict.detail.removesuffix(ALL_THE_SAME)  # certify never does
         case Pending():
             found = AbilityVerdict.NEVER, _pending_reason(verdict)
         case Unknown():

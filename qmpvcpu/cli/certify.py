@@ -59,7 +59,8 @@ _STYLES: Final = {
         "--boot",
         metavar="SECONDS",
         type=Seconds(),
-        help="How long the guest may take to boot (60). Without an agent, certify waits that long.",
+        help="How long the guest may take to boot (60), after certify has started or reset it. Without an agent,"
+        " certify waits that long.",
     ),
     flag("--markdown", "Print the table as Markdown."),
     TIMEOUT,
@@ -199,7 +200,10 @@ def _ended(rows: Sequence[AbilityRow]) -> CommandResult:
     lost = any(row.verdict is AbilityVerdict.LOST for row in rows)
     failed = [row.ability.value for row in rows if not row.ok]
     code = NO_ANSWER if lost else NOT_REACHED if failed else REACHED
-    complaint = (f"qmpvcpu: {len(failed)} of {len(rows)} did not work: {', '.join(failed)}",) if failed else ()
+    tried = sum(row.verdict is not AbilityVerdict.NOT_POSSIBLE for row in rows)
+    untried = f" ({len(rows) - tried} were not possible)" if tried < len(rows) else ""
+    said = f"qmpvcpu: {len(failed)} of {tried} that were tried did not work: {', '.join(failed)}{untried}"
+    complaint = (said,) if failed else ()
     return CommandResult(code, document(), complaint=complaint)
 
 

@@ -21,6 +21,7 @@ COUNT: Final = "count"
 
 _ASKS_AGENT: Final = "asks the guest's agent: attach with agent= and the address of its socket"
 NEVER_LEAVES: Final = "vCPU 0 is the one that booted the VM, it never leaves"
+ALL_THE_SAME: Final = " (allow_fatal=True does it all the same)"
 _CONFIDENTIAL: Final = "the VM is confidential: its vCPUs are sealed at launch, and one more probably ends it"
 _WINDOWS: Final = (
     "the guest is Windows, which releases no vCPU: the request would be pending for good, and QEMU cannot withdraw it"
@@ -246,5 +247,4 @@ def _exported(action: str, ids: VcpuMap) -> StepDeniedError:
 
 
 def _fatal(action: str, ids: VcpuMap, fatal: Fatal) -> StepDeniedError:
-    detail = f"{fatal.why} (allow_fatal=True does it all the same)"
-    return StepDeniedError(action, ids, fatal.reason, detail)
+    return StepDeniedError(action, ids, fatal.reason, f"{fatal.why}{ALL_THE_SAME}")

@@ -17,6 +17,8 @@ NESTED: Final = (
     " Inconsistent VMCS config)"
 )
 _NEVER_HEARD: Final = "the guest has answered nothing about a vCPU since it started"
+MAY_BOOT: Final = f"{_NEVER_HEARD}: while it boots, it takes a vCPU without acknowledging it, or starts it late"
+_NEXT_BOOT: Final = "sees a new vCPU at its next boot: Datacenter and Standard editions take one while they run"
 
 
 def guest_warnings(now: Situation, steps: Sequence[Step], options: CheckedOptions) -> Iterator[str]:
@@ -33,13 +35,18 @@ def guest_warnings(now: Situation, steps: Sequence[Step], options: CheckedOption
         yield NESTED
     if plugs and system is not None and system.ignores_new_cpus:
         called = system.full_name or "this edition of Windows"
-        yield f"{called} sees a new vCPU at its next boot: Datacenter and Standard editions take one while they run"
+        yield f"{called} {_NEXT_BOOT}"
     if plugs and system is not None and system.is_windows:
         yield f"{named(union(step.ids for step in plugs))} cannot be unplugged again: Windows releases no vCPU"
     if may_boot and asks:
         yield f"{_NEVER_HEARD}: while it boots, a removal is rejected, refused, or pending for good"
     if may_boot and plugs and options.awaited_proof is not Proof.PRESENT:
-        yield f"{_NEVER_HEARD}: while it boots, it takes a vCPU without acknowledging it, or starts it late"
+        yield MAY_BOOT
+
+
+def tells_why_unused(warning: str) -> bool:
+    """Return True if *warning* of ``guest_warnings`` is a reason why a guest may not use a vCPU that was plugged."""
+    return warning in (UNDER_TCG, HIDDEN, NESTED, MAY_BOOT) or warning.endswith(_NEXT_BOOT)
 
 
 def hidden_hypervisor(vm: VmInfo) -> str:

@@ -141,6 +141,9 @@ async def test_a_guest_that_says_nothing_of_plugs_has_them_all_the_same() -> Non
     rows = await certified(Behaviour.silent_about_inserts())
     assert but(rows) == {Ability.ACKNOWLEDGED: NEVER, Ability.REFUSAL: NOT_POSSIBLE}
     assert rows[Ability.ACKNOWLEDGED].seconds == 0.3
+    assert "the guest may not have been up yet: certify it later, with a longer boot=" in str(
+        rows[Ability.ACKNOWLEDGED]
+    )
 
 
 async def test_a_guest_that_takes_no_vcpu_says_so() -> None:
@@ -185,7 +188,7 @@ async def test_a_single_threaded_tcg_gives_nothing_back() -> None:
     assert {ability for ability, row in rows.items() if row.verdict is WORKS} >= {Ability.PLUG, Ability.IN_A_HOLE}
     for ability in (Ability.UNPLUG, Ability.PENDING_OVER_RESET, Ability.PUT_BACK):
         assert rows[ability].verdict is NOT_POSSIBLE
-        assert "aborts when the guest ejects a vCPU" in rows[ability].detail
+        assert rows[ability].detail.endswith("aborts when the guest ejects a vCPU")  # no word of allow_fatal=
 
 
 async def test_a_full_machine_is_told_as_that() -> None:
@@ -263,6 +266,17 @@ async def test_a_guest_that_starts_no_vcpu_is_told_as_that(accel: Accelerator) -
         rows = await rows_of(certify(vm, timeout=0.5, resets=False))
     assert rows[Ability.ACKNOWLEDGED].verdict is WORKS
     assert (rows[Ability.STARTED].verdict, rows[Ability.STARTED].seconds) == (NEVER, 0.5)
+    assert ("6.12.77" in rows[Ability.STARTED].detail) == (accel == "tcg")
+    assert "may not have been up" not in rows[Ability.STARTED].detail  # it has acknowledged it
+
+
+async def test_slots_that_tcg_leaves_free_for_nobody_are_told_as_that() -> None:
+    rows = await certified(timeout=SOON, vm={"max_vcpus": 6})
+    assert rows[Ability.ALL_AT_ONCE].verdict is NOT_POSSIBLE
+    assert "more vCPUs were ever created than maxcpus, and the other rows need what is left" in str(
+        rows[Ability.ALL_AT_ONCE]
+    )
+    assert rows[Ability.AFTER_REBOOT].verdict is WORKS
 
 
 @contextlib.asynccontextmanager

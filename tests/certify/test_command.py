@@ -51,7 +51,7 @@ async def test_what_did_not_work_is_shown_and_is_the_exit_code() -> None:
     assert rows["unplug"].startswith("refused (")
     assert rows["unplug"].endswith("device is busy, OST status 0x82)")
     assert rows["plug again in that slot"] == "not possible (it needs: unplug)"
-    assert "2 of 13 did not work: unplug, all out again" in ran.err
+    assert "2 of 8 that were tried did not work: unplug, all out again (5 were not possible)" in ran.err
     assert "not as before: plugged are 0-" in ran.err
 
 
@@ -93,6 +93,13 @@ async def test_it_fits_a_narrow_terminal(own: tuple[str, ...]) -> None:
         assert await it.end() == 0
     assert "…" not in str(it.screen)
     assert "all out again" in str(it.screen)
+
+
+async def test_what_a_guest_that_never_answers_may_need_is_told_as_options() -> None:
+    silent = Behaviour.silent_about_inserts().starting()
+    async with MicroGuest(behaviour=silent, accel="tcg") as guest:
+        ran = await run("certify", "--disturb", "--no-reset", "--timeout", "0.5", "--qmp", guest.qmp)
+    assert "with a longer --boot, or with --agent" in " ".join(ran.out.split())
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
