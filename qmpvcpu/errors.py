@@ -829,6 +829,13 @@ def describe(action: str, ids: Collection[int]) -> str:
     return f"{action} of vCPUs {','.join(map(str, shown))}{',...' if len(ids) > _MOST_NAMED else ''}"
 
 
+def milliseconds(seconds: float) -> str:
+    """Return a duration as people read it: in milliseconds below one second."""
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1000:.1f} ms" if seconds * 10 < 1 else f"{seconds * 1000:.0f} ms"
+
+
 def printable(text: str, *, lines: bool = False) -> str:
     """Return *text* from outside in printable characters, fit for a terminal, a log or a report.
 

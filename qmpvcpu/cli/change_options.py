@@ -1,5 +1,8 @@
 """The options of commands that change a VM or its next boot, each written once."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from qmpvcpu.cli.options import TIMEOUT, File, Seconds, flag, option
@@ -78,6 +81,25 @@ MAP_OPTIONS = (
     *PROOF_OPTIONS,
     OFFLINE_FIRST,
 )
+
+
+def check_together(affect: Affect, change: Mapping[str, Any]) -> None:
+    """Make sure that the options of a *change* that are about the guest have an effect.
+
+    Raises:
+        BadUsageError: One of them has none.
+    """
+    proof = change.get("proof", Proof.PRESENT)
+    if not change.get("online", True) and proof is not Proof.ONLINE:
+        raise BadUsageError("--no-online goes with --proof online: for another proof nothing is brought online")
+    if affect is Affect.CONFIG:
+        named = [] if proof is Proof.PRESENT else ["--proof"]
+        named += ["--offline-first"] if change.get("offline_first") else []
+        if named:
+            are = "are" if len(named) > 1 else "is"
+            raise BadUsageError(
+                f"{' and '.join(named)} {are} about the running VM, which --affect config leaves as it is"
+            )
 
 
 def next_boot_file(affect: Affect, config: str | None, record: str | None, base: str | None = None) -> str:

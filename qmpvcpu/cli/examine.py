@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 import qmpvcpu
 from qmpvcpu.cli.failures import is_held
 from qmpvcpu.cli.guest import KNOWN_BY, READ_FILES, not_listed
-from qmpvcpu.cli.show import headline, milliseconds
+from qmpvcpu.cli.show import headline
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import (
     AgentForbiddenError,
@@ -33,6 +33,7 @@ from qmpvcpu.errors import (
     MonitorConnectError,
     MonitorError,
     QmpVcpuError,
+    milliseconds,
 )
 from qmpvcpu.model.guest import GuestVcpu
 from qmpvcpu.model.layout import Layout

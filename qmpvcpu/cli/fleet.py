@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from qmpvcpu.cli.app import LazyGroup, pass_on
-from qmpvcpu.cli.change_options import INCLUDE_BOOT, MAP_OPTIONS, SAFETY_OPTIONS
+from qmpvcpu.cli.change_options import INCLUDE_BOOT, MAP_OPTIONS, SAFETY_OPTIONS, check_together
 from qmpvcpu.cli.failures import code_of, error_json
 from qmpvcpu.cli.options import OUTPUT_OPTIONS, REPLY_TIMEOUT, File, command, named_on_the_line, option
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
@@ -30,9 +30,9 @@ from qmpvcpu.cli.result import (
 )
 from qmpvcpu.cli.run import Shell, check_address
 from qmpvcpu.cli.set import Target
-from qmpvcpu.cli.show import layout_json, milliseconds, state_json
+from qmpvcpu.cli.show import layout_json, state_json
 from qmpvcpu.cli.wording import in_options
-from qmpvcpu.errors import GuestAgentError, TransitionError, printable
+from qmpvcpu.errors import GuestAgentError, TransitionError, milliseconds, printable
 from qmpvcpu.fleet import Fleet, Results, VmResult
 from qmpvcpu.fleet.scan import check_agent_pattern, has_placeholder
 from qmpvcpu.model.options import Affect, Proof
@@ -304,6 +304,7 @@ async def _set_all(
     **change: Any,
 ) -> CommandResult:
     affect = change["affect"]
+    check_together(affect, change)
     if affect is not Affect.LIVE and shell.options.record is None:
         raise BadUsageError(f"--affect {affect.value}: what keeps the next boots? Name the records: --record DIR")
     async with Vms(addresses, directory, pattern, concurrency).opened(shell) as fleet:

@@ -68,7 +68,7 @@ READ_FILES: Final = "let the agent read files (docs/guest-agent.md)"
 """What to do about a number that is unknown."""
 
 _TIMEOUT: Final = option(
-    "--timeout", metavar="SECONDS", type=Seconds(), help="How long the guest has for all of it (10)."
+    "--timeout", metavar="SECONDS", type=Seconds(), help="How long the guest has for all of it. Else --reply-timeout."
 )
 _OPTIONS: Final = (_TIMEOUT, AGENT, QMP, NAME, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
 
@@ -87,7 +87,7 @@ def _ids() -> click.Argument:
 
 
 @command(*_OPTIONS)
-async def list_(shell: Shell, *, timeout: float = 10.0) -> CommandResult:
+async def list_(shell: Shell, *, timeout: float | None = None) -> CommandResult:
     """Show the guest's CPUs by its own numbers, which vCPU each is, and whether the guest uses it. Reads only.
 
     A guest's CPU number is not a vCPU id. The vCPU is left empty if it is not known.
@@ -99,9 +99,10 @@ async def list_(shell: Shell, *, timeout: float = 10.0) -> CommandResult:
     Exit codes: 0 shown; 1 forbidden to the agent; 2 bad usage; 3 no connection, or the agent does not answer;
     130 stopped by a signal.
     """
+    limit = shell.options.reply_timeout if timeout is None else timeout
     _check_named(shell)
     async with shell.attach() as vm:
-        cpus = await vm.guest.vcpus(timeout=timeout)
+        cpus = await vm.guest.vcpus(timeout=limit)
         system = await shell.ask_system(vm)
         layout = vm.layout
     content = document(os=to_json(system), **_cpus_json(cpus, layout), **state_json(layout))
@@ -110,7 +111,7 @@ async def list_(shell: Shell, *, timeout: float = 10.0) -> CommandResult:
 
 
 @command(_ids(), *_OPTIONS)
-async def online(shell: Shell, *, vcpus: tuple[list[int], ...], timeout: float = 10.0) -> CommandResult:
+async def online(shell: Shell, *, vcpus: tuple[list[int], ...], timeout: float | None = None) -> CommandResult:
     """Bring the vCPUs with these IDs online in the guest, and check that they are. Those online already stay so.
 
     An ID is a vCPU id, as in plug, and may be a range or a list: 2-4, or 2,5.
@@ -125,7 +126,7 @@ async def online(shell: Shell, *, vcpus: tuple[list[int], ...], timeout: float =
 
 
 @command(_ids(), *_OPTIONS)
-async def offline(shell: Shell, *, vcpus: tuple[list[int], ...], timeout: float = 10.0) -> CommandResult:
+async def offline(shell: Shell, *, vcpus: tuple[list[int], ...], timeout: float | None = None) -> CommandResult:
     """Take the vCPUs with these IDs offline in the guest, and check that they are. They stay plugged.
 
     An ID is a vCPU id, as in unplug, and may be a range or a list: 2-4, or 2,5. To unplug them too, use unplug
@@ -140,14 +141,17 @@ async def offline(shell: Shell, *, vcpus: tuple[list[int], ...], timeout: float 
     return await _switch(shell, vcpus, timeout, is_online=False)
 
 
-async def _switch(shell: Shell, vcpus: tuple[list[int], ...], timeout: float, *, is_online: bool) -> CommandResult:
+async def _switch(
+    shell: Shell, vcpus: tuple[list[int], ...], timeout: float | None, *, is_online: bool
+) -> CommandResult:
     ids = VcpuMap(listed(vcpus))
     word = "online" if is_online else "offline"
+    limit = shell.options.reply_timeout if timeout is None else timeout
     _check_named(shell)
     async with shell.attach() as vm:
         switch = vm.guest.set_online if is_online else vm.guest.set_offline
-        changed = await switch(ids, timeout=timeout)
-        cpus = await vm.guest.vcpus(timeout=timeout)
+        changed = await switch(ids, timeout=limit)
+        cpus = await vm.guest.vcpus(timeout=limit)
         layout = vm.layout
     said = [f"{named(changed)}: {word} in the guest now"] if changed else []
     said += [f"{named(ids - changed)}: {word} in the guest already"] if ids - changed else []

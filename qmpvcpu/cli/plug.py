@@ -13,6 +13,7 @@ from qmpvcpu.cli.change_options import (
     OFFLINE_FIRST,
     PROOF_OPTIONS,
     SAFETY_OPTIONS,
+    check_together,
     next_boot_file,
 )
 from qmpvcpu.cli.config import VcpuIds, change_config, disable, enable, listed
@@ -20,8 +21,8 @@ from qmpvcpu.cli.options import AGENT, TIMEOUT, VM_OPTIONS, command
 from qmpvcpu.cli.progress import progress, proofs_in
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import milliseconds, state_json
-from qmpvcpu.errors import QmpVcpuError, UnprovenError
+from qmpvcpu.cli.show import state_json
+from qmpvcpu.errors import QmpVcpuError, UnprovenError, milliseconds
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, CheckedOptions, Proof
@@ -78,6 +79,7 @@ async def plug(
     130 stopped by a signal.
     """
     ids = listed(vcpus)
+    check_together(affect, change)
     next_boot = next_boot_file(affect, config, shell.options.record, base)
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, lambda each: enable(each, ids))
@@ -118,6 +120,7 @@ async def unplug(
     outcome unknown; 4 record unreadable or locked; 130 stopped by a signal.
     """
     ids = listed(vcpus)
+    check_together(affect, change)
     next_boot = next_boot_file(affect, config, shell.options.record, base)
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, lambda each: disable(each, ids))
@@ -209,7 +212,9 @@ async def _unplug_one(shell: Shell, vm: "VcpuController", vcpu: int, *, affect: 
     slots = [vm.layout.slot_of(each) for each in ([vcpu, *shell.not_sent] if shell.not_sent else ())]
     steps = [Step(Action.UNPLUG, slot.ids, slot.qom_path) for slot in slots]
     started = time.monotonic()
-    async with progress(vm, shell.err, waiting=f"vCPU {vcpu}: asking for it", steps=steps):
+    first = "the guest's agent is asked to take it offline" if change.get("offline_first") and not joined else ""
+    waiting = f"vCPU {vcpu}: {first or 'asking for it'}"
+    async with progress(vm, shell.err, waiting=waiting, steps=steps):
         try:
             ids = await vm.unplug(vcpu, affect=affect, **change)
         except QmpVcpuError as error:

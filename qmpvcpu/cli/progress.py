@@ -195,6 +195,15 @@ class StepTracker:
         """How many are answered."""
         return self.total - len(self._open)
 
+    def is_news(self, event: Event) -> bool:
+        """Return False for what the guest's list proves of a vCPU that was plugged before, if nothing waits for it.
+
+        Before an unplug the guest is asked, and so tells that the vCPU is online: the opposite of what is wanted.
+        """
+        if isinstance(event, VcpuProven) and event.seconds is None:
+            return self._waits(min(event.ids), Action.ONLINE)
+        return True
+
     def take(self, event: Event) -> None:
         """Take one event in."""
         undone = self.undone
@@ -264,7 +273,9 @@ class StepTracker:
     def _row(self, step: Step) -> tuple[int, StepRow]:
         first = step.first
         if first not in self._words:
-            return _WAITING, StepRow(str(step), "waits", "dim", None)
+            goes_first = step.action is Action.UNPLUG and step.asks_agent
+            words = "goes offline in the guest first" if goes_first else "waits"
+            return _WAITING, StepRow(str(step), words, "dim", None)
         words, style = self._words[first]
         if first not in self._open:
             return _SETTLED, StepRow(str(step), words, style, None)
@@ -301,6 +312,8 @@ class _VmProgress:
 
     async def listen(self, events: "EventStream") -> None:
         async for event in events:
+            if not self._tracker.is_news(event):
+                continue
             self._tracker.take(event)
             self._now = sentence(event)
             self._aside = "" if hasattr(event, "ids") else self._now
@@ -341,6 +354,9 @@ async def run_transition(
 ) -> _T:
     """Wait for a transition and show how it goes; the first signal stops it at the next safe point."""
     task = asyncio.ensure_future(work)
+    steps = tuple(steps)
+    agents = any(step.asks_agent and step.action is Action.UNPLUG for step in steps)
+    waiting = "asking the guest's agent, then QEMU" if agents else "asking QEMU"
 
     async def stop() -> None:
         shell.note("stopping at the next safe point; a second signal lets go of the VM at once")
@@ -349,7 +365,7 @@ async def run_transition(
 
     with shell.signals.stopped_by(stop):
         try:
-            async with progress(vm, shell.err, waiting="asking QEMU", steps=steps, proof=proof):
+            async with progress(vm, shell.err, waiting=waiting, steps=steps, proof=proof):
                 return await task
         except TransitionError:
             await _note_loss(shell, vm)
@@ -404,6 +420,8 @@ class FleetProgress:
 
     async def _follow(self, address: str, events: "EventStream", tracker: StepTracker) -> None:
         async for event in events:
+            if not tracker.is_news(event):
+                continue
             tracker.take(event)
             self._doing[address] = f"{tracker}: {sentence(event)}"
 

@@ -18,8 +18,8 @@ from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Recovery
-from qmpvcpu.model.transition import TransitionOutcome, TransitionReport
-from qmpvcpu.model.vcpumap import named
+from qmpvcpu.model.transition import Action, Intent, TransitionOutcome, TransitionReport
+from qmpvcpu.model.vcpumap import VcpuMap, named, union
 from qmpvcpu.planning.recovery import finish_target, revert_target
 from qmpvcpu.record.config import DomainConfig
 from qmpvcpu.record.file import LockedFile, absolute
@@ -76,8 +76,11 @@ async def recover(
         looked = await vm.recover(Recovery.REPORT)
         if intent is None or looked is None:
             return _nothing_interrupted(shell, vm.layout, acts=finish or revert)
+        offline = VcpuMap() if vm.guest.has_agent else _maybe_offline(intent, vm.layout)
         if not (finish or revert):
-            return _as_looked(shell, looked)
+            return _as_looked(shell, looked, offline)
+        if offline:
+            shell.note(_which_agent(offline))
         target = finish_target(intent, vm.layout) if finish else revert_target(intent, vm.layout)
         work = vm.recover(Recovery.FINISH if finish else Recovery.REVERT, **change)
         report = await run_transition(shell, vm, work, vm.plan(target).steps) or looked
@@ -129,8 +132,21 @@ def _nothing_interrupted(shell: Shell, layout: Layout, *, acts: bool) -> Command
     return CommandResult(NOT_REACHED if acts else REACHED, content, text, (pending, advice))
 
 
-def _as_looked(shell: Shell, looked: TransitionReport) -> CommandResult:
+def _maybe_offline(intent: Intent, layout: Layout) -> VcpuMap:
+    """Return the vCPUs that are plugged and that the agent may have taken offline in the guest for *intent*."""
+    asked = union(step.ids for step in intent.steps if step.asks_agent and step.action is Action.UNPLUG)
+    return asked & layout.enabled
+
+
+def _which_agent(offline: VcpuMap) -> str:
+    return (
+        f"{named(offline)} may be offline in the guest, which only its agent can change: name it with --agent ADDRESS"
+    )
+
+
+def _as_looked(shell: Shell, looked: TransitionReport, offline: VcpuMap) -> CommandResult:
     over = looked.outcome in (TransitionOutcome.REACHED, TransitionOutcome.REVERTED)
     content = document(**shell.extra, **looked.to_json(), **state_json(looked.layout))
-    advice = () if over else ("to go on: qmpvcpu recover --finish, or --revert",)
-    return CommandResult(REACHED if over else NOT_REACHED, content, report_blocks(looked, looked=True), advice)
+    advice = [] if over else ["to go on: qmpvcpu recover --finish, or --revert"]
+    advice += [_which_agent(offline)] if offline else []
+    return CommandResult(REACHED if over else NOT_REACHED, content, report_blocks(looked, looked=True), tuple(advice))

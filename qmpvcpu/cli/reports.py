@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
-from qmpvcpu.cli.show import milliseconds, state_text
+from qmpvcpu.cli.show import state_text
 from qmpvcpu.cli.wording import in_options
-from qmpvcpu.errors import printable
+from qmpvcpu.errors import milliseconds, printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.transition import ConfigOutcome, Intent, StepReport, TransitionOutcome, TransitionReport
+from qmpvcpu.model.vcpumap import union
 from qmpvcpu.model.verdicts import Verdict
 from qmpvcpu.planning.plan import Plan
 
@@ -58,7 +59,9 @@ def report_blocks(report: TransitionReport, *, looked: bool = False, proven: boo
     took = f" in {milliseconds(report.seconds)}" if report.seconds else ""
     nothing = "" if report.steps else ", nothing to do"
     outcome = (report.outcome.name.replace("_", " "), _OUTCOMES[report.outcome])
-    head = Line(outcome, f"{stopped}{took}: {report.start} -> {report.target}{nothing}")
+    undone = report.outcome in (TransitionOutcome.REVERTED, TransitionOutcome.REVERT_INCOMPLETE)
+    wanted = "wanted was " if undone else ""
+    head = Line(outcome, f"{stopped}{took}: {wanted}{report.start} -> {report.target}{nothing}")
     proven = any(map(_proven, report.steps)) and (proven or any(step.missing for step in report.steps))
     steps = _step_table(report.steps, "not done" if looked else "not sent", proven=proven)
     return (
@@ -77,7 +80,7 @@ def _step_table(steps: tuple[StepReport, ...], unanswered: str, *, proven: bool)
     columns += [Column("proven", fold=True)] if proven else []
     table = Table(*columns, Column("why", fold=True))
     for step in steps:
-        verdict = unanswered if step.verdict is None else step.verdict.name
+        verdict = step.word or unanswered
         took = milliseconds(step.seconds) if step.seconds else ""
         cells = [step.action.value, str(step.ids), Line((verdict, _style(step))), took]
         cells += [_undone(step)] if reverted else []
@@ -107,10 +110,10 @@ def shortcoming(report: TransitionReport) -> str:
     """Return in one line what was not reached, and because of which vCPUs."""
     wrong = [_wrong(each, each.verdict) for each in report.steps if each.verdict is not None and not each.ok]
     wrong += [f"{each.ids} NOT UNDONE" for each in report.steps if each.ok and each.undone is False]
-    unsent = sum(each.verdict is None for each in report.steps)
+    unsent = union(each.ids for each in report.steps if each.verdict is None)
     named = wrong[:_MOST_NAMED]
     named += [f"{len(wrong) - _MOST_NAMED} more"] if len(wrong) > _MOST_NAMED else []
-    named += [f"{unsent} not sent"] if unsent else []
+    named += [f"not sent: {unsent}"] if unsent else []
     if report.config is not None and report.config.outcome is ConfigOutcome.FAILED:
         named.append(f"the next boot is as it was ({printable(report.config.reason)})")
     stopped = "stopped, " if report.cancelled else ""

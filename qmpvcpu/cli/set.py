@@ -15,6 +15,7 @@ from qmpvcpu.cli.change_options import (
     OFFLINE_FIRST,
     PROOF,
     SAFETY_OPTIONS,
+    check_together,
     next_boot_file,
 )
 from qmpvcpu.cli.config import change_config
@@ -170,6 +171,7 @@ async def plan(
     4 record unreadable or locked.
     """
     wanted = Target(target, count, include_boot)
+    check_together(affect, change)
     next_boot = next_boot_file(affect, config, shell.options.record)
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, wanted.write, dry=True)
@@ -189,6 +191,7 @@ async def plan(
 async def _set(
     shell: Shell, target: Target, config: str | None, *, affect: Affect, base: str | None, **change: Any
 ) -> CommandResult:
+    check_together(affect, change)
     next_boot = next_boot_file(affect, config, shell.options.record, base)
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, target.write)

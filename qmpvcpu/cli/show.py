@@ -24,7 +24,6 @@ _LEVELS: Final = (
 )
 _RIGHT: Final = ("id", "slot", "order", "node", "host tid")
 _STYLES: Final = {"plugged": "green", "pending": "bold yellow"}
-_SECOND: Final = 1.0
 _MINUTE: Final = 60
 _HOUR: Final = 3600
 
@@ -75,13 +74,6 @@ def state_text(layout: Layout) -> str:
 
 def _pending(layout: Layout) -> str:
     return f", pending {layout.pending}" if layout.pending else ""
-
-
-def milliseconds(seconds: float) -> str:
-    """Return a duration as people read it."""
-    if seconds >= _SECOND:
-        return f"{seconds:.1f} s"
-    return f"{seconds * 1000:.1f} ms" if seconds < _SECOND / 10 else f"{seconds * 1000:.0f} ms"
 
 
 def age(seconds: float) -> str:

@@ -2,11 +2,11 @@
 
 import enum
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Final
 
-from qmpvcpu.errors import Outcome, printable
+from qmpvcpu.errors import Outcome, milliseconds, printable
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, OnFailure, Proof
@@ -140,7 +140,7 @@ class ProofSeconds:
 
     def __str__(self) -> str:
         times = ((proof.value, getattr(self, proof.value)) for proof in Proof)
-        return ", ".join(f"{word} in {seconds:.3g} s" for word, seconds in times if seconds is not None)
+        return ", ".join(f"{word} in {milliseconds(seconds)}" for word, seconds in times if seconds is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +190,28 @@ class StepReport:
         return self.action in (Action.UNPLUG, Action.ONLINE) or (self.action is Action.KEEP and self.verdict is None)
 
     def __str__(self) -> str:
-        return f"{self.action.value} {self.ids}: {self.said}"
+        return f"{self.action.value} {self.ids}: {self.said}{self._proven}"
+
+    @property
+    def _proven(self) -> str:
+        """What was proven beyond the verdict's own, if more was looked for than what QEMU tells by itself."""
+        if self.proofs is None or (self.missing is None and self.proofs.started is self.proofs.online is None):
+            return ""
+        proofs = str(replace(self.proofs, present=None))
+        return f" ({proofs})" if proofs else ""
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word; ONLINE if the step was to bring the vCPU online and did; "" if it was never sent."""
+        if self.verdict is None:
+            return ""
+        return "ONLINE" if self.action is Action.ONLINE and self.ok else self.verdict.name
 
     @property
     def said(self) -> str:
         """How it ended and why, in words of one line."""
         undone = {None: "", True: "undone", False: "NOT undone"}[self.undone]
-        ended = ", ".join(filter(None, ("" if self.verdict is None else self.verdict.name, undone)))
+        ended = ", ".join(filter(None, (self.word, undone)))
         why = printable(" ".join(self.reason.split()))
         return ": ".join(filter(None, (ended, why))) or "not sent"
 

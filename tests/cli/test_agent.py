@@ -1,13 +1,14 @@
 """Commands that ask the guest's agent, and an agent that does not do its part."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 import qmpvcpu
-from qmpvcpu.testing import MicroGuest, Mood, ScriptedAgent
+from qmpvcpu.testing import Behaviour, MicroGuest, Mood, ScriptedAgent
 from tests.cli.running import Ran, environment, run, running
 
 pytestmark = pytest.mark.qemu
@@ -300,3 +301,85 @@ async def test_a_fleet_denies_what_the_system_in_a_guest_cannot_do(guest: MicroG
     Path(agent.path).with_name(guest.qmp.stem).symlink_to(agent.path)
     ran = await run("fleet", "set", "0", *words, "--json")
     assert (ran.code, ran.document["vms"][0]["error"]["reason"]) == (2, "guest_cannot_unplug")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("guest", "list", "--reply-timeout", "0.5"),
+        ("guest", "--reply-timeout", "0.5", "list"),
+        ("guest", "online", "1", "--reply-timeout", "0.5"),
+    ],
+)
+async def test_the_reply_timeout_is_the_agents_too(
+    guest: MicroGuest, agent: ScriptedAgent, words: tuple[str, ...]
+) -> None:
+    await agent.turn(Mood.SILENT)
+    ran = await ask(guest, agent, *words)
+    assert ran.code == 3
+    assert "no answer within 0.5 s" in ran.err
+
+
+async def test_what_an_unplug_asks_the_guest_first_is_shown_and_not_what_its_list_proves(
+    guest: MicroGuest, agent: ScriptedAgent
+) -> None:
+    words = ("unplug", "1", "--offline-first", "--timeout", "1.5")
+    await agent.turn(Mood.SILENT)
+    silent = await ask(guest, agent, *words)
+    assert "vCPU 1: the guest's agent is asked to take it offline" in silent.err
+    await agent.turn(Mood.NORMAL)
+    await guest.set_behaviour(Behaviour.hanging())
+    ran = await ask(guest, agent, *words)
+    assert "vCPU 1: the guest works on it" in ran.err
+    assert "online" not in ran.err.replace("offline", "")
+
+
+async def test_a_map_shows_that_the_agent_is_asked(guest: MicroGuest, agent: ScriptedAgent) -> None:
+    await agent.turn(Mood.SILENT)
+    ran = await ask(guest, agent, "set", "0", "--offline-first", "--timeout", "1.5", "--reply-timeout", "1.5")
+    assert "0 of 1: asking the guest's agent, then QEMU" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("plug", "3", "--no-online"), "--no-online goes with --proof online"),
+        (("set", "0", "--no-online", "--proof", "started"), "--no-online goes with --proof online"),
+        (("fleet", "set", "0", "--no-online"), "--no-online goes with --proof online"),
+        (("plug", "3", "--proof", "online", "--affect", "config"), "--proof is about the running VM"),
+        (
+            ("set", "0", "--proof", "online", "--offline-first", "--affect", "config"),
+            "--proof and --offline-first are about the running VM",
+        ),
+        (("unplug", "1", "--offline-first", "--affect", "config"), "--offline-first is about the running VM"),
+        (("plan", "0", "--offline-first", "--affect", "config"), "--offline-first is about the running VM"),
+    ],
+)
+async def test_an_option_about_the_guest_that_has_no_effect_is_bad_usage(
+    words: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    ran = await run(*words, "--record", tmp_path / "vm.xml", "--qmp", "/nonexistent")
+    assert ran.code == 2
+    assert said in " ".join(ran.err.split())
+
+
+async def test_recover_without_an_agent_names_what_may_be_offline_and_the_option(
+    guest: MicroGuest, agent: ScriptedAgent, tmp_path: Path
+) -> None:
+    record = tmp_path / "vm.xml"
+    await guest.set_behaviour(Behaviour.hanging())
+    words = ("set", "0", "--offline-first", "--record", record, "--qmp", guest.qmp, "--agent", agent.path)
+    async with running(*words) as it:
+        await it.wait_said("vCPU 1: the guest works on it")
+        it.process.send_signal(signal.SIGKILL)
+        await it.process.wait()
+    vm = ("--record", record, "--qmp", guest.qmp)
+    advice = "vCPU 1 may be offline in the guest, which only its agent can change: name it with --agent ADDRESS"
+    assert advice in " ".join((await run("recover", *vm)).err.split())
+    assert advice not in " ".join((await run("recover", *vm, "--agent", agent.path)).err.split())
+    await guest.set_behaviour(Behaviour.refusing(0x82))
+    left = await run("recover", "--revert", *vm, "--timeout", "2")
+    assert advice in " ".join(left.err.split())
+    assert "agent=" not in left.out + left.err
+    back = await run("recover", "--revert", *vm, "--agent", agent.path)
+    assert (back.code, agent.is_online(1)) == (0, True)

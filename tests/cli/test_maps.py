@@ -65,7 +65,7 @@ async def test_people_see_a_row_for_each_slot_and_the_map(story: MicroGuest) -> 
     assert ran.code == 1
     head, columns, *rows, last = ran.out.splitlines()
     assert head.startswith("REVERTED in ")
-    assert head.endswith(": 0-1,6 -> 0,2-5")
+    assert head.endswith(": wanted was 0-1,6 -> 0,2-5")
     assert columns.split() == ["action", "vCPU", "verdict", "time", "undone", "why"]
     assert [row.split()[:3] for row in rows] == [
         ["plug", "2", "PLUGGED"],

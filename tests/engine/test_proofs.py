@@ -604,5 +604,5 @@ def test_the_seconds_of_each_rung_are_from_sending() -> None:
     told.now += 0.25
     told.lists({0: True, 1: True})
     assert told.step(1).proofs == ProofSeconds(present=0.5, acknowledged=0.75, online=1.0)
-    assert str(told.step(1).proofs) == "present in 0.5 s, acknowledged in 0.75 s, online in 1 s"
+    assert str(told.step(1).proofs) == "present in 500 ms, acknowledged in 750 ms, online in 1.0 s"
     assert told.step(1).ids == VcpuMap([1])

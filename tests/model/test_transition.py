@@ -274,7 +274,22 @@ def test_a_vcpu_that_is_only_brought_online_stays_plugged(verdict: Any) -> None:
 
 def test_the_seconds_of_each_rung_are_said_in_its_order() -> None:
     assert str(ProofSeconds()) == ""
-    assert str(ProofSeconds(present=0.0004, online=2.5)) == "present in 0.0004 s, online in 2.5 s"
+    assert str(ProofSeconds(present=0.0004, online=2.5)) == "present in 0.4 ms, online in 2.5 s"
+
+
+def test_a_report_tells_what_was_proven_where_that_was_looked_for() -> None:
+    proven = replace(step(Action.PLUG, 2, Plugged), proofs=ProofSeconds(0.001, 0.01, online=0.25))
+    assert (
+        str(of_many([proven], "0", "0,2")).splitlines()[1]
+        == "  plug 2: PLUGGED (acknowledged in 10.0 ms, online in 250 ms)"
+    )
+    assert str(replace(proven, proofs=ProofSeconds(0.001, 0.01))) == "plug 2: PLUGGED"
+    missing = replace(proven, proofs=ProofSeconds(0.001, 0.01), missing=Proof.ONLINE, reason="no list has it")
+    assert str(missing) == "plug 2: PLUGGED: no list has it (acknowledged in 10.0 ms)"
+
+
+def test_a_vcpu_that_was_brought_online_is_called_that() -> None:
+    assert str(step(Action.ONLINE, 3, Plugged)) == "online 3: ONLINE"
 
 
 @given(reports)
