@@ -63,6 +63,10 @@ _MAY_BOOT: Final = "the guest may not have been up yet: certify it later, with a
 _COUNTED: Final = (
     f"{KnownFault.TCG_CREATED_BEYOND_MAX.value}, and the other rows need what is left: start it with a larger maxcpus"
 )
+_UNCOUNTED: Final = (
+    f"{KnownFault.TCG_CREATED_BEYOND_MAX.value}, and nothing tells how many have left it: start it anew, and confirm"
+    " that none has with fresh=True"
+)
 _MOST_TASKS: Final = 1024
 _LOOK_EVERY_S: Final = 0.1
 _ASKED_S: Final = 2.0  # how long one question to the agent may take, of many
@@ -85,6 +89,7 @@ async def certify(
     timeout: float = 30.0,
     boot: float = 60.0,
     resets: bool = True,
+    fresh: bool = False,
     disposable: bool = False,
     provocation: Provocation | None = None,
 ) -> AsyncGenerator[AbilityRow, None]:
@@ -100,6 +105,8 @@ async def certify(
         boot: How long the guest gets to boot after a reset, in seconds; see ``wait_booted``, which also waits for a
             guest that has just been started.
         resets: Whether the VM may be paused and reset.
+        fresh: Whether it is certain that no vCPU has left this QEMU since it was started. If not, nothing is plugged
+            under TCG: QEMU counts the vCPUs that have left too, does not tell how many, and ends beyond maxcpus.
         disposable: Whether nobody needs the VM afterwards: left half-way, it is left as it is then.
         provocation: What makes the guest refuse; None: its agent, if it runs programs (``guest-exec``) and the guest
             is a Linux with ``chrt``.
@@ -110,7 +117,7 @@ async def certify(
     await vm.refresh()
     if provocation is None and vm.guest.has_agent:
         provocation = _DeadlineTasks(vm, timeout)
-    certification = _Certification(vm, timeout, boot, provocation, resets=resets)
+    certification = _Certification(vm, timeout, boot, provocation, resets=resets, fresh=fresh)
     trials = certification.trials()
     put_back_tried = False
     try:
@@ -180,7 +187,14 @@ class _Certification:
     """The trials on one VM, and what each of them leaves for the next."""
 
     def __init__(
-        self, vm: VcpuController, timeout: float, boot: float, provocation: Provocation | None, *, resets: bool
+        self,
+        vm: VcpuController,
+        timeout: float,
+        boot: float,
+        provocation: Provocation | None,
+        *,
+        resets: bool,
+        fresh: bool,
     ) -> None:
         layout = vm.layout
         self._vm = vm
@@ -188,6 +202,7 @@ class _Certification:
         self._boot = boot
         self._resets = resets
         self._provocation = provocation
+        self._is_counted = fresh or KnownFault.TCG_CREATED_BEYOND_MAX not in layout.vm.known_faults
         self._start = layout.enabled - layout.pending
         free = [slot.first for slot in layout.slots if not slot.present]
         self._first = free[0] if free else None
@@ -257,6 +272,7 @@ class _Certification:
     async def _plug(self) -> _Done:
         if self._first is None:
             raise _not_possible(f"{DenialReason.MACHINE_FULL.value}: start it with -smp N,maxcpus=M")
+        self._need_count()
         plan = self._vm.plan(self._vm.layout.enabled | self._vm.layout.slot_of(self._first).ids, proof=Proof.STARTED)
         self._suspects = [warning for warning in plan.warnings if tells_why_unused(warning)]
         self._plugged_at = _now()
@@ -418,6 +434,7 @@ class _Certification:
     async def _after_reboot(self) -> _Done:
         if not self._resets:
             raise _not_possible("the VM may not be reset")
+        self._need_count()
         fault = KnownFault.TCG_REPLUG_CORRUPTS_HEAP
         left = self._works(Ability.UNPLUG) or self._works(Ability.OFFLINE_FIRST)
         if left and fault in self._vm.capabilities.known_faults:
@@ -491,6 +508,12 @@ class _Certification:
         """Return if *ability* works, without which another cannot be tried."""
         if not self._works(ability):
             raise _not_possible(f"it needs: {ability.value}")
+
+    def _need_count(self) -> None:
+        """Return if QEMU does not mind how many vCPUs were ever created, or that can be counted."""
+        if not self._is_counted:
+            self._why_no_request = _UNCOUNTED
+            raise _not_possible(_UNCOUNTED)
 
     def _works(self, ability: Ability) -> bool:
         return ability in self._rows and self._rows[ability].verdict is AbilityVerdict.WORKS

@@ -54,6 +54,7 @@ _STYLES: Final = {
 @command(
     click.Argument(["qemu"], metavar="[-- QEMU...]", nargs=-1),
     flag("--disturb", "Confirm that the VM at --qmp may be disturbed: its vCPUs come and go, and it is reset."),
+    flag("--fresh", "Confirm that no vCPU has left the QEMU at --qmp yet. Under TCG nothing is plugged otherwise."),
     flag("--no-reset", "Leave out the rows that need a reset."),
     option(
         "--boot",
@@ -75,6 +76,7 @@ async def certify_(
     *,
     qemu: tuple[str, ...],
     disturb: bool,
+    fresh: bool,
     no_reset: bool,
     boot: float | None,
     markdown: bool,
@@ -94,11 +96,11 @@ async def certify_(
     Exit codes: 0 everything that can work did; 1 something was refused, or never came; 2 bad usage, nothing sent;
     3 no connection, QEMU did not start, or was lost; 130 stopped by a signal.
     """
-    options = {"timeout": timeout, "resets": not no_reset, "boot": 60.0 if boot is None else boot}
+    options = {"timeout": timeout, "fresh": fresh, "resets": not no_reset, "boot": 60.0 if boot is None else boot}
     if qemu:
         if named_on_the_line("qmp") or disturb:
             raise BadUsageError("certify tries the VM at --qmp, or the one that is started after --, not both")
-        return await _certify_own(shell, qemu, options, markdown=markdown)
+        return await _certify_own(shell, qemu, options | {"fresh": True}, markdown=markdown)
     address = shell.options.address
     if not disturb:
         raise BadUsageError(f"certify plugs, unplugs and resets the VM at {address}: confirm that with --disturb")
@@ -177,7 +179,8 @@ async def _certify(
     result.document |= certificate.to_json() | state_json(vm.layout)
     if markdown:
         result.text = (as_markdown(certificate),)
-    if vm.layout.enabled != before and "disposable" not in options:
+    lost = any(row.verdict is AbilityVerdict.LOST for row in rows)  # the layout is of before that
+    if vm.layout.enabled != before and not lost and "disposable" not in options:
         result.complaint = (*result.complaint, f"not as before: plugged are {vm.layout.enabled}, not {before}")
     return result
 

@@ -20,6 +20,7 @@ _WORDS: Final = (
     ("attach with agent= and the address of its socket", "name its socket with --agent ADDRESS"),
     ("attach with agent=", "name its socket with --agent ADDRESS"),
     ("with a longer boot=, or with its agent", "with a longer --boot, or with --agent"),
+    ("fresh=True", "--fresh"),
     ("Proof.ONLINE", "--proof online"),
     ("offline_first=True", "--offline-first"),
     ("allow_fatal=True", "--allow-fatal"),

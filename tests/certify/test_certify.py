@@ -41,7 +41,7 @@ async def certified(
     how = {"accel": "tcg", **(vm or {})}
     starting = behaviour if behaviour.insert_status else behaviour.starting()
     async with MicroGuest(behaviour=starting, **how) as guest, qmpvcpu.attach(guest.qmp) as attached:
-        rows = await rows_of(certify(attached, timeout=timeout, boot=BOOT))
+        rows = await rows_of(certify(attached, fresh=True, timeout=timeout, boot=BOOT))
         if rows[Ability.PUT_BACK].verdict is WORKS:
             assert (await attached.refresh()).enabled == {0}
     assert [*rows] == [*Ability]
@@ -85,7 +85,7 @@ async def test_a_guest_that_starts_its_vcpus_is_told_as_that_under_kvm() -> None
     async with (
         MicroGuest(accel="kvm", behaviour=COMPLYING.starting()) as guest,
         qmpvcpu.attach(guest.qmp) as vm,
-        contextlib.aclosing(certify(vm, timeout=SOON)) as rows,
+        contextlib.aclosing(certify(vm, fresh=True, timeout=SOON)) as rows,
     ):
         (started,) = [row async for row in until_ability(rows, Ability.STARTED)][-1:]
     assert (started.verdict, started.detail) == (WORKS, "on its own")
@@ -100,7 +100,7 @@ async def until_ability(rows: AsyncGenerator[AbilityRow, None], last: Ability) -
 
 async def test_what_can_make_the_guest_refuse_proves_that_a_refusal_is_heard() -> None:
     async with MicroGuest(accel="tcg", behaviour=COMPLYING.starting()) as guest, qmpvcpu.attach(guest.qmp) as vm:
-        rows = await rows_of(certify(vm, timeout=SOON, boot=BOOT, provocation=Refusing(guest)))
+        rows = await rows_of(certify(vm, fresh=True, timeout=SOON, boot=BOOT, provocation=Refusing(guest)))
     assert but(rows) == {}
     assert rows[Ability.REFUSAL].detail == "device is busy, OST status 0x82"
 
@@ -193,7 +193,7 @@ async def test_a_single_threaded_tcg_gives_nothing_back() -> None:
 
 async def test_a_full_machine_is_told_as_that() -> None:
     async with MicroGuest(boot=2, max_vcpus=2, accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
-        rows = await rows_of(certify(vm, timeout=1, boot=BOOT))
+        rows = await rows_of(certify(vm, fresh=True, timeout=1, boot=BOOT))
     assert rows[Ability.PLUG].detail == "no free slot: start it with -smp N,maxcpus=M"
     nothing = dict.fromkeys(Ability, NOT_POSSIBLE)
     assert {ability: row.verdict for ability, row in rows.items()} == {**nothing, Ability.PUT_BACK: WORKS}
@@ -202,7 +202,7 @@ async def test_a_full_machine_is_told_as_that() -> None:
 async def test_without_resets_the_vm_is_neither_paused_nor_reset() -> None:
     async with MicroGuest(accel="tcg", behaviour=COMPLYING.starting()) as guest, qmpvcpu.attach(guest.qmp) as vm:
         with exchange() as sent:
-            rows = await rows_of(certify(vm, timeout=SOON, resets=False))
+            rows = await rows_of(certify(vm, fresh=True, timeout=SOON, resets=False))
     assert {"stop", "cont", "system_reset"}.isdisjoint(sent)
     assert but(rows) == dict.fromkeys(
         (Ability.REFUSAL, Ability.AFTER_REBOOT, Ability.PENDING_OVER_RESET), NOT_POSSIBLE
@@ -212,7 +212,7 @@ async def test_without_resets_the_vm_is_neither_paused_nor_reset() -> None:
 async def test_a_qemu_that_dies_is_said_in_its_row_and_the_rest_is_not_tried() -> None:
     async with MicroGuest(accel="tcg", behaviour=COMPLYING.starting()) as guest, qmpvcpu.attach(guest.qmp) as vm:
         rows = []
-        async with contextlib.aclosing(certify(vm, timeout=SOON, boot=BOOT)) as found:
+        async with contextlib.aclosing(certify(vm, fresh=True, timeout=SOON, boot=BOOT)) as found:
             async for row in found:
                 rows.append(row)
                 if row.ability is Ability.ALL_AT_ONCE:
@@ -233,7 +233,7 @@ async def test_a_reset_that_ends_qemu_is_told() -> None:
 @pytest.mark.parametrize("after", [Ability.PLUG, Ability.ALL_AT_ONCE, Ability.PLUG_AGAIN, Ability.AFTER_REBOOT])
 async def test_one_that_is_left_half_way_puts_everything_back(after: Ability) -> None:
     async with MicroGuest(boot=(0, 2), accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
-        async with contextlib.aclosing(certify(vm, timeout=SOON, boot=BOOT)) as rows:
+        async with contextlib.aclosing(certify(vm, fresh=True, timeout=SOON, boot=BOOT)) as rows:
             async for row in rows:
                 if row.ability is after:
                     break
@@ -242,7 +242,7 @@ async def test_one_that_is_left_half_way_puts_everything_back(after: Ability) ->
 
 async def test_one_that_is_disposable_is_left_as_it_is() -> None:
     async with MicroGuest(accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
-        async with contextlib.aclosing(certify(vm, timeout=SOON, disposable=True)) as rows:
+        async with contextlib.aclosing(certify(vm, fresh=True, timeout=SOON, disposable=True)) as rows:
             assert (await anext(rows)).verdict is WORKS
         assert (await vm.refresh()).enabled == {0, 1}
 
@@ -250,7 +250,7 @@ async def test_one_that_is_disposable_is_left_as_it_is() -> None:
 async def test_cancelled_while_the_vm_is_paused_or_boots_it_runs_again_as_it_was() -> None:
     async with MicroGuest(accel="tcg") as guest, qmpvcpu.attach(guest.qmp) as vm:
         with exchange() as sent:
-            work = asyncio.ensure_future(rows_of(certify(vm, timeout=SOON, boot=1)))
+            work = asyncio.ensure_future(rows_of(certify(vm, fresh=True, timeout=SOON, boot=1)))
             await until(lambda: "system_reset" in sent, within=10)
             work.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -263,7 +263,7 @@ async def test_cancelled_while_the_vm_is_paused_or_boots_it_runs_again_as_it_was
 @pytest.mark.parametrize("accel", ["tcg", pytest.param("kvm", marks=pytest.mark.kvm)])
 async def test_a_guest_that_starts_no_vcpu_is_told_as_that(accel: Accelerator) -> None:
     async with MicroGuest(accel=accel) as guest, qmpvcpu.attach(guest.qmp) as vm:
-        rows = await rows_of(certify(vm, timeout=0.5, resets=False))
+        rows = await rows_of(certify(vm, fresh=True, timeout=0.5, resets=False))
     assert rows[Ability.ACKNOWLEDGED].verdict is WORKS
     assert (rows[Ability.STARTED].verdict, rows[Ability.STARTED].seconds) == (NEVER, 0.5)
     assert ("6.12.77" in rows[Ability.STARTED].detail) == (accel == "tcg")
@@ -292,7 +292,7 @@ async def with_agent(*, onlines: bool) -> AsyncIterator[tuple[ScriptedAgent, Vcp
 @pytest.mark.parametrize(("onlines", "by"), [(True, "on its own"), (False, "by the agent")])
 async def test_who_had_the_guest_use_a_vcpu_is_told(onlines: bool, by: str) -> None:
     async with with_agent(onlines=onlines) as (agent, vm):
-        rows = await rows_of(certify(vm, timeout=1, boot=10))
+        rows = await rows_of(certify(vm, fresh=True, timeout=1, boot=10))
     assert (rows[Ability.ONLINE].verdict, rows[Ability.ONLINE].detail) == (WORKS, by)
     assert any(online for _, online in agent.changes) == (not onlines)
     assert rows[Ability.OFFLINE_FIRST].verdict is WORKS
@@ -305,7 +305,7 @@ async def test_who_had_the_guest_use_a_vcpu_is_told(onlines: bool, by: str) -> N
 async def test_a_guest_that_will_not_use_a_vcpu_has_refused() -> None:
     async with with_agent(onlines=False) as (agent, vm):
         await agent.turn(Mood.REFUSING)
-        rows = await rows_of(certify(vm, timeout=1, resets=False))
+        rows = await rows_of(certify(vm, fresh=True, timeout=1, resets=False))
     assert rows[Ability.ONLINE].verdict is REFUSED
     assert rows[Ability.ONLINE].detail.endswith("busy, by the agent")
 
@@ -313,7 +313,7 @@ async def test_a_guest_that_will_not_use_a_vcpu_has_refused() -> None:
 async def test_a_guest_that_never_lists_a_vcpu_has_none_online() -> None:
     async with with_agent(onlines=True) as (agent, vm):
         agent.answers["guest-get-vcpus"] = [{"logical-id": 0, "online": True, "can-offline": False}]
-        rows = await rows_of(certify(vm, timeout=0.5, resets=False))
+        rows = await rows_of(certify(vm, fresh=True, timeout=0.5, resets=False))
     assert (rows[Ability.ONLINE].verdict, rows[Ability.ONLINE].detail) == (NEVER, "the guest does not list it")
     assert rows[Ability.OFFLINE_FIRST].detail == "it needs: online in the guest"
 
@@ -321,14 +321,14 @@ async def test_a_guest_that_never_lists_a_vcpu_has_none_online() -> None:
 async def test_an_agent_that_answers_nothing_tells_nothing_of_the_guest() -> None:
     async with with_agent(onlines=True) as (agent, vm):
         await agent.turn(Mood.SILENT)
-        rows = await rows_of(certify(vm, timeout=1, boot=0.3))
+        rows = await rows_of(certify(vm, fresh=True, timeout=1, boot=0.3))
     assert rows[Ability.ONLINE].verdict is NOT_POSSIBLE
     assert "no answer within" in rows[Ability.ONLINE].detail
     assert rows[Ability.PUT_BACK].verdict is WORKS
 
 
 async def one_row(vm: VcpuController) -> AbilityRow:
-    async with contextlib.aclosing(certify(vm, timeout=SOON)) as rows:
+    async with contextlib.aclosing(certify(vm, fresh=True, timeout=SOON)) as rows:
         return await anext(rows)
 
 

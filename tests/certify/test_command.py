@@ -33,7 +33,7 @@ async def test_a_vm_is_certified_only_with_the_word_that_it_may_be_disturbed() -
         assert denied.code == 2
         assert "--disturb" in denied.error["message"]
         env = environment(QMPVCPU_AGENT=agent.path)
-        ran = await run("certify", "--disturb", *QUICK, "--json", "--qmp", guest.qmp, env=env)
+        ran = await run("certify", "--disturb", "--fresh", *QUICK, "--json", "--qmp", guest.qmp, env=env)
     assert ran.code == 0, ran
     document = ran.document
     assert document["enabled"] == "0"
@@ -45,7 +45,7 @@ async def test_a_vm_is_certified_only_with_the_word_that_it_may_be_disturbed() -
 async def test_what_did_not_work_is_shown_and_is_the_exit_code() -> None:
     refusing = Behaviour.refusing(0x82).starting()
     async with MicroGuest(behaviour=refusing, accel="tcg") as guest:
-        ran = await run("certify", "--disturb", "--no-reset", *QUICK, "--qmp", guest.qmp)
+        ran = await run("certify", "--disturb", "--fresh", "--no-reset", *QUICK, "--qmp", guest.qmp)
     assert ran.code == 1
     rows = {line[:23].strip(): line[23:].strip() for line in ran.out.splitlines()}
     assert rows["unplug"].startswith("refused (")
@@ -98,8 +98,27 @@ async def test_it_fits_a_narrow_terminal(own: tuple[str, ...]) -> None:
 async def test_what_a_guest_that_never_answers_may_need_is_told_as_options() -> None:
     silent = Behaviour.silent_about_inserts().starting()
     async with MicroGuest(behaviour=silent, accel="tcg") as guest:
-        ran = await run("certify", "--disturb", "--no-reset", "--timeout", "0.5", "--qmp", guest.qmp)
+        ran = await run("certify", "--disturb", "--fresh", "--no-reset", "--timeout", "0.5", "--qmp", guest.qmp)
     assert "with a longer --boot, or with --agent" in " ".join(ran.out.split())
+
+
+async def test_where_more_may_have_been_created_than_is_known_nothing_is_plugged() -> None:
+    async with MicroGuest(behaviour=STARTING, max_vcpus=5, accel="tcg") as guest:
+        ran = await run("certify", "--disturb", *QUICK, "--json", "--qmp", guest.qmp)
+        assert ran.code == 0, ran
+        rows = {row["ability"]: row for row in ran.document["rows"]}
+        assert {name for name, row in rows.items() if row["verdict"] != "not_possible"} == {"put_back"}
+        for name in ("plug", "after_reboot", "pending_over_reset"):
+            assert rows[name]["detail"].endswith("confirm that none has with --fresh")
+        assert (await run("list", "--qmp", guest.qmp)).code == 0
+
+
+async def test_of_a_qemu_that_is_lost_nothing_is_said_of_its_vcpus() -> None:
+    async with MicroGuest(behaviour=STARTING, accel="tcg", extra_args=("-no-reboot",)) as guest:
+        ran = await run("certify", "--disturb", "--fresh", *QUICK, "--qmp", guest.qmp)
+    assert ran.code == 3
+    assert "QEMU lost (" in ran.out
+    assert "not as before" not in ran.err
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
@@ -129,7 +148,7 @@ VcpuController.unplug = unplug
 
 async def test_stopped_on_a_vm_of_somebody_it_puts_the_vcpus_back() -> None:
     async with MicroGuest(boot=(0, 5)) as guest:
-        async with running("certify", "--disturb", "--qmp", guest.qmp, "--json", code=WAITS) as it:
+        async with running("certify", "--disturb", "--fresh", "--qmp", guest.qmp, "--json", code=WAITS) as it:
             await it.wait_said("now")
             it.process.send_signal(signal.SIGINT)
             ran = await it.end()

@@ -38,7 +38,7 @@ ON_A_VM = [
     "xml",
     "watch --for 0",
     "doctor",
-    "certify --disturb --no-reset --timeout 1",
+    "certify --disturb --fresh --no-reset --timeout 1",
     "export",
     "check-target {state}",
     "confirm-target --timeout 0 {state}",

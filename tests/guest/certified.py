@@ -53,7 +53,7 @@ async def certificate_of(name: str) -> Certificate:
     ):
         system = await wait_booted(vm, timeout=30)
         timeout = 3.0 if "hypervisor" in how else 30.0  # it waits in vain
-        async with contextlib.aclosing(certify(vm, timeout=timeout)) as rows:
+        async with contextlib.aclosing(certify(vm, fresh=True, timeout=timeout)) as rows:
             return Certificate.of(vm.capabilities, [row async for row in rows], system)
 
 
