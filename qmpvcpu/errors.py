@@ -372,12 +372,21 @@ class GuestAgentError(QmpVcpuError):
     """
 
     def __init__(self, address: str, why: str, *, hint: str = "", outcome: Outcome = Outcome.UNCHANGED) -> None:
-        where = f"guest agent on {clip(address)}" if address else "guest agent"
-        super().__init__(f"{where}: {why}" + (f" ({hint})" if hint else ""))
+        super().__init__()
         self.address = address
         self.why = why
         self.hint = hint
         self.outcome = outcome
+        self._say("")
+
+    def concern(self, about: str, *, timeout: float) -> None:  # noqa: ARG002 - for AgentSilentError
+        """Say in the message what the agent was asked for, such as ``offline of vCPU 3``, and in what time."""
+        self._say(about)
+
+    def _say(self, about: str) -> None:
+        where = f"guest agent on {clip(self.address)}" if self.address else "guest agent"
+        subject = f"{where}: {about}" if about else where
+        self.args = (f"{subject}: {self.why}" + (f" ({self.hint})" if self.hint else ""),)
 
 
 class AgentConnectError(GuestAgentError):
@@ -400,11 +409,18 @@ class AgentSilentError(GuestAgentError, TimeoutError):
         *,
         timeout: float,
         port_open: bool | None = None,
+        hint: str = "",
         outcome: Outcome = Outcome.UNCHANGED,
     ) -> None:
-        super().__init__(address, f"no answer within {timeout:.3g} s: {why}", outcome=outcome)
+        super().__init__(address, f"no answer within {timeout:.3g} s: {why}", hint=hint, outcome=outcome)
         self.timeout = timeout
         self.port_open = port_open
+        self._cause = why
+
+    def concern(self, about: str, *, timeout: float) -> None:  # noqa: D102 - as above
+        self.timeout = timeout
+        self.why = f"no answer within {timeout:.3g} s: {self._cause}"
+        super().concern(about, timeout=timeout)
 
 
 class AgentLostError(GuestAgentError, ConnectionError):

@@ -56,7 +56,7 @@ def read_stat(process: int | str) -> ProcessStat | None:
         process: A process id of this host, or the directory of a thread, such as ``/proc/7/task/8``.
     """
     directory = f"/proc/{process}" if isinstance(process, int) else process
-    head, _, tail = _read(f"{directory}/stat").rpartition(")")  # the name may hold parentheses, and line breaks
+    head, _, tail = read_text(f"{directory}/stat").rpartition(")")  # the name may hold parentheses, and line breaks
     fields = tail.split()
     if not fields:
         return None
@@ -80,7 +80,7 @@ def read_run_time(thread: str) -> RunTime | None:
 
     Source: ``proc_pid_schedstat()`` in the kernel's fs/proc/base.c, which prints ``0 0 0`` where it does not count.
     """
-    fields = _read(f"{thread}/schedstat").split()
+    fields = read_text(f"{thread}/schedstat").split()
     return RunTime(int(fields[0]), int(fields[2])) if len(fields) > 2 and fields[2] != "0" else None  # noqa: PLR2004
 
 
@@ -108,7 +108,7 @@ def find_threads(pid: int, tids: Collection[int]) -> dict[int, str]:
 
 def _own_number(thread: str) -> int | None:
     """Return the number that a thread has in its own PID namespace, None if it is gone or hidden."""
-    numbers = [line for line in _read(f"{thread}/status").splitlines() if line.startswith(("Pid:", "NSpid:"))]
+    numbers = [line for line in read_text(f"{thread}/status").splitlines() if line.startswith(("Pid:", "NSpid:"))]
     return int(numbers[-1].split()[-1]) if numbers else None  # NSpid comes last, its innermost number too
 
 
@@ -127,18 +127,19 @@ def _is_frozen(pid: int) -> bool:
 
     Source: cgroups(7); the kernel's admin-guide/cgroup-v1/freezer-subsystem.rst and cgroup-v2.rst.
     """
-    for line in _read(f"/proc/{pid}/cgroup").splitlines():
+    for line in read_text(f"/proc/{pid}/cgroup").splitlines():
         hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if hierarchy == "0" and "frozen 1" in _read(f"/sys/fs/cgroup{path}/cgroup.events").splitlines():
+        if hierarchy == "0" and "frozen 1" in read_text(f"/sys/fs/cgroup{path}/cgroup.events").splitlines():
             return True
-        state = _read(f"/sys/fs/cgroup/freezer{path}/freezer.state") if controllers == "freezer" else ""
+        state = read_text(f"/sys/fs/cgroup/freezer{path}/freezer.state") if controllers == "freezer" else ""
         if state.strip() in ("FREEZING", "FROZEN"):
             return True
     return False
 
 
-def _read(path: str) -> str:
+def read_text(path: str) -> str:
+    """Return what is in a file of ``/proc`` or ``/sys``; "" if it is not there, or hidden."""
     try:
         with open(path, errors="replace") as file:  # noqa: PTH123 - pathlib brings urllib
             return file.read()
@@ -148,4 +149,26 @@ def _read(path: str) -> str:
 
 def read_children(pid: int) -> list[int]:
     """Return the processes that the main thread of *pid* has started and that still are its children."""
-    return [int(child) for child in _read(f"/proc/{pid}/task/{pid}/children").split()]
+    return [int(child) for child in read_text(f"/proc/{pid}/task/{pid}/children").split()]
+
+
+def find_openers(targets: Collection[str]) -> list[int]:
+    """Return the processes that have one of *targets* open, such as ``socket:[123]``; hidden ones are left out."""
+    found = []
+    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib brings urllib
+        if not name.isdigit():
+            continue
+        try:
+            files = os.listdir(f"/proc/{name}/fd")  # noqa: PTH208 - as above
+        except OSError:
+            continue
+        if any(_link(f"/proc/{name}/fd/{file}") in targets for file in files):
+            found.append(int(name))
+    return found
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)  # noqa: PTH115 - as above
+    except OSError:
+        return ""

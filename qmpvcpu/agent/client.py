@@ -45,6 +45,7 @@ class AgentClient(TunedClient):
 
     Attributes:
         token: The number that the agent was asked to return last, to be told from strays; None: none was.
+        without_id: A value that it returned in this exchange without an id, in an object; None: none.
         synchronised: True once the agent has returned it: from then on a line that cannot be read ends the session.
     """
 
@@ -52,6 +53,7 @@ class AgentClient(TunedClient):
         super().__init__()
         self.await_greeting = False
         self.token: int | None = None
+        self.without_id: dict[str, object] | None = None
         self.synchronised = False
         self.readbuflen = LONGEST_LINE
         self._strays = 0
@@ -59,6 +61,7 @@ class AgentClient(TunedClient):
     def begin(self) -> None:
         """Begin an exchange: what was passed over before does not count."""
         self._strays = 0
+        self.without_id = None
 
     async def _do_recv(self) -> Message:
         while True:
@@ -87,6 +90,8 @@ class AgentClient(TunedClient):
         elif "id" not in msg and self.token is not None and msg.get("return") == self.token:
             raise NoIdsError("its answers do not carry the id of the question")
         else:
+            if self.synchronised and "id" not in msg and "return" in msg:
+                self.without_id = dict(msg)
             await self._pass_over()
 
     def _cb_outbound(self, msg: Message) -> Message:

@@ -28,7 +28,18 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model.guest import GuestCpu, GuestOs
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.qmp.address import Address, connect, connected_socket, is_accepted, peer_name, peer_pid, why_silent
+from qmpvcpu.qmp.address import (
+    QUEUE_FULL,
+    Address,
+    connect,
+    connected_socket,
+    describe_process,
+    find_clients,
+    is_accepted,
+    peer_name,
+    peer_pid,
+    why_silent,
+)
 from qmpvcpu.qmp.client import end, explain, random_token
 from qmpvcpu.qmp.monitor import Target, is_address, wait_ended
 
@@ -42,7 +53,12 @@ _GIVE_PORT: Final = (
     " -device virtserialport,chardev=ga,name=org.qemu.guest_agent.0"
 )
 _IS_ANOTHER: Final = f"name the agent's own socket; if it has none, {_GIVE_PORT}"
-_HELD: Final = "an agent's socket serves one client at a time; libvirt holds those of its VMs"
+_HELD: Final = (
+    "an agent's socket serves one client at a time, and qmpvcpu watch --agent and libvirt keep it: ask there, or end"
+    " that client"
+)
+_START: Final = "in the guest: install qemu-guest-agent and start it"
+_RESTART: Final = "in the guest: restart qemu-guest-agent"
 
 _T = TypeVar("_T")
 
@@ -257,6 +273,10 @@ class GuestAgent:
         )
         if is_first:
             return answer
+        if isinstance(client, AgentClient) and client.without_id is not None:
+            why, outcome = "it does not carry the question's id", self._outcome(command)
+            await self._drop()
+            raise MalformedAnswerError(self.address, command, why, client.without_id, outcome=outcome)
         self._synchronised = True
         why = f"it restarted before it answered {command}"
         raise AgentLostError(self.address, why, outcome=self._outcome(command))
@@ -382,23 +402,42 @@ class GuestAgent:
         outcome = self._outcome(command)
         if self._sock is not None and (why := why_silent(self._pid)):
             return AgentSilentError(self.address, why, timeout=limit, outcome=outcome)
-        waits = self._sock is not None and is_accepted(self._sock) is False
+        is_served = None if self._sock is None else is_accepted(self._sock)
+        waits = is_served is False
         port, rests = await self._qemu_says(min(_ASKING_QEMU_S, limit / 10))
         if waits and (port is None or port.has_client):
-            return AgentConnectError(self.address, "another client holds this socket", hint=_HELD)
+            return await self._held()
         is_open = None if port is None else port.is_open
         asked = f" to {command}" if command else ""
         if waits:
-            why = "QEMU has not accepted the connection yet"
+            why, hint = "QEMU has not accepted the connection yet", "try again"
         elif rests:
-            why = f"the VM is not running: QEMU says {rests}"
+            why, hint = f"the VM is not running: QEMU says {rests}", "let it run"
         elif is_open is False:
             why = "no process in the guest has the agent's port open: no agent is installed, or it does not run yet"
+            hint = _START
+        elif is_open and is_served is None:  # as with TCP
+            why = (
+                f"the agent has its port open but does not answer{asked}: it is stopped, or busy with another client"
+            )
+            hint = f"{_RESTART}, or end the other client"
         elif is_open:
             why = f"the agent has its port open but does not answer{asked}: it is stopped, or hangs"
+            hint = _RESTART
         else:
             why = "no agent runs in the guest, it is stopped, or another client holds the socket"
-        return AgentSilentError(self.address, why, timeout=limit, port_open=is_open, outcome=outcome)
+            hint = f"{_START}; {_HELD}"
+        return AgentSilentError(self.address, why, timeout=limit, port_open=is_open, hint=hint, outcome=outcome)
+
+    async def _held(self) -> AgentConnectError:
+        """Return the error for a socket that serves another client, and name that one if the kernel does."""
+        holders = [] if self._sock is None else await asyncio.to_thread(find_clients, self._sock)
+        why = "another client holds this socket"
+        if holders:
+            why += f": {describe_process(holders[0])}"
+        elif self._pid is not None:
+            why += f", which is that of {describe_process(self._pid)}"
+        return AgentConnectError(self.address, why, hint=_HELD)
 
     async def _qemu_says(self, limit: float) -> QemuSays:
         if self._ask_qemu is None or self._place is None:
@@ -465,4 +504,8 @@ def _is_same(one: Target, other: Target | None) -> bool:
 def _of_agent(error: MonitorConnectError) -> AgentConnectError:
     """Return the error for an address of an agent, from that for one of QMP."""
     why = error.why.replace("QMP socket", "agent's socket").replace("QMP", "the agent's protocol")
-    return AgentConnectError(error.address, why, hint=_GIVE_PORT if "-qmp" in error.hint else error.hint)
+    if error.why.startswith(QUEUE_FULL):
+        hint = f"SIGCONT lets a stopped QEMU go on; {_HELD}"
+    else:
+        hint = _GIVE_PORT if "-qmp" in error.hint else error.hint
+    return AgentConnectError(error.address, why, hint=hint)

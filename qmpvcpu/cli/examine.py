@@ -26,7 +26,6 @@ from qmpvcpu.cli.show import headline
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import (
     AgentForbiddenError,
-    AgentSilentError,
     DenialReason,
     GuestAgentError,
     GuestRefusedError,
@@ -75,7 +74,6 @@ _AGENT_COMMANDS: Final = (
     (("guest-get-osinfo",), "it is not known whether it is Windows, which releases no vCPU"),
 )
 _ALLOW: Final = "allow it: block-rpcs or allow-rpcs in the guest's qemu-ga.conf, or qemu-ga's options -b and -a"
-_START_AGENT: Final = "in the guest: install qemu-guest-agent and start it"
 # A guest needs a tenth of a second, and a machine under load ten times that.
 _TRIAL_S: Final = 15.0
 _STEP_S: Final = 5.0
@@ -442,13 +440,8 @@ async def examine_agent(vm: VcpuController, timeout: float) -> list[Finding]:
         system = await _or_none(vm.guest.os(timeout=timeout))
         cpus = await _or_none(vm.guest.vcpus(timeout=timeout))
     except GuestAgentError as error:
-        advice = error.hint
-        if isinstance(error, AgentSilentError):
-            hangs = "in the guest: restart qemu-guest-agent"
-            held = f"{_START_AGENT}; if libvirt or another client holds the socket, let go of it there"
-            advice = {True: hangs, False: _START_AGENT, None: held}[error.port_open]
         found = f"on {error.address}: {error.why}"
-        return [Finding(Level.FAULT, "agent", found, advice or "see docs/guest-agent.md")]
+        return [Finding(Level.FAULT, "agent", found, error.hint or "see docs/guest-agent.md")]
     findings = [Finding(Level.OK, "agent", f"it answers{'' if system is None else f': {system}'}")]
     findings += _forbidden(commands)
     return findings if cpus is None else [*findings, *_examine_cpus(vm.layout, cpus)]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from qmpvcpu.errors import MonitorConnectError, shorten
-from qmpvcpu.processes import read_children, read_stat, why_idle
+from qmpvcpu.processes import find_openers, read_children, read_stat, read_text, why_idle
 
 _SUN_PATH_MAX = 107  # sun_path holds 108 bytes, one of them the final NUL (man 7 unix)
 _BACKLOG_RETRY_S = 0.02
@@ -42,6 +42,9 @@ _CHARDEV = ("socket,", "path=")
 _FIELD = "(?:[^,]|,,)+"  # two commas are one in a value
 _OTHER_PROTOCOLS = ("telnet", "tn3270", "tls-creds", "websocket")
 _ASK_FOR = "give QEMU -qmp unix:PATH,server=on,wait=off"
+
+QUEUE_FULL = "its queue of waiting clients is full"
+"""How the reason of an error begins where a server has more clients waiting than it has room for."""
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -273,8 +276,7 @@ async def connect(address: Address, *, deadline: float) -> socket.socket:
             raise MonitorConnectError(str(address), "the host did not answer within the deadline") from None
         raise MonitorConnectError(
             str(address),
-            "its queue of waiting clients is full: another client holds this QMP socket while others wait already,"
-            " or QEMU is stopped",
+            f"{QUEUE_FULL}: another client holds this QMP socket while others wait already, or QEMU is stopped",
             hint="SIGCONT lets a stopped QEMU go on; a QMP socket serves one client at a time: give a QEMU that runs "
             "a second -qmp",
         ) from None
@@ -479,7 +481,28 @@ def is_accepted(sock: socket.socket) -> bool | None:
     """
     if sock.family != socket.AF_UNIX:
         return None
-    inode = os.fstat(sock.fileno()).st_ino
+    peer = _peer_inode(os.fstat(sock.fileno()).st_ino)
+    return None if peer is None else bool(peer)
+
+
+def find_clients(sock: socket.socket) -> list[int]:
+    """Return the processes that the server of *sock* serves on the same UNIX socket, as far as the kernel tells.
+
+    It looks through the open files of all processes that this one may look into, so call it in a thread.
+
+    Source: proc(5), ``/proc/net/unix``: a socket that was accepted has its server's path, and state 03.
+    """
+    path = peer_name(sock)
+    if sock.family != socket.AF_UNIX or not path:
+        return []
+    lines = [line.split(maxsplit=7) for line in read_text("/proc/net/unix").splitlines()]
+    served = [int(line[6]) for line in lines if line[7:] == [path] and line[5] == "03"]
+    clients = {f"socket:[{peer}]" for each in served if each and (peer := _peer_inode(each))}
+    return find_openers(clients) if clients else []
+
+
+def _peer_inode(inode: int) -> int | None:
+    """Return the number of the socket that a UNIX socket is connected to; 0: not accepted yet; None: unknown."""
     question = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ANY, inode, _UDIAG_SHOW_PEER, _ANY, _ANY)
     header = struct.pack("=IHHII", 16 + len(question), _SOCK_DIAG_BY_FAMILY, 1, 0, 0)
     try:
@@ -493,7 +516,7 @@ def is_accepted(sock: socket.socket) -> bool | None:
     while at + 8 <= len(answer):
         length, kind, value = struct.unpack_from("=HHI", answer, at)
         if kind == _UNIX_DIAG_PEER:
-            return bool(value)
+            return int(value)
         at += max(4, (length + 3) & ~3)
     return None
 
@@ -513,7 +536,7 @@ def describe_peer(pid: int | None) -> str:
     peer = read_stat(pid)
     if peer is None:
         return f"the process that opened it, pid {pid}, has ended; {advice}"
-    who = f"pid {pid} ({peer.name})"
+    who = describe_process(pid)
     if why := why_idle(pid):
         return f"{who} {why}"
     for child in read_children(pid):
@@ -521,6 +544,12 @@ def describe_peer(pid: int | None) -> str:
         if started is not None and started.name.startswith("qemu") and (why := why_idle(child)):
             return f"pid {child} ({started.name}), started by {who}, {why}"
     return f"{who} runs, so most likely another client holds the socket; {advice}"
+
+
+def describe_process(pid: int) -> str:
+    """Return ``pid 123 (qemu-system-x86)``, or ``pid 123`` if it is gone or hidden."""
+    stat = read_stat(pid)
+    return f"pid {pid}" if stat is None else f"pid {pid} ({stat.name})"
 
 
 def why_silent(pid: int | None) -> str:

@@ -14,6 +14,7 @@ from qmpvcpu.errors import (
     InvalidMapError,
     MalformedAnswerError,
     Outcome,
+    describe,
 )
 from qmpvcpu.events import Event, InstanceChanged, LayoutChanged, Reconnected, VcpuPlugged, VcpuUnplugged, VmReset
 from qmpvcpu.given import checked
@@ -106,6 +107,9 @@ class Guest:
         await self._take_turn(deadline, timeout)
         try:
             return await self._list(deadline)
+        except GuestAgentError as error:
+            error.concern("", timeout=timeout)
+            raise
         finally:
             self._turn.release()
 
@@ -332,6 +336,13 @@ class Guest:
                     refusal.outcome = Outcome.UNKNOWN
                     raise refusal
             return VcpuMap(todo)
+        except GuestAgentError as error:
+            is_named = isinstance(error, GuestRefusedError | GuestNumberUnknownError) and error.ids
+            if isinstance(error, AgentSilentError) and not online:
+                without = "an unplug without offline_first=True does not need the agent"
+                error.hint = f"{error.hint}; {without}" if error.hint else without
+            error.concern("" if is_named else describe(what, wanted), timeout=timeout)
+            raise
         finally:
             self._turn.release()
 
@@ -343,7 +354,7 @@ class Guest:
             missing = wanted - {each for each in by_vcpu if each is not None}
             may_come = waits and None not in by_vcpu and missing <= self._layout().enabled
             if not missing or not may_come or _rest(deadline) <= pause:
-                self._check_known(wanted, by_vcpu.keys())
+                self._check_known(wanted, by_vcpu, online=waits)
                 return by_vcpu
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -369,14 +380,25 @@ class Guest:
                 raise MalformedAnswerError(self.address, "guest-set-vcpus", "nothing was done, and no error says why")
             left = left[count:]
 
-    def _check_known(self, wanted: VcpuMap, known: Iterable[int | None]) -> None:
+    def _check_known(self, wanted: VcpuMap, by_vcpu: Mapping[int | None, GuestVcpu], *, online: bool) -> None:
         layout = self._layout()
+        if unknown := VcpuMap(each for each in wanted if each >= layout.max):
+            raise GuestNumberUnknownError(self.address, unknown, f"this machine has 0 to {layout.max - 1}")
         if absent := wanted - layout.enabled:
-            raise GuestNumberUnknownError(self.address, absent, "it is not plugged")
-        if missing := wanted - {each for each in known if each is not None}:
-            why = "the guest does not list it, or it is not known which of its CPUs it is"
+            hint = "plug it first" if online else ""
+            raise GuestNumberUnknownError(self.address, absent, "it is not plugged", hint=hint)
+        missing = wanted - {each for each in by_vcpu if each is not None}
+        if missing and None in by_vcpu:
+            why = "nothing says which of the guest's CPUs it is"
             hint = "let the agent read files (guest-file-open, guest-file-read, guest-file-close)"
-            raise GuestNumberUnknownError(self.address, missing, why, hint="" if self._reads_files else hint)
+            if self._reads_files:
+                hint = "the guest's files do not say it; a reset while this is attached tells more"
+            raise GuestNumberUnknownError(self.address, missing, why, hint=hint)
+        if missing:
+            hint = "it cannot be online there, so unplug it without offline_first=True"
+            if online:
+                hint = "the guest may still start it, or its kernel takes no more CPUs: look into its log"
+            raise GuestNumberUnknownError(self.address, missing, "the guest does not list it", hint=hint)
 
     async def _ask_qemu(self, path: str) -> "QemuSays":
         from qmpvcpu.agent.answers import parse_port  # as in __init__

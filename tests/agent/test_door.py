@@ -513,6 +513,24 @@ def test_the_installed_qemu_qmp_has_what_the_agents_dialect_needs(name: str) -> 
     assert name == "_readline" or getattr(AgentClient, name) is not getattr(QMPClient, name)
 
 
+async def test_an_answer_without_its_id_is_no_restart(asking: Asking, tmp_path: Path) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while text := (await reader.read(1 << 16)).lstrip(b"\xff"):
+            question = json.loads(text)
+            if question["execute"] == "guest-sync-delimited":
+                answer = {"return": question["arguments"]["id"], "id": question["id"]}
+            else:
+                answer = {"return": []}
+            writer.write(b"\xff" + json.dumps(answer).encode() + b"\n")
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, tmp_path / "ga"):
+        door = asking(str(tmp_path / "ga"), within=1)
+        with pytest.raises(MalformedAnswerError, match="guest-get-vcpus: it does not carry the question's id"):
+            await door.cpus()
+        await door.close()
+
+
 async def test_a_closed_door_stays_closed(agent: ScriptedAgent, asking: Asking) -> None:
     door = asking(agent.path)
     await door.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -164,6 +165,8 @@ async def test_without_files_what_is_not_known_is_not_guessed() -> None:
         with pytest.raises(GuestNumberUnknownError, match="vCPUs 3,5 in the guest") as caught:
             await vm.guest.set_online([3, 5])
         assert caught.value.ids == {3, 5}
+        assert "nothing says which of the guest's CPUs it is" in caught.value.why
+        assert "does not list" not in str(caught.value)
         assert "let the agent read files" in caught.value.hint
         assert agent.changes == []
 
@@ -174,7 +177,9 @@ async def test_a_vcpu_that_is_not_plugged_has_no_number() -> None:
             GuestNumberUnknownError, match="CPU number of vCPU 4 in the guest is unknown: it is not plugged"
         ):
             await vm.guest.set_online(4)
-        with pytest.raises(GuestNumberUnknownError):
+        with pytest.raises(
+            GuestNumberUnknownError, match="number of vCPU 100 in the guest is unknown: this machine has 0 to 7"
+        ):
             await vm.guest.set_offline("0,100")
         assert agent.changes == []
 
@@ -184,8 +189,10 @@ async def test_a_vcpu_that_the_guest_has_not_found_has_no_number() -> None:
         await vm.plug(3)
         with pytest.raises(GuestNumberUnknownError, match="the guest does not list it"):
             await vm.guest.set_online(3, timeout=0.3)
-        with pytest.raises(GuestNumberUnknownError, match="the guest does not list it"):
+        with pytest.raises(GuestNumberUnknownError, match="the guest does not list it") as caught:
             await vm.guest.set_offline(3)
+        assert "unplug it without offline_first=True" in caught.value.hint
+        assert "nothing says" not in str(caught.value)
         agent.plugged(3)
         assert await vm.guest.set_online(3) == {3}
 
@@ -216,6 +223,20 @@ async def test_a_refusal_names_the_vcpu_the_errno_and_what_was_done_before() -> 
         assert (caught.value.errno, caught.value.number) == ("EBUSY", 3)
         assert caught.value.outcome is Outcome.CHANGED
         assert agent.is_online(5)
+
+
+async def test_a_silence_names_the_vcpus_the_limit_that_was_given_and_the_next_step() -> None:
+    async with guest((0, 3)) as (agent, vm, _):
+        await vm.plug(3)
+        await vm.guest.vcpus()
+        await agent.turn(Mood.LATE)
+        with pytest.raises(AgentSilentError, match=r"offline of vCPU 3: no answer within 0\.51 s: ") as caught:
+            await vm.guest.set_offline(3, timeout=0.51)
+        assert caught.value.timeout == 0.51
+        assert "start it" in caught.value.hint
+        assert "an unplug without offline_first=True does not need the agent" in str(caught.value)
+        with pytest.raises(AgentSilentError, match=r"online of vCPU 3: no answer within 0\.51 s: "):
+            await vm.guest.set_online(3, timeout=0.51)
 
 
 async def test_cpu_0_stays() -> None:
@@ -440,9 +461,28 @@ async def test_a_port_of_qemus_that_serves_another_client_is_told(tmp_path: Path
     async with MicroGuest(extra_args=port(path)) as micro, qmpvcpu.attach(micro.qmp, agent=str(path)) as vm:
         _, writer = await asyncio.open_unix_connection(path)
         await asyncio.sleep(0.1)
-        with pytest.raises(AgentConnectError, match="another client holds this socket"):
+        ours = f"pid {os.getpid()}"
+        with pytest.raises(AgentConnectError, match=f"another client holds this socket: {ours}") as caught:
             await vm.guest.vcpus(timeout=1)
+        assert "qmpvcpu watch --agent" in caught.value.hint
         writer.close()
+
+
+async def test_a_port_whose_queue_is_full_is_not_advised_to_be_made(tmp_path: Path) -> None:
+    path = tmp_path / "ga"
+    async with MicroGuest(extra_args=port(path)) as micro, qmpvcpu.attach(micro.qmp, agent=str(path)) as vm:
+        others = [socket.socket(socket.AF_UNIX) for _ in range(6)]
+        for other in others:
+            other.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                other.connect(str(path))
+            await asyncio.sleep(0.1)
+        with pytest.raises(AgentConnectError, match="its queue of waiting clients is full") as caught:
+            await vm.guest.vcpus(timeout=0.5)
+        assert "qmpvcpu watch --agent" in caught.value.hint
+        assert "-device" not in caught.value.hint
+        for other in others:
+            other.close()
 
 
 async def test_every_error_is_one_of_ours() -> None:

@@ -142,7 +142,7 @@ def test_a_frozen_process_is_told_from_one_that_runs(
     file: str, text: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {name: said.format(zeros="0 " * 15) for name, said in (FILES | {file: text}).items()}
-    monkeypatch.setattr("qmpvcpu.processes._read", lambda path: files.get(path, ""))
+    monkeypatch.setattr("qmpvcpu.processes.read_text", lambda path: files.get(path, ""))
     assert why_idle(7).startswith(why)
     assert bool(why_idle(7)) is bool(why)
 
