@@ -365,8 +365,13 @@ async def look(target: Target, *, reply_timeout: float = 10.0) -> Layout:
 
 
 def layout_of(vm: VmInfo, reading: Reading, answers: Mapping[int, OstAnswer]) -> Layout:
-    """Return what was read as a layout, in which the removals are pending that the guest says it works on."""
-    slots, threads = reading
+    """Return what was read as a layout, with what the guest has said of each vCPU that is plugged.
+
+    A removal that it works on is pending. Its answer to a plug counts: QEMU keeps the last answer of each slot, and
+    that to an ejection would have come after it.
+    """
+    read, threads = reading
+    slots = tuple(_answered(slot, answers.get(slot.cpu_index)) for slot in read)
     pending = (
         slot.first
         for slot in slots
@@ -376,6 +381,10 @@ def layout_of(vm: VmInfo, reading: Reading, answers: Mapping[int, OstAnswer]) ->
         and answer.status is OstStatus.IN_PROGRESS
     )
     return Layout(vm=vm, slots=slots, creation=creation_order(slots, threads or ()), pending_slots=frozenset(pending))
+
+
+def _answered(slot: Slot, answer: OstAnswer | None) -> Slot:
+    return slot.answered(answer) if slot.present and answer is not None and answer.is_insertion else slot
 
 
 def _needs_x2apic(accelerator: str, topology: Topology | None, slots: tuple[Slot, ...]) -> bool:

@@ -191,7 +191,7 @@ class VcpuController:
         """Read the guest's last answer of each slot, by ``cpu_index``: QEMU keeps them all.
 
         A slot that the guest never spoke of has none; a machine without ACPI hotplug has none at all. The layout has
-        only those that were heard since ``attach``.
+        those to plugs: of ``attach``, and what was heard since.
 
         Raises:
             MonitorError: The connection is lost, silent, or speaks nonsense.

@@ -113,7 +113,7 @@ async def test_a_list_says_which_vcpus_the_guest_uses(guest: MicroGuest, agent: 
     assert (await run("plug", "3", "--qmp", guest.qmp)).code == 0
     document = (await ask(guest, agent, "list", "--json")).document
     proofs = [vcpu["proof"] for vcpu in document["vcpus"][:4]]
-    assert proofs == ["online", "online", None, "present"]
+    assert proofs == ["online", "online", None, "acknowledged"]
     assert document["vcpus"][0]["proven_at"] > 0
     assert document["agent_error"] is None
     shown = await ask(guest, agent, "list")

@@ -9,7 +9,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu import Proof
 from qmpvcpu.errors import DenialReason, StepDeniedError, UnprovenError
-from qmpvcpu.testing import Behaviour, MicroGuest
+from qmpvcpu.testing import Behaviour, MicroGuest, ScriptedAgent
 from qmpvcpu.testing.peer import HANG, Command, Failure
 from tests.controller.vms import running
 from tests.hostile import HOSTILE, slots, small_vm
@@ -104,3 +104,32 @@ async def test_what_a_hostile_qemu_answers_proves_nothing_and_holds_nothing_up(a
             await attached.plug(2, proof=Proof.STARTED, timeout=0.5)
         assert caught.value.reached is Proof.PRESENT
         assert attached.layout.enabled == {0, 1, 2}
+
+
+@pytest.mark.qemu
+async def test_what_the_guest_has_acknowledged_before_is_known_to_the_next() -> None:
+    async with MicroGuest() as guest:
+        async with qmpvcpu.attach(guest.qmp) as vm:
+            await vm.plug(3, proof=Proof.ACKNOWLEDGED, require_proof=True)
+        async with qmpvcpu.attach(guest.qmp) as vm:
+            assert vm.layout[3].acknowledged is True
+            assert vm.layout[3].proof is Proof.ACKNOWLEDGED
+            assert vm.layout[3].proven_at is None, "nobody knows when"
+            assert vm.layout[2].acknowledged is None
+            await vm.unplug(3)
+        async with qmpvcpu.attach(guest.qmp) as vm:
+            assert vm.layout[3].proof is None
+
+
+@pytest.mark.qemu
+async def test_a_map_brings_online_what_is_plugged_and_offline() -> None:
+    async with MicroGuest(boot=3) as guest, ScriptedAgent((0, 1, 2)) as agent:
+        agent.cpus[agent.number_of(2)].online = False
+        async with qmpvcpu.attach(guest.qmp, agent=agent.path) as vm:
+            report = await vm.set_map("0-2", proof=Proof.ONLINE, timeout=5)
+            assert [(step.action.value, step.ids, step.ok) for step in report.steps] == [("online", {2}, True)]
+            assert agent.is_online(2)
+            assert not (await vm.set_map("0-2", proof=Proof.ONLINE)).steps
+            agent.cpus[agent.number_of(1)].online = False
+            await vm.set_state(1, enabled=True, proof=Proof.ONLINE)
+            assert agent.is_online(1)
