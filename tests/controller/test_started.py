@@ -127,7 +127,9 @@ async def test_a_map_brings_online_what_is_plugged_and_offline() -> None:
         agent.cpus[agent.number_of(2)].online = False
         async with qmpvcpu.attach(guest.qmp, agent=agent.path) as vm:
             report = await vm.set_map("0-2", proof=Proof.ONLINE, timeout=5)
-            assert [(step.action.value, step.ids, step.ok) for step in report.steps] == [("online", {2}, True)]
+            (step,) = report.steps
+            assert step.ok
+            assert str(step).startswith("online 2")
             assert agent.is_online(2)
             assert not (await vm.set_map("0-2", proof=Proof.ONLINE)).steps
             agent.cpus[agent.number_of(1)].online = False
