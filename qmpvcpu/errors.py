@@ -360,6 +360,10 @@ class MalformedReplyError(MonitorError):
         self.outcome = _outcome_of(command)
 
 
+WITHOUT_AGENT: Final = "an unplug without offline_first=True does not need the agent"
+"""What to do where the agent cannot take a vCPU offline."""
+
+
 class GuestAgentError(QmpVcpuError):
     """Something is wrong with the guest agent, or it cannot do what was asked. QMP goes on without it.
 
@@ -379,8 +383,9 @@ class GuestAgentError(QmpVcpuError):
         self.outcome = outcome
         self._say("")
 
-    def concern(self, about: str, *, timeout: float) -> None:  # noqa: ARG002 - for AgentSilentError
+    def concern(self, about: str, *, timeout: float | None = None, hint: str = "") -> None:  # noqa: ARG002 - below
         """Say in the message what the agent was asked for, such as ``offline of vCPU 3``, and in what time."""
+        self.hint = f"{self.hint}; {hint}" if self.hint and hint else self.hint or hint
         self._say(about)
 
     def _say(self, about: str) -> None:
@@ -417,10 +422,11 @@ class AgentSilentError(GuestAgentError, TimeoutError):
         self.port_open = port_open
         self._cause = why
 
-    def concern(self, about: str, *, timeout: float) -> None:  # noqa: D102 - as above
-        self.timeout = timeout
-        self.why = f"no answer within {timeout:.3g} s: {self._cause}"
-        super().concern(about, timeout=timeout)
+    def concern(self, about: str, *, timeout: float | None = None, hint: str = "") -> None:  # noqa: D102 - as above
+        if timeout is not None:
+            self.timeout = timeout
+            self.why = f"no answer within {timeout:.3g} s: {self._cause}"
+        super().concern(about, hint=hint)
 
 
 class AgentLostError(GuestAgentError, ConnectionError):

@@ -119,7 +119,7 @@ def flag(name: str, text: str) -> click.Option:
 
 _QMP_HELP = "The VM's QMP socket: a path, unix:PATH or tcp:HOST:PORT, or as -qmp has it."
 JSON = flag("--json", "Print one JSON document, for programs.")
-VERBOSE = flag("--verbose", "Print the QMP exchange on standard error.")
+VERBOSE = flag("--verbose", "Print the exchange with QEMU, and with the guest's agent, on standard error.")
 QMP = option("--qmp", metavar="ADDRESS", help=f"{_QMP_HELP} Else $QMPVCPU_QMP.")
 # The environment is read before the command only: read after it, it would win over a --qmp before it.
 FIRST_QMP = option("--qmp", metavar="ADDRESS", envvar="QMPVCPU_QMP", help=_QMP_HELP)

@@ -27,7 +27,7 @@ class Options(NamedTuple):
 
     Attributes:
         json: Print one JSON document on standard output, and nothing else there.
-        verbose: Print the QMP exchange on standard error.
+        verbose: Print the exchange with QEMU, and with the guest's agent, on standard error.
         qmp: Address of the VM's QMP socket, or None.
         agent: Address of the guest agent's socket, or None; in a fleet a pattern of them.
         name: What the VM is called, or None.
@@ -277,8 +277,9 @@ def _configure_logging(*, verbose: bool) -> None:
     # qemu.qmp logs every lost connection; the error says it better, once.
     logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
     if verbose:
-        logger = logging.getLogger("qmpvcpu.qmp")
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(relativeCreated)7.1f ms  %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.DEBUG)
+        for name in ("qmpvcpu.qmp", "qmpvcpu.agent"):
+            logger = logging.getLogger(name)
+            logger.addHandler(handler)
+            logger.setLevel(logging.DEBUG)

@@ -67,6 +67,8 @@ from qmpvcpu.engine.steprun import StepRun, StepStage
 from qmpvcpu.engine.transition import LastLook, Phase, SaveIntent, Task, Transition, WriteNextBoot
 from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.errors import (
+    WITHOUT_AGENT,
+    GuestAgentError,
     MalformedReplyError,
     MonitorLostError,
     MonitorTimeoutError,
@@ -74,6 +76,7 @@ from qmpvcpu.errors import (
     OutcomeUnknownError,
     QmpVcpuError,
     RecordError,
+    describe,
 )
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.options import Proof
@@ -660,6 +663,11 @@ class Engine:
         if change.result is Result.REPORT:
             check_plan(plan, self.layout)
         if agent_error is not None and any(step.asks_agent for step in plan.steps):
+            if isinstance(agent_error, GuestAgentError):
+                offline = union(step.ids for step in plan.steps if step.asks_agent and step.action is Action.UNPLUG)
+                online = union(step.ids for step in plan.steps if step.asks_agent and step.action is Action.ONLINE)
+                about = describe("offline", offline) if offline else describe("online", online)
+                agent_error.concern(about, hint=WITHOUT_AGENT if offline else "")
             raise agent_error
         return plan
 

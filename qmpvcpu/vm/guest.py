@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu.errors import (
+    WITHOUT_AGENT,
     AgentConnectError,
     AgentForbiddenError,
     AgentSilentError,
@@ -338,10 +339,8 @@ class Guest:
             return VcpuMap(todo)
         except GuestAgentError as error:
             is_named = isinstance(error, GuestRefusedError | GuestNumberUnknownError) and error.ids
-            if isinstance(error, AgentSilentError) and not online:
-                without = "an unplug without offline_first=True does not need the agent"
-                error.hint = f"{error.hint}; {without}" if error.hint else without
-            error.concern("" if is_named else describe(what, wanted), timeout=timeout)
+            hint = WITHOUT_AGENT if isinstance(error, AgentSilentError) and not online else ""
+            error.concern("" if is_named else describe(what, wanted), timeout=timeout, hint=hint)
             raise
         finally:
             self._turn.release()

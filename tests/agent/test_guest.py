@@ -239,6 +239,16 @@ async def test_a_silence_names_the_vcpus_the_limit_that_was_given_and_the_next_s
             await vm.guest.set_online(3, timeout=0.51)
 
 
+async def test_a_silence_before_an_unplug_names_the_vcpu_the_limit_and_the_way_without() -> None:
+    async with guest((0, 3)) as (agent, vm, _):
+        await vm.plug(3)
+        await agent.turn(Mood.SILENT)
+        with pytest.raises(AgentSilentError, match=r"offline of vCPU 3: no answer within 0\.51 s: ") as caught:
+            await vm.unplug(3, offline_first=True, timeout=0.51)
+        assert "an unplug without offline_first=True does not need the agent" in str(caught.value)
+        assert vm.layout.enabled == {0, 3}
+
+
 async def test_cpu_0_stays() -> None:
     async with guest() as (agent, vm, _):
         with pytest.raises(GuestRefusedError, match="offline of vCPU 0 refused") as caught:

@@ -71,6 +71,10 @@ async def test_an_unplug_that_the_guests_system_refuses_sends_nothing_to_qemu(
     await agent.turn(Mood.NORMAL)
     ran = await ask(guest, agent, "unplug", "1", "--offline-first", "--verbose")
     assert ran.code == 0
+    sent = next(line for line in ran.err.splitlines() if "guest-set-vcpus" in line)
+    assert f" ms  unix:{agent.path} sent " in sent
+    assert f"unix:{agent.path} received " in ran.err
+    assert "device_del" in ran.err
     assert agent.changes == [(1, False)]
 
 
