@@ -104,11 +104,15 @@ Block = str | Line | Table | ByWidth
 
 
 class Output:
-    """One of the standard streams, for what people read."""
+    """One of the standard streams, for what people read.
 
-    def __init__(self, file: TextIO) -> None:
+    With *wraps* a line that is too long for the terminal is broken between words.
+    """
+
+    def __init__(self, file: TextIO, *, wraps: bool = False) -> None:
         self.is_terminal = file.isatty()
         self._file = file
+        self._wraps = wraps
         self._terminal: Terminal | None = None
 
     @property
@@ -129,8 +133,17 @@ class Output:
             terminal.print(*blocks, style=style)
         else:
             for block in blocks:
-                self._file.write(printable(str(block), lines=True) + "\n")
+                self._file.write(self._wrapped(printable(str(block), lines=True)) + "\n")
         self._file.flush()
+
+    def _wrapped(self, text: str) -> str:
+        width = self.width if self._wraps else None
+        if width is None or all(len(line) <= width for line in text.split("\n")):
+            return text
+        from textwrap import fill  # not at the top: most lines fit
+
+        lines = text.split("\n")
+        return "\n".join(fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines)
 
     @property
     def draws(self) -> bool:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +19,7 @@ from qmpvcpu.cli.change_options import (
 )
 from qmpvcpu.cli.config import VcpuIds, change_config, disable, enable, listed
 from qmpvcpu.cli.options import AGENT, TIMEOUT, VM_OPTIONS, command
-from qmpvcpu.cli.progress import progress, proofs_in
+from qmpvcpu.cli.progress import PlugClock, meanwhile, progress
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
@@ -179,8 +180,9 @@ async def _plug_one(
 ) -> VcpuMap:
     require = proof is Proof.ACKNOWLEDGED
     started = time.monotonic()
-    events = vm.events()
-    async with progress(vm, shell.err, waiting="plugging" if vcpu is None else f"vCPU {vcpu}: plugging"):
+    clock = PlugClock(vm.events())
+    waiting = "plugging" if vcpu is None else f"vCPU {vcpu}: plugging"
+    async with meanwhile(clock.run()), progress(vm, shell.err, waiting=waiting):
         try:
             ids = await vm.plug(vcpu, proof=proof, require_proof=require, affect=affect, **change)
         except UnprovenError as error:
@@ -188,17 +190,17 @@ async def _plug_one(
             slot = vm.layout.slot_of(min(error.ids))
             acknowledged = False if error.wanted is Proof.ACKNOWLEDGED else slot.acknowledged
             verdict = Plugged(slot.ids, acknowledged, error.code, error.reason, seconds)
-            proofs = proofs_in(events, slot.ids)
+            proofs = clock.proofs(slot.ids)
             shell.done.append({"verdict": to_json(verdict), "proofs": to_json(proofs)})
             raise
     seconds = time.monotonic() - started
     slot = vm.layout.slot_of(min(ids))
     acknowledged = vm.layout[slot.first].acknowledged
     verdict = Plugged(ids, acknowledged, slot.answer.code if slot.answer else None, seconds=seconds)
-    proofs = proofs_in(events, ids)
+    proofs = clock.proofs(ids)
     shell.done.append({"verdict": to_json(verdict), "proofs": to_json(proofs)})
     said = ", the guest acknowledged it" if acknowledged else ""
-    said = f", {proofs}" if proof is not Proof.PRESENT else said
+    said = f", {replace(proofs, present=None)}" if proof is not Proof.PRESENT else said
     said += ", at the next boot too" if affect is Affect.BOTH else ""
     shell.say(f"plugged vCPU {ids} as {slot.device_id} in {milliseconds(seconds)}{said}")
     return ids

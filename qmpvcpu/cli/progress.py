@@ -372,13 +372,34 @@ async def run_transition(
             raise
 
 
-def proofs_in(events: "EventStream", ids: VcpuMap) -> ProofSeconds:
-    """Return what the *events* so far prove of the plug of *ids*, and when."""
-    seconds: dict[str, float] = {}
-    while (event := events.take()) is not None:
-        if isinstance(event, VcpuProven) and event.ids == ids and event.seconds is not None:
-            seconds[event.proof.value] = event.seconds
-    return ProofSeconds(**seconds)
+class PlugClock:
+    """Takes the seconds from now, when a plug is sent, until *events* tell of each proof of it."""
+
+    def __init__(self, events: "EventStream") -> None:
+        self._events = events
+        self._sent = time.monotonic()
+        self._seconds: dict[VcpuMap, dict[str, float]] = {}
+
+    async def run(self) -> None:
+        """Take events in as they come."""
+        async for event in self._events:
+            self._take(event)
+
+    def proofs(self, ids: VcpuMap) -> ProofSeconds:
+        """Return what the events so far prove of the plug of *ids*, and when."""
+        while (event := self._events.take()) is not None:
+            self._take(event)
+        return ProofSeconds(**self._seconds.get(ids, {}))
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case VcpuPlugged():
+                proof = Proof.PRESENT
+            case VcpuProven(proof=proof, seconds=float()):
+                pass
+            case _:
+                return
+        self._seconds.setdefault(event.ids, {})[proof.value] = time.monotonic() - self._sent
 
 
 async def _note_loss(shell: "Shell", vm: "VcpuController") -> None:

@@ -21,6 +21,9 @@ _OUTCOMES: Final = {
     TransitionOutcome.REVERT_INCOMPLETE: "red",
 }
 _MOST_NAMED: Final = 4
+# A longer reason is shown once for steps in a row that share it.
+_SHORT: Final = 40
+_AS_ABOVE: Final = "as above"
 # On a narrower terminal the reasons would be columns of single words.
 _TABLE_WIDTH: Final = 64
 
@@ -79,13 +82,17 @@ def _step_table(steps: tuple[StepReport, ...], unanswered: str, *, proven: bool)
     columns += [Column("undone")] if reverted else []
     columns += [Column("proven", fold=True)] if proven else []
     table = Table(*columns, Column("why", fold=True))
+    above = ""
     for step in steps:
+        reason = printable(in_options(step.reason))
+        why = _AS_ABOVE if reason == above and len(reason) > _SHORT else reason
+        above = reason
         verdict = step.word or unanswered
         took = milliseconds(step.seconds) if step.seconds else ""
         cells = [step.action.value, str(step.ids), Line((verdict, _style(step))), took]
         cells += [_undone(step)] if reverted else []
         cells += [_proven(step)] if proven else []
-        table.add(*cells, printable(in_options(step.reason)))
+        table.add(*cells, why)
     return table
 
 

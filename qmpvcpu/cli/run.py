@@ -110,7 +110,7 @@ class Shell:
         self.stdout_closed = False
         self.unprinted: OSError | None = None
         self.out = Output(sys.stdout)
-        self.err = Output(cast("TextIO", BestEffortStream(sys.stderr)))
+        self.err = Output(cast("TextIO", BestEffortStream(sys.stderr)), wraps=True)
 
     @contextlib.asynccontextmanager
     async def attach(

@@ -8,6 +8,7 @@ import pytest
 from qmpvcpu import OnFailure
 from qmpvcpu.cli import main
 from qmpvcpu.cli.failures import failure
+from qmpvcpu.cli.reports import report_blocks
 from qmpvcpu.cli.run import Options, Shell
 from qmpvcpu.errors import TransitionError
 from qmpvcpu.model.layout import Layout
@@ -18,6 +19,7 @@ from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.cli.running import Ran, run, running, said
 from tests.exchange import exchange
+from tests.layouts import layout
 
 pytestmark = pytest.mark.qemu
 
@@ -359,3 +361,19 @@ def test_bad_words_need_no_vm_to_be_turned_away(
     assert words in document["error"]["message"]
     assert len(document["error"]["message"]) < 1000
     assert document["error"]["outcome"] == "unchanged"
+
+
+def test_a_long_reason_that_steps_in_a_row_share_is_shown_once() -> None:
+    long = "the guest's agent forbids the command, as its configuration says"
+    steps = tuple(StepReport(Action.PLUG, VcpuMap([vcpu]), reason=long) for vcpu in (2, 3, 4))
+    short = StepReport(Action.UNPLUG, VcpuMap([1]), reason="device is busy")
+    report = TransitionReport(
+        VcpuMap([0, 1]),
+        VcpuMap([0]),
+        OnFailure.STOP,
+        TransitionOutcome.PARTIAL,
+        (*steps, short, short),
+        layout("0-1"),
+    )
+    said = "\n".join(map(str, report_blocks(report)))
+    assert (said.count(long), said.count("as above"), said.count("device is busy")) == (1, 2, 2)

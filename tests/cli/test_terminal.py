@@ -1,6 +1,7 @@
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +117,16 @@ def test_what_is_proven_fits_into_the_table(columns: int, since: dict[int, str] 
     lines = str(table).splitlines()
     assert max(map(len, lines)) <= columns
     assert [line for line in lines if "acknowledged" in line]
+
+
+async def test_a_long_complaint_is_broken_between_words() -> None:
+    path = Path("/nonexistent", "a-directory-" * 5, "vm.qmp")
+    async with on_terminal("list", "--qmp", path, columns=80) as it:
+        assert await it.end() == 3
+    lines = it.shown.replace("\r", "").split("\n")
+    complaint = next(line for line in lines if line.startswith("qmpvcpu:"))
+    assert len(lines) > 2
+    assert [line for line in lines if str(path) not in line and len(line) > 80] == []
+    in_a_pipe = await run("list", "--qmp", path)
+    assert " ".join(" ".join(lines).split()) == " ".join(in_a_pipe.err.split())
+    assert complaint
