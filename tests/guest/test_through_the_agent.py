@@ -146,6 +146,31 @@ async def test_an_agent_that_is_stopped_is_told_from_one_that_is_not_there(share
         assert len(await vm.guest.vcpus()) == 2
 
 
+async def test_each_new_session_tells_them_apart_by_any_way_to_the_socket(
+    shared_guest: LinuxGuest, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(shared_guest.agent)
+
+    async def ask() -> AgentSilentError:
+        async with qmpvcpu.attach(shared_guest.qmp, agent=link) as vm:
+            with pytest.raises(AgentSilentError) as caught:
+                await vm.guest.vcpus(timeout=1)
+        return caught.value
+
+    await shared_guest.pause_agent()
+    error = await ask()
+    assert error.port_open is True
+    assert "restart qemu-guest-agent" in error.hint
+    await shared_guest.stop_agent()
+    error = await ask()
+    assert error.port_open is False
+    assert "start it" in error.hint
+    await shared_guest.start_agent()
+    async with qmpvcpu.attach(shared_guest.qmp, agent=link) as vm:
+        assert len(await vm.guest.vcpus()) == 2
+
+
 async def test_an_agent_that_is_started_again_in_the_middle_is_told(shared_guest: LinuxGuest) -> None:
     async with attached(shared_guest) as vm:
         await vm.guest.vcpus()
