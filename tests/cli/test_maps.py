@@ -8,7 +8,7 @@ import pytest
 from qmpvcpu import OnFailure
 from qmpvcpu.cli import main
 from qmpvcpu.cli.failures import failure
-from qmpvcpu.cli.reports import report_blocks
+from qmpvcpu.cli.reports import report_blocks, shortcoming
 from qmpvcpu.cli.run import Options, Shell
 from qmpvcpu.errors import TransitionError
 from qmpvcpu.model.layout import Layout
@@ -377,3 +377,11 @@ def test_a_long_reason_that_steps_in_a_row_share_is_shown_once() -> None:
     )
     said = "\n".join(map(str, report_blocks(report)))
     assert (said.count(long), said.count("as above"), said.count("device is busy")) == (1, 2, 2)
+
+
+def test_vcpus_that_were_not_asked_for_are_named_by_their_ids() -> None:
+    steps = tuple(StepReport(Action.UNPLUG, VcpuMap([vcpu])) for vcpu in (4, 3, 1))
+    report = TransitionReport(
+        VcpuMap([0, 1, 3, 4]), VcpuMap([0]), OnFailure.STOP, TransitionOutcome.PARTIAL, steps, layout("0-1,3-4")
+    )
+    assert shortcoming(report) == "0 not reached (partial): not sent: 1,3-4"
