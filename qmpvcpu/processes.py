@@ -122,6 +122,20 @@ def why_idle(pid: int) -> str:
     return _IDLE.get(stat.state, "")
 
 
+def has_ended(pid: int) -> bool:
+    """Return True if *pid* has ended, or is about to; False if it runs, or its state cannot be known."""
+    stat = read_stat(pid)
+    if stat is not None:
+        return stat.has_ended or stat.is_ending
+    try:
+        os.kill(pid, 0)  # others' processes may be hidden from us: hidepid in proc(5)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def _is_frozen(pid: int) -> bool:
     """Return True if the cgroup of *pid* is frozen.
 

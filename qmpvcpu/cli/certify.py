@@ -89,6 +89,9 @@ async def certify_(
     refused, never (within the timeout) or not possible, and why. Steps that this QEMU is known not to survive are not
     tried. At the end, and when it is stopped, the VM at --qmp gets back the vCPUs that it had.
 
+    Under KVM some hosts' kernels end QEMU when a vCPU is plugged again into a slot whose vCPU has run. One row does
+    just that (docs/qemu-versions.md), so on a new host try a VM first that you can lose.
+
       qmpvcpu certify --disturb --qmp /run/vm.qmp
 
       qmpvcpu certify --markdown -- qemu-system-x86_64 -m 1024 -snapshot -drive file=disk.img

@@ -354,12 +354,21 @@ def _name(uid: int, gid: int) -> str:
         return f"{user}:{gid}"
 
 
+_DENIED: Final = "what would hit it is denied"
+_DENIALS: Final = {
+    KnownFault.TCG_CREATED_BEYOND_MAX: f"{_DENIED}, as far as the count is known: others may have plugged more",
+    KnownFault.TCG_REPLUG_CORRUPTS_HEAP: f"{_DENIED} at a plug if the unplug is known; plan warns of a reset",
+    KnownFault.TCG_LINUX_LOCKS_UP: "nothing is denied for it, plan warns",
+    KnownFault.TCG_PSERIES_RESET_ABORTS: "nothing is denied for it, plan warns",
+}
+
+
 def examine_vm(vm: VcpuController, answers: Collection[OstAnswer]) -> Iterator[Finding]:
     """Tell what *vm* can do, and what is known of its guest, of whom *answers* are the last ones."""
     layout = vm.layout
     yield Finding(Level.OK, "VM", headline(layout))
     for fault in sorted(vm.capabilities.known_faults, key=lambda each: each.name):
-        yield Finding(Level.NOTE, "VM's QEMU", f"known: {fault.value}", "what would hit it is denied")
+        yield Finding(Level.NOTE, "VM's QEMU", f"known: {fault.value}", _DENIALS.get(fault, _DENIED))
     if layout.vm.libvirt_owned:
         found = "libvirt has started it: its boot vCPUs stay, unless --allow-boot-vcpus"
         yield Finding(Level.NOTE, "VM", found, "docs/libvirt.md says how both live with one VM")

@@ -40,11 +40,12 @@ from qmpvcpu.events import Origin
 from qmpvcpu.model.options import CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, succeeded
 from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Unknown, Unplugged, Verdict
-from qmpvcpu.planning.checks import check_plug, check_unplug
+from qmpvcpu.planning.checks import check_plug, check_unplug, plug_suspects
 
 # What no event tells is asked for soon at first, since most guests take a vCPU within milliseconds.
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.5
+_PEER_WENT: Final = ("the peer hung up", "the peer reset the connection")  # and not that this side closed it
 
 
 class SendStep(NamedTuple):
@@ -835,6 +836,10 @@ class Batch:
 
     def _end(self, run: StepRun, verdict: Verdict | None, reason: str = "") -> None:
         self._out.drop(run)
+        if isinstance(verdict, Unknown) and run.plugs and any(words in verdict.why for words in _PEER_WENT):
+            faults = plug_suspects(self._state.layout, self._state.slots[run.first])
+            why_gone = "; ".join((verdict.why, *(f"known of this QEMU: {fault.value}" for fault in faults)))
+            verdict = replace(verdict, why=why_gone)
         run.stage, run.verdict, run.ended_at = StepStage.ENDED, verdict, self._now
         good = succeeded(run.step.action, verdict) or (verdict is None and self._bounds.until_accepted)
         run.reason = reason or ("" if good or verdict is None else why(verdict))

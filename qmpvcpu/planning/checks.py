@@ -169,6 +169,14 @@ def fatal_plug(now: Situation, slot: Slot) -> Fatal | None:
     return None if fault is None else Fatal.of(fault)
 
 
+def plug_suspects(layout: Layout, slot: Slot) -> list[KnownFault]:
+    """Return the known faults that a plug into *slot* may have met, for all that is known, if QEMU ended at it."""
+    possible = {KnownFault.TCG_CREATED_BEYOND_MAX, KnownFault.TCG_REPLUG_CORRUPTS_HEAP}
+    if layout.vm.topology is not None and needs_x2apic(layout.vm.topology, slot.props):
+        possible.add(KnownFault.TCG_APIC_ID_255)
+    return sorted(possible & layout.vm.known_faults, key=lambda fault: fault.name)
+
+
 def fatal_unplug(now: Situation) -> Fatal | None:
     """Return why this QEMU is known not to survive that a vCPU leaves, or None."""
     faults = now.layout.vm.known_faults

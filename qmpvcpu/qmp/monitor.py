@@ -22,6 +22,7 @@ from qmpvcpu.errors import (
     shorten,
 )
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.processes import has_ended
 from qmpvcpu.qmp.address import Address, connect, connected_socket, peer_pid, why_silent
 from qmpvcpu.qmp.client import TunedClient, end, establish, explain, longest_line, read_version
 
@@ -266,7 +267,10 @@ class Monitor:
             self._client.remove_listener(self._listener)  # or its owner's next session would reach us
             why = self._foreign_end()
         else:
-            why = explain(await end(self._client, self._sock, grace_s=0), longest_line(self._client))
+            cause = await end(self._client, self._sock, grace_s=0)
+            why = explain(cause, longest_line(self._client))
+            if isinstance(cause, EOFError | ConnectionResetError) and self.peer_pid and has_ended(self.peer_pid):
+                why += f"; its process, {self.peer_pid}, has ended"
         if self.lost is not None:
             return
         self.lost = MonitorLostError(why)

@@ -15,7 +15,7 @@ from qmpvcpu.cli import examine
 from qmpvcpu.cli.examine import Level
 from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.vm import VmStatus
+from qmpvcpu.model.vm import KnownFault, VmStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import plan_map
 from qmpvcpu.testing import Behaviour, MicroGuest, QemuProcess, best_qemu, find_qemus
@@ -241,6 +241,21 @@ def test_of_each_machine_is_said_what_it_can_do_and_nothing_else(vm: Any, subjec
     assert says in said
     assert "acknowledged" not in said
     assert ("only plugs are possible" in said) is vm.layout.vm.can_plug
+
+
+@pytest.mark.parametrize(
+    ("version", "fault", "advice"),
+    [
+        ((11, 1, 3), KnownFault.TCG_CREATED_BEYOND_MAX, "is denied, as far as the count is known"),
+        ((11, 1, 3), KnownFault.TCG_SINGLE_THREAD_UNPLUG, "what would hit it is denied"),
+        ((8, 2, 2), KnownFault.TCG_LINUX_LOCKS_UP, "nothing is denied for it, plan warns"),
+        ((7, 2, 22), KnownFault.TCG_REPLUG_CORRUPTS_HEAP, "plan warns of a reset"),
+    ],
+)
+def test_no_more_is_said_to_be_denied_than_is(version: tuple[int, int, int], fault: KnownFault, advice: str) -> None:
+    vm = machine("x86_64", "pc-q35", qemu_version=version)
+    (told,) = [each for each in examine.examine_vm(vm, []) if each.found == f"known: {fault.value}"]
+    assert advice in told.advice
 
 
 @pytest.mark.parametrize(

@@ -443,6 +443,18 @@ async def test_a_machine_that_is_not_made_yet_has_its_slots_already(on: Substrat
                 await vm.plug(1)
 
 
+@pytest.mark.parametrize("on", [p for p in substrates(["q35"], accels=["tcg"]) if p.values[0].version != "7.2"])
+async def test_a_qemu_that_ends_at_a_plug_is_told_with_what_is_known_of_it(on: Substrate) -> None:
+    async with running(on, max_vcpus=3, topology="sockets=3") as (guest, vm):
+        for _ in range(2):
+            await vm.plug(1)
+            await vm.unplug(1)
+        with pytest.raises(OutcomeUnknownError, match="more vCPUs were ever created than maxcpus") as caught:
+            await vm.plug(1, allow_fatal=True)
+        assert "known of this QEMU: " in caught.value.why
+        assert f"its process, {guest.process.pid}, has ended" in str(caught.value)
+
+
 @ON_Q35
 async def test_what_the_vm_is_and_can(on: Substrate) -> None:
     known = "3f0f1f63-6c4c-4f52-a6e7-0d4a9d8d6d8c"

@@ -200,7 +200,7 @@ async def test_a_killed_peer_is_noticed_while_idle(server: Server, connect: Open
     monitor = await connect(path)
     process.kill()
     await until(lambda: heard.lost)
-    assert heard.lost[0].why == "the peer hung up (end of file)"
+    assert heard.lost[0].why == f"the peer hung up (end of file); its process, {process.pid}, has ended"
     assert monitor.peer_pid == process.pid
 
 
@@ -216,5 +216,7 @@ async def test_a_killed_peer_is_noticed_with_a_command_in_flight(
     with pytest.raises(MonitorLostError, match="with query-status in flight") as caught:
         await asking
     # The kernel says ECONNRESET where the peer had not read all of what we sent.
-    assert caught.value.why in {"the peer hung up (end of file)", "the peer reset the connection (ECONNRESET)"}
+    why, _, gone = caught.value.why.partition("; ")
+    assert why in {"the peer hung up (end of file)", "the peer reset the connection (ECONNRESET)"}
+    assert gone == f"its process, {process.pid}, has ended"
     assert len(heard.lost) == 1
