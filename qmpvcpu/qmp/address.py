@@ -495,7 +495,7 @@ def find_clients(sock: socket.socket) -> list[int]:
     path = peer_name(sock)
     if sock.family != socket.AF_UNIX or not path:
         return []
-    lines = [line.split(maxsplit=7) for line in read_text("/proc/net/unix").splitlines()]
+    lines = [line.split(maxsplit=7) for line in read_text("/proc/net/unix").splitlines()[1:]]
     served = [int(line[6]) for line in lines if line[7:] == [path] and line[5] == "03"]
     clients = {f"socket:[{peer}]" for each in served if each and (peer := _peer_inode(each))}
     return find_openers(clients) if clients else []

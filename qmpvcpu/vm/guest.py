@@ -1,7 +1,8 @@
 """`Guest`: what the guest's own system says of its vCPUs, and what it can be told to do with them."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu.errors import (
@@ -104,15 +105,8 @@ class Guest:
         Raises:
             GuestAgentError: See the class.
         """
-        deadline = asyncio.get_running_loop().time() + timeout
-        await self._take_turn(deadline, timeout)
-        try:
+        async with self._in_turn(timeout) as deadline:
             return await self._list(deadline)
-        except GuestAgentError as error:
-            error.concern("", timeout=timeout)
-            raise
-        finally:
-            self._turn.release()
 
     @checked
     async def set_online(self, ids: int | str | Iterable[int], *, timeout: float = 10.0) -> VcpuMap:
@@ -226,6 +220,22 @@ class Guest:
             raise AgentConnectError("", "no agent was given", hint=hint)
         return self._agent
 
+    @contextlib.asynccontextmanager
+    async def _in_turn(self, timeout: float, about: str = "", *, hint: str = "") -> AsyncIterator[float]:
+        """Ask while no other task does; yields the deadline. An error is *about* that, a silence has the *hint*."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        try:
+            await self._take_turn(deadline, timeout)
+            try:
+                yield deadline
+            finally:
+                self._turn.release()
+        except GuestAgentError as error:
+            is_named = isinstance(error, GuestRefusedError | GuestNumberUnknownError) and error.ids
+            is_silent = isinstance(error, AgentSilentError)
+            error.concern("" if is_named else about, timeout=timeout, hint=hint if is_silent else "")
+            raise
+
     async def _take_turn(self, deadline: float, timeout: float) -> None:
         try:
             async with asyncio.timeout_at(deadline):
@@ -310,10 +320,9 @@ class Guest:
 
     async def _set(self, given: int | str | Iterable[int], timeout: float, *, online: bool) -> VcpuMap:
         wanted = _ids(given)
-        deadline = asyncio.get_running_loop().time() + timeout
         what = "online" if online else "offline"
-        await self._take_turn(deadline, timeout)
-        try:
+        hint = "" if online else WITHOUT_AGENT
+        async with self._in_turn(timeout, describe(what, wanted), hint=hint) as deadline:
             by_vcpu = await self._list_with(wanted, deadline, waits=online)
             todo = [each for each in wanted if by_vcpu[each].online is not online]
             if fixed := [each for each in todo if not online and not by_vcpu[each].can_offline]:
@@ -337,13 +346,6 @@ class Guest:
                     refusal.outcome = Outcome.UNKNOWN
                     raise refusal
             return VcpuMap(todo)
-        except GuestAgentError as error:
-            is_named = isinstance(error, GuestRefusedError | GuestNumberUnknownError) and error.ids
-            hint = WITHOUT_AGENT if isinstance(error, AgentSilentError) and not online else ""
-            error.concern("" if is_named else describe(what, wanted), timeout=timeout, hint=hint)
-            raise
-        finally:
-            self._turn.release()
 
     async def _list_with(self, wanted: VcpuMap, deadline: float, *, waits: bool) -> dict[int | None, GuestVcpu]:
         """Return the guest's CPUs by vCPU; *waits* for those *wanted* that were just plugged, if they are to come."""

@@ -249,6 +249,16 @@ async def test_a_silence_before_an_unplug_names_the_vcpu_the_limit_and_the_way_w
         assert vm.layout.enabled == {0, 3}
 
 
+async def test_a_question_that_waits_for_others_in_vain_names_its_vcpu() -> None:
+    async with guest((0, 3)) as (agent, vm, _):
+        await agent.turn(Mood.SILENT)
+        first = asyncio.ensure_future(vm.guest.vcpus(timeout=2))
+        await asyncio.sleep(0.1)
+        with pytest.raises(AgentSilentError, match=r"online of vCPU 3: no answer within .*: it is still busy"):
+            await vm.guest.set_online(3, timeout=0.2)
+        first.cancel()
+
+
 async def test_cpu_0_stays() -> None:
     async with guest() as (agent, vm, _):
         with pytest.raises(GuestRefusedError, match="offline of vCPU 0 refused") as caught:

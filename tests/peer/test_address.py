@@ -9,7 +9,7 @@ import pytest
 
 from qmpvcpu.errors import MonitorConnectError
 from qmpvcpu.processes import ProcessStat
-from qmpvcpu.qmp.address import Address, connect, connected_socket, describe_peer, first_bytes, peer_pid
+from qmpvcpu.qmp.address import Address, connect, connected_socket, describe_peer, find_clients, first_bytes, peer_pid
 
 
 def soon(seconds: float = 5) -> float:
@@ -423,3 +423,19 @@ async def test_a_look_up_that_outlives_its_loop_does_no_harm(nobody_answers_for_
 
     await asyncio.to_thread(run)
     assert nobody_answers_for_a_name == ["vm.example"]
+
+
+@pytest.mark.parametrize("name", ["Path", "with a space"])  # the first is also what the kernel's list has as its head
+def test_the_process_that_a_server_serves_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(name)
+        server.listen()
+        client.connect(name)
+        assert find_clients(client) == []
+        served, _ = server.accept()
+        with served, socket.socket(socket.AF_UNIX) as waiting:
+            waiting.connect(name)
+            assert find_clients(waiting) == [os.getpid()]
