@@ -296,7 +296,10 @@ class GuestAgent:
         ours = isinstance(client, AgentClient)
         if isinstance(client, AgentClient):
             client.token = token
-        returned = await client.execute(SYNC if ours else "guest-sync", {"id": token})
+        question = SYNC if ours else "guest-sync"
+        self._log("sent", {"execute": question, "arguments": {"id": token}})
+        returned = await client.execute(question, {"id": token})
+        self._log("received", {"return": returned})
         if type(returned) is not int or returned != token:
             raise MalformedAnswerError(self.address, SYNC, "it is not the number that was sent", returned)
 

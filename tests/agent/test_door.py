@@ -172,7 +172,10 @@ async def _open(path: str) -> tuple[int, int, int]:
 # Silence.
 
 
-async def test_a_silent_agent_is_told_within_the_deadline(agent: ScriptedAgent, asking: Asking) -> None:
+async def test_a_silent_agent_is_told_within_the_deadline(
+    agent: ScriptedAgent, asking: Asking, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", logger="qmpvcpu.agent")
     await agent.turn(Mood.SILENT)
     began = time.monotonic()
     with pytest.raises(AgentSilentError, match=r"no answer within 0\.4 s: no agent runs") as caught:
@@ -181,6 +184,7 @@ async def test_a_silent_agent_is_told_within_the_deadline(agent: ScriptedAgent, 
     assert caught.value.port_open is None
     assert caught.value.outcome is Outcome.UNCHANGED
     assert caught.value.timeout == 0.4
+    assert "guest-sync-delimited" in caplog.text
 
 
 @pytest.mark.parametrize(
