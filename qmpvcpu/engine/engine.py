@@ -662,7 +662,7 @@ class Engine:
         plan = change.plan(self.situation)
         if change.result is Result.REPORT:
             check_plan(plan, self.layout)
-        if agent_error is not None and any(step.asks_agent for step in plan.steps):
+        if agent_error is not None and any(step.asks_agent and step.action is Action.UNPLUG for step in plan.steps):
             if isinstance(agent_error, GuestAgentError):
                 offline = union(step.ids for step in plan.steps if step.asks_agent and step.action is Action.UNPLUG)
                 online = union(step.ids for step in plan.steps if step.asks_agent and step.action is Action.ONLINE)

@@ -511,6 +511,18 @@ def test_one_that_is_plugged_and_offline_is_only_looked_at_where_that_is_asked()
     assert told.outcome == "PARTIAL"
 
 
+def test_an_agent_that_tells_no_list_now_may_do_so_while_the_step_waits() -> None:
+    told = with_agent("0-2")
+    told.guest = {0: True, 1: True, 2: False}
+    told.tell(told.listing())
+    told.first_looks_wait = True
+    assert told.ask(whole_map("0-2", proof=ONLINE)) == ["list the guest"]
+    assert told.is_silent() == ["first look"]
+    assert told.see(first=True) == ["save intent", "bring 2 online"]
+    assert told.obeys() == ["save outcome"]
+    assert told.outcome == "REACHED"
+
+
 def test_a_guest_that_is_busy_for_a_moment_is_asked_again() -> None:
     told = with_agent("0")
     told.ask(plug(1, proof=ONLINE))
