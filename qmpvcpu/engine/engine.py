@@ -662,14 +662,14 @@ class Engine:
         plan = change.plan(self.situation)
         if change.result is Result.REPORT:
             check_plan(plan, self.layout)
-        if agent_error is not None and any(step.asks_agent and step.action is Action.UNPLUG for step in plan.steps):
-            if isinstance(agent_error, GuestAgentError):
-                offline = union(step.ids for step in plan.steps if step.asks_agent and step.action is Action.UNPLUG)
-                online = union(step.ids for step in plan.steps if step.asks_agent and step.action is Action.ONLINE)
-                about = describe("offline", offline) if offline else describe("online", online)
-                agent_error.concern(about, hint=WITHOUT_AGENT if offline else "")
-            raise agent_error
-        return plan
+        if agent_error is None:
+            return plan
+        offline = union(step.ids for step in plan.steps if step.asks_agent and step.action is Action.UNPLUG)
+        if not offline:
+            return plan
+        if isinstance(agent_error, GuestAgentError):
+            agent_error.concern(describe("offline", offline), hint=WITHOUT_AGENT)
+        raise agent_error
 
     def _give_up_parked(self, change: Change) -> None:
         """QEMU does not reply to the plug that *change* waits for."""
