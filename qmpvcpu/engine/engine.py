@@ -342,21 +342,21 @@ class Engine:
     # Requests.
 
     def _change(self, change: Change) -> None:
+        if self._refuses(change) or self._joins(change):
+            return
         limit = self._patience_with_agent(change)
         if limit is None or self.lost is not None:
-            self._take_up(change)
-        elif not self._refuses(change):
+            self._enqueue(change)
+        else:
             self._ask_first(change, limit)
 
-    def _take_up(self, change: Change) -> None:
-        """Have *change* join what is under way, or queue."""
-        if self._refuses(change):
-            return
+    def _joins(self, change: Change) -> bool:
+        """Have *change* join the removal that is under way, if it may; return whether it did."""
         removal = None if change.slot is None else self.state.removals.get(change.slot)
-        if change.joins and removal is not None and removal.is_joined and self.lost is None:
+        joins = change.joins and removal is not None and removal.is_joined and self.lost is None
+        if joins:
             self._plan(change)
-        else:
-            self._enqueue(change)
+        return joins
 
     def _enqueue(self, request: Change | Hold) -> None:
         if self._refuses(request):
@@ -555,7 +555,8 @@ class Engine:
             self._asking.remove(change)
             if told.error is not None:
                 self._agent_errors[change] = told.error
-            self._take_up(change)
+            if not (self._refuses(change) or self._joins(change)):
+                self._enqueue(change)
 
         self._asking.append(change)
         self._ask(NO_VCPUS, online=None, limit=limit, then=told)

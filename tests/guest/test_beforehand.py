@@ -21,7 +21,7 @@ from tests.migration.moving import call
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
 
-NEVER_USED = "it says that it takes a vCPU, and never uses it"
+NEVER_USED = "it acknowledges a vCPU and never uses it"
 UNHEARD = "the guest has answered nothing about a vCPU since it started"
 
 
