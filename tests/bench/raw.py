@@ -13,6 +13,7 @@ from qmpvcpu import Slot, qapi
 __all__ = ["ALL_QUERIES", "Raw", "raw_client"]
 
 IN_FLIGHT = 8
+_VCPU_0 = "/machine/unattached/device[0]"
 
 # What attach() asks: a raw program that shall know as much asks the same.
 ALL_QUERIES: tuple[tuple[str, dict[str, object] | None], ...] = (
@@ -27,7 +28,11 @@ ALL_QUERIES: tuple[tuple[str, dict[str, object] | None], ...] = (
     ("query-memory-size-summary", None),
     ("qom-get", {"path": "/machine", "property": "type"}),
     ("qom-get", {"path": "/machine", "property": "smp"}),
+    ("qom-get", {"path": "/machine", "property": "confidential-guest-support"}),
     ("qom-list", {"path": "/objects"}),
+    ("qom-list", {"path": "/machine/peripheral"}),
+    ("query-stats", qapi.query_exits([_VCPU_0])),
+    ("qom-get", {"path": _VCPU_0, "property": "feature-words"}),
 )
 
 
