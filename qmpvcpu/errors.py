@@ -469,12 +469,17 @@ class GuestRefusedError(GuestAgentError):
     ) -> None:
         subject = f"{describe(what, ids)} refused by the guest: " if what else "refused by the guest: "
         outcome = Outcome.CHANGED if done else Outcome.UNCHANGED
-        super().__init__(address, subject + reason + (f" ({errno})" if errno else ""), outcome=outcome)
         self.reason = reason
         self.errno = errno
+        super().__init__(address, subject + self.said, outcome=outcome)
         self.number = number
         self.ids = ids
         self.done = done
+
+    @property
+    def said(self) -> str:
+        """What the guest said: ``reason``, and the name of its error."""
+        return f"{self.reason} ({self.errno})" if self.errno else self.reason
 
 
 class MalformedAnswerError(GuestAgentError):

@@ -35,7 +35,14 @@ from qmpvcpu.engine.steprun import (
     why,
 )
 from qmpvcpu.engine.vmstate import Read, VmState
-from qmpvcpu.errors import DenialReason, Outcome, StepDeniedError
+from qmpvcpu.errors import (
+    AgentForbiddenError,
+    DenialReason,
+    GuestRefusedError,
+    Outcome,
+    QmpVcpuError,
+    StepDeniedError,
+)
 from qmpvcpu.events import Origin
 from qmpvcpu.model.options import CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, succeeded
@@ -45,6 +52,7 @@ from qmpvcpu.planning.checks import check_plug, check_unplug, plug_suspects
 # What no event tells is asked for soon at first, since most guests take a vCPU within milliseconds.
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.5
+_PASSING: Final = ("EBUSY", "EAGAIN")  # a guest says so while it changes another CPU
 _PEER_WENT: Final = ("the peer hung up", "the peer reset the connection")  # and not that this side closed it
 
 
@@ -277,6 +285,13 @@ class _Pace:
     out: int = 0
 
 
+def _is_final(error: QmpVcpuError | None) -> bool:
+    """Return True if asking the agent again for what it answered with *error* would not help."""
+    if isinstance(error, GuestRefusedError):
+        return error.errno not in _PASSING
+    return isinstance(error, AgentForbiddenError)
+
+
 def _waits(deadline: float, run: StepRun) -> bool:
     return run.deadline == deadline and run.stage in STAGES and not run.looking
 
@@ -438,7 +453,7 @@ class Batch:
                 self._returned_to_guest(run, told)
             elif run.stage is StepStage.ONLINING:
                 run.no_agent = "" if told.error is None else str(told.error)
-                if ask.online and told.is_final:
+                if ask.online and _is_final(told.error):
                     self._give_up(run)
         if ask.runs[0].arrives:
             waiting = self._out.probed.get(Probe.GUEST, ()) if ask.online is None else ()
@@ -606,10 +621,11 @@ class Batch:
         run.taken_offline = run.taken_offline or bool(told.changed) or unsure
         if not self._state.slots[run.first].present:  # somebody else was faster
             self._found_gone(run)
-        elif told.refused:
-            self._state.refused_by_agent(run.first, told.refused)
+        elif isinstance(told.error, GuestRefusedError):
+            said = told.error.said
+            self._state.refused_by_agent(run.first, said)
             seconds = round(self._now - run.sent_at, 6)
-            self._end(run, Refused(run.step.ids, None, told.refused, seconds=seconds, by_agent=True))
+            self._end(run, Refused(run.step.ids, None, said, seconds=seconds, by_agent=True))
         elif told.error is not None:
             run.error = told.error
             self._end(run, Denied(run.step.ids, DenialReason.NO_AGENT, str(told.error)))

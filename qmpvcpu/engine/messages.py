@@ -194,16 +194,12 @@ class GuestTold(NamedTuple):
         online: The guest's list of its CPUs, as vCPU ids; True: that one is online. None: it told none.
         changed: The vCPUs that it brought online, or took offline.
         error: Why it did not do that, or tell; None: it did.
-        refused: What the guest said where that is a refusal of its own, or "".
-        is_final: True if asking again for the same would not help.
     """
 
     number: int | None
     online: Mapping[int, bool] | None
     changed: VcpuMap = NO_VCPUS
     error: QmpVcpuError | None = None
-    refused: str = ""
-    is_final: bool = False
 
 
 class GuestIs(NamedTuple):

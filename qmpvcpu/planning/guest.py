@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, Step
 from qmpvcpu.model.vcpumap import named, union
@@ -27,9 +28,8 @@ def guest_warnings(now: Situation, steps: Sequence[Step], options: CheckedOption
     asks = any(step.action is Action.UNPLUG and not step.joins for step in steps)
     vm, system = now.layout.vm, now.guest_os
     may_boot = now.unheard and system is None and now.guest_sees is None  # else it is up
-    # One that uses a vCPU which came while it ran sees a hypervisor all the same, as by -smbios.
-    uses_new = any(slot.proof in (Proof.STARTED, Proof.ONLINE) and not slot.is_boot for slot in now.layout.slots)
-    if plugs and vm.lacks_hypervisor and not uses_new and (system is None or system.may_want_hypervisor):
+    may_ignore = vm.lacks_hypervisor and (system is None or system.may_want_hypervisor)
+    if plugs and may_ignore and not _uses_new(now.layout):
         yield hidden_hypervisor(vm)
     if plugs and vm.nested and now.arrived:
         yield NESTED
@@ -47,6 +47,11 @@ def guest_warnings(now: Situation, steps: Sequence[Step], options: CheckedOption
 def tells_why_unused(warning: str) -> bool:
     """Return True if *warning* of ``guest_warnings`` is a reason why a guest may not use a vCPU that was plugged."""
     return warning in (UNDER_TCG, HIDDEN, NESTED, MAY_BOOT) or warning.endswith(_NEXT_BOOT)
+
+
+def _uses_new(layout: Layout) -> bool:
+    """Return True if the guest uses a vCPU that came while it ran: it sees a hypervisor then, as by -smbios."""
+    return any(slot.proof in (Proof.STARTED, Proof.ONLINE) and not slot.is_boot for slot in layout.slots)
 
 
 def hidden_hypervisor(vm: VmInfo) -> str:

@@ -47,7 +47,6 @@ from qmpvcpu.engine.messages import (
 )
 from qmpvcpu.engine.vmstate import Read
 from qmpvcpu.errors import (
-    AgentForbiddenError,
     CommandRejectedError,
     GuestAgentError,
     GuestRefusedError,
@@ -66,9 +65,6 @@ from qmpvcpu.vm.record_writer import RecordWriter
 from qmpvcpu.vm.subscribers import Subscribers, check_loop
 
 _log = logging.getLogger("qmpvcpu.vm")
-
-# A guest says so while it changes another CPU.
-_PASSING = frozenset({"EBUSY", "EAGAIN"})
 
 # close() gives commands in flight this long to be answered, so that their outcome is recorded.
 _CLOSING_S = 1.0
@@ -325,11 +321,7 @@ class Driver:
                 change = guest.set_online if ask.online else guest.set_offline
                 changed = await change(ask.ids, timeout=ask.limit)
         except GuestRefusedError as error:
-            reason = f"{error.reason} ({error.errno})" if error.errno else error.reason
-            is_final = error.errno not in _PASSING
-            told = GuestTold(ask.number, None, error.done, error, refused=reason, is_final=is_final)
-        except AgentForbiddenError as error:
-            told = GuestTold(ask.number, None, error=error, is_final=True)
+            told = GuestTold(ask.number, None, error.done, error)
         except QmpVcpuError as error:
             told = GuestTold(ask.number, None, error=error)
         except Exception as error:  # noqa: BLE001 -- an agent may say anything, and somebody waits for the end of this

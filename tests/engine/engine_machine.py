@@ -396,22 +396,21 @@ class EngineBesideQemu(RuleBasedStateMachine):
             self.carry_out(late)
         self.unheeded.clear()
         error: QmpVcpuError | None = None
-        refused, changed = "", VcpuMap()
+        changed = VcpuMap()
         if self.agent == "absent":
             error = AgentConnectError("/ga", "nobody listens")
         elif ask.online is not None and not set(ask.ids) <= self.qemu.listed().keys():
             error = GuestNumberUnknownError("/ga", ask.ids, "the guest does not list it")
             self.agent_failures += 1
         elif ask.online is not None and self.agent == "refusing":
-            refused = "busy"
-            error = GuestRefusedError("/ga", refused, ids=ask.ids, done=VcpuMap())
+            error = GuestRefusedError("/ga", "busy", ids=ask.ids, done=VcpuMap())
             if not ask.online:
                 self.refusers.add(self.engine.askers[ask.number][1])
         elif ask.online is not None:
             changed = self.carry_out(ask)
         if self.agent != "absent":
             self.put(GuestTold(None, self.qemu.listed()))
-        self.put(GuestTold(ask.number, None, changed, error, refused))
+        self.put(GuestTold(ask.number, None, changed, error))
 
     def carry_out(self, ask: Ask) -> VcpuMap:
         """Have the guest do what the agent is asked for, to CPUs that it lists; return those that it changed."""

@@ -507,8 +507,9 @@ class Story:
     ) -> list[str]:
         """The guest refuses what the oldest question wants, but for *done*; if *passing*, only for the moment."""
         ask = self.asks.popleft()
-        error = GuestRefusedError("/ga", reason, ids=ask.ids, done=VcpuMap(done))
-        return self.tell(GuestTold(ask.number, None, VcpuMap(done), error, reason, is_final=not passing))
+        errno = "EAGAIN" if passing else ""
+        error = GuestRefusedError("/ga", reason, ids=ask.ids, done=VcpuMap(done), errno=errno)
+        return self.tell(GuestTold(ask.number, None, VcpuMap(done), error))
 
     def is_silent(self, error: QmpVcpuError | None = None) -> list[str]:
         """The agent does not answer the oldest question, or what it says is *error*."""
