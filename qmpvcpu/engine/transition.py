@@ -299,8 +299,9 @@ class Transition:
                 return [WriteNextBoot()]
             self._config = self.change.config.not_tried()
         self.phase = Phase.FINISH
-        # Keep the intent recorded while an outcome is unknown, or a guest is owed a vCPU that it had.
-        return self._save(None if not self.is_unknown and all(map(self._is_back, self._runs)) else self.intent)
+        # Keep the intent recorded while an outcome is unknown, or a guest is owed a vCPU that it had before a crash.
+        is_owed = self.change.intent is not None and not all(map(self._is_back, self._runs))
+        return self._save(self.intent if self.is_unknown or is_owed else None)
 
     def _look(self) -> list[Task]:
         if self.batch.offline:

@@ -509,6 +509,7 @@ def test_one_that_is_plugged_and_offline_is_only_looked_at_where_that_is_asked()
     assert told.wait(1.0) == ["save outcome"]
     assert told.step(2).missing is ONLINE
     assert told.outcome == "PARTIAL"
+    assert told.engine.intentions.interrupted is None, "nothing is owed to the guest"
 
 
 def test_an_agent_that_tells_no_list_now_may_do_so_while_the_step_waits() -> None:
