@@ -893,7 +893,11 @@ class Engine:
         if run.removal is not None and not run.removal.state.is_final:
             self._left_offline[run.removal] = run.step.ids
         elif (run.removal is None or run.removal.state is State.REFUSED) and self.state.slots[run.first].present:
-            self._ask(run.step.ids, online=True, limit=self.reply_timeout, then=lambda _: None)
+            self._bring_online(run.step.ids)
+
+    def _bring_online(self, ids: VcpuMap) -> None:
+        """Have the agent bring *ids* online, for nobody who waits."""
+        self._ask(ids, online=True, limit=self.reply_timeout, then=lambda _: None)
 
     def _leave(self, transition: Transition) -> None:
         del self._running[transition.change]
@@ -1065,7 +1069,7 @@ class Engine:
                 self._settle_wait(wait)
             ids = self._left_offline.pop(removal, None)
             if ids is not None and removal.state is State.REFUSED:
-                self._ask(ids, online=True, limit=self.reply_timeout, then=lambda _: None)
+                self._bring_online(ids)
 
     def _tell_events(self) -> None:
         events = self.state.take_events()

@@ -29,7 +29,7 @@ from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.model.options import CheckedOptions, Proof
-from qmpvcpu.model.transition import Action, ProofSeconds, Step, StepReport
+from qmpvcpu.model.transition import Action, ProofSeconds, Step, StepReport, succeeded
 from qmpvcpu.model.verdicts import Denied, Pending, Refused, Rejected, Unknown, Unplugged, Verdict
 
 BY_OTHER: Final = "changed by other"
@@ -155,6 +155,11 @@ class StepRun:
         if isinstance(self.verdict, Pending):
             return "it is offline in the guest"
         return "it may be offline in the guest" + (f": {self.no_agent}" if self.no_agent else "")
+
+    @property
+    def went_well(self) -> bool:
+        """True if its slot became what was wanted, with the proof that was required."""
+        return succeeded(self.step.action, self.verdict) and self.missing is None
 
     @property
     def seconds(self) -> float:

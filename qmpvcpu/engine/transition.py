@@ -50,7 +50,6 @@ from qmpvcpu.model.transition import (
     StepReport,
     TransitionOutcome,
     TransitionReport,
-    succeeded,
 )
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Pending, Plugged, Unknown, Unplugged
@@ -477,8 +476,7 @@ class Transition:
         A removal that had been asked for before a crash, and that nobody could know of, was answered meanwhile.
         """
         return not (self.cancelled or self.lost) and all(
-            (succeeded(run.step.action, run.verdict) and run.missing is None) or self._left_meanwhile(run)
-            for run in self._runs
+            run.went_well or self._left_meanwhile(run) for run in self._runs
         )
 
     def _left_meanwhile(self, run: StepRun) -> bool:
@@ -487,7 +485,7 @@ class Transition:
     def _is_reached(self) -> bool:
         if self.is_map:
             return self.report().outcome is TransitionOutcome.REACHED
-        return all(succeeded(run.step.action, run.verdict) and run.missing is None for run in self._runs)
+        return all(run.went_well for run in self._runs)
 
     def report(self) -> TransitionReport:
         """Return what became of each slot, as it stands now."""
@@ -529,10 +527,7 @@ class Transition:
             and self.change.config is None
             and not (self.cancelled or self.lost or self._unconfirmed)
             and layout.enabled - layout.pending == self.plan.target
-            and all(
-                isinstance(run.verdict, Pending) or (succeeded(run.step.action, run.verdict) and run.missing is None)
-                for run in self._runs
-            )
+            and all(isinstance(run.verdict, Pending) or run.went_well for run in self._runs)
         )
 
     def _config_report(self) -> ConfigReport | None:
@@ -558,8 +553,7 @@ class Transition:
         if not self._turned:
             return None
         if undo is not None:
-            done = succeeded(undo.step.action, undo.verdict) and undo.missing is None
-            return None if undo.reason == BY_OTHER else done
+            return None if undo.reason == BY_OTHER else undo.went_well
         if isinstance(run.verdict, Unknown) or run.left_offline:
             return False  # it may have been done, or be done yet
         # A removal that is pending cannot be withdrawn; one that was asked for before was not this transition's.
