@@ -500,7 +500,7 @@ def _is_same(one: Target, other: Target | None) -> bool:
         return one is other
     try:
         return Address.parse(one).leads_to(Address.parse(other))
-    except (MonitorConnectError, TypeError):  # whoever connects to it tells that it is no address
+    except (MonitorConnectError, TypeError):  # connecting to it says so
         return False
 
 

@@ -116,7 +116,7 @@ class Numbering:
     # What the guest tells.
 
     def unknown(self, cpus: Iterable[GuestCpu]) -> list[int]:
-        """Return the numbers of *cpus* of which nothing is known."""
+        """Return the numbers of those *cpus* that are not known."""
         return [cpu.number for cpu in cpus if cpu.number not in self._known]
 
     def told(self, number: int, vcpu: int) -> None:

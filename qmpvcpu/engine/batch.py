@@ -15,7 +15,7 @@ Rules that live here:
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -136,7 +136,7 @@ class InFlight:
         self._unplugs: dict[StepRun, None] = {}
         self._by_removal: dict[Removal, StepRun] = {}
         self._asked: dict[StepRun, None] = {}
-        self._present: dict[int, StepRun] = {}  # plugs of which more is to be proven, by the slot's first vCPU id
+        self._present: dict[int, StepRun] = {}  # plugs that have more to prove, by the slot's first vCPU id
         self._touched: dict[StepRun, None] = {}
         self.probed: dict[Probe, dict[StepRun, None]] = {}
 
@@ -348,10 +348,8 @@ class Batch:
     def deadline(self) -> float | None:
         """When ``advance`` is to be called again at the latest, by the caller's clock."""
         first = self._out.deadline
-        for probe, runs in self._out.probed.items():
-            if runs and not self._paces[probe].out and not (probe is Probe.STARTED and self.offline):
-                due = self._paces[probe].due
-                first = due if first is None else min(first, due)
+        for _, pace, _ in self._probes():
+            first = pace.due if first is None else min(first, pace.due)
         last = self._bounds.last_moment
         if self.halted or self.ended or last is None:
             return first
@@ -738,7 +736,7 @@ class Batch:
         return self._look_before(looks)
 
     def _hurry(self, run: StepRun, pace: _Pace) -> None:
-        """Ask soon for a plug that has just begun to wait, or of which another rung is known: the next may follow."""
+        """Ask soon for a plug that has just begun to wait, or has reached another rung: the next may follow."""
         known = len(self._state.proofs_of(run.first))
         if known != run.known_rungs:
             run.known_rungs, pace.pause = known, _FIRST_PAUSE_S
@@ -747,14 +745,20 @@ class Batch:
     def _probe(self) -> list[BatchTask]:
         """Ask for what no event tells, for all that wait for it, if it is time."""
         tasks: list[BatchTask] = []
+        for probe, pace, runs in self._probes():
+            if self._now >= pace.due:
+                waiting = tuple(runs)
+                asked = [LookStarted(waiting)] if probe is Probe.STARTED else self._questions(waiting)
+                pace.out = len(asked)
+                tasks += asked
+        return tasks
+
+    def _probes(self) -> Iterator[tuple[Probe, _Pace, Iterable[StepRun]]]:
+        """Return what may be asked for once it is due: some wait for it, and no question is out."""
         for probe, runs in self._out.probed.items():
             pace = self._paces[probe]
-            if not runs or pace.out or self._now < pace.due or (probe is Probe.STARTED and self.offline):
-                continue
-            asked = [LookStarted(tuple(runs))] if probe is Probe.STARTED else self._questions(tuple(runs))
-            pace.out = len(asked)
-            tasks += asked
-        return tasks
+            if runs and not pace.out and not (probe is Probe.STARTED and self.offline):
+                yield probe, pace, runs
 
     def _questions(self, runs: tuple[StepRun, ...]) -> list[AskGuest]:
         """Return what the agent is asked: to bring those online that the guest has left offline, or for its list."""
@@ -842,10 +846,10 @@ class Batch:
             return
         acknowledged, answer = slot.acknowledged, slot.answer
         code, told = (answer.code, "" if acknowledged else answer.reason) if answer else (None, "no answer")
-        if run.stage is not StepStage.PRESENT and answer is None:
-            told = ""  # nobody waited for one
         if run.stage is StepStage.PRESENT:
             acknowledged = acknowledged is True
+        elif answer is None:
+            told = ""  # nobody waited for one
         seconds = round(self._now - run.sent_at, 6)
         by_other = run.step.action is Action.PLUG and not run.ours
         self._end(run, Plugged(slot.ids, acknowledged, code, told, seconds), BY_OTHER if by_other else "")

@@ -323,7 +323,7 @@ class Look(NamedTuple):
         read: Which slots query, if any.
         status: Ask what the VM does.
         other_paths: Ask which QOM paths other devices have.
-        started: The slots of which it is to be found out whether their vCPUs have run.
+        started: The slots whose vCPUs are looked at to see whether they have run.
     """
 
     number: int

@@ -168,7 +168,7 @@ def cpu_args(
         boot: A count of vCPUs, or their ids.
         max_vcpus: How many there can be.
         topology: As in ``-smp``; None: of 8 vCPUs one with every level, else one socket for each.
-        extra_args: All other arguments of QEMU: a ``-cpu`` among them says of which model a CPU is.
+        extra_args: All other arguments of QEMU: a ``-cpu`` among them gives the CPU model.
 
     Raises:
         TypeError: *boot* is neither.
