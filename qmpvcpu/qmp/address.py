@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from qmpvcpu.errors import MonitorConnectError, shorten
-from qmpvcpu.processes import find_openers, read_children, read_stat, read_text, why_idle
+from qmpvcpu.host.processes import find_openers, read_children, read_stat, read_text, why_idle
 
 _SUN_PATH_MAX = 107  # sun_path holds 108 bytes, one of them the final NUL (man 7 unix)
 _BACKLOG_RETRY_S = 0.02

@@ -21,8 +21,8 @@ from qmpvcpu.errors import (
     printable,
     shorten,
 )
+from qmpvcpu.host.processes import has_ended
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.processes import has_ended
 from qmpvcpu.qmp.address import Address, connect, connected_socket, peer_pid, why_silent
 from qmpvcpu.qmp.client import TunedClient, end, establish, explain, longest_line, read_version
 

@@ -7,10 +7,10 @@ from typing import Any, Final
 from qmpvcpu import qapi
 from qmpvcpu.errors import CommandRejectedError, MalformedReplyError, clip
 from qmpvcpu.given import checked
+from qmpvcpu.host.processes import RunTime, find_threads, read_run_time
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus
 from qmpvcpu.model.vm import ONE_THREAD, X86, Topology, VmInfo, VmStatus, needs_x2apic
-from qmpvcpu.processes import RunTime, find_threads, read_run_time
 from qmpvcpu.qapi import (
     CpuFeatures,
     ThreadReading,

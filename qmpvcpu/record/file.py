@@ -23,7 +23,7 @@ from typing import Final, TypeVar
 import aiofiles.os
 
 from qmpvcpu.errors import Outcome, RecordCorruptError, RecordError, RecordLockedError
-from qmpvcpu.processes import read_stat
+from qmpvcpu.host.processes import read_stat
 
 _T = TypeVar("_T")
 

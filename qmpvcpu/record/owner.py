@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 
 from qmpvcpu.domainxml import Identity, Instance
 from qmpvcpu.errors import RecordError
+from qmpvcpu.host.processes import find_threads, read_stat
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.processes import find_threads, read_stat
 
 # In a hostile document a name can be as long as the document.
 MOST_TOLD: Final = 400

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from qmpvcpu.errors import QmpVcpuError, printable
 from qmpvcpu.given import checked
-from qmpvcpu.processes import why_idle
+from qmpvcpu.host.processes import why_idle
 from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.rom import rom_image
 

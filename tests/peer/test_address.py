@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.errors import MonitorConnectError
-from qmpvcpu.processes import ProcessStat
+from qmpvcpu.host.processes import ProcessStat
 from qmpvcpu.qmp.address import Address, connect, connected_socket, describe_peer, find_clients, first_bytes, peer_pid
 
 
@@ -354,7 +354,7 @@ async def test_the_first_bytes_stay_on_the_socket() -> None:
 )
 def test_the_state_of_a_silent_peer_is_told(state: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stat = ProcessStat("qemu (x) y", state, 0, 1)
-    for module in ("qmpvcpu.qmp.address", "qmpvcpu.processes"):
+    for module in ("qmpvcpu.qmp.address", "qmpvcpu.host.processes"):
         monkeypatch.setattr(f"{module}.read_stat", lambda _: stat)
     monkeypatch.setattr("qmpvcpu.qmp.address.read_children", lambda _: [])
     assert describe_peer(7).startswith(message)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.errors import MonitorConnectError, MonitorLostError, MonitorTimeoutError, Outcome
-from qmpvcpu.processes import ProcessStat, read_stat, why_idle
+from qmpvcpu.host.processes import ProcessStat, read_stat, why_idle
 from qmpvcpu.record.owner import instance_of
 from tests.waiting import until
 
@@ -142,7 +142,7 @@ def test_a_frozen_process_is_told_from_one_that_runs(
     file: str, text: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {name: said.format(zeros="0 " * 15) for name, said in (FILES | {file: text}).items()}
-    monkeypatch.setattr("qmpvcpu.processes.read_text", lambda path: files.get(path, ""))
+    monkeypatch.setattr("qmpvcpu.host.processes.read_text", lambda path: files.get(path, ""))
     assert why_idle(7).startswith(why)
     assert bool(why_idle(7)) is bool(why)
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from qmpvcpu import MalformedReplyError, Slot
+from qmpvcpu.host.processes import find_threads, read_run_time
 from qmpvcpu.model.layout import CpuProps
 from qmpvcpu.model.vm import ONE_THREAD
-from qmpvcpu.processes import find_threads, read_run_time
 from qmpvcpu.qmp import queries
 from qmpvcpu.qmp.queries import Reader
 from qmpvcpu.testing.peer import Failure, ScriptedPeer

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 import pytest
 
 from qmpvcpu.errors import printable
-from qmpvcpu.processes import read_stat
+from qmpvcpu.host.processes import read_stat
 from qmpvcpu.testing.agent import ScriptedAgent
 from qmpvcpu.testing.microguest import MicroGuest
 from qmpvcpu.testing.peer import Line, ScriptedPeer

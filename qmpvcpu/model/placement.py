@@ -1,0 +1,321 @@
+"""Where the threads of a QEMU are to run on its host, and how they are scheduled; and what the host allows."""
+
+import enum
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Final
+
+from qmpvcpu.errors import InvalidMapError, shorten
+from qmpvcpu.model.vcpumap import VcpuMap
+
+LOWEST_PRIORITY: Final = 1
+HIGHEST_PRIORITY: Final = 99
+
+_NO_CPUS: Final = VcpuMap()
+_SCHEDULER: Final = re.compile(r"([a-z]+)(?::(-?\d{1,9}))?")
+
+
+class SchedPolicy(enum.Enum):
+    """A scheduling policy of the host's kernel, in libvirt's words.
+
+    OTHER: the kernel's default. BATCH: as OTHER, for work that nobody waits for. IDLE: only when nothing else runs.
+    FIFO, RR: real time, with a priority from 1 to 99.
+
+    Source: sched(7); libvirt formatdomain, ``vcpusched``.
+    """
+
+    OTHER = "other"
+    BATCH = "batch"
+    IDLE = "idle"
+    FIFO = "fifo"
+    RR = "rr"
+
+    @property
+    def is_realtime(self) -> bool:
+        """True if it has a priority."""
+        return self in (SchedPolicy.FIFO, SchedPolicy.RR)
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """How a thread is scheduled; ``str()`` is as ``parse`` reads it.
+
+    Attributes:
+        policy: The policy.
+        priority: From 1 to 99 for FIFO and RR; None for the others.
+
+    Raises:
+        ValueError: The priority does not go with the policy.
+    """
+
+    policy: SchedPolicy
+    priority: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.policy.is_realtime:
+            if self.priority is not None:
+                raise ValueError(f"scheduler {self.policy.value} has no priority: only fifo and rr have one")
+        elif self.priority is None:
+            raise ValueError(f"scheduler {self.policy.value} needs a priority, such as {self.policy.value}:10")
+        elif not LOWEST_PRIORITY <= self.priority <= HIGHEST_PRIORITY:
+            said = f"not {self.priority}"
+            raise ValueError(f"a priority is {LOWEST_PRIORITY} to {HIGHEST_PRIORITY} (the highest), {said}")
+
+    def __str__(self) -> str:
+        return self.policy.value if self.priority is None else f"{self.policy.value}:{self.priority}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Scheduler":
+        """Read ``other``, ``batch``, ``idle``, ``fifo:PRIORITY`` or ``rr:PRIORITY``.
+
+        Raises:
+            ValueError: It is none of these.
+        """
+        found = _SCHEDULER.fullmatch(text.strip())
+        if found is None or found[1] not in {policy.value for policy in SchedPolicy}:
+            raise ValueError(f"{shorten(text)} is no scheduler: other, batch, idle, fifo:PRIORITY or rr:PRIORITY is")
+        return cls(SchedPolicy(found[1]), None if found[2] is None else int(found[2]))
+
+
+class CoreScheduling(enum.Enum):
+    """Which threads of a VM share a core with nobody else, as libvirt's ``sched_core`` in qemu.conf says it.
+
+    NONE: nothing is changed. VCPUS: the vCPU threads are one group. EMULATOR: all threads of QEMU are one group.
+
+    Source: the kernel's admin-guide/hw-vuln/core-scheduling.rst.
+    """
+
+    NONE = "none"
+    VCPUS = "vcpus"
+    EMULATOR = "emulator"
+
+
+class PlacementPolicy(enum.Enum):
+    """What happens to a vCPU that could be plugged, and not be put in its place.
+
+    REQUIRED: it is taken out again, and the step has failed. PREFERRED: it is kept, and the report says so.
+    """
+
+    REQUIRED = "required"
+    PREFERRED = "preferred"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a thread runs on the host, and how it is scheduled: as it is wanted, or as it was found.
+
+    Attributes:
+        cpus: The host CPUs that it may run on; None: nothing is said.
+        scheduler: How it is scheduled; None: nothing is said.
+
+    Raises:
+        ValueError: *cpus* is empty.
+    """
+
+    cpus: VcpuMap | None = None
+    scheduler: Scheduler | None = None
+
+    def __post_init__(self) -> None:
+        if self.cpus is not None and not self.cpus:
+            raise ValueError("a thread needs a host CPU to run on, and none is named")
+
+    def __bool__(self) -> bool:
+        return self.cpus is not None or self.scheduler is not None
+
+    def __str__(self) -> str:
+        said = ("" if self.cpus is None else f"host CPUs {self.cpus}", str(self.scheduler or ""))
+        return ", ".join(filter(None, said)) or "anywhere"
+
+    @classmethod
+    def on(cls, cpus: str | Iterable[int], scheduler: str | Scheduler | None = None) -> "Place":
+        """Return the place on these host CPUs (libvirt's cpuset text, or numbers).
+
+        Raises:
+            ValueError: *cpus* is empty, or no set of CPUs, or *scheduler* is none.
+        """
+        return cls(host_cpus(cpus), Scheduler.parse(scheduler) if isinstance(scheduler, str) else scheduler)
+
+    def over(self, other: "Place") -> "Place":
+        """Return this place, with what it does not say as *other* has it."""
+        return Place(
+            other.cpus if self.cpus is None else self.cpus,
+            other.scheduler if self.scheduler is None else self.scheduler,
+        )
+
+    def differs(self, found: "Place") -> bool:
+        """Return True if a thread that is *found* so is not where this says."""
+        elsewhere = self.cpus is not None and found.cpus is not None and self.cpus != found.cpus
+        other = self.scheduler is not None and found.scheduler is not None and self.scheduler != found.scheduler
+        return elsewhere or other
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the threads of one VM are to run.
+
+    A vCPU's own set wins over *cpuset*, as in libvirt. Which of libvirt's elements each is: ``vcpus`` is ``vcpupin``
+    and ``vcpusched``, ``emulator`` is ``emulatorpin`` and ``emulatorsched``, ``cpuset`` is that of ``<vcpu>``.
+
+    Attributes:
+        vcpus: The place of each vCPU, by its id.
+        emulator: That of QEMU's other threads: its main thread and its workers, not its iothreads.
+        cpuset: The host CPUs of all threads for which nothing else is said; None: nothing is said.
+        everywhere: True has a vCPU thread run on all host CPUs where nothing else is said, as libvirt has it; False
+            leaves it where QEMU's main thread runs.
+        core_scheduling: Which threads share no core with anybody else.
+        exclusive: True refuses sets that overlap: each vCPU has host CPUs of its own.
+        policy: What happens to a vCPU that cannot be put in its place once it is plugged.
+
+    Raises:
+        ValueError: *cpuset* is empty, a vCPU id is negative, or sets overlap though they are *exclusive*.
+    """
+
+    vcpus: Mapping[int, Place] = field(default_factory=dict)
+    emulator: Place = Place()
+    cpuset: VcpuMap | None = None
+    everywhere: bool = False
+    core_scheduling: CoreScheduling = CoreScheduling.NONE
+    exclusive: bool = False
+    policy: PlacementPolicy = PlacementPolicy.REQUIRED
+
+    def __post_init__(self) -> None:
+        if self.cpuset is not None and not self.cpuset:
+            raise ValueError("the cpuset of a VM names no host CPU")
+        if any(vcpu < 0 for vcpu in self.vcpus):
+            raise ValueError(f"a vCPU id is 0 or more, not {min(self.vcpus)}")
+        if self.exclusive:
+            self._refuse_overlap()
+
+    def __bool__(self) -> bool:
+        named = any(map(bool, self.vcpus.values())) or bool(self.emulator) or self.cpuset is not None
+        return named or self.core_scheduling is not CoreScheduling.NONE
+
+    @classmethod
+    def pinned(
+        cls,
+        pins: Mapping[int, str | Iterable[int]],
+        *,
+        policy: PlacementPolicy = PlacementPolicy.REQUIRED,
+        exclusive: bool = False,
+    ) -> "Placement":
+        """Return the placement that has each of these vCPUs on its host CPUs (libvirt's cpuset text, or numbers).
+
+        Raises:
+            ValueError: A set is empty, or no set of CPUs, or two overlap though they are *exclusive*.
+        """
+        places = {vcpu: Place.on(cpus) for vcpu, cpus in pins.items()}
+        return cls(places, policy=policy, exclusive=exclusive)
+
+    def of_vcpu(self, vcpu: int) -> Place:
+        """Return where the thread of *vcpu* is to run; ``cpus`` is None where nothing is said, see *everywhere*."""
+        return self.vcpus.get(vcpu, _NOWHERE).over(Place(self.cpuset))
+
+    def of_emulator(self) -> Place:
+        """Return where QEMU's other threads are to run."""
+        return self.emulator.over(Place(self.cpuset))
+
+    def with_vcpus(self, places: Mapping[int, Place]) -> "Placement":
+        """Return this placement, with what *places* say of these vCPUs; what they do not say stays."""
+        merged = {vcpu: place.over(self.vcpus.get(vcpu, _NOWHERE)) for vcpu, place in places.items()}
+        return replace(self, vcpus={**self.vcpus, **merged})
+
+    def over(self, other: "Placement") -> "Placement":
+        """Return this placement, with what it does not say as *other* has it; its policy is its own."""
+        return replace(
+            other.with_vcpus(self.vcpus),
+            emulator=self.emulator.over(other.emulator),
+            cpuset=other.cpuset if self.cpuset is None else self.cpuset,
+            everywhere=self.everywhere or other.everywhere,
+            core_scheduling=other.core_scheduling
+            if self.core_scheduling is CoreScheduling.NONE
+            else self.core_scheduling,
+            exclusive=self.exclusive or other.exclusive,
+            policy=self.policy,
+        )
+
+    def _refuse_overlap(self) -> None:
+        named = [(f"vCPU {vcpu}", place.cpus) for vcpu, place in sorted(self.vcpus.items()) if place.cpus is not None]
+        if self.emulator.cpus is not None:
+            named.append(("the emulator", self.emulator.cpus))
+        for (one, its), (other, others) in combinations(named, 2):
+            if its & others:
+                raise ValueError(
+                    f"{one} and {other} are to have host CPUs of their own, and both have {its & others}"
+                )
+
+
+_NOWHERE: Final = Place()
+
+PlacementWish = Placement | PlacementPolicy | str
+"""What a caller says of the placement: all of it, or only the policy (also as its word)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What a host allows for the threads of one QEMU, as it is now.
+
+    Attributes:
+        unreachable: Why QEMU's threads cannot be found from here, or ""; the rest is then of no use.
+        forbidden: Why they may not be moved by us, or "".
+        existing: The host's CPUs.
+        online: Those that are online.
+        allowed: Those that the cgroup of QEMU's main thread leaves it.
+        cgroup: The name of that cgroup, for messages.
+        main_cpus: Where QEMU's main thread runs, when no vCPU is being born.
+        highest_priority: The highest real-time priority that we may set; 0: none.
+        why_not_realtime: Why it is not 99, or "".
+        why_not_core_scheduling: Why this kernel groups no threads, or "".
+    """
+
+    unreachable: str = ""
+    forbidden: str = ""
+    existing: VcpuMap = _NO_CPUS
+    online: VcpuMap = _NO_CPUS
+    allowed: VcpuMap = _NO_CPUS
+    cgroup: str = ""
+    main_cpus: VcpuMap = _NO_CPUS
+    highest_priority: int = 0
+    why_not_realtime: str = ""
+    why_not_core_scheduling: str = ""
+
+    def why_not(self, place: Place) -> str:
+        """Return why a thread cannot be put in *place*, as a sentence without a full stop; "": it can."""
+        if not place:
+            return ""
+        if self.unreachable or self.forbidden:
+            return self.unreachable or self.forbidden
+        if place.cpus is not None and (why := self._why_not_on(place.cpus)):
+            return why
+        priority = 0 if place.scheduler is None else place.scheduler.priority or 0
+        if priority > self.highest_priority:
+            limit = f"the highest is {self.highest_priority}" if self.highest_priority else "none may be set"
+            return f"a real-time priority of {priority} is not allowed here, {limit}: {self.why_not_realtime}"
+        return ""
+
+    def _why_not_on(self, cpus: VcpuMap) -> str:
+        for kept, why in (
+            (self.existing, "this host has no CPU {those}: it has {kept}"),
+            (self.online, "host CPU {those} is offline"),
+            (self.allowed, "the cgroup of QEMU{cgroup} does not allow host CPU {those}, only {kept}"),
+        ):
+            if outside := cpus - kept:
+                cgroup = f" ({self.cgroup})" if self.cgroup else ""
+                return why.format(those=outside, kept=kept, cgroup=cgroup)
+        return ""
+
+
+def host_cpus(cpus: str | Iterable[int]) -> VcpuMap:
+    """Return a set of host CPUs, given as libvirt's cpuset text or as numbers.
+
+    Raises:
+        ValueError: It is empty, or no set of CPUs.
+    """
+    try:
+        found = VcpuMap.parse(cpus) if isinstance(cpus, str) else VcpuMap(cpus)
+    except InvalidMapError as error:
+        raise ValueError(f"{shorten(str(cpus))} is no set of host CPUs: {str(error).partition(': ')[2]}") from None
+    if not found:
+        raise ValueError("no host CPU is named: say which, such as 8-11")
+    return found
