@@ -35,6 +35,8 @@ Floor 0: imports nothing of the package.
      │  ├ PlugUndoneError                plugged, then ejected by an earlier removal requested twice
      │  └ OutcomeUnknownError            sent, and the outcome is unknown
      ├ TransitionError                   a map was not reached; carries the report
+     ├ HostError                         the host of a QEMU does not do to a thread what was asked for
+     │  └ ThreadGoneError                the thread has ended
      ├ SameVmError                       two addresses of a fleet lead to one VM
      ├ SocketDirectoryError              a directory of sockets cannot be read
      ├ MigrationError                    moving a VM to another QEMU
@@ -728,6 +730,30 @@ class SocketDirectoryError(QmpVcpuError):
         super().__init__(f"cannot look into {path} for QMP sockets: {why}")
         self.path = str(path)
         self.why = why
+
+
+class HostError(QmpVcpuError):
+    """The host's kernel does not do to a thread of QEMU what was asked for.
+
+    Attributes:
+        why: The reason, and what would help.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class ThreadGoneError(HostError):
+    """A thread of QEMU has ended.
+
+    Attributes:
+        tid: Its number on this host.
+    """
+
+    def __init__(self, tid: int) -> None:
+        super().__init__(f"thread {tid} has ended")
+        self.tid = tid
 
 
 class MigrationError(QmpVcpuError):

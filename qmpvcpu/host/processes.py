@@ -3,8 +3,7 @@
 A process can choose any name, and the kernel cuts it at 15 bytes, so it may hold any byte or half a character. So
 nothing from ``/proc`` is decoded strictly.
 
-Source: proc(5), ``/proc/pid/stat``, ``/proc/pid/status``; ``/proc/pid/schedstat``: the kernel's
-scheduler/sched-stats.rst.
+Source: proc(5), ``/proc/pid/stat``.
 """
 
 import os
@@ -20,6 +19,7 @@ _IDLE: Final = {
     "x": "has ended",
     "D": "is blocked in the kernel, as on storage that does not answer",
 }
+_AT_ONCE: Final = 65536  # bytes
 _PF_EXITING: Final = 0x4  # include/linux/sched.h
 
 
@@ -61,55 +61,6 @@ def read_stat(process: int | str) -> ProcessStat | None:
     if not fields:
         return None
     return ProcessStat(head.partition("(")[2], fields[0], int(fields[6]), int(fields[19]))
-
-
-class RunTime(NamedTuple):
-    """How long a thread has run since it began.
-
-    Attributes:
-        ns: Time on a CPU, in nanoseconds; what it waited for one is not in it.
-        turns: How often it was given a CPU.
-    """
-
-    ns: int
-    turns: int
-
-
-def read_run_time(thread: str) -> RunTime | None:
-    """Return how long the thread with this directory has run; None if it is gone, or this kernel does not count.
-
-    Source: ``proc_pid_schedstat()`` in the kernel's fs/proc/base.c, which prints ``0 0 0`` where it does not count.
-    """
-    fields = read_text(f"{thread}/schedstat").split()
-    return RunTime(int(fields[0]), int(fields[2])) if len(fields) > 2 and fields[2] != "0" else None  # noqa: PLR2004
-
-
-def find_threads(pid: int, tids: Collection[int]) -> dict[int, str]:
-    """Return the directories of those threads of process *pid* that it calls *tids* itself, by that number.
-
-    In a PID namespace of its own, as in a container, its threads have other numbers there than here. What is gone or
-    hidden is left out.
-
-    Source: pid_namespaces(7); proc(5), ``NSpid``.
-    """
-    tasks = f"/proc/{pid}/task"
-    found = {tid: f"{tasks}/{tid}" for tid in tids if _own_number(f"{tasks}/{tid}") == tid}
-    if len(found) < len(tids):
-        try:
-            listed = os.listdir(tasks)  # noqa: PTH208 - pathlib brings urllib
-        except OSError:
-            listed = []
-        for task in listed:
-            own = _own_number(f"{tasks}/{task}")
-            if own is not None and own in tids:
-                found[own] = f"{tasks}/{task}"
-    return found
-
-
-def _own_number(thread: str) -> int | None:
-    """Return the number that a thread has in its own PID namespace, None if it is gone or hidden."""
-    numbers = [line for line in read_text(f"{thread}/status").splitlines() if line.startswith(("Pid:", "NSpid:"))]
-    return int(numbers[-1].split()[-1]) if numbers else None  # NSpid comes last, its innermost number too
 
 
 def why_idle(pid: int) -> str:
@@ -154,11 +105,19 @@ def _is_frozen(pid: int) -> bool:
 
 def read_text(path: str) -> str:
     """Return what is in a file of ``/proc`` or ``/sys``; "" if it is not there, or hidden."""
+    parts = []
     try:
-        with open(path, errors="replace") as file:  # noqa: PTH123 - pathlib brings urllib
-            return file.read()
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # half the time of open(), and there is much to be read
     except OSError:
         return ""
+    try:
+        while part := os.read(file, _AT_ONCE):
+            parts.append(part)
+    except OSError:  # it ended meanwhile
+        return ""
+    finally:
+        os.close(file)
+    return b"".join(parts).decode(errors="replace")
 
 
 def read_children(pid: int) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from qmpvcpu import qapi
 from qmpvcpu.errors import CommandRejectedError, MalformedReplyError, clip
 from qmpvcpu.given import checked
-from qmpvcpu.host.processes import RunTime, find_threads, read_run_time
+from qmpvcpu.host.threads import HostThread, Usage, find, read_usage
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus
 from qmpvcpu.model.vm import ONE_THREAD, X86, Topology, VmInfo, VmStatus, needs_x2apic
@@ -164,7 +164,7 @@ class Reader:
             return set()
         tids = {thread.qom_path: thread.host_tid for thread in threads if thread.qom_path in paths}
         found = _threads_of(pid, {*tids.values()})
-        return {path for path, tid in tids.items() if tid in found and _has_executed(read_run_time(found[tid]))}
+        return {path for path, tid in tids.items() if tid in found and _has_executed(read_usage(found[tid]))}
 
     async def _exits(self, paths: Sequence[str]) -> dict[str, int]:
         reply = await self._try("query-stats", qapi.query_exits(paths))
@@ -308,12 +308,12 @@ class Reader:
             return None
 
 
-def _threads_of(pid: int, tids: Collection[int]) -> dict[int, str]:
-    """Return where the kernel tells of the vCPU threads *tids* of QEMU, which is no other program with such a thread.
+def _threads_of(pid: int, tids: Collection[int]) -> dict[int, HostThread]:
+    """Return the vCPU threads *tids* of QEMU, process *pid*, which is no other program with such a thread.
 
     The main thread of a program, as of one that passes a socket on from another host, is none of them.
     """
-    return {tid: thread for tid, thread in find_threads(pid, tids).items() if not thread.endswith(f"/{pid}")}
+    return {tid: thread for tid, thread in find(pid, tids).items() if thread.tid != pid}
 
 
 def _why_hidden(pid: int | None, tid: int) -> str:
@@ -325,11 +325,14 @@ def _why_hidden(pid: int | None, tid: int) -> str:
     if thread is None:
         why = f"pid {pid}, which opened the socket, shows no thread {tid}"
         return f"{only}, and {why}: it is not QEMU itself, or is hidden (/proc with hidepid)"
-    return "" if read_run_time(thread) else f"{only}, and this host's kernel does not tell it (schedstat)"
+    usage = read_usage(thread)
+    return "" if usage is not None and usage.turns else f"{only}, and this host's kernel does not tell it (schedstat)"
 
 
-def _has_executed(run: RunTime | None) -> bool:
-    return run is not None and run.ns > _ONCE_NS + run.turns * _EACH_TURN_NS
+def _has_executed(usage: Usage | None) -> bool:
+    if usage is None or usage.turns is None:
+        return False
+    return usage.run_ns > _ONCE_NS + usage.turns * _EACH_TURN_NS
 
 
 @checked

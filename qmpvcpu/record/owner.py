@@ -6,7 +6,8 @@ from typing import Final, NamedTuple
 
 from qmpvcpu.domainxml import Identity, Instance
 from qmpvcpu.errors import RecordError
-from qmpvcpu.host.processes import find_threads, read_stat
+from qmpvcpu.host.processes import read_stat
+from qmpvcpu.host.threads import find
 from qmpvcpu.model.layout import Layout, Slot
 
 # In a hostile document a name can be as long as the document.
@@ -113,19 +114,14 @@ def instance_of(host_tid: int | None, pid: int | None) -> Instance | None:
     """
     if host_tid is None:
         return None
-    thread = None if pid is None else find_threads(pid, [host_tid]).get(host_tid)
-    return Instance(host_tid, None if thread is None else _started(thread))
-
-
-def _started(thread: int | str) -> int | None:
-    found = read_stat(thread)
-    return None if found is None or found.has_ended else found.start_ticks
+    thread = None if pid is None else find(pid, [host_tid]).get(host_tid)
+    return Instance(host_tid, None if thread is None else thread.start_ticks)
 
 
 def is_alive(instance: Instance) -> bool:
     """Return True if *instance* is known to run on this host."""
-    started = _started(instance.host_tid)
-    return started is not None and started == instance.start_ticks
+    found = read_stat(instance.host_tid)
+    return found is not None and not found.has_ended and found.start_ticks == instance.start_ticks
 
 
 def same_instance(before: Instance | None, now: Instance | None) -> bool:

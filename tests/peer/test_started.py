@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qmpvcpu import MalformedReplyError, Slot
-from qmpvcpu.host.processes import find_threads, read_run_time
+from qmpvcpu.host.threads import Usage
 from qmpvcpu.model.layout import CpuProps
 from qmpvcpu.model.vm import ONE_THREAD
 from qmpvcpu.qmp import queries
@@ -200,7 +200,7 @@ async def test_why_nothing_can_be_told_under_tcg(connect: Open, idle: int, monke
         assert "hidepid" in (await read(peer, connect))[0]
     async with small_vm(**TCG, query_cpus_fast=[], query_hotpluggable_cpus=[]) as peer:
         assert "attach again" in (await read(peer, connect))[0]
-    monkeypatch.setattr(queries, "read_run_time", lambda _: None)
+    monkeypatch.setattr(queries, "read_usage", lambda _: Usage(7, None, None, 0))
     async with small_vm(**TCG, query_cpus_fast=threads(idle, os.getpid())) as peer:
         assert "schedstat" in (await read(peer, connect))[0]
 
@@ -230,12 +230,3 @@ async def test_an_accelerator_that_qemu_does_not_tell_is_kvm_if_it_counts_exits(
         why, _, reader, slots = await read(peer, connect)
         peer.answers["query-stats"] = exits(vcpu0=4, vcpu1=0)
         assert (why, set(await reader.started(slots))) == ("", {0})
-
-
-def test_the_threads_of_a_process_are_found_by_the_numbers_that_it_gives_them(idle: int) -> None:
-    assert find_threads(os.getpid(), [idle, 2**22 + 1]) == {idle: f"/proc/{os.getpid()}/task/{idle}"}
-    assert find_threads(2**22 + 1, [idle]) == {}
-    assert read_run_time(f"/proc/{os.getpid()}/task/{2**22 + 1}") is None
-    ran = read_run_time(f"/proc/{os.getpid()}/task/{idle}")
-    assert ran is not None
-    assert ran.ns > 0 < ran.turns

@@ -1,0 +1,247 @@
+"""QEMU's threads on this host: found by the numbers that QEMU gives them, looked at, and put in their place.
+
+A thread is always addressed together with the time of its start: another thread may get its number once it is gone.
+Nothing here changes a cgroup.
+
+Source: proc(5); sched(7); sched_setaffinity(2); sched_setscheduler(2); pid_namespaces(7), ``NSpid``.
+"""
+
+import contextlib
+import os
+from collections.abc import Collection
+from typing import Final, NamedTuple
+
+from qmpvcpu.errors import HostError, ThreadGoneError
+from qmpvcpu.host.processes import read_stat, read_text
+from qmpvcpu.model.placement import Place, SchedPolicy, Scheduler
+from qmpvcpu.model.vcpumap import VcpuMap
+
+_POLICIES: Final = {
+    os.SCHED_OTHER: SchedPolicy.OTHER,
+    os.SCHED_BATCH: SchedPolicy.BATCH,
+    os.SCHED_IDLE: SchedPolicy.IDLE,
+    os.SCHED_FIFO: SchedPolicy.FIFO,
+    os.SCHED_RR: SchedPolicy.RR,
+}
+_NUMBERS: Final = {policy: number for number, policy in _POLICIES.items()}
+_OR_LIMIT: Final = ", or a higher limit of QEMU's (LimitRTPRIO= of its unit, ulimit -r)"
+_AND_TIME: Final = ", and real-time run time in its cgroup (cpu.rt_runtime_us)"
+_NS_PER_TICK: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+class HostThread(NamedTuple):
+    """One thread of one process.
+
+    Attributes:
+        directory: Where the kernel tells of it, such as ``/proc/7/task/8``.
+        tid: Its number here, which in a container is not the one that QEMU gives it.
+        start_ticks: When it started, in clock ticks since boot.
+        name: Its name, at most 15 bytes.
+    """
+
+    directory: str
+    tid: int
+    start_ticks: int
+    name: str
+
+
+class Usage(NamedTuple):
+    """What a thread has done since it began.
+
+    Attributes:
+        run_ns: Time on a host CPU, in nanoseconds.
+        delay_ns: Time ready and waiting for a host CPU, in nanoseconds; None: this kernel does not count it.
+        turns: How often it was given a host CPU; None: this kernel does not count it.
+        host_cpu: The host CPU that it ran on last.
+        wait_ns: The waiting time as schedstats count it, in nanoseconds; None: not asked for, or not counted.
+    """
+
+    run_ns: int
+    delay_ns: int | None
+    turns: int | None
+    host_cpu: int
+    wait_ns: int | None = None
+
+
+def find(pid: int, tids: Collection[int]) -> dict[int, HostThread]:
+    """Return those threads of process *pid* that it calls *tids* itself, by that number.
+
+    In a PID namespace of its own, as in a container, its threads have other numbers there than here. What is gone or
+    hidden is left out.
+    """
+    if len(_numbers(f"/proc/{pid}")) > 1:  # all threads of a process are in one namespace
+        own = {numbers[-1]: directory for directory in _directories(pid) if (numbers := _numbers(directory))}
+        named = {tid: own[tid] for tid in tids if tid in own}
+    else:
+        named = {tid: f"/proc/{pid}/task/{tid}" for tid in tids}
+    found = {tid: _thread(directory) for tid, directory in named.items()}
+    return {tid: thread for tid, thread in found.items() if thread is not None}
+
+
+def all_of(pid: int) -> list[HostThread]:
+    """Return all threads of process *pid*, its main thread first; none if it is gone or hidden."""
+    return [thread for directory in _directories(pid) if (thread := _thread(directory)) is not None]
+
+
+def is_there(thread: HostThread) -> bool:
+    """Return True if it is still this thread that has its number, and it has not ended."""
+    now = _thread(thread.directory)
+    return now is not None and now.start_ticks == thread.start_ticks
+
+
+def read_place(thread: HostThread) -> Place | None:
+    """Return where a thread may run and how it is scheduled, or None if it is gone.
+
+    The host CPUs are those that are online. A scheduler that ``SchedPolicy`` does not know (deadline) is None.
+    """
+    try:
+        place = _read(thread.tid)
+    except ProcessLookupError:
+        return None
+    return place if is_there(thread) else None
+
+
+def put(thread: HostThread, place: Place, *, everywhere: VcpuMap) -> Place:
+    """Put a thread in its place, and return where it is found afterwards.
+
+    What *place* does not say stays as it is; so does the nice value. The host CPUs come first, so that a real-time
+    thread runs nowhere else. A thread that is to run on all CPUs that its cgroup allows goes on to do so when the
+    cgroup allows more.
+
+    Args:
+        thread: The thread.
+        place: Where it is wanted.
+        everywhere: All host CPUs that the thread's cgroup allows it.
+
+    Raises:
+        ThreadGoneError: It has ended. If another thread got its number meanwhile, that one has back what it had.
+        HostError: The kernel refused, or left it fewer host CPUs than were asked for. What was set by then stays.
+    """
+    if not is_there(thread):
+        raise ThreadGoneError(thread.tid)
+    try:
+        before = _read(thread.tid)
+        _set(thread, place, everywhere)
+        found = _read(thread.tid)
+    except ProcessLookupError:
+        raise ThreadGoneError(thread.tid) from None
+    if not is_there(thread):
+        # Where the number is another's by now, it may have been hit.
+        with contextlib.suppress(OSError):
+            if not place.differs(_read(thread.tid)):
+                _set(thread, before, everywhere)
+        raise ThreadGoneError(thread.tid)
+    if place.cpus not in (None, found.cpus):
+        raise HostError(
+            f"the kernel lets thread {thread.tid} run on host CPUs {found.cpus} only, not on {place.cpus}"
+        )
+    if place.scheduler not in (None, found.scheduler):
+        raise HostError(f"thread {thread.tid} is scheduled as {found.scheduler}, not as {place.scheduler}")
+    return found
+
+
+def read_usage(thread: HostThread, *, waits: bool = False) -> Usage | None:
+    """Return what a thread has done, or None if it is gone.
+
+    Args:
+        thread: The thread.
+        waits: True also reads ``wait_ns``: see ``counts_waits``.
+
+    Source: the kernel's scheduler/sched-stats.rst; ``proc_pid_schedstat()`` in fs/proc/base.c, which prints
+    ``0 0 0`` where it does not count; ``proc_sched_show_task()`` in kernel/sched/debug.c; proc(5), fields 14, 15 and
+    39 of ``/proc/pid/stat``.
+    """
+    fields = read_text(f"{thread.directory}/stat").rpartition(")")[2].split()
+    if not fields or int(fields[19]) != thread.start_ticks:
+        return None
+    host_cpu = int(fields[36])
+    counted = read_text(f"{thread.directory}/schedstat").split()
+    if len(counted) != 3 or counted[2] == "0":  # noqa: PLR2004 - the three numbers that are documented
+        return Usage((int(fields[11]) + int(fields[12])) * _NS_PER_TICK, None, None, host_cpu)
+    wait_ns = _waited(read_text(f"{thread.directory}/sched")) if waits else None
+    return Usage(int(counted[0]), int(counted[1]), int(counted[2]), host_cpu, wait_ns)
+
+
+def counts_waits() -> bool:
+    """Return True if the kernel counts what ``Usage.wait_ns`` is: ``sysctl kernel.sched_schedstats=1``."""
+    return read_text("/proc/sys/kernel/sched_schedstats").strip() == "1"
+
+
+def _waited(sched: str) -> int | None:
+    """Return the waiting time in ``/proc/pid/sched``, where it is in milliseconds, in nanoseconds.
+
+    Older kernels call it ``se.statistics.wait_sum``.
+    """
+    for line in sched.splitlines():
+        name, _, value = line.partition(":")
+        if name.rstrip().endswith("wait_sum"):
+            ms, _, parts = value.strip().partition(".")
+            return int(ms) * 1_000_000 + int(parts.ljust(6, "0"))
+    return None
+
+
+def _numbers(directory: str) -> list[int]:
+    """Return the numbers of a thread in each PID namespace, from that of /proc to its own; none if it is hidden."""
+    lines = read_text(f"{directory}/status").splitlines()
+    return [int(number) for line in lines if line.startswith("NSpid:") for number in line.split()[1:]]
+
+
+def _directories(pid: int) -> list[str]:
+    try:
+        listed = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - pathlib brings urllib
+    except OSError:
+        return []
+    return [f"/proc/{pid}/task/{tid}" for tid in listed]
+
+
+def _thread(directory: str) -> HostThread | None:
+    stat = read_stat(directory)
+    if stat is None or stat.has_ended:
+        return None
+    return HostThread(directory, int(directory.rpartition("/")[2]), stat.start_ticks, stat.name)
+
+
+def _read(tid: int) -> Place:
+    cpus = VcpuMap(os.sched_getaffinity(tid))
+    policy = _POLICIES.get(os.sched_getscheduler(tid) & ~os.SCHED_RESET_ON_FORK)
+    if policy is None:
+        return Place(cpus)
+    return Place(cpus, Scheduler(policy, os.sched_getparam(tid).sched_priority if policy.is_realtime else None))
+
+
+def _set(thread: HostThread, place: Place, everywhere: VcpuMap) -> None:
+    if place.cpus is not None:
+        # Also those that may be allowed later: the kernel (6.2 and newer) remembers what was asked for.
+        cpus = place.cpus | _possible() if place.cpus == everywhere else place.cpus
+        try:
+            os.sched_setaffinity(thread.tid, cpus)
+        except ProcessLookupError:
+            raise
+        except OSError as error:
+            raise HostError(_why_not_there(thread.tid, place.cpus, error)) from error
+    if place.scheduler is not None:
+        number, priority = _NUMBERS[place.scheduler.policy], place.scheduler.priority or 0
+        try:
+            os.sched_setscheduler(thread.tid, number, os.sched_param(priority))
+        except ProcessLookupError:
+            raise
+        except OSError as error:
+            raise HostError(_why_not_so(thread.tid, place.scheduler, error)) from error
+
+
+def _possible() -> VcpuMap:
+    return VcpuMap.parse(read_text("/sys/devices/system/cpu/possible"))
+
+
+def _why_not_there(tid: int, cpus: VcpuMap, error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return f"thread {tid} may not be moved by us: run as QEMU's user, or with CAP_SYS_NICE"
+    why = "they are offline, or its cgroup forbids them"
+    return f"thread {tid} cannot run on host CPUs {cpus} ({error.strerror}): {why}"
+
+
+def _why_not_so(tid: int, scheduler: Scheduler, error: OSError) -> str:
+    why = f"thread {tid} may not be scheduled as {scheduler}"
+    if not isinstance(error, PermissionError):
+        return f"{why}: {error.strerror}"
+    return f"{why}: it needs CAP_SYS_NICE{_OR_LIMIT + _AND_TIME if scheduler.policy.is_realtime else ''}"
