@@ -15,22 +15,24 @@ from typing import TYPE_CHECKING
 from qmpvcpu.lazy import lazily
 
 if TYPE_CHECKING:
-    from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell, VcpuSched
+    from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell, ThreadSched
     from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
     from qmpvcpu.domainxml.live_state import domain_from, domain_of, omissions, render
     from qmpvcpu.domainxml.next_boot import start_of
     from qmpvcpu.domainxml.patch import update
+    from qmpvcpu.domainxml.placing import placement_of, with_placement
     from qmpvcpu.domainxml.reader import Identity, parse, read_identity
     from qmpvcpu.domainxml.record_element import NAMESPACE, Instance, Metadata
     from qmpvcpu.domainxml.rules import validate
 
 # A name is imported when it is first used: few users need all of it.
 _HOMES = {
-    "qmpvcpu.domainxml.domain": "CpuModel DomainVcpu DomainVcpus NumaCell VcpuSched",
+    "qmpvcpu.domainxml.domain": "CpuModel DomainVcpu DomainVcpus NumaCell ThreadSched",
     "qmpvcpu.domainxml.domainrule": "DomainRule RuleStage",
     "qmpvcpu.domainxml.live_state": "domain_from domain_of omissions render",
     "qmpvcpu.domainxml.next_boot": "start_of",
     "qmpvcpu.domainxml.patch": "update",
+    "qmpvcpu.domainxml.placing": "placement_of with_placement",
     "qmpvcpu.domainxml.reader": "Identity parse read_identity",
     "qmpvcpu.domainxml.record_element": "Instance Metadata NAMESPACE",
     "qmpvcpu.domainxml.rules": "validate",
@@ -47,16 +49,18 @@ __all__ = [
     "Metadata",
     "NumaCell",
     "RuleStage",
-    "VcpuSched",
+    "ThreadSched",
     "domain_from",
     "domain_of",
     "omissions",
     "parse",
+    "placement_of",
     "read_identity",
     "render",
     "start_of",
     "update",
     "validate",
+    "with_placement",
 ]
 
 if not TYPE_CHECKING:  # so that type checkers still find a name that is missing

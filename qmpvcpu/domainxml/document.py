@@ -13,7 +13,7 @@ from lxml import etree
 
 from qmpvcpu.domainxml.attributes import UINT_MAX, AttributeReader, signed, unsigned
 from qmpvcpu.domainxml.cpu_reader import RawCpu, read_cpu
-from qmpvcpu.domainxml.domain import VcpuSched
+from qmpvcpu.domainxml.domain import ThreadSched
 from qmpvcpu.domainxml.domainrule import DomainRule
 from qmpvcpu.domainxml.safe_xml import line_of, text_of
 from qmpvcpu.errors import DomainXmlError
@@ -59,6 +59,13 @@ class RawTune(NamedTuple):
     number: int
 
 
+class RawSched(NamedTuple):
+    """How a thread is scheduled, and the element that says so."""
+
+    element: etree._Element
+    sched: ThreadSched
+
+
 @dataclass(frozen=True, slots=True)
 class RawDomain:
     """What the document says, without the values that libvirt would refuse.
@@ -76,7 +83,8 @@ class RawDomain:
         rows: ``<vcpus>``, the last row of each id; None where a row cannot be read.
         pins: ``<vcpupin>``, by vCPU id.
         emulator_pin: ``<emulatorpin>``.
-        scheds: ``<vcpusched>``, as written.
+        scheds: ``<vcpusched>``, by vCPU id.
+        emulator_sched: ``<emulatorsched>``.
         group: The first ``<cachetune>`` or ``<memorytune>`` that counts, or None.
         tunes: The numbers of ``<cputune>``, by their names.
         cpu: ``<cpu>``.
@@ -94,7 +102,8 @@ class RawDomain:
     rows: Mapping[int, RawVcpu] | None
     pins: Mapping[int, VcpuMap]
     emulator_pin: VcpuMap | None
-    scheds: tuple[VcpuSched, ...]
+    scheds: Mapping[int, RawSched]
+    emulator_sched: RawSched | None
     group: etree._Element | None
     tunes: Mapping[str, RawTune]
     cpu: RawCpu
@@ -160,7 +169,8 @@ def read_domain(root: etree._Element, reader: AttributeReader) -> RawDomain:
     tunes = _tunes(root, reader)
     pins = _pins(root, count, reader)
     emulator_pin = _emulator_pin(root, reader)
-    scheds = tuple(_scheds(root, count, reader))
+    scheds = _scheds(root, count, reader)
+    emulator_sched = _emulator_sched(root, reader)
     group = _resource_groups(root, count, reader)
     cpu = read_cpu(root, count, reader)
     has_auto_memory = _numatune(root, placement, {cell.id for cell in cpu.cells}, reader)
@@ -181,6 +191,7 @@ def read_domain(root: etree._Element, reader: AttributeReader) -> RawDomain:
         pins=pins,
         emulator_pin=emulator_pin,
         scheds=scheds,
+        emulator_sched=emulator_sched,
         group=group,
         cpu=cpu,
     )
@@ -280,8 +291,8 @@ def _pinned_to(element: etree._Element, tag: str, reader: AttributeReader) -> Vc
     return reader.cpuset(element, "cpuset")
 
 
-def _scheds(root: etree._Element, count: int | None, reader: AttributeReader) -> list[VcpuSched]:
-    found = []
+def _scheds(root: etree._Element, count: int | None, reader: AttributeReader) -> Mapping[int, RawSched]:
+    found: dict[int, RawSched] = {}
     taken: set[int] = set()
     for element in root.iterfind("cputune/vcpusched"):
         text = element.get("vcpus")
@@ -289,11 +300,7 @@ def _scheds(root: etree._Element, count: int | None, reader: AttributeReader) ->
             says = "Missing attribute 'vcpus' in element 'vcpusched'"
             reader.refuse(DomainRule.ATTRIBUTE_MISSING, element, "vcpus", says)
         vcpus = reader.cpuset(element, "vcpus", says_empty=f"'vcpus' scheduler bitmap '{text}' is empty")
-        reader.required(element, "scheduler")
-        scheduler = reader.choice(element, "scheduler", _SCHEDULERS)
-        priority = None
-        if scheduler in _WITH_PRIORITY and reader.required(element, "priority"):
-            priority = reader.integer(element, "priority")
+        sched = _sched(element, reader)
         if vcpus is None or count is None:
             continue
         reader.count_named(element, vcpus)
@@ -306,9 +313,25 @@ def _scheds(root: etree._Element, count: int | None, reader: AttributeReader) ->
             says = f"vCPU '{beyond}' is not present in domain definition"
             reader.refuse(DomainRule.SCHED_ABOVE_MAX, element, "vcpus", says, detail=f"<vcpu> says {count}")
         taken.update(vcpus)
-        if scheduler is not None:
-            found.append(VcpuSched(vcpus, scheduler, priority))
+        if sched is not None:
+            found |= dict.fromkeys(vcpus, sched)
     return found
+
+
+def _emulator_sched(root: etree._Element, reader: AttributeReader) -> RawSched | None:
+    elements = root.findall("cputune/emulatorsched")
+    if len(elements) > 1:
+        reader.refuse(DomainRule.EMULATORSCHED_TWICE, elements[1], None, "only one emulatorsched is supported")
+    return _sched(elements[0], reader) if elements else None
+
+
+def _sched(element: etree._Element, reader: AttributeReader) -> RawSched | None:
+    reader.required(element, "scheduler")
+    scheduler = reader.choice(element, "scheduler", _SCHEDULERS)
+    priority = None
+    if scheduler in _WITH_PRIORITY and reader.required(element, "priority"):
+        priority = reader.integer(element, "priority")
+    return None if scheduler is None else RawSched(element, ThreadSched(scheduler, priority))
 
 
 def _resource_groups(root: etree._Element, count: int | None, reader: AttributeReader) -> etree._Element | None:

@@ -52,16 +52,15 @@ class NumaCell:
 
 
 @dataclass(frozen=True, slots=True)
-class VcpuSched:
-    """One ``<vcpusched>``: the host's scheduler for the threads of some vCPUs.
+class ThreadSched:
+    """What ``<vcpusched>`` and ``<emulatorsched>`` say of a thread: how the host schedules it.
 
     Attributes:
-        vcpus: The vCPUs.
         scheduler: ``batch``, ``idle``, ``fifo`` or ``rr``.
-        priority: For ``fifo`` and ``rr``; None for the others.
+        priority: For ``fifo`` and ``rr``; None for the others. libvirt defines a domain with any number here, and
+            starts it with 1 to 99.
     """
 
-    vcpus: VcpuMap
     scheduler: str
     priority: int | None = None
 
@@ -104,7 +103,8 @@ class DomainVcpus:
         cpuset: Host CPUs that vCPUs may run on by default, or None.
         pins: ``<vcpupin>``: the host CPUs of a vCPU, by its id.
         emulator_pin: ``<emulatorpin>``, or None.
-        scheds: ``<vcpusched>``.
+        scheds: ``<vcpusched>``: how the thread of a vCPU is scheduled, by its id.
+        emulator_sched: ``<emulatorsched>``, or None.
         topology: ``<topology>``, or None where libvirt would give every vCPU a socket.
         numa: The cells, by ascending id.
         cpu: The CPU model, or None where QEMU's default is used.
@@ -132,7 +132,8 @@ class DomainVcpus:
     cpuset: VcpuMap | None = None
     pins: Mapping[int, VcpuMap] = field(default_factory=dict)
     emulator_pin: VcpuMap | None = None
-    scheds: tuple[VcpuSched, ...] = ()
+    scheds: Mapping[int, ThreadSched] = field(default_factory=dict)
+    emulator_sched: ThreadSched | None = None
     topology: Topology | None = None
     numa: tuple[NumaCell, ...] = ()
     cpu: CpuModel | None = None

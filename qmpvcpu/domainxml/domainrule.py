@@ -54,6 +54,8 @@ class DomainRule(enum.Enum):
     EMULATORPIN_TWICE = "there is one <emulatorpin> at most"
     SCHED_ABOVE_MAX = "a scheduler names only vCPUs below the maximum"
     SCHED_TWICE = "a vCPU has one scheduler"
+    EMULATORSCHED_TWICE = "there is one <emulatorsched> at most"
+    PRIORITY_OUT_OF_RANGE = "a real-time priority is 1 to 99"
     GROUPS_WITHOUT_KVM = "only a domain of the type kvm has <cachetune> and <memorytune>"
     GROUPS_OVERLAP = "a vCPU is in one <cachetune>, and a <memorytune> is for the same vCPUs or for others"
     # <cpu>

@@ -190,13 +190,12 @@ def with_max(domain: DomainVcpus, maximum: int) -> DomainVcpus:
             detail = f"NUMA cell {cell.id} has vCPUs {beyond}"
             raise ConfigDeniedError(asked, beyond, DenialReason.NUMA_MISMATCH, detail)
     more = range(domain.max, maximum)
-    kept = (replace(sched, vcpus=VcpuMap(each for each in sched.vcpus if each < maximum)) for sched in domain.scheds)
     rows = (*domain.vcpus[:maximum], *(DomainVcpu(each, enabled=False, hotpluggable=True) for each in more))
     resized = replace(
         domain,
         vcpus=rows,
         pins={vcpu: pin for vcpu, pin in domain.pins.items() if vcpu < maximum},
-        scheds=tuple(sched for sched in kept if sched.vcpus),
+        scheds={vcpu: sched for vcpu, sched in domain.scheds.items() if vcpu < maximum},
         numa=tuple(
             replace(cell, cpus=VcpuMap([*cell.cpus, *more])) if cell.id == 0 else cell for cell in domain.numa
         ),

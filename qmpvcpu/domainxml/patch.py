@@ -2,18 +2,18 @@
 
 import re
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from qmpvcpu.domainxml.attributes import AttributeReader, unsigned
 from qmpvcpu.domainxml.byte_editor import Editor
-from qmpvcpu.domainxml.domain import LEVELS, DomainVcpu, DomainVcpus, VcpuSched, needs_rows
+from qmpvcpu.domainxml.domain import LEVELS, DomainVcpu, DomainVcpus, needs_rows
 from qmpvcpu.domainxml.reader import ReadDocument
 from qmpvcpu.domainxml.record_element import Metadata, find_record, record_node
 from qmpvcpu.domainxml.rules import broken_states
 from qmpvcpu.domainxml.safe_xml import text_of
-from qmpvcpu.domainxml.writer import Node, topology_node, vcpu_row
+from qmpvcpu.domainxml.writer import Node, sched_attributes, topology_node, vcpu_row
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
@@ -30,25 +30,25 @@ _DOMAIN: Final = (
 )
 _CPUTUNE: Final = (
     *("shares", "period", "quota", "global_period", "global_quota", "emulator_period", "emulator_quota"),
-    *("iothread_period", "iothread_quota", "vcpupin", "emulatorpin", "iothreadpin", "vcpusched"),
+    *("iothread_period", "iothread_quota", "vcpupin", "emulatorpin", "iothreadpin", "emulatorsched", "vcpusched"),
 )
 _BEFORE_TOPOLOGY: Final = ("arch", "model", "vendor")
 _VCPU: Final = ("placement", "cpuset", "current")
 _ROW: Final = ("id", "enabled", "hotpluggable", "order")
 _CELL: Final = ("id", "cpus")
 _ATTRIBUTE: Final = re.compile(r" (\w+)='(\w+)'")
-
-_Scheduler = tuple[str, int | None]
+# libvirt sorts these by their vCPUs.
+_OF_VCPUS: Final = {"vcpupin": "vcpu", "vcpusched": "vcpus"}
 
 
 def update(base: bytes, domain: DomainVcpus, *, metadata: Metadata | None = None) -> bytes:
     """Return a document with *domain*'s vCPU side that is otherwise *base*, byte for byte.
 
     Only elements that must change do: ``<vcpu>``, rows of ``<vcpus>``, ``<vcpupin>``, ``<emulatorpin>``,
-    ``<vcpusched>``, ``<topology>``, the ``cpus`` of a ``<cell>``, and our own element; in them, only the attributes
-    that must. Equivalent spellings are left unchanged: ``current`` next to rows, orders with gaps, no rows where none
-    are needed. Once a state changes, every order is written as *domain* has it. New elements are written as and where
-    libvirt writes them. Idempotent.
+    ``<emulatorsched>``, ``<vcpusched>``, ``<topology>``, the ``cpus`` of a ``<cell>``, and our own element; in
+    them, only the attributes that must. Equivalent spellings are left unchanged: ``current`` next to rows, orders
+    with gaps, no rows where none are needed, one ``<vcpusched>`` for several vCPUs. Once a state changes, every order
+    is written as *domain* has it. New elements are written as and where libvirt writes them. Idempotent.
 
     The name, uuid, type, machine, emulator, memory and CPU model of *domain* are ignored.
 
@@ -136,7 +136,8 @@ def _other_than_rows(domain: DomainVcpus) -> dict[str, object]:
         "cpuset": domain.cpuset,
         "pins": domain.pins,
         "emulator_pin": domain.emulator_pin,
-        "scheds": _by_vcpu(domain.scheds),
+        "scheds": domain.scheds,
+        "emulator_sched": domain.emulator_sched,
         "topology": None if topology is None else tuple(getattr(topology, level) for level in LEVELS),
         "numa": domain.numa,
     }
@@ -256,6 +257,7 @@ def _update_cputune(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> N
     new = [
         *_update_pins(editor, said, domain),
         *_update_emulator_pin(editor, said, domain),
+        *_update_emulator_sched(editor, said, domain),
         *_update_scheds(editor, said, domain),
     ]
     holder = editor.root.find("cputune")
@@ -263,16 +265,28 @@ def _update_cputune(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> N
         if new:
             editor.insert(editor.root, Node("cputune", content=tuple(new)), after=_before("cputune"))
         return
-    pins = {_number(pin, "vcpu"): pin for pin in holder.iterfind("vcpupin")}
-    sorted_pins = sorted(pins)
+    there = {tag: _by_first_vcpu(holder, tag) for tag in {node.tag for node in new} & set(_OF_VCPUS)}
     for node in new:
-        # After the pin of the vCPU before it, as libvirt sorts them.
-        lower = bisect(sorted_pins, int(str(node.attributes["vcpu"]))) if node.tag == "vcpupin" else 0
-        if lower:
-            editor.insert_after(pins[sorted_pins[lower - 1]], node)
+        before = _CPUTUNE.index(node.tag)
+        if node.tag not in _OF_VCPUS:
+            editor.insert(holder, node, after=_CPUTUNE[: before + 1])
+            continue
+        ids, elements = there[node.tag]
+        if lower := bisect(ids, int(str(node.attributes[_OF_VCPUS[node.tag]]))):
+            editor.insert_after(elements[lower - 1], node)
         else:
-            after = _CPUTUNE[: _CPUTUNE.index(node.tag) + (node.tag != "vcpupin")]
-            editor.insert(holder, node, after=after)
+            editor.insert(holder, node, after=_CPUTUNE[:before])
+
+
+def _by_first_vcpu(holder: "etree._Element", tag: str) -> "tuple[list[int], list[etree._Element]]":
+    """Return the children *tag* of ``<cputune>``, and the first vCPU that each is for; by ascending vCPU."""
+    reader = AttributeReader()
+    found: dict[int, etree._Element] = {}
+    for element in holder.iterfind(tag):
+        named = reader.cpuset(element, "vcpus") if tag == "vcpusched" else [_number(element, "vcpu")]
+        found[next(iter(named or [0]))] = element
+    ids = sorted(found)
+    return ids, [found[each] for each in ids]
 
 
 def _update_pins(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> list[Node]:
@@ -302,37 +316,37 @@ def _update_emulator_pin(editor: Editor, said: DomainVcpus, domain: DomainVcpus)
     return []
 
 
-def _update_scheds(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> list[Node]:
-    missing = _by_vcpu(domain.scheds)
-    if missing == _by_vcpu(said.scheds):
+def _update_emulator_sched(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> list[Node]:
+    sched = domain.emulator_sched
+    if sched == said.emulator_sched:
         return []
+    element = editor.root.find("cputune/emulatorsched")
+    if element is None:
+        return [] if sched is None else [Node("emulatorsched", sched_attributes(sched))]
+    if sched is None:
+        editor.remove(element)
+    else:
+        priority = None if sched.priority is None else str(sched.priority)
+        changes = {"scheduler": sched.scheduler, "priority": priority}
+        editor.set_attributes(element, changes, order=("scheduler", "priority"))
+    return []
+
+
+def _update_scheds(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> list[Node]:
+    if domain.scheds == said.scheds:
+        return []
+    missing = dict(domain.scheds)
     reader = AttributeReader()
     for element in editor.root.iterfind("cputune/vcpusched"):
-        # libvirt, and so the reader, takes a priority of these two only.
-        scheduler = element.get("scheduler", "")
-        priority = reader.integer(element, "priority") if scheduler in {"fifo", "rr"} else None
         named = reader.cpuset(element, "vcpus") or VcpuMap()
-        kept = VcpuMap(each for each in named if missing.get(each) == (scheduler, priority))
+        kept = VcpuMap(each for each in named if missing.get(each) == said.scheds[each])
         for each in kept:
             del missing[each]
         if not kept:
             editor.remove(element)
         elif kept != named:
             editor.set_attributes(element, {"vcpus": str(kept)}, order=("vcpus",))
-    groups: dict[_Scheduler, list[int]] = {}
-    for vcpu, group in sorted(missing.items()):
-        groups.setdefault(group, []).append(vcpu)
-    return [
-        Node(
-            "vcpusched",
-            {"vcpus": VcpuMap(vcpus), "scheduler": scheduler} | ({} if priority is None else {"priority": priority}),
-        )
-        for (scheduler, priority), vcpus in groups.items()
-    ]
-
-
-def _by_vcpu(scheds: Sequence[VcpuSched]) -> dict[int, _Scheduler]:
-    return {vcpu: (each.scheduler, each.priority) for each in scheds for vcpu in each.vcpus}
+    return [Node("vcpusched", {"vcpus": vcpu, **sched_attributes(sched)}) for vcpu, sched in sorted(missing.items())]
 
 
 # <cpu>.

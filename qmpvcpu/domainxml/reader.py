@@ -12,7 +12,7 @@ from qmpvcpu.domainxml.attributes import AttributeReader
 from qmpvcpu.domainxml.cpu import CPU_MARK, IOMMU
 from qmpvcpu.domainxml.cpu_reader import CpuOptions, has_mark, is_as_written, untold_of
 from qmpvcpu.domainxml.document import NOT_IN_NAMES, RawDomain, read_name, refuse_in_name
-from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell, VcpuSched
+from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell
 from qmpvcpu.domainxml.domainrule import DomainRule
 from qmpvcpu.domainxml.record_element import Metadata, find_record, read_metadata
 from qmpvcpu.domainxml.rules import examine
@@ -212,7 +212,8 @@ def _filled_in(raw: RawDomain, *, lacks_iommu: bool) -> DomainVcpus:
         cpuset=raw.cpuset,
         pins=dict(sorted(raw.pins.items())),
         emulator_pin=raw.emulator_pin,
-        scheds=_scheds(raw.scheds),
+        scheds={vcpu: each.sched for vcpu, each in sorted(raw.scheds.items())},
+        emulator_sched=None if raw.emulator_sched is None else raw.emulator_sched.sched,
         topology=None if levels is None else Topology(count, **levels),
         numa=cells,
         cpu=raw.cpu.model,
@@ -246,15 +247,6 @@ def _cells(cells: tuple[NumaCell, ...], count: int) -> Iterator[NumaCell]:
     rest = [each for each in range(count) if each not in named]
     for cell in cells:
         yield cell if cell.id or not rest else NumaCell(0, VcpuMap([*cell.cpus, *rest]), cell.memory_kib)
-
-
-def _scheds(scheds: tuple[VcpuSched, ...]) -> tuple[VcpuSched, ...]:
-    """Merge equal schedulers: libvirt writes one for each vCPU."""
-    found: dict[tuple[str, int | None], list[int]] = {}
-    for each in scheds:
-        found.setdefault((each.scheduler, each.priority), []).extend(each.vcpus)
-    merged = (VcpuSched(VcpuMap(vcpus), scheduler, priority) for (scheduler, priority), vcpus in found.items())
-    return tuple(sorted(merged, key=lambda each: next(iter(each.vcpus))))
 
 
 # What render() never writes.

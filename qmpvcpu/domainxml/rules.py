@@ -10,11 +10,12 @@ from lxml import etree
 
 from qmpvcpu.domainxml.attributes import UINT_MAX, AttributeReader
 from qmpvcpu.domainxml.cpu import needs_kvm
-from qmpvcpu.domainxml.document import RawDomain, RawTune, RawVcpu, read_domain, refuse_in_name
+from qmpvcpu.domainxml.document import RawDomain, RawSched, RawTune, RawVcpu, read_domain, refuse_in_name
 from qmpvcpu.domainxml.domain import MOST_WITHOUT_EIM, X86, DomainVcpu, has_cores
 from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
 from qmpvcpu.domainxml.safe_xml import parse_safely
 from qmpvcpu.errors import DomainRuleError
+from qmpvcpu.model.placement import HIGHEST_PRIORITY, LOWEST_PRIORITY
 
 # Measured with query-machines of QEMU 7.2, 10.0 and 11.1; distributions have machine types of their own.
 _LIMITS = {"isapc": 1, "microvm": 288, "pc": 255, "s390-ccw-virtio": 248}
@@ -245,8 +246,20 @@ def _at_start(raw: RawDomain, states: list[RawVcpu], reader: AttributeReader) ->
         says = "CPU mode 'host-passthrough'"  # and then the architectures of guest and host, which are not at fault
         detail = "'maximum' is the nearest to it without KVM"
         reader.refuse(DomainRule.PASSTHROUGH_WITHOUT_KVM, cpu, "mode", says, detail=detail, stage=RuleStage.START)
+    # The main thread is there first, then vCPUs are plugged, then those that are enabled are scheduled.
+    _priority(raw.emulator_sched, reader)
     if any(each.enabled and each.hotpluggable for each in filled):
         _slots(filled, _core_size(raw), reader)
+    enabled = (raw.scheds[each] for each in sorted(raw.scheds) if each < len(states) and states[each].enabled)
+    for sched in {each.element: each for each in enabled}.values():
+        _priority(sched, reader)
+
+
+def _priority(raw: RawSched | None, reader: AttributeReader) -> None:
+    priority = None if raw is None else raw.sched.priority
+    if raw is not None and priority is not None and not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
+        says = f"Scheduler priority {priority} out of range [{LOWEST_PRIORITY}, {HIGHEST_PRIORITY}]"
+        reader.refuse(DomainRule.PRIORITY_OUT_OF_RANGE, raw.element, "priority", says, stage=RuleStage.START)
 
 
 def _slots(states: list[RawVcpu], size: int, reader: AttributeReader) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from qmpvcpu.domainxml.domain import LEVELS, DomainVcpu
+from qmpvcpu.domainxml.domain import LEVELS, DomainVcpu, ThreadSched
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.vm import Topology
 
@@ -58,6 +58,12 @@ def topology_node(topology: Topology) -> Node:
     """Return ``<topology>``; libvirt before 10.1 does not know clusters."""
     sizes = {level: getattr(topology, level) for level in LEVELS}
     return Node("topology", {level: size for level, size in sizes.items() if level != "clusters" or size > 1})
+
+
+def sched_attributes(sched: ThreadSched) -> Mapping[str, object]:
+    """Return how a thread is scheduled as attributes of ``<vcpusched>`` or ``<emulatorsched>``."""
+    given = {"scheduler": sched.scheduler, "priority": sched.priority}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _write(node: Node, indent: str, put: Callable[[str], None]) -> None:

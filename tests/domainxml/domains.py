@@ -68,7 +68,7 @@ def document(domain: DomainVcpus) -> bytes:
     if domain.pins or domain.scheds:
         lines += ["<cputune>"]
         lines += [f"<vcpupin vcpu='{vcpu}' cpuset='{pin}'/>" for vcpu, pin in domain.pins.items()]
-        lines += [f"<vcpusched vcpus='{each.vcpus}' scheduler='{each.scheduler}'/>" for each in domain.scheds]
+        lines += [f"<vcpusched vcpus='{vcpu}' scheduler='{each.scheduler}'/>" for vcpu, each in domain.scheds.items()]
         lines += ["</cputune>"]
     lines += [f"<os><type arch='{domain.arch}' machine='{domain.machine}'>hvm</type></os>"]
     lines += ["<features><acpi/></features>"]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu.domainxml import parse
-from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, NumaCell, VcpuSched
+from qmpvcpu.domainxml.domain import DomainVcpu, DomainVcpus, NumaCell, ThreadSched
 from qmpvcpu.domainxml.domainrule import DomainRule
 from qmpvcpu.domainxml.next_boot import slot_of, with_count, with_map, with_max, with_state
 from qmpvcpu.errors import ConfigDeniedError, DenialReason, InvalidMapError, Outcome
@@ -95,11 +95,11 @@ def test_less_room_takes_the_pins_and_schedulers_of_those_above_with_it() -> Non
     domain = domain_of_rows(
         "00----",
         pins={1: VcpuMap([0]), 4: VcpuMap([1])},
-        scheds=(VcpuSched(VcpuMap([1, 5]), "batch"), VcpuSched(VcpuMap([4]), "idle")),
+        scheds={1: ThreadSched("batch"), 4: ThreadSched("idle"), 5: ThreadSched("batch")},
     )
     changed = with_max(domain, 3)
     assert changed.pins == {1: {0}}
-    assert changed.scheds == (VcpuSched(VcpuMap([1]), "batch"),)
+    assert changed.scheds == {1: ThreadSched("batch")}
 
 
 def test_more_room_is_in_the_first_numa_cell() -> None:

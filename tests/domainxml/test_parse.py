@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu.domainxml import CpuModel, DomainVcpu, NumaCell, VcpuSched, parse, read_identity, update, validate
+from qmpvcpu.domainxml import CpuModel, DomainVcpu, NumaCell, ThreadSched, parse, read_identity, update, validate
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
@@ -76,7 +76,7 @@ def test_everything_that_is_said_of_vcpus_is_read() -> None:
     assert domain.pins == {0: {4, 5, 6, 7}, 5: {1}}
     assert list(domain.pins) == [0, 5]
     assert domain.emulator_pin == {0}
-    assert domain.scheds == (VcpuSched(VcpuMap([0]), "fifo", 1), VcpuSched(VcpuMap([2, 5]), "batch"))
+    assert domain.scheds == {0: ThreadSched("fifo", 1), 2: ThreadSched("batch"), 5: ThreadSched("batch")}
     assert domain.topology == Topology(8, sockets=2, cores=4)
     assert domain.numa == (NumaCell(0, VcpuMap([0, 1, 2, 3]), 1048576), NumaCell(1, VcpuMap([4, 5, 6, 7]), 1048576))
     assert domain.cpu == CpuModel("custom", "Haswell", {"vmx": "disable", "pcid": "require"})
@@ -88,7 +88,7 @@ def test_the_least_document_reads_as_libvirt_takes_it() -> None:
     assert (domain.uuid, domain.arch, domain.machine, domain.emulator, domain.memory_kib) == (None,) * 5
     assert (domain.cpuset, domain.emulator_pin, domain.topology, domain.cpu) == (None,) * 4
     assert domain.placement == "static"
-    assert (domain.individual, dict(domain.pins), domain.scheds, domain.numa) == (False, {}, (), ())
+    assert (domain.individual, dict(domain.pins), domain.scheds, domain.numa) == (False, {}, {}, ())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu.domainxml import DomainVcpu, NumaCell, VcpuSched, parse, update
+from qmpvcpu.domainxml import DomainVcpu, NumaCell, ThreadSched, parse, update
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
@@ -212,7 +212,7 @@ def test_a_state_that_libvirt_refuses_is_refused(vcpus: Sequence[DomainVcpu], to
         ({"cpuset": VcpuMap()}, "a cpuset is ids and ranges"),
         ({"pins": {0: VcpuMap()}}, "a cpuset is ids and ranges"),
         ({"pins": {4: VcpuMap([0])}}, "something else than was asked for: pins"),
-        ({"scheds": (VcpuSched(VcpuMap([4]), "batch"),)}, "vCPUs below the maximum"),
+        ({"scheds": {4: ThreadSched("batch")}}, "vCPUs below the maximum"),
         ({"placement": "auto", "cpuset": VcpuMap([0])}, "something else than was asked for: cpuset"),
     ],
 )
@@ -253,13 +253,14 @@ def test_pins_change_come_and_go_each_by_itself() -> None:
 
 def test_without_cputune_it_is_made_behind_the_vcpus() -> None:
     base = document(VCPU, ROWS, "  <iothreads>2</iothreads>", "  <os/>")
-    result = changed(base, pins=PINS, emulator_pin=VcpuMap([0]), scheds=(VcpuSched(VcpuMap([0, 1]), "rr", 5),))
+    result = changed(base, pins=PINS, emulator_pin=VcpuMap([0]), scheds=dict.fromkeys([0, 1], ThreadSched("rr", 5)))
     assert inserted(base, result) == [
         "  <cputune>",
         "    <vcpupin vcpu='0' cpuset='0'/>",
         "    <vcpupin vcpu='2' cpuset='1'/>",
         "    <emulatorpin cpuset='0'/>",
-        "    <vcpusched vcpus='0-1' scheduler='rr' priority='5'/>",
+        "    <vcpusched vcpus='0' scheduler='rr' priority='5'/>",
+        "    <vcpusched vcpus='1' scheduler='rr' priority='5'/>",
         "  </cputune>",
     ]
     assert "</iothreads>\n  <cputune>" in result
@@ -268,7 +269,7 @@ def test_without_cputune_it_is_made_behind_the_vcpus() -> None:
 @pytest.mark.parametrize("empty", ["<cputune/>", "<cputune></cputune>", "<cputune>\n  </cputune>"])
 def test_an_empty_cputune_is_filled_in_libvirts_order(empty: str) -> None:
     base = document(VCPU, f"  {empty}")
-    result = changed(base, pins=PINS, emulator_pin=VcpuMap([0]), scheds=(VcpuSched(VcpuMap([1]), "idle"),))
+    result = changed(base, pins=PINS, emulator_pin=VcpuMap([0]), scheds={1: ThreadSched("idle")})
     assert re.findall(r"<(vcpupin|emulatorpin|vcpusched|/cputune)", result) == [
         *("vcpupin", "vcpupin", "emulatorpin", "vcpusched", "/cputune")
     ]
@@ -284,12 +285,12 @@ def test_the_emulators_pin_changes_and_goes(pin: VcpuMap | None) -> None:
 
 def test_schedulers_that_still_hold_keep_their_elements() -> None:
     base = document(VCPU, TUNED)
-    scheds = (VcpuSched(VcpuMap([0, 2]), "fifo", 1), VcpuSched(VcpuMap([1]), "batch"))
+    scheds = {0: ThreadSched("fifo", 1), 1: ThreadSched("batch"), 2: ThreadSched("fifo", 1)}
     line = "    <vcpusched vcpus='0-2' scheduler='fifo' priority='1'/>\n"
     assert changed(base, scheds=scheds) == base.decode().replace(
         line, line.replace("0-2", "0,2") + "    <vcpusched vcpus='1' scheduler='batch'/>\n"
     )
-    assert changed(base, scheds=()) == base.decode().replace(line, "")
+    assert changed(base, scheds={}) == base.decode().replace(line, "")
     two = document(VCPU, "  <cputune>", line + "    <vcpusched vcpus='3' scheduler='idle'/>", "  </cputune>")
     assert changed(two, scheds=parse(base).scheds) == document(VCPU, "  <cputune>", line + "  </cputune>").decode()
 
@@ -300,7 +301,7 @@ def test_schedulers_in_other_words_stay() -> None:
         "    <vcpusched vcpus='0' scheduler='rr' priority='2'/>",
     ]
     base = document(VCPU, "  <cputune>", *rows, "  </cputune>")
-    assert changed(base, scheds=(VcpuSched(VcpuMap([0, 1]), "rr", 2),)) == base.decode()
+    assert changed(base, scheds=dict.fromkeys([0, 1], ThreadSched("rr", 2))) == base.decode()
 
 
 def test_the_pin_of_a_vcpu_that_cannot_be_does_not_come_alive_with_a_higher_maximum() -> None:

@@ -33,6 +33,12 @@ BAD_NUMBERS = ["", "x", "-1", "1 ", "0x1", "1.0", "4294967296", "999999999999999
 ODD_UNITS = ["KiB", "k", "K", "kib", "KB", "", "b", "bytes", "MiB", "m", "MB"]
 FEATURES = ["vmx", "pcid", "x2apic"]
 LEVELS = ("sockets", "dies", "cores", "threads")
+SCHEDULERS: list[dict[str, object]] = [
+    {"scheduler": "batch"},
+    {"scheduler": "fifo", "priority": 1},
+    {"scheduler": "batch", "priority": 7},
+    {"scheduler": "rr", "priority": -500},
+]
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,8 @@ def cputune(draw: Draw, most: int, *, wrong: bool) -> str:
         made.append(f"<emulatorpin cpuset='{draw(st.sampled_from(CPUSETS))}'/>")
     made += [f"<vcpusched{attributes(each.items())}/>" for each in _scheds(draw, most)]
     if draw(st.booleans()):
+        made.append(f"<emulatorsched{attributes(draw(st.sampled_from(SCHEDULERS)).items())}/>")
+    if draw(st.booleans()):
         made.append("<shares>0</shares><period>1000</period><quota>-1</quota>")
     if wrong or draw(st.booleans()):
         made += _groups(draw, most, wrong=wrong)
@@ -137,10 +145,9 @@ def cputune(draw: Draw, most: int, *, wrong: bool) -> str:
 
 
 def _scheds(draw: Draw, most: int) -> list[dict[str, object]]:
-    kinds = [{"scheduler": "batch"}, {"scheduler": "fifo", "priority": 1}, {"scheduler": "batch", "priority": 7}]
     half = most // 2
     parts = [f"0-{half - 1}", f"{half}-{most - 1}"] if half else ["0"]
-    return [{"vcpus": each, **draw(st.sampled_from(kinds))} for each in parts if draw(st.booleans())]
+    return [{"vcpus": each, **draw(st.sampled_from(SCHEDULERS))} for each in parts if draw(st.booleans())]
 
 
 def _groups(draw: Draw, most: int, *, wrong: bool) -> list[str]:
@@ -192,6 +199,9 @@ def _bad_tunes(most: int) -> list[list[str]]:
         [f"<vcpusched vcpus='0' scheduler='rr' priority='{each}'/>" for each in ("x", "2147483648", "")],
         [f"<vcpusched vcpus='{each}' scheduler='idle'/>" for each in (most, f"0-{most}")],
         ["<vcpusched vcpus='0' scheduler='idle'/><vcpusched vcpus='0' scheduler='batch'/>"],
+        ["<emulatorsched scheduler='idle'/><emulatorsched scheduler='fifo' priority='1'/>", "<emulatorsched/>"],
+        [f"<emulatorsched scheduler='{each}'/>" for each in ("other", "none", "rr", "")],
+        [f"<emulatorsched scheduler='fifo' priority='{each}'/>" for each in ("x", "-2147483649", "")],
         [f"<{each}_period>{number}</{each}_period>" for each in ("global", "emulator") for number in (999, 1000001)],
         [f"<{each}>{number}</{each}>" for each in ("quota", "global_quota") for number in (1, 17592186044416)],
         ["<shares>1</shares>"],

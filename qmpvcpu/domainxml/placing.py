@@ -1,0 +1,84 @@
+"""A document's host CPUs and schedulers as a ``Placement``, and the way back."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from qmpvcpu.domainxml.domain import DomainVcpus, ThreadSched
+from qmpvcpu.errors import DomainXmlError
+from qmpvcpu.model.placement import Place, Placement, SchedPolicy, Scheduler
+
+# libvirt has no word for the kernel's default: what is not said is that.
+_POLICIES: Final = {each.value: each for each in SchedPolicy if each is not SchedPolicy.OTHER}
+
+
+def placement_of(domain: DomainVcpus) -> Placement:
+    """Return where libvirt would have the threads of *domain* run, and how they would be scheduled.
+
+    A vCPU's ``<vcpupin>`` wins over ``<vcpu cpuset>``, and so does ``<emulatorpin>`` for QEMU's other threads. Where
+    neither says anything, libvirt has a thread run on all host CPUs: ``everywhere`` is True if the document says
+    anything of the placement at all. Pins and schedulers of vCPUs that are off count once they are plugged.
+
+    Under ``placement='auto'`` libvirt asks numad, whose answer is in no document: nothing is said of the CPUs of
+    threads that are not pinned, and ``everywhere`` is False, so that a vCPU runs where QEMU's main thread does, which
+    libvirt has put there. ``domain.placement`` tells that it is so.
+
+    Raises:
+        DomainXmlError: A priority is not 1 to 99: libvirt defines such a domain, and starts no thread with it.
+
+    Source: libvirt src/qemu/qemu_process.c, qemuProcessSetupPid; measured with libvirt 9.0.0.
+
+    Example:
+        >>> from qmpvcpu.domainxml import parse
+        >>> pin = b"<cputune><vcpupin vcpu='1' cpuset='8-11'/></cputune>"
+        >>> domain = parse(b"<domain type='kvm'><name>a</name><vcpu cpuset='0-7'>2</vcpu>" + pin + b"</domain>")
+        >>> placement = placement_of(domain)
+        >>> str(placement.of_vcpu(0)), str(placement.of_vcpu(1))
+        ('host CPUs 0-7', 'host CPUs 8-11')
+    """
+    vcpus = {
+        each: Place(domain.pins.get(each), _scheduler(domain.scheds.get(each), f"<vcpusched> of vCPU {each}"))
+        for each in sorted({*domain.pins, *domain.scheds})
+    }
+    emulator = Place(domain.emulator_pin, _scheduler(domain.emulator_sched, "<emulatorsched>"))
+    found = Placement(vcpus, emulator, domain.cpuset)
+    return replace(found, everywhere=bool(found) and domain.placement == "static")
+
+
+def with_placement(domain: DomainVcpus, placement: Placement) -> DomainVcpus:
+    """Return *domain* with the pins, schedulers and ``<vcpu cpuset>`` of *placement*, and no others.
+
+    ``placement='auto'`` stays unless there is a cpuset, which libvirt does not read under it. Left out is what
+    libvirt has no word for (core scheduling, ``exclusive``, the policy, and the scheduler ``other``, which threads
+    have anyway), and the places of vCPUs that *domain* cannot have.
+    """
+    possible = {vcpu: place for vcpu, place in sorted(placement.vcpus.items()) if vcpu < domain.max}
+    scheds = {vcpu: _sched(place.scheduler) for vcpu, place in possible.items()}
+    return replace(
+        domain,
+        placement=domain.placement if placement.cpuset is None else "static",
+        cpuset=placement.cpuset,
+        pins={vcpu: place.cpus for vcpu, place in possible.items() if place.cpus is not None},
+        emulator_pin=placement.emulator.cpus,
+        scheds=_said(scheds),
+        emulator_sched=_sched(placement.emulator.scheduler),
+    )
+
+
+def _scheduler(sched: ThreadSched | None, where: str) -> Scheduler | None:
+    if sched is None:
+        return None
+    try:
+        return Scheduler(_POLICIES[sched.scheduler], sched.priority)
+    except ValueError as error:
+        raise DomainXmlError(f"{where}: {error}; libvirt defines it, and refuses to schedule a thread so") from None
+
+
+def _sched(scheduler: Scheduler | None) -> ThreadSched | None:
+    if scheduler is None or scheduler.policy is SchedPolicy.OTHER:
+        return None
+    return ThreadSched(scheduler.policy.value, scheduler.priority)
+
+
+def _said(scheds: Mapping[int, ThreadSched | None]) -> dict[int, ThreadSched]:
+    return {vcpu: sched for vcpu, sched in scheds.items() if sched is not None}
