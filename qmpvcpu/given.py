@@ -99,6 +99,13 @@ def members(name: str, value: object, kind: type[enum.Enum]) -> Collection[objec
     return [member(f"each of {name}", each, kind) for each in value]
 
 
+def texts(name: str, value: object) -> Collection[object]:
+    """Return *value* as a list if it is a collection of text; a single text is none."""
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise TypeError(f"{name} is a collection of text, not {_quoted(value)}")
+    return [text(f"each of {name}", each) for each in value]
+
+
 def called(name: str, value: object) -> object:
     """Return *value*, which *name* was given, if it can be called; not a coroutine function, as nothing awaits it.
 
@@ -117,7 +124,7 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     ``float`` is a duration, ``str | PathLike[str]`` a path; ``int``, ``bool``, ``str`` and enumerations are what they
     say; each also with ``| None``. A ``Literal`` is one of its words, a ``Callable`` a function, and a ``Collection``
-    of an enumeration has members of it. Other annotations are not checked.
+    of an enumeration, or of ``str``, has members of it. Other annotations are not checked.
     """
     checks = _checks_of(function)
     code = inspect.unwrap(function).__code__
@@ -175,11 +182,13 @@ def _check_for(annotation: Any) -> _Check | None:
         return called
     if get_origin(annotation) is Collection:
         (kind,) = get_args(annotation)
+        if kind is str:
+            return texts
         return functools.partial(members, kind=kind) if _is_enumeration(kind) else None
     if get_origin(annotation) is not UnionType:
         return _check_of(annotation)
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
-    check = path if kinds == [str, os.PathLike[str]] else _check_of(kinds[0]) if len(kinds) == 1 else None
+    check = path if kinds == [str, os.PathLike[str]] else _check_for(kinds[0]) if len(kinds) == 1 else None
     return None if check is None else functools.partial(_unless_none, check=check)
 
 

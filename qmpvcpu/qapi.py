@@ -13,11 +13,12 @@ libvirt 9.0.0.
 import enum
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from qmpvcpu.errors import MalformedReplyError
+from qmpvcpu.model.counters import KvmCounters
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.names import (
     CPU_TYPE,
@@ -38,7 +39,6 @@ from qmpvcpu.model.vm import SMP_LEVELS, Topology
 _LARGEST: Final = (1 << 63) - 1  # of QAPI's int
 _LARGEST_DWORD: Final = (1 << 32) - 1  # what a guest writes to the registers behind _OST
 _LARGEST_PID: Final = (1 << 31) - 1
-_LARGEST_COUNTER: Final = (1 << 64) - 1  # QAPI's uint64
 _LARGEST_VERSION: Final = 9999
 _MOST_PROPS: Final = 32  # QEMU 11.1 has nine
 _HYPERVISOR, _X2APIC, _VMX = 1 << 31, 1 << 21, 1 << 5  # CPUID 1, ECX
@@ -215,9 +215,44 @@ def parse_ospm_status(reply: object) -> dict[int, OstAnswer]:
     return answers
 
 
-def query_exits(paths: Sequence[str]) -> dict[str, Any]:
+def query_stats(paths: Collection[str] | None = None, names: Collection[str] | None = None) -> dict[str, Any]:
+    """Return the arguments of ``query-stats`` that ask for KVM's counters of vCPUs.
+
+    Args:
+        paths: The vCPUs; None: all.
+        names: The counters; None: all.
+    """
+    asked: dict[str, Any] = {"target": "vcpu"}  # short: QEMU takes 4 us for each letter of a command
+    if paths is not None:
+        asked["vcpus"] = [*paths]
+    if names is not None:
+        asked["providers"] = [{"provider": "kvm", "names": [*names]}]
+    return asked
+
+
+def query_exits(paths: Collection[str]) -> dict[str, Any]:
     """Return the arguments of ``query-stats`` that ask how often the vCPUs at *paths* have left guest mode."""
-    return {"target": "vcpu", "vcpus": [*paths], "providers": [{"provider": "kvm", "names": [*_EXITS]}]}
+    return query_stats(paths, _EXITS)
+
+
+def parse_stats(reply: object) -> dict[str, KvmCounters]:
+    """Read ``query-stats`` of vCPUs: what KVM counts, by QOM path. Empty where QEMU or the kernel does not count."""
+    command = "query-stats"
+    found: dict[str, KvmCounters] = {}
+    for entry in _entries(command, reply):
+        if entry.get("provider") != "kvm":
+            continue
+        path = _text(command, entry, "qom-path", QOM_PATH)
+        if path in found:
+            raise MalformedReplyError(command, "this 'qom-path' is told twice", entry)
+        stats = _entries(command, entry.get("stats"))
+        try:
+            found[path] = KvmCounters({stat["name"]: stat["value"] for stat in stats})
+        except (KeyError, TypeError, ValueError) as error:  # a name may be anything, a list too
+            raise MalformedReplyError(command, f"'stats': {error}", entry) from error
+        if len(found[path]) < len(stats):
+            raise MalformedReplyError(command, "'stats' tell a name twice", entry)
+    return found
 
 
 def parse_exits(reply: object) -> dict[str, int]:
@@ -225,18 +260,14 @@ def parse_exits(reply: object) -> dict[str, int]:
 
     Above 0 only if they have entered it. Empty where QEMU or the kernel does not count.
     """
-    command = "query-stats"
     exits: dict[str, int] = {}
-    for entry in _entries(command, reply):
-        if entry.get("provider") != "kvm":
-            continue
-        path = _text(command, entry, "qom-path", QOM_PATH)
-        for stat in _entries(command, entry.get("stats")):
-            if stat.get("name") not in _EXITS:
-                continue
-            if path in exits:
-                raise MalformedReplyError(command, "this 'qom-path' is told twice", entry)
-            exits[path] = _number(command, stat, "value", 0, _LARGEST_COUNTER)
+    for path, stats in parse_stats(reply).items():
+        for name in _EXITS:
+            count = stats.get(name, 0)
+            if type(count) is not int:
+                raise MalformedReplyError("query-stats", f"{name!r} is no number", {name: count})
+            if name in stats:
+                exits[path] = count
     return exits
 
 

@@ -1,7 +1,15 @@
-"""What the vCPUs of one VM have done, as QEMU and its host count it."""
+"""What the vCPUs of one VM have done, as QEMU and its host count it, and what they did between two readings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
+
+from qmpvcpu.model.counters import KvmCounters
+
+# A thread is read some time after the clock is: a share may be that much more than the whole.
+_MOST_SHARE: Final = 1.05
+
+_NO_COUNTERS: Final = KvmCounters({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,14 +21,16 @@ class VcpuStatistics:
         host_tid: Its thread, by QEMU's own number.
         run_s: How long it ran on a host CPU, in seconds.
         delay_s: How long it was ready and waited for a host CPU, in seconds: what the guest sees as steal time.
-        wait_s: The same as the kernel's schedstats count it, in seconds; None where they are switched off.
+        wait_s: How long it waited, as the kernel's schedstats count it, in seconds; None where they are switched off,
+            as they usually are.
         turns: How often it was given a host CPU.
-        halted: True if it has nothing to do just now; only KVM tells.
+        halted: True if it has nothing to do just now. Only KVM tells, to QEMU 8.1 and newer: an older QEMU wakes a
+            vCPU to read its counters.
         host_cpu: The host CPU that it ran on last.
-        kvm: What KVM counts of it, by the names of ``query-stats``: numbers, truth values, or the columns of a
-            histogram; empty under TCG.
+        kvm: What KVM counts of it, which may begin with an earlier vCPU in its slot; empty under TCG.
 
-    Source: the kernel's scheduler/sched-stats.rst; proc(5), ``/proc/pid/stat``; QEMU qapi/stats.json.
+    Source: the kernel's scheduler/sched-stats.rst; proc(5), ``/proc/pid/stat``; QEMU qapi/stats.json, and
+    accel/kvm/kvm-all.c, ``kvm_park_vcpu()``.
     """
 
     id: int
@@ -31,21 +41,136 @@ class VcpuStatistics:
     turns: int | None = None
     halted: bool | None = None
     host_cpu: int | None = None
-    kvm: Mapping[str, int | bool | tuple[int, ...]] = field(default_factory=dict)
+    kvm: KvmCounters = _NO_COUNTERS
+
+    def since(self, earlier: "VcpuStatistics | None", seconds: float) -> "VcpuRates":
+        """Return what it did in the *seconds* since the *earlier* reading, None if it was not plugged then."""
+        if earlier is not None and not _has_another_thread(self, earlier):
+            return self._grown(earlier, seconds, _growth(self.kvm, earlier.kvm, seconds))
+        if (self.run_s or 0.0) + (self.delay_s or 0.0) > seconds * _MOST_SHARE:  # it was there, and not read
+            return VcpuRates(self.id, restarted=True)
+        return replace(self._grown(_UNBORN, seconds, {}), restarted=True)
+
+    def _grown(self, before: "VcpuStatistics", seconds: float, kvm: Mapping[str, float]) -> "VcpuRates":
+        turns = None if self.turns is None or before.turns is None else (self.turns - before.turns) / seconds
+        run = _share(self.run_s, before.run_s, seconds)
+        delay = _share(self.delay_s, before.delay_s, seconds)
+        return VcpuRates(self.id, run, delay, _share(self.wait_s, before.wait_s, seconds), turns, kvm)
+
+
+_UNBORN: Final = VcpuStatistics(-1, run_s=0.0, delay_s=0.0, wait_s=0.0, turns=0)
+
+
+def _has_another_thread(now: VcpuStatistics, before: VcpuStatistics) -> bool:
+    """Tell whether its thread is another than it was, by its number, or by a count that has fallen."""
+    if None not in (now.host_tid, before.host_tid) and now.host_tid != before.host_tid:
+        return True
+    pairs = (now.run_s, before.run_s), (now.delay_s, before.delay_s), (now.turns, before.turns)
+    return any(mine is not None and its is not None and mine < its for mine, its in pairs)
+
+
+def _share(now: float | None, before: float | None, seconds: float) -> float | None:
+    return None if now is None or before is None else min((now - before) / seconds, 1.0)
+
+
+def _growth(now: KvmCounters, before: KvmCounters, seconds: float) -> dict[str, float]:
+    """Return how much each number grew in a second; one that is lower than it was did not only grow."""
+    growth: dict[str, float] = {}
+    for name, value in now.items():
+        its = before.get(name)
+        if type(value) is int and type(its) is int and value >= its:  # a truth value is an int to isinstance
+            growth[name] = (value - its) / seconds
+    return growth
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuRates:
+    """What one vCPU did between two readings; None is what cannot be had.
+
+    Attributes:
+        id: The vCPU.
+        run: The share of the time in which it ran on a host CPU, from 0 to 1.
+        delay: The share in which it was ready and waited for a host CPU, from 0 to 1.
+        wait: The same by ``VcpuStatistics.wait_s``.
+        turns: How often it was given a host CPU, a second.
+        kvm: How much those of KVM's counters that are numbers have grown, a second. What is not only counted up, or
+            has fallen, is left out.
+        restarted: True if its thread began after the earlier reading: the vCPU was plugged since, or unplugged and
+            plugged again, or QEMU is another. The shares are then those of the new thread, over the whole time, and
+            nothing is said of KVM's counters, which may have begun with an earlier vCPU.
+    """
+
+    id: int
+    run: float | None = None
+    delay: float | None = None
+    wait: float | None = None
+    turns: float | None = None
+    kvm: Mapping[str, float] = field(default_factory=dict)
+    restarted: bool = False
+
+    @property
+    def idle(self) -> float | None:
+        """The share in which it neither ran nor waited for a host CPU; its guest may have halted it."""
+        return None if self.run is None or self.delay is None else max(1.0 - self.run - self.delay, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class VmRates:
+    """What the vCPUs of one VM did between two readings.
+
+    Attributes:
+        name: The VM.
+        seconds: How long it was from one reading to the other.
+        vcpus: The vCPUs of the later reading, by ascending id.
+    """
+
+    name: str
+    seconds: float
+    vcpus: tuple[VcpuRates, ...]
+
+    def __getitem__(self, vcpu: int) -> VcpuRates:
+        return _of(self.vcpus, vcpu)
 
 
 @dataclass(frozen=True, slots=True)
 class VmStatistics:
-    """What the vCPUs of one VM have done.
+    """What the vCPUs of one VM have done; ``statistics[3]`` is that of vCPU 3.
 
     Attributes:
         name: The VM.
         at: When it was read, in seconds since 1970.
+        clock: The same by the host's steady clock, which nobody sets, in seconds: for the time between two readings.
         vcpus: The vCPUs that are plugged, by ascending id.
         why_incomplete: Why something is missing that others have, such as that QEMU runs on another host; or "".
     """
 
     name: str
     at: float
+    clock: float
     vcpus: tuple[VcpuStatistics, ...]
     why_incomplete: str = ""
+
+    def __getitem__(self, vcpu: int) -> VcpuStatistics:
+        return _of(self.vcpus, vcpu)
+
+    def since(self, earlier: "VmStatistics") -> VmRates:
+        """Return what the vCPUs did since an *earlier* reading of the same VM, taken on the same host.
+
+        Raises:
+            ValueError: *earlier* is not earlier: it is this one, or of another boot of the host.
+        """
+        seconds = self.clock - earlier.clock
+        if seconds <= 0:
+            raise ValueError("rates need an earlier reading, and this one is not: are the two swapped?")
+        before = {vcpu.id: vcpu for vcpu in earlier.vcpus}
+        return VmRates(self.name, seconds, tuple(vcpu.since(before.get(vcpu.id), seconds) for vcpu in self.vcpus))
+
+
+_V = TypeVar("_V", VcpuStatistics, VcpuRates)
+
+
+def _of(vcpus: tuple[_V, ...], vcpu: int) -> _V:
+    found = next((each for each in vcpus if each.id == vcpu), None)
+    if found is None:
+        raise KeyError(f"vCPU {vcpu} is not plugged")
+    return found

@@ -90,6 +90,11 @@ class Monitor:
         self._running: set[asyncio.Task[object]] = set()  # asyncio itself holds tasks weakly
         self._late: list[asyncio.Task[object]] = []  # those whose deadline has passed, oldest first
 
+    @property
+    def longest_line(self) -> int:
+        """How many bytes a reply may have: one that is longer ends the session."""
+        return longest_line(self._client)
+
     @classmethod
     async def open(
         cls,

@@ -1,7 +1,7 @@
 """VcpuController: one VM, as its users see it."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
@@ -44,11 +44,13 @@ from qmpvcpu.vm.subscribers import EventStream
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import DomainVcpus
     from qmpvcpu.model.exported import PreviousVcpus
+    from qmpvcpu.model.statistics import VmStatistics
     from qmpvcpu.planning.replay import ReplayTarget
     from qmpvcpu.vm.migrating import Export, Migration
     from qmpvcpu.vm.next_boot import Change as ConfigChange
     from qmpvcpu.vm.next_boot import NextBoot
     from qmpvcpu.vm.run_control import RunControl
+    from qmpvcpu.vm.statistics import StatisticsReader
 
 # A guest serves removals one by one, so late answers come one by one: two in a row have been seen.
 _RECOVERIES = 3
@@ -199,6 +201,29 @@ class VcpuController:
         await self._driver.check_open()
         answers = await self._driver.connection.reader.answers()
         return {slot: answer for slot, answer in answers.items() if answer.source}
+
+    @checked
+    async def statistics(self, *, kvm: Collection[str] | None = None) -> "VmStatistics":
+        """Read what each plugged vCPU has done: time on a host CPU, time waiting for one, what KVM counts, and more.
+
+        It reads QEMU's threads on this host, and asks QEMU at most once: for KVM's counters, and for the threads of
+        vCPUs that were plugged since the last full read. Under TCG it is asked for the latter only. What cannot be
+        had is None, and ``why_incomplete`` says why: of a QEMU on another host there is only what KVM counts.
+
+        Args:
+            kvm: Which of KVM's counters to read, by name; None: all, some 50 for each vCPU; ``()``: none, and QEMU
+                is not asked. A QEMU before 8.1 interrupts each vCPU to read them.
+
+        Raises:
+            MonitorError: The connection is lost, silent, or speaks nonsense.
+        """
+        return await self._statistics.read(kvm)
+
+    @cached_property
+    def _statistics(self) -> "StatisticsReader":
+        from qmpvcpu.vm.statistics import StatisticsReader
+
+        return StatisticsReader(self._driver)
 
     async def close(self) -> None:
         """Let go of the VM: the VM and a borrowed client stay as they are. Idempotent.

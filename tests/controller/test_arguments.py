@@ -97,6 +97,8 @@ NOT_MEANT: dict[str, tuple[str, Call]] = {
         "each of accept is one of DifferenceKind.RUN_STATE",
         lambda vm, _: check_target(cast("Any", None), vm, accept=["uuid"]),  # type: ignore[list-item]
     ),
+    "statistics('exits')": ("kvm is a collection of text", lambda vm, _: vm.statistics(kvm="exits")),
+    "statistics([1])": ("each of kvm is text", lambda vm, _: vm.statistics(kvm=[1])),  # type: ignore[list-item]
     "recover('redo')": ("how is one of Recovery", lambda vm, _: vm.recover("redo")),  # type: ignore[arg-type]
 }
 

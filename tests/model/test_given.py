@@ -2,6 +2,7 @@
 
 import enum
 import math
+from collections.abc import Collection
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Literal
@@ -109,6 +110,23 @@ def test_what_they_do_not_say_is_refused(given: dict[str, Any], kind: type[Excep
     with pytest.raises(kind) as earlier:
         values(paint, given)
     assert str(earlier.value) == said
+
+
+@checked
+def listen(to: Collection[str] | None = None) -> Collection[str] | None:
+    return to
+
+
+def test_a_collection_of_text_is_one() -> None:
+    assert listen() is None
+    assert listen({"exits"}) == ["exits"]
+    assert listen(()) == []
+
+
+@pytest.mark.parametrize(("given", "said"), [("exits", "to is a collection of text"), ([1], "each of to is text")])
+def test_what_is_no_collection_of_text_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        listen(given)
 
 
 def test_an_option_that_is_none_is_refused_before_the_call() -> None:

@@ -274,6 +274,43 @@ def test_exits_told_twice_and_of_more_vcpus_than_there_can_be_are_refused() -> N
         qapi.parse_exits({})
 
 
+def test_all_that_kvm_counts_is_read_by_name() -> None:
+    hist = stats([0, 5, 1], path="/machine/unattached/device[0]", name="halt_wait_hist")
+    reply = [stats(7), hist, {"provider": "cryptodev", "stats": "anything"}]
+    assert qapi.parse_stats(reply) == {
+        "/machine/peripheral/vcpu3": {"exits": 7},
+        "/machine/unattached/device[0]": {"halt_wait_hist": (0, 5, 1)},
+    }
+    assert qapi.query_stats() == {"target": "vcpu"}
+    assert qapi.query_stats(["/a"], ["exits"])["vcpus"] == ["/a"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        stats(1.5),
+        stats({"deep": 1}),
+        stats([[1]]),
+        stats([-1]),
+        stats([0] * 1025),
+        stats(1, name="\x1b[31m"),
+        stats(1, name=["exits"]),
+        stats(1, name=None),
+        stats(1, path="\x1b"),
+        {"provider": "kvm", "qom-path": "/a", "stats": [{"value": 0}]},
+        {"provider": "kvm", "qom-path": "/a", "stats": [{"name": "exits"}]},
+        {"provider": "kvm", "qom-path": "/a", "stats": [{"name": "exits", "value": 0}] * 2},
+        {"provider": "kvm", "qom-path": "/a", "stats": [{"name": f"n{n}", "value": 0} for n in range(513)]},
+        {"provider": "kvm", "qom-path": "/a", "stats": ["exits"]},
+        {"provider": "kvm", "qom-path": "/a", "stats": 7},
+    ],
+)
+def test_what_kvm_cannot_count_is_refused(entry: Any) -> None:
+    with pytest.raises(MalformedReplyError, match="malformed reply to query-stats") as caught:
+        qapi.parse_stats([entry])
+    assert "\x1b" not in str(caught.value)
+
+
 def test_a_core_has_a_path_for_each_of_its_threads() -> None:
     x86 = Slot(3, 1, "qemu64-x86_64-cpu", CpuProps({"core-id": 3}), 3).filled("/machine/peripheral/vcpu3")
     assert qapi.vcpu_paths(x86) == ["/machine/peripheral/vcpu3"]

@@ -1,0 +1,77 @@
+"""What KVM counts of one vCPU, as it comes from QEMU or from JSON."""
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+from qmpvcpu.errors import shorten
+from qmpvcpu.model.names import WORD, is_word
+
+_LARGEST: Final = (1 << 64) - 1  # QAPI's uint64
+_MOST_COUNTERS: Final = 512  # of one vCPU: x86 has 47, s390x some hundred
+_MOST_COLUMNS: Final = 1024  # of one histogram: x86 has 32
+_MOST_QUOTED: Final = 60
+
+KvmValue = int | bool | tuple[int, ...]
+
+
+class KvmCounters(Mapping[str, KvmValue]):
+    """What KVM counts of one vCPU, by the names of ``query-stats``: numbers, truth values, columns of histograms.
+
+    A read-only mapping. The units are KVM's; names tell them, such as ``halt_wait_ns``. The columns of a histogram
+    are a tuple, a list in JSON.
+
+    Args:
+        counters: They.
+
+    Raises:
+        ValueError: There are too many, or one has no name or no value that KVM could give it.
+
+    Source: QEMU qapi/stats.json, ``StatsValue``; the kernel's virt/kvm/api.rst, ``KVM_GET_STATS_FD``.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, counters: Mapping[str, Any]) -> None:
+        if len(counters) > _MOST_COUNTERS:
+            raise ValueError(f"{len(counters)} counters of one vCPU are more than {_MOST_COUNTERS}")
+        self._items: dict[str, KvmValue] = dict(counters)
+        for name, value in counters.items():
+            if not _is_name(name):
+                raise ValueError(f"{shorten(name, _MOST_QUOTED)} is not {WORD.what}")
+            kind = type(value)
+            if kind is int:
+                if not 0 <= value <= _LARGEST:
+                    raise ValueError(f"{name!r}: {shorten(value, _MOST_QUOTED)} has not 64 bits")
+            elif kind is list or kind is tuple:
+                self._items[name] = _columns(name, value)
+            elif kind is not bool:
+                raise ValueError(f"{name!r}: {shorten(value, _MOST_QUOTED)} is no number, truth value or histogram")
+
+    def __getitem__(self, name: str) -> KvmValue:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return f"KvmCounters({self._items!r})"
+
+
+@lru_cache(maxsize=1024)  # all vCPUs have the same
+def _is_name(name: str) -> bool:
+    return is_word(name)
+
+
+def _columns(name: str, value: list[Any] | tuple[Any, ...]) -> tuple[int, ...]:
+    if len(value) > _MOST_COLUMNS:
+        raise ValueError(f"{name!r}: a histogram of {len(value)} columns has more than {_MOST_COLUMNS}")
+    if value and ({*map(type, value)} != {int} or min(value) < 0 or max(value) > _LARGEST):
+        raise ValueError(f"{name!r}: a column of {shorten(value, _MOST_QUOTED)} is no number of 64 bits")
+    return tuple(value)
