@@ -32,6 +32,7 @@ Floor 0: imports nothing of the package.
      │  ├ UnplugRefusedError             the guest said no
      │  ├ UnplugPendingError             no answer by the deadline; it may still come
      │  ├ UnprovenError                  plugged, but the required proof did not come
+     │  ├ PlacementError                 its threads are not where they are to run on the host
      │  ├ PlugUndoneError                plugged, then ejected by an earlier removal requested twice
      │  └ OutcomeUnknownError            sent, and the outcome is unknown
      ├ TransitionError                   a map was not reached; carries the report
@@ -192,6 +193,7 @@ class DenialReason(enum.Enum):
     MACHINE_CANNOT_ACKNOWLEDGE = "guests of this machine acknowledge no plug"
     CANNOT_TELL_STARTED = "nothing tells whether a vCPU of this VM has started"
     NO_AGENT = "there is no guest agent to ask"
+    CANNOT_PLACE = "its threads cannot be where they are to run on the host"
     MIGRATING = "the VM is migrating"
     MIGRATED_AWAY = "the VM has migrated away"
     EXPORTED = "the VM is exported, to be migrated"
@@ -651,6 +653,31 @@ class UnprovenError(StepError):
         self.code = code
         self.reason = reason
         self.hint = hint
+
+
+class PlacementError(StepError):
+    """Threads of QEMU are not where they are to run on the host.
+
+    Attributes:
+        why: Why not.
+        taken_out: Of a plug: True if the vCPU was taken out again for that, False if that failed and it is still
+            there, None if it is unknown. None too where threads that were there before were to be moved.
+    """
+
+    def __init__(
+        self, ids: "VcpuMap", why: str, *, action: str = "plug", taken_out: bool | None = None, now: str = ""
+    ) -> None:
+        words = {
+            True: "it was taken out again",
+            False: "it could not be taken out again, and is still there",
+            None: "whether it leaves again is not known yet",
+        }
+        told = f"plugged, and not in its place on the host: {why}; {words[taken_out]}" if action == "plug" else why
+        super().__init__(f"{describe(action, ids)}: {told}{f'; {now}' if now else ''}", action=action, ids=ids)
+        self.why = why
+        self.taken_out = taken_out
+        if action == "plug":
+            self.outcome = {True: Outcome.UNCHANGED, False: Outcome.CHANGED, None: Outcome.UNKNOWN}[taken_out]
 
 
 class PlugUndoneError(StepError):

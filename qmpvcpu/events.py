@@ -2,9 +2,13 @@
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qmpvcpu.model.options import Proof
 from qmpvcpu.model.vcpumap import VcpuMap
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.placement import Place
 
 
 class Origin(enum.Enum):
@@ -58,6 +62,19 @@ class VcpuProven(SlotEvent):
     """
 
     proof: Proof
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VcpuPlaced(SlotEvent):
+    """The threads of a slot that was plugged are where they are to run on the host, or cannot be.
+
+    Attributes:
+        why_not: Why they are not; "" if they are.
+        seconds: Since it is known to be plugged; None where that was before ``attach``.
+    """
+
+    why_not: str = ""
     seconds: float | None
 
 
@@ -121,6 +138,21 @@ class LayoutChanged(Event):
     """
 
     resync: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceDrifted(Event):
+    """A read found threads elsewhere on the host than where they are to run: somebody has moved them.
+
+    Attributes:
+        ids: The vCPU whose thread it is; empty for QEMU's main thread.
+        wanted: Where it is to run.
+        found: Where it runs.
+    """
+
+    ids: VcpuMap
+    wanted: "Place"
+    found: "Place"
 
 
 class VmReset(Event):

@@ -204,6 +204,14 @@ def parse_cpus_fast(reply: object) -> tuple[ThreadReading, ...]:
     return tuple(threads)
 
 
+def parse_iothreads(reply: object) -> tuple[int, ...]:
+    """Read ``query-iothreads``: their host threads; none where this QEMU does not know it."""
+    if reply is None:
+        return ()
+    command = "query-iothreads"
+    return tuple(_number(command, entry, "thread-id", 0, _LARGEST_PID) for entry in _entries(command, reply))
+
+
 def parse_ospm_status(reply: object) -> dict[int, OstAnswer]:
     """Read ``query-acpi-ospm-status``: the last answer for each CPU slot, by cpu-index."""
     command = "query-acpi-ospm-status"
@@ -505,6 +513,11 @@ def _props(command: str, entry: Mapping[str, Any]) -> CpuProps:
 
 
 # From the two replies to slots with vCPU ids: libvirt's rules, exactly.
+
+
+def threads_of(slot: Slot, threads: Sequence[ThreadReading]) -> list[int]:
+    """Return the host thread of each vCPU of *slot*, in the order of the vCPUs; fewer where QEMU tells fewer."""
+    return [thread.host_tid for thread in threads if thread.core_path == slot.qom_path][: slot.count]
 
 
 def build_slots(readings: Sequence[SlotReading], threads: Sequence[ThreadReading]) -> tuple[Slot, ...]:

@@ -229,6 +229,7 @@ _KNOWN: Final[Mapping[str, Mapping[str, _Attribute]]] = {
         "target": _Attribute("target", _map),
         "on-failure": _Attribute("on_failure", OnFailure),
         "timeout": _Attribute("timeout", _seconds),
+        "main-cpus": _Attribute("main_cpus", _map, optional=True),
         "direction": _Attribute("direction", Direction),
         "next-boot": _Attribute("next_boot", _map_of_a_vm, optional=True),
         "config": _Attribute("config", str, optional=True),

@@ -9,6 +9,7 @@ from qmpvcpu.errors import (
     MonitorTimeoutError,
     Outcome,
     OutcomeUnknownError,
+    PlacementError,
     PlugUndoneError,
     QmpVcpuError,
     RecordError,
@@ -94,8 +95,8 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
     timeout = transition.change.options.timeout
     error: QmpVcpuError | None = None
     match run.verdict:
-        case Plugged() if run.missing is not None:
-            error = _unproven(run, run.verdict, run.missing, transition)
+        case Plugged():
+            error = _error_of_plugged(run, run.verdict, transition)
         case Unplugged() if run.path is not None:  # it was plugged, and has left again
             error = PlugUndoneError(ids, by_second_removal=run.reason == EJECTED)
         case Pending() | None if transition.lost:
@@ -115,6 +116,19 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
     if error is not None and run.left_offline:
         error.args = (f"{error}; {run.left_offline}",)
     return error
+
+
+def _error_of_plugged(run: StepRun, plugged: Plugged, transition: Transition) -> QmpVcpuError | None:
+    if run.taken_out is not None:
+        return PlacementError(run.step.ids, run.unplaced, taken_out=_is_out(run.taken_out))
+    return None if run.missing is None else _unproven(run, plugged, run.missing, transition)
+
+
+def _is_out(run: StepRun) -> bool | None:
+    """Return whether *run* has taken its vCPUs out; None if that is unknown."""
+    if isinstance(run.verdict, Pending | Unknown):
+        return None
+    return isinstance(run.verdict, Unplugged)
 
 
 def _unproven(run: StepRun, plugged: Plugged, missing: Proof, transition: Transition) -> QmpVcpuError:

@@ -8,6 +8,8 @@ Rules that live here:
 - Where a failure halts the batch, nothing more is sent after it; what is out is awaited.
 - A deadline ends the waiting and nothing else. Before a removal is given up there is one last look.
 - A change that another client has made meanwhile is not made again, and does not count as ours.
+- A vCPU is born in its place: QEMU's main thread is given that place for its ``device_add``, so plugs into other
+  places wait for the reply. One that is not in its place afterwards is taken out again, if it has to be there.
 - What no event tells (a vCPU runs, the guest has it online) is asked for again and again, for all steps at once.
 - A vCPU that the agent has taken offline for an unplug is brought online again if the unplug comes to nothing; that
   is awaited even where nothing else is.
@@ -15,7 +17,7 @@ Rules that live here:
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -45,13 +47,14 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.events import Origin
 from qmpvcpu.model.options import CheckedOptions, Proof
-from qmpvcpu.model.transition import Action, succeeded
+from qmpvcpu.model.transition import Action, Step, succeeded
 from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Unknown, Unplugged, Verdict
-from qmpvcpu.planning.checks import check_plug, check_unplug, plug_suspects
+from qmpvcpu.planning.checks import PLUG, check_plug, check_unplug, plug_suspects
 
 # What no event tells is asked for soon at first, since most guests take a vCPU within milliseconds.
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.5
+_PLACING_PAUSE_S: Final = 1.0  # while there are more to plug, their threads are looked for seldom, and all at once
 _PASSING: Final = ("EBUSY", "EAGAIN")  # a guest says so while it changes another CPU
 _PEER_WENT: Final = ("the peer hung up", "the peer reset the connection")  # and not that this side closed it
 
@@ -75,6 +78,12 @@ class LookStarted(NamedTuple):
     runs: tuple[StepRun, ...]
 
 
+class PutInPlace(NamedTuple):
+    """Put the threads of the vCPUs of *runs* in their place, then call ``placed``."""
+
+    runs: tuple[StepRun, ...]
+
+
 class AskGuest(NamedTuple):
     """Ask the guest's agent, then call ``guest_told``.
 
@@ -89,7 +98,7 @@ class AskGuest(NamedTuple):
     limit: float
 
 
-BatchTask = SendStep | LookAgain | LookStarted | AskGuest
+BatchTask = SendStep | LookAgain | LookStarted | PutInPlace | AskGuest
 
 
 class Bounds(NamedTuple):
@@ -320,6 +329,7 @@ class Batch:
         self._bounds = bounds
         self._plugs: deque[StepRun] = deque()
         self._others: deque[StepRun] = deque()
+        self._take_outs: deque[StepRun] = deque()
         self._out = InFlight()
         self._stopped = False
         self._now = 0.0
@@ -337,7 +347,7 @@ class Batch:
     @property
     def ended(self) -> bool:
         """True when nothing is left to be sent, or to be waited for."""
-        return not self._out and (bool(self.halted) or not (self._plugs or self._others))
+        return not (self._out or self._take_outs) and (bool(self.halted) or not (self._plugs or self._others))
 
     @property
     def has_commands(self) -> bool:
@@ -348,8 +358,8 @@ class Batch:
     def deadline(self) -> float | None:
         """When ``advance`` is to be called again at the latest, by the caller's clock."""
         first = self._out.deadline
-        for _, pace, _ in self._probes():
-            first = pace.due if first is None else min(first, pace.due)
+        for _, due, _ in self._probes():
+            first = due if first is None else min(first, due)
         last = self._bounds.last_moment
         if self.halted or self.ended or last is None:
             return first
@@ -441,6 +451,23 @@ class Batch:
         self._now = now
         self._slow_down(Probe.STARTED)
 
+    def placed(self, now: float) -> None:
+        """Note that threads have been put in their place; the state has taken in which."""
+        self._now = now
+        self._slow_down(Probe.PLACE)
+
+    def not_born(self, run: StepRun, why: str, now: float) -> None:
+        """Note that *run* was not sent, since QEMU's main thread cannot be given its birthplace."""
+        self._now = now
+        if not self._out.take_reply(run):
+            return
+        self._out.drop(run)
+        if self._options.requires_place(self._state.places.placement):
+            self._deny(run, StepDeniedError(PLUG, run.step.ids, DenialReason.CANNOT_PLACE, why))
+        else:
+            run.born_anyway, run.stage = True, StepStage.QUEUED
+            self._plugs.appendleft(run)
+
     def guest_told(self, ask: AskGuest, told: GuestTold, now: float) -> None:
         """Note that the agent has been asked what *ask* says; the state has taken in the list that it *told*."""
         self._now = now
@@ -482,12 +509,13 @@ class Batch:
                 if unanswered is not None:  # who asked for no more than the removal gets one that is over
                     run.removal = replace(unanswered, state=State.UNPLUGGED, settled_at=now)
                 self._end(run, Unplugged(run.step.ids))
-            elif self.halted and not run.plugs:
+            elif self.halted and not (run.plugs or run.undoes is not None):
                 self._resume_halted(run)
             else:
                 # Sent again, unless the guest is found to work on it: where it has not reacted, nothing is doubled.
                 self._out.drop(run)
-                (self._plugs if run.plugs else self._others).appendleft(run)
+                takes_out = run.undoes is not None and run.undoes.taken_out is run
+                (self._plugs if run.plugs else self._take_outs if takes_out else self._others).appendleft(run)
 
     def _resume_halted(self, run: StepRun) -> None:
         """Await the guest, if it is found to work on a removal that is not to be sent again."""
@@ -515,6 +543,7 @@ class Batch:
         self._now = now
         self._stopped = True
         self.halted = self.halted or reason
+        self._take_outs.clear()
         for run in self._out.awaited:
             self._give_up(run, f"{reason}, before the guest's answer")
 
@@ -532,13 +561,17 @@ class Batch:
 
     def _send_next(self) -> list[BatchTask] | None:
         """Send the next command, if one can be sent now; None if not."""
-        if self.halted or self.offline or self._out.commands >= self._options.in_flight:
+        if self.offline or self._out.commands >= self._options.in_flight:
             return None
-        if self._plugs:
-            return self._send_plug(self._plugs.popleft())
-        if not self._others or self._out.plugging or self._has_to_wait(self._others[0]):
+        if self._take_outs:
+            return self._send_unplug(self._take_outs.popleft())
+        if self._plugs and not self.halted:
+            return self._send_plug()
+        if self.halted or not self._others or self._out.plugging or self._has_to_wait(self._others[0]):
             return None
-        run = self._others.popleft()
+        return self._send_other(self._others.popleft())
+
+    def _send_other(self, run: StepRun) -> list[BatchTask]:
         if run.removal is None and run.step.action is not Action.KEEP:
             return self._bring_online(run) if run.step.action is Action.ONLINE else self._send_unplug(run)
         run.sent_at = self._now
@@ -575,8 +608,14 @@ class Batch:
             run.sent_at = self._now
             self._await_removal(run)
 
-    def _send_plug(self, run: StepRun) -> list[BatchTask]:
+    def _send_plug(self) -> list[BatchTask] | None:
+        run, places = self._plugs[0], self._state.places
         first = run.first
+        if places.placement is not None:
+            run.born_on = None if run.born_anyway else places.birthplace(self._state.slots[first])
+            if not places.may_be_born(run.born_on):
+                return None
+        self._plugs.popleft()
         if self._state.slots[first].present and (run.step.action is Action.KEEP or not self._bounds.single):
             return self._found_plugged(run)
         try:
@@ -584,6 +623,7 @@ class Batch:
         except StepDeniedError as error:
             return self._deny(run, error)
         run.path = self._state.plug_sent(first)
+        places.birth_begins(first, run.born_on)
         return self._mark_sent(run)
 
     def _send_unplug(self, run: StepRun) -> list[BatchTask]:
@@ -675,6 +715,9 @@ class Batch:
 
     def _go_further(self, run: StepRun) -> None:
         """Have *run* wait in the next stage in which it has to; end it if there is none, or its time is over."""
+        if run.stage is StepStage.PLACING and self._has_to_leave(run):
+            self._take_out(run)
+            return
         stage = None if run.overdue else next_stage(run, self._state, self._options)
         if stage is None and run.stage is StepStage.SENT:  # QEMU's acceptance is enough
             self._end(run, Plugged(run.step.ids, seconds=round(self._now - run.sent_at, 6)))
@@ -685,6 +728,27 @@ class Batch:
         else:
             self._await_removal(run)
 
+    def _has_to_leave(self, run: StepRun) -> bool:
+        """Take in whether *run* is in its place; return True if it is not, and has to be."""
+        why_not = self._state.places.why_not(run.first)
+        if not self._state.slots[run.first].present:
+            return False
+        run.unplaced = f"its threads were not found {self._in_time}" if why_not is None else why_not
+        if not run.unplaced:
+            run.placed_at = self._now
+            return False
+        return run.ours and self._options.requires_place(self._state.places.placement)
+
+    def _take_out(self, run: StepRun) -> None:
+        """End the plug *run*, which is not where it has to be, and have its vCPUs taken out again."""
+        run.taken_out = StepRun(Step(Action.UNPLUG, run.step.ids), undoes=run)
+        self._take_outs.append(run.taken_out)
+        self._end(run, Plugged(run.step.ids, seconds=round(self._now - run.sent_at, 6)))
+
+    @property
+    def _in_time(self) -> str:
+        return f"within {self._bounds.reply_timeout:g} s"
+
     def _await_removal(self, run: StepRun) -> None:
         """Await the end of the removal of *run*, or its acceptance where that is enough."""
         self._wait(run, StepStage.REQUESTED)
@@ -694,8 +758,10 @@ class Batch:
             self._end(run, None)
 
     def _wait(self, run: StepRun, stage: StepStage) -> None:
-        patience = self._bounds.reply_timeout if self._bounds.until_accepted else self._bounds.limit
-        self._out.wait(run, stage, self._now + patience)
+        of_qemu = self._bounds.until_accepted or stage is StepStage.PLACING
+        if stage is StepStage.PLACING and not self._out.probed.get(Probe.PLACE):
+            self._paces[Probe.PLACE] = _Pace(due=self._now)
+        self._out.wait(run, stage, self._now + (self._bounds.reply_timeout if of_qemu else self._bounds.limit))
         if self._stopped and not STAGES[stage].is_over(run, self._state):
             self._give_up(run)
 
@@ -708,7 +774,7 @@ class Batch:
         first = self._out.deadline
         if first is None or self._now < first:
             return []
-        limit = f"within {self._bounds.reply_timeout:g} s"
+        limit = self._in_time
         for run in self._out.overdue_replies(self._now):
             command = "device_add" if run.plugs else "device_del"
             silence = f"QEMU did not reply to {command} {limit}; a late reply becomes an event"
@@ -731,7 +797,7 @@ class Batch:
                 continue
             if rule.is_over(run, self._state):
                 looks.setdefault(rule.proving_look(run, self._state), []).append(run)
-            elif rule.probe is not Probe.NONE:
+            elif rule.proves is not None and rule.probe is not Probe.NONE:
                 self._hurry(run, self._paces[rule.probe])
         return self._look_before(looks)
 
@@ -745,20 +811,29 @@ class Batch:
     def _probe(self) -> list[BatchTask]:
         """Ask for what no event tells, for all that wait for it, if it is time."""
         tasks: list[BatchTask] = []
-        for probe, pace, runs in self._probes():
-            if self._now >= pace.due:
-                waiting = tuple(runs)
-                asked = [LookStarted(waiting)] if probe is Probe.STARTED else self._questions(waiting)
-                pace.out = len(asked)
+        for probe, due, runs in self._probes():
+            if self._now >= due:
+                asked = self._probe_for(probe, tuple(runs))
+                self._paces[probe].out = len(asked)
                 tasks += asked
         return tasks
 
-    def _probes(self) -> Iterator[tuple[Probe, _Pace, Iterable[StepRun]]]:
-        """Return what may be asked for once it is due: some wait for it, and no question is out."""
+    def _probe_for(self, probe: Probe, waiting: tuple[StepRun, ...]) -> Sequence[BatchTask]:
+        match probe:
+            case Probe.STARTED:
+                return [LookStarted(waiting)]
+            case Probe.PLACE:
+                return [PutInPlace(waiting)]
+        return self._questions(waiting)
+
+    def _probes(self) -> Iterator[tuple[Probe, float, Iterable[StepRun]]]:
+        """Return what is asked for, when it is due, and for whom: some wait for it, and no question is out."""
         for probe, runs in self._out.probed.items():
             pace = self._paces[probe]
-            if runs and not pace.out and not (probe is Probe.STARTED and self.offline):
-                yield probe, pace, runs
+            if not runs or pace.out or (self.offline and probe is not Probe.GUEST):
+                continue
+            more_to_come = probe is Probe.PLACE and (bool(self._plugs) or any(run.plugs for run in self._out.sent))
+            yield probe, pace.due + (_PLACING_PAUSE_S if more_to_come and not self.halted else 0.0), runs
 
     def _questions(self, runs: tuple[StepRun, ...]) -> list[AskGuest]:
         """Return what the agent is asked: to bring those online that the guest has left offline, or for its list."""
@@ -839,6 +914,8 @@ class Batch:
             self._end(run, Pending(run.step.ids, acknowledged=working, seconds=waited), reason)
             return
         slot = self._state.slots[run.first]
+        if run.stage is StepStage.PLACING and run.placed_at is None and slot.present:
+            run.unplaced = run.unplaced or f"not waited for: {reason or self._in_time}"
         was_doubtful = slot.first in self._state.maybe_queued_twice
         self._state.maybe_queued_twice.discard(slot.first)
         if not slot.present:
@@ -870,6 +947,8 @@ class Batch:
                 good = False
                 why_missing = self._why_unproven(run, verdict)
                 run.reason = f"{self.halted}; until then {why_missing}" if self._stopped else why_missing
+        if run.taken_out is not None:
+            good = False
         if run.taken_offline:
             self._take_back(run)
         only_requested = isinstance(verdict, Pending) and not self._bounds.limit

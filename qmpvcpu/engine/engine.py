@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from qmpvcpu import qapi
 from qmpvcpu.engine.answers import error_of, error_of_removal, hint_of_plug, hint_of_unplug, verdict_on
-from qmpvcpu.engine.batch import AskGuest, Batch, LookAgain, LookStarted, SendStep
+from qmpvcpu.engine.batch import AskGuest, Batch, LookAgain, LookStarted, PutInPlace, SendStep
 from qmpvcpu.engine.intents import Intentions, Recorded, merged, promising
 from qmpvcpu.engine.messages import (
     NO_VCPUS,
@@ -36,13 +36,16 @@ from qmpvcpu.engine.messages import (
     GuestTold,
     Heard,
     Hold,
+    HostIs,
     Input,
     LetGo,
     Look,
     Looked,
     LookFailed,
     Lost,
+    NotBorn,
     Persist,
+    PlaceThreads,
     Publish,
     Refresh,
     Rejection,
@@ -56,9 +59,11 @@ from qmpvcpu.engine.messages import (
     Settle,
     Stop,
     StopRunning,
+    ThreadsPlaced,
     Tick,
     Unanswered,
     Wait,
+    Wanted,
     WantRead,
     WriteConfig,
 )
@@ -79,11 +84,11 @@ from qmpvcpu.errors import (
     describe,
 )
 from qmpvcpu.model.layout import Layout, Slot
-from qmpvcpu.model.options import Proof
+from qmpvcpu.model.options import CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, Intent, TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap, union
 from qmpvcpu.model.verdicts import Pending, Rejected, Unknown
-from qmpvcpu.planning.checks import Situation
+from qmpvcpu.planning.checks import Situation, check_placement
 from qmpvcpu.planning.plan import Plan, check_plan
 
 # At a deadline one last read may still find the CPU gone; a QEMU that does not answer it within this many seconds
@@ -200,6 +205,7 @@ class Engine:
         self._new_looks: list[_LookUnderWay] = []  # sent in this very step
         self._asks: dict[int, Callable[[GuestTold], None]] = {}
         self._agent_errors: dict[Change, QmpVcpuError] = {}  # why the agent told no list before the plan
+        self._placings: dict[int, Callable[[ThreadsPlaced], None]] = {}
         self._saves: dict[int, Callable[[RecordError | None], None]] = {}
         self._configs: dict[int, Transition] = {}
         self._waits: dict[Removal, list[Wait]] = {}
@@ -217,6 +223,10 @@ class Engine:
             LookFailed: self._look_failed,
             GuestTold: self._guest_told,
             GuestIs: self._guest_is,
+            HostIs: self._host_is,
+            Wanted: self._wanted,
+            NotBorn: self._not_born,
+            ThreadsPlaced: self._threads_placed,
             Saved: self._saved,
             ConfigWritten: self._config_written,
             Change: self._change,
@@ -277,11 +287,23 @@ class Engine:
             leaving=frozenset(first for first, removal in removals.items() if removal.is_joined),
         )
 
+    def situation_of(self, options: CheckedOptions) -> Situation:
+        """Return what decides whether a change with *options* may be planned now."""
+        now = self.situation
+        if options.placement is None:
+            return now
+        known = now.placement
+        given = options.placement if known is None else options.placement.over(known).with_policy(known.policy)
+        return now._replace(placement=given)
+
     @property
     def recorded(self) -> Recorded:
         """What a save that begins now writes."""
         intentions = self.intentions
-        return Recorded(self.state.slots.generation, self._intent(), intentions.desired, intentions.previous)
+        placement = self.state.places.placement
+        return Recorded(
+            self.state.slots.generation, self._intent(), intentions.desired, intentions.previous, placement
+        )
 
     @property
     def holds_saves(self) -> bool:
@@ -326,7 +348,9 @@ class Engine:
         ]
         configs = [each.change.config for each in self._running.values() if each.change.config is not None]
         promised = configs[-1].promised if configs else None
-        return merged(base, tuple(steps), self.layout.enabled if steps else VcpuMap(), promised)
+        intent = merged(base, tuple(steps), self.layout.enabled if steps else VcpuMap(), promised)
+        main_cpus = self.state.places.main_cpus
+        return intent if intent is None or main_cpus is None else replace(intent, main_cpus=main_cpus)
 
     def _save(self, then: Callable[[RecordError | None], None]) -> None:
         if not self._is_recorded:
@@ -660,9 +684,12 @@ class Engine:
             QmpVcpuError: It needs the guest's agent, which told no list.
         """
         agent_error = self._agent_errors.pop(change, None)
-        plan = change.plan(self.situation)
+        now = self.situation_of(change.options)
+        check_placement(now)
+        plan = change.plan(now)
         if change.result is Result.REPORT:
             check_plan(plan, self.layout)
+        self.state.places.placement = now.placement
         if agent_error is None:
             return plan
         offline = union(step.ids for step in plan.steps if step.asks_agent and step.action is Action.UNPLUG)
@@ -739,6 +766,8 @@ class Engine:
                 self._look_again(transition, read, runs)
             case LookStarted(runs):
                 self._look_started(transition, runs)
+            case PutInPlace(runs):
+                self._put_in_place(transition, runs)
             case AskGuest():
                 self._ask_for(transition, task)
             case LastLook():
@@ -764,7 +793,7 @@ class Engine:
         self._commands[number] = _Command(
             transition, batch or transition.batch, run, None if run.plugs else run.removal
         )
-        self._effects.append(Send(number, command, run.arguments))
+        self._effects.append(Send(number, command, run.arguments, run.born_on))
 
     def _look_again(self, transition: Transition, read: Read, runs: tuple[StepRun, ...]) -> None:
         batch, is_over = transition.batch, False
@@ -789,6 +818,30 @@ class Engine:
 
         slots = tuple(self.state.slots[run.first] for run in runs)
         self._look(Read.NONE, looked, started=slots)
+
+    def _put_in_place(self, transition: Transition, runs: tuple[StepRun, ...]) -> None:
+        batch, sent = transition.batch, self.state.changes
+        placement = self.state.places.placement
+        assert placement is not None  # noqa: S101 -- else nothing is wanted of the threads of these
+
+        def placed(told: ThreadsPlaced) -> None:
+            self.state.placed(sent, told.why_not, self._now)
+            batch.placed(self._now)
+            self._to_advance.setdefault(transition)
+
+        number = self._next()
+        self._placings[number] = placed
+        slots = tuple(self.state.slots[run.first] for run in runs)
+        self._effects.append(PlaceThreads(number, slots, placement))
+
+    def _threads_placed(self, given: ThreadsPlaced) -> None:
+        self._placings.pop(given.number)(given)
+
+    def _host_is(self, given: HostIs) -> None:
+        self.state.places.host = given.facts
+
+    def _wanted(self, given: Wanted) -> None:
+        self.state.places.placement = given.placement
 
     def _ask_for(self, transition: Transition, ask: AskGuest) -> None:
         batch = transition.batch
@@ -942,6 +995,12 @@ class Engine:
             self._take_news()
         self._replied(command, None)
 
+    def _not_born(self, given: NotBorn) -> None:
+        command = self._commands.pop(given.number)
+        self.state.plug_failed(command.run.first)
+        command.batch.not_born(command.run, given.why, self._now)
+        self._advance_all_after_birth(command.transition)
+
     def _rejected(self, given: Rejection) -> None:
         """Read the VM after a rejection: QEMU's error texts are unstable, so they explain nothing for sure."""
         command = self._commands[given.number]
@@ -1001,6 +1060,10 @@ class Engine:
 
         def send() -> None:
             if run.stage is StepStage.SENT and self.lost is None and not self._is_given_up(command.transition):
+                if not self.state.places.may_be_born(run.born_on):
+                    self._set_alarm(command, self._now + _HELD_PAUSE_S, send)
+                    return
+                self.state.places.birth_begins(first, run.born_on)
                 self._send(command.transition, run, command.batch)
                 return
             self.state.plug_failed(first)
@@ -1038,8 +1101,14 @@ class Engine:
 
     def _replied(self, command: _Command, verdict: Rejected | Unknown | None) -> None:
         command.batch.replied(command.run, verdict, self._now)
-        if not command.transition.ended:
-            self._to_advance[command.transition] = None
+        self._advance_all_after_birth(command.transition)
+
+    def _advance_all_after_birth(self, transition: Transition) -> None:
+        """Let *transition* go on, and those that wait to have a vCPU born elsewhere."""
+        if not transition.ended:
+            self._to_advance[transition] = None
+        if self.state.places.placement is not None:
+            self._to_advance.update(dict.fromkeys(self._running.values()))
 
     # What QEMU and the guest say.
 
@@ -1118,6 +1187,8 @@ class Engine:
             self.state.status = given.status
         if given.other_paths is not None:
             self.state.others_read(given.other_paths)
+        if given.places is not None:
+            self.state.found(given.places)
         if given.started is not None:
             self.state.started(under_way.tick, given.started, self._now)
         if given.slots is not None:

@@ -13,6 +13,7 @@ from qmpvcpu.model.vcpumap import VcpuMap
 
 if TYPE_CHECKING:
     from qmpvcpu.model.exported import PreviousVcpus
+    from qmpvcpu.model.placement import Placement
 
 
 class Recorded(NamedTuple):
@@ -23,12 +24,14 @@ class Recorded(NamedTuple):
         intent: What is under way, or was left so; None: nothing.
         desired: The map that was asked for last, or None.
         previous: What an earlier QEMU had, and this one has not been given again; None: nothing.
+        placement: Where QEMU's threads are to run on its host; None: nothing is wanted of them.
     """
 
     generation: int
     intent: Intent | None
     desired: VcpuMap | None
     previous: "PreviousVcpus | None"
+    placement: "Placement | None" = None
 
 
 class Intentions:

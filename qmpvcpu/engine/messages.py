@@ -7,7 +7,7 @@ it back as an input.
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from qmpvcpu import qapi
 from qmpvcpu.engine.removal import Removal
@@ -24,6 +24,9 @@ from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation
 from qmpvcpu.planning.plan import Plan
 from qmpvcpu.qapi import ThreadReading
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.placement import HostFacts, Place, Placement
 
 NO_VCPUS: Final = VcpuMap()
 
@@ -169,7 +172,10 @@ class Unanswered(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """The look *number* is over. What it did not ask for is None."""
+    """The look *number* is over. What it did not ask for is None.
+
+    *places* tells where the host runs each thread, by vCPU id, QEMU's main thread as ``EMULATOR``.
+    """
 
     number: int
     slots: Sequence[Slot] | None
@@ -177,6 +183,7 @@ class Looked(NamedTuple):
     status: VmStatus | None
     other_paths: frozenset[str] | None
     started: frozenset[int] | None = None
+    places: "Mapping[int, Place] | None" = None
 
 
 class LookFailed(NamedTuple):
@@ -206,6 +213,39 @@ class GuestIs(NamedTuple):
     """The guest's agent has told which system runs in the guest."""
 
     system: GuestOs
+
+
+class HostIs(NamedTuple):
+    """What the host allows for QEMU's threads now."""
+
+    facts: "HostFacts"
+
+
+class Wanted(NamedTuple):
+    """The threads are to run there from now on."""
+
+    placement: "Placement | None"
+
+
+class NotBorn(NamedTuple):
+    """The command *number* was not sent: QEMU's main thread could not be given the birthplace of the vCPU."""
+
+    number: int
+    why: str
+
+
+class ThreadsPlaced(NamedTuple):
+    """The effect *number* is over.
+
+    Attributes:
+        number: Of the effect.
+        why_not: By the first vCPU id of each slot: why its threads are not in their place; "": they are.
+        error: Why none could be looked for, or None.
+    """
+
+    number: int
+    why_not: Mapping[int, str]
+    error: Exception | None = None
 
 
 class Saved(NamedTuple):
@@ -290,6 +330,10 @@ Input = (
     | LookFailed
     | GuestTold
     | GuestIs
+    | HostIs
+    | Wanted
+    | NotBorn
+    | ThreadsPlaced
     | Saved
     | ConfigWritten
     | Cancelled
@@ -308,11 +352,19 @@ Input = (
 
 
 class Send(NamedTuple):
-    """Send a command; answered with ``Accepted``, ``Rejection`` or ``Unanswered``."""
+    """Send a command; answered with ``Accepted``, ``Rejection``, ``Unanswered`` or ``NotBorn``.
+
+    Attributes:
+        number: Its number.
+        command: The command.
+        arguments: Its arguments.
+        born_on: The host CPUs of QEMU's main thread until the reply comes; None leaves it where it is.
+    """
 
     number: int
     command: str
     arguments: Mapping[str, Any]
+    born_on: VcpuMap | None = None
 
 
 class Look(NamedTuple):
@@ -347,6 +399,14 @@ class Ask(NamedTuple):
     ids: VcpuMap
     online: bool | None
     limit: float
+
+
+class PlaceThreads(NamedTuple):
+    """Put the threads of these slots in their place; answered with ``ThreadsPlaced``."""
+
+    number: int
+    slots: tuple[Slot, ...]
+    placement: "Placement"
 
 
 class Save(NamedTuple):
@@ -389,4 +449,4 @@ class LetGo(NamedTuple):
     error: MonitorLostError
 
 
-Effect = Send | Look | Ask | Save | WriteConfig | Publish | Settle | BackgroundRead | LetGo
+Effect = Send | Look | Ask | PlaceThreads | Save | WriteConfig | Publish | Settle | BackgroundRead | LetGo

@@ -3,8 +3,10 @@
 ====== ================================================ ======================================================
 step   stages                                           a stage ends
 ====== ================================================ ======================================================
-plug   SENT, PRESENT, STARTING, ONLINING, ENDED         SENT with QEMU's reply; the others, where they are waited
-                                                        in, with a proof: acknowledged, started, online
+plug   SENT, PLACING, PRESENT, STARTING, ONLINING,      SENT with QEMU's reply; PLACING, where anything is wanted
+       ENDED                                            of its threads, once they are in their place; the others,
+                                                        where they are waited in, with a proof: acknowledged,
+                                                        started, online
 unplug LEAVING_GUEST, SENT, REQUESTED, ENDED            LEAVING_GUEST, where the agent is asked first, with its
                                                         answer; SENT with QEMU's reply; REQUESTED with the end of its
                                                         removal, whose own states (``removal``) tell whether the
@@ -30,6 +32,7 @@ from qmpvcpu.engine.vmstate import Read, VmState
 from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.model.options import CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, ProofSeconds, Step, StepReport, succeeded
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Denied, Pending, Refused, Rejected, Unknown, Unplugged, Verdict
 
 BY_OTHER: Final = "changed by other"
@@ -46,6 +49,7 @@ class StepStage(enum.Enum):
     SENT = "sent, QEMU has not replied"
     UNSURE = "sent, and the connection was lost: what the next look shows is the reply"
     LEAVING_GUEST = "the guest's agent is asked to take it offline"
+    PLACING = "plugged; its threads are being put in their place on the host"
     PRESENT = "QEMU accepted the plug; the guest's acknowledgement is awaited"
     STARTING = "plugged; that it runs is awaited"
     ONLINING = "plugged; that the guest has it online is awaited"
@@ -60,6 +64,7 @@ class Probe(enum.Enum):
     """How it is found out whether what is waited for is so, where no event tells."""
 
     NONE = "events tell"
+    PLACE = "QEMU is asked for its threads, and the host where they run"
     STARTED = "QEMU, or its host, is asked which vCPUs have run"
     GUEST = "the guest's agent is asked which CPUs are online, and to bring some online"
 
@@ -93,6 +98,11 @@ class StepRun:
         no_agent: Why the agent did not do what it was asked for the last time, or "".
         is_offline: True once the agent says that its vCPUs are offline, so that QEMU is asked.
         taken_offline: True while the agent has them offline for this step, or what it finishes, or may have.
+        unplaced: Why its threads are not in their place on the host; "": they are, or nothing is wanted of them.
+        born_anyway: True once it is to be plugged though QEMU's main thread cannot be given its birthplace.
+        born_on: The host CPUs that QEMU's main thread has while it is plugged; None: its own.
+        taken_out: The run that takes its vCPUs out again, since they could not be put in their place; None: none.
+        placed_at: When its threads were known to be in their place, by the caller's clock; None: they are not.
         known_rungs: How many rungs were known of its CPU when it last hurried to ask for the next; -1: it did not.
         first: First vCPU id of its slot.
         plugs: True if its command is ``device_add``: a plug, or a vCPU that was to be kept and has left.
@@ -121,6 +131,11 @@ class StepRun:
     no_agent: str = ""
     is_offline: bool = False
     taken_offline: bool = False
+    unplaced: str = ""
+    born_anyway: bool = False
+    born_on: VcpuMap | None = None
+    taken_out: "StepRun | None" = None
+    placed_at: float | None = None
     known_rungs: int = -1
     first: int = field(init=False)
     plugs: bool = field(init=False)
@@ -159,7 +174,7 @@ class StepRun:
     @property
     def went_well(self) -> bool:
         """True if its slot became what was wanted, with the proof that was required."""
-        return succeeded(self.step.action, self.verdict) and self.missing is None
+        return succeeded(self.step.action, self.verdict) and self.missing is None and self.taken_out is None
 
     @property
     def seconds(self) -> float:
@@ -231,6 +246,14 @@ def _read_if_maybe_ejected(run: StepRun, state: VmState) -> Read:
     return Read.FULL if slot.present and run.first in state.maybe_queued_twice else Read.NONE
 
 
+def _wants_place(run: StepRun, state: VmState, _options: CheckedOptions) -> bool:
+    return run.plugs and state.places.wants(state.slots[run.first])
+
+
+def _is_placed(run: StepRun, state: VmState) -> bool:
+    return not state.slots[run.first].present or state.places.why_not(run.first) is not None
+
+
 def _is_settled(run: StepRun, _state: VmState) -> bool:
     return run.removal is None or run.removal.state.is_final
 
@@ -238,6 +261,15 @@ def _is_settled(run: StepRun, _state: VmState) -> bool:
 #: What is waited for in each stage, in order. ``SENT`` is not in it: QEMU's reply ends it, or ``reply_timeout``.
 STAGES: Final = MappingProxyType(
     {
+        StepStage.PLACING: StageRule(
+            of_plugs=True,
+            proves=None,
+            probe=Probe.PLACE,
+            is_awaited=_wants_place,
+            is_over=_is_placed,
+            last_look=_nothing_read,
+            proving_look=_nothing_read,
+        ),
         StepStage.PRESENT: StageRule(
             of_plugs=True,
             proves=Proof.ACKNOWLEDGED,
@@ -339,4 +371,7 @@ def report_on(
         undone=undone,
         proofs=run.proof_seconds,
         missing=run.missing,
+        placed=None if run.placed_at is None else round(max(run.placed_at - run.sent_at, 0.0), 6),
+        unplaced=run.unplaced,
+        taken_out=run.taken_out is not None,
     )

@@ -233,7 +233,7 @@ class Transition:
     def is_open(self) -> bool:
         """True while its outcome is open: it may still send, QEMU has not replied, or the next boot is to follow."""
         follows = self.change.config is not None and self.phase not in {Phase.FINISH, Phase.ENDED}
-        may_send = not self.batch.ended and any(run.may_send for run in self._runs)
+        may_send = not self.batch.ended and any(run.may_send or run.taken_out is not None for run in self._runs)
         return self.phase is Phase.START or may_send or follows
 
     # What comes next.
@@ -312,7 +312,8 @@ class Transition:
     @property
     def is_unknown(self) -> bool:
         """True if nobody knows what became of one of its steps."""
-        return any(isinstance(run.verdict, Unknown) for run in (*self._runs, *self._undoing.values()))
+        taken_out = (run.taken_out for run in self._runs if run.taken_out is not None)
+        return any(isinstance(run.verdict, Unknown) for run in (*self._runs, *taken_out, *self._undoing.values()))
 
     def _done_before(self) -> Iterator[StepRun]:
         """Return what had been done when the transition was cut short, and is not in the plan that finishes it."""
@@ -329,6 +330,8 @@ class Transition:
     def _undo(self, run: StepRun) -> StepRun | None:
         """Return what undoes *run*, or None where nothing of ours was done."""
         action, ids = run.step.action, run.step.ids
+        if run.taken_out is not None:
+            return None
         begun = self._begun.get(run.first)
         if begun is not None and begun.action is Action.KEEP:
             return None  # it was there at the start, left before the cut, and has been plugged again
@@ -369,6 +372,11 @@ class Transition:
         )
         # The proof that was asked for is of what the change itself plugs.
         options = self.change.options._replace(proof=Proof.PRESENT, require_proof=False)
+        if self._state.places.placement is not None:
+            from qmpvcpu.model.placement import PlacementPolicy  # few VMs have one
+
+            # What left is better elsewhere than gone.
+            options = options._replace(placement_policy=PlacementPolicy.PREFERRED)
         self.batch = Batch(self._undoing.values(), self._state, options, bounds)
         if offline:
             self.batch.paused()
@@ -492,7 +500,7 @@ class Transition:
         layout = self._state.layout
         steps = tuple(self._report(run) for run in self._runs)
         as_wanted = layout.enabled == self.plan.target and not layout.pending & self.plan.target
-        proven = all(run.missing is None and self._is_back(run) for run in self._runs)
+        proven = all(run.missing is None and run.taken_out is None and self._is_back(run) for run in self._runs)
         reached = as_wanted and not self._unconfirmed and proven
         kept = bool(self._unconfirmed) or any(step.undone is False for step in steps) if self._turned else not reached
         if self._turned or self.intent.direction is Direction.REVERTING:
@@ -536,7 +544,7 @@ class Transition:
         return self._config
 
     def _report(self, run: StepRun) -> StepReport:
-        undo = self._undoing.get(run)
+        undo = self._undoing.get(run, run.taken_out)
         unsent = self._unsent or self.batch.halted
         return report_on(run, undo, self._undone(run, undo), unsent=unsent, unsent_back=self._stopped)
 
@@ -550,6 +558,8 @@ class Transition:
         return not (run.plugs and run.step.asks_agent and run.missing is not None)
 
     def _undone(self, run: StepRun, undo: StepRun | None) -> bool | None:
+        if run.taken_out is not None:
+            return run.taken_out.went_well
         if not self._turned:
             return None
         if undo is not None:

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qmpvcpu import qapi
+from qmpvcpu.engine.places import EMULATOR, Places
 from qmpvcpu.engine.removal import Evidence, Removal, State
 from qmpvcpu.errors import MalformedReplyError
 from qmpvcpu.events import (
@@ -27,11 +28,13 @@ from qmpvcpu.events import (
     LayoutChanged,
     MigrationChanged,
     Origin,
+    PlaceDrifted,
     Reconnected,
     UnplugAcknowledged,
     UnplugPending,
     UnplugRefused,
     UnplugRequested,
+    VcpuPlaced,
     VcpuPlugged,
     VcpuProven,
     VcpuUnplugged,
@@ -41,6 +44,7 @@ from qmpvcpu.events import (
 )
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.options import Proof
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus, Rejected
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation
@@ -48,6 +52,7 @@ from qmpvcpu.qapi import ThreadReading, creation_order, runs_single_threaded
 
 if TYPE_CHECKING:
     from qmpvcpu.model.guest import GuestOs
+    from qmpvcpu.model.placement import Place, Placement
 
 # QEMU holds the id of a CPU that has left until it has joined its thread: some milliseconds.
 _HELD_S = 1.0
@@ -135,9 +140,11 @@ class VmState:
         now: The caller's clock, in seconds.
         epoch: When that clock was at 0, in seconds since 1970.
         has_agent: True if the guest's agent may be asked.
+        placement: Where QEMU's threads are to run on its host, or None.
 
     Attributes:
         slots: All slots, by the first vCPU id of each.
+        places: Where QEMU's threads are to run, and what is known of that.
         removals: Those that are not final, by the first vCPU id of their slot.
         wanted_read: Which read is wanted.
         guest_os: The system in the guest, while that is known.
@@ -159,8 +166,10 @@ class VmState:
         now: float,
         epoch: float = 0.0,
         has_agent: bool = False,
+        placement: "Placement | None" = None,
     ) -> None:
         self.slots = SlotTable(layout)
+        self.places = Places(placement)
         self.has_agent = has_agent
         self.guest_sees: dict[int, bool] | None = None
         self._epoch = epoch
@@ -289,6 +298,8 @@ class VmState:
             guest_os=self.guest_os,
             has_agent=self.has_agent,
             guest_sees=self.guest_sees,
+            placement=self.places.placement,
+            host=self.places.host,
         )
 
     # Our own commands.
@@ -304,6 +315,7 @@ class VmState:
         if first not in self._plugging:
             return
         path = self._plugging.pop(first)
+        self.places.birth_ends(first)
         self._fill(self.slots[first].filled(path, self._epoch + now), Origin.US, now)
         answer = self._early_answers.pop(first, None)
         if answer is not None:
@@ -344,6 +356,7 @@ class VmState:
     def plug_failed(self, first: int) -> None:
         """Take QEMU's rejection of our ``device_add``; idempotent."""
         self._plugging.pop(first, None)
+        self.places.birth_ends(first)
         self._early_answers.pop(first, None)
         self._doubted.discard(first)
 
@@ -630,6 +643,30 @@ class VmState:
                 self._rungs[slot.first].pop(Proof.ONLINE, None)
                 self._take_back(slot, now)
 
+    def placed(self, sent: int, why_not: Mapping[int, str], now: float) -> None:
+        """Take in which threads are in their place: not of a slot that has changed since they were looked for.
+
+        Args:
+            sent: ``changes`` when they were.
+            why_not: By the first vCPU id of each slot: why its threads are not in their place; "": they are.
+            now: The caller's clock.
+        """
+        for first, why in why_not.items():
+            slot = self.slots[first]
+            if not slot.present or self._changed.get(first, 0) > sent or self.places.why_not(first) == why:
+                continue
+            self.places.placed(first, why)
+            plugged = self.proofs_of(first).get(Proof.PRESENT)
+            seconds = None if plugged is None else round(now - plugged, 6)
+            self._touched.add(first)
+            self._tell(VcpuPlaced, Origin.US, ids=slot.ids, why_not=why, seconds=seconds)
+
+    def found(self, places: "Mapping[int, Place]") -> None:
+        """Take in where the host runs each thread, by vCPU id, QEMU's main thread as ``EMULATOR``."""
+        for vcpu, wanted, found in self.places.drifts(places):
+            ids = VcpuMap() if vcpu == EMULATOR else VcpuMap([vcpu])
+            self._tell(PlaceDrifted, Origin.OTHER, ids=ids, wanted=wanted, found=found)
+
     def refused_by_agent(self, first: int, reason: str) -> None:
         """Tell that the guest's agent refused to take the CPUs of the slot of vCPU *first* offline."""
         self._tell(UnplugRefused, Origin.US, ids=self.slots[first].ids, code=None, reason=reason)
@@ -763,6 +800,7 @@ class VmState:
     def _fill(self, slot: Slot, origin: Origin, now: float) -> None:
         self._created += slot.count
         self._rungs[slot.first] = {Proof.PRESENT: now}
+        self.places.forget(slot.first)
         self._replace(slot)
         self._tell(VcpuPlugged, origin, ids=slot.ids)
 
@@ -775,6 +813,7 @@ class VmState:
         self._unplug_seen = True
         self._left_at[first] = now
         self._rungs.pop(first, None)
+        self.places.forget(first)
         if self.guest_sees:
             self.guest_sees.pop(first, None)
         self._replace(slot.emptied())

@@ -1,9 +1,13 @@
 """The options of a change, described once, and what may be chosen for them."""
 
 import enum
-from typing import Final, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
+from qmpvcpu.errors import shorten
 from qmpvcpu.given import at_least, values
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.placement import Placement, PlacementPolicy
 
 
 class Affect(enum.Enum):
@@ -100,6 +104,11 @@ class ChangeOptions(TypedDict, total=False):
         offline_first: True has the guest agent take a vCPU offline in the guest before QEMU is asked to remove it. If
             the guest will not, nothing is sent to QEMU, and nothing is pending; if the removal comes to nothing
             after that, the vCPU is brought online again. Needs ``attach(agent=)``.
+        placement: Where the threads of the vCPUs that it plugs are to run on the host: a ``Placement``, which goes
+            over that of ``attach`` and is kept for the VM. Or only what happens where that cannot be had once the
+            vCPU is plugged: ``"required"`` (the default; it is taken out again) or ``"preferred"`` (it is kept, and
+            ``StepReport.unplaced`` says why). What is known beforehand denies the plug (required), or is a warning
+            of the plan (preferred).
         allow_fatal: True sends even what this QEMU is known not to survive.
         allow_boot_vcpus: True takes boot vCPUs from a VM that libvirt runs, which makes libvirtd lose the VM.
         affect: ``Affect.LIVE`` (the default) changes the running VM; CONFIG only its next boot, and nothing is sent;
@@ -115,6 +124,7 @@ class ChangeOptions(TypedDict, total=False):
     require_proof: bool
     online: bool
     offline_first: bool
+    placement: "Placement | PlacementPolicy | str | None"
     allow_fatal: bool
     allow_boot_vcpus: bool
     affect: Affect
@@ -132,9 +142,11 @@ class CheckedOptions(NamedTuple):
     require_proof: bool = False
     online: bool = True
     offline_first: bool = False
+    placement: "Placement | None" = None
     allow_fatal: bool = False
     allow_boot_vcpus: bool = False
     affect: Affect = Affect.LIVE
+    placement_policy: "PlacementPolicy | None" = None
 
     @classmethod
     def of(cls, options: ChangeOptions) -> "CheckedOptions":
@@ -146,7 +158,10 @@ class CheckedOptions(NamedTuple):
         """
         if not options:
             return DEFAULTS
-        checked = cls(**values(ChangeOptions, options))
+        given = values(ChangeOptions, options)
+        if "placement" in given:
+            given["placement"], given["placement_policy"] = read_placement(given["placement"])
+        checked = cls(**given)
         at_least("in_flight", checked.in_flight, 1)
         return checked
 
@@ -160,6 +175,11 @@ class CheckedOptions(NamedTuple):
         """The rung without which a plug has failed."""
         return Proof.PRESENT if self.proof is Proof.ACKNOWLEDGED and not self.require_proof else self.awaited_proof
 
+    def requires_place(self, placement: "Placement | None") -> bool:
+        """Return True if a vCPU must not stay plugged whose threads cannot be where *placement* has them."""
+        policy = self.placement_policy or (None if placement is None else placement.policy)
+        return policy is not None and policy.value == "required"
+
     @property
     def undo_timeout(self) -> float:
         """How long the guest may take for each answer while steps are undone, in seconds."""
@@ -168,3 +188,37 @@ class CheckedOptions(NamedTuple):
 
 DEFAULTS: Final = CheckedOptions()
 """No option given."""
+
+
+def over_kept(
+    given: "tuple[Placement | None, PlacementPolicy | None]", kept: "Placement | None"
+) -> "Placement | None":
+    """Return the placement that is *given* to ``attach``, as ``read_placement`` reads it, over the record's."""
+    placement, policy = given
+    if policy is None:
+        return kept
+    from qmpvcpu.model.placement import Placement  # few VMs have one
+
+    return (placement or Placement()).over(kept or Placement()).with_policy(policy)
+
+
+def read_placement(given: Any) -> "tuple[Placement | None, PlacementPolicy | None]":
+    """Return the placement that a caller gives, None where that is only a policy, and the policy; None: nothing.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: It is another word than those of ``PlacementPolicy``.
+    """
+    if given is None:
+        return None, None
+    from qmpvcpu.model.placement import Placement, PlacementPolicy  # few changes have one
+
+    if isinstance(given, Placement):
+        return given, given.policy
+    words = [policy.value for policy in PlacementPolicy]
+    if isinstance(given, str) and given in words:
+        return None, PlacementPolicy(given)
+    if isinstance(given, PlacementPolicy):
+        return None, given
+    kind = ValueError if isinstance(given, str) else TypeError
+    raise kind(f"placement is a Placement, or one of {', '.join(words)}, not {shorten(given)}")

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Final
 
 from qmpvcpu.errors import InvalidMapError, shorten
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, union
 
 LOWEST_PRIORITY: Final = 1
 HIGHEST_PRIORITY: Final = 99
@@ -216,10 +216,55 @@ class Placement:
         """Return where QEMU's other threads are to run."""
         return self.emulator.over(Place(self.cpuset))
 
+    def of_vcpus(self, vcpus: Iterable[int], host: "HostFacts") -> dict[int, Place]:
+        """Return where the threads of these vCPUs are to run on *host*; without those for which nothing is said."""
+        all_of_it = Place(host.usable) if self.everywhere and host.usable else _NOWHERE
+        places = {vcpu: self.of_vcpu(vcpu).over(all_of_it) for vcpu in vcpus}
+        return {vcpu: place for vcpu, place in places.items() if place}
+
+    def born_on(self, vcpus: Iterable[int], host: "HostFacts") -> VcpuMap | None:
+        """Return the host CPUs on which the threads of these vCPUs are to be born together; None: nothing is said.
+
+        One ``device_add`` makes all threads of a slot: they are born where each of them may run, or where any may if
+        there is no such host CPU.
+        """
+        sets = [place.cpus for place in self.of_vcpus(vcpus, host).values() if place.cpus is not None]
+        if not sets:
+            return None
+        common = sets[0]
+        for each in sets[1:]:
+            common &= each
+        return common or union(sets)
+
+    def why_not(self, vcpus: Iterable[int], host: "HostFacts") -> str:
+        """Return why *host* cannot have the threads of these vCPUs in their places; "": it can."""
+        vcpus = tuple(vcpus)
+        for vcpu in vcpus:
+            if why := host.why_not(self.of_vcpu(vcpu)):
+                return f"vCPU {vcpu} is to run on {self.of_vcpu(vcpu)}: {why}"
+        if self.core_scheduling is CoreScheduling.NONE:
+            return ""
+        why = host.unreachable or host.forbidden or host.why_not_core_scheduling
+        return f"its threads are to share no core with others: {why}" if why else ""
+
+    def why_not_emulator(self, host: "HostFacts") -> str:
+        """Return why *host* cannot have QEMU's other threads in their place; "": it can."""
+        why = host.why_not(self.of_emulator())
+        return f"QEMU's other threads are to run on {self.of_emulator()}: {why}" if why else ""
+
+    def wants(self, vcpus: Iterable[int]) -> bool:
+        """Return True if anything is said of the threads of these vCPUs."""
+        grouped = self.core_scheduling is not CoreScheduling.NONE
+        return grouped or self.everywhere or any(self.of_vcpu(vcpu) for vcpu in vcpus)
+
     def with_vcpus(self, places: Mapping[int, Place]) -> "Placement":
         """Return this placement, with what *places* say of these vCPUs; what they do not say stays."""
         merged = {vcpu: place.over(self.vcpus.get(vcpu, _NOWHERE)) for vcpu, place in places.items()}
         return replace(self, vcpus={**self.vcpus, **merged})
+
+    def with_policy(self, policy: PlacementPolicy) -> "Placement":
+        """Return this placement under another policy."""
+        return replace(self, policy=policy)
 
     def over(self, other: "Placement") -> "Placement":
         """Return this placement, with what it does not say as *other* has it; its policy is its own."""
@@ -252,6 +297,44 @@ PlacementWish = Placement | PlacementPolicy | str
 """What a caller says of the placement: all of it, or only the policy (also as its word)."""
 
 
+class ThreadKind(enum.Enum):
+    """What a thread of QEMU's is for; EMULATOR is its main thread, and each that is neither of the others."""
+
+    VCPU = "vcpu"
+    IOTHREAD = "iothread"
+    EMULATOR = "emulator"
+
+
+@dataclass(frozen=True, slots=True)
+class QemuThread:
+    """One thread of QEMU's, as it was found.
+
+    Attributes:
+        kind: What it is for.
+        vcpu: The vCPU that it runs, or None.
+        tid: Its number on this host.
+        name: Its name, at most 15 bytes.
+        found: Where it runs, and how it is scheduled.
+        wanted: Where it is to run; what is not said is None.
+        host_cpu: The host CPU that it ran on last.
+        node: The NUMA node of that, or None.
+    """
+
+    kind: ThreadKind
+    vcpu: int | None
+    tid: int
+    name: str
+    found: Place
+    wanted: Place
+    host_cpu: int | None
+    node: int | None
+
+    @property
+    def drifted(self) -> bool:
+        """True if it is not where it is to run."""
+        return self.wanted.differs(self.found)
+
+
 @dataclass(frozen=True, slots=True)
 class HostFacts:
     """What a host allows for the threads of one QEMU, as it is now.
@@ -279,6 +362,11 @@ class HostFacts:
     highest_priority: int = 0
     why_not_realtime: str = ""
     why_not_core_scheduling: str = ""
+
+    @property
+    def usable(self) -> VcpuMap:
+        """The host CPUs that a thread of this QEMU can run on."""
+        return self.allowed & self.online
 
     def why_not(self, place: Place) -> str:
         """Return why a thread cannot be put in *place*, as a sentence without a full stop; "": it can."""

@@ -79,6 +79,8 @@ class Intent:
         direction: Which way it goes now.
         next_boot: What the next boot should have once the target is reached; None: it stays as it is.
         config: The document that keeps the next boot; None: the record.
+        main_cpus: The host CPUs of QEMU's main thread, which it has to get back if it was sent elsewhere to bear a
+            vCPU in its place; None: it is not sent anywhere.
     """
 
     start: VcpuMap
@@ -89,6 +91,7 @@ class Intent:
     direction: Direction = Direction.FORWARD
     next_boot: VcpuMap | None = None
     config: str | None = None
+    main_cpus: VcpuMap | None = None
 
 
 class TransitionOutcome(enum.Enum):
@@ -157,6 +160,10 @@ class StepReport:
         undone: True if it was undone, False if it should have been and is not, None if there was nothing to undo.
         proofs: What was proven of a vCPU that it plugged, and when; None where it plugged none.
         missing: The proof that was required of a plug and did not come, or None.
+        placed: In how many seconds from sending the threads of what it plugged were in their place on the host; None
+            where they are not, or nothing is wanted of them.
+        unplaced: Why they are not; "" if they are, or nothing is wanted of them.
+        taken_out: True if it was to be taken out again for that; *undone* says whether it was.
     """
 
     action: Action
@@ -168,11 +175,14 @@ class StepReport:
     undone: bool | None = None
     proofs: ProofSeconds | None = None
     missing: Proof | None = None
+    placed: float | None = None
+    unplaced: str = ""
+    taken_out: bool = False
 
     @property
     def ok(self) -> bool:
-        """True if the slot became what was wanted, with the proof that was required; undone afterwards or not."""
-        return succeeded(self.action, self.verdict) and self.missing is None
+        """True if the slot became what was wanted, with what was required of it; undone afterwards or not."""
+        return succeeded(self.action, self.verdict) and self.missing is None and not self.taken_out
 
     @property
     def left(self) -> bool | None:
@@ -212,7 +222,8 @@ class StepReport:
         """How it ended and why, in words of one line."""
         undone = {None: "", True: "undone", False: "NOT undone"}[self.undone]
         ended = ", ".join(filter(None, (self.word, undone)))
-        why = printable(" ".join(self.reason.split()))
+        unplaced = self.unplaced and f"not in its place: {self.unplaced}"
+        why = printable(" ".join("; ".join(filter(None, (self.reason, unplaced))).split()))
         return ": ".join(filter(None, (ended, why))) or "not sent"
 
 

@@ -5,7 +5,7 @@ denied step costs nothing and changes nothing.
 """
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
 from qmpvcpu.model.guest import GuestOs
@@ -13,6 +13,9 @@ from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.options import DEFAULTS, CheckedOptions, Proof
 from qmpvcpu.model.vcpumap import VcpuMap, possible_ids
 from qmpvcpu.model.vm import ONE_THREAD, KnownFault, VmStatus, needs_x2apic
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.placement import HostFacts, Placement
 
 PLUG: Final = "plug"
 UNPLUG: Final = "unplug"
@@ -49,6 +52,8 @@ class Situation(NamedTuple):
         has_agent: True if the guest's agent may be asked.
         guest_sees: Whether the guest has the CPUs of each slot online, as its agent told last, by first id; None: it
             told nothing.
+        placement: Where QEMU's threads are to run on its host, or None.
+        host: What the host allows, where that was looked at.
     """
 
     layout: Layout
@@ -65,6 +70,8 @@ class Situation(NamedTuple):
     guest_os: GuestOs | None = None
     has_agent: bool = False
     guest_sees: Mapping[int, bool] | None = None
+    placement: "Placement | None" = None
+    host: "HostFacts | None" = None
 
 
 class Fatal(NamedTuple):
@@ -97,6 +104,19 @@ def check_plug(now: Situation, vcpu: int | None, options: CheckedOptions = DEFAU
         if slot.first in layout.pending_slots:
             held += ", and a removal of it is pending: wait for the guest's answer first"
         raise StepDeniedError(PLUG, slot.ids, DenialReason.SLOT_OCCUPIED, held)
+    _check_proof(now, slot, options)
+    if now.placement is not None and options.requires_place(now.placement) and (why := why_unplaced(now, slot)):
+        detail = f'{why} (placement="preferred" plugs it all the same)'
+        raise StepDeniedError(PLUG, slot.ids, DenialReason.CANNOT_PLACE, detail)
+    _check_status(PLUG, slot, now)
+    fatal = None if options.allow_fatal else fatal_plug(now, slot)
+    if fatal is not None:
+        raise _fatal(PLUG, slot.ids, fatal)
+    return slot
+
+
+def _check_proof(now: Situation, slot: Slot, options: CheckedOptions) -> None:
+    layout = now.layout
     if options.awaited_proof is Proof.ACKNOWLEDGED and not layout.vm.acknowledges:
         detail = f"a guest of machine {layout.vm.machine!r} has no way to acknowledge it: use Proof.PRESENT"
         raise StepDeniedError(PLUG, slot.ids, DenialReason.MACHINE_CANNOT_ACKNOWLEDGE, detail)
@@ -105,11 +125,6 @@ def check_plug(now: Situation, vcpu: int | None, options: CheckedOptions = DEFAU
         raise StepDeniedError(PLUG, slot.ids, DenialReason.CANNOT_TELL_STARTED, f"{unknowable}: use Proof.PRESENT")
     if options.awaited_proof is Proof.ONLINE and not now.has_agent:
         raise StepDeniedError(PLUG, slot.ids, DenialReason.NO_AGENT, f"Proof.ONLINE {_ASKS_AGENT}")
-    _check_status(PLUG, slot, now)
-    fatal = None if options.allow_fatal else fatal_plug(now, slot)
-    if fatal is not None:
-        raise _fatal(PLUG, slot.ids, fatal)
-    return slot
 
 
 def check_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) -> Slot:
@@ -140,6 +155,21 @@ def check_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) 
     if fatal is not None:
         raise _fatal(UNPLUG, slot.ids, fatal)
     return slot
+
+
+def check_placement(now: Situation) -> None:
+    """Return if the placement names only vCPUs that the machine can have."""
+    beyond = [vcpu for vcpu in (now.placement.vcpus if now.placement else ()) if vcpu >= now.layout.max]
+    if beyond:
+        detail = f"it is to be placed, and this machine has vCPUs 0-{now.layout.max - 1}"
+        raise StepDeniedError(PLUG, possible_ids(beyond), DenialReason.UNKNOWN_VCPU, detail)
+
+
+def why_unplaced(now: Situation, slot: Slot) -> str:
+    """Return why the threads of *slot* cannot be where they are to run on the host; "": they can."""
+    if now.placement is None or now.host is None:
+        return ""
+    return now.placement.why_not(slot.ids, now.host)
 
 
 def denial(layout: Layout, action: str, ids: VcpuMap, reason: DenialReason, detail: str) -> StepDeniedError:

@@ -99,6 +99,22 @@ class Reader:
         reply = await self._try("query-cpus-fast")
         return None if reply is None else qapi.parse_cpus_fast(reply)
 
+    async def threads(self) -> tuple[ThreadReading, ...]:
+        """Read which host thread runs each vCPU.
+
+        Raises:
+            MonitorError: No reply, or none that can be understood.
+        """
+        return qapi.parse_cpus_fast(await self._ask("query-cpus-fast"))
+
+    async def iothreads(self) -> tuple[int, ...]:
+        """Read the host threads of the iothreads; none where QEMU does not tell.
+
+        Raises:
+            MonitorError: No reply, or none that can be understood.
+        """
+        return qapi.parse_iothreads(await self._try("query-iothreads"))
+
     async def status(self) -> VmStatus:
         """Read what the VM is doing.
 

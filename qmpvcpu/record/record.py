@@ -12,13 +12,14 @@ from uuid import uuid4
 
 import aiofiles.os
 
-from qmpvcpu.domainxml import Identity, Metadata, parse, read_identity, render
+from qmpvcpu.domainxml import Identity, Metadata, parse, placement_of, read_identity, render
 from qmpvcpu.domainxml.cpu import cpu_differs
 from qmpvcpu.domainxml.patch import with_uuid
 from qmpvcpu.domainxml.reader import ReadDocument
 from qmpvcpu.errors import DomainXmlError, RecordCorruptError, RecordError, naming_file, shorten
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.transition import Intent
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.file import LockedFile, absolute, finish_despite_cancel, lock_file, read_file
@@ -48,6 +49,7 @@ class _Found(NamedTuple):
         name: The name in these, or None.
         same_instance: True if the record was of the QEMU that runs, or its VM has migrated into that one.
         earlier: What the QEMU of the record, or one before it, had, if another one runs now.
+        placement: Where the document has QEMU's threads run; None: it says nothing of that.
     """
 
     previous: Identity | None = None
@@ -56,6 +58,7 @@ class _Found(NamedTuple):
     name: str | None = None
     same_instance: bool = False
     earlier: PreviousVcpus | None = None
+    placement: Placement | None = None
 
 
 class Record:
@@ -67,6 +70,7 @@ class Record:
         name: The VM's name: that of the record where the VM was given none.
         same_instance: True if what was on disk is of the QEMU that runs, so that what was under way still is.
         earlier: What an earlier QEMU of the VM had and no other has been given, or None.
+        placement: Where the document had QEMU's threads run when it was opened; None: it said nothing of that.
         read_only: True if it is neither locked nor ever written.
         uuid: The uuid made up for a VM whose QEMU has none (kept from the first save on), or None.
         instance: The QEMU that runs, or None where not known; set it, and the next save has it.
@@ -83,6 +87,7 @@ class Record:
         self.name = claim.name if claim.named else found.name or claim.name
         self.same_instance = found.same_instance
         self.earlier = found.earlier
+        self.placement = found.placement
         self.read_only = file is None
         self.uuid = None if claim.uuid is not None else known
         self.instance = claim.instance
@@ -337,7 +342,8 @@ def _admit(path: Path, data: bytes, claim: Claim) -> _Found:
     except DomainXmlError as error:
         raise RecordCorruptError(path, f"cannot be trusted and is left alone: {str(error)[:MOST_TOLD]}") from error
     label = found.name if len(found.name) <= MOST_TOLD else None
-    return _Found(found, data if in_place else None, found.uuid, label, same, earlier)
+    placement = _placement(document, data)
+    return _Found(found, data if in_place else None, found.uuid, label, same, earlier, placement)
 
 
 def _admit_base(path: Path, base: bytes | str | os.PathLike[str], claim: Claim) -> _Found:
@@ -350,7 +356,14 @@ def _admit_base(path: Path, base: bytes | str | os.PathLike[str], claim: Claim) 
         raise RecordError(path, f"cannot be started from that document: {str(error)[:MOST_TOLD]}") from error
     refuse_other_document(path, found, claim)
     uuid = claim.uuid or found.uuid or str(uuid4())
-    return _Found(None, with_uuid(data, uuid), uuid, found.name)
+    placement = _placement(document, data)
+    return _Found(None, with_uuid(data, uuid), uuid, found.name, placement=placement)
+
+
+def _placement(document: ReadDocument, data: bytes) -> Placement | None:
+    """Return where *document* has QEMU's threads run; to read all of one that says nothing of it takes time."""
+    says = any(word in data for word in (b"pin", b"sched", b"cpuset", b"\0"))  # NUL: not one byte a letter
+    return (placement_of(document.domain) or None) if says else None
 
 
 def _base_document(base: bytes | str | os.PathLike[str]) -> bytes:

@@ -18,7 +18,7 @@ from qmpvcpu.engine.messages import GuestIs, GuestTold, Refresh
 from qmpvcpu.engine.vmstate import VmState
 from qmpvcpu.errors import MonitorError, RecordError, printable, shorten
 from qmpvcpu.given import checked, path
-from qmpvcpu.model.options import Recovery
+from qmpvcpu.model.options import Recovery, over_kept, read_placement
 from qmpvcpu.model.verdicts import OstAnswer
 from qmpvcpu.model.vm import VmInfo, VmStatus
 from qmpvcpu.qapi import runs_single_threaded
@@ -32,6 +32,7 @@ from qmpvcpu.vm.record_writer import RecordWriter
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import Instance
+    from qmpvcpu.model.placement import PlacementWish
     from qmpvcpu.record.record import Record
     from qmpvcpu.vm.next_boot import NextBoot
 
@@ -94,6 +95,7 @@ async def attach(
     arrived: bool = False,
     read_only: bool = False,
     agent: Target | None = None,
+    placement: "PlacementWish | None" = None,
 ) -> VcpuController:
     """Attach to a running QEMU.
 
@@ -127,6 +129,11 @@ async def attach(
             process keeps it, ``interrupted`` may be what that one is at work on.
         agent: Where the guest's agent (qemu-ga) is, for ``vm.guest``: as *target*. It is connected to when it is
             first asked, and again after a loss. No work over QMP waits for it.
+        placement: Where QEMU's threads are to run on this host, and how they are scheduled: a ``Placement``, which
+            goes over what the record's document says (``<cputune>``, ``<vcpu cpuset>``). Or only what happens to a
+            vCPU that cannot be in its place: ``"required"`` (the default: it is not plugged, or taken out again) or
+            ``"preferred"`` (it is kept, and the report says so). It is of what is plugged from now on:
+            ``vm.host.place`` moves threads that are there.
 
     Raises:
         MonitorConnectError: No QMP session could be opened; it says why, and what the kernel tells of the peer.
@@ -152,6 +159,7 @@ async def attach(
     if reconnect and not is_address(target):
         raise ValueError("reconnect=True needs an address: a socket or client that is given cannot be opened again")
     _check_record_options(record, base, config, arrived=arrived, read_only=read_only)
+    wish = read_placement(placement)
     guest = Guest(
         agent,
         lambda: engine.layout,
@@ -184,10 +192,13 @@ async def attach(
             now=now,
             epoch=time.time() - now,
             has_agent=guest.has_agent,
+            placement=over_kept(wish, None if kept is None else kept.placement),
         )
+        intentions = _take_record_in(kept, state, answers, now, arrived=arrived)
+        _put_right(kept, state, intentions, connection.monitor.peer_pid)
         engine = Engine(
             state,
-            _take_record_in(kept, state, answers, now, arrived=arrived),
+            intentions,
             is_recorded=kept is not None,
             reply_timeout=reply_timeout,
             reconnects=reconnect,
@@ -206,6 +217,7 @@ async def attach(
         raise
     finder = Finder(target, name, instance, reply_timeout) if reconnect else None
     driver = Driver(engine, connection, writer, finder, guest)
+    driver.meet_host()
     controller = VcpuController(driver, next_boot)
     try:
         if engine.is_reading:  # something was heard that may be older than what was read
@@ -284,6 +296,16 @@ async def _next_boot(writer: RecordWriter, engine: Engine, config: _Path | None)
     next_boot = NextBoot(writer, lambda: engine.layout, config)
     await next_boot.check()
     return next_boot
+
+
+def _put_right(record: "Record | None", state: VmState, intentions: Intentions, peer_pid: int | None) -> None:
+    """Have QEMU's main thread go home, if who died at a change has left it elsewhere."""
+    intent = intentions.interrupted
+    if record is not None and not record.read_only and intent is not None and intent.main_cpus is not None:
+        from qmpvcpu.vm.placing import Placer  # few VMs have a placement
+
+        Placer(state, lambda: peer_pid).put_right(intent)
+        intentions.interrupted = replace(intent, main_cpus=None)
 
 
 def _take_record_in(

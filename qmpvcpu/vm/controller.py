@@ -25,7 +25,7 @@ from qmpvcpu.model.transition import ConfigReport, Direction, Intent, Transition
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import OstAnswer, Refused, Unplugged
 from qmpvcpu.model.vm import VmInfo
-from qmpvcpu.planning.checks import PLUG, UNPLUG, Situation, find_slot
+from qmpvcpu.planning.checks import PLUG, UNPLUG, Situation, check_placement, find_slot
 from qmpvcpu.planning.plan import (
     Plan,
     check_plan,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from qmpvcpu.model.exported import PreviousVcpus
     from qmpvcpu.model.statistics import VmStatistics
     from qmpvcpu.planning.replay import ReplayTarget
+    from qmpvcpu.vm.host import Host
     from qmpvcpu.vm.migrating import Export, Migration
     from qmpvcpu.vm.next_boot import Change as ConfigChange
     from qmpvcpu.vm.next_boot import NextBoot
@@ -153,6 +154,13 @@ class VcpuController:
     def guest(self) -> Guest:
         """The guest's own system, through its agent; see Guest. Without ``attach(agent=)`` its calls raise."""
         return self._driver.guest
+
+    @cached_property
+    def host(self) -> "Host":
+        """QEMU's threads on this host; see Host."""
+        from qmpvcpu.vm.host import Host
+
+        return Host(self._driver, self._next_boot)
 
     def events(self) -> EventStream:
         """Return a stream of all events from now on; see EventStream."""
@@ -368,12 +376,14 @@ class VcpuController:
             InvalidMapError: *target* is empty, or no set of vCPU ids. What cannot be done is in ``plan.denied``.
         """
         wanted = parse_target(target, self.layout)
-        return plan_map(self._engine.situation, wanted, CheckedOptions.of(options))
+        given = CheckedOptions.of(options)
+        return plan_map(self._situation(given), wanted, given)
 
     @checked
     def plan_count(self, count: int, *, include_boot: bool = False, **options: Unpack[ChangeOptions]) -> Plan:
         """Return what ``set_count`` would do now; nothing is sent or read. What cannot be done is in ``denied``."""
-        return plan_count(self._engine.situation, count, CheckedOptions.of(options), include_boot=include_boot)
+        given = CheckedOptions.of(options)
+        return plan_count(self._situation(given), count, given, include_boot=include_boot)
 
     @checked
     async def set_map(self, target: str | Iterable[int] | Plan, **options: Unpack[ChangeOptions]) -> TransitionReport:
@@ -738,6 +748,13 @@ class VcpuController:
         return await self.migration.take_back(destination_is_gone=destination_is_gone)
 
     # How it is done.
+
+    def _situation(self, given: CheckedOptions) -> Situation:
+        """Return what decides whether a change with these options may be planned now."""
+        self._driver.look_at_host(given)
+        now = self._engine.situation_of(given)
+        check_placement(now)
+        return now
 
     def _unplug(self, vcpu: int, given: CheckedOptions, result: Result, asked: str) -> Change:
         return Change(lambda now: plan_unplug(now, vcpu, given), given, result, slot=vcpu, joins=True, subject=asked)

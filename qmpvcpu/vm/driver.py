@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qmpvcpu import qapi
 from qmpvcpu.engine.engine import Engine
@@ -19,17 +19,21 @@ from qmpvcpu.engine.messages import (
     Ask,
     BackgroundRead,
     Cancelled,
+    Change,
     ConfigWritten,
     Effect,
     GuestTold,
     Heard,
     Hold,
+    HostIs,
     Input,
     LetGo,
     Look,
     Looked,
     LookFailed,
     Lost,
+    NotBorn,
+    PlaceThreads,
     Publish,
     Refresh,
     Rejection,
@@ -40,6 +44,7 @@ from qmpvcpu.engine.messages import (
     Send,
     Settle,
     Stop,
+    ThreadsPlaced,
     Tick,
     Unanswered,
     WantRead,
@@ -50,6 +55,7 @@ from qmpvcpu.errors import (
     CommandRejectedError,
     GuestAgentError,
     GuestRefusedError,
+    HostError,
     MonitorError,
     MonitorLostError,
     Outcome,
@@ -59,10 +65,14 @@ from qmpvcpu.errors import (
     printable,
 )
 from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.vm.connection import Connection, Finder, Trouble
 from qmpvcpu.vm.guest import Guest
 from qmpvcpu.vm.record_writer import RecordWriter
 from qmpvcpu.vm.subscribers import Subscribers, check_loop
+
+if TYPE_CHECKING:
+    from qmpvcpu.vm.placing import Placer
 
 _log = logging.getLogger("qmpvcpu.vm")
 
@@ -115,13 +125,15 @@ class Driver:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._letting_go: asyncio.Task[None] | None = None
         self._calm: asyncio.Future[None] | None = None
+        self._placer: Placer | None = None
         name = engine.layout.vm.name
         self._extra = {"vm": printable(name)}
         self._unread = Trouble(f"cannot read {name}", name)
         self._effects: dict[type, Callable[[Any], object]] = {
-            Send: lambda effect: self.start(self._send(effect)),
+            Send: self._begin_to_send,
             Look: lambda effect: self.start(self._look(effect)),
             Ask: lambda effect: self.start(self._ask(effect)),
+            PlaceThreads: lambda effect: self.start(self._place(effect)),
             Save: lambda effect: self.start(self._save(effect)),
             WriteConfig: lambda effect: self.start(self._write_config(effect)),
             Publish: self._publish,
@@ -136,6 +148,15 @@ class Driver:
     def layout(self) -> Layout:
         """All slots, as known now."""
         return self.engine.layout
+
+    @property
+    def placer(self) -> "Placer":
+        """What puts QEMU's threads in their place."""
+        if self._placer is None:
+            from qmpvcpu.vm.placing import Placer  # most VMs have no placement
+
+            self._placer = Placer(self.engine.state, lambda: self.connection.monitor.peer_pid)
+        return self._placer
 
     # What happens.
 
@@ -221,9 +242,24 @@ class Driver:
             RuntimeError: It is called in another event loop than that of ``attach``.
         """
         check_loop(self._loop)
+        if isinstance(request, Change):
+            self.look_at_host(request.options)
         future = self._requests[request] = self._loop.create_future()
         self.put(request)
         return future
+
+    def meet_host(self) -> None:
+        """Have the engine told what the host allows, and where threads are, if anything is wanted of them."""
+        state = self.engine.state
+        if state.places.placement is not None:
+            self.put(HostIs(self.placer.facts(state.places.placement)))
+            state.found(self.placer.read_places(state.layout.slots))
+
+    def look_at_host(self, options: CheckedOptions) -> None:
+        """Have the engine told what the host allows, if a change with *options* depends on it."""
+        placement = options.placement or self.engine.state.places.placement
+        if placement is not None:
+            self.put(HostIs(self.placer.facts(placement)))
 
     @contextlib.asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
@@ -276,15 +312,27 @@ class Driver:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.info("%s", error, extra=self._extra)
 
+    def _begin_to_send(self, send: Send) -> None:
+        if send.born_on is not None:
+            try:
+                self.placer.birthplace.begin(send.born_on)
+            except (HostError, OSError) as error:
+                self.put(NotBorn(send.number, str(error)))
+                return
+        self.start(self._send(send))
+
     async def _send(self, send: Send) -> None:
         try:
             await self.connection.monitor.execute(send.command, send.arguments)
         except CommandRejectedError as error:
-            self.put(Rejection(send.number, error.error_class, error.desc))
+            told: Input = Rejection(send.number, error.error_class, error.desc)
         except MonitorError as error:
-            self.put(Unanswered(send.number, error))
+            told = Unanswered(send.number, error)
         else:
-            self.put(Accepted(send.number))
+            told = Accepted(send.number)
+        self.put(told)
+        if send.born_on is not None:
+            self.placer.birthplace.end()  # not before: what follows may be born in the same place, or in another
 
     async def _look(self, look: Look) -> None:
         try:
@@ -309,7 +357,11 @@ class Driver:
         slots, threads = (None, None) if look.read is Read.NONE else replies.popleft()
         status = replies.popleft() if look.status else None
         other_paths = replies.popleft() if look.other_paths else None
-        return Looked(look.number, slots, threads, status, other_paths, replies.popleft() if look.started else None)
+        started = replies.popleft() if look.started else None
+        places = None
+        if slots and look.read is Read.FULL and self.engine.state.places.placement is not None:
+            places = self.placer.read_places(slots)
+        return Looked(look.number, slots, threads, status, other_paths, started, places)
 
     async def _ask(self, ask: Ask) -> None:
         guest = self.guest
@@ -329,6 +381,16 @@ class Driver:
             told = GuestTold(ask.number, None, error=GuestAgentError(guest.address, repr(error), outcome=outcome))
         else:
             told = GuestTold(ask.number, None, changed)
+        self.put(told)
+
+    async def _place(self, effect: PlaceThreads) -> None:
+        slots = effect.slots
+        try:
+            why_not = self.placer.place(slots, effect.placement, await self.connection.reader.threads())
+        except (MonitorError, HostError, OSError) as error:
+            told = ThreadsPlaced(effect.number, {}, error)
+        else:
+            told = ThreadsPlaced(effect.number, why_not)
         self.put(told)
 
     async def _save(self, save: Save) -> None:
@@ -424,4 +486,6 @@ class Driver:
             await asyncio.wait({self._letting_go})
         if self._alarm is not None:
             self._alarm.cancel()
+        if self._placer is not None:
+            self._placer.birthplace.restore()
         await self.writer.close()

@@ -267,7 +267,7 @@ async def test_unplugs_are_awaited_together_and_not_one_after_another(on: Substr
 async def test_that_a_stopped_map_waits_no_longer_is_told_at_once(guest: MicroGuest) -> None:
     await guest.set_behaviour(Behaviour.silent())
     async with qmpvcpu.attach(guest.qmp, resync_interval=None) as vm:
-        await vm.set_map("0-2")
+        await vm.set_map("0-2", proof=Proof.ACKNOWLEDGED)
         stream = vm.events()
         wishing = asyncio.create_task(failing(vm, "0", on_failure=OnFailure.CONTINUE))
         assert [type(await anext(stream)) for _ in range(2)] == [UnplugRequested] * 2

@@ -1,0 +1,255 @@
+"""What the driver does with QEMU's threads on this host; nothing of it waits, or speaks QMP."""
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from qmpvcpu.engine.places import EMULATOR
+from qmpvcpu.engine.vmstate import VmState
+from qmpvcpu.errors import HostError, printable
+from qmpvcpu.host.birthplace import Birthplace, put_right
+from qmpvcpu.host.coresched import share_core
+from qmpvcpu.host.facts import numa_node, read_facts
+from qmpvcpu.host.finding import Found, find_qemu
+from qmpvcpu.host.threads import HostThread, all_of, find, put, read_place, read_usage
+from qmpvcpu.model.layout import Slot
+from qmpvcpu.model.placement import CoreScheduling, HostFacts, Place, Placement, QemuThread, ThreadKind
+from qmpvcpu.model.transition import Intent
+from qmpvcpu.model.vm import ONE_THREAD
+from qmpvcpu.qapi import ThreadReading, threads_of
+
+_log = logging.getLogger("qmpvcpu.vm")
+
+_GONE = "its thread has ended"
+
+
+class Placer:
+    """The threads of one QEMU on this host.
+
+    Args:
+        state: What is known of the VM.
+        peer_pid: Returns the process that opened QEMU's socket, or None.
+    """
+
+    def __init__(self, state: VmState, peer_pid: Callable[[], int | None]) -> None:
+        self.birthplace = Birthplace(self.main_thread)
+        self._state = state
+        self._peer_pid = peer_pid
+
+    def find_qemu(self) -> Found:
+        """Return which process is QEMU, or why that is not known."""
+        if self._state.single_threaded:
+            return Found(None, ONE_THREAD)
+        slots = self._state.layout.slots
+        tids = [tid for tid in (slots[0].host_tids if slots else ()) if tid is not None]
+        return find_qemu(self._peer_pid(), tids)
+
+    def main_thread(self) -> HostThread:
+        """Return QEMU's main thread.
+
+        Raises:
+            HostError: It cannot be found.
+        """
+        found = self.find_qemu()
+        if found.pid is None:
+            raise HostError(found.why)
+        for thread in all_of(found.pid):
+            if thread.tid == found.pid:
+                return thread
+        raise HostError(f"QEMU, process {found.pid}, has ended")
+
+    def facts(self, placement: Placement | None = None) -> HostFacts:
+        """Return what the host allows now; *placement* tells what is to be looked at."""
+        found = self.find_qemu()
+        if found.pid is None:
+            return HostFacts(unreachable=found.why)
+        groups = placement is not None and placement.core_scheduling is not CoreScheduling.NONE
+        facts = read_facts(found.pid, core_scheduling=groups)
+        return facts if self.birthplace.home is None else replace(facts, main_cpus=self.birthplace.home)
+
+    def threads(self, tids: Sequence[int]) -> Mapping[int, HostThread]:
+        """Return the threads that QEMU calls *tids*, by these numbers; without those that are gone.
+
+        Raises:
+            HostError: QEMU cannot be found.
+        """
+        return find(self.main_thread().tid, tids)
+
+    def vcpus(self, readings: Sequence[ThreadReading]) -> dict[int, HostThread]:
+        """Return the thread of each vCPU that is plugged, by its id; without those that are gone.
+
+        Args:
+            readings: ``query-cpus-fast``.
+
+        Raises:
+            HostError: QEMU cannot be found.
+        """
+        threads = self.threads([reading.host_tid for reading in readings])
+        present = [slot for slot in self._state.layout.slots if slot.present]
+        tids = {
+            vcpu: tid for slot in present for vcpu, tid in zip(slot.ids, threads_of(slot, readings), strict=False)
+        }
+        return {vcpu: threads[tid] for vcpu, tid in tids.items() if tid in threads}
+
+    def place(self, slots: Sequence[Slot], placement: Placement, readings: Sequence[ThreadReading]) -> dict[int, str]:
+        """Put the threads of *slots* in their place; return, by first vCPU id, why they are not there; "": they are.
+
+        Args:
+            slots: The slots.
+            placement: Where the threads are to run.
+            readings: ``query-cpus-fast``.
+        """
+        facts = self.facts(placement)
+        if facts.unreachable:
+            return {slot.first: facts.unreachable for slot in slots}
+        vcpus = self.vcpus(readings)
+        told = {slot.first: self._place(slot, placement, facts, vcpus) for slot in slots}
+        self.birthplace.settle(tuple(vcpus.values()))
+        return told
+
+    def _place(self, slot: Slot, placement: Placement, facts: HostFacts, vcpus: Mapping[int, HostThread]) -> str:
+        try:
+            for vcpu, place in placement.of_vcpus(slot.ids, facts).items():
+                if vcpu not in vcpus:
+                    return _GONE
+                _move(vcpus[vcpu], place, facts)
+            self.group(placement, vcpus, [vcpus[vcpu] for vcpu in slot.ids if vcpu in vcpus])
+        except HostError as error:
+            return str(error)
+        return ""
+
+    def group(self, placement: Placement, vcpus: Mapping[int, HostThread], threads: Sequence[HostThread]) -> None:
+        """Have *threads* share no core with others, if *placement* says so; *vcpus* are those of all vCPUs.
+
+        Raises:
+            HostError: They cannot be grouped.
+        """
+        if placement.core_scheduling is CoreScheduling.NONE:
+            return
+        # vCPU 0 never leaves, nor does the main thread.
+        member = self.main_thread() if placement.core_scheduling is CoreScheduling.EMULATOR else vcpus.get(0)
+        if member is None:
+            raise HostError("the thread of vCPU 0 cannot be found")
+        share_core(member, threads)
+
+    def move(self, places: Sequence[tuple[HostThread, Place]], facts: HostFacts) -> None:
+        """Put each thread in its place; where one cannot be, those before it get back what they had.
+
+        Raises:
+            HostError: Whose message says which it is, and what could not be given back.
+        """
+        moved: list[tuple[HostThread, Place]] = []
+        try:
+            for thread, place in places:
+                before = _move(thread, place, facts)
+                moved += [] if before is None else [(thread, before)]
+                if thread.tid == self.main_thread().tid and place.cpus is not None:
+                    self.birthplace.rehome(place.cpus)
+        except HostError as error:
+            left = list(_not_given_back(moved, facts))
+            now = f"; not given back: {', '.join(left)}" if left else ""
+            raise HostError(f"{error}{now}") from error
+
+    def others(self, vcpus: Mapping[int, HostThread], iothreads: Collection[int]) -> list[HostThread]:
+        """Return QEMU's threads that run neither a vCPU nor one of *iothreads*; the main thread first."""
+        main = self.main_thread()
+        known = {thread.tid for thread in (*vcpus.values(), *self.threads(tuple(iothreads)).values())}
+        threads = [thread for thread in all_of(main.tid) if thread.tid not in known]
+        return sorted(threads, key=lambda each: (each.tid != main.tid, each.tid))
+
+    def grouped(self, placement: Placement, vcpus: Mapping[int, HostThread]) -> list[HostThread]:
+        """Return the threads that *placement* has share no core with others."""
+        everybody = placement.core_scheduling is CoreScheduling.EMULATOR
+        return all_of(self.main_thread().tid) if everybody else list(vcpus.values())
+
+    def listed(
+        self, readings: Sequence[ThreadReading], iothreads: Collection[int], placement: Placement
+    ) -> Iterator[QemuThread]:
+        """Return QEMU's threads: those of the vCPUs by ascending id, then its others, the main thread first.
+
+        Args:
+            readings: ``query-cpus-fast``.
+            iothreads: The threads of ``query-iothreads``.
+            placement: Where they are to run.
+
+        Raises:
+            HostError: QEMU cannot be found.
+        """
+        main, vcpus = self.main_thread(), self.vcpus(readings)
+        wanted = placement.of_vcpus(vcpus, self.facts())
+        of_vcpu = {thread.tid for thread in vcpus.values()}
+        of_io = {thread.tid for thread in self.threads(tuple(iothreads)).values()}
+        for vcpu, thread in sorted(vcpus.items()):
+            yield from _look(thread, ThreadKind.VCPU, vcpu, wanted.get(vcpu, Place()))
+        for thread in sorted(all_of(main.tid), key=lambda each: (each.tid != main.tid, each.tid)):
+            if thread.tid in of_io:
+                yield from _look(thread, ThreadKind.IOTHREAD, None, Place())
+            elif thread.tid not in of_vcpu:
+                yield from _look(thread, ThreadKind.EMULATOR, None, placement.of_emulator())
+
+    def read_places(self, slots: Sequence[Slot]) -> dict[int, Place]:
+        """Return where each thread runs, by vCPU id, QEMU's main thread as ``EMULATOR``; without what is hidden."""
+        tids = dict(_tids(slots))
+        try:
+            main, found = self.main_thread(), self.threads(tuple(tids.values()))
+        except HostError:
+            return {}
+        threads = {vcpu: found[tid] for vcpu, tid in tids.items() if tid in found}
+        if self.birthplace.home is None:
+            threads[EMULATOR] = main
+        places = {vcpu: read_place(thread) for vcpu, thread in threads.items()}
+        return {vcpu: place for vcpu, place in places.items() if place is not None}
+
+    def put_right(self, intent: Intent) -> None:
+        """Send home what a controller that died at a plug of *intent* has left elsewhere; what fails is logged."""
+        placement, home = self._state.places.placement, intent.main_cpus
+        if placement is None or home is None:
+            return
+        name = printable(self._state.layout.vm.name)
+        try:
+            facts = self.facts(placement)
+            births = (placement.born_on(step.ids, facts) for step in intent.steps)
+            tids = dict(_tids(self._state.layout.slots))
+            vcpus = tuple(self.threads(tuple(tids.values())).values())
+            if put_right(self.main_thread(), home, {each for each in births if each is not None}, vcpus):
+                _log.warning("VM %s: QEMU's main thread is back on host CPUs %s", name, home, extra={"vm": name})
+        except HostError as error:
+            told = f"QEMU's main thread may not be on host CPUs {home}, where it belongs: {error}"
+            _log.warning("VM %s: %s", name, printable(told), extra={"vm": name})
+
+
+def _move(thread: HostThread, place: Place, facts: HostFacts) -> Place | None:
+    """Put *thread* in its place, and return where it was before; None if it is there already.
+
+    Raises:
+        HostError: It cannot be put there.
+    """
+    before = read_place(thread)
+    if before is None:
+        raise HostError(_GONE)
+    if not place.differs(before):
+        return None
+    put(thread, place, everywhere=facts.allowed)
+    return before
+
+
+def _not_given_back(moved: Sequence[tuple[HostThread, Place]], facts: HostFacts) -> Iterator[str]:
+    for thread, before in reversed(moved):
+        try:
+            put(thread, before, everywhere=facts.allowed)
+        except HostError as error:
+            yield str(error)
+
+
+def _look(thread: HostThread, kind: ThreadKind, vcpu: int | None, wanted: Place) -> Iterator[QemuThread]:
+    found, usage = read_place(thread), read_usage(thread)
+    if found is not None and usage is not None:
+        name = printable(thread.name)
+        yield QemuThread(kind, vcpu, thread.tid, name, found, wanted, usage.host_cpu, numa_node(usage.host_cpu))
+
+
+def _tids(slots: Sequence[Slot]) -> Iterator[tuple[int, int]]:
+    for slot in slots:
+        for vcpu, tid in zip(slot.ids, slot.host_tids, strict=False):
+            if tid is not None:
+                yield vcpu, tid
