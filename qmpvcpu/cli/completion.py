@@ -89,11 +89,10 @@ def _known(shell: str) -> str:
 
 def _of_parent() -> str:
     """Return the name of the program that runs us if it is a shell that we know, or ""."""
-    try:
-        name = Path(f"/proc/{os.getppid()}/comm").read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        return ""
-    return name if name in _FILES else ""
+    from qmpvcpu.host.processes import read_stat  # not at the top: most words complete without it
+
+    parent = read_stat(os.getppid())
+    return parent.name if parent is not None and parent.name in _FILES else ""
 
 
 def offered_ids(context: click.Context, incomplete: str, fits: "Callable[[Vcpu], bool]") -> list[CompletionItem]:

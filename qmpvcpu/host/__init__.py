@@ -1,6 +1,9 @@
 """QEMU's threads on this host: the only door to ``/proc``, and to the kernel's scheduler.
 
-- `processes`: what the kernel says about processes.
+- `files`: what the kernel's files say, nothing where they are hidden.
+- `processes`: processes and threads.
+- `cgroups`: what a cgroup lets them do.
+- `sockets`: which sockets are connected to each other, and who has them open.
 - `finding`: which process is the QEMU at the other end of a connection.
 - `threads`: its threads, looked at and put in their place.
 - `coresched`: threads that share a core with nobody else.

@@ -1,44 +1,22 @@
 """What this host allows for the threads of one QEMU: its CPUs, the cgroup's cpuset, permissions.
 
-Source: the kernel's admin-guide/cputopology.rst, admin-guide/cgroup-v1/cpusets.rst, admin-guide/cgroup-v2.rst
-("Cpuset") and scheduler/sched-rt-group.rst; cgroups(7); sched(7), "Privileges and resource limits".
+Source: the kernel's admin-guide/cputopology.rst; sched(7), "Privileges and resource limits".
 """
 
 import errno
 import os
-from typing import Final, NamedTuple
+from typing import Final
 
-from qmpvcpu.errors import InvalidMapError
+from qmpvcpu.host.cgroups import cpus_in, read_cpuset, why_no_realtime
 from qmpvcpu.host.coresched import why_not_core_scheduling
-from qmpvcpu.host.processes import read_text
+from qmpvcpu.host.files import names_in, read_link, read_text
+from qmpvcpu.host.processes import read_stat, read_status
 from qmpvcpu.model.placement import HIGHEST_PRIORITY, HostFacts
 from qmpvcpu.model.vcpumap import VcpuMap
 
 _CPUS: Final = "/sys/devices/system/cpu"
-_CGROUPS: Final = "/sys/fs/cgroup"
-# Where the cgroups are, and the file in each. The second: v1 before Linux 3.17, v2 where v1 is in use too.
-_V1: Final = (
-    (f"{_CGROUPS}/cpuset", "cpuset.effective_cpus"),
-    (f"{_CGROUPS}/cpuset", "cpuset.cpus"),
-)
-_V2: Final = (
-    (_CGROUPS, "cpuset.cpus.effective"),
-    (f"{_CGROUPS}/unified", "cpuset.cpus.effective"),
-)
 _CAP_SYS_NICE: Final = 23  # include/uapi/linux/capability.h
 _FIRST_USER_NAMESPACE: Final = 0xEFFFFFFD  # PROC_USER_INIT_INO in include/linux/proc_ns.h
-
-
-class Cpuset(NamedTuple):
-    """What a cgroup allows the threads in it.
-
-    Attributes:
-        cpus: The host CPUs; empty: nothing tells.
-        cgroup: The cgroup's name, such as ``/machine.slice``.
-    """
-
-    cpus: VcpuMap
-    cgroup: str
 
 
 def read_facts(pid: int, *, core_scheduling: bool = False) -> HostFacts:
@@ -48,17 +26,20 @@ def read_facts(pid: int, *, core_scheduling: bool = False) -> HostFacts:
         pid: QEMU, as ``find_qemu`` found it.
         core_scheduling: True also asks whether the kernel has core scheduling, which costs 3 ms once.
     """
-    online = _cpus(f"{_CPUS}/online")
-    cpuset = read_cpuset(f"/proc/{pid}")
+    stat = read_stat(pid)
+    if stat is None or stat.has_ended:
+        return HostFacts(unreachable=f"QEMU, pid {pid}, has ended, or is hidden from us (/proc with hidepid)")
     try:
         main_cpus = VcpuMap(os.sched_getaffinity(pid))
-    except OSError:
-        return HostFacts(unreachable=f"QEMU, process {pid}, has ended")
+    except ProcessLookupError:
+        return HostFacts(unreachable=f"QEMU, pid {pid}, has ended")
+    online = cpus_in(f"{_CPUS}/online")
+    cpuset = read_cpuset(f"/proc/{pid}")
     forbidden = _why_forbidden(pid)
     highest, why_not_realtime = _highest_priority(pid, forbidden)
     return HostFacts(
         forbidden=forbidden,
-        existing=_cpus(f"{_CPUS}/present") or online,
+        existing=cpus_in(f"{_CPUS}/present") or online,
         online=online,
         allowed=cpuset.cpus or online,
         cgroup=cpuset.cgroup,
@@ -69,50 +50,11 @@ def read_facts(pid: int, *, core_scheduling: bool = False) -> HostFacts:
     )
 
 
-def read_cpuset(directory: str) -> Cpuset:
-    """Return what the cgroup of a process or thread allows it, and any thread that is born there.
-
-    The affinity of a thread does not tell it: it may be narrower.
-
-    Args:
-        directory: That of the process or thread, such as ``/proc/7`` or ``/proc/7/task/8``.
-    """
-    groups = dict(_cgroups(directory))
-    group = groups.get("cpuset", groups.get("", "/"))
-    files = _V1 if "cpuset" in groups else _V2
-    # Without the controller a cgroup has its parent's cpuset. One that is outside of our own cgroup namespace, as in
-    # /.., or of what is mounted here, has at most what we see at the top.
-    path = group
-    while True:
-        for root, name in files:
-            if cpus := _cpus(f"{root}{path.rstrip('/')}/{name}"):
-                return Cpuset(cpus, group)
-        if path in ("", "/"):
-            return Cpuset(VcpuMap(), group)
-        path = path.rpartition("/")[0]
-
-
 def numa_node(cpu: int) -> int | None:
     """Return the NUMA node of a host CPU, None where the kernel tells none."""
-    try:
-        names = os.listdir(f"{_CPUS}/cpu{cpu}")  # noqa: PTH208 - pathlib brings urllib
-    except OSError:
-        return None
+    names = names_in(f"{_CPUS}/cpu{cpu}")
     nodes = (name.removeprefix("node") for name in names if name.startswith("node"))
     return next((int(node) for node in nodes if node.isdecimal()), None)
-
-
-def _cpus(path: str) -> VcpuMap:
-    try:
-        return VcpuMap.parse(read_text(path).strip())
-    except InvalidMapError:
-        return VcpuMap()
-
-
-def _cgroups(directory: str) -> list[tuple[str, str]]:
-    """Return the cgroup of a thread in each hierarchy, by controller; by "" that of cgroup v2."""
-    lines = (line.split(":", 2) for line in read_text(f"{directory}/cgroup").splitlines())
-    return [(controller, path) for _, controllers, path in lines for controller in controllers.split(",")]
 
 
 def _why_forbidden(pid: int) -> str:
@@ -123,7 +65,7 @@ def _why_forbidden(pid: int) -> str:
     try:
         os.sched_setaffinity(pid, ())
     except PermissionError:
-        who = _status(pid).get("Uid", "").split()[:1]
+        who = read_status(f"/proc/{pid}").get("Uid", "").split()[:1]
         other = f" (uid {who[0]})" if who else ""
         return f"we may not move QEMU's threads: run as QEMU's user{other}, or with CAP_SYS_NICE"
     except OSError as error:
@@ -142,11 +84,8 @@ def _highest_priority(pid: int, forbidden: str) -> tuple[int, str]:
     """
     if forbidden:
         return 0, forbidden
-    groups = dict(_cgroups(f"/proc/{pid}"))
-    if "cpu" in groups:
-        path = groups["cpu"]
-        if read_text(f"{_CGROUPS}/cpu{path.rstrip('/')}/cpu.rt_runtime_us").strip() == "0":
-            return 0, f"the cgroup of QEMU ({path}) has no real-time run time (cpu.rt_runtime_us is 0)"
+    if why := why_no_realtime(f"/proc/{pid}"):
+        return 0, why
     if _is_privileged():
         return HIGHEST_PRIORITY, ""
     limit = min(_realtime_limit(pid), HIGHEST_PRIORITY)
@@ -156,12 +95,9 @@ def _highest_priority(pid: int, forbidden: str) -> tuple[int, str]:
 
 
 def _is_privileged() -> bool:
-    held = int(_status("self").get("CapEff", "0"), 16)
-    try:
-        first = os.stat("/proc/self/ns/user").st_ino == _FIRST_USER_NAMESPACE  # noqa: PTH116 - pathlib brings urllib
-    except OSError:
-        first = True  # a kernel without user namespaces
-    return first and bool(held >> _CAP_SYS_NICE & 1)
+    held = int(read_status("/proc/self").get("CapEff", "0"), 16)
+    namespace = read_link("/proc/self/ns/user")  # none: a kernel without user namespaces
+    return namespace in ("", f"user:[{_FIRST_USER_NAMESPACE}]") and bool(held >> _CAP_SYS_NICE & 1)
 
 
 def _realtime_limit(pid: int) -> int:
@@ -170,8 +106,3 @@ def _realtime_limit(pid: int) -> int:
             soft = line.split()[3]
             return HIGHEST_PRIORITY if soft == "unlimited" else int(soft)
     return 0
-
-
-def _status(process: int | str) -> dict[str, str]:
-    lines = read_text(f"/proc/{process}/status").splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}

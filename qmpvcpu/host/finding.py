@@ -2,16 +2,19 @@
 
 QEMU tells the numbers of its vCPU threads. The process that opened its socket may be another one: libvirt, systemd or
 a launcher opens it and hands it on, and a program such as socat passes on what another host says. Numbers alone prove
-nothing, since in containers the same ones are used again and again.
+nothing, since in containers the same ones are used again and again; so QEMU is the one that has such threads, and
+opened the socket or has the connection open.
 
 Source: proc(5), ``/proc/pid/fd``; pid_namespaces(7); unix(7), SO_PEERCRED.
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from qmpvcpu.host.processes import find_openers, read_stat
+from qmpvcpu.host.files import read_link
+from qmpvcpu.host.processes import read_stat, read_status
+from qmpvcpu.host.sockets import has_open, openers
 from qmpvcpu.host.threads import find
 
 
@@ -20,7 +23,7 @@ class Found(NamedTuple):
 
     Attributes:
         pid: Its process id here, or None.
-        why: Why it is not known, or "".
+        why: Why it is not known, as a sentence without a full stop, or "".
     """
 
     pid: int | None
@@ -30,25 +33,30 @@ class Found(NamedTuple):
 def find_qemu(peer_pid: int | None, tids: Collection[int], *, connection: int | None = None) -> Found:
     """Return the process whose threads QEMU calls *tids*.
 
+    If the process that opened the socket is not QEMU, it looks at what others have open. That takes some
+    milliseconds on a busy host: call it in a thread.
+
     Args:
         peer_pid: The process that opened QEMU's socket, as ``address.peer_pid`` tells it; None where nothing tells.
         tids: The vCPU threads, by QEMU's own numbers (``query-cpus-fast``).
-        connection: The inode of QEMU's end of the connection, where it is known: who has it open is QEMU. Looking for
-            it takes a millisecond for each 100 processes, and only if *peer_pid* is not QEMU.
+        connection: The socket at QEMU's end, as ``sockets.peer_inode`` tells it; None where nothing tells.
     """
-    if not tids:
-        return Found(None, "QEMU has told of no vCPU thread yet")
-    if why := _why_other_proc():
+    why = _why_other_proc() if tids else "QEMU has told of no vCPU thread yet"
+    if why:
         return Found(None, why)
     if peer_pid is not None and _has_all(peer_pid, tids):
         return Found(peer_pid)
-    openers = [] if connection is None else find_openers([f"socket:[{connection}]"])
-    found = [pid for pid in openers if _has_all(pid, tids)]
-    if len(found) == 1:
-        return Found(found[0])
-    if found:
-        return Found(None, f"processes {_listed(found)} all have such threads, and the connection: one is QEMU")
-    return Found(None, _why_unknown(peer_pid, openers, tids))
+    owner = _owner(min(tids))
+    likely = owner if owner is not None and _has_all(owner, tids) else None
+    if likely is not None and connection and has_open(likely, connection):
+        return Found(likely)
+    holders = openers([connection or 0])
+    having = [pid for pid in holders if _has_all(pid, tids)]
+    if len(having) == 1:
+        return Found(having[0])
+    if holders:
+        return Found(None, _why_passed_on(holders, having, tids))
+    return Found(None, _why_hidden(peer_pid, likely, tids) if connection or peer_pid else _why_elsewhere(likely))
 
 
 def _has_all(pid: int, tids: Collection[int]) -> bool:
@@ -57,27 +65,47 @@ def _has_all(pid: int, tids: Collection[int]) -> bool:
     return len(found) == len({*tids}) and all(thread.tid != pid for thread in found.values())
 
 
+def _owner(tid: int) -> int | None:
+    """Return the process that has a thread with this number here."""
+    owner = read_status(f"/proc/{tid}").get("Tgid", "")
+    return int(owner) if owner else None
+
+
 def _why_other_proc() -> str:
-    try:
-        ourselves = os.readlink("/proc/self")  # noqa: PTH115 - pathlib brings urllib
-    except OSError:
-        return "/proc is not mounted here, so no thread can be found"
+    ourselves = read_link("/proc/self")
+    if not ourselves:
+        return "/proc is not mounted here, so QEMU's threads cannot be found"
     if ourselves != str(os.getpid()):
-        return "/proc is that of another PID namespace than ours, so the threads in it have other numbers for us"
+        return "the /proc that is mounted here is that of another PID namespace: mount our own"
     return ""
 
 
-def _why_unknown(peer_pid: int | None, openers: list[int], tids: Collection[int]) -> str:
-    if openers:
-        return f"{_listed(openers)} passes the connection on, and has no thread {min(tids)}: QEMU is another process"
+def _why_passed_on(holders: list[int], having: list[int], tids: Collection[int]) -> str:
+    if having:
+        return f"{_listed(having)} all have such threads, and QEMU's end of the connection open"
+    why = f"has the other end of the connection, but no thread {min(tids)}: it is not QEMU itself"
+    return f"{_listed(holders)} {why}; connect to QEMU's own socket, on QEMU's host"
+
+
+def _why_elsewhere(likely: int | None) -> str:
+    advice = "connect over a UNIX socket, on QEMU's host"
+    if likely is None:
+        return f"nothing tells which process is QEMU: {advice}"
+    return f"{_listed([likely])} has such threads, but nothing proves that it is this QEMU: {advice}"
+
+
+def _why_hidden(peer_pid: int | None, likely: int | None, tids: Collection[int]) -> str:
+    if likely is not None:
+        return f"{_listed([likely])} has such threads, but only its user and root can see whether it is this QEMU"
     if peer_pid is None:
-        return "nothing tells which process is QEMU: connect over a UNIX socket, on QEMU's host"
+        return "only QEMU's user and root can see which process has the other end of the connection"
     if read_stat(peer_pid) is None:
-        hidden = "is hidden from us (/proc with hidepid: run as its user or as root)"
-        return f"the process that opened the socket, {_listed([peer_pid])}, has ended or {hidden}"
-    why = "and who QEMU is can only be seen by root or QEMU's user"
-    return f"{_listed([peer_pid])}, which opened the socket, has no thread {min(tids)}: it is not QEMU itself, {why}"
+        hidden = "has ended, or is hidden from us (/proc with hidepid): run as its user or as root"
+        return f"pid {peer_pid}, which opened the socket, {hidden}"
+    elsewhere = "it is not QEMU itself, and only QEMU's user and root can see which process is"
+    return f"{_listed([peer_pid])}, which opened the socket, has no thread {min(tids)}: {elsewhere}"
 
 
-def _listed(pids: list[int]) -> str:
-    return ", ".join(f"pid {pid}" + (f" ({stat.name})" if (stat := read_stat(pid)) else "") for pid in sorted(pids))
+def _listed(pids: Iterable[int]) -> str:
+    named = ((pid, read_stat(pid)) for pid in sorted(pids))
+    return ", ".join(f"pid {pid}" if stat is None else f"pid {pid} ({stat.name})" for pid, stat in named)

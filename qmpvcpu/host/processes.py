@@ -1,14 +1,13 @@
 """What this host's kernel says about processes and threads.
 
-A process can choose any name, and the kernel cuts it at 15 bytes, so it may hold any byte or half a character. So
-nothing from ``/proc`` is decoded strictly.
-
-Source: proc(5), ``/proc/pid/stat``.
+Source: proc(5), ``/proc/pid/stat`` and ``/proc/pid/status``.
 """
 
 import os
-from collections.abc import Collection
 from typing import Final, NamedTuple
+
+from qmpvcpu.host.cgroups import is_frozen
+from qmpvcpu.host.files import read_text
 
 # States in which a process answers nobody.
 _IDLE: Final = {
@@ -19,7 +18,6 @@ _IDLE: Final = {
     "x": "has ended",
     "D": "is blocked in the kernel, as on storage that does not answer",
 }
-_AT_ONCE: Final = 65536  # bytes
 _PF_EXITING: Final = 0x4  # include/linux/sched.h
 
 
@@ -63,12 +61,18 @@ def read_stat(process: int | str) -> ProcessStat | None:
     return ProcessStat(head.partition("(")[2], fields[0], int(fields[6]), int(fields[19]))
 
 
+def read_status(directory: str) -> dict[str, str]:
+    """Return the fields of ``/proc/pid/status`` of a process or thread by name, none if it is gone or hidden."""
+    lines = read_text(f"{directory}/status").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
 def why_idle(pid: int) -> str:
     """Return why *pid* answers nobody, as words that follow its name; "" if it runs, or is not there."""
     stat = read_stat(pid)
     if stat is None:
         return ""
-    if stat.state in "DS" and _is_frozen(pid):
+    if stat.state in "DS" and is_frozen(pid):
         return "is frozen, as a container that was paused; thawing its cgroup lets it go on"
     return _IDLE.get(stat.state, "")
 
@@ -87,61 +91,6 @@ def has_ended(pid: int) -> bool:
     return False
 
 
-def _is_frozen(pid: int) -> bool:
-    """Return True if the cgroup of *pid* is frozen.
-
-    Source: cgroups(7); the kernel's admin-guide/cgroup-v1/freezer-subsystem.rst and cgroup-v2.rst.
-    """
-    for line in read_text(f"/proc/{pid}/cgroup").splitlines():
-        hierarchy, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if hierarchy == "0" and "frozen 1" in read_text(f"/sys/fs/cgroup{path}/cgroup.events").splitlines():
-            return True
-        state = read_text(f"/sys/fs/cgroup/freezer{path}/freezer.state") if controllers == "freezer" else ""
-        if state.strip() in ("FREEZING", "FROZEN"):
-            return True
-    return False
-
-
-def read_text(path: str) -> str:
-    """Return what is in a file of ``/proc`` or ``/sys``; "" if it is not there, or hidden."""
-    parts = []
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # half the time of open(), and there is much to be read
-    except OSError:
-        return ""
-    try:
-        while part := os.read(file, _AT_ONCE):
-            parts.append(part)
-    except OSError:  # it ended meanwhile
-        return ""
-    finally:
-        os.close(file)
-    return b"".join(parts).decode(errors="replace")
-
-
 def read_children(pid: int) -> list[int]:
     """Return the processes that the main thread of *pid* has started and that still are its children."""
     return [int(child) for child in read_text(f"/proc/{pid}/task/{pid}/children").split()]
-
-
-def find_openers(targets: Collection[str]) -> list[int]:
-    """Return the processes that have one of *targets* open, such as ``socket:[123]``; hidden ones are left out."""
-    found = []
-    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib brings urllib
-        if not name.isdigit():
-            continue
-        try:
-            files = os.listdir(f"/proc/{name}/fd")  # noqa: PTH208 - as above
-        except OSError:
-            continue
-        if any(_link(f"/proc/{name}/fd/{file}") in targets for file in files):
-            found.append(int(name))
-    return found
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)  # noqa: PTH115 - as above
-    except OSError:
-        return ""

@@ -12,7 +12,9 @@ from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from qmpvcpu.errors import HostError, ThreadGoneError
-from qmpvcpu.host.processes import read_stat, read_text
+from qmpvcpu.host.cgroups import cpus_in, read_cpuset, why_no_realtime
+from qmpvcpu.host.files import names_in, read_text
+from qmpvcpu.host.processes import read_stat, read_status
 from qmpvcpu.model.placement import Place, SchedPolicy, Scheduler
 from qmpvcpu.model.vcpumap import VcpuMap
 
@@ -24,8 +26,6 @@ _POLICIES: Final = {
     os.SCHED_RR: SchedPolicy.RR,
 }
 _NUMBERS: Final = {policy: number for number, policy in _POLICIES.items()}
-_OR_LIMIT: Final = ", or a higher limit of QEMU's (LimitRTPRIO= of its unit, ulimit -r)"
-_AND_TIME: Final = ", and real-time run time in its cgroup (cpu.rt_runtime_us)"
 _NS_PER_TICK: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -78,6 +78,11 @@ def find(pid: int, tids: Collection[int]) -> dict[int, HostThread]:
     return {tid: thread for tid, thread in found.items() if thread is not None}
 
 
+def main_of(pid: int) -> HostThread | None:
+    """Return the main thread of process *pid*, or None if it is gone or hidden."""
+    return _thread(f"/proc/{pid}/task/{pid}")
+
+
 def all_of(pid: int) -> list[HostThread]:
     """Return all threads of process *pid*, its main thread first; none if it is gone or hidden."""
     return [thread for directory in _directories(pid) if (thread := _thread(directory)) is not None]
@@ -125,16 +130,18 @@ def put(thread: HostThread, place: Place, *, everywhere: VcpuMap) -> Place:
         found = _read(thread.tid)
     except ProcessLookupError:
         raise ThreadGoneError(thread.tid) from None
+    except HostError:
+        if is_there(thread):
+            raise
+        raise ThreadGoneError(thread.tid) from None
     if not is_there(thread):
         # Where the number is another's by now, it may have been hit.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, HostError):
             if not place.differs(_read(thread.tid)):
                 _set(thread, before, everywhere)
         raise ThreadGoneError(thread.tid)
     if place.cpus not in (None, found.cpus):
-        raise HostError(
-            f"the kernel lets thread {thread.tid} run on host CPUs {found.cpus} only, not on {place.cpus}"
-        )
+        raise HostError(_why_not_on(thread, place, f"but only on {found.cpus}"))
     if place.scheduler not in (None, found.scheduler):
         raise HostError(f"thread {thread.tid} is scheduled as {found.scheduler}, not as {place.scheduler}")
     return found
@@ -182,16 +189,11 @@ def _waited(sched: str) -> int | None:
 
 def _numbers(directory: str) -> list[int]:
     """Return the numbers of a thread in each PID namespace, from that of /proc to its own; none if it is hidden."""
-    lines = read_text(f"{directory}/status").splitlines()
-    return [int(number) for line in lines if line.startswith("NSpid:") for number in line.split()[1:]]
+    return [int(number) for number in read_status(directory).get("NSpid", "").split()]
 
 
 def _directories(pid: int) -> list[str]:
-    try:
-        listed = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - pathlib brings urllib
-    except OSError:
-        return []
-    return [f"/proc/{pid}/task/{tid}" for tid in listed]
+    return [f"/proc/{pid}/task/{tid}" for tid in names_in(f"/proc/{pid}/task")]
 
 
 def _thread(directory: str) -> HostThread | None:
@@ -202,46 +204,56 @@ def _thread(directory: str) -> HostThread | None:
 
 
 def _read(tid: int) -> Place:
-    cpus = VcpuMap(os.sched_getaffinity(tid))
+    cpus = VcpuMap(os.sched_getaffinity(tid)) or None  # none for a moment, when its last one goes offline
     policy = _POLICIES.get(os.sched_getscheduler(tid) & ~os.SCHED_RESET_ON_FORK)
+    priority = os.sched_getparam(tid).sched_priority
     if policy is None:
         return Place(cpus)
-    return Place(cpus, Scheduler(policy, os.sched_getparam(tid).sched_priority if policy.is_realtime else None))
+    if bool(priority) != policy.is_realtime:
+        return _read(tid)  # it changed in between
+    return Place(cpus, Scheduler(policy, priority or None))
 
 
 def _set(thread: HostThread, place: Place, everywhere: VcpuMap) -> None:
     if place.cpus is not None:
-        # Also those that may be allowed later: the kernel (6.2 and newer) remembers what was asked for.
-        cpus = place.cpus | _possible() if place.cpus == everywhere else place.cpus
+        cpus = place.cpus
+        if cpus == everywhere and read_cpuset(thread.directory).cpus == cpus:
+            # Also those that may be allowed later: the kernel (6.2 and newer) remembers what was asked for.
+            cpus |= cpus_in("/sys/devices/system/cpu/possible")
         try:
             os.sched_setaffinity(thread.tid, cpus)
         except ProcessLookupError:
             raise
+        except PermissionError as error:
+            why = "run as QEMU's user, or with CAP_SYS_NICE"
+            raise HostError(f"thread {thread.tid} may not be moved by us: {why}") from error
         except OSError as error:
-            raise HostError(_why_not_there(thread.tid, place.cpus, error)) from error
+            raise HostError(_why_not_on(thread, place, f"not even on some ({error.strerror})")) from error
     if place.scheduler is not None:
+        # The flag stays as it was: only a privileged caller may take it off.
+        flag = os.sched_getscheduler(thread.tid) & os.SCHED_RESET_ON_FORK
         number, priority = _NUMBERS[place.scheduler.policy], place.scheduler.priority or 0
         try:
-            os.sched_setscheduler(thread.tid, number, os.sched_param(priority))
+            os.sched_setscheduler(thread.tid, number | flag, os.sched_param(priority))
         except ProcessLookupError:
             raise
         except OSError as error:
-            raise HostError(_why_not_so(thread.tid, place.scheduler, error)) from error
+            raise HostError(_why_not_so(thread, place.scheduler, error)) from error
 
 
-def _possible() -> VcpuMap:
-    return VcpuMap.parse(read_text("/sys/devices/system/cpu/possible"))
+def _why_not_on(thread: HostThread, place: Place, instead: str) -> str:
+    why = f"thread {thread.tid} cannot run on host CPUs {place.cpus}, {instead}"
+    cpuset = read_cpuset(thread.directory)
+    if place.cpus and cpuset.cpus and (outside := place.cpus - cpuset.cpus):
+        return f"{why}: its cgroup ({cpuset.cgroup}) does not allow {outside}, or they are not online"
+    return f"{why}: not all of them are online"
 
 
-def _why_not_there(tid: int, cpus: VcpuMap, error: OSError) -> str:
-    if isinstance(error, PermissionError):
-        return f"thread {tid} may not be moved by us: run as QEMU's user, or with CAP_SYS_NICE"
-    why = "they are offline, or its cgroup forbids them"
-    return f"thread {tid} cannot run on host CPUs {cpus} ({error.strerror}): {why}"
-
-
-def _why_not_so(tid: int, scheduler: Scheduler, error: OSError) -> str:
-    why = f"thread {tid} may not be scheduled as {scheduler}"
+def _why_not_so(thread: HostThread, scheduler: Scheduler, error: OSError) -> str:
+    why = f"thread {thread.tid} may not be scheduled as {scheduler}"
     if not isinstance(error, PermissionError):
         return f"{why}: {error.strerror}"
-    return f"{why}: it needs CAP_SYS_NICE{_OR_LIMIT + _AND_TIME if scheduler.policy.is_realtime else ''}"
+    if not scheduler.policy.is_realtime:
+        return f"{why}: it needs CAP_SYS_NICE"
+    limit = "CAP_SYS_NICE, or a higher limit of QEMU's (LimitRTPRIO= of its unit, ulimit -r)"
+    return f"{why}: {why_no_realtime(thread.directory) or f'it needs {limit}'}"

@@ -3,7 +3,7 @@
 It adds what `qemu.qmp.QMPClient` leaves to its user: a deadline on everything, a clear error for each way of failing
 to connect, a loss that is noticed at once and explained, and events as calls in wire order.
 
-- `address`: reading an address, connecting to it, and who is at the other end: sockets and /proc, no QMP.
+- `address`: reading an address, connecting to it, and who is at the other end: sockets, no QMP.
 - `client`: a QMPClient of our own on such a socket: greeting, negotiation, its end and the reason for it.
 - `monitor`: `Monitor`, a session on a client of our own or on one that was given.
 - `queries`: the queries that read a VM, and what their replies mean.

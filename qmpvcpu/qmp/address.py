@@ -1,6 +1,6 @@
 """Where a QMP server listens: reading such an address, connecting to it, and who is at the other end.
 
-Sockets and /proc, no QMP. Every failure is a `MonitorConnectError` that says what is wrong.
+Sockets, no QMP. Every failure is a `MonitorConnectError` that says what is wrong.
 """
 
 import asyncio
@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from qmpvcpu.errors import MonitorConnectError, shorten
-from qmpvcpu.host.processes import find_openers, read_children, read_stat, read_text, why_idle
+from qmpvcpu.host.processes import read_children, read_stat, why_idle
+from qmpvcpu.host.sockets import openers, peer_inode, unix_accepted, unix_peer
 
 _SUN_PATH_MAX = 107  # sun_path holds 108 bytes, one of them the final NUL (man 7 unix)
 _BACKLOG_RETRY_S = 0.02
@@ -45,12 +46,6 @@ _ASK_FOR = "give QEMU -qmp unix:PATH,server=on,wait=off"
 
 QUEUE_FULL = "its queue of waiting clients is full"
 """How the reason of an error begins where a server has more clients waiting than it has room for."""
-
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
-_UDIAG_SHOW_PEER = 4
-_UNIX_DIAG_PEER = 2
-_ANY = 0xFFFFFFFF
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a directory"),
@@ -476,12 +471,10 @@ def is_accepted(sock: socket.socket) -> bool | None:
 
     One that serves another client accepts nobody meanwhile, and one that is stopped accepts nobody either. Until then
     this end has no peer with a number.
-
-    Source: Linux net/unix/diag.c, ``UDIAG_SHOW_PEER``; man 7 sock_diag.
     """
     if sock.family != socket.AF_UNIX:
         return None
-    peer = _peer_inode(os.fstat(sock.fileno()).st_ino)
+    peer = peer_inode(sock)
     return None if peer is None else bool(peer)
 
 
@@ -489,36 +482,11 @@ def find_clients(sock: socket.socket) -> list[int]:
     """Return the processes that the server of *sock* serves on the same UNIX socket, as far as the kernel tells.
 
     It looks through the open files of all processes that this one may look into, so call it in a thread.
-
-    Source: proc(5), ``/proc/net/unix``: a socket that was accepted has its server's path, and state 03.
     """
     path = peer_name(sock)
     if sock.family != socket.AF_UNIX or not path:
         return []
-    lines = [line.split(maxsplit=7) for line in read_text("/proc/net/unix").splitlines()[1:]]
-    served = [int(line[6]) for line in lines if line[7:] == [path] and line[5] == "03"]
-    clients = {f"socket:[{peer}]" for each in served if each and (peer := _peer_inode(each))}
-    return find_openers(clients) if clients else []
-
-
-def _peer_inode(inode: int) -> int | None:
-    """Return the number of the socket that a UNIX socket is connected to; 0: not accepted yet; None: unknown."""
-    question = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ANY, inode, _UDIAG_SHOW_PEER, _ANY, _ANY)
-    header = struct.pack("=IHHII", 16 + len(question), _SOCK_DIAG_BY_FAMILY, 1, 0, 0)
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG) as kernel:
-            kernel.settimeout(0.1)
-            kernel.send(header + question)
-            answer = kernel.recv(4096)
-    except OSError:
-        return None
-    at = 32  # behind the headers of netlink and of unix_diag
-    while at + 8 <= len(answer):
-        length, kind, value = struct.unpack_from("=HHI", answer, at)
-        if kind == _UNIX_DIAG_PEER:
-            return int(value)
-        at += max(4, (length + 3) & ~3)
-    return None
+    return openers([peer for each in unix_accepted(path) if (peer := unix_peer(each))])
 
 
 def describe_peer(pid: int | None) -> str:

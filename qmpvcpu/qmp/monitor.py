@@ -4,8 +4,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Self, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, Runstate, StateError
 from qemu.qmp.error import ProtocolError
@@ -21,10 +21,15 @@ from qmpvcpu.errors import (
     printable,
     shorten,
 )
+from qmpvcpu.host.finding import Found, find_qemu
 from qmpvcpu.host.processes import has_ended
+from qmpvcpu.host.sockets import peer_inode
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.qmp.address import Address, connect, connected_socket, peer_pid, why_silent
 from qmpvcpu.qmp.client import TunedClient, end, establish, explain, longest_line, read_version
+
+if TYPE_CHECKING:
+    from asyncio.trsock import TransportSocket
 
 Target = str | os.PathLike[str] | tuple[str, int] | socket.socket | QMPClient
 
@@ -82,6 +87,7 @@ class Monitor:
         self.lost: MonitorLostError | None = None
         self._client = client
         self._sock = sock  # None: the client is its owner's, not ours
+        self._connection: socket.socket | TransportSocket | None = sock  # also that of a client which is not ours
         self._on_event = on_event
         self._on_lost = on_lost
         self._listener = _Listener(self._deliver)
@@ -160,6 +166,7 @@ class Monitor:
         # Only to know the peer's process; with a client that keeps its writer elsewhere it stays unknown.
         writer: asyncio.StreamWriter | None = getattr(client, "_writer", None)
         if writer is not None:
+            self._connection = writer.get_extra_info("socket")
             self.peer_pid = peer_pid(writer.get_extra_info("socket"))
         version: object = client.greeting.QMP.version if client.greeting else None
         if version is None:  # connected with await_greeting and negotiate off
@@ -172,6 +179,14 @@ class Monitor:
                 raise MonitorConnectError(self.address, f"query-version failed: {clip(str(err))}") from None
         self.version, self.package = read_version(self.address, version)
         client.register_listener(self._listener)
+
+    def find_qemu(self, tids: Collection[int]) -> Found:
+        """Return which process of this host is QEMU, whose vCPU threads it calls *tids*; see ``host.finding``.
+
+        It may take some milliseconds: call it in a thread.
+        """
+        connection = None if self._connection is None else peer_inode(self._connection)
+        return find_qemu(self.peer_pid, tids, connection=connection)
 
     async def execute(
         self,

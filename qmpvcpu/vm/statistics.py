@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from qmpvcpu.host.finding import Found, find_qemu
+from qmpvcpu.host.finding import Found
 from qmpvcpu.host.threads import HostThread, Usage, counts_waits, find, read_usage
 from qmpvcpu.model.counters import KvmCounters
 from qmpvcpu.model.statistics import VcpuStatistics, VmStatistics
@@ -117,7 +117,7 @@ class StatisticsReader:
             return {}
         if self._qemu.pid is None and wanted != self._sought:
             self._sought = wanted
-            self._qemu = find_qemu(connection.monitor.peer_pid, wanted)
+            self._qemu = connection.monitor.find_qemu(wanted)
         threads = {} if self._qemu.pid is None else find(self._qemu.pid, wanted)
         usages: dict[str, Usage] = {}
         for path, tid in tids.items():

@@ -10,7 +10,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import MalformedReplyError, MonitorLostError, Proof, VcpuController
-from qmpvcpu.host.processes import read_text
+from qmpvcpu.host.files import read_text
 from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.peer import Failure, ScriptedPeer
 from tests.controller.vms import other_client, running

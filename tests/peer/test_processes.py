@@ -142,7 +142,9 @@ def test_a_frozen_process_is_told_from_one_that_runs(
     file: str, text: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {name: said.format(zeros="0 " * 15) for name, said in (FILES | {file: text}).items()}
-    monkeypatch.setattr("qmpvcpu.host.processes.read_text", lambda path: files.get(path, ""))
+    for module in ("processes", "cgroups"):
+        monkeypatch.setattr(f"qmpvcpu.host.{module}.read_text", lambda path: files.get(path, ""))
+    monkeypatch.setattr("qmpvcpu.host.cgroups.names_in", lambda _: ["cgroup.procs"])
     assert why_idle(7).startswith(why)
     assert bool(why_idle(7)) is bool(why)
 
