@@ -90,9 +90,16 @@ def _error_of_step(transition: Transition) -> QmpVcpuError | None:
     return transition.unwritten
 
 
+def errors_of_steps(transition: Transition) -> dict[StepRun, QmpVcpuError]:
+    """Return why steps of *transition*, which has ended, or what undid them, are not as wanted; for traces."""
+    errors = {run: _error_of_run(run, transition) for run in (*transition.runs, *transition.undoing.values())}
+    return {run: error for run, error in errors.items() if error is not None}
+
+
 def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
     ids, action = run.step.ids, Action.PLUG if run.plugs else Action.UNPLUG
-    timeout = transition.change.options.timeout
+    options = transition.change.options
+    timeout = options.timeout if run.undoes is None else options.undo_timeout
     error: QmpVcpuError | None = None
     match run.verdict:
         case Plugged():
@@ -113,7 +120,7 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
             error = run.error
         case Unknown():
             error = _caused(OutcomeUnknownError(action.value, ids, run.verdict.why), _cause(run, transition))
-    if error is not None and run.left_offline:
+    if error is not None and run.left_offline and not str(error).endswith(run.left_offline):
         error.args = (f"{error}; {run.left_offline}",)
     return error
 

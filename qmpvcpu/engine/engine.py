@@ -17,7 +17,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from qmpvcpu import qapi
-from qmpvcpu.engine.answers import error_of, error_of_removal, hint_of_plug, hint_of_unplug, verdict_on
+from qmpvcpu.engine.answers import (
+    error_of,
+    error_of_removal,
+    errors_of_steps,
+    hint_of_plug,
+    hint_of_unplug,
+    verdict_on,
+)
 from qmpvcpu.engine.batch import AskGuest, Batch, LookAgain, LookStarted, PutInPlace, SendStep
 from qmpvcpu.engine.intents import Intentions, Recorded, merged, promising
 from qmpvcpu.engine.messages import (
@@ -32,6 +39,7 @@ from qmpvcpu.engine.messages import (
     DropPrevious,
     Effect,
     ExportLock,
+    Finished,
     GuestIs,
     GuestTold,
     Heard,
@@ -150,6 +158,7 @@ class Engine:
         reply_timeout: How long QEMU has for each reply, in seconds.
         reconnects: True if somebody looks for QEMU when the connection is lost.
         resync_interval: Seconds between reads that find what no event announces; None: none are made.
+        is_traced: True if somebody makes traces, so that ``Finished`` is told.
         now: The caller's clock, in seconds.
 
     Attributes:
@@ -170,6 +179,7 @@ class Engine:
         reply_timeout: float = 10.0,
         reconnects: bool = False,
         resync_interval: float | None = None,
+        is_traced: bool = False,
         now: float = 0.0,
     ) -> None:
         self.state = state
@@ -181,6 +191,7 @@ class Engine:
         self._is_recorded = is_recorded
         self._reconnects = reconnects
         self._resync_interval = resync_interval
+        self._is_traced = is_traced
         self._now = now
         self._number = 0
         self._effects: list[Effect] = []
@@ -954,6 +965,11 @@ class Engine:
 
     def _leave(self, transition: Transition) -> None:
         del self._running[transition.change]
+        if self._is_traced:
+            stopped = transition.cancelled or transition.abandoned
+            errors = errors_of_steps(transition)
+            told = Finished(transition.change, transition.began, transition.runs, transition.undoing, errors, stopped)
+            self._effects.append(told)
         self._to_advance.pop(transition, None)
         for step in () if transition.is_map else transition.plan.steps:
             self._by_slot[step.first].remove(transition)

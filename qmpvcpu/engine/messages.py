@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from qmpvcpu import qapi
 from qmpvcpu.engine.removal import Removal
+from qmpvcpu.engine.steprun import StepRun
 from qmpvcpu.engine.vmstate import Read
 from qmpvcpu.errors import MonitorLostError, QmpVcpuError, RecordError
 from qmpvcpu.events import Event
@@ -83,6 +84,7 @@ class Change:
         joins: True if it joins a removal of *slot* that is under way instead of waiting for its turn.
         waits_for_plug: True if it waits for a plug of *slot* that is in flight.
         subject: What it is called in messages, such as ``unplug of vCPU 3``.
+        call: The method that asked for it, for traces.
     """
 
     plan: Callable[[Situation], Plan]
@@ -96,6 +98,7 @@ class Change:
     joins: bool = False
     waits_for_plug: bool = False
     subject: str = ""
+    call: str = ""
 
 
 class Hold:
@@ -429,6 +432,26 @@ class Publish(NamedTuple):
     events: Sequence[Event]
 
 
+class Finished(NamedTuple):
+    """A transition of *change* is over; only told for traces. A change may take several.
+
+    Attributes:
+        change: What was asked for.
+        began: When it was planned, by the caller's clock.
+        runs: Its steps, in order.
+        undoing: What undid them, by the step that it undid.
+        errors: Why steps, or what undid them, are not as wanted.
+        stopped: True if its caller has stopped it, or has gone.
+    """
+
+    change: Change
+    began: float
+    runs: Sequence[StepRun]
+    undoing: Mapping[StepRun, StepRun]
+    errors: Mapping[StepRun, QmpVcpuError]
+    stopped: bool
+
+
 class Settle(NamedTuple):
     """Give *request* its result, or its error."""
 
@@ -449,4 +472,4 @@ class LetGo(NamedTuple):
     error: MonitorLostError
 
 
-Effect = Send | Look | Ask | PlaceThreads | Save | WriteConfig | Publish | Settle | BackgroundRead | LetGo
+Effect = Send | Look | Ask | PlaceThreads | Save | WriteConfig | Publish | Finished | Settle | BackgroundRead | LetGo

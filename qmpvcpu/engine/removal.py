@@ -26,7 +26,7 @@ Source: QEMU docs/specs/acpi_cpu_hotplug.rst; ACPI 6.5, 6.3.5 (_OST); measured o
 """
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
@@ -134,6 +134,7 @@ class Removal:
         code: The guest's OST status when it refused, or None.
         reason: The same in words, or "".
         rejection: How QEMU rejected it, or None.
+        since: When it first came into each state, by the caller's clock.
     """
 
     ids: VcpuMap
@@ -148,6 +149,7 @@ class Removal:
     code: int | None = None
     reason: str = ""
     rejection: Rejected | None = None
+    since: dict[State, float] = field(default_factory=dict)
 
     def advance(self, evidence: Evidence, now: float) -> State:
         """Take *evidence* in and return the state from before.
@@ -160,6 +162,7 @@ class Removal:
             self.state = TRANSITIONS[before, evidence]
         except KeyError:
             raise IllegalEvidenceError(f"{evidence.name} for a removal that is {before.name}") from None
+        self.since.setdefault(self.state, now)
         if evidence in {Evidence.IN_PROGRESS, Evidence.RESET}:
             self.claimed = None
         if self.state is State.WORKING:

@@ -28,7 +28,7 @@ Rules that live here:
 """
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -208,6 +208,16 @@ class Transition:
     def runs(self) -> tuple[StepRun, ...]:
         """Its steps, in order."""
         return tuple(self._runs)
+
+    @property
+    def began(self) -> float:
+        """When it was planned, by the caller's clock."""
+        return self._began
+
+    @property
+    def undoing(self) -> Mapping[StepRun, StepRun]:
+        """What undoes its steps, by the step that it undoes."""
+        return self._undoing
 
     @property
     def ended(self) -> bool:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import replace
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from qmpvcpu.domainxml import Instance
     from qmpvcpu.model.placement import PlacementWish
     from qmpvcpu.record.record import Record
+    from qmpvcpu.traces import Traces
     from qmpvcpu.vm.next_boot import NextBoot
 
 _log = logging.getLogger("qmpvcpu.vm")
@@ -196,6 +198,7 @@ async def attach(
         )
         intentions = _take_record_in(kept, state, answers, now, arrived=arrived)
         _put_right(kept, state, intentions, connection.monitor.peer_pid)
+        traces = _traces(state.layout.vm.name)
         engine = Engine(
             state,
             intentions,
@@ -203,6 +206,7 @@ async def attach(
             reply_timeout=reply_timeout,
             reconnects=reconnect,
             resync_interval=resync_interval,
+            is_traced=traces is not None,
             now=now,
         )
         writer = RecordWriter(kept, engine)
@@ -216,7 +220,7 @@ async def attach(
             await kept.close()
         raise
     finder = Finder(target, name, instance, reply_timeout) if reconnect else None
-    driver = Driver(engine, connection, writer, finder, guest)
+    driver = Driver(engine, connection, writer, finder, guest, traces=traces)
     driver.meet_host()
     controller = VcpuController(driver, next_boot)
     try:
@@ -229,6 +233,15 @@ async def attach(
         await controller.close()
         raise
     return controller
+
+
+def _traces(vm: str) -> "Traces | None":
+    """Return what makes spans, if this program has imported OpenTelemetry: without that no span would go anywhere."""
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    from qmpvcpu.traces import Traces
+
+    return Traces(vm, asyncio.get_running_loop().time)
 
 
 def _check_record_options(

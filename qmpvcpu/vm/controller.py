@@ -273,6 +273,7 @@ class VcpuController:
             Result.IDS,
             slot=vcpu,
             subject=asked,
+            call="plug",
         )
         ids: VcpuMap = await self._change(change, lambda plan: _with_state(plan.ids, enabled=True))
         return ids
@@ -354,6 +355,7 @@ class VcpuController:
             joins=not enabled,
             waits_for_plug=enabled,
             subject=asked,
+            call="set_state",
         )
 
         def follow(plan: Plan) -> "ConfigChange":
@@ -426,7 +428,7 @@ class VcpuController:
                 check_plan(target, now.layout)
             return plan_map(now, wanted, given)
 
-        return await self._whole_map(plan, given, f"map {wanted}", _with_map(wanted))
+        return await self._whole_map(plan, given, f"map {wanted}", _with_map(wanted), call="set_map")
 
     @checked
     async def set_count(
@@ -460,7 +462,7 @@ class VcpuController:
 
             return with_count(domain, count)
 
-        return await self._whole_map(plan, given, f"count {count}", follow)
+        return await self._whole_map(plan, given, f"count {count}", follow, call="set_count")
 
     @checked
     async def set_max(self, maximum: int) -> ConfigReport:
@@ -566,6 +568,7 @@ class VcpuController:
             rebuilds=True,
             tries=_RECOVERIES,
             subject=f"map {intent.target}",
+            call="recover",
         )
         follow = None if reverts else self._follow(intent)
         report: TransitionReport = await self._change(change, follow)
@@ -668,6 +671,7 @@ class VcpuController:
             given,
             rebuilds=True,
             subject="replay",
+            call="replay",
         )
         report: TransitionReport = await self._driver.request(change)
         layout = await self.refresh()
@@ -757,10 +761,24 @@ class VcpuController:
         return now
 
     def _unplug(self, vcpu: int, given: CheckedOptions, result: Result, asked: str) -> Change:
-        return Change(lambda now: plan_unplug(now, vcpu, given), given, result, slot=vcpu, joins=True, subject=asked)
+        return Change(
+            lambda now: plan_unplug(now, vcpu, given),
+            given,
+            result,
+            slot=vcpu,
+            joins=True,
+            subject=asked,
+            call="unplug" if result is Result.IDS else "request_unplug",
+        )
 
     async def _whole_map(
-        self, plan: Callable[[Situation], Plan], given: CheckedOptions, asked: str, follow: "ConfigChange"
+        self,
+        plan: Callable[[Situation], Plan],
+        given: CheckedOptions,
+        asked: str,
+        follow: "ConfigChange",
+        *,
+        call: str,
     ) -> TransitionReport:
         if given.affect is Affect.CONFIG:
             config = await self._next_boot(asked).change(follow)
@@ -774,7 +792,7 @@ class VcpuController:
                 affect=Affect.CONFIG,
                 config=config,
             )
-        report: TransitionReport = await self._change(Change(plan, given, subject=asked), lambda _: follow)
+        report: TransitionReport = await self._change(Change(plan, given, subject=asked, call=call), lambda _: follow)
         return report
 
     async def _change(self, change: Change, follow: "Callable[[Plan], ConfigChange] | None") -> Any:

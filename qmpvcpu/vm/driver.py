@@ -22,6 +22,7 @@ from qmpvcpu.engine.messages import (
     Change,
     ConfigWritten,
     Effect,
+    Finished,
     GuestTold,
     Heard,
     Hold,
@@ -72,6 +73,7 @@ from qmpvcpu.vm.record_writer import RecordWriter
 from qmpvcpu.vm.subscribers import Subscribers, check_loop
 
 if TYPE_CHECKING:
+    from qmpvcpu.traces import Traces
     from qmpvcpu.vm.placing import Placer
 
 _log = logging.getLogger("qmpvcpu.vm")
@@ -91,6 +93,7 @@ class Driver:
         writer: Writes the record.
         finder: Finds QEMU again once the connection is lost; None: nobody does.
         guest: The guest's agent; it hears every event, and is closed with the driver.
+        traces: Makes spans of the changes; None: nobody does.
 
     Attributes:
         engine: As given.
@@ -108,6 +111,8 @@ class Driver:
         writer: RecordWriter,
         finder: Finder | None,
         guest: Guest,
+        *,
+        traces: "Traces | None" = None,
     ) -> None:
         self.engine = engine
         self.connection = connection
@@ -115,6 +120,7 @@ class Driver:
         self.guest = guest
         self.closed = False
         self._finder = finder
+        self._traces = traces
         self._loop = asyncio.get_running_loop()
         self.subscribers = Subscribers(engine.state.take_events(), self._loop)
         self._inputs: deque[Input] = deque()
@@ -141,6 +147,10 @@ class Driver:
             BackgroundRead: self._tell_of_reading,
             LetGo: self._let_go,
         }
+        if traces is not None:
+            self._effects[Finished] = traces.finished
+            self._effects[Publish] = _each(traces.heard, self._publish)
+            self._effects[Settle] = _each(traces.settled, self._settle)
         connection.ear.hand_over(self._heard, self._doubt, self._lost)
         self.put(Tick())
 
@@ -192,8 +202,8 @@ class Driver:
                     effects = self.engine.receive(given, self._loop.time())
                 except Exception as error:  # noqa: BLE001 -- a fault of ours: one input is lost, the others are not
                     _log.exception("%s could not be taken in", printable(str(given)), extra=self._extra)
-                    if isinstance(given, Request) and (future := self._requests.pop(given, None)) is not None:
-                        future.set_exception(error)
+                    if isinstance(given, Request):
+                        self._perform(Settle(given, error=error))
                     continue
                 for effect in effects:
                     self._perform(effect)
@@ -244,6 +254,8 @@ class Driver:
         check_loop(self._loop)
         if isinstance(request, Change):
             self.look_at_host(request.options)
+            if self._traces is not None:
+                self._traces.begun(request)
         future = self._requests[request] = self._loop.create_future()
         self.put(request)
         return future
@@ -477,7 +489,7 @@ class Driver:
         await self.guest.close()
         await self._wait_calm()  # a reply that will not come now is an error to those who wait for it
         for request in tuple(self._requests):  # what will not end now
-            self._settle(Settle(request, error=MonitorLostError(lost.why, outcome=Outcome.UNKNOWN)))
+            self._perform(Settle(request, error=MonitorLostError(lost.why, outcome=Outcome.UNKNOWN)))
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -489,3 +501,13 @@ class Driver:
         if self._placer is not None:
             self._placer.birthplace.restore()
         await self.writer.close()
+
+
+def _each(*takers: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Return what hands an effect to each of *takers*, in order."""
+
+    def hand_out(effect: Effect) -> None:
+        for take in takers:
+            take(effect)
+
+    return hand_out
