@@ -804,7 +804,7 @@ class Engine:
         self._commands[number] = _Command(
             transition, batch or transition.batch, run, None if run.plugs else run.removal
         )
-        self._effects.append(Send(number, command, run.arguments, run.born_on))
+        self._effects.append(Send(number, command, run.arguments, run.born_on, slot.count))
 
     def _look_again(self, transition: Transition, read: Read, runs: tuple[StepRun, ...]) -> None:
         batch, is_over = transition.batch, False
@@ -1006,6 +1006,8 @@ class Engine:
         run = command.run
         if command.removal is None:
             self.state.plug_accepted(run.first, self._now)
+            if given.in_place:
+                self.state.born(self._now)
         else:
             self.state.unplug_replied(command.removal, Evidence.ACCEPTED, self._now)
             self._take_news()

@@ -154,9 +154,13 @@ class Heard(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """QEMU carried the command *number* out."""
+    """QEMU carried the command *number* out.
+
+    *in_place*: it was the last plug under way, and every vCPU thread of theirs was born where it is to run.
+    """
 
     number: int
+    in_place: bool = False
 
 
 class Rejection(NamedTuple):
@@ -362,12 +366,14 @@ class Send(NamedTuple):
         command: The command.
         arguments: Its arguments.
         born_on: The host CPUs of QEMU's main thread until the reply comes; None leaves it where it is.
+        threads: How many threads QEMU makes for it.
     """
 
     number: int
     command: str
     arguments: Mapping[str, Any]
     born_on: VcpuMap | None = None
+    threads: int = 0
 
 
 class Look(NamedTuple):

@@ -36,6 +36,7 @@ class Places:
         self.placement = placement
         self.host: HostFacts | None = None
         self._births: dict[int, VcpuMap | None] = {}
+        self._born: set[int] = set()
         self._why_not: dict[int, str] = {}  # of the CPU in each slot; "" once its threads are in their place
         self.drifted: dict[int, Place] = {}
 
@@ -70,11 +71,27 @@ class Places:
     def birth_begins(self, first: int, birthplace: VcpuMap | None) -> None:
         """Note that the plug of the slot of vCPU *first* is about to be sent."""
         if self.placement is not None:
+            if not self._births:
+                self._born.clear()
             self._births[first] = birthplace
+            if birthplace is not None:
+                self._born.add(first)
 
     def birth_ends(self, first: int) -> None:
         """Note that the plug of the slot of vCPU *first* is over, or not sent at all."""
         self._births.pop(first, None)
+
+    def take_born(self) -> set[int]:
+        """Return the first vCPU ids of the slots whose plugs were under way together, up to the last one."""
+        born, self._born = self._born, set()
+        return born
+
+    def are_only_pinned(self, slot: Slot) -> bool:
+        """Return True if host CPUs are all that is wanted of the threads of *slot*, and for all the same."""
+        if self.placement is None or self.host is None or self.placement.groups:
+            return False
+        places = self.placement.of_vcpus(slot.ids, self.host).values()
+        return len({place.cpus for place in places}) == 1 and not any(place.scheduler for place in places)
 
     # What became of it.
 

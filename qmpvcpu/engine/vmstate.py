@@ -661,6 +661,12 @@ class VmState:
             self._touched.add(first)
             self._tell(VcpuPlaced, Origin.US, ids=slot.ids, why_not=why, seconds=seconds)
 
+    def born(self, now: float) -> None:
+        """Take in that the threads of the last plugs were born on the host CPUs where they are to run."""
+        for first in self.places.take_born():
+            if self.places.are_only_pinned(self.slots[first]):
+                self.placed(self.changes, {first: ""}, now)
+
     def found(self, places: "Mapping[int, Place]") -> None:
         """Take in where the host runs each thread, by vCPU id, QEMU's main thread as ``EMULATOR``."""
         for vcpu, wanted, found in self.places.drifts(places):

@@ -14,7 +14,7 @@ from typing import Final
 
 from qmpvcpu.errors import HostError
 from qmpvcpu.host.facts import read_facts
-from qmpvcpu.host.threads import HostThread, all_of, put, read_place
+from qmpvcpu.host.threads import HostThread, all_of, put, read_place, set_affinity, thread_ids
 from qmpvcpu.model.placement import Place
 from qmpvcpu.model.vcpumap import VcpuMap
 
@@ -26,62 +26,89 @@ _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 class Birthplace:
     """Where the main thread of one QEMU is, for the time of the plugs under way.
 
+    Every step of it is made for each plug, so it asks the kernel for no more than it needs.
+
     Args:
         main_thread: Finds it; raises HostError if it cannot be found.
+        everywhere: Returns all host CPUs that its cgroup allows.
 
     Attributes:
         home: The host CPUs that it gets back; None while it is there.
     """
 
-    def __init__(self, main_thread: Callable[[], HostThread]) -> None:
+    def __init__(self, main_thread: Callable[[], HostThread], everywhere: Callable[[], VcpuMap]) -> None:
         self.home: VcpuMap | None = None
         self._main_thread = main_thread
-        self._thread: HostThread | None = None
-        self._everywhere = VcpuMap()
+        self._everywhere = everywhere
         self._cpus: VcpuMap | None = None
         self._births = 0
+        self._threads = 0  # that these make, as far as they have not been seen
+        self._known: frozenset[int] = frozenset()
+        self._strays_home: VcpuMap | None = None
         self._since = 0
         self._used: set[VcpuMap] = set()
-        self._home_before: VcpuMap | None = None
 
-    def begin(self, cpus: VcpuMap) -> None:
+    def begin(self, cpus: VcpuMap, threads: int) -> None:
         """Have what QEMU makes from now on be born on these host CPUs, until ``end``; a plug more is under way.
+
+        Args:
+            cpus: The host CPUs.
+            threads: How many threads the plug makes.
 
         Raises:
             HostError: It cannot be; no more is under way than before.
         """
-        if self.home is None or self._thread is None:
-            thread = self._main_thread()
-            found = read_place(thread)
-            if found is None or found.cpus is None:
-                raise HostError("QEMU's main thread has ended")
-            self._everywhere = read_facts(thread.tid).allowed
+        main = self._main_thread()
+        if self.home is None:
+            self.home = self._strays_home = VcpuMap(_affinity(main))
             self._since = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS_PER_S)
-            self._thread, self.home = thread, found.cpus
+            self._known = self._known or frozenset(thread_ids(main.tid))
         if cpus != self._cpus:
             try:
-                put(self._thread, Place(cpus), everywhere=self._everywhere)
-            except HostError:
+                set_affinity(main, cpus, everywhere=self._everywhere())
+            except (HostError, ProcessLookupError) as error:
                 if not self._births:
                     self.restore()
-                raise
+                raise error if isinstance(error, HostError) else HostError("QEMU has ended") from error
             self._cpus = cpus
             self._used.add(cpus)
         self._births += 1
+        self._threads += threads
+
+    def is_born(self) -> bool:
+        """Return True if no other plug is under way, and every thread that the last ones have made is in its place.
+
+        It does not matter which is which: QEMU has made as many as the plugs make, on the same host CPUs all. False
+        tells nothing.
+        """
+        if self._births != 1:
+            return False
+        try:
+            now = frozenset(thread_ids(self._main_thread().tid))
+            born = now - self._known
+            in_place = len(born) == self._threads and all(os.sched_getaffinity(tid) == self._cpus for tid in born)
+        except (HostError, OSError):
+            return False
+        self._known, self._threads = now, 0
+        if in_place:
+            self._used.clear()  # it has made nothing else
+        return in_place
 
     def end(self) -> None:
-        """Note that the plug is over; after the last one the main thread goes home."""
+        """Note that a plug is over; after the last one the main thread goes home."""
         self._births -= 1
         if self._births <= 0:
             self.restore()
 
     def restore(self) -> None:
         """Send the main thread home, whatever is under way. Never fails: what cannot be is logged."""
-        thread, home, self._births = self._thread, self.home, 0
-        if thread is not None and home is not None:
-            _send_home([thread], home, self._everywhere)
-        self._thread = self.home = self._cpus = None
-        self._home_before = home
+        home, self.home = self.home, None
+        self._cpus, self._births, self._threads = None, 0, 0
+        if home is not None:
+            try:
+                set_affinity(self._main_thread(), home, everywhere=self._everywhere())
+            except (HostError, ProcessLookupError) as error:
+                _log.warning("QEMU's main thread was not sent back to host CPUs %s: %s", home, error)
 
     def rehome(self, cpus: VcpuMap) -> None:
         """Note that somebody wants the main thread on these host CPUs: that is where it goes home to."""
@@ -89,7 +116,7 @@ class Birthplace:
 
     def settle(self, vcpus: Collection[HostThread]) -> None:
         """Send home what was born with the vCPU threads and is none of *vcpus*, which are all of them."""
-        home = self.home or self._home_before
+        home = self._strays_home
         if not self._used or home is None:
             return
         known = {thread.tid for thread in vcpus}
@@ -99,7 +126,7 @@ class Birthplace:
             for thread in all_of(main.tid)
             if thread.tid not in known and thread.tid != main.tid and thread.start_ticks >= self._since
         ]
-        _send_home(_found_on(strays, self._used), home, self._everywhere)
+        _send_home(_found_on(strays, self._used), home, self._everywhere())
         if not self._births:
             self._used.clear()
 
@@ -142,3 +169,10 @@ def _send_home(threads: Collection[HostThread], home: VcpuMap, everywhere: VcpuM
 
 def _named(thread: HostThread) -> tuple[int, str]:
     return thread.tid, thread.name
+
+
+def _affinity(thread: HostThread) -> set[int]:
+    try:
+        return os.sched_getaffinity(thread.tid)
+    except OSError as error:
+        raise HostError(f"where thread {thread.tid} runs cannot be read: {error.strerror}") from error

@@ -88,6 +88,11 @@ def all_of(pid: int) -> list[HostThread]:
     return [thread for directory in _directories(pid) if (thread := _thread(directory)) is not None]
 
 
+def find_main(pid: int) -> HostThread | None:
+    """Return the main thread of process *pid*, or None if it is gone or hidden."""
+    return _thread(f"/proc/{pid}/task/{pid}")
+
+
 def is_there(thread: HostThread) -> bool:
     """Return True if it is still this thread that has its number, and it has not ended."""
     now = _thread(thread.directory)
@@ -140,11 +145,40 @@ def put(thread: HostThread, place: Place, *, everywhere: VcpuMap) -> Place:
             if not place.differs(_read(thread.tid)):
                 _set(thread, before, everywhere)
         raise ThreadGoneError(thread.tid)
-    if place.cpus not in (None, found.cpus):
-        raise HostError(_why_not_on(thread, place, f"but only on {found.cpus}"))
     if place.scheduler not in (None, found.scheduler):
         raise HostError(f"thread {thread.tid} is scheduled as {found.scheduler}, not as {place.scheduler}")
     return found
+
+
+def thread_ids(pid: int) -> list[int]:
+    """Return the numbers of all threads of process *pid* on this host; none if it is gone or hidden."""
+    return [int(tid) for tid in names_in(f"/proc/{pid}/task")]
+
+
+def set_affinity(thread: HostThread, cpus: VcpuMap, *, everywhere: VcpuMap) -> None:
+    """Have a thread run on these host CPUs, as ``put`` does, but without a look at who has its number.
+
+    Raises:
+        ProcessLookupError: It has ended.
+        HostError: The kernel refused, or would have left it fewer host CPUs: it is where it was, or on those.
+    """
+    # Also those that may be allowed later: the kernel (6.2 and newer) remembers what was asked for.
+    wide = cpus | cpus_in("/sys/devices/system/cpu/possible") if cpus == everywhere else cpus
+    try:
+        os.sched_setaffinity(thread.tid, wide)
+        found = os.sched_getaffinity(thread.tid)
+        if cpus not in (found, wide):  # it is allowed more by now
+            os.sched_setaffinity(thread.tid, cpus)
+            found = os.sched_getaffinity(thread.tid)
+    except ProcessLookupError:
+        raise
+    except PermissionError as error:
+        why = "run as QEMU's user, or with CAP_SYS_NICE"
+        raise HostError(f"thread {thread.tid} may not be moved by us: {why}") from error
+    except OSError as error:
+        raise HostError(_why_not_on(thread, Place(cpus), f"not even on some ({error.strerror})")) from error
+    if found != cpus:
+        raise HostError(_why_not_on(thread, Place(cpus), f"but only on {VcpuMap(found)}"))
 
 
 def read_usage(thread: HostThread, *, waits: bool = False) -> Usage | None:
@@ -216,19 +250,7 @@ def _read(tid: int) -> Place:
 
 def _set(thread: HostThread, place: Place, everywhere: VcpuMap) -> None:
     if place.cpus is not None:
-        cpus = place.cpus
-        if cpus == everywhere and read_cpuset(thread.directory).cpus == cpus:
-            # Also those that may be allowed later: the kernel (6.2 and newer) remembers what was asked for.
-            cpus |= cpus_in("/sys/devices/system/cpu/possible")
-        try:
-            os.sched_setaffinity(thread.tid, cpus)
-        except ProcessLookupError:
-            raise
-        except PermissionError as error:
-            why = "run as QEMU's user, or with CAP_SYS_NICE"
-            raise HostError(f"thread {thread.tid} may not be moved by us: {why}") from error
-        except OSError as error:
-            raise HostError(_why_not_on(thread, place, f"not even on some ({error.strerror})")) from error
+        set_affinity(thread, place.cpus, everywhere=everywhere)
     if place.scheduler is not None:
         # The flag stays as it was: only a privileged caller may take it off.
         flag = os.sched_getscheduler(thread.tid) & os.SCHED_RESET_ON_FORK

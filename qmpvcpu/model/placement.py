@@ -190,7 +190,7 @@ class Placement:
 
     def __bool__(self) -> bool:
         named = any(map(bool, self.vcpus.values())) or bool(self.emulator) or self.cpuset is not None
-        return named or self.core_scheduling is not CoreScheduling.NONE
+        return named or self.groups
 
     @classmethod
     def pinned(
@@ -242,7 +242,7 @@ class Placement:
         for vcpu in vcpus:
             if why := host.why_not(self.of_vcpu(vcpu)):
                 return f"vCPU {vcpu} is to run on {self.of_vcpu(vcpu)}: {why}"
-        if self.core_scheduling is CoreScheduling.NONE:
+        if not self.groups:
             return ""
         why = host.unreachable or host.forbidden or host.why_not_core_scheduling
         return f"its threads are to share no core with others: {why}" if why else ""
@@ -252,10 +252,14 @@ class Placement:
         why = host.why_not(self.of_emulator())
         return f"QEMU's other threads are to run on {self.of_emulator()}: {why}" if why else ""
 
+    @property
+    def groups(self) -> bool:
+        """True if some threads are to share no core with others."""
+        return self.core_scheduling is not CoreScheduling.NONE
+
     def wants(self, vcpus: Iterable[int]) -> bool:
         """Return True if anything is said of the threads of these vCPUs."""
-        grouped = self.core_scheduling is not CoreScheduling.NONE
-        return grouped or self.everywhere or any(self.of_vcpu(vcpu) for vcpu in vcpus)
+        return self.groups or self.everywhere or any(self.of_vcpu(vcpu) for vcpu in vcpus)
 
     def with_vcpus(self, places: Mapping[int, Place]) -> "Placement":
         """Return this placement, with what *places* say of these vCPUs; what they do not say stays."""
@@ -273,9 +277,7 @@ class Placement:
             emulator=self.emulator.over(other.emulator),
             cpuset=other.cpuset if self.cpuset is None else self.cpuset,
             everywhere=self.everywhere or other.everywhere,
-            core_scheduling=other.core_scheduling
-            if self.core_scheduling is CoreScheduling.NONE
-            else self.core_scheduling,
+            core_scheduling=self.core_scheduling if self.groups else other.core_scheduling,
             exclusive=self.exclusive or other.exclusive,
             policy=self.policy,
         )

@@ -23,7 +23,7 @@ from qmpvcpu.model.options import Recovery, over_kept, read_placement
 from qmpvcpu.model.verdicts import OstAnswer
 from qmpvcpu.model.vm import VmInfo, VmStatus
 from qmpvcpu.qapi import runs_single_threaded
-from qmpvcpu.qmp.monitor import Target, is_address
+from qmpvcpu.qmp.monitor import Monitor, Target, is_address
 from qmpvcpu.qmp.queries import Reading, layout_of
 from qmpvcpu.vm.connection import Connection, Finder, called
 from qmpvcpu.vm.controller import VcpuController
@@ -197,7 +197,7 @@ async def attach(
             placement=over_kept(wish, None if kept is None else kept.placement),
         )
         intentions = _take_record_in(kept, state, answers, now, arrived=arrived)
-        _put_right(kept, state, intentions, connection.monitor.peer_pid)
+        _put_right(kept, state, intentions, connection.monitor)
         traces = _traces(state.layout.vm.name)
         engine = Engine(
             state,
@@ -311,13 +311,13 @@ async def _next_boot(writer: RecordWriter, engine: Engine, config: _Path | None)
     return next_boot
 
 
-def _put_right(record: "Record | None", state: VmState, intentions: Intentions, peer_pid: int | None) -> None:
+def _put_right(record: "Record | None", state: VmState, intentions: Intentions, monitor: Monitor) -> None:
     """Have QEMU's main thread go home, if who died at a change has left it elsewhere."""
     intent = intentions.interrupted
     if record is not None and not record.read_only and intent is not None and intent.main_cpus is not None:
         from qmpvcpu.vm.placing import Placer  # few VMs have a placement
 
-        Placer(state, lambda: peer_pid).put_right(intent)
+        Placer(state, lambda: monitor).put_right(intent)
         intentions.interrupted = replace(intent, main_cpus=None)
 
 

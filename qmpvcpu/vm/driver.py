@@ -165,7 +165,7 @@ class Driver:
         if self._placer is None:
             from qmpvcpu.vm.placing import Placer  # most VMs have no placement
 
-            self._placer = Placer(self.engine.state, lambda: self.connection.monitor.peer_pid)
+            self._placer = Placer(self.engine.state, lambda: self.connection.monitor)
         return self._placer
 
     # What happens.
@@ -327,7 +327,7 @@ class Driver:
     def _begin_to_send(self, send: Send) -> None:
         if send.born_on is not None:
             try:
-                self.placer.birthplace.begin(send.born_on)
+                self.placer.birthplace.begin(send.born_on, send.threads)
             except (HostError, OSError) as error:
                 self.put(NotBorn(send.number, str(error)))
                 return
@@ -341,7 +341,7 @@ class Driver:
         except MonitorError as error:
             told = Unanswered(send.number, error)
         else:
-            told = Accepted(send.number)
+            told = Accepted(send.number, send.born_on is not None and self.placer.birthplace.is_born())
         self.put(told)
         if send.born_on is not None:
             self.placer.birthplace.end()  # not before: what follows may be born in the same place, or in another

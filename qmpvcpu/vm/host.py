@@ -8,7 +8,7 @@ from qmpvcpu.engine.messages import HostIs, Persist, Wanted
 from qmpvcpu.errors import HostError, PlacementError
 from qmpvcpu.given import checked
 from qmpvcpu.model.options import Affect
-from qmpvcpu.model.placement import CoreScheduling, HostFacts, Place, Placement, QemuThread
+from qmpvcpu.model.placement import HostFacts, Place, Placement, QemuThread
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.checks import check_placement
 from qmpvcpu.vm.driver import Driver
@@ -47,7 +47,7 @@ class Host:
 
     def facts(self) -> HostFacts:
         """Return what this host allows for QEMU's threads now."""
-        facts = self._driver.placer.facts(self.placement)
+        facts = self._driver.placer.facts(self.placement, anew=True)
         self._driver.put(HostIs(facts))
         return facts
 
@@ -110,7 +110,7 @@ class Host:
         await driver.check_open()
         readings = await driver.connection.reader.threads()
         placer = driver.placer
-        facts = placer.facts(wanted)
+        facts = placer.facts(wanted, anew=True)
         try:
             vcpus = {} if facts.unreachable else placer.vcpus(readings)
             concerned = {vcpu: thread for vcpu, thread in vcpus.items() if named.wants([vcpu])}
@@ -120,7 +120,7 @@ class Host:
             if emulator := named.of_emulator():
                 places += [(thread, emulator) for thread in placer.others(vcpus, await self._iothreads())]
             placer.move(places, facts)
-            if wanted.core_scheduling is not CoreScheduling.NONE:
+            if wanted.groups:
                 placer.group(wanted, vcpus, placer.grouped(wanted, vcpus))
         except HostError as error:
             raise PlacementError(VcpuMap(concerned), str(error), action=_PLACE) from error

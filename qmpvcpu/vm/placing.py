@@ -1,8 +1,10 @@
 """What the driver does with QEMU's threads on this host; nothing of it waits, or speaks QMP."""
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from qmpvcpu.engine.places import EMULATOR
 from qmpvcpu.engine.vmstate import VmState
@@ -10,15 +12,21 @@ from qmpvcpu.errors import HostError, printable
 from qmpvcpu.host.birthplace import Birthplace, put_right
 from qmpvcpu.host.coresched import share_core
 from qmpvcpu.host.facts import numa_node, read_facts
-from qmpvcpu.host.finding import Found, find_qemu
-from qmpvcpu.host.threads import HostThread, all_of, find, put, read_place, read_usage
+from qmpvcpu.host.finding import find_qemu
+from qmpvcpu.host.threads import HostThread, all_of, find, find_main, put, read_place, read_usage
 from qmpvcpu.model.layout import Slot
 from qmpvcpu.model.placement import CoreScheduling, HostFacts, Place, Placement, QemuThread, ThreadKind
 from qmpvcpu.model.transition import Intent
 from qmpvcpu.model.vm import ONE_THREAD
 from qmpvcpu.qapi import ThreadReading, threads_of
 
+if TYPE_CHECKING:
+    from qmpvcpu.qmp.monitor import Monitor
+
 _log = logging.getLogger("qmpvcpu.vm")
+
+# A change is checked against what the host allowed at most so long before.
+_FRESH_S = 1.0
 
 _GONE = "its thread has ended"
 
@@ -28,21 +36,15 @@ class Placer:
 
     Args:
         state: What is known of the VM.
-        peer_pid: Returns the process that opened QEMU's socket, or None.
+        monitor: Returns the session with QEMU: while it lives, so does the process that was found to be QEMU.
     """
 
-    def __init__(self, state: VmState, peer_pid: Callable[[], int | None]) -> None:
-        self.birthplace = Birthplace(self.main_thread)
+    def __init__(self, state: VmState, monitor: "Callable[[], Monitor]") -> None:
+        self.birthplace = Birthplace(self.main_thread, lambda: self.facts().allowed)
         self._state = state
-        self._peer_pid = peer_pid
-
-    def find_qemu(self) -> Found:
-        """Return which process is QEMU, or why that is not known."""
-        if self._state.single_threaded:
-            return Found(None, ONE_THREAD)
-        slots = self._state.layout.slots
-        tids = [tid for tid in (slots[0].host_tids if slots else ()) if tid is not None]
-        return find_qemu(self._peer_pid(), tids)
+        self._monitor = monitor
+        self._main: tuple[Monitor, HostThread] | None = None
+        self._facts: tuple[Monitor, float, HostFacts] | None = None
 
     def main_thread(self) -> HostThread:
         """Return QEMU's main thread.
@@ -50,22 +52,44 @@ class Placer:
         Raises:
             HostError: It cannot be found.
         """
-        found = self.find_qemu()
-        if found.pid is None:
-            raise HostError(found.why)
-        for thread in all_of(found.pid):
-            if thread.tid == found.pid:
-                return thread
-        raise HostError(f"QEMU, process {found.pid}, has ended")
+        monitor = self._monitor()
+        if self._main is None or self._main[0] is not monitor or monitor.lost is not None:
+            self._main = None
+            self._main = monitor, self._find_main_thread(monitor.peer_pid)
+        return self._main[1]
 
-    def facts(self, placement: Placement | None = None) -> HostFacts:
-        """Return what the host allows now; *placement* tells what is to be looked at."""
-        found = self.find_qemu()
-        if found.pid is None:
-            return HostFacts(unreachable=found.why)
-        groups = placement is not None and placement.core_scheduling is not CoreScheduling.NONE
-        facts = read_facts(found.pid, core_scheduling=groups)
-        return facts if self.birthplace.home is None else replace(facts, main_cpus=self.birthplace.home)
+    def _find_main_thread(self, peer_pid: int | None) -> HostThread:
+        if self._state.single_threaded:
+            raise HostError(ONE_THREAD)
+        slots = self._state.layout.slots
+        tids = [tid for tid in (slots[0].host_tids if slots else ()) if tid is not None]
+        found = find_qemu(peer_pid, tids)
+        thread = None if found.pid is None else find_main(found.pid)
+        if thread is None:
+            raise HostError(found.why or f"QEMU, process {found.pid}, has ended")
+        return thread
+
+    def facts(self, placement: Placement | None = None, *, anew: bool = False) -> HostFacts:
+        """Return what the host allows now.
+
+        Args:
+            placement: Tells what is to be looked at.
+            anew: False may give what was found in the last second, but for where the main thread is.
+        """
+        try:
+            main = self.main_thread()
+        except HostError as error:
+            return HostFacts(unreachable=str(error))
+        monitor, now = self._monitor(), time.monotonic()
+        groups = placement is not None and placement.groups
+        if anew or groups or self._facts is None or self._facts[0] is not monitor or now > self._facts[1] + _FRESH_S:
+            self._facts = monitor, now, read_facts(main.tid, core_scheduling=groups)
+        facts = self._facts[2]
+        home = self.birthplace.home
+        if home is None:
+            found = read_place(main)
+            home = facts.main_cpus if found is None or found.cpus is None else found.cpus
+        return replace(facts, main_cpus=home)
 
     def threads(self, tids: Sequence[int]) -> Mapping[int, HostThread]:
         """Return the threads that QEMU calls *tids*, by these numbers; without those that are gone.
@@ -124,7 +148,7 @@ class Placer:
         Raises:
             HostError: They cannot be grouped.
         """
-        if placement.core_scheduling is CoreScheduling.NONE:
+        if not placement.groups:
             return
         # vCPU 0 never leaves, nor does the main thread.
         member = self.main_thread() if placement.core_scheduling is CoreScheduling.EMULATOR else vcpus.get(0)
