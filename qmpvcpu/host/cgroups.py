@@ -106,8 +106,8 @@ def _below(root: str, cgroup: str) -> str | None:
     path = cgroup.rstrip("/")
     if not path or names_in(f"{root}{path}"):
         return path
-    for line in read_text("/proc/self/mountinfo").splitlines():
-        fields = line.split()
-        if fields[4] == root and f"{path}/".startswith(f"{fields[3].rstrip('/')}/"):
-            return path.removeprefix(fields[3].rstrip("/"))
-    return None
+    mounts = (line.split() for line in read_text("/proc/self/mountinfo").splitlines())
+    parts = [fields[3].rstrip("/") for fields in mounts if fields[4] == root]  # the last one hides the others
+    if not parts or not f"{path}/".startswith(f"{parts[-1]}/"):
+        return None
+    return path.removeprefix(parts[-1])

@@ -276,6 +276,6 @@ def _why_not_so(thread: HostThread, scheduler: Scheduler, error: OSError) -> str
     if not isinstance(error, PermissionError):
         return f"{why}: {error.strerror}"
     if not scheduler.policy.is_realtime:
-        return f"{why}: it needs CAP_SYS_NICE"
+        return f"{why}: it needs CAP_SYS_NICE, or a limit of QEMU's that allows it (LimitNICE= of its unit)"
     limit = "CAP_SYS_NICE, or a higher limit of QEMU's (LimitRTPRIO= of its unit, ulimit -r)"
     return f"{why}: {why_no_realtime(thread.directory) or f'it needs {limit}'}"
