@@ -20,15 +20,15 @@ def mount(*arguments):
     subprocess.run(["mount", *arguments], check=True)
 mount("-t", "tmpfs", "tree", "/mnt")
 for name, text in files.items():
-    path = pathlib.Path("/mnt/tree") / name
+    path = pathlib.Path("/mnt") / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 mount("-t", "tmpfs", "cgroup", "/sys/fs/cgroup")
 for source, target in mounts:
     pathlib.Path("/sys/fs/cgroup", target).mkdir(parents=True, exist_ok=True)
-    mount("--bind", f"/mnt/tree/{source}", f"/sys/fs/cgroup/{target}")
-pathlib.Path("/mnt/cgroup").write_text(cgroup)
-mount("--bind", "/mnt/cgroup", f"/proc/{os.getpid()}/cgroup")
+    mount("--bind", f"/mnt/{source}", f"/sys/fs/cgroup/{target}")
+pathlib.Path("/mnt/ours").write_text(cgroup)
+mount("--bind", "/mnt/ours", f"/proc/{os.getpid()}/cgroup")
 cpuset = read_cpuset("/proc/self")
 print(json.dumps([str(cpuset.cpus), cpuset.cgroup, why_no_realtime("/proc/self"), is_frozen(os.getpid())]))
 """
@@ -82,11 +82,11 @@ def test_version_2_beside_version_1() -> None:
 def test_in_a_container_only_its_part_is_mounted() -> None:
     files = {"docker/abc/cpuset.effective_cpus": "0-3\n", "docker/abc/vm/cpuset.effective_cpus": "2\n"}
     mounts = [["docker/abc", "cpuset"]]
-    assert look(files, "3:cpuset:/tree/docker/abc/vm\n", mounts)[:2] == ("2", "/tree/docker/abc/vm")
-    assert look(files, "3:cpuset:/tree/docker/abc\n", mounts)[:2] == ("0-3", "/tree/docker/abc")
-    assert look(files, "3:cpuset:/tree/docker/abcd\n", mounts)[:2] == ("", "/tree/docker/abcd")  # another one
+    assert look(files, "3:cpuset:/docker/abc/vm\n", mounts)[:2] == ("2", "/docker/abc/vm")
+    assert look(files, "3:cpuset:/docker/abc\n", mounts)[:2] == ("0-3", "/docker/abc")
+    assert look(files, "3:cpuset:/docker/abcd\n", mounts)[:2] == ("", "/docker/abcd")  # another one
     of_v2 = {f"docker/abc/{name}": text for name, text in V2.items()} | {"docker/abc/vm/cpuset.cpus.effective": "6\n"}
-    assert look(of_v2, "0::/tree/docker/abc/vm\n", [["docker/abc", ""]])[:2] == ("6", "/tree/docker/abc/vm")
+    assert look(of_v2, "0::/docker/abc/vm\n", [["docker/abc", ""]])[:2] == ("6", "/docker/abc/vm")
 
 
 def test_time_for_real_time_threads_is_known_of_version_1() -> None:
