@@ -33,8 +33,8 @@ class Found(NamedTuple):
 def find_qemu(peer_pid: int | None, tids: Collection[int], *, connection: int | None = None) -> Found:
     """Return the process whose threads QEMU calls *tids*.
 
-    If the process that opened the socket is not QEMU, it looks at what others have open. That takes some
-    milliseconds on a busy host: call it in a thread.
+    If the process that opened the socket is not QEMU, it looks at what others have open, which takes some
+    milliseconds on a busy host.
 
     Args:
         peer_pid: The process that opened QEMU's socket, as ``address.peer_pid`` tells it; None where nothing tells.

@@ -78,11 +78,6 @@ def find(pid: int, tids: Collection[int]) -> dict[int, HostThread]:
     return {tid: thread for tid, thread in found.items() if thread is not None}
 
 
-def main_of(pid: int) -> HostThread | None:
-    """Return the main thread of process *pid*, or None if it is gone or hidden."""
-    return _thread(f"/proc/{pid}/task/{pid}")
-
-
 def all_of(pid: int) -> list[HostThread]:
     """Return all threads of process *pid*, its main thread first; none if it is gone or hidden."""
     return [thread for directory in _directories(pid) if (thread := _thread(directory)) is not None]

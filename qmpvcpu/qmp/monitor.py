@@ -88,6 +88,7 @@ class Monitor:
         self._client = client
         self._sock = sock  # None: the client is its owner's, not ours
         self._connection: socket.socket | TransportSocket | None = sock  # also that of a client which is not ours
+        self._found: tuple[set[int], Found] | None = None
         self._on_event = on_event
         self._on_lost = on_lost
         self._listener = _Listener(self._deliver)
@@ -183,10 +184,12 @@ class Monitor:
     def find_qemu(self, tids: Collection[int]) -> Found:
         """Return which process of this host is QEMU, whose vCPU threads it calls *tids*; see ``host.finding``.
 
-        It may take some milliseconds: call it in a thread.
+        The same threads are looked for once: what is at the other end does not change.
         """
-        connection = None if self._connection is None else peer_inode(self._connection)
-        return find_qemu(self.peer_pid, tids, connection=connection)
+        if self._found is None or self._found[0] != {*tids}:
+            connection = None if self._connection is None else peer_inode(self._connection)
+            self._found = {*tids}, find_qemu(self.peer_pid, tids, connection=connection)
+        return self._found[1]
 
     async def execute(
         self,

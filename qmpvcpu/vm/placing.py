@@ -12,7 +12,6 @@ from qmpvcpu.errors import HostError, printable
 from qmpvcpu.host.birthplace import Birthplace, put_right
 from qmpvcpu.host.coresched import share_core
 from qmpvcpu.host.facts import numa_node, read_facts
-from qmpvcpu.host.finding import find_qemu
 from qmpvcpu.host.threads import HostThread, all_of, find, find_main, put, read_place, read_usage
 from qmpvcpu.model.layout import Slot
 from qmpvcpu.model.placement import CoreScheduling, HostFacts, Place, Placement, QemuThread, ThreadKind
@@ -55,15 +54,15 @@ class Placer:
         monitor = self._monitor()
         if self._main is None or self._main[0] is not monitor or monitor.lost is not None:
             self._main = None
-            self._main = monitor, self._find_main_thread(monitor.peer_pid)
+            self._main = monitor, self._find_main_thread(monitor)
         return self._main[1]
 
-    def _find_main_thread(self, peer_pid: int | None) -> HostThread:
+    def _find_main_thread(self, monitor: "Monitor") -> HostThread:
         if self._state.single_threaded:
             raise HostError(ONE_THREAD)
         slots = self._state.layout.slots
         tids = [tid for tid in (slots[0].host_tids if slots else ()) if tid is not None]
-        found = find_qemu(peer_pid, tids)
+        found = monitor.find_qemu(tids)
         thread = None if found.pid is None else find_main(found.pid)
         if thread is None:
             raise HostError(found.why or f"QEMU, process {found.pid}, has ended")

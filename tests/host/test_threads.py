@@ -17,8 +17,8 @@ from qmpvcpu.host.threads import (
     all_of,
     counts_waits,
     find,
+    find_main,
     is_there,
-    main_of,
     put,
     read_place,
     read_usage,
@@ -37,10 +37,10 @@ def test_the_threads_of_a_process_are_found_by_the_numbers_that_it_gives_them(sl
     assert found[sleeper.tid].directory == f"/proc/{os.getpid()}/task/{sleeper.tid}"
     assert find(GONE, [sleeper.tid]) == {}
     listed = all_of(os.getpid())
-    assert listed[0] == main_of(os.getpid())
+    assert listed[0] == find_main(os.getpid())
     assert found[sleeper.tid] in listed
     assert all_of(GONE) == []
-    assert main_of(GONE) is None
+    assert find_main(GONE) is None
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_whether_children_are_reset_stays_as_it_was(thread: HostThread, everywhe
 def test_a_thread_with_a_deadline_has_no_scheduler_that_we_know(everywhere: VcpuMap) -> None:
     deadline = ["chrt", "--deadline", "--sched-runtime=1000000", "--sched-period=100000000", "0", "sleep", "60"]
     with subprocess.Popen(deadline) as process:
-        while read_place(main := main_of(process.pid) or HostThread("", process.pid, 0, "")) != Place(everywhere):
+        while read_place(main := find_main(process.pid) or HostThread("", process.pid, 0, "")) != Place(everywhere):
             pass
         assert put(main, Place.on(everywhere, "other"), everywhere=everywhere) == Place.on(everywhere, "other")
         process.kill()
