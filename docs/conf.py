@@ -58,6 +58,7 @@ nitpick_ignore_regex = [
 _HANDED_OUT = {
     "VcpuController",
     "UnplugRequest",
+    "Host",
     "EventStream",
     "Export",
     "DomainConfig",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         MonitorTimeoutError,
         Outcome,
         OutcomeUnknownError,
+        PlacementError,
         PlanError,
         QmpVcpuError,
         RecordCorruptError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from qmpvcpu.model.guest import GuestOs, GuestVcpu, KnownBy
     from qmpvcpu.model.layout import Layout, Slot, Vcpu
     from qmpvcpu.model.options import Affect, ChangeOptions, OnFailure, Proof, Recovery
+    from qmpvcpu.model.placement import Place, Placement, PlacementPolicy, SchedPolicy, Scheduler
     from qmpvcpu.model.transition import StepReport, TransitionOutcome, TransitionReport
     from qmpvcpu.model.vcpumap import VcpuMap
     from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, Unknown, Unplugged, Verdict
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from qmpvcpu.vm.attaching import attach
     from qmpvcpu.vm.controller import UnplugRequest, VcpuController
     from qmpvcpu.vm.guest import Guest
+    from qmpvcpu.vm.host import Host
 
 __version__ = "0.1.0"
 
@@ -66,13 +69,14 @@ _HOMES = {
     "qmpvcpu.errors": (
         "AgentSilentError CommandRejectedError ConfigDeniedError DenialReason DomainXmlError GuestAgentError "
         "GuestRefusedError InvalidMapError MalformedReplyError MigrationError MonitorConnectError "
-        "MonitorError MonitorLostError MonitorTimeoutError Outcome OutcomeUnknownError PlanError QmpVcpuError "
-        "RecordCorruptError RecordError RecordLockedError StalePlanError StepDeniedError StepError "
+        "MonitorError MonitorLostError MonitorTimeoutError Outcome OutcomeUnknownError PlacementError PlanError "
+        "QmpVcpuError RecordCorruptError RecordError RecordLockedError StalePlanError StepDeniedError StepError "
         "TransitionError UnplugPendingError UnplugRefusedError UnprovenError WaitTimeoutError"
     ),
     "qmpvcpu.model.guest": "GuestOs GuestVcpu KnownBy",
     "qmpvcpu.model.layout": "Layout Slot Vcpu",
     "qmpvcpu.model.options": "Affect ChangeOptions OnFailure Proof Recovery",
+    "qmpvcpu.model.placement": "Place Placement PlacementPolicy SchedPolicy Scheduler",
     "qmpvcpu.model.transition": "StepReport TransitionOutcome TransitionReport",
     "qmpvcpu.model.vcpumap": "VcpuMap",
     "qmpvcpu.model.verdicts": "Denied Pending Plugged Refused Rejected Unknown Unplugged Verdict",
@@ -81,6 +85,7 @@ _HOMES = {
     "qmpvcpu.vm.attaching": "attach",
     "qmpvcpu.vm.controller": "UnplugRequest VcpuController",
     "qmpvcpu.vm.guest": "Guest",
+    "qmpvcpu.vm.host": "Host",
 }
 
 __all__ = [
@@ -98,6 +103,7 @@ __all__ = [
     "GuestOs",
     "GuestRefusedError",
     "GuestVcpu",
+    "Host",
     "InvalidMapError",
     "KnownBy",
     "Layout",
@@ -111,6 +117,10 @@ __all__ = [
     "Outcome",
     "OutcomeUnknownError",
     "Pending",
+    "Place",
+    "Placement",
+    "PlacementError",
+    "PlacementPolicy",
     "Plan",
     "PlanError",
     "Plugged",
@@ -122,6 +132,8 @@ __all__ = [
     "Recovery",
     "Refused",
     "Rejected",
+    "SchedPolicy",
+    "Scheduler",
     "Slot",
     "StalePlanError",
     "StepDeniedError",

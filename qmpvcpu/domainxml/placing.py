@@ -45,6 +45,11 @@ def placement_of(domain: DomainVcpus) -> Placement:
     return replace(found, everywhere=bool(found) and domain.placement == "static")
 
 
+def placed(domain: DomainVcpus, placement: Placement) -> DomainVcpus:
+    """Return *domain* with what *placement* says; what it does not say stays."""
+    return with_placement(domain, placement.over(placement_of(domain)))
+
+
 def with_placement(domain: DomainVcpus, placement: Placement) -> DomainVcpus:
     """Return *domain* with the pins, schedulers and ``<vcpu cpuset>`` of *placement*, and no others.
 

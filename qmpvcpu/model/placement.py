@@ -239,13 +239,15 @@ class Placement:
     def why_not(self, vcpus: Iterable[int], host: "HostFacts") -> str:
         """Return why *host* cannot have the threads of these vCPUs in their places; "": it can."""
         vcpus = tuple(vcpus)
-        for vcpu in vcpus:
-            if why := host.why_not(self.of_vcpu(vcpu)):
-                return f"vCPU {vcpu} is to run on {self.of_vcpu(vcpu)}: {why}"
-        if not self.groups:
+        if not self.wants(vcpus):
             return ""
-        why = host.unreachable or host.forbidden or host.why_not_core_scheduling
-        return f"its threads are to share no core with others: {why}" if why else ""
+        why = host.unreachable or host.forbidden
+        for place in () if why else map(self.of_vcpu, vcpus):
+            if reason := host.why_not(place):
+                return f"its thread is to run on {place}: {reason}"
+        if not why and self.groups and host.why_not_core_scheduling:
+            return f"its thread is to share no core with others: {host.why_not_core_scheduling}"
+        return why
 
     def why_not_emulator(self, host: "HostFacts") -> str:
         """Return why *host* cannot have QEMU's other threads in their place; "": it can."""

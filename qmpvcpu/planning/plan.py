@@ -36,6 +36,7 @@ from qmpvcpu.planning.checks import (
     fatal_plug,
     fatal_unplug,
     find_slot,
+    why_unplaced,
 )
 from qmpvcpu.planning.guest import guest_warnings
 
@@ -126,6 +127,7 @@ def plan_map(now: Situation, target: VcpuMap, options: CheckedOptions = DEFAULTS
         warnings=(
             *_warnings(now, plugs, keeps, unplugs, allow_fatal=options.allow_fatal),
             *guest_warnings(now, steps, options),
+            *_unplaced(now, plugs, options),
         ),
         slots=layout.slots,
         pending_slots=layout.pending_slots,
@@ -144,6 +146,7 @@ def plan_plugs(now: Situation, slots: Iterable[int], options: CheckedOptions = D
         warnings=(
             *_warnings(now, steps, [], [], allow_fatal=options.allow_fatal),
             *guest_warnings(now, steps, options),
+            *_unplaced(now, steps, options),
         ),
         slots=layout.slots,
         pending_slots=layout.pending_slots,
@@ -359,6 +362,15 @@ def _warnings(
     if fatal is not None and plugs:
         yield f"taking {named(_ids(plugs))} out again, as reverting does, is known to be fatal: {fatal.why}"
     yield from _of_guest_or_reset(now, plugs, unplugs)
+
+
+def _unplaced(now: Situation, plugs: Iterable[Step], options: CheckedOptions) -> Iterator[str]:
+    """Tell which vCPUs are plugged though they cannot be where they are to run on the host."""
+    if options.requires_place(now.placement):
+        return
+    told = ((why_unplaced(now, now.layout.slot_of(step.first)), step.ids) for step in plugs)
+    for why, ids in union_by((why, ids) for why, ids in told if why).items():
+        yield f"{named(ids)} will run somewhere else on the host than wanted: {why}"
 
 
 def _fatal_plugs(

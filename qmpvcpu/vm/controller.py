@@ -21,8 +21,8 @@ from qmpvcpu.errors import (
 from qmpvcpu.given import checked
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, ChangeOptions, CheckedOptions, OnFailure, Recovery
-from qmpvcpu.model.transition import ConfigReport, Direction, Intent, TransitionOutcome, TransitionReport
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.transition import Action, ConfigReport, Direction, Intent, TransitionOutcome, TransitionReport
+from qmpvcpu.model.vcpumap import VcpuMap, union
 from qmpvcpu.model.verdicts import OstAnswer, Refused, Unplugged
 from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.planning.checks import PLUG, UNPLUG, Situation, check_placement, find_slot
@@ -266,7 +266,7 @@ class VcpuController:
         given = CheckedOptions.of(options)
         asked = describe("plug", [] if vcpu is None else [vcpu])
         if given.affect is Affect.CONFIG:
-            return await self._next_boot(asked).set_state(vcpu, enabled=True)
+            return await self._next_boot(asked).set_state(vcpu, enabled=True, placement=given.placement)
         change = Change(
             lambda now: plan_plug(now, vcpu, given),
             given,
@@ -301,7 +301,7 @@ class VcpuController:
         given = CheckedOptions.of(options)
         asked = describe("unplug", [vcpu])
         if given.affect is Affect.CONFIG:
-            return await self._next_boot(asked).set_state(vcpu, enabled=False)
+            return await self._next_boot(asked).set_state(vcpu, enabled=False, placement=given.placement)
         change = self._unplug(vcpu, given, Result.IDS, asked)
         ids: VcpuMap = await self._change(change, lambda plan: _with_state(plan.ids, enabled=False))
         return ids
@@ -346,7 +346,7 @@ class VcpuController:
         given = CheckedOptions.of(options)
         asked = describe("plug" if enabled else "unplug", [vcpu])
         if given.affect is Affect.CONFIG:
-            return await self._next_boot(asked).set_state(vcpu, enabled=enabled)
+            return await self._next_boot(asked).set_state(vcpu, enabled=enabled, placement=given.placement)
         change = Change(
             lambda now: plan_state(now, vcpu, given, enabled=enabled),
             given,
@@ -572,6 +572,8 @@ class VcpuController:
         )
         follow = None if reverts else self._follow(intent)
         report: TransitionReport = await self._change(change, follow)
+        if not reverts:
+            await self.host.place_vcpus(union(step.ids for step in intent.steps if step.action is not Action.UNPLUG))
         return report
 
     async def _seen(self, intent: Intent) -> TransitionReport:
@@ -781,7 +783,9 @@ class VcpuController:
         call: str,
     ) -> TransitionReport:
         if given.affect is Affect.CONFIG:
-            config = await self._next_boot(asked).change(follow)
+            from qmpvcpu.vm.next_boot import and_placed
+
+            config = await self._next_boot(asked).change(and_placed(follow, given.placement))
             return TransitionReport(
                 start=config.start,
                 target=config.target,
@@ -797,6 +801,11 @@ class VcpuController:
 
     async def _change(self, change: Change, follow: "Callable[[Plan], ConfigChange] | None") -> Any:
         """Have *change* carried out; if it affects both sides, the next boot follows as *follow* says."""
+        placement = change.options.placement
+        if placement is not None:  # those that are there already are of no step
+            there = {vcpu: place for vcpu, place in placement.vcpus.items() if vcpu in self.layout.enabled}
+            if there or placement.emulator:
+                await self.host.place(replace(placement, vcpus=there, cpuset=None, everywhere=False))
         affects_both = change.options.affect is Affect.BOTH or change.intent is not None
         if follow is None or not affects_both:
             return await self._driver.request(change)
@@ -818,7 +827,10 @@ class VcpuController:
     async def _change_both(
         self, change: Change, next_boot: "NextBoot", follow: "Callable[[Plan], ConfigChange]", begun: list[Change]
     ) -> Any:
-        async with next_boot.pending(follow) as config:
+        placement = change.options.placement
+        from qmpvcpu.vm.next_boot import and_placed
+
+        async with next_boot.pending(lambda plan: and_placed(follow(plan), placement)) as config:
             begun.append(replace(change, config=config))
             return await self._driver.begin(begun[0])
 

@@ -1,7 +1,7 @@
 """`Host`: QEMU's threads on this host, where they run, and where they are to run."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qmpvcpu.engine.messages import HostIs, Persist, Wanted
@@ -11,11 +11,10 @@ from qmpvcpu.model.options import Affect
 from qmpvcpu.model.placement import HostFacts, Place, Placement, QemuThread
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.checks import check_placement
+from qmpvcpu.qapi import ThreadReading
 from qmpvcpu.vm.driver import Driver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from qmpvcpu.vm.next_boot import NextBoot
 
 _PLACE = "place"
@@ -94,37 +93,60 @@ class Host:
         known = self.placement
         wanted = known if placement is None else placement.over(known).with_policy(known.policy)
         if affect is not Affect.CONFIG:
-            await self._place(wanted, known if placement is None else placement)
+            named = known if placement is None else placement
+            await self._place(wanted, lambda vcpu: named.wants([vcpu]), emulator=bool(named.of_emulator()))
             if placement is not None:
                 driver.put(Wanted(wanted))
                 await driver.request(Persist())
         if config is not None and placement is not None:
-            from qmpvcpu.domainxml import placement_of, with_placement  # few change the next boot
+            from qmpvcpu.domainxml.placing import placed  # few change the next boot
 
-            await config.change(lambda domain: with_placement(domain, placement.over(placement_of(domain))))
+            await config.change(lambda domain: placed(domain, placement))
         return wanted if affect is not Affect.CONFIG else known
 
-    async def _place(self, wanted: Placement, named: Placement) -> None:
-        """Move the threads that *named* says something of to where *wanted* has them."""
+    async def place_vcpus(self, vcpus: Collection[int]) -> None:
+        """Put the threads of these vCPUs where they are to run, as ``place`` does; those that are not there are none.
+
+        Raises:
+            PlacementError: As ``place``.
+            MonitorError: The connection is lost, silent, or speaks nonsense.
+        """
+        known = self.placement
+        if known.wants(vcpus):
+            await self._place(known, lambda vcpu: vcpu in vcpus, emulator=False)
+
+    async def _place(self, wanted: Placement, is_concerned: Callable[[int], bool], *, emulator: bool) -> None:
+        """Move the threads of the vCPUs that are concerned, and *emulator* threads, to where *wanted* has them."""
         driver = self._driver
         await driver.check_open()
-        readings = await driver.connection.reader.threads()
-        placer = driver.placer
-        facts = placer.facts(wanted, anew=True)
+        reader = driver.connection.reader
+        readings, iothreads = await asyncio.gather(reader.threads(), reader.iothreads())
+        concerned = VcpuMap(vcpu for vcpu in driver.layout.enabled if is_concerned(vcpu))
+        facts = driver.placer.facts(wanted, anew=True)
+        for vcpu in concerned:
+            if why := wanted.why_not([vcpu], facts):
+                raise PlacementError(VcpuMap([vcpu]), f"{why}; nothing was changed", action=_PLACE)
         try:
-            vcpus = {} if facts.unreachable else placer.vcpus(readings)
-            concerned = {vcpu: thread for vcpu, thread in vcpus.items() if named.wants([vcpu])}
-            if why := wanted.why_not(concerned, facts) or named.why_not_emulator(facts) or facts.unreachable:
-                raise PlacementError(VcpuMap(concerned), f"{why}; nothing was changed", action=_PLACE)
-            places = [(concerned[vcpu], place) for vcpu, place in wanted.of_vcpus(concerned, facts).items()]
-            if emulator := named.of_emulator():
-                places += [(thread, emulator) for thread in placer.others(vcpus, await self._iothreads())]
-            placer.move(places, facts)
-            if wanted.groups:
-                placer.group(wanted, vcpus, placer.grouped(wanted, vcpus))
+            self._move(wanted, facts, concerned, readings, iothreads if emulator else None)
         except HostError as error:
-            raise PlacementError(VcpuMap(concerned), str(error), action=_PLACE) from error
-        driver.put(HostIs(placer.facts(wanted)))
+            raise PlacementError(concerned, str(error), action=_PLACE) from error
+        driver.put(HostIs(driver.placer.facts(wanted, anew=True)))
 
-    async def _iothreads(self) -> tuple[int, ...]:
-        return await self._driver.connection.reader.iothreads()
+    def _move(
+        self,
+        wanted: Placement,
+        facts: HostFacts,
+        concerned: VcpuMap,
+        readings: Sequence[ThreadReading],
+        iothreads: Collection[int] | None,
+    ) -> None:
+        placer = self._driver.placer
+        why = facts.unreachable or (wanted.why_not_emulator(facts) if iothreads is not None else "")
+        if why:
+            raise HostError(f"{why}; nothing was changed")
+        vcpus = placer.vcpus(readings)
+        places = [(vcpus[vcpu], place) for vcpu, place in wanted.of_vcpus(concerned, facts).items() if vcpu in vcpus]
+        if iothreads is not None:
+            places += [(thread, wanted.of_emulator()) for thread in placer.others(vcpus, iothreads)]
+        placer.move(places, facts)
+        placer.group(wanted, vcpus, placer.grouped(wanted, vcpus))

@@ -10,9 +10,11 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qmpvcpu.domainxml import DomainVcpus, domain_from
 from qmpvcpu.domainxml.next_boot import first_free, slot_of, with_map, with_state
+from qmpvcpu.domainxml.placing import placed
 from qmpvcpu.errors import ConfigDeniedError, DomainXmlError, Outcome, RecordError
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import ConfigOutcome, ConfigReport
@@ -24,7 +26,15 @@ from qmpvcpu.record.owner import Claim, refuse_other_document
 from qmpvcpu.record.record import Record
 from qmpvcpu.vm.record_writer import RecordWriter
 
+if TYPE_CHECKING:
+    from qmpvcpu.model.placement import Placement
+
 Change = Callable[[DomainVcpus], DomainVcpus]
+
+
+def and_placed(change: Change, placement: "Placement | None") -> Change:
+    """Return *change*, after which the next boot also has what *placement* says of QEMU's threads."""
+    return change if placement is None else lambda domain: placed(change(domain), placement)
 
 
 class NextBoot:
@@ -66,7 +76,7 @@ class NextBoot:
         async with self._held() as store:
             return await self.write(store, change)
 
-    async def set_state(self, vcpu: int | None, *, enabled: bool) -> VcpuMap:
+    async def set_state(self, vcpu: int | None, *, enabled: bool, placement: "Placement | None" = None) -> VcpuMap:
         """Have one vCPU at the next boot (None: the first free one), or leave it out; return the ids of its slot."""
         ids = VcpuMap()
 
@@ -75,7 +85,7 @@ class NextBoot:
             ids = slot_of(domain, first_free(domain) if vcpu is None else vcpu, enabled=enabled)
             return with_state(domain, ids, enabled=enabled)
 
-        await self.change(change)
+        await self.change(and_placed(change, placement))
         return ids
 
     async def look(self, change: Change) -> ConfigReport:

@@ -131,6 +131,8 @@ class Placer:
         return told
 
     def _place(self, slot: Slot, placement: Placement, facts: HostFacts, vcpus: Mapping[int, HostThread]) -> str:
+        if why := placement.why_not(slot.ids, facts):
+            return why
         try:
             for vcpu, place in placement.of_vcpus(slot.ids, facts).items():
                 if vcpu not in vcpus:
@@ -142,7 +144,7 @@ class Placer:
         return ""
 
     def group(self, placement: Placement, vcpus: Mapping[int, HostThread], threads: Sequence[HostThread]) -> None:
-        """Have *threads* share no core with others, if *placement* says so; *vcpus* are those of all vCPUs.
+        """Have *threads* share no core with others, if *placement* says so; *vcpus* are the threads of all vCPUs.
 
         Raises:
             HostError: They cannot be grouped.
