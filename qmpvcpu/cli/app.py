@@ -39,6 +39,8 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
   qmpvcpu watch --qmp /run/vm.qmp       what happens, as it happens
 
+  qmpvcpu stats --qmp /run/vm.qmp       how much each vCPU runs, and waits
+
   qmpvcpu xml --qmp /run/vm.qmp         the state as libvirt's domain XML
 
   qmpvcpu args vm.xml                   QEMU's arguments for its vCPUs
@@ -54,8 +56,8 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
   qmpvcpu --version                     which one this is
 
 The shared options may stand before the command or after it. With --json there is one document on standard output and
-nothing else, errors included (watch: one a line). SIGINT, SIGTERM and SIGHUP stop at the next safe point, and what
-was done is printed. The second one lets go of the VM at once.
+nothing else, errors included (watch, stats --interval: one a line). SIGINT, SIGTERM and SIGHUP stop at the next safe
+point, and what was done is printed. The second one lets go of the VM at once.
 
 Words complete in bash, zsh and fish after qmpvcpu --install-completion.
 
@@ -79,6 +81,7 @@ _COMMANDS: Final = {
     "replay": ("replay:replay", "Plug into a stopped QEMU what a VM had."),
     "xml": ("xml:xml", "Print libvirt's domain XML."),
     "watch": ("watch:watch", "Follow what happens to the vCPUs."),
+    "stats": ("stats:stats", "Show how much each vCPU runs, and waits."),
     "args": ("args:args", "Print QEMU's arguments for a domain XML."),
     "certify": ("certify:certify_", "Try everything a guest can do with vCPUs."),
     "doctor": ("doctor:doctor", "Show what works here, and what to do about the rest."),
@@ -98,6 +101,8 @@ _OF_VIRSH = {
     "vcpucount": "list",
     "vcpuinfo": "list",
     "guestvcpus": "guest",
+    "domstats": "stats",
+    "cpu-stats": "stats",
     "dumpxml": "xml",
     "domxml-to-native": "args",
     "define": "config",

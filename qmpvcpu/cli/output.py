@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qmpvcpu.cli.terminal import Screen, Terminal
 
 _GAP: Final = 2
+_FEW_LETTERS: Final = ("linux", "dumb")  # of TERM
 _USUAL_WIDTH: Final = 80  # of a terminal that does not say how wide it is
 
 
@@ -144,6 +145,16 @@ class Output:
 
         lines = text.split("\n")
         return "\n".join(fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines)
+
+    def can_show(self, text: str) -> bool:
+        """Whether *text* has only letters that the terminal or file takes; fonts of the Linux console have few."""
+        if self.is_terminal and os.environ.get("TERM") in _FEW_LETTERS:
+            return text.isascii()
+        try:
+            text.encode(self._file.encoding or "ascii")
+        except UnicodeEncodeError:
+            return False
+        return True
 
     @property
     def draws(self) -> bool:

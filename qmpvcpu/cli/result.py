@@ -32,7 +32,7 @@ class CommandResult:
 
     Attributes:
         code: The exit code.
-        document: What ``--json`` prints.
+        document: What ``--json`` prints; empty: everything was printed on the way.
         text: What people see on standard output; empty: everything was printed on the way.
         complaint: Lines for people on standard error.
         data: Bytes for standard output instead of *text*, such as an XML document; None: there are none.

@@ -251,7 +251,8 @@ def fail(error: BaseException, options: Options) -> int:
 def print_result(result: CommandResult, shell: Shell) -> int:
     """Print *result* where and how the options say, and return its exit code."""
     if shell.options.json:
-        shell.put(lambda: sys.stdout.write(as_line(result.document)))
+        if result.document:
+            shell.put(lambda: sys.stdout.write(as_line(result.document)))
     else:
         if result.data is not None:
             _pass_on(result.data, shell)

@@ -37,6 +37,7 @@ ON_A_VM = [
     "recover --record {record}",
     "xml",
     "watch --for 0",
+    "stats --interval 0.05 --count 1",
     "doctor",
     "certify --disturb --fresh --no-reset --timeout 1",
     "export",
@@ -57,7 +58,15 @@ OF_A_MIGRATION = ("check-target", "confirm-target", "take-back", "replay")
 # This tells of the micro-guest that it starts no vCPU.
 OF_THE_GUEST = ("certify",)
 # What a command that plugs does without.
-OTHERS = ("lxml", "aiofiles", "qmpvcpu.testing", "qmpvcpu.cli.demo", "qmpvcpu.cli.doctor", "qmpvcpu.cli.watch")
+OTHERS = (
+    "lxml",
+    "aiofiles",
+    "qmpvcpu.testing",
+    "qmpvcpu.cli.demo",
+    "qmpvcpu.cli.doctor",
+    "qmpvcpu.cli.watch",
+    "qmpvcpu.cli.stats",
+)
 # Each of many commands that one process runs, with its standard output as a test wants it.
 PROGRAM = """
 import contextlib, io, json, os, sys
@@ -230,7 +239,7 @@ async def test_output_that_nobody_takes_is_told_and_the_command_is_done(
     without = (*OF_A_MIGRATION, *OF_THE_GUEST)
     lines = [line for line in lines_with(tmp_path, "--qmp", guest.qmp) if line[0] not in without]
     lines += [["--help"], ["--show-completion", "bash"]]
-    lines += [[*line, "--json"] for line in lines if line[0] in ("list", "xml", "watch", "plan")]
+    lines += [[*line, "--json"] for line in lines if line[0] in ("list", "xml", "watch", "stats", "plan")]
     async with ScriptedAgent(vcpus=(0, 1), path=tmp_path / "agent") as agent:
         agent.cpus[1].online = False
         results = await results_of(lines, outputs, tmp_path)
@@ -292,7 +301,7 @@ def test_the_help_says_what_an_option_does_in_that_command() -> None:
         assert isinstance(found, click.Option)
         return found.help or ""
 
-    for name in ("list", "plan", "xml", "watch", "export", "check-target"):
+    for name in ("list", "plan", "xml", "watch", "stats", "export", "check-target"):
         assert "not written" in help_of(name, "--record")
     assert "Keep" in help_of("set", "--record")
     assert "to arrive" in help_of("confirm-target", "--timeout")

@@ -28,6 +28,7 @@ COMMANDS = [
     "recover --record {folder}/vm.xml",
     "xml",
     "watch --for 0",
+    "stats --interval 0.05 --count 1",
     "export",
     "check-target {folder}/state.json",
     "confirm-target --timeout 0 {folder}/state.json",
@@ -98,7 +99,9 @@ async def test_every_command_prints_lines_of_its_own_and_no_control(
             printed(text)
 
 
-@pytest.mark.parametrize("line", ["list", "set 0,2", "watch --for 0.3", "fleet list --dir {folder}/vms"])
+@pytest.mark.parametrize(
+    "line", ["list", "set 0,2", "watch --for 0.3", "stats --interval 0.05 --count 2", "fleet list --dir {folder}/vms"]
+)
 async def test_a_terminal_gets_no_control_but_those_of_its_table(line: str, folder: Path) -> None:
     words = line.format(folder=folder).split(" ")
     async with hostile_vm() as peer:

@@ -20,6 +20,7 @@ LOOKING = {
     "plan 0-3 --affect both": 0,
     "xml": 0,
     "watch --for 0.1": 0,
+    "stats --interval 0.05 --count 1": 0,
     "export": 0,
     "check-target STATE": 1,
     "fleet list": 0,

@@ -88,11 +88,14 @@ async def test_no_command_prints_more_than_its_schema_says_or_other_things(
     assert len({ran.command for ran in seen}) > len(("demo", "watch", "doctor"))
 
 
-async def test_each_line_of_watch_and_the_demo_is_as_its_schema_says() -> None:
+async def test_each_line_of_watch_and_stats_and_the_demo_is_as_its_schema_says() -> None:
     async with MicroGuest(boot=2) as guest:
         ran = await run("watch", "--until", "0-1", "--json", "--qmp", guest.qmp)
     for each in ran.documents:
         assert_strict(each, "watch")
+        ran = await run("stats", "--interval", "0.05", "--count", "2", "--json", "--qmp", guest.qmp)
+    for each in ran.documents:
+        assert_strict(each, "stats")
     demo = await run("demo", "--json")
     assert_strict(demo.document, "demo")
 

@@ -66,7 +66,7 @@ def test_help_is_told_on_a_terminal_of_any_width(
 
 async def test_a_table_of_one_column_is_a_table() -> None:
     async with small_vm() as peer:
-        for words in ("list", "plan 0-2", "watch --for 0", "fleet list"):
+        for words in ("list", "plan 0-2", "watch --for 0", "stats --interval 0.05 --count 1", "fleet list"):
             async with on_terminal(*words.split(), "--qmp", peer.address, columns=1, lines=200) as it:
                 assert await it.end() == 0
             assert "Traceback" not in it.shown
@@ -74,7 +74,7 @@ async def test_a_table_of_one_column_is_a_table() -> None:
 
 async def test_a_name_that_the_output_cannot_encode_is_escaped() -> None:
     env = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-    for words in ("list", "watch --for 0", "fleet list"):
+    for words in ("list", "watch --for 0", "stats --interval 0.05 --count 1", "fleet list"):
         async with small_vm(query_name={"name": "größe-日本"}) as peer:
             ran = await run(*words.split(), "--qmp", peer.address, env=env, code="import sys")
         assert ran.code == 0
