@@ -47,7 +47,6 @@ class StatisticsReader:
         self._driver = driver
         self._connection: Connection | None = None
         self._qemu = Found(None)
-        self._sought: set[int] = set()  # the threads by which QEMU was looked for last
         self._known: dict[str, _VcpuThread] = {}  # by QOM path
 
     async def read(self, names: Collection[str] | None = None) -> VmStatistics:
@@ -59,7 +58,7 @@ class StatisticsReader:
         await self._driver.check_open()
         layout, connection = self._driver.layout, self._driver.connection
         if connection is not self._connection:  # at first, and when QEMU was found again, or another one
-            self._connection, self._qemu, self._sought, self._known = connection, Found(None), set(), {}
+            self._connection, self._qemu, self._known = connection, Found(None), {}
         present = [slot for slot in layout.slots if slot.present]
         vcpus = {path: vcpu for slot in present for path, vcpu in zip(vcpu_paths(slot), slot.ids, strict=True)}
         named_in_layout = (pair for slot in present for pair in zip(vcpu_paths(slot), slot.host_tids, strict=False))
@@ -111,14 +110,10 @@ class StatisticsReader:
 
     def _read_new(self, tids: Mapping[str, int], *, waits: bool) -> dict[str, Usage]:
         """Find the threads that QEMU calls *tids*, by the QOM path of their vCPU, and read them."""
-        wanted = {*tids.values()}
-        connection = self._connection
-        if not wanted or connection is None:
-            return {}
-        if self._qemu.pid is None and wanted != self._sought:
-            self._sought = wanted
-            self._qemu = connection.monitor.find_qemu(wanted)
-        threads = {} if self._qemu.pid is None else find(self._qemu.pid, wanted)
+        if self._qemu.pid is None and self._connection is not None and tids:
+            # By that of the first vCPU: it never leaves, so its number is not of the past.
+            self._qemu = self._connection.monitor.find_qemu([next(iter(tids.values()))])
+        threads = {} if self._qemu.pid is None else find(self._qemu.pid, [*tids.values()])
         usages: dict[str, Usage] = {}
         for path, tid in tids.items():
             usage = read_usage(threads[tid], waits=waits) if tid in threads else None
