@@ -27,7 +27,7 @@ def read_facts(pid: int, *, core_scheduling: bool = False) -> HostFacts:
         core_scheduling: True also asks whether the kernel has core scheduling, which costs 3 ms once.
     """
     stat = read_stat(pid)
-    if stat is None or stat.has_ended:
+    if stat is None or stat.has_ended or stat.is_ending:
         return HostFacts(unreachable=f"QEMU, pid {pid}, has ended, or is hidden from us (/proc with hidepid)")
     try:
         main_cpus = VcpuMap(os.sched_getaffinity(pid))
