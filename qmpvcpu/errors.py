@@ -217,7 +217,7 @@ class StepDeniedError(PlanError):
     """A change was not sent, because it cannot work or must not be made.
 
     Attributes:
-        action: ``"plug"``, ``"unplug"``, ``"count"`` or ``"export"``.
+        action: ``"plug"``, ``"unplug"``, ``"count"``, ``"export"`` or ``"placing"``.
         ids: The vCPUs that were named; empty for "the first free one", for a count, and where no VM can have the id.
         reason: Why, as a word to branch on.
         detail: Why, as a sentence.
@@ -653,6 +653,10 @@ class UnprovenError(StepError):
         self.code = code
         self.reason = reason
         self.hint = hint
+
+
+LOOK: Final = "look at threads"
+"""The action of a PlacementError where QEMU's threads cannot even be found."""
 
 
 class PlacementError(StepError):

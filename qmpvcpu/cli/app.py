@@ -35,6 +35,8 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
   qmpvcpu set 0,2-5 --qmp /run/vm.qmp   these in, all others out
 
+  qmpvcpu pin 3=8-11 --qmp /run/vm.qmp  vCPU 3 on these host CPUs
+
   qmpvcpu config vm.xml --count 4       have four at its next boot
 
   qmpvcpu watch --qmp /run/vm.qmp       what happens, as it happens
@@ -77,6 +79,8 @@ _COMMANDS: Final = {
     "set": ("set:set_", "Plug these vCPUs and unplug all others."),
     "count": ("set:count", "Change how many vCPUs are plugged."),
     "plan": ("set:plan", "Show what set or count would do."),
+    "pin": ("pin:pin", "Show or choose which host CPUs vCPUs run on."),
+    "sched": ("pin:sched", "Show or choose how vCPUs are scheduled."),
     "recover": ("recover:recover", "Finish or revert what was cut short."),
     "replay": ("replay:replay", "Plug into a stopped QEMU what a VM had."),
     "xml": ("xml:xml", "Print libvirt's domain XML."),
@@ -103,6 +107,9 @@ _OF_VIRSH = {
     "guestvcpus": "guest",
     "domstats": "stats",
     "cpu-stats": "stats",
+    "vcpupin": "pin",
+    "emulatorpin": "pin --emulator",
+    "schedinfo": "sched",
     "dumpxml": "xml",
     "domxml-to-native": "args",
     "define": "config",

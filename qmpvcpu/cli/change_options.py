@@ -95,6 +95,7 @@ def check_together(affect: Affect, change: Mapping[str, Any]) -> None:
     if affect is Affect.CONFIG:
         named = [] if proof is Proof.PRESENT else ["--proof"]
         named += ["--offline-first"] if change.get("offline_first") else []
+        named += ["--placement"] if isinstance(change.get("placement"), str) else []
         if named:
             are = "are" if len(named) > 1 else "is"
             raise BadUsageError(

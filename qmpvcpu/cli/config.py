@@ -13,11 +13,13 @@ from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.errors import InvalidMapError, printable
 from qmpvcpu.model.codec import to_json
+from qmpvcpu.model.options import Affect
 from qmpvcpu.model.transition import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import DomainVcpu, DomainVcpus
+    from qmpvcpu.model.placement import Placement
     from qmpvcpu.record.config import DomainConfig
 
 
@@ -132,6 +134,12 @@ async def change_config(
     return _result(config, before, outcome)
 
 
+async def check_next_boot(affect: Affect, path: str | None, change: "Callable[[DomainConfig], None]") -> None:
+    """Do *change* on a copy, so that what the document does not allow is denied before anything is sent."""
+    if affect is Affect.BOTH and path is not None:
+        change(await qmpvcpu.DomainConfig.load(path))
+
+
 def enable(config: "DomainConfig", vcpus: Iterable[int]) -> None:
     """Have these vCPUs at the next boot; the first free one if there are none."""
     from qmpvcpu.domainxml.next_boot import first_free  # as all of XML, only where a document is changed
@@ -144,6 +152,21 @@ def disable(config: "DomainConfig", vcpus: Iterable[int]) -> None:
     """Leave vCPUs out of the next boot."""
     for vcpu in vcpus:
         config.set_state(vcpu, enabled=False)
+
+
+def place(config: "DomainConfig", wish: "Placement | None") -> None:
+    """Have threads run where *wish* has them from the next boot on; None: nothing is said of that.
+
+    Raises:
+        BadUsageError: Sets overlap with those of the document that must not.
+    """
+    if wish is not None:
+        from qmpvcpu.domainxml.placing import placed  # as in enable
+
+        try:
+            config.domain = placed(config.domain, wish)
+        except ValueError as error:
+            raise BadUsageError(f"--exclusive: {error}") from error
 
 
 def _result(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcome | None) -> CommandResult:

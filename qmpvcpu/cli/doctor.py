@@ -9,12 +9,13 @@ from qmpvcpu.cli.examine import (
     Level,
     TriedQemu,
     examine_agent,
+    examine_host,
     examine_machine,
     examine_vm,
     try_qemus,
     unreachable,
 )
-from qmpvcpu.cli.options import AGENT, OUTPUT_OPTIONS, QMP, REPLY_TIMEOUT, command
+from qmpvcpu.cli.options import AGENT, NAME, OUTPUT_OPTIONS, QMP, READ_RECORD, REPLY_TIMEOUT, command
 from qmpvcpu.cli.output import Column, Line, Table
 from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
@@ -25,14 +26,15 @@ from qmpvcpu.model.codec import to_json
 _STYLES: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.FAULT: "bold red"}
 
 
-@command(QMP, AGENT, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
+@command(QMP, NAME, READ_RECORD, AGENT, REPLY_TIMEOUT, *OUTPUT_OPTIONS)
 async def doctor(shell: Shell) -> CommandResult:
     """Show what works here, what does not, and what to do about it. Changes nothing.
 
     Runs the micro-guest with every QEMU found, under KVM and TCG, since one that is present may still fail.
     Lists these QEMUs' known faults, and files that cannot be opened or are missing. With --qmp it also says whether
-    that VM answers, can plug and unplug CPUs, and whether its guest has ever answered. With --agent it also says what
-    the guest agent may do, and how it is known which of the guest's CPUs each vCPU is.
+    that VM answers, can plug and unplug CPUs, whether its guest has ever answered, and whether its threads can be
+    found and moved on this host; with --record also which are not where the record has them. With --agent it also
+    says what the guest agent may do, and how it is known which of the guest's CPUs each vCPU is.
 
       qmpvcpu doctor
 
@@ -62,14 +64,17 @@ async def _look_at_vm(shell: Shell, address: str) -> tuple[list[Finding], dict[s
     """Return what is found of the VM at *address*, and its map if it could be read; nothing if *address* is ""."""
     if not address:
         advice = "name the VM too: --qmp ADDRESS"
-        alone = Finding(Level.NOTE, "agent", "it was not asked: the VM it belongs to is not named", advice)
-        return [alone] if shell.options.agent_address else [], {}
+        alone = [Finding(Level.NOTE, "agent", "it was not asked: the VM it belongs to is not named", advice)]
+        unread = [Finding(Level.NOTE, "record", "it was not read: the VM it belongs to is not named", advice)]
+        options = shell.options
+        return [*(alone if options.agent_address else []), *(unread if options.record else [])], {}
     try:
-        async with shell.attach() as vm:
+        async with shell.attach(read_only=True) as vm:
             answers = await vm.guest_answers()
+            threads = await examine_host(vm, shell.options.record)
             # The agent first: what it tells of the guest decides about plugs and unplugs too.
             asked = await examine_agent(vm, shell.options.reply_timeout) if vm.guest.has_agent else []
-            return [*examine_vm(vm, answers.values()), *asked], state_json(vm.layout)
+            return [*examine_vm(vm, answers.values()), *threads, *asked], state_json(vm.layout)
     except MonitorError as error:
         return [unreachable(address, error)], {}
 

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import pwd
+import shlex
 import shutil
 import stat
 import time
@@ -22,6 +23,7 @@ from typing import Final, TypeVar
 import qmpvcpu
 from qmpvcpu.cli.failures import is_held
 from qmpvcpu.cli.guest import KNOWN_BY, READ_FILES, not_listed
+from qmpvcpu.cli.pin import drift_lines
 from qmpvcpu.cli.show import headline
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import (
@@ -34,6 +36,7 @@ from qmpvcpu.errors import (
     QmpVcpuError,
     milliseconds,
 )
+from qmpvcpu.host.coresched import why_not_core_scheduling
 from qmpvcpu.model.guest import GuestVcpu
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Proof
@@ -73,6 +76,7 @@ _AGENT_COMMANDS: Final = (
     ),
     (("guest-get-osinfo",), "it is not known whether it is Windows, which releases no vCPU"),
 )
+_FINDABLE: Final = "docs/placement.md says what it takes: QEMU on this host, a UNIX socket, its user or root"
 _ALLOW: Final = "allow it: block-rpcs or allow-rpcs in the guest's qemu-ga.conf, or qemu-ga's options -b and -a"
 # A guest needs a tenth of a second, and a machine under load ten times that.
 _TRIAL_S: Final = 15.0
@@ -440,6 +444,28 @@ def _examine_guest(layout: Layout, answers: Collection[OstAnswer]) -> Finding:
 
 def _slots(number: int) -> str:
     return "one slot" if number == 1 else f"{number} slots"
+
+
+async def examine_host(vm: VcpuController, record: str | None) -> list[Finding]:
+    """Tell whether QEMU's threads can be found and moved on this host, and which are not where *record* has them."""
+    facts, wanted = vm.host.facts(), bool(vm.host.placement)
+    if facts.unreachable or facts.forbidden:
+        level = Level.WARNING if wanted else Level.NOTE
+        told = f"they cannot be found: {facts.unreachable}" if facts.unreachable else facts.forbidden
+        return [Finding(level, "threads", told, _FINDABLE)]
+    cpus = f"host CPUs {facts.usable}" + (f" ({facts.cgroup})" if facts.usable != facts.online else "")
+    findings = [Finding(Level.OK, "threads", f"they can be found, and moved on {cpus}")]
+    if facts.why_not_realtime:
+        found = f"highest real-time priority {facts.highest_priority}: {facts.why_not_realtime}"
+        findings.append(Finding(Level.NOTE, "threads", found, "only --sched fifo and rr need more"))
+    if why_not := why_not_core_scheduling():
+        findings.append(Finding(Level.NOTE, "threads", f"no core scheduling: {why_not}"))
+    drifted = [thread for thread in await vm.host.threads() if thread.drifted] if wanted else []
+    restore = f"qmpvcpu pin --restore --record {shlex.quote(record)}" if record else ""
+    findings += [Finding(Level.WARNING, "threads", line, restore) for line in drift_lines(drifted)]
+    if wanted and not drifted:
+        findings.append(Finding(Level.OK, "threads", "each is where the record has it"))
+    return findings
 
 
 async def examine_agent(vm: VcpuController, timeout: float) -> list[Finding]:

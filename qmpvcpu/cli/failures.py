@@ -16,6 +16,7 @@ from qmpvcpu.cli.result import (
 from qmpvcpu.cli.show import state_json, state_text
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import (
+    LOOK,
     AgentForbiddenError,
     DomainXmlError,
     GuestAgentError,
@@ -26,6 +27,7 @@ from qmpvcpu.errors import (
     MonitorError,
     Outcome,
     OutcomeUnknownError,
+    PlacementError,
     PlanError,
     QmpVcpuError,
     RecordError,
@@ -102,6 +104,8 @@ def code_of(error: BaseException) -> int:
     """Return the exit code that tells of *error*."""
     if isinstance(error, TransitionError):
         return _code_of_report(error.report)
+    if isinstance(error, PlacementError) and error.action == LOOK:
+        return NOT_SENT
     if isinstance(error, ReplayMismatchError) and error.outcome is not Outcome.UNCHANGED:
         return NOT_REACHED
     return next((code for kinds, code in _CODES if isinstance(error, kinds)), NOT_REACHED)

@@ -31,6 +31,7 @@ from qmpvcpu.cli.result import (
 from qmpvcpu.cli.run import Shell, check_address
 from qmpvcpu.cli.set import Target
 from qmpvcpu.cli.show import layout_json, state_json
+from qmpvcpu.cli.wishes import PLACEMENT
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import GuestAgentError, TransitionError, milliseconds, printable
 from qmpvcpu.fleet import Fleet, Results, VmResult
@@ -259,7 +260,9 @@ async def _ask_guest(shell: Shell, vm: "VcpuController") -> Asked | None:
     return Asked(await shell.ask_cpus(vm)) if vm.guest.has_agent else None
 
 
-@command(click.Argument(["target"], metavar="MAP"), _AFFECT, *MAP_OPTIONS, *SAFETY_OPTIONS, *_FLEET_OPTIONS)
+@command(
+    click.Argument(["target"], metavar="MAP"), _AFFECT, *MAP_OPTIONS, PLACEMENT, *SAFETY_OPTIONS, *_FLEET_OPTIONS
+)
 async def set_(shell: Shell, *, target: str, **given: Any) -> CommandResult:
     """Have exactly the vCPUs of this MAP plugged in every VM, each for itself, as set does.
 
@@ -280,6 +283,7 @@ async def set_(shell: Shell, *, target: str, **given: Any) -> CommandResult:
     INCLUDE_BOOT,
     _AFFECT,
     *MAP_OPTIONS,
+    PLACEMENT,
     *SAFETY_OPTIONS,
     *_FLEET_OPTIONS,
 )

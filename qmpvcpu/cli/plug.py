@@ -3,11 +3,10 @@
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-import qmpvcpu
 from qmpvcpu.cli.change_options import (
     ALLOW_FATAL,
     NEXT_BOOT_OPTIONS,
@@ -17,21 +16,22 @@ from qmpvcpu.cli.change_options import (
     check_together,
     next_boot_file,
 )
-from qmpvcpu.cli.config import VcpuIds, change_config, disable, enable, listed
+from qmpvcpu.cli.config import VcpuIds, change_config, check_next_boot, disable, enable, listed, place
 from qmpvcpu.cli.options import AGENT, TIMEOUT, VM_OPTIONS, command
 from qmpvcpu.cli.progress import PlugClock, meanwhile, progress
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
-from qmpvcpu.errors import QmpVcpuError, UnprovenError, milliseconds
+from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_unused, take_wish
+from qmpvcpu.errors import PlacementError, QmpVcpuError, UnprovenError, milliseconds
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.options import Affect, CheckedOptions, Proof
+from qmpvcpu.model.options import Affect, ChangeOptions, CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Plugged, Unplugged, verdict_of
 from qmpvcpu.model.vm import VmStatus
-from qmpvcpu.planning.checks import Situation, check_plug, check_unplug
+from qmpvcpu.planning.checks import Situation, check_placement, check_plug, check_unplug
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -53,6 +53,7 @@ class _OfferedIds(VcpuIds):
 @command(
     click.Argument(["vcpus"], metavar="[ID]...", nargs=-1, type=_OfferedIds(free=True)),
     *PROOF_OPTIONS,
+    *PLACEMENT_OPTIONS,
     *NEXT_BOOT_OPTIONS,
     ALLOW_FATAL,
     TIMEOUT,
@@ -73,21 +74,31 @@ async def plug(
 
       qmpvcpu plug 2-4 --proof acknowledged --timeout 5 --qmp /run/vm.qmp
 
+      qmpvcpu plug 3 --pin 3=8-11 --qmp /run/vm.qmp
+
       qmpvcpu plug 3 --affect both --config vm.xml --qmp /run/vm.qmp
 
-    Exit codes: 0 plugged; 1 rejected by QEMU, or plugged without the proof asked for, or only some of them are
-    plugged; 2 denied, nothing sent; 3 no connection, QEMU lost, outcome unknown; 4 record unreadable or locked;
-    130 stopped by a signal.
+    Exit codes: 0 plugged; 1 rejected by QEMU, or plugged without the proof asked for, or taken out again since it
+    could not be in its place, or only some of them are plugged; 2 denied, nothing sent; 3 no connection, QEMU lost,
+    outcome unknown; 4 record unreadable or locked; 130 stopped by a signal.
     """
     ids = listed(vcpus)
+    wish = take_wish(change)
     check_together(affect, change)
     next_boot = next_boot_file(affect, config, shell.options.record, base)
+
+    def follow(config: "DomainConfig") -> None:
+        enable(config, ids)
+        place(config, wish)
+
     if affect is Affect.CONFIG:
-        return await change_config(shell, next_boot, lambda each: enable(each, ids))
+        return await change_config(shell, next_boot, follow)
     async with shell.attach(config=config, base=base) as vm:
         ids = by_slots(vm.layout, ids)
-        _check_all(vm, ids, check_plug, change)
-        await _check_next_boot(affect, config, lambda each: enable(each, ids))
+        check_wish(vm, wish)
+        note_unused(shell, vm, wish, ids)
+        _check_all(shell, vm, ids, check_plug, change)
+        await check_next_boot(affect, config, follow)
         await _one_by_one(shell, ids or [None], lambda vcpu: _plug_one(shell, vm, vcpu, affect=affect, **change))
         layout = vm.layout
     return _all_done(shell, layout, affect)
@@ -128,8 +139,8 @@ async def unplug(
     async with shell.attach(config=config, base=base) as vm:
         ids = by_slots(vm.layout, ids)
         system = await shell.ask_system(vm)
-        _check_all(vm, ids, check_unplug, change, system)
-        await _check_next_boot(affect, config, lambda each: disable(each, ids))
+        _check_all(shell, vm, ids, check_unplug, change, system=system)
+        await check_next_boot(affect, config, lambda each: disable(each, ids))
         await _one_by_one(shell, ids, lambda vcpu: _unplug_one(shell, vm, vcpu, affect=affect, **change))
         layout = vm.layout
     return _all_done(shell, layout, affect)
@@ -144,22 +155,25 @@ def by_slots(layout: Layout, ids: list[int]) -> list[int]:
 
 
 def _check_all(
+    shell: Shell,
     vm: "VcpuController",
     ids: list[int],
     check: Callable[..., object],
     change: dict[str, Any],
+    *,
     system: "GuestOs | None" = None,
 ) -> None:
     """Deny what can be known beforehand while nothing is sent; the VM's run state is checked with each step."""
     now = Situation(vm.layout, VmStatus("running"), created=0, guest_os=system, has_agent=vm.guest.has_agent)
+    options = CheckedOptions.of(cast("ChangeOptions", change))
+    if options.placement is not None or shell.options.record is not None:  # else nothing is wanted of any thread
+        known = vm.host.placement
+        wanted = known if options.placement is None else options.placement.over(known)
+        if wanted:
+            now = now._replace(placement=wanted, host=vm.host.facts())
+            check_placement(now)
     for vcpu in ids:
-        check(now, vcpu, CheckedOptions(**change))
-
-
-async def _check_next_boot(affect: Affect, config: str | None, change: "Callable[[DomainConfig], None]") -> None:
-    """Do *change* on a copy, so that what the document does not allow is denied before anything is sent."""
-    if affect is Affect.BOTH and config is not None:
-        change(await qmpvcpu.DomainConfig.load(config))
+        check(now, vcpu, options)
 
 
 async def _one_by_one(shell: Shell, ids: list[Any], work: Callable[[Any], Awaitable[VcpuMap]]) -> None:
@@ -190,20 +204,33 @@ async def _plug_one(
             slot = vm.layout.slot_of(min(error.ids))
             acknowledged = False if error.wanted is Proof.ACKNOWLEDGED else slot.acknowledged
             verdict = Plugged(slot.ids, acknowledged, error.code, error.reason, seconds)
-            proofs = clock.proofs(slot.ids)
-            shell.done.append({"verdict": to_json(verdict), "proofs": to_json(proofs)})
+            shell.done.append({"verdict": to_json(verdict), **clock.as_json(slot.ids)})
+            raise
+        except PlacementError as error:
+            verdict = Plugged(error.ids, seconds=time.monotonic() - started)
+            taken_out = {"unplaced": error.why, "taken_out": error.taken_out}
+            shell.done.append({"verdict": to_json(verdict), **clock.as_json(error.ids), **taken_out})
             raise
     seconds = time.monotonic() - started
     slot = vm.layout.slot_of(min(ids))
     acknowledged = vm.layout[slot.first].acknowledged
     verdict = Plugged(ids, acknowledged, slot.answer.code if slot.answer else None, seconds=seconds)
-    proofs = clock.proofs(ids)
-    shell.done.append({"verdict": to_json(verdict), "proofs": to_json(proofs)})
+    shell.done.append({"verdict": to_json(verdict), **clock.as_json(ids)})
     said = ", the guest acknowledged it" if acknowledged else ""
-    said = f", {replace(proofs, present=None)}" if proof is not Proof.PRESENT else said
+    said = f", {replace(clock.proofs(ids), present=None)}" if proof is not Proof.PRESENT else said
+    said += _where(vm, ids, clock)
     said += ", at the next boot too" if affect is Affect.BOTH else ""
     shell.say(f"plugged vCPU {ids} as {slot.device_id} in {milliseconds(seconds)}{said}")
     return ids
+
+
+def _where(vm: "VcpuController", ids: VcpuMap, clock: PlugClock) -> str:
+    """Return where the threads of what was plugged run, if that was wanted, for the end of a sentence."""
+    placed, why_not = clock.placed(ids)
+    if placed is None:
+        return f", not in its place: {why_not}" if why_not else ""
+    places = {str(place) for vcpu in ids if (place := vm.host.placement.of_vcpu(vcpu))}
+    return f", on {places.pop()}" if len(places) == 1 else ", in its place"
 
 
 async def _unplug_one(shell: Shell, vm: "VcpuController", vcpu: int, *, affect: Affect, **change: Any) -> VcpuMap:

@@ -14,11 +14,13 @@ from qmpvcpu.events import (
     InstanceChanged,
     LayoutChanged,
     MigrationChanged,
+    PlaceDrifted,
     Reconnected,
     UnplugAcknowledged,
     UnplugPending,
     UnplugRefused,
     UnplugRequested,
+    VcpuPlaced,
     VcpuPlugged,
     VcpuProven,
     VcpuUnplugged,
@@ -26,6 +28,7 @@ from qmpvcpu.events import (
     VmResumed,
     VmStopped,
 )
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.options import Proof
 from qmpvcpu.model.transition import Action, ProofSeconds, Step
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -53,6 +56,8 @@ _MOST_NAMED: Final = 3
 _SENTENCES: Final[Mapping[type[Event], str]] = {
     VcpuPlugged: "vCPU {event.ids} is plugged",
     VcpuProven: "vCPU {event.ids} {event.proof.value}",
+    VcpuPlaced: "vCPU {event.ids} is where it is to run",
+    PlaceDrifted: "vCPU {event.ids} runs on {event.found}, and is to run on {event.wanted}",
     UnplugRequested: "vCPU {event.ids}: the guest is asked, no reaction yet",
     UnplugAcknowledged: "vCPU {event.ids}: the guest works on it",
     UnplugRefused: "vCPU {event.ids}: the guest refused: {event.reason}",
@@ -87,6 +92,10 @@ def sentence(event: Event) -> str:
     """Return what *event* means to somebody who waits."""
     if isinstance(event, LayoutChanged) and event.resync:
         return "too much happened at once: some events were dropped"
+    if isinstance(event, VcpuPlaced) and event.why_not:
+        return printable(f"vCPU {event.ids} is not in its place: {event.why_not}")
+    if isinstance(event, PlaceDrifted) and not event.ids:
+        return f"QEMU's main thread runs on {event.found}, and is to run on {event.wanted}"
     return printable(_SENTENCES[type(event)].format(event=event))
 
 
@@ -373,12 +382,13 @@ async def run_transition(
 
 
 class PlugClock:
-    """Takes the seconds from now, when a plug is sent, until *events* tell of each proof of it."""
+    """Takes the seconds from now, when a plug is sent, until *events* tell of each proof of it, and of its place."""
 
     def __init__(self, events: "EventStream") -> None:
         self._events = events
         self._sent = time.monotonic()
         self._seconds: dict[VcpuMap, dict[str, float]] = {}
+        self._placed: dict[VcpuMap, tuple[float | None, str]] = {}
 
     async def run(self) -> None:
         """Take events in as they come."""
@@ -387,12 +397,28 @@ class PlugClock:
 
     def proofs(self, ids: VcpuMap) -> ProofSeconds:
         """Return what the events so far prove of the plug of *ids*, and when."""
+        self._take_all()
+        return ProofSeconds(**self._seconds.get(ids, {}))
+
+    def placed(self, ids: VcpuMap) -> tuple[float | None, str]:
+        """Return when the threads of *ids* were in their place, else None and why not; "": nothing is wanted."""
+        self._take_all()
+        return self._placed.get(ids, (None, ""))
+
+    def as_json(self, ids: VcpuMap) -> dict[str, Any]:
+        """Return what the events so far tell of the plug of *ids*."""
+        placed, unplaced = self.placed(ids)
+        return {"proofs": to_json(self.proofs(ids)), "placed": placed, "unplaced": unplaced, "taken_out": False}
+
+    def _take_all(self) -> None:
         while (event := self._events.take()) is not None:
             self._take(event)
-        return ProofSeconds(**self._seconds.get(ids, {}))
 
     def _take(self, event: Event) -> None:
         match event:
+            case VcpuPlaced(why_not=why_not):
+                self._placed[event.ids] = (None if why_not else time.monotonic() - self._sent), why_not
+                return
             case VcpuPlugged():
                 proof = Proof.PRESENT
             case VcpuProven(proof=proof, seconds=float()):

@@ -13,6 +13,7 @@ from qmpvcpu.cli.reports import intent_text, report_blocks
 from qmpvcpu.cli.result import NOT_REACHED, REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json, state_text
+from qmpvcpu.cli.wishes import PLACEMENT
 from qmpvcpu.errors import RecordError
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.exported import PreviousVcpus
@@ -30,12 +31,20 @@ from qmpvcpu.record.file import LockedFile, absolute
     flag("--revert", "Undo what was done of it."),
     flag("--drop-previous", "Forget what an earlier QEMU had and this one has not."),
     CONFIG,
+    PLACEMENT,
     TIMEOUT,
     AGENT,
     *VM_OPTIONS,
 )
 async def recover(
-    shell: Shell, *, finish: bool, revert: bool, drop_previous: bool, config: str | None, **change: Any
+    shell: Shell,
+    *,
+    finish: bool,
+    revert: bool,
+    drop_previous: bool,
+    config: str | None,
+    placement: str | None,
+    **change: Any,
 ) -> CommandResult:
     """Look at a set, count, plug or unplug that was cut short (killed, QEMU unreachable), and end it.
 
@@ -60,7 +69,7 @@ async def recover(
         raise BadUsageError("recover reads what was wanted from the VM's record: name it with --record PATH")
     looks_only = not (finish or revert or drop_previous)
     await asyncio.to_thread(_check_record, absolute(record), not_kept=not (finish or revert))
-    async with shell.attach(config=config, read_only=looks_only) as vm:
+    async with shell.attach(config=config, read_only=looks_only, placement=placement) as vm:
         if drop_previous:
             await vm.drop_previous()
         shell.extra["previous"] = to_json(vm.previous)

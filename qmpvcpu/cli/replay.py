@@ -12,13 +12,18 @@ from qmpvcpu.cli.reports import report_blocks
 from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
+from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, take_wish
 
 if TYPE_CHECKING:
     from qmpvcpu.model.layout import Layout
 
 
 @command(
-    click.Argument(["source"], metavar="[SOURCE]", required=False, type=File()), ALLOW_FATAL, TIMEOUT, *VM_OPTIONS
+    click.Argument(["source"], metavar="[SOURCE]", required=False, type=File()),
+    *PLACEMENT_OPTIONS,
+    ALLOW_FATAL,
+    TIMEOUT,
+    *VM_OPTIONS,
 )
 async def replay(shell: Shell, *, source: str | None, **change: Any) -> CommandResult:
     """Plug into a stopped QEMU what a document says: the same vCPUs, with their holes and in their order.
@@ -40,8 +45,10 @@ async def replay(shell: Shell, *, source: str | None, **change: Any) -> CommandR
     """
     if source is None and shell.options.record is None:
         raise BadUsageError("replay what? Name the VM's domain XML, or with --record what an earlier QEMU of it had")
+    wish = take_wish(change)
     wanted = None if source is None else await asyncio.to_thread(_read, source)
     async with shell.attach() as vm:
+        check_wish(vm, wish)
         with naming_document(source):
             report = await run_transition(shell, vm, vm.replay(wanted, **change), ())
     content = document(**report.to_json(), **state_json(report.layout))

@@ -81,10 +81,12 @@ def _step_table(steps: tuple[StepReport, ...], unanswered: str, *, proven: bool)
     columns = [Column("action"), Column("vCPU", "right"), Column("verdict"), Column("time", "right")]
     columns += [Column("undone")] if reverted else []
     columns += [Column("proven", fold=True)] if proven else []
+    placed = any(step.placed is not None or step.unplaced for step in steps)
+    columns += [Column("in its place")] if placed else []
     table = Table(*columns, Column("why", fold=True))
     above = ""
     for step in steps:
-        reason = printable(in_options(step.reason))
+        reason = printable(in_options("; ".join(filter(None, (step.reason, step.unplaced)))))
         why = _AS_ABOVE if reason == above and len(reason) > _SHORT else reason
         above = reason
         verdict = step.word or unanswered
@@ -92,6 +94,7 @@ def _step_table(steps: tuple[StepReport, ...], unanswered: str, *, proven: bool)
         cells = [step.action.value, str(step.ids), Line((verdict, _style(step))), took]
         cells += [_undone(step)] if reverted else []
         cells += [_proven(step)] if proven else []
+        cells += [_placed(step)] if placed else []
         table.add(*cells, why)
     return table
 
@@ -99,6 +102,13 @@ def _step_table(steps: tuple[StepReport, ...], unanswered: str, *, proven: bool)
 def _proven(step: StepReport) -> str:
     """Return what was proven of a plug beyond the verdict's own, with the seconds of each; "" if nothing was."""
     return "" if step.proofs is None else str(replace(step.proofs, present=None))
+
+
+def _placed(step: StepReport) -> Line:
+    """Return whether what a step plugged is in its place on the host; nothing if it plugged nothing, or anywhere."""
+    if step.unplaced:
+        return Line(("taken out", "red") if step.taken_out and step.undone else ("NO", "yellow"))
+    return Line("" if step.placed is None else (f"in {milliseconds(step.placed)}", "green"))
 
 
 def _undone(step: StepReport) -> Line:
@@ -130,4 +140,5 @@ def shortcoming(report: TransitionReport) -> str:
 
 def _wrong(step: StepReport, verdict: Verdict) -> str:
     never = "" if step.missing is None else f" (never {step.missing.value})"
+    never += f" (not in its place: {printable(step.unplaced)})" if step.taken_out else ""
     return f"{step.ids} {verdict.name}{never}"

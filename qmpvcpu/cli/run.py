@@ -122,12 +122,13 @@ class Shell:
         resync_interval: float | None = None,
         read_only: bool = False,
         arrived: bool = False,
+        placement: str | None = None,
     ) -> "AsyncIterator[VcpuController]":
         """Attach to the VM that the options name.
 
         *config* is the document of its next boot, *base* the one that its record begins as. *read_only* is for
         commands that change nothing: the record, if one is named, is read and not written. *arrived*: the VM has
-        migrated here, with its record.
+        migrated here, with its record. *placement*: what happens to a vCPU that cannot be in its place.
 
         Without *resync_interval* there are no resyncs: most commands are over before one would tell anything.
         """
@@ -146,6 +147,7 @@ class Shell:
             resync_interval=resync_interval,
             read_only=read_only and options.record is not None,
             arrived=arrived,
+            placement=placement,
         )
         async with attaching as self.vm:
             yield self.vm

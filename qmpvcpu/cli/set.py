@@ -18,21 +18,23 @@ from qmpvcpu.cli.change_options import (
     check_together,
     next_boot_file,
 )
-from qmpvcpu.cli.config import change_config
+from qmpvcpu.cli.config import change_config, place
 from qmpvcpu.cli.options import AGENT, READ_OPTIONS, VM_OPTIONS, command, option
 from qmpvcpu.cli.progress import run_transition
 from qmpvcpu.cli.reports import intent_text, plan_json, plan_lines, report_blocks
 from qmpvcpu.cli.result import NOT_SENT, REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
+from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_unused, take_wish
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import InvalidMapError
 from qmpvcpu.model.options import Affect, Proof
 from qmpvcpu.model.transition import Action, TransitionReport
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, union
 
 if TYPE_CHECKING:
     from qmpvcpu.cli.output import Block
+    from qmpvcpu.model.placement import Placement
     from qmpvcpu.planning.plan import Plan
     from qmpvcpu.record.config import DomainConfig
     from qmpvcpu.vm.controller import VcpuController
@@ -64,12 +66,13 @@ class Target:
         if self.map is not None and not VcpuMap.parse(self.map):
             raise InvalidMapError(self.map, "it is empty, and vCPU 0 never leaves")
 
-    def write(self, config: "DomainConfig") -> None:
-        """Make it the next boot."""
+    def write(self, config: "DomainConfig", wish: "Placement | None" = None) -> None:
+        """Make it the next boot, with threads where *wish* has them."""
         if self.count is not None:
             config.set_count(self.count)
         else:
             config.set_map(self.map or "")
+        place(config, wish)
 
     def plan(self, vm: "VcpuController", **change: Any) -> "Plan":
         """Return what it takes to reach it."""
@@ -86,7 +89,13 @@ class Target:
 
 
 @command(
-    click.Argument(["target"], metavar="MAP"), *NEXT_BOOT_OPTIONS, *MAP_OPTIONS, *SAFETY_OPTIONS, AGENT, *VM_OPTIONS
+    click.Argument(["target"], metavar="MAP"),
+    *PLACEMENT_OPTIONS,
+    *NEXT_BOOT_OPTIONS,
+    *MAP_OPTIONS,
+    *SAFETY_OPTIONS,
+    AGENT,
+    *VM_OPTIONS,
 )
 async def set_(shell: Shell, *, target: str, config: str | None, **change: Any) -> CommandResult:
     """Have exactly the vCPUs of this MAP plugged, boot vCPUs included: the others leave.
@@ -103,6 +112,8 @@ async def set_(shell: Shell, *, target: str, config: str | None, **change: Any) 
 
       qmpvcpu set 0-3,^2 --on-failure revert --timeout 10 --record vm.xml --qmp /run/vm.qmp --json
 
+      qmpvcpu set 0-3 --pin 0-1=8 --pin 2-3=9 --placement preferred --qmp /run/vm.qmp
+
       qmpvcpu set 0-3 --affect config --config vm.xml
 
     Exit codes: 0 reached, also if it was so already; 1 refused, rejected, pending, partial or reverted; 2 bad usage
@@ -115,6 +126,7 @@ async def set_(shell: Shell, *, target: str, config: str | None, **change: Any) 
 @command(
     click.Argument(["number"], metavar="N", type=int),
     INCLUDE_BOOT,
+    *PLACEMENT_OPTIONS,
     *NEXT_BOOT_OPTIONS,
     *MAP_OPTIONS,
     *SAFETY_OPTIONS,
@@ -145,6 +157,7 @@ async def count(shell: Shell, *, number: int, include_boot: bool, config: str | 
     CONFIG,
     PROOF,
     OFFLINE_FIRST,
+    *PLACEMENT_OPTIONS,
     *SAFETY_OPTIONS,
     AGENT,
     *READ_OPTIONS,
@@ -171,18 +184,20 @@ async def plan(
     4 record unreadable or locked.
     """
     wanted = Target(target, count, include_boot)
+    wish = take_wish(change)
     check_together(affect, change)
     next_boot = next_boot_file(affect, config, shell.options.record)
     if affect is Affect.CONFIG:
-        return await change_config(shell, next_boot, wanted.write, dry=True)
+        return await change_config(shell, next_boot, lambda each: wanted.write(each, wish), dry=True)
     async with shell.attach(config=config, read_only=True) as vm:
+        check_wish(vm, wish)
         await shell.ask_system(vm)
         planned = wanted.plan(vm, **change)
         layout = vm.layout
     content = document(**plan_json(planned), **state_json(layout))
     said: list[Block] = [*plan_lines(in_options(str(planned))), str(layout)]
     if next_boot:
-        written = await change_config(shell, next_boot, wanted.write, dry=True)
+        written = await change_config(shell, next_boot, lambda each: wanted.write(each, wish), dry=True)
         content |= {"affect": affect.value} | {key: written.document[key] for key in ("config", "changes")}
         said += ["", *written.text]
     return CommandResult(NOT_SENT if planned.denied else REACHED, content, tuple(said))
@@ -191,12 +206,15 @@ async def plan(
 async def _set(
     shell: Shell, target: Target, config: str | None, *, affect: Affect, base: str | None, **change: Any
 ) -> CommandResult:
+    wish = take_wish(change)
     check_together(affect, change)
     next_boot = next_boot_file(affect, config, shell.options.record, base)
     if affect is Affect.CONFIG:
-        return await change_config(shell, next_boot, target.write)
+        return await change_config(shell, next_boot, lambda each: target.write(each, wish))
     async with shell.attach(config=config, base=base) as vm:
+        check_wish(vm, wish)
         steps = target.plan(vm, **change).steps
+        note_unused(shell, vm, wish, union(step.ids for step in steps))
         if any(step.action is Action.UNPLUG for step in steps):
             await shell.ask_system(vm)
         if vm.interrupted is not None:

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu.cli.output import Block, Column, Line, Table
 from qmpvcpu.errors import printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout, Vcpu
 from qmpvcpu.model.options import Proof
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.placement import QemuThread
 
 WIDE: Final = 78
 """Letters that the table of vCPUs needs; a narrower terminal gets the columns that fit into 40."""
@@ -22,7 +25,7 @@ _MOST_IN_TABLE: Final = 64
 _LEVELS: Final = (
     *("drawer-id", "book-id", "socket-id", "die-id", "cluster-id", "module-id", "core-id", "thread-id"),
 )
-_RIGHT: Final = ("id", "slot", "order", "node", "host tid")
+_RIGHT: Final = ("id", "slot", "order", "node", "host tid", "last on")
 _STYLES: Final = {"plugged": "green", "pending": "bold yellow"}
 _MINUTE: Final = 60
 _HOUR: Final = 3600
@@ -94,18 +97,26 @@ def headline(layout: Layout, width: int | None = None) -> str:
 
 
 def vcpu_table(
-    layout: Layout, *, width: int | None, since: Mapping[int, str] | None = None, room: int = _MOST_IN_TABLE
+    layout: Layout,
+    *,
+    width: int | None,
+    since: Mapping[int, str] | None = None,
+    room: int = _MOST_IN_TABLE,
+    threads: "Mapping[int, QemuThread] | None" = None,
 ) -> list[Block]:
     """Return every vCPU as a table; where there are more than *room*, the free ones in a line below it.
 
     With *since* (by the first vCPU id of a slot: since when a removal is pending) that is shown instead of the QOM
     path, and what does not fit into *room* even so is only counted. A terminal narrower than ``WIDE`` gets fewer
-    columns. Proofs have a column where any is known that is more than being present.
+    columns. Proofs have a column where any is known that is more than being present. *threads*, by vCPU id, have
+    columns in place of the QOM path.
     """
     narrow = width is not None and width < WIDE
     proven = any(vcpu.proof not in (None, Proof.PRESENT) for vcpu in layout)
     tight = proven and not narrow and width is not None and width < _WIDEST
     fields = _fields(layout, since, narrow=narrow, tight=tight, proven=proven)
+    if threads:
+        fields = _with_threads(fields, threads, narrow=narrow)
     table = Table(*(_column(name, narrow=narrow or tight) for name, _ in fields), gap=1 if narrow or tight else 2)
     long = layout.max > room
     shown = [vcpu for vcpu in layout if vcpu.enabled or not long]
@@ -134,7 +145,7 @@ def _column(name: str, *, narrow: bool) -> Column:
     # The levels of a place, and on a narrow terminal the words of a name, stand below each other: it all fits.
     head = name.replace("/", "/\n").replace(" ", "\n" if narrow else " ")
     justify = "right" if name in _RIGHT else "center" if "/" in name else "left"
-    return Column(head, justify, fold=name in ("device id", "QOM path"))
+    return Column(head, justify, fold=name in ("device id", "QOM path", "host CPUs"))
 
 
 def _fields(
@@ -164,6 +175,26 @@ def _fields(
     if since is not None:
         fields.append(("pending since", lambda vcpu: since.get(vcpu.slot.first, "") if vcpu.pending else ""))
     return fields
+
+
+def _with_threads(fields: list[_Field], threads: "Mapping[int, QemuThread]", *, narrow: bool) -> list[_Field]:
+    """Return *fields* with those of *threads*, and without what leaves no room for them."""
+    left_out = ("QOM path", "device id", "order") if narrow else ("QOM path",)
+
+    def of_thread(show: "Callable[[QemuThread], str]") -> Callable[[Vcpu], str]:
+        return lambda vcpu: show(threads[vcpu.id]) if vcpu.id in threads else ""
+
+    return [
+        *(field for field in fields if field[0] not in left_out),
+        ("host CPUs", of_thread(lambda thread: _instead(thread.found.cpus, thread.wanted.cpus))),
+        ("scheduler", of_thread(lambda thread: _instead(thread.found.scheduler, thread.wanted.scheduler))),
+        ("last on", of_thread(lambda thread: "" if thread.host_cpu is None else str(thread.host_cpu))),
+    ]
+
+
+def _instead(found: object, wanted: object) -> str:
+    """Return what was found, with what it is to be if that is something else."""
+    return str(found or "") if wanted in (None, found) else f"{found or '?'}, not {wanted}"
 
 
 def _depth(level: str) -> int:

@@ -5,24 +5,26 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from qmpvcpu.cli.list import HOST, look_at_threads
 from qmpvcpu.cli.options import AGENT, READ_OPTIONS, Seconds, command, flag, option
 from qmpvcpu.cli.output import Block, Column, Line, Table
 from qmpvcpu.cli.progress import kept, meanwhile, sentence
 from qmpvcpu.cli.result import INTERRUPTED, NOT_REACHED, REACHED, BadUsageError, CommandResult, as_line, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import WIDE, age, headline, state_json, vcpu_table
-from qmpvcpu.errors import GuestAgentError
+from qmpvcpu.errors import GuestAgentError, MonitorError
 from qmpvcpu.events import (
     Disconnected,
     Event,
     InstanceChanged,
     LayoutChanged,
     Origin,
+    PlaceDrifted,
     Reconnected,
     UnplugAcknowledged,
     UnplugPending,
@@ -38,10 +40,13 @@ from qmpvcpu.model.vcpumap import VcpuMap, named
 
 if TYPE_CHECKING:
     from qmpvcpu.cli.terminal import Screen
+    from qmpvcpu.model.placement import QemuThread
     from qmpvcpu.vm.controller import VcpuController
 
 # What nobody announces, such as a plug that the guest does not acknowledge, is seen within this time.
 _RESYNC_S: Final = 5.0
+# How often QEMU's threads are looked at.
+_LOOK_S: Final = 1.0
 # How long the guest has for the first list before the state is shown without it.
 _FIRST_LIST_S: Final = 2.0
 _MOST_EVENTS: Final = 20
@@ -59,6 +64,7 @@ _STYLES: Final[dict[type[Event], str]] = {
     UnplugAcknowledged: "yellow",
     UnplugPending: "yellow",
     UnplugRefused: "red",
+    PlaceDrifted: "yellow",
     Disconnected: "bold red",
     InstanceChanged: "bold",
 }
@@ -92,10 +98,13 @@ class _End:
     option("--for", "seconds", metavar="SECONDS", type=Seconds(), help="End after so long."),
     option("--until", metavar="MAP", help="End when exactly these are plugged and none is pending."),
     flag("--reconnect", "When QEMU is lost, wait for it to come back."),
+    HOST,
     AGENT,
     *READ_OPTIONS,
 )
-async def watch(shell: Shell, *, seconds: float | None, until: str | None, reconnect: bool) -> CommandResult:
+async def watch(
+    shell: Shell, *, seconds: float | None, until: str | None, reconnect: bool, host: bool
+) -> CommandResult:
     """Follow every change to the vCPUs, by any client, until SIGINT. Reads only.
 
     On a terminal: the table of vCPUs with the last events below. Else one line an event. With --json one document a
@@ -103,6 +112,9 @@ async def watch(shell: Shell, *, seconds: float | None, until: str | None, recon
 
     It takes a QMP socket of its own: a UNIX one serves one client at a time. With --agent the guest is asked again
     and again which vCPUs it uses, and what that proves is told; the agent's socket is held meanwhile.
+
+    With --host, or if the record says where threads are to run, the table and the first document have where they do.
+    A thread that somebody moves from where the record has it is told.
 
       qmpvcpu watch --qmp /run/vm.qmp2
 
@@ -115,7 +127,8 @@ async def watch(shell: Shell, *, seconds: float | None, until: str | None, recon
     end = _End(None if until is None else VcpuMap.parse(until), seconds)
     async with shell.attach(reconnect=reconnect, resync_interval=_RESYNC_S, read_only=True) as vm:
         end.check(vm.layout)
-        async with _asking(shell, vm), _display(shell, vm) as display:
+        threads = _Threads(shell, vm, host=host)
+        async with _asking(shell, vm), threads.followed(), _display(shell, vm, threads) as display:
             code, why = await _follow(shell, vm, end, display)
     how = f" within {seconds:g} s" if why == "time" and seconds is not None else f" ({why})"
     complaint = (f"qmpvcpu: {end.map} not reached{how}",) if code else ()
@@ -141,6 +154,53 @@ async def _asking(shell: Shell, vm: "VcpuController") -> AsyncIterator[None]:
         shell.note(f"qmpvcpu: which vCPUs the guest uses is not known yet: {error}")
     async with meanwhile(ask_on()):
         yield
+
+
+class _Threads:
+    """Where QEMU's threads run, read again and again, if anybody wants that.
+
+    Attributes:
+        seen: As found last; none: nobody looks, or they cannot be found.
+    """
+
+    def __init__(self, shell: Shell, vm: "VcpuController", *, host: bool) -> None:
+        self.seen: Sequence[QemuThread] = ()
+        self._shell = shell
+        self._vm = vm
+        self._wanted = host or bool(shell.options.record is not None and vm.host.placement)
+
+    @contextlib.asynccontextmanager
+    async def followed(self) -> AsyncIterator[None]:
+        """Look now, and while the body runs; that they cannot be found is told once."""
+        if not self._wanted:
+            yield
+            return
+        self.seen, error = await look_at_threads(self._vm)
+        if error is not None:
+            self._shell.note(f"qmpvcpu: where the threads of vCPUs run is not known: {error}")
+        async with meanwhile(self._look_on()):
+            yield
+
+    async def _look_on(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            with contextlib.suppress(MonitorError):  # until the connection is back
+                self.seen, _ = await look_at_threads(self._vm)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return them for the document; nothing if nobody looks."""
+        if not self._wanted:
+            return {}
+        from qmpvcpu.cli.pin import threads_json  # not at the top: most do without
+
+        return {"threads": threads_json(self.seen)}
+
+    def drifted(self) -> Iterator[str]:
+        """Return a line for each that is elsewhere than where it is to run."""
+        if any(thread.drifted for thread in self.seen):
+            from qmpvcpu.cli.pin import drift_lines  # as above
+
+            yield from drift_lines(self.seen)
 
 
 async def _follow(shell: Shell, vm: "VcpuController", end: _End, display: "_Display") -> tuple[int, str]:
@@ -194,13 +254,13 @@ class _Display(Protocol):
 
 
 @contextlib.asynccontextmanager
-async def _display(shell: Shell, vm: "VcpuController") -> "AsyncIterator[_Display]":
+async def _display(shell: Shell, vm: "VcpuController", threads: _Threads) -> "AsyncIterator[_Display]":
     if shell.options.json:
-        yield _Documents(shell)
+        yield _Documents(shell, threads)
     elif not shell.out.draws:
-        yield _Lines(shell)
+        yield _Lines(shell, threads)
     else:
-        table = _LiveTable(vm)
+        table = _LiveTable(vm, threads)
         async with kept(table, shell.out):
             yield table
 
@@ -208,12 +268,13 @@ async def _display(shell: Shell, vm: "VcpuController") -> "AsyncIterator[_Displa
 class _Documents:
     """One JSON document a line."""
 
-    def __init__(self, shell: Shell) -> None:
+    def __init__(self, shell: Shell, threads: _Threads) -> None:
         self._shell = shell
+        self._threads = threads
 
     def begin(self, layout: Layout) -> None:
         """Print the state without an event."""
-        self._print({"event": None}, layout)
+        self._print({"event": None, **self._threads.as_json()}, layout)
 
     def tell(self, event: Event, layout: Layout) -> None:
         """Print the event."""
@@ -231,12 +292,13 @@ class _Documents:
 class _Lines:
     """One line an event."""
 
-    def __init__(self, shell: Shell) -> None:
+    def __init__(self, shell: Shell, threads: _Threads) -> None:
         self._shell = shell
+        self._threads = threads
 
     def begin(self, layout: Layout) -> None:
-        """Print the VM and its map."""
-        self._shell.say(headline(layout))
+        """Print the VM and its map, and what is not in its place."""
+        self._shell.say(headline(layout), *self._threads.drifted())
 
     def tell(self, event: Event, layout: Layout) -> None:
         """Print the event and the map."""
@@ -272,8 +334,9 @@ class _Since:
 class _LiveTable:
     """The vCPUs and the last events, as large as the terminal is."""
 
-    def __init__(self, vm: "VcpuController") -> None:
+    def __init__(self, vm: "VcpuController", threads: _Threads) -> None:
         self._vm = vm
+        self._threads = threads
         self._since = {first: _Since(before=True) for first in vm.layout.pending_slots}
         self._last: deque[tuple[str, Line]] = deque(maxlen=_MOST_EVENTS)
         self._lost = False
@@ -303,7 +366,9 @@ class _LiveTable:
         since = {first: each.words(short=short) for first, each in self._since.items()}
         left = screen.height - _OTHER_LINES - screen.height_of(*head)
         room = max(left - max(left // 3, _FEWEST_EVENTS), _FEWEST_ROWS)
-        above = [*head, "", *vcpu_table(layout, width=screen.width, since=since, room=room), ""]
+        threads = {thread.vcpu: thread for thread in self._threads.seen if thread.vcpu is not None}
+        table = vcpu_table(layout, width=screen.width, since=since, room=room, threads=threads)
+        above = [*head, "", *table, ""]
         yield from above
         yield from self._events(screen, screen.height - screen.height_of(*above) - 1, short=short)
 

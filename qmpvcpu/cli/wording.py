@@ -31,6 +31,7 @@ _WORDS: Final = (
     ("x-exit-preconfig, and refresh(), first", "x-exit-preconfig first"),
     ("attach() takes a connected socket", "qmpvcpu takes no open descriptor: name the socket's path"),
     ("base= is what", "--base is what"),
+    ('placement="preferred"', "--placement preferred"),
 )
 
 

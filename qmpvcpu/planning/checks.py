@@ -157,12 +157,12 @@ def check_unplug(now: Situation, vcpu: int, options: CheckedOptions = DEFAULTS) 
     return slot
 
 
-def check_placement(now: Situation) -> None:
-    """Return if the placement names only vCPUs that the machine can have."""
+def check_placement(now: Situation, action: str = PLUG) -> None:
+    """Return if the placement, which is for *action*, names only vCPUs that the machine can have."""
     beyond = [vcpu for vcpu in (now.placement.vcpus if now.placement else ()) if vcpu >= now.layout.max]
     if beyond:
         detail = f"it is to be placed, and this machine has vCPUs 0-{now.layout.max - 1}"
-        raise StepDeniedError(PLUG, possible_ids(beyond), DenialReason.UNKNOWN_VCPU, detail)
+        raise StepDeniedError(action, possible_ids(beyond), DenialReason.UNKNOWN_VCPU, detail)
 
 
 def why_unplaced(now: Situation, slot: Slot) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qmpvcpu.engine.messages import HostIs, Persist, Wanted
-from qmpvcpu.errors import HostError, PlacementError
+from qmpvcpu.errors import LOOK, DenialReason, HostError, PlacementError, StepDeniedError
 from qmpvcpu.given import checked
 from qmpvcpu.model.options import Affect
 from qmpvcpu.model.placement import HostFacts, Place, Placement, QemuThread
@@ -17,7 +17,7 @@ from qmpvcpu.vm.driver import Driver
 if TYPE_CHECKING:
     from qmpvcpu.vm.next_boot import NextBoot
 
-_PLACE = "place"
+_PLACE = "placing"
 
 
 class Host:
@@ -63,7 +63,7 @@ class Host:
         try:
             return tuple(self._driver.placer.listed(readings, iothreads, self.placement))
         except HostError as error:
-            raise PlacementError(VcpuMap(), str(error), action="look at threads") from error
+            raise PlacementError(VcpuMap(), str(error), action=LOOK) from error
 
     @checked
     async def place(self, placement: Placement | None = None, *, affect: Affect = Affect.LIVE) -> Placement:
@@ -78,9 +78,9 @@ class Host:
             Where the threads are to run now.
 
         Raises:
-            StepDeniedError: It names a vCPU that the machine does not have.
-            PlacementError: The host does not allow it, and nothing was changed; or a thread could not be moved, and
-                those that were are back where they had been.
+            StepDeniedError: It names a vCPU that the machine does not have, or the host does not allow it. Nothing
+                was changed.
+            PlacementError: A thread could not be moved; those that were are back where they had been.
             ConfigDeniedError: Nothing keeps the next boot.
             RecordError: The record, or the next boot, cannot be written.
             MonitorError: The connection is lost, silent, or speaks nonsense.
@@ -88,24 +88,29 @@ class Host:
         if not isinstance(placement, Placement | None):
             raise TypeError(f"placement is a Placement, not {placement!r}")
         driver = self._driver
-        check_placement(driver.engine.situation._replace(placement=placement))
+        check_placement(driver.engine.situation._replace(placement=placement), _PLACE)
         config = None if affect is Affect.LIVE else self._next_boot("another placement")
         known = self.placement
         wanted = known if placement is None else placement.over(known).with_policy(known.policy)
         if affect is not Affect.CONFIG:
             named = known if placement is None else placement
-            await self._place(wanted, lambda vcpu: named.wants([vcpu]), emulator=bool(named.of_emulator()))
+            ahead = () if placement is None else placement.vcpus
+            emulator = bool(named.of_emulator())
+            await self._place(wanted, lambda vcpu: named.wants([vcpu]), emulator=emulator, ahead=ahead)
             if placement is not None:
                 driver.put(Wanted(wanted))
                 await driver.request(Persist())
         if config is not None and placement is not None:
-            await config.place(placement)
+            from qmpvcpu.domainxml.placing import placed  # few change the next boot
+
+            await config.change(lambda domain: placed(domain, placement))
         return wanted if affect is not Affect.CONFIG else known
 
     async def place_vcpus(self, vcpus: Collection[int]) -> None:
         """Put the threads of these vCPUs where they are to run, as ``place`` does; those that are not there are none.
 
         Raises:
+            StepDeniedError: As ``place``.
             PlacementError: As ``place``.
             MonitorError: The connection is lost, silent, or speaks nonsense.
         """
@@ -113,17 +118,29 @@ class Host:
         if known.wants(vcpus):
             await self._place(known, lambda vcpu: vcpu in vcpus, emulator=False)
 
-    async def _place(self, wanted: Placement, is_concerned: Callable[[int], bool], *, emulator: bool) -> None:
-        """Move the threads of the vCPUs that are concerned, and *emulator* threads, to where *wanted* has them."""
+    async def _place(
+        self,
+        wanted: Placement,
+        is_concerned: Callable[[int], bool],
+        *,
+        emulator: bool,
+        ahead: Collection[int] = (),
+    ) -> None:
+        """Move the threads of the vCPUs that are concerned, and *emulator* threads, to where *wanted* has them.
+
+        What the host does not allow of that is denied, for the vCPUs *ahead* too, which may not be there yet.
+        """
         driver = self._driver
         await driver.check_open()
         reader = driver.connection.reader
         readings, iothreads = await asyncio.gather(reader.threads(), reader.iothreads())
         concerned = VcpuMap(vcpu for vcpu in driver.layout.enabled if is_concerned(vcpu))
         facts = driver.placer.facts(wanted, anew=True)
-        for vcpu in concerned:
+        for vcpu in VcpuMap([*concerned, *ahead]):
             if why := wanted.why_not([vcpu], facts):
-                raise PlacementError(VcpuMap([vcpu]), f"{why}; nothing was changed", action=_PLACE)
+                raise StepDeniedError(_PLACE, VcpuMap([vcpu]), DenialReason.CANNOT_PLACE, why)
+        if why := facts.unreachable or (wanted.why_not_emulator(facts) if emulator else ""):
+            raise StepDeniedError(_PLACE, VcpuMap(), DenialReason.CANNOT_PLACE, why)
         try:
             self._move(wanted, facts, concerned, readings, iothreads if emulator else None)
         except HostError as error:
@@ -139,9 +156,6 @@ class Host:
         iothreads: Collection[int] | None,
     ) -> None:
         placer = self._driver.placer
-        why = facts.unreachable or (wanted.why_not_emulator(facts) if iothreads is not None else "")
-        if why:
-            raise HostError(f"{why}; nothing was changed")
         vcpus = placer.vcpus(readings)
         places = [(vcpus[vcpu], place) for vcpu, place in wanted.of_vcpus(concerned, facts).items() if vcpu in vcpus]
         if iothreads is not None:

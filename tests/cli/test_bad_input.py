@@ -58,7 +58,7 @@ async def test_what_cannot_be_is_denied_and_nothing_is_sent(guest: MicroGuest, a
         ("list --qmp", "requires an argument"),
         ("list --frob", "No such option"),
         ("--timeout 3 list --qmp /x", "qmpvcpu list takes no --timeout"),
-        ("--record vm.xml doctor", "qmpvcpu doctor takes no --record"),
+        ("--record vm.xml demo", "qmpvcpu demo takes no --record"),
         ("--qmp /x args vm.xml", "qmpvcpu args takes no --qmp"),
         ("--timeout 3 fleet list --qmp /x", "qmpvcpu fleet list takes no --timeout"),
         ("list --reply-timeout soon", "--reply-timeout"),

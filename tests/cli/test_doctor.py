@@ -111,10 +111,10 @@ async def test_a_name_that_is_no_qemu_is_a_fault(tmp_path: Path) -> None:
     assert (ran.code, found(ran, "QEMU")["level"]) == (1, "fault")
 
 
-async def test_a_record_is_not_its_business(tmp_path: Path) -> None:
-    ran = await run("--record", tmp_path / "vm.xml", "doctor", "--json")
-    assert ran.code == 2
-    assert ran.error["message"] == "qmpvcpu doctor takes no --record"
+async def test_a_record_of_a_vm_that_is_not_named_is_not_read(tmp_path: Path) -> None:
+    ran = await run("--record", tmp_path / "vm.xml", "doctor", "--json", env=machine_of(tmp_path))
+    assert found(ran, "record")["found"] == "it was not read: the VM it belongs to is not named"
+    assert not (tmp_path / "vm.xml").exists()
 
 
 @pytest.fixture

@@ -34,6 +34,8 @@ ON_A_VM = [
     "set 0-1",
     "count 2",
     "plan 0-2",
+    "pin 1=0",
+    "sched 1=other",
     "recover --record {record}",
     "xml",
     "watch --for 0",

@@ -1,0 +1,214 @@
+"""pin and sched: where QEMU's threads run on the host, and how they are scheduled; shown, or changed."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from qmpvcpu.cli.change_options import NEXT_BOOT_OPTIONS, next_boot_file
+from qmpvcpu.cli.config import change_config, check_next_boot, place
+from qmpvcpu.cli.options import VM_OPTIONS, command, flag, option
+from qmpvcpu.cli.output import Column, Line, Table
+from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.run import Shell
+from qmpvcpu.cli.show import headline, state_json
+from qmpvcpu.cli.wishes import (
+    CORE_SCHEDULING,
+    EXCLUSIVE,
+    HostCpus,
+    OfVcpus,
+    Schedule,
+    check_wish,
+    note_unused,
+    wish_of,
+)
+from qmpvcpu.errors import printable
+from qmpvcpu.model.codec import to_json
+from qmpvcpu.model.options import Affect
+from qmpvcpu.model.vcpumap import VcpuMap, named
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qmpvcpu.model.placement import Place, Placement, QemuThread, Scheduler
+    from qmpvcpu.record.config import DomainConfig
+    from qmpvcpu.vm.controller import VcpuController
+
+_RESTORE: Final = flag("--restore", "Put every thread back where the record (--record) has it.")
+
+
+@command(
+    click.Argument(["pins"], metavar="[VCPU=CPUS]...", nargs=-1, type=OfVcpus(HostCpus())),
+    option("--emulator", metavar="CPUS", type=HostCpus(), help="Which host CPUs QEMU's other threads run on."),
+    EXCLUSIVE,
+    CORE_SCHEDULING,
+    _RESTORE,
+    *NEXT_BOOT_OPTIONS,
+    *VM_OPTIONS,
+)
+async def pin(
+    shell: Shell,
+    *,
+    pins: tuple[tuple[VcpuMap, VcpuMap], ...],
+    emulator: VcpuMap | None,
+    exclusive: bool,
+    core_scheduling: str | None,
+    **given: Any,
+) -> CommandResult:
+    """Have vCPUs run on these host CPUs; without an argument, show where each thread of QEMU's runs.
+
+    VCPU may be a set: 0-3=8-11 has each of the four run on any of 8 to 11. What is not named stays where it is.
+    Threads that run are moved at once. With --record the wish is kept: a vCPU that is plugged later is born there.
+
+    The table: each thread with its id, its host CPUs, its scheduler, the host CPU that it ran on last and the NUMA
+    node of that; and where it is to run, if that is known. A thread that is elsewhere is yellow.
+
+    QEMU has to run on this host. Threads are moved by the kernel's scheduler; no cgroup is changed.
+
+      qmpvcpu pin --qmp /run/vm.qmp
+
+      qmpvcpu pin 0=8 1=9 2-3=10-11 --emulator 0-1 --exclusive --qmp /run/vm.qmp
+
+      qmpvcpu pin 3=11 --affect both --config vm.xml --qmp /run/vm.qmp
+
+      qmpvcpu pin --restore --record vm.xml --qmp /run/vm.qmp
+
+    Exit codes: 0 shown, or they run there; 1 a thread could not be moved, and those that were are back; 2 bad usage
+    or input, QEMU's threads cannot be found, or the host does not allow it: nothing was changed; 3 no connection, or
+    QEMU lost; 4 record unreadable or locked; 130 stopped by a signal.
+    """
+    wish = wish_of(pin=pins, emulator_cpus=emulator, exclusive=exclusive, core_scheduling=core_scheduling)
+    return await _place(shell, wish, **given)
+
+
+@command(
+    click.Argument(["scheds"], metavar="[VCPU=POLICY]...", nargs=-1, type=OfVcpus(Schedule())),
+    option("--emulator", metavar="POLICY", type=Schedule(), help="How QEMU's other threads are scheduled."),
+    _RESTORE,
+    *NEXT_BOOT_OPTIONS,
+    *VM_OPTIONS,
+)
+async def sched(
+    shell: Shell,
+    *,
+    scheds: "tuple[tuple[VcpuMap, Scheduler], ...]",
+    emulator: "Scheduler | None",
+    **given: Any,
+) -> CommandResult:
+    """Have vCPUs scheduled like this; without an argument, show how each thread of QEMU's is.
+
+    POLICY is other (the kernel's default), batch, idle, fifo:PRIORITY or rr:PRIORITY, with a priority from 1 to 99.
+    VCPU may be a set, as in pin. A vCPU under fifo or rr gives its host CPU up to no other program while its guest
+    works: pin it to one that nothing else needs, QEMU's other threads least of all.
+
+      qmpvcpu sched --qmp /run/vm.qmp
+
+      qmpvcpu sched 2-3=fifo:10 --emulator other --qmp /run/vm.qmp
+
+      qmpvcpu sched 0-3=batch --affect config --config vm.xml
+
+    Exit codes: 0 shown, or they are; 1 a thread could not be changed, and those that were are as before; 2 bad usage
+    or input, QEMU's threads cannot be found, or the host does not allow it: nothing was changed; 3 no connection, or
+    QEMU lost; 4 record unreadable or locked; 130 stopped by a signal.
+    """
+    return await _place(shell, wish_of(sched=scheds, emulator_scheduler=emulator), **given)
+
+
+async def _place(
+    shell: Shell, wish: "Placement | None", *, restore: bool, affect: Affect, config: str | None, base: str | None
+) -> CommandResult:
+    """Do what *wish* says; None: show what is so."""
+    next_boot = next_boot_file(affect, config, shell.options.record, base)
+    _check_together(shell, wish, affect, restore=restore)
+    if wish is None and not restore:
+        async with shell.attach(read_only=True) as vm:
+            threads = await vm.host.threads()
+            return _result(vm, threads, affect)
+
+    def follow(config: "DomainConfig") -> None:
+        place(config, wish)
+
+    if affect is Affect.CONFIG:
+        return await change_config(shell, next_boot, follow)
+    async with shell.attach(config=config, base=base) as vm:
+        check_wish(vm, wish)
+        if wish is not None:
+            _check_kept(shell, vm, wish)
+        elif not vm.host.placement:
+            raise BadUsageError(f"--restore: {shell.options.record} says nothing of where threads are to run")
+        await check_next_boot(affect, config, follow)
+        await vm.host.place(wish, affect=affect)
+        return _result(vm, await vm.host.threads(), affect)
+
+
+def _check_together(shell: Shell, wish: "Placement | None", affect: Affect, *, restore: bool) -> None:
+    if restore and wish is not None:
+        raise BadUsageError("--restore puts threads where they were to be before: name nothing else with it")
+    if restore and shell.options.record is None:
+        raise BadUsageError("--restore: back to where? The VM's record knows that: name it with --record PATH")
+    if restore and affect is not Affect.LIVE:
+        raise BadUsageError(f"--restore moves threads of the running VM: it goes without --affect {affect.value}")
+    if wish is None and affect is not Affect.LIVE:
+        raise BadUsageError(f"--affect {affect.value}: what is to change? Name it, such as 3=..., or --emulator ...")
+
+
+def _check_kept(shell: Shell, vm: "VcpuController", wish: "Placement") -> None:
+    """Make sure that *wish* is of threads that are there, or is kept until they are.
+
+    Raises:
+        BadUsageError: It would have no effect.
+    """
+    absent = VcpuMap(vcpu for vcpu in wish.vcpus if vcpu < vm.layout.max) - vm.layout.enabled
+    if absent and len(absent) == len(wish.vcpus) and not wish.emulator and shell.options.record is None:
+        what = f"{named(absent)}: not plugged, and without --record nothing keeps where it is to run"
+        raise BadUsageError(f"{what}: name the record, or plug it with --pin and --sched")
+    note_unused(shell, vm, wish, ())
+
+
+def _result(vm: "VcpuController", threads: "Sequence[QemuThread]", affect: Affect) -> CommandResult:
+    affected = {} if affect is Affect.LIVE else {"affect": affect.value}
+    content = document(threads=threads_json(threads), **affected, **state_json(vm.layout))
+    return CommandResult(REACHED, content, (headline(vm.layout), "", thread_table(threads)))
+
+
+def threads_json(threads: "Sequence[QemuThread]") -> list[dict[str, Any]]:
+    """Return where each of QEMU's threads runs, and is to run."""
+    return [{**to_json(thread), "drifted": thread.drifted} for thread in threads]
+
+
+def thread_table(threads: "Sequence[QemuThread]") -> Table:
+    """Return the same for people."""
+    wanted = any(thread.wanted for thread in threads)
+    table = Table(
+        Column("thread"),
+        Column("tid", "right"),
+        Column("host CPUs", fold=True),
+        Column("scheduler"),
+        Column("last on", "right"),
+        Column("node", "right"),
+        *([Column("to run on", fold=True)] if wanted else []),
+    )
+    for thread in threads:
+        name = printable(thread.name) if thread.vcpu is None else f"vCPU {thread.vcpu}"
+        host_cpu, node = ("" if each is None else str(each) for each in (thread.host_cpu, thread.node))
+        found = thread.found
+        cells: list[str | Line] = [name, str(thread.tid), str(found.cpus or ""), str(found.scheduler or "")]
+        cells += [host_cpu, node, *([_said(thread.wanted)] if wanted else [])]
+        table.add(*cells, style="bold yellow" if thread.drifted else "")
+    return table
+
+
+def _said(place: "Place") -> str:
+    return ", ".join(str(each) for each in (place.cpus, place.scheduler) if each is not None)
+
+
+def drift_lines(threads: "Sequence[QemuThread]") -> list[str]:
+    """Return a line for each thread that is elsewhere than where it is to run."""
+    return [
+        printable(f"{_whose(thread)} runs on {thread.found}, and is to run on {thread.wanted}")
+        for thread in threads
+        if thread.drifted
+    ]
+
+
+def _whose(thread: "QemuThread") -> str:
+    return f"thread {thread.tid} ({thread.name})" if thread.vcpu is None else f"vCPU {thread.vcpu}"

@@ -1,0 +1,274 @@
+"""pin and sched, --pin and --sched, and where threads are shown: real QEMUs, whose threads are looked at."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpvcpu.cli import main
+from qmpvcpu.testing import MicroGuest, best_qemu
+from tests.cli.running import Ran, environment, run
+from tests.cli.schema import command_of
+from tests.substrates import Substrate, substrates
+
+pytestmark = pytest.mark.qemu
+
+HERE = sorted(os.sched_getaffinity(0))
+FIRST, LAST = HERE[0], HERE[-1]
+NO_CPU = 4000
+ONLY_ROOT = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can give a capability up, or become somebody else"
+)
+
+
+def threads_of(ran: Ran) -> dict[int, dict[str, Any]]:
+    """The threads of vCPUs that a command has shown, by vCPU id."""
+    return {each["vcpu"]: each for each in ran.document["threads"] if each["vcpu"] is not None}
+
+
+async def looked(guest: MicroGuest) -> dict[int, dict[str, Any]]:
+    return threads_of(await run("pin", "--json", "--qmp", guest.qmp))
+
+
+def is_on(thread: dict[str, Any], cpu: int) -> bool:
+    """Whether the kernel has the thread run there and nowhere else."""
+    return os.sched_getaffinity(thread["tid"]) == {cpu}
+
+
+@pytest.mark.parametrize("on", substrates(["q35"]))
+async def test_threads_are_shown_and_moved(on: Substrate) -> None:
+    async with MicroGuest(on.qemu, accel=on.accel, boot=2) as guest:
+        vm = ("--qmp", guest.qmp, "--json")
+        ran = await run("pin", f"1={LAST}", "--emulator", str(FIRST), *vm)
+        assert ran.code == 0
+        assert is_on(threads_of(ran)[1], LAST)
+        others = [each for each in ran.document["threads"] if each["kind"] == "emulator"]
+        assert others[0]["tid"] == guest.process.pid
+        assert all(is_on(each, FIRST) for each in others)
+        assert threads_of(ran)[1]["wanted"]["cpus"] == str(LAST)
+        assert os.sched_getaffinity(threads_of(ran)[0]["tid"]) == set(HERE)
+        ran = await run("sched", "0-1=batch", *vm)
+        assert [os.sched_getscheduler(each["tid"]) for each in threads_of(ran).values()] == [os.SCHED_BATCH] * 2
+        shown = await run("pin", "--qmp", guest.qmp)
+    row = next(line.split() for line in shown.out.splitlines() if line.startswith("vCPU 1"))
+    assert row[2:] == [str(threads_of(ran)[1]["tid"]), str(LAST), "batch", *row[5:]]
+
+
+@pytest.mark.parametrize("on", substrates(["q35"]))
+async def test_a_vcpu_is_plugged_into_its_place(on: Substrate) -> None:
+    async with MicroGuest(on.qemu, accel=on.accel) as guest:
+        ran = await run("plug", "3", "--pin", f"3={LAST}", "--sched", "3=batch", "--qmp", guest.qmp, "--json")
+        (step,) = ran.document["steps"]
+        assert step["placed"] > 0
+        assert (step["unplaced"], step["taken_out"]) == ("", False)
+        thread = (await looked(guest))[3]
+    assert thread["found"] == {"cpus": str(LAST), "scheduler": {"policy": "batch", "priority": None}}
+    assert (thread["host_cpu"], thread["drifted"]) == (LAST, False)
+
+
+async def test_a_map_tells_of_each_vcpu_whether_it_is_in_its_place(guest: MicroGuest) -> None:
+    pins = ("--pin", f"2-3={FIRST}", "--pin", f"4={LAST}")
+    ran = await run("set", "0-4", *pins, "--qmp", guest.qmp)
+    assert ran.code == 0
+    assert "in its place" in ran.out
+    threads = await looked(guest)
+    assert [is_on(threads[2], FIRST), is_on(threads[3], FIRST), is_on(threads[4], LAST)] == [True] * 3
+    both = (await run("count", "6", "--pin", f"5={FIRST}", "--qmp", guest.qmp, "--json")).document
+    assert [(step["ids"], step["placed"] > 0, step["unplaced"]) for step in both["steps"]] == [("5", True, "")]
+
+
+async def test_what_the_host_does_not_allow_is_denied_or_told_as_the_policy_says(guest: MicroGuest) -> None:
+    vm = ("--pin", f"3={NO_CPU}", "--qmp", guest.qmp)
+    ran = await run("plug", "3", *vm, "--json")
+    assert ran.code == 2
+    assert ran.error["verdict"]["reason"] == "cannot_place"
+    assert f"this host has no CPU {NO_CPU}" in ran.error["message"]
+    assert "--placement preferred plugs it all the same" in ran.error["message"]
+    assert (await run("set", "0-3", *vm)).code == 2
+    denied = (await run("plan", "0-3", *vm, "--json")).document["denied"]
+    assert [(each["ids"], each["reason"]) for each in denied] == [("3", "cannot_place")]
+    warned = (await run("plan", "0-3", *vm, "--placement", "preferred", "--json")).document
+    assert any(f"no CPU {NO_CPU}" in each for each in warned["warnings"])
+    kept = await run("plug", "3", *vm, "--placement", "preferred")
+    assert kept.code == 0
+    assert "not in its place: " in kept.out
+    reported = await run(
+        "set", "0-4", "--pin", f"4={NO_CPU}", "--placement", "preferred", "--qmp", guest.qmp, "--json"
+    )
+    assert [(step["placed"], step["taken_out"]) for step in reported.document["steps"] if step["ids"] == "4"] == [
+        (None, False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("pin 3=", "3= needs host CPUs after the ="),
+        ("pin =1", "=1 names no vCPU"),
+        ("pin x=1", '"x" is not a vCPU id'),
+        ("pin 3", "3 names no host CPUs"),
+        ("pin 3=x", "is no set of host CPUs"),
+        ("pin 3=0,^0", "no host CPU is named"),
+        ("pin ^3=0", "excludes an id"),
+        ("pin 3=99999", "99999"),
+        ("pin 3=0 2-4=1", "vCPU 3 is to be on host CPUs 0, and on host CPUs 1: say it once"),
+        ("pin 2=0 3=0-1 --exclusive", "vCPU 2 and vCPU 3 are to have host CPUs of their own, and both have 0"),
+        ("pin 2=0 --emulator 0 --exclusive", "vCPU 2 and the emulator are to have host CPUs of their own"),
+        ("pin --emulator", "requires an argument"),
+        ("pin 3=1 --affect config", "what keeps the next boot?"),
+        ("pin --affect config --config x.xml", "what is to change?"),
+        ("pin 3=1 --config x.xml", "--affect live leaves as it is"),
+        ("pin --restore", "back to where?"),
+        ("pin 3=1 --restore --record r.xml", "name nothing else with it"),
+        ("pin --restore --affect both --record r.xml", "without --affect both"),
+        ("pin 3=1 --core-scheduling some", "'none', 'vcpus', 'emulator'"),
+        ("sched 3=fifo", "scheduler fifo needs a priority, such as fifo:10"),
+        ("sched 3=fifo:100", "a priority is 1 to 99 (the highest), not 100"),
+        ("sched 3=fifo:0", "a priority is 1 to 99 (the highest), not 0"),
+        ("sched 3=batch:1", "scheduler batch has no priority"),
+        ("sched 3=deadline", "is no scheduler: other, batch, idle"),
+        ("sched 3=rr:1 3=rr:2", "vCPU 3 is to be scheduled as rr:1, and scheduled as rr:2"),
+        ("sched 3", "3 names no scheduler"),
+        ("plug 3 --pin 3=1 --pin 3=2", "vCPU 3 is to be on host CPUs 1, and on host CPUs 2: say it once"),
+        ("plug 3 --pin 3", "3 names no host CPUs"),
+        ("set 0-3 --sched 3=fifo", "needs a priority"),
+        ("count 3 --placement always", "'required', 'preferred'"),
+        ("set 0 --placement preferred --affect config --config x.xml", "--placement is about the running VM"),
+        ("plan 0-3 --pin 2-3=0 --exclusive", "both have 0"),
+        ("fleet set 0-3 --pin 3=1", "No such option"),
+    ],
+)
+def test_bad_words_are_told_and_nothing_is_sent(
+    arguments: str, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QMPVCPU_QMP", "/nonexistent/vm.qmp")
+    assert main(["--json", *arguments.split()]) == 2
+    ran = Ran(2, capsys.readouterr().out, "", command_of(arguments.split()))
+    assert words in ran.error["message"]
+
+
+async def test_a_vcpu_that_is_not_there_is_told(guest: MicroGuest) -> None:
+    vm = ("--qmp", guest.qmp, "--json")
+    beyond = await run("pin", f"9={FIRST}", *vm)
+    assert (beyond.code, beyond.error["reason"]) == (2, "unknown_vcpu")
+    assert "this machine has vCPUs 0-7" in beyond.error["message"]
+    absent = await run("pin", f"5={FIRST}", *vm)
+    assert absent.code == 2
+    assert "vCPU 5: not plugged, and without --record nothing keeps where it is to run" in absent.error["message"]
+    some = await run("pin", f"1={FIRST}", f"5={FIRST}", "--qmp", guest.qmp)
+    assert some.code == 0
+    assert "vCPU 5: not plugged" in some.err
+    nowhere = await run("pin", f"1={NO_CPU}", *vm)
+    assert (nowhere.code, nowhere.error["reason"]) == (2, "cannot_place")
+    assert is_on((await looked(guest))[1], FIRST)
+    assert (await run("plug", "3", "--pin", f"9={FIRST}", *vm)).code == 2
+
+
+@asynccontextmanager
+async def passed_on(guest: MicroGuest) -> AsyncIterator[str]:
+    """A TCP address at which this process passes on what the VM says, as for a VM on another host."""
+
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+        sink.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner = await asyncio.open_unix_connection(guest.qmp)
+        await asyncio.gather(copy(reader, inner[1]), copy(inner[0], writer))
+
+    async with await asyncio.start_server(serve, "127.0.0.1") as server:
+        yield f"tcp:127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_qemu_on_another_host_is_told_and_the_rest_works(guest: MicroGuest) -> None:
+    async with passed_on(guest) as address:
+        shown = await run("pin", "--json", "--qmp", address)
+        assert (shown.code, shown.error["kind"]) == (2, "PlacementError")
+        assert "on QEMU's host" in shown.error["message"]
+        moved = await run("pin", f"1={FIRST}", "--json", "--qmp", address)
+        assert (moved.code, moved.error["reason"]) == (2, "cannot_place")
+        denied = await run("plug", "3", "--pin", f"3={FIRST}", "--json", "--qmp", address)
+        assert (denied.code, denied.error["reason"]) == (2, "cannot_place")
+        listed = await run("list", "--host", "--qmp", address)
+        assert listed.code == 0
+        assert "where the threads of vCPUs run is not known" in listed.err
+        doctor = await run("doctor", "--json", "--qmp", address, env=environment(PATH="/nowhere"))
+        (finding,) = [each for each in doctor.document["findings"] if each["subject"] == "threads"]
+        assert (finding["level"], "placement.md" in finding["advice"]) == ("note", True)
+
+
+async def run_below(*before: str, words: tuple[str | Path, ...]) -> Ran:
+    """Run a command in a process of its own that *before* has started with less than this one may."""
+    argv = [*before, sys.executable, "-m", "qmpvcpu", *map(str, words)]
+    process = await asyncio.create_subprocess_exec(
+        *argv, env=environment(QMPVCPU_CACHE="/nowhere"), stdout=-1, stderr=-1
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Ran(process.returncode, out.decode(), err.decode(), command_of(words))
+
+
+@ONLY_ROOT
+async def test_fifo_without_permission_is_denied_with_what_it_takes(tmp_path: Path) -> None:
+    less = ("setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice")
+    qemu = tmp_path / "qemu"
+    qemu.write_text(f'#!/bin/sh\nexec {" ".join(less)} {best_qemu()} "$@"\n')
+    qemu.chmod(0o755)
+    async with MicroGuest(qemu, accel="tcg", boot=2) as guest:
+        for words in (("sched", "1=fifo:10"), ("plug", "3", "--sched", "3=fifo:10")):
+            ran = await run_below(*less, words=(*words, "--qmp", guest.qmp, "--json"))
+            assert (ran.code, ran.error["reason"]) == (2, "cannot_place")
+            assert "a real-time priority of 10 is not allowed here, none may be set" in ran.error["message"]
+            assert "LimitRTPRIO=" in ran.error["message"]
+        ran = await run_below(*less, words=("pin", f"1={LAST}", "--qmp", guest.qmp, "--json"))
+        assert is_on(threads_of(ran)[1], LAST)
+        assert ran.document["enabled"] == "0-1"
+
+
+@ONLY_ROOT
+async def test_another_user_is_told_that_the_threads_are_not_his(guest: MicroGuest) -> None:
+    for path in (guest.qmp, *guest.qmp.parents):
+        if path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o007)
+    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+    ran = await run_below(*nobody, words=("pin", f"1={LAST}", "--qmp", guest.qmp, "--json"))
+    assert (ran.code, ran.error["reason"]) == (2, "cannot_place")
+    assert "run as QEMU's user (uid 0), or with CAP_SYS_NICE" in ran.error["message"]
+    hidden = ("unshare", "--mount", "sh", "-ec", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh", *nobody)
+    for words in (("pin",), ("plug", "3", "--pin", f"3={LAST}")):
+        ran = await run_below(*hidden, words=(*words, "--qmp", guest.qmp, "--json"))
+        assert ran.code == 2
+        assert "hidepid" in ran.error["message"]
+    doctor = await run_below(*hidden, words=("doctor", "--qmp", guest.qmp, "--json"))
+    (finding,) = [each for each in doctor.document["findings"] if each["subject"] == "threads"]
+    assert "hidepid" in finding["found"]
+
+
+async def test_list_has_columns_for_threads_where_they_are_asked_for(guest: MicroGuest) -> None:
+    assert (await run("pin", f"1={LAST}", "--qmp", guest.qmp)).code == 0
+    plain = await run("list", "--qmp", guest.qmp)
+    assert "host CPUs" not in plain.out
+    assert "threads" not in (await run("list", "--json", "--qmp", guest.qmp)).document
+    asked = await run("list", "--host", "--qmp", guest.qmp)
+    rows = [line.split() for line in asked.out.splitlines()]
+    assert next(row for row in rows if row[:1] == ["1"])[-3:-1] == [str(LAST), "other"]
+    document = await run("list", "--host", "--json", "--qmp", guest.qmp)
+    assert document.document["host_error"] is None
+    assert is_on(threads_of(document)[1], LAST)
+
+
+async def test_doctor_tells_what_the_host_allows(guest: MicroGuest) -> None:
+    ran = await run("doctor", "--json", "--qmp", guest.qmp, env=environment(PATH="/nowhere"))
+    found = [each["found"] for each in ran.document["findings"] if each["subject"] == "threads"]
+    assert found[0].startswith("they can be found, and moved on host CPUs ")
+
+
+async def test_watch_begins_with_where_threads_run(guest: MicroGuest) -> None:
+    ran = await run("watch", "--for", "0.2", "--host", "--json", "--qmp", guest.qmp)
+    assert {each["vcpu"] for each in ran.documents[0]["threads"] if each["kind"] == "vcpu"} == {0, 1}
