@@ -56,6 +56,8 @@ _NUMBER: Final = re.compile("[0-9]{1,18}")
 _SECONDS: Final = re.compile(r"[0-9]{1,18}(\.[0-9]{1,24})?(e[+-][0-9]{1,3})?")
 # Enough for every vCPU to be in four steps; a hostile record would not stop there.
 _MOST_IDS_IN_STEPS: Final = 4 * MOST_VCPUS
+# As in a document's cpusets.
+_MOST_CPUS_NAMED: Final = 2**20
 _MOST_TOLD: Final = 200
 _TRUTHS: Final = {"yes": True, "no": False}
 
@@ -135,6 +137,20 @@ def _map_of_a_vm(text: str) -> VcpuMap:
     return ids
 
 
+def _host_cpus(text: str) -> VcpuMap:
+    return _map(_checked(text, bool(text), "names no host CPU"))
+
+
+def _birthplaces(text: str) -> tuple[VcpuMap, ...]:
+    found: list[VcpuMap] = []
+    named = 0
+    for each in text.split(";"):
+        found.append(_host_cpus(each))
+        named += len(found[-1])
+        _checked("it", named <= _MOST_CPUS_NAMED, "names more host CPUs than any placement")
+    return tuple(found)
+
+
 def _ids(text: str) -> tuple[int, ...]:
     return tuple(_number(each) for each in text.split(","))
 
@@ -184,7 +200,7 @@ def _written(value: object) -> object:
         case True:
             return "yes"
         case tuple():
-            return ",".join(map(str, value))
+            return (";" if isinstance(value[0], VcpuMap) else ",").join(map(str, value))
         case float():
             text = repr(value)
             if not _SECONDS.fullmatch(text):
@@ -229,7 +245,8 @@ _KNOWN: Final[Mapping[str, Mapping[str, _Attribute]]] = {
         "target": _Attribute("target", _map),
         "on-failure": _Attribute("on_failure", OnFailure),
         "timeout": _Attribute("timeout", _seconds),
-        "main-cpus": _Attribute("main_cpus", _map, optional=True),
+        "main-cpus": _Attribute("main_cpus", _host_cpus, optional=True),
+        "birthplaces": _Attribute("birthplaces", _birthplaces, optional=True),
         "direction": _Attribute("direction", Direction),
         "next-boot": _Attribute("next_boot", _map_of_a_vm, optional=True),
         "config": _Attribute("config", str, optional=True),
@@ -292,7 +309,8 @@ def _node(value: object, path: str, content: tuple[Node, ...] = ()) -> Node:
 
 def _attributes_of(value: object, path: str) -> dict[str, object]:
     given = ((name, getattr(value, each.field, None)) for name, each in _KNOWN[path].items())
-    return {name: _written(held) for name, held in given if held is not None and held is not False}
+    said = ((name, held) for name, held in given if held is not None and held is not False)
+    return {name: _written(held) for name, held in said if not isinstance(held, tuple) or held}
 
 
 # Reading.

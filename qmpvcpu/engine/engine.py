@@ -360,8 +360,7 @@ class Engine:
         configs = [each.change.config for each in self._running.values() if each.change.config is not None]
         promised = configs[-1].promised if configs else None
         intent = merged(base, tuple(steps), self.layout.enabled if steps else VcpuMap(), promised)
-        main_cpus = self.state.places.main_cpus
-        return intent if intent is None or main_cpus is None else replace(intent, main_cpus=main_cpus)
+        return None if intent is None else self.state.places.with_birthplaces(intent)
 
     def _save(self, then: Callable[[RecordError | None], None]) -> None:
         if not self._is_recorded:

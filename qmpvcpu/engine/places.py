@@ -6,9 +6,11 @@ given the vCPU's place, its birthplace, while the command is under way. All plug
 Source: clone(2), sched_setaffinity(2); QEMU system/cpus.c, ``qemu_init_vcpu``; measured on QEMU 7.2, 10.0 and 11.1.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qmpvcpu.model.layout import Slot
+from qmpvcpu.model.transition import Intent
 from qmpvcpu.model.vcpumap import VcpuMap
 
 if TYPE_CHECKING:
@@ -44,11 +46,15 @@ class Places:
         """Return True if anything is wanted of the threads of *slot*."""
         return self.placement is not None and self.placement.wants(slot.ids)
 
-    @property
-    def main_cpus(self) -> VcpuMap | None:
-        """Where QEMU's main thread belongs, if it may be sent elsewhere for a moment."""
-        moves = self.placement is not None and self.host is not None and not self.host.unreachable
-        return self.host.main_cpus if moves and self.host is not None and self.host.main_cpus else None
+    def with_birthplaces(self, intent: Intent) -> Intent:
+        """Return *intent* with where QEMU's main thread may be sent to for it, and where it belongs."""
+        if self.placement is None or self.host is None or self.host.unreachable:
+            return intent
+        born_on = {self.placement.born_on(step.ids, self.host) for step in intent.steps}
+        elsewhere = sorted((cpus for cpus in born_on if cpus not in (None, self.host.main_cpus)), key=str)
+        if not elsewhere:
+            return intent
+        return replace(intent, main_cpus=self.host.main_cpus, birthplaces=tuple(elsewhere))
 
     @property
     def births(self) -> bool:

@@ -132,7 +132,11 @@ class Birthplace:
 
 
 def put_right(
-    main: HostThread, home: VcpuMap, birthplaces: Collection[VcpuMap], vcpus: Collection[HostThread]
+    main: HostThread,
+    home: VcpuMap,
+    birthplaces: Collection[VcpuMap],
+    vcpus: Collection[HostThread],
+    since: int | None,
 ) -> bool:
     """Send home the main thread of a QEMU whose controller died at a plug, and what was born with the vCPU threads.
 
@@ -141,13 +145,19 @@ def put_right(
         home: The host CPUs that it had.
         birthplaces: Those that it may have been given; what is elsewhere was sent there by somebody else.
         vcpus: All vCPU threads.
+        since: When the first vCPU thread was born, in clock ticks since boot; None: none was. What is older was put
+            where it is by somebody else.
 
     Returns:
         True if anything was moved.
     """
     known = {thread.tid for thread in vcpus}
-    others = [thread for thread in all_of(main.tid) if thread.tid not in known]
-    moved = _found_on(others, {cpus for cpus in birthplaces if cpus != home})
+    others = [
+        thread
+        for thread in all_of(main.tid)
+        if thread.tid == main.tid or (thread.tid not in known and since is not None and thread.start_ticks >= since)
+    ]
+    moved = _found_on(others, birthplaces)
     if main.tid not in {thread.tid for thread in moved}:
         return False  # it was at home, so that nothing was being born
     _send_home(moved, home, read_facts(main.tid).allowed)

@@ -81,6 +81,7 @@ class Intent:
         config: The document that keeps the next boot; None: the record.
         main_cpus: The host CPUs of QEMU's main thread, which it has to get back if it was sent elsewhere to bear a
             vCPU in its place; None: it is not sent anywhere.
+        birthplaces: The host CPUs that it may be sent to for that.
     """
 
     start: VcpuMap
@@ -92,6 +93,7 @@ class Intent:
     next_boot: VcpuMap | None = None
     config: str | None = None
     main_cpus: VcpuMap | None = None
+    birthplaces: tuple[VcpuMap, ...] = ()
 
 
 class TransitionOutcome(enum.Enum):

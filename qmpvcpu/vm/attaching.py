@@ -318,7 +318,7 @@ def _put_right(record: "Record | None", state: VmState, intentions: Intentions, 
         from qmpvcpu.vm.placing import Placer  # few VMs have a placement
 
         Placer(state, lambda: monitor).put_right(intent)
-        intentions.interrupted = replace(intent, main_cpus=None)
+        intentions.interrupted = replace(intent, main_cpus=None, birthplaces=())
 
 
 def _take_record_in(

@@ -15,7 +15,8 @@ from qmpvcpu.host.facts import numa_node, read_facts
 from qmpvcpu.host.threads import HostThread, all_of, find, find_main, put, read_place, read_usage
 from qmpvcpu.model.layout import Slot
 from qmpvcpu.model.placement import CoreScheduling, HostFacts, Place, Placement, QemuThread, ThreadKind
-from qmpvcpu.model.transition import Intent
+from qmpvcpu.model.transition import Action, Intent
+from qmpvcpu.model.vcpumap import union
 from qmpvcpu.model.vm import ONE_THREAD
 from qmpvcpu.qapi import ThreadReading, threads_of
 
@@ -227,16 +228,17 @@ class Placer:
 
     def put_right(self, intent: Intent) -> None:
         """Send home what a controller that died at a plug of *intent* has left elsewhere; what fails is logged."""
-        placement, home = self._state.places.placement, intent.main_cpus
-        if placement is None or home is None:
+        home = intent.main_cpus
+        if home is None:
             return
         name = printable(self._state.layout.vm.name)
         try:
-            facts = self.facts(placement)
-            births = (placement.born_on(step.ids, facts) for step in intent.steps)
+            born = union(step.ids for step in intent.steps if step.action is Action.PLUG)
             tids = dict(_tids(self._state.layout.slots))
-            vcpus = tuple(self.threads(tuple(tids.values())).values())
-            if put_right(self.main_thread(), home, {each for each in births if each is not None}, vcpus):
+            threads = self.threads(tuple(tids.values()))
+            vcpus = {vcpu: threads[tid] for vcpu, tid in tids.items() if tid in threads}
+            since = min((vcpus[vcpu].start_ticks for vcpu in born if vcpu in vcpus), default=None)
+            if put_right(self.main_thread(), home, intent.birthplaces, tuple(vcpus.values()), since):
                 _log.warning("VM %s: QEMU's main thread is back on host CPUs %s", name, home, extra={"vm": name})
         except HostError as error:
             told = f"QEMU's main thread may not be on host CPUs {home}, where it belongs: {error}"

@@ -59,6 +59,8 @@ intents = st.builds(
     st.sampled_from(Direction),
     st.none() | maps.map(lambda ids: VcpuMap([0, *ids])),
     st.none() | st.text(st.characters(min_codepoint=32, max_codepoint=126)),
+    main_cpus=st.none() | maps.filter(bool),
+    birthplaces=st.lists(maps.filter(bool), max_size=3).map(tuple),
 )
 
 
@@ -196,6 +198,12 @@ DAMAGED = {
         f"<q:transition {WHOLE}><o:x xmlns:o='urn:o'/></q:transition>",
         "<transition>: <{urn:o}x> is not ours",
     ),
+    "a birthplace nowhere": (f"<q:transition {WHOLE} birthplaces='1;;3'/>", "birthplaces: '' names no host CPU"),
+    "birthplaces without end": (
+        f"<q:transition {WHOLE} birthplaces='{';'.join(['0-16383'] * 65)}'/>",
+        "names more host CPUs than any placement",
+    ),
+    "a home nowhere": (f"<q:transition {WHOLE} main-cpus=''/>", "main-cpus: '' names no host CPU"),
     "two transitions": (f"<q:transition {WHOLE}/><q:transition {WHOLE}/>", "<transition>: there are two of it"),
     "a step of nothing": (f"<q:transition {WHOLE}><q:step/></q:transition>", "<step>: action is missing"),
     "a step of no action": (f"<q:transition {WHOLE}>{STEP.replace('plug', 'sing')}</q:transition>", "action: 'sing'"),
