@@ -5,13 +5,13 @@ import enum
 import itertools
 import sys
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from qmpvcpu.cli.options import READ_OPTIONS, Seconds, command, option
+from qmpvcpu.cli.options import READ_OPTIONS, Seconds, command, flag, option
 from qmpvcpu.cli.output import Block, Column, Line, Table
 from qmpvcpu.cli.progress import kept
 from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, as_line, document
@@ -36,7 +36,8 @@ _NARROW: Final = 60  # a terminal that is narrower has the columns that matter m
 _OTHER_LINES: Final = 4  # below the head: a blank one, the names of columns, what is cut, the cursor's
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 _WAITS, _WAITS_MUCH = 0.1, 0.5  # shares that are shown in yellow, and in red
-_EXITS: Final = ("exits", "sum_exits")  # as architectures call it
+# What the table shows of KVM's counters; architectures have one of the first two names.
+_EXITS, _HALTED = ("exits", "sum_exits"), "blocking"
 
 
 class By(enum.Enum):
@@ -66,10 +67,11 @@ class _Row(NamedTuple):
         help=f"Read again each time so long has passed ({_USUAL_INTERVAL_S:g}).",
     ),
     option("--count", metavar="N", type=click.IntRange(min=1), help="End after so many tables, or documents."),
+    flag("--no-kvm", "Read the times only: a QEMU before 8.1 interrupts each vCPU to tell what KVM counts."),
     option("--by", default=By.WAIT, help="What comes first, and what the history shows."),
     *READ_OPTIONS,
 )
-async def stats(shell: Shell, *, interval: float | None, count: int | None, by: By) -> CommandResult:
+async def stats(shell: Shell, *, interval: float | None, count: int | None, no_kvm: bool, by: By) -> CommandResult:
     """Show what each vCPU does: how much it runs, and waits for a host CPU. Reads only.
 
     run, wait, idle: shares of the time; what a vCPU waits is what its guest sees as steal. turns: how often it was
@@ -93,7 +95,9 @@ async def stats(shell: Shell, *, interval: float | None, count: int | None, by: 
     if count is None and interval is None and not live:
         count = 1
     async with shell.attach(resync_interval=_RESYNC_S, read_only=True) as vm:
-        showing = asyncio.create_task(_show(shell, vm, interval or _USUAL_INTERVAL_S, count, by))
+        kvm = () if no_kvm else None if shell.options.json else (*_EXITS, _HALTED)
+        readings = _Readings(vm, interval or _USUAL_INTERVAL_S, kvm)
+        showing = asyncio.create_task(_show(shell, readings, count, by))
 
         async def stop() -> None:
             showing.cancel()
@@ -105,46 +109,57 @@ async def stats(shell: Shell, *, interval: float | None, count: int | None, by: 
     return CommandResult(REACHED, {})
 
 
-async def _show(shell: Shell, vm: "VcpuController", interval: float, count: int | None, by: By) -> None:
+class _Readings(NamedTuple):
+    """A VM that is read again and again.
+
+    Attributes:
+        vm: The VM.
+        interval: How long it is from one reading to the next, in seconds.
+        kvm: Which of KVM's counters are read; None: all.
+    """
+
+    vm: "VcpuController"
+    interval: float
+    kvm: Collection[str] | None
+
+    async def take(self, count: int | None) -> "AsyncIterator[tuple[VmStatistics, VmRates | None]]":
+        """Give *count* readings, None: without end, and what each vCPU did since the one before."""
+        clock = asyncio.get_running_loop().time
+        due = clock()
+        before: VmStatistics | None = None
+        for number in itertools.count():
+            if number == count:
+                return
+            await asyncio.sleep(due - clock())
+            due = max(due + self.interval, clock())  # what was missed is not made up for
+            now = await self.vm.statistics(kvm=self.kvm)
+            yield now, None if before is None else now.since(before)
+            before = now
+
+
+async def _show(shell: Shell, readings: _Readings, count: int | None, by: By) -> None:
     if shell.options.json:
-        async for now, rates in _readings(vm, interval, count):
+        async for now, rates in readings.take(count):
             line = as_line(_document(now, rates))
             shell.put(lambda line=line: sys.stdout.write(line))  # type: ignore[misc]  # its default is that line
             if shell.stdout_closed:
                 return
         return
-    view = View(vm, by, interval, bars=_BARS if shell.out.can_show(_BARS) else _ASCII_BARS)
-    readings = _readings(vm, interval, None if count is None else count + 1)
+    view = View(readings.vm, by, readings.interval, bars=_BARS if shell.out.can_show(_BARS) else _ASCII_BARS)
+    taken = readings.take(None if count is None else count + 1)  # the first has no rates yet
     if shell.out.draws:
         async with kept(view, shell.out):
-            async for now, rates in readings:
+            async for now, rates in taken:
                 view.take(now, rates)
         return
     apart: list[Block] = []
-    async for now, rates in readings:
+    async for now, rates in taken:
         if rates is not None:
             view.take(now, rates)
             shell.say(*apart, *view.picture(None))
             apart = [""]
         if shell.stdout_closed:
             return
-
-
-async def _readings(
-    vm: "VcpuController", interval: float, count: int | None
-) -> "AsyncIterator[tuple[VmStatistics, VmRates | None]]":
-    """Read the VM at once and then each *interval*, *count* times; give what was read, and the rates since."""
-    clock = asyncio.get_running_loop().time
-    due = clock()
-    before: VmStatistics | None = None
-    for number in itertools.count():
-        if number == count:
-            return
-        await asyncio.sleep(due - clock())
-        due = max(due + interval, clock())  # what was missed is not made up for
-        now = await vm.statistics()
-        yield now, None if before is None else now.since(before)
-        before = now
 
 
 def _document(now: "VmStatistics", rates: "VmRates | None") -> dict[str, Any]:

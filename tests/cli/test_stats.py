@@ -97,6 +97,23 @@ async def test_a_pipe_gets_one_table_or_as_many_as_it_asks_for(guest: MicroGuest
 
 
 @pytest.mark.qemu
+@pytest.mark.kvm
+async def test_qemu_is_asked_for_what_is_shown_and_for_nothing_without_kvm() -> None:
+    async with MicroGuest(accel="kvm", boot=2) as kvm:
+        words = ("stats", "--interval", "0.05", "--count", "2", "--verbose", "--qmp", kvm.qmp)
+        asked = '"names": ["exits", "sum_exits", "blocking"]'
+        table = await run(*words)
+        assert table.err.count(asked) == 3
+        assert "exits/s" in table.out
+        times = await run(*words, "--no-kvm")
+        assert asked not in times.err
+        assert "exits/s" not in times.out
+        everything = await run("stats", "--json", "--qmp", kvm.qmp)
+        assert len(everything.document["vcpus"][0]["kvm"]) > 20
+        assert (await run("stats", "--json", "--no-kvm", "--qmp", kvm.qmp)).document["vcpus"][0]["kvm"] == {}
+
+
+@pytest.mark.qemu
 async def test_a_terminal_has_a_live_table_that_ends_with_ctrl_c(guest: MicroGuest) -> None:
     async with on_terminal("stats", "--interval", "0.05", "--by", "vcpu", "--qmp", guest.sockets[1]) as it:
         await it.wait_on_screen("▁▁▁▁")

@@ -72,6 +72,9 @@ async def what_is_known(vm: VcpuController) -> None:
     assert_type(vm.capabilities, VmInfo)
     assert_type(vm.capabilities.known_faults, frozenset[KnownFault])
     assert_type(await vm.refresh(), Layout)
+    before, now = await vm.statistics(), await vm.statistics(kvm=["exits"])
+    assert_type(now[3].delay_s, float | None)
+    assert_type(now.since(before)[3].run, float | None)
     assert_type(await vm.wait_for(lambda layout: 3 in layout.enabled, timeout=5), Layout)
     assert_type(await vm.wait_settled(timeout=5), Layout)
 
