@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qmpvcpu.testing import best_qemu, probe_accelerator
-from tests.bench import bulk, documents, fleet, large, processes, reads, record, single
+from tests.bench import bulk, documents, fleet, large, placed, processes, reads, record, single
 from tests.bench.publish import machine, publish, redraw
 from tests.bench.row import Row
 from tests.bench.setting import Setting
@@ -26,6 +26,7 @@ from tests.substrates import qemus
 PARTS: dict[str, Callable[[Setting], AsyncIterator[Row]]] = {
     "single": single.measure,
     "bulk": bulk.measure,
+    "placed": placed.measure,
     "reads": reads.measure,
     "record": record.measure,
     "processes": processes.measure,

@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tests.libvirt.daemon import Libvirt
@@ -24,7 +25,7 @@ for line in sys.stdin:
     target = connection if hasattr(connection, call) else domain
     start = time.perf_counter()
     try:
-        getattr(target, call)(*arguments)
+        getattr(target, call)(*(tuple(each) if isinstance(each, list) else each for each in arguments))
     except libvirt.libvirtError as error:
         if "timed out" not in str(error) and "timeout" not in str(error):
             raise
@@ -52,6 +53,10 @@ class Peer:
     def set_count(self, count: int) -> float:
         """Milliseconds that libvirt takes to make *count* vCPUs plugged."""
         return self.call("setVcpusFlags", count, LIVE)
+
+    def pin(self, vcpu: int, cpus: Collection[int]) -> float:
+        """Milliseconds that libvirt takes to have a vCPU run on these host CPUs, now or once it is plugged."""
+        return self.call("pinVcpuFlags", vcpu, [number in cpus for number in range(os.cpu_count() or 1)], LIVE)
 
     def set_state(self, vcpu: int, *, enabled: bool) -> float:
         """Milliseconds of a plug or an unplug; under TCG libvirt gives an unplug up after five seconds."""
