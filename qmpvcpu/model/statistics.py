@@ -70,7 +70,7 @@ def _has_another_thread(now: VcpuStatistics, before: VcpuStatistics) -> bool:
 
 
 def _share(now: float | None, before: float | None, seconds: float) -> float | None:
-    return None if now is None or before is None else min((now - before) / seconds, 1.0)
+    return None if now is None or before is None else min(max(now - before, 0.0) / seconds, 1.0)
 
 
 def _growth(now: KvmCounters, before: KvmCounters, seconds: float) -> dict[str, float]:

@@ -48,6 +48,7 @@ class StatisticsReader:
         self._connection: Connection | None = None
         self._qemu = Found(None)
         self._known: dict[str, _VcpuThread] = {}  # by QOM path
+        self._ended: dict[str, int] = {}  # tids that the layout may name still, and other threads may have by now
 
     async def read(self, names: Collection[str] | None = None) -> VmStatistics:
         """Read the VM; *names* are those of KVM's counters, None: all.
@@ -58,15 +59,15 @@ class StatisticsReader:
         await self._driver.check_open()
         layout, connection = self._driver.layout, self._driver.connection
         if connection is not self._connection:  # at first, and when QEMU was found again, or another one
-            self._connection, self._qemu, self._known = connection, Found(None), {}
+            self._connection, self._qemu, self._known, self._ended = connection, Found(None), {}, {}
         present = [slot for slot in layout.slots if slot.present]
         vcpus = {path: vcpu for slot in present for path, vcpu in zip(vcpu_paths(slot), slot.ids, strict=True)}
         named_in_layout = (pair for slot in present for pair in zip(vcpu_paths(slot), slot.host_tids, strict=False))
-        tids = {path: tid for path, tid in named_in_layout if tid is not None}
 
         at, clock = time.time(), time.monotonic()
         waits = counts_waits()
         usages = self._read_known(vcpus, waits=waits)
+        tids = {path: tid for path, tid in named_in_layout if tid is not None and tid != self._ended.get(path)}
         usages |= self._read_new({path: tid for path, tid in tids.items() if path not in usages}, waits=waits)
         asks_kvm = layout.vm.accelerator in _MAY_COUNT and (names is None or len(names) > 0)
         asks_threads = len(usages) < len(vcpus) and (self._qemu.pid is not None or not tids)
@@ -76,10 +77,13 @@ class StatisticsReader:
             paths = [*vcpus] if asks_kvm else []
             counters, threads = await connection.reader.statistics(paths, names, threads=asks_threads)
             shared = runs_single_threaded(threads or ())
-            told = {} if shared else {thread.qom_path: thread.host_tid for thread in threads or ()}
+            told = {thread.qom_path: thread.host_tid for thread in threads or ()}
             missing = {path: told[path] for path in vcpus if path in told and path not in usages}
-            usages |= self._read_new(missing, waits=waits)
-            tids |= missing
+            if shared:
+                usages, tids, self._known = {}, {}, {}
+            else:
+                usages |= self._read_new(missing, waits=waits)
+                tids |= missing
         known = {path: each.tid for path, each in self._known.items()}
         version = layout.vm.qemu_version
         found = tuple(
@@ -105,6 +109,7 @@ class StatisticsReader:
             for path, each in self._known.items()
             if path in paths and (usage := read_usage(each.thread, waits=waits)) is not None
         }
+        self._ended |= {path: each.tid for path, each in self._known.items() if path not in usages}
         self._known = {path: each for path, each in self._known.items() if path in usages}
         return usages
 
@@ -119,6 +124,7 @@ class StatisticsReader:
             usage = read_usage(threads[tid], waits=waits) if tid in threads else None
             if usage is not None:
                 self._known[path] = _VcpuThread(tid, threads[tid])
+                self._ended.pop(path, None)
                 usages[path] = usage
         return usages
 
