@@ -1,7 +1,7 @@
 """Spans, as the tests look at them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,6 +76,21 @@ def told(span: "ReadableSpan", *names: str) -> list[object]:
 def failed(span: "ReadableSpan") -> bool:
     """Whether its status is that of an error."""
     return span.status.status_code.name == "ERROR"
+
+
+def tree(spans: Spans, shown: "Callable[[ReadableSpan], str]") -> Iterator[str]:
+    """Draw the spans, each below its parent, in the order of their beginning."""
+
+    def below(parent: "ReadableSpan", indent: str) -> Iterator[str]:
+        children = spans.below(parent)
+        for number, child in enumerate(children, 1):
+            is_last = number == len(children)
+            yield f"{indent}{'└─' if is_last else '├─'} {shown(child)}"
+            yield from below(child, f"{indent}{'   ' if is_last else '│  '}")
+
+    for root in (span for span in spans.all if span.parent is None):
+        yield shown(root)
+        yield from below(root, "")
 
 
 def check_times(spans: Spans) -> None:
