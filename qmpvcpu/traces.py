@@ -12,12 +12,14 @@ OpenTelemetry's conventions have no words for VMs yet (``error.type`` and ``exce
 ours, and begin with ``qmpvcpu.``.
 """
 
+import asyncio
+import contextlib
 import functools
 import logging
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, NamedTuple, TypeVar
+from typing import Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -47,7 +49,8 @@ from qmpvcpu.model.verdicts import Denied, Pending, Plugged, Refused, Rejected, 
 _log = logging.getLogger("qmpvcpu.traces")
 
 _Attributes = dict[str, str | bool | int | float]
-_Given = TypeVar("_Given")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _NS: Final = 1_000_000_000
 
@@ -102,17 +105,18 @@ class _Asked(NamedTuple):
     ended_at: float | None
 
 
-def _harmless(take: Callable[["Traces", _Given], None]) -> Callable[["Traces", _Given], None]:
-    """Have *take* raise nothing: a program's own samplers and processors run in it, and the change has to go on."""
+def _harmless(work: "Callable[Concatenate[Traces, _P], _T]") -> "Callable[Concatenate[Traces, _P], _T | None]":
+    """Have *work* raise nothing: a program's own samplers and processors run in it, and the change has to go on."""
 
-    @functools.wraps(take)
-    def taking(traces: "Traces", given: _Given) -> None:
+    @functools.wraps(work)
+    def working(traces: "Traces", /, *args: _P.args, **given: _P.kwargs) -> _T | None:
         try:
-            take(traces, given)
+            return work(traces, *args, **given)
         except Exception:  # noqa: BLE001 -- it may be anybody's: logged, and the change goes on
             _log.exception("no span could be made", extra={"vm": traces.vm})
+            return None
 
-    return taking
+    return working
 
 
 class Traces:
@@ -215,6 +219,36 @@ class Traces:
         if error is not None:
             _fail(span, error, now)
         span.end(now)
+
+    @contextlib.contextmanager
+    def call(self, name: str, **told: str) -> Iterator[None]:
+        """Have a span of a call that is no change, current while it lasts; *told* are attributes."""
+        span = self._call_begun(name, told)
+        if span is None:
+            yield
+            return
+        error: BaseException | None = None
+        try:
+            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+                yield
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._call_ended(span, error)
+
+    @_harmless
+    def _call_begun(self, name: str, told: Mapping[str, str]) -> Span:
+        attributes = {f"qmpvcpu.{key}": printable(value) for key, value in told.items()}
+        return self._tracer.start_span(f"qmpvcpu.{name}", attributes={"qmpvcpu.vm.name": self.vm, **attributes})
+
+    @_harmless
+    def _call_ended(self, span: Span, error: BaseException | None) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            span.set_attribute("qmpvcpu.cancelled", value=True)
+        elif error is not None and span.is_recording():
+            _fail(span, error, time.time_ns())
+        span.end()
 
     @_harmless
     def heard(self, effect: Publish) -> None:

@@ -169,6 +169,7 @@ async def attach(
         lambda online: driver.put(GuestTold(None, online)),
         lambda system: driver.put(GuestIs(system)),
         qmp=target,
+        traced=lambda call, **told: driver.traced(call, **told),  # noqa: PLW0108 -- it is made below
     )
     try:
         connection = await Connection.open(target, reply_timeout)

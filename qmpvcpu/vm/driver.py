@@ -307,6 +307,15 @@ class Driver:
         if self.engine.lost is not None or self.closed:
             await self.request(Refresh(Read.NONE, status=False))
 
+    def traced(self, call: str, **told: str) -> contextlib.AbstractContextManager[object]:
+        """Return the context of a *call* that is no change: a span with what is *told*, where spans are made.
+
+        What the driver itself asks the guest is none: the steps' spans tell of it.
+        """
+        if self._traces is None or asyncio.current_task() in self._tasks:
+            return contextlib.nullcontext()
+        return self._traces.call(call, **told)
+
     # What is to be done.
 
     def _perform(self, effect: Effect) -> None:

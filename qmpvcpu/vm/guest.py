@@ -57,6 +57,7 @@ class Guest:
         on_list: Called with each list of the guest's: whether each vCPU that is known in it is online.
         on_os: Called with each answer that names the guest's system.
         qmp: The VM's own QMP target, which is no agent's.
+        traced: Returns the context of a call, such as a span.
 
     Attributes:
         has_agent: True if an agent was given to ``attach``.
@@ -71,12 +72,14 @@ class Guest:
         on_os: Callable[[GuestOs], object],
         *,
         qmp: "Target | None" = None,
+        traced: Callable[..., contextlib.AbstractContextManager[object]],
     ) -> None:
         self.has_agent = target is not None
         self._layout = layout
         self._monitor = monitor
         self._on_list = on_list
         self._on_os = on_os
+        self._traced = traced
         self._agent: GuestAgent | None = None
         self._numbering: Numbering | None = None
         self._turn = asyncio.Lock()
@@ -105,8 +108,9 @@ class Guest:
         Raises:
             GuestAgentError: See the class.
         """
-        async with self._in_turn(timeout) as deadline:
-            return await self._list(deadline)
+        with self._traced("guest.vcpus"):
+            async with self._in_turn(timeout) as deadline:
+                return await self._list(deadline)
 
     @checked
     async def set_online(self, ids: int | str | Iterable[int], *, timeout: float = 10.0) -> VcpuMap:
@@ -153,7 +157,8 @@ class Guest:
         Raises:
             GuestAgentError: See the class.
         """
-        return await self._read_os(asyncio.get_running_loop().time() + timeout)
+        with self._traced("guest.os"):
+            return await self._read_os(asyncio.get_running_loop().time() + timeout)
 
     @checked
     async def commands(self, *, timeout: float = 10.0) -> frozenset[str]:
@@ -162,7 +167,8 @@ class Guest:
         Raises:
             GuestAgentError: See the class.
         """
-        return await self._door.commands(timeout=timeout)
+        with self._traced("guest.commands"):
+            return await self._door.commands(timeout=timeout)
 
     @checked
     async def execute(
@@ -174,7 +180,8 @@ class Guest:
             GuestRefusedError: It answered with an error.
             GuestAgentError: See the class.
         """
-        return await self._door.execute(command, arguments, timeout=timeout)
+        with self._traced("guest.execute", command=command):
+            return await self._door.execute(command, arguments, timeout=timeout)
 
     async def close(self) -> None:
         """Let go of the agent."""
@@ -321,6 +328,10 @@ class Guest:
     async def _set(self, given: int | str | Iterable[int], timeout: float, *, online: bool) -> VcpuMap:
         wanted = _ids(given)
         what = "online" if online else "offline"
+        with self._traced(f"guest.set_{what}", vcpus=str(wanted)):
+            return await self._set_in_turn(wanted, timeout, what, online=online)
+
+    async def _set_in_turn(self, wanted: VcpuMap, timeout: float, what: str, *, online: bool) -> VcpuMap:
         hint = "" if online else WITHOUT_AGENT
         async with self._in_turn(timeout, describe(what, wanted), hint=hint) as deadline:
             by_vcpu = await self._list_with(wanted, deadline, waits=online)

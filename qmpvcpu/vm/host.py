@@ -87,6 +87,10 @@ class Host:
         """
         if not isinstance(placement, Placement | None):
             raise TypeError(f"placement is a Placement, not {placement!r}")
+        with self._driver.traced("host.place"):
+            return await self._place_all(placement, affect)
+
+    async def _place_all(self, placement: Placement | None, affect: Affect) -> Placement:
         driver = self._driver
         check_placement(driver.engine.situation._replace(placement=placement), _PLACE)
         config = None if affect is Affect.LIVE else self._next_boot("another placement")
