@@ -53,6 +53,8 @@ a time. Where libvirt, a VMM or qmpvcpu watch holds it, start QEMU with a second
 
   qmpvcpu fleet list --dir /run/vms     many VMs at once
 
+  qmpvcpu exporter --dir /run/vms       their metrics, for Prometheus
+
   qmpvcpu certify -- qemu-system-x86_64 ...  what its guest can do
 
   qmpvcpu --version                     which one this is
@@ -96,6 +98,7 @@ _COMMANDS: Final = {
     "config": ("config:config", "Show or change a VM's next boot, without the VM."),
     "guest": ("guest:guest", "Which vCPUs the guest uses: list, online, offline."),
     "fleet": ("fleet:fleet", "Many VMs at once: list, set, count."),
+    "exporter": ("exporter:exporter", "Serve metrics of many VMs for Prometheus."),
 }
 
 

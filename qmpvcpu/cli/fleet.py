@@ -89,16 +89,21 @@ fleet = LazyGroup(
     no_args_is_help=False,
 )
 
+QMP: Final = option(
+    "--qmp",
+    "addresses",
+    metavar="ADDRESS",
+    multiple=True,
+    help="A VM's QMP socket; may be repeated. Else $QMPVCPU_QMP, without --dir.",
+)
+DIRECTORY: Final = option("--dir", "directory", metavar="DIR", type=File(), help="All QMP sockets in this directory.")
+PATTERN: Final = option(
+    "--pattern", metavar="GLOB", default="*", help="Which paths below --dir: '*.qmp', '*/qmp.sock'."
+)
 _FLEET_OPTIONS: Final = (
-    option(
-        "--qmp",
-        "addresses",
-        metavar="ADDRESS",
-        multiple=True,
-        help="A VM's QMP socket; may be repeated. Else $QMPVCPU_QMP, without --dir.",
-    ),
-    option("--dir", "directory", metavar="DIR", type=File(), help="All QMP sockets in this directory."),
-    option("--pattern", metavar="GLOB", default="*", help="Which paths below --dir: '*.qmp', '*/qmp.sock'."),
+    QMP,
+    DIRECTORY,
+    PATTERN,
     option(
         "--concurrency",
         metavar="N",
@@ -145,8 +150,15 @@ class Vms(NamedTuple):
     concurrency: int
 
     @contextlib.asynccontextmanager
-    async def opened(self, shell: Shell, *, read_only: bool = False) -> AsyncIterator[Fleet]:
-        """Find the VMs; nothing is connected to yet.
+    async def opened(
+        self,
+        shell: Shell,
+        *,
+        read_only: bool = False,
+        may_be_empty: bool = False,
+        resync_interval: float | None = None,
+    ) -> AsyncIterator[Fleet]:
+        """Find the VMs; nothing is connected to yet. *may_be_empty*: they come and go.
 
         Raises:
             BadUsageError: There are none, or they are not named as VMs are.
@@ -160,13 +172,12 @@ class Vms(NamedTuple):
             agent=self._agent(shell.options.agent),
             reply_timeout=shell.options.reply_timeout,
             read_only=read_only,
-            resync_interval=None,
+            resync_interval=resync_interval,
         )
         async with fleet:
-            if not fleet.addresses:
+            if not fleet.addresses and not may_be_empty:
                 found = f"no socket in {self.directory} matches {self.pattern!r}"
                 raise BadUsageError(f"{found}: name another pattern, such as --pattern '*/qmp.sock'")
-            shell.extra["vms"] = []
             yield fleet
 
     def _agent(self, given: str | None) -> str | Callable[[str], str] | None:
@@ -335,6 +346,7 @@ async def _finish(
     """Take the results as they come, and show how far it is; the first signal does *stop*."""
     started = time.monotonic()
     came: dict[str, Any] = {}
+    shell.extra["vms"] = []
     with shell.signals.stopped_by(stop):
         async with shown(progress, shell.err):
             async for result in results:

@@ -56,11 +56,11 @@ class Command(click.Command):
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]  # it has no type argument in older versions
-    """A length of time; *some*: more than none."""
+    """A length of time; *some*: why it is more than none."""
 
     name = "seconds"
 
-    def __init__(self, *, some: bool = False) -> None:
+    def __init__(self, *, some: str = "") -> None:
         self._some = some
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -72,7 +72,7 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # it has no type argu
         if not 0 <= seconds < math.inf:
             self.fail(f"it is a finite number of seconds, 0 or more, not {value}", param, ctx)
         if self._some and seconds == 0:
-            self.fail("QEMU needs some time to answer", param, ctx)
+            self.fail(self._some, param, ctx)
         return seconds
 
 
@@ -142,7 +142,7 @@ TIMEOUT = option("--timeout", metavar="SECONDS", type=Seconds(), help="How long 
 REPLY_TIMEOUT = option(
     "--reply-timeout",
     metavar="SECONDS",
-    type=Seconds(some=True),
+    type=Seconds(some="QEMU needs some time to answer"),
     help="How long QEMU, or the agent, has to take the connection, and for each reply (10).",
 )
 OUTPUT_OPTIONS = (JSON, VERBOSE)

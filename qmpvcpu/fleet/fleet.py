@@ -172,6 +172,11 @@ class Fleet:
         return tuple(self._to_work_on())
 
     @property
+    def directory(self) -> Path | None:
+        """Where it looks for sockets; None: nowhere."""
+        return self._directory
+
+    @property
     def vms(self) -> Mapping[str, VcpuController]:
         """The VMs that are attached now, by address; one whose connection is lost is in it until its next work."""
         return {address: member.vm for address, member in self._members.items() if member.vm is not None}

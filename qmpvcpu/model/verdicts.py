@@ -30,7 +30,7 @@ from qmpvcpu.model.vcpumap import VcpuMap
 _INSERTION_SOURCES = frozenset({0x1, 0x200})  # device check; insertion processing
 _EJECTION_SOURCES = frozenset({0x3, 0x103})  # eject request; ejection processing
 
-_EJECTION_REASONS = {
+EJECTION_REASONS = {
     0x01: "non-specific failure",
     0x02: "unrecognized notify code",
     0x80: "device is locked",
@@ -94,7 +94,7 @@ class OstAnswer:
         status = self.status
         if status is not OstStatus.FAILURE:
             return str(status.value)
-        table = _EJECTION_REASONS if self.is_ejection else _INSERTION_REASONS
+        table = EJECTION_REASONS if self.is_ejection else _INSERTION_REASONS
         return table.get(self.code, f"status {self.code:#x}, unknown to ACPI")
 
 

@@ -54,7 +54,7 @@ ON_A_VM = [
     "fleet set 0-1",
     "fleet count 2",
 ]
-WITHOUT = ["demo", "args {xml}", "config {xml}"]
+WITHOUT = ["demo", "args {xml}", "config {xml}", "exporter --for 0 --listen 127.0.0.1:0 --dir ."]
 # These tell of a VM that runs what is wrong with that, which is no answer but an error.
 OF_A_MIGRATION = ("check-target", "confirm-target", "take-back", "replay")
 # This tells of the micro-guest that it starts no vCPU.

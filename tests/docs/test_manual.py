@@ -18,6 +18,7 @@ PUBLIC = [
     "qmpvcpu.errors",
     "qmpvcpu.fleet",
     "qmpvcpu.launch",
+    "qmpvcpu.metrics",
     "qmpvcpu.testing",
 ]
 

@@ -82,8 +82,8 @@ def test_what_answers_a_question_about_the_design_is_where_the_page_says() -> No
 
 def test_the_reasons_of_a_refusal_are_those_that_are_told() -> None:
     shown = {row[0]: row[1] for row in rows(page("evidence.md"), 2) if row[0].startswith("0x")}
-    assert {int(code, 16) for code in shown} == set(verdicts._EJECTION_REASONS)
-    for code, reason in verdicts._EJECTION_REASONS.items():
+    assert {int(code, 16) for code in shown} == set(verdicts.EJECTION_REASONS)
+    for code, reason in verdicts.EJECTION_REASONS.items():
         assert shown[f"0x{code:02x}"].startswith(reason)
 
 

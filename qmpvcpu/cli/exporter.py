@@ -1,0 +1,228 @@
+"""exporter: metrics of all VMs of a host, served for Prometheus."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from http import HTTPStatus
+from types import ModuleType
+from typing import Any, Final
+
+from qmpvcpu.cli.fleet import DIRECTORY, PATTERN, QMP, Vms
+from qmpvcpu.cli.options import JSON, REPLY_TIMEOUT, VERBOSE, Seconds, command, option
+from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.run import Shell
+
+_ADDRESS: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+(?:%\w+)?)\]|([^\[\]:]*)):(\d{1,5})")
+_HIGHEST_PORT: Final = 65535
+_RESYNC_S: Final = 30.0
+_CONCURRENCY: Final = 16
+_MOST_CLIENTS: Final = 64
+_MOST_HEAD_BYTES: Final = 16 * 1024
+# How long a client may take to send its request, and to take the answer.
+_CLIENT_S: Final = 10.0
+_INDEX: Final = b'<!doctype html><title>qmpvcpu exporter</title><a href="/metrics">metrics</a>\n'
+_REQUEST: Final = re.compile(rb"(\S+) (\S+) HTTP/1\.[01]")
+_ACCEPT: Final = re.compile(rb"\r\naccept:([^\r\n]*)", re.IGNORECASE)
+
+Page = Callable[[str], Awaitable[tuple[str, bytes]]]
+"""Returns the content type and the body of a scrape, for the request's Accept header."""
+
+
+@command(
+    QMP,
+    DIRECTORY,
+    PATTERN,
+    option(
+        "--listen",
+        metavar="HOST:PORT",
+        default="127.0.0.1:9177",
+        help="Where to serve: 127.0.0.1:9177, [::1]:9177; without a host everywhere. Port 0: any free one.",
+    ),
+    option(
+        "--rescan",
+        metavar="SECONDS",
+        type=Seconds(some="looking takes some time"),
+        default=5.0,
+        help="How often to look for VMs that came or went, and to connect to those that are not connected.",
+    ),
+    option("--for", "seconds", metavar="SECONDS", type=Seconds(), help="End after so long."),
+    REPLY_TIMEOUT,
+    JSON,
+    VERBOSE,
+)
+async def exporter(shell: Shell, *, listen: str, rescan: float, seconds: float | None, **vms: Any) -> CommandResult:
+    """Serve metrics of the vCPUs of all VMs of a host for Prometheus, until a signal. Reads only.
+
+    VMs that come and go are found. One that does not answer delays no scrape: it has qmpvcpu_up 0. The exporter keeps
+    a QMP socket of each VM, which serves one client at a time: give QEMU one of its own for it. There is no password
+    and no encryption: serve other hosts through a proxy that has both.
+
+      qmpvcpu exporter --dir /run/vms
+
+      qmpvcpu exporter --dir /run --pattern '*/metrics.qmp' --listen '[::1]:9177'
+
+    Exit codes: 0 ended by a signal, or after --for; 2 bad usage, or prometheus-client is not installed; 3 the address
+    cannot be listened at, because its port is taken or for another reason.
+    """
+    host, port = _parse(listen)
+    metrics = _import_metrics()
+    async with Vms(**vms, concurrency=_CONCURRENCY).opened(
+        shell, may_be_empty=True, resync_interval=_RESYNC_S
+    ) as fleet:
+        registry = metrics.process_registry()
+        async with metrics.VcpuCollector(fleet, registry=registry, rescan_interval=rescan) as collector:
+            scrapes = _Scrapes(collector.read, lambda accept: metrics.exposition(registry, accept))
+            server = _Server(scrapes.page)
+            async with server.listening(host, port) as at:
+                tell = shell.note if shell.options.json else shell.say  # a program too may want to know the port
+                tell(f"metrics of {len(fleet.addresses)} VMs at http://{at}/metrics")
+                await _until_stopped(shell, seconds)
+    return CommandResult(REACHED, document(listened=at, requests=server.requests))
+
+
+def _parse(listen: str) -> tuple[str | None, int]:
+    """Return the host, None for all of this machine's addresses, and the port.
+
+    Raises:
+        BadUsageError: *listen* names none.
+    """
+    found = _ADDRESS.fullmatch(listen)
+    if found is None or int(found[3]) > _HIGHEST_PORT:
+        raise BadUsageError(f"--listen {listen}: say HOST:PORT, such as 127.0.0.1:9177 or [::1]:9177")
+    return found[1] or found[2] or None, int(found[3])
+
+
+def _import_metrics() -> ModuleType:
+    try:
+        from qmpvcpu import metrics  # not at the top: without the extra, that is a sentence and no traceback
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] != "prometheus_client":
+            raise
+        raise BadUsageError(
+            "the exporter needs prometheus-client, which is not installed: pip install 'qmpvcpu[metrics]'"
+        ) from error
+    return metrics
+
+
+async def _until_stopped(shell: Shell, seconds: float | None) -> None:
+    """Wait for a signal, or so long."""
+    stopped = asyncio.Event()
+
+    async def stop() -> None:
+        stopped.set()
+
+    with shell.signals.stopped_by(stop), contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stopped.wait()
+
+
+class _Scrapes:
+    """Scrapes that come at the same time, as one: they share a reading, and what it is rendered to.
+
+    Args:
+        read: Reads all VMs.
+        render: Returns what there is to tell, for an Accept header.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[None]], render: Callable[[str], tuple[str, bytes]]) -> None:
+        self._read = read
+        self._render = render
+        self._reading: asyncio.Future[None] | None = None
+        self._pages: dict[str, tuple[str, bytes]] = {}
+
+    async def page(self, accept: str) -> tuple[str, bytes]:
+        """Return the content type and the body for a request with this Accept header."""
+        if self._reading is None or self._reading.done():
+            self._reading, self._pages = asyncio.ensure_future(self._read()), {}
+        pages = self._pages
+        await asyncio.shield(self._reading)
+        if accept not in pages:
+            pages[accept] = self._render(accept)
+        return pages[accept]
+
+
+class _Server:
+    """Answers GET and HEAD, one request a connection; a client that is slow, or talks nonsense, is let go.
+
+    Args:
+        page: What ``/metrics`` is.
+
+    Attributes:
+        requests: How many requests were answered with it.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self.requests = 0
+        self._page = page
+        self._clients: set[asyncio.Task[None]] = set()
+
+    @contextlib.asynccontextmanager
+    async def listening(self, host: str | None, port: int) -> AsyncIterator[str]:
+        """Serve inside; yield the address, as a URL has it.
+
+        Raises:
+            OSError: It cannot be listened at; it says where, and why.
+        """
+        try:
+            server = await asyncio.start_server(self._connected, host, port, limit=_MOST_HEAD_BYTES)
+        except OSError as error:
+            why = str(error) if error.errno is None else error.strerror or os.strerror(error.errno)
+            if error.errno == errno.EADDRINUSE:
+                why = "the port is taken; exporters of libvirt have 9177 too"
+            raise OSError(error.errno, why, f"--listen {host or ''}:{port}") from error
+        try:
+            shown, number = server.sockets[0].getsockname()[:2]
+            yield f"[{shown}]:{number}" if ":" in shown else f"{shown}:{number}"
+        finally:
+            server.close()
+            for client in self._clients:
+                client.cancel()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - JUSTIFICATION: a coroutine that runs is in a task, mypy cannot know
+        self._clients.add(task)
+        try:
+            busy = len(self._clients) > _MOST_CLIENTS
+            answer = _answer(503, b"too many clients\n") if busy else await self._answered(reader)
+            async with asyncio.timeout(_CLIENT_S):
+                writer.write(answer)
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, asyncio.IncompleteReadError):  # TimeoutError is an OSError: it is slow, or has gone
+            pass
+        finally:
+            self._clients.discard(task)
+            writer.transport.abort()
+
+    async def _answered(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            async with asyncio.timeout(_CLIENT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return _answer(431, b"the request is too long\n")
+        request = _REQUEST.fullmatch(head.partition(b"\r\n")[0])
+        if request is None:
+            return _answer(400, b"this speaks HTTP/1.1\n")
+        method, path = request[1], request[2].partition(b"?")[0]
+        if method not in (b"GET", b"HEAD"):
+            return _answer(405, b"GET is all there is\n", "Allow: GET, HEAD\r\n")
+        if path == b"/metrics":
+            self.requests += 1
+            accept = _ACCEPT.search(head)
+            kind, body = await self._page("" if accept is None else accept[1].decode("latin-1").strip())
+            answer = _answer(200, body, kind=kind)
+        elif path == b"/":
+            answer = _answer(200, _INDEX, kind="text/html; charset=utf-8")
+        else:
+            answer = _answer(404, b"/metrics is all there is\n")
+        return answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if method == b"HEAD" else answer
+
+
+def _answer(status: int, body: bytes, more: str = "", *, kind: str = "text/plain; charset=utf-8") -> bytes:
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {kind}\r\n{more}"
+    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode("latin-1") + body
