@@ -161,10 +161,8 @@ def place(config: "DomainConfig", wish: "Placement | None") -> None:
         BadUsageError: Sets overlap with those of the document that must not.
     """
     if wish is not None:
-        from qmpvcpu.domainxml.placing import placed  # as in enable
-
         try:
-            config.domain = placed(config.domain, wish)
+            config.place(wish)
         except ValueError as error:
             raise BadUsageError(f"--exclusive: {error}") from error
 

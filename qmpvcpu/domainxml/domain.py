@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from qmpvcpu.model.exported import PreviousVcpus
+from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
 
@@ -117,6 +118,7 @@ class DomainVcpus:
         previous: In a record: what an earlier QEMU had and the running VM has not been given again. The rows describe
             the running VM.
         next_boot: In a record: the vCPUs requested for the next boot, or None.
+        next_placement: In a record: where threads are to run from the next boot on, if other than now, or None.
     """
 
     name: str
@@ -142,6 +144,7 @@ class DomainVcpus:
     untold: tuple[str, ...] = field(default=(), compare=False)
     previous: PreviousVcpus | None = field(default=None, compare=False)
     next_boot: VcpuMap | None = field(default=None, compare=False)
+    next_placement: Placement | None = field(default=None, compare=False)
 
     @property
     def max(self) -> int:

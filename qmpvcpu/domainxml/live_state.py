@@ -15,9 +15,11 @@ from qmpvcpu.domainxml.cpu import (
     running_model,
 )
 from qmpvcpu.domainxml.domain import MOST_WITHOUT_EIM, X86, DomainVcpu, DomainVcpus, needs_rows
-from qmpvcpu.domainxml.writer import NO_PCI_DEVICES, Node, topology_node, vcpu_row, write
+from qmpvcpu.domainxml.placing import with_placement
+from qmpvcpu.domainxml.writer import NO_PCI_DEVICES, Node, cputune_nodes, topology_node, vcpu_row, write
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.vm import Topology, VmInfo
 
 # Imports in functions below: a document that is written anew needs no lxml, which takes long to import.
@@ -31,7 +33,12 @@ _WITHOUT_PCI: Final = frozenset({"microvm", "isapc"})
 
 
 def render(
-    layout: Layout, *, base: bytes | None = None, emulator: str | None = None, metadata: "Metadata | None" = None
+    layout: Layout,
+    *,
+    base: bytes | None = None,
+    emulator: str | None = None,
+    metadata: "Metadata | None" = None,
+    placement: Placement | None = None,
 ) -> bytes:
     """Return the live state of a VM as a ``<domain>`` that ``virsh define`` accepts.
 
@@ -43,8 +50,8 @@ def render(
     What libvirt cannot express, or QEMU does not report, is left out; ``omissions`` names it. The CPU model is
     written without features, which QEMU does not report; an element of ours under ``<metadata>`` notes that.
 
-    With *base*, that document is changed to describe this state, as ``update`` does: memory, devices, pins and
-    everything else in it stay, byte for byte.
+    With *base*, that document is changed to describe this state, as ``update`` does: memory, devices and everything
+    else in it stay, byte for byte; so do pins and schedulers, unless there is a *placement*.
 
     Args:
         layout: The state to write.
@@ -52,6 +59,8 @@ def render(
         emulator: Absolute path of the QEMU that should run it, or None for libvirt's default; *base* has its own.
         metadata: Our own element for ``<metadata>``, or None to leave it out, or as it is in *base*. Its ``uuid`` is
             used where QEMU has none; without either, libvirt makes one up.
+        placement: Where the VM's threads are to run, for ``<cputune>`` and ``<vcpu cpuset>``, as ``with_placement``
+            writes it; vCPUs that are not plugged keep theirs. None: as it is in *base*, or nothing is said.
 
     Returns:
         UTF-8; without *base* in libvirt's own style, without XML declaration.
@@ -64,7 +73,7 @@ def render(
     if base is not None:
         from qmpvcpu.domainxml.patch import update_with
 
-        return update_with(base, lambda said: domain_of(layout, said), metadata)
+        return update_with(base, lambda said: _placed(domain_of(layout, said), placement), metadata)
     vm = layout.vm
     if vm.memory_kib is None:
         raise DomainXmlError("QEMU did not report its memory size, which libvirt requires: set VmInfo.memory_kib")
@@ -72,7 +81,7 @@ def render(
         raise DomainXmlError(f"libvirt does not accept the domain name {vm.name!r}")
     if emulator is not None and not emulator.startswith("/"):
         raise DomainXmlError(f"emulator {emulator!r} is not an absolute path")
-    domain = domain_from(layout)
+    domain = _placed(domain_from(layout), placement)
     inside = _domain(replace(domain, emulator=emulator), metadata, mark_node(layout))
     return write(Node("domain", {"type": domain.type}, tuple(inside)))
 
@@ -121,7 +130,11 @@ def domain_of(layout: Layout, base: DomainVcpus) -> DomainVcpus:
         raise DomainXmlError(f"the document has a maximum of {base.max} vCPUs, and QEMU has {layout.max}")
     vcpus = tuple(_vcpus(layout))
     individual = base.individual or needs_rows(vcpus)
-    return replace(base, vcpus=vcpus, individual=individual, previous=None, next_boot=None)
+    return replace(base, vcpus=vcpus, individual=individual, previous=None, next_boot=None, next_placement=None)
+
+
+def _placed(domain: DomainVcpus, placement: Placement | None) -> DomainVcpus:
+    return domain if placement is None else with_placement(domain, placement)
 
 
 def omissions(layout: Layout, *, base: bytes | None = None) -> tuple[str, ...]:
@@ -197,9 +210,12 @@ def _domain(domain: DomainVcpus, metadata: "Metadata | None", mark: Node) -> Ite
     yield Node("metadata", content=(*_records(metadata), mark))
     for tag in ("memory", "currentMemory"):
         yield Node(tag, {"unit": "KiB"}, str(domain.memory_kib))
-    current = {} if domain.current == domain.max else {"current": domain.current}
-    yield Node("vcpu", {"placement": domain.placement, **current}, str(domain.max))
+    current = None if domain.current == domain.max else domain.current
+    said = {"placement": domain.placement, "cpuset": domain.cpuset, "current": current}
+    yield Node("vcpu", {name: value for name, value in said.items() if value is not None}, str(domain.max))
     yield Node("vcpus", content=tuple(map(vcpu_row, domain.vcpus)))
+    if tunes := cputune_nodes(domain):
+        yield Node("cputune", content=tunes)
     machine = {"arch": domain.arch, "machine": domain.machine}
     yield Node("os", content=(Node("type", machine, "hvm"),))
     if domain.arch in X86:  # elsewhere libvirt does not need <acpi/> (ppc64, s390x), or refuses it without UEFI

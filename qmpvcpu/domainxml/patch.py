@@ -13,7 +13,7 @@ from qmpvcpu.domainxml.reader import ReadDocument
 from qmpvcpu.domainxml.record_element import Metadata, find_record, record_node
 from qmpvcpu.domainxml.rules import broken_states
 from qmpvcpu.domainxml.safe_xml import text_of
-from qmpvcpu.domainxml.writer import Node, sched_attributes, topology_node, vcpu_row
+from qmpvcpu.domainxml.writer import Node, cputune_nodes, sched_attributes, topology_node, vcpu_row
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
@@ -254,17 +254,17 @@ def _update_each_row(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> 
 
 
 def _update_cputune(editor: Editor, said: DomainVcpus, domain: DomainVcpus) -> None:
-    new = [
+    holder = editor.root.find("cputune")
+    if holder is None:
+        if new := cputune_nodes(domain):
+            editor.insert(editor.root, Node("cputune", content=new), after=_before("cputune"))
+        return
+    new = (
         *_update_pins(editor, said, domain),
         *_update_emulator_pin(editor, said, domain),
         *_update_emulator_sched(editor, said, domain),
         *_update_scheds(editor, said, domain),
-    ]
-    holder = editor.root.find("cputune")
-    if holder is None:
-        if new:
-            editor.insert(editor.root, Node("cputune", content=tuple(new)), after=_before("cputune"))
-        return
+    )
     there = {tag: _by_first_vcpu(holder, tag) for tag in {node.tag for node in new} & set(_OF_VCPUS)}
     for node in new:
         before = _CPUTUNE.index(node.tag)

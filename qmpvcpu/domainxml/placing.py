@@ -45,11 +45,6 @@ def placement_of(domain: DomainVcpus) -> Placement:
     return replace(found, everywhere=bool(found) and domain.placement == "static")
 
 
-def placed(domain: DomainVcpus, placement: Placement) -> DomainVcpus:
-    """Return *domain* with what *placement* says; what it does not say stays."""
-    return with_placement(domain, placement.over(placement_of(domain)))
-
-
 def with_placement(domain: DomainVcpus, placement: Placement) -> DomainVcpus:
     """Return *domain* with the pins, schedulers and ``<vcpu cpuset>`` of *placement*, and no others.
 
@@ -68,6 +63,24 @@ def with_placement(domain: DomainVcpus, placement: Placement) -> DomainVcpus:
         scheds=_said(scheds),
         emulator_sched=_sched(placement.emulator.scheduler),
     )
+
+
+def with_places_of(domain: DomainVcpus, other: DomainVcpus) -> DomainVcpus:
+    """Return *domain* with the pins, schedulers and cpuset of *other*."""
+    return replace(
+        domain,
+        placement=other.placement,
+        cpuset=other.cpuset,
+        pins=other.pins,
+        emulator_pin=other.emulator_pin,
+        scheds=other.scheds,
+        emulator_sched=other.emulator_sched,
+    )
+
+
+def has_same_places(domain: DomainVcpus, other: DomainVcpus) -> bool:
+    """Return True if *domain* and *other* say the same of where threads run and how they are scheduled."""
+    return with_places_of(domain, other) == domain
 
 
 def _scheduler(sched: ThreadSched | None, where: str) -> Scheduler | None:

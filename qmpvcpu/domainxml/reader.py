@@ -14,12 +14,14 @@ from qmpvcpu.domainxml.cpu_reader import CpuOptions, has_mark, is_as_written, un
 from qmpvcpu.domainxml.document import NOT_IN_NAMES, RawDomain, read_name, refuse_in_name
 from qmpvcpu.domainxml.domain import CpuModel, DomainVcpu, DomainVcpus, NumaCell
 from qmpvcpu.domainxml.domainrule import DomainRule
+from qmpvcpu.domainxml.placing import placement_of
 from qmpvcpu.domainxml.record_element import Metadata, find_record, read_metadata
 from qmpvcpu.domainxml.rules import examine
 from qmpvcpu.domainxml.safe_xml import line_of, parse_safely, text_of
 from qmpvcpu.domainxml.writer import NO_PCI_DEVICES
 from qmpvcpu.errors import DomainXmlError, shorten
 from qmpvcpu.model.names import is_word
+from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
 
@@ -33,9 +35,14 @@ _WRITTEN = {
     f"domain/metadata/{CPU_MARK}": {"model", "features"},
     "domain/memory": {"unit"},
     "domain/currentMemory": {"unit"},
-    "domain/vcpu": {"placement", "current"},
+    "domain/vcpu": {"placement", "cpuset", "current"},
     "domain/vcpus": set(),
     "domain/vcpus/vcpu": {"id", "enabled", "hotpluggable", "order"},
+    "domain/cputune": set(),
+    "domain/cputune/vcpupin": {"vcpu", "cpuset"},
+    "domain/cputune/emulatorpin": {"cpuset"},
+    "domain/cputune/emulatorsched": {"scheduler", "priority"},
+    "domain/cputune/vcpusched": {"vcpus", "scheduler", "priority"},
     "domain/os": set(),
     "domain/os/type": {"arch", "machine"},
     "domain/features": set(),
@@ -59,9 +66,9 @@ class Identity(NamedTuple):
         name: The VM's name.
         uuid: Lower-case text with dashes, or None where the document has none.
         metadata: Our own element, or None: the document was not written by us.
-        foreign: What ``render`` never writes: names of elements (``disk``, ``cputune``, ...), of attributes
-            (``vcpu cpuset``), and ``!--`` for a comment; at most 100 of them. A rendered document in its place would
-            lose these.
+        foreign: What ``render`` never writes: names of elements (``disk``, ``shares``, ...), of attributes
+            (``cell memAccess``), and ``!--`` for a comment; at most 100 of them. A rendered document in its place
+            would lose these.
     """
 
     name: str
@@ -129,16 +136,30 @@ class ReadDocument:
                 raise each
         domain = _filled_in(raw, lacks_iommu=bool(broken))
         said = self.metadata
-        return domain if said is None else replace(domain, previous=said.previous, next_boot=said.next_boot)
+        if said is None:
+            return domain
+        return replace(domain, previous=said.previous, next_boot=said.next_boot, next_placement=said.next_placement)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the VM's threads are to run, as ``placement_of`` returns it.
+
+        Raises:
+            DomainXmlError: As ``parse`` and ``placement_of``, if anything is said of that.
+        """
+        # The vCPUs of a record are thousands of rows, which are read only if they must be.
+        is_said = any(self.root.find(path) is not None for path in ("cputune/*", "vcpu[@cpuset]"))
+        return placement_of(self.domain) if is_said else Placement()
 
     def _foreign(self) -> Iterator[str]:
         """Return what ``render`` never writes, each once."""
         holder = self.root.find("metadata")
         record = None if holder is None else find_record(holder)
         seen = {}
-        if _has_foreign_model(self.root):
-            seen["cpu model"] = True
-            yield "cpu model"
+        for name, has_it in (("cpu model", _has_foreign_model), ("vcpu placement", _is_placed_by_numad)):
+            if has_it(self.root):
+                seen[name] = True
+                yield name
         for name in _foreign(self.root, "domain", record):
             if name not in seen:
                 seen[name] = True
@@ -257,6 +278,11 @@ def _has_foreign_model(root: etree._Element) -> bool:
     cpu = root.find("cpu")
     mode, name = (None, None) if cpu is None else (cpu.get("mode"), cpu.findtext("model"))
     return bool(mode or name) and not is_as_written(root, CpuModel(mode or "custom", name))
+
+
+def _is_placed_by_numad(root: etree._Element) -> bool:
+    vcpu = root.find("vcpu")
+    return vcpu is not None and vcpu.get("placement") == "auto"
 
 
 def _foreign(element: etree._Element, path: str, ours: etree._Element | None) -> Iterator[str]:

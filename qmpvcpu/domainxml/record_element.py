@@ -9,6 +9,10 @@
       <qmpvcpu:previous max="8" started-with="1" order="0,5,3,2" sockets="2" cores="2" threads="2"/>
       <qmpvcpu:desired vcpus="0,2-5"/>
       <qmpvcpu:next-boot vcpus="0-3"/>
+      <qmpvcpu:next-placement cpuset="0-7">
+        <qmpvcpu:place vcpus="2-3" cpuset="8-11" scheduler="fifo:1"/>
+        <qmpvcpu:emulator cpuset="0"/>
+      </qmpvcpu:next-placement>
       <qmpvcpu:transition start="0-1,6" target="0,2-5" on-failure="revert" timeout="30.0" direction="forward"
                           next-boot="0,2-5">
         <qmpvcpu:step action="plug" vcpus="2"/>
@@ -39,6 +43,7 @@ from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.names import is_device_id, is_qom_path
 from qmpvcpu.model.options import OnFailure
+from qmpvcpu.model.placement import Place, Placement, Scheduler
 from qmpvcpu.model.transition import Action, Direction, Intent, Step
 from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap
 from qmpvcpu.model.vm import SMP_LEVELS, Topology
@@ -49,7 +54,8 @@ NAMESPACE = f"{_FAMILY}1"
 
 _PREFIX: Final = "qmpvcpu"
 _NEWER: Final = "written by a newer version of qmpvcpu"
-_SEVERAL: Final = {"record/device", "record/transition/step"}
+_PLACE: Final = "/next-placement/place"
+_SEVERAL: Final = {"record/device", "record/transition/step", f"record{_PLACE}", f"record/transition{_PLACE}"}
 # 18 digits hold all our counts, and spare int() the quadratic time that it takes for megabytes.
 _NUMBER: Final = re.compile("[0-9]{1,18}")
 # As repr() writes a float.
@@ -89,6 +95,8 @@ class Metadata:
         intent: The transition under way, or None while there is none.
         desired: The map last requested, or None.
         next_boot: The vCPUs of the next boot; None: those that are plugged.
+        next_placement: Where threads are to run from the next boot on: what a document can say of it; None: where
+            they do now.
         previous: What an earlier QEMU had, and this one has not been given again, or None.
         nameless: True if the VM was given neither a uuid nor a name: the document's name is a label.
         in_place: True if the document around it is not ours: it is only changed, never written anew.
@@ -102,6 +110,7 @@ class Metadata:
     intent: Intent | None = None
     desired: VcpuMap | None = None
     next_boot: VcpuMap | None = None
+    next_placement: Placement | None = None
     previous: PreviousVcpus | None = None
     nameless: bool = False
     in_place: bool = False
@@ -218,6 +227,15 @@ class _Attribute(NamedTuple):
     optional: bool = False
 
 
+_WHERE: Final = {
+    "cpuset": _Attribute("cpus", _host_cpus, optional=True),
+    "scheduler": _Attribute("scheduler", Scheduler.parse, optional=True),
+}
+_PLACEMENT: Final = {
+    "/next-placement": {"cpuset": _Attribute("cpuset", _host_cpus, optional=True)},
+    _PLACE: {"vcpus": _Attribute("vcpus", _map_of_a_slot), **_WHERE},
+    "/next-placement/emulator": _WHERE,
+}
 # All attributes of each element, by its path from ours down, in the order in which they are written.
 _KNOWN: Final[Mapping[str, Mapping[str, _Attribute]]] = {
     "record": {
@@ -258,6 +276,7 @@ _KNOWN: Final[Mapping[str, Mapping[str, _Attribute]]] = {
         "joins": _Attribute("joins", _truth, optional=True),
         "asks-agent": _Attribute("asks_agent", _truth, optional=True),
     },
+    **{f"{path}{below}": known for path in ("record", "record/transition") for below, known in _PLACEMENT.items()},
 }
 
 
@@ -292,9 +311,26 @@ def _children(metadata: Metadata) -> Iterator[Node]:
         yield Node(f"{_PREFIX}:desired", {"vcpus": metadata.desired})
     if metadata.next_boot is not None:
         yield Node(f"{_PREFIX}:next-boot", {"vcpus": metadata.next_boot})
+    if metadata.next_placement is not None:
+        yield _placement_node(metadata.next_placement)
     if metadata.intent is not None:
         intent = replace(metadata.intent, timeout=float(metadata.intent.timeout))
-        yield _node(intent, "record/transition", tuple(map(_step_node, intent.steps)))
+        placement = () if intent.next_placement is None else (_placement_node(intent.next_placement),)
+        yield _node(intent, "record/transition", (*map(_step_node, intent.steps), *placement))
+
+
+def _placement_node(placement: Placement) -> Node:
+    groups: dict[Place, list[int]] = {}
+    for vcpu, place in sorted(placement.vcpus.items()):
+        groups.setdefault(place, []).append(vcpu)
+    path = "record/next-placement"
+    places = [
+        Node(f"{_PREFIX}:place", {"vcpus": VcpuMap(vcpus), **_attributes_of(place, f"{path}/emulator")})
+        for place, vcpus in groups.items()
+        if place
+    ]
+    emulator = [_node(placement.emulator, f"{path}/emulator")] if placement.emulator else []
+    return _node(placement, path, (*places, *emulator))
 
 
 def _step_node(step: Step) -> Node:
@@ -355,8 +391,10 @@ def read_metadata(record: etree._Element) -> Metadata:
                 values["instance"] = Instance(**found)
             case "previous":
                 values["previous"] = _previous(child, found)
+            case "next-placement":
+                values["next_placement"] = _placement(child, "record/next-placement")
             case "transition":
-                values["intent"] = Intent(steps=_steps(child), **found)
+                values["intent"] = _intent(child, found)
             case _:
                 values[name.replace("-", "_")] = found["vcpus"]
     return Metadata(device_ids=devices, **values)
@@ -392,10 +430,36 @@ def _previous(element: etree._Element, found: Mapping[str, Any]) -> PreviousVcpu
     return PreviousVcpus(most, VcpuMap(order[:started_with]), order, topology)
 
 
+def _intent(transition: etree._Element, found: Mapping[str, Any]) -> Intent:
+    placement = transition.find(f"{{{NAMESPACE}}}next-placement")
+    kept = None if placement is None else _placement(placement, "record/transition/next-placement")
+    return Intent(steps=_steps(transition), next_placement=kept, **found)
+
+
+def _placement(element: etree._Element, path: str) -> Placement:
+    vcpus: dict[int, Place] = {}
+    emulator = Place()
+    named = 0
+    for child in element.iterchildren(tag=etree.Element):
+        name = etree.QName(child).localname
+        found = _values(child, f"{path}/{name}")
+        ids = found.pop("vcpus", ())
+        place = Place(**found)
+        named += len(place.cpus or ())
+        if named > _MOST_CPUS_NAMED:
+            raise _damaged(child, "more host CPUs than any document names")
+        if not vcpus.keys().isdisjoint(ids):
+            raise _damaged(child, f"there is another of vCPU {next(each for each in ids if each in vcpus)}")
+        if name == "emulator":
+            emulator = place
+        vcpus |= dict.fromkeys(ids, place)
+    return Placement(vcpus, emulator, **_values(element, path))
+
+
 def _steps(transition: etree._Element) -> tuple[Step, ...]:
     steps: list[Step] = []
     ids = 0
-    for element in transition.iterchildren(tag=etree.Element):
+    for element in transition.iterchildren(tag=f"{{{NAMESPACE}}}step"):
         steps.append(Step(**_values(element, "record/transition/step")))
         ids += len(steps[-1].ids)
         if ids > _MOST_IDS_IN_STEPS:

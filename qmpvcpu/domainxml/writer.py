@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from qmpvcpu.domainxml.domain import LEVELS, DomainVcpu, ThreadSched
+from qmpvcpu.domainxml.domain import LEVELS, DomainVcpu, DomainVcpus, ThreadSched
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.vm import Topology
 
@@ -58,6 +58,18 @@ def topology_node(topology: Topology) -> Node:
     """Return ``<topology>``; libvirt before 10.1 does not know clusters."""
     sizes = {level: getattr(topology, level) for level in LEVELS}
     return Node("topology", {level: size for level, size in sizes.items() if level != "clusters" or size > 1})
+
+
+def cputune_nodes(domain: DomainVcpus) -> tuple[Node, ...]:
+    """Return the children of ``<cputune>`` that say where threads run, and how they are scheduled."""
+    nodes = [Node("vcpupin", {"vcpu": vcpu, "cpuset": cpus}) for vcpu, cpus in sorted(domain.pins.items())]
+    if domain.emulator_pin is not None:
+        nodes.append(Node("emulatorpin", {"cpuset": domain.emulator_pin}))
+    if domain.emulator_sched is not None:
+        nodes.append(Node("emulatorsched", sched_attributes(domain.emulator_sched)))
+    scheds = sorted(domain.scheds.items())
+    nodes += [Node("vcpusched", {"vcpus": vcpu, **sched_attributes(sched)}) for vcpu, sched in scheds]
+    return tuple(nodes)
 
 
 def sched_attributes(sched: ThreadSched) -> Mapping[str, object]:

@@ -126,6 +126,9 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
 
 
 def _error_of_plugged(run: StepRun, plugged: Plugged, transition: Transition) -> QmpVcpuError | None:
+    if run.taken_out is not None and transition.lost and not run.taken_out.was_tried:
+        why = f"{transition.lost}; vCPU {run.step.ids} is plugged, and where its threads run is {run.unplaced}"
+        return MonitorLostError(why, outcome=Outcome.CHANGED)
     if run.taken_out is not None:
         return PlacementError(run.step.ids, run.unplaced, taken_out=_is_out(run.taken_out))
     return None if run.missing is None else _unproven(run, plugged, run.missing, transition)

@@ -331,7 +331,9 @@ class Batch:
         self._others: deque[StepRun] = deque()
         self._take_outs: deque[StepRun] = deque()
         self._out = InFlight()
-        self._stopped = False
+        self._stopped = ""
+        self._blocked = False  # the next plug waits for others, which are born elsewhere
+        self._why_not_placed = ""
         self._now = 0.0
         self._paces: defaultdict[Probe, _Pace] = defaultdict(_Pace)
         self._returning: list[StepRun] = []
@@ -355,11 +357,18 @@ class Batch:
         return bool(self._out.commands)
 
     @property
+    def is_placing(self) -> bool:
+        """True while threads are put in their place, or what could not be is to be taken out again."""
+        return bool(self._take_outs or self._out.probed.get(Probe.PLACE))
+
+    @property
     def deadline(self) -> float | None:
         """When ``advance`` is to be called again at the latest, by the caller's clock."""
         first = self._out.deadline
         for _, due, _ in self._probes():
             first = due if first is None else min(first, due)
+        if (until := self._blocked_until) is not None:
+            first = until if first is None else min(first, until)
         last = self._bounds.last_moment
         if self.halted or self.ended or last is None:
             return first
@@ -451,9 +460,10 @@ class Batch:
         self._now = now
         self._slow_down(Probe.STARTED)
 
-    def placed(self, now: float) -> None:
-        """Note that threads have been put in their place; the state has taken in which."""
+    def placed(self, error: Exception | None, now: float) -> None:
+        """Note that threads have been put in their place, or why none was; the state has taken in which."""
         self._now = now
+        self._why_not_placed = "" if error is None else str(error)
         self._slow_down(Probe.PLACE)
 
     def not_born(self, run: StepRun, why: str, now: float) -> None:
@@ -462,7 +472,7 @@ class Batch:
         if not self._out.take_reply(run):
             return
         self._out.drop(run)
-        if self._options.requires_place(self._state.places.placement):
+        if self._requires_place(run):
             self._deny(run, StepDeniedError(PLUG, run.step.ids, DenialReason.CANNOT_PLACE, why))
         else:
             run.born_anyway, run.stage = True, StepStage.QUEUED
@@ -513,9 +523,13 @@ class Batch:
                 self._resume_halted(run)
             else:
                 # Sent again, unless the guest is found to work on it: where it has not reacted, nothing is doubled.
-                self._out.drop(run)
-                takes_out = run.undoes is not None and run.undoes.taken_out is run
-                (self._plugs if run.plugs else self._take_outs if takes_out else self._others).appendleft(run)
+                self._send_again(run)
+
+    def _send_again(self, run: StepRun) -> None:
+        """Queue *run* before all others of its kind."""
+        self._out.drop(run)
+        takes_out = run.undoes is not None and run.undoes.taken_out is run
+        (self._plugs if run.plugs else self._take_outs if takes_out else self._others).appendleft(run)
 
     def _resume_halted(self, run: StepRun) -> None:
         """Await the guest, if it is found to work on a removal that is not to be sent again."""
@@ -532,24 +546,36 @@ class Batch:
         self.halted = self.halted or reason
 
     def abandon(self, reason: str, now: float) -> None:
-        """Send nothing more, and ask no more for what no event tells; what is out is awaited."""
+        """Send nothing more, and ask no more for what no event tells; what is out is awaited.
+
+        What was plugged is put in its place, or taken out again, as if somebody waited for it.
+        """
         self._now = now
         self.halt(reason)
         for run in itertools.chain.from_iterable(map(tuple, self._out.probed.values())):
-            self._give_up(run)
+            if run.stage is not StepStage.PLACING:
+                self._give_up(run)
 
     def stop(self, reason: str, now: float) -> None:
-        """Send nothing more, and wait for no answer of the guest's; replies of QEMU are still awaited."""
+        """Send nothing more, and wait for no answer of the guest's.
+
+        Replies of QEMU are still awaited, and that threads are put in their place.
+        """
         self._now = now
-        self._stopped = True
+        self._stopped = reason
         self.halted = self.halted or reason
+        for run in self._take_outs:
+            run.reason = f"not sent: {reason}"
         self._take_outs.clear()
         for run in self._out.awaited:
-            self._give_up(run, f"{reason}, before the guest's answer")
+            if run.stage is not StepStage.PLACING:
+                self._give_up(run, f"{reason}, before the guest's answer")
 
     def lose(self, reason: str, now: float) -> None:
         """Note that the connection is lost for good."""
         self.stop(reason, now)
+        for run in self._out.awaited:
+            self._give_up(run, reason)
         for run in (*self._out.sent, *self._out.unsure):
             self._end(run, Unknown(run.step.ids, reason))
         self._out.unsure.clear()
@@ -611,28 +637,52 @@ class Batch:
     def _send_plug(self) -> list[BatchTask] | None:
         run, places = self._plugs[0], self._state.places
         first = run.first
-        if places.placement is not None:
-            run.born_on = None if run.born_anyway else places.birthplace(self._state.slots[first])
-            if not places.may_be_born(run.born_on):
-                return None
+        run.born_on = None if run.born_anyway else places.birthplace(self._state.slots[first])
+        self._blocked = not places.may_be_born(run.born_on)
+        if self._blocked:
+            return None
         self._plugs.popleft()
         if self._state.slots[first].present and (run.step.action is Action.KEEP or not self._bounds.single):
             return self._found_plugged(run)
+        options = self._options if run.step.action is not Action.KEEP else self._options.without_required_place()
         try:
-            check_plug(self._state.situation, first, self._options)
+            check_plug(self._state.situation, first, options)
         except StepDeniedError as error:
             return self._deny(run, error)
         run.path = self._state.plug_sent(first)
-        places.birth_begins(first, run.born_on)
+        places.birth_begins(first, run.born_on, self._now)
+        places.arriving.update(run.step.ids)
         return self._mark_sent(run)
+
+    @property
+    def _blocked_until(self) -> float | None:
+        """When QEMU should have replied to the plug that the next one has to wait for; None: it waits for none."""
+        oldest = self._state.places.oldest_birth
+        if oldest is None or not (self._blocked and self._plugs) or self.halted or self.offline:
+            return None
+        return oldest[1] + self._bounds.reply_timeout
+
+    def _deny_blocked(self) -> None:
+        """End the plugs that wait for another one to which QEMU does not reply."""
+        while (until := self._blocked_until) is not None and self._now >= until:
+            run, oldest = self._plugs[0], self._state.places.oldest_birth
+            if oldest is None or self._state.places.may_be_born(run.born_on):
+                return
+            self._plugs.popleft()
+            other = self._state.slots[oldest[0]].ids
+            why_not = (
+                f"QEMU did not reply to the plug of vCPU {other} {self._in_time}, which is born on other host CPUs"
+            )
+            self._deny(run, StepDeniedError(PLUG, run.step.ids, DenialReason.IN_PROGRESS, why_not))
 
     def _send_unplug(self, run: StepRun) -> list[BatchTask]:
         first = run.first
         slot = self._state.slots[first]
-        if not slot.present and (run.is_offline or not self._bounds.single):
+        takes_out = run.undoes is not None and run.undoes.taken_out is run
+        if not slot.present and (run.is_offline or takes_out or not self._bounds.single):
             return self._found_gone(run)
         if run.undoes is not None and slot.qom_path != run.undoes.path:
-            return self._found_so(run, None)
+            return self._found_so(run, Unplugged(run.step.ids) if takes_out else None)
         removal = self._state.removals.get(first)
         if removal is not None and removal.is_joined:
             run.ours = bool(run.arguments)  # sent before the connection was lost: then it is our own
@@ -641,7 +691,7 @@ class Batch:
             self._await_removal(run)
             return []
         try:
-            check_unplug(self._state.situation, first, self._options)
+            check_unplug(self._state.situation, first, self._options._replace(offline_first=run.step.asks_agent))
         except StepDeniedError as error:
             return self._deny(run, error)
         if run.step.asks_agent and not run.is_offline:
@@ -715,9 +765,12 @@ class Batch:
 
     def _go_further(self, run: StepRun) -> None:
         """Have *run* wait in the next stage in which it has to; end it if there is none, or its time is over."""
-        if run.stage is StepStage.PLACING and self._has_to_leave(run):
-            self._take_out(run)
-            return
+        if run.stage is StepStage.PLACING:
+            self._state.places.arriving.difference_update(run.step.ids)
+            if self._has_to_leave(run):
+                self._take_out(run)
+                return
+            run.overdue = False  # what is awaited next has time of its own
         stage = None if run.overdue else next_stage(run, self._state, self._options)
         if stage is None and run.stage is StepStage.SENT:  # QEMU's acceptance is enough
             self._end(run, Plugged(run.step.ids, seconds=round(self._now - run.sent_at, 6)))
@@ -733,16 +786,28 @@ class Batch:
         why_not = self._state.places.why_not(run.first)
         if not self._state.slots[run.first].present:
             return False
-        run.unplaced = f"its threads were not found {self._in_time}" if why_not is None else why_not
+        run.unplaced = why_not if why_not is not None else self._why_unknown
         if not run.unplaced:
             run.placed_at = self._now
             return False
-        return run.ours and self._options.requires_place(self._state.places.placement)
+        return self._requires_place(run)
+
+    @property
+    def _why_unknown(self) -> str:
+        return "; ".join(filter(None, (f"its threads were not found {self._in_time}", self._why_not_placed)))
+
+    def _requires_place(self, run: StepRun) -> bool:
+        """Return True if what *run* plugs must not stay anywhere else. One that was there before may."""
+        required = self._options.requires_place(self._state.places.placement)
+        return required and run.ours and run.step.action is not Action.KEEP
 
     def _take_out(self, run: StepRun) -> None:
         """End the plug *run*, which is not where it has to be, and have its vCPUs taken out again."""
         run.taken_out = StepRun(Step(Action.UNPLUG, run.step.ids), undoes=run)
-        self._take_outs.append(run.taken_out)
+        if self._stopped:
+            run.taken_out.reason = f"not sent: {self._stopped}"
+        else:
+            self._take_outs.append(run.taken_out)
         self._end(run, Plugged(run.step.ids, seconds=round(self._now - run.sent_at, 6)))
 
     @property
@@ -762,7 +827,7 @@ class Batch:
         if stage is StepStage.PLACING and not self._out.probed.get(Probe.PLACE):
             self._paces[Probe.PLACE] = _Pace(due=self._now)
         self._out.wait(run, stage, self._now + (self._bounds.reply_timeout if of_qemu else self._bounds.limit))
-        if self._stopped and not STAGES[stage].is_over(run, self._state):
+        if self._stopped and stage is not StepStage.PLACING and not STAGES[stage].is_over(run, self._state):
             self._give_up(run)
 
     def _expire(self) -> list[BatchTask]:
@@ -771,18 +836,22 @@ class Batch:
         if last is not None and not self.halted and not self.ended and self._now >= last:
             self.failed = True
             self.stop("total_timeout has passed", self._now)
-        first = self._out.deadline
-        if first is None or self._now < first:
+        moments = [each for each in (self._out.deadline, self._blocked_until) if each is not None]
+        if not moments or self._now < min(moments):
             return []
         limit = self._in_time
         for run in self._out.overdue_replies(self._now):
             command = "device_add" if run.plugs else "device_del"
             silence = f"QEMU did not reply to {command} {limit}; a late reply becomes an event"
             self._end(run, Unknown(run.step.ids, silence))
+        self._deny_blocked()
         looks: dict[Read, list[StepRun]] = {}
         for run in self._out.take_overdue_answers(self._now):
             if self._bounds.until_accepted:
                 self._end(run, Unknown(run.step.ids, f"QEMU did not reply to device_del {limit}"))
+                continue
+            if self.offline and run.stage is StepStage.PLACING:  # QEMU is asked for its threads once it is back
+                self._wait(run, StepStage.PLACING)
                 continue
             run.overdue = True
             looks.setdefault(STAGES[run.stage].last_look(run, self._state, self._bounds.limit), []).append(run)
@@ -833,7 +902,8 @@ class Batch:
             if not runs or pace.out or (self.offline and probe is not Probe.GUEST):
                 continue
             more_to_come = probe is Probe.PLACE and (bool(self._plugs) or any(run.plugs for run in self._out.sent))
-            yield probe, pace.due + (_PLACING_PAUSE_S if more_to_come and not self.halted else 0.0), runs
+            pause = min(_PLACING_PAUSE_S, self._bounds.reply_timeout / 4) if more_to_come and not self.halted else 0.0
+            yield probe, pace.due + pause, runs
 
     def _questions(self, runs: tuple[StepRun, ...]) -> list[AskGuest]:
         """Return what the agent is asked: to bring those online that the guest has left offline, or for its list."""
@@ -901,9 +971,8 @@ class Batch:
             self._end(run, Unknown(run.step.ids, removal.state.value))
             return
         # QEMU dropped another client's request: send our own, once connected.
-        self._out.drop(run)
         run.stage, run.removal = StepStage.QUEUED, None
-        self._others.appendleft(run)
+        self._send_again(run)
 
     def _give_up(self, run: StepRun, reason: str = "") -> None:
         """End *run* as it stands now; *reason* is why it is not waited for any longer, if not its deadline."""
@@ -914,8 +983,10 @@ class Batch:
             self._end(run, Pending(run.step.ids, acknowledged=working, seconds=waited), reason)
             return
         slot = self._state.slots[run.first]
-        if run.stage is StepStage.PLACING and run.placed_at is None and slot.present:
-            run.unplaced = run.unplaced or f"not waited for: {reason or self._in_time}"
+        if run.stage is StepStage.PLACING and run.placed_at is None and not run.unplaced and slot.present:
+            run.unplaced = f"not known: {reason}"
+            if self._requires_place(run):
+                run.taken_out = StepRun(Step(Action.UNPLUG, run.step.ids), undoes=run, reason=f"not sent: {reason}")
         was_doubtful = slot.first in self._state.maybe_queued_twice
         self._state.maybe_queued_twice.discard(slot.first)
         if not slot.present:
@@ -933,6 +1004,7 @@ class Batch:
 
     def _end(self, run: StepRun, verdict: Verdict | None, reason: str = "") -> None:
         self._out.drop(run)
+        self._state.places.arriving.difference_update(run.step.ids)
         if isinstance(verdict, Unknown) and run.plugs and any(words in verdict.why for words in _PEER_WENT):
             faults = plug_suspects(self._state.layout, self._state.slots[run.first])
             why_gone = "; ".join((verdict.why, *(f"known of this QEMU: {fault.value}" for fault in faults)))

@@ -329,7 +329,7 @@ class Engine:
     @property
     def is_busy(self) -> bool:
         """True while something is under way whose end is to be recorded: a command, a save, the next boot, a map."""
-        waits = self._commands or self._saves or self._configs
+        waits = self._commands or self._saves or self._configs or self._placings
         return (
             bool(waits) or self._map() is not None or any(each.batch.has_commands for each in self._running.values())
         )
@@ -836,7 +836,7 @@ class Engine:
 
         def placed(told: ThreadsPlaced) -> None:
             self.state.placed(sent, told.why_not, self._now)
-            batch.placed(self._now)
+            batch.placed(told.error, self._now)
             self._to_advance.setdefault(transition)
 
         number = self._next()
@@ -995,7 +995,7 @@ class Engine:
 
     def _unresolved(self, transition: Transition) -> Intent | None:
         """Return the intent that goes on: nobody knows what became of the step of *transition*."""
-        steps = tuple(run.step for run in transition.runs if isinstance(run.verdict, Unknown))
+        steps = tuple(run.step for run in transition.runs if run.is_unknown)
         return merged(self.intentions.interrupted, steps, self.layout.enabled, None)
 
     # Replies.
@@ -1016,7 +1016,7 @@ class Engine:
         command = self._commands.pop(given.number)
         self.state.plug_failed(command.run.first)
         command.batch.not_born(command.run, given.why, self._now)
-        self._advance_all_after_birth(command.transition)
+        self._advance_after_birth(command.transition)
 
     def _rejected(self, given: Rejection) -> None:
         """Read the VM after a rejection: QEMU's error texts are unstable, so they explain nothing for sure."""
@@ -1025,6 +1025,7 @@ class Engine:
         if plugs:
             self.state.plug_failed(command.run.first)
             self._reserved[command.run.first] = command.transition  # it may be sent again
+            self._advance_after_birth(command.transition)
 
         def explain(error: Exception | None) -> None:
             if self._explaining.pop(given.number, None) is None:
@@ -1080,7 +1081,7 @@ class Engine:
                 if not self.state.places.may_be_born(run.born_on):
                     self._set_alarm(command, self._now + _HELD_PAUSE_S, send)
                     return
-                self.state.places.birth_begins(first, run.born_on)
+                self.state.places.birth_begins(first, run.born_on, self._now)
                 self._send(command.transition, run, command.batch)
                 return
             self.state.plug_failed(first)
@@ -1118,13 +1119,14 @@ class Engine:
 
     def _replied(self, command: _Command, verdict: Rejected | Unknown | None) -> None:
         command.batch.replied(command.run, verdict, self._now)
-        self._advance_all_after_birth(command.transition)
+        self._advance_after_birth(command.transition)
 
-    def _advance_all_after_birth(self, transition: Transition) -> None:
+    def _advance_after_birth(self, transition: Transition) -> None:
         """Let *transition* go on, and those that wait to have a vCPU born elsewhere."""
         if not transition.ended:
             self._to_advance[transition] = None
-        if self.state.places.placement is not None:
+        places = self.state.places
+        if places.placement is not None and places.oldest_birth is None:
             self._to_advance.update(dict.fromkeys(self._running.values()))
 
     # What QEMU and the guest say.

@@ -31,14 +31,16 @@ class Places:
     Attributes:
         placement: As given; another one once that is wanted.
         host: What the host allows, as it was told last; None: it was not.
+        arriving: The vCPUs that are being plugged, or whose threads are being put in their place.
         drifted: Where threads were found last that are to be elsewhere, by vCPU id, QEMU's main thread as EMULATOR.
     """
 
     def __init__(self, placement: "Placement | None" = None) -> None:
         self.placement = placement
         self.host: HostFacts | None = None
-        self._births: dict[int, VcpuMap | None] = {}
-        self._born: set[int] = set()
+        self.arriving: set[int] = set()
+        self._births: dict[int, tuple[VcpuMap | None, float]] = {}  # and since when; the oldest first
+        self._born: dict[int, VcpuMap] = {}
         self._why_not: dict[int, str] = {}  # of the CPU in each slot; "" once its threads are in their place
         self.drifted: dict[int, Place] = {}
 
@@ -57,9 +59,9 @@ class Places:
         return replace(intent, main_cpus=self.host.main_cpus, birthplaces=tuple(elsewhere))
 
     @property
-    def births(self) -> bool:
-        """True while a plug is under way whose birthplace others may have to wait for."""
-        return bool(self._births)
+    def oldest_birth(self) -> tuple[int, float] | None:
+        """The first vCPU id of the slot whose plug has been under way for longest, and since when; None: none is."""
+        return next(((first, since) for first, (_, since) in self._births.items()), None)
 
     # Births.
 
@@ -72,32 +74,36 @@ class Places:
 
     def may_be_born(self, birthplace: VcpuMap | None) -> bool:
         """Return True if every plug under way has this birthplace."""
-        return all(other == birthplace for other in self._births.values())
+        return all(other == birthplace for other, _ in self._births.values())
 
-    def birth_begins(self, first: int, birthplace: VcpuMap | None) -> None:
-        """Note that the plug of the slot of vCPU *first* is about to be sent."""
-        if self.placement is not None:
-            if not self._births:
-                self._born.clear()
-            self._births[first] = birthplace
-            if birthplace is not None:
-                self._born.add(first)
+    def birth_begins(self, first: int, birthplace: VcpuMap | None, now: float) -> None:
+        """Note that the plug of the slot of vCPU *first* is about to be sent; also of one that nothing is wanted of.
+
+        What is wanted may change while it is under way.
+        """
+        if not self._births:
+            self._born.clear()
+        self._births[first] = birthplace, now
+        if birthplace is not None:
+            self._born[first] = birthplace
 
     def birth_ends(self, first: int) -> None:
         """Note that the plug of the slot of vCPU *first* is over, or not sent at all."""
         self._births.pop(first, None)
 
-    def take_born(self) -> set[int]:
-        """Return the first vCPU ids of the slots whose plugs were under way together, up to the last one."""
-        born, self._born = self._born, set()
+    def take_born(self) -> dict[int, VcpuMap]:
+        """Return where the plugs that were under way together, up to the last one, were born: by first vCPU id."""
+        born, self._born = self._born, {}
         return born
 
-    def are_only_pinned(self, slot: Slot) -> bool:
-        """Return True if host CPUs are all that is wanted of the threads of *slot*, and for all the same."""
+    def are_only_on(self, slot: Slot, cpus: VcpuMap) -> bool:
+        """Return True if all that is wanted of the threads of *slot* is that they run on these host CPUs."""
         if self.placement is None or self.host is None or self.placement.groups:
             return False
-        places = self.placement.of_vcpus(slot.ids, self.host).values()
-        return len({place.cpus for place in places}) == 1 and not any(place.scheduler for place in places)
+        places = self.placement.of_vcpus(slot.ids, self.host)
+        return len(places) == slot.count and all(
+            place.cpus == cpus and place.scheduler is None for place in places.values()
+        )
 
     # What became of it.
 
@@ -113,16 +119,28 @@ class Places:
         """Note that the CPU in the slot of vCPU *first* is another one, or gone."""
         self._why_not.pop(first, None)
 
+    def forget_qemu(self) -> None:
+        """Note that another QEMU runs the VM now."""
+        self.host = None
+        self._why_not.clear()
+        self.drifted = {}
+
     # Drift.
 
     def drifts(self, found: "Mapping[int, Place]") -> "list[tuple[int, Place, Place]]":
-        """Return which threads are newly found elsewhere: the vCPU (or EMULATOR), where it should run, and does."""
+        """Return which threads are newly found elsewhere: the vCPU (or EMULATOR), where it should run, and does.
+
+        One that is being put in its place is not there yet. While a vCPU is born, *found* is without the main thread.
+        """
         if self.placement is None or self.host is None:
             return []
-        wanted = self.placement.of_vcpus((vcpu for vcpu in found if vcpu >= 0), self.host)
+        vcpus = (vcpu for vcpu in found if vcpu >= 0 and vcpu not in self.arriving)
+        wanted = self.placement.of_vcpus(vcpus, self.host)
         if EMULATOR in found and (emulator := self.placement.of_emulator()):
             wanted[EMULATOR] = emulator
         now = {vcpu: place for vcpu, place in found.items() if vcpu in wanted and wanted[vcpu].differs(place)}
         new = [(vcpu, wanted[vcpu], place) for vcpu, place in now.items() if self.drifted.get(vcpu) != place]
+        if EMULATOR in self.drifted and EMULATOR not in found:
+            now[EMULATOR] = self.drifted[EMULATOR]
         self.drifted = now
         return new

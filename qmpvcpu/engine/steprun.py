@@ -148,10 +148,24 @@ class StepRun:
 
     @property
     def may_send(self) -> bool:
-        """True while its command may be sent, or has no reply: a vCPU that is to be kept may yet be plugged again."""
+        """True while its command may be sent, or has no reply: a vCPU that is to be kept may yet be plugged again.
+
+        One that is not in its place may yet be taken out again.
+        """
         if self.step.action is Action.KEEP:
             return self.stage is not StepStage.ENDED
         return self.stage in _MAY_SEND
+
+    @property
+    def is_unknown(self) -> bool:
+        """True if nobody knows what became of it, or of taking out again what it plugged."""
+        runs = (self, *(() if self.taken_out is None else (self.taken_out,)))
+        return any(isinstance(run.verdict, Unknown) for run in runs)
+
+    @property
+    def was_tried(self) -> bool:
+        """True once it was sent, or found that nothing is to be sent, or denied."""
+        return bool(self.sent_at) or self.verdict is not None
 
     @property
     def proof_seconds(self) -> ProofSeconds | None:
@@ -188,6 +202,7 @@ _MAY_SEND: Final = frozenset(
         StepStage.LEAVING_GUEST,
         StepStage.SENT,
         StepStage.UNSURE,
+        StepStage.PLACING,
         StepStage.RETURNING_TO_GUEST,
     }
 )

@@ -232,7 +232,7 @@ class Transition:
     @property
     def sends(self) -> bool:
         """True while it has commands on their way, or is about to send: no map may begin."""
-        return self.phase is Phase.START or self.batch.has_commands
+        return self.phase is Phase.START or self.batch.has_commands or self.batch.is_placing
 
     @property
     def has_sent(self) -> bool:
@@ -322,8 +322,7 @@ class Transition:
     @property
     def is_unknown(self) -> bool:
         """True if nobody knows what became of one of its steps."""
-        taken_out = (run.taken_out for run in self._runs if run.taken_out is not None)
-        return any(isinstance(run.verdict, Unknown) for run in (*self._runs, *taken_out, *self._undoing.values()))
+        return any(run.is_unknown for run in (*self._runs, *self._undoing.values()))
 
     def _done_before(self) -> Iterator[StepRun]:
         """Return what had been done when the transition was cut short, and is not in the plan that finishes it."""
@@ -340,7 +339,7 @@ class Transition:
     def _undo(self, run: StepRun) -> StepRun | None:
         """Return what undoes *run*, or None where nothing of ours was done."""
         action, ids = run.step.action, run.step.ids
-        if run.taken_out is not None:
+        if run.taken_out is not None and run.taken_out.was_tried:
             return None
         begun = self._begun.get(run.first)
         if begun is not None and begun.action is Action.KEEP:
@@ -383,10 +382,7 @@ class Transition:
         # The proof that was asked for is of what the change itself plugs.
         options = self.change.options._replace(proof=Proof.PRESENT, require_proof=False)
         if self._state.places.placement is not None:
-            from qmpvcpu.model.placement import PlacementPolicy  # few VMs have one
-
-            # What left is better elsewhere than gone.
-            options = options._replace(placement_policy=PlacementPolicy.PREFERRED)
+            options = options.without_required_place()
         self.batch = Batch(self._undoing.values(), self._state, options, bounds)
         if offline:
             self.batch.paused()
@@ -568,8 +564,8 @@ class Transition:
         return not (run.plugs and run.step.asks_agent and run.missing is not None)
 
     def _undone(self, run: StepRun, undo: StepRun | None) -> bool | None:
-        if run.taken_out is not None:
-            return run.taken_out.went_well
+        if undo is not None and undo is run.taken_out:
+            return undo.went_well
         if not self._turned:
             return None
         if undo is not None:

@@ -606,6 +606,7 @@ class VmState:
                 self._advance(removal, Evidence.VOID, now)
             self.maybe_queued_twice.clear()
             self._late.clear()
+            self.places.forget_qemu()
             self._arrived, self._heard, self.guest_os = status.arrived, _has_answered(answers), None
             self._start_anew(now)
             self._meet(answers, now)
@@ -663,8 +664,8 @@ class VmState:
 
     def born(self, now: float) -> None:
         """Take in that the threads of the last plugs were born on the host CPUs where they are to run."""
-        for first in self.places.take_born():
-            if self.places.are_only_pinned(self.slots[first]):
+        for first, cpus in self.places.take_born().items():
+            if self.places.are_only_on(self.slots[first], cpus):
                 self.placed(self.changes, {first: ""}, now)
 
     def found(self, places: "Mapping[int, Place]") -> None:

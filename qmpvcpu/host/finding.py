@@ -50,7 +50,9 @@ def find_qemu(peer_pid: int | None, tids: Collection[int], *, connection: int | 
     likely = owner if owner is not None and _has_all(owner, tids) else None
     if likely is not None and connection and has_open(likely, connection):
         return Found(likely)
-    holders = openers([connection or 0])
+    # It is enough to see one that has opened the socket itself; we may have kept what we handed on.
+    passes_on = peer_pid not in (None, os.getpid()) and connection and has_open(peer_pid or 0, connection)
+    holders = [peer_pid or 0] if passes_on else openers([connection or 0])
     having = [pid for pid in holders if _has_all(pid, tids)]
     if len(having) == 1:
         return Found(having[0])

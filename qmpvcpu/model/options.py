@@ -180,6 +180,12 @@ class CheckedOptions(NamedTuple):
         policy = self.placement_policy or (None if placement is None else placement.policy)
         return policy is not None and policy.value == "required"
 
+    def without_required_place(self) -> "CheckedOptions":
+        """Return these options for vCPUs that were there before: they are better elsewhere than gone."""
+        from qmpvcpu.model.placement import PlacementPolicy  # few changes have one
+
+        return self._replace(placement_policy=PlacementPolicy.PREFERRED)
+
     @property
     def undo_timeout(self) -> float:
         """How long the guest may take for each answer while steps are undone, in seconds."""

@@ -10,6 +10,7 @@ from qmpvcpu.errors import Outcome, milliseconds, printable
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, OnFailure, Proof
+from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.vcpumap import VcpuMap, union, union_by
 from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict
 
@@ -82,6 +83,7 @@ class Intent:
         main_cpus: The host CPUs of QEMU's main thread, which it has to get back if it was sent elsewhere to bear a
             vCPU in its place; None: it is not sent anywhere.
         birthplaces: The host CPUs that it may be sent to for that.
+        next_placement: Where threads should run from the next boot on, then; None: that stays as it is.
     """
 
     start: VcpuMap
@@ -94,6 +96,7 @@ class Intent:
     config: str | None = None
     main_cpus: VcpuMap | None = None
     birthplaces: tuple[VcpuMap, ...] = ()
+    next_placement: Placement | None = None
 
 
 class TransitionOutcome(enum.Enum):

@@ -7,7 +7,7 @@ from typing import Any, Final
 from qmpvcpu import qapi
 from qmpvcpu.errors import CommandRejectedError, MalformedReplyError, clip
 from qmpvcpu.given import checked
-from qmpvcpu.host.threads import HostThread, Usage, find, read_usage
+from qmpvcpu.host.threads import Usage, find, read_usage
 from qmpvcpu.model.counters import KvmCounters
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus
@@ -180,12 +180,13 @@ class Reader:
     async def _threads_ran(self, paths: Sequence[str]) -> set[str]:
         """Return which of the vCPUs at *paths* have a thread that has run for longer than one that never started."""
         threads = await self._threads() or ()
-        pid = self._monitor.peer_pid
-        if pid is None or runs_single_threaded(threads):
+        if not threads or runs_single_threaded(threads):
             return set()
+        pid = self._monitor.find_qemu([threads[0].host_tid]).pid
         tids = {thread.qom_path: thread.host_tid for thread in threads if thread.qom_path in paths}
-        found = _threads_of(pid, {*tids.values()})
-        return {path for path, tid in tids.items() if tid in found and _has_executed(read_usage(found[tid]))}
+        found = {} if pid is None else find(pid, {*tids.values()})
+        ran = {tid for tid, thread in found.items() if thread.tid != pid and _has_executed(read_usage(thread))}
+        return {path for path, tid in tids.items() if tid in ran}
 
     async def _exits(self, paths: Sequence[str]) -> dict[str, int]:
         reply = await self._try("query-stats", qapi.query_exits(paths))
@@ -317,9 +318,17 @@ class Reader:
             return "QEMU (7.1 and newer would, by query-stats) or its kernel does not tell how often a vCPU has run"
         if accelerator != "tcg":
             return f"with accelerator {accelerator!r} nothing tells which vCPUs have run"
-        return (
-            ONE_THREAD if runs_single_threaded(threads) else _why_hidden(self._monitor.peer_pid, threads[0].host_tid)
-        )
+        return ONE_THREAD if runs_single_threaded(threads) else self._why_no_run_time(threads[0].host_tid)
+
+    def _why_no_run_time(self, tid: int) -> str:
+        """Say why the run time of QEMU's threads cannot be read, of which *tid* is one; "" if it can."""
+        only = "under TCG only the run time of QEMU's threads tells it"
+        qemu = self._monitor.find_qemu([tid])
+        if qemu.pid is None:
+            return f"{only}, and {qemu.why}"
+        usage = read_usage(thread) if (thread := find(qemu.pid, [tid]).get(tid)) else None
+        tells = usage is not None and usage.turns is not None
+        return "" if tells else f"{only}, and this host's kernel does not tell it (schedstat)"
 
     async def _hides_hypervisor(self, features: CpuFeatures, *, under_kvm: bool) -> bool:
         """Return whether Linux sees no hypervisor by the CPU.
@@ -356,27 +365,6 @@ class Reader:
             return await self._monitor.execute(command, arguments, timeout=self._timeout)
         except CommandRejectedError:
             return None
-
-
-def _threads_of(pid: int, tids: Collection[int]) -> dict[int, HostThread]:
-    """Return the vCPU threads *tids* of QEMU, process *pid*, which is no other program with such a thread.
-
-    The main thread of a program, as of one that passes a socket on from another host, is none of them.
-    """
-    return {tid: thread for tid, thread in find(pid, tids).items() if thread.tid != pid}
-
-
-def _why_hidden(pid: int | None, tid: int) -> str:
-    """Say why the run time of the vCPU threads of QEMU, process *pid*, cannot be read; *tid* is one of them."""
-    only = "under TCG only the run time of QEMU's threads tells it"
-    if pid is None:
-        return f"{only}: connect over a UNIX socket, on QEMU's host"
-    thread = _threads_of(pid, [tid]).get(tid)
-    if thread is None:
-        why = f"pid {pid}, which opened the socket, shows no thread {tid}"
-        return f"{only}, and {why}: it is not QEMU itself, or is hidden (/proc with hidepid)"
-    usage = read_usage(thread)
-    return "" if usage is not None and usage.turns else f"{only}, and this host's kernel does not tell it (schedstat)"
 
 
 def _has_executed(usage: Usage | None) -> bool:

@@ -10,12 +10,14 @@ from typing import NamedTuple, Self
 
 import aiofiles.os
 
-from qmpvcpu.domainxml import DomainVcpus, Identity, start_of, update, validate
+from qmpvcpu.domainxml import DomainVcpus, Identity, placement_of, start_of, update, validate, with_placement
 from qmpvcpu.domainxml.domainrule import RuleStage
-from qmpvcpu.domainxml.next_boot import slot_of, with_count, with_map, with_max, with_state
+from qmpvcpu.domainxml.next_boot import slot_of, with_count, with_map, with_max, with_places, with_state
+from qmpvcpu.domainxml.placing import has_same_places, with_places_of
 from qmpvcpu.domainxml.reader import ReadDocument
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, RecordError, naming_file
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainRuleError, RecordError, naming_file, shorten
 from qmpvcpu.given import checked
+from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record.file import LockedFile, absolute, finish_despite_cancel, lock_file, read_file
 
@@ -50,14 +52,25 @@ class _Document(NamedTuple):
             return self.data
         if metadata is None:
             return update(self.data, domain)
-        metadata = replace(metadata, next_boot=domain.enabled, generation=metadata.generation + 1)
+        next_boot, next_placement = self._kept(domain)
+        generation = metadata.generation + 1
+        metadata = replace(metadata, next_boot=next_boot, next_placement=next_placement, generation=generation)
         return update(self.data, self.rows, metadata=metadata)
 
     def as_kept(self, domain: DomainVcpus) -> DomainVcpus:
-        """Return *domain* as it would be read back: a record keeps only which vCPUs it has."""
+        """Return *domain* as it would be read back: a record keeps only which vCPUs it has, and their placement."""
         if self.identity.metadata is None or domain == self.next_boot:
             return domain
-        return start_of(replace(self.rows, next_boot=domain.enabled))
+        next_boot, next_placement = self._kept(domain)
+        return start_of(replace(self.rows, next_boot=next_boot, next_placement=next_placement))
+
+    def _kept(self, domain: DomainVcpus) -> tuple[VcpuMap | None, Placement | None]:
+        """Return what a record keeps of *domain*; what follows the running VM and is not changed still follows it."""
+        has_same_vcpus = with_places_of(domain, self.next_boot) == self.next_boot
+        return (
+            self.rows.next_boot if has_same_vcpus else domain.enabled,
+            self.rows.next_placement if has_same_places(domain, self.next_boot) else placement_of(domain),
+        )
 
 
 class DomainConfig:
@@ -66,8 +79,8 @@ class DomainConfig:
     Works without the VM. The methods change a value in memory, computed as libvirt computes it for a persistent
     definition (``docs/next-boot.md``). ``save`` writes it, and leaves every other byte of the document unchanged.
 
-    The record of a running VM is such a document too: its rows describe the running VM, and its next boot, shown and
-    changed here, is a separate map.
+    The record of a running VM is such a document too: its rows and ``<cputune>`` describe the running VM. Its next
+    boot, shown and changed here, is kept apart: a map, and a placement.
 
     Attributes:
         path: Where it is.
@@ -129,7 +142,8 @@ class DomainConfig:
     def domain(self) -> DomainVcpus:
         """What the next boot will have, as it reads once it is saved.
 
-        A record keeps only ``domain.enabled``: the vCPUs added to the running VM are hotpluggable.
+        A record keeps only ``domain.enabled``, where the vCPUs added to the running VM are hotpluggable, and its
+        placement.
         """
         return self._domain
 
@@ -203,6 +217,36 @@ class DomainConfig:
             detail = "a record's maximum is that of the running VM: change the document that it is started from"
             raise ConfigDeniedError(f"maximum {maximum}", VcpuMap(), DenialReason.RECORD_MAXIMUM, detail)
         self.domain = with_max(self.domain, maximum)
+
+    @property
+    def placement(self) -> Placement:
+        """Where the VM's threads will run from the next boot on, as ``domainxml.placement_of`` returns it.
+
+        Setting it replaces all of it: nothing is said then of the threads that it does not name.
+
+        Raises:
+            DomainXmlError: The document has a priority that no kernel has.
+        """
+        return placement_of(self.domain)
+
+    @placement.setter
+    def placement(self, placement: Placement) -> None:
+        self.domain = with_placement(self.domain, placement)
+
+    def place(self, placement: Placement) -> None:
+        """Have threads run where *placement* has them from the next boot on; what it does not say stays.
+
+        The places of vCPUs that are disabled are kept for when they are plugged. A document has no word for core
+        scheduling, ``exclusive`` and the policy: they are not kept.
+
+        Raises:
+            ConfigDeniedError: It names a vCPU beyond the maximum.
+            DomainXmlError: The document has a priority that no kernel has.
+            ValueError: The sets of an exclusive placement overlap with those that stay.
+        """
+        if not isinstance(placement, Placement):
+            raise TypeError(f"placement is a Placement, not {shorten(placement)}")
+        self.domain = with_places(self.domain, placement)
 
     def to_bytes(self) -> bytes:
         """Return the document that ``save`` would write."""

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import aiofiles.os
 
-from qmpvcpu.domainxml import Identity, Metadata, parse, placement_of, read_identity, render
+from qmpvcpu.domainxml import Identity, Metadata, parse, placement_of, read_identity, render, start_of
 from qmpvcpu.domainxml.cpu import cpu_differs
 from qmpvcpu.domainxml.patch import with_uuid
 from qmpvcpu.domainxml.reader import ReadDocument
@@ -37,6 +37,7 @@ class _State(NamedTuple):
     intent: Intent | None
     desired: VcpuMap | None
     previous: PreviousVcpus | None
+    placement: Placement | None
 
 
 class _Found(NamedTuple):
@@ -49,7 +50,7 @@ class _Found(NamedTuple):
         name: The name in these, or None.
         same_instance: True if the record was of the QEMU that runs, or its VM has migrated into that one.
         earlier: What the QEMU of the record, or one before it, had, if another one runs now.
-        placement: Where the document has QEMU's threads run; None: it says nothing of that.
+        placement: Where these have QEMU's threads run; None: they say nothing of that.
     """
 
     previous: Identity | None = None
@@ -70,11 +71,13 @@ class Record:
         name: The VM's name: that of the record where the VM was given none.
         same_instance: True if what was on disk is of the QEMU that runs, so that what was under way still is.
         earlier: What an earlier QEMU of the VM had and no other has been given, or None.
-        placement: Where the document had QEMU's threads run when it was opened; None: it said nothing of that.
         read_only: True if it is neither locked nor ever written.
         uuid: The uuid made up for a VM whose QEMU has none (kept from the first save on), or None.
         instance: The QEMU that runs, or None where not known; set it, and the next save has it.
         next_boot: The vCPUs of the next boot, or None for those that are plugged; saved likewise.
+        next_placement: Where threads are to run from the next boot on, or None for where they do now; saved likewise.
+        placement: Where QEMU's threads are to run: as was given last to be saved, else as the document said that was
+            opened; for another QEMU than it is of, that of the next boot. None: nothing was said of that.
     """
 
     def __init__(
@@ -87,11 +90,12 @@ class Record:
         self.name = claim.name if claim.named else found.name or claim.name
         self.same_instance = found.same_instance
         self.earlier = found.earlier
-        self.placement = found.placement
         self.read_only = file is None
         self.uuid = None if claim.uuid is not None else known
         self.instance = claim.instance
         self.next_boot = before.next_boot if before else None
+        self.next_placement = before.next_placement if before else None
+        self.placement = found.placement
         self._document = None if file is None else _RecordDocument(file, found.base, known)
         self._emulator = emulator
         self._generation = before.generation if before else 0
@@ -159,6 +163,7 @@ class Record:
         intent: Intent | None = None,
         desired: VcpuMap | None = None,
         previous: PreviousVcpus | None = None,
+        placement: Placement | None = None,
     ) -> None:
         """Save all of this; returns when it, or what was given later, is on disk.
 
@@ -170,6 +175,8 @@ class Record:
             intent: The transition under way, or None if there is none.
             desired: The map last requested, or None.
             previous: What an earlier QEMU had and is kept, or None.
+            placement: Where the VM's threads are to run, for the document's ``<cputune>``; vCPUs that are not plugged
+                keep their places. None: the document keeps its own.
 
         Raises:
             RecordError: As ``save``; or libvirt has no domain for this layout (as ``domainxml.render``), and nothing
@@ -180,7 +187,9 @@ class Record:
         if self.closed:
             raise RecordError(self.path, "closed")
         done = self._next[1] if self._next else asyncio.get_running_loop().create_future()
-        self._next = _State(layout, intent, desired, previous), done
+        if placement is not None:
+            self.placement = placement
+        self._next = _State(layout, intent, desired, previous, placement), done
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_pending(), name=f"record {self.path.name}")
         await asyncio.shield(done)  # JUSTIFICATION: one caller's cancel must not cancel the others' save
@@ -224,16 +233,26 @@ class Record:
             intent=state.intent,
             desired=state.desired,
             next_boot=self.next_boot,
+            next_placement=self.next_placement,
             previous=state.previous,
         ).with_layout(state.layout)
         assert self._document is not None  # noqa: S101 -- JUSTIFICATION: write() refuses without, mypy cannot know
-        render_it = partial(self._render, state.layout, metadata)
+        # What is written anew says all that is known, also where the placement is as it was.
+        placements = state.placement, self.placement
+        render_it = partial(self._render, state.layout, metadata, placements)
         await finish_despite_cancel(_save_in_thread(self._document, render_it))
 
-    def _render(self, layout: Layout, metadata: Metadata, base: bytes | None) -> bytes:
+    def _render(
+        self,
+        layout: Layout,
+        metadata: Metadata,
+        placements: tuple[Placement | None, Placement | None],
+        base: bytes | None,
+    ) -> bytes:
         metadata = replace(metadata, in_place=base is not None)
+        placement = placements[base is None]
         try:
-            return render(layout, base=base, emulator=self._emulator, metadata=metadata)
+            return render(layout, base=base, emulator=self._emulator, metadata=metadata, placement=placement)
         except DomainXmlError as error:
             raise RecordError(self.path, str(error)) from error
 
@@ -339,10 +358,10 @@ def _admit(path: Path, data: bytes, claim: Claim) -> _Found:
             domain = document.domain
             had = PreviousVcpus(domain.max, domain.started_with, domain.creation, domain.topology)
             earlier = earlier if same else earlier or had
+        placement = _placement(document, is_next=not same)
     except DomainXmlError as error:
         raise RecordCorruptError(path, f"cannot be trusted and is left alone: {str(error)[:MOST_TOLD]}") from error
     label = found.name if len(found.name) <= MOST_TOLD else None
-    placement = _placement(document, data)
     return _Found(found, data if in_place else None, found.uuid, label, same, earlier, placement)
 
 
@@ -351,19 +370,20 @@ def _admit_base(path: Path, base: bytes | str | os.PathLike[str], claim: Claim) 
     try:
         with nullcontext() if isinstance(base, bytes) else naming_file(base):
             document = ReadDocument(data)
-            found, _ = document.identity, document.domain
+            found, _, placement = document.identity, document.domain, document.placement or None
     except DomainXmlError as error:
         raise RecordError(path, f"cannot be started from that document: {str(error)[:MOST_TOLD]}") from error
     refuse_other_document(path, found, claim)
     uuid = claim.uuid or found.uuid or str(uuid4())
-    placement = _placement(document, data)
     return _Found(None, with_uuid(data, uuid), uuid, found.name, placement=placement)
 
 
-def _placement(document: ReadDocument, data: bytes) -> Placement | None:
-    """Return where *document* has QEMU's threads run; to read all of one that says nothing of it takes time."""
-    says = any(word in data for word in (b"pin", b"sched", b"cpuset", b"\0"))  # NUL: not one byte a letter
-    return (placement_of(document.domain) or None) if says else None
+def _placement(document: ReadDocument, *, is_next: bool) -> Placement | None:
+    """Return where a record has QEMU's threads run: those of the QEMU that it is of, or of the next one."""
+    metadata = document.metadata
+    if is_next and metadata is not None and metadata.next_placement is not None:
+        return placement_of(start_of(replace(document.domain, next_boot=None)))
+    return document.placement or None
 
 
 def _base_document(base: bytes | str | os.PathLike[str]) -> bytes:

@@ -280,7 +280,7 @@ def _instance(reading: Reading, connection: Connection) -> "Instance | None":
     # Here, and not above: XML and files are a third of the time that importing us would take.
     from qmpvcpu.record.owner import instance_running
 
-    return instance_running(reading[0], connection.monitor.peer_pid)
+    return instance_running(reading[0], connection.find_qemu(reading[0]).pid)
 
 
 async def _open_record(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from qmpvcpu import qapi
 from qmpvcpu.engine.messages import Returned
 from qmpvcpu.errors import MalformedReplyError, MonitorConnectError, MonitorLostError, QmpVcpuError, printable
+from qmpvcpu.host.finding import Found as FoundQemu
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.vcpumap import MOST_VCPUS
 from qmpvcpu.model.vm import VmInfo
@@ -107,6 +108,10 @@ class Connection(NamedTuple):
         monitor = await Monitor.open(target, timeout=reply_timeout, on_event=ear.event, on_lost=ear.lost)
         return cls(monitor, Reader(monitor, reply_timeout), ear)
 
+    def find_qemu(self, slots: Sequence[Slot]) -> FoundQemu:
+        """Return which process of this host is QEMU, which has these *slots*: that with the threads of vCPU 0."""
+        return self.monitor.find_qemu([tid for tid in slots[0].host_tids if tid is not None] if slots else [])
+
 
 class Found(NamedTuple):
     """QEMU, found again.
@@ -179,7 +184,7 @@ class Finder:
         try:
             (slots, threads), status, answers, vm = await connection.reader.everything()
             vm = called(vm, self._name)
-            instance = instance_running(slots, connection.monitor.peer_pid)
+            instance = instance_running(slots, connection.find_qemu(slots).pid)
             same = same_instance(self._instance, instance)
             _check_told(connection.monitor, before.vm, vm)
             differs = _difference(before.vm, vm, same_instance=same)

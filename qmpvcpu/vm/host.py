@@ -105,9 +105,7 @@ class Host:
                 driver.put(Wanted(wanted))
                 await driver.request(Persist())
         if config is not None and placement is not None:
-            from qmpvcpu.domainxml.placing import placed  # few change the next boot
-
-            await config.change(lambda domain: placed(domain, placement))
+            await config.place(placement)
         return wanted if affect is not Affect.CONFIG else known
 
     async def place_vcpus(self, vcpus: Collection[int]) -> None:

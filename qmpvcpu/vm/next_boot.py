@@ -10,13 +10,13 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from qmpvcpu.domainxml import DomainVcpus, domain_from
-from qmpvcpu.domainxml.next_boot import first_free, slot_of, with_map, with_state
-from qmpvcpu.domainxml.placing import placed
+from qmpvcpu.domainxml import DomainVcpus, domain_from, placement_of, with_placement
+from qmpvcpu.domainxml.next_boot import first_free, slot_of, with_map, with_places, with_state
+from qmpvcpu.domainxml.placing import has_same_places
 from qmpvcpu.errors import ConfigDeniedError, DomainXmlError, Outcome, RecordError
 from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.transition import ConfigOutcome, ConfigReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.plan import Plan
@@ -26,15 +26,12 @@ from qmpvcpu.record.owner import Claim, refuse_other_document
 from qmpvcpu.record.record import Record
 from qmpvcpu.vm.record_writer import RecordWriter
 
-if TYPE_CHECKING:
-    from qmpvcpu.model.placement import Placement
-
 Change = Callable[[DomainVcpus], DomainVcpus]
 
 
-def and_placed(change: Change, placement: "Placement | None") -> Change:
+def and_placed(change: Change, placement: Placement | None) -> Change:
     """Return *change*, after which the next boot also has what *placement* says of QEMU's threads."""
-    return change if placement is None else lambda domain: placed(change(domain), placement)
+    return change if placement is None else lambda domain: with_places(change(domain), placement)
 
 
 class NextBoot:
@@ -76,7 +73,16 @@ class NextBoot:
         async with self._held() as store:
             return await self.write(store, change)
 
-    async def set_state(self, vcpu: int | None, *, enabled: bool, placement: "Placement | None" = None) -> VcpuMap:
+    async def place(self, placement: Placement) -> ConfigReport:
+        """Have threads run where *placement* has them, from the next boot on; what it does not say stays.
+
+        Raises:
+            ValueError: The sets of an exclusive placement overlap with those that stay.
+        """
+        async with self._held() as store:
+            return await self.write(store, lambda domain: with_places(domain, placement), only_places=True)
+
+    async def set_state(self, vcpu: int | None, *, enabled: bool, placement: Placement | None = None) -> VcpuMap:
         """Have one vCPU at the next boot (None: the first free one), or leave it out; return the ids of its slot."""
         ids = VcpuMap()
 
@@ -117,12 +123,12 @@ class NextBoot:
             self.promises.remove(pending)
         self._writer.changed()
 
-    async def write(self, store: "_Store", change: Change) -> ConfigReport:
-        """Make *change* in what *store* keeps."""
+    async def write(self, store: "_Store", change: Change, *, only_places: bool = False) -> ConfigReport:
+        """Make *change* in what *store* keeps; *only_places*: it is about no vCPU, only about where threads run."""
         async with self._writing:
             before = store.domain
             domain = change(before)
-            await store.write(domain)
+            await store.write(domain, only_places=only_places)
         outcome = ConfigOutcome.UNCHANGED if domain == before else ConfigOutcome.WRITTEN
         return ConfigReport(store.path, outcome, before.enabled, domain.enabled, domain.max)
 
@@ -242,7 +248,7 @@ class _InDocument:
     def domain(self) -> DomainVcpus:
         return self._config.domain
 
-    async def write(self, domain: DomainVcpus) -> None:
+    async def write(self, domain: DomainVcpus, *, only_places: bool) -> None:  # noqa: ARG002 -- it keeps all of it
         self._config.domain = domain
         try:
             await self._config.save()
@@ -254,7 +260,7 @@ class _InDocument:
 
 
 class _InRecord:
-    """A map in the record, next to the live state."""
+    """A map and a placement in the record, next to the live state."""
 
     def __init__(self, record: Record, writer: RecordWriter, look: Callable[[], Layout]) -> None:
         self._record = record
@@ -271,19 +277,26 @@ class _InRecord:
         layout = self._look()
         if self._seen is None or self._seen[0] is not layout:
             self._seen = layout, domain_from(layout)
-        wish = self._record.next_boot
-        return self._seen[1] if wish is None else with_map(self._seen[1], wish)
+        wish, placement = self._record.next_boot, self._record.next_placement
+        domain = self._seen[1] if wish is None else with_map(self._seen[1], wish)
+        if placement is None:
+            placement = self._record.placement
+        return domain if placement is None else with_placement(domain, placement)
 
-    async def write(self, domain: DomainVcpus) -> None:
-        before = self._record.next_boot
-        if before == domain.enabled:
-            return
+    async def write(self, domain: DomainVcpus, *, only_places: bool) -> None:
+        record = self._record
+        before = record.next_boot, record.next_placement
         # Even if the VM has just these as it runs: from here on the next boot no longer follows it.
-        self._record.next_boot = domain.enabled
+        wish = before[0] if only_places else domain.enabled
+        is_placed_so = has_same_places(domain, self.domain) and not only_places
+        wanted = wish, before[1] if is_placed_so else placement_of(domain)
+        if before == wanted:
+            return
+        record.next_boot, record.next_placement = wanted
         try:
             await self._writer.save()
         except RecordError:
-            self._record.next_boot = before
+            record.next_boot, record.next_placement = before
             raise
 
     async def close(self) -> None:

@@ -53,7 +53,11 @@ class RecordWriter:
             self._given = self._state()
             recorded = self._engine.recorded
             writing = self.record.write(
-                self._engine.layout, intent=recorded.intent, desired=recorded.desired, previous=recorded.previous
+                self._engine.layout,
+                intent=recorded.intent,
+                desired=recorded.desired,
+                previous=recorded.previous,
+                placement=recorded.placement,
             )
             self._writing = asyncio.get_running_loop().create_task(self._write(writing, self._given))
         await asyncio.shield(self._writing)  # one caller's cancel must not cancel another's save
@@ -86,7 +90,8 @@ class RecordWriter:
         await self.record.close()
 
     def _state(self) -> object:
-        return self._engine.recorded, None if self.record is None else self.record.next_boot
+        record = self.record
+        return self._engine.recorded, record and (record.next_boot, record.next_placement)
 
     def _save_soon(self) -> None:
         self._stop_timer()

@@ -24,6 +24,7 @@ MAIN = (
     ("read again", "240 slots"),
     ("look at what is known", "240 slots"),
     ("XML", "240 slots"),
+    ("statistics", "64 slots"),
     ("attach and list", "100 VMs"),
     ("list again", "100 VMs"),
     ("plug one each", "100 VMs"),
@@ -123,7 +124,7 @@ def _bound(goal: Goal, row: Row, value: float) -> tuple[str, str]:
     if goal.over is None:
         return f"{goal.who} ≤ {goal.at_most:g} {row.unit}", f"{value:.1f} {row.unit}"
     if goal.above:
-        return f"{goal.who} ≤ {goal.over} + {goal.at_most:g} {row.unit}", f"+{value:.1f} {row.unit}"
+        return f"{goal.who} ≤ {goal.over} + {goal.at_most:g} {row.unit}", f"{value:+.1f} {row.unit}"
     if goal.over == LIBVIRT:
         return f"{goal.over} ≥ {1 / goal.at_most:g}x {goal.who}", f"{1 / value:.2f}x"
     return f"{goal.who} ≤ {goal.at_most:g}x {goal.over}", f"{value:.2f}x"

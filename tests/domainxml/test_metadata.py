@@ -12,6 +12,7 @@ from qmpvcpu.domainxml import NAMESPACE, Instance, Metadata, read_identity, rend
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.options import OnFailure
+from qmpvcpu.model.placement import Place, Placement, Scheduler
 from qmpvcpu.model.transition import Action, Direction, Intent, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
@@ -49,6 +50,15 @@ steps = st.builds(
     joins=st.booleans(),
     asks_agent=st.booleans(),
 )
+host_cpus = maps.filter(bool)
+places = st.builds(
+    Place,
+    st.none() | host_cpus,
+    st.none() | st.sampled_from(["other", "batch", "idle", "fifo:1", "rr:99"]).map(Scheduler.parse),
+)
+placements = st.builds(
+    Placement, st.dictionaries(st.integers(0, 16383), places.filter(bool), max_size=4), places, st.none() | host_cpus
+)
 intents = st.builds(
     Intent,
     maps,
@@ -59,17 +69,18 @@ intents = st.builds(
     st.sampled_from(Direction),
     st.none() | maps.map(lambda ids: VcpuMap([0, *ids])),
     st.none() | st.text(st.characters(min_codepoint=32, max_codepoint=126)),
-    main_cpus=st.none() | maps.filter(bool),
-    birthplaces=st.lists(maps.filter(bool), max_size=3).map(tuple),
+    main_cpus=st.none() | host_cpus,
+    birthplaces=st.lists(host_cpus, max_size=3).map(tuple),
+    next_placement=st.none() | placements,
 )
 
 
-@given(st.none() | intents, st.none() | maps, st.none() | maps)
+@given(st.none() | intents, st.none() | maps, st.none() | maps, st.none() | placements)
 def test_any_intent_and_any_wish_come_back_as_they_were(
-    intent: Intent | None, desired: VcpuMap | None, next_boot: VcpuMap | None
+    intent: Intent | None, desired: VcpuMap | None, next_boot: VcpuMap | None, placement: Placement | None
 ) -> None:
     next_boot = None if next_boot is None else VcpuMap([0, *next_boot])
-    metadata = Metadata(generation=1, intent=intent, desired=desired, next_boot=next_boot)
+    metadata = Metadata(1, intent=intent, desired=desired, next_boot=next_boot, next_placement=placement)
     assert read_back(metadata) == metadata
 
 
@@ -127,6 +138,33 @@ def test_the_next_boot_reads_as_a_person_would_write_it() -> None:
     assert 'direction="forward" next-boot="0,2" config="/etc/vm.xml"/>' in text
 
 
+def test_the_places_of_the_next_boot_read_as_a_person_would_write_them() -> None:
+    cores = dict.fromkeys([2, 3], Place.on("8-11", "fifo:1"))
+    placement = Placement({1: Place.on("1"), **cores}, Place.on("0"), VcpuMap(range(8)))
+    intent = Intent(
+        VcpuMap([0]), VcpuMap([0]), (), next_placement=Placement(emulator=Place(scheduler=Scheduler.parse("idle")))
+    )
+    text = render(LAYOUT, metadata=Metadata(intent=intent, next_placement=placement)).decode()
+    assert (
+        """      <qmpvcpu:next-placement cpuset="0-7">
+        <qmpvcpu:place vcpus="1" cpuset="1"/>
+        <qmpvcpu:place vcpus="2-3" cpuset="8-11" scheduler="fifo:1"/>
+        <qmpvcpu:emulator cpuset="0"/>
+      </qmpvcpu:next-placement>
+      <qmpvcpu:transition start="0" target="0" on-failure="stop" timeout="30.0" direction="forward">
+        <qmpvcpu:next-placement>
+          <qmpvcpu:emulator scheduler="idle"/>
+        </qmpvcpu:next-placement>
+      </qmpvcpu:transition>
+"""
+        in text
+    )
+
+
+def test_a_wish_for_no_place_is_not_the_absence_of_a_wish() -> None:
+    assert read_back(Metadata(next_placement=Placement())) == Metadata(next_placement=Placement())
+
+
 def test_a_wish_for_nothing_is_not_the_absence_of_a_wish() -> None:
     assert read_back(Metadata(desired=VcpuMap())) == Metadata(desired=VcpuMap())
     assert read_back(Metadata()) == Metadata()
@@ -149,6 +187,12 @@ def test_an_intent_that_could_not_be_read_back_is_not_written(intent: Intent, to
 STEP = "<q:step action='plug' vcpus='2'/>"
 JOINING = "<q:step action='unplug' vcpus='2' joins='1'/>"
 WHOLE = "start='0' target='0,2' on-failure='stop' timeout='30.0' direction='forward'"
+
+
+def _next(inside: str) -> str:
+    return f"<q:next-placement>{inside}</q:next-placement>"
+
+
 DAMAGED = {
     "generation is missing": ("", "<record>: generation is missing"),
     "generation below none": ("generation='-1'", "<record>: generation: '-1' is not a number"),
@@ -178,6 +222,19 @@ DAMAGED = {
     ),
     "a next boot without a map": ("<q:next-boot/>", "<next-boot>: vcpus is missing"),
     "a next boot without vCPU 0": ("<q:next-boot vcpus='1-2'/>", "<next-boot>: vcpus: '1-2' lacks vCPU 0"),
+    "a placement on no host CPU": ("<q:next-placement cpuset=''/>", "<next-placement>: cpuset: '' names no host CPU"),
+    "two placements": ("<q:next-placement/><q:next-placement/>", "<next-placement>: there are two of it"),
+    "a place of no vCPU": (_next("<q:place cpuset='1'/>"), "<place>: vcpus is missing"),
+    "a place on no host CPU": (_next("<q:place vcpus='1' cpuset=''/>"), "<place>: cpuset: '' names no host CPU"),
+    "a place beyond all host CPUs": (_next("<q:place vcpus='1' cpuset='16384'/>"), "<place>: cpuset: .* 0 to 16383"),
+    "a place with a wrong scheduler": (
+        _next("<q:place vcpus='1' scheduler='fair'/>"),
+        "<place>: scheduler: .fair. is no",
+    ),
+    "a place with a priority too high": (_next("<q:place vcpus='1' scheduler='rr:100'/>"), "scheduler: .* not 100"),
+    "two places for one vCPU": (_next("<q:place vcpus='0-2'/><q:place vcpus='2'/>"), "another of vCPU 2"),
+    "two places for the emulator": (_next("<q:emulator/><q:emulator/>"), "<emulator>: there are two of it"),
+    "a place of somebody": (_next("<o:x xmlns:o='urn:o'/>"), "<next-placement>: <{urn:o}x> is not ours"),
     "a wish without a map": ("<q:desired/>", "<desired>: vcpus is missing"),
     "a wish beyond all vCPUs": ("<q:desired vcpus='0-16384'/>", "<desired>: vcpus: .* 0 to 16383"),
     "a wish that excludes": ("<q:desired vcpus='0-3,^2'/>", "<desired>: vcpus: '\\^2' is not a number"),
@@ -245,7 +302,12 @@ def test_our_element_is_there_once() -> None:
 def test_maps_that_would_unfold_without_end_are_refused_at_once() -> None:
     transition = f"<q:transition {WHOLE}>{STEP.replace('2', '0-16383') * 50_000}</q:transition>"
     again = f"<q:desired vcpus='{','.join(['0-16383'] * 200_000)}'/>"
-    for inside, told in ((transition, "more vCPUs than any machine has"), (again, "does not ascend")):
+    everywhere = _next("".join(f"<q:place vcpus='{each}' cpuset='0-16383'/>" for each in range(16_000)))
+    for inside, told in (
+        (transition, "more vCPUs than any machine has"),
+        (again, "does not ascend"),
+        (everywhere, "more host CPUs than any document names"),
+    ):
         record = f"<q:record xmlns:q='{NAMESPACE}' generation='1'>{inside}</q:record>"
         with pytest.raises(DomainXmlError, match=told):
             read_identity(f"<domain><name>a</name><metadata>{record}</metadata></domain>".encode())
@@ -255,7 +317,8 @@ def test_maps_that_would_unfold_without_end_are_refused_at_once() -> None:
 def test_whatever_one_attribute_becomes_the_record_is_read_or_refused_and_what_is_read_is_whole(
     data: st.DataObject,
 ) -> None:
-    metadata = Metadata(generation=3, instance=Instance(7, 8), intent=INTENT, desired=VcpuMap([0, 2]))
+    placement = Placement({2: Place.on("8", "rr:3")}, Place.on("0"), VcpuMap([1]))
+    metadata = Metadata(3, instance=Instance(7, 8), intent=INTENT, desired=VcpuMap([0, 2]), next_placement=placement)
     root = etree.fromstring(render(LAYOUT, metadata=metadata))
     ours = [each for each in root.iter(f"{{{NAMESPACE}}}*") if each.items()]
     element = data.draw(st.sampled_from(ours), label="element")

@@ -166,9 +166,9 @@ def test_a_uuid_is_read_alike_everywhere(text: str) -> None:
 
 
 def test_elements_that_we_never_write_are_named() -> None:
-    document = b"""<domain><name>a</name><cputune/><metadata><x:y xmlns:x='urn:x'/></metadata>
+    document = b"""<domain><name>a</name><cputune><shares/></cputune><metadata><x:y xmlns:x='urn:x'/></metadata>
       <devices><emulator>/bin/qemu</emulator><!-- two --><disk/><disk/></devices></domain>"""
-    assert read_identity(document).foreign == ("cputune", "{urn:x}y", "!--", "disk")
+    assert read_identity(document).foreign == ("shares", "{urn:x}y", "!--", "disk")
 
 
 def test_the_devices_that_keep_libvirt_off_a_missing_pci_bus_are_ours() -> None:

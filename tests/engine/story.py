@@ -21,6 +21,8 @@ from qmpvcpu.engine.messages import (
     Looked,
     LookFailed,
     Lost,
+    NotBorn,
+    PlaceThreads,
     Publish,
     Rejection,
     Request,
@@ -30,6 +32,7 @@ from qmpvcpu.engine.messages import (
     Saved,
     Send,
     Settle,
+    ThreadsPlaced,
     Tick,
     Unanswered,
     WantRead,
@@ -49,6 +52,7 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.options import CheckedOptions
+from qmpvcpu.model.placement import HostFacts
 from qmpvcpu.model.transition import ConfigOutcome, ConfigReport, Direction, Intent, StepReport
 from qmpvcpu.model.vcpumap import union
 from qmpvcpu.model.verdicts import OstAnswer, Pending, Verdict
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     from qmpvcpu.events import Event
 
 __all__ = [
+    "HOST",
     "RUNNING",
     "NextBoot",
     "Story",
@@ -76,6 +81,10 @@ __all__ = [
 
 BOOT = "/machine/unattached/device[0]"
 RUNNING = VmStatus("running")
+_HOST_CPUS = VcpuMap.parse("0-7")
+HOST = HostFacts(
+    existing=_HOST_CPUS, online=_HOST_CPUS, allowed=_HOST_CPUS, main_cpus=VcpuMap.parse("0-3"), highest_priority=99
+)
 
 
 def path(vcpu: int) -> str:
@@ -187,6 +196,7 @@ class Story:
       ``last_looks_wait``: then ``first look`` and ``last look`` are, and ``see`` ends them.
     - ``write the next boot``.
     - ``look who runs`` of 1-2: which of these vCPUs have run.
+    - ``add 3 on 4-5``: QEMU's main thread has these host CPUs meanwhile. ``place 3-4``: the threads of these vCPUs.
     - ``list the guest``, ``bring 3 online``, ``take 3 offline``: questions to the guest's agent. The list before a
       plan shows ``guest``, at once, unless ``first_looks_wait``; where that is None, the agent is silent.
 
@@ -239,6 +249,7 @@ class Story:
         self.in_background: deque[Look] = deque()
         self.run_looks: deque[Look] = deque()
         self.asks: deque[Ask] = deque()
+        self.placings: deque[PlaceThreads] = deque()
         self.guest: dict[int, bool] | None = None
         self.sent: dict[int, deque[Send]] = {}
         self.intents: list[Intent | None] = []
@@ -277,7 +288,7 @@ class Story:
                 return word, []
             case Send():
                 return self._note_sent(effect), []
-            case Look() | Ask():
+            case Look() | Ask() | PlaceThreads():
                 return self._note_question(effect)
             case WriteConfig():
                 self.configs.append(effect)
@@ -310,11 +321,15 @@ class Story:
             if place or (not adds and device in {slot.device_id, slot.qom_path}):
                 vcpu = slot.first
         self.sent.setdefault(vcpu, deque()).append(send)
-        return f"{'add' if adds else 'del'} {vcpu}"
+        on = "" if send.born_on is None else f" on {send.born_on}"
+        return f"{'add' if adds else 'del'} {vcpu}{on}"
 
-    def _note_question(self, question: Look | Ask) -> tuple[str, list[Input]]:
+    def _note_question(self, question: Look | Ask | PlaceThreads) -> tuple[str, list[Input]]:
         if isinstance(question, Ask):
             return self._note_asked(question)
+        if isinstance(question, PlaceThreads):
+            self.placings.append(question)
+            return f"place {union(slot.ids for slot in question.slots)}", []
         if question.started:
             self.run_looks.append(question)
             return f"look who runs of {union(slot.ids for slot in question.started)}", []
@@ -414,8 +429,8 @@ class Story:
             del self.sent[vcpu]
         return sent
 
-    def accept(self, *vcpus: int) -> list[str]:
-        return [word for vcpu in vcpus for word in self.tell(Accepted(self._command(vcpu).number))]
+    def accept(self, *vcpus: int, in_place: bool = False) -> list[str]:
+        return [word for vcpu in vcpus for word in self.tell(Accepted(self._command(vcpu).number, in_place))]
 
     def reject(self, vcpu: int, desc: str = "no", *, error_class: str = "GenericError") -> list[str]:
         return self.tell(Rejection(self._command(vcpu).number, error_class, desc))
@@ -456,6 +471,18 @@ class Story:
         if failed:
             return self.tell(LookFailed(look.number, ConnectionError(failed)))
         return self.tell(self._shown(look, None if present is None else _slots_of(present)))
+
+    # The host.
+
+    def cannot_bear(self, vcpu: int, why: str = "not allowed") -> list[str]:
+        """QEMU's main thread cannot be given the birthplace of *vcpu*, so that nothing is sent."""
+        return self.tell(NotBorn(self._command(vcpu).number, why))
+
+    def place(self, *, why_not: str = "", error: Exception | None = None) -> list[str]:
+        """The threads that were to be put in their place longest ago are there, or not."""
+        placing = self.placings.popleft()
+        told = {} if error else {slot.first: why_not for slot in placing.slots}
+        return self.tell(ThreadsPlaced(placing.number, told, error))
 
     # The guest.
 

@@ -194,10 +194,10 @@ async def test_why_nothing_can_be_told_under_tcg(connect: Open, idle: int, monke
     # the main thread is no vCPU: it may be that of a program which passes the socket on
     async with small_vm(**TCG, query_cpus_fast=threads(os.getpid(), idle)) as peer:
         why, started, _, _ = await read(peer, connect)
-        assert f"pid {os.getpid()}, which opened the socket, shows no thread {os.getpid()}" in why
+        assert f"has the other end of the connection, but no thread {os.getpid()}" in why
         assert 0 not in started
     async with small_vm(**TCG, query_cpus_fast=threads(2**22 + 1, idle)) as peer:
-        assert "hidepid" in (await read(peer, connect))[0]
+        assert "it is not QEMU itself" in (await read(peer, connect))[0]
     async with small_vm(**TCG, query_cpus_fast=[], query_hotpluggable_cpus=[]) as peer:
         assert "attach again" in (await read(peer, connect))[0]
     monkeypatch.setattr(queries, "read_usage", lambda _: Usage(7, None, None, 0))
@@ -205,8 +205,14 @@ async def test_why_nothing_can_be_told_under_tcg(connect: Open, idle: int, monke
         assert "schedstat" in (await read(peer, connect))[0]
 
 
-async def test_over_tcp_nothing_can_be_told_under_tcg_and_all_under_kvm(connect: Open, busy: int) -> None:
-    answers = small_vm(**TCG, query_cpus_fast=threads(os.getpid(), busy)).answers
+async def test_over_tcp_all_can_be_told_on_this_host_and_under_tcg_nothing_elsewhere(
+    connect: Open, idle: int, busy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = small_vm(**TCG, query_cpus_fast=threads(idle, busy)).answers
+    async with ScriptedPeer(answers=answers, tcp=True, reject_others=True) as peer:
+        why, started, _, _ = await read(peer, connect)
+        assert (why, started) == ("", {1})
+    monkeypatch.setattr("qmpvcpu.qmp.monitor.peer_inode", lambda _: None)  # its socket is on another host
     async with ScriptedPeer(answers=answers, tcp=True, reject_others=True) as peer:
         why, started, _, _ = await read(peer, connect)
     assert "connect over a UNIX socket" in why

@@ -11,6 +11,7 @@ import pytest
 
 from qmpvcpu.domainxml import Metadata, render
 from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.transition import Action, Intent, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.record import file
@@ -25,6 +26,8 @@ CALLS = (
 )
 LAYOUT = layout_of(4, [0, 2], boot=1)
 INTENT = Intent(VcpuMap([0, 2]), VcpuMap([0, 2, 3]), (Step(Action.PLUG, VcpuMap([3])),))
+
+PLACEMENT = Placement.pinned({3: "0-1"})
 
 # Is given the number of the call, what it is called, and the call itself, to do; returns what it returns.
 Meddler = Callable[[int, str, Callable[[], Any]], Any]
@@ -80,7 +83,7 @@ async def live(path: Path, layout: Layout = LAYOUT, intent: Intent | None = INTE
     """Open, save once, and close."""
     record = await Record.open(path, Claim("vm"))
     try:
-        await record.write(layout, intent=intent, desired=VcpuMap([0]))
+        await record.write(layout, intent=intent, desired=VcpuMap([0]), placement=PLACEMENT)
     finally:
         await record.close()
 

@@ -30,7 +30,11 @@ MORE = {
         "<devices>", "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'/><devices>"
     ),
     "a disk": changed("<devices>", "<devices><disk/>"),
-    "pins": changed("<vcpu placement='static'", "<vcpu placement='static' cpuset='0'"),
+    "shares of the host's CPUs": changed("</vcpus>", "</vcpus><cputune><shares>2</shares></cputune>"),
+    "a pin of an I/O thread": changed(
+        "</vcpus>", "</vcpus><cputune><iothreadpin iothread='1' cpuset='0'/></cputune>"
+    ),
+    "a placement by numad": changed("<vcpu placement='static'", "<vcpu placement='auto'"),
     "a comment": changed("<devices>", "<!-- by hand --><devices>"),
 }
 
