@@ -7,6 +7,7 @@ what the commands print now.
 import asyncio
 import contextlib
 import io
+import json
 import re
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from xml.sax.saxutils import escape
 from rich.console import Console
 from rich.text import Text
 
-from qmpvcpu.testing import Behaviour, MicroGuest
+from qmpvcpu.testing import Behaviour, LinuxGuest, MicroGuest
 from tests.cli.running import Terminal, on_terminal, run
 
 __all__ = ["DIRECTORY", "PICTURES", "same_words", "words_in"]
@@ -104,6 +105,18 @@ async def _watch() -> list[Text]:
         return it.screen.coloured
 
 
+async def _stats() -> list[Text]:
+    """A Linux that has three of its vCPUs work."""
+    busy = {"path": "/bin/sh", "arg": ["-c", "while :; do :; done"]}
+    async with LinuxGuest(boot=4, extra_args=("-name", "web1")) as guest:
+        replies, agent = await asyncio.open_unix_connection(guest.agent)
+        for _ in range(3):
+            agent.write(json.dumps({"execute": "guest-exec", "arguments": busy}).encode() + b"\n")
+            await replies.readline()
+        agent.close()
+        return await _ended("stats", "--by", "vcpu", "--interval", "0.5", "--count", "16", "--qmp", guest.qmp)
+
+
 async def _then(it: Terminal, does: Awaitable[object], words: str) -> None:
     await does
     await it.wait_on_screen(words)
@@ -129,6 +142,7 @@ PICTURES: dict[str, tuple[str, Callable[[], Awaitable[list[Text]]]]] = {
     "demo": ("qmpvcpu demo", _demo),
     "list": ("qmpvcpu list", _list),
     "watch": ("qmpvcpu watch", _watch),
+    "stats": ("qmpvcpu stats --by vcpu --interval 0.5", _stats),
     "doctor": ("qmpvcpu doctor --qmp /run/web1.qmp", _doctor),
     "set": ("qmpvcpu set 0,2-4 --on-failure revert", _set),
 }
@@ -189,6 +203,7 @@ _VARIES = (
     (r"\b(kvm|tcg|KVM|TCG)\b", "ACCELERATOR"),
     (r"\S*/qemu-system-x86_64", "PATH"),
     (r"(?<=\] )\d+|\b\d{3,}\b", "TID"),  # a machine that has just started counts its threads from 1
+    (r"\d+\.\d%.*", "SHARES"),
     (r" +", " "),
 )
 
