@@ -22,7 +22,7 @@ class KvmCounters(Mapping[str, KvmValue]):
     are a tuple, a list in JSON.
 
     Args:
-        counters: They.
+        counters: The counters by name, as QEMU or JSON has them.
 
     Raises:
         ValueError: There are too many, or one has no name or no value that KVM could give it.
