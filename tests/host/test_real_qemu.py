@@ -8,7 +8,7 @@ import pytest
 
 from qmpvcpu.errors import ThreadGoneError
 from qmpvcpu.host.facts import read_facts
-from qmpvcpu.host.threads import HostThread, all_of, find, find_main, put, read_place, read_usage
+from qmpvcpu.host.threads import HostThread, all_of, find, find_main, is_there, put, read_place, read_usage
 from qmpvcpu.model.placement import Place
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.qmp.monitor import Monitor
@@ -69,7 +69,8 @@ async def test_the_threads_of_a_contained_qemu_are_put_in_their_place(tmp_path: 
             assert allowed(thread) == str(lowest)
         assert {thread.tid for thread in threads.values()} < {thread.tid for thread in all_of(pid)}
         await monitor.close()
-    await until(lambda: read_facts(pid).unreachable)  # unshare has ended, and takes it along
+    # unshare has ended, and takes it along, one thread after the other
+    await until(lambda: read_facts(pid).unreachable and not is_there(threads[new]))
     with pytest.raises(ThreadGoneError):
         put(threads[new], Place(lowest), everywhere=lowest)
     assert read_usage(threads[new]) is None
