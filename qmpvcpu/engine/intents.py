@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from qmpvcpu.model.placement import Placement
 
 
+class Promised(NamedTuple):
+    """What the next boot is to have, once everything is done that was promised.
+
+    Attributes:
+        vcpus: Its vCPUs.
+        config: The document that keeps it; None: the record.
+        placement: Where QEMU's threads are to run then; None: that stays as it is.
+    """
+
+    vcpus: VcpuMap
+    config: str | None
+    placement: "Placement | None" = None
+
+
 class Recorded(NamedTuple):
     """What a save that begins now writes.
 
@@ -106,7 +120,7 @@ def merged(
     base: Intent | None,
     steps: tuple[Step, ...],
     enabled: VcpuMap,
-    promised: tuple[VcpuMap, str | None] | None,
+    promised: Promised | None,
 ) -> Intent | None:
     """Return the intent of *base* and of further single *steps*, with what the next boot is *promised*."""
     intent = base
@@ -116,11 +130,12 @@ def merged(
     return promising(intent, promised)
 
 
-def promising(intent: Intent | None, promised: tuple[VcpuMap, str | None] | None) -> Intent | None:
+def promising(intent: Intent | None, promised: Promised | None) -> Intent | None:
     """Return *intent* with what the next boot is *promised*, if there are both."""
     if intent is None or promised is None:
         return intent
-    return replace(intent, next_boot=promised[0], config=promised[1])
+    vcpus, config, placement = promised
+    return replace(intent, next_boot=vcpus, config=config, next_placement=placement)
 
 
 def _after(steps: Iterable[Step], enabled: VcpuMap) -> VcpuMap:

@@ -27,6 +27,7 @@ from qmpvcpu.planning.plan import Plan
 from qmpvcpu.qapi import ThreadReading
 
 if TYPE_CHECKING:
+    from qmpvcpu.engine.intents import Promised
     from qmpvcpu.model.placement import HostFacts, Place, Placement
 
 NO_VCPUS: Final = VcpuMap()
@@ -51,8 +52,8 @@ class ConfigChange(Protocol):
         """Make the change, now that *done* is; for who carries effects out."""
 
     @property
-    def promised(self) -> tuple[VcpuMap, str | None] | None:
-        """The map of the next boot once everything promised is done, and its document; None: nothing is promised."""
+    def promised(self) -> "Promised | None":
+        """What the next boot is to have once everything promised is done; None: nothing is promised."""
 
 
 class Result(enum.Enum):

@@ -44,6 +44,7 @@ from qmpvcpu.vm.subscribers import EventStream
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import DomainVcpus
     from qmpvcpu.model.exported import PreviousVcpus
+    from qmpvcpu.model.placement import Placement
     from qmpvcpu.model.statistics import VmStatistics
     from qmpvcpu.planning.replay import ReplayTarget
     from qmpvcpu.vm.host import Host
@@ -584,7 +585,9 @@ class VcpuController:
         if intent.direction is Direction.REVERTING or intent.next_boot is None:
             return report
         self._follow(intent)
-        now = await self._next_boot(f"map {intent.next_boot}").look(_with_map(intent.next_boot))
+        now = await self._next_boot(f"map {intent.next_boot}").look(
+            _with_map(intent.next_boot, intent.next_placement)
+        )
         reached = report.outcome is TransitionOutcome.REACHED and now.ok
         outcome = TransitionOutcome.REACHED if reached else TransitionOutcome.PARTIAL
         return replace(report, outcome=outcome, affect=Affect.BOTH, config=now)
@@ -601,7 +604,7 @@ class VcpuController:
         if self._next_boot(f"map {wanted}").path is None and intent.config is not None:
             detail = f"it was to be written to {intent.config}: attach with config= and that path"
             raise ConfigDeniedError(f"map {wanted}", wanted, DenialReason.NO_CONFIG, detail)
-        return lambda _: _with_map(wanted)
+        return lambda _: _with_map(wanted, intent.next_placement)
 
     # Another QEMU for the same VM.
 
@@ -870,10 +873,14 @@ def _with_state(ids: VcpuMap, *, enabled: bool) -> "ConfigChange":
     return change
 
 
-def _with_map(target: VcpuMap) -> "ConfigChange":
+def _with_map(target: VcpuMap, placement: "Placement | None" = None) -> "ConfigChange":
+    """Return the change to a next boot with these vCPUs, and with this placement if there is one."""
+
     def change(domain: "DomainVcpus") -> "DomainVcpus":
+        from qmpvcpu.domainxml import with_placement
         from qmpvcpu.domainxml.next_boot import with_map
 
-        return with_map(domain, target)
+        changed = with_map(domain, target)
+        return changed if placement is None else with_placement(changed, placement)
 
     return change

@@ -14,6 +14,7 @@ from pathlib import Path
 from qmpvcpu.domainxml import DomainVcpus, domain_from, placement_of, with_placement
 from qmpvcpu.domainxml.next_boot import first_free, slot_of, with_map, with_places, with_state
 from qmpvcpu.domainxml.placing import has_same_places
+from qmpvcpu.engine.intents import Promised
 from qmpvcpu.errors import ConfigDeniedError, DomainXmlError, Outcome, RecordError
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.placement import Placement
@@ -185,15 +186,17 @@ class PendingConfigChange:
         self._next_boot.promises.append(self)
 
     @property
-    def promised(self) -> tuple[VcpuMap, str | None] | None:
-        """The map of the next boot once everything promised is done, and its document; None: nothing is promised."""
+    def promised(self) -> Promised | None:
+        """What the next boot is to have once everything promised is done; None: nothing is promised."""
         if not self._next_boot.promises:
             return None
-        domain, path = self._store.domain, self._next_boot.path
+        before, path = self._store.domain, self._next_boot.path
+        domain = before
         for each in self._next_boot.promises:
             with contextlib.suppress(ConfigDeniedError):  # another promise may have made it impossible
                 domain = each.change(domain)
-        return domain.enabled, None if path is None else str(path)
+        placement = None if has_same_places(domain, before) else placement_of(domain)
+        return Promised(domain.enabled, None if path is None else str(path), placement)
 
     async def write(self, done: str) -> tuple[ConfigReport, RecordError | None]:
         """Write what was promised, now that *done* is; return how that ended, and the error if it failed."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from qmpvcpu import ConfigDeniedError, DenialReason, Layout, OnFailure, TransitionReport, VcpuMap, qapi
-from qmpvcpu.engine.intents import Intentions
+from qmpvcpu.engine.intents import Intentions, Promised
 from qmpvcpu.engine.messages import (
     Accepted,
     Ask,
@@ -52,7 +52,7 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.options import CheckedOptions
-from qmpvcpu.model.placement import HostFacts
+from qmpvcpu.model.placement import HostFacts, Placement
 from qmpvcpu.model.transition import ConfigOutcome, ConfigReport, Direction, Intent, StepReport
 from qmpvcpu.model.vcpumap import union
 from qmpvcpu.model.verdicts import OstAnswer, Pending, Verdict
@@ -163,14 +163,15 @@ def set_state(vcpu: int, *, enabled: bool, **options: Any) -> Change:
 class NextBoot:
     """A next boot that is to have what *plan* leads to."""
 
-    def __init__(self, denied: str = "") -> None:
+    def __init__(self, denied: str = "", placement: Placement | None = None) -> None:
         self.denied = denied
-        self.promised: tuple[VcpuMap, str | None] | None = None
+        self.placement = placement
+        self.promised: Promised | None = None
 
     def promise(self, plan: Plan) -> None:
         if self.denied:
             raise ConfigDeniedError("plug", plan.ids, DenialReason.NO_CONFIG, self.denied)
-        self.promised = plan.target, "/next.xml"
+        self.promised = Promised(plan.target, "/next.xml", self.placement)
 
     def not_tried(self) -> ConfigReport:
         return self.report(ConfigOutcome.NOT_TRIED)

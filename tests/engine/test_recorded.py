@@ -8,6 +8,7 @@ from qmpvcpu import Affect, ConfigDeniedError, OnFailure, Outcome, RecordError, 
 from qmpvcpu.engine.intents import Intentions
 from qmpvcpu.engine.messages import Change, ConfigWritten, DropPrevious, Persist
 from qmpvcpu.model.exported import PreviousVcpus
+from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.transition import Action, ConfigOutcome, Direction, Intent, Step
 from qmpvcpu.model.verdicts import OstAnswer
 from tests.engine.story import NextBoot, Story, make_state, plug, set_state, unplug, whole_map
@@ -300,6 +301,16 @@ def test_a_next_boot_that_cannot_be_written_is_an_error_and_undoes_nothing() -> 
     assert error.__cause__ is why
     assert error.report.affect is Affect.BOTH
     assert told.state.layout.enabled == VcpuMap.parse("0-2")
+
+
+def test_the_places_of_the_next_boot_are_promised_with_its_vcpus() -> None:
+    placement = Placement.pinned({1: "8-11"})
+    for change in (plug(1), whole_map("0-1")):
+        told = Story("0")
+        told.ask(with_next_boot(change, NextBoot(placement=placement)))
+        intent = told.engine.recorded.intent
+        assert intent is not None
+        assert intent.next_placement == placement
 
 
 def test_a_next_boot_that_was_not_tried_is_told_as_that() -> None:
