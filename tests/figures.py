@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-__all__ = ["COMPARED", "FLEET", "KILLS", "OPERATIONS", "figures"]
+__all__ = ["COMPARED", "FLEET", "HOMES", "KILLS", "OPERATIONS", "figures"]
 
 KILLS = "kill matrix"  # points, how many of them lost something
+HOMES = "kill matrix, QEMU's main thread"  # kills, after how many it was not where it belongs
 COMPARED = "domains compared with libvirt"  # taken, refused, differences
 OPERATIONS = "live operations compared with libvirt"  # operations, differences
 FLEET = "fleet"  # lines
@@ -22,6 +23,9 @@ def figures(reporter: pytest.TerminalReporter) -> Iterator[str]:
     if counts := _recorded(reporter, KILLS):
         points, lost = _sums(counts)
         yield f"kill matrix: {points} points, {lost} lost"
+    if counts := _recorded(reporter, HOMES):
+        kills, astray = _sums(counts)
+        yield f"kill matrix: QEMU's main thread was where it belongs after {kills - astray} of {kills} kills"
     if counts := _recorded(reporter, COMPARED):
         taken, refused, differences = _sums(counts)
         yield (

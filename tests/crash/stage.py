@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -13,11 +14,14 @@ from qemu.qmp import QMPClient
 import qmpvcpu
 from qmpvcpu import OnFailure, VcpuController, VcpuMap
 from qmpvcpu.domainxml import read_identity
+from qmpvcpu.engine.places import EMULATOR
+from qmpvcpu.model.placement import Place, Placement
 from qmpvcpu.testing import Behaviour, MicroGuest, best_qemu, probe_accelerator
 from qmpvcpu.testing.agent import Mood, ScriptedAgent
 
 START = VcpuMap.parse("0-1,6")
 TARGET = VcpuMap.parse("0,2-5")
+Pins = Mapping[int, tuple[str, str | None]]
 REFUSAL = Behaviour.refusing(0x82)
 
 
@@ -34,6 +38,9 @@ class Story:
         offline_first: True if the guest's agent is asked first.
         refuses_agent: True if the guest refuses that to its agent, so that QEMU is not asked.
         target: The map that is asked for.
+        pins: Where the threads of vCPUs are to run, as ``Place.on`` takes it, and QEMU's others as EMULATOR; empty:
+            nothing is said.
+        stuck: The vCPU whose thread the host does not let go there, while the story is played; -1: none.
     """
 
     name: str
@@ -44,6 +51,8 @@ class Story:
     offline_first: bool = False
     refuses_agent: bool = False
     target: VcpuMap = TARGET
+    pins: Pins = field(default_factory=dict)
+    stuck: int = -1
 
     def __str__(self) -> str:
         return self.name
@@ -51,7 +60,7 @@ class Story:
     @property
     def result(self) -> VcpuMap:
         """What it comes to if nothing interferes."""
-        if not self.refused:
+        if not (self.refused or self.stuck >= 0):
             return self.target
         return START if self.policy is OnFailure.REVERT else VcpuMap(self.target | {self.keeps})
 
@@ -74,6 +83,25 @@ OFFLINE_REFUSED = replace(
 )
 OFFLINE_KEPT = replace(OFFLINE_REFUSED, name="offline first, revert, 1 kept online", guest=(), refuses_agent=True)
 OFFLINE_STORIES = (OFFLINE_FIRST, OFFLINE_REFUSED, OFFLINE_KEPT)
+HOME = VcpuMap(os.sched_getaffinity(0))
+# vCPU 3 is born elsewhere than 2, 4 where QEMU's main thread is at home, and 5 has to be scheduled besides.
+PINS = {
+    2: (f"{min(HOME)}", None),
+    3: (f"{max(HOME)}", None),
+    4: (f"{HOME}", None),
+    5: (f"{max(HOME)}", "batch"),
+}
+PLACED = Story("placed", OnFailure.REVERT, pins=PINS)
+PLACED_REFUSED = replace(REVERT_REFUSED, name="placed, revert, 6 refused", pins=PINS)
+# Its plug has succeeded when it turns out that it cannot be where it has to be: it is taken out again.
+PLACED_NOWHERE = replace(PLACED, name="placed, revert, 5 cannot be placed", stuck=5)
+PLACED_STORIES = (PLACED, PLACED_REFUSED, PLACED_NOWHERE)
+
+
+def placement_of(pins: Pins) -> Placement | None:
+    """Return the placement that has threads there; None: nothing is said."""
+    places = {vcpu: Place.on(*place) for vcpu, place in pins.items()}
+    return Placement(places, places.pop(EMULATOR, Place())) if pins else None
 
 
 class Stage:
@@ -105,6 +133,35 @@ class Stage:
         if self.agent is not None:
             offline = [vcpu for vcpu in wanted if not self.agent.is_online(vcpu)]
             assert not offline, f"left offline in the guest: {offline}"
+
+    @property
+    def main_cpus(self) -> VcpuMap:
+        """Where QEMU's main thread is."""
+        return VcpuMap(os.sched_getaffinity(self.guest.process.pid))
+
+    async def check_places(self, pins: Pins | None = None) -> None:
+        """Each thread is where it is to be, as the story, or *pins*, say; those not named are at home."""
+        pins = self.story.pins if pins is None else pins
+        threads: Any = await self.other.execute("query-cpus-fast")
+        slots: Any = await self.other.execute("query-hotpluggable-cpus")
+        ids = {slot["qom-path"]: vcpu for vcpu, slot in enumerate(reversed(slots)) if "qom-path" in slot}
+        vcpus = {each["thread-id"]: ids.get(each["qom-path"]) for each in threads}
+        for task in Path(f"/proc/{self.guest.process.pid}/task").iterdir():
+            tid = int(task.name)
+            vcpu = vcpus.get(tid, EMULATOR)
+            if vcpu is None:
+                continue  # it is just leaving
+            pin, scheduler = pins.get(vcpu, (str(HOME), None))
+            with contextlib.suppress(ProcessLookupError):  # a worker of QEMU's that ends meanwhile
+                found = VcpuMap(os.sched_getaffinity(tid))
+                assert found == VcpuMap.parse(pin), f"{self._called(tid, vcpus)} is on host CPUs {found}, not {pin}"
+                policy = os.SCHED_BATCH if scheduler == "batch" else os.SCHED_OTHER
+                assert os.sched_getscheduler(tid) == policy, f"{self._called(tid, vcpus)} is scheduled otherwise"
+
+    def _called(self, tid: int, vcpus: Mapping[int, int | None]) -> str:
+        if tid == self.guest.process.pid:
+            return "QEMU's main thread"
+        return f"the thread of vCPU {vcpus[tid]}" if tid in vcpus else f"thread {tid}"
 
     async def plugged(self) -> VcpuMap:
         """What QEMU itself says is plugged; it lists slots in descending order."""

@@ -21,8 +21,10 @@ from qmpvcpu import (
 from qmpvcpu.model.transition import Action, Direction, Intent
 from tests.crash.points import INTENT_SAVED, OUTCOME_SAVED, TURN_SAVED
 from tests.crash.stage import (
+    HOME,
     OFFLINE_FIRST,
     OFFLINE_STORIES,
+    PLACED_STORIES,
     START,
     STORIES,
     Stage,
@@ -31,7 +33,7 @@ from tests.crash.stage import (
     stage,
 )
 from tests.crash.zygote import NAME, Job, Zygote
-from tests.figures import KILLS
+from tests.figures import HOMES, KILLS
 
 pytestmark = [pytest.mark.qemu]
 
@@ -53,6 +55,8 @@ class Matrix:
         self.story = story
         self.lost: list[str] = []
         self.unmet: list[str] = []
+        self.kills = 0
+        self.astray = 0
         self._zygote = zygote
         self._folder = folder
         self._runs = 0
@@ -97,6 +101,8 @@ class Matrix:
             _GUEST_S,
             point or "",
             agent=at.agent_path or "",
+            pins=tuple(self.story.pins.items()),
+            stuck=self.story.stuck,
         )
         death = await self._zygote.run(job)
         killed = death.crossed[-1:] == (point,)
@@ -112,6 +118,9 @@ class Matrix:
         before = await at.plugged()
         async with qmpvcpu.attach(at.guest.qmp, name=NAME, record=record, agent=at.agent_path) as vm:
             told = vm.layout.enabled
+            self.kills += 1
+            self.astray += at.main_cpus != HOME
+            assert at.main_cpus == HOME, f"QEMU's main thread is on host CPUs {at.main_cpus}"
             if before == await at.plugged():  # nothing was on its way meanwhile
                 assert told == before, f"layout said {told}, QEMU {before}"
             await at.agrees(vm)
@@ -127,6 +136,7 @@ class Matrix:
             assert vm.interrupted is None
             plugged = vm.layout.enabled
             at.check_online(START & plugged)
+            await at.check_places()
         check_record(record, plugged)
 
     async def _at_start(self) -> Stage:
@@ -175,7 +185,7 @@ async def _recover(story: Story, vm: VcpuController, how: Recovery) -> None:
 
 
 @pytest.mark.timeout(240)  # it is many tests in one
-@pytest.mark.parametrize("story", [*STORIES, *OFFLINE_STORIES], ids=str)
+@pytest.mark.parametrize("story", [*STORIES, *OFFLINE_STORIES, *PLACED_STORIES], ids=str)
 async def test_nothing_is_lost_wherever_it_is_killed(
     story: Story, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -184,6 +194,7 @@ async def test_nothing_is_lost_wherever_it_is_killed(
         points = await matrix.play()
     met = len(points) - len(matrix.unmet)
     record_property(KILLS, (met, len(matrix.lost)))
+    record_property(HOMES, (matrix.kills, matrix.astray))
     print(f"\nkill matrix, {story}: {met} points, {len(matrix.lost)} lost; not met again: {matrix.unmet}")  # noqa: T201 -- for pytest -s
     assert not matrix.lost, "\n".join(matrix.lost)
     assert met >= 30, matrix.unmet

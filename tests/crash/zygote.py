@@ -12,18 +12,25 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import qmpvcpu
 import qmpvcpu.agent.door
 import qmpvcpu.agent.numbering
 import qmpvcpu.record.record
 import qmpvcpu.vm.attaching
-from qmpvcpu import OnFailure, TransitionError
+import qmpvcpu.vm.placing
+from qmpvcpu import Affect, OnFailure, TransitionError, VcpuController
+from qmpvcpu.model.placement import Placement
 from tests.crash.points import Points, watching
+from tests.crash.stage import placement_of
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.options import ChangeOptions
 
 NAME = "crash"
 ROOT = Path(__file__).parents[2]
@@ -44,6 +51,9 @@ class Job:
         die_at: The point at which it kills itself; "" lets it live.
         hold_at: The point at which it stops, to be killed.
         agent: Address of the guest's agent, which is asked first; "": none is.
+        pins: Where the threads of the vCPUs are to run, as ``Place.on`` takes it.
+        stuck: The vCPU whose thread the host does not let go there; -1: none.
+        place: Only threads are moved, and the next boot is changed too as this ``Affect`` says; "": a map is set.
     """
 
     qmp: str
@@ -54,6 +64,9 @@ class Job:
     die_at: str = ""
     hold_at: str = ""
     agent: str = ""
+    pins: Sequence[tuple[int, tuple[str, str | None]]] = ()
+    stuck: int = -1
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,15 +142,27 @@ async def _control(job: Job) -> None:
             signal.pause()
 
     points = Points(act)
+    placement = placement_of({vcpu: (cpus, scheduler) for vcpu, (cpus, scheduler) in job.pins})
     vm = await qmpvcpu.attach(job.qmp, name=NAME, record=job.record, agent=job.agent or None)
-    with watching(points):
+    with watching(points, stuck=job.stuck, only_places=bool(job.place)):
         points.cross("attached")
-        with contextlib.suppress(TransitionError):
-            policy, asks_agent = OnFailure(job.policy), bool(job.agent)
-            await vm.set_map(job.target, on_failure=policy, timeout=job.timeout, offline_first=asks_agent)
+        if job.place:
+            await vm.host.place(placement, affect=Affect(job.place))
+        else:
+            await _set_map(vm, job, placement)
         points.cross("over")
         await vm.close()
     points.cross("closed")
+
+
+async def _set_map(vm: VcpuController, job: Job, placement: Placement | None) -> None:
+    options: ChangeOptions = {"on_failure": OnFailure(job.policy), "timeout": job.timeout}
+    if job.agent:
+        options["offline_first"] = True
+    if placement is not None:
+        options["placement"] = placement
+    with contextlib.suppress(TransitionError):
+        await vm.set_map(job.target, **options)
 
 
 def _live(job: Job) -> None:
