@@ -1,18 +1,19 @@
 """`Host`: QEMU's threads on this host, where they run, and where they are to run."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from qmpvcpu.engine.messages import HostIs, Persist, Wanted
 from qmpvcpu.errors import LOOK, DenialReason, HostError, PlacementError, StepDeniedError
 from qmpvcpu.given import checked
+from qmpvcpu.host.threads import HostThread
 from qmpvcpu.model.options import Affect
 from qmpvcpu.model.placement import HostFacts, Place, Placement, QemuThread
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.checks import check_placement
-from qmpvcpu.qapi import ThreadReading
 from qmpvcpu.vm.driver import Driver
+from qmpvcpu.vm.placing import allowing
 
 if TYPE_CHECKING:
     from qmpvcpu.vm.next_boot import NextBoot
@@ -138,13 +139,14 @@ class Host:
         readings, iothreads = await asyncio.gather(reader.threads(), reader.iothreads())
         concerned = VcpuMap(vcpu for vcpu in driver.layout.enabled if is_concerned(vcpu))
         facts = driver.placer.facts(wanted, anew=True)
+        vcpus = {} if facts.unreachable else driver.placer.vcpus(readings)
         for vcpu in VcpuMap([*concerned, *ahead]):
-            if why := wanted.why_not([vcpu], facts):
+            if why := wanted.why_not([vcpu], allowing(facts, vcpus.get(vcpu))):
                 raise StepDeniedError(_PLACE, VcpuMap([vcpu]), DenialReason.CANNOT_PLACE, why)
         if why := facts.unreachable or (wanted.why_not_emulator(facts) if emulator else ""):
             raise StepDeniedError(_PLACE, VcpuMap(), DenialReason.CANNOT_PLACE, why)
         try:
-            self._move(wanted, facts, concerned, readings, iothreads if emulator else None)
+            self._move(wanted, facts, concerned, vcpus, iothreads if emulator else None)
         except HostError as error:
             raise PlacementError(concerned, str(error), action=_PLACE) from error
         driver.put(HostIs(driver.placer.facts(wanted, anew=True)))
@@ -154,11 +156,10 @@ class Host:
         wanted: Placement,
         facts: HostFacts,
         concerned: VcpuMap,
-        readings: Sequence[ThreadReading],
+        vcpus: Mapping[int, HostThread],
         iothreads: Collection[int] | None,
     ) -> None:
         placer = self._driver.placer
-        vcpus = placer.vcpus(readings)
         places = [(vcpus[vcpu], place) for vcpu, place in wanted.of_vcpus(concerned, facts).items() if vcpu in vcpus]
         if iothreads is not None:
             places += [(thread, wanted.of_emulator()) for thread in placer.others(vcpus, iothreads)]

@@ -10,6 +10,7 @@ from qmpvcpu.engine.places import EMULATOR
 from qmpvcpu.engine.vmstate import VmState
 from qmpvcpu.errors import HostError, printable
 from qmpvcpu.host.birthplace import Birthplace, put_right
+from qmpvcpu.host.cgroups import read_cpuset
 from qmpvcpu.host.coresched import share_core
 from qmpvcpu.host.facts import numa_node, read_facts
 from qmpvcpu.host.threads import HostThread, all_of, find, find_main, put, read_place, read_usage
@@ -61,8 +62,9 @@ class Placer:
     def _find_main_thread(self, monitor: "Monitor") -> HostThread:
         if self._state.single_threaded:
             raise HostError(ONE_THREAD)
-        slots = self._state.layout.slots
-        tids = [tid for tid in (slots[0].host_tids if slots else ()) if tid is not None]
+        # That of vCPU 0 alone may be a thread of another program too, which passes the socket on; of the others those
+        # that were there at boot hardly ever leave.
+        tids = [tid for _, tid in _tids([slot for slot in self._state.layout.slots if slot.is_boot])]
         found = monitor.find_qemu(tids)
         thread = None if found.pid is None else find_main(found.pid)
         if thread is None:
@@ -243,6 +245,12 @@ class Placer:
         except HostError as error:
             told = f"QEMU's main thread may not be on host CPUs {home}, where it belongs: {error}"
             _log.warning("VM %s: %s", name, printable(told), extra={"vm": name})
+
+
+def allowing(facts: HostFacts, thread: HostThread | None) -> HostFacts:
+    """Return *facts* with what the cgroup of this thread allows, which libvirt gives each vCPU of its own."""
+    cpuset = None if thread is None else read_cpuset(thread.directory)
+    return replace(facts, allowed=cpuset.cpus, cgroup=cpuset.cgroup) if cpuset is not None and cpuset.cpus else facts
 
 
 def _move(thread: HostThread, place: Place, facts: HostFacts) -> Place | None:
