@@ -21,10 +21,12 @@ import qmpvcpu
 from qmpvcpu.errors import MonitorLostError, QmpVcpuError, SocketDirectoryError, clip, printable
 from qmpvcpu.events import (
     Event,
+    PlaceDrifted,
     UnplugAcknowledged,
     UnplugPending,
     UnplugRefused,
     UnplugRequested,
+    VcpuPlaced,
     VcpuPlugged,
     VcpuProven,
     VcpuUnplugged,
@@ -58,11 +60,12 @@ _NEW_S: Final = 1.0
 _EXITS: Final = "exits"
 _COUNTERS: Final = (_EXITS, "blocking")
 
+_PLACED: Final = "placed"
 _MOST_LETTERS: Final = 100
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 # Events that are counted from 0 on, so that the first one shows as an increase.
-_COUNTED_FROM_0: Final = (VcpuPlugged, VcpuUnplugged, UnplugRequested, UnplugRefused, UnplugPending)
+_COUNTED_FROM_0: Final = (VcpuPlugged, VcpuUnplugged, UnplugRequested, UnplugRefused, UnplugPending, PlaceDrifted)
 # A guest can answer with any of four billion numbers: a label for each that ACPI has a meaning for, and for 0, with
 # which it said that the vCPU is gone, and kept it.
 _CODES: Final = {code: f"{code:#04x}" for code in (0, *EJECTION_REASONS)}
@@ -80,6 +83,8 @@ class _Seen:
         statistics: What it answered last; None as above.
         read_at: When it did, in seconds of the monotonic clock.
         pending_since: Since when its oldest pending removal is known, likewise; None: none is pending.
+        drifted: How many threads were found elsewhere on the host than they are to run; None as above.
+        unplaced: How many vCPUs could not be put in their place when they were plugged.
         events: How many events of each kind there were.
         refusals: How many removals were refused with each code.
     """
@@ -91,6 +96,8 @@ class _Seen:
     statistics: VmStatistics | None
     read_at: float | None
     pending_since: float | None
+    drifted: int | None
+    unplaced: int
     events: Mapping[str, int]
     refusals: Mapping[str, int]
 
@@ -136,6 +143,12 @@ _OF_A_VM: Final[tuple[_Metric[_Seen], ...]] = (
         "For how long the oldest removal without an answer is known.",
         lambda vm: _age(vm.pending_since),
     ),
+    _Metric(
+        "qmpvcpu_threads_drifted",
+        "Threads that were found elsewhere on the host than they are to run.",
+        lambda vm: vm.drifted,
+    ),
+    _Metric("qmpvcpu_unplaced_total", "Plugged vCPUs that could not be put in their place.", lambda vm: vm.unplaced),
 )
 _OF_A_LAYOUT: Final[tuple[_Metric[Layout], ...]] = (
     _Metric("qmpvcpu_vcpus_plugged", "vCPUs that are plugged.", lambda layout: len(layout.enabled)),
@@ -198,6 +211,7 @@ class _Operations:
         self._steps: Counter[tuple[str, str]] = Counter()
         for proof in Proof:
             self._stages.labels("plug", proof.value)
+        self._stages.labels("plug", _PLACED)
         for stage in ("acknowledged", "gone", "refused"):
             self._stages.labels("unplug", stage)
         for outcome in TransitionOutcome:
@@ -252,6 +266,7 @@ class _Member:
         self._requested: dict[int, float] = {}  # likewise: when it was last asked for
         self._events = Counter({kind.__name__: 0 for kind in _COUNTED_FROM_0})
         self._refusals: Counter[str] = Counter()
+        self._unplaced = 0
 
     @property
     def is_new(self) -> bool:
@@ -325,6 +340,8 @@ class _Member:
             statistics=self._statistics if is_here else None,
             read_at=self._read_at,
             pending_since=min(self._pending.values(), default=None),
+            drifted=len(self._vm.host.drifted) if self._vm is not None and is_here else None,
+            unplaced=self._unplaced,
             events=dict(self._events),
             refusals=dict(self._refusals),
         )
@@ -339,6 +356,10 @@ class _Member:
         match event:
             case VcpuProven(proof=proof, seconds=float(seconds)):
                 self._operations.reached("plug", proof.value, seconds)
+            case VcpuPlaced(why_not="", seconds=float(seconds)):
+                self._operations.reached("plug", _PLACED, seconds)
+            case VcpuPlaced(why_not=why_not) if why_not:
+                self._unplaced += 1
             case UnplugRequested(ids=ids):
                 self._requested[ids.lowest] = now
                 self._pending.setdefault(ids.lowest, now)

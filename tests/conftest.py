@@ -23,6 +23,7 @@ _GROUPS = {
     "tests/fleet/test_hundred.py": "heavy",
     "tests/guest/": "heavy",
     "tests/libvirt/": "libvirt",
+    "tests/metrics/test_hundred.py": "heavy",
     "tests/migration/test_a_vm_moves_with_its_holes.py": "heavy",
 }
 

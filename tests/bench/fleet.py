@@ -12,12 +12,15 @@ from qemu.qmp import QMPClient
 
 import qmpvcpu
 from qmpvcpu.events import VmStopped
+from qmpvcpu.fleet import Fleet
 from qmpvcpu.testing import MicroGuest
 from qmpvcpu.vm.subscribers import EventStream
 from tests.bench.libvirtd import VCPU_STATS, peer, run_domain
 from tests.bench.raw import ALL_QUERIES, Raw
 from tests.bench.row import LIBVIRT, OURS, RAW, Goal, Row, Samples
 from tests.bench.setting import Setting, timed
+from tests.metrics.scraping import GET, exporting
+from tests.waiting import until
 
 __all__ = ["measure"]
 
@@ -39,6 +42,10 @@ WORKS = {
 MEMORY = "what tracemalloc counts for one more attached VM of 8 slots, qemu.qmp's own share (raw: connected) included"
 CPU = "time of this process alone to attach and list, each VM"
 QEMUS_CPU = "time of the QEMU at the other end while it is attached and listed"
+SCRAPE = (
+    f"GET of qmpvcpu exporter, all {SLOTS} vCPUs of each VM plugged: every VM is read, and a page of 7,000 lines is"
+    " rendered"
+)
 IDLE = "CPU time that 100 attached VMs cost while nothing happens, each second"
 
 
@@ -71,6 +78,9 @@ async def measure(setting: Setting) -> AsyncIterator[Row]:
             "memory of one VM", f"{SLOTS} slots", MEMORY, await _memory(guests[:TRACED]), "kB", (Goal(OURS, 100),)
         )
         yield Row("idle", f"{len(guests)} VMs", IDLE, await _idle(guests))
+        name = f"{setting.named(setting.newest, SLOTS)}, {len(guests)} VMs"
+        scraped = await _scraped(guests, setting)
+        yield Row("scrape of the exporter", name, SCRAPE, scraped, goals=(Goal(OURS, 250),))
 
 
 async def _start(stack: contextlib.AsyncExitStack, setting: Setting) -> list[MicroGuest]:
@@ -234,3 +244,22 @@ async def _idle(guests: Sequence[MicroGuest]) -> dict[str, tuple[float, ...]]:
     took = (time.process_time() - before) * 1000 / IDLE_S
     await asyncio.gather(*(vm.close() for vm in vms))
     return {OURS: (took,)}
+
+
+async def _scraped(guests: Sequence[MicroGuest], setting: Setting) -> dict[str, tuple[float, ...]]:
+    """Milliseconds of each scrape; the vCPUs stay plugged."""
+    async with Fleet([guest.sockets[1] for guest in guests]) as fleet:
+        for result in await fleet.set_count(SLOTS):
+            result.unwrap()
+    directory = setting.folder / "vms"
+    directory.mkdir()
+    for number, guest in enumerate(guests):
+        (directory / f"vm{number}.qmp").symlink_to(guest.qmp)
+    async with exporting("--dir", directory) as exporter:
+
+        async def all_answer() -> bool:
+            return sum((await exporter.scrape()).up.values()) == len(guests)
+
+        await until(all_answer, 30)
+        scrapes = [await timed(exporter.ask(GET)) for _ in range(2 * setting.rounds + 1)]
+    return {OURS: tuple(scrapes[1:])}

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cli.running import Running, running
 
+GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 _DEADLINE = 20.0
 
 

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
@@ -10,9 +11,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 
 import qmpvcpu
-from qmpvcpu import OnFailure, Proof, TransitionError, VcpuController
+from qmpvcpu import OnFailure, Proof, TransitionError, VcpuController, VcpuMap
 from qmpvcpu.fleet import Fleet
 from qmpvcpu.metrics import VcpuCollector, exposition
+from qmpvcpu.model.placement import Placement
 from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.fleet.vms import guests, stopped
 from tests.metrics.scraping import Page, rendered
@@ -167,6 +169,32 @@ async def test_reports_of_whole_maps_are_counted_by_outcome_and_step() -> None:
     assert page.value("qmpvcpu_stage_seconds_count", action="plug", stage="present") == 2
 
 
+async def test_threads_out_of_their_place_are_told() -> None:
+    cpu = min(os.sched_getaffinity(0))
+    placement = Placement(cpuset=VcpuMap([cpu]))
+    async with (
+        MicroGuest() as guest,
+        qmpvcpu.attach(guest.qmp, name="vm", placement=placement) as vm,
+        VcpuCollector(vm, registry=None) as collector,
+    ):
+        await vm.host.place()
+        await vm.refresh()
+        await vm.plug(2)
+        page = await page_of(collector)
+        assert page.value("qmpvcpu_threads_drifted", domain="vm") == 0
+        assert page.value("qmpvcpu_unplaced_total", domain="vm") == 0
+        assert page.value("qmpvcpu_stage_seconds_count", action="plug", stage="placed") == 1
+        drifts = page.value("qmpvcpu_events_total", domain="vm", event="PlaceDrifted") or 0
+        layout = await vm.refresh()
+        tid = layout[2].host_tid
+        assert tid is not None
+        os.sched_setaffinity(tid, os.sched_getaffinity(0))  # a QEMU of this PID namespace: its number is the host's
+        await vm.refresh()
+        page = await page_of(collector)
+        assert page.value("qmpvcpu_threads_drifted", domain="vm") == 1
+        assert page.value("qmpvcpu_events_total", domain="vm", event="PlaceDrifted") == drifts + 1
+
+
 # Who does not answer.
 
 
@@ -199,6 +227,7 @@ async def test_a_lost_vm_has_no_values_any_more() -> None:
             "qmpvcpu_up",
             "qmpvcpu_reading_age_seconds",
             "qmpvcpu_events_total",
+            "qmpvcpu_unplaced_total",
         }
 
 

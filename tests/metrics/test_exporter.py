@@ -10,12 +10,10 @@ import pytest
 from qmpvcpu.testing import MicroGuest
 from tests.cli.running import run
 from tests.fleet.vms import dead_socket, garbage, guests, stopped
-from tests.metrics.scraping import Exporter, exporting
+from tests.metrics.scraping import GET, Exporter, exporting
 from tests.waiting import until
 
 pytestmark = pytest.mark.qemu
-
-GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def linked(directory: Path, *vms: MicroGuest, name: str = "vm") -> None:
