@@ -15,10 +15,11 @@ from qmpvcpu.errors import InvalidMapError, printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.options import Affect
 from qmpvcpu.model.transition import ConfigOutcome, ConfigReport
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vcpumap import VcpuMap, union_by
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import DomainVcpu, DomainVcpus
+    from qmpvcpu.domainxml.domain import ThreadSched
     from qmpvcpu.model.placement import Placement
     from qmpvcpu.record.config import DomainConfig
 
@@ -177,7 +178,7 @@ def _result(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcom
         changes = list(_changes(before, now))
         content |= {"affect": "config", "config": to_json(report), "changes": changes}
         said += [
-            f"{_SAID.get(outcome, outcome.value)}: {printable(str(config.path))}",
+            f"{_WRITTEN.get(outcome, outcome.value)}: {printable(str(config.path))}",
             *(f"  {each}" for each in changes),
         ]
     refused = tuple(str(each) for each in config.refused_by_libvirt)
@@ -187,7 +188,7 @@ def _result(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcom
 
 
 # Planned only.
-_SAID = {ConfigOutcome.NOT_TRIED: "not written"}
+_WRITTEN = {ConfigOutcome.NOT_TRIED: "not written"}
 
 
 def _row_json(row: "DomainVcpu") -> dict[str, Any]:
@@ -203,6 +204,30 @@ def _changes(before: "DomainVcpus", now: "DomainVcpus") -> Iterator[str]:
     for was, becomes in dict.fromkeys((was, becomes) for was, becomes, _ in changed):
         ids = VcpuMap(each for *states, each in changed if states == [was, becomes])
         yield f"vCPU {ids}: {was} -> {becomes}"
+
+    places = (
+        (_place(now, row.id), VcpuMap([row.id])) for row in now.vcpus if _place(before, row.id) != _place(now, row.id)
+    )
+    for place, ids in union_by(places).items():
+        yield f"vCPU {ids}: {place}"
+    if _emulator(before) != _emulator(now):
+        yield f"QEMU's other threads: {_emulator(now)}"
+
+
+def _place(domain: "DomainVcpus", vcpu: int) -> str:
+    """Return what the document says of the thread of a vCPU itself."""
+    return _said(domain.pins.get(vcpu), domain.scheds.get(vcpu))
+
+
+def _emulator(domain: "DomainVcpus") -> str:
+    return _said(domain.emulator_pin, domain.emulator_sched)
+
+
+def _said(cpus: VcpuMap | None, sched: "ThreadSched | None") -> str:
+    parts = ["" if cpus is None else f"host CPUs {cpus}"]
+    if sched is not None:
+        parts.append(sched.scheduler + ("" if sched.priority is None else f":{sched.priority}"))
+    return ", ".join(filter(None, parts)) or "anywhere"
 
 
 def _state(row: "DomainVcpu") -> str:

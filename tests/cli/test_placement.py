@@ -12,7 +12,7 @@ import pytest
 
 from qmpvcpu.cli import main
 from qmpvcpu.testing import MicroGuest, best_qemu
-from tests.cli.running import Ran, environment, run
+from tests.cli.running import Ran, environment, on_terminal, run, running
 from tests.cli.schema import command_of
 from tests.substrates import Substrate, substrates
 
@@ -272,3 +272,106 @@ async def test_doctor_tells_what_the_host_allows(guest: MicroGuest) -> None:
 async def test_watch_begins_with_where_threads_run(guest: MicroGuest) -> None:
     ran = await run("watch", "--for", "0.2", "--host", "--json", "--qmp", guest.qmp)
     assert {each["vcpu"] for each in ran.documents[0]["threads"] if each["kind"] == "vcpu"} == {0, 1}
+
+
+async def test_a_record_remembers_and_what_drifted_is_told_everywhere_and_put_back(
+    guest: MicroGuest, tmp_path: Path
+) -> None:
+    record = tmp_path / "vm.xml"
+    vm = ("--record", record, "--qmp", guest.qmp)
+    assert (await run("pin", f"1={LAST}", f"3={FIRST}", *vm)).code == 0
+    born = await run("plug", "3", *vm)
+    assert f"on host CPUs {FIRST}" in born.out
+    threads = threads_of(await run("pin", "--json", *vm))
+    assert (is_on(threads[3], FIRST), threads[1]["drifted"]) == (True, False)
+    os.sched_setaffinity(threads[1]["tid"], {FIRST})
+    found = f"vCPU 1 runs on host CPUs {FIRST}, other, and is to run on host CPUs {LAST}"
+    listed = await run("list", "--json", *vm)
+    assert [vcpu for vcpu, thread in threads_of(listed).items() if thread["drifted"]] == [1]
+    assert f"{FIRST}, not {LAST}" in (await run("list", *vm)).out
+    assert found in (await run("watch", "--for", "0", *vm)).out
+    doctor = await run("doctor", "--json", *vm, env=environment(PATH="/nowhere"))
+    (told,) = [each for each in doctor.document["findings"] if each["found"] == found]
+    assert (told["level"], told["advice"]) == ("warning", f"qmpvcpu pin --restore --record {record}")
+    restored = threads_of(await run("pin", "--restore", "--json", *vm))
+    assert (is_on(restored[1], LAST), restored[1]["drifted"]) == (True, False)
+
+
+async def test_watch_tells_whose_thread_was_moved(guest: MicroGuest, tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    assert (await run("pin", f"1={LAST}", "--record", record, "--qmp", guest.qmp)).code == 0
+    thread = (await looked(guest))[1]
+    words = ("watch", "--for", "8", "--json", "--record", record, "--qmp", guest.qmp)
+    async with running(*words) as watching:
+        assert watching.process.stdout is not None
+        await watching.process.stdout.readline()
+        os.sched_setaffinity(thread["tid"], {FIRST})
+        ran = await watching.end()
+    (moved,) = [each for each in ran.documents if each.get("event") == "PlaceDrifted"]
+    assert (moved["ids"], moved["wanted"]["cpus"], moved["found"]["cpus"]) == ("1", str(LAST), str(FIRST))
+
+
+async def test_a_record_that_says_nothing_cannot_be_restored(guest: MicroGuest, tmp_path: Path) -> None:
+    ran = await run("pin", "--restore", "--record", tmp_path / "vm.xml", "--qmp", guest.qmp, "--json")
+    assert (ran.code, "says nothing of where threads are to run" in ran.error["message"]) == (2, True)
+
+
+DOCUMENT = """<domain type="kvm"><name>web1</name><memory>1048576</memory><vcpu current="1">4</vcpu>
+<os><type arch="x86_64">hvm</type></os></domain>"""
+
+
+async def test_the_next_boot_is_placed_without_the_vm(tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    path.write_text(DOCUMENT)
+    config = ("--affect", "config", "--config", path)
+    ran = await run("pin", f"1-2={NO_CPU}", "--emulator", "0", *config, "--json")
+    assert ran.document["changes"] == [f"vCPU 1-2: host CPUs {NO_CPU}", "QEMU's other threads: host CPUs 0"]
+    assert (await run("sched", "1=fifo:3", *config)).out.count(f"vCPU 1: host CPUs {NO_CPU}, fifo:3") == 1
+    assert "cpuset='4000'" in path.read_text()
+    beyond = await run("pin", "9=0", *config, "--json")
+    assert (beyond.code, "the document has vCPUs 0 to 3" in beyond.error["message"]) == (2, True)
+    overlap = await run("pin", f"3={NO_CPU}", "--exclusive", *config, "--json")
+    assert (overlap.code, "host CPUs of their own" in overlap.error["message"]) == (2, True)
+    planned = await run("plan", "0-3", "--pin", "3=1", *config, "--json")
+    assert "vCPU 3: host CPUs 1" in planned.document["changes"]
+    assert (await run("plug", "3", "--pin", "3=1", *config)).code == 0
+    assert "<vcpupin vcpu='3' cpuset='1'/>" in path.read_text()
+
+
+async def test_both_the_vm_and_its_next_boot_are_placed(guest: MicroGuest, tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    vm = ("--affect", "both", "--config", path, "--qmp", guest.qmp)
+    assert (await run("xml", "-o", path, "--qmp", guest.qmp)).code == 0
+    pinned = await run("pin", f"1={LAST}", *vm, "--json")
+    assert (pinned.code, pinned.document["affect"]) == (0, "both")
+    assert is_on(threads_of(pinned)[1], LAST)
+    changed = await run("set", "0-2", "--pin", f"2={FIRST}", *vm, "--json")
+    assert changed.document["config"]["outcome"] == "written"
+    assert is_on((await looked(guest))[2], FIRST)
+    assert [
+        f"<vcpupin vcpu='{vcpu}' cpuset='{cpu}'/>" in path.read_text() for vcpu, cpu in ((1, LAST), (2, FIRST))
+    ] == [
+        True,
+        True,
+    ]
+
+
+async def test_a_document_taken_over_from_libvirt_says_where_a_plugged_vcpu_runs(
+    guest: MicroGuest, tmp_path: Path
+) -> None:
+    base = tmp_path / "libvirt.xml"
+    assert (await run("xml", "-o", base, "--qmp", guest.qmp)).code == 0
+    tuned = f"<cputune><vcpupin vcpu='3' cpuset='{LAST}'/><vcpusched vcpus='3' scheduler='batch'/></cputune><os>"
+    base.write_text(base.read_text().replace("<os>", tuned))
+    ran = await run("plug", "3", "--record", tmp_path / "vm.xml", "--base", base, "--qmp", guest.qmp)
+    assert f"on host CPUs {LAST}, batch" in ran.out
+    assert is_on((await looked(guest))[3], LAST)
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+async def test_a_terminal_shows_the_columns_of_threads(guest: MicroGuest, columns: int) -> None:
+    async with on_terminal("list", "--host", "--qmp", str(guest.qmp), columns=columns, lines=60) as it:
+        assert await it.end() == 0
+    shown = " ".join(str(it.screen).split())
+    assert "other" in shown
+    assert "…" not in shown
