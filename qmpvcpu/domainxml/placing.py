@@ -17,7 +17,9 @@ def placement_of(domain: DomainVcpus) -> Placement:
 
     A vCPU's ``<vcpupin>`` wins over ``<vcpu cpuset>``, and so does ``<emulatorpin>`` for QEMU's other threads. Where
     neither says anything, libvirt has a thread run on all host CPUs: ``everywhere`` is True if the document says
-    anything of the placement at all. Pins and schedulers of vCPUs that are off count once they are plugged.
+    anything of the placement at all. Pins and schedulers of vCPUs that are off count once they are plugged. A vCPU
+    without ``<vcpusched>`` is left with the scheduler that its thread is born with: that of QEMU's main thread, so
+    that of ``<emulatorsched>`` if it is plugged later.
 
     Under ``placement='auto'`` libvirt asks numad, whose answer is in no document: nothing is said of the CPUs of
     threads that are not pinned, and ``everywhere`` is False, so that a vCPU runs where QEMU's main thread does, which
@@ -49,8 +51,8 @@ def with_placement(domain: DomainVcpus, placement: Placement) -> DomainVcpus:
     """Return *domain* with the pins, schedulers and ``<vcpu cpuset>`` of *placement*, and no others.
 
     ``placement='auto'`` stays unless there is a cpuset, which libvirt does not read under it. Left out is what
-    libvirt has no word for (core scheduling, ``exclusive``, the policy, and the scheduler ``other``, which threads
-    have anyway), and the places of vCPUs that *domain* cannot have.
+    libvirt has no word for (core scheduling, ``exclusive``, the policy, and the scheduler ``other``, the kernel's
+    default), and the places of vCPUs that *domain* cannot have.
     """
     possible = {vcpu: place for vcpu, place in sorted(placement.vcpus.items()) if vcpu < domain.max}
     scheds = {vcpu: _sched(place.scheduler) for vcpu, place in possible.items()}
