@@ -21,7 +21,8 @@ class ExportedState:
         layout: All slots with their ids, props, types, device ids and order, and what is known of the VM: name,
             uuid, arch, machine type, accelerator, QEMU version, topology, memory.
         desired: The map that was last asked for, or None where nobody has asked.
-        xml: The VM as a libvirt ``<domain>``, or None where libvirt has none for it (a name with a slash, ...).
+        xml: The VM as a libvirt ``<domain>``, or None where libvirt has none for it (a name with a slash, ...). It
+            says where QEMU's threads are to run, by the host CPUs of the source, as libvirt's document does.
         schema: The format of its JSON.
     """
 

@@ -332,12 +332,15 @@ def _take_record_in(
     before = None if record is None or record.previous is None else record.previous.metadata
     if record is None or before is None:
         return Intentions()
+    intent = before.intent if record.same_instance else None
     if arrived:
         state.arrived(before.pending, answers, now)
+        if intent is not None:  # the main thread that was sent away, and its host CPUs, are the source's
+            intent = replace(intent, main_cpus=None, birthplaces=())
     elif record.same_instance:
         state.known_from_record(before.pending, answers, now)
     else:
         state.tell_instance_changed()
-    intentions = Intentions(before.intent if record.same_instance else None, before.desired, record.earlier)
+    intentions = Intentions(intent, before.desired, record.earlier)
     intentions.drop_if_there(state.layout)
     return intentions

@@ -41,6 +41,7 @@ from qmpvcpu.vm.driver import Driver
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import DomainVcpus
+    from qmpvcpu.model.placement import Placement
 
 # A target that stays paused after the arrival announces nothing: it is asked this often, in seconds.
 _LOOK_EVERY_S = 0.1
@@ -140,9 +141,8 @@ class Migration:
             # Commands that nobody waits for any more are answered before this: QEMU keeps the order.
             layout = await self.look()
             check_export(self._state.situation._replace(exported=False), allow_fatal=allow_fatal)
-            export = Export(
-                self, ExportedState(layout, desired=self._driver.engine.intentions.desired, xml=_xml_of(layout))
-            )
+            xml = _xml_of(layout, self._state.places.placement)
+            export = Export(self, ExportedState(layout, desired=self._driver.engine.intentions.desired, xml=xml))
         except BaseException:
             self.unlock()
             raise
@@ -241,12 +241,12 @@ def _is_left_behind(status: VmStatus) -> bool:
     return status.migrated_away or (status.run_state == "paused" and status.migration in {"failed", "cancelled"})
 
 
-def _xml_of(layout: Layout) -> bytes | None:
+def _xml_of(layout: Layout, placement: "Placement | None") -> bytes | None:
     # Here, and not above: XML is a large part of the time that importing us would take.
     from qmpvcpu.domainxml import render
 
     try:
-        return render(layout)
+        return render(layout, placement=placement)
     except DomainXmlError:
         return None
 
