@@ -794,7 +794,8 @@ class Batch:
 
     @property
     def _why_unknown(self) -> str:
-        return "; ".join(filter(None, (f"its threads were not found {self._in_time}", self._why_not_placed)))
+        limit = f"within {2 * self._bounds.reply_timeout:g} s"
+        return "; ".join(filter(None, (f"its threads were not found {limit}", self._why_not_placed)))
 
     def _requires_place(self, run: StepRun) -> bool:
         """Return True if what *run* plugs must not stay anywhere else. One that was there before may."""
@@ -826,7 +827,9 @@ class Batch:
         of_qemu = self._bounds.until_accepted or stage is StepStage.PLACING
         if stage is StepStage.PLACING and not self._out.probed.get(Probe.PLACE):
             self._paces[Probe.PLACE] = _Pace(due=self._now)
-        self._out.wait(run, stage, self._now + (self._bounds.reply_timeout if of_qemu else self._bounds.limit))
+        limit = self._bounds.reply_timeout if of_qemu else self._bounds.limit
+        # The question may have to wait for another one's answer, and its own may be as late.
+        self._out.wait(run, stage, self._now + (2 * limit if stage is StepStage.PLACING else limit))
         if self._stopped and stage is not StepStage.PLACING and not STAGES[stage].is_over(run, self._state):
             self._give_up(run)
 

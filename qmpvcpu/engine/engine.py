@@ -831,8 +831,6 @@ class Engine:
 
     def _put_in_place(self, transition: Transition, runs: tuple[StepRun, ...]) -> None:
         batch, sent = transition.batch, self.state.changes
-        placement = self.state.places.placement
-        assert placement is not None  # noqa: S101 -- else nothing is wanted of the threads of these
 
         def placed(told: ThreadsPlaced) -> None:
             self.state.placed(sent, told.why_not, self._now)
@@ -842,9 +840,11 @@ class Engine:
         number = self._next()
         self._placings[number] = placed
         slots = tuple(self.state.slots[run.first] for run in runs)
-        self._effects.append(PlaceThreads(number, slots, placement))
+        self._effects.append(PlaceThreads(number, slots))
 
     def _threads_placed(self, given: ThreadsPlaced) -> None:
+        if given.single_threaded is not None:  # then some QEMUs do not survive that one is taken out again
+            self.state.single_threaded = given.single_threaded
         self._placings.pop(given.number)(given)
 
     def _host_is(self, given: HostIs) -> None:

@@ -249,11 +249,13 @@ class ThreadsPlaced(NamedTuple):
         number: Of the effect.
         why_not: By the first vCPU id of each slot: why its threads are not in their place; "": they are.
         error: Why none could be looked for, or None.
+        single_threaded: Whether one thread was found to run all vCPUs; None: that cannot be told.
     """
 
     number: int
     why_not: Mapping[int, str]
     error: Exception | None = None
+    single_threaded: bool | None = None
 
 
 class Saved(NamedTuple):
@@ -412,11 +414,10 @@ class Ask(NamedTuple):
 
 
 class PlaceThreads(NamedTuple):
-    """Put the threads of these slots in their place; answered with ``ThreadsPlaced``."""
+    """Put the threads of these slots where they are to run by then; answered with ``ThreadsPlaced``."""
 
     number: int
     slots: tuple[Slot, ...]
-    placement: "Placement"
 
 
 class Save(NamedTuple):

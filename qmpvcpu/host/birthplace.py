@@ -10,17 +10,29 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import Final, NamedTuple
 
-from qmpvcpu.errors import HostError
+from qmpvcpu.errors import HostError, ThreadGoneError
 from qmpvcpu.host.facts import read_facts
-from qmpvcpu.host.threads import HostThread, all_of, put, read_place, set_affinity, thread_ids
+from qmpvcpu.host.threads import HostThread, all_of, is_there, put, read_place, set_affinity, thread_ids
 from qmpvcpu.model.placement import Place
 from qmpvcpu.model.vcpumap import VcpuMap
 
 _log = logging.getLogger("qmpvcpu.host")
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+
+
+class Snapshot(NamedTuple):
+    """The threads of a QEMU at one moment.
+
+    Attributes:
+        tids: Their numbers on this host.
+        births: How many plugs had been under way by then; -1: some were.
+    """
+
+    tids: frozenset[int]
+    births: int
 
 
 class Birthplace:
@@ -40,13 +52,16 @@ class Birthplace:
         self.home: VcpuMap | None = None
         self._main_thread = main_thread
         self._everywhere = everywhere
+        self._main: HostThread | None = None
         self._cpus: VcpuMap | None = None
         self._births = 0
+        self._begun = 0
         self._threads = 0  # that these make, as far as they have not been seen
         self._known: frozenset[int] = frozenset()
         self._strays_home: VcpuMap | None = None
         self._since = 0
-        self._used: set[VcpuMap] = set()
+        self._used: set[VcpuMap] = set()  # where something may have been born that is no vCPU thread
+        self._used_now: set[VcpuMap] = set()  # since the threads were looked at
 
     def begin(self, cpus: VcpuMap, threads: int) -> None:
         """Have what QEMU makes from now on be born on these host CPUs, until ``end``; a plug more is under way.
@@ -58,11 +73,16 @@ class Birthplace:
         Raises:
             HostError: It cannot be; no more is under way than before.
         """
-        main = self._main_thread()
-        if self.home is None:
+        if self.home is None or self._main is None:
+            main = self._main_thread()
             self.home = self._strays_home = VcpuMap(_affinity(main))
-            self._since = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS_PER_S)
+            if main != self._main:  # another QEMU
+                self._main, self._known = main, frozenset()
+                self._used.clear()
+            if not self._used:
+                self._since = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS_PER_S)
             self._known = self._known or frozenset(thread_ids(main.tid))
+        main = self._main
         if cpus != self._cpus:
             try:
                 set_affinity(main, cpus, everywhere=self._everywhere())
@@ -71,8 +91,9 @@ class Birthplace:
                     self.restore()
                 raise error if isinstance(error, HostError) else HostError("QEMU has ended") from error
             self._cpus = cpus
-            self._used.add(cpus)
+        self._used_now.add(cpus)
         self._births += 1
+        self._begun += 1
         self._threads += threads
 
     def is_born(self) -> bool:
@@ -90,13 +111,22 @@ class Birthplace:
         except (HostError, OSError):
             return False
         self._known, self._threads = now, 0
-        if in_place:
-            self._used.clear()  # it has made nothing else
+        self._looked_at(in_place=in_place)
         return in_place
 
-    def end(self) -> None:
-        """Note that a plug is over; after the last one the main thread goes home."""
+    def _looked_at(self, *, in_place: bool) -> None:
+        """Note that nothing but vCPU threads was born since the last look, or that something may have been."""
+        self._used |= set() if in_place else self._used_now
+        self._used_now = set()
+
+    def end(self, unmade: int = 0) -> None:
+        """Note that a plug is over; after the last one the main thread goes home.
+
+        Args:
+            unmade: How many threads the plug was to make, and has not.
+        """
         self._births -= 1
+        self._threads -= unmade
         if self._births <= 0:
             self.restore()
 
@@ -104,31 +134,52 @@ class Birthplace:
         """Send the main thread home, whatever is under way. Never fails: what cannot be is logged."""
         home, self.home = self.home, None
         self._cpus, self._births, self._threads = None, 0, 0
-        if home is not None:
+        self._looked_at(in_place=False)
+        # As it was then: who QEMU is cannot be found out any more if its connection is lost.
+        if home is not None and self._main is not None:
             try:
-                set_affinity(self._main_thread(), home, everywhere=self._everywhere())
+                if not is_there(self._main):
+                    raise ThreadGoneError(self._main.tid)
+                set_affinity(self._main, home, everywhere=self._everywhere())
             except (HostError, ProcessLookupError) as error:
                 _log.warning("QEMU's main thread was not sent back to host CPUs %s: %s", home, error)
 
-    def rehome(self, cpus: VcpuMap) -> None:
-        """Note that somebody wants the main thread on these host CPUs: that is where it goes home to."""
-        self.home = cpus if self.home is not None else None
+    def rehome(self, cpus: VcpuMap) -> VcpuMap | None:
+        """Note that the main thread belongs on these host CPUs from now on.
 
-    def settle(self, vcpus: Collection[HostThread]) -> None:
-        """Send home what was born with the vCPU threads and is none of *vcpus*, which are all of them."""
-        home = self._strays_home
-        if not self._used or home is None:
+        Returns:
+            Where it belonged, if it is elsewhere now, and goes there when the plugs under way are over; None: it is
+            at home, so that somebody has to move it.
+        """
+        home, self.home = self.home, None if self.home is None else cpus
+        if home is not None:
+            self._strays_home = cpus
+        return home
+
+    def snapshot(self) -> Snapshot:
+        """Return which threads QEMU has now. What is asked of it from now on tells all vCPU threads among them."""
+        if not (self._used or self._used_now):
+            return Snapshot(frozenset(), self._begun)
+        births = -1 if self._births else self._begun
+        return Snapshot(frozenset(thread_ids(self._main_thread().tid)), births)
+
+    def settle(self, vcpus: Collection[HostThread], snapshot: Snapshot) -> None:
+        """Send home what was born with the vCPU threads, and is none.
+
+        Args:
+            vcpus: All vCPU threads, as QEMU told after the snapshot.
+            snapshot: What there was before that. Of a newer thread it is not known what it is.
+        """
+        used, home = self._used | self._used_now, self._strays_home
+        if not used or home is None:
             return
-        known = {thread.tid for thread in vcpus}
         main = self._main_thread()
-        strays = [
-            thread
-            for thread in all_of(main.tid)
-            if thread.tid not in known and thread.tid != main.tid and thread.start_ticks >= self._since
-        ]
-        _send_home(_found_on(strays, self._used), home, self._everywhere())
-        if not self._births:
+        strays = snapshot.tids - {main.tid, *(thread.tid for thread in vcpus)}
+        threads = [each for each in all_of(main.tid) if each.tid in strays and each.start_ticks >= self._since]
+        _send_home(_found_on(threads, used), home, self._everywhere())
+        if snapshot.births == self._begun:  # nothing can have been born since
             self._used.clear()
+            self._used_now.clear()
 
 
 def put_right(

@@ -353,7 +353,8 @@ class Driver:
             told = Accepted(send.number, send.born_on is not None and self.placer.birthplace.is_born())
         self.put(told)
         if send.born_on is not None:
-            self.placer.birthplace.end()  # not before: what follows may be born in the same place, or in another
+            # Not before: what follows may be born in the same place, or in another.
+            self.placer.birthplace.end(send.threads if isinstance(told, Rejection) else 0)
 
     async def _look(self, look: Look) -> None:
         try:
@@ -405,13 +406,15 @@ class Driver:
         self.put(told)
 
     async def _place(self, effect: PlaceThreads) -> None:
-        slots = effect.slots
         try:
-            why_not = self.placer.place(slots, effect.placement, await self.connection.reader.threads())
+            seen = self.placer.birthplace.snapshot()
+            readings = await self.connection.reader.threads()
+            why_not = self.placer.place(effect.slots, readings, seen)
         except (MonitorError, HostError, OSError) as error:
             told = ThreadsPlaced(effect.number, {}, error)
         else:
-            told = ThreadsPlaced(effect.number, why_not)
+            shared = qapi.runs_single_threaded(readings) if len(readings) > 1 else None
+            told = ThreadsPlaced(effect.number, why_not, single_threaded=shared)
         self.put(told)
 
     async def _save(self, save: Save) -> None:

@@ -1,7 +1,7 @@
 """`Host`: QEMU's threads on this host, where they run, and where they are to run."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qmpvcpu.engine.messages import HostIs, Persist, Wanted
@@ -95,19 +95,14 @@ class Host:
         driver = self._driver
         check_placement(driver.engine.situation._replace(placement=placement), _PLACE)
         config = None if affect is Affect.LIVE else self._next_boot("another placement")
-        known = self.placement
-        wanted = known if placement is None else placement.over(known).with_policy(known.policy)
         if affect is not Affect.CONFIG:
-            named = known if placement is None else placement
-            ahead = () if placement is None else placement.vcpus
-            emulator = bool(named.of_emulator())
-            await self._place(wanted, lambda vcpu: named.wants([vcpu]), emulator=emulator, ahead=ahead)
+            named = self.placement if placement is None else placement
+            await self._place(placement, lambda vcpu: named.wants([vcpu]), emulator=bool(named.of_emulator()))
             if placement is not None:
-                driver.put(Wanted(wanted))
                 await driver.request(Persist())
         if config is not None and placement is not None:
             await config.place(placement)
-        return wanted if affect is not Affect.CONFIG else known
+        return self.placement
 
     async def place_vcpus(self, vcpus: Collection[int]) -> None:
         """Put the threads of these vCPUs where they are to run, as ``place`` does; those that are not there are none.
@@ -117,26 +112,27 @@ class Host:
             PlacementError: As ``place``.
             MonitorError: The connection is lost, silent, or speaks nonsense.
         """
-        known = self.placement
-        if known.wants(vcpus):
-            await self._place(known, lambda vcpu: vcpu in vcpus, emulator=False)
+        if self.placement.wants(vcpus):
+            await self._place(None, lambda vcpu: vcpu in vcpus, emulator=False)
 
     async def _place(
-        self,
-        wanted: Placement,
-        is_concerned: Callable[[int], bool],
-        *,
-        emulator: bool,
-        ahead: Collection[int] = (),
+        self, placement: Placement | None, is_concerned: Callable[[int], bool], *, emulator: bool
     ) -> None:
-        """Move the threads of the vCPUs that are concerned, and *emulator* threads, to where *wanted* has them.
+        """Have *placement* wanted too, and move the threads of the vCPUs that are concerned, and *emulator* threads.
 
-        What the host does not allow of that is denied, for the vCPUs *ahead* too, which may not be there yet.
+        What the host does not allow of that is denied, also for vCPUs that are not there yet.
         """
         driver = self._driver
         await driver.check_open()
         reader = driver.connection.reader
+        try:
+            older = driver.placer.all_threads() if emulator else []
+        except HostError:
+            older = []  # what the host allows says why
         readings, iothreads = await asyncio.gather(reader.threads(), reader.iothreads())
+        known = self.placement  # others may have wanted something meanwhile
+        wanted = known if placement is None else placement.over(known).with_policy(known.policy)
+        ahead = () if placement is None else placement.vcpus
         concerned = VcpuMap(vcpu for vcpu in driver.layout.enabled if is_concerned(vcpu))
         facts = driver.placer.facts(wanted, anew=True)
         vcpus = {} if facts.unreachable else driver.placer.vcpus(readings)
@@ -146,10 +142,12 @@ class Host:
         if why := facts.unreachable or (wanted.why_not_emulator(facts) if emulator else ""):
             raise StepDeniedError(_PLACE, VcpuMap(), DenialReason.CANNOT_PLACE, why)
         try:
-            self._move(wanted, facts, concerned, vcpus, iothreads if emulator else None)
+            self._move(wanted, facts, concerned, vcpus, (older, iothreads) if emulator else None)
         except HostError as error:
             raise PlacementError(concerned, str(error), action=_PLACE) from error
         driver.put(HostIs(driver.placer.facts(wanted, anew=True)))
+        if placement is not None:
+            driver.put(Wanted(wanted))
 
     def _move(
         self,
@@ -157,11 +155,12 @@ class Host:
         facts: HostFacts,
         concerned: VcpuMap,
         vcpus: Mapping[int, HostThread],
-        iothreads: Collection[int] | None,
+        emulator: tuple[Sequence[HostThread], Collection[int]] | None,
     ) -> None:
         placer = self._driver.placer
         places = [(vcpus[vcpu], place) for vcpu, place in wanted.of_vcpus(concerned, facts).items() if vcpu in vcpus]
-        if iothreads is not None:
-            places += [(thread, wanted.of_emulator()) for thread in placer.others(vcpus, iothreads)]
+        if emulator is not None:
+            threads, iothreads = emulator
+            places += [(thread, wanted.of_emulator()) for thread in placer.others(threads, vcpus, iothreads)]
         placer.move(places, facts)
         placer.group(wanted, vcpus, placer.grouped(wanted, vcpus))

@@ -1,5 +1,6 @@
 """What the driver does with QEMU's threads on this host; nothing of it waits, or speaks QMP."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -8,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from qmpvcpu.engine.places import EMULATOR
 from qmpvcpu.engine.vmstate import VmState
-from qmpvcpu.errors import HostError, printable
-from qmpvcpu.host.birthplace import Birthplace, put_right
+from qmpvcpu.errors import HostError, ThreadGoneError, printable
+from qmpvcpu.host.birthplace import Birthplace, Snapshot, put_right
 from qmpvcpu.host.cgroups import read_cpuset
 from qmpvcpu.host.coresched import share_core
 from qmpvcpu.host.facts import numa_node, read_facts
@@ -18,8 +19,7 @@ from qmpvcpu.model.layout import Slot
 from qmpvcpu.model.placement import CoreScheduling, HostFacts, Place, Placement, QemuThread, ThreadKind
 from qmpvcpu.model.transition import Action, Intent
 from qmpvcpu.model.vcpumap import union
-from qmpvcpu.model.vm import ONE_THREAD
-from qmpvcpu.qapi import ThreadReading, threads_of
+from qmpvcpu.qapi import ThreadReading, runs_single_threaded, threads_of
 
 if TYPE_CHECKING:
     from qmpvcpu.qmp.monitor import Monitor
@@ -30,6 +30,7 @@ _log = logging.getLogger("qmpvcpu.vm")
 _FRESH_S = 1.0
 
 _GONE = "its thread has ended"
+_SHARED = "one host thread runs all vCPUs (TCG with thread=single), so that none has a place of its own"
 
 
 class Placer:
@@ -53,6 +54,8 @@ class Placer:
         Raises:
             HostError: It cannot be found.
         """
+        if self._state.single_threaded:
+            raise HostError(_SHARED)
         monitor = self._monitor()
         if self._main is None or self._main[0] is not monitor or monitor.lost is not None:
             self._main = None
@@ -60,8 +63,6 @@ class Placer:
         return self._main[1]
 
     def _find_main_thread(self, monitor: "Monitor") -> HostThread:
-        if self._state.single_threaded:
-            raise HostError(ONE_THREAD)
         # That of vCPU 0 alone may be a thread of another program too, which passes the socket on; of the others those
         # that were there at boot hardly ever leave.
         tids = [tid for _, tid in _tids([slot for slot in self._state.layout.slots if slot.is_boot])]
@@ -117,29 +118,41 @@ class Placer:
         }
         return {vcpu: threads[tid] for vcpu, tid in tids.items() if tid in threads}
 
-    def place(self, slots: Sequence[Slot], placement: Placement, readings: Sequence[ThreadReading]) -> dict[int, str]:
-        """Put the threads of *slots* in their place; return, by first vCPU id, why they are not there; "": they are.
+    def place(self, slots: Sequence[Slot], readings: Sequence[ThreadReading], seen: Snapshot) -> dict[int, str]:
+        """Put the threads of *slots* where they are to run now, and what was born with them home.
 
         Args:
             slots: The slots.
-            placement: Where the threads are to run.
             readings: ``query-cpus-fast``.
+            seen: The threads that there were before that was asked.
+
+        Returns:
+            By first vCPU id: why the threads are not in their place; "": they are.
+
+        Raises:
+            HostError: QEMU cannot be found.
         """
+        placement = self._state.places.placement or Placement()
         facts = self.facts(placement)
-        if facts.unreachable:
-            return {slot.first: facts.unreachable for slot in slots}
+        unreachable = _SHARED if runs_single_threaded(readings) else facts.unreachable
+        if unreachable:
+            return {slot.first: unreachable for slot in slots}
         vcpus = self.vcpus(readings)
         told = {slot.first: self._place(slot, placement, facts, vcpus) for slot in slots}
-        self.birthplace.settle(tuple(vcpus.values()))
+        self.birthplace.settle(tuple(vcpus.values()), seen)
         return told
 
     def _place(self, slot: Slot, placement: Placement, facts: HostFacts, vcpus: Mapping[int, HostThread]) -> str:
         if why := placement.why_not(slot.ids, facts):
             return why
         try:
-            for vcpu, place in placement.of_vcpus(slot.ids, facts).items():
+            places = placement.of_vcpus(slot.ids, facts)
+            for vcpu in slot.ids if places else ():
                 if vcpu not in vcpus:
                     return _GONE
+                place = places.get(vcpu, Place())
+                if place.cpus is None and slot.count > 1:  # born with others for which something is said
+                    place = place.over(Place(facts.main_cpus))
                 _move(vcpus[vcpu], place, facts)
             self.group(placement, vcpus, [vcpus[vcpu] for vcpu in slot.ids if vcpu in vcpus])
         except HostError as error:
@@ -163,27 +176,58 @@ class Placer:
     def move(self, places: Sequence[tuple[HostThread, Place]], facts: HostFacts) -> None:
         """Put each thread in its place; where one cannot be, those before it get back what they had.
 
+        Threads that have ended meanwhile are left out. The main thread goes to its place once no vCPU is being born.
+
         Raises:
             HostError: Whose message says which it is, and what could not be given back.
         """
         moved: list[tuple[HostThread, Place]] = []
         try:
             for thread, place in places:
-                before = _move(thread, place, facts)
-                moved += [] if before is None else [(thread, before)]
-                if thread.tid == self.main_thread().tid and place.cpus is not None:
-                    self.birthplace.rehome(place.cpus)
+                with contextlib.suppress(ThreadGoneError):
+                    before = self._move(thread, place, facts)
+                    moved += [] if before is None else [(thread, before)]
         except HostError as error:
-            left = list(_not_given_back(moved, facts))
+            left = list(self._not_given_back(moved, facts))
             now = f"; not given back: {', '.join(left)}" if left else ""
             raise HostError(f"{error}{now}") from error
 
-    def others(self, vcpus: Mapping[int, HostThread], iothreads: Collection[int]) -> list[HostThread]:
-        """Return QEMU's threads that run neither a vCPU nor one of *iothreads*; the main thread first."""
+    def _move(self, thread: HostThread, place: Place, facts: HostFacts) -> Place | None:
+        home = None
+        if thread.tid == self.main_thread().tid and place.cpus is not None:
+            home = self.birthplace.rehome(place.cpus)
+        if home is None:
+            return _move(thread, place, facts)
+        before = _move(thread, Place(scheduler=place.scheduler), facts)
+        return Place(home, None if before is None else before.scheduler)
+
+    def _not_given_back(self, moved: Sequence[tuple[HostThread, Place]], facts: HostFacts) -> Iterator[str]:
+        for thread, before in reversed(moved):
+            try:
+                self._move(thread, before, facts)
+            except ThreadGoneError:
+                continue
+            except HostError as error:
+                yield str(error)
+
+    def all_threads(self) -> list[HostThread]:
+        """Return all of QEMU's threads, the main thread first.
+
+        Raises:
+            HostError: QEMU cannot be found.
+        """
         main = self.main_thread()
+        return sorted(all_of(main.tid), key=lambda each: (each.tid != main.tid, each.tid))
+
+    def others(
+        self, threads: Sequence[HostThread], vcpus: Mapping[int, HostThread], iothreads: Collection[int]
+    ) -> list[HostThread]:
+        """Return those of *threads* that run neither a vCPU nor one of *iothreads*.
+
+        *threads* are older than what QEMU has told of these: a newer one may be that of a vCPU that is being plugged.
+        """
         known = {thread.tid for thread in (*vcpus.values(), *self.threads(tuple(iothreads)).values())}
-        threads = [thread for thread in all_of(main.tid) if thread.tid not in known]
-        return sorted(threads, key=lambda each: (each.tid != main.tid, each.tid))
+        return [thread for thread in threads if thread.tid not in known]
 
     def grouped(self, placement: Placement, vcpus: Mapping[int, HostThread]) -> list[HostThread]:
         """Return the threads that *placement* has share no core with others."""
@@ -203,13 +247,13 @@ class Placer:
         Raises:
             HostError: QEMU cannot be found.
         """
-        main, vcpus = self.main_thread(), self.vcpus(readings)
+        vcpus = self.vcpus(readings)
         wanted = placement.of_vcpus(vcpus, self.facts())
         of_vcpu = {thread.tid for thread in vcpus.values()}
         of_io = {thread.tid for thread in self.threads(tuple(iothreads)).values()}
         for vcpu, thread in sorted(vcpus.items()):
             yield from _look(thread, ThreadKind.VCPU, vcpu, wanted.get(vcpu, Place()))
-        for thread in sorted(all_of(main.tid), key=lambda each: (each.tid != main.tid, each.tid)):
+        for thread in self.all_threads():
             if thread.tid in of_io:
                 yield from _look(thread, ThreadKind.IOTHREAD, None, Place())
             elif thread.tid not in of_vcpu:
@@ -257,23 +301,16 @@ def _move(thread: HostThread, place: Place, facts: HostFacts) -> Place | None:
     """Put *thread* in its place, and return where it was before; None if it is there already.
 
     Raises:
+        ThreadGoneError: It has ended.
         HostError: It cannot be put there.
     """
     before = read_place(thread)
     if before is None:
-        raise HostError(_GONE)
+        raise ThreadGoneError(thread.tid)
     if not place.differs(before):
         return None
     put(thread, place, everywhere=facts.allowed)
     return before
-
-
-def _not_given_back(moved: Sequence[tuple[HostThread, Place]], facts: HostFacts) -> Iterator[str]:
-    for thread, before in reversed(moved):
-        try:
-            put(thread, before, everywhere=facts.allowed)
-        except HostError as error:
-            yield str(error)
 
 
 def _look(thread: HostThread, kind: ThreadKind, vcpu: int | None, wanted: Place) -> Iterator[QemuThread]:

@@ -244,14 +244,14 @@ def test_what_is_not_found_in_time_is_not_in_its_place(policy: PlacementPolicy) 
     told.wish("0-1")
     told.accept(1)
     told.place(error=MonitorTimeoutError("query-cpus-fast", 1.0))
-    sent = told.wait(5)
+    sent = told.wait(10)
     if policy is PREFERRED:
         assert sent == ["save outcome"]
         assert told.outcome == "REACHED"
     else:
         assert sent == ["del 1"]
     assert told.step(1).unplaced.startswith(
-        "its threads were not found within 5 s; QEMU did not reply to query-cpus-fast"
+        "its threads were not found within 10 s; QEMU did not reply to query-cpus-fast"
     )
     assert told.state.places.arriving == set()
 
@@ -261,7 +261,7 @@ def test_the_time_for_a_proof_begins_once_the_place_is_given_up() -> None:
     one = plug(1, proof=Proof.ACKNOWLEDGED, require_proof=True, timeout=3.0)
     told.ask(one)
     told.accept(1)
-    assert told.wait(5) == []
+    assert told.wait(10) == []
     assert told.deadline == told.now + 3
     assert told.acknowledges(1) == ["save outcome"]
     assert told.result(one) == {1}

@@ -132,15 +132,77 @@ def test_a_thread_that_somebody_has_moved_proves_nothing(qemu: Qemu, birthplace:
 def test_a_worker_that_was_born_meanwhile_is_sent_home(qemu: Qemu, birthplace: Birthplace) -> None:
     birthplace.begin(THERE, 1)
     vcpu, worker = qemu.make(2)
-    birthplace.settle([vcpu])
+    birthplace.settle([vcpu], birthplace.snapshot())
     assert cpus(vcpu, worker) == [THERE, EVERYWHERE]
     birthplace.end()
-    birthplace.settle([vcpu])
+    birthplace.settle([vcpu], birthplace.snapshot())
     assert cpus(qemu.main, vcpu, worker) == [EVERYWHERE, THERE, EVERYWHERE]
     late = qemu.make()[0]
     put(late, Place(THERE), everywhere=EVERYWHERE)  # by somebody else, and after
-    birthplace.settle([vcpu])
+    birthplace.settle([vcpu], birthplace.snapshot())
     assert cpus(late) == [THERE]
+
+
+def test_what_is_newer_than_what_qemu_has_told_may_be_a_vcpu(qemu: Qemu, birthplace: Birthplace) -> None:
+    birthplace.begin(THERE, 2)
+    vcpu, worker = qemu.make(2)
+    seen = birthplace.snapshot()
+    newer = qemu.make()[0]
+    birthplace.settle([vcpu], seen)
+    birthplace.end()
+    assert cpus(vcpu, worker, newer) == [THERE, EVERYWHERE, THERE]
+    birthplace.settle([vcpu], birthplace.snapshot())
+    assert cpus(newer) == [EVERYWHERE], "it was none"
+
+
+def test_a_worker_of_an_earlier_plug_is_sent_home_though_a_later_one_made_none(
+    qemu: Qemu, birthplace: Birthplace
+) -> None:
+    birthplace.begin(THERE, 1)
+    one, worker = qemu.make(2)
+    assert not birthplace.is_born()
+    birthplace.end()
+    birthplace.begin(THERE, 1)
+    two = qemu.make()[0]
+    assert birthplace.is_born()
+    birthplace.end()
+    birthplace.settle([one, two], birthplace.snapshot())
+    assert cpus(one, two, worker) == [THERE, THERE, EVERYWHERE]
+
+
+def test_a_worker_is_not_taken_for_the_vcpu_that_a_rejected_plug_has_not_made(
+    qemu: Qemu, birthplace: Birthplace
+) -> None:
+    birthplace.begin(THERE, 1)
+    birthplace.begin(THERE, 1)
+    birthplace.end(unmade=1)
+    vcpu, worker = qemu.make(2)
+    assert not birthplace.is_born()
+    birthplace.end()
+    birthplace.settle([vcpu], birthplace.snapshot())
+    assert cpus(vcpu, worker) == [THERE, EVERYWHERE]
+
+
+def test_it_goes_home_though_nobody_can_find_it_any_more(qemu: Qemu) -> None:
+    finds = [qemu.main]
+    birthplace = Birthplace(finds.pop, lambda: EVERYWHERE)
+    birthplace.begin(THERE, 1)
+    birthplace.end()
+    assert cpus(qemu.main) == [EVERYWHERE]
+
+
+def test_another_qemu_has_no_threads_of_the_one_before(qemu: Qemu) -> None:
+    before = qemu.main._replace(start_ticks=1)
+    finds = [qemu.main, qemu.main, qemu.main, before]
+    birthplace = Birthplace(finds.pop, lambda: EVERYWHERE)
+    birthplace.begin(THERE, 1)
+    birthplace.end()  # it has ended, for all that its start tells
+    put(qemu.main, Place(EVERYWHERE), everywhere=EVERYWHERE)
+    worker = qemu.make()[0]
+    put(worker, Place(THERE), everywhere=EVERYWHERE)
+    birthplace.begin(VcpuMap([max(EVERYWHERE)]), 1)
+    birthplace.settle([], birthplace.snapshot())
+    assert cpus(worker) == [THERE]
 
 
 def test_a_birthplace_that_cannot_be_had_leaves_the_main_thread_at_home(qemu: Qemu, birthplace: Birthplace) -> None:

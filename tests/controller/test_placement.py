@@ -1,0 +1,427 @@
+"""vCPUs of real QEMUs in their place on this host: from birth, by /proc; and what happens where that cannot be."""
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from qemu.qmp import QMPClient
+
+import qmpvcpu
+from qmpvcpu import DenialReason, Proof, StepDeniedError, VcpuController, VcpuMap
+from qmpvcpu.errors import HostError, Outcome, PlacementError
+from qmpvcpu.events import PlaceDrifted, VcpuPlaced, VcpuUnplugged
+from qmpvcpu.host.birthplace import Birthplace
+from qmpvcpu.model.placement import Place, Placement, PlacementPolicy, QemuThread, ThreadKind
+from qmpvcpu.testing import Behaviour, MicroGuest, best_qemu
+from tests.controller.vms import other_client, running, until
+from tests.host.conftest import MakeCgroup, make_cgroup, root
+from tests.substrates import Substrate, substrates
+from tests.waiting import until as wait_until
+
+__all__ = ["make_cgroup", "root"]  # fixtures
+
+pytestmark = pytest.mark.qemu
+
+HOME = VcpuMap(os.sched_getaffinity(0))
+FIRST, LAST = str(HOME.lowest), str(max(HOME))
+STARTING = Behaviour.complying().starting()
+ONE_CPU = "this host has one CPU"
+
+
+@pytest.fixture(autouse=True)
+def two_host_cpus() -> None:
+    if len(HOME) == 1:
+        pytest.skip(ONE_CPU)
+
+
+# What the kernel tells.
+
+
+def affinity(tid: int) -> VcpuMap:
+    return VcpuMap(os.sched_getaffinity(tid))
+
+
+def tids_of(pid: int) -> set[int]:
+    return {int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def ran_only_on(thread: QemuThread, cpus: str) -> None:
+    """Assert that the kernel knows of no moment at which *thread* was anywhere else than on one host CPU."""
+    directory = Path("/proc", str(thread.tid))
+    status = dict(line.split(":\t", 1) for line in (directory / "status").read_text().splitlines())
+    assert status["Cpus_allowed_list"].strip() == cpus
+    sched = dict(line.split(":") for line in (directory / "sched").read_text().splitlines() if ":" in line)
+    moves = {name.strip(): value.strip() for name, value in sched.items()}["se.nr_migrations"]
+    assert moves == "0", "it was moved from another host CPU"
+    assert (directory / "stat").read_text().rpartition(")")[2].split()[36] == cpus
+
+
+async def check_threads(vm: VcpuController, guest: MicroGuest, pins: dict[int, str]) -> None:
+    """The vCPUs that are pinned ran nowhere else, and all other threads are where QEMU's main thread was."""
+    assert affinity(guest.process.pid) == HOME
+    threads = await vm.host.threads()
+    of = {thread.vcpu: thread for thread in threads if thread.vcpu is not None}
+    for vcpu, cpus in pins.items():
+        ran_only_on(of[vcpu], cpus)
+    rest = [thread for thread in threads if thread.vcpu not in pins]
+    assert {thread.found.cpus for thread in rest} == {HOME}, rest
+
+
+class Sampler:
+    """Watches a process's threads as fast as it can: where each new one is, from the first look at it."""
+
+    def __init__(self, pid: int) -> None:
+        self.seen: dict[int, set[VcpuMap]] = {}
+        self._pid = pid
+        self._end = False
+        self._before = tids_of(pid)
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end = True
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end:
+            for tid in tids_of(self._pid) - self._before:
+                with contextlib.suppress(ProcessLookupError):
+                    self.seen.setdefault(tid, set()).add(affinity(tid))
+
+
+@contextlib.contextmanager
+def held_birth(vm: VcpuController, cpus: str) -> Iterator[Birthplace]:
+    """Inside, QEMU's main thread is there, as while a vCPU is being born."""
+    birthplace = vm._driver.placer.birthplace
+    birthplace.begin(VcpuMap.parse(cpus), 0)
+    try:
+        yield birthplace
+    finally:
+        birthplace.end()
+
+
+# In their place.
+
+
+@pytest.mark.parametrize("on", substrates(["q35"]))
+async def test_a_vcpu_runs_in_its_place_from_its_first_instruction(on: Substrate) -> None:
+    async with running(on, behaviour=STARTING, attach={"placement": Placement.pinned({3: LAST})}) as (guest, vm):
+        stream = vm.events()
+        with Sampler(guest.process.pid) as sampler:
+            assert await vm.plug(3, proof=Proof.STARTED) == {3}
+        placed = (await until(stream, VcpuPlaced))[-1]
+        assert isinstance(placed, VcpuPlaced)
+        assert placed.ids == {3}
+        assert placed.why_not == ""
+        (places,) = sampler.seen.values()
+        assert places == {VcpuMap.parse(LAST)}
+        await check_threads(vm, guest, {3: LAST})
+        await vm.plug(4)
+        await check_threads(vm, guest, {3: LAST})
+
+
+@pytest.mark.parametrize("on", substrates(["q35"]))
+@pytest.mark.parametrize("turns", [False, True], ids=["equal pins", "different pins"])
+async def test_each_vcpu_of_a_map_runs_in_its_place(on: Substrate, turns: bool) -> None:
+    pins = {vcpu: FIRST if turns and vcpu % 2 else LAST for vcpu in range(1, 8)}
+    async with running(on, behaviour=STARTING, attach={"placement": Placement.pinned(pins)}) as (guest, vm):
+        report = await vm.set_map("0-7", proof=Proof.STARTED)
+        assert all(step.placed is not None and not step.unplaced for step in report.steps)
+        await check_threads(vm, guest, pins)
+
+
+async def test_a_vcpu_that_is_plugged_again_is_born_in_its_place_again() -> None:
+    pins = {vcpu: FIRST if vcpu % 2 else LAST for vcpu in range(1, 16)}
+    async with MicroGuest(max_vcpus=64) as guest, qmpvcpu.attach(guest.qmp, placement=Placement.pinned(pins)) as vm:
+        for target in ("0-7", "0,2", "0-15"):
+            await vm.set_map(target)
+        await check_threads(vm, guest, pins)
+
+
+@pytest.mark.parametrize("turns", [False, True], ids=["equal pins", "different pins"])
+async def test_none_of_64_vcpus_ever_ran_outside_its_place(turns: bool) -> None:
+    pins = {vcpu: FIRST if turns and vcpu % 2 else LAST for vcpu in range(1, 64)}
+    some = [STARTING.for_slot(vcpu) for vcpu in (1, 22, 43, 63)]  # all 64 would keep a host CPU busy for long
+    async with (
+        MicroGuest(max_vcpus=64, behaviour=[*some, Behaviour.complying()]) as guest,
+        qmpvcpu.attach(guest.qmp, placement=Placement.pinned(pins)) as vm,
+    ):
+        with Sampler(guest.process.pid) as sampler:
+            await vm.set_map("0-63")
+        await check_threads(vm, guest, pins)
+        vcpu_of = {thread.tid: thread.vcpu for thread in await vm.host.threads()}
+        seen = {vcpu_of[tid]: {str(place) for place in places} for tid, places in sampler.seen.items()}
+        assert seen == {vcpu: {cpus} for vcpu, cpus in pins.items()}
+
+
+async def test_callers_side_by_side_each_have_their_own_place() -> None:
+    pins = {vcpu: FIRST if vcpu % 2 else LAST for vcpu in range(1, 7)}
+    async with (
+        MicroGuest(behaviour=STARTING) as guest,
+        qmpvcpu.attach(guest.qmp, placement=Placement.pinned(pins)) as vm,
+    ):
+        await asyncio.gather(*(vm.plug(vcpu) for vcpu in range(1, 8)))
+        await check_threads(vm, guest, pins)
+
+
+async def test_a_vcpu_gets_its_scheduler_and_is_born_on_its_cpus() -> None:
+    placement = Placement({1: Place.on(LAST, "batch"), 2: Place.on(LAST)})
+    async with MicroGuest(behaviour=STARTING) as guest, qmpvcpu.attach(guest.qmp, placement=placement) as vm:
+        await vm.set_map("0-2")
+        await check_threads(vm, guest, {1: LAST, 2: LAST})
+        found = {thread.vcpu: str(thread.found.scheduler) for thread in await vm.host.threads()}
+        assert (found[1], found[2]) == ("batch", "other")
+
+
+async def test_the_placement_of_a_call_is_kept() -> None:
+    async with MicroGuest(behaviour=STARTING) as guest, qmpvcpu.attach(guest.qmp) as vm:
+        assert not vm.host.placement
+        await vm.plug(3, placement=Placement.pinned({3: FIRST, 4: LAST}))
+        await vm.plug(4)
+        await check_threads(vm, guest, {3: FIRST, 4: LAST})
+
+
+@pytest.mark.parametrize("option", [(), ("-S",)], ids=["paused", "not started"])
+async def test_a_vm_that_does_not_run_has_its_vcpus_placed(option: tuple[str, ...]) -> None:
+    async with (
+        MicroGuest(wait=not option, extra_args=option) as guest,
+        other_client(guest) as other,
+        qmpvcpu.attach(guest.qmp, placement=Placement.pinned({1: LAST, 2: FIRST})) as vm,
+    ):
+        if not option:
+            await other.execute("stop")
+        await vm.set_map("0-2")
+        await check_threads(vm, guest, {1: LAST, 2: FIRST})
+
+
+async def test_a_qemu_in_a_pid_namespace_of_its_own(tmp_path: Path) -> None:
+    root = "" if os.geteuid() == 0 else "--map-root-user"
+    wrapper = tmp_path / "qemu"
+    wrapper.write_text(f'#!/bin/sh\nexec unshare {root} --pid --fork --mount-proc --kill-child {best_qemu()} "$@"\n')
+    wrapper.chmod(0o755)
+    async with (
+        MicroGuest(wrapper, accel="tcg") as guest,
+        qmpvcpu.attach(guest.qmp, placement=Placement.pinned({1: LAST, 2: FIRST})) as vm,
+    ):
+        await vm.set_map("0-2")
+        threads = {thread.vcpu: thread for thread in await vm.host.threads() if thread.vcpu is not None}
+        ran_only_on(threads[1], LAST)
+        ran_only_on(threads[2], FIRST)
+        assert threads[1].tid != vm.layout[1].host_tid
+        assert threads[0].found.cpus == HOME
+
+
+# What is born with them.
+
+
+async def create_files(client: QMPClient, folder: Path, count: int) -> None:
+    """Have QEMU create files in the background, for which it makes workers."""
+    for number in range(count):
+        options = {"driver": "file", "filename": str(folder / str(number)), "size": 1 << 20}
+        await client.execute("blockdev-create", {"job-id": f"create{number}", "options": options})
+
+
+@pytest.mark.parametrize("how", ["scheduler", "pin"])
+async def test_a_worker_that_was_born_with_a_vcpu_goes_home(tmp_path: Path, how: str) -> None:
+    place = Place.on(LAST, "batch" if how == "scheduler" else None)
+    async with MicroGuest(extra_args=("-object", "iothread,id=io0")) as guest:
+        before = tids_of(guest.process.pid)
+        async with (
+            other_client(guest) as other,
+            qmpvcpu.attach(guest.qmp, placement=Placement({1: place, 2: Place.on(LAST)})) as vm,
+        ):
+            with held_birth(vm, LAST):
+                await create_files(other, tmp_path, 4)
+                await wait_until(lambda: tids_of(guest.process.pid) - before)
+                born = tids_of(guest.process.pid) - before
+                assert {affinity(tid) for tid in born} == {VcpuMap.parse(LAST)}
+                await vm.plug(1)
+            await check_threads(vm, guest, {1: LAST})
+            kinds = [thread.kind for thread in await vm.host.threads()]
+            assert ThreadKind.IOTHREAD in kinds
+            await vm.plug(2)
+            await check_threads(vm, guest, {1: LAST, 2: LAST})
+
+
+async def test_an_iothread_that_was_made_meanwhile_goes_home_and_one_that_was_pinned_stays() -> None:
+    async with (
+        MicroGuest(extra_args=("-object", "iothread,id=io0")) as guest,
+        other_client(guest) as other,
+        qmpvcpu.attach(guest.qmp, placement=Placement({1: Place.on(LAST, "batch")})) as vm,
+    ):
+        (pinned,) = [thread.tid for thread in await vm.host.threads() if thread.kind is ThreadKind.IOTHREAD]
+        os.sched_setaffinity(pinned, VcpuMap.parse(LAST))
+        with held_birth(vm, LAST):
+            await other.execute("object-add", {"qom-type": "iothread", "id": "io1"})
+            await vm.plug(1)
+        found = {
+            thread.tid: thread.found.cpus for thread in await vm.host.threads() if thread.kind is ThreadKind.IOTHREAD
+        }
+        assert found.pop(pinned) == VcpuMap.parse(LAST)
+        assert list(found.values()) == [HOME]
+
+
+async def test_vcpus_that_are_born_while_others_are_placed_stay_where_they_are() -> None:
+    pins = Placement({vcpu: Place.on(LAST, "batch" if vcpu % 2 else None) for vcpu in range(1, 16)})
+    async with MicroGuest(max_vcpus=16) as guest, qmpvcpu.attach(guest.qmp, placement=pins) as vm:
+        with Sampler(guest.process.pid) as sampler:
+            await asyncio.gather(*(vm.plug(vcpu) for vcpu in range(1, 16)))
+        assert set().union(*sampler.seen.values()) == {VcpuMap.parse(LAST)}
+        await check_threads(vm, guest, dict.fromkeys(range(1, 16), LAST))
+
+
+# Moving.
+
+
+async def test_a_main_thread_that_is_moved_while_a_vcpu_is_born_goes_there_afterwards() -> None:
+    async with MicroGuest(behaviour=STARTING) as guest:
+        main = guest.process.pid
+        async with qmpvcpu.attach(guest.qmp, placement=Placement.pinned({1: FIRST})) as vm:
+            with held_birth(vm, FIRST):
+                await vm.host.place(Placement(emulator=Place.on(LAST)))
+                assert str(affinity(main)) == FIRST, "it bears a vCPU"
+                await vm.plug(1)
+            assert str(affinity(main)) == LAST
+            threads = await vm.host.threads()
+            assert {str(each.found.cpus) for each in threads if each.kind is ThreadKind.EMULATOR} == {LAST}
+            assert not any(thread.drifted for thread in threads)
+            await asyncio.gather(vm.plug(2), vm.host.place(Placement(emulator=Place.on(FIRST))), vm.plug(3))
+            assert str(affinity(main)) == FIRST
+            threads = await vm.host.threads()
+            ran_only_on(next(thread for thread in threads if thread.vcpu == 1), FIRST)
+            assert not any(thread.drifted for thread in threads)
+
+
+async def test_a_place_that_cannot_be_given_gives_everything_back() -> None:
+    async with MicroGuest() as guest:
+        main = guest.process.pid
+        async with qmpvcpu.attach(guest.qmp, placement=Placement.pinned({1: FIRST})) as vm:
+            placer = vm._driver.placer
+            threads = placer.all_threads()
+            with held_birth(vm, FIRST) as birthplace:
+                everywhere = placer.facts()
+                beyond = Place.on([4000])
+                with pytest.raises(HostError, match="4000"):
+                    placer.move([(threads[0], Place.on(LAST)), (threads[-1], beyond)], everywhere)
+                assert birthplace.home == HOME
+            assert affinity(main) == HOME
+
+
+async def test_threads_that_end_meanwhile_are_left_out(tmp_path: Path) -> None:
+    async with MicroGuest() as guest, other_client(guest) as other, qmpvcpu.attach(guest.qmp) as vm:
+        await vm.plug(1)
+        await create_files(other, tmp_path, 2)
+        placer = vm._driver.placer
+        threads = placer.all_threads()
+        await vm.unplug(1)
+        assert any(not Path(thread.directory).exists() for thread in threads)
+        placer.move([(thread, Place.on(LAST)) for thread in threads], placer.facts())
+        assert str(affinity(guest.process.pid)) == LAST
+
+
+async def test_a_drift_is_told_once() -> None:
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp, placement=Placement.pinned({1: LAST})) as vm:
+        await vm.plug(1)
+        await vm.refresh()
+        stream = vm.events()
+        (thread,) = [thread.tid for thread in await vm.host.threads() if thread.vcpu == 1]
+        os.sched_setaffinity(thread, VcpuMap.parse(FIRST))
+        await vm.refresh()
+        await vm.refresh()
+        assert vm.host.drifted == {1: Place.on(FIRST, "other")}
+        await vm.unplug(1)
+        events = await until(stream, VcpuUnplugged)
+        (drift,) = [event for event in events if isinstance(event, PlaceDrifted)]
+        assert drift.ids == {1}
+        assert drift.wanted == Place.on(LAST)
+        assert drift.found == Place.on(FIRST, "other")
+        await vm.refresh()
+        assert vm.host.drifted == {}
+
+
+# Where it cannot be.
+
+
+class Cpuset:
+    """A cgroup that QEMU is in."""
+
+    def __init__(self, guest: MicroGuest, cgroup: Path) -> None:
+        self._cgroup = cgroup
+        (cgroup / "cgroup.procs").write_text(str(guest.process.pid))
+
+    def allow(self, cpus: str) -> None:
+        (self._cgroup / "cpuset.cpus").write_text(cpus)
+
+
+@pytest.mark.parametrize("policy", PlacementPolicy)
+async def test_a_cgroup_that_shrinks_after_the_check(make_cgroup: MakeCgroup, policy: PlacementPolicy) -> None:
+    placement = Placement.pinned({1: LAST}, policy=policy)
+    async with MicroGuest() as guest:
+        cpuset = Cpuset(guest, make_cgroup("cpuset"))
+        async with qmpvcpu.attach(guest.qmp, placement=placement) as vm:
+            cpuset.allow(FIRST)
+            if policy is PlacementPolicy.REQUIRED:
+                with pytest.raises(StepDeniedError, match=f"host CPU.*{LAST}") as caught:
+                    await vm.plug(1)
+                assert caught.value.reason is DenialReason.CANNOT_PLACE
+                assert caught.value.outcome is Outcome.UNCHANGED
+                assert vm.layout.enabled == {0}
+            else:
+                (step,) = (await vm.set_map("0-1")).steps
+                assert step.ok
+                assert LAST in step.unplaced
+                assert vm.layout.enabled == {0, 1}
+            assert str(affinity(guest.process.pid)) == FIRST
+            cpuset.allow(str(HOME))
+            await asyncio.sleep(1.1)  # what the host allows is known for a second
+            await vm.plug(2, placement=Placement.pinned({2: LAST}))
+            ran_only_on(next(thread for thread in await vm.host.threads() if thread.vcpu == 2), LAST)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_a_vcpu_that_cannot_be_placed_is_taken_out_again(
+    make_cgroup: MakeCgroup, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    placement = Placement({1: Place.on(LAST, "batch")})
+    behaviour = Behaviour.refusing(0x82) if refuses else Behaviour.complying()
+    async with MicroGuest(behaviour=behaviour) as guest:
+        cpuset = Cpuset(guest, make_cgroup("cpuset"))
+        async with qmpvcpu.attach(guest.qmp, placement=placement) as vm:
+            placer, place = vm._driver.placer, vm._driver.placer.place
+
+            def shrink(*args: Any) -> dict[int, str]:
+                cpuset.allow(FIRST)
+                placer.facts(anew=True)
+                return place(*args)
+
+            monkeypatch.setattr(placer, "place", shrink)
+            with pytest.raises(PlacementError) as caught:
+                await vm.plug(1)
+            assert caught.value.taken_out is not refuses
+            assert f"does not allow host CPU {LAST}" in caught.value.why
+            assert vm.layout.enabled == ({0, 1} if refuses else {0})
+            assert str(affinity(guest.process.pid)) == FIRST
+
+
+@pytest.mark.parametrize("version", ["10.0", "11.1"])
+async def test_one_thread_for_all_vcpus_cannot_be_in_two_places(version: str) -> None:
+    on = next(each.values[0] for each in substrates(["q35"], accels=["tcg"]) if each.values[0].version == version)
+    guest = MicroGuest(on.qemu, accel="tcg,thread=single")  # type: ignore[arg-type]  # an option rides along
+    async with guest, qmpvcpu.attach(guest.qmp, placement=Placement.pinned({1: LAST})) as vm:
+        with pytest.raises(PlacementError, match="one host thread runs all vCPUs") as caught:
+            await vm.plug(1)
+        assert caught.value.taken_out is False, "QEMU would not survive it"
+        assert vm.layout.enabled == {0, 1}
+        assert affinity(vm.layout[0].host_tid or 0) == HOME
+        with pytest.raises(StepDeniedError, match="one host thread runs all vCPUs"):
+            await vm.plug(2, placement=Placement.pinned({2: LAST}))
+        await vm.plug(2, placement="preferred")
+        assert vm.layout.enabled == {0, 1, 2}
