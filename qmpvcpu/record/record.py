@@ -359,6 +359,9 @@ def _admit(path: Path, data: bytes, claim: Claim) -> _Found:
             had = PreviousVcpus(domain.max, domain.started_with, domain.creation, domain.topology)
             earlier = earlier if same else earlier or had
         placement = _placement(document, is_next=not same)
+        if placement is not None and not in_place:
+            # Nobody but us has written it, for a VM whose main thread may have been put somewhere.
+            placement = replace(placement, everywhere=False) or None
     except DomainXmlError as error:
         raise RecordCorruptError(path, f"cannot be trusted and is left alone: {str(error)[:MOST_TOLD]}") from error
     label = found.name if len(found.name) <= MOST_TOLD else None

@@ -375,3 +375,16 @@ async def test_a_terminal_shows_the_columns_of_threads(guest: MicroGuest, column
     shown = " ".join(str(it.screen).split())
     assert "other" in shown
     assert "…" not in shown
+
+
+async def test_a_record_of_our_own_sends_no_other_vcpu_out_of_where_qemu_was_started(
+    guest: MicroGuest, tmp_path: Path
+) -> None:
+    started = ("pin", f"0-1={FIRST}", "--emulator", str(FIRST))  # as with taskset
+    assert (await run(*started, "--qmp", guest.qmp)).code == 0
+    vm = ("--record", tmp_path / "vm.xml", "--qmp", guest.qmp)
+    assert (await run("pin", f"1={FIRST}", *vm)).code == 0
+    assert (await run("plug", "3", *vm)).code == 0
+    threads = threads_of(await run("pin", "--json", *vm))
+    assert [is_on(threads[vcpu], FIRST) for vcpu in (0, 1, 3)] == [True] * 3
+    assert not any(thread["drifted"] for thread in threads.values())
