@@ -15,6 +15,7 @@ from qmpvcpu.errors import (
     MonitorLostError,
     ReplayMismatchError,
     StalePlanError,
+    StepDeniedError,
     describe,
     printable,
 )
@@ -808,6 +809,7 @@ class VcpuController:
         if placement is not None:  # those that are there already are of no step
             there = {vcpu: place for vcpu, place in placement.vcpus.items() if vcpu in self.layout.enabled}
             if there or placement.emulator:
+                self._deny_beforehand(change)
                 await self.host.place(replace(placement, vcpus=there, cpuset=None, everywhere=False))
         affects_both = change.options.affect is Affect.BOTH or change.intent is not None
         if follow is None or not affects_both:
@@ -826,6 +828,20 @@ class VcpuController:
             else:
                 work.cancel()
             raise
+
+    def _deny_beforehand(self, change: Change) -> None:
+        """Deny *change* while no thread is moved for it, unless what stands in its way is under way and may end.
+
+        Raises:
+            PlanError: It cannot be carried out.
+        """
+        try:
+            plan = change.plan(self._situation(change.options))
+            if change.result is Result.REPORT:
+                check_plan(plan, self.layout)
+        except StepDeniedError as error:
+            if error.reason is not DenialReason.IN_PROGRESS:
+                raise
 
     async def _change_both(
         self, change: Change, next_boot: "NextBoot", follow: "Callable[[Plan], ConfigChange]", begun: list[Change]

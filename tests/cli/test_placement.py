@@ -388,3 +388,17 @@ async def test_a_record_of_our_own_sends_no_other_vcpu_out_of_where_qemu_was_sta
     threads = threads_of(await run("pin", "--json", *vm))
     assert [is_on(threads[vcpu], FIRST) for vcpu in (0, 1, 3)] == [True] * 3
     assert not any(thread["drifted"] for thread in threads.values())
+
+
+async def test_a_change_that_is_denied_moves_no_thread(guest: MicroGuest) -> None:
+    vm = ("--qmp", guest.qmp, "--json")
+    for words in (
+        ("set", "0-3", "--pin", f"1={FIRST}", "--pin", f"3={NO_CPU}"),
+        ("set", "0-9", "--pin", f"1={FIRST}"),
+        ("count", "0", "--pin", f"1={FIRST}"),
+        ("plug", "1", "--pin", f"1={FIRST}"),
+    ):
+        assert (await run(*words, *vm)).code == 2
+    assert os.sched_getaffinity((await looked(guest))[1]["tid"]) == set(HERE)
+    assert (await run("set", "0-2", "--pin", f"1={FIRST}", *vm)).code == 0
+    assert is_on((await looked(guest))[1], FIRST)
