@@ -27,15 +27,16 @@ class Places:
 
     Args:
         placement: Where they are to run; None: nothing is wanted.
+        everywhere: True has vCPU threads for which nothing is said run on all host CPUs, once anything is said.
 
     Attributes:
-        placement: As given; another one once that is wanted.
         host: What the host allows, as it was told last; None: it was not.
         arriving: The vCPUs that are being plugged, or whose threads are being put in their place.
         drifted: Where threads were found last that are to be elsewhere, by vCPU id, QEMU's main thread as EMULATOR.
     """
 
-    def __init__(self, placement: "Placement | None" = None) -> None:
+    def __init__(self, placement: "Placement | None" = None, *, everywhere: bool = False) -> None:
+        self._everywhere = everywhere
         self.placement = placement
         self.host: HostFacts | None = None
         self.arriving: set[int] = set()
@@ -43,6 +44,17 @@ class Places:
         self._born: dict[int, VcpuMap] = {}
         self._why_not: dict[int, str] = {}  # of the CPU in each slot; "" once its threads are in their place
         self.drifted: dict[int, Place] = {}
+
+    @property
+    def placement(self) -> "Placement | None":
+        """Where the threads are to run; None: nothing is wanted."""
+        return self._placement
+
+    @placement.setter
+    def placement(self, placement: "Placement | None") -> None:
+        if placement is not None and self._everywhere and placement.names_places:
+            placement = replace(placement, everywhere=True)
+        self._placement = placement
 
     def wants(self, slot: Slot) -> bool:
         """Return True if anything is wanted of the threads of *slot*."""

@@ -141,6 +141,7 @@ class VmState:
         epoch: When that clock was at 0, in seconds since 1970.
         has_agent: True if the guest's agent may be asked.
         placement: Where QEMU's threads are to run on its host, or None.
+        everywhere: True has vCPU threads for which nothing is said run on all host CPUs, once anything is said.
 
     Attributes:
         slots: All slots, by the first vCPU id of each.
@@ -167,9 +168,10 @@ class VmState:
         epoch: float = 0.0,
         has_agent: bool = False,
         placement: "Placement | None" = None,
+        everywhere: bool = False,
     ) -> None:
         self.slots = SlotTable(layout)
-        self.places = Places(placement)
+        self.places = Places(placement, everywhere=everywhere)
         self.has_agent = has_agent
         self.guest_sees: dict[int, bool] | None = None
         self._epoch = epoch

@@ -163,7 +163,8 @@ class Placement:
         emulator: That of QEMU's other threads: its main thread and its workers, not its iothreads.
         cpuset: The host CPUs of all threads for which nothing else is said; None: nothing is said.
         everywhere: True has a vCPU thread run on all host CPUs where nothing else is said, as libvirt has it; False
-            leaves it where QEMU's main thread runs.
+            leaves it where QEMU's main thread runs. It is True of a VM whose own document is the record, as soon as
+            anything is said: that is what the document means.
         core_scheduling: Which threads share no core with anybody else.
         exclusive: True refuses sets that overlap: each vCPU has host CPUs of its own.
         policy: What happens to a vCPU that cannot be put in its place once it is plugged.
@@ -188,9 +189,13 @@ class Placement:
         if self.exclusive:
             self._refuse_overlap()
 
+    @property
+    def names_places(self) -> bool:
+        """True if it says of any thread where it is to run, or how it is to be scheduled."""
+        return any(map(bool, self.vcpus.values())) or bool(self.emulator) or self.cpuset is not None
+
     def __bool__(self) -> bool:
-        named = any(map(bool, self.vcpus.values())) or bool(self.emulator) or self.cpuset is not None
-        return named or self.groups
+        return self.names_places or self.groups
 
     @classmethod
     def pinned(

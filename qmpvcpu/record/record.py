@@ -51,6 +51,7 @@ class _Found(NamedTuple):
         same_instance: True if the record was of the QEMU that runs, or its VM has migrated into that one.
         earlier: What the QEMU of the record, or one before it, had, if another one runs now.
         placement: Where these have QEMU's threads run; None: they say nothing of that.
+        everywhere: True if these have threads for which nothing is said run on all host CPUs.
     """
 
     previous: Identity | None = None
@@ -60,6 +61,7 @@ class _Found(NamedTuple):
     same_instance: bool = False
     earlier: PreviousVcpus | None = None
     placement: Placement | None = None
+    everywhere: bool = False
 
 
 class Record:
@@ -78,6 +80,8 @@ class Record:
         next_placement: Where threads are to run from the next boot on, or None for where they do now; saved likewise.
         placement: Where QEMU's threads are to run: as was given last to be saved, else as the document said that was
             opened; for another QEMU than it is of, that of the next boot. None: nothing was said of that.
+        everywhere: True if it is the VM's own document, and has vCPU threads for which nothing is said run on all
+            host CPUs, once anything is said of any.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Record:
         self.next_boot = before.next_boot if before else None
         self.next_placement = before.next_placement if before else None
         self.placement = found.placement
+        self.everywhere = found.everywhere
         self._document = None if file is None else _RecordDocument(file, found.base, known)
         self._emulator = emulator
         self._generation = before.generation if before else 0
@@ -362,10 +367,11 @@ def _admit(path: Path, data: bytes, claim: Claim) -> _Found:
         if placement is not None and not in_place:
             # Nobody but us has written it, for a VM whose main thread may have been put somewhere.
             placement = replace(placement, everywhere=False) or None
+        everywhere = in_place and document.domain.placement == "static"
     except DomainXmlError as error:
         raise RecordCorruptError(path, f"cannot be trusted and is left alone: {str(error)[:MOST_TOLD]}") from error
     label = found.name if len(found.name) <= MOST_TOLD else None
-    return _Found(found, data if in_place else None, found.uuid, label, same, earlier, placement)
+    return _Found(found, data if in_place else None, found.uuid, label, same, earlier, placement, everywhere)
 
 
 def _admit_base(path: Path, base: bytes | str | os.PathLike[str], claim: Claim) -> _Found:
@@ -373,12 +379,14 @@ def _admit_base(path: Path, base: bytes | str | os.PathLike[str], claim: Claim) 
     try:
         with nullcontext() if isinstance(base, bytes) else naming_file(base):
             document = ReadDocument(data)
-            found, _, placement = document.identity, document.domain, document.placement or None
+            found, domain, placement = document.identity, document.domain, document.placement or None
     except DomainXmlError as error:
         raise RecordError(path, f"cannot be started from that document: {str(error)[:MOST_TOLD]}") from error
     refuse_other_document(path, found, claim)
     uuid = claim.uuid or found.uuid or str(uuid4())
-    return _Found(None, with_uuid(data, uuid), uuid, found.name, placement=placement)
+    return _Found(
+        None, with_uuid(data, uuid), uuid, found.name, placement=placement, everywhere=domain.placement == "static"
+    )
 
 
 def _placement(document: ReadDocument, *, is_next: bool) -> Placement | None:

@@ -196,6 +196,7 @@ async def attach(
             epoch=time.time() - now,
             has_agent=guest.has_agent,
             placement=over_kept(wish, None if kept is None else kept.placement),
+            everywhere=kept is not None and kept.everywhere,
         )
         intentions = _take_record_in(kept, state, answers, now, arrived=arrived)
         _put_right(kept, state, intentions, connection.monitor)
