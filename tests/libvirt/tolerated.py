@@ -8,6 +8,8 @@ __all__ = [
     "FAULTS",
     "MAP",
     "NO_SUCH_COUNT",
+    "OF_PLACES",
+    "OTHER_THREADS",
     "QUERIES",
     "READING",
     "REFUSALS",
@@ -75,6 +77,12 @@ QUERIES: Final = Difference(
     "none after a plug; a constant number for a whole map",
     "the accepted command and the event are the evidence, so no reply's size is paid for each vCPU",
 )
+OTHER_THREADS: Final = Difference(
+    "QEMU's threads that are neither vCPUs nor iothreads nor its main thread, after a live `emulatorpin`",
+    "stay where they are, unless libvirt moves them by a cpuset cgroup",
+    "go where its main thread goes",
+    "they are what `emulatorpin` is for, and no cgroup is ever changed here",
+)
 # Of a document that is read, by what it is about; test_generated_domains.py shows each.
 READING: Final = {
     "uuid": "libvirt makes one up where there is none: a document read twice must read alike",
@@ -91,6 +99,8 @@ READING: Final = {
 }
 
 TOLERATED: Final = (VCPUS_UNSAID, VCPUS_UNNEEDED, MAP, QUERIES)
+OF_PLACES: Final = (OTHER_THREADS,)
+"""Where threads run."""
 
 REFUSALS: Final = {
     DenialReason.SLOT_OCCUPIED: "is already in requested state",
