@@ -43,7 +43,7 @@ from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.names import is_device_id, is_qom_path
 from qmpvcpu.model.options import OnFailure
-from qmpvcpu.model.placement import Place, Placement, Scheduler
+from qmpvcpu.model.placement import CoreScheduling, Place, Placement, Scheduler
 from qmpvcpu.model.transition import Action, Direction, Intent, Step
 from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap
 from qmpvcpu.model.vm import SMP_LEVELS, Topology
@@ -100,6 +100,7 @@ class Metadata:
         previous: What an earlier QEMU had, and this one has not been given again, or None.
         nameless: True if the VM was given neither a uuid nor a name: the document's name is a label.
         in_place: True if the document around it is not ours: it is only changed, never written anew.
+        core_scheduling: Which threads share no core with others; None: nothing is said of that.
     """
 
     generation: int = 0
@@ -114,6 +115,7 @@ class Metadata:
     previous: PreviousVcpus | None = None
     nameless: bool = False
     in_place: bool = False
+    core_scheduling: CoreScheduling | None = None
 
     def with_layout(self, layout: Layout) -> "Metadata":
         """Return this with what *layout* says of pending removals, foreign device ids, and the VM's name."""
@@ -243,6 +245,7 @@ _KNOWN: Final[Mapping[str, Mapping[str, _Attribute]]] = {
         "made-up-uuid": _Attribute("uuid", _uuid, optional=True),
         "nameless": _Attribute("nameless", _truth, optional=True),
         "in-place": _Attribute("in_place", _truth, optional=True),
+        "core-scheduling": _Attribute("core_scheduling", CoreScheduling, optional=True),
     },
     "record/instance": {
         "host-tid": _Attribute("host_tid", _number),

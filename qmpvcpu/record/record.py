@@ -240,6 +240,7 @@ class Record:
             next_boot=self.next_boot,
             next_placement=self.next_placement,
             previous=state.previous,
+            core_scheduling=self.placement.core_scheduling if self.placement and self.placement.groups else None,
         ).with_layout(state.layout)
         assert self._document is not None  # noqa: S101 -- JUSTIFICATION: write() refuses without, mypy cannot know
         # What is written anew says all that is known, also where the placement is as it was.
@@ -391,10 +392,12 @@ def _admit_base(path: Path, base: bytes | str | os.PathLike[str], claim: Claim) 
 
 def _placement(document: ReadDocument, *, is_next: bool) -> Placement | None:
     """Return where a record has QEMU's threads run: those of the QEMU that it is of, or of the next one."""
-    metadata = document.metadata
-    if is_next and metadata is not None and metadata.next_placement is not None:
-        return placement_of(start_of(replace(document.domain, next_boot=None)))
-    return document.placement or None
+    metadata = document.metadata or Metadata()
+    found = document.placement
+    if is_next and metadata.next_placement is not None:
+        found = placement_of(start_of(replace(document.domain, next_boot=None)))
+    kind = metadata.core_scheduling
+    return (found if kind is None else replace(found, core_scheduling=kind)) or None
 
 
 def _base_document(base: bytes | str | os.PathLike[str]) -> bytes:

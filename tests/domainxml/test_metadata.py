@@ -12,7 +12,7 @@ from qmpvcpu.domainxml import NAMESPACE, Instance, Metadata, read_identity, rend
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.options import OnFailure
-from qmpvcpu.model.placement import Place, Placement, Scheduler
+from qmpvcpu.model.placement import CoreScheduling, Place, Placement, Scheduler
 from qmpvcpu.model.transition import Action, Direction, Intent, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import Topology
@@ -92,9 +92,11 @@ def previous(draw: st.DrawFn) -> PreviousVcpus:
     return PreviousVcpus(16384, VcpuMap(order[: draw(st.integers(1, len(order)))]), order, topology)
 
 
-@given(kept=previous(), nameless=st.booleans())
-def test_what_an_earlier_qemu_had_comes_back_as_it_was(*, kept: PreviousVcpus, nameless: bool) -> None:
-    metadata = Metadata(previous=kept, nameless=nameless)
+@given(kept=previous(), nameless=st.booleans(), kind=st.none() | st.sampled_from(CoreScheduling))
+def test_what_an_earlier_qemu_had_comes_back_as_it_was(
+    *, kept: PreviousVcpus, nameless: bool, kind: CoreScheduling | None
+) -> None:
+    metadata = Metadata(previous=kept, nameless=nameless, core_scheduling=kind)
     assert read_back(metadata) == metadata
 
 
@@ -214,6 +216,7 @@ DAMAGED = {
     "one without end": ("<q:previous max='99999' started-with='1' order='0'/>", "is not 1 to 16384"),
     "one with no such level": ("<q:previous max='4' started-with='1' order='0' cores='0'/>", "<previous>: cores"),
     "neither nameless nor not": ("generation='1' nameless='1'", "<record>: nameless"),
+    "cores that are shared in no known way": ("generation='1' core-scheduling='x'", "<record>: core-scheduling: 'x'"),
     "two devices in one slot": ("<q:device vcpu='1' id='a'/><q:device vcpu='1' id='b'/>", "another of vCPU 1"),
     "a device with an option": ("<q:device vcpu='1' id='a,b=c'/>", "<device>: id: 'a,b=c' is not a device id"),
     "a step to nowhere": (

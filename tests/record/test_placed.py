@@ -72,6 +72,25 @@ async def test_what_libvirt_has_no_word_for_is_no_error(open_record: OpenRecord,
     assert said_by(path) == as_said(WISH)
 
 
+async def test_core_scheduling_is_there_for_the_next_one(open_record: OpenRecord, tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    for wish in (
+        replace(WISH, core_scheduling=CoreScheduling.VCPUS),
+        Placement(core_scheduling=CoreScheduling.VCPUS),
+    ):
+        record = await open_record(path)
+        await record.write(FOUR, placement=wish)
+        await record.close()
+        again = await open_record(path)
+        assert again.placement == wish
+        await again.write(FOUR)
+        await again.close()
+        assert b'core-scheduling="vcpus"' in path.read_bytes()
+    record = await open_record(path)
+    await record.write(FOUR, placement=Placement())
+    assert b"core-scheduling" not in path.read_bytes()
+
+
 async def test_the_vms_own_document_follows_and_keeps_all_else(open_record: OpenRecord, tmp_path: Path) -> None:
     document, layout = vm_of("cputune-schedulers")
     path = tmp_path / "vm.xml"
