@@ -26,7 +26,7 @@ group = "root"
 security_driver = "none"
 stdio_handler = "file"
 remember_owner = 0
-cgroup_controllers = []
+cgroup_controllers = [$3]
 END
 cat >/etc/libvirt/libvirtd.conf <<END
 unix_sock_dir = "$1"
@@ -34,6 +34,7 @@ auth_unix_rw = "none"
 log_outputs = "2:file:$1/monitor.log 3:stderr"
 END
 [ "$2" ] && echo 'log_filters = "2:qemu_monitor"' >>/etc/libvirt/libvirtd.conf
+[ "$3" ] && umount -l /sys/fs/cgroup/unified  # where it is mounted, libvirt takes it, though it has no controller
 exec 3<&0
 while :; do
   libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid </dev/null &
@@ -147,10 +148,11 @@ class Libvirt:
 
 
 @contextlib.contextmanager
-def running_libvirtd(*, log_monitors: bool = False) -> Iterator[Libvirt]:
+def running_libvirtd(*, log_monitors: bool = False, cgroups: bool = False) -> Iterator[Libvirt]:
     """Start one, as root or in a user namespace of its own, and end it with all that it runs.
 
-    *log_monitors*: it takes down what goes over the domains' monitors, which takes its time.
+    *log_monitors*: it takes down what goes over the domains' monitors, which takes its time. *cgroups*: it puts each
+    domain's threads into cgroups with a cpuset, which takes root, and cgroups of version 1.
     """
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     # Not a test's temporary folder: a UNIX socket's path is 107 bytes at most.
@@ -169,6 +171,7 @@ def running_libvirtd(*, log_monitors: bool = False) -> Iterator[Libvirt]:
                 "sh",
                 folder,
                 "yes" if log_monitors else "",
+                '"cpu", "cpuset"' if cgroups else "",
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,5 +1,6 @@
 """libvirt and we run the threads of twin VMs in the same places, and say so alike in their documents."""
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,13 @@ from tests.libvirt.placed_twins import (
 from tests.libvirt.tolerated import OF_PLACES
 from tests.substrates import Substrate, substrates
 
-pytestmark = [pytest.mark.libvirt, pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.libvirt,
+    pytest.mark.qemu,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this"),  # real time
+    pytest.mark.skipif(len(HOST) == 1, reason="this host has one CPU"),
+]
 
 KVM = substrates(["q35"], accels=["kvm"])
 FIRST, LAST = min(HOST), max(HOST)
