@@ -318,6 +318,9 @@ def test_a_step_has_its_verdict_as_an_object() -> None:
         "undone": None,
         "proofs": None,
         "missing": None,
+        "placed": None,
+        "unplaced": "",
+        "taken_out": False,
     }
 
 
