@@ -4,15 +4,17 @@ import enum
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu.errors import Outcome, milliseconds, printable
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, OnFailure, Proof
-from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.vcpumap import VcpuMap, union, union_by
 from qmpvcpu.model.verdicts import Pending, Plugged, Refused, Unknown, Unplugged, Verdict
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.placement import Placement
 
 _MOST_LISTED: Final = 4  # more alike steps in a row than these share a line
 _MOST_SAID: Final = 5  # an error's message is one line; the report has them all
@@ -96,7 +98,7 @@ class Intent:
     config: str | None = None
     main_cpus: VcpuMap | None = None
     birthplaces: tuple[VcpuMap, ...] = ()
-    next_placement: Placement | None = None
+    next_placement: "Placement | None" = None
 
 
 class TransitionOutcome(enum.Enum):

@@ -21,7 +21,6 @@ from qmpvcpu.errors import (
     printable,
     shorten,
 )
-from qmpvcpu.host.finding import Found, find_qemu
 from qmpvcpu.host.processes import has_ended
 from qmpvcpu.host.sockets import peer_inode
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -30,6 +29,8 @@ from qmpvcpu.qmp.client import TunedClient, end, establish, explain, longest_lin
 
 if TYPE_CHECKING:
     from asyncio.trsock import TransportSocket
+
+    from qmpvcpu.host.finding import Found
 
 Target = str | os.PathLike[str] | tuple[str, int] | socket.socket | QMPClient
 
@@ -181,12 +182,14 @@ class Monitor:
         self.version, self.package = read_version(self.address, version)
         client.register_listener(self._listener)
 
-    def find_qemu(self, tids: Collection[int]) -> Found:
+    def find_qemu(self, tids: Collection[int]) -> "Found":
         """Return which process of this host is QEMU, whose vCPU threads it calls *tids*; see ``host.finding``.
 
         The same threads are looked for once: what is at the other end does not change.
         """
         if self._found is None or self._found[0] != {*tids}:
+            from qmpvcpu.host.finding import find_qemu  # most programs need no thread of QEMU's
+
             connection = None if self._connection is None else peer_inode(self._connection)
             self._found = {*tids}, find_qemu(self.peer_pid, tids, connection=connection)
         return self._found[1]

@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu import qapi
 from qmpvcpu.errors import CommandRejectedError, MalformedReplyError, clip
 from qmpvcpu.given import checked
-from qmpvcpu.host.threads import Usage, find, read_usage
 from qmpvcpu.model.counters import KvmCounters
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus
@@ -22,6 +21,10 @@ from qmpvcpu.qapi import (
     vcpu_paths,
 )
 from qmpvcpu.qmp.monitor import Monitor, Target
+
+# Imports in functions below: most programs look at no thread of QEMU's.
+if TYPE_CHECKING:
+    from qmpvcpu.host.threads import Usage
 
 Reading = tuple[tuple[Slot, ...], tuple[ThreadReading, ...] | None]
 
@@ -179,6 +182,8 @@ class Reader:
 
     async def _threads_ran(self, paths: Sequence[str]) -> set[str]:
         """Return which of the vCPUs at *paths* have a thread that has run for longer than one that never started."""
+        from qmpvcpu.host.threads import find, read_usage
+
         threads = await self._threads() or ()
         if not threads or runs_single_threaded(threads):
             return set()
@@ -322,6 +327,8 @@ class Reader:
 
     def _why_no_run_time(self, tid: int) -> str:
         """Say why the run time of QEMU's threads cannot be read, of which *tid* is one; "" if it can."""
+        from qmpvcpu.host.threads import find, read_usage
+
         only = "under TCG only the run time of QEMU's threads tells it"
         qemu = self._monitor.find_qemu([tid])
         if qemu.pid is None:
@@ -367,7 +374,7 @@ class Reader:
             return None
 
 
-def _has_executed(usage: Usage | None) -> bool:
+def _has_executed(usage: "Usage | None") -> bool:
     if usage is None or usage.turns is None:
         return False
     return usage.run_ns > _ONCE_NS + usage.turns * _EACH_TURN_NS

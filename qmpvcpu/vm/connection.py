@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from qmpvcpu import qapi
 from qmpvcpu.engine.messages import Returned
 from qmpvcpu.errors import MalformedReplyError, MonitorConnectError, MonitorLostError, QmpVcpuError, printable
-from qmpvcpu.host.finding import Found as FoundQemu
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.vcpumap import MOST_VCPUS
 from qmpvcpu.model.vm import VmInfo
@@ -18,6 +17,7 @@ from qmpvcpu.qmp.queries import Reader
 
 if TYPE_CHECKING:
     from qmpvcpu.domainxml.record_element import Instance
+    from qmpvcpu.host.finding import Found as FoundQemu
 
 _log = logging.getLogger("qmpvcpu.vm")
 
@@ -108,7 +108,7 @@ class Connection(NamedTuple):
         monitor = await Monitor.open(target, timeout=reply_timeout, on_event=ear.event, on_lost=ear.lost)
         return cls(monitor, Reader(monitor, reply_timeout), ear)
 
-    def find_qemu(self, slots: Sequence[Slot]) -> FoundQemu:
+    def find_qemu(self, slots: Sequence[Slot]) -> "FoundQemu":
         """Return which process of this host is QEMU, which has these *slots*: that with the threads of vCPU 0."""
         return self.monitor.find_qemu([tid for tid in slots[0].host_tids if tid is not None] if slots else [])
 

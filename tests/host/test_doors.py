@@ -1,16 +1,25 @@
 """One door to each part of the system."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import qmpvcpu
+from qmpvcpu.testing import MicroGuest
 
 PACKAGE = Path(qmpvcpu.__file__).parent
 
 # Files of the guest, which its agent reads.
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 IN_THE_GUEST = {("vm/guest.py", _BOOT_ID), ("testing/agent.py", _BOOT_ID)}
+
+
+def run(*arguments: str) -> str:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def docstrings(tree: ast.AST) -> Iterator[ast.expr]:
@@ -34,3 +43,23 @@ def test_only_host_opens_proc_and_moves_threads() -> None:
             elif isinstance(node, ast.Attribute) and node.attr.startswith("sched_"):
                 found.append((name, node.attr))
     assert found == []
+
+
+@pytest.mark.qemu
+async def test_a_vm_of_which_no_thread_is_to_run_anywhere_is_changed_without_what_places_them() -> None:
+    program = """
+import asyncio, sys, qmpvcpu
+
+async def main():
+    async with qmpvcpu.attach(sys.argv[1]) as vm:
+        await vm.plug(3)
+        await vm.refresh()
+
+asyncio.run(main())
+print(*sys.modules)
+"""
+    async with MicroGuest() as guest:
+        imported = run("-c", program, str(guest.qmp)).split()
+    unneeded = ["finding", "threads", "facts", "birthplace"]
+    parts = {f"qmpvcpu.host.{name}" for name in unneeded} | {"qmpvcpu.model.placement"}
+    assert not parts & {*imported}
