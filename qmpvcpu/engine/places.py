@@ -62,9 +62,11 @@ class Places:
 
     def with_birthplaces(self, intent: Intent) -> Intent:
         """Return *intent* with where QEMU's main thread may be sent to for it, and where it belongs."""
-        if self.placement is None or self.host is None or self.host.unreachable:
+        if self.host is None or self.host.unreachable:
             return intent
-        born_on = {self.placement.born_on(step.ids, self.host) for step in intent.steps}
+        born_on = {cpus for cpus, _ in self._births.values()}  # as was wanted when these were sent
+        if self.placement is not None:
+            born_on |= {self.placement.born_on(step.ids, self.host) for step in intent.steps}
         elsewhere = sorted((cpus for cpus in born_on if cpus not in (None, self.host.main_cpus)), key=str)
         if not elsewhere:
             return intent

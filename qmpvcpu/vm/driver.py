@@ -471,6 +471,7 @@ class Driver:
         if self.writer.record is not None:
             self.writer.record.instance = found.instance
         self.put(found.returned)
+        self.meet_host()  # another QEMU may run elsewhere
         self.connection.ear.hand_over(self._heard, self._doubt, self._lost)
 
     def _let_go(self, effect: LetGo) -> None:

@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +15,9 @@ import pytest
 from qemu.qmp import QMPClient
 
 import qmpvcpu
-from qmpvcpu import DenialReason, Proof, StepDeniedError, VcpuController, VcpuMap
+from qmpvcpu import DenialReason, Proof, Recovery, StepDeniedError, VcpuController, VcpuMap
 from qmpvcpu.errors import HostError, Outcome, PlacementError
-from qmpvcpu.events import PlaceDrifted, VcpuPlaced, VcpuUnplugged
+from qmpvcpu.events import InstanceChanged, PlaceDrifted, VcpuPlaced, VcpuUnplugged
 from qmpvcpu.host.birthplace import Birthplace
 from qmpvcpu.model.placement import Place, Placement, PlacementPolicy, QemuThread, ThreadKind
 from qmpvcpu.testing import Behaviour, MicroGuest, best_qemu
@@ -30,6 +33,7 @@ pytestmark = pytest.mark.qemu
 HOME = VcpuMap(os.sched_getaffinity(0))
 FIRST, LAST = str(HOME.lowest), str(max(HOME))
 STARTING = Behaviour.complying().starting()
+ROOT = Path(qmpvcpu.__file__).parents[1]
 ONE_CPU = "this host has one CPU"
 
 
@@ -425,3 +429,162 @@ async def test_one_thread_for_all_vcpus_cannot_be_in_two_places(version: str) ->
             await vm.plug(2, placement=Placement.pinned({2: LAST}))
         await vm.plug(2, placement="preferred")
         assert vm.layout.enabled == {0, 1, 2}
+
+
+async def child(code: str, *arguments: object, before: tuple[str, ...] = ()) -> tuple[int, str]:
+    """Run a program of its own, which *before* starts; return its exit status, and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *before, sys.executable, "-c", code, *map(str, arguments), stdout=subprocess.PIPE, cwd=ROOT
+    )
+    said, _ = await process.communicate()
+    return await process.wait(), said.decode().strip()
+
+
+_PLUG = """
+import asyncio, sys
+import qmpvcpu
+from qmpvcpu.model.placement import Place, Placement
+
+async def main(address, cpus, scheduler):
+    placement = Placement({1: Place.on(cpus or "0", scheduler or None)})
+    async with qmpvcpu.attach(address, placement=placement) as vm:
+        try:
+            await vm.plug(1)
+        except qmpvcpu.StepDeniedError as error:
+            print(error)
+        report = await vm.set_map("0-1", placement="preferred")
+        print([step.unplaced for step in report.steps])
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_real_time_scheduler_without_permission(tmp_path: Path, root: None) -> None:  # noqa: ARG001
+    without = ("setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice")
+    wrapper = tmp_path / "qemu"
+    wrapper.write_text(f'#!/bin/sh\nexec {" ".join(without)} {best_qemu()} "$@"\n')
+    wrapper.chmod(0o755)
+    async with MicroGuest(wrapper) as guest:
+        _, said = await child(_PLUG, guest.qmp, LAST, "fifo:5", before=without)
+        denied, kept = said.splitlines()
+        assert "a real-time priority of 5 is not allowed here, none may be set" in denied
+        assert "CAP_SYS_NICE" in denied
+        assert "a real-time priority of 5 is not allowed here" in kept
+        assert affinity(guest.process.pid) == HOME
+
+
+async def test_a_qemu_of_which_proc_shows_nothing(root: None) -> None:  # noqa: ARG001 - a condition
+    name = f"@qmpvcpu-{os.getpid()}"
+    socket = ("-qmp", f"unix:path={name[1:]},abstract=on,server=on,wait=off")
+    hidden = "mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid=65534 --regid=65534 --clear-groups "
+    async with MicroGuest(extra_args=socket) as guest:
+        script = f'{hidden} "$0" "$@"'
+        before = ("unshare", "--mount", "--propagation=private", "sh", "-c", script)
+        _, said = await child(_PLUG, name, LAST, "", before=before)
+        denied, kept = said.splitlines()
+        assert "hidepid" in denied
+        assert "hidepid" in kept
+        assert affinity(guest.process.pid) == HOME
+
+
+async def test_another_qemu_that_takes_its_place(tmp_path: Path) -> None:
+    name = ("-name", "vm")
+    async with MicroGuest(extra_args=name) as one, MicroGuest(extra_args=name) as two:
+        socket = tmp_path / "qmp"
+        socket.symlink_to(one.qmp)
+        os.sched_setaffinity(two.process.pid, VcpuMap.parse(FIRST))
+        placement = Placement.pinned({1: LAST, 2: FIRST})
+        async with qmpvcpu.attach(socket, placement=placement, reconnect=True) as vm:
+            await vm.plug(1)
+            stream = vm.events()
+            with held_birth(vm, LAST):
+                socket.unlink()
+                socket.symlink_to(two.qmp)
+                one.process.kill()
+                await until(stream, InstanceChanged)
+            await vm.set_map("0-2")
+            threads = {thread.vcpu: thread for thread in await vm.host.threads() if thread.vcpu is not None}
+            ran_only_on(threads[1], LAST)
+            ran_only_on(threads[2], FIRST)
+            assert str(affinity(two.process.pid)) == FIRST
+
+
+# Killed while a vCPU is born.
+
+_DIE = """
+import asyncio, os, signal, sys
+import qmpvcpu
+from qmpvcpu.host.birthplace import Birthplace
+from qmpvcpu.model.placement import Placement
+from qmpvcpu.qmp.monitor import Monitor
+
+address, record, cpus, where = sys.argv[1:]
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+begin, end, execute = Birthplace.begin, Birthplace.end, Monitor.execute
+
+def _begin(self, *args):
+    begin(self, *args)
+    if where == "main thread sent there":
+        die()
+
+def _end(self, *args):
+    if where == "before it goes home":
+        die()
+    end(self, *args)
+
+async def _execute(self, command, *args, **more):
+    reply = asyncio.create_task(execute(self, command, *args, **more))
+    if command == "device_add" and where == "command sent":
+        await asyncio.sleep(0.002)
+        die()
+    reply = await reply
+    if command == "device_add" and where == "replied":
+        die()
+    return reply
+
+Birthplace.begin, Birthplace.end, Monitor.execute = _begin, _end, _execute
+
+async def main():
+    async with qmpvcpu.attach(address, record=record or None) as vm:
+        await vm.plug(1, placement=Placement.pinned({1: cpus}))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("where", ["main thread sent there", "command sent", "replied", "before it goes home"])
+async def test_who_comes_after_a_kill_sends_the_main_thread_home(tmp_path: Path, where: str) -> None:
+    record = tmp_path / "vm.xml"
+    async with MicroGuest(extra_args=("-name", "vm", "-object", "iothread,id=io0")) as guest:
+        status, _ = await child(_DIE, guest.qmp, record, LAST, where)
+        assert status == -signal.SIGKILL
+        assert str(affinity(guest.process.pid)) == LAST
+        async with qmpvcpu.attach(guest.qmp, record=record) as vm:
+            assert vm.interrupted is not None
+            assert affinity(guest.process.pid) == HOME
+            await vm.recover(Recovery.FINISH)
+            await check_threads(vm, guest, {1: LAST})
+
+
+async def test_without_a_record_nothing_is_known_of_the_main_thread(caplog: pytest.LogCaptureFixture) -> None:
+    async with MicroGuest() as guest:
+        status, _ = await child(_DIE, guest.qmp, "", LAST, "replied")
+        assert status == -signal.SIGKILL
+        async with qmpvcpu.attach(guest.qmp) as vm:
+            assert vm.interrupted is None
+            assert not vm.host.placement
+            assert vm.host.drifted == {}
+            assert str(affinity(guest.process.pid)) == LAST
+        assert "main thread" not in caplog.text
+
+
+async def test_a_main_thread_that_somebody_else_has_moved_is_left_there(tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    async with MicroGuest(extra_args=("-name", "vm")) as guest:
+        await child(_DIE, guest.qmp, record, LAST, "replied")
+        os.sched_setaffinity(guest.process.pid, VcpuMap.parse(FIRST))
+        async with qmpvcpu.attach(guest.qmp, record=record):
+            assert str(affinity(guest.process.pid)) == FIRST

@@ -9,10 +9,11 @@ The core is told all this by its one entry, and its effects are carried out as `
 
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from qmpvcpu import Layout, MalformedReplyError, MonitorLostError, OnFailure, Proof, QmpVcpuError, VcpuMap, qapi
 from qmpvcpu.engine.intents import Intentions
@@ -24,12 +25,15 @@ from qmpvcpu.engine.messages import (
     Effect,
     GuestTold,
     Heard,
+    HostIs,
     Input,
     LetGo,
     Look,
     Looked,
     LookFailed,
     Lost,
+    NotBorn,
+    PlaceThreads,
     Publish,
     Refresh,
     Rejection,
@@ -40,9 +44,11 @@ from qmpvcpu.engine.messages import (
     Saved,
     Send,
     Settle,
+    ThreadsPlaced,
     Tick,
     Unanswered,
     Wait,
+    Wanted,
     WantRead,
 )
 from qmpvcpu.engine.removal import Removal, State
@@ -59,11 +65,12 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.events import Event, VcpuProven, VcpuUnplugged
 from qmpvcpu.model.options import CheckedOptions
+from qmpvcpu.model.placement import Placement, PlacementPolicy
 from qmpvcpu.model.transition import Action, Intent
 from qmpvcpu.model.verdicts import OstStatus, Pending, Plugged, Refused, Unknown, Unplugged
 from qmpvcpu.model.vm import VmInfo, VmStatus
 from tests.engine.model_qemu import OTHER, SLOTS, US, Deletions, ModelQemu, Reply
-from tests.engine.story import plug, set_state, unplug
+from tests.engine.story import HOST, plug, set_state, unplug
 from tests.engine.watched import Watched
 
 __all__ = ["REPLY_TIMEOUT", "Command", "Disk", "EngineBesideQemu", "vcpus"]
@@ -77,6 +84,15 @@ VM = VmInfo("t", "x86_64", "q35", "kvm", (10, 0, 2))
 PERIPHERAL = "/machine/peripheral/"
 UNDER_WAY = {StepStage.LEAVING_GUEST, StepStage.SENT, StepStage.UNSURE, StepStage.RETURNING_TO_GUEST}
 proofs = st.sampled_from([Proof.PRESENT, *Proof])
+policies = st.sampled_from([None, None, *PlacementPolicy])
+placements = st.sampled_from(
+    [
+        None,
+        Placement.pinned({1: "4", 2: "4", 3: "5"}),
+        Placement.pinned({1: "4", 3: "5"}, policy=PlacementPolicy.PREFERRED),
+        Placement.pinned({1: "4", 2: "0-3", 3: "4"}),
+    ]
+)
 single_options = st.builds(
     CheckedOptions,
     on_failure=st.just(OnFailure.STOP),
@@ -87,6 +103,7 @@ single_options = st.builds(
     require_proof=st.sampled_from([False, False, True]),
     online=st.booleans(),
     offline_first=st.booleans(),
+    placement_policy=policies,
 )
 
 
@@ -153,7 +170,18 @@ class EngineBesideQemu(RuleBasedStateMachine):
         self.offline: dict[StepRun, tuple[int, int]] = {}  # the CPU that the agent has taken offline for each
         self.failed_before: dict[StepRun, int] = {}  # how often the agent had failed by then
         self.asked_at: Counter[object] = Counter()
+        self.births: dict[int, VcpuMap | None] = {}  # where QEMU's main thread has to be, by device_add in flight
+        self.host = "well"
+        self.placement: Placement | None = None
         self.engine = self.attach()
+
+    @initialize(placement=placements)
+    def threads_are_to_run_there(self, placement: Placement | None) -> None:
+        self.want(placement)
+
+    def want(self, placement: Placement | None) -> None:
+        self.placement = placement
+        self.put(Wanted(placement))
 
     def attach(self) -> Watched:
         """Look for the first time, and take in what the record knows of this very QEMU."""
@@ -169,7 +197,9 @@ class EngineBesideQemu(RuleBasedStateMachine):
             answers=answers,
             now=self.now,
             has_agent=self.has_agent,
+            placement=self.placement,
         )
+        state.places.host = HOST
         pending = {vcpu for vcpu, seen in self.disk.pending.items() if seen == len(self.qemu.history[vcpu]) - 1}
         state.known_from_record(pending, answers, self.now)
         intentions = Intentions(self.disk.intent, self.disk.desired)
@@ -211,7 +241,15 @@ class EngineBesideQemu(RuleBasedStateMachine):
             self.receiving = False
 
     def receive(self, given: Input) -> None:
-        effects = self.engine.receive(given, self.now)
+        if isinstance(given, Accepted | Rejection | Unanswered | NotBorn):
+            born_on = self.births.get(given.number)
+            alone = len(self.births) == 1 and born_on is not None and self.host == "well"
+            if isinstance(given, Accepted) and alone:
+                given = given._replace(in_place=True)
+            effects = self.engine.receive(given, self.now)
+            self.births.pop(given.number, None)
+        else:
+            effects = self.engine.receive(given, self.now)
         for transition in self.engine.confirmed:
             assert isinstance(given, Looked)
             self.seen_last[transition] = self.seen_by[given.number]
@@ -233,6 +271,8 @@ class EngineBesideQemu(RuleBasedStateMachine):
                 self.look(effect)
             case Ask():
                 self.question(effect)
+            case PlaceThreads():
+                self.place(effect)
             case Save():
                 self.save(effect)
             case Publish():
@@ -250,11 +290,37 @@ class EngineBesideQemu(RuleBasedStateMachine):
         path = device if device.startswith("/") else PERIPHERAL + device
         (self.added if run.plugs else self.asked).setdefault(transition, set()).add(vcpu)
 
+        if run.plugs:
+            self.births[send.number] = send.born_on
+            if send.born_on is not None and self.host == "full":
+                self.put(NotBorn(send.number, "no such host CPU"))
+                return
+            self.check_births(run)
+
         def execute() -> Input:
             taken = self.qemu.add(vcpu, path, US) if run.plugs else self.qemu.remove(path, US)
             return Accepted(send.number) if taken else Rejection(send.number, "GenericError", "no")
 
         self.commands.append(Command(send.number, execute, lambda error: Unanswered(send.number, error)))
+
+    def check_births(self, run: StepRun) -> None:
+        """QEMU's main thread is at one place only, and that is the new vCPU's."""
+        assert len(set(self.births.values())) == 1, "what is born elsewhere waits"
+        born_on = next(iter(self.births.values()))
+        known = self.placement is not None and self.engine.state.places.host is not None
+        wanted = self.placement.born_on(run.step.ids, HOST) if self.placement is not None and known else None
+        assert run.born_anyway or run.rejections or born_on == (None if wanted == HOST.main_cpus else wanted)
+
+    def place(self, effect: PlaceThreads) -> None:
+        """QEMU is asked for its threads, and they are put in their place."""
+        self.count_question(effect.slots)
+        lost = ThreadsPlaced(effect.number, {})
+
+        def execute() -> Input:
+            why = {"well": "", "full": "no such host CPU"}.get(self.host)
+            return lost if why is None else ThreadsPlaced(effect.number, {slot.first: why for slot in effect.slots})
+
+        self.commands.append(Command(effect.number, execute, lambda error: lost._replace(error=error)))
 
     def question(self, ask: Ask) -> None:
         transition, run = self.engine.askers.get(ask.number, (None, None))
@@ -376,6 +442,16 @@ class EngineBesideQemu(RuleBasedStateMachine):
         moments = [each for each in limits if each is not None]
         if moments:
             self.time_passes(max(min(moments) - self.now, 0.0))
+
+    # The host.
+
+    @rule(mood=st.sampled_from(["well", "well", "full", "hidden"]))
+    def the_host_is(self, mood: str) -> None:
+        self.host = mood
+
+    @rule(placement=placements)
+    def somebody_wants_threads_elsewhere(self, placement: Placement | None) -> None:
+        self.want(placement)
 
     # The guest's agent.
 
@@ -569,6 +645,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
         self.hear_answers()
         self.online, self.returning = True, 0
         self.put(Returned(slots, threads, VmStatus("running"), dict(self.qemu.answers), same))
+        self.put(HostIs(HOST))
         self.between = False
 
     # The wire.
@@ -664,6 +741,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
             else:
                 self.check_verdict(run.step.first, run.verdict)
         self.check_proofs(transition)
+        self.check_places(transition)
         self.check_taken_back(transition)
 
     def check_proofs(self, transition: Transition) -> None:
@@ -673,6 +751,14 @@ class EngineBesideQemu(RuleBasedStateMachine):
                 assert isinstance(run.verdict, Plugged)
                 assert run.missing not in run.proofs or run.missing is Proof.ACKNOWLEDGED
                 assert run.reason
+
+    def check_places(self, transition: Transition) -> None:
+        """What has to be in its place is there, or the step has failed."""
+        for run in transition.runs:
+            assert not run.unplaced or run.placed_at is None
+            assert not (run.taken_out is not None and run.went_well)
+            if run.taken_out is not None and run.taken_out.verdict is None:
+                assert transition.cancelled or transition.lost or run.taken_out.reason, run
 
     def check_taken_back(self, transition: Transition) -> None:
         """What the agent has taken offline is online again, has left, or is told of."""
@@ -766,7 +852,8 @@ class EngineBesideQemu(RuleBasedStateMachine):
             if transition.cancelled and self.online and self.engine.lost is None:
                 looks = transition.phase in {Phase.LOOK, Phase.CONFIG}
                 saves = transition in {self.engine.savers.get(number, (None,))[0] for number in self.engine._saves}
-                assert looks or saves or transition.batch.has_commands, "a safe point was reached"
+                busy = transition.batch.has_commands or transition.batch.is_placing
+                assert looks or saves or busy, "a safe point was reached"
 
     # The end.
 
@@ -779,7 +866,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
             if until() if until is not None else not (self.open or self.engine._running):
                 return
             self.qemu.catch_up()
-            self.agent = "well"
+            self.agent = self.host = "well"
             if round_ > 10:  # what has been misheard is never answered
                 self.a_deadline_passes()
             for vcpu in range(SLOTS):
@@ -813,7 +900,14 @@ class EngineBesideQemu(RuleBasedStateMachine):
         assert [layout.slot_of(first).qom_path for first in layout.order] == self.qemu.created
         assert not engine.situation.in_flight
         assert not engine.is_busy
-        assert engine.recorded.intent == engine.intentions.interrupted, "what nobody does is under way"
+        assert engine.state.places.oldest_birth is None
+        assert not engine.state.places.arriving
+        assert not self.births
+        under_way, left = (
+            each and replace(each, main_cpus=None, birthplaces=())
+            for each in (engine.recorded.intent, engine.intentions.interrupted)
+        )
+        assert under_way == left, "what nobody does is under way"
 
 
 def reason_of(error: BaseException | None) -> str:

@@ -608,6 +608,17 @@ def test_the_record_knows_where_the_main_thread_belongs() -> None:
     assert told.intents[-1] is None
 
 
+def test_the_record_knows_where_the_main_thread_is_though_something_else_is_wanted_by_now() -> None:
+    told = placing({1: "4"})
+    told.ask(plug(1))
+    for placement in (Placement.pinned({1: "5"}), None):
+        told.tell(Wanted(placement))
+        intent = told.engine.recorded.intent
+        assert intent is not None
+        assert VcpuMap.parse("4") in intent.birthplaces
+        assert intent.main_cpus == HOST.main_cpus
+
+
 def test_the_record_says_nothing_of_the_main_thread_where_it_is_not_moved() -> None:
     for told in (Story("0"), placing({1: "4"})):
         told.tell(HostIs(HOST if told.state.places.placement is None else HOST.__class__(unreachable="hidden")))
