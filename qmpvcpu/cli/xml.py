@@ -1,6 +1,7 @@
 """xml: the state of a VM as libvirt's domain XML: a document of its own, or the VM's own with the state in."""
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from qmpvcpu.cli.options import (
     OUTPUT,
@@ -16,6 +17,10 @@ from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
 from qmpvcpu.domainxml import omissions, render
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.layout import Layout
+    from qmpvcpu.model.placement import Placement
 
 
 @command(
@@ -33,7 +38,8 @@ async def xml(shell: Shell, *, emulator: str | None, base: str | None, output: s
     """Print the live state as libvirt's domain XML, as virsh define accepts it.
 
     What libvirt cannot say, or QEMU does not tell, is left out and named on standard error. With --base it is not:
-    that document keeps its memory, devices, NUMA cells and pins, byte for byte.
+    that document keeps its memory, devices, NUMA cells and pins, byte for byte. With --record, <cputune> says where
+    the record has QEMU's threads run.
 
       qmpvcpu xml --qmp /run/vm.qmp --emulator /usr/bin/qemu-system-x86_64 -o vm.xml
 
@@ -45,15 +51,24 @@ async def xml(shell: Shell, *, emulator: str | None, base: str | None, output: s
     if base is not None and emulator is not None:
         raise BadUsageError("--emulator goes without --base, which has its own")
     own = None if base is None else await asyncio.to_thread(read_document, base)
-    layout = await shell.look()
+    layout, placement = await _look(shell)
     with naming_document(base):
-        xml = render(layout, base=own, emulator=None if emulator is None else _absolute(emulator))
+        absolute = None if emulator is None else _absolute(emulator)
+        xml = render(layout, base=own, emulator=absolute, placement=placement)
         left_out = omissions(layout, base=own)
     content = document(xml=xml.decode(), left_out=list(left_out), **state_json(layout))
     if output is None:
         return CommandResult(REACHED, content, (), left_out, xml)
     await write_file(output, xml)
     return CommandResult(REACHED, content | {"output": output}, (f"written to {output}",), left_out)
+
+
+async def _look(shell: Shell) -> "tuple[Layout, Placement | None]":
+    """Return what is known of the VM, and where its threads are to run, if a record says so."""
+    if shell.options.record is None:
+        return await shell.look(), None
+    async with shell.attach(read_only=True) as vm:
+        return vm.layout, vm.host.placement or None
 
 
 def _absolute(path: str) -> str:

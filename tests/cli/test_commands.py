@@ -307,3 +307,16 @@ async def test_a_document_of_the_vms_own_gets_the_state_and_stays_as_it_is_other
 )
 def test_what_the_library_says_of_python_is_said_in_options(python: str, words: str) -> None:
     assert in_options(python) == words
+
+
+async def test_xml_says_where_a_record_has_threads_run(guest: MicroGuest, tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    where = ("--qmp", guest.qmp, "--record", record, "--name", "vm")
+    assert (await run("pin", "0=0", "5=0", *where)).code == 0
+    kept = record.read_bytes()
+    for options in ((), ("--base", record)):
+        printed = await run("xml", *options, *where)
+        assert printed.code == 0
+        assert "<vcpupin vcpu='0' cpuset='0'/>\n    <vcpupin vcpu='5' cpuset='0'/>" in printed.out
+    assert "cputune" not in (await run("xml", "--qmp", guest.qmp)).out
+    assert record.read_bytes() == kept
