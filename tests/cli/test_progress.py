@@ -10,11 +10,13 @@ from qmpvcpu.events import (
     LayoutChanged,
     MigrationChanged,
     Origin,
+    PlaceDrifted,
     Reconnected,
     UnplugAcknowledged,
     UnplugPending,
     UnplugRefused,
     UnplugRequested,
+    VcpuPlaced,
     VcpuPlugged,
     VcpuProven,
     VcpuUnplugged,
@@ -23,6 +25,7 @@ from qmpvcpu.events import (
     VmStopped,
 )
 from qmpvcpu.model.options import Proof
+from qmpvcpu.model.placement import Place
 from qmpvcpu.model.transition import Action, Step
 from qmpvcpu.model.vcpumap import VcpuMap
 from tests.cli.schema import KINDS_OF_EVENT
@@ -130,6 +133,18 @@ def test_each_step_has_a_row_with_what_it_does() -> None:
 SENTENCES: list[tuple[type[Event], dict[str, Any], str]] = [
     (VcpuPlugged, {"ids": VcpuMap([3])}, "vCPU 3 is plugged"),
     (VcpuProven, {"ids": VcpuMap([3]), "proof": Proof.STARTED, "seconds": 0.1}, "vCPU 3 started"),
+    (VcpuPlaced, {"ids": VcpuMap([3]), "seconds": 0.1}, "vCPU 3 is where it is to run"),
+    (VcpuPlaced, {"ids": VcpuMap([3]), "seconds": 0.1, "why_not": "gone"}, "vCPU 3 is not in its place: gone"),
+    (
+        PlaceDrifted,
+        {"ids": VcpuMap([3]), "wanted": Place.on("8"), "found": Place.on("0-9", "batch")},
+        "vCPU 3 runs on host CPUs 0-9, batch, and is to run on host CPUs 8",
+    ),
+    (
+        PlaceDrifted,
+        {"ids": VcpuMap(), "wanted": Place.on("8"), "found": Place.on("9")},
+        "QEMU's main thread runs on host CPUs 9, and is to run on host CPUs 8",
+    ),
     (UnplugRequested, {"ids": VcpuMap([3])}, "the guest is asked"),
     (UnplugAcknowledged, {"ids": VcpuMap([3])}, "the guest works on it"),
     (UnplugRefused, {"ids": VcpuMap([3]), "code": 0x82, "reason": "device is busy"}, "refused: device is busy"),
