@@ -92,6 +92,14 @@ def member(name: str, value: object, kind: type[enum.Enum]) -> object:
     return value
 
 
+def instance(name: str, value: object, kind: type | UnionType) -> Any:
+    """Return *value* if it is of the class *kind*, or of one of these classes."""
+    if not isinstance(value, kind):
+        known = [each.__name__ for each in get_args(kind) or (kind,) if each is not NoneType]
+        raise TypeError(f"{name} is a {' or '.join(known)}, not {_quoted(value)}")
+    return value
+
+
 def members(name: str, value: object, kind: type[enum.Enum]) -> Collection[object]:
     """Return *value* as a list if it is a collection of members of *kind*."""
     if isinstance(value, str) or not isinstance(value, Collection):

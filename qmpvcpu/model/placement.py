@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Final
 
+from qmpvcpu import given
 from qmpvcpu.errors import InvalidMapError, shorten
 from qmpvcpu.model.vcpumap import VcpuMap, union
 
@@ -14,7 +15,7 @@ LOWEST_PRIORITY: Final = 1
 HIGHEST_PRIORITY: Final = 99
 
 _NO_CPUS: Final = VcpuMap()
-_SCHEDULER: Final = re.compile(r"([a-z]+)(?::(-?\d{1,9}))?")
+_SCHEDULER: Final = re.compile(r"([a-z]+)(?::(-?[0-9]{1,9}))?")
 
 
 class SchedPolicy(enum.Enum):
@@ -47,6 +48,7 @@ class Scheduler:
         priority: From 1 to 99 for FIFO and RR; None for the others.
 
     Raises:
+        TypeError: One of them is of another kind.
         ValueError: The priority does not go with the policy.
     """
 
@@ -54,6 +56,9 @@ class Scheduler:
     priority: int | None = None
 
     def __post_init__(self) -> None:
+        given.member("policy", self.policy, SchedPolicy)
+        if self.priority is not None:
+            object.__setattr__(self, "priority", given.whole("priority", self.priority))
         if not self.policy.is_realtime:
             if self.priority is not None:
                 raise ValueError(f"scheduler {self.policy.value} has no priority: only fifo and rr have one")
@@ -73,7 +78,7 @@ class Scheduler:
         Raises:
             ValueError: It is none of these.
         """
-        found = _SCHEDULER.fullmatch(text.strip())
+        found = _SCHEDULER.fullmatch(given.text("a scheduler", text).strip())
         if found is None or found[1] not in {policy.value for policy in SchedPolicy}:
             raise ValueError(f"{shorten(text)} is no scheduler: other, batch, idle, fifo:PRIORITY or rr:PRIORITY is")
         return cls(SchedPolicy(found[1]), None if found[2] is None else int(found[2]))
@@ -111,6 +116,7 @@ class Place:
         scheduler: How it is scheduled; None: nothing is said.
 
     Raises:
+        TypeError: *cpus* is no VcpuMap, or *scheduler* no Scheduler; ``on`` takes text and numbers.
         ValueError: *cpus* is empty.
     """
 
@@ -118,6 +124,8 @@ class Place:
     scheduler: Scheduler | None = None
 
     def __post_init__(self) -> None:
+        given.instance("cpus", self.cpus, VcpuMap | None)
+        given.instance("scheduler", self.scheduler, Scheduler | None)
         if self.cpus is not None and not self.cpus:
             raise ValueError("a thread needs a host CPU to run on, and none is named")
 
@@ -159,7 +167,7 @@ class Placement:
     and ``vcpusched``, ``emulator`` is ``emulatorpin`` and ``emulatorsched``, ``cpuset`` is that of ``<vcpu>``.
 
     Attributes:
-        vcpus: The place of each vCPU, by its id.
+        vcpus: The place of each vCPU, by its id; what is done to the mapping later does not count.
         emulator: That of QEMU's other threads: its main thread and its workers, not its iothreads.
         cpuset: The host CPUs of all threads for which nothing else is said; None: nothing is said.
         everywhere: True has a vCPU thread run on all host CPUs where nothing else is said, as libvirt has it; False
@@ -170,6 +178,7 @@ class Placement:
         policy: What happens to a vCPU that cannot be put in its place once it is plugged.
 
     Raises:
+        TypeError: Something is of another kind: a vCPU's place is a Place, say.
         ValueError: *cpuset* is empty, a vCPU id is negative, or sets overlap though they are *exclusive*.
     """
 
@@ -182,10 +191,20 @@ class Placement:
     policy: PlacementPolicy = PlacementPolicy.REQUIRED
 
     def __post_init__(self) -> None:
+        given.instance("vcpus", self.vcpus, Mapping)
+        vcpus = {
+            given.at_least("a vCPU id", vcpu, 0): given.instance("the place of a vCPU", place, Place)
+            for vcpu, place in self.vcpus.items()
+        }
+        object.__setattr__(self, "vcpus", vcpus)
+        given.instance("emulator", self.emulator, Place)
+        given.instance("cpuset", self.cpuset, VcpuMap | None)
+        given.flag("everywhere", self.everywhere)
+        given.member("core_scheduling", self.core_scheduling, CoreScheduling)
+        given.flag("exclusive", self.exclusive)
+        given.member("policy", self.policy, PlacementPolicy)
         if self.cpuset is not None and not self.cpuset:
             raise ValueError("the cpuset of a VM names no host CPU")
-        if any(vcpu < 0 for vcpu in self.vcpus):
-            raise ValueError(f"a vCPU id is 0 or more, not {min(self.vcpus)}")
         if self.exclusive:
             self._refuse_overlap()
 
@@ -412,7 +431,8 @@ def host_cpus(cpus: str | Iterable[int]) -> VcpuMap:
     try:
         found = VcpuMap.parse(cpus) if isinstance(cpus, str) else VcpuMap(cpus)
     except InvalidMapError as error:
-        raise ValueError(f"{shorten(str(cpus))} is no set of host CPUs: {str(error).partition(': ')[2]}") from None
+        why = str(error).partition(": ")[2].replace("a vCPU id", "a host CPU")
+        raise ValueError(f"{shorten(str(cpus))} is no set of host CPUs: {why}") from None
     if not found:
         raise ValueError("no host CPU is named: say which, such as 8-11")
     return found
