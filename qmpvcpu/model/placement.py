@@ -296,6 +296,13 @@ class Placement:
         """Return this placement under another policy."""
         return replace(self, policy=policy)
 
+    def instead_of(self, other: "Placement | None") -> "Placement":
+        """Return what this says of threads, with the policy and the core scheduling of *other*."""
+        if other is None:
+            return self
+        # Whether sets may overlap was decided when these were asked for.
+        return replace(other, vcpus=self.vcpus, emulator=self.emulator, cpuset=self.cpuset, exclusive=False)
+
     def over(self, other: "Placement") -> "Placement":
         """Return this placement, with what it does not say as *other* has it; its policy is its own."""
         return replace(

@@ -48,6 +48,7 @@ from qmpvcpu.engine.messages import (
     ThreadsPlaced,
     Tick,
     Unanswered,
+    Wanted,
     WantRead,
     WriteConfig,
 )
@@ -468,8 +469,10 @@ class Driver:
         await left.monitor.close()
         if self.closed:
             return
-        if self.writer.record is not None:
-            self.writer.record.instance = found.instance
+        if (record := self.writer.record) is not None:
+            record.instance = found.instance
+            if record.next_placement is not None and not found.returned.same_instance:
+                self.put(Wanted(record.next_placement.instead_of(self.engine.state.places.placement)))
         self.put(found.returned)
         self.meet_host()  # another QEMU may run elsewhere
         self.connection.ear.hand_over(self._heard, self._doubt, self._lost)

@@ -9,9 +9,12 @@ import pytest
 import qmpvcpu
 from qmpvcpu import Affect, DomainConfig, Place, Placement, Recovery, VcpuMap
 from qmpvcpu.domainxml import Metadata, parse, read_identity
+from qmpvcpu.events import InstanceChanged
+from qmpvcpu.model.placement import PlacementPolicy
 from qmpvcpu.model.transition import ConfigOutcome
 from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.controller.test_next_boot import died_writing
+from tests.controller.vms import until
 from tests.domainxml.domains import document, domain_of_rows
 
 pytestmark = pytest.mark.qemu
@@ -122,3 +125,20 @@ async def test_a_record_keeps_its_promise_of_places_in_one_file(tmp_path: Path) 
         assert kept.intent is None
         assert kept.next_boot == {0, 2}
         assert pins(record) == {2: PIN}
+
+
+async def test_a_qemu_that_takes_the_place_of_another_has_the_places_of_the_next_boot(tmp_path: Path) -> None:
+    record, socket, name = tmp_path / "vm.xml", tmp_path / "qmp", ("-name", "vm")
+    async with MicroGuest(extra_args=name) as one, MicroGuest(extra_args=name) as two:
+        socket.symlink_to(one.qmp)
+        wish = Placement({0: Place(PIN)}, exclusive=True, policy=PlacementPolicy.PREFERRED)
+        async with qmpvcpu.attach(socket, record=record, placement=wish, reconnect=True) as vm:
+            await vm.host.place(Placement({1: Place(PIN)}), affect=Affect.CONFIG)
+            stream = vm.events()
+            socket.unlink()
+            socket.symlink_to(two.qmp)
+            one.process.kill()
+            await until(stream, InstanceChanged)
+            assert vm.host.placement == Placement({0: Place(PIN), 1: Place(PIN)}, policy=PlacementPolicy.PREFERRED)
+            await vm.plug(1)
+            assert pins(record) == {0: PIN, 1: PIN}
