@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -402,3 +403,42 @@ async def test_a_change_that_is_denied_moves_no_thread(guest: MicroGuest) -> Non
     assert os.sched_getaffinity((await looked(guest))[1]["tid"]) == set(HERE)
     assert (await run("set", "0-2", "--pin", f"1={FIRST}", *vm)).code == 0
     assert is_on((await looked(guest))[1], FIRST)
+
+
+async def test_threads_that_are_not_one_a_vcpu_are_told() -> None:
+    single = MicroGuest(accel="tcg,thread=single", boot=2)  # type: ignore[arg-type]  # an option rides along
+    async with single as guest:
+        ran = await run("pin", f"1={FIRST}", "--qmp", guest.qmp, "--json")
+    assert (ran.code, ran.error["reason"]) == (2, "cannot_place")
+    assert "one host thread runs all vCPUs" in ran.error["message"]
+
+
+async def test_a_qemu_in_a_pid_namespace_of_its_own_is_placed(tmp_path: Path) -> None:
+    qemu = tmp_path / "qemu"
+    root = "" if os.geteuid() == 0 else "--map-root-user"
+    qemu.write_text(f'#!/bin/sh\nexec unshare {root} --pid --fork --kill-child {best_qemu()} "$@"\n')
+    qemu.chmod(0o755)
+    async with MicroGuest(qemu, accel="tcg", boot=2) as guest:
+        ran = await run("plug", "3", "--pin", f"3={LAST}", "--qmp", guest.qmp)
+        assert f"on host CPUs {LAST}" in ran.out
+        assert is_on((await looked(guest))[3], LAST)
+
+
+async def test_a_qemu_that_is_stopped_is_told_by_its_deadline(guest: MicroGuest) -> None:
+    guest.process.kill(signal.SIGSTOP)
+    try:
+        ran = await run("pin", f"1={FIRST}", "--reply-timeout", "0.5", "--json", "--qmp", guest.qmp)
+    finally:
+        guest.process.kill(signal.SIGCONT)
+    assert ran.code == 3
+    assert "stopped" in ran.error["message"]
+
+
+async def test_vcpus_that_are_plugged_complete_with_their_sign(guest: MicroGuest) -> None:
+    words = ["qmpvcpu", "pin", ""]
+    env = environment(
+        _QMPVCPU_COMPLETE="fish_complete", COMP_WORDS=" ".join(words), COMP_CWORD="", QMPVCPU_QMP=str(guest.qmp)
+    )
+    ran = await run(env=env)
+    offered = [line.split(",", 1)[1].split("\t")[0] for line in ran.out.splitlines() if line.startswith("plain,")]
+    assert offered == ["0=", "1="]
