@@ -53,8 +53,9 @@ _QUIET_S: Final = 0.2
 _SHORT_S: Final = 0.02
 # Another thread than the event loop's waits for a reading no longer than this.
 _LONGEST_S: Final = 5.0
-# A VM of a fleet is being attached at first: until it is, but no longer than this, there are no metrics of it.
-_NEW_S: Final = 1.0
+# A VM of a fleet that was just found is being attached: until that has ended, but no longer than this, there are no
+# metrics of it.
+_NEW_S: Final = 5.0
 
 # KVM's names; without the second it is not known which vCPUs are halted.
 _EXITS: Final = "exits"
@@ -244,17 +245,17 @@ class _Member:
         address: Where its QMP is.
         name: What it is called, now or when it was last attached.
         label: The same, made different from that of every other VM.
-        trouble: Why it is not attached, or does not answer.
     """
 
     def __init__(self, address: str, operations: _Operations) -> None:
         self.address = address
         self.name = _safe(address)  # until it is known better
         self.label = ""
-        self.trouble = Trouble(f"no metrics of {address}", address)
+        self._trouble = Trouble(f"no metrics of {address}", address)
         self._gaps = Trouble(f"not all metrics of {address}", address)
         self._operations = operations
         self._found_at = time.monotonic()
+        self._failed = False
         self._vm: VcpuController | None = None
         self._stream: EventStream | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -271,7 +272,8 @@ class _Member:
     @property
     def is_new(self) -> bool:
         """True while it is being attached for the first time."""
-        return self._vm is None and self._read_at is None and time.monotonic() - self._found_at < _NEW_S
+        tried = self._vm is not None or self._failed or self._read_at is not None
+        return not tried and time.monotonic() - self._found_at < _NEW_S
 
     def follow(self, vm: VcpuController | None) -> None:
         """Read and hear *vm* from now on; None: it is not attached."""
@@ -291,8 +293,13 @@ class _Member:
             self._stream.on_news = None
         if self._reading is not None:
             self._reading.cancel()
-        self._vm = self._stream = self._reading = None
+        self._vm = self._stream = self._reading = self._statistics = None
         self._requested.clear()
+
+    def failed(self, error: Exception) -> None:
+        """Note that it cannot be attached."""
+        self._failed = True
+        self._trouble.failed(error)
 
     def begin(self) -> None:
         """Begin a reading, unless the last one is still without an answer."""
@@ -314,10 +321,10 @@ class _Member:
             self._statistics = await vm.statistics(kvm=_COUNTERS)
         except Exception as error:  # noqa: BLE001 -- JUSTIFICATION: one VM's failure is none of the scrape's
             self._answered, self._lost = False, isinstance(error, MonitorLostError)
-            self.trouble.failed(error)
+            self._trouble.failed(error)
         else:
             self._answered, self._lost, self._read_at = True, False, time.monotonic()
-            self.trouble.over()
+            self._trouble.over()
             if why := self._statistics.why_incomplete:
                 self._gaps.failed(QmpVcpuError(why))
             else:
@@ -547,7 +554,7 @@ class VcpuCollector:
                 return
             async for result in attaching:
                 if isinstance(result.error, Exception):
-                    self._member(fleet, result.address).trouble.failed(result.error)
+                    self._member(fleet, result.address).failed(result.error)
             await asyncio.sleep(self._rescan_interval)
             if fleet.directory is not None:
                 try:
