@@ -84,9 +84,11 @@ class Birthplace:
             self._known = self._known or frozenset(thread_ids(main.tid))
         main = self._main
         if cpus != self._cpus:
+            self._heed_others(main)
             try:
                 set_affinity(main, cpus, everywhere=self._everywhere())
             except (HostError, ProcessLookupError) as error:
+                self._cpus = None  # it may be on some of them
                 if not self._births:
                     self.restore()
                 raise error if isinstance(error, HostError) else HostError("QEMU has ended") from error
@@ -132,17 +134,30 @@ class Birthplace:
 
     def restore(self) -> None:
         """Send the main thread home, whatever is under way. Never fails: what cannot be is logged."""
-        home, self.home = self.home, None
-        self._cpus, self._births, self._threads = None, 0, 0
-        self._looked_at(in_place=False)
         # As it was then: who QEMU is cannot be found out any more if its connection is lost.
-        if home is not None and self._main is not None:
+        if self.home is not None and self._main is not None:
             try:
                 if not is_there(self._main):
                     raise ThreadGoneError(self._main.tid)
-                set_affinity(self._main, home, everywhere=self._everywhere())
+                self._heed_others(self._main)
+                set_affinity(self._main, self.home, everywhere=self._everywhere())
             except (HostError, ProcessLookupError) as error:
-                _log.warning("QEMU's main thread was not sent back to host CPUs %s: %s", home, error)
+                _log.warning("QEMU's main thread was not sent back to host CPUs %s: %s", self.home, error)
+        self.home = self._cpus = None
+        self._births = self._threads = 0
+        self._looked_at(in_place=False)
+
+    def _heed_others(self, main: HostThread) -> None:
+        """Have the main thread belong where somebody else has moved it since it was sent to the birthplace.
+
+        The kernel moves it too: what the cgroup forbids is taken away, and if that is all, it may run anywhere.
+        """
+        if self._cpus is None or (found := _affinity(main)) == self._cpus:
+            return
+        usable = read_facts(main.tid).usable
+        if found != (self._cpus & usable or usable):
+            self.home = self._strays_home = VcpuMap(found)
+            _log.info("QEMU's main thread belongs on host CPUs %s now: somebody has moved it there", self.home)
 
     def rehome(self, cpus: VcpuMap) -> VcpuMap | None:
         """Note that the main thread belongs on these host CPUs from now on.

@@ -12,7 +12,7 @@ import pytest
 from qmpvcpu.errors import HostError, ThreadGoneError
 from qmpvcpu.host.birthplace import Birthplace, put_right
 from qmpvcpu.host.threads import HostThread, all_of, find, find_main, put
-from qmpvcpu.model.placement import Place
+from qmpvcpu.model.placement import HostFacts, Place
 from qmpvcpu.model.vcpumap import VcpuMap
 
 EVERYWHERE = VcpuMap(os.sched_getaffinity(0))
@@ -111,6 +111,32 @@ def test_it_goes_home_to_where_it_was(qemu: Qemu, birthplace: Birthplace) -> Non
     assert cpus(qemu.main) == [EVERYWHERE]
     birthplace.rehome(home)  # nothing is under way
     assert birthplace.home is None
+
+
+def test_it_stays_where_somebody_else_has_moved_it_meanwhile(qemu: Qemu, birthplace: Birthplace) -> None:
+    theirs = VcpuMap([max(EVERYWHERE)])
+    birthplace.begin(THERE, 1)
+    os.sched_setaffinity(qemu.main.tid, theirs)
+    birthplace.end()
+    assert cpus(qemu.main) == [theirs]
+    put(qemu.main, Place(EVERYWHERE), everywhere=EVERYWHERE)
+    birthplace.begin(THERE, 1)
+    os.sched_setaffinity(qemu.main.tid, theirs)
+    birthplace.begin(EVERYWHERE, 1)  # elsewhere, while the one before is not over
+    birthplace.end()
+    birthplace.end()
+    assert cpus(qemu.main) == [theirs]
+
+
+def test_a_place_of_which_the_cgroup_has_left_nothing_is_nobodys_wish(
+    qemu: Qemu, birthplace: Birthplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    birthplace.begin(THERE, 1)
+    shrunk = HostFacts(online=EVERYWHERE, allowed=EVERYWHERE - THERE)
+    monkeypatch.setattr("qmpvcpu.host.birthplace.read_facts", lambda _: shrunk)
+    os.sched_setaffinity(qemu.main.tid, shrunk.usable)  # as the kernel has it then
+    birthplace.end()
+    assert cpus(qemu.main) == [EVERYWHERE]
 
 
 def test_fewer_or_more_threads_than_plugs_make_prove_nothing(qemu: Qemu, birthplace: Birthplace) -> None:
