@@ -16,13 +16,14 @@ from qmpvcpu.errors import (
     ReplayMismatchError,
     StalePlanError,
     StepDeniedError,
+    TransitionError,
     describe,
     printable,
 )
 from qmpvcpu.given import checked
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, ChangeOptions, CheckedOptions, OnFailure, Recovery
-from qmpvcpu.model.transition import Action, ConfigReport, Direction, Intent, TransitionOutcome, TransitionReport
+from qmpvcpu.model.transition import ConfigReport, Direction, Intent, TransitionOutcome, TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap, union
 from qmpvcpu.model.verdicts import OstAnswer, Refused, Unplugged
 from qmpvcpu.model.vm import VmInfo
@@ -573,9 +574,13 @@ class VcpuController:
             call="recover",
         )
         follow = None if reverts else self._follow(intent)
-        report: TransitionReport = await self._change(change, follow)
-        if not reverts:
-            await self.host.place_vcpus(union(step.ids for step in intent.steps if step.action is not Action.UNPLUG))
+        concerned = union(step.ids for step in intent.steps)  # who died may not have put them in their place
+        try:
+            report: TransitionReport = await self._change(change, follow)
+        except TransitionError:
+            await self.host.place_vcpus(concerned)
+            raise
+        await self.host.place_vcpus(concerned)
         return report
 
     async def _seen(self, intent: Intent) -> TransitionReport:
