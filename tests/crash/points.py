@@ -124,12 +124,12 @@ def _watch_threads(points: Points, patch: pytest.MonkeyPatch, stuck: int) -> Non
         set_affinity(main, cpus, everywhere=everywhere)
         points.cross(f"QEMU's main thread is put on host CPUs {cpus}")
 
-    def _begin(self: Birthplace, cpus: VcpuMap, threads: int) -> None:
-        begin(self, cpus, threads)
+    def _begin(self: Birthplace, cpus: VcpuMap, *given: Any) -> None:
+        begin(self, cpus, *given)
         points.cross(f"a birth on {cpus} has begun")
 
-    def _end(self: Birthplace) -> None:
-        end(self)
+    def _end(self: Birthplace, *given: Any) -> None:
+        end(self, *given)
         points.cross("a birth is over")
 
     def _restore(self: Birthplace) -> None:

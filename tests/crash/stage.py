@@ -95,7 +95,17 @@ PLACED = Story("placed", OnFailure.REVERT, pins=PINS)
 PLACED_REFUSED = replace(REVERT_REFUSED, name="placed, revert, 6 refused", pins=PINS)
 # Its plug has succeeded when it turns out that it cannot be where it has to be: it is taken out again.
 PLACED_NOWHERE = replace(PLACED, name="placed, revert, 5 cannot be placed", stuck=5)
-PLACED_STORIES = (PLACED, PLACED_REFUSED, PLACED_NOWHERE)
+# vCPU 6 has left when the guest refuses to let 1 go: it is plugged again, where it was.
+PLACED_AGAIN = Story(
+    "placed, revert, 1 refused",
+    OnFailure.REVERT,
+    (REFUSAL.for_slot(1),),
+    refused=True,
+    keeps=1,
+    target=FEWER,
+    pins={2: (f"{min(HOME)}", None), 6: (f"{max(HOME)}", "batch")},
+)
+PLACED_STORIES = (PLACED, PLACED_REFUSED, PLACED_NOWHERE, PLACED_AGAIN)
 
 
 def placement_of(pins: Pins) -> Placement | None:
@@ -177,6 +187,7 @@ class Stage:
                 await vm.unplug(1)
                 await self.guest.set_behaviour(self.story.guest)
             await vm.set_map(START)
+            await vm.host.place(placement_of({vcpu: pin for vcpu, pin in self.story.pins.items() if vcpu in START}))
         if self.agent is not None:
             self.agent.reboot(START)
 
