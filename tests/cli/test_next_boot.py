@@ -227,12 +227,14 @@ async def test_a_record_keeps_the_next_boot_for_the_next_program(guest: MicroGue
 
 
 @pytest.mark.qemu
+@pytest.mark.parametrize("placed", [False, True])
 async def test_what_was_cut_short_before_the_next_boot_was_written_is_finished(
-    guest: MicroGuest, config: Path, tmp_path: Path
+    guest: MicroGuest, config: Path, tmp_path: Path, *, placed: bool
 ) -> None:
     config.write_bytes(document(domain_of_rows("00------")))
     record = tmp_path / "record.xml"
-    await died_writing(guest, record, config, "vm.set_map('0-2', affect=Affect.BOTH)")
+    placement = ", placement=qmpvcpu.Placement.pinned({2: '0'})" if placed else ""
+    await died_writing(guest, record, config, f"vm.set_map('0-2', affect=Affect.BOTH{placement})")
     where = ("--qmp", guest.qmp, "--record", record)
     async with qmpvcpu.attach(guest.qmp) as vm:
         name = vm.layout.vm.name
@@ -244,6 +246,7 @@ async def test_what_was_cut_short_before_the_next_boot_was_written_is_finished(
     assert ran.code == 2
     assert f"--config {config}" in ran.err
     assert "then at the next boot: 0-2" in ran.out
+    assert ("at the next boot: 0-2, with its threads in other places" in ran.out) is placed
     ran = await run("recover", *where, "--json")
     assert ran.code == 2
     assert ran.document["interrupted"]["next_boot"] == "0-2"
@@ -256,6 +259,7 @@ async def test_what_was_cut_short_before_the_next_boot_was_written_is_finished(
     assert ran.document["config"]["outcome"] == "written"
     assert ran.document["interrupted"]["next_boot"] == "0-2"
     assert await shown(config) == "00+-----"
+    assert ("<vcpupin vcpu='2' cpuset='0'/>" in config.read_text()) is placed
 
 
 @pytest.mark.qemu
