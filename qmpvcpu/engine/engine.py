@@ -300,12 +300,7 @@ class Engine:
 
     def situation_of(self, options: CheckedOptions) -> Situation:
         """Return what decides whether a change with *options* may be planned now."""
-        now = self.situation
-        if options.placement is None:
-            return now
-        known = now.placement
-        given = options.placement if known is None else options.placement.over(known).with_policy(known.policy)
-        return now._replace(placement=given)
+        return self.situation._replace(placement=self.state.places.wanted_with(options.placement))
 
     @property
     def recorded(self) -> Recorded:

@@ -56,6 +56,17 @@ class Places:
             placement = replace(placement, everywhere=True)
         self._placement = placement
 
+    def wanted_with(self, given: "Placement | None") -> "Placement | None":
+        """Return where the threads are to run once *given* is wanted too; the policy stays as it is.
+
+        Raises:
+            ValueError: Sets overlap that must not.
+        """
+        known = self.placement
+        if given is None or known is None:
+            return known if given is None else given
+        return given.over(known)
+
     def wants(self, slot: Slot) -> bool:
         """Return True if anything is wanted of the threads of *slot*."""
         return self.placement is not None and self.placement.wants(slot.ids)

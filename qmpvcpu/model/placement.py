@@ -304,7 +304,7 @@ class Placement:
         return replace(other, vcpus=self.vcpus, emulator=self.emulator, cpuset=self.cpuset, exclusive=False)
 
     def over(self, other: "Placement") -> "Placement":
-        """Return this placement, with what it does not say as *other* has it; its policy is its own."""
+        """Return this placement, with what it does not say, and the policy, as *other* has them."""
         return replace(
             other.with_vcpus(self.vcpus),
             emulator=self.emulator.over(other.emulator),
@@ -312,7 +312,6 @@ class Placement:
             everywhere=self.everywhere or other.everywhere,
             core_scheduling=self.core_scheduling if self.groups else other.core_scheduling,
             exclusive=self.exclusive or other.exclusive,
-            policy=self.policy,
         )
 
     def _refuse_overlap(self) -> None:

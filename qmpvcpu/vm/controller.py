@@ -766,7 +766,7 @@ class VcpuController:
 
     def _situation(self, given: CheckedOptions) -> Situation:
         """Return what decides whether a change with these options may be planned now."""
-        self._driver.look_at_host(given)
+        self._driver.look_at_host(given.placement)
         now = self._engine.situation_of(given)
         check_placement(now)
         return now

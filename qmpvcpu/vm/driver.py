@@ -67,13 +67,13 @@ from qmpvcpu.errors import (
     printable,
 )
 from qmpvcpu.model.layout import Layout
-from qmpvcpu.model.options import CheckedOptions
 from qmpvcpu.vm.connection import Connection, Finder, Trouble
 from qmpvcpu.vm.guest import Guest
 from qmpvcpu.vm.record_writer import RecordWriter
 from qmpvcpu.vm.subscribers import Subscribers, check_loop
 
 if TYPE_CHECKING:
+    from qmpvcpu.model.placement import Placement
     from qmpvcpu.traces import Traces
     from qmpvcpu.vm.placing import Placer
 
@@ -254,7 +254,7 @@ class Driver:
         """
         check_loop(self._loop)
         if isinstance(request, Change):
-            self.look_at_host(request.options)
+            self.look_at_host(request.options.placement)
             if self._traces is not None:
                 self._traces.begun(request)
         future = self._requests[request] = self._loop.create_future()
@@ -265,14 +265,14 @@ class Driver:
         """Have the engine told what the host allows, and where threads are, if anything is wanted of them."""
         state = self.engine.state
         if state.places.placement is not None:
-            self.put(HostIs(self.placer.facts(state.places.placement)))
+            self.look_at_host()
             state.found(self.placer.read_places(state.layout.slots))
 
-    def look_at_host(self, options: CheckedOptions) -> None:
-        """Have the engine told what the host allows, if a change with *options* depends on it."""
-        placement = options.placement or self.engine.state.places.placement
-        if placement is not None:
-            self.put(HostIs(self.placer.facts(placement)))
+    def look_at_host(self, given: "Placement | None" = None) -> None:
+        """Have the engine told what the host allows, if anything is wanted of threads, also if only *given* is."""
+        wanted = self.engine.state.places.wanted_with(given)
+        if wanted is not None:
+            self.put(HostIs(self.placer.facts(wanted)))
 
     @contextlib.asynccontextmanager
     async def held(self) -> AsyncIterator[None]:

@@ -71,7 +71,8 @@ class Host:
         """Put threads in their place: those that are there at once, others when they are plugged.
 
         Args:
-            placement: What it says goes over what was wanted before; None: what is wanted already is done.
+            placement: What it says goes over what was wanted before; None: what is wanted already is done. Its policy
+                counts only if nothing was.
             affect: LIVE moves threads, and the record follows. CONFIG only changes the next boot's document. BOTH
                 does both, the running VM first.
 
@@ -130,8 +131,8 @@ class Host:
         except HostError:
             older = []  # what the host allows says why
         readings, iothreads = await asyncio.gather(reader.threads(), reader.iothreads())
-        known = self.placement  # others may have wanted something meanwhile
-        wanted = known if placement is None else placement.over(known).with_policy(known.policy)
+        # Only now: others may have wanted something meanwhile.
+        wanted = driver.engine.state.places.wanted_with(placement) or Placement()
         ahead = () if placement is None else placement.vcpus
         concerned = VcpuMap(vcpu for vcpu in driver.layout.enabled if is_concerned(vcpu))
         facts = driver.placer.facts(wanted, anew=True)

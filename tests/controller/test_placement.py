@@ -19,7 +19,7 @@ from qmpvcpu import DenialReason, Proof, Recovery, StepDeniedError, VcpuControll
 from qmpvcpu.errors import HostError, Outcome, PlacementError
 from qmpvcpu.events import InstanceChanged, PlaceDrifted, VcpuPlaced, VcpuUnplugged
 from qmpvcpu.host.birthplace import Birthplace
-from qmpvcpu.model.placement import Place, Placement, PlacementPolicy, QemuThread, ThreadKind
+from qmpvcpu.model.placement import CoreScheduling, Place, Placement, PlacementPolicy, QemuThread, ThreadKind
 from qmpvcpu.testing import Behaviour, MicroGuest, best_qemu
 from tests.controller.vms import other_client, running, until
 from tests.host.conftest import MakeCgroup, make_cgroup, root
@@ -588,3 +588,16 @@ async def test_a_main_thread_that_somebody_else_has_moved_is_left_there(tmp_path
         os.sched_setaffinity(guest.process.pid, VcpuMap.parse(FIRST))
         async with qmpvcpu.attach(guest.qmp, record=record):
             assert str(affinity(guest.process.pid)) == FIRST
+
+
+@pytest.mark.parametrize("given", [None, Placement.pinned({3: FIRST})], ids=["as wanted", "a pin more"])
+async def test_core_scheduling_that_the_kernel_does_not_have_is_denied_beforehand(
+    given: Placement | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qmpvcpu.host.facts.why_not_core_scheduling", lambda: "not in this kernel")
+    monkeypatch.setattr("qmpvcpu.vm.placing._FRESH_S", 0.0)
+    wish = Placement(core_scheduling=CoreScheduling.VCPUS)
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp, placement=wish) as vm:
+        with pytest.raises(StepDeniedError, match="not in this kernel") as caught:
+            await vm.plug(3, placement=given)
+    assert caught.value.reason is DenialReason.CANNOT_PLACE
