@@ -72,8 +72,11 @@ class Places:
         return self.placement is not None and self.placement.wants(slot.ids)
 
     def with_birthplaces(self, intent: Intent) -> Intent:
-        """Return *intent* with where QEMU's main thread may be sent to for it, and where it belongs."""
-        if self.host is None or self.host.unreachable:
+        """Return *intent* with where QEMU's main thread may be sent to for it, and where it belongs.
+
+        Where *intent* says so already, nobody could send it home yet since an earlier controller died.
+        """
+        if self.host is None or self.host.unreachable or intent.main_cpus is not None:
             return intent
         born_on = {cpus for cpus, _ in self._births.values()}  # as was wanted when these were sent
         if self.placement is not None:

@@ -216,6 +216,9 @@ def put_right(
 
     Returns:
         True if anything was moved.
+
+    Raises:
+        HostError: The main thread could not be sent home.
     """
     known = {thread.tid for thread in vcpus}
     others = [
@@ -227,6 +230,8 @@ def put_right(
     if main.tid not in {thread.tid for thread in moved}:
         return False  # it was at home, so that nothing was being born
     _send_home(moved, home, read_facts(main.tid).allowed)
+    if (found := read_place(main)) is not None and found.cpus != home:
+        raise HostError(f"it is on host CPUs {found.cpus}")
     return True
 
 

@@ -319,8 +319,7 @@ def _put_right(record: "Record | None", state: VmState, intentions: Intentions, 
     if record is not None and not record.read_only and intent is not None and intent.main_cpus is not None:
         from qmpvcpu.vm.placing import Placer  # few VMs have a placement
 
-        Placer(state, lambda: monitor).put_right(intent)
-        intentions.interrupted = replace(intent, main_cpus=None, birthplaces=())
+        intentions.interrupted = Placer(state, lambda: monitor).put_right(intent)
 
 
 def _take_record_in(

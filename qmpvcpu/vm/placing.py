@@ -272,11 +272,15 @@ class Placer:
         places = {vcpu: read_place(thread) for vcpu, thread in threads.items()}
         return {vcpu: place for vcpu, place in places.items() if place is not None}
 
-    def put_right(self, intent: Intent) -> None:
-        """Send home what a controller that died at a plug of *intent* has left elsewhere; what fails is logged."""
+    def put_right(self, intent: Intent) -> Intent:
+        """Send home what a controller that died at a plug of *intent* has left elsewhere; what fails is logged.
+
+        Returns:
+            *intent*, which says where the main thread belongs for as long as that could not be done.
+        """
         home = intent.main_cpus
         if home is None:
-            return
+            return intent
         name = printable(self._state.layout.vm.name)
         try:
             born = union(step.ids for step in intent.steps if step.action is Action.PLUG)
@@ -289,6 +293,8 @@ class Placer:
         except HostError as error:
             told = f"QEMU's main thread may not be on host CPUs {home}, where it belongs: {error}"
             _log.warning("VM %s: %s", name, printable(told), extra={"vm": name})
+            return intent
+        return replace(intent, main_cpus=None, birthplaces=())
 
 
 def allowing(facts: HostFacts, thread: HostThread | None) -> HostFacts:

@@ -20,10 +20,12 @@ from qmpvcpu import (
 )
 from qmpvcpu.model.transition import Action, Direction, Intent
 from tests.crash.points import INTENT_SAVED, OUTCOME_SAVED, TURN_SAVED
+from tests.crash.proxy import Proxy
 from tests.crash.stage import (
     HOME,
     OFFLINE_FIRST,
     OFFLINE_STORIES,
+    PLACED,
     PLACED_STORIES,
     START,
     STORIES,
@@ -233,3 +235,24 @@ async def test_without_an_agent_a_recovery_says_what_it_cannot_do_and_one_with_i
             assert vm.interrupted is None
         at.check_online(START)
         check_record(record, START)
+
+
+async def test_who_cannot_reach_the_main_thread_leaves_it_to_the_next_one(tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    async with Zygote() as zygote, stage(PLACED) as at, Proxy(tmp_path / "proxy", at.guest.qmp) as proxy:
+        await at.to_start()
+        job = Job(
+            *(str(at.guest.qmp), str(record), str(PLACED.target), PLACED.policy.value, _GUEST_S),
+            die_at="device_add vcpu2 handed over",
+            pins=tuple(PLACED.pins.items()),
+        )
+        assert (await zygote.run(job)).code == -signal.SIGKILL
+        assert at.main_cpus != HOME
+        async with qmpvcpu.attach(proxy.path, name=NAME, record=record) as vm:  # it may be on another host
+            assert vm.interrupted is not None
+            assert vm.interrupted.main_cpus == HOME
+            assert at.main_cpus != HOME
+        async with qmpvcpu.attach(at.guest.qmp, name=NAME, record=record) as vm:
+            assert at.main_cpus == HOME
+            await vm.recover(Recovery.FINISH)
+            await at.check_places()

@@ -286,12 +286,25 @@ def test_what_somebody_else_has_moved_is_left_where_it_is(qemu: Qemu) -> None:
 def test_one_that_ends_while_it_is_sent_home_is_no_error(
     qemu: Qemu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def gone(thread: HostThread, *_: object, **__: object) -> Place:
+    def gone(thread: HostThread, place: Place, *, everywhere: VcpuMap) -> Place:
+        if thread == qemu.main:
+            return put(thread, place, everywhere=everywhere)
         raise ThreadGoneError(thread.tid)
 
     for thread in all_of(qemu.main.tid):
         put(thread, Place(THERE), everywhere=EVERYWHERE)
     monkeypatch.setattr("qmpvcpu.host.birthplace.put", gone)
     assert put_right(qemu.main, EVERYWHERE, {THERE}, [], 0)
+    assert cpus(qemu.main) == [EVERYWHERE]
     assert "was not sent back to host CPUs" in caplog.text
     assert Path(f"/proc/{qemu.main.tid}").exists()
+
+
+def test_a_main_thread_that_cannot_be_sent_home_is_told(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> Place:
+        raise HostError("not permitted")
+
+    put(qemu.main, Place(THERE), everywhere=EVERYWHERE)
+    monkeypatch.setattr("qmpvcpu.host.birthplace.put", refused)
+    with pytest.raises(HostError, match=f"it is on host CPUs {THERE}"):
+        put_right(qemu.main, EVERYWHERE, {THERE}, [], None)
