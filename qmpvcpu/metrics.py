@@ -545,24 +545,30 @@ class VcpuCollector:
             self._member(fleet, address).follow(vms.get(address))
 
     async def _keep_attached(self, fleet: Fleet) -> None:
-        """Attach the VMs of *fleet*, and those that come."""
+        """Attach the VMs of *fleet* again and again, and those that come at once: others may be silent for long."""
         unreadable = Trouble("cannot look for VMs", "")
-        while True:
-            try:
-                attaching = fleet.attach()
-            except RuntimeError:  # it is closed
-                return
-            async for result in attaching:
+        attaching = self._loop.create_task(self._attach(fleet))
+        try:
+            while True:
+                await asyncio.sleep(self._rescan_interval)
+                came = await _rescan(fleet, unreadable)
+                if came and not attaching.done():
+                    attaching.cancel()
+                    await asyncio.wait([attaching])
+                if attaching.done():
+                    attaching = self._loop.create_task(self._attach(fleet))
+        finally:
+            attaching.cancel()
+
+    async def _attach(self, fleet: Fleet) -> None:
+        try:
+            attaching = fleet.attach()
+        except RuntimeError:  # it is closed
+            return
+        async with contextlib.aclosing(attaching) as results:
+            async for result in results:
                 if isinstance(result.error, Exception):
                     self._member(fleet, result.address).failed(result.error)
-            await asyncio.sleep(self._rescan_interval)
-            if fleet.directory is not None:
-                try:
-                    await fleet.rescan()
-                except SocketDirectoryError as error:
-                    unreadable.failed(error)
-                else:
-                    unreadable.over()
 
     # Rendering.
 
@@ -598,6 +604,19 @@ def _give_labels(members: Iterable[_Member]) -> None:
         name = member.name
         member.label = f"{name} ({printable(member.address)})" if name in taken else name
         taken.add(member.label)
+
+
+async def _rescan(fleet: Fleet, trouble: Trouble) -> bool:
+    """Have *fleet* look for VMs, and return whether any came."""
+    if fleet.directory is None:
+        return False
+    try:
+        came, _ = await fleet.rescan()
+    except SocketDirectoryError as error:
+        trouble.failed(error)
+        return False
+    trouble.over()
+    return bool(came)
 
 
 def exposition(registry: CollectorRegistry, accept: str = "") -> tuple[str, bytes]:

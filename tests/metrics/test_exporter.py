@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import re
 import signal
 import socket
 import struct
@@ -10,7 +11,7 @@ import pytest
 from qmpvcpu.testing import MicroGuest
 from tests.cli.running import run
 from tests.fleet.vms import dead_socket, garbage, guests, stopped
-from tests.metrics.scraping import GET, Exporter, exporting
+from tests.metrics.scraping import GET, Exporter, Page, exporting
 from tests.waiting import until
 
 pytestmark = pytest.mark.qemu
@@ -42,6 +43,38 @@ async def test_a_directory_has_each_vm_by_its_name(tmp_path: Path) -> None:
         assert page["qmpvcpu_vcpus_plugged"] == {("vm0",): 3, ("vm1",): 1}
         assert page.value("qmpvcpu_events_total", domain="vm0", event="VcpuPlugged") == 2
         assert page.value("qmpvcpu_events_total", domain="vm1", event="VcpuPlugged") == 0
+
+
+def counted(pid: int) -> dict[str, tuple[float, float]]:
+    """Run time and delay of each vCPU in seconds, by the names of QEMU's threads."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        named = re.fullmatch(r"CPU (\d+)/\w+\n", (task / "comm").read_text())
+        if named is not None:
+            run, delay, _ = (task / "schedstat").read_text().split()
+            found[named[1]] = int(run) / 1e9, int(delay) / 1e9
+    return found
+
+
+async def test_curl_shows_what_can_be_counted_by_hand(tmp_path: Path) -> None:
+    async with (
+        MicroGuest(boot=3, extra_args=("-name", "web,debug-threads=on")) as guest,
+        exporting("--dir", tmp_path) as exporter,
+    ):
+        linked(tmp_path, guest)
+        await scraped_until(exporter, web=1)
+        assert (await run("plug", "5", "--qmp", guest.sockets[1])).code == 0
+        before = counted(guest.process.pid)
+        curl = await asyncio.create_subprocess_exec("curl", "--silent", exporter.url, stdout=asyncio.subprocess.PIPE)
+        page = Page.of((await curl.communicate())[0].decode())
+        after = counted(guest.process.pid)
+    assert sorted(before) == ["0", "1", "2", "5"]
+    names = ("libvirt_domain_vcpu_time_seconds_total", "libvirt_domain_vcpu_delay_seconds_total")
+    for vcpu in before:
+        values = tuple(page.value(name, domain="web", vcpu=vcpu) or 0.0 for name in names)
+        assert before[vcpu] <= values <= after[vcpu]
+        assert before[vcpu][1] <= values[1] <= after[vcpu][1]
+    assert page.value("qmpvcpu_vcpus_plugged", domain="web") == len(before)
 
 
 async def test_a_vm_that_ends_is_down_and_then_gone_and_one_that_returns_is_up(tmp_path: Path) -> None:
@@ -89,6 +122,17 @@ async def test_vms_that_never_answered_are_down_and_hold_nobody_up(tmp_path: Pat
                 await scraped_until(exporter, vm0=1, **down)
                 linked(tmp_path, bad, name="again")  # the same VM by another way, which is found and not counted
                 await scraped_until(exporter, vm0=1, **down)
+
+
+async def test_a_vm_that_hangs_keeps_no_other_from_being_found(tmp_path: Path) -> None:
+    async with guests(2) as (good, bad):
+        linked(tmp_path, bad, name="bad")
+        with stopped(bad):
+            async with exporting("--dir", tmp_path, "--reply-timeout", "60") as exporter:
+                down = {f"unix:{tmp_path}/bad0.qmp": 0}
+                await scraped_until(exporter, **down)
+                linked(tmp_path, good, name="good")
+                await scraped_until(exporter, good0=1, **down)
 
 
 async def test_an_unreadable_directory_is_told_and_looked_into_again(tmp_path: Path) -> None:
