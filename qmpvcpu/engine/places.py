@@ -148,8 +148,7 @@ class Places:
         self._why_not.pop(first, None)
 
     def forget_qemu(self) -> None:
-        """Note that another QEMU runs the VM now."""
-        self.host = None
+        """Note that another QEMU runs the VM now. What the host allows for it is told before."""
         self._why_not.clear()
         self.drifted = {}
 

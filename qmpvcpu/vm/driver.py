@@ -473,8 +473,11 @@ class Driver:
             record.instance = found.instance
             if record.next_placement is not None and not found.returned.same_instance:
                 self.put(Wanted(record.next_placement.instead_of(self.engine.state.places.placement)))
+        places = self.engine.state.places
+        if places.placement is not None or places.host is not None:
+            # Before anything is sent: another QEMU may run elsewhere, and while none was there nothing was known.
+            self.put(HostIs(self.placer.facts(places.placement, slots=found.returned.slots)))
         self.put(found.returned)
-        self.meet_host()  # another QEMU may run elsewhere
         self.connection.ear.hand_over(self._heard, self._doubt, self._lost)
 
     def _let_go(self, effect: LetGo) -> None:

@@ -48,39 +48,46 @@ class Placer:
         self._main: tuple[Monitor, HostThread] | None = None
         self._facts: tuple[Monitor, float, HostFacts] | None = None
 
-    def main_thread(self) -> HostThread:
+    def main_thread(self, slots: Sequence[Slot] | None = None) -> HostThread:
         """Return QEMU's main thread.
+
+        Args:
+            slots: As they were read, where the state does not know them yet.
 
         Raises:
             HostError: It cannot be found.
         """
-        if self._state.single_threaded:
+        if self._state.single_threaded and slots is None:
             raise HostError(_SHARED)
         monitor = self._monitor()
         if self._main is None or self._main[0] is not monitor or monitor.lost is not None:
             self._main = None
-            self._main = monitor, self._find_main_thread(monitor)
+            self._main = monitor, self._find_main_thread(monitor, slots or self._state.layout.slots)
         return self._main[1]
 
-    def _find_main_thread(self, monitor: "Monitor") -> HostThread:
+    @staticmethod
+    def _find_main_thread(monitor: "Monitor", slots: Sequence[Slot]) -> HostThread:
         # That of vCPU 0 alone may be a thread of another program too, which passes the socket on; of the others those
         # that were there at boot hardly ever leave.
-        tids = [tid for _, tid in _tids([slot for slot in self._state.layout.slots if slot.is_boot])]
+        tids = [tid for _, tid in _tids([slot for slot in slots if slot.is_boot])]
         found = monitor.find_qemu(tids)
         thread = None if found.pid is None else find_main(found.pid)
         if thread is None:
             raise HostError(found.why or f"QEMU, process {found.pid}, has ended")
         return thread
 
-    def facts(self, placement: Placement | None = None, *, anew: bool = False) -> HostFacts:
+    def facts(
+        self, placement: Placement | None = None, *, anew: bool = False, slots: Sequence[Slot] | None = None
+    ) -> HostFacts:
         """Return what the host allows now.
 
         Args:
             placement: Tells what is to be looked at.
             anew: False may give what was found in the last second, but for where the main thread is.
+            slots: As for ``main_thread``.
         """
         try:
-            main = self.main_thread()
+            main = self.main_thread(slots)
         except HostError as error:
             return HostFacts(unreachable=str(error))
         monitor, now = self._monitor(), time.monotonic()

@@ -16,13 +16,19 @@ from qemu.qmp import QMPClient
 
 import qmpvcpu
 from qmpvcpu import DenialReason, Proof, Recovery, StepDeniedError, VcpuController, VcpuMap
+from qmpvcpu.engine.vmstate import VmState
 from qmpvcpu.errors import HostError, Outcome, PlacementError
-from qmpvcpu.events import InstanceChanged, PlaceDrifted, VcpuPlaced, VcpuUnplugged
+from qmpvcpu.events import Disconnected, InstanceChanged, PlaceDrifted, VcpuPlaced, VcpuUnplugged
 from qmpvcpu.host.birthplace import Birthplace
+from qmpvcpu.host.finding import Found
+from qmpvcpu.model.layout import CpuProps, Layout, Slot
 from qmpvcpu.model.placement import CoreScheduling, Place, Placement, PlacementPolicy, QemuThread, ThreadKind
+from qmpvcpu.model.vm import VmInfo, VmStatus
+from qmpvcpu.qapi import ThreadReading
 from qmpvcpu.testing import Behaviour, MicroGuest, best_qemu
+from qmpvcpu.vm.placing import Placer
 from tests.controller.vms import other_client, running, until
-from tests.host.conftest import MakeCgroup, make_cgroup, root
+from tests.host.conftest import MakeCgroup, Sleeper, make_cgroup, root
 from tests.substrates import Substrate, substrates
 from tests.waiting import until as wait_until
 
@@ -221,6 +227,40 @@ async def test_a_qemu_in_a_pid_namespace_of_its_own(tmp_path: Path) -> None:
         ran_only_on(threads[2], FIRST)
         assert threads[1].tid != vm.layout[1].host_tid
         assert threads[0].found.cpus == HOME
+
+
+async def test_each_thread_of_a_slot_has_a_place_of_its_own() -> None:
+    """On pseries a slot holds the vCPUs of a core, which are plugged together."""
+    sleepers = [Sleeper() for _ in range(3)]
+    ids, tids = (4, 5, 6), tuple(sleeper.tid for sleeper in sleepers)
+    boot = Slot(0, 1, "t", CpuProps({}), 0, "/machine/unattached/device[0]", (tids[0],))
+    slot = Slot(4, 3, "t", CpuProps({"core-id": 4}), 4, "/machine/peripheral/vcpu4", tids)
+    vm = VmInfo("t", "ppc64", "pseries", accelerator="tcg", qemu_version=(10, 0, 2))
+    layout = Layout(vm=vm, slots=(boot, slot), creation=(0, 4))
+    placement = Placement({4: Place.on(FIRST), 5: Place.on(LAST, "batch")})
+    status = VmStatus("running")
+    state = VmState(layout, status=status, single_threaded=False, answers={}, now=0.0, placement=placement)
+    placer = Placer(state, Here)  # type: ignore[arg-type]  # a stand-in
+    for tid in tids:
+        os.sched_setaffinity(tid, VcpuMap.parse(FIRST))
+    readings = [
+        ThreadReading("/machine/peripheral/vcpu4", tid, each, CpuProps({}))
+        for each, tid in zip(ids, tids, strict=True)
+    ]
+    assert placer.place([slot], readings, placer.birthplace.snapshot()) == {4: ""}
+    assert [str(affinity(tid)) for tid in tids] == [FIRST, LAST, str(HOME)]
+    for sleeper in sleepers:
+        sleeper.end()
+    assert placer.place([slot], readings, placer.birthplace.snapshot()) == {4: "its thread has ended"}
+
+
+class Here:
+    """A session with this process."""
+
+    lost = None
+
+    def find_qemu(self, _tids: object) -> Found:
+        return Found(os.getpid())
 
 
 # What is born with them.
@@ -487,23 +527,28 @@ async def test_a_qemu_of_which_proc_shows_nothing(root: None) -> None:  # noqa: 
         assert affinity(guest.process.pid) == HOME
 
 
-async def test_another_qemu_that_takes_its_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("placement", [Placement.pinned({1: LAST, 2: FIRST}), None], ids=["placement", "none yet"])
+async def test_another_qemu_that_takes_its_place(tmp_path: Path, placement: Placement | None) -> None:
     name = ("-name", "vm")
     async with MicroGuest(extra_args=name) as one, MicroGuest(extra_args=name) as two:
         socket = tmp_path / "qmp"
         socket.symlink_to(one.qmp)
         os.sched_setaffinity(two.process.pid, VcpuMap.parse(FIRST))
-        placement = Placement.pinned({1: LAST, 2: FIRST})
         async with qmpvcpu.attach(socket, placement=placement, reconnect=True) as vm:
             await vm.plug(1)
             stream = vm.events()
-            with held_birth(vm, LAST):
+            with held_birth(vm, LAST) if placement else contextlib.nullcontext():
                 socket.unlink()
-                socket.symlink_to(two.qmp)
                 one.process.kill()
-                await until(stream, InstanceChanged)
-            await vm.set_map("0-2")
+                await until(stream, Disconnected)
+            waiting = asyncio.create_task(vm.plug(3, placement=Placement.pinned({3: LAST})))
+            await asyncio.sleep(0)
+            socket.symlink_to(two.qmp)
+            await until(stream, InstanceChanged)
+            assert await waiting == {3}
+            await vm.set_map("0-3", placement=Placement.pinned({1: LAST, 2: FIRST}))
             threads = {thread.vcpu: thread for thread in await vm.host.threads() if thread.vcpu is not None}
+            ran_only_on(threads[3], LAST)  # sent as soon as it was back
             ran_only_on(threads[1], LAST)
             ran_only_on(threads[2], FIRST)
             assert str(affinity(two.process.pid)) == FIRST

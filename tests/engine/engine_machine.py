@@ -307,8 +307,7 @@ class EngineBesideQemu(RuleBasedStateMachine):
         """QEMU's main thread is at one place only, and that is the new vCPU's."""
         assert len(set(self.births.values())) == 1, "what is born elsewhere waits"
         born_on = next(iter(self.births.values()))
-        known = self.placement is not None and self.engine.state.places.host is not None
-        wanted = self.placement.born_on(run.step.ids, HOST) if self.placement is not None and known else None
+        wanted = None if self.placement is None else self.placement.born_on(run.step.ids, HOST)
         assert run.born_anyway or run.rejections or born_on == (None if wanted == HOST.main_cpus else wanted)
 
     def place(self, effect: PlaceThreads) -> None:
@@ -644,8 +643,8 @@ class EngineBesideQemu(RuleBasedStateMachine):
             self.replaced |= set(self.engine._running.values())
         self.hear_answers()
         self.online, self.returning = True, 0
-        self.put(Returned(slots, threads, VmStatus("running"), dict(self.qemu.answers), same))
         self.put(HostIs(HOST))
+        self.put(Returned(slots, threads, VmStatus("running"), dict(self.qemu.answers), same))
         self.between = False
 
     # The wire.
