@@ -528,8 +528,7 @@ class Batch:
     def _send_again(self, run: StepRun) -> None:
         """Queue *run* before all others of its kind."""
         self._out.drop(run)
-        takes_out = run.undoes is not None and run.undoes.taken_out is run
-        (self._plugs if run.plugs else self._take_outs if takes_out else self._others).appendleft(run)
+        (self._plugs if run.plugs else self._take_outs if run.takes_out else self._others).appendleft(run)
 
     def _resume_halted(self, run: StepRun) -> None:
         """Await the guest, if it is found to work on a removal that is not to be sent again."""
@@ -678,11 +677,10 @@ class Batch:
     def _send_unplug(self, run: StepRun) -> list[BatchTask]:
         first = run.first
         slot = self._state.slots[first]
-        takes_out = run.undoes is not None and run.undoes.taken_out is run
-        if not slot.present and (run.is_offline or takes_out or not self._bounds.single):
+        if not slot.present and (run.is_offline or run.takes_out or not self._bounds.single):
             return self._found_gone(run)
         if run.undoes is not None and slot.qom_path != run.undoes.path:
-            return self._found_so(run, Unplugged(run.step.ids) if takes_out else None)
+            return self._found_so(run, Unplugged(run.step.ids) if run.takes_out else None)
         removal = self._state.removals.get(first)
         if removal is not None and removal.is_joined:
             run.ours = bool(run.arguments)  # sent before the connection was lost: then it is our own
@@ -712,7 +710,7 @@ class Batch:
         elif isinstance(told.error, GuestRefusedError):
             said = told.error.said
             self._state.refused_by_agent(run.first, said)
-            seconds = round(self._now - run.sent_at, 6)
+            seconds = run.seconds_until(self._now)
             self._end(run, Refused(run.step.ids, None, said, seconds=seconds, by_agent=True))
         elif told.error is not None:
             run.error = told.error
@@ -773,7 +771,7 @@ class Batch:
             run.overdue = False  # what is awaited next has time of its own
         stage = None if run.overdue else next_stage(run, self._state, self._options)
         if stage is None and run.stage is StepStage.SENT:  # QEMU's acceptance is enough
-            self._end(run, Plugged(run.step.ids, seconds=round(self._now - run.sent_at, 6)))
+            self._end(run, Plugged(run.step.ids, seconds=run.seconds_until(self._now)))
         elif stage is None:
             self._give_up(run)
         elif run.arrives:
@@ -809,7 +807,7 @@ class Batch:
             run.taken_out.reason = f"not sent: {self._stopped}"
         else:
             self._take_outs.append(run.taken_out)
-        self._end(run, Plugged(run.step.ids, seconds=round(self._now - run.sent_at, 6)))
+        self._end(run, Plugged(run.step.ids, seconds=run.seconds_until(self._now)))
 
     @property
     def _in_time(self) -> str:
@@ -1001,7 +999,7 @@ class Batch:
             acknowledged = acknowledged is True
         elif answer is None:
             told = ""  # nobody waited for one
-        seconds = round(self._now - run.sent_at, 6)
+        seconds = run.seconds_until(self._now)
         by_other = run.step.action is Action.PLUG and not run.ours
         self._end(run, Plugged(slot.ids, acknowledged, code, told, seconds), BY_OTHER if by_other else "")
 

@@ -157,6 +157,11 @@ class StepRun:
         return self.stage in _MAY_SEND
 
     @property
+    def takes_out(self) -> bool:
+        """True if it takes vCPUs out again that could not be put in their place."""
+        return self.undoes is not None and self.undoes.taken_out is self
+
+    @property
     def is_unknown(self) -> bool:
         """True if nobody knows what became of it, or of taking out again what it plugged."""
         runs = (self, *(() if self.taken_out is None else (self.taken_out,)))
@@ -172,9 +177,7 @@ class StepRun:
         """In how many seconds from sending each rung was proven of what it plugged; None where it plugged nothing."""
         if not (self.proofs and self.plugs):
             return None
-        return ProofSeconds(
-            **{proof.value: round(max(at - self.sent_at, 0.0), 6) for proof, at in self.proofs.items()}
-        )
+        return ProofSeconds(**{proof.value: self.seconds_until(at) for proof, at in self.proofs.items()})
 
     @property
     def left_offline(self) -> str:
@@ -193,7 +196,11 @@ class StepRun:
     @property
     def seconds(self) -> float:
         """From sending to the end, in whole microseconds; 0 if it was never sent."""
-        return round(max(self.ended_at - self.sent_at, 0.0), 6) if self.sent_at else 0.0
+        return self.seconds_until(self.ended_at) if self.sent_at else 0.0
+
+    def seconds_until(self, moment: float) -> float:
+        """Return how long it was from sending to *moment*, by the caller's clock, in whole microseconds."""
+        return round(max(moment - self.sent_at, 0.0), 6)
 
 
 _MAY_SEND: Final = frozenset(
@@ -386,7 +393,7 @@ def report_on(
         undone=undone,
         proofs=run.proof_seconds,
         missing=run.missing,
-        placed=None if run.placed_at is None else round(max(run.placed_at - run.sent_at, 0.0), 6),
+        placed=None if run.placed_at is None else run.seconds_until(run.placed_at),
         unplaced=run.unplaced,
         taken_out=run.taken_out is not None,
     )
