@@ -245,6 +245,8 @@ class InFlight:
         self._awaited[run] = None
         self._due.append((deadline, run))
         self._note(run)
+        for runs in self.probed.values():  # it waits in one stage only
+            runs.pop(run, None)
         probe = STAGES[stage].probe
         if probe is not Probe.NONE:
             self.probed.setdefault(probe, {})[run] = None

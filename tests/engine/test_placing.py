@@ -136,6 +136,19 @@ def test_a_rejected_plug_lets_others_be_born() -> None:
     assert told.reject(1) == ["add 2 on 5"]
 
 
+@pytest.mark.parametrize(("proof", "asked"), [(Proof.STARTED, "look who runs of 1"), (Proof.ACKNOWLEDGED, None)])
+def test_what_is_in_its_place_and_waits_for_a_proof_is_placed_once_and_keeps_no_map_out(
+    proof: Proof, asked: str | None
+) -> None:
+    told = placing({1: "4", 2: "5"})
+    told.ask(plug(1, proof=proof))
+    assert told.accept(1) == ["place 1"]
+    assert told.place() == ([asked] if asked else [])
+    for _ in range(5):
+        assert "place 1" not in told.wait(0.2)
+    assert "add 2 on 5" in told.wish("0-2")
+
+
 def test_a_map_begins_once_what_was_plugged_is_in_its_place() -> None:
     told = placing({1: "4"}, first_looks_wait=True)
     told.ask(plug(1))
