@@ -442,3 +442,72 @@ async def test_vcpus_that_are_plugged_complete_with_their_sign(guest: MicroGuest
     ran = await run(env=env)
     offered = [line.split(",", 1)[1].split("\t")[0] for line in ran.out.splitlines() if line.startswith("plain,")]
     assert offered == ["0=", "1="]
+
+
+# A host that changes its mind between the plug and the moment in which its thread is put in its place.
+REFUSING = """
+import qmpvcpu.vm.placing
+why = "the host has changed its mind"
+qmpvcpu.vm.placing.Placer.place = lambda self, slots, *_: {slot.first: why for slot in slots}
+"""
+
+
+async def test_a_vcpu_that_could_not_be_placed_after_all_is_taken_out_or_kept_as_the_policy_says(
+    guest: MicroGuest,
+) -> None:
+    vm = ("--sched", "2-4=batch", "--qmp", guest.qmp)
+    out = await run("plug", "3", *vm, "--json", code=REFUSING)
+    assert (out.code, out.error["kind"], out.error["taken_out"]) == (1, "PlacementError", True)
+    (step,) = out.document["steps"]
+    assert (step["placed"], step["unplaced"], step["taken_out"]) == (None, "the host has changed its mind", True)
+    assert out.document["enabled"] == "0-1"
+    told = await run("plug", "3", *vm, code=REFUSING)
+    assert "the host has changed its mind; it was taken out again" in told.err
+    report = await run("set", "0-3", *vm, code=REFUSING)
+    assert report.code == 1
+    assert "taken out" in report.out
+    assert "(not in its place: the host has changed its mind)" in report.err
+    kept = await run("set", "0-2", "--placement", "preferred", *vm, "--json", code=REFUSING)
+    assert [(step["unplaced"], step["taken_out"]) for step in kept.document["steps"]] == [
+        ("the host has changed its mind", False)
+    ]
+    assert (kept.code, kept.document["enabled"]) == (0, "0-2")
+
+
+async def test_sets_overlap_also_with_those_of_the_record(guest: MicroGuest, tmp_path: Path) -> None:
+    vm = ("--record", tmp_path / "vm.xml", "--qmp", guest.qmp, "--json")
+    assert (await run("pin", f"1={FIRST}", *vm)).code == 0
+    for words in (
+        ("pin", f"3={FIRST}"),
+        ("plug", "3", "--pin", f"3={FIRST}"),
+        ("plan", "0-3", "--pin", f"3={FIRST}"),
+    ):
+        ran = await run(*words, "--exclusive", *vm)
+        assert (ran.code, "vCPU 1 and vCPU 3" in ran.error["message"]) == (2, True)
+    assert (await run("list", *vm)).document["enabled"] == "0-1"
+
+
+async def test_watch_tells_that_a_vcpu_was_plugged_into_its_place(guest: MicroGuest, tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    vm = ("--record", record, "--qmp", guest.qmp)
+    assert (await run("pin", f"3={FIRST}", *vm)).code == 0
+    watched = ("watch", "--until", "0-1,3", "--for", "20", "--json", "--record", record, "--qmp", guest.sockets[1])
+    async with running(*watched) as watching:
+        assert watching.process.stdout is not None
+        await watching.process.stdout.readline()
+        assert (await run("plug", "3", *vm)).code == 0
+        ran = await watching.end()
+    assert (ran.code, ran.documents[-1]["enabled"]) == (0, "0-1,3")
+
+
+async def test_the_live_table_shows_where_threads_run_and_who_was_moved(guest: MicroGuest, tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    assert (await run("pin", f"1={LAST}", "--record", record, "--qmp", guest.qmp)).code == 0
+    thread = (await looked(guest))[1]
+    async with on_terminal("watch", "--record", str(record), "--qmp", str(guest.qmp), columns=100) as it:
+        await it.wait_on_screen("last on")
+        os.sched_setaffinity(thread["tid"], {FIRST})
+        await it.wait_on_screen(f"{FIRST}, not {LAST}")
+        await it.wait_on_screen(f"and is to run on host CPUs {LAST}")
+        it.process.send_signal(signal.SIGINT)
+        assert await it.end() == 0
