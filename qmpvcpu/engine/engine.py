@@ -844,6 +844,9 @@ class Engine:
 
     def _host_is(self, given: HostIs) -> None:
         self.state.places.host = given.facts
+        if given.places is not None:
+            self.state.found(given.places)
+            self._take_news()
 
     def _wanted(self, given: Wanted) -> None:
         self.state.places.placement = given.placement

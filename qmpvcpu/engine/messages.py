@@ -224,9 +224,15 @@ class GuestIs(NamedTuple):
 
 
 class HostIs(NamedTuple):
-    """What the host allows for QEMU's threads now."""
+    """What the host allows for QEMU's threads now.
+
+    Attributes:
+        facts: What it allows.
+        places: Where it runs each, by vCPU id, QEMU's main thread as ``EMULATOR``; None: nobody looked.
+    """
 
     facts: "HostFacts"
+    places: "Mapping[int, Place] | None" = None
 
 
 class Wanted(NamedTuple):

@@ -42,6 +42,7 @@ class Host:
         """Where threads were found last that are to run elsewhere, by vCPU id; -1 is QEMU's main thread.
 
         Every full read looks at it: that of ``attach``, ``refresh``, and one each ``resync_interval``.
+        ``place`` does too.
         """
         return dict(self._driver.engine.state.places.drifted)
 
@@ -146,9 +147,9 @@ class Host:
             self._move(wanted, facts, concerned, vcpus, (older, iothreads) if emulator else None)
         except HostError as error:
             raise PlacementError(concerned, str(error), action=_PLACE) from error
-        driver.put(HostIs(driver.placer.facts(wanted, anew=True)))
         if placement is not None:
             driver.put(Wanted(wanted))
+        driver.put(HostIs(driver.placer.facts(wanted, anew=True), driver.placer.places_of(vcpus)))
 
     def _move(
         self,

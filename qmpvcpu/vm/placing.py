@@ -273,9 +273,18 @@ class Placer:
             main, found = self.main_thread(), self.threads(tuple(tids.values()))
         except HostError:
             return {}
-        threads = {vcpu: found[tid] for vcpu, tid in tids.items() if tid in found}
-        if self.birthplace.home is None:
-            threads[EMULATOR] = main
+        return self._places_of({vcpu: found[tid] for vcpu, tid in tids.items() if tid in found}, main)
+
+    def places_of(self, vcpus: Mapping[int, HostThread]) -> dict[int, Place]:
+        """Return what ``read_places`` does, of these threads of vCPUs and of QEMU's main thread.
+
+        Raises:
+            HostError: QEMU cannot be found.
+        """
+        return self._places_of(vcpus, self.main_thread())
+
+    def _places_of(self, vcpus: Mapping[int, HostThread], main: HostThread) -> dict[int, Place]:
+        threads = {**vcpus, EMULATOR: main} if self.birthplace.home is None else vcpus
         places = {vcpu: read_place(thread) for vcpu, thread in threads.items()}
         return {vcpu: place for vcpu, place in places.items() if place is not None}
 

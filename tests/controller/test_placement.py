@@ -391,6 +391,21 @@ async def test_a_drift_is_told_once() -> None:
         assert vm.host.drifted == {}
 
 
+async def test_a_thread_that_was_put_back_has_not_drifted_any_more() -> None:
+    async with (
+        MicroGuest() as guest,
+        qmpvcpu.attach(guest.qmp, placement=Placement({0: Place.on(LAST), 1: Place.on(LAST)}, Place.on(FIRST))) as vm,
+    ):
+        await vm.plug(1)
+        assert vm.host.drifted.keys() == {-1, 0}
+        await vm.host.place()
+        assert vm.host.drifted == {}
+        (thread,) = [thread.tid for thread in await vm.host.threads() if thread.vcpu == 1]
+        os.sched_setaffinity(thread, VcpuMap.parse(FIRST))
+        await vm.host.place(Placement({0: Place.on(FIRST)}))
+        assert vm.host.drifted == {1: Place.on(FIRST, "other")}
+
+
 # Where it cannot be.
 
 
