@@ -624,9 +624,13 @@ def exposition(registry: CollectorRegistry, accept: str = "") -> tuple[str, byte
 
     Args:
         registry: The registry.
-        accept: The request's Accept header, which chooses between Prometheus' text format and OpenMetrics.
+        accept: The request's Accept header, which chooses between Prometheus' text format and OpenMetrics; one that
+            makes no sense gets the text format.
     """
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # it reads version=abc, and compares that with numbers
+        encode, content_type = choose_encoder("")
     return content_type, encode(registry)
 
 

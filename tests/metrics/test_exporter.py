@@ -240,6 +240,9 @@ async def test_prometheus_is_answered_in_the_format_that_it_asks_for(tmp_path: P
         assert b"Content-Type: application/openmetrics-text; version=1.0.0" in open_metrics
         assert open_metrics.endswith(b"# EOF\n")
         assert b"Content-Type: text/plain; version=0.0.4" in await exporter.ask(GET)
+        for nonsense in (b"application/openmetrics-text;version=abc", b";=,,;q=x", b"\xff;version=1.0.0"):
+            answer = await exporter.ask(b"GET /metrics HTTP/1.1\r\naccept: " + nonsense + b"\r\n\r\n")
+            assert b"Content-Type: text/plain; version=0.0.4" in answer
 
 
 async def test_slow_clients_keep_nobody_waiting_and_are_bounded(tmp_path: Path) -> None:
