@@ -904,7 +904,8 @@ class Batch:
             pace = self._paces[probe]
             if not runs or pace.out or (self.offline and probe is not Probe.GUEST):
                 continue
-            more_to_come = probe is Probe.PLACE and (bool(self._plugs) or any(run.plugs for run in self._out.sent))
+            born = self._state.places.oldest_birth is not None
+            more_to_come = probe is Probe.PLACE and (bool(self._plugs) or born)
             pause = min(_PLACING_PAUSE_S, self._bounds.reply_timeout / 4) if more_to_come and not self.halted else 0.0
             yield probe, pace.due + pause, runs
 

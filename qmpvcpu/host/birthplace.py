@@ -182,7 +182,7 @@ class Birthplace:
         """Send home what was born with the vCPU threads, and is none.
 
         Args:
-            vcpus: All vCPU threads, as QEMU told after the snapshot.
+            vcpus: All vCPU threads that have a place of their own, as QEMU told after the snapshot.
             snapshot: What there was before that. Of a newer thread it is not known what it is.
         """
         used, home = self._used | self._used_now, self._strays_home

@@ -146,7 +146,9 @@ class Placer:
             return {slot.first: unreachable for slot in slots}
         vcpus = self.vcpus(readings)
         told = {slot.first: self._place(slot, placement, facts, vcpus) for slot in slots}
-        self.birthplace.settle(tuple(vcpus.values()), seen)
+        # One for which nothing is said was plugged by somebody else if it was born there.
+        settled = tuple(vcpus[vcpu] for vcpu, place in placement.of_vcpus(vcpus, facts).items() if place.cpus)
+        self.birthplace.settle(settled, seen)
         return told
 
     def _place(self, slot: Slot, placement: Placement, facts: HostFacts, vcpus: Mapping[int, HostThread]) -> str:

@@ -15,7 +15,7 @@ import pytest
 from qemu.qmp import QMPClient
 
 import qmpvcpu
-from qmpvcpu import DenialReason, Proof, Recovery, StepDeniedError, VcpuController, VcpuMap
+from qmpvcpu import DenialReason, Proof, Recovery, StepDeniedError, VcpuController, VcpuMap, qapi
 from qmpvcpu.engine.vmstate import VmState
 from qmpvcpu.errors import HostError, Outcome, PlacementError
 from qmpvcpu.events import Disconnected, InstanceChanged, PlaceDrifted, VcpuPlaced, VcpuUnplugged
@@ -311,6 +311,21 @@ async def test_an_iothread_that_was_made_meanwhile_goes_home_and_one_that_was_pi
         }
         assert found.pop(pinned) == VcpuMap.parse(LAST)
         assert list(found.values()) == [HOME]
+
+
+async def test_a_vcpu_that_somebody_else_plugs_meanwhile_goes_home() -> None:
+    placement = Placement({1: Place.on(LAST, "batch")})
+    async with (
+        MicroGuest() as guest,
+        other_client(guest) as other,
+        qmpvcpu.attach(guest.qmp, placement=placement) as vm,
+    ):
+        with held_birth(vm, LAST):
+            await other.execute("device_add", qapi.device_add(vm.layout.slot_of(5), "/machine/peripheral/theirs"))
+            await vm.plug(1)
+        await vm.refresh()
+        await check_threads(vm, guest, {1: LAST})
+        assert vm.layout.enabled == {0, 1, 5}
 
 
 async def test_vcpus_that_are_born_while_others_are_placed_stay_where_they_are() -> None:

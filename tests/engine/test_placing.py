@@ -128,6 +128,14 @@ def test_two_callers_with_different_pins_take_turns() -> None:
     assert told.result(two) == {2}
 
 
+def test_callers_with_one_pin_have_their_threads_looked_for_once_all_are_born() -> None:
+    told = placing({1: "4", 2: "4"})
+    told.ask(plug(1))
+    assert told.ask(plug(2)) == ["save intent", "add 2 on 4"]
+    assert told.accept(1) == []
+    assert told.accept(2, in_place=True) == ["save outcome", "save outcome"]
+
+
 def test_a_rejected_plug_lets_others_be_born() -> None:
     told = placing({1: "4", 2: "5"})
     told.rejections_wait = True
