@@ -43,7 +43,7 @@ async def doctor(shell: Shell) -> CommandResult:
       qmpvcpu doctor --qmp /run/vm.qmp --agent /run/vm.agent
 
     Exit codes: 0 no fault; 1 something does not work; 2 bad usage; 3 no connection to the VM named, or QEMU lost;
-    130 stopped by a signal.
+    4 record unreadable or locked; 130 stopped by a signal.
     """
     address = shell.options.address if shell.options.qmp else ""  # checked before anything else
     shell.note("running the micro-guest with every QEMU found ...")

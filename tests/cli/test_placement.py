@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import qmpvcpu
 from qmpvcpu.cli import main
 from qmpvcpu.testing import MicroGuest, best_qemu
 from tests.cli.running import Ran, environment, on_terminal, run, running
@@ -511,3 +512,34 @@ async def test_the_live_table_shows_where_threads_run_and_who_was_moved(guest: M
         await it.wait_on_screen(f"and is to run on host CPUs {LAST}")
         it.process.send_signal(signal.SIGINT)
         assert await it.end() == 0
+
+
+async def test_a_fleet_takes_its_pins_from_the_records_and_the_policy_from_the_line(
+    guest: MicroGuest, tmp_path: Path
+) -> None:
+    name = f"{str(guest.qmp).strip('/').replace('/', '-')}.xml"
+    assert (await run("pin", f"3={FIRST}", "--record", tmp_path / name, "--qmp", guest.qmp)).code == 0
+    fleet = ("--record", tmp_path, "--qmp", guest.qmp, "--json")
+    placed = await run("fleet", "set", "0-1,3", *fleet)
+    assert placed.code == 0
+    (step,) = placed.document["vms"][0]["steps"]
+    assert (step["ids"], step["placed"] > 0) == ("3", True)
+    assert is_on((await looked(guest))[3], FIRST)
+    record = tmp_path / name
+    record.write_text(record.read_text().replace("</cputune>", f"<vcpupin vcpu='4' cpuset='{NO_CPU}'/></cputune>"))
+    assert (await run("fleet", "set", "0-1,3-4", *fleet)).code == 2
+    kept = await run("fleet", "set", "0-1,3-4", "--placement", "preferred", *fleet)
+    assert kept.code == 0
+    assert f"{NO_CPU}" in kept.document["vms"][0]["steps"][0]["unplaced"]
+    assert (await run("fleet", "count", "3", "--placement", "preferred", *fleet)).code == 0
+
+
+async def test_replay_puts_what_it_plugs_in_its_place(guest: MicroGuest, tmp_path: Path) -> None:
+    assert (await run("set", "0-1,3", "--qmp", guest.qmp)).code == 0
+    assert (await run("export", "-o", tmp_path / "vm.json", "--qmp", guest.qmp)).code == 0
+    async with MicroGuest(boot=2) as other:
+        async with qmpvcpu.attach(other.sockets[1]) as vm:
+            await vm.run_control.pause()
+        ran = await run("replay", tmp_path / "vm.json", "--pin", f"3={LAST}", "--qmp", other.qmp, "--json")
+        assert ran.code == 0
+        assert is_on((await looked(other))[3], LAST)
