@@ -202,7 +202,7 @@ _VARIES = (
     (r"QEMU \d+(\.\d+)+", "QEMU"),
     (r"\b(kvm|tcg|KVM|TCG)\b", "ACCELERATOR"),
     (r"\S*/qemu-system-x86_64", "PATH"),
-    (r"(?<=\] )\d+|\b\d{3,}\b", "TID"),  # a machine that has just started counts its threads from 1
+    (r"(?<=\] )\d+|\b\d{3,}\b(?!\.\d%)", "TID"),  # a machine that has just started counts its threads from 1
     (r"\d+\.\d%.*", "SHARES"),
     (r" +", " "),
 )
