@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
 import urllib.request
 from collections.abc import AsyncIterator
@@ -99,7 +100,7 @@ class Exporter:
 
 @contextlib.asynccontextmanager
 async def exporting(*arguments: str | Path, listen: str = "127.0.0.1:0") -> AsyncIterator[Exporter]:
-    """Start ``qmpvcpu exporter`` at a free port."""
+    """Start ``qmpvcpu exporter`` at a free port; it ends as it should, unless it has ended already."""
     async with running("exporter", "--listen", listen, "--rescan", "0.1", *arguments) as it:
         assert it.process.stdout is not None
         async with asyncio.timeout(_DEADLINE):
@@ -107,3 +108,6 @@ async def exporting(*arguments: str | Path, listen: str = "127.0.0.1:0") -> Asyn
         if "http://" not in said:
             raise AssertionError(await it.end())
         yield Exporter(it, said.split()[-1])
+        if it.process.returncode is None:
+            it.process.send_signal(signal.SIGTERM)
+            assert (await it.end()).code == 0

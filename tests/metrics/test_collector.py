@@ -3,6 +3,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import prometheus_client
@@ -12,9 +13,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 import qmpvcpu
 from qmpvcpu import OnFailure, Proof, TransitionError, VcpuController, VcpuMap
+from qmpvcpu.events import VcpuPlaced
 from qmpvcpu.fleet import Fleet
 from qmpvcpu.metrics import VcpuCollector, exposition
 from qmpvcpu.model.placement import Placement
+from qmpvcpu.model.statistics import VcpuStatistics, VmStatistics
 from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.fleet.vms import guests, stopped
 from tests.metrics.scraping import Page, rendered
@@ -328,6 +331,52 @@ def test_after_its_loop_it_has_what_it_read_last() -> None:
 
     asyncio.run(read())
     assert rendered(registry).value("qmpvcpu_vcpus_plugged", domain="vm") == 1
+
+
+async def test_what_is_missing_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with MicroGuest() as guest, collecting(guest) as (vm, collector):
+        statistics = await vm.statistics()
+
+        async def incomplete(**_: object) -> VmStatistics:
+            return replace(statistics, vcpus=(VcpuStatistics(0),), why_incomplete="/proc is hidden")
+
+        vm.statistics = incomplete  # type: ignore[method-assign]  # as of a QEMU elsewhere
+        pages = [await page_of(collector) for _ in range(3)]
+        assert pages[-1].up == {"vm": 1}
+        assert pages[-1]["libvirt_domain_vcpu_time_seconds_total"] == {}
+        del vm.statistics
+        assert (await page_of(collector))["libvirt_domain_vcpu_time_seconds_total"] != {}
+    assert [record.levelname for record in caplog.records if "not all metrics" in record.message] == ["WARNING"]
+    assert "/proc is hidden" in caplog.text
+
+
+async def test_vcpus_that_could_not_be_placed_are_counted() -> None:
+    async with MicroGuest() as guest, collecting(guest) as (vm, collector):
+        failed = VcpuPlaced(generation=1, ids=VcpuMap([2]), why_not="host CPU 9 is offline", seconds=0.1)
+        vm._driver.subscribers.push(failed)
+        page = await page_of(collector)
+    assert page.value("qmpvcpu_unplaced_total", domain="vm") == 1
+    assert page.value("qmpvcpu_stage_seconds_count", action="plug", stage="placed") == 0
+
+
+async def test_a_fleet_without_a_directory_is_attached_again_and_may_be_closed_first() -> None:
+    async with (
+        guests(1) as (guest,),
+        Fleet([guest.qmp]) as fleet,
+        VcpuCollector(fleet, registry=None, rescan_interval=0.01) as collector,
+    ):
+
+        async def is_up() -> bool:
+            return [*(await page_of(collector)).up.values()] == [1]
+
+        await until(is_up)
+        (vm,) = fleet.vms.values()
+        await vm.close()
+        await until(lambda: [*fleet.vms.values()] not in ([], [vm]))
+        await until(is_up)
+        await fleet.close()
+        assert [*(await page_of(collector)).up.values()] == [0]
+        await asyncio.sleep(0.05)  # it looks again, and finds the fleet closed
 
 
 async def test_readings_at_once_are_one() -> None:
