@@ -473,12 +473,11 @@ class Batch:
         self._now = now
         if not self._out.take_reply(run):
             return
-        self._out.drop(run)
         if self._requires_place(run):
             self._deny(run, StepDeniedError(PLUG, run.step.ids, DenialReason.CANNOT_PLACE, why))
         else:
             run.born_anyway, run.stage = True, StepStage.QUEUED
-            self._plugs.appendleft(run)
+            self._send_again(run)
 
     def guest_told(self, ask: AskGuest, told: GuestTold, now: float) -> None:
         """Note that the agent has been asked what *ask* says; the state has taken in the list that it *told*."""
@@ -528,8 +527,9 @@ class Batch:
                 self._send_again(run)
 
     def _send_again(self, run: StepRun) -> None:
-        """Queue *run* before all others of its kind."""
+        """Queue *run* before all others of its kind; it may never be sent."""
         self._out.drop(run)
+        self._state.places.arriving.difference_update(run.step.ids)
         (self._plugs if run.plugs else self._take_outs if run.takes_out else self._others).appendleft(run)
 
     def _resume_halted(self, run: StepRun) -> None:
@@ -554,7 +554,7 @@ class Batch:
         self._now = now
         self.halt(reason)
         for run in itertools.chain.from_iterable(map(tuple, self._out.probed.values())):
-            if run.stage is not StepStage.PLACING:
+            if not STAGES[run.stage].of_host:
                 self._give_up(run)
 
     def stop(self, reason: str, now: float) -> None:
@@ -569,7 +569,7 @@ class Batch:
             run.reason = f"not sent: {reason}"
         self._take_outs.clear()
         for run in self._out.awaited:
-            if run.stage is not StepStage.PLACING:
+            if not STAGES[run.stage].of_host:
                 self._give_up(run, f"{reason}, before the guest's answer")
 
     def lose(self, reason: str, now: float) -> None:
@@ -824,13 +824,13 @@ class Batch:
             self._end(run, None)
 
     def _wait(self, run: StepRun, stage: StepStage) -> None:
-        of_qemu = self._bounds.until_accepted or stage is StepStage.PLACING
+        rule = STAGES[stage]
         if stage is StepStage.PLACING and not self._out.probed.get(Probe.PLACE):
             self._paces[Probe.PLACE] = _Pace(due=self._now)
-        limit = self._bounds.reply_timeout if of_qemu else self._bounds.limit
+        limit = self._bounds.reply_timeout if rule.of_host or self._bounds.until_accepted else self._bounds.limit
         # The question may have to wait for another one's answer, and its own may be as late.
-        self._out.wait(run, stage, self._now + (2 * limit if stage is StepStage.PLACING else limit))
-        if self._stopped and stage is not StepStage.PLACING and not STAGES[stage].is_over(run, self._state):
+        self._out.wait(run, stage, self._now + (2 * limit if rule.of_host else limit))
+        if self._stopped and not (rule.of_host or rule.is_over(run, self._state)):
             self._give_up(run)
 
     def _expire(self) -> list[BatchTask]:
@@ -853,8 +853,8 @@ class Batch:
             if self._bounds.until_accepted:
                 self._end(run, Unknown(run.step.ids, f"QEMU did not reply to device_del {limit}"))
                 continue
-            if self.offline and run.stage is StepStage.PLACING:  # QEMU is asked for its threads once it is back
-                self._wait(run, StepStage.PLACING)
+            if self.offline and STAGES[run.stage].of_host:  # QEMU is asked for its threads once it is back
+                self._wait(run, run.stage)
                 continue
             run.overdue = True
             looks.setdefault(STAGES[run.stage].last_look(run, self._state, self._bounds.limit), []).append(run)

@@ -220,6 +220,8 @@ class StageRule(NamedTuple):
 
     Attributes:
         of_plugs: True for a stage of plugs, False for one of removals.
+        of_host: True if it waits for the host, and not for the guest: as long as for a reply of QEMU's, and also once
+            nobody waits for the guest any more.
         proves: The rung that a plug waits for, or None.
         probe: How it is found out, where no event tells it.
         is_awaited: Whether the step waits here at all.
@@ -229,6 +231,7 @@ class StageRule(NamedTuple):
     """
 
     of_plugs: bool
+    of_host: bool
     proves: Proof | None
     probe: Probe
     is_awaited: Callable[[StepRun, VmState, CheckedOptions], bool]
@@ -285,6 +288,7 @@ STAGES: Final = MappingProxyType(
     {
         StepStage.PLACING: StageRule(
             of_plugs=True,
+            of_host=True,
             proves=None,
             probe=Probe.PLACE,
             is_awaited=_wants_place,
@@ -294,6 +298,7 @@ STAGES: Final = MappingProxyType(
         ),
         StepStage.PRESENT: StageRule(
             of_plugs=True,
+            of_host=False,
             proves=Proof.ACKNOWLEDGED,
             probe=Probe.NONE,
             is_awaited=_wants_acknowledgement,
@@ -303,6 +308,7 @@ STAGES: Final = MappingProxyType(
         ),
         StepStage.STARTING: StageRule(
             of_plugs=True,
+            of_host=False,
             proves=Proof.STARTED,
             probe=Probe.STARTED,
             is_awaited=lambda run, _state, options: run.plugs and options.awaited_proof is Proof.STARTED,
@@ -312,6 +318,7 @@ STAGES: Final = MappingProxyType(
         ),
         StepStage.ONLINING: StageRule(
             of_plugs=True,
+            of_host=False,
             proves=Proof.ONLINE,
             probe=Probe.GUEST,
             is_awaited=_wants_online,
@@ -321,6 +328,7 @@ STAGES: Final = MappingProxyType(
         ),
         StepStage.REQUESTED: StageRule(
             of_plugs=False,
+            of_host=False,
             proves=None,
             probe=Probe.NONE,
             is_awaited=lambda _run, _state, _options: True,

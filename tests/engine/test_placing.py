@@ -699,3 +699,14 @@ def test_what_is_on_its_way_has_not_drifted() -> None:
     assert drifts(told, elsewhere) == []
     told.place()
     assert drifts(told, elsewhere) == [(VcpuMap([1]), Place.on("4", "other"))]
+
+
+def test_a_plug_that_is_not_sent_again_is_not_on_its_way() -> None:
+    told = placing(on("4"), reconnects=True)
+    request = plug(1)
+    told.ask(request)
+    told.cancel(request)
+    told.pause()
+    told.resume("0")
+    assert told.is_settled(request)
+    assert not told.state.places.arriving
