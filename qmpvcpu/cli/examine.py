@@ -36,7 +36,6 @@ from qmpvcpu.errors import (
     QmpVcpuError,
     milliseconds,
 )
-from qmpvcpu.host.coresched import why_not_core_scheduling
 from qmpvcpu.model.guest import GuestVcpu
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Proof
@@ -458,8 +457,8 @@ async def examine_host(vm: VcpuController, record: str | None) -> list[Finding]:
     if facts.why_not_realtime:
         found = f"highest real-time priority {facts.highest_priority}: {facts.why_not_realtime}"
         findings.append(Finding(Level.NOTE, "threads", found, "only --sched fifo and rr need more"))
-    if why_not := why_not_core_scheduling():
-        findings.append(Finding(Level.NOTE, "threads", f"no core scheduling: {why_not}"))
+    if facts.why_not_core_scheduling:
+        findings.append(Finding(Level.NOTE, "threads", f"no core scheduling: {facts.why_not_core_scheduling}"))
     drifted = [thread for thread in await vm.host.threads() if thread.drifted] if wanted else []
     restore = f"qmpvcpu pin --restore --record {shlex.quote(record)}" if record else ""
     findings += [Finding(Level.WARNING, "threads", line, restore) for line in drift_lines(drifted)]

@@ -302,7 +302,7 @@ class _Lines:
 
     def tell(self, event: Event, layout: Layout) -> None:
         """Print the event and the map."""
-        self._shell.say(f"{_clock()}  {_said(event)}  {layout}")
+        self._shell.say(f"{_clock()}  {told(event)}  {layout}")
 
 
 def _clock() -> str:
@@ -310,9 +310,9 @@ def _clock() -> str:
     return datetime.now().astimezone().isoformat(" ", "milliseconds")[11:23]
 
 
-def _said(event: Event) -> str:
-    """Return *event* in words, with who brought it about if that was another client."""
-    by = " (by another client)" if event.origin is Origin.OTHER else ""
+def told(event: Event) -> str:
+    """Return *event* in words, with who brought it about if that was another client of QEMU's."""
+    by = " (by another client)" if event.origin is Origin.OTHER and not isinstance(event, PlaceDrifted) else ""
     return f"{sentence(event)}{by}"
 
 
@@ -349,7 +349,7 @@ class _LiveTable:
         """Take the event in."""
         self._note_pending(layout)
         if not isinstance(event, LayoutChanged) or event.resync:  # the table shows what a read has found
-            self._last.append((_clock(), Line(_said(event), style=_STYLES.get(type(event), ""))))
+            self._last.append((_clock(), Line(told(event), style=_STYLES.get(type(event), ""))))
         self._lost = isinstance(event, Disconnected) or (self._lost and not isinstance(event, Reconnected))
 
     def _note_pending(self, layout: Layout) -> None:

@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from qmpvcpu.engine.messages import HostIs, Persist, Wanted
 from qmpvcpu.errors import LOOK, DenialReason, HostError, PlacementError, StepDeniedError
 from qmpvcpu.given import checked
 from qmpvcpu.host.threads import HostThread
 from qmpvcpu.model.options import Affect
-from qmpvcpu.model.placement import HostFacts, Place, Placement, QemuThread
+from qmpvcpu.model.placement import CoreScheduling, HostFacts, Place, Placement, QemuThread
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.checks import check_placement
 from qmpvcpu.vm.driver import Driver
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qmpvcpu.vm.next_boot import NextBoot
 
 _PLACE = "placing"
+_WANTS_ALL: Final = Placement(core_scheduling=CoreScheduling.VCPUS)  # so that all is looked at
 
 
 class Host:
@@ -48,7 +49,7 @@ class Host:
 
     def facts(self) -> HostFacts:
         """Return what this host allows for QEMU's threads now."""
-        facts = self._driver.placer.facts(self.placement, anew=True)
+        facts = self._driver.placer.facts(_WANTS_ALL, anew=True)
         self._driver.put(HostIs(facts))
         return facts
 
@@ -90,7 +91,7 @@ class Host:
         """
         if not isinstance(placement, Placement | None):
             raise TypeError(f"placement is a Placement, not {placement!r}")
-        with self._driver.traced("host.place"):
+        with self._driver.traced("host.place", **_told(placement)):
             return await self._place_all(placement, affect)
 
     async def _place_all(self, placement: Placement | None, affect: Affect) -> Placement:
@@ -166,3 +167,8 @@ class Host:
             places += [(thread, wanted.of_emulator()) for thread in placer.others(threads, vcpus, iothreads)]
         placer.move(places, facts)
         placer.group(wanted, vcpus, placer.grouped(wanted, vcpus))
+
+
+def _told(placement: Placement | None) -> dict[str, str]:
+    """Return what the span of a call says of *placement*: the vCPUs that it names, if any."""
+    return {"vcpus": str(VcpuMap(placement.vcpus))} if placement is not None and placement.vcpus else {}

@@ -13,6 +13,10 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu.cli import main
+from qmpvcpu.cli.watch import told
+from qmpvcpu.events import Origin, PlaceDrifted, VcpuPlugged
+from qmpvcpu.model.placement import Place
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.testing import MicroGuest, best_qemu
 from tests.cli.running import Ran, environment, on_terminal, run, running
 from tests.cli.schema import command_of
@@ -269,6 +273,14 @@ async def test_doctor_tells_what_the_host_allows(guest: MicroGuest) -> None:
     ran = await run("doctor", "--json", "--qmp", guest.qmp, env=environment(PATH="/nowhere"))
     found = [each["found"] for each in ran.document["findings"] if each["subject"] == "threads"]
     assert found[0].startswith("they can be found, and moved on host CPUs ")
+
+
+def test_a_thread_that_was_moved_is_the_work_of_no_client_of_qemu() -> None:
+    moved = PlaceDrifted(
+        generation=1, origin=Origin.OTHER, ids=VcpuMap([1]), wanted=Place.on("0"), found=Place.on("1", "batch")
+    )
+    assert told(moved) == "vCPU 1 runs on host CPUs 1, batch, and is to run on host CPUs 0"
+    assert told(VcpuPlugged(generation=1, origin=Origin.OTHER, ids=VcpuMap([1]))).endswith("(by another client)")
 
 
 async def test_watch_begins_with_where_threads_run(guest: MicroGuest) -> None:

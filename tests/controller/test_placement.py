@@ -676,3 +676,11 @@ async def test_core_scheduling_that_the_kernel_does_not_have_is_denied_beforehan
         with pytest.raises(StepDeniedError, match="not in this kernel") as caught:
             await vm.plug(3, placement=given)
     assert caught.value.reason is DenialReason.CANNOT_PLACE
+
+
+async def test_whether_the_kernel_has_core_scheduling_is_told_though_nobody_wants_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qmpvcpu.host.facts.why_not_core_scheduling", lambda: "not in this kernel")
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+        assert vm.host.facts().why_not_core_scheduling == "not in this kernel"

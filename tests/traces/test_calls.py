@@ -10,7 +10,7 @@ import qmpvcpu
 from qmpvcpu import GuestRefusedError, UnplugRefusedError, VcpuController, VcpuMap
 from qmpvcpu.model.placement import Place, Placement
 from qmpvcpu.testing import MicroGuest, Mood, ScriptedAgent
-from tests.traces.spans import Spans, check_times, failed, id_of, stages, told
+from tests.traces.spans import Spans, check_times, failed, stages, told
 
 pytestmark = pytest.mark.qemu
 
@@ -104,7 +104,10 @@ async def test_where_threads_are_put_is_told_by_the_step_and_by_the_call(spans: 
         await vm.plug(3)
         with spans.caller() as caller:
             await vm.host.place()
+            await vm.host.place(Placement(vcpus={0: Place(cpus=VcpuMap([cpu])), 3: Place(cpus=VcpuMap([cpu]))}))
     step = spans.one("step.plug")
     assert [stage for stage in stages(step) if stage != "acknowledged"] == ["sent", "present", "placed"]
-    assert [id_of(span) for span in spans.below(caller)] == [id_of(spans.one("host.place"))]
+    calls = spans.below(caller)
+    assert {span.name for span in calls} == {"qmpvcpu.host.place"}
+    assert [(span.attributes or {}).get("qmpvcpu.vcpus") for span in calls] == [None, "0,3"]
     check_times(spans)
