@@ -21,7 +21,7 @@ from tests.waiting import until
 from .conftest import Heard, Open
 
 ROOT = Path(__file__).parents[2]
-METHODS = ["_get_exec_id", "_bh_send_message", "_cb_inbound", "_cb_outbound"]  # we override them
+METHODS = ["_get_exec_id", "_bh_send_message", "_recv", "_cb_inbound", "_cb_outbound"]  # we override them
 ATTRIBUTES = ["_outgoing", "_writer", "_reader_task", "readbuflen"]  # we read them
 EXPECTED = {
     "qemu": {"own": "0,4-6", "logged": "0,2", "given": "0,7"},
@@ -74,6 +74,20 @@ async def test_our_ids_are_short_and_are_those_that_are_sent(connect: Open) -> N
         monitor = await connect(peer.address)
         await monitor.execute("query-status")
         assert re.fullmatch(r"\D{4}1", peer.received[-1].message["id"])
+
+
+async def test_a_flood_of_events_leaves_others_their_turn(connect: Open, heard: Heard) -> None:
+    event = b'{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 0}}\r\n'
+    async with ScriptedPeer() as peer:
+        await connect(peer.address)
+        sending = asyncio.create_task(peer.send(event * 20_000))
+        most_in_a_row, before = 0, 0
+        while before < 20_000:
+            await asyncio.sleep(0)
+            most_in_a_row = max(most_in_a_row, len(heard.events) - before)
+            before = len(heard.events)
+        await sending
+        assert most_in_a_row <= 64
 
 
 async def test_messages_are_rendered_only_for_a_log_that_is_read(
