@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu.domainxml import DomainVcpu, Metadata, parse, update, validate
+from qmpvcpu.domainxml import DomainVcpu, Metadata, ThreadSched, parse, update, validate
 from qmpvcpu.model.vcpumap import VcpuMap
 from tests.domainxml.documents import assert_says, outside
 
 BLANKS = st.sampled_from(
     ["", "", "\n", "\n  ", "\r\n\t", " <!-- <vcpu>9</vcpu> -->\n ", "<?pi <vcpus> ?>", "\n\n    "]
 )
+SCHEDULERS = st.sampled_from(["scheduler='batch'", "priority='1' scheduler='fifo'", "scheduler='idle' priority='x'"])
 OTHERS = st.sampled_from(
     [
         "<title>a &gt; b</title>",
@@ -57,7 +58,12 @@ def any_document(draw: st.DrawFn) -> tuple[bytes, int]:
         )
     if draw(st.booleans()):
         pins = draw(st.lists(st.integers(0, count), unique=True))
-        inner = "".join(f"{draw(BLANKS)}<vcpupin vcpu='{pin}' cpuset={quote}0-1{quote}/>" for pin in pins)
+        tunes = [f"<vcpupin vcpu='{pin}' cpuset={quote}0-1{quote}/>" for pin in pins]
+        tunes += draw(st.sampled_from([[], ["<emulatorsched scheduler='idle' />"], ["<emulatorpin cpuset='3'/>"]]))
+        half = draw(st.integers(0, count))
+        groups = [",".join(map(str, each)) for each in (range(half), range(half, count)) if each]
+        tunes += [f"<vcpusched vcpus='{each}' {draw(SCHEDULERS)}/>" for each in groups if draw(st.booleans())]
+        inner = "".join(draw(BLANKS) + tune for tune in draw(st.permutations(tunes)))
         parts.append(f"<cputune>{draw(BLANKS)}{inner}</cputune>")
     if draw(st.booleans()):
         parts.append(draw(st.sampled_from(["<metadata/>", "<metadata><o:o xmlns:o='urn:o'/></metadata>"])))
@@ -70,8 +76,11 @@ def test_any_change_of_any_document_keeps_every_byte_outside_of_what_is_named(da
     base, count = data.draw(any_document())
     said = parse(base)
     pins = data.draw(st.dictionaries(st.integers(0, count - 1), st.sampled_from([VcpuMap([0]), VcpuMap([0, 1])])))
+    scheds = st.sampled_from([ThreadSched("batch"), ThreadSched("fifo", 1), ThreadSched("rr", 99)])
     wanted = replace(
         said,
+        scheds=data.draw(st.just(said.scheds) | st.dictionaries(st.integers(0, count - 1), scheds)),
+        emulator_sched=data.draw(st.none() | scheds),
         vcpus=data.draw(st.just(said.vcpus) | any_state(count)),
         pins=data.draw(st.just(said.pins) | st.just(pins)),
         emulator_pin=data.draw(st.none() | st.just(VcpuMap([1]))),
