@@ -13,7 +13,6 @@ from qmpvcpu import MalformedReplyError, Slot
 from qmpvcpu.host.threads import Usage
 from qmpvcpu.model.layout import CpuProps
 from qmpvcpu.model.vm import ONE_THREAD
-from qmpvcpu.qmp import queries
 from qmpvcpu.qmp.queries import Reader
 from qmpvcpu.testing.peer import Failure, ScriptedPeer
 from tests.hostile import small_vm
@@ -200,7 +199,7 @@ async def test_why_nothing_can_be_told_under_tcg(connect: Open, idle: int, monke
         assert "it is not QEMU itself" in (await read(peer, connect))[0]
     async with small_vm(**TCG, query_cpus_fast=[], query_hotpluggable_cpus=[]) as peer:
         assert "attach again" in (await read(peer, connect))[0]
-    monkeypatch.setattr(queries, "read_usage", lambda _: Usage(7, None, None, 0))
+    monkeypatch.setattr("qmpvcpu.host.threads.read_usage", lambda _: Usage(7, None, None, 0))
     async with small_vm(**TCG, query_cpus_fast=threads(idle, os.getpid())) as peer:
         assert "schedstat" in (await read(peer, connect))[0]
 
