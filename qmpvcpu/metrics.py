@@ -32,6 +32,7 @@ from qmpvcpu.events import (
     VcpuUnplugged,
 )
 from qmpvcpu.fleet import Fleet
+from qmpvcpu.model.counters import EXITS, HALTED
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Proof
 from qmpvcpu.model.statistics import VcpuStatistics, VmStatistics
@@ -57,9 +58,7 @@ _LONGEST_S: Final = 5.0
 # metrics of it.
 _NEW_S: Final = 5.0
 
-# KVM's names; without the second it is not known which vCPUs are halted.
-_EXITS: Final = "exits"
-_COUNTERS: Final = (_EXITS, "blocking")
+_COUNTERS: Final = (*EXITS, HALTED)
 
 _PLACED: Final = "placed"
 _MOST_LETTERS: Final = 100
@@ -131,11 +130,6 @@ def _age(since: float | None) -> float | None:
     return None if since is None else time.monotonic() - since
 
 
-def _exits(vcpu: VcpuStatistics) -> int | None:
-    exits = vcpu.kvm.get(_EXITS)
-    return exits if isinstance(exits, int) else None
-
-
 _OF_A_VM: Final[tuple[_Metric[_Seen], ...]] = (
     _Metric("qmpvcpu_up", "1 if the VM answered this scrape.", lambda vm: vm.up),
     _Metric("qmpvcpu_reading_age_seconds", "How old the statistics of the VM are.", lambda vm: _age(vm.read_at)),
@@ -174,7 +168,7 @@ _OF_A_VCPU: Final[tuple[_Metric[VcpuStatistics], ...]] = (
     _Metric("libvirt_domain_vcpu_cpu", "The host CPU that it ran on last.", lambda vcpu: vcpu.host_cpu),
     _Metric("qmpvcpu_vcpu_turns_total", "How often it was given a host CPU.", lambda vcpu: vcpu.turns),
     _Metric("qmpvcpu_vcpu_halted", "1 if it has nothing to do just now; KVM tells.", lambda vcpu: vcpu.halted),
-    _Metric("qmpvcpu_vcpu_kvm_exits_total", "How often it left guest mode; KVM tells.", _exits),
+    _Metric("qmpvcpu_vcpu_kvm_exits_total", "How often it left guest mode; KVM tells.", lambda vcpu: vcpu.kvm.exits),
 )
 _INFO: Final = ("address", "uuid", "machine", "accelerator", "qemu")
 

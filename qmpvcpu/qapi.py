@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from qmpvcpu.errors import MalformedReplyError
-from qmpvcpu.model.counters import KvmCounters
+from qmpvcpu.model.counters import EXITS, KvmCounters
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.names import (
     CPU_TYPE,
@@ -54,11 +54,6 @@ _LONGEST_TEXT: Final = 1024
 # node-id is not part of the key (nodes may interleave). module-id is QEMU's level that libvirt does not know: without
 # it two CPUs would share a key and vCPU 0 would not be the boot CPU; it sits where QEMU nests it.
 _KEY: Final = ("socket-id", "die-id", "cluster-id", "module-id", "core-id", "thread-id")
-
-
-# KVM's counters of how often a vCPU has left guest mode; those of x86, arm64 and riscv, and of powerpc (the kernel's
-# arch/*/kvm, kvm_vcpu_stats_desc). s390x and loongarch count each cause of its own, and have no such sum.
-_EXITS: Final = ("exits", "sum_exits")
 
 
 class Deleted(NamedTuple):
@@ -240,7 +235,7 @@ def query_stats(paths: Collection[str] | None = None, names: Collection[str] | N
 
 def query_exits(paths: Collection[str]) -> dict[str, Any]:
     """Return the arguments of ``query-stats`` that ask how often the vCPUs at *paths* have left guest mode."""
-    return query_stats(paths, _EXITS)
+    return query_stats(paths, EXITS)
 
 
 def parse_stats(reply: object) -> dict[str, KvmCounters]:
@@ -270,7 +265,7 @@ def parse_exits(reply: object) -> dict[str, int]:
     """
     exits: dict[str, int] = {}
     for path, stats in parse_stats(reply).items():
-        for name in _EXITS:
+        for name in EXITS:
             count = stats.get(name, 0)
             if type(count) is not int:
                 raise MalformedReplyError("query-stats", f"{name!r} is no number", {name: count})

@@ -19,6 +19,7 @@ from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import headline
 from qmpvcpu.errors import printable
 from qmpvcpu.model.codec import to_json
+from qmpvcpu.model.counters import EXITS, HALTED
 
 if TYPE_CHECKING:
     from qmpvcpu.cli.terminal import Screen
@@ -36,8 +37,6 @@ _NARROW: Final = 60  # a terminal that is narrower has the columns that matter m
 _OTHER_LINES: Final = 4  # below the head: a blank one, the names of columns, what is cut, the cursor's
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 _WAITS, _WAITS_MUCH = 0.1, 0.5  # shares that are shown in yellow, and in red
-# What the table shows of KVM's counters; architectures have one of the first two names.
-_EXITS, _HALTED = ("exits", "sum_exits"), "blocking"
 
 
 class By(enum.Enum):
@@ -95,7 +94,7 @@ async def stats(shell: Shell, *, interval: float | None, count: int | None, no_k
     if count is None and interval is None and not live:
         count = 1
     async with shell.attach(resync_interval=_RESYNC_S, read_only=True) as vm:
-        kvm = () if no_kvm else None if shell.options.json else (*_EXITS, _HALTED)
+        kvm = () if no_kvm else None if shell.options.json else (*EXITS, HALTED)
         readings = _Readings(vm, interval or _USUAL_INTERVAL_S, kvm)
         showing = asyncio.create_task(_show(shell, readings, count, by))
 
@@ -268,7 +267,7 @@ def _style(row: _Row) -> str:
 
 
 def _exits(row: _Row) -> float | None:
-    return next((row.rates.kvm[name] for name in _EXITS if name in row.rates.kvm), None)
+    return next((row.rates.kvm[name] for name in EXITS if name in row.rates.kvm), None)
 
 
 def _percent(share: float | None) -> str:

@@ -7,6 +7,12 @@ from typing import Any, Final
 from qmpvcpu.errors import shorten
 from qmpvcpu.model.names import WORD, is_word
 
+# How often a vCPU has left guest mode: on x86, arm64 and riscv, and on powerpc (the kernel's arch/*/kvm,
+# kvm_vcpu_stats_desc). s390x and loongarch count each cause of its own, and have no such sum.
+EXITS: Final = ("exits", "sum_exits")
+# Whether it has nothing to do just now.
+HALTED: Final = "blocking"
+
 _LARGEST: Final = (1 << 64) - 1  # QAPI's uint64
 _MOST_COUNTERS: Final = 512  # of one vCPU: x86 has 47, s390x some hundred
 _MOST_COLUMNS: Final = 1024  # of one histogram: x86 has 32
@@ -47,6 +53,12 @@ class KvmCounters(Mapping[str, KvmValue]):
                 self._items[name] = _columns(name, value)
             elif kind is not bool:
                 raise ValueError(f"{name!r}: {shorten(value, _MOST_QUOTED)} is no number, truth value or histogram")
+
+    @property
+    def exits(self) -> int | None:
+        """How often the vCPU has left guest mode; None where that is not counted."""
+        counts = (self._items.get(name) for name in EXITS)
+        return next((count for count in counts if type(count) is int), None)
 
     def __getitem__(self, name: str) -> KvmValue:
         return self._items[name]

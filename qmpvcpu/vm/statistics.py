@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from qmpvcpu.host.finding import Found
 from qmpvcpu.host.threads import HostThread, Usage, counts_waits, find, read_usage
-from qmpvcpu.model.counters import KvmCounters
+from qmpvcpu.model.counters import HALTED, KvmCounters
 from qmpvcpu.model.statistics import VcpuStatistics, VmStatistics
 from qmpvcpu.model.vcpumap import VcpuMap, named
 from qmpvcpu.model.vm import ONE_THREAD
@@ -22,7 +22,6 @@ _MAY_COUNT: Final = ("kvm", "unknown")
 # An older one wakes each vCPU to read its counters, so it finds none that is halted.
 # Source: QEMU accel/kvm/kvm-all.c, ``query_stats_vcpu``.
 _FIRST_THAT_WAKES_NONE: Final = (8, 1, 0)
-_HALTED: Final = "blocking"  # KVM's name for it
 _NO_COUNTERS: Final = KvmCounters({})
 
 
@@ -142,7 +141,7 @@ class StatisticsReader:
 def _statistics(
     vcpu: int, tid: int | None, usage: Usage | None, kvm: KvmCounters, *, tells_halted: bool
 ) -> VcpuStatistics:
-    halted = kvm.get(_HALTED) if tells_halted else None
+    halted = kvm.get(HALTED) if tells_halted else None
     run, delay, wait = (None, None, None) if usage is None else (usage.run_ns, usage.delay_ns, usage.wait_ns)
     return VcpuStatistics(
         vcpu,

@@ -143,3 +143,12 @@ def test_a_vcpu_is_found_by_its_id() -> None:
     assert reading(1.0, BEFORE)[3] is BEFORE
     with pytest.raises(KeyError, match="vCPU 4 is not plugged"):
         reading(1.0, BEFORE)[4]
+
+
+@pytest.mark.parametrize(
+    ("counters", "exits"),
+    [({"exits": 7}, 7), ({"sum_exits": 7}, 7), ({"halt_exits": 7}, None), ({"exits": (1, 2)}, None)],
+    ids=["x86", "powerpc", "s390x", "histogram"],
+)
+def test_exits_have_the_name_of_their_architecture(counters: dict[str, int], exits: int | None) -> None:
+    assert KvmCounters(counters).exits == exits
