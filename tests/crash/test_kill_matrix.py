@@ -186,7 +186,7 @@ async def _recover(story: Story, vm: VcpuController, how: Recovery) -> None:
     assert (report.outcome, vm.layout.enabled) == wanted
 
 
-@pytest.mark.timeout(240)  # it is many tests in one
+@pytest.mark.timeout(480)  # it is many tests in one, and other tests run
 @pytest.mark.parametrize("story", [*STORIES, *OFFLINE_STORIES, *PLACED_STORIES], ids=str)
 async def test_nothing_is_lost_wherever_it_is_killed(
     story: Story, tmp_path: Path, record_property: Callable[[str, object], None]
