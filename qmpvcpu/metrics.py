@@ -434,7 +434,10 @@ class VcpuCollector:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        attaching = [*self._fleets.values()]
         self.close()
+        if attaching:  # a connection that is being made is closed in order, if nobody hurries it
+            await asyncio.wait(attaching)
 
     def close(self) -> None:
         """Unregister it and let go of the VMs; idempotent."""
@@ -553,6 +556,7 @@ class VcpuCollector:
                     attaching = self._loop.create_task(self._attach(fleet))
         finally:
             attaching.cancel()
+            await asyncio.wait([attaching])
 
     async def _attach(self, fleet: Fleet) -> None:
         try:

@@ -7,13 +7,21 @@ import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
+from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from qmpvcpu.cli.fleet import DIRECTORY, PATTERN, QMP, Vms
-from qmpvcpu.cli.options import JSON, REPLY_TIMEOUT, VERBOSE, Seconds, command, option
+from qmpvcpu.cli.fleet import DIRECTORY, PATTERN, QMP, Vms, records_in
+from qmpvcpu.cli.options import JSON, REPLY_TIMEOUT, VERBOSE, File, Seconds, command, option
+from qmpvcpu.cli.progress import meanwhile
 from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
+from qmpvcpu.errors import DomainXmlError
+from qmpvcpu.fleet import Fleet
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.placement import Placement
+    from qmpvcpu.model.vm import VmInfo
 
 _ADDRESS: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+(?:%\w+)?)\]|([^\[\]:]*)):(\d{1,5})")
 _HIGHEST_PORT: Final = 65535
@@ -49,6 +57,12 @@ Page = Callable[[str], Awaitable[tuple[str, bytes]]]
         help="How often to look for VMs that came or went, and to connect to those that are not connected.",
     ),
     option("--for", "seconds", metavar="SECONDS", type=Seconds(), help="End after so long."),
+    option(
+        "--record",
+        metavar="DIR",
+        type=File(),
+        help="Read each VM's record in this directory, as fleet keeps them: it says where threads are to run.",
+    ),
     REPLY_TIMEOUT,
     JSON,
     VERBOSE,
@@ -62,6 +76,8 @@ async def exporter(shell: Shell, *, listen: str, rescan: float, seconds: float |
 
       qmpvcpu exporter --dir /run/vms
 
+      qmpvcpu exporter --dir /run/vms --record /var/lib/vms
+
       qmpvcpu exporter --dir /run --pattern '*/metrics.qmp' --listen '[::1]:9177'
 
     Exit codes: 0 ended by a signal, or after --for; 2 bad usage, or prometheus-client is not installed; 3 the address
@@ -69,8 +85,9 @@ async def exporter(shell: Shell, *, listen: str, rescan: float, seconds: float |
     """
     host, port = _parse(listen)
     metrics = _import_metrics()
+    record = records_in(shell.options.record)
     async with Vms(**vms, concurrency=_CONCURRENCY).opened(
-        shell, may_be_empty=True, resync_interval=_RESYNC_S
+        shell, read_only=True, may_be_empty=True, resync_interval=_RESYNC_S
     ) as fleet:
         registry = metrics.process_registry()
         async with metrics.VcpuCollector(fleet, registry=registry, rescan_interval=rescan) as collector:
@@ -79,7 +96,8 @@ async def exporter(shell: Shell, *, listen: str, rescan: float, seconds: float |
             async with server.listening(host, port) as at:
                 tell = shell.note if shell.options.json else shell.say  # a program too may want to know the port
                 tell(f"metrics of {len(fleet.addresses)} VMs at http://{at}/metrics")
-                await _until_stopped(shell, seconds)
+                async with meanwhile(_heed_records(fleet, record, rescan)):
+                    await _until_stopped(shell, seconds)
     return CommandResult(REACHED, document(listened=at, requests=server.requests))
 
 
@@ -117,6 +135,49 @@ async def _until_stopped(shell: Shell, seconds: float | None) -> None:
     with shell.signals.stopped_by(stop), contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await stopped.wait()
+
+
+async def _heed_records(fleet: Fleet, record: "Callable[[str, VmInfo], Path] | None", interval: float) -> None:
+    """Have VMs attached anew whose records say another placement than before: a record is read as one is attached."""
+    known: dict[str, tuple[object, Placement | None]] = {}
+    while record is not None:
+        changed = set()
+        for address, vm in fleet.vms.items():
+            path = record(address, vm.layout.vm)
+            version = _version_of(path)
+            before = known.get(address)
+            if before is None or before[0] != version:
+                known[address] = version, _placement_in(path)
+                if before is not None and before[1] != known[address][1]:
+                    changed.add(address)
+                    await vm.close()
+        if changed:
+            async with contextlib.aclosing(fleet.attach()) as results:  # but do not wait for others that are silent
+                async for result in results:
+                    changed.discard(result.address)
+                    if not changed:
+                        break
+        await asyncio.sleep(interval)
+
+
+def _version_of(path: Path) -> object:
+    """Return what tells a file from what stood there before; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _placement_in(path: Path) -> "Placement | None":
+    # Not at the top: XML takes long to import, and few exporters read records.
+    from qmpvcpu.domainxml import parse
+    from qmpvcpu.domainxml.placing import placement_of
+
+    try:
+        return placement_of(parse(path.read_bytes()))
+    except (OSError, DomainXmlError):  # of which attaching tells
+        return None
 
 
 class _Scrapes:

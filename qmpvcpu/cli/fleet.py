@@ -168,7 +168,7 @@ class Vms(NamedTuple):
             directory=self.directory,
             pattern=self.pattern,
             concurrency=self.concurrency,
-            record=_records_in(shell.options.record),
+            record=records_in(shell.options.record),
             agent=self._agent(shell.options.agent),
             reply_timeout=shell.options.reply_timeout,
             read_only=read_only,
@@ -217,7 +217,7 @@ class Vms(NamedTuple):
         return addresses
 
 
-def _records_in(directory: str | None) -> "Callable[[str, VmInfo], Path] | None":
+def records_in(directory: str | None) -> "Callable[[str, VmInfo], Path] | None":
     """Return what tells where the record of a VM is kept; None: nowhere."""
     if directory is None:
         return None

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import qmpvcpu
+from qmpvcpu import VcpuMap
+from qmpvcpu.model.placement import Placement
 from qmpvcpu.testing import MicroGuest
 from tests.cli.running import run
 from tests.fleet.vms import dead_socket, garbage, guests, stopped
@@ -75,6 +79,31 @@ async def test_curl_shows_what_can_be_counted_by_hand(tmp_path: Path) -> None:
         assert before[vcpu] <= values <= after[vcpu]
         assert before[vcpu][1] <= values[1] <= after[vcpu][1]
     assert page.value("qmpvcpu_vcpus_plugged", domain="web") == len(before)
+
+
+async def test_threads_out_of_the_place_that_a_record_says_are_told(tmp_path: Path) -> None:
+    directory, record = tmp_path / "vms", tmp_path / "web.xml"
+    directory.mkdir()
+    cpus = VcpuMap(os.sched_getaffinity(0))
+    one = VcpuMap([cpus.lowest])
+    async with MicroGuest(extra_args=("-name", "web")) as guest:
+        linked(directory, guest)
+        async with qmpvcpu.attach(guest.qmp, record=record, placement=Placement(cpuset=one)) as vm:
+            await vm.host.place()
+            await vm.plug(2)
+        async with exporting("--dir", directory, "--record", tmp_path) as exporter:
+
+            async def drifted(count: int) -> bool:
+                page = await exporter.scrape()
+                return page.up == {"web": 1} and page["qmpvcpu_threads_drifted"] == {("web",): count}
+
+            await until(lambda: drifted(0), 15)
+            edited = record.read_text().replace(f"cpuset='{one}'", f"cpuset='{cpus}'")
+            (tmp_path / "new").write_text(edited)
+            (tmp_path / "new").rename(record)
+            await until(lambda: drifted(3), 15)  # two vCPUs and QEMU's main thread
+            record.unlink()
+            await until(lambda: drifted(0), 15)
 
 
 async def test_a_vm_that_ends_is_down_and_then_gone_and_one_that_returns_is_up(tmp_path: Path) -> None:
