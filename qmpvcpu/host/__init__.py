@@ -6,6 +6,7 @@
 - `sockets`: which sockets are connected to each other, and who has them open.
 - `finding`: which process is the QEMU at the other end of a connection.
 - `threads`: its threads, looked at and put in their place.
+- `birthplace`: its main thread, sent to where new threads are to be born, and back home.
 - `coresched`: threads that share a core with nobody else.
 - `facts`: what the host allows for them.
 """

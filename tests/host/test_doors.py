@@ -46,7 +46,7 @@ def test_only_host_opens_proc_and_moves_threads() -> None:
 
 
 @pytest.mark.qemu
-async def test_a_vm_of_which_no_thread_is_to_run_anywhere_is_changed_without_what_places_them() -> None:
+async def test_a_plug_without_a_placement_imports_nothing_that_places_threads() -> None:
     program = """
 import asyncio, sys, qmpvcpu
 
