@@ -26,6 +26,7 @@ from qmpvcpu.vm.guest import Guest
 from qmpvcpu.vm.placing import Placer
 
 INTENT_SAVED = "the intent is saved"
+SAVING_TURN = "before the turn is saved"
 TURN_SAVED = "the turn is saved"
 OUTCOME_SAVED = "the outcome is saved"
 PLACEMENT_SAVED = "the placement is saved"
