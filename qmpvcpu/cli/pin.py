@@ -1,5 +1,7 @@
 """pin and sched: where QEMU's threads run on the host, and how they are scheduled; shown, or changed."""
 
+import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -21,7 +23,7 @@ from qmpvcpu.cli.wishes import (
     note_unused,
     wish_of,
 )
-from qmpvcpu.errors import printable
+from qmpvcpu.errors import RecordError, printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.options import Affect
 from qmpvcpu.model.vcpumap import VcpuMap, named
@@ -119,6 +121,8 @@ async def _place(
     """Do what *wish* says; None: show what is so."""
     next_boot = next_boot_file(affect, config, shell.options.record, base)
     _check_together(shell, wish, affect, restore=restore)
+    if restore and base is None:
+        _check_record(Path(shell.options.record or ""))
     if wish is None and not restore:
         async with shell.attach(read_only=True) as vm:
             threads = await vm.host.threads()
@@ -149,6 +153,17 @@ def _check_together(shell: Shell, wish: "Placement | None", affect: Affect, *, r
         raise BadUsageError(f"--restore moves threads of the running VM: it goes without --affect {affect.value}")
     if wish is None and affect is not Affect.LIVE:
         raise BadUsageError(f"--affect {affect.value}: what is to change? Name it, such as 3=..., or --emulator ...")
+
+
+def _check_record(record: Path) -> None:
+    """Make sure that there is a record: attaching would begin a new one, which says nothing of threads.
+
+    Raises:
+        RecordError: There is none. What else is wrong with it is found when it is read.
+    """
+    with contextlib.suppress(OSError):
+        if not record.is_symlink() and not record.exists():
+            raise RecordError(record, "there is no record of that name, so where threads are to run is not known")
 
 
 def _check_kept(shell: Shell, vm: "VcpuController", wish: "Placement") -> None:

@@ -22,7 +22,7 @@ from qmpvcpu.cli.progress import PlugClock, meanwhile, progress
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
-from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_unused, take_wish
+from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, take_wish
 from qmpvcpu.errors import PlacementError, QmpVcpuError, UnprovenError, milliseconds
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
@@ -94,12 +94,13 @@ async def plug(
     if affect is Affect.CONFIG:
         return await change_config(shell, next_boot, follow)
     async with shell.attach(config=config, base=base) as vm:
-        ids = by_slots(vm.layout, ids)
+        ids, before = by_slots(vm.layout, ids), vm.layout.enabled
         check_wish(vm, wish)
         note_unused(shell, vm, wish, ids)
         _check_all(shell, vm, ids, check_plug, change)
         await check_next_boot(affect, config, follow)
         await _one_by_one(shell, ids or [None], lambda vcpu: _plug_one(shell, vm, vcpu, affect=affect, **change))
+        note_moved(shell, wish, before)
         layout = vm.layout
     return _all_done(shell, layout, affect)
 

@@ -25,7 +25,7 @@ from qmpvcpu.cli.reports import intent_text, plan_json, plan_lines, report_block
 from qmpvcpu.cli.result import NOT_SENT, REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
-from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_unused, take_wish
+from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, take_wish
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import InvalidMapError
 from qmpvcpu.model.options import Affect, Proof
@@ -213,12 +213,13 @@ async def _set(
         return await change_config(shell, next_boot, lambda each: target.write(each, wish))
     async with shell.attach(config=config, base=base) as vm:
         check_wish(vm, wish)
-        steps = target.plan(vm, **change).steps
+        steps, before = target.plan(vm, **change).steps, vm.layout.enabled
         note_unused(shell, vm, wish, union(step.ids for step in steps))
         if any(step.action is Action.UNPLUG for step in steps):
             await shell.ask_system(vm)
         if vm.interrupted is not None:
             shell.note(f"given up for this: {intent_text(vm.interrupted)}")
         report = await run_transition(shell, vm, target.reach(vm, affect=affect, **change), steps, change["proof"])
+        note_moved(shell, wish, before & report.layout.enabled)
     content = document(**report.to_json(), **state_json(report.layout))
     return CommandResult(REACHED, content, report_blocks(report, proven=change["proof"] is not Proof.PRESENT))

@@ -212,3 +212,9 @@ def note_unused(shell: "Shell", vm: "VcpuController", wish: "Placement | None", 
         return
     if unused := VcpuMap(vcpu for vcpu in wish.vcpus if vcpu < vm.layout.max) - vm.layout.enabled - VcpuMap(plugged):
         shell.note(f"qmpvcpu: {named(unused)}: not plugged, and without --record nothing keeps where it is to run")
+
+
+def note_moved(shell: "Shell", wish: "Placement | None", before: VcpuMap) -> None:
+    """Tell which vCPUs *wish* names that were plugged *before*: no step tells of them."""
+    if wish is not None and (there := before & VcpuMap(wish.vcpus)):
+        shell.note(f"qmpvcpu: {named(there)}: plugged already, and put where --pin and --sched say")

@@ -30,6 +30,7 @@ _WORDS: Final = (
     ("set VmInfo.memory_kib", "name the VM's own document with --base"),
     ("x-exit-preconfig, and refresh(), first", "x-exit-preconfig first"),
     ("attach() takes a connected socket", "qmpvcpu takes no open descriptor: name the socket's path"),
+    ("set_map is for", "qmpvcpu set is for"),
     ("base= is what", "--base is what"),
     ('placement="preferred"', "--placement preferred"),
 )

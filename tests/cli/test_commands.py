@@ -303,6 +303,7 @@ async def test_a_document_of_the_vms_own_gets_the_state_and_stays_as_it_is_other
         ),
         ("could bring it online: attach with agent=", "could bring it online: name its socket with --agent ADDRESS"),
         ("offline_first=True asks", "--offline-first asks"),
+        ("not stopped: set_map is for a VM that runs", "not stopped: qmpvcpu set is for a VM that runs"),
     ],
 )
 def test_what_the_library_says_of_python_is_said_in_options(python: str, words: str) -> None:

@@ -288,6 +288,21 @@ async def test_watch_begins_with_where_threads_run(guest: MicroGuest) -> None:
     assert {each["vcpu"] for each in ran.documents[0]["threads"] if each["kind"] == "vcpu"} == {0, 1}
 
 
+async def test_to_restore_takes_a_record_that_is_there(guest: MicroGuest, tmp_path: Path) -> None:
+    ran = await run("pin", "--restore", "--json", "--record", tmp_path / "no.xml", "--qmp", guest.qmp)
+    assert (ran.code, list(tmp_path.iterdir())) == (4, [])
+    assert "there is no record of that name" in ran.error["message"]
+
+
+async def test_that_vcpus_which_were_there_are_moved_is_told(guest: MicroGuest) -> None:
+    told_so = "vCPU 1: plugged already, and put where --pin and --sched say"
+    plugged = await run("plug", "3", "--pin", f"1={LAST}", "--qmp", guest.qmp)
+    assert (plugged.code, told_so in plugged.err) == (0, True)
+    reached = await run("set", "0-4", "--pin", f"1,4={FIRST}", "--qmp", guest.qmp)
+    assert (reached.code, told_so in reached.err) == (0, True)
+    assert "already" not in (await run("set", "0-5", "--pin", f"5={FIRST}", "--qmp", guest.qmp)).err
+
+
 async def test_a_record_remembers_and_what_drifted_is_told_everywhere_and_put_back(
     guest: MicroGuest, tmp_path: Path
 ) -> None:
@@ -326,7 +341,9 @@ async def test_watch_tells_whose_thread_was_moved(guest: MicroGuest, tmp_path: P
 
 
 async def test_a_record_that_says_nothing_cannot_be_restored(guest: MicroGuest, tmp_path: Path) -> None:
-    ran = await run("pin", "--restore", "--record", tmp_path / "vm.xml", "--qmp", guest.qmp, "--json")
+    vm = ("--record", tmp_path / "vm.xml", "--qmp", guest.qmp)
+    assert (await run("plug", "3", *vm)).code == 0
+    ran = await run("pin", "--restore", *vm, "--json")
     assert (ran.code, "says nothing of where threads are to run" in ran.error["message"]) == (2, True)
 
 
