@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
@@ -139,8 +140,7 @@ class _Readings(NamedTuple):
 async def _show(shell: Shell, readings: _Readings, count: int | None, by: By) -> None:
     if shell.options.json:
         async for now, rates in readings.take(count):
-            line = as_line(_document(now, rates))
-            shell.put(lambda line=line: sys.stdout.write(line))  # type: ignore[misc]  # its default is that line
+            shell.put(partial(sys.stdout.write, as_line(_document(now, rates))))
             if shell.stdout_closed:
                 return
         return

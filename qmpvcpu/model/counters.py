@@ -76,6 +76,10 @@ class KvmCounters(Mapping[str, KvmValue]):
         return f"KvmCounters({self._items!r})"
 
 
+NO_COUNTERS: Final = KvmCounters({})
+"""Of a vCPU of which nothing is counted."""
+
+
 @lru_cache(maxsize=1024)  # all vCPUs have the same
 def _is_name(name: str) -> bool:
     return is_word(name)

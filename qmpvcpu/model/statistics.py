@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
-from qmpvcpu.model.counters import KvmCounters
+from qmpvcpu.model.counters import NO_COUNTERS, KvmCounters
 
 # A thread is read some time after the clock is: a share may be that much more than the whole.
 _MOST_SHARE: Final = 1.05
-
-_NO_COUNTERS: Final = KvmCounters({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class VcpuStatistics:
     turns: int | None = None
     halted: bool | None = None
     host_cpu: int | None = None
-    kvm: KvmCounters = _NO_COUNTERS
+    kvm: KvmCounters = NO_COUNTERS
 
     def since(self, earlier: "VcpuStatistics | None", seconds: float) -> "VcpuRates":
         """Return what it did in the *seconds* since the *earlier* reading, None if it was not plugged then."""

@@ -243,20 +243,23 @@ class Record:
             core_scheduling=self.placement.core_scheduling if self.placement and self.placement.groups else None,
         ).with_layout(state.layout)
         assert self._document is not None  # noqa: S101 -- JUSTIFICATION: write() refuses without, mypy cannot know
-        # What is written anew says all that is known, also where the placement is as it was.
-        placements = state.placement, self.placement
-        render_it = partial(self._render, state.layout, metadata, placements)
+        render_it = partial(
+            self._render, state.layout, metadata, placement=state.placement, placement_anew=self.placement
+        )
         await finish_despite_cancel(_save_in_thread(self._document, render_it))
 
     def _render(
         self,
         layout: Layout,
         metadata: Metadata,
-        placements: tuple[Placement | None, Placement | None],
         base: bytes | None,
+        *,
+        placement: Placement | None,
+        placement_anew: Placement | None,
     ) -> bytes:
         metadata = replace(metadata, in_place=base is not None)
-        placement = placements[base is None]
+        if base is None:  # what is written anew says all that is known, also where the placement is as it was
+            placement = placement_anew
         try:
             return render(layout, base=base, emulator=self._emulator, metadata=metadata, placement=placement)
         except DomainXmlError as error:

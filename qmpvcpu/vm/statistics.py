@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from qmpvcpu.host.finding import Found
 from qmpvcpu.host.threads import HostThread, Usage, counts_waits, find, read_usage
-from qmpvcpu.model.counters import HALTED, KvmCounters
+from qmpvcpu.model.counters import HALTED, NO_COUNTERS, KvmCounters
 from qmpvcpu.model.statistics import VcpuStatistics, VmStatistics
 from qmpvcpu.model.vcpumap import VcpuMap, named
 from qmpvcpu.model.vm import ONE_THREAD
@@ -22,7 +22,6 @@ _MAY_COUNT: Final = ("kvm", "unknown")
 # An older one wakes each vCPU to read its counters, so it finds none that is halted.
 # Source: QEMU accel/kvm/kvm-all.c, ``query_stats_vcpu``.
 _FIRST_THAT_WAKES_NONE: Final = (8, 1, 0)
-_NO_COUNTERS: Final = KvmCounters({})
 
 
 class _VcpuThread(NamedTuple):
@@ -90,7 +89,7 @@ class StatisticsReader:
                 vcpu,
                 known.get(path, tids.get(path)),
                 usages.get(path),
-                counters.get(path, _NO_COUNTERS),
+                counters.get(path, NO_COUNTERS),
                 tells_halted=version >= _FIRST_THAT_WAKES_NONE,
             )
             for path, vcpu in vcpus.items()
