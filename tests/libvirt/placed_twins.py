@@ -232,17 +232,23 @@ def pid_of(domain: Domain) -> int:
 
 @contextlib.asynccontextmanager
 async def running_placed_twins(
-    libvirt: Libvirt, qemu: Path, folder: Path, *, cputune: str = "", cpuset: str = ""
+    libvirt: Libvirt,
+    qemu: Path,
+    folder: Path,
+    *,
+    accel: Literal["kvm", "tcg"] = "kvm",
+    cputune: str = "",
+    cpuset: str = "",
 ) -> AsyncIterator[PlacedTwins]:
     """Have libvirt start one VM, start the other ourselves, and put its threads where the same document has them."""
-    domain, document = microguest_domain(libvirt, "theirs", qemu, shape=Shape(VCPUS, BOOT))
+    domain, document = microguest_domain(libvirt, "theirs", qemu, accel=accel, shape=Shape(VCPUS, BOOT))
     await asyncio.to_thread(start, domain, placed(document, cputune=cputune, cpuset=cpuset), define=True)
     pid = pid_of(domain)
     record, config = folder / "record.xml", folder / "config.xml"
     base = libvirt.inactive("theirs")
     config.write_bytes(base)
     async with (
-        MicroGuest(qemu, accel="kvm", boot=BOOT, max_vcpus=VCPUS) as guest,
+        MicroGuest(qemu, accel=accel, boot=BOOT, max_vcpus=VCPUS) as guest,
         qmpvcpu.attach(domain.qmp, resync_interval=None) as look,
         qmpvcpu.attach(guest.qmp, name="theirs", record=record, base=base, config=config) as ours,
     ):
