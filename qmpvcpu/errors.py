@@ -37,6 +37,7 @@ Floor 0: imports nothing of the package.
      │  └ OutcomeUnknownError            sent, and the outcome is unknown
      ├ TransitionError                   a map was not reached; carries the report
      ├ HostError                         the host of a QEMU does not do to a thread what was asked for
+     │  ├ HostBusyError                  another program does the same just now
      │  └ ThreadGoneError                the thread has ended
      ├ SameVmError                       two addresses of a fleet lead to one VM
      ├ SocketDirectoryError              a directory of sockets cannot be read
@@ -773,6 +774,10 @@ class HostError(QmpVcpuError):
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why
+
+
+class HostBusyError(HostError):
+    """Another program does to QEMU's threads what only one can do at a time."""
 
 
 class ThreadGoneError(HostError):

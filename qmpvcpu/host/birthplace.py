@@ -6,13 +6,15 @@ that it makes meanwhile, such as workers, are sent home with it.
 Source: clone(2), sched_setaffinity(2).
 """
 
+import contextlib
+import fcntl
 import logging
 import os
 import time
 from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
-from qmpvcpu.errors import HostError, ThreadGoneError
+from qmpvcpu.errors import HostBusyError, HostError, ThreadGoneError
 from qmpvcpu.host.facts import read_facts
 from qmpvcpu.host.threads import HostThread, all_of, is_there, put, read_place, set_affinity, thread_ids
 from qmpvcpu.model.placement import Place
@@ -59,6 +61,7 @@ class Birthplace:
         self._threads = 0  # that these make, as far as they have not been seen
         self._known: frozenset[int] = frozenset()
         self._strays_home: VcpuMap | None = None
+        self._lock: int | None = None  # the file descriptor of the lock that keeps other programs' births out
         self._since = 0
         self._used: set[VcpuMap] = set()  # where something may have been born that is no vCPU thread
         self._used_now: set[VcpuMap] = set()  # since the threads were looked at
@@ -71,11 +74,17 @@ class Birthplace:
             threads: How many threads the plug makes.
 
         Raises:
+            HostBusyError: Another program has vCPUs of this QEMU born just now.
             HostError: It cannot be; no more is under way than before.
         """
         if self.home is None or self._main is None:
             main = self._main_thread()
-            self.home = self._strays_home = VcpuMap(_affinity(main))
+            self._lock = _locked(main)
+            try:
+                self.home = self._strays_home = VcpuMap(_affinity(main))
+            except HostError:
+                self.restore()
+                raise
             if main != self._main:  # another QEMU
                 self._main, self._known = main, frozenset()
                 self._used.clear()
@@ -145,6 +154,11 @@ class Birthplace:
                 _log.warning("QEMU's main thread was not sent back to host CPUs %s: %s", self.home, error)
         self.home = self._cpus = None
         self._births = self._threads = 0
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)  # also for a child that has inherited it
+            os.close(self._lock)
+            self._lock = None
         self._looked_at(in_place=False)
 
     def _heed_others(self, main: HostThread) -> None:
@@ -250,6 +264,27 @@ def _send_home(threads: Collection[HostThread], home: VcpuMap, everywhere: VcpuM
 
 def _named(thread: HostThread) -> tuple[int, str]:
     return thread.tid, thread.name
+
+
+def _locked(main: HostThread) -> int | None:
+    """Return a lock against other programs that give the main thread birthplaces; None where the kernel has none.
+
+    Two that did so at a time would each take the other's birthplace for its home. It is that of a directory in
+    /proc, which every program has that sees QEMU, and ends with ours.
+    """
+    try:
+        lock = os.open(main.directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise HostError(f"QEMU, process {main.tid}, cannot be looked at: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise HostBusyError("another program is plugging vCPUs of this QEMU into their place just now") from None
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def _affinity(thread: HostThread) -> set[int]:

@@ -57,6 +57,7 @@ from qmpvcpu.errors import (
     CommandRejectedError,
     GuestAgentError,
     GuestRefusedError,
+    HostBusyError,
     HostError,
     MonitorError,
     MonitorLostError,
@@ -67,6 +68,7 @@ from qmpvcpu.errors import (
     printable,
 )
 from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.vm.connection import Connection, Finder, Trouble
 from qmpvcpu.vm.guest import Guest
 from qmpvcpu.vm.record_writer import RecordWriter
@@ -81,6 +83,10 @@ _log = logging.getLogger("qmpvcpu.vm")
 
 # close() gives commands in flight this long to be answered, so that their outcome is recorded.
 _CLOSING_S = 1.0
+
+# Another program that plugs vCPUs into their place is waited for so long, and looked at so often.
+_TURN_S = 5.0
+_TURN_STEP_S = 0.003
 
 _T = TypeVar("_T")
 
@@ -338,10 +344,28 @@ class Driver:
         if send.born_on is not None:
             try:
                 self.placer.birthplace.begin(send.born_on, send.threads)
+            except HostBusyError as error:
+                self.start(self._send_in_turn(send, send.born_on, error))
+                return
             except (HostError, OSError) as error:
                 self.put(NotBorn(send.number, str(error)))
                 return
         self.start(self._send(send))
+
+    async def _send_in_turn(self, send: Send, born_on: VcpuMap, busy: HostBusyError) -> None:
+        """Send a plug once the other program's are over: they take some milliseconds each."""
+        why: HostError | OSError = busy
+        deadline = self._loop.time() + _TURN_S
+        while isinstance(why, HostBusyError) and self._loop.time() < deadline:
+            await asyncio.sleep(_TURN_STEP_S)
+            try:
+                self.placer.birthplace.begin(born_on, send.threads)
+            except (HostError, OSError) as error:
+                why = error
+            else:
+                await self._send(send)
+                return
+        self.put(NotBorn(send.number, str(why)))
 
     async def _send(self, send: Send) -> None:
         try:

@@ -182,6 +182,21 @@ async def test_callers_side_by_side_each_have_their_own_place() -> None:
         await check_threads(vm, guest, pins)
 
 
+async def test_two_controllers_at_once_leave_the_main_thread_at_home() -> None:
+    pins = [Placement.pinned(dict.fromkeys(range(1, 16), cpus)) for cpus in (FIRST, LAST)]
+    async with (
+        MicroGuest(max_vcpus=16) as guest,
+        qmpvcpu.attach(guest.sockets[0], placement=pins[0]) as one,
+        qmpvcpu.attach(guest.sockets[1], placement=pins[1]) as other,
+    ):
+        for _ in range(5):
+            await asyncio.gather(*((one if vcpu % 2 else other).plug(vcpu) for vcpu in range(1, 16)))
+            await one.refresh()
+            await check_threads(one, guest, {vcpu: FIRST if vcpu % 2 else LAST for vcpu in range(1, 16)})
+            await one.set_map("0")
+            await other.refresh()
+
+
 async def test_a_vcpu_gets_its_scheduler_and_is_born_on_its_cpus() -> None:
     placement = Placement({1: Place.on(LAST, "batch"), 2: Place.on(LAST)})
     async with MicroGuest(behaviour=STARTING) as guest, qmpvcpu.attach(guest.qmp, placement=placement) as vm:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpvcpu.errors import HostError, ThreadGoneError
+from qmpvcpu.errors import HostBusyError, HostError, ThreadGoneError
 from qmpvcpu.host.birthplace import Birthplace, put_right
 from qmpvcpu.host.threads import HostThread, all_of, find, find_main, put
 from qmpvcpu.model.placement import HostFacts, Place
@@ -136,6 +136,20 @@ def test_a_place_of_which_the_cgroup_has_left_nothing_is_nobodys_wish(
     monkeypatch.setattr("qmpvcpu.host.birthplace.read_facts", lambda _: shrunk)
     os.sched_setaffinity(qemu.main.tid, shrunk.usable)  # as the kernel has it then
     birthplace.end()
+    assert cpus(qemu.main) == [EVERYWHERE]
+
+
+def test_two_programs_have_one_birthplace_at_a_time(qemu: Qemu, birthplace: Birthplace) -> None:
+    other = Birthplace(lambda: qemu.main, lambda: EVERYWHERE)
+    birthplace.begin(THERE, 1)
+    with pytest.raises(HostBusyError, match="another program"):
+        other.begin(VcpuMap([max(EVERYWHERE)]), 1)
+    assert other.home is None
+    assert cpus(qemu.main) == [THERE]
+    birthplace.end()
+    other.begin(VcpuMap([max(EVERYWHERE)]), 1)
+    assert other.home == EVERYWHERE
+    other.end()
     assert cpus(qemu.main) == [EVERYWHERE]
 
 
