@@ -20,7 +20,6 @@ from qmpvcpu.model.vcpumap import VcpuMap, union_by
 if TYPE_CHECKING:
     from qmpvcpu.domainxml import DomainVcpu, DomainVcpus
     from qmpvcpu.domainxml.domain import ThreadSched
-    from qmpvcpu.model.placement import Placement
     from qmpvcpu.record.config import DomainConfig
 
 
@@ -153,19 +152,6 @@ def disable(config: "DomainConfig", vcpus: Iterable[int]) -> None:
     """Leave vCPUs out of the next boot."""
     for vcpu in vcpus:
         config.set_state(vcpu, enabled=False)
-
-
-def place(config: "DomainConfig", wish: "Placement | None") -> None:
-    """Have threads run where *wish* has them from the next boot on; None: nothing is said of that.
-
-    Raises:
-        BadUsageError: Sets overlap with those of the document that must not.
-    """
-    if wish is not None:
-        try:
-            config.place(wish)
-        except ValueError as error:
-            raise BadUsageError(f"--exclusive: {error}") from error
 
 
 def _result(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcome | None) -> CommandResult:

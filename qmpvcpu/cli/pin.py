@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from qmpvcpu.cli.change_options import NEXT_BOOT_OPTIONS, next_boot_file
-from qmpvcpu.cli.config import change_config, check_next_boot, place
+from qmpvcpu.cli.config import change_config, check_next_boot
 from qmpvcpu.cli.options import VM_OPTIONS, command, flag, option
 from qmpvcpu.cli.output import Column, Line, Table
 from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
@@ -21,6 +21,7 @@ from qmpvcpu.cli.wishes import (
     Schedule,
     check_wish,
     note_unused,
+    place,
     wish_of,
 )
 from qmpvcpu.errors import RecordError, printable

@@ -16,13 +16,13 @@ from qmpvcpu.cli.change_options import (
     check_together,
     next_boot_file,
 )
-from qmpvcpu.cli.config import VcpuIds, change_config, check_next_boot, disable, enable, listed, place
+from qmpvcpu.cli.config import VcpuIds, change_config, check_next_boot, disable, enable, listed
 from qmpvcpu.cli.options import AGENT, TIMEOUT, VM_OPTIONS, command
 from qmpvcpu.cli.progress import PlugClock, meanwhile, progress
 from qmpvcpu.cli.result import REACHED, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
-from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, take_wish
+from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, place, take_wish
 from qmpvcpu.errors import PlacementError, QmpVcpuError, UnprovenError, milliseconds
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout

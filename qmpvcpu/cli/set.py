@@ -18,14 +18,14 @@ from qmpvcpu.cli.change_options import (
     check_together,
     next_boot_file,
 )
-from qmpvcpu.cli.config import change_config, place
+from qmpvcpu.cli.config import change_config
 from qmpvcpu.cli.options import AGENT, READ_OPTIONS, VM_OPTIONS, command, option
 from qmpvcpu.cli.progress import run_transition
 from qmpvcpu.cli.reports import intent_text, plan_json, plan_lines, report_blocks
 from qmpvcpu.cli.result import NOT_SENT, REACHED, BadUsageError, CommandResult, document
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_json
-from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, take_wish
+from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, place, take_wish
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import InvalidMapError
 from qmpvcpu.model.options import Affect, Proof

@@ -1,13 +1,14 @@
 """Where QEMU's threads are to run on the host, as the command line says it."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from qmpvcpu.cli.options import flag, option
 from qmpvcpu.cli.result import BadUsageError
-from qmpvcpu.errors import InvalidMapError
+from qmpvcpu.errors import InvalidMapError, QmpVcpuError
 from qmpvcpu.model.vcpumap import VcpuMap, named
 
 # Imports in functions below: few commands say anything of threads.
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from qmpvcpu.cli.run import Shell
     from qmpvcpu.model.placement import Placement, Scheduler
+    from qmpvcpu.record.config import DomainConfig
     from qmpvcpu.vm.controller import VcpuController
 
 _T = TypeVar("_T")
@@ -167,7 +169,7 @@ def wish_of(
     from qmpvcpu.model.placement import CoreScheduling, Place, Placement, PlacementPolicy
 
     pins, scheds = _by_vcpu("on host CPUs", pin or ()), _by_vcpu("scheduled as", sched or ())
-    try:
+    with _refusing_overlap():
         return Placement(
             {vcpu: Place(pins.get(vcpu), scheds.get(vcpu)) for vcpu in sorted({*pins, *scheds})},
             Place(emulator_cpus, emulator_scheduler),
@@ -175,8 +177,6 @@ def wish_of(
             core_scheduling=CoreScheduling(core_scheduling or "none"),
             policy=PlacementPolicy(policy or "required"),
         )
-    except ValueError as error:
-        raise BadUsageError(f"--exclusive: {error}") from error
 
 
 def _by_vcpu(how: str, said: Iterable[tuple[VcpuMap, _T]]) -> Mapping[int, _T]:
@@ -200,10 +200,30 @@ def check_wish(vm: "VcpuController", wish: "Placement | None") -> None:
         BadUsageError: Sets overlap that must not.
     """
     if wish is not None:
-        try:
+        with _refusing_overlap():
             wish.over(vm.host.placement)
-        except ValueError as error:
-            raise BadUsageError(f"--exclusive: {error}") from error
+
+
+def place(config: "DomainConfig", wish: "Placement | None") -> None:
+    """Have threads run where *wish* has them from the next boot on; None: nothing is said of that.
+
+    Raises:
+        BadUsageError: Sets overlap with those of the document that must not.
+    """
+    if wish is not None:
+        with _refusing_overlap():
+            config.place(wish)
+
+
+@contextlib.contextmanager
+def _refusing_overlap() -> Iterator[None]:
+    """Say which option it was that does not allow sets of host CPUs to overlap."""
+    try:
+        yield
+    except QmpVcpuError:  # some are a ValueError too, such as that of a document
+        raise
+    except ValueError as error:
+        raise BadUsageError(f"--exclusive: {error}") from error
 
 
 def note_unused(shell: "Shell", vm: "VcpuController", wish: "Placement | None", plugged: Iterable[int]) -> None:

@@ -572,3 +572,13 @@ async def test_replay_puts_what_it_plugs_in_its_place(guest: MicroGuest, tmp_pat
         ran = await run("replay", tmp_path / "vm.json", "--pin", f"3={LAST}", "--qmp", other.qmp, "--json")
         assert ran.code == 0
         assert is_on((await looked(other))[3], LAST)
+
+
+async def test_a_priority_of_the_document_that_no_kernel_has_is_not_said_of_exclusive(tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    sched = "<cputune><vcpusched vcpus='1' scheduler='fifo' priority='200'/></cputune>"
+    path.write_text(f"<domain type='kvm'><name>a</name><vcpu>4</vcpu>{sched}</domain>")
+    ran = await run("pin", "0=1", "--affect", "config", "--config", path)
+    assert ran.code == 2
+    assert "priority" in ran.err
+    assert "--exclusive" not in ran.err
