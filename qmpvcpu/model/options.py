@@ -1,6 +1,7 @@
 """The options of a change, described once, and what may be chosen for them."""
 
 import enum
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
 from qmpvcpu.errors import shorten
@@ -205,7 +206,7 @@ def over_kept(
         return kept
     from qmpvcpu.model.placement import Placement  # few VMs have one
 
-    return (placement or Placement()).over(kept or Placement()).with_policy(policy)
+    return replace((placement or Placement()).over(kept or Placement()), policy=policy)
 
 
 def read_placement(given: Any) -> "tuple[Placement | None, PlacementPolicy | None]":

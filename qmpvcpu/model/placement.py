@@ -85,7 +85,7 @@ class Scheduler:
 
 
 class CoreScheduling(enum.Enum):
-    """Which threads of a VM share a core with nobody else, as libvirt's ``sched_core`` in qemu.conf says it.
+    """Which threads of a VM share a core with nobody else, in the words of ``sched_core`` in libvirt's qemu.conf.
 
     NONE: nothing is changed. VCPUS: the vCPU threads are one group. EMULATOR: all threads of QEMU are one group.
 
@@ -98,7 +98,7 @@ class CoreScheduling(enum.Enum):
 
 
 class PlacementPolicy(enum.Enum):
-    """What happens to a vCPU that could be plugged, and not be put in its place.
+    """What happens to a vCPU that was plugged, but cannot be put in its place.
 
     REQUIRED: it is taken out again, and the step has failed. PREFERRED: it is kept, and the report says so.
     """
@@ -291,10 +291,6 @@ class Placement:
         """Return this placement, with what *places* say of these vCPUs; what they do not say stays."""
         merged = {vcpu: place.over(self.vcpus.get(vcpu, _NOWHERE)) for vcpu, place in places.items()}
         return replace(self, vcpus={**self.vcpus, **merged})
-
-    def with_policy(self, policy: PlacementPolicy) -> "Placement":
-        """Return this placement under another policy."""
-        return replace(self, policy=policy)
 
     def instead_of(self, other: "Placement | None") -> "Placement":
         """Return what this says of threads, with the policy and the core scheduling of *other*."""

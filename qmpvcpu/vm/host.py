@@ -108,7 +108,7 @@ class Host:
         return self.placement
 
     async def place_vcpus(self, vcpus: Collection[int]) -> None:
-        """Put the threads of these vCPUs where they are to run, as ``place`` does; those that are not there are none.
+        """Put the threads of these vCPUs where they are to run, as ``place`` does; vCPUs that are off have none.
 
         Raises:
             StepDeniedError: As ``place``.

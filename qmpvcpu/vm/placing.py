@@ -188,7 +188,7 @@ class Placer:
         Threads that have ended meanwhile are left out. The main thread goes to its place once no vCPU is being born.
 
         Raises:
-            HostError: Whose message says which it is, and what could not be given back.
+            HostError: One cannot; the message says which, and what could not be given back.
         """
         moved: list[tuple[HostThread, Place]] = []
         try:
