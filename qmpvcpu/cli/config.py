@@ -167,6 +167,8 @@ def _result(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcom
             f"{_WRITTEN.get(outcome, outcome.value)}: {printable(str(config.path))}",
             *(f"  {each}" for each in changes),
         ]
+    elif now.emulator_pin is not None or now.emulator_sched is not None:
+        said.append(f"QEMU's other threads: {_emulator(now)}")
     refused = tuple(str(each) for each in config.refused_by_libvirt)
     if refused:
         content["refused_by_libvirt"] = list(refused)
@@ -223,8 +225,16 @@ def _state(row: "DomainVcpu") -> str:
 
 
 def _table(domain: "DomainVcpus") -> Table:
-    table = Table(Column("vCPU", "right"), Column("next boot"), Column("order", "right"))
-    for (state, order), rows in groupby(domain.vcpus, lambda row: (_state(row), row.order)):
+    """Return the vCPUs of the next boot, with where their threads are to run if the document says that of any."""
+    placed = bool(domain.pins or domain.scheds or domain.cpuset)
+    columns = [Column("to run on", fold=True)] if placed else []
+    table = Table(Column("vCPU", "right"), Column("next boot"), Column("order", "right"), *columns)
+
+    def alike(row: "DomainVcpu") -> tuple[str, int | None, str]:
+        return _state(row), row.order, _said(domain.pins.get(row.id, domain.cpuset), domain.scheds.get(row.id))
+
+    for (state, order, place), rows in groupby(domain.vcpus, alike):
         ids = VcpuMap(row.id for row in rows)
-        table.add(str(ids), state, str(order or ""), style="dim" if state == "off" else "")
+        places = [place] if placed else []
+        table.add(str(ids), state, str(order or ""), *places, style="dim" if state == "off" else "")
     return table

@@ -91,7 +91,8 @@ def test_the_next_boot_is_shown_and_nothing_is_written(here: Here, config: Path)
     ran = here.run("config", config)
     assert ran.code == 0
     assert ran.out.splitlines()[0] == "vm  next boot: 2 of 4 vCPUs: 0-1"
-    assert [line.split() for line in ran.out.splitlines()[3:]] == [["0-1", "on"], ["2-3", "off"]]
+    rows = [" ".join(line.split()) for line in ran.out.splitlines()[3:]]
+    assert rows == ["0-1 on anywhere", "2 off anywhere", "3 off host CPUs 1"]
     document = here.run("config", config, "--json").document
     assert {"config", "changes", "affect"}.isdisjoint(document)
     assert document["vcpus"][1] == {"id": 1, "enabled": True, "hotpluggable": False, "order": None}

@@ -351,6 +351,26 @@ DOCUMENT = """<domain type="kvm"><name>web1</name><memory>1048576</memory><vcpu 
 <os><type arch="x86_64">hvm</type></os></domain>"""
 
 
+async def test_where_the_next_boot_runs_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "vm.xml"
+    path.write_text(DOCUMENT)
+    assert "to run on" not in (await run("config", path)).out
+    config = ("--affect", "config", "--config", path)
+    assert (await run("pin", "1-2=0", "--emulator", "0-1", *config)).code == 0
+    assert (await run("sched", "2=fifo:5", *config)).code == 0
+    shown = [" ".join(line.split()) for line in (await run("config", path)).out.splitlines()]
+    assert shown == [
+        "web1 next boot: 1 of 4 vCPUs: 0",
+        "QEMU's other threads: host CPUs 0-1",
+        "",
+        "vCPU next boot order to run on",
+        "0 on anywhere",
+        "1 off host CPUs 0",
+        "2 off host CPUs 0, fifo:5",
+        "3 off anywhere",
+    ]
+
+
 async def test_the_next_boot_is_placed_without_the_vm(tmp_path: Path) -> None:
     path = tmp_path / "vm.xml"
     path.write_text(DOCUMENT)
