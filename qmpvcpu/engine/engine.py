@@ -694,15 +694,14 @@ class Engine:
         plan = change.plan(now)
         if change.result is Result.REPORT:
             check_plan(plan, self.layout)
+        if agent_error is not None:
+            offline = union(step.ids for step in plan.steps if step.asks_agent and step.action is Action.UNPLUG)
+            if offline and isinstance(agent_error, GuestAgentError):
+                agent_error.concern(describe("offline", offline), hint=WITHOUT_AGENT)
+            if offline:
+                raise agent_error
         self.state.places.placement = now.placement
-        if agent_error is None:
-            return plan
-        offline = union(step.ids for step in plan.steps if step.asks_agent and step.action is Action.UNPLUG)
-        if not offline:
-            return plan
-        if isinstance(agent_error, GuestAgentError):
-            agent_error.concern(describe("offline", offline), hint=WITHOUT_AGENT)
-        raise agent_error
+        return plan
 
     def _give_up_parked(self, change: Change) -> None:
         """QEMU does not reply to the plug that *change* waits for."""

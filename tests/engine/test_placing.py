@@ -9,11 +9,11 @@ from qmpvcpu.engine.messages import Change, HostIs, Looked, Wanted
 from qmpvcpu.engine.places import EMULATOR
 from qmpvcpu.engine.steprun import STAGES, StepStage
 from qmpvcpu.engine.vmstate import Read
-from qmpvcpu.errors import MonitorTimeoutError, Outcome, PlacementError, PlugUndoneError
+from qmpvcpu.errors import AgentSilentError, MonitorTimeoutError, Outcome, PlacementError, PlugUndoneError
 from qmpvcpu.events import PlaceDrifted, VcpuPlaced
 from qmpvcpu.model.placement import Place, Placement, PlacementPolicy
 from qmpvcpu.model.verdicts import OstAnswer
-from tests.engine.story import HOST, Story, make_state, plug, unplug
+from tests.engine.story import HOST, Story, make_state, plug, unplug, whole_map
 
 STOP, CONTINUE, REVERT = OnFailure
 PREFERRED = PlacementPolicy.PREFERRED
@@ -710,3 +710,13 @@ def test_a_plug_that_is_not_sent_again_is_not_on_its_way() -> None:
     told.resume("0")
     assert told.is_settled(request)
     assert not told.state.places.arriving
+
+
+def test_the_placement_of_a_map_that_the_agent_keeps_from_beginning_is_not_kept() -> None:
+    told = Story(make_state("0-1", has_agent=True))
+    told.tell(HostIs(HOST))
+    told.guest = None
+    request = whole_map("0", offline_first=True, placement=Placement.pinned({2: "4"}))
+    assert told.ask(request) == []
+    assert isinstance(told.error(request), AgentSilentError)
+    assert told.state.places.placement is None
