@@ -333,6 +333,12 @@ class VmState:
         """
         return not self.slots[first].present and now - self._left_at.get(first, -_HELD_S) < _HELD_S
 
+    def interrupted(self, slots: Collection[int], now: float) -> None:
+        """Note that a change of these slots, by first vCPU id, was cut short: CPUs may just have left them."""
+        self._left_at.update(
+            (slot.first, now) for slot in self.layout.slots if not slot.present and slot.first in slots
+        )
+
     def others_read(self, paths: frozenset[str]) -> None:
         """Take in which QOM paths other devices have now that a vCPU could want."""
         self._other_paths = paths

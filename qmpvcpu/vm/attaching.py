@@ -343,4 +343,6 @@ def _take_record_in(
         state.tell_instance_changed()
     intentions = Intentions(intent, before.desired, record.earlier)
     intentions.drop_if_there(state.layout)
+    if intentions.interrupted is not None:
+        state.interrupted({step.first for step in intentions.interrupted.steps}, now)
     return intentions

@@ -265,6 +265,17 @@ def test_a_plug_into_a_slot_that_was_left_just_now_is_sent_again_until_the_id_is
     assert told.result(request) == {1}
 
 
+def test_a_plug_into_a_slot_of_a_change_that_was_cut_short_is_sent_again_likewise() -> None:
+    state = make_state("0")
+    told, request = Story(state), plug(1)
+    state.interrupted({1, 400}, told.now)  # the record may name any
+    assert told.ask(request) == ["save intent", "add 1"]
+    assert told.reject(1) == []
+    assert told.wait(0.01) == ["add 1"]
+    assert told.accept(1) == ["save outcome"]
+    assert told.result(request) == {1}
+
+
 def test_it_is_not_sent_for_ever() -> None:
     told, request = left_just_now(), plug(1)
     told.ask(request)
