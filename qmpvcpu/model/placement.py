@@ -429,7 +429,10 @@ def host_cpus(cpus: str | Iterable[int]) -> VcpuMap:
 
     Raises:
         ValueError: It is empty, or no set of CPUs.
+        TypeError: It is neither text nor a collection of numbers.
     """
+    if not isinstance(cpus, Iterable):
+        raise TypeError(f"a set of host CPUs is text or numbers, such as '8-11' or [8], not {shorten(cpus)}")
     try:
         found = VcpuMap.parse(cpus) if isinstance(cpus, str) else VcpuMap(cpus)
     except InvalidMapError as error:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from qmpvcpu.errors import clip
 from qmpvcpu.host.finding import Found
 from qmpvcpu.host.threads import HostThread, Usage, counts_waits, find, read_usage
 from qmpvcpu.model.counters import HALTED, NO_COUNTERS, KvmCounters
@@ -96,7 +97,7 @@ class StatisticsReader:
         )
         why = (
             ONE_THREAD if shared else self._why_no_times({vcpu: usages.get(path) for path, vcpu in vcpus.items()}),
-            _why_no_counters(version) if asks_kvm and layout.vm.accelerator == "kvm" and not counters else "",
+            _why_no_counters(version, names) if asks_kvm and layout.vm.accelerator == "kvm" and not counters else "",
         )
         return VmStatistics(layout.vm.name, at, clock, found, "; ".join(filter(None, why)))
 
@@ -159,7 +160,9 @@ def _seconds(ns: int | None) -> float | None:
     return None if ns is None else ns / _NS
 
 
-def _why_no_counters(version: tuple[int, ...]) -> str:
+def _why_no_counters(version: tuple[int, ...], names: Collection[str] | None) -> str:
     if version < (7, 1, 0):
         return "QEMU 7.1 and newer tell what KVM counts, and this one is older"
+    if names is not None:
+        return f"neither QEMU nor its kernel tells of {clip(', '.join(names))} (query-stats)"
     return "neither QEMU nor its kernel tells what KVM counts (query-stats)"

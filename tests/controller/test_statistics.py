@@ -243,6 +243,8 @@ async def test_a_kvm_that_does_not_count_is_told(workers: list[Sleeper]) -> None
         peer.answers["query-stats"] = Failure("CommandNotFound", HOSTILE)
         told = await vm.statistics()
         assert told.why_incomplete == "neither QEMU nor its kernel tells what KVM counts (query-stats)"
+        named = await vm.statistics(kvm=["no_such", "nor_this"])
+        assert named.why_incomplete == "neither QEMU nor its kernel tells of no_such, nor_this (query-stats)"
         assert told[0].run_s is not None
     old = {"QMP": {"version": {"qemu": {"major": 7, "minor": 0, "micro": 0}, "package": ""}, "capabilities": []}}
     async with small_vm(greeting=old, query_kvm=_KVM) as peer, qmpvcpu.attach(peer.address) as vm:

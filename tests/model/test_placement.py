@@ -52,6 +52,8 @@ class Whole:
         lambda: Place(_any(0)),
         lambda: Place(scheduler=_any("batch")),
         lambda: Place.on("0", _any(5)),
+        lambda: Place.on(_any(5)),
+        lambda: Placement.pinned(_any({1: 5})),
         lambda: Scheduler(_any("fifo"), 5),
         lambda: Scheduler(SchedPolicy.FIFO, _any("5")),
         lambda: Scheduler(SchedPolicy.FIFO, _any(1.5)),
