@@ -12,6 +12,7 @@ from qmpvcpu.model.options import Affect
 from qmpvcpu.model.placement import CoreScheduling, HostFacts, Place, Placement, QemuThread
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.checks import check_placement
+from qmpvcpu.qapi import ThreadReading
 from qmpvcpu.vm.driver import Driver
 from qmpvcpu.vm.placing import allowing
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from qmpvcpu.vm.next_boot import NextBoot
 
 _PLACE = "placing"
+# How often QEMU is asked again for the threads of vCPUs that come meanwhile.
+_MOST_READS = 5
 _WANTS_ALL: Final = Placement(core_scheduling=CoreScheduling.VCPUS)  # so that all is looked at
 
 
@@ -61,12 +64,23 @@ class Host:
             MonitorError: The connection is lost, silent, or speaks nonsense.
         """
         await self._driver.check_open()
-        reader = self._driver.connection.reader
-        readings, iothreads = await asyncio.gather(reader.threads(), reader.iothreads())
+        placer = self._driver.placer
         try:
-            return tuple(self._driver.placer.listed(readings, iothreads, self.placement))
+            older = placer.all_threads()
+            readings, iothreads = await self._read()
+            return tuple(placer.listed(older, readings, iothreads, self.placement))
         except HostError as error:
             raise PlacementError(VcpuMap(), str(error), action=LOOK) from error
+
+    async def _read(self) -> tuple[Sequence[ThreadReading], Collection[int]]:
+        """Ask QEMU for the threads of all vCPUs that are plugged by then, and for those of its iothreads."""
+        reader = self._driver.connection.reader
+        readings, iothreads = await asyncio.gather(reader.threads(), reader.iothreads())
+        for _ in range(_MOST_READS):
+            if self._driver.layout.enabled <= self._driver.placer.told_of(readings):
+                break
+            readings = await reader.threads()  # a vCPU was plugged after QEMU had told of the others
+        return readings, iothreads
 
     @checked
     async def place(self, placement: Placement | None = None, *, affect: Affect = Affect.LIVE) -> Placement:
@@ -127,12 +141,11 @@ class Host:
         """
         driver = self._driver
         await driver.check_open()
-        reader = driver.connection.reader
         try:
             older = driver.placer.all_threads() if emulator else []
         except HostError:
             older = []  # what the host allows says why
-        readings, iothreads = await asyncio.gather(reader.threads(), reader.iothreads())
+        readings, iothreads = await self._read()
         # Only now: others may have wanted something meanwhile.
         wanted = driver.engine.state.places.wanted_with(placement) or Placement()
         ahead = () if placement is None else placement.vcpus

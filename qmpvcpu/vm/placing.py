@@ -18,7 +18,7 @@ from qmpvcpu.host.threads import HostThread, all_of, find, find_main, put, read_
 from qmpvcpu.model.layout import Slot
 from qmpvcpu.model.placement import CoreScheduling, HostFacts, Place, Placement, QemuThread, ThreadKind
 from qmpvcpu.model.transition import Action, Intent
-from qmpvcpu.model.vcpumap import union
+from qmpvcpu.model.vcpumap import VcpuMap, union
 from qmpvcpu.qapi import ThreadReading, runs_single_threaded, threads_of
 
 if TYPE_CHECKING:
@@ -119,11 +119,16 @@ class Placer:
             HostError: QEMU cannot be found.
         """
         threads = self.threads([reading.host_tid for reading in readings])
-        present = [slot for slot in self._state.layout.slots if slot.present]
-        tids = {
-            vcpu: tid for slot in present for vcpu, tid in zip(slot.ids, threads_of(slot, readings), strict=False)
-        }
-        return {vcpu: threads[tid] for vcpu, tid in tids.items() if tid in threads}
+        return {vcpu: threads[tid] for vcpu, tid in self._tids_in(readings) if tid in threads}
+
+    def told_of(self, readings: Sequence[ThreadReading]) -> VcpuMap:
+        """Return of which plugged vCPUs ``query-cpus-fast`` has told."""
+        return VcpuMap(vcpu for vcpu, _ in self._tids_in(readings))
+
+    def _tids_in(self, readings: Sequence[ThreadReading]) -> Iterator[tuple[int, int]]:
+        for slot in self._state.layout.slots:
+            if slot.present:
+                yield from zip(slot.ids, threads_of(slot, readings), strict=False)
 
     def place(self, slots: Sequence[Slot], readings: Sequence[ThreadReading], seen: Snapshot) -> dict[int, str]:
         """Put the threads of *slots* where they are to run now, and what was born with them home.
@@ -244,11 +249,16 @@ class Placer:
         return all_of(self.main_thread().tid) if everybody else list(vcpus.values())
 
     def listed(
-        self, readings: Sequence[ThreadReading], iothreads: Collection[int], placement: Placement
+        self,
+        threads: Sequence[HostThread],
+        readings: Sequence[ThreadReading],
+        iothreads: Collection[int],
+        placement: Placement,
     ) -> Iterator[QemuThread]:
         """Return QEMU's threads: those of the vCPUs by ascending id, then its others, the main thread first.
 
         Args:
+            threads: ``all_threads``, older than what follows: a newer one may be that of a vCPU.
             readings: ``query-cpus-fast``.
             iothreads: The threads of ``query-iothreads``.
             placement: Where they are to run.
@@ -262,7 +272,7 @@ class Placer:
         of_io = {thread.tid for thread in self.threads(tuple(iothreads)).values()}
         for vcpu, thread in sorted(vcpus.items()):
             yield from _look(thread, ThreadKind.VCPU, vcpu, wanted.get(vcpu, Place()))
-        for thread in self.all_threads():
+        for thread in threads:
             if thread.tid in of_io:
                 yield from _look(thread, ThreadKind.IOTHREAD, None, Place())
             elif thread.tid not in of_vcpu:

@@ -401,6 +401,32 @@ async def test_threads_that_end_meanwhile_are_left_out(tmp_path: Path) -> None:
         assert str(affinity(guest.process.pid)) == LAST
 
 
+async def test_a_vcpu_that_is_plugged_while_threads_are_asked_for_is_moved_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+        reader = vm._driver.connection.reader
+        read = reader.threads
+
+        async def read_too_early() -> Any:
+            monkeypatch.setattr(reader, "threads", read)
+            readings = await read()
+            await vm.plug(1)
+            return readings
+
+        monkeypatch.setattr(reader, "threads", read_too_early)
+        await vm.host.place(Placement.pinned({1: LAST}))
+        (thread,) = [thread for thread in await vm.host.threads() if thread.vcpu == 1]
+        assert str(thread.found.cpus) == LAST
+        monkeypatch.setattr(reader, "threads", read_too_early)
+        await vm.unplug(1)
+        threads = await vm.host.threads()
+        (thread,) = [thread for thread in threads if thread.vcpu == 1]
+        assert str(thread.found.cpus) == LAST
+        main = [thread for thread in threads if thread.kind is ThreadKind.EMULATOR]
+        assert {thread.found.cpus for thread in main} == {HOME}
+
+
 async def test_a_drift_is_told_once() -> None:
     async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp, placement=Placement.pinned({1: LAST})) as vm:
         await vm.plug(1)
