@@ -199,7 +199,7 @@ def _changes(before: "DomainVcpus", now: "DomainVcpus") -> Iterator[str]:
     for place, ids in union_by(places).items():
         yield f"vCPU {ids}: {place}"
     if _emulator(before) != _emulator(now):
-        yield f"QEMU's other threads: {_emulator(now)}"
+        yield f"emulator threads: {_emulator(now)}"
 
 
 def _place(domain: "DomainVcpus", vcpu: int) -> str:

@@ -33,7 +33,7 @@ async def doctor(shell: Shell) -> CommandResult:
     Runs the micro-guest with every QEMU found, under KVM and TCG, since one that is present may still fail.
     Lists these QEMUs' known faults, and files that cannot be opened or are missing. With --qmp it also says whether
     that VM answers, can plug and unplug CPUs, whether its guest has ever answered, and whether its threads can be
-    found and moved on this host; with --record also which are not where the record has them. With --agent it also
+    found and moved on this host; with --record also which have drifted. With --agent it also
     says what the guest agent may do, and how it is known which of the guest's CPUs each vCPU is.
 
       qmpvcpu doctor

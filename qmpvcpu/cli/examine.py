@@ -463,7 +463,7 @@ async def examine_host(vm: VcpuController, record: str | None) -> list[Finding]:
     restore = f"qmpvcpu pin --restore --record {shlex.quote(record)}" if record else ""
     findings += [Finding(Level.WARNING, "threads", line, restore) for line in drift_lines(drifted)]
     if wanted and not drifted:
-        findings.append(Finding(Level.OK, "threads", "each is where the record has it"))
+        findings.append(Finding(Level.OK, "threads", "each is in its place"))
     return findings
 
 

@@ -56,12 +56,12 @@ Page = Callable[[str], Awaitable[tuple[str, bytes]]]
         default=5.0,
         help="How often to look for VMs that came or went, and to connect to those that are not connected.",
     ),
-    option("--for", "seconds", metavar="SECONDS", type=Seconds(), help="End after so long."),
+    option("--for", "seconds", metavar="SECONDS", type=Seconds(), help="End after this time."),
     option(
         "--record",
         metavar="DIR",
         type=File(),
-        help="Read each VM's record in this directory, as fleet keeps them: it says where threads are to run.",
+        help="Read each VM's record in this directory, as fleet keeps them: it has the placement.",
     ),
     REPLY_TIMEOUT,
     JSON,
@@ -70,9 +70,9 @@ Page = Callable[[str], Awaitable[tuple[str, bytes]]]
 async def exporter(shell: Shell, *, listen: str, rescan: float, seconds: float | None, **vms: Any) -> CommandResult:
     """Serve metrics of the vCPUs of all VMs of a host for Prometheus, until a signal. Reads only.
 
-    VMs that come and go are found. One that does not answer delays no scrape: it has qmpvcpu_up 0. The exporter keeps
-    a QMP socket of each VM, which serves one client at a time: give QEMU one of its own for it. There is no password
-    and no encryption: serve other hosts through a proxy that has both.
+    VMs that come and go are found. A VM that does not answer delays no scrape: its qmpvcpu_up is 0. A QMP socket
+    serves one client at a time, so give each QEMU a socket for the exporter. There is no password and no encryption:
+    serve other hosts through a proxy that has both.
 
       qmpvcpu exporter --dir /run/vms
 
@@ -80,8 +80,8 @@ async def exporter(shell: Shell, *, listen: str, rescan: float, seconds: float |
 
       qmpvcpu exporter --dir /run --pattern '*/metrics.qmp' --listen '[::1]:9177'
 
-    Exit codes: 0 ended by a signal, or after --for; 2 bad usage, or prometheus-client is not installed; 3 the address
-    cannot be listened at, because its port is taken or for another reason.
+    Exit codes: 0 ended by a signal, or after --for; 2 bad usage, or prometheus-client is not installed; 3 it
+    cannot listen at the address, for example because the port is taken.
     """
     host, port = _parse(listen)
     metrics = _import_metrics()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qmpvcpu.model.placement import QemuThread
     from qmpvcpu.vm.controller import VcpuController
 
-HOST = flag("--host", "Also show where the threads of vCPUs run on this host.")
+HOST = flag("--host", "Also show where the vCPU threads run on this host.")
 
 
 @command(HOST, AGENT, *READ_OPTIONS)
@@ -28,8 +28,8 @@ async def list_(shell: Shell, *, host: bool) -> CommandResult:
     the guest has not answered); free. A column says what is proven of each, where that is more than its being
     present: with --agent the guest is asked which it uses. If it does not answer, the rest is shown all the same.
 
-    With --host, or if the record says where threads are to run: the host CPUs of each vCPU's thread, its scheduler,
-    and the host CPU that it ran on last. One that is elsewhere than it is to be is marked.
+    With --host, or if the record has a placement: the host CPUs of each vCPU's thread, its scheduler, and the host
+    CPU it last ran on. A thread that has drifted is marked.
 
       qmpvcpu list --qmp /run/vm.qmp
 
@@ -73,7 +73,7 @@ async def _look(shell: Shell, *, host: bool) -> _Seen:
             asked["agent_error"] = _told(shell, "which vCPUs the guest uses", await shell.ask_cpus(vm))
         if host or vm.host.placement:
             threads, error = await look_at_threads(vm)
-            asked["host_error"] = _told(shell, "where the threads of vCPUs run", error)
+            asked["host_error"] = _told(shell, "where the vCPU threads run", error)
         layout = vm.layout
     if threads:
         from qmpvcpu.cli.pin import threads_json  # not at the top: most lists do without

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from qmpvcpu.record.config import DomainConfig
     from qmpvcpu.vm.controller import VcpuController
 
-_RESTORE: Final = flag("--restore", "Put every thread back where the record (--record) has it.")
+_RESTORE: Final = flag("--restore", "Move every thread back to its place in the record (--record).")
 
 
 @command(
     click.Argument(["pins"], metavar="[VCPU=CPUS]...", nargs=-1, type=OfVcpus(HostCpus())),
-    option("--emulator", metavar="CPUS", type=HostCpus(), help="Which host CPUs QEMU's other threads run on."),
+    option("--emulator", metavar="CPUS", type=HostCpus(), help="Which host CPUs the emulator threads run on."),
     EXCLUSIVE,
     CORE_SCHEDULING,
     _RESTORE,
@@ -57,15 +57,15 @@ async def pin(
     core_scheduling: str | None,
     **given: Any,
 ) -> CommandResult:
-    """Have vCPUs run on these host CPUs; without an argument, show where each thread of QEMU's runs.
+    """Pin vCPUs to host CPUs; without an argument, show where each of QEMU's threads runs.
 
-    VCPU may be a set: 0-3=8-11 has each of the four run on any of 8 to 11. What is not named stays where it is.
-    Threads that run are moved at once. With --record the wish is kept: a vCPU that is plugged later is born there.
+    VCPU may be a set: 0-3=8-11 lets each of the four run on any of 8 to 11. Other threads stay where they are.
+    Running threads move at once. With --record the pins are kept, so a vCPU plugged later is born in its place.
 
-    The table: each thread with its id, its host CPUs, its scheduler, the host CPU that it ran on last and the NUMA
-    node of that; and where it is to run, if that is known. A thread that is elsewhere is yellow.
+    The table shows each thread with its id, host CPUs, scheduler, the host CPU it last ran on, the NUMA node of that
+    CPU, and its place, if it has one. A thread that has drifted is yellow.
 
-    QEMU has to run on this host. Threads are moved by the kernel's scheduler; no cgroup is changed.
+    QEMU must run on this host. No cgroup is changed.
 
       qmpvcpu pin --qmp /run/vm.qmp
 
@@ -75,7 +75,7 @@ async def pin(
 
       qmpvcpu pin --restore --record vm.xml --qmp /run/vm.qmp
 
-    Exit codes: 0 shown, or they run there; 1 a thread could not be moved, and those that were are back; 2 bad usage
+    Exit codes: 0 shown, or moved; 1 a thread could not be moved, and the others were moved back; 2 bad usage
     or input, QEMU's threads cannot be found, or the host does not allow it: nothing was changed; 3 no connection, or
     QEMU lost; 4 record unreadable or locked; 130 stopped by a signal.
     """
@@ -85,7 +85,7 @@ async def pin(
 
 @command(
     click.Argument(["scheds"], metavar="[VCPU=POLICY]...", nargs=-1, type=OfVcpus(Schedule())),
-    option("--emulator", metavar="POLICY", type=Schedule(), help="How QEMU's other threads are scheduled."),
+    option("--emulator", metavar="POLICY", type=Schedule(), help="The scheduler of the emulator threads."),
     _RESTORE,
     *NEXT_BOOT_OPTIONS,
     *VM_OPTIONS,
@@ -97,11 +97,11 @@ async def sched(
     emulator: "Scheduler | None",
     **given: Any,
 ) -> CommandResult:
-    """Have vCPUs scheduled like this; without an argument, show how each thread of QEMU's is.
+    """Set the scheduler of vCPUs; without an argument, show that of each of QEMU's threads.
 
     POLICY is other (the kernel's default), batch, idle, fifo:PRIORITY or rr:PRIORITY, with a priority from 1 to 99.
-    VCPU may be a set, as in pin. A vCPU under fifo or rr gives its host CPU up to no other program while its guest
-    works: pin it to one that nothing else needs, QEMU's other threads least of all.
+    VCPU may be a set, as in pin. A vCPU under fifo or rr gives its host CPU to no other program while its guest
+    works: pin it to one that nothing else needs, least of all the emulator threads.
 
       qmpvcpu sched --qmp /run/vm.qmp
 
@@ -109,7 +109,7 @@ async def sched(
 
       qmpvcpu sched 0-3=batch --affect config --config vm.xml
 
-    Exit codes: 0 shown, or they are; 1 a thread could not be changed, and those that were are as before; 2 bad usage
+    Exit codes: 0 shown, or set; 1 a thread could not be changed, and the others were changed back; 2 bad usage
     or input, QEMU's threads cannot be found, or the host does not allow it: nothing was changed; 3 no connection, or
     QEMU lost; 4 record unreadable or locked; 130 stopped by a signal.
     """
@@ -139,7 +139,7 @@ async def _place(
         if wish is not None:
             _check_kept(shell, vm, wish)
         elif not vm.host.placement:
-            raise BadUsageError(f"--restore: {shell.options.record} says nothing of where threads are to run")
+            raise BadUsageError(f"--restore: {shell.options.record} has no placement")
         await check_next_boot(affect, config, follow)
         await vm.host.place(wish, affect=affect)
         return _result(vm, await vm.host.threads(), affect)
@@ -147,9 +147,9 @@ async def _place(
 
 def _check_together(shell: Shell, wish: "Placement | None", affect: Affect, *, restore: bool) -> None:
     if restore and wish is not None:
-        raise BadUsageError("--restore puts threads where they were to be before: name nothing else with it")
+        raise BadUsageError("--restore moves threads to their place in the record: name nothing else with it")
     if restore and shell.options.record is None:
-        raise BadUsageError("--restore: back to where? The VM's record knows that: name it with --record PATH")
+        raise BadUsageError("--restore: back to where? Name the VM's record with --record PATH")
     if restore and affect is not Affect.LIVE:
         raise BadUsageError(f"--restore moves threads of the running VM: it goes without --affect {affect.value}")
     if wish is None and affect is not Affect.LIVE:
@@ -164,7 +164,7 @@ def _check_record(record: Path) -> None:
     """
     with contextlib.suppress(OSError):
         if not record.is_symlink() and not record.exists():
-            raise RecordError(record, "there is no record of that name, so where threads are to run is not known")
+            raise RecordError(record, "there is no record of that name, so the placement is not known")
 
 
 def _check_kept(shell: Shell, vm: "VcpuController", wish: "Placement") -> None:
@@ -175,7 +175,7 @@ def _check_kept(shell: Shell, vm: "VcpuController", wish: "Placement") -> None:
     """
     absent = VcpuMap(vcpu for vcpu in wish.vcpus if vcpu < vm.layout.max) - vm.layout.enabled
     if absent and len(absent) == len(wish.vcpus) and not wish.emulator and shell.options.record is None:
-        what = f"{named(absent)}: not plugged, and without --record nothing keeps where it is to run"
+        what = f"{named(absent)}: not plugged, and without --record nothing keeps its place"
         raise BadUsageError(f"{what}: name the record, or plug it with --pin and --sched")
     note_unused(shell, vm, wish, ())
 
@@ -201,7 +201,7 @@ def thread_table(threads: "Sequence[QemuThread]") -> Table:
         Column("scheduler"),
         Column("last on", "right"),
         Column("node", "right"),
-        *([Column("to run on", fold=True)] if wanted else []),
+        *([Column("place", fold=True)] if wanted else []),
     )
     for thread in threads:
         name = printable(thread.name) if thread.vcpu is None else f"vCPU {thread.vcpu}"
@@ -220,7 +220,7 @@ def _said(place: "Place") -> str:
 def drift_lines(threads: "Sequence[QemuThread]") -> list[str]:
     """Return a line for each thread that is elsewhere than where it is to run."""
     return [
-        printable(f"{_whose(thread)} runs on {thread.found}, and is to run on {thread.wanted}")
+        printable(f"{_whose(thread)} has drifted to {thread.found}; its place is {thread.wanted}")
         for thread in threads
         if thread.drifted
     ]

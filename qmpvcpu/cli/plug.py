@@ -78,7 +78,7 @@ async def plug(
 
       qmpvcpu plug 3 --affect both --config vm.xml --qmp /run/vm.qmp
 
-    Exit codes: 0 plugged; 1 rejected by QEMU, or plugged without the proof asked for, or taken out again since it
+    Exit codes: 0 plugged; 1 rejected by QEMU, or plugged without the proof asked for, or taken out again because it
     could not be in its place, or only some of them are plugged; 2 denied, nothing sent; 3 no connection, QEMU lost,
     outcome unknown; 4 record unreadable or locked; 130 stopped by a signal.
     """

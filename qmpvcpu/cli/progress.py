@@ -56,8 +56,8 @@ _MOST_NAMED: Final = 3
 _SENTENCES: Final[Mapping[type[Event], str]] = {
     VcpuPlugged: "vCPU {event.ids} is plugged",
     VcpuProven: "vCPU {event.ids} {event.proof.value}",
-    VcpuPlaced: "vCPU {event.ids} is where it is to run",
-    PlaceDrifted: "vCPU {event.ids} runs on {event.found}, and is to run on {event.wanted}",
+    VcpuPlaced: "vCPU {event.ids} is in its place",
+    PlaceDrifted: "vCPU {event.ids} has drifted to {event.found}; its place is {event.wanted}",
     UnplugRequested: "vCPU {event.ids}: the guest is asked, no reaction yet",
     UnplugAcknowledged: "vCPU {event.ids}: the guest works on it",
     UnplugRefused: "vCPU {event.ids}: the guest refused: {event.reason}",
@@ -95,7 +95,7 @@ def sentence(event: Event) -> str:
     if isinstance(event, VcpuPlaced) and event.why_not:
         return printable(f"vCPU {event.ids} is not in its place: {event.why_not}")
     if isinstance(event, PlaceDrifted) and not event.ids:
-        return f"QEMU's main thread runs on {event.found}, and is to run on {event.wanted}"
+        return f"QEMU's main thread has drifted to {event.found}; its place is {event.wanted}"
     return printable(_SENTENCES[type(event)].format(event=event))
 
 

@@ -49,7 +49,7 @@ def intent_text(intent: Intent) -> str:
         f"interrupted: vCPUs {intent.start} to {intent.target}, on failure {intent.on_failure.value},"
         f" {intent.timeout:g} s for each answer, {intent.direction.value}\n  in this order: {steps}"
         + ("" if intent.next_boot is None else f"\n  then at the next boot: {intent.next_boot}")
-        + ("" if intent.next_placement is None else ", with its threads in other places")
+        + ("" if intent.next_placement is None else ", with another placement")
     )
 
 

@@ -64,22 +64,22 @@ class _Row(NamedTuple):
         "--interval",
         metavar="SECONDS",
         type=Seconds(),
-        help=f"Read again each time so long has passed ({_USUAL_INTERVAL_S:g}).",
+        help=f"Time between readings ({_USUAL_INTERVAL_S:g}).",
     ),
-    option("--count", metavar="N", type=click.IntRange(min=1), help="End after so many tables, or documents."),
-    flag("--no-kvm", "Read the times only: a QEMU before 8.1 interrupts each vCPU to tell what KVM counts."),
+    option("--count", metavar="N", type=click.IntRange(min=1), help="End after N tables, or documents."),
+    flag("--no-kvm", "Read the times only: QEMU before 8.1 interrupts each vCPU to read KVM's counters."),
     option("--by", default=By.WAIT, help="What comes first, and what the history shows."),
     *READ_OPTIONS,
 )
 async def stats(shell: Shell, *, interval: float | None, count: int | None, no_kvm: bool, by: By) -> CommandResult:
     """Show what each vCPU does: how much it runs, and waits for a host CPU. Reads only.
 
-    run, wait, idle: shares of the time; what a vCPU waits is what its guest sees as steal. turns: how often it was
-    given a host CPU, a second. Under KVM: exits a second, and whether it is halted just now. On a terminal the table
-    is live, with a line of history for each vCPU; else it is printed once, or each --interval. With --json there is
-    one document of what was counted so far, or one a line each --interval, with the rates since the one before.
+    run, wait, idle: shares of the time; the guest sees wait as steal. turns: how often per second it got a host CPU.
+    Under KVM: exits per second, and whether it is halted at the moment. On a terminal the table is live, with a
+    history of each vCPU; otherwise it is printed once, or each --interval. --json prints one document of the counts
+    so far; with --interval, one a line, with the rates since the previous line.
 
-    Times are those of QEMU's threads, on this host; of a QEMU elsewhere there is what KVM counts.
+    Times are those of QEMU's threads on this host; for a QEMU elsewhere there are only KVM's counters.
 
       qmpvcpu stats --qmp /run/vm.qmp
 

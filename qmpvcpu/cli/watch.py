@@ -113,8 +113,8 @@ async def watch(
     It takes a QMP socket of its own: a UNIX one serves one client at a time. With --agent the guest is asked again
     and again which vCPUs it uses, and what that proves is told; the agent's socket is held meanwhile.
 
-    With --host, or if the record says where threads are to run, the table and the first document have where they do.
-    A thread that somebody moves from where the record has it is told.
+    With --host, or if the record has a placement, the table and the first document show where the vCPU threads run.
+    A thread that drifts is reported.
 
       qmpvcpu watch --qmp /run/vm.qmp2
 
@@ -177,7 +177,7 @@ class _Threads:
             return
         self.seen, error = await look_at_threads(self._vm)
         if error is not None:
-            self._shell.note(f"qmpvcpu: where the threads of vCPUs run is not known: {error}")
+            self._shell.note(f"qmpvcpu: where the vCPU threads run is not known: {error}")
         async with meanwhile(self._look_on()):
             yield
 
@@ -196,7 +196,7 @@ class _Threads:
         return {"threads": threads_json(self.seen)}
 
     def drifted(self) -> Iterator[str]:
-        """Return a line for each that is elsewhere than where it is to run."""
+        """Return a line for each that has drifted."""
         if any(thread.drifted for thread in self.seen):
             from qmpvcpu.cli.pin import drift_lines  # as above
 

@@ -1,4 +1,4 @@
-"""Where QEMU's threads are to run on the host, as the command line says it."""
+"""The placement of QEMU's threads, as given on the command line."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -98,16 +98,16 @@ PLACEMENT: Final = option(
     "--placement",
     metavar="POLICY",
     type=click.Choice(["required", "preferred"]),
-    help="What happens to a vCPU that cannot be in its place. required (the usual): it is not plugged, or taken out"
-    " again. preferred: it is kept, and the report says so.",
+    help="What happens to a vCPU that cannot be in its place. required (the default): it is not plugged, or is taken"
+    " out again. preferred: it is kept, and the report says so.",
 )
-EXCLUSIVE: Final = flag("--exclusive", "Refuse host CPUs that overlap: each vCPU, and the emulator, has its own.")
+EXCLUSIVE: Final = flag("--exclusive", "Refuse overlapping host CPUs: each vCPU, and the emulator, needs its own.")
 CORE_SCHEDULING: Final = option(
     "--core-scheduling",
     metavar="THREADS",
     type=click.Choice(["none", "vcpus", "emulator"]),
-    help="Which threads share no core with others. none: nothing is changed. vcpus: those of vCPUs are one group."
-    " emulator: all of QEMU's are.",
+    help="Which threads share no core with other programs. none: change nothing. vcpus: vCPU threads form a group."
+    " emulator: all of QEMU's threads do.",
 )
 PLACEMENT_OPTIONS: Final = (
     option(
@@ -122,7 +122,7 @@ PLACEMENT_OPTIONS: Final = (
         metavar="VCPU=POLICY",
         type=OfVcpus(Schedule()),
         multiple=True,
-        help="How it is scheduled: 3=fifo:10, 3=batch; other, batch, idle, fifo:PRIORITY, rr:PRIORITY. May be"
+        help="The scheduler of a vCPU: 3=fifo:10, 3=batch; other, batch, idle, fifo:PRIORITY, rr:PRIORITY. May be"
         " repeated.",
     ),
     PLACEMENT,
@@ -189,7 +189,9 @@ def _by_vcpu(how: str, said: Iterable[tuple[VcpuMap, _T]]) -> Mapping[int, _T]:
     for vcpus, wanted in said:
         for vcpu in vcpus:
             if found.setdefault(vcpu, wanted) != wanted:
-                raise BadUsageError(f"vCPU {vcpu} is to be {how} {found[vcpu]}, and {how} {wanted}: say it once")
+                raise BadUsageError(
+                    f"vCPU {vcpu} cannot be both {how} {found[vcpu]} and {how} {wanted}: name it once"
+                )
     return found
 
 
@@ -231,10 +233,10 @@ def note_unused(shell: "Shell", vm: "VcpuController", wish: "Placement | None", 
     if wish is None or shell.options.record is not None:
         return
     if unused := VcpuMap(vcpu for vcpu in wish.vcpus if vcpu < vm.layout.max) - vm.layout.enabled - VcpuMap(plugged):
-        shell.note(f"qmpvcpu: {named(unused)}: not plugged, and without --record nothing keeps where it is to run")
+        shell.note(f"qmpvcpu: {named(unused)}: not plugged, and without --record nothing keeps its place")
 
 
 def note_moved(shell: "Shell", wish: "Placement | None", before: VcpuMap) -> None:
     """Tell which vCPUs *wish* names that were plugged *before*: no step tells of them."""
     if wish is not None and (there := before & VcpuMap(wish.vcpus)):
-        shell.note(f"qmpvcpu: {named(there)}: plugged already, and put where --pin and --sched say")
+        shell.note(f"qmpvcpu: {named(there)}: already plugged, and moved to where --pin and --sched say")

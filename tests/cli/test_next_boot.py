@@ -247,7 +247,7 @@ async def test_what_was_cut_short_before_the_next_boot_was_written_is_finished(
     assert ran.code == 2
     assert f"--config {config}" in ran.err
     assert "then at the next boot: 0-2" in ran.out
-    assert ("at the next boot: 0-2, with its threads in other places" in ran.out) is placed
+    assert ("at the next boot: 0-2, with another placement" in ran.out) is placed
     ran = await run("recover", *where, "--json")
     assert ran.code == 2
     assert ran.document["interrupted"]["next_boot"] == "0-2"

@@ -122,7 +122,7 @@ async def test_what_the_host_does_not_allow_is_denied_or_told_as_the_policy_says
         ("pin 3=0,^0", "no host CPU is named"),
         ("pin ^3=0", "excludes an id"),
         ("pin 3=99999", "99999"),
-        ("pin 3=0 2-4=1", "vCPU 3 is to be on host CPUs 0, and on host CPUs 1: say it once"),
+        ("pin 3=0 2-4=1", "vCPU 3 cannot be both on host CPUs 0 and on host CPUs 1: name it once"),
         ("pin 2=0 3=0-1 --exclusive", "vCPU 2 and vCPU 3 are to have host CPUs of their own, and both have 0"),
         ("pin 2=0 --emulator 0 --exclusive", "vCPU 2 and the emulator are to have host CPUs of their own"),
         ("pin --emulator", "requires an argument"),
@@ -138,9 +138,9 @@ async def test_what_the_host_does_not_allow_is_denied_or_told_as_the_policy_says
         ("sched 3=fifo:0", "a priority is 1 to 99 (the highest), not 0"),
         ("sched 3=batch:1", "scheduler batch has no priority"),
         ("sched 3=deadline", "is no scheduler: other, batch, idle"),
-        ("sched 3=rr:1 3=rr:2", "vCPU 3 is to be scheduled as rr:1, and scheduled as rr:2"),
+        ("sched 3=rr:1 3=rr:2", "vCPU 3 cannot be both scheduled as rr:1 and scheduled as rr:2"),
         ("sched 3", "3 names no scheduler"),
-        ("plug 3 --pin 3=1 --pin 3=2", "vCPU 3 is to be on host CPUs 1, and on host CPUs 2: say it once"),
+        ("plug 3 --pin 3=1 --pin 3=2", "vCPU 3 cannot be both on host CPUs 1 and on host CPUs 2: name it once"),
         ("plug 3 --pin 3", "3 names no host CPUs"),
         ("set 0-3 --sched 3=fifo", "needs a priority"),
         ("count 3 --placement always", "'required', 'preferred'"),
@@ -165,7 +165,7 @@ async def test_a_vcpu_that_is_not_there_is_told(guest: MicroGuest) -> None:
     assert "this machine has vCPUs 0-7" in beyond.error["message"]
     absent = await run("pin", f"5={FIRST}", *vm)
     assert absent.code == 2
-    assert "vCPU 5: not plugged, and without --record nothing keeps where it is to run" in absent.error["message"]
+    assert "vCPU 5: not plugged, and without --record nothing keeps its place" in absent.error["message"]
     some = await run("pin", f"1={FIRST}", f"5={FIRST}", "--qmp", guest.qmp)
     assert some.code == 0
     assert "vCPU 5: not plugged" in some.err
@@ -203,7 +203,7 @@ async def test_a_qemu_on_another_host_is_told_and_the_rest_works(guest: MicroGue
         assert (denied.code, denied.error["reason"]) == (2, "cannot_place")
         listed = await run("list", "--host", "--qmp", address)
         assert listed.code == 0
-        assert "where the threads of vCPUs run is not known" in listed.err
+        assert "where the vCPU threads run is not known" in listed.err
         doctor = await run("doctor", "--json", "--qmp", address, env=environment(PATH="/nowhere"))
         (finding,) = [each for each in doctor.document["findings"] if each["subject"] == "threads"]
         assert (finding["level"], "placement.md" in finding["advice"]) == ("note", True)
@@ -279,7 +279,7 @@ def test_a_thread_that_was_moved_is_the_work_of_no_client_of_qemu() -> None:
     moved = PlaceDrifted(
         generation=1, origin=Origin.OTHER, ids=VcpuMap([1]), wanted=Place.on("0"), found=Place.on("1", "batch")
     )
-    assert told(moved) == "vCPU 1 runs on host CPUs 1, batch, and is to run on host CPUs 0"
+    assert told(moved) == "vCPU 1 has drifted to host CPUs 1, batch; its place is host CPUs 0"
     assert told(VcpuPlugged(generation=1, origin=Origin.OTHER, ids=VcpuMap([1]))).endswith("(by another client)")
 
 
@@ -295,7 +295,7 @@ async def test_to_restore_takes_a_record_that_is_there(guest: MicroGuest, tmp_pa
 
 
 async def test_that_vcpus_which_were_there_are_moved_is_told(guest: MicroGuest) -> None:
-    told_so = "vCPU 1: plugged already, and put where --pin and --sched say"
+    told_so = "vCPU 1: already plugged, and moved to where --pin and --sched say"
     plugged = await run("plug", "3", "--pin", f"1={LAST}", "--qmp", guest.qmp)
     assert (plugged.code, told_so in plugged.err) == (0, True)
     reached = await run("set", "0-4", "--pin", f"1,4={FIRST}", "--qmp", guest.qmp)
@@ -314,7 +314,7 @@ async def test_a_record_remembers_and_what_drifted_is_told_everywhere_and_put_ba
     threads = threads_of(await run("pin", "--json", *vm))
     assert (is_on(threads[3], FIRST), threads[1]["drifted"]) == (True, False)
     os.sched_setaffinity(threads[1]["tid"], {FIRST})
-    found = f"vCPU 1 runs on host CPUs {FIRST}, other, and is to run on host CPUs {LAST}"
+    found = f"vCPU 1 has drifted to host CPUs {FIRST}, other; its place is host CPUs {LAST}"
     listed = await run("list", "--json", *vm)
     assert [vcpu for vcpu, thread in threads_of(listed).items() if thread["drifted"]] == [1]
     assert f"{FIRST}, not {LAST}" in (await run("list", *vm)).out
@@ -344,7 +344,7 @@ async def test_a_record_that_says_nothing_cannot_be_restored(guest: MicroGuest, 
     vm = ("--record", tmp_path / "vm.xml", "--qmp", guest.qmp)
     assert (await run("plug", "3", *vm)).code == 0
     ran = await run("pin", "--restore", *vm, "--json")
-    assert (ran.code, "says nothing of where threads are to run" in ran.error["message"]) == (2, True)
+    assert (ran.code, "has no placement" in ran.error["message"]) == (2, True)
 
 
 DOCUMENT = """<domain type="kvm"><name>web1</name><memory>1048576</memory><vcpu current="1">4</vcpu>
@@ -376,7 +376,7 @@ async def test_the_next_boot_is_placed_without_the_vm(tmp_path: Path) -> None:
     path.write_text(DOCUMENT)
     config = ("--affect", "config", "--config", path)
     ran = await run("pin", f"1-2={NO_CPU}", "--emulator", "0", *config, "--json")
-    assert ran.document["changes"] == [f"vCPU 1-2: host CPUs {NO_CPU}", "QEMU's other threads: host CPUs 0"]
+    assert ran.document["changes"] == [f"vCPU 1-2: host CPUs {NO_CPU}", "emulator threads: host CPUs 0"]
     assert (await run("sched", "1=fifo:3", *config)).out.count(f"vCPU 1: host CPUs {NO_CPU}, fifo:3") == 1
     assert "cpuset='4000'" in path.read_text()
     beyond = await run("pin", "9=0", *config, "--json")
@@ -558,7 +558,7 @@ async def test_the_live_table_shows_where_threads_run_and_who_was_moved(guest: M
         await it.wait_on_screen("last on")
         os.sched_setaffinity(thread["tid"], {FIRST})
         await it.wait_on_screen(f"{FIRST}, not {LAST}")
-        await it.wait_on_screen(f"and is to run on host CPUs {LAST}")
+        await it.wait_on_screen(f"its place is host CPUs {LAST}")
         it.process.send_signal(signal.SIGINT)
         assert await it.end() == 0
 

@@ -133,17 +133,17 @@ def test_each_step_has_a_row_with_what_it_does() -> None:
 SENTENCES: list[tuple[type[Event], dict[str, Any], str]] = [
     (VcpuPlugged, {"ids": VcpuMap([3])}, "vCPU 3 is plugged"),
     (VcpuProven, {"ids": VcpuMap([3]), "proof": Proof.STARTED, "seconds": 0.1}, "vCPU 3 started"),
-    (VcpuPlaced, {"ids": VcpuMap([3]), "seconds": 0.1}, "vCPU 3 is where it is to run"),
+    (VcpuPlaced, {"ids": VcpuMap([3]), "seconds": 0.1}, "vCPU 3 is in its place"),
     (VcpuPlaced, {"ids": VcpuMap([3]), "seconds": 0.1, "why_not": "gone"}, "vCPU 3 is not in its place: gone"),
     (
         PlaceDrifted,
         {"ids": VcpuMap([3]), "wanted": Place.on("8"), "found": Place.on("0-9", "batch")},
-        "vCPU 3 runs on host CPUs 0-9, batch, and is to run on host CPUs 8",
+        "vCPU 3 has drifted to host CPUs 0-9, batch; its place is host CPUs 8",
     ),
     (
         PlaceDrifted,
         {"ids": VcpuMap(), "wanted": Place.on("8"), "found": Place.on("9")},
-        "QEMU's main thread runs on host CPUs 9, and is to run on host CPUs 8",
+        "QEMU's main thread has drifted to host CPUs 9; its place is host CPUs 8",
     ),
     (UnplugRequested, {"ids": VcpuMap([3])}, "the guest is asked"),
     (UnplugAcknowledged, {"ids": VcpuMap([3])}, "the guest works on it"),
