@@ -49,6 +49,7 @@ from qmpvcpu.testing.directory import TemporaryDirectoryError
 from qmpvcpu.testing.linuxguest import HOW_TO_MAKE, LinuxGuestMissingError, find_images
 from qmpvcpu.testing.qemu import Accelerator
 from qmpvcpu.vm.controller import VcpuController
+from qmpvcpu.vm.placing import allowing
 
 _T = TypeVar("_T")
 
@@ -461,7 +462,10 @@ async def examine_host(vm: VcpuController, record: str | None) -> list[Finding]:
         findings.append(Finding(Level.NOTE, "threads", f"no core scheduling: {facts.why_not_core_scheduling}"))
     drifted = [thread for thread in await vm.host.threads() if thread.drifted] if wanted else []
     restore = f"qmpvcpu pin --restore --record {shlex.quote(record)}" if record else ""
-    findings += [Finding(Level.WARNING, "threads", line, restore) for line in drift_lines(drifted)]
+    for thread, line in zip(drifted, drift_lines(drifted), strict=True):
+        why_not = allowing(facts, f"/proc/{thread.tid}").why_not(thread.wanted)
+        advice = f"it cannot be put there: {why_not}" if why_not else restore
+        findings.append(Finding(Level.WARNING, "threads", line, advice))
     if wanted and not drifted:
         findings.append(Finding(Level.OK, "threads", "each is in its place"))
     return findings

@@ -153,7 +153,8 @@ class Host:
         facts = driver.placer.facts(wanted, anew=True)
         vcpus = {} if facts.unreachable else driver.placer.vcpus(readings)
         for vcpu in VcpuMap([*concerned, *ahead]):
-            if why := wanted.why_not([vcpu], allowing(facts, vcpus.get(vcpu))):
+            directory = vcpus[vcpu].directory if vcpu in vcpus else None
+            if why := wanted.why_not([vcpu], allowing(facts, directory)):
                 raise StepDeniedError(_PLACE, VcpuMap([vcpu]), DenialReason.CANNOT_PLACE, why)
         if why := facts.unreachable or (wanted.why_not_emulator(facts) if emulator else ""):
             raise StepDeniedError(_PLACE, VcpuMap(), DenialReason.CANNOT_PLACE, why)

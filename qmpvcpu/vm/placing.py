@@ -325,9 +325,14 @@ class Placer:
         return replace(intent, main_cpus=None, birthplaces=())
 
 
-def allowing(facts: HostFacts, thread: HostThread | None) -> HostFacts:
-    """Return *facts* with what the cgroup of this thread allows, which libvirt gives each vCPU of its own."""
-    cpuset = None if thread is None else read_cpuset(thread.directory)
+def allowing(facts: HostFacts, directory: str | None) -> HostFacts:
+    """Return *facts* with what the cgroup of a thread allows, which libvirt gives each vCPU of its own.
+
+    Args:
+        facts: Of the main thread.
+        directory: Where the kernel tells of the thread, such as ``/proc/8``; None: it is not there yet.
+    """
+    cpuset = None if directory is None else read_cpuset(directory)
     return replace(facts, allowed=cpuset.cpus, cgroup=cpuset.cgroup) if cpuset is not None and cpuset.cpus else facts
 
 

@@ -288,6 +288,14 @@ async def test_watch_begins_with_where_threads_run(guest: MicroGuest) -> None:
     assert {each["vcpu"] for each in ran.documents[0]["threads"] if each["kind"] == "vcpu"} == {0, 1}
 
 
+async def test_doctor_advises_to_restore_only_what_the_host_allows(guest: MicroGuest, tmp_path: Path) -> None:
+    vm = ("--record", tmp_path / "vm.xml", "--qmp", guest.qmp)
+    assert (await run("plug", "3", "--pin", f"3={NO_CPU}", "--placement", "preferred", *vm)).code == 0
+    doctor = await run("doctor", "--json", *vm, env=environment(PATH="/nowhere"))
+    (told_of_it,) = [each for each in doctor.document["findings"] if each["found"].startswith("vCPU 3 runs on")]
+    assert told_of_it["advice"].startswith(f"it cannot be put there: this host has no CPU {NO_CPU}")
+
+
 async def test_to_restore_takes_a_record_that_is_there(guest: MicroGuest, tmp_path: Path) -> None:
     ran = await run("pin", "--restore", "--json", "--record", tmp_path / "no.xml", "--qmp", guest.qmp)
     assert (ran.code, list(tmp_path.iterdir())) == (4, [])
