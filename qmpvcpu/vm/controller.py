@@ -1,6 +1,7 @@
 """VcpuController: one VM, as its users see it."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from qmpvcpu.errors import (
     ConfigDeniedError,
     DenialReason,
     MonitorLostError,
+    QmpVcpuError,
     ReplayMismatchError,
     StalePlanError,
     StepDeniedError,
@@ -811,11 +813,29 @@ class VcpuController:
     async def _change(self, change: Change, follow: "Callable[[Plan], ConfigChange] | None") -> Any:
         """Have *change* carried out; if it affects both sides, the next boot follows as *follow* says."""
         placement = change.options.placement
-        if placement is not None:  # those that are there already are of no step
-            there = {vcpu: place for vcpu, place in placement.vcpus.items() if vcpu in self.layout.enabled}
-            if there or placement.emulator:
-                self._deny_beforehand(change)
-                await self.host.place(replace(placement, vcpus=there, cpuset=None, everywhere=False))
+        if placement is None:
+            return await self._carry_out(change, follow)
+        # Those that are there already are of no step.
+        there = {vcpu: place for vcpu, place in placement.vcpus.items() if vcpu in self.layout.enabled}
+        if there or placement.emulator:
+            self._deny_beforehand(change)
+            await self.host.place(replace(placement, vcpus=there, cpuset=None, everywhere=False))
+        came: set[int] = set()  # by changes before this one, which were to place them elsewhere
+
+        def plan(now: Situation) -> Plan:
+            came.update(placement.vcpus.keys() & {*now.layout.enabled} - there.keys())
+            return change.plan(now)
+
+        try:
+            done = await self._carry_out(replace(change, plan=plan), follow)
+        except QmpVcpuError:
+            with contextlib.suppress(QmpVcpuError):
+                await self.host.place_vcpus(came)
+            raise
+        await self.host.place_vcpus(came)
+        return done
+
+    async def _carry_out(self, change: Change, follow: "Callable[[Plan], ConfigChange] | None") -> Any:
         affects_both = change.options.affect is Affect.BOTH or change.intent is not None
         if follow is None or not affects_both:
             return await self._driver.request(change)

@@ -129,7 +129,7 @@ class Host:
             PlacementError: As ``place``.
             MonitorError: The connection is lost, silent, or speaks nonsense.
         """
-        if self.placement.wants(vcpus):
+        if vcpus and self.placement.wants(vcpus):
             await self._place(None, lambda vcpu: vcpu in vcpus, emulator=False)
 
     async def _place(

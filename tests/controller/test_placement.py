@@ -17,7 +17,7 @@ from qemu.qmp import QMPClient
 import qmpvcpu
 from qmpvcpu import DenialReason, Proof, Recovery, StepDeniedError, VcpuController, VcpuMap, qapi
 from qmpvcpu.engine.vmstate import VmState
-from qmpvcpu.errors import HostError, Outcome, PlacementError
+from qmpvcpu.errors import HostError, Outcome, PlacementError, TransitionError
 from qmpvcpu.events import Disconnected, InstanceChanged, PlaceDrifted, VcpuPlaced, VcpuUnplugged
 from qmpvcpu.host.birthplace import Birthplace
 from qmpvcpu.host.finding import Found
@@ -425,6 +425,24 @@ async def test_a_vcpu_that_is_plugged_while_threads_are_asked_for_is_moved_too(
         assert str(thread.found.cpus) == LAST
         main = [thread for thread in threads if thread.kind is ThreadKind.EMULATOR]
         assert {thread.found.cpus for thread in main} == {HOME}
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_vcpu_that_an_earlier_change_has_plugged_goes_where_the_later_one_says(*, raises: bool) -> None:
+    async with (
+        MicroGuest(behaviour=[Behaviour.silent().for_slot(1), Behaviour.complying()]) as guest,
+        qmpvcpu.attach(guest.qmp) as vm,
+    ):
+        if raises:
+            await vm.plug(1)
+        later = VcpuMap.parse("0,4") if raises else VcpuMap.parse("0-4")
+        first = asyncio.create_task(vm.set_map("0-4", placement=Placement.pinned({4: FIRST})))
+        second = asyncio.create_task(vm.set_map(later, timeout=0.1, placement=Placement.pinned({4: LAST})))
+        told = await asyncio.gather(first, second, return_exceptions=True)
+        assert isinstance(told[1], TransitionError) == raises
+        (thread,) = [thread for thread in await vm.host.threads() if thread.vcpu == 4]
+        assert str(thread.found.cpus) == LAST
+        assert not thread.drifted
 
 
 async def test_a_drift_is_told_once() -> None:
