@@ -32,11 +32,11 @@ Floor 0: imports nothing of the package.
      │  ├ UnplugRefusedError             the guest said no
      │  ├ UnplugPendingError             no answer by the deadline; it may still come
      │  ├ UnprovenError                  plugged, but the required proof did not come
-     │  ├ PlacementError                 its threads are not where they are to run on the host
+     │  ├ PlacementError                 its threads are not in their place on the host
      │  ├ PlugUndoneError                plugged, then ejected by an earlier removal requested twice
      │  └ OutcomeUnknownError            sent, and the outcome is unknown
      ├ TransitionError                   a map was not reached; carries the report
-     ├ HostError                         the host of a QEMU does not do to a thread what was asked for
+     ├ HostError                         the host refuses what was asked for a QEMU thread
      │  ├ HostBusyError                  another program does the same just now
      │  └ ThreadGoneError                the thread has ended
      ├ SameVmError                       two addresses of a fleet lead to one VM
@@ -194,7 +194,7 @@ class DenialReason(enum.Enum):
     MACHINE_CANNOT_ACKNOWLEDGE = "guests of this machine acknowledge no plug"
     CANNOT_TELL_STARTED = "nothing tells whether a vCPU of this VM has started"
     NO_AGENT = "there is no guest agent to ask"
-    CANNOT_PLACE = "its threads cannot be where they are to run on the host"
+    CANNOT_PLACE = "its threads cannot be put in their place on the host"
     MIGRATING = "the VM is migrating"
     MIGRATED_AWAY = "the VM has migrated away"
     EXPORTED = "the VM is exported, to be migrated"
@@ -661,12 +661,12 @@ LOOK: Final = "look at threads"
 
 
 class PlacementError(StepError):
-    """Threads of QEMU are not where they are to run on the host.
+    """QEMU's threads are not in their place on the host.
 
     Attributes:
         why: Why not.
-        taken_out: Of a plug: True if the vCPU was taken out again for that, False if that failed and it is still
-            there, None if it is unknown. None too where threads that were there before were to be moved.
+        taken_out: After a plug: True if the vCPU was taken out again, False if that failed and it is still there,
+            None if it is not known yet. Also None if existing threads were to be moved.
     """
 
     def __init__(
@@ -674,10 +674,10 @@ class PlacementError(StepError):
     ) -> None:
         words = {
             True: "it was taken out again",
-            False: "it could not be taken out again, and is still there",
+            False: "it could not be taken out again and is still there",
             None: "whether it leaves again is not known yet",
         }
-        told = f"plugged, and not in its place on the host: {why}; {words[taken_out]}" if action == "plug" else why
+        told = f"plugged, but not in its place on the host: {why}; {words[taken_out]}" if action == "plug" else why
         super().__init__(f"{describe(action, ids)}: {told}{f'; {now}' if now else ''}", action=action, ids=ids)
         self.why = why
         self.taken_out = taken_out
@@ -765,7 +765,7 @@ class SocketDirectoryError(QmpVcpuError):
 
 
 class HostError(QmpVcpuError):
-    """The host's kernel does not do to a thread of QEMU what was asked for.
+    """The host's kernel refuses what was asked for one of QEMU's threads.
 
     Attributes:
         why: The reason, and what would help.

@@ -67,7 +67,7 @@ class VcpuProven(SlotEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VcpuPlaced(SlotEvent):
-    """The threads of a slot that was plugged are where they are to run on the host, or cannot be.
+    """The threads of a plugged slot are in their place on the host, or could not be put there.
 
     Attributes:
         why_not: Why they are not; "" if they are.
@@ -142,11 +142,11 @@ class LayoutChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceDrifted(Event):
-    """A read found threads elsewhere on the host than where they are to run: somebody has moved them.
+    """A read found a thread out of its place on the host; usually somebody has moved it.
 
     Attributes:
         ids: The vCPU whose thread it is; empty for QEMU's main thread.
-        wanted: Where it is to run.
+        wanted: Its place.
         found: Where it runs.
     """
 

@@ -1,7 +1,7 @@
-"""Metrics for Prometheus: what vCPUs do, what becomes of changes of them, and how long it takes; extra ``metrics``.
+"""Metrics for Prometheus: what vCPUs do, how their changes end, and how long they take; extra ``metrics``.
 
-``VcpuCollector`` is a collector as prometheus-client has them: it registers itself in the registry that it is given,
-and whatever serves that registry serves these metrics. docs/metrics.md lists names, labels and units.
+``VcpuCollector`` is a prometheus-client collector: it registers itself in a registry, and a server of that registry
+serves these metrics. docs/metrics.md lists names, labels and units.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class _Seen:
         statistics: What it answered last; None as above.
         read_at: When it did, in seconds of the monotonic clock.
         pending_since: Since when its oldest pending removal is known, likewise; None: none is pending.
-        drifted: How many threads were found elsewhere on the host than they are to run; None as above.
+        drifted: How many threads have drifted from their place; None as above.
         unplaced: How many vCPUs could not be put in their place when they were plugged.
         events: How many events of each kind there were.
         refusals: How many removals were refused with each code.
@@ -140,7 +140,7 @@ _OF_A_VM: Final[tuple[_Metric[_Seen], ...]] = (
     ),
     _Metric(
         "qmpvcpu_threads_drifted",
-        "Threads that were found elsewhere on the host than they are to run.",
+        "Threads that have drifted from their place on the host.",
         lambda vm: vm.drifted,
     ),
     _Metric("qmpvcpu_unplaced_total", "Plugged vCPUs that could not be put in their place.", lambda vm: vm.unplaced),

@@ -15,7 +15,7 @@ _POLICIES: Final = {each.value: each for each in SchedPolicy if each is not Sche
 def placement_of(domain: DomainVcpus) -> Placement:
     """Return where libvirt would have the threads of *domain* run, and how they would be scheduled.
 
-    A vCPU's ``<vcpupin>`` wins over ``<vcpu cpuset>``, and so does ``<emulatorpin>`` for QEMU's other threads. Where
+    A vCPU's ``<vcpupin>`` wins over ``<vcpu cpuset>``, and so does ``<emulatorpin>`` for the emulator threads. Where
     neither says anything, libvirt has a thread run on all host CPUs: ``everywhere`` is True if the document says
     anything of the placement at all. Pins and schedulers of vCPUs that are off count once they are plugged. A vCPU
     without ``<vcpusched>`` is left with the scheduler that its thread is born with: that of QEMU's main thread, so

@@ -41,7 +41,7 @@ def find_qemu(peer_pid: int | None, tids: Collection[int], *, connection: int | 
         tids: The vCPU threads, by QEMU's own numbers (``query-cpus-fast``).
         connection: The socket at QEMU's end, as ``sockets.peer_inode`` tells it; None where nothing tells.
     """
-    why = _why_other_proc() if tids else "QEMU has told of no vCPU thread yet"
+    why = _why_other_proc() if tids else "QEMU has not named any vCPU thread yet"
     if why:
         return Found(None, why)
     if peer_pid is not None and _has_all(peer_pid, tids):
@@ -78,13 +78,13 @@ def _why_other_proc() -> str:
     if not ourselves:
         return "/proc is not mounted here, so QEMU's threads cannot be found"
     if ourselves != str(os.getpid()):
-        return "the /proc that is mounted here is that of another PID namespace: mount our own"
+        return "/proc belongs to another PID namespace: mount the one of this process"
     return ""
 
 
 def _why_passed_on(holders: list[int], having: list[int], tids: Collection[int]) -> str:
     if having:
-        return f"{_listed(having)} all have such threads, and QEMU's end of the connection open"
+        return f"{_listed(having)} all have these threads, and hold QEMU's end of the connection"
     why = f"has the other end of the connection, but no thread {min(tids)}: it is not QEMU itself"
     return f"{_listed(holders)} {why}; connect to QEMU's own socket, on QEMU's host"
 
@@ -92,7 +92,7 @@ def _why_passed_on(holders: list[int], having: list[int], tids: Collection[int])
 def _why_elsewhere(likely: int | None) -> str:
     advice = "connect over a UNIX socket, on QEMU's host"
     if likely is None:
-        return f"nothing tells which process is QEMU: {advice}"
+        return f"it is not known which process is QEMU: {advice}"
     return f"{_listed([likely])} has such threads, but nothing proves that it is this QEMU: {advice}"
 
 

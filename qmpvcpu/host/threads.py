@@ -169,7 +169,7 @@ def set_affinity(thread: HostThread, cpus: VcpuMap, *, everywhere: VcpuMap) -> N
         raise
     except PermissionError as error:
         why = "run as QEMU's user, or with CAP_SYS_NICE"
-        raise HostError(f"thread {thread.tid} may not be moved by us: {why}") from error
+        raise HostError(f"thread {thread.tid} may not be moved: {why}") from error
     except OSError as error:
         raise HostError(_why_not_on(thread, Place(cpus), f"not even on some ({error.strerror})")) from error
     if found != cpus:

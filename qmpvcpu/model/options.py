@@ -105,11 +105,10 @@ class ChangeOptions(TypedDict, total=False):
         offline_first: True has the guest agent take a vCPU offline in the guest before QEMU is asked to remove it. If
             the guest will not, nothing is sent to QEMU, and nothing is pending; if the removal comes to nothing
             after that, the vCPU is brought online again. Needs ``attach(agent=)``.
-        placement: Where the threads of the vCPUs that it plugs are to run on the host: a ``Placement``, which goes
-            over that of ``attach`` and is kept for the VM. Or only what happens where that cannot be had once the
-            vCPU is plugged: ``"required"`` (the default; it is taken out again) or ``"preferred"`` (it is kept, and
-            ``StepReport.unplaced`` says why). What is known beforehand denies the plug (required), or is a warning
-            of the plan (preferred).
+        placement: The places of the vCPUs it plugs: a ``Placement``, which overrides that of ``attach`` and is kept
+            for the VM. Or only the policy for a vCPU that cannot be in its place: ``"required"`` (the default: the
+            plug is denied, or the vCPU is taken out again) or ``"preferred"`` (the plan warns, or the vCPU is kept
+            and ``StepReport.unplaced`` says why).
         allow_fatal: True sends even what this QEMU is known not to survive.
         allow_boot_vcpus: True takes boot vCPUs from a VM that libvirt runs, which makes libvirtd lose the VM.
         affect: ``Affect.LIVE`` (the default) changes the running VM; CONFIG only its next boot, and nothing is sent;

@@ -1,4 +1,4 @@
-"""Where the threads of a QEMU are to run on its host, and how they are scheduled; and what the host allows."""
+"""Where QEMU's threads should run on the host, and how they are scheduled; and what the host allows."""
 
 import enum
 import re
@@ -41,11 +41,11 @@ class SchedPolicy(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Scheduler:
-    """How a thread is scheduled; ``str()`` is as ``parse`` reads it.
+    """How a thread is scheduled; ``parse`` reads what ``str()`` returns.
 
     Attributes:
         policy: The policy.
-        priority: From 1 to 99 for FIFO and RR; None for the others.
+        priority: 1 to 99 for FIFO and RR; None for the others.
 
     Raises:
         TypeError: One of them is of another kind.
@@ -80,14 +80,16 @@ class Scheduler:
         """
         found = _SCHEDULER.fullmatch(given.text("a scheduler", text).strip())
         if found is None or found[1] not in {policy.value for policy in SchedPolicy}:
-            raise ValueError(f"{shorten(text)} is no scheduler: other, batch, idle, fifo:PRIORITY or rr:PRIORITY is")
+            raise ValueError(
+                f"{shorten(text)} is not a scheduler: use other, batch, idle, fifo:PRIORITY or rr:PRIORITY"
+            )
         return cls(SchedPolicy(found[1]), None if found[2] is None else int(found[2]))
 
 
 class CoreScheduling(enum.Enum):
-    """Which threads of a VM share a core with nobody else, in the words of ``sched_core`` in libvirt's qemu.conf.
+    """Which threads of a VM share no core with other programs, in the words of ``sched_core`` in libvirt's qemu.conf.
 
-    NONE: nothing is changed. VCPUS: the vCPU threads are one group. EMULATOR: all threads of QEMU are one group.
+    NONE: change nothing. VCPUS: the vCPU threads are one group. EMULATOR: all threads of QEMU are one group.
 
     Source: the kernel's admin-guide/hw-vuln/core-scheduling.rst.
     """
@@ -100,7 +102,7 @@ class CoreScheduling(enum.Enum):
 class PlacementPolicy(enum.Enum):
     """What happens to a vCPU that was plugged, but cannot be put in its place.
 
-    REQUIRED: it is taken out again, and the step has failed. PREFERRED: it is kept, and the report says so.
+    REQUIRED: it is taken out again, and the step fails. PREFERRED: it is kept, and the report says so.
     """
 
     REQUIRED = "required"
@@ -109,14 +111,14 @@ class PlacementPolicy(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a thread runs on the host, and how it is scheduled: as it is wanted, or as it was found.
+    """Where a thread runs on the host, and how it is scheduled: as wanted, or as found.
 
     Attributes:
-        cpus: The host CPUs that it may run on; None: nothing is said.
-        scheduler: How it is scheduled; None: nothing is said.
+        cpus: The host CPUs it may run on; None: not specified.
+        scheduler: How it is scheduled; None: not specified.
 
     Raises:
-        TypeError: *cpus* is no VcpuMap, or *scheduler* no Scheduler; ``on`` takes text and numbers.
+        TypeError: *cpus* is not a VcpuMap, or *scheduler* not a Scheduler; ``on`` takes text and numbers.
         ValueError: *cpus* is empty.
     """
 
@@ -127,7 +129,7 @@ class Place:
         given.instance("cpus", self.cpus, VcpuMap | None)
         given.instance("scheduler", self.scheduler, Scheduler | None)
         if self.cpus is not None and not self.cpus:
-            raise ValueError("a thread needs a host CPU to run on, and none is named")
+            raise ValueError("a thread needs a host CPU to run on, but none is named")
 
     def __bool__(self) -> bool:
         return self.cpus is not None or self.scheduler is not None
@@ -141,19 +143,19 @@ class Place:
         """Return the place on these host CPUs (libvirt's cpuset text, or numbers).
 
         Raises:
-            ValueError: *cpus* is empty, or no set of CPUs, or *scheduler* is none.
+            ValueError: *cpus* is empty or not a set of CPUs, or *scheduler* is not a scheduler.
         """
         return cls(host_cpus(cpus), Scheduler.parse(scheduler) if isinstance(scheduler, str) else scheduler)
 
     def over(self, other: "Place") -> "Place":
-        """Return this place, with what it does not say as *other* has it."""
+        """Return this place; what it does not specify comes from *other*."""
         return Place(
             other.cpus if self.cpus is None else self.cpus,
             other.scheduler if self.scheduler is None else self.scheduler,
         )
 
     def differs(self, found: "Place") -> bool:
-        """Return True if a thread that is *found* so is not where this says."""
+        """Return True if a thread *found* there is not in this place."""
         elsewhere = self.cpus is not None and found.cpus is not None and self.cpus != found.cpus
         other = self.scheduler is not None and found.scheduler is not None and self.scheduler != found.scheduler
         return elsewhere or other
@@ -161,25 +163,25 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the threads of one VM are to run.
+    """The places of one VM's threads.
 
-    A vCPU's own set wins over *cpuset*, as in libvirt. Which of libvirt's elements each is: ``vcpus`` is ``vcpupin``
-    and ``vcpusched``, ``emulator`` is ``emulatorpin`` and ``emulatorsched``, ``cpuset`` is that of ``<vcpu>``.
+    A vCPU's own host CPUs win over *cpuset*, as in libvirt. In libvirt's words, ``vcpus`` is ``vcpupin`` and
+    ``vcpusched``, ``emulator`` is ``emulatorpin`` and ``emulatorsched``, and ``cpuset`` is that of ``<vcpu>``.
 
     Attributes:
-        vcpus: The place of each vCPU, by its id; what is done to the mapping later does not count.
-        emulator: That of QEMU's other threads: its main thread and its workers, not its iothreads.
-        cpuset: The host CPUs of all threads for which nothing else is said; None: nothing is said.
-        everywhere: True has a vCPU thread run on all host CPUs where nothing else is said, as libvirt has it; False
-            leaves it where QEMU's main thread runs. It is True of a VM whose own document is the record, as soon as
-            anything is said: that is what the document means.
-        core_scheduling: Which threads share no core with anybody else.
-        exclusive: True refuses sets that overlap: each vCPU has host CPUs of its own.
-        policy: What happens to a vCPU that cannot be put in its place once it is plugged.
+        vcpus: The place of each vCPU, by its id; a copy is kept.
+        emulator: The place of the emulator threads: QEMU's main thread and workers, not its iothreads.
+        cpuset: The host CPUs of all threads without their own; None: not specified.
+        everywhere: True lets a vCPU thread without host CPUs run on all of the host's, as libvirt does; False leaves
+            it where QEMU's main thread runs. If the record is the VM's own document, it is True as soon as any place
+            is specified: that is what the document means.
+        core_scheduling: Which threads share no core with other programs.
+        exclusive: True refuses overlapping sets: each vCPU has its own host CPUs.
+        policy: What happens to a vCPU that was plugged but cannot be put in its place.
 
     Raises:
-        TypeError: Something is of another kind: a vCPU's place is a Place, say.
-        ValueError: *cpuset* is empty, a vCPU id is negative, or sets overlap though they are *exclusive*.
+        TypeError: An argument has the wrong type; a vCPU's place, for example, is a Place.
+        ValueError: *cpuset* is empty, a vCPU id is negative, or *exclusive* sets overlap.
     """
 
     vcpus: Mapping[int, Place] = field(default_factory=dict)
@@ -210,7 +212,7 @@ class Placement:
 
     @property
     def names_places(self) -> bool:
-        """True if it says of any thread where it is to run, or how it is to be scheduled."""
+        """True if it specifies host CPUs or a scheduler for any thread."""
         return any(map(bool, self.vcpus.values())) or bool(self.emulator) or self.cpuset is not None
 
     def __bool__(self) -> bool:
@@ -224,33 +226,33 @@ class Placement:
         policy: PlacementPolicy = PlacementPolicy.REQUIRED,
         exclusive: bool = False,
     ) -> "Placement":
-        """Return the placement that has each of these vCPUs on its host CPUs (libvirt's cpuset text, or numbers).
+        """Return the placement that pins each of these vCPUs to its host CPUs (libvirt's cpuset text, or numbers).
 
         Raises:
-            ValueError: A set is empty, or no set of CPUs, or two overlap though they are *exclusive*.
+            ValueError: A set is empty or not a set of CPUs, or *exclusive* sets overlap.
         """
         places = {vcpu: Place.on(cpus) for vcpu, cpus in pins.items()}
         return cls(places, policy=policy, exclusive=exclusive)
 
     def of_vcpu(self, vcpu: int) -> Place:
-        """Return where the thread of *vcpu* is to run; ``cpus`` is None where nothing is said, see *everywhere*."""
+        """Return the place of *vcpu*; if ``cpus`` is None, see *everywhere*."""
         return self.vcpus.get(vcpu, _NOWHERE).over(Place(self.cpuset))
 
     def of_emulator(self) -> Place:
-        """Return where QEMU's other threads are to run."""
+        """Return the place of the emulator threads."""
         return self.emulator.over(Place(self.cpuset))
 
     def of_vcpus(self, vcpus: Iterable[int], host: "HostFacts") -> dict[int, Place]:
-        """Return where the threads of these vCPUs are to run on *host*; without those for which nothing is said."""
+        """Return the places of these vCPUs on *host*; vCPUs without one are left out."""
         all_of_it = Place(host.usable) if self.everywhere and host.usable else _NOWHERE
         places = {vcpu: self.of_vcpu(vcpu).over(all_of_it) for vcpu in vcpus}
         return {vcpu: place for vcpu, place in places.items() if place}
 
     def born_on(self, vcpus: Iterable[int], host: "HostFacts") -> VcpuMap | None:
-        """Return the host CPUs on which the threads of these vCPUs are to be born together; None: nothing is said.
+        """Return the host CPUs on which the threads of these vCPUs are born together; None: not specified.
 
-        One ``device_add`` makes all threads of a slot: they are born where each of them may run, or where any may if
-        there is no such host CPU.
+        One ``device_add`` creates all threads of a slot. They are born on the host CPUs where all of them may run; if
+        there are none, where any of them may.
         """
         sets = [place.cpus for place in self.of_vcpus(vcpus, host).values() if place.cpus is not None]
         if not sets:
@@ -261,46 +263,46 @@ class Placement:
         return common or union(sets)
 
     def why_not(self, vcpus: Iterable[int], host: "HostFacts") -> str:
-        """Return why *host* cannot have the threads of these vCPUs in their places; "": it can."""
+        """Return why the threads of these vCPUs cannot be in their places on *host*; "": they can."""
         vcpus = tuple(vcpus)
         if not self.wants(vcpus):
             return ""
         why = host.unreachable or host.forbidden
         for place in () if why else map(self.of_vcpu, vcpus):
             if reason := host.why_not(place):
-                return f"its thread is to run on {place}: {reason}"
+                return f"its place is {place}: {reason}"
         if not why and self.groups and host.why_not_core_scheduling:
-            return f"its thread is to share no core with others: {host.why_not_core_scheduling}"
+            return f"it needs core scheduling: {host.why_not_core_scheduling}"
         return why
 
     def why_not_emulator(self, host: "HostFacts") -> str:
-        """Return why *host* cannot have QEMU's other threads in their place; "": it can."""
+        """Return why the emulator threads cannot be in their place on *host*; "": they can."""
         why = host.why_not(self.of_emulator())
-        return f"QEMU's other threads are to run on {self.of_emulator()}: {why}" if why else ""
+        return f"the place of the emulator threads is {self.of_emulator()}: {why}" if why else ""
 
     @property
     def groups(self) -> bool:
-        """True if some threads are to share no core with others."""
+        """True if it groups threads for core scheduling."""
         return self.core_scheduling is not CoreScheduling.NONE
 
     def wants(self, vcpus: Iterable[int]) -> bool:
-        """Return True if anything is said of the threads of these vCPUs."""
+        """Return True if it specifies anything for the threads of these vCPUs."""
         return self.groups or self.everywhere or any(self.of_vcpu(vcpu) for vcpu in vcpus)
 
     def with_vcpus(self, places: Mapping[int, Place]) -> "Placement":
-        """Return this placement, with what *places* say of these vCPUs; what they do not say stays."""
+        """Return this placement with *places* for these vCPUs; what these do not specify stays."""
         merged = {vcpu: place.over(self.vcpus.get(vcpu, _NOWHERE)) for vcpu, place in places.items()}
         return replace(self, vcpus={**self.vcpus, **merged})
 
     def instead_of(self, other: "Placement | None") -> "Placement":
-        """Return what this says of threads, with the policy and the core scheduling of *other*."""
+        """Return the places of this placement, with the policy and the core scheduling of *other*."""
         if other is None:
             return self
         # Whether sets may overlap was decided when these were asked for.
         return replace(other, vcpus=self.vcpus, emulator=self.emulator, cpuset=self.cpuset, exclusive=False)
 
     def over(self, other: "Placement") -> "Placement":
-        """Return this placement, with what it does not say, and the policy, as *other* has them."""
+        """Return this placement; what it does not specify, and the policy, come from *other*."""
         return replace(
             other.with_vcpus(self.vcpus),
             emulator=self.emulator.over(other.emulator),
@@ -317,7 +319,7 @@ class Placement:
         for (one, its), (other, others) in combinations(named, 2):
             if its & others:
                 raise ValueError(
-                    f"{one} and {other} are to have host CPUs of their own, and both have {its & others}"
+                    f"{one} and {other} must not share host CPUs (exclusive), but both have {its & others}"
                 )
 
 
@@ -328,7 +330,7 @@ PlacementWish = Placement | PlacementPolicy | str
 
 
 class ThreadKind(enum.Enum):
-    """What a thread of QEMU's is for; EMULATOR is its main thread, and each that is neither of the others."""
+    """What a QEMU thread does; EMULATOR: its main thread, and every thread that is neither of the others."""
 
     VCPU = "vcpu"
     IOTHREAD = "iothread"
@@ -337,17 +339,17 @@ class ThreadKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class QemuThread:
-    """One thread of QEMU's, as it was found.
+    """One of QEMU's threads, as it was found.
 
     Attributes:
-        kind: What it is for.
-        vcpu: The vCPU that it runs, or None.
-        tid: Its number on this host.
+        kind: What it does.
+        vcpu: The vCPU it runs, or None.
+        tid: Its id on this host.
         name: Its name, at most 15 bytes.
         found: Where it runs, and how it is scheduled.
-        wanted: Where it is to run; what is not said is None.
-        host_cpu: The host CPU that it ran on last.
-        node: The NUMA node of that, or None.
+        wanted: Its place; None for what is not specified.
+        host_cpu: The host CPU it last ran on.
+        node: The NUMA node of that CPU, or None.
     """
 
     kind: ThreadKind
@@ -361,7 +363,7 @@ class QemuThread:
 
     @property
     def drifted(self) -> bool:
-        """True if it is not where it is to run."""
+        """True if it is not in its place."""
         return self.wanted.differs(self.found)
 
 
@@ -370,16 +372,16 @@ class HostFacts:
     """What a host allows for the threads of one QEMU, as it is now.
 
     Attributes:
-        unreachable: Why QEMU's threads cannot be found from here, or ""; the rest is then of no use.
-        forbidden: Why they may not be moved by us, or "".
+        unreachable: Why QEMU's threads cannot be found from here, or ""; if set, ignore the rest.
+        forbidden: Why we may not move them, or "".
         existing: The host's CPUs.
         online: Those that are online.
-        allowed: Those that the cgroup of QEMU's main thread leaves it.
+        allowed: Those that the cgroup of QEMU's main thread allows.
         cgroup: The name of that cgroup, for messages.
         main_cpus: Where QEMU's main thread runs, when no vCPU is being born.
-        highest_priority: The highest real-time priority that we may set; 0: none.
+        highest_priority: The highest real-time priority we may set; 0: none.
         why_not_realtime: Why it is not 99, or "".
-        why_not_core_scheduling: Why this kernel groups no threads, or "".
+        why_not_core_scheduling: Why this kernel has no core scheduling, or "".
     """
 
     unreachable: str = ""
@@ -395,7 +397,7 @@ class HostFacts:
 
     @property
     def usable(self) -> VcpuMap:
-        """The host CPUs that a thread of this QEMU can run on."""
+        """The host CPUs that this QEMU's threads can run on."""
         return self.allowed & self.online
 
     def why_not(self, place: Place) -> str:
@@ -437,7 +439,7 @@ def host_cpus(cpus: str | Iterable[int]) -> VcpuMap:
         found = VcpuMap.parse(cpus) if isinstance(cpus, str) else VcpuMap(cpus)
     except InvalidMapError as error:
         why = str(error).partition(": ")[2].replace("a vCPU id", "a host CPU")
-        raise ValueError(f"{shorten(str(cpus))} is no set of host CPUs: {why}") from None
+        raise ValueError(f"{shorten(str(cpus))} is not a set of host CPUs: {why}") from None
     if not found:
         raise ValueError("no host CPU is named: say which, such as 8-11")
     return found

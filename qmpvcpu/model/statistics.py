@@ -12,20 +12,20 @@ _MOST_SHARE: Final = 1.05
 
 @dataclass(frozen=True, slots=True)
 class VcpuStatistics:
-    """What one vCPU has done since its thread began; None is what cannot be had.
+    """What one vCPU has done since its thread began; None: not available.
 
     Attributes:
         id: The vCPU.
-        host_tid: Its thread, by QEMU's own number.
+        host_tid: Its thread id, as QEMU reports it.
         run_s: How long it ran on a host CPU, in seconds.
         delay_s: How long it was ready and waited for a host CPU, in seconds: what the guest sees as steal time.
-        wait_s: How long it waited, as the kernel's schedstats count it, in seconds; None where they are switched off,
-            as they usually are.
+        wait_s: How long it waited, as counted by the kernel's schedstats, in seconds; None if they are off, which is
+            usual.
         turns: How often it was given a host CPU.
-        halted: True if it has nothing to do just now. Only KVM tells, to QEMU 8.1 and newer: an older QEMU wakes a
-            vCPU to read its counters.
-        host_cpu: The host CPU that it ran on last.
-        kvm: What KVM counts of it, which may begin with an earlier vCPU in its slot; empty under TCG.
+        halted: True if it is idle at the moment. Needs KVM and QEMU 8.1 or newer: an older QEMU wakes a vCPU to read
+            its counters.
+        host_cpu: The host CPU it last ran on.
+        kvm: KVM's counters, which may include an earlier vCPU in its slot; empty under TCG.
 
     Source: the kernel's scheduler/sched-stats.rst; proc(5), ``/proc/pid/stat``; QEMU qapi/stats.json, and
     accel/kvm/kvm-all.c, ``kvm_park_vcpu()``.
@@ -83,19 +83,18 @@ def _growth(now: KvmCounters, before: KvmCounters, seconds: float) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class VcpuRates:
-    """What one vCPU did between two readings; None is what cannot be had.
+    """What one vCPU did between two readings; None: not available.
 
     Attributes:
         id: The vCPU.
         run: The share of the time in which it ran on a host CPU, from 0 to 1.
         delay: The share in which it was ready and waited for a host CPU, from 0 to 1.
         wait: The same by ``VcpuStatistics.wait_s``.
-        turns: How often it was given a host CPU, a second.
-        kvm: How much those of KVM's counters that are numbers have grown, a second. What is not only counted up, or
-            has fallen, is left out.
-        restarted: True if its thread began after the earlier reading: the vCPU was plugged since, or unplugged and
-            plugged again, or QEMU is another. The shares are then those of the new thread, over the whole time, and
-            nothing is said of KVM's counters, which may have begun with an earlier vCPU.
+        turns: How often it was given a host CPU, per second.
+        kvm: How much KVM's numeric counters grew, per second. Those that have fallen are left out.
+        restarted: True if its thread began after the earlier reading: the vCPU was plugged since then, or unplugged
+            and plugged again, or QEMU was replaced. The shares are then those of the new thread, over the whole time,
+            and ``kvm`` is empty, since KVM's counters may include an earlier vCPU.
     """
 
     id: int
@@ -137,9 +136,9 @@ class VmStatistics:
     Attributes:
         name: The VM.
         at: When it was read, in seconds since 1970.
-        clock: The same by the host's steady clock, which nobody sets, in seconds: for the time between two readings.
+        clock: The same by the host's monotonic clock, in seconds: for the time between two readings.
         vcpus: The vCPUs that are plugged, by ascending id.
-        why_incomplete: Why something is missing that others have, such as that QEMU runs on another host; or "".
+        why_incomplete: Why values are missing, for example because QEMU runs on another host; or "".
     """
 
     name: str
@@ -159,7 +158,7 @@ class VmStatistics:
         """
         seconds = self.clock - earlier.clock
         if seconds <= 0:
-            raise ValueError("rates need an earlier reading, and this one is not: are the two swapped?")
+            raise ValueError("rates need an earlier reading, but this one is not earlier: are the two swapped?")
         before = {vcpu.id: vcpu for vcpu in earlier.vcpus}
         return VmRates(self.name, seconds, tuple(vcpu.since(before.get(vcpu.id), seconds) for vcpu in self.vcpus))
 

@@ -161,12 +161,12 @@ def check_placement(now: Situation, action: str = PLUG) -> None:
     """Return if the placement, which is for *action*, names only vCPUs that the machine can have."""
     beyond = [vcpu for vcpu in (now.placement.vcpus if now.placement else ()) if vcpu >= now.layout.max]
     if beyond:
-        detail = f"it is to be placed, and this machine has vCPUs 0-{now.layout.max - 1}"
+        detail = f"the placement names it, but this machine has vCPUs 0-{now.layout.max - 1}"
         raise StepDeniedError(action, possible_ids(beyond), DenialReason.UNKNOWN_VCPU, detail)
 
 
 def why_unplaced(now: Situation, slot: Slot) -> str:
-    """Return why the threads of *slot* cannot be where they are to run on the host; "": they can."""
+    """Return why the threads of *slot* cannot be put in their place on the host; "": they can."""
     if now.placement is None or now.host is None:
         return ""
     return now.placement.why_not(slot.ids, now.host)

@@ -365,12 +365,12 @@ def _warnings(
 
 
 def _unplaced(now: Situation, plugs: Iterable[Step], options: CheckedOptions) -> Iterator[str]:
-    """Tell which vCPUs are plugged though they cannot be where they are to run on the host."""
+    """Tell which vCPUs are plugged although they cannot be put in their place on the host."""
     if options.requires_place(now.placement):
         return
     told = ((why_unplaced(now, now.layout.slot_of(step.first)), step.ids) for step in plugs)
     for why, ids in union_by((why, ids) for why, ids in told if why).items():
-        yield f"{named(ids)} will run somewhere else on the host than wanted: {why}"
+        yield f"{named(ids)} will not run in its place on the host: {why}"
 
 
 def _fatal_plugs(

@@ -131,11 +131,11 @@ async def attach(
             process keeps it, ``interrupted`` may be what that one is at work on.
         agent: Where the guest's agent (qemu-ga) is, for ``vm.guest``: as *target*. It is connected to when it is
             first asked, and again after a loss. No work over QMP waits for it.
-        placement: Where QEMU's threads are to run on this host, and how they are scheduled: a ``Placement``, which
-            goes over what the record's document says (``<cputune>``, ``<vcpu cpuset>``). Or only what happens to a
-            vCPU that cannot be in its place: ``"required"`` (the default: it is not plugged, or taken out again) or
-            ``"preferred"`` (it is kept, and the report says so). It is of what is plugged from now on:
-            ``vm.host.place`` moves threads that are there.
+        placement: Where QEMU's threads should run on this host, and how they are scheduled: a ``Placement``, which
+            overrides the record's document (``<cputune>``, ``<vcpu cpuset>``). Or only the policy for a vCPU that
+            cannot be in its place: ``"required"`` (the default: it is not plugged, or is taken out again) or
+            ``"preferred"`` (it is kept, and the report says so). It applies to vCPUs plugged from now on;
+            ``vm.host.place`` moves existing threads.
 
     Raises:
         MonitorConnectError: No QMP session could be opened; it says why, and what the kernel tells of the peer.

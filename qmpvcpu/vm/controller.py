@@ -217,11 +217,11 @@ class VcpuController:
 
     @checked
     async def statistics(self, *, kvm: Collection[str] | None = None) -> "VmStatistics":
-        """Read what each plugged vCPU has done: time on a host CPU, time waiting for one, what KVM counts, and more.
+        """Read what each plugged vCPU has done: time on a host CPU, time waiting for one, KVM's counters, and more.
 
-        It reads QEMU's threads on this host, and asks QEMU at most once: for KVM's counters, and for the threads of
-        vCPUs that were plugged since the last full read. Under TCG it is asked for the latter only. What cannot be
-        had is None, and ``why_incomplete`` says why: of a QEMU on another host there is only what KVM counts.
+        It reads QEMU's threads on this host, and queries QEMU at most once: for KVM's counters, and for the threads
+        of vCPUs plugged since the last full read. Under TCG it needs only the latter. Values that are not available
+        are None, and ``why_incomplete`` says why: for a QEMU on another host there are only KVM's counters.
 
         Args:
             kvm: Which of KVM's counters to read, by name; None: all, some 50 for each vCPU; ``()``: none, and QEMU

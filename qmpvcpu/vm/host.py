@@ -1,4 +1,4 @@
-"""`Host`: QEMU's threads on this host, where they run, and where they are to run."""
+"""`Host`: QEMU's threads on this host, where they run, and their places."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,10 +26,10 @@ _WANTS_ALL: Final = Placement(core_scheduling=CoreScheduling.VCPUS)  # so that a
 
 
 class Host:
-    """The threads of one QEMU on this host: ``vm.host``. It speaks QMP only to learn which thread runs which vCPU.
+    """The threads of one QEMU on this host: ``vm.host``. It uses QMP only to learn which thread runs which vCPU.
 
-    Only the kernel's scheduler is told anything: cgroups, libvirt's above all, stay as they are. QEMU has to run on
-    this host, and ``/proc`` has to show it.
+    It changes affinity and scheduler only: cgroups, including libvirt's, stay as they are. QEMU must run on this
+    host, and ``/proc`` must show it.
     """
 
     def __init__(self, driver: Driver, next_boot: "Callable[[str], NextBoot]") -> None:
@@ -38,15 +38,14 @@ class Host:
 
     @property
     def placement(self) -> Placement:
-        """Where the threads are to run, as the record's document, ``attach`` and later calls have said."""
+        """The places of the threads, from the record's document, ``attach`` and later calls."""
         return self._driver.engine.state.places.placement or Placement()
 
     @property
     def drifted(self) -> Mapping[int, Place]:
-        """Where threads were found last that are to run elsewhere, by vCPU id; -1 is QEMU's main thread.
+        """Where drifted threads were last found, by vCPU id; -1 is QEMU's main thread.
 
-        Every full read looks at it: that of ``attach``, ``refresh``, and one each ``resync_interval``.
-        ``place`` does too.
+        Every full read looks for drift: ``attach``, ``refresh``, and one each ``resync_interval``. So does ``place``.
         """
         return dict(self._driver.engine.state.places.drifted)
 
@@ -60,7 +59,7 @@ class Host:
         """Return QEMU's threads: those of the vCPUs by ascending id, then its others, the main thread first.
 
         Raises:
-            PlacementError: They cannot be found from here; it says why.
+            PlacementError: They cannot be found from here; the message says why.
             MonitorError: The connection is lost, silent, or speaks nonsense.
         """
         await self._driver.check_open()
@@ -84,21 +83,21 @@ class Host:
 
     @checked
     async def place(self, placement: Placement | None = None, *, affect: Affect = Affect.LIVE) -> Placement:
-        """Put threads in their place: those that are there at once, others when they are plugged.
+        """Put threads in their place: existing ones now, others when they are plugged.
 
         Args:
-            placement: What it says goes over what was wanted before; None: what is wanted already is done. Its policy
-                counts only if nothing was.
+            placement: Overrides the placement so far, whose policy stays; None: put threads in the place they already
+                have.
             affect: LIVE moves threads, and the record follows. CONFIG only changes the next boot's document. BOTH
                 does both, the running VM first.
 
         Returns:
-            Where the threads are to run now.
+            The placement from now on.
 
         Raises:
             StepDeniedError: It names a vCPU that the machine does not have, or the host does not allow it. Nothing
                 was changed.
-            PlacementError: A thread could not be moved; those that were are back where they had been.
+            PlacementError: A thread could not be moved; the others were moved back.
             ConfigDeniedError: Nothing keeps the next boot.
             RecordError: The record, or the next boot, cannot be written.
             MonitorError: The connection is lost, silent, or speaks nonsense.
@@ -122,7 +121,7 @@ class Host:
         return self.placement
 
     async def place_vcpus(self, vcpus: Collection[int]) -> None:
-        """Put the threads of these vCPUs where they are to run, as ``place`` does; vCPUs that are off have none.
+        """Put the threads of these vCPUs in their place, as ``place`` does; unplugged vCPUs have none.
 
         Raises:
             StepDeniedError: As ``place``.

@@ -30,7 +30,7 @@ _log = logging.getLogger("qmpvcpu.vm")
 _FRESH_S = 1.0
 
 _GONE = "its thread has ended"
-_SHARED = "one host thread runs all vCPUs (TCG with thread=single), so that none has a place of its own"
+_SHARED = "one host thread runs all vCPUs (TCG with thread=single), so none has a place of its own"
 
 
 class Placer:
@@ -131,7 +131,7 @@ class Placer:
                 yield from zip(slot.ids, threads_of(slot, readings), strict=False)
 
     def place(self, slots: Sequence[Slot], readings: Sequence[ThreadReading], seen: Snapshot) -> dict[int, str]:
-        """Put the threads of *slots* where they are to run now, and what was born with them home.
+        """Put the threads of *slots* in their place, and other threads born with them back.
 
         Args:
             slots: The slots.
@@ -203,7 +203,7 @@ class Placer:
                     moved += [] if before is None else [(thread, before)]
         except HostError as error:
             left = list(self._not_given_back(moved, facts))
-            now = f"; not given back: {', '.join(left)}" if left else ""
+            now = f"; not moved back: {', '.join(left)}" if left else ""
             raise HostError(f"{error}{now}") from error
 
     def _move(self, thread: HostThread, place: Place, facts: HostFacts) -> Place | None:
@@ -261,7 +261,7 @@ class Placer:
             threads: ``all_threads``, older than what follows: a newer one may be that of a vCPU.
             readings: ``query-cpus-fast``.
             iothreads: The threads of ``query-iothreads``.
-            placement: Where they are to run.
+            placement: Their places.
 
         Raises:
             HostError: QEMU cannot be found.

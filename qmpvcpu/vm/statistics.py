@@ -1,4 +1,4 @@
-"""What the vCPUs of one VM have done: read of their threads on this host, and of KVM by QEMU."""
+"""What the vCPUs of one VM have done: read from their threads on this host, and from KVM through QEMU."""
 
 import time
 from collections.abc import Collection, Mapping
@@ -130,7 +130,7 @@ class StatisticsReader:
     def _why_no_times(self, usages: Mapping[int, Usage | None]) -> str:
         """Say what is missing of the threads of the vCPUs in *usages*, "" if nothing is."""
         if self._qemu.pid is None:
-            return self._qemu.why or "QEMU has told of no vCPU thread yet"
+            return self._qemu.why or "QEMU has not named any vCPU thread yet"
         if missing := VcpuMap(vcpu for vcpu, usage in usages.items() if usage is None):
             return f"QEMU has no thread for {named(missing)} now: it came or left while this was read"
         if any(usage is not None and usage.delay_ns is None for usage in usages.values()):
@@ -162,7 +162,7 @@ def _seconds(ns: int | None) -> float | None:
 
 def _why_no_counters(version: tuple[int, ...], names: Collection[str] | None) -> str:
     if version < (7, 1, 0):
-        return "QEMU 7.1 and newer tell what KVM counts, and this one is older"
+        return "this QEMU is too old to report KVM's counters: 7.1 and newer do"
     if names is not None:
-        return f"neither QEMU nor its kernel tells of {clip(', '.join(names))} (query-stats)"
-    return "neither QEMU nor its kernel tells what KVM counts (query-stats)"
+        return f"QEMU and its kernel do not report {clip(', '.join(names))} (query-stats)"
+    return "QEMU and its kernel do not report KVM's counters (query-stats)"

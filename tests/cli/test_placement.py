@@ -118,13 +118,13 @@ async def test_what_the_host_does_not_allow_is_denied_or_told_as_the_policy_says
         ("pin =1", "=1 names no vCPU"),
         ("pin x=1", '"x" is not a vCPU id'),
         ("pin 3", "3 names no host CPUs"),
-        ("pin 3=x", "is no set of host CPUs"),
+        ("pin 3=x", "is not a set of host CPUs"),
         ("pin 3=0,^0", "no host CPU is named"),
         ("pin ^3=0", "excludes an id"),
         ("pin 3=99999", "99999"),
         ("pin 3=0 2-4=1", "vCPU 3 cannot be both on host CPUs 0 and on host CPUs 1: name it once"),
-        ("pin 2=0 3=0-1 --exclusive", "vCPU 2 and vCPU 3 are to have host CPUs of their own, and both have 0"),
-        ("pin 2=0 --emulator 0 --exclusive", "vCPU 2 and the emulator are to have host CPUs of their own"),
+        ("pin 2=0 3=0-1 --exclusive", "vCPU 2 and vCPU 3 must not share host CPUs (exclusive), but both have 0"),
+        ("pin 2=0 --emulator 0 --exclusive", "vCPU 2 and the emulator must not share host CPUs"),
         ("pin --emulator", "requires an argument"),
         ("pin 3=1 --affect config", "what keeps the next boot?"),
         ("pin --affect config --config x.xml", "what is to change?"),
@@ -137,7 +137,7 @@ async def test_what_the_host_does_not_allow_is_denied_or_told_as_the_policy_says
         ("sched 3=fifo:100", "a priority is 1 to 99 (the highest), not 100"),
         ("sched 3=fifo:0", "a priority is 1 to 99 (the highest), not 0"),
         ("sched 3=batch:1", "scheduler batch has no priority"),
-        ("sched 3=deadline", "is no scheduler: other, batch, idle"),
+        ("sched 3=deadline", "is not a scheduler: use other, batch, idle"),
         ("sched 3=rr:1 3=rr:2", "vCPU 3 cannot be both scheduled as rr:1 and scheduled as rr:2"),
         ("sched 3", "3 names no scheduler"),
         ("plug 3 --pin 3=1 --pin 3=2", "vCPU 3 cannot be both on host CPUs 1 and on host CPUs 2: name it once"),
@@ -390,7 +390,7 @@ async def test_the_next_boot_is_placed_without_the_vm(tmp_path: Path) -> None:
     beyond = await run("pin", "9=0", *config, "--json")
     assert (beyond.code, "the document has vCPUs 0 to 3" in beyond.error["message"]) == (2, True)
     overlap = await run("pin", f"3={NO_CPU}", "--exclusive", *config, "--json")
-    assert (overlap.code, "host CPUs of their own" in overlap.error["message"]) == (2, True)
+    assert (overlap.code, "must not share host CPUs" in overlap.error["message"]) == (2, True)
     planned = await run("plan", "0-3", "--pin", "3=1", *config, "--json")
     assert "vCPU 3: host CPUs 1" in planned.document["changes"]
     assert (await run("plug", "3", "--pin", "3=1", *config)).code == 0

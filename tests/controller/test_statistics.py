@@ -242,13 +242,13 @@ async def test_a_kvm_that_does_not_count_is_told(workers: list[Sleeper]) -> None
     async with playing(workers, query_kvm=_KVM) as (peer, vm):
         peer.answers["query-stats"] = Failure("CommandNotFound", HOSTILE)
         told = await vm.statistics()
-        assert told.why_incomplete == "neither QEMU nor its kernel tells what KVM counts (query-stats)"
+        assert told.why_incomplete == "QEMU and its kernel do not report KVM's counters (query-stats)"
         named = await vm.statistics(kvm=["no_such", "nor_this"])
-        assert named.why_incomplete == "neither QEMU nor its kernel tells of no_such, nor_this (query-stats)"
+        assert named.why_incomplete == "QEMU and its kernel do not report no_such, nor_this (query-stats)"
         assert told[0].run_s is not None
     old = {"QMP": {"version": {"qemu": {"major": 7, "minor": 0, "micro": 0}, "package": ""}, "capabilities": []}}
     async with small_vm(greeting=old, query_kvm=_KVM) as peer, qmpvcpu.attach(peer.address) as vm:
-        assert "QEMU 7.1 and newer tell what KVM counts" in (await vm.statistics()).why_incomplete
+        assert "too old to report KVM's counters: 7.1 and newer do" in (await vm.statistics()).why_incomplete
 
 
 async def test_more_vcpus_than_fit_into_a_line_are_asked_for_in_parts(

@@ -358,7 +358,7 @@ def test_taking_it_out_may_be_rejected() -> None:
     error = failed(told, one)
     assert error.taken_out is False
     assert error.outcome is Outcome.CHANGED
-    assert "could not be taken out again, and is still there" in str(error)
+    assert "could not be taken out again and is still there" in str(error)
 
 
 def test_what_has_left_while_qemu_was_lost_is_out() -> None:

@@ -111,8 +111,8 @@ def test_without_a_proof_nobody_is_taken_for_qemu(serve: Serve) -> None:
     why = find_qemu(None, server.tids).why
     assert why.startswith(f"pid {server.pid} (python")
     assert "has such threads, but nothing proves that it is this QEMU: connect over a UNIX socket" in why
-    assert find_qemu(None, [2**22 + 1]).why.startswith("nothing tells which process is QEMU: connect over a UNIX")
-    assert find_qemu(os.getpid(), []).why == "QEMU has told of no vCPU thread yet"
+    assert find_qemu(None, [2**22 + 1]).why.startswith("it is not known which process is QEMU: connect over a UNIX")
+    assert find_qemu(os.getpid(), []).why == "QEMU has not named any vCPU thread yet"
 
 
 def test_a_process_that_passes_the_connection_on_is_not_qemu(serve: Serve, sleeper: Sleeper) -> None:

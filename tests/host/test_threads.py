@@ -339,7 +339,7 @@ except HostError as error:
 @pytest.mark.usefixtures("root")
 def test_another_user_may_not_move_a_thread_and_is_told_what_would_help(thread: HostThread) -> None:
     said = run(PUT, os.getpid(), thread.tid, "0", "other", before=NOBODY)
-    assert said == f"thread {thread.tid} may not be moved by us: run as QEMU's user, or with CAP_SYS_NICE"
+    assert said == f"thread {thread.tid} may not be moved: run as QEMU's user, or with CAP_SYS_NICE"
 
 
 @pytest.mark.usefixtures("root")

@@ -83,11 +83,11 @@ def test_what_is_done_to_the_mapping_later_does_not_count() -> None:
     ("cpus", "says"), [([-1], "a host CPU is 0 to 16383"), ("0-99999", "a host CPU is 0 to 16383")]
 )
 def test_what_is_no_set_of_host_cpus_is_not_said_of_vcpus(cpus: Any, says: str) -> None:
-    with pytest.raises(ValueError, match="no set of host CPUs") as caught:
+    with pytest.raises(ValueError, match="not a set of host CPUs") as caught:
         Place.on(cpus)
     assert says in str(caught.value)
 
 
 def test_a_priority_is_written_in_digits() -> None:
-    with pytest.raises(ValueError, match="no scheduler"):
+    with pytest.raises(ValueError, match="not a scheduler"):
         Scheduler.parse("fifo:\u0663")

@@ -261,7 +261,7 @@ DENIED: dict[str, tuple[Callable[[DomainConfig], None], type[Exception], str]] =
     "sets that overlap with what stays": (
         lambda config: config.place(Placement.pinned({3: "1"}, exclusive=True)),
         ValueError,
-        "vCPU 1 and vCPU 3 are to have host CPUs of their own",
+        "vCPU 1 and vCPU 3 must not share host CPUs",
     ),
     "no placement": (lambda config: config.place("1"), TypeError, "placement"),  # type: ignore[arg-type]
 }
