@@ -828,11 +828,14 @@ class VcpuController:
 
         try:
             done = await self._carry_out(replace(change, plan=plan), follow)
+            await self.host.place_vcpus(came)
+        except asyncio.CancelledError:
+            self._driver.start(self.host.place_vcpus(came))  # they are wanted there by now
+            raise
         except QmpVcpuError:
             with contextlib.suppress(QmpVcpuError):
                 await self.host.place_vcpus(came)
             raise
-        await self.host.place_vcpus(came)
         return done
 
     async def _carry_out(self, change: Change, follow: "Callable[[Plan], ConfigChange] | None") -> Any:

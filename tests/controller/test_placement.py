@@ -445,6 +445,25 @@ async def test_a_vcpu_that_an_earlier_change_has_plugged_goes_where_the_later_on
         assert not thread.drifted
 
 
+async def test_it_goes_there_too_if_the_later_call_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+        first = asyncio.create_task(vm.set_map("0-4", placement=Placement.pinned({4: FIRST})))
+        second = asyncio.create_task(vm.set_map("0-4", placement=Placement.pinned({4: LAST})))
+
+        async def cancelled(vcpus: set[int]) -> None:
+            if vcpus:  # it is that of the later call
+                monkeypatch.undo()
+                second.cancel()
+                await asyncio.sleep(1)
+
+        monkeypatch.setattr(vm.host, "place_vcpus", cancelled)
+        await first
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        thread = next(thread.tid for thread in await vm.host.threads() if thread.vcpu == 4)
+        await wait_until(lambda: str(affinity(thread)) == LAST)
+
+
 async def test_a_drift_is_told_once() -> None:
     async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp, placement=Placement.pinned({1: LAST})) as vm:
         await vm.plug(1)
