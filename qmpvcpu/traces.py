@@ -9,7 +9,7 @@
 - The answer to a removal that nobody waited for any longer is a span of its own, below the step that asked for it.
 
 OpenTelemetry's conventions have no words for VMs yet (``error.type`` and ``exception.*`` apart): the attributes are
-ours, and begin with ``qmpvcpu.``.
+our own, and begin with ``qmpvcpu.``.
 """
 
 import asyncio

@@ -187,7 +187,7 @@ def _result(vm: "VcpuController", threads: "Sequence[QemuThread]", affect: Affec
 
 
 def threads_json(threads: "Sequence[QemuThread]") -> list[dict[str, Any]]:
-    """Return where each of QEMU's threads runs, and is to run."""
+    """Return where each of QEMU's threads runs, and its place."""
     return [{**to_json(thread), "drifted": thread.drifted} for thread in threads]
 
 
@@ -218,7 +218,7 @@ def _said(place: "Place") -> str:
 
 
 def drift_lines(threads: "Sequence[QemuThread]") -> list[str]:
-    """Return a line for each thread that is elsewhere than where it is to run."""
+    """Return a line for each thread that has drifted."""
     return [
         printable(f"{_whose(thread)} has drifted to {thread.found}; its place is {thread.wanted}")
         for thread in threads

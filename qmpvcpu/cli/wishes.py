@@ -135,7 +135,7 @@ def take_wish(change: dict[str, Any]) -> "Placement | None":
     """Have *change*, the options of a command, say as ``placement`` what ``PLACEMENT_OPTIONS`` say.
 
     Returns:
-        Where threads are to run; None: nothing is said of that.
+        The placement; None: none is given.
 
     Raises:
         BadUsageError: They contradict each other.
@@ -207,7 +207,7 @@ def check_wish(vm: "VcpuController", wish: "Placement | None") -> None:
 
 
 def place(config: "DomainConfig", wish: "Placement | None") -> None:
-    """Have threads run where *wish* has them from the next boot on; None: nothing is said of that.
+    """Put *wish* over the placement of the next boot; None: leave it.
 
     Raises:
         BadUsageError: Sets overlap with those of the document that must not.

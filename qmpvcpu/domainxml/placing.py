@@ -13,20 +13,19 @@ _POLICIES: Final = {each.value: each for each in SchedPolicy if each is not Sche
 
 
 def placement_of(domain: DomainVcpus) -> Placement:
-    """Return where libvirt would have the threads of *domain* run, and how they would be scheduled.
+    """Return where libvirt would run the threads of *domain*, and how it would schedule them.
 
-    A vCPU's ``<vcpupin>`` wins over ``<vcpu cpuset>``, and so does ``<emulatorpin>`` for the emulator threads. Where
-    neither says anything, libvirt has a thread run on all host CPUs: ``everywhere`` is True if the document says
-    anything of the placement at all. Pins and schedulers of vCPUs that are off count once they are plugged. A vCPU
-    without ``<vcpusched>`` is left with the scheduler that its thread is born with: that of QEMU's main thread, so
-    that of ``<emulatorsched>`` if it is plugged later.
+    A vCPU's ``<vcpupin>`` wins over ``<vcpu cpuset>``, and so does ``<emulatorpin>`` for the emulator threads. If
+    neither is there, libvirt runs a thread on all host CPUs: ``everywhere`` is True if any thread has a place. Pins
+    and schedulers of unplugged vCPUs take effect when they are plugged. A vCPU without ``<vcpusched>`` inherits the
+    scheduler of QEMU's main thread, which is that of ``<emulatorsched>`` if the vCPU is plugged later.
 
-    Under ``placement='auto'`` libvirt asks numad, whose answer is in no document: nothing is said of the CPUs of
-    threads that are not pinned, and ``everywhere`` is False, so that a vCPU runs where QEMU's main thread does, which
-    libvirt has put there. ``domain.placement`` tells that it is so.
+    Under ``placement='auto'`` libvirt asks numad, and no document holds the answer: threads without a pin have no
+    host CPUs here, and ``everywhere`` is False, so a vCPU runs where libvirt has put QEMU's main thread.
+    ``domain.placement`` shows that case.
 
     Raises:
-        DomainXmlError: A priority is not 1 to 99: libvirt defines such a domain, and starts no thread with it.
+        DomainXmlError: A priority is not 1 to 99: libvirt defines such a domain, but cannot schedule its threads.
 
     Source: libvirt src/qemu/qemu_process.c, qemuProcessSetupPid; measured with libvirt 9.0.0.
 
@@ -50,9 +49,9 @@ def placement_of(domain: DomainVcpus) -> Placement:
 def with_placement(domain: DomainVcpus, placement: Placement) -> DomainVcpus:
     """Return *domain* with the pins, schedulers and ``<vcpu cpuset>`` of *placement*, and no others.
 
-    ``placement='auto'`` stays unless there is a cpuset, which libvirt does not read under it. Left out is what
-    libvirt has no word for (core scheduling, ``exclusive``, the policy, and the scheduler ``other``, the kernel's
-    default), and the places of vCPUs that *domain* cannot have.
+    ``placement='auto'`` stays unless there is a cpuset, which libvirt does not read under it. What a
+    document cannot express is left out (core scheduling, ``exclusive``, the policy, and the scheduler ``other``, the
+    kernel's default), and so are the places of vCPUs that *domain* cannot have.
     """
     possible = {vcpu: place for vcpu, place in sorted(placement.vcpus.items()) if vcpu < domain.max}
     scheds = {vcpu: _sched(place.scheduler) for vcpu, place in possible.items()}

@@ -1,7 +1,7 @@
-"""Where the threads of one VM are to run on the host, and what is known of that.
+"""The places of one VM's threads on the host, and what is known of them.
 
-A vCPU's thread inherits the host CPUs of QEMU's main thread, which carries ``device_add`` out. So the main thread is
-given the vCPU's place, its birthplace, while the command is under way. All plugs under way have one birthplace.
+A vCPU's thread inherits the host CPUs of QEMU's main thread, which carries out ``device_add``. So the main thread
+gets the vCPU's host CPUs, its birthplace, during the command. All plugs under way share one birthplace.
 
 Source: clone(2), sched_setaffinity(2); QEMU system/cpus.c, ``qemu_init_vcpu``; measured on QEMU 7.2, 10.0 and 11.1.
 """
@@ -32,7 +32,7 @@ class Places:
     Attributes:
         host: What the host allows, as it was told last; None: it was not.
         arriving: The vCPUs that are being plugged, or whose threads are being put in their place.
-        drifted: Where threads were found last that are to be elsewhere, by vCPU id, QEMU's main thread as EMULATOR.
+        drifted: Where drifted threads were last found, by vCPU id; EMULATOR is QEMU's main thread.
     """
 
     def __init__(self, placement: "Placement | None" = None, *, everywhere: bool = False) -> None:
@@ -57,7 +57,7 @@ class Places:
         self._placement = placement
 
     def wanted_with(self, given: "Placement | None") -> "Placement | None":
-        """Return where the threads are to run once *given* is wanted too; the policy stays as it is.
+        """Return the placement with *given* over it; the policy stays as it is.
 
         Raises:
             ValueError: Sets overlap that must not.

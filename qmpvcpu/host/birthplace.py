@@ -1,7 +1,7 @@
-"""QEMU's main thread, which is sent to where the vCPU threads are to be born, and back home.
+"""Sends QEMU's main thread to where vCPU threads should be born, and back home.
 
-A new thread may run where the one that makes it may, and QEMU's main thread makes the threads of vCPUs. Other threads
-that it makes meanwhile, such as workers, are sent home with it.
+A new thread inherits the host CPUs of its creator, and QEMU's main thread creates the vCPU threads. Other threads
+that it creates meanwhile, such as workers, are sent home with it.
 
 Source: clone(2), sched_setaffinity(2).
 """
@@ -30,7 +30,7 @@ class Snapshot(NamedTuple):
 
     Attributes:
         tids: Their numbers on this host.
-        births: How many plugs had been under way by then; -1: some were.
+        births: How many plugs had begun by then; -1: some were under way.
     """
 
     tids: frozenset[int]
@@ -38,16 +38,16 @@ class Snapshot(NamedTuple):
 
 
 class Birthplace:
-    """Where the main thread of one QEMU is, for the time of the plugs under way.
+    """Where the main thread of one QEMU is while plugs are under way.
 
-    Every step of it is made for each plug, so it asks the kernel for no more than it needs.
+    Every step is done for each plug, so it asks the kernel only for what it needs.
 
     Args:
         main_thread: Finds it; raises HostError if it cannot be found.
         everywhere: Returns all host CPUs that its cgroup allows.
 
     Attributes:
-        home: The host CPUs that it gets back; None while it is there.
+        home: The host CPUs it gets back; None while it is there.
     """
 
     def __init__(self, main_thread: Callable[[], HostThread], everywhere: Callable[[], VcpuMap]) -> None:
@@ -67,11 +67,11 @@ class Birthplace:
         self._used_now: set[VcpuMap] = set()  # since the threads were looked at
 
     def begin(self, cpus: VcpuMap, threads: int) -> None:
-        """Have what QEMU makes from now on be born on these host CPUs, until ``end``; a plug more is under way.
+        """Have new threads of QEMU born on these host CPUs until ``end``; one more plug is under way.
 
         Args:
             cpus: The host CPUs.
-            threads: How many threads the plug makes.
+            threads: How many threads the plug creates.
 
         Raises:
             HostBusyError: Another program has vCPUs of this QEMU born just now.
@@ -108,10 +108,10 @@ class Birthplace:
         self._threads += threads
 
     def is_born(self) -> bool:
-        """Return True if no other plug is under way, and every thread that the last ones have made is in its place.
+        """Return True if no other plug is under way, and every thread that the last ones created is in its place.
 
-        It does not matter which is which: QEMU has made as many as the plugs make, on the same host CPUs all. False
-        tells nothing.
+        It does not matter which is which: QEMU has created as many threads as the plugs need, all on the same host
+        CPUs. False says nothing.
         """
         if self._births != 1:
             return False
@@ -134,7 +134,7 @@ class Birthplace:
         """Note that a plug is over; after the last one the main thread goes home.
 
         Args:
-            unmade: How many threads the plug was to make, and has not.
+            unmade: How many of the plug's threads were not created.
         """
         self._births -= 1
         self._threads -= unmade
@@ -142,7 +142,7 @@ class Birthplace:
             self.restore()
 
     def restore(self) -> None:
-        """Send the main thread home, whatever is under way. Never fails: what cannot be is logged."""
+        """Send the main thread home, even while plugs are under way. Never raises; failures are logged."""
         # As it was then: who QEMU is cannot be found out any more if its connection is lost.
         if self.home is not None and self._main is not None:
             try:
@@ -162,16 +162,16 @@ class Birthplace:
         self._looked_at(in_place=False)
 
     def _heed_others(self, main: HostThread) -> None:
-        """Have the main thread belong where somebody else has moved it since it was sent to the birthplace.
+        """If somebody else has moved the main thread from the birthplace, take that as its home.
 
-        The kernel moves it too: what the cgroup forbids is taken away, and if that is all, it may run anywhere.
+        The kernel moves it too: it removes host CPUs that the cgroup forbids, and allows all if none are left.
         """
         if self._cpus is None or (found := _affinity(main)) == self._cpus:
             return
         usable = read_facts(main.tid).usable
         if found != (self._cpus & usable or usable):
             self.home = self._strays_home = VcpuMap(found)
-            _log.info("QEMU's main thread belongs on host CPUs %s now: somebody has moved it there", self.home)
+            _log.info("QEMU's main thread belongs on host CPUs %s now: somebody else moved it there", self.home)
 
     def rehome(self, cpus: VcpuMap) -> VcpuMap | None:
         """Note that the main thread belongs on these host CPUs from now on.
@@ -193,7 +193,7 @@ class Birthplace:
         return Snapshot(frozenset(thread_ids(self._main_thread().tid)), births)
 
     def settle(self, vcpus: Collection[HostThread], snapshot: Snapshot) -> None:
-        """Send home what was born with the vCPU threads, and is none.
+        """Send home other threads that were born with the vCPU threads.
 
         Args:
             vcpus: All vCPU threads that have a place of their own, as QEMU told after the snapshot.
@@ -218,7 +218,7 @@ def put_right(
     vcpus: Collection[HostThread],
     since: int | None,
 ) -> bool:
-    """Send home the main thread of a QEMU whose controller died at a plug, and what was born with the vCPU threads.
+    """Send home QEMU's main thread after its controller died during a plug, and other threads born meanwhile.
 
     Args:
         main: The main thread.

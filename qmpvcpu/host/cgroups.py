@@ -1,4 +1,4 @@
-"""What the cgroup of a process lets it do: version 1, version 2, and both at a time. Nothing here changes one.
+"""What the cgroup of a process allows: version 1, version 2, or both. Nothing here changes a cgroup.
 
 Source: cgroups(7); the kernel's admin-guide/cgroup-v2.rst, admin-guide/cgroup-v1/cpusets.rst and
 freezer-subsystem.rst, scheduler/sched-rt-group.rst; proc(5), ``/proc/pid/cgroup`` and ``/proc/pid/mountinfo``.
@@ -18,7 +18,7 @@ class Cpuset(NamedTuple):
     """What a cgroup allows the threads in it.
 
     Attributes:
-        cpus: The host CPUs that are online, and allowed; empty: nothing tells.
+        cpus: The host CPUs that are online and allowed; empty: unknown.
         cgroup: The cgroup, such as ``/machine.slice``; "" if there is none.
     """
 
@@ -27,9 +27,9 @@ class Cpuset(NamedTuple):
 
 
 def read_cpuset(directory: str) -> Cpuset:
-    """Return what the cgroup of a process or thread allows it, and any thread that is born there.
+    """Return what its cgroup allows a process or thread, and any thread born there.
 
-    The affinity of a thread does not tell it: it may be narrower.
+    A thread's affinity does not tell: it may be narrower.
 
     Args:
         directory: That of the process or thread, such as ``/proc/7`` or ``/proc/7/task/8``.

@@ -1,4 +1,4 @@
-"""Core scheduling: the threads of one group share a core with nobody else.
+"""Core scheduling: the threads of one group share no core with other programs.
 
 Source: the kernel's admin-guide/hw-vuln/core-scheduling.rst; ``sched_core_share_pid()`` in kernel/sched/core_sched.c.
 """
@@ -22,13 +22,13 @@ _ONE_THREAD: Final = 0  # the scope
 
 _WHY: Final = {
     errno.EINVAL: "this kernel has no core scheduling (CONFIG_SCHED_CORE)",
-    errno.ENODEV: "no core of this host runs two threads at a time (SMT is off), so there is nothing to share",
-    errno.EPERM: "QEMU's threads may not be grouped by us: run as QEMU's user, or with CAP_SYS_PTRACE",
+    errno.ENODEV: "SMT is off on this host, so its cores run one thread at a time and core scheduling has no use",
+    errno.EPERM: "we may not group QEMU's threads: run as QEMU's user, or with CAP_SYS_PTRACE",
 }
 
 
 def why_not_core_scheduling() -> str:
-    """Return why this kernel groups no threads, or ""."""
+    """Return why this kernel has no core scheduling, or ""."""
     try:
         _prctl(_GET, _THIS_THREAD)
     except OSError as error:
@@ -37,12 +37,12 @@ def why_not_core_scheduling() -> str:
 
 
 def share_core(member: HostThread, others: Iterable[HostThread]) -> None:
-    """Have *others* be in the group of *member*, which is given one if it has none.
+    """Put *others* in the group of *member*, creating the group if there is none.
 
-    A group can only be handed on by a thread that is in it, so a thread of our own joins it, and ends.
+    Only a thread in the group can pass it on, so a thread of our own joins it, and then ends.
 
     Raises:
-        ThreadGoneError: One has ended. Those that come before it are in the group.
+        ThreadGoneError: One has ended. Those before it are in the group.
         HostError: The kernel refused.
     """
     failed: list[HostError] = []

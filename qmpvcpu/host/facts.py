@@ -24,7 +24,7 @@ def read_facts(pid: int, *, core_scheduling: bool = False) -> HostFacts:
 
     Args:
         pid: QEMU, as ``find_qemu`` found it.
-        core_scheduling: True also asks whether the kernel has core scheduling, which costs 3 ms once.
+        core_scheduling: True also checks whether the kernel has core scheduling, which costs 3 ms once.
     """
     stat = read_stat(pid)
     if stat is None or stat.has_ended or stat.is_ending:
@@ -51,7 +51,7 @@ def read_facts(pid: int, *, core_scheduling: bool = False) -> HostFacts:
 
 
 def numa_node(cpu: int) -> int | None:
-    """Return the NUMA node of a host CPU, None where the kernel tells none."""
+    """Return the NUMA node of a host CPU, None if the kernel names none."""
     names = names_in(f"{_CPUS}/cpu{cpu}")
     nodes = (name.removeprefix("node") for name in names if name.startswith("node"))
     return next((int(node) for node in nodes if node.isdecimal()), None)
@@ -60,7 +60,7 @@ def numa_node(cpu: int) -> int | None:
 def _why_forbidden(pid: int) -> str:
     """Return why we may not move the threads of process *pid*, or "".
 
-    The kernel says so itself: it looks at the permission first, and then refuses a thread that is to run nowhere.
+    The kernel says so itself: it checks the permission first, and only then refuses an empty set of host CPUs.
     """
     try:
         os.sched_setaffinity(pid, ())
@@ -78,7 +78,7 @@ def _why_forbidden(pid: int) -> str:
 def _highest_priority(pid: int, forbidden: str) -> tuple[int, str]:
     """Return the highest real-time priority that threads of *pid* may have, and why it is not 99, or "".
 
-    The capability counts in the first user namespace alone, and the limit is that of the thread's process.
+    The capability counts only in the first user namespace, and the limit is that of the thread's process.
 
     Source: ``__sched_setscheduler()`` and ``user_check_sched_setscheduler()`` in kernel/sched/syscalls.c.
     """

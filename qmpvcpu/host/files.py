@@ -1,4 +1,4 @@
-"""What the kernel says in its files: nothing where they are not there, or hidden from us."""
+"""Reads the kernel's files; missing or hidden ones count as empty."""
 
 import os
 from typing import Final
@@ -10,7 +10,7 @@ def read_text(path: str) -> str:
     """Return what is in a file of ``/proc`` or ``/sys``; "" if it is not there, or hidden.
 
     A process can choose any name, and the kernel cuts it at 15 bytes, so it may hold any byte or half a character:
-    what is no text is replaced.
+    bytes that are not text are replaced.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # half the time of open(), and there is much to be read

@@ -1,9 +1,9 @@
 """Which process of this host is the QEMU at the other end of a QMP connection: proven, never guessed.
 
-QEMU tells the numbers of its vCPU threads. The process that opened its socket may be another one: libvirt, systemd or
-a launcher opens it and hands it on, and a program such as socat passes on what another host says. Numbers alone prove
-nothing, since in containers the same ones are used again and again; so QEMU is the one that has such threads, and
-opened the socket or has the connection open.
+QEMU reports the ids of its vCPU threads. Another process may have opened its socket: libvirt, systemd or a launcher
+opens it and passes it on, and a program such as socat forwards from another host. Thread ids alone prove nothing,
+because containers reuse the same ones; so QEMU is the process that has these threads, and opened the socket or holds
+the connection.
 
 Source: proc(5), ``/proc/pid/fd``; pid_namespaces(7); unix(7), SO_PEERCRED.
 """
@@ -33,13 +33,13 @@ class Found(NamedTuple):
 def find_qemu(peer_pid: int | None, tids: Collection[int], *, connection: int | None = None) -> Found:
     """Return the process whose threads QEMU calls *tids*.
 
-    If the process that opened the socket is not QEMU, it looks at what others have open, which takes some
+    If the process that opened the socket is not QEMU, it checks what others have open, which takes a few
     milliseconds on a busy host.
 
     Args:
-        peer_pid: The process that opened QEMU's socket, as ``address.peer_pid`` tells it; None where nothing tells.
-        tids: The vCPU threads, by QEMU's own numbers (``query-cpus-fast``).
-        connection: The socket at QEMU's end, as ``sockets.peer_inode`` tells it; None where nothing tells.
+        peer_pid: The process that opened QEMU's socket, from ``address.peer_pid``; None: unknown.
+        tids: The vCPU threads, by the ids that QEMU reports (``query-cpus-fast``).
+        connection: The socket at QEMU's end, from ``sockets.peer_inode``; None: unknown.
     """
     why = _why_other_proc() if tids else "QEMU has not named any vCPU thread yet"
     if why:

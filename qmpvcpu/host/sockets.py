@@ -25,9 +25,9 @@ _ESTABLISHED: Final = 1
 
 
 def peer_inode(sock: socket.socket | TransportSocket) -> int | None:
-    """Return the number of the socket at the other end of a connection, where it is on this host.
+    """Return the inode of the socket at the other end of a connection, if it is on this host.
 
-    Of TCP, only within this network namespace. 0: a server that has not accepted it yet. None: nothing tells.
+    For TCP, only within this network namespace. 0: the server has not accepted it yet. None: unknown.
     """
     try:
         if sock.family == socket.AF_UNIX:

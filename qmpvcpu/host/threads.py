@@ -1,6 +1,6 @@
-"""QEMU's threads on this host: found by the numbers that QEMU gives them, looked at, and put in their place.
+"""QEMU's threads on this host: finding them by the ids that QEMU reports, and putting them in their place.
 
-A thread is always addressed together with the time of its start: another thread may get its number once it is gone.
+A thread is always identified together with its start time: another thread may get its id once it has ended.
 Nothing here changes a cgroup.
 
 Source: proc(5); sched(7); sched_setaffinity(2); sched_setscheduler(2); pid_namespaces(7), ``NSpid``.
@@ -33,8 +33,8 @@ class HostThread(NamedTuple):
     """One thread of one process.
 
     Attributes:
-        directory: Where the kernel tells of it, such as ``/proc/7/task/8``.
-        tid: Its number here, which in a container is not the one that QEMU gives it.
+        directory: Its directory in ``/proc``, such as ``/proc/7/task/8``.
+        tid: Its id on this host; QEMU in a container reports another one.
         start_ticks: When it started, in clock ticks since boot.
         name: Its name, at most 15 bytes.
     """
@@ -52,8 +52,8 @@ class Usage(NamedTuple):
         run_ns: Time on a host CPU, in nanoseconds.
         delay_ns: Time ready and waiting for a host CPU, in nanoseconds; None: this kernel does not count it.
         turns: How often it was given a host CPU; None: this kernel does not count it.
-        host_cpu: The host CPU that it ran on last.
-        wait_ns: The waiting time as schedstats count it, in nanoseconds; None: not asked for, or not counted.
+        host_cpu: The host CPU it last ran on.
+        wait_ns: The waiting time as counted by schedstats, in nanoseconds; None: not asked for, or not counted.
     """
 
     run_ns: int
@@ -64,10 +64,9 @@ class Usage(NamedTuple):
 
 
 def find(pid: int, tids: Collection[int]) -> dict[int, HostThread]:
-    """Return those threads of process *pid* that it calls *tids* itself, by that number.
+    """Return the threads of process *pid* that have the ids *tids* in its own PID namespace, by these ids.
 
-    In a PID namespace of its own, as in a container, its threads have other numbers there than here. What is gone or
-    hidden is left out.
+    In a container its threads have other ids than on this host. Threads that are gone or hidden are left out.
     """
     if len(_numbers(f"/proc/{pid}")) > 1:  # all threads of a process are in one namespace
         own = {numbers[-1]: directory for directory in _directories(pid) if (numbers := _numbers(directory))}
@@ -89,7 +88,7 @@ def find_main(pid: int) -> HostThread | None:
 
 
 def is_there(thread: HostThread) -> bool:
-    """Return True if it is still this thread that has its number, and it has not ended."""
+    """Return True if this thread still has its id, and has not ended."""
     now = _thread(thread.directory)
     return now is not None and now.start_ticks == thread.start_ticks
 
@@ -109,9 +108,9 @@ def read_place(thread: HostThread) -> Place | None:
 def put(thread: HostThread, place: Place, *, everywhere: VcpuMap) -> Place:
     """Put a thread in its place, and return where it is found afterwards.
 
-    What *place* does not say stays as it is; so does the nice value. The host CPUs come first, so that a real-time
-    thread runs nowhere else. A thread that is to run on all CPUs that its cgroup allows goes on to do so when the
-    cgroup allows more.
+    What *place* does not specify stays as it is; so does the nice value. The host CPUs are set first, so that a
+    real-time thread never runs elsewhere. A thread placed on all CPUs of its cgroup follows when the cgroup allows
+    more.
 
     Args:
         thread: The thread.
@@ -119,8 +118,8 @@ def put(thread: HostThread, place: Place, *, everywhere: VcpuMap) -> Place:
         everywhere: All host CPUs that the thread's cgroup allows it.
 
     Raises:
-        ThreadGoneError: It has ended. If another thread got its number meanwhile, that one has back what it had.
-        HostError: The kernel refused, or left it fewer host CPUs than were asked for. What was set by then stays.
+        ThreadGoneError: It has ended. If another thread got its id meanwhile, that thread's place is restored.
+        HostError: The kernel refused, or gave it fewer host CPUs than requested. What was set by then stays.
     """
     if not is_there(thread):
         raise ThreadGoneError(thread.tid)
@@ -151,7 +150,7 @@ def thread_ids(pid: int) -> list[int]:
 
 
 def set_affinity(thread: HostThread, cpus: VcpuMap, *, everywhere: VcpuMap) -> None:
-    """Have a thread run on these host CPUs, as ``put`` does, but without a look at who has its number.
+    """Pin a thread to these host CPUs, as ``put`` does, but without checking who has its id.
 
     Raises:
         ProcessLookupError: It has ended.
@@ -271,6 +270,6 @@ def _why_not_so(thread: HostThread, scheduler: Scheduler, error: OSError) -> str
     if not isinstance(error, PermissionError):
         return f"{why}: {error.strerror}"
     if not scheduler.policy.is_realtime:
-        return f"{why}: it needs CAP_SYS_NICE, or a limit of QEMU's that allows it (LimitNICE= of its unit)"
-    limit = "CAP_SYS_NICE, or a higher limit of QEMU's (LimitRTPRIO= of its unit, ulimit -r)"
+        return f"{why}: it needs CAP_SYS_NICE, or a QEMU limit that allows it (LimitNICE= of its unit)"
+    limit = "CAP_SYS_NICE, or a higher QEMU limit (LimitRTPRIO= of its unit, ulimit -r)"
     return f"{why}: {why_no_realtime(thread.directory) or f'it needs {limit}'}"

@@ -1,4 +1,4 @@
-"""What KVM counts of one vCPU, as it comes from QEMU or from JSON."""
+"""KVM's counters for one vCPU, from QEMU or from JSON."""
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -22,16 +22,16 @@ KvmValue = int | bool | tuple[int, ...]
 
 
 class KvmCounters(Mapping[str, KvmValue]):
-    """What KVM counts of one vCPU, by the names of ``query-stats``: numbers, truth values, columns of histograms.
+    """KVM's counters for one vCPU, by their names in ``query-stats``: numbers, truth values, columns of histograms.
 
-    A read-only mapping. The units are KVM's; names tell them, such as ``halt_wait_ns``. The columns of a histogram
-    are a tuple, a list in JSON.
+    A read-only mapping. Units are KVM's, as in the names (``halt_wait_ns``). The columns of a histogram are a tuple,
+    in JSON a list.
 
     Args:
         counters: The counters by name, as QEMU or JSON has them.
 
     Raises:
-        ValueError: There are too many, or one has no name or no value that KVM could give it.
+        ValueError: There are too many, or one has a name or a value that KVM could not give it.
 
     Source: QEMU qapi/stats.json, ``StatsValue``; the kernel's virt/kvm/api.rst, ``KVM_GET_STATS_FD``.
     """
@@ -56,7 +56,7 @@ class KvmCounters(Mapping[str, KvmValue]):
 
     @property
     def exits(self) -> int | None:
-        """How often the vCPU has left guest mode; None where that is not counted."""
+        """How often the vCPU has left guest mode; None if that is not counted."""
         counts = (self._items.get(name) for name in EXITS)
         return next((count for count in counts if type(count) is int), None)
 

@@ -220,9 +220,9 @@ class DomainConfig:
 
     @property
     def placement(self) -> Placement:
-        """Where the VM's threads will run from the next boot on, as ``domainxml.placement_of`` returns it.
+        """The placement from the next boot on, as ``domainxml.placement_of`` returns it.
 
-        Setting it replaces all of it: nothing is said then of the threads that it does not name.
+        Setting it replaces all of it, including the places of threads that the new one does not name.
 
         Raises:
             DomainXmlError: The document has a priority that no kernel has.
@@ -234,10 +234,10 @@ class DomainConfig:
         self.domain = with_placement(self.domain, placement)
 
     def place(self, placement: Placement) -> None:
-        """Have threads run where *placement* has them from the next boot on; what it does not say stays.
+        """Put *placement* over that of the next boot; what it does not specify stays.
 
-        The places of vCPUs that are disabled are kept for when they are plugged. A document has no word for core
-        scheduling, ``exclusive`` and the policy: they are not kept.
+        The places of disabled vCPUs are kept for when they are plugged. A document cannot express core scheduling,
+        ``exclusive`` or the policy, so they are not kept.
 
         Raises:
             ConfigDeniedError: It names a vCPU beyond the maximum.

@@ -1,4 +1,4 @@
-"""What the driver does with QEMU's threads on this host; nothing of it waits, or speaks QMP."""
+"""What the driver does with QEMU's threads on this host, without waiting or using QMP."""
 
 import contextlib
 import logging
@@ -174,7 +174,7 @@ class Placer:
         return ""
 
     def group(self, placement: Placement, vcpus: Mapping[int, HostThread], threads: Sequence[HostThread]) -> None:
-        """Have *threads* share no core with others, if *placement* says so; *vcpus* are the threads of all vCPUs.
+        """Group *threads* for core scheduling, if *placement* asks for it; *vcpus* are the threads of all vCPUs.
 
         Raises:
             HostError: They cannot be grouped.
@@ -188,12 +188,12 @@ class Placer:
         share_core(member, threads)
 
     def move(self, places: Sequence[tuple[HostThread, Place]], facts: HostFacts) -> None:
-        """Put each thread in its place; where one cannot be, those before it get back what they had.
+        """Put each thread in its place; if one cannot be moved, move those before it back.
 
-        Threads that have ended meanwhile are left out. The main thread goes to its place once no vCPU is being born.
+        Threads that have ended are skipped. The main thread goes to its place once no vCPU is being born.
 
         Raises:
-            HostError: One cannot; the message says which, and what could not be given back.
+            HostError: A thread could not be moved; the message names it, and those that could not be moved back.
         """
         moved: list[tuple[HostThread, Place]] = []
         try:

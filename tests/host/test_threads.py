@@ -346,11 +346,11 @@ def test_another_user_may_not_move_a_thread_and_is_told_what_would_help(thread: 
 def test_the_same_user_may_move_it_and_set_what_its_limits_allow(nobodys: int) -> None:
     assert run(PUT, nobodys, nobodys, "0", "batch", before=NOBODY) == "host CPUs 0, batch"
     said = run(PUT, nobodys, nobodys, "0", "fifo:5", before=NOBODY)
-    why = "it needs CAP_SYS_NICE, or a higher limit of QEMU's (LimitRTPRIO= of its unit, ulimit -r)"
+    why = "it needs CAP_SYS_NICE, or a higher QEMU limit (LimitRTPRIO= of its unit, ulimit -r)"
     assert said == f"thread {nobodys} may not be scheduled as fifo:5: {why}"
     assert run(PUT, nobodys, nobodys, "0", "idle", before=NOBODY) == "host CPUs 0, idle"
     said = run(PUT, nobodys, nobodys, "0", "other", before=NOBODY)
-    assert said.endswith("it needs CAP_SYS_NICE, or a limit of QEMU's that allows it (LimitNICE= of its unit)")
+    assert said.endswith("it needs CAP_SYS_NICE, or a QEMU limit that allows it (LimitNICE= of its unit)")
 
 
 def test_a_thread_that_comes_and_goes_is_never_mistaken_for_another(everywhere: VcpuMap) -> None:

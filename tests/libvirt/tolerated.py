@@ -78,10 +78,10 @@ QUERIES: Final = Difference(
     "the accepted command and the event are the evidence, so no reply's size is paid for each vCPU",
 )
 OTHER_THREADS: Final = Difference(
-    "QEMU's threads that are neither vCPUs nor iothreads nor its main thread, after a live `emulatorpin`",
+    "emulator threads other than the main thread, after a live `emulatorpin`",
     "stay where they are, unless libvirt moves them by a cpuset cgroup",
-    "go where its main thread goes",
-    "they are what `emulatorpin` is for, and no cgroup is ever changed here",
+    "move with the main thread",
+    "`emulatorpin` is meant for them, and qmpvcpu changes no cgroup",
 )
 # Of a document that is read, by what it is about; test_generated_domains.py shows each.
 READING: Final = {
