@@ -463,7 +463,7 @@ async def examine_host(vm: VcpuController, record: str | None) -> list[Finding]:
     drifted = [thread for thread in await vm.host.threads() if thread.drifted] if wanted else []
     restore = f"qmpvcpu pin --restore --record {shlex.quote(record)}" if record else ""
     for thread, line in zip(drifted, drift_lines(drifted), strict=True):
-        why_not = allowing(facts, f"/proc/{thread.tid}").why_not(thread.wanted)
+        why_not = allowing(facts, thread.tid).why_not(thread.wanted)
         advice = f"it cannot be put there: {why_not}" if why_not else restore
         findings.append(Finding(Level.WARNING, "threads", line, advice))
     if wanted and not drifted:

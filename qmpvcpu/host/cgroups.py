@@ -26,15 +26,15 @@ class Cpuset(NamedTuple):
     cgroup: str
 
 
-def read_cpuset(directory: str) -> Cpuset:
+def read_cpuset(process: int | str) -> Cpuset:
     """Return what its cgroup allows a process or thread, and any thread born there.
 
     A thread's affinity does not tell: it may be narrower.
 
     Args:
-        directory: That of the process or thread, such as ``/proc/7`` or ``/proc/7/task/8``.
+        process: The id of a process or thread on this host, or its directory, such as ``/proc/7/task/8``.
     """
-    cgroups = _cgroups(directory)
+    cgroups = _cgroups(f"/proc/{process}" if isinstance(process, int) else process)
     of_v1 = "cpuset" in cgroups
     cgroup = cgroups.get("cpuset" if of_v1 else _V2, "")
     if not cgroup:

@@ -325,14 +325,14 @@ class Placer:
         return replace(intent, main_cpus=None, birthplaces=())
 
 
-def allowing(facts: HostFacts, directory: str | None) -> HostFacts:
+def allowing(facts: HostFacts, thread: int | str | None) -> HostFacts:
     """Return *facts* with what the cgroup of a thread allows, which libvirt gives each vCPU of its own.
 
     Args:
         facts: Of the main thread.
-        directory: Where the kernel tells of the thread, such as ``/proc/8``; None: it is not there yet.
+        thread: Its id on this host, or its directory, as ``read_cpuset`` takes it; None: it is not there yet.
     """
-    cpuset = None if directory is None else read_cpuset(directory)
+    cpuset = None if thread is None else read_cpuset(thread)
     return replace(facts, allowed=cpuset.cpus, cgroup=cpuset.cgroup) if cpuset is not None and cpuset.cpus else facts
 
 
