@@ -225,9 +225,9 @@ def _state(row: "DomainVcpu") -> str:
 
 
 def _table(domain: "DomainVcpus") -> Table:
-    """Return the vCPUs of the next boot, with where their threads are to run if the document says that of any."""
+    """Return the vCPUs of the next boot, with their places if the document has any."""
     placed = bool(domain.pins or domain.scheds or domain.cpuset)
-    columns = [Column("to run on", fold=True)] if placed else []
+    columns = [Column("place", fold=True)] if placed else []
     table = Table(Column("vCPU", "right"), Column("next boot"), Column("order", "right"), *columns)
 
     def alike(row: "DomainVcpu") -> tuple[str, int | None, str]:

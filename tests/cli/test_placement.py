@@ -292,7 +292,7 @@ async def test_doctor_advises_to_restore_only_what_the_host_allows(guest: MicroG
     vm = ("--record", tmp_path / "vm.xml", "--qmp", guest.qmp)
     assert (await run("plug", "3", "--pin", f"3={NO_CPU}", "--placement", "preferred", *vm)).code == 0
     doctor = await run("doctor", "--json", *vm, env=environment(PATH="/nowhere"))
-    (told_of_it,) = [each for each in doctor.document["findings"] if each["found"].startswith("vCPU 3 runs on")]
+    (told_of_it,) = [each for each in doctor.document["findings"] if each["found"].startswith("vCPU 3 has drifted")]
     assert told_of_it["advice"].startswith(f"it cannot be put there: this host has no CPU {NO_CPU}")
 
 
@@ -362,7 +362,7 @@ DOCUMENT = """<domain type="kvm"><name>web1</name><memory>1048576</memory><vcpu 
 async def test_where_the_next_boot_runs_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "vm.xml"
     path.write_text(DOCUMENT)
-    assert "to run on" not in (await run("config", path)).out
+    assert "  place" not in (await run("config", path)).out
     config = ("--affect", "config", "--config", path)
     assert (await run("pin", "1-2=0", "--emulator", "0-1", *config)).code == 0
     assert (await run("sched", "2=fifo:5", *config)).code == 0
@@ -371,7 +371,7 @@ async def test_where_the_next_boot_runs_is_shown(tmp_path: Path) -> None:
         "web1 next boot: 1 of 4 vCPUs: 0",
         "QEMU's other threads: host CPUs 0-1",
         "",
-        "vCPU next boot order to run on",
+        "vCPU next boot order place",
         "0 on anywhere",
         "1 off host CPUs 0",
         "2 off host CPUs 0, fifo:5",
