@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from qmpvcpu.errors import (
     ConfigDeniedError,
     DenialReason,
     MonitorLostError,
+    PlacementError,
     QmpVcpuError,
     ReplayMismatchError,
     StalePlanError,
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from qmpvcpu.vm.next_boot import NextBoot
     from qmpvcpu.vm.run_control import RunControl
     from qmpvcpu.vm.statistics import StatisticsReader
+
+_log = logging.getLogger("qmpvcpu.vm")
 
 # A guest serves removals one by one, so late answers come one by one: two in a row have been seen.
 _RECOVERIES = 3
@@ -819,7 +823,12 @@ class VcpuController:
         there = {vcpu: place for vcpu, place in placement.vcpus.items() if vcpu in self.layout.enabled}
         if there or placement.emulator:
             self._deny_beforehand(change)
-            await self.host.place(replace(placement, vcpus=there, cpuset=None, everywhere=False))
+            try:
+                await self.host.place(replace(placement, vcpus=there, cpuset=None, everywhere=False))
+            except (StepDeniedError, PlacementError) as error:
+                if change.options.requires_place(placement):
+                    raise
+                _log.warning("%s", error, extra={"vm": printable(self.layout.vm.name)})
         came: set[int] = set()  # by changes before this one, which were to place them elsewhere
 
         def plan(now: Situation) -> Plan:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -762,3 +763,14 @@ async def test_whether_the_kernel_has_core_scheduling_is_told_though_nobody_want
     monkeypatch.setattr("qmpvcpu.host.facts.why_not_core_scheduling", lambda: "not in this kernel")
     async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
         assert vm.host.facts().why_not_core_scheduling == "not in this kernel"
+
+
+async def test_a_vcpu_that_is_there_and_cannot_be_moved_keeps_no_preferred_change_from_being_made() -> None:
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.qmp) as vm:
+        placement = Placement.pinned({0: [4000], 1: [min(os.sched_getaffinity(0))]})
+        with pytest.raises(StepDeniedError, match="no CPU 4000"):
+            await vm.plug(1, placement=placement)
+        assert vm.layout.enabled == {0}
+        assert await vm.plug(1, placement=replace(placement, policy=PlacementPolicy.PREFERRED)) == {1}
+        await vm.refresh()
+        assert set(vm.host.drifted) == {0}
