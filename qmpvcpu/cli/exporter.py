@@ -138,17 +138,16 @@ async def _until_stopped(shell: Shell, seconds: float | None) -> None:
 
 
 async def _heed_records(fleet: Fleet, record: "Callable[[str, VmInfo], Path] | None", interval: float) -> None:
-    """Have VMs attached anew whose records say another placement than before: a record is read as one is attached."""
-    known: dict[str, tuple[object, Placement | None]] = {}
+    """Have VMs attached anew whose records say another placement by now: a record is read as one is attached."""
+    known: dict[str, object] = {}
     while record is not None:
         changed = set()
         for address, vm in fleet.vms.items():
             path = record(address, vm.layout.vm)
             version = _version_of(path)
-            before = known.get(address)
-            if before is None or before[0] != version:
-                known[address] = version, _placement_in(path)
-                if before is not None and before[1] != known[address][1]:
+            if address not in known or known[address] != version:
+                known[address] = version
+                if _says_otherwise(path, vm.host.placement):
                     changed.add(address)
                     await vm.close()
         if changed:
@@ -169,15 +168,17 @@ def _version_of(path: Path) -> object:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _placement_in(path: Path) -> "Placement | None":
+def _says_otherwise(path: Path, placement: "Placement") -> bool:
+    """Return True if a record names other places than *placement*, or no longer any that can be read."""
     # Not at the top: XML takes long to import, and few exporters read records.
     from qmpvcpu.domainxml import parse
     from qmpvcpu.domainxml.placing import placement_of
 
     try:
-        return placement_of(parse(path.read_bytes()))
+        said = placement_of(parse(path.read_bytes()))
     except (OSError, DomainXmlError):  # of which attaching tells
-        return None
+        return bool(placement)
+    return (said.vcpus, said.emulator, said.cpuset) != (placement.vcpus, placement.emulator, placement.cpuset)
 
 
 class _Scrapes:

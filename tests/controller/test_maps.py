@@ -256,7 +256,7 @@ async def test_revert_never_plugs_what_is_still_pending(on: Substrate) -> None:
 async def test_unplugs_are_awaited_together_and_not_one_after_another(on: Substrate) -> None:
     # Nothing else happens that would have the end of the waiting told along with it.
     async with running(on, behaviour=Behaviour.silent(), attach={"resync_interval": None}) as (_, vm):
-        await vm.set_map("0-4")
+        await vm.set_map("0-4", proof=Proof.ACKNOWLEDGED)
         stream = vm.events()
         report = await failing(vm, "0", on_failure=OnFailure.CONTINUE, timeout=0.5)
         told = [type(await anext(stream)) for _ in range(8)]
