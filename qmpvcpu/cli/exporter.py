@@ -176,7 +176,7 @@ def _says_otherwise(path: Path, placement: "Placement") -> bool:
 
     try:
         said = placement_of(parse(path.read_bytes()))
-    except (OSError, DomainXmlError):  # of which attaching tells
+    except (OSError, DomainXmlError):  # attaching will say why
         return bool(placement)
     return (said.vcpus, said.emulator, said.cpuset) != (placement.vcpus, placement.emulator, placement.cpuset)
 

@@ -6,7 +6,6 @@ Source: proc(5), ``/proc/pid/stat`` and ``/proc/pid/status``.
 import os
 from typing import Final, NamedTuple
 
-from qmpvcpu.host.cgroups import is_frozen
 from qmpvcpu.host.files import read_text
 
 # States in which a process answers nobody.
@@ -72,9 +71,15 @@ def why_idle(pid: int) -> str:
     stat = read_stat(pid)
     if stat is None:
         return ""
-    if stat.state in "DS" and is_frozen(pid):
+    if stat.state in "DS" and _is_frozen(pid):
         return "is frozen, as a container that was paused; thawing its cgroup lets it go on"
     return _IDLE.get(stat.state, "")
+
+
+def _is_frozen(pid: int) -> bool:
+    from qmpvcpu.host.cgroups import is_frozen  # not at the top: every command imports this, and few meet such a QEMU
+
+    return is_frozen(pid)
 
 
 def has_ended(pid: int) -> bool:

@@ -77,7 +77,7 @@ class KvmCounters(Mapping[str, KvmValue]):
 
 
 NO_COUNTERS: Final = KvmCounters({})
-"""Of a vCPU of which nothing is counted."""
+"""Those of a vCPU for which KVM counts nothing."""
 
 
 @lru_cache(maxsize=1024)  # all vCPUs have the same

@@ -326,7 +326,7 @@ class Reader:
         return ONE_THREAD if runs_single_threaded(threads) else self._why_no_run_time(threads[0].host_tid)
 
     def _why_no_run_time(self, tid: int) -> str:
-        """Say why the run time of QEMU's threads cannot be read, of which *tid* is one; "" if it can."""
+        """Say why the run time of QEMU's threads, such as *tid*, cannot be read; "" if it can."""
         from qmpvcpu.host.threads import find, read_usage
 
         only = "under TCG only the run time of QEMU's threads tells it"

@@ -179,7 +179,7 @@ class Host:
             threads, iothreads = emulator
             places += [(thread, wanted.of_emulator()) for thread in placer.others(threads, vcpus, iothreads)]
         placer.move(places, facts)
-        placer.group(wanted, vcpus, placer.grouped(wanted, vcpus))
+        placer.group(wanted, vcpus)
 
 
 def _told(placement: Placement | None) -> dict[str, str]:

@@ -122,7 +122,7 @@ class Placer:
         return {vcpu: threads[tid] for vcpu, tid in self._tids_in(readings) if tid in threads}
 
     def told_of(self, readings: Sequence[ThreadReading]) -> VcpuMap:
-        """Return of which plugged vCPUs ``query-cpus-fast`` has told."""
+        """Return the plugged vCPUs that ``query-cpus-fast`` lists."""
         return VcpuMap(vcpu for vcpu, _ in self._tids_in(readings))
 
     def _tids_in(self, readings: Sequence[ThreadReading]) -> Iterator[tuple[int, int]]:
@@ -168,13 +168,20 @@ class Placer:
                 if place.cpus is None and slot.count > 1:  # born with others for which something is said
                     place = place.over(Place(facts.main_cpus))
                 _move(vcpus[vcpu], place, facts)
-            self.group(placement, vcpus, [vcpus[vcpu] for vcpu in slot.ids if vcpu in vcpus])
+            self.group(placement, vcpus, of=slot.ids)
         except HostError as error:
             return str(error)
         return ""
 
-    def group(self, placement: Placement, vcpus: Mapping[int, HostThread], threads: Sequence[HostThread]) -> None:
-        """Group *threads* for core scheduling, if *placement* asks for it; *vcpus* are the threads of all vCPUs.
+    def group(
+        self, placement: Placement, vcpus: Mapping[int, HostThread], *, of: Collection[int] | None = None
+    ) -> None:
+        """Group threads for core scheduling, if *placement* asks for it.
+
+        Args:
+            placement: Says which threads share no core with others.
+            vcpus: The threads of all vCPUs, by vCPU id.
+            of: Only those of these vCPUs, which join the others; None: all that *placement* groups.
 
         Raises:
             HostError: They cannot be grouped.
@@ -182,10 +189,14 @@ class Placer:
         if not placement.groups:
             return
         # vCPU 0 never leaves, nor does the main thread.
-        member = self.main_thread() if placement.core_scheduling is CoreScheduling.EMULATOR else vcpus.get(0)
+        everybody = placement.core_scheduling is CoreScheduling.EMULATOR
+        member = self.main_thread() if everybody else vcpus.get(0)
         if member is None:
             raise HostError("the thread of vCPU 0 cannot be found")
-        share_core(member, threads)
+        if of is not None:
+            share_core(member, [vcpus[vcpu] for vcpu in of if vcpu in vcpus])
+        else:
+            share_core(member, all_of(member.tid) if everybody else list(vcpus.values()))
 
     def move(self, places: Sequence[tuple[HostThread, Place]], facts: HostFacts) -> None:
         """Put each thread in its place; if one cannot be moved, move those before it back.
@@ -242,11 +253,6 @@ class Placer:
         """
         known = {thread.tid for thread in (*vcpus.values(), *self.threads(tuple(iothreads)).values())}
         return [thread for thread in threads if thread.tid not in known]
-
-    def grouped(self, placement: Placement, vcpus: Mapping[int, HostThread]) -> list[HostThread]:
-        """Return the threads that *placement* has share no core with others."""
-        everybody = placement.core_scheduling is CoreScheduling.EMULATOR
-        return all_of(self.main_thread().tid) if everybody else list(vcpus.values())
 
     def listed(
         self,
