@@ -9,8 +9,10 @@ JSON has the shape of the value:
 
 Reading checks every value against the annotation of its field and converts nothing. An annotation can be narrowed:
 ``Annotated[str, CPU_TYPE]``, with a ``Shape``. A class with a method ``check_foreign`` is asked to raise ValueError
-if its fields contradict each other. Errors name the bad value by its path from the outermost object. Keys that a
-class does not have are ignored, so that a later version can add some.
+if its fields contradict each other. Errors name the bad value by its path from the outermost object. Every key must
+be there, and keys that a class does not have are ignored, so that a later version can add some. A class with a true
+class variable ``closed``, which people and other programs write, is read the other way round: what is left out has
+its default, and an unknown key is an error.
 """
 
 import dataclasses
@@ -110,15 +112,29 @@ def _object_reader(kind: Any) -> _Read:
     annotations: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(kind)}
     readers = {name: _reader_of(annotation) for name, annotation in annotations.items()}
     check = getattr(kind, "check_foreign", None)
+    closed = getattr(kind, "closed", False)
+    with_default = {field.name for field in dataclasses.fields(kind) if closed and not _must_be_there(field)}
 
     def read(value: object) -> Any:
         data = _mapping(value)
-        found = kind(**{name: _take(data, name, read_one) for name, read_one in readers.items()})
+        if closed and (unknown := data.keys() - readers):
+            raise ValueError(f"{shorten(min(unknown), _MOST_QUOTED)} is no key of it: {', '.join(readers)}")
+        found = kind(
+            **{
+                name: _take(data, name, read_one)
+                for name, read_one in readers.items()
+                if name in data or name not in with_default
+            }
+        )
         if check is not None:
             check(found)
         return found
 
     return read
+
+
+def _must_be_there(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _take(data: Mapping[str, Any], key: str, read: _Read) -> Any:

@@ -1,0 +1,182 @@
+"""What is wished of a VM on another host, who carries it out, and what came of it: values that travel as JSON."""
+
+import enum
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Final, cast
+
+from qmpvcpu.model.options import Affect, ChangeOptions, CheckedOptions, OnFailure, Proof
+from qmpvcpu.model.placement import PlacementPolicy
+from qmpvcpu.model.vcpumap import VcpuMap
+
+DROP_AFTER_S: Final = 600.0
+"""How long a wish that says nothing else may take, from when it was written, in seconds."""
+
+_MOST_LETTERS: Final = 1000
+
+
+@dataclass(frozen=True)
+class WishOptions:
+    """The options of a change as they travel; None: not given, so the VM's host has its own default.
+
+    They are those of ``ChangeOptions``; of a placement only the policy travels, since places are of one host.
+    """
+
+    closed: ClassVar[bool] = True
+
+    on_failure: OnFailure | None = None
+    timeout: float | None = None
+    total_timeout: float | None = None
+    revert_timeout: float | None = None
+    in_flight: int | None = None
+    proof: Proof | None = None
+    require_proof: bool | None = None
+    online: bool | None = None
+    offline_first: bool | None = None
+    placement: PlacementPolicy | None = None
+    allow_fatal: bool | None = None
+    allow_boot_vcpus: bool | None = None
+    affect: Affect | None = None
+
+    @classmethod
+    def of(cls, options: ChangeOptions) -> "WishOptions":
+        """Return *options*, checked, as they travel.
+
+        Raises:
+            TypeError: There is no such option, or one is of a wrong type.
+            ValueError: One has a wrong value, or is a placement of threads, which is of one host.
+        """
+        checked = CheckedOptions.of(options)
+        if checked.placement is not None:
+            raise ValueError("placement: host CPUs are of one host, so only 'required' or 'preferred' travels")
+        given: dict[str, Any] = {name: getattr(checked, name) for name in options}
+        if "placement" in given:
+            given["placement"] = checked.placement_policy
+        return cls(**given)
+
+    def check_foreign(self) -> None:
+        """Raise ValueError if they are no options of a change."""
+        self.given()
+
+    def given(self) -> ChangeOptions:
+        """Return those that were given, for a change."""
+        options = {each.name: getattr(self, each.name) for each in fields(self)}
+        given = cast("ChangeOptions", {name: value for name, value in options.items() if value is not None})
+        CheckedOptions.of(given)
+        return given
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who has begun to carry out a wish: written into it, before anything is sent to QEMU.
+
+    Attributes:
+        revision: The wish's revision when it was claimed, which its answer names.
+        written: When that revision was written, by the server's clock, in seconds since 1970.
+        agent: The instance of the agent that claimed it.
+        saves: How often the VM's record had been written by then (``RecordInfo.saves``): if it still says so after
+            a crash, nothing was sent.
+    """
+
+    revision: int
+    written: float
+    agent: str
+    saves: int
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a VM is to have: the value of its key in the bucket of wishes.
+
+    Exactly one of *map* and *count* is given. A wish is written by any client, with any JSON library: keys that are
+    left out have their defaults, and unknown ones have it rejected, since what is not understood must not be ignored.
+
+    Attributes:
+        id: What tells it from every other wish.
+        map: The vCPUs, or None.
+        count: How many, or None.
+        include_boot: Whether a count may take boot vCPUs out.
+        options: How it is carried out.
+        drop_after: How long it may take from when it was written, by the server's clock, in seconds: nothing is sent
+            for it after that.
+        who: Who wishes it, for people.
+        why: What for, for people.
+        campaign: The campaign that it is part of; "": none.
+        claim: Who carries it out; None: nobody has begun.
+        schema: The format.
+    """
+
+    closed: ClassVar[bool] = True
+
+    id: str
+    map: VcpuMap | None = None
+    count: int | None = None
+    include_boot: bool = False
+    options: WishOptions = field(default_factory=WishOptions)
+    drop_after: float = DROP_AFTER_S
+    who: str = ""
+    why: str = ""
+    campaign: str = ""
+    claim: Claim | None = None
+    schema: str = "qmpvcpu/1"
+
+    def check_foreign(self) -> None:
+        """Raise ValueError if it contradicts itself."""
+        if self.schema != "qmpvcpu/1":
+            raise ValueError(f"its schema is {self.schema[:20]!r}, and this version reads qmpvcpu/1")
+        if not self.id:
+            raise ValueError("'id' is empty: it tells this wish from every other")
+        if (self.map is None) == (self.count is None):
+            raise ValueError("it has both or neither of 'map' and 'count': it has one of them")
+        if self.map is not None and not self.map:
+            raise ValueError("'map' is empty, and vCPU 0 never leaves")
+        if self.include_boot and self.count is None:
+            raise ValueError("'include_boot' goes with a count: a map says itself which vCPUs stay")
+        if max(len(self.id), len(self.who), len(self.why), len(self.campaign)) > _MOST_LETTERS:
+            raise ValueError(f"a text in it is longer than {_MOST_LETTERS} letters")
+        if self.drop_after <= 0:
+            raise ValueError("'drop_after' is 0: it would be dropped at once")
+
+    def __str__(self) -> str:
+        return f"{self.map}" if self.map is not None else f"{self.count} vCPUs"
+
+
+class WishPhase(enum.Enum):
+    """How far a wish got.
+
+    WAITING: it cannot be begun yet, and will be. RUNNING: it is being carried out. ENDED: it was, as the report or
+    the error says. REJECTED: it cannot be read, or the agent may not carry it out; nothing was sent. SUPERSEDED: a
+    newer wish took its place; what had been sent by then is in the report. EXPIRED: its time was over before it was
+    begun; nothing was sent. WITHDRAWN: it was deleted before it was ended.
+    """
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+    REJECTED = "rejected"
+    SUPERSEDED = "superseded"
+    EXPIRED = "expired"
+    WITHDRAWN = "withdrawn"
+
+    @property
+    def is_over(self) -> bool:
+        """True if nothing more is done for it."""
+        return self not in (WishPhase.WAITING, WishPhase.RUNNING)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a VM's state says of the wish that was answered last.
+
+    Attributes:
+        revision: The wish's revision.
+        id: Its id; "" where it could not be read.
+        phase: How far it got.
+        code: The exit code that the command would have had, as in ``docs/command-line.md``; 0 while it is not over.
+        why: In words, why it waits, was rejected, or came to nothing; "": nothing to say.
+    """
+
+    revision: int
+    id: str
+    phase: WishPhase
+    code: int = 0
+    why: str = ""
