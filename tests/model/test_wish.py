@@ -50,6 +50,7 @@ def test_a_wish_travels_whole() -> None:
         "on_failure": OnFailure.REVERT,
         "timeout": 3.0,
         "proof": Proof.ONLINE,
+        "total_timeout": 9.0,
     }
 
 
