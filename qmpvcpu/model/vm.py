@@ -109,6 +109,21 @@ class Topology:
 
 
 @dataclass(frozen=True)
+class RecordInfo:
+    """Which record follows a VM, and how often it was written.
+
+    Attributes:
+        path: Where it is.
+        found: How often it had been written when it was opened: 0 if it was not there.
+        saves: How often it has been now, counting a write that failed, or is under way.
+    """
+
+    path: str
+    found: int
+    saves: int
+
+
+@dataclass(frozen=True)
 class VmInfo:
     """What QEMU tells once about the VM; none of it changes while this QEMU runs.
 

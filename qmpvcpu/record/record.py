@@ -22,6 +22,7 @@ from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.transition import Intent
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.vm import RecordInfo
 from qmpvcpu.record.file import LockedFile, absolute, finish_despite_cancel, lock_file, read_file
 from qmpvcpu.record.owner import MOST_TOLD, Claim, refuse_other, refuse_other_document, same_instance
 
@@ -103,7 +104,7 @@ class Record:
         self.everywhere = found.everywhere
         self._document = None if file is None else _RecordDocument(file, found.base, known)
         self._emulator = emulator
-        self._generation = before.generation if before else 0
+        self._found = self._generation = before.generation if before else 0
         self._next: tuple[_State, asyncio.Future[None]] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -155,6 +156,11 @@ class Record:
         """Return how the CPU model in the VM's own document differs from the running one; None: it does not."""
         own = None if self._document is None else self._document.own
         return None if own is None else cpu_differs(layout, parse(own))
+
+    @property
+    def info(self) -> RecordInfo:
+        """Where it is, and how often it was written."""
+        return RecordInfo(str(self.path), self._found, self._generation)
 
     @property
     def closed(self) -> bool:

@@ -30,7 +30,7 @@ from qmpvcpu.model.options import Affect, ChangeOptions, CheckedOptions, OnFailu
 from qmpvcpu.model.transition import ConfigReport, Direction, Intent, TransitionOutcome, TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap, union
 from qmpvcpu.model.verdicts import OstAnswer, Refused, Unplugged
-from qmpvcpu.model.vm import VmInfo
+from qmpvcpu.model.vm import RecordInfo, VmInfo
 from qmpvcpu.planning.checks import PLUG, UNPLUG, Situation, check_placement, find_slot
 from qmpvcpu.planning.plan import (
     Plan,
@@ -158,6 +158,12 @@ class VcpuController:
     def peer_pid(self) -> int | None:
         """Process that listens where QMP is spoken: QEMU, or who started it; None where it is not on this host."""
         return self._driver.connection.monitor.peer_pid
+
+    @property
+    def record_info(self) -> RecordInfo | None:
+        """Which record follows this VM, and how often it was written; None: ``attach`` was given none."""
+        record = self._driver.writer.record
+        return None if record is None else record.info
 
     @property
     def guest(self) -> Guest:

@@ -68,6 +68,29 @@ async def test_what_was_cut_short_is_finished_or_reverted(tmp_path: Path, how: R
         assert b"transition" not in record.read_bytes()
 
 
+async def test_the_record_tells_whether_anything_was_begun(tmp_path: Path) -> None:
+    record = tmp_path / "vm.xml"
+    async with MicroGuest() as guest:
+        async with qmpvcpu.attach(guest.qmp, record=record) as vm:
+            info = vm.record_info
+            assert info is not None
+            assert (info.path, info.found) == (str(record), 0)
+        async with qmpvcpu.attach(guest.qmp, record=record) as vm:
+            before = vm.record_info
+            assert before is not None
+            assert info.saves <= before.found < before.saves  # attaching writes too
+            with pytest.raises(qmpvcpu.PlanError):
+                await vm.plug(99)
+            assert vm.record_info == before
+        await cut_short(guest, record, "0-6", "len(layout.enabled) == 4")
+        async with qmpvcpu.attach(guest.qmp, record=record) as vm:
+            after = vm.record_info
+            assert after is not None
+            assert after.found > before.saves
+        async with qmpvcpu.attach(guest.qmp) as vm:
+            assert vm.record_info is None
+
+
 async def test_attach_itself_can_finish(tmp_path: Path) -> None:
     record = tmp_path / "vm.xml"
     async with MicroGuest() as guest:
