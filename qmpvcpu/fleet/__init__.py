@@ -3,13 +3,16 @@
 - `scan`: which sockets a directory has.
 - `results`: one VM's result, and all of them as they come.
 - `merged`: the events of all.
+- `transport`: what is asked of wherever the VMs are.
+- `local`: the VMs of this host.
 - `fleet`: `Fleet`.
 
 Rule of this floor: VMs share nothing but the event loop. No deadline, error or overflow of one is another's.
 """
 
-from qmpvcpu.fleet.fleet import Fleet, Rescan
+from qmpvcpu.fleet.fleet import Fleet
 from qmpvcpu.fleet.merged import FleetEvents, VmEvent
 from qmpvcpu.fleet.results import Results, VmResult
+from qmpvcpu.fleet.transport import Rescan
 
 __all__ = ["Fleet", "FleetEvents", "Rescan", "Results", "VmEvent", "VmResult"]
