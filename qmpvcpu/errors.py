@@ -40,6 +40,7 @@ Floor 0: imports nothing of the package.
      │  ├ HostBusyError                  another program does the same just now
      │  └ ThreadGoneError                the thread has ended
      ├ SameVmError                       two addresses of a fleet lead to one VM
+     ├ SameNameError                     VMs of several hosts have the name that was to tell one
      ├ SocketDirectoryError              a directory of sockets cannot be read
      ├ MigrationError                    moving a VM to another QEMU
      │  ├ TargetMismatchError            source and target differ
@@ -748,6 +749,23 @@ class SameVmError(QmpVcpuError):
         super().__init__(f"{address} is {what} {other}: it is worked on once, and nothing was sent here")
         self.address = address
         self.other = other
+
+
+class SameNameError(QmpVcpuError):
+    """VMs of several hosts have the name that was given without a host; none was asked.
+
+    Attributes:
+        name: The name.
+        hosts: Two of the hosts.
+    """
+
+    def __init__(self, name: str, hosts: tuple[str, str]) -> None:
+        super().__init__(
+            f"hosts {' and '.join(map(shorten, hosts))} both have a VM {shorten(name)}:"
+            f" say which with host={hosts[0]}, or host=* for all"
+        )
+        self.name = name
+        self.hosts = hosts
 
 
 class SocketDirectoryError(QmpVcpuError):
