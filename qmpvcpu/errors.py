@@ -46,6 +46,16 @@ Floor 0: imports nothing of the package.
      │  ├ TargetMismatchError            source and target differ
      │  ├ TargetLostError                the destination has not taken the VM over
      │  └ TakeBackError                  the source does not run the VM again
+     ├ HostsError                        the server that hosts meet at, or another host
+     │  ├ ServerConnectError             no connection to it could be opened
+     │  ├ ServerLostError                it did not answer in time, or cannot be reached any more
+     │  ├ UnfitServerError               it lacks what hosts need there
+     │  ├ ServerForbiddenError           it does not let this user do it
+     │  ├ StaleError                     another writer was faster
+     │  ├ LeaseTakenError                somebody else holds the lease
+     │  ├ TooLongError (ValueError)      a message is longer than the server takes
+     │  ├ HostSilentError                no agent answered there
+     │  └ HostFailedError                an agent failed while it answered
      ├ WaitTimeoutError (TimeoutError)   a condition did not become true in time
      └ RecordError                       the record on disk
         ├ RecordCorruptError             the file is not a record that can be trusted
@@ -868,6 +878,149 @@ class TakeBackError(MigrationError):
         self.why = why
         self.run_state = run_state
         self.outcome = outcome
+
+
+class HostsError(QmpVcpuError):
+    """Base of what can go wrong at the server that hosts meet at, and on the way to another host."""
+
+
+class ServerConnectError(HostsError):
+    """No connection to the server could be opened.
+
+    Attributes:
+        address: The servers' URLs.
+        why: What each of them answered.
+    """
+
+    def __init__(self, address: str, why: str, remedy: str) -> None:
+        super().__init__(f"no connection to {address}: {clip(why)}; {remedy}")
+        self.address = address
+        self.why = why
+
+
+class ServerLostError(HostsError):
+    """The server did not answer in time, or cannot be reached any more.
+
+    Attributes:
+        asked: What was asked.
+        maybe_done: True if it may have been done nonetheless.
+    """
+
+    def __init__(self, asked: str, why: str, *, maybe_done: bool) -> None:
+        known = "it may have been done, so look before you ask again" if maybe_done else "it was not done"
+        super().__init__(f"{asked}: {clip(why)}; {known}")
+        self.asked = asked
+        self.maybe_done = maybe_done
+        if maybe_done:
+            self.outcome = Outcome.UNKNOWN
+
+
+class UnfitServerError(HostsError):
+    """The server lacks what hosts need there, or has something else under its name.
+
+    Attributes:
+        what: What is missing or different, such as a bucket's name.
+    """
+
+    def __init__(self, what: str, why: str, remedy: str) -> None:
+        super().__init__(f"{what}: {clip(why)}; {remedy}")
+        self.what = what
+
+
+class ServerForbiddenError(HostsError):
+    """The server does not let this user do it; it was not done.
+
+    Attributes:
+        asked: What was asked.
+        subject: The subject that the user may not publish or subscribe to.
+    """
+
+    def __init__(self, asked: str, subject: str, action: str) -> None:
+        super().__init__(
+            f"{asked}: the server does not let this user {action} {clip(subject)}; allow it in the user's permissions"
+        )
+        self.asked = asked
+        self.subject = subject
+
+
+class StaleError(HostsError):
+    """Another writer was faster: the key no longer has the revision that was to be replaced; nothing was written.
+
+    Attributes:
+        key: The key.
+        last: The revision that was to be replaced; 0: there was to be none.
+    """
+
+    def __init__(self, bucket: str, key: str, last: int) -> None:
+        expected = f"no longer has revision {last}" if last else "is there already"
+        super().__init__(f"{bucket}: {key} {expected}; read it again")
+        self.key = key
+        self.last = last
+
+
+class LeaseTakenError(HostsError):
+    """Somebody else holds the lease.
+
+    Attributes:
+        key: The lease.
+        holder: What the holder says of itself: the lease's value.
+    """
+
+    def __init__(self, key: str, holder: bytes) -> None:
+        said = clip(holder.decode(errors="backslashreplace"))
+        super().__init__(f"lease {key} is held by {said}; it is free when that ends, or some seconds after it died")
+        self.key = key
+        self.holder = holder
+
+
+class TooLongError(HostsError, ValueError):
+    """A message is longer than the server takes; nothing was sent.
+
+    Attributes:
+        size: Its size in bytes.
+        most: The largest that is taken.
+    """
+
+    def __init__(self, what: str, size: int, most: int) -> None:
+        super().__init__(f"{what}: {size} bytes, and the server takes at most {most} (its max_payload)")
+        self.size = size
+        self.most = most
+
+
+class HostSilentError(HostsError):
+    """No agent answered there.
+
+    Attributes:
+        subject: The request's subject.
+        is_there: True if an agent took the request, and did not answer in time; it may have carried it out.
+    """
+
+    def __init__(self, subject: str, timeout: float | None = None) -> None:
+        if timeout is None:
+            why = "nobody answers to it: start the agent of that host with 'qmpvcpu agent', and check its name"
+        else:
+            why = f"no answer in {timeout:g} s; it may have been carried out, so look before you ask again"
+        super().__init__(f"{subject}: {why}")
+        self.subject = subject
+        self.is_there = timeout is not None
+        if self.is_there:
+            self.outcome = Outcome.UNKNOWN
+
+
+class HostFailedError(HostsError):
+    """An agent failed while it answered, which is a fault in it; it may have carried the request out.
+
+    Attributes:
+        subject: The request's subject.
+        said: What it said.
+    """
+
+    outcome = Outcome.UNKNOWN
+
+    def __init__(self, subject: str, said: str) -> None:
+        super().__init__(f"{subject}: the agent failed: {clip(said)}; its log says more")
+        self.subject = subject
+        self.said = said
 
 
 class WaitTimeoutError(QmpVcpuError, TimeoutError):

@@ -13,6 +13,7 @@ from tests.docs.blocks import ROOT, block
 
 PUBLIC = [
     "qmpvcpu",
+    "qmpvcpu.bus",
     "qmpvcpu.certify",
     "qmpvcpu.domainxml",
     "qmpvcpu.errors",
@@ -20,6 +21,7 @@ PUBLIC = [
     "qmpvcpu.launch",
     "qmpvcpu.metrics",
     "qmpvcpu.testing",
+    "qmpvcpu.testing.nats",
 ]
 
 

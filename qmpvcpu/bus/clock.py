@@ -1,0 +1,45 @@
+"""The server's clock, as its answers show it."""
+
+import datetime as dt
+import re
+import time
+from typing import Final
+
+_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)")
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds since 1970 of a time as the server writes it; it has nanoseconds.
+
+    Raises:
+        ValueError: It is no time.
+    """
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text[:60]!r} is no time")
+    whole = dt.datetime.fromisoformat(found[1] + found[3].replace("Z", "+00:00"))
+    return whole.timestamp() + float(found[2] or 0)
+
+
+class Clock:
+    """How far the server's clock is from this host's monotonic one."""
+
+    def __init__(self) -> None:
+        self._offset: float | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """True if the server has told the time."""
+        return self._offset is not None
+
+    def saw(self, text: str, before: float, after: float) -> None:
+        """Note that the server wrote the time *text* between *before* and *after*, which are monotonic."""
+        try:
+            seconds = seconds_of(text)
+        except ValueError:
+            return
+        self._offset = seconds - (before + after) / 2
+
+    def now(self) -> float:
+        """Return the server's time; this host's own, while the server's is not known."""
+        return time.time() if self._offset is None else time.monotonic() + self._offset
