@@ -436,12 +436,12 @@ class AgentSilentError(GuestAgentError, TimeoutError):
         super().__init__(address, f"no answer within {timeout:.3g} s: {why}", hint=hint, outcome=outcome)
         self.timeout = timeout
         self.port_open = port_open
-        self._cause = why
 
     def concern(self, about: str, *, timeout: float | None = None, hint: str = "") -> None:  # noqa: D102 - as above
         if timeout is not None:
             self.timeout = timeout
-            self.why = f"no answer within {timeout:.3g} s: {self._cause}"
+            cause = self.why.partition(": ")[2]
+            self.why = f"no answer within {timeout:.3g} s: {cause}"
         super().concern(about, hint=hint)
 
 

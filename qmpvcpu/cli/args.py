@@ -18,8 +18,9 @@ from qmpvcpu.cli.options import (
     option,
     read_document,
 )
-from qmpvcpu.cli.result import REACHED, CommandResult, document
+from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
+from qmpvcpu.documents.document import REACHED, document
 from qmpvcpu.domainxml import parse, validate
 from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
 from qmpvcpu.launch import LaunchArguments, arguments

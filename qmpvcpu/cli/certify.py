@@ -27,10 +27,12 @@ from qmpvcpu.cli.options import (
 )
 from qmpvcpu.cli.output import Line
 from qmpvcpu.cli.progress import progress
-from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import headline, state_json
+from qmpvcpu.cli.show import headline
 from qmpvcpu.cli.wording import in_options
+from qmpvcpu.documents.document import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, document
+from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import MonitorError, printable
 from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.testing.directory import TemporaryDirectoryError

@@ -9,8 +9,9 @@ import click
 import qmpvcpu
 from qmpvcpu.cli.options import OUTPUT_OPTIONS, File, command, flag, option
 from qmpvcpu.cli.output import Block, Column, Table
-from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
+from qmpvcpu.documents.document import REACHED, document
 from qmpvcpu.errors import InvalidMapError, printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.options import Affect

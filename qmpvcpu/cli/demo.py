@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from qmpvcpu.cli.failures import failure
 from qmpvcpu.cli.output import Line
-from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, CommandResult, document
+from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import state_json
+from qmpvcpu.documents.document import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, document
+from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.testing.demo import GuestKind, play
 from qmpvcpu.testing.directory import TemporaryDirectoryError
 from qmpvcpu.testing.linuxguest import LinuxGuestMissingError

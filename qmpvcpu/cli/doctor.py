@@ -17,9 +17,10 @@ from qmpvcpu.cli.examine import (
 )
 from qmpvcpu.cli.options import AGENT, NAME, OUTPUT_OPTIONS, QMP, READ_RECORD, REPLY_TIMEOUT, command
 from qmpvcpu.cli.output import Column, Line, Table
-from qmpvcpu.cli.result import NO_ANSWER, NOT_REACHED, REACHED, CommandResult, document
+from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import state_json
+from qmpvcpu.documents.document import NO_ANSWER, NOT_REACHED, REACHED, document
+from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import MonitorError, printable
 from qmpvcpu.model.codec import to_json
 

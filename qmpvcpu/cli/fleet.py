@@ -12,27 +12,17 @@ import click
 
 from qmpvcpu.cli.app import LazyGroup, pass_on
 from qmpvcpu.cli.change_options import INCLUDE_BOOT, MAP_OPTIONS, SAFETY_OPTIONS, check_together
-from qmpvcpu.cli.failures import code_of, error_json
+from qmpvcpu.cli.failures import printed_error
 from qmpvcpu.cli.options import OUTPUT_OPTIONS, REPLY_TIMEOUT, File, command, named_on_the_line, option
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
 from qmpvcpu.cli.progress import FleetProgress, short_address, shown
 from qmpvcpu.cli.reports import intent_text, shortcoming
-from qmpvcpu.cli.result import (
-    BAD_RECORD,
-    INTERRUPTED,
-    NO_ANSWER,
-    NOT_REACHED,
-    NOT_SENT,
-    REACHED,
-    BadUsageError,
-    CommandResult,
-    document,
-)
+from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell, check_address
 from qmpvcpu.cli.set import Target
-from qmpvcpu.cli.show import layout_json, state_json
 from qmpvcpu.cli.wishes import PLACEMENT
 from qmpvcpu.cli.wording import in_options
+from qmpvcpu.documents.document import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, document
 from qmpvcpu.errors import GuestAgentError, TransitionError, milliseconds, printable
 from qmpvcpu.fleet import Fleet, Results, VmResult
 from qmpvcpu.fleet.scan import check_agent_pattern, has_placeholder
@@ -411,9 +401,7 @@ class Row(NamedTuple):
     @property
     def code(self) -> int:
         """The exit code that this VM alone would have had."""
-        if self.result is None or isinstance(self.result.error, asyncio.CancelledError):
-            return INTERRUPTED
-        return REACHED if self.result.error is None else code_of(self.result.error)
+        return INTERRUPTED if self.result is None else self.result.code
 
     @property
     def complaint(self) -> str:
@@ -441,26 +429,14 @@ class Row(NamedTuple):
 
     def as_json(self, *, whole: bool) -> dict[str, Any]:
         """Return it as JSON; *whole* has every vCPU of the layout."""
-        shown: dict[str, Any] = {
-            "address": self.address,
-            "name": "",
-            "code": self.code,
-            "seconds": 0.0,
-            "error": None,
-        }
-        result = self.result
-        if self.code != REACHED:
-            error = result.error if result is not None else None
-            shown["error"] = error_json(KeyboardInterrupt() if error is None else error, self.complaint)
-        if result is not None:
-            shown |= {"name": result.name, "seconds": round(result.seconds, 6)}
-            if result.report is not None:
-                shown |= result.report.to_json()
-            if self.asked is not None:
-                error = self.asked.error
-                shown["agent_error"] = None if error is None else error_json(error, str(error))
-            if result.layout is not None:
-                shown |= layout_json(result.layout) if whole else state_json(result.layout)
+        result = self.result or VmResult(self.address, "", None, None, KeyboardInterrupt(), 0.0)
+        asked: dict[str, Any] = {}
+        if self.asked is not None:
+            error = self.asked.error
+            asked["agent_error"] = None if error is None else printed_error(error, str(error))
+        shown = result.to_json(whole=whole, more=asked)
+        if result.error is not None:
+            shown["error"] = printed_error(result.error, self.complaint)
         return shown
 
 

@@ -18,9 +18,10 @@ from qmpvcpu.cli.options import (
     option,
 )
 from qmpvcpu.cli.output import Block, Column, Line, Table
-from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import state_json
+from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.guest import GuestVcpu, KnownBy
 from qmpvcpu.model.layout import Layout

@@ -5,9 +5,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qmpvcpu.cli.options import AGENT, READ_OPTIONS, command, flag
-from qmpvcpu.cli.result import REACHED, CommandResult, document
+from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import headline, layout_json, vcpu_table
+from qmpvcpu.cli.show import headline, vcpu_table
+from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.layouts import layout_json
 from qmpvcpu.model.layout import Layout
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ def _told(shell: Shell, what: str, error: "GuestAgentError | PlacementError | No
     """Tell people that *what* is not known, and return the error for the document."""
     if error is None:
         return None
-    from qmpvcpu.cli.failures import error_json  # not at the top: most lists do without
+    from qmpvcpu.cli.failures import printed_error  # not at the top: most lists do without
 
     shell.note(f"qmpvcpu: {what} is not known: {error}")
-    return error_json(error, str(error))
+    return printed_error(error, str(error))

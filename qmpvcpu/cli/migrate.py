@@ -24,9 +24,11 @@ from qmpvcpu.cli.options import (
     read_document,
     write_file,
 )
-from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, as_line, document
+from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Options, Shell
-from qmpvcpu.cli.show import state_json, state_text
+from qmpvcpu.cli.show import state_text
+from qmpvcpu.documents.document import REACHED, as_line, document
+from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import Outcome, RecordError, TargetMismatchError, printable
 from qmpvcpu.migration import check_target, confirm_target
 from qmpvcpu.model.codec import to_json

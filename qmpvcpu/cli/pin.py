@@ -10,9 +10,9 @@ from qmpvcpu.cli.change_options import NEXT_BOOT_OPTIONS, next_boot_file
 from qmpvcpu.cli.config import change_config, check_next_boot
 from qmpvcpu.cli.options import VM_OPTIONS, command, flag, option
 from qmpvcpu.cli.output import Column, Line, Table
-from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import headline, state_json
+from qmpvcpu.cli.show import headline
 from qmpvcpu.cli.wishes import (
     CORE_SCHEDULING,
     EXCLUSIVE,
@@ -24,6 +24,8 @@ from qmpvcpu.cli.wishes import (
     place,
     wish_of,
 )
+from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import RecordError, printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.options import Affect

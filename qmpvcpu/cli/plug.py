@@ -19,10 +19,11 @@ from qmpvcpu.cli.change_options import (
 from qmpvcpu.cli.config import VcpuIds, change_config, check_next_boot, disable, enable, listed
 from qmpvcpu.cli.options import AGENT, TIMEOUT, VM_OPTIONS, command
 from qmpvcpu.cli.progress import PlugClock, meanwhile, progress
-from qmpvcpu.cli.result import REACHED, CommandResult, document
+from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import state_json
 from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, place, take_wish
+from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import PlacementError, QmpVcpuError, UnprovenError, milliseconds
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout

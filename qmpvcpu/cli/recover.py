@@ -10,10 +10,12 @@ from qmpvcpu.cli.change_options import CONFIG
 from qmpvcpu.cli.options import AGENT, TIMEOUT, VM_OPTIONS, command, flag
 from qmpvcpu.cli.progress import run_transition
 from qmpvcpu.cli.reports import intent_text, report_blocks
-from qmpvcpu.cli.result import NOT_REACHED, REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import state_json, state_text
+from qmpvcpu.cli.show import state_text
 from qmpvcpu.cli.wishes import PLACEMENT
+from qmpvcpu.documents.document import NOT_REACHED, REACHED, document
+from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import RecordError
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.exported import PreviousVcpus

@@ -9,10 +9,11 @@ from qmpvcpu.cli.change_options import ALLOW_FATAL
 from qmpvcpu.cli.options import TIMEOUT, VM_OPTIONS, File, command, exported_in, naming_document, read_document
 from qmpvcpu.cli.progress import run_transition
 from qmpvcpu.cli.reports import report_blocks
-from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import state_json
 from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, take_wish
+from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.layouts import state_json
 
 if TYPE_CHECKING:
     from qmpvcpu.model.layout import Layout

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO, cast
 
 import qmpvcpu
 from qmpvcpu.cli.output import BestEffortStream, Block, Output, silence
-from qmpvcpu.cli.result import NOT_REACHED, BadUsageError, CommandResult, as_line
+from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.signals import Signals
+from qmpvcpu.documents.document import NOT_REACHED, as_line
 from qmpvcpu.errors import GuestAgentError, MonitorConnectError, QmpVcpuError
 from qmpvcpu.qmp.address import Address
 

@@ -1,12 +1,11 @@
-"""How a layout is shown: its state in JSON and in a line, and every vCPU in a table."""
+"""How a layout is shown: its state in a line, and every vCPU in a table."""
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qmpvcpu.cli.output import Block, Column, Line, Table
 from qmpvcpu.errors import printable
-from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout, Vcpu
 from qmpvcpu.model.options import Proof
 
@@ -31,42 +30,6 @@ _MINUTE: Final = 60
 _HOUR: Final = 3600
 
 _Field = tuple[str, Callable[[Vcpu], str]]
-
-
-def state_json(layout: Layout) -> dict[str, Any]:
-    """Return the map in short."""
-    return {"max": layout.max, "enabled": str(layout.enabled), "pending": str(layout.pending)}
-
-
-def layout_json(layout: Layout) -> dict[str, Any]:
-    """Return everything that is known of the VM and of every vCPU."""
-    return {
-        **state_json(layout),
-        "vm": to_json(layout.vm),
-        "generation": layout.generation,
-        "vcpus": [_vcpu_json(vcpu) for vcpu in layout],
-    }
-
-
-def _vcpu_json(vcpu: Vcpu) -> dict[str, Any]:
-    return {
-        "id": vcpu.id,
-        "slot": vcpu.slot.first,
-        "enabled": vcpu.enabled,
-        "hotpluggable": vcpu.hotpluggable,
-        "order": vcpu.order,
-        "pending": vcpu.pending,
-        "acknowledged": vcpu.acknowledged,
-        "device_id": vcpu.device_id,
-        "type": vcpu.type,
-        "props": dict(vcpu.props),
-        "qom_path": vcpu.qom_path,
-        "host_tid": vcpu.host_tid,
-        "cpu_index": vcpu.slot.cpu_index,
-        "answer": to_json(vcpu.slot.answer),
-        "proof": to_json(vcpu.proof),
-        "proven_at": vcpu.proven_at,
-    }
 
 
 def state_text(layout: Layout) -> str:

@@ -15,9 +15,10 @@ import click
 from qmpvcpu.cli.options import READ_OPTIONS, Seconds, command, flag, option
 from qmpvcpu.cli.output import Block, Column, Line, Table
 from qmpvcpu.cli.progress import kept
-from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, as_line, document
+from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import headline
+from qmpvcpu.documents.document import REACHED, as_line, document
 from qmpvcpu.errors import printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.counters import EXITS, HALTED

@@ -14,9 +14,11 @@ from qmpvcpu.cli.list import HOST, look_at_threads
 from qmpvcpu.cli.options import AGENT, READ_OPTIONS, Seconds, command, flag, option
 from qmpvcpu.cli.output import Block, Column, Line, Table
 from qmpvcpu.cli.progress import kept, meanwhile, sentence
-from qmpvcpu.cli.result import INTERRUPTED, NOT_REACHED, REACHED, BadUsageError, CommandResult, as_line, document
+from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import WIDE, age, headline, state_json, vcpu_table
+from qmpvcpu.cli.show import WIDE, age, headline, vcpu_table
+from qmpvcpu.documents.document import INTERRUPTED, NOT_REACHED, REACHED, as_line, document
+from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import GuestAgentError, MonitorError
 from qmpvcpu.events import (
     Disconnected,

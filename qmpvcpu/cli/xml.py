@@ -13,9 +13,10 @@ from qmpvcpu.cli.options import (
     read_document,
     write_file,
 )
-from qmpvcpu.cli.result import REACHED, BadUsageError, CommandResult, document
+from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.show import state_json
+from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.domainxml import omissions, render
 
 if TYPE_CHECKING:

@@ -3,11 +3,15 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Self, TypeVar, cast
 
+from qmpvcpu.documents.document import INTERRUPTED, REACHED
+from qmpvcpu.documents.failures import code_of, error_from_json, error_json
+from qmpvcpu.documents.layouts import layout_from_json, layout_json, state_json
 from qmpvcpu.errors import QmpVcpuError, TransitionError
+from qmpvcpu.model.codec import members
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.verdicts import Verdict, verdict_of
@@ -17,6 +21,8 @@ _T_co = TypeVar("_T_co", covariant=True)
 
 # A whole attach takes a tenth of it where QEMU answers. Longer means waiting for somebody, which needs no place.
 _PATIENCE_S: Final = 0.1
+# How a document names that a VM was not begun, or was given up.
+_GIVEN_UP: Final = (asyncio.CancelledError.__name__, KeyboardInterrupt.__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,55 @@ class VmResult(Generic[_T_co]):
     def verdict(self) -> Verdict | None:
         """The verdict that its error stands for; None where that is about no single vCPU's change."""
         return verdict_of(self.error) if isinstance(self.error, QmpVcpuError) else None
+
+    @property
+    def code(self) -> int:
+        """The exit code that a command on this VM alone would have had."""
+        if self.error is None:
+            return REACHED
+        return INTERRUPTED if isinstance(self.error, asyncio.CancelledError) else code_of(self.error)
+
+    def to_json(self, *, whole: bool, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return it as ``fleet list --json`` has it, and those that change VMs; ``from_json`` reads it back.
+
+        Args:
+            whole: Have every vCPU of the layout, not only its map in short.
+            more: What else the document has, before the layout.
+        """
+        return {
+            "address": self.address,
+            "name": self.name,
+            "code": self.code,
+            "seconds": round(self.seconds, 6),
+            "error": None if self.error is None else error_json(self.error),
+            **({} if self.report is None else self.report.to_json()),
+            **(more or {}),
+            **({} if self.layout is None else layout_json(self.layout) if whole else state_json(self.layout)),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "VmResult[TransitionReport | None]":
+        """Return the result that ``to_json`` was given, as far as the object has it.
+
+        Its value is the report, or None. ``seconds`` is that of the report if there is one. Without *whole* its
+        layout is the report's, or None.
+
+        Raises:
+            ValueError: It has another shape; the text names the key.
+        """
+        content = members(data, {"address": str, "name": str, "seconds": float, "error": object})
+        report = TransitionReport.from_json(data) if "steps" in data else None
+        layout = layout_from_json(data) if "vcpus" in data else report.layout if report is not None else None
+        error: BaseException | None = None
+        match content["error"]:
+            case None:
+                pass
+            case {"kind": kind} if kind in _GIVEN_UP:
+                error = asyncio.CancelledError()
+            case told:
+                error = error_from_json(told, report=report)
+        value = report if error is None else None
+        return VmResult(content["address"], content["name"], layout, value, error, content["seconds"])
 
 
 class Admission:

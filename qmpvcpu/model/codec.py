@@ -55,6 +55,18 @@ def from_json(kind: type[_T], data: Mapping[str, Any] | str) -> _T:
     return value
 
 
+def members(data: object, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members of the JSON object *data* that *kinds* names, each read by its annotation there.
+
+    For an object that is no value of one class. The annotation ``object`` takes any JSON as it is.
+
+    Raises:
+        ValueError: One is missing, or has another shape; the text names the key.
+    """
+    content = _mapping(data)
+    return {name: _take(content, name, _reader_of(kind)) for name, kind in kinds.items()}
+
+
 # Writing.
 
 
@@ -248,6 +260,7 @@ def _number(value: object) -> float:
 
 _PLAIN: Final[Mapping[Any, _Read]] = {
     str: _text,
+    object: lambda value: value,
     bool: _typed(bool, "true or false"),
     int: _whole_number,
     float: _number,

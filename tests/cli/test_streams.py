@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.cli import main
-from qmpvcpu.cli.result import as_line
+from qmpvcpu.documents import as_line
 from tests.cli.running import environment, on_terminal, run
 from tests.hostile import small_vm
 

@@ -1,0 +1,56 @@
+"""Floor 4: the JSON documents that ``--json`` prints and that hosts send each other, and the way back to values.
+
+What the documents say is in ``docs/schema``; ``*_json`` builds one of a value, or a part of one, and ``*_from_json``
+reads it back. Pure. Messages are in the library's words; the command line has its own for what it prints.
+
+What is read may come from anybody: values are made of it, and nothing else happens.
+"""
+
+from typing import TYPE_CHECKING
+
+from qmpvcpu.lazy import lazily
+
+if TYPE_CHECKING:
+    from qmpvcpu.documents.document import (
+        BAD_RECORD,
+        INTERRUPTED,
+        NO_ANSWER,
+        NOT_REACHED,
+        NOT_SENT,
+        REACHED,
+        SCHEMA,
+        as_line,
+        document,
+    )
+    from qmpvcpu.documents.failures import code_of, error_from_json, error_json
+    from qmpvcpu.documents.layouts import layout_from_json, layout_json, state_json
+
+# A name is imported when it is first used: most commands need few.
+_HOMES = {
+    "qmpvcpu.documents.document": (
+        "BAD_RECORD INTERRUPTED NOT_REACHED NOT_SENT NO_ANSWER REACHED SCHEMA as_line document"
+    ),
+    "qmpvcpu.documents.failures": "code_of error_from_json error_json",
+    "qmpvcpu.documents.layouts": "layout_from_json layout_json state_json",
+}
+
+__all__ = [
+    "BAD_RECORD",
+    "INTERRUPTED",
+    "NOT_REACHED",
+    "NOT_SENT",
+    "NO_ANSWER",
+    "REACHED",
+    "SCHEMA",
+    "as_line",
+    "code_of",
+    "document",
+    "error_from_json",
+    "error_json",
+    "layout_from_json",
+    "layout_json",
+    "state_json",
+]
+
+if not TYPE_CHECKING:  # so that type checkers still find a name that is missing
+    __getattr__, __dir__ = lazily(__name__, _HOMES)
