@@ -55,6 +55,8 @@ Floor 0: imports nothing of the package.
      │  ├ LeaseTakenError                somebody else holds the lease
      │  ├ TooLongError (ValueError)      a message is longer than the server takes
      │  ├ HostSilentError                no agent answered there
+     │  ├ RequestRefusedError            an agent does not do what it was asked for
+     │  ├ NameTakenError                 several VMs of one host have one name
      │  └ HostFailedError                an agent failed while it answered
      ├ WaitTimeoutError (TimeoutError)   a condition did not become true in time
      └ RecordError                       the record on disk
@@ -1005,6 +1007,27 @@ class HostSilentError(HostsError):
         self.is_there = timeout is not None
         if self.is_there:
             self.outcome = Outcome.UNKNOWN
+
+
+class RequestRefusedError(HostsError):
+    """An agent does not do what it was asked for: it cannot read it, may not do it, or has no such VM."""
+
+
+class NameTakenError(HostsError):
+    """Several VMs of one host have one name, so none of them is served.
+
+    Attributes:
+        host: The host.
+        name: The name.
+        addresses: Their QMP sockets.
+    """
+
+    def __init__(self, host: str, name: str, addresses: Collection[str]) -> None:
+        where = " and ".join(map(clip, addresses))
+        super().__init__(f"VMs of host {shorten(host)} share the name {shorten(name)}: {where}; give each a -name")
+        self.host = host
+        self.name = name
+        self.addresses = tuple(addresses)
 
 
 class HostFailedError(HostsError):

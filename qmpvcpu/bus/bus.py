@@ -218,33 +218,34 @@ class Bus:
             ServerLostError: There is no connection.
             TooLongError: The question is longer than the server takes.
         """
-        deadline = time.monotonic() + timeout
-        asked = f"ask {subject}"
         try:
-            async with asyncio.timeout(timeout):
-                await self.wait_connected()
-            left = max(0.0, deadline - time.monotonic())
-            answer = await self._link.ask(subject, data, timeout=left, asked=asked)
-        except TimeoutError:
-            raise ServerLostError(asked, "there is no connection", maybe_done=False) from None
+            answer = await self._link.ask(subject, data, timeout=timeout, asked=f"ask {subject}")
         except NobodyError:
             raise HostSilentError(subject) from None
         except CutError as error:
             if self.is_connected:
                 raise HostSilentError(subject, timeout) from None
-            raise ServerLostError(asked, str(error), maybe_done=error.sent) from None
+            raise ServerLostError(f"ask {subject}", str(error), maybe_done=error.sent) from None
         headers = answer.headers or {}
         if "Nats-Service-Error" in headers:
             raise HostFailedError(subject, headers["Nats-Service-Error"])
         return answer.data
 
-    async def publish(self, subject: str, data: bytes, *, timeout: float = CALL_S) -> None:
+    async def publish(
+        self, subject: str, data: bytes, *, message: str | None = None, timeout: float = CALL_S
+    ) -> None:
         """Write *data* to the stream of what happened, and wait until it is there.
+
+        Args:
+            subject: Of what it is told.
+            data: What is told.
+            message: What tells it from all others: called again with it within two minutes, it is there once.
+            timeout: Seconds that it may take.
 
         Raises:
             ServerLostError, ServerForbiddenError, UnfitServerError, TooLongError: As of ``Bucket.put``.
         """
-        headers = {"Nats-Msg-Id": self._link.unique()}
+        headers = {"Nats-Msg-Id": message or self._link.unique()}
         await self._link.insist(subject, data, asked=f"publish {subject}", timeout=timeout, headers=headers)
 
     def publish_soon(self, subject: str, data: bytes) -> None:
@@ -260,7 +261,6 @@ class Bus:
 
     async def _publish_all(self) -> None:
         while self._soon:
-            await self.wait_connected()
             some = [self._soon.popleft() for _ in range(min(_AT_ONCE, len(self._soon)))]
             results = await asyncio.gather(*(self.publish(*each) for each in some), return_exceptions=True)
             failed = [each for each in results if isinstance(each, BaseException)]
@@ -285,9 +285,9 @@ class Bus:
             metadata: For programs.
             endpoints: What is answered, by name.
 
-        Raises:
-            ServerForbiddenError: On entering: the server does not let this user answer one of them.
-            ServerLostError: On entering: there is no connection.
+        Raises (on entering):
+            ServerForbiddenError: The server does not let this user answer one of them.
+            ServerLostError: There is no connection.
         """
         return serving(
             self._link, name=name, version=version, description=description, metadata=metadata, endpoints=endpoints

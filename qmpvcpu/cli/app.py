@@ -99,6 +99,8 @@ _COMMANDS: Final = {
     "config": ("config:config", "Show or change a VM's next boot, without the VM."),
     "guest": ("guest:guest", "Which vCPUs the guest uses: list, online, offline."),
     "fleet": ("fleet:fleet", "Many VMs at once: list, set, count."),
+    "agent": ("agent:agent", "Serve the VMs of this host over NATS."),
+    "hosts": ("hosts:hosts", "Many hosts over NATS: init, list."),
     "exporter": ("exporter:exporter", "Serve metrics of many VMs for Prometheus."),
 }
 

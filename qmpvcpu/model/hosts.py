@@ -108,6 +108,11 @@ def request_subject(host: str, operation: Operation, who: str) -> str:
     return f"qmpvcpu.do.{token(host)}.{operation.value}.{token(who)}"
 
 
+def request_subjects(host: str, operation: Operation) -> str:
+    """Return the subject of all such requests, whoever asks."""
+    return f"qmpvcpu.do.{token(host)}.{operation.value}.*"
+
+
 def event_subject(vm: VmKey, kind: str) -> str:
     """Return the subject under which it is told that *kind* happened to *vm*."""
     return f"qmpvcpu.event.{vm.key}.{kind}"

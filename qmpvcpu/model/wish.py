@@ -11,6 +11,9 @@ from qmpvcpu.model.vcpumap import VcpuMap
 DROP_AFTER_S: Final = 600.0
 """How long a wish that says nothing else may take, from when it was written, in seconds."""
 
+GRACE_S: Final = 30.0
+"""How much longer, in seconds, what was begun may take to come to a safe point, or to be undone."""
+
 _MOST_LETTERS: Final = 1000
 
 

@@ -1,0 +1,147 @@
+"""agent: carries out on this host what is wished of its VMs over NATS."""
+
+import asyncio
+import contextlib
+import socket
+from typing import Any, Final
+
+from qmpvcpu.cli.fleet import PATTERN, Vms
+from qmpvcpu.cli.options import JSON, REPLY_TIMEOUT, VERBOSE, File, Seconds, command, flag, option
+from qmpvcpu.cli.result import BadUsageError, CommandResult
+from qmpvcpu.cli.run import Shell
+from qmpvcpu.cli.server import SERVER_OPTIONS, connected, take_server
+from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.model.hosts import Operation
+
+_CONCURRENCY: Final = 16
+_RESYNC_S: Final = 30.0
+
+
+@command(
+    *SERVER_OPTIONS,
+    option("--host", metavar="NAME", help="What this host is called; else its own name. One agent a name."),
+    option(
+        "--dir",
+        "directories",
+        metavar="DIR",
+        type=File(),
+        multiple=True,
+        help="Serve the VMs whose QMP sockets are in this directory; may be repeated.",
+    ),
+    PATTERN,
+    option(
+        "--record",
+        metavar="DIR",
+        type=File(),
+        help="Keep each VM's durable record in this directory, as fleet does. Needed, unless --read-only.",
+    ),
+    option(
+        "--agent",
+        metavar="PATTERN",
+        help="Where each VM's guest agent is, such as '{dir}/{stem}.agent': {dir}, {stem} and {name} are those of its"
+        " QMP socket.",
+    ),
+    option(
+        "--allow",
+        metavar="WORDS",
+        help=f"What it does, with commas: {', '.join(each.value for each in Operation)}. Else all.",
+    ),
+    flag("--read-only", "Change nothing: --allow list,plan,statistics."),
+    option(
+        "--only",
+        metavar="GLOB",
+        multiple=True,
+        help="Serve only VMs with such names, such as 'web-*'; may be repeated. Others are not even shown.",
+    ),
+    option(
+        "--rescan",
+        metavar="SECONDS",
+        type=Seconds(some="looking takes some time"),
+        default=5.0,
+        help="How often to look for VMs that came or went.",
+    ),
+    REPLY_TIMEOUT,
+    JSON,
+    VERBOSE,
+)
+async def agent(
+    shell: Shell,
+    *,
+    host: str | None,
+    directories: tuple[str, ...],
+    pattern: str,
+    allow: str | None,
+    read_only: bool,
+    only: tuple[str, ...],
+    rescan: float,
+    **server: Any,
+) -> CommandResult:
+    """Carry out on this host what is wished of its VMs over NATS, and tell what becomes of them, until a signal.
+
+    Run one on each host. It connects outwards, and survives the server, the network and itself: what it had begun is
+    finished, not repeated, by the next one. nats micro ls shows it. The first signal waits for what is under way, the
+    second one stops it at its next safe point.
+
+      qmpvcpu agent --nats nats://10.0.0.1:4222 --dir /run/vms --record /var/lib/qmpvcpu
+
+      qmpvcpu agent --nats tls://nats.example:4222 --creds /etc/qmpvcpu/web1.creds --dir /run/vms --read-only
+
+    Exit codes: 0 a signal came; 2 bad usage, another agent has this host's name, or the server refuses; 3 no
+    connection to the server.
+    """
+    address = take_server(server)
+    assert address is not None  # noqa: S101 -- JUSTIFICATION: take_server raises without, mypy cannot know
+    from qmpvcpu.hosts import AgentPolicy, HostAgent  # not at the top: help needs none of it
+
+    operations = _operations(allow, read_only=read_only)
+    policy = AgentPolicy(operations, only or ("*",))
+    if not directories:
+        raise BadUsageError("which VMs? Name the directories of their QMP sockets: --dir DIR, as often as needed")
+    if shell.options.record is None and not policy.only_reads:
+        raise BadUsageError("--record DIR is needed: after a crash the records tell what was begun (or --read-only)")
+    name = host or socket.gethostname()
+    async with contextlib.AsyncExitStack() as stack:
+        fleets = [
+            await stack.enter_async_context(
+                Vms((), directory, pattern, _CONCURRENCY).opened(
+                    shell, read_only=policy.only_reads, may_be_empty=True, resync_interval=_RESYNC_S
+                )
+            )
+            for directory in directories
+        ]
+        bus = await stack.enter_async_context(connected(address, f"qmpvcpu agent of {name}"))
+        serving = HostAgent(bus, name, fleets, policy=policy, rescan=rescan)
+        running = asyncio.ensure_future(serving.run())
+
+        async def stop() -> None:
+            shell.note("begins nothing more; a second signal stops what is under way")
+            serving.stop()
+
+        with shell.signals.stopped_by(stop):
+            shell.note(f"{name}: serves {', '.join(directories)} at {bus.server_name or address}")
+            try:
+                await asyncio.shield(running)
+            finally:
+                running.cancel()
+                await asyncio.wait({running})
+    content = document(host=name, signal=shell.signals.came)
+    return CommandResult(REACHED, content)
+
+
+def _operations(allow: str | None, *, read_only: bool) -> frozenset[Operation]:
+    """Return what the agent is to do.
+
+    Raises:
+        BadUsageError: A word is unknown, or both are given.
+    """
+    if read_only and allow is not None:
+        raise BadUsageError("--read-only and --allow: one of them")
+    if read_only:
+        return frozenset(each for each in Operation if each.only_reads)
+    if allow is None:
+        return frozenset(Operation)
+    try:
+        return frozenset(Operation(word.strip()) for word in allow.split(","))
+    except ValueError as error:
+        known = ", ".join(each.value for each in Operation)
+        raise BadUsageError(f"--allow {allow}: the words are {known}") from error

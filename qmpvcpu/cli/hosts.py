@@ -1,0 +1,100 @@
+"""hosts init and list: what many hosts meet under on a NATS server, and which are there."""
+
+import time
+from typing import Any, Final
+
+import click
+
+from qmpvcpu.cli.app import LazyGroup, pass_on
+from qmpvcpu.cli.options import OUTPUT_OPTIONS, Seconds, command, option
+from qmpvcpu.cli.output import Column, Table
+from qmpvcpu.cli.result import CommandResult
+from qmpvcpu.cli.run import Shell
+from qmpvcpu.cli.server import SERVER_OPTIONS, connected, take_server
+from qmpvcpu.cli.show import age
+from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.errors import printable
+from qmpvcpu.model.codec import from_json, to_json
+from qmpvcpu.model.hosts import LEASES, HostInfo
+
+_LEASE_S: Final = 15.0
+
+_HELP = """Many hosts, over NATS.
+
+Each host runs qmpvcpu agent; they and you meet at a NATS server with JetStream. See docs/fleet.md.
+
+  qmpvcpu hosts demo
+
+  qmpvcpu hosts list --nats nats://10.0.0.1:4222
+
+  qmpvcpu fleet list --nats nats://10.0.0.1:4222
+
+Exit codes: 0 done; 2 bad usage, or the server refuses; 3 no connection to the server.
+"""
+
+hosts = LazyGroup(
+    "hosts",
+    {
+        "init": ("hosts:init", "Make the server ready, with replicas in a cluster."),
+        "list": ("hosts:list_", "Show which hosts have an agent."),
+    },
+    help=_HELP,
+    params=[*OUTPUT_OPTIONS],
+    callback=pass_on,
+    no_args_is_help=False,
+)
+
+
+@command(
+    option("--replicas", metavar="N", type=click.IntRange(1, 5), help="On how many servers each bucket is kept."),
+    option(
+        "--lease",
+        metavar="SECONDS",
+        type=Seconds(some="agents renew it over the network"),
+        default=_LEASE_S,
+        help="How long an agent may be silent before its host counts as dead.",
+    ),
+    *SERVER_OPTIONS,
+    *OUTPUT_OPTIONS,
+)
+async def init(_: Shell, *, replicas: int | None, lease: float, **server: Any) -> CommandResult:
+    """Make the buckets and the stream that hosts meet under; what is there stays as it is.
+
+    On a single server the first agent does it by itself. In a cluster the number of replicas is yours to say.
+
+      qmpvcpu hosts init --replicas 3 --nats nats://10.0.0.1:4222
+
+    Exit codes: 0 they are there; 2 bad usage, or the server refuses; 3 no connection to the server.
+    """
+    address = take_server(server)
+    assert address is not None  # noqa: S101 -- JUSTIFICATION: take_server raises without, mypy cannot know
+    from qmpvcpu.bus import Bus  # not at the top: help needs none of it
+
+    async with await Bus.connect(address, name="qmpvcpu hosts init") as bus:
+        await bus.prepare(replicas=replicas, lease_s=lease)
+        told = f"{bus.server_name} is ready"
+    return CommandResult(REACHED, document(server=str(address)), (told,))
+
+
+@command(*SERVER_OPTIONS, *OUTPUT_OPTIONS)
+async def list_(_: Shell, **server: Any) -> CommandResult:
+    """Show which hosts have an agent now, what it does, and how many VMs it has.
+
+      qmpvcpu hosts list --nats nats://10.0.0.1:4222
+
+    Exit codes: 0 shown; 2 bad usage, or the server refuses; 3 no connection to the server.
+    """
+    address = take_server(server)
+    assert address is not None  # noqa: S101 -- JUSTIFICATION: take_server raises without, mypy cannot know
+    async with connected(address, "qmpvcpu hosts list") as bus:
+        leases = await (await bus.bucket(LEASES)).all("host.*")
+    found = [from_json(HostInfo, (entry.value or b"").decode()) for _, entry in sorted(leases.items())]
+    table = Table(
+        Column("host"), Column("VMs", "right"), Column("does", fold=True), Column("version"), Column("since")
+    )
+    for info in found:
+        operations = ", ".join(each.value for each in info.operations)
+        since = age(max(time.time() - info.since, 0.0))
+        table.add(printable(info.host), str(info.vms), operations, printable(info.version), since)
+    content = document(hosts=[to_json(info) for info in found])
+    return CommandResult(REACHED, content, (table,) if found else ("no host has an agent",))

@@ -1,0 +1,16 @@
+"""Floor 9: many hosts. The agent on each carries out what is wished of its VMs; campaigns change many of them.
+
+- `policy`: what an agent does, and to which VMs.
+- `hosted`: one VM as its agent knows it, and its document.
+- `keeper`: carries out the wishes for one VM, each once.
+- `requests`: what an agent is asked for, and what it answers.
+- `board`: the states of a host's VMs, for everybody to read.
+- `agent`: `HostAgent`, which has all of these.
+
+Rule of this floor: nothing is sent to a QEMU for a wish before the wish says who sends it.
+"""
+
+from qmpvcpu.hosts.agent import HostAgent
+from qmpvcpu.hosts.policy import AgentPolicy
+
+__all__ = ["AgentPolicy", "HostAgent"]

@@ -1,0 +1,178 @@
+"""What an agent tells everybody: the states of its VMs, what happens to them, and who asked for what."""
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
+
+from qmpvcpu.bus import Bucket, Bus
+from qmpvcpu.documents.document import document
+from qmpvcpu.errors import HostsError, ServerLostError
+from qmpvcpu.model.codec import to_json
+from qmpvcpu.model.hosts import VmKey, event_subject
+from qmpvcpu.model.wish import Answer, Wish
+
+_log = logging.getLogger("qmpvcpu.hosts")
+
+# The state of a VM that changes again and again is told so often; one that somebody waits for at once.
+_APART_S: Final = 0.2
+_AGAIN_S: Final = 1.0
+_MOST_EVENTS: Final = 10_000
+_MOST_AUDIT: Final = 100_000
+
+
+class _Told(NamedTuple):
+    """What is to be published: of which VM, where, and under an id that lets the server drop a repetition."""
+
+    vm: VmKey
+    subject: str
+    content: bytes
+    id: str
+
+
+class StateBoard:
+    """Keeps the states of a host's VMs in their bucket: the newest of each, whatever happens to the connection.
+
+    Args:
+        bus: The server.
+        host: The host.
+        compose: Returns the state of the VM of a name now; None: there is none, and its key is deleted.
+    """
+
+    def __init__(self, bus: Bus, host: str, compose: Callable[[str], dict[str, Any] | None]) -> None:
+        self._bus = bus
+        self._host = host
+        self._compose = compose
+        self._due: dict[str, float] = {}
+        self._told: dict[str, float] = {}
+        self._news = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def changed(self, vm: str, *, urgent: bool) -> None:
+        """Note that there is something new to tell of *vm*; *urgent*: somebody waits for it."""
+        now = asyncio.get_running_loop().time()
+        due = now if urgent else max(now, self._told.get(vm, 0.0) + _APART_S)
+        self._due[vm] = min(due, self._due.get(vm, due))
+        self._news.set()
+        self._idle.clear()
+
+    async def told(self) -> None:
+        """Wait until everything is told."""
+        await self._idle.wait()
+
+    async def run(self, states: Bucket) -> None:
+        """Tell what is new in the bucket of *states*, until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            now = loop.time()
+            for vm in [vm for vm, due in self._due.items() if due <= now]:
+                self._told[vm] = now
+                del self._due[vm]
+                await self._tell(vm, states)
+            if not self._due:
+                self._idle.set()
+            self._news.clear()
+            left = min(self._due.values(), default=None)
+            try:
+                async with asyncio.timeout(None if left is None else max(left - loop.time(), 0.0)):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+
+    async def _tell(self, vm: str, states: Bucket) -> None:
+        key = VmKey(self._host, vm).key
+        try:
+            state = self._compose(vm)
+            if state is None:
+                self._told.pop(vm, None)
+                await states.delete(key)
+            else:
+                await states.put(key, json.dumps(state).encode())
+        except HostsError as error:
+            _log.warning("the state of %s cannot be told: %s", vm, error)
+            self._due.setdefault(vm, asyncio.get_running_loop().time() + _AGAIN_S)
+            await self._bus.wait_connected()
+
+
+class Outbox:
+    """What happened and who asked for what, on its way into the stream, in order.
+
+    While the server is away it is kept; if that takes so long that too much comes together, the oldest events are
+    given up, and how many is told. Who asked for what, and what came of it, is kept longest.
+
+    Args:
+        bus: The server.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._events: deque[_Told] = deque()
+        self._audit: deque[_Told] = deque(maxlen=_MOST_AUDIT)
+        self._missed: dict[VmKey, int] = {}
+        self._news = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def happened(self, vm: VmKey, kind: str, said: dict[str, Any]) -> None:
+        """Tell that *kind* happened to *vm*."""
+        if len(self._events) >= _MOST_EVENTS:
+            lost = self._events.popleft()
+            self._missed[lost.vm] = self._missed.get(lost.vm, 0) + 1
+        self._put(self._events, kind, vm, **said)
+
+    def asked(self, vm: VmKey, wish: Wish, revision: int) -> None:
+        """Tell that *wish* has been begun."""
+        said = {"revision": revision, "wish": {**to_json(wish), "claim": None}}
+        self._put(self._audit, "Asked", vm, who=wish.who, why=wish.why, operation="wish", **said)
+
+    def answered(self, vm: VmKey, answer: Answer, *, who: str = "", operation: str = "wish") -> None:
+        """Tell what came of a wish."""
+        self._put(self._audit, "Answered", vm, who=who, operation=operation, **to_json(answer))
+
+    def requested(self, vm: VmKey, operation: str, who: str, request: dict[str, Any]) -> None:
+        """Tell that *who* asked for *operation*."""
+        self._put(self._audit, "Asked", vm, who=who, operation=operation, request=request)
+
+    def replied(self, vm: VmKey, operation: str, who: str, code: int, why: str) -> None:
+        """Tell what came of a request: its exit code, and its error in words."""
+        self._put(self._audit, "Answered", vm, who=who, operation=operation, code=code, why=why)
+
+    def _put(self, among: "deque[_Told]", kind: str, vm: VmKey, **said: Any) -> None:
+        content = document(time=round(self._bus.now(), 3), host=vm.host, vm=vm.vm, event=kind, **said)
+        among.append(_Told(vm, event_subject(vm, kind), json.dumps(content).encode(), uuid4().hex))
+        self._news.set()
+        self._idle.clear()
+
+    async def told(self) -> None:
+        """Wait until everything is told."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Publish what there is, until it is cancelled."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while (among := self._audit or self._events) or self._missed:
+                if among:
+                    await self._publish(among)
+                else:
+                    vm, count = self._missed.popitem()
+                    self._put(self._events, "Missed", vm, count=count)
+            self._idle.set()
+
+    async def _publish(self, among: "deque[_Told]") -> None:
+        """Publish the first of *among*, which stays there until the server has it."""
+        first = among[0]
+        try:
+            await self._bus.publish(first.subject, first.content, message=first.id)
+        except ServerLostError:
+            await self._bus.wait_connected()
+            return
+        except HostsError as error:
+            _log.warning("what happened to %s cannot be told: %s", first.vm, error)
+        if among and among[0] is first:
+            among.popleft()

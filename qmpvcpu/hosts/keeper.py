@@ -1,0 +1,352 @@
+"""Carries out the wishes for one VM, each once: whatever crashes, nothing is lost, and nothing is sent twice."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from qmpvcpu.bus import Bucket, Bus, Entry
+from qmpvcpu.documents.document import NO_ANSWER, NOT_SENT, REACHED
+from qmpvcpu.documents.failures import code_of
+from qmpvcpu.errors import HostsError, QmpVcpuError, StaleError, TransitionError
+from qmpvcpu.fleet import VmResult
+from qmpvcpu.hosts.board import Outbox
+from qmpvcpu.hosts.hosted import HostedVm
+from qmpvcpu.hosts.policy import AgentPolicy
+from qmpvcpu.model.codec import from_json, to_json
+from qmpvcpu.model.hosts import MOST_BYTES, Operation
+from qmpvcpu.model.options import Affect, OnFailure, Recovery
+from qmpvcpu.model.transition import TransitionOutcome, TransitionReport
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.wish import GRACE_S, Answer, Claim, Wish, WishPhase
+from qmpvcpu.vm.controller import VcpuController
+
+_log = logging.getLogger("qmpvcpu.hosts")
+
+# What cannot be written, though the server is there, is tried again so much later.
+_AGAIN_S: Final = 1.0
+
+
+class Duty(NamedTuple):
+    """What the keepers of a host share.
+
+    Attributes:
+        bus: The server.
+        wishes: The bucket of wishes.
+        agent: This run of the agent.
+        policy: What it does.
+        outbox: Where it is told who asked for what, and what came of it.
+        may_begin: Returns False while it is not sure that this is the host's only agent.
+    """
+
+    bus: Bus
+    wishes: Bucket
+    agent: str
+    policy: AgentPolicy
+    outbox: Outbox
+    may_begin: Callable[[], bool]
+
+
+class WishKeeper:
+    """Carries out what is wished of one VM: the newest wish, each revision once.
+
+    A wish is claimed before anything is sent to QEMU: whoever comes after a crash finds the claim, and goes on from
+    what the VM's record tells, or answers from what is there. A newer wish has the running one stop at its next safe
+    point.
+
+    Args:
+        hosted: The VM.
+        duty: What the keepers of a host share.
+    """
+
+    def __init__(self, hosted: HostedVm, duty: Duty) -> None:
+        self._hosted = hosted
+        self._duty = duty
+        self._bus = duty.bus
+        self._wishes = duty.wishes
+        self._outbox = duty.outbox
+        self._newest: Entry | None = None
+        self._news = asyncio.Event()
+        self._stopped = False
+        self._serving: int | None = None  # the revision that is being carried out
+
+    def stop(self) -> None:
+        """Have ``run`` return once what is being carried out has ended."""
+        self._stopped = True
+        if self._serving is None:
+            self._newest = None
+            self._news.set()
+
+    def take(self, entry: Entry) -> None:
+        """Take note of what the bucket has now; entries may come twice, and an older one is passed over."""
+        if self._newest is not None and entry.revision <= self._newest.revision:
+            return
+        if self._serving is not None and self._is_mine(entry):
+            return  # the claim, or an answer to a claim, of what is being carried out
+        self._newest = entry
+        self._news.set()
+
+    def _is_mine(self, entry: Entry) -> bool:
+        try:
+            claim = json.loads(entry.value or b"{}")["claim"]
+            return bool(claim["revision"] == self._serving and claim["agent"] == self._duty.agent)
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    async def run(self) -> None:
+        """Serve one wish after another, until it is cancelled."""
+        while not self._stopped:
+            await self._news.wait()
+            self._news.clear()
+            if self._newest is not None:
+                try:
+                    await self._serve(self._newest)
+                except StaleError:
+                    continue  # something newer is there, and comes
+                except HostsError as error:  # the server is away, or refuses: all is looked at anew
+                    _log.warning("%s: %s", self._hosted.key, error)
+                    await self._first(timeout=_AGAIN_S)
+                    await self._bus.wait_connected()
+                    self._news.set()
+                except Exception as error:  # noqa: BLE001 -- JUSTIFICATION: our own fault is answered, not tried for ever
+                    _log.exception("%s", self._hosted.key)
+                    why = f"its agent failed: {type(error).__name__}: {error}"
+                    self._answer(self._newest.revision, "", WishPhase.ENDED, code=NO_ANSWER, why=why)
+
+    async def _serve(self, entry: Entry) -> None:
+        answer = self._hosted.answer
+        if entry.value is None:
+            self._hosted.target = None
+            if answer is not None and not answer.phase.is_over:
+                self._answer(answer.revision, answer.id, WishPhase.WITHDRAWN, why="it was deleted")
+            else:
+                self._hosted.changed()
+            return
+        if answer is not None and answer.revision == entry.revision and answer.phase.is_over:
+            return
+        wish = self._read(entry)
+        if wish is None:
+            return
+        claim = wish.claim
+        if claim is None:
+            claim = await self._claim(entry, wish)
+            if claim is not None:
+                await self._carry_out(wish, claim, resumed=False)
+        elif not (answer is not None and answer.revision == claim.revision and answer.phase.is_over):
+            if await self._wait_for_vm(wish, claim.revision, claim.written + wish.drop_after + GRACE_S):
+                await self._carry_out(wish, claim, resumed=True)
+            elif not self._news.is_set():
+                why = "its agent died, and the VM could not be reached since: see what it has"
+                self._answer(claim.revision, wish.id, WishPhase.ENDED, code=NO_ANSWER, why=why)
+
+    def _read(self, entry: Entry) -> Wish | None:
+        """Return the wish; None if it cannot be read, or is not to be carried out here, which is answered."""
+        value = entry.value or b""
+        if len(value) > MOST_BYTES:
+            self._reject(entry, "", f"it has {len(value):,} bytes: {MOST_BYTES:,} are read")
+            return None
+        try:
+            wish = from_json(Wish, value.decode())
+        except ValueError as error:
+            self._reject(entry, "", f"it cannot be read: {error}")
+            return None
+        operation = Operation.COUNT if wish.map is None else Operation.SET
+        if why := self._duty.policy.refusal(operation, self._hosted.key.vm):
+            self._reject(entry, wish.id, why)
+            return None
+        return wish
+
+    def _reject(self, entry: Entry, wish: str, why: str) -> None:
+        self._hosted.target = None
+        self._answer(entry.revision, wish, WishPhase.REJECTED, code=NOT_SENT, why=why)
+
+    async def _claim(self, entry: Entry, wish: Wish) -> Claim | None:
+        """Wait until *wish* can be begun, and claim it; None if it is not to be begun any more."""
+        deadline = entry.created + wish.drop_after
+        while await self._wait_for_vm(wish, entry.revision, deadline):
+            vm = self._hosted.vm
+            info = None if vm is None else vm.record_info
+            claim = Claim(entry.revision, entry.created, self._duty.agent, 0 if info is None else info.saves)
+            self._serving = entry.revision
+            try:
+                claimed = json.dumps(to_json(replace(wish, claim=claim))).encode()
+                await self._wishes.update(self._hosted.key.key, claimed, last=entry.revision)
+            except StaleError:
+                self._serving = None
+                now = await self._wishes.get(self._hosted.key.key)
+                if now is not None and now.revision > entry.revision:
+                    self.take(now)
+                return None
+            except BaseException:
+                self._serving = None
+                raise
+            return claim
+        if not self._news.is_set():
+            why = f"it was not begun within {wish.drop_after:g} s: {self._why_not()}"
+            self._answer(entry.revision, wish.id, WishPhase.EXPIRED, code=NOT_SENT, why=why)
+            with contextlib.suppress(StaleError):  # something newer is there
+                await self._wishes.delete(self._hosted.key.key, last=entry.revision)
+        return None
+
+    def _why_not(self) -> str:
+        hosted = self._hosted
+        if hosted.error is not None:
+            return str(hosted.error)
+        return "another change is under way" if hosted.turn.locked() else "its agent is not sure to be the only one"
+
+    async def _wait_for_vm(self, wish: Wish, revision: int, deadline: float) -> bool:
+        """Wait until the VM is here and nobody else changes it; False if it is too late, or something newer came."""
+        hosted = self._hosted
+        while not self._news.is_set() and (left := deadline - self._bus.now()) > 0:
+            if hosted.is_here and not hosted.turn.locked() and self._duty.may_begin():
+                return True
+            hosted.moved.clear()
+            if hosted.answer is None or hosted.answer.revision != revision or hosted.answer.why != self._why_not():
+                self._answer(revision, wish.id, WishPhase.WAITING, why=self._why_not())
+            await self._first(hosted.moved, timeout=left)
+        return False
+
+    async def _first(self, *others: asyncio.Event, timeout: float) -> None:
+        """Wait until something newer is wished, or one of the *others* is set."""
+        waiting = [asyncio.ensure_future(each.wait()) for each in (self._news, *others)]
+        try:
+            await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+
+    # What is done for it.
+
+    async def _carry_out(self, wish: Wish, claim: Claim, *, resumed: bool) -> None:
+        self._serving = claim.revision
+        hosted = self._hosted
+        try:
+            async with hosted.turn:
+                self._answer(claim.revision, wish.id, WishPhase.RUNNING)
+                self._outbox.asked(hosted.key, wish, claim.revision)
+                outcome = await self._to_its_end(wish, claim, resumed=resumed)
+        finally:
+            self._serving = None
+            hosted.moved.set()
+        report = outcome.report
+        reached = outcome.error is None
+        hosted.target = report.target if reached and report is not None else None
+        phase, why = WishPhase.ENDED, ""
+        if not reached and self._news.is_set() and self._newest is not None:
+            phase = WishPhase.WITHDRAWN if self._newest.value is None else WishPhase.SUPERSEDED
+            why = "a newer wish came" if phase is WishPhase.SUPERSEDED else "it was deleted"
+        elif resumed:
+            why = "its agent died meanwhile: found by looking"
+        code = REACHED if outcome.error is None else code_of(outcome.error)
+        self._answer(claim.revision, wish.id, phase, code=code, why=why, outcome=outcome)
+
+    async def _to_its_end(self, wish: Wish, claim: Claim, *, resumed: bool) -> VmResult[TransitionReport | None]:
+        """Carry *wish* out, but no longer than it may take, nor than until something newer is wished."""
+        hosted = self._hosted
+        vm = hosted.vm
+        assert vm is not None  # noqa: S101 -- JUSTIFICATION: nothing was awaited since it was looked at, mypy cannot know
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        left = claim.written + wish.drop_after - self._bus.now()
+        work = self._resume(vm, wish, claim, left) if resumed else self._reach(vm, wish, left)
+        task = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stop_in_time(vm, task, left + GRACE_S))
+        value: TransitionReport | None = None
+        error: BaseException | None = None
+        try:
+            await asyncio.wait({task})
+            value = task.result()
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                task.cancel()
+                raise
+            error = TransitionError(_without_steps(vm, _target(vm, wish), TransitionOutcome.PARTIAL, cancelled=True))
+        except QmpVcpuError as err:
+            error = err
+        finally:
+            stopping.cancel()
+        return VmResult(hosted.address, hosted.key.vm, vm.layout, value, error, loop.time() - started)
+
+    async def _stop_in_time(self, vm: VcpuController, task: "asyncio.Task[Any]", seconds: float) -> None:
+        await self._first(timeout=max(seconds, 0.0))
+        if await vm.cancel() is None:  # it has not begun
+            task.cancel()
+
+    def _reach(self, vm: VcpuController, wish: Wish, left: float) -> Coroutine[Any, Any, TransitionReport]:
+        """Return the work of carrying *wish* out in the time that is *left*."""
+        options = wish.options.given()
+        given = options.get("total_timeout")
+        options["total_timeout"] = max(left if given is None else min(left, given), 0.0)
+        if wish.map is not None:
+            return vm.set_map(wish.map, **options)
+        return vm.set_count(wish.count or 0, include_boot=wish.include_boot, **options)
+
+    async def _resume(self, vm: VcpuController, wish: Wish, claim: Claim, left: float) -> TransitionReport:
+        """Go on with what an earlier agent had claimed: from what the record tells, or by looking."""
+        report = await self._recover(vm, wish, left)
+        if report is not None:
+            return report
+        if wish.options.affect is Affect.CONFIG or (left > 0 and not _was_begun(vm, wish, claim)):
+            return await self._reach(vm, wish, left)
+        await vm.refresh()
+        target = _target(vm, wish)
+        if vm.layout.enabled != target:
+            raise TransitionError(_without_steps(vm, target, TransitionOutcome.PARTIAL))
+        if wish.options.affect is Affect.BOTH:
+            return await self._reach(vm, wish, left)  # the next boot may not have followed; QEMU is sent nothing
+        return _without_steps(vm, target, TransitionOutcome.REACHED)
+
+    async def _recover(self, vm: VcpuController, wish: Wish, left: float) -> TransitionReport | None:
+        """Finish, revert or look at what was cut short of *wish*; None if nothing was."""
+        if vm.interrupted is None or (wish.map is not None and vm.interrupted.target != wish.map):
+            return None  # what there is is somebody else's
+        how = Recovery.REPORT
+        if left > 0:
+            how = Recovery.REVERT if wish.options.on_failure is OnFailure.REVERT else Recovery.FINISH
+        report = await vm.recover(how)
+        if report is not None and report.outcome is not TransitionOutcome.REACHED:
+            raise TransitionError(report)
+        return report
+
+    def _answer(
+        self,
+        revision: int,
+        wish: str,
+        phase: WishPhase,
+        *,
+        code: int = 0,
+        why: str = "",
+        outcome: VmResult[TransitionReport | None] | None = None,
+    ) -> None:
+        answer = Answer(revision, wish, phase, code, why)
+        if answer == self._hosted.answer and outcome is None:
+            return
+        self._hosted.take_answer(answer, outcome)
+        if phase.is_over:
+            self._outbox.answered(self._hosted.key, answer)
+
+
+def _was_begun(vm: VcpuController, wish: Wish, claim: Claim) -> bool:
+    """Tell whether anything may have been sent for *wish*, which an earlier agent had claimed."""
+    info = vm.record_info
+    if info is not None and info.found <= claim.saves:
+        return False  # the intent is recorded before anything is sent
+    # The record has the map that was asked for last.
+    return wish.map is None or vm.desired is None or vm.desired == wish.map
+
+
+def _target(vm: VcpuController, wish: Wish) -> VcpuMap:
+    """Return the vCPUs that *wish* asks for."""
+    if wish.map is not None:
+        return wish.map
+    return vm.plan_count(wish.count or 0, include_boot=wish.include_boot).target
+
+
+def _without_steps(
+    vm: VcpuController, target: VcpuMap, outcome: TransitionOutcome, *, cancelled: bool = False
+) -> TransitionReport:
+    layout = vm.layout
+    return TransitionReport(layout.enabled, target, OnFailure.STOP, outcome, (), layout, cancelled=cancelled)

@@ -1,0 +1,276 @@
+"""An agent with real QEMUs and a real server: wishes, requests, what it tells."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qmpvcpu
+from qmpvcpu import VcpuMap
+from qmpvcpu.errors import LeaseTakenError
+from qmpvcpu.hosts import AgentPolicy, HostAgent
+from qmpvcpu.model.hosts import WISHES, Operation, VmKey
+from qmpvcpu.model.options import OnFailure
+from qmpvcpu.model.wish import Wish, WishOptions
+from qmpvcpu.testing import Behaviour, MicroGuest
+from tests.hosts.world import agent_of, answer, ask, connected, served, state, vm_in, wish
+from tests.waiting import until
+
+pytestmark = [pytest.mark.qemu]
+
+WEB = VmKey("rack1", "web")
+
+
+def there(now: dict[str, Any]) -> bool:
+    return "enabled" in now
+
+
+async def test_a_wish_is_carried_out_and_answered(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web"),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        revision = await wish(bus, WEB, Wish("1", VcpuMap.parse("0-3"), who="me"))
+        now = await answer(bus, WEB, revision, "ended")
+        assert (now["enabled"], now["code"], now["host"], now["name"]) == ("0-3", 0, "rack1", "web")
+        assert now["answer"] == {"revision": revision, "id": "1", "phase": "ended", "code": 0, "why": ""}
+        assert now["target"] == "0-3"
+        assert now["outcome"] == "reached"
+        assert now["drift"] is False
+
+
+async def test_a_wish_waits_for_its_agent_and_for_its_vm(tmp_path: Path) -> None:
+    async with served() as server, connected(server) as bus:
+        revision = await wish(bus, WEB, Wish("1", count=3))
+        async with agent_of(server, "rack1", tmp_path):
+            waiting = await answer(bus, WEB, revision, "waiting")
+            assert "no VM of this name" in waiting["answer"]["why"]
+            async with vm_in(tmp_path, "web"):
+                assert (await answer(bus, WEB, revision, "ended"))["enabled"] == "0-2"
+
+
+async def test_what_the_guest_refuses_is_the_answer(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web", behaviour=Behaviour.refusing(0x82)),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        await answer(bus, WEB, await wish(bus, WEB, Wish("1", VcpuMap.parse("0-2"))), "ended")
+        options = WishOptions(on_failure=OnFailure.REVERT, timeout=5)
+        now = await answer(bus, WEB, await wish(bus, WEB, Wish("2", VcpuMap.parse("0"), options=options)), "ended")
+        assert (now["enabled"], now["code"], now["answer"]["code"]) == ("0-2", 1, 1)
+        assert now["error"]["kind"] == "TransitionError"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"{", "cannot be read"),
+        (b"\xff", "cannot be read"),
+        (b'{"id": "1", "map": "0-3", "later": 1}', '"later" is no key of it'),
+        (b'{"id": "1", "map": "0-3", "schema": "qmpvcpu/2"}', "reads qmpvcpu/1"),
+        (b'{"id": "1", "map": "0-3", "why": "' + b"x" * 70_000 + b'"}', "65,536 are read"),
+    ],
+)
+async def test_a_wish_that_cannot_be_read_is_answered_once(tmp_path: Path, content: bytes, why: str) -> None:
+    async with served() as server, vm_in(tmp_path, "web"), connected(server) as bus:
+        revision = await wish(bus, WEB, content)
+        for _ in range(2):  # the second agent has nothing to add
+            async with agent_of(server, "rack1", tmp_path):
+                await answer(bus, WEB, revision, "rejected")
+                now = await state(bus, WEB, there)
+                assert why in now["answer"]["why"]
+                assert now["answer"]["code"] == 2
+                assert now["enabled"] == "0"
+
+
+async def test_an_expired_wish_is_dropped(tmp_path: Path) -> None:
+    async with served() as server, connected(server) as bus, agent_of(server, "rack1", tmp_path):
+        revision = await wish(bus, WEB, Wish("1", VcpuMap.parse("0-3"), drop_after=0.3))
+        now = await answer(bus, WEB, revision, "expired")
+        assert "within 0.3 s" in now["answer"]["why"]
+        bucket = await bus.bucket(WISHES)
+        await until(lambda: _is_gone(bucket.get(WEB.key)))
+        async with vm_in(tmp_path, "web"):
+            now = await state(bus, WEB, there)
+            assert now["enabled"] == "0"
+
+
+async def _is_gone(reading: Any) -> bool:
+    return await reading is None
+
+
+async def test_a_newer_wish_supersedes_the_one_that_runs(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web", behaviour=Behaviour.hanging()),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        await answer(bus, WEB, await wish(bus, WEB, Wish("1", VcpuMap.parse("0-2"))), "ended")
+        slow = await wish(bus, WEB, Wish("2", VcpuMap.parse("0"), options=WishOptions(timeout=60)))
+        await answer(bus, WEB, slow, "running")
+        now = await answer(bus, WEB, await wish(bus, WEB, Wish("3", VcpuMap.parse("0-3"))), "ended")
+        assert now["answer"]["id"] == "3"
+        assert 3 in VcpuMap.parse(now["enabled"])
+
+
+async def test_a_wish_that_is_withdrawn_stops_at_the_next_safe_point(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web", behaviour=Behaviour.hanging()),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        await answer(bus, WEB, await wish(bus, WEB, Wish("1", VcpuMap.parse("0-2"))), "ended")
+        slow = await wish(bus, WEB, Wish("2", VcpuMap.parse("0"), options=WishOptions(timeout=60)))
+        await answer(bus, WEB, slow, "running")
+        await (await bus.bucket(WISHES)).delete(WEB.key)
+        now = await answer(bus, WEB, slow, "withdrawn")
+        assert now["code"] == 130
+
+
+async def test_what_is_changed_by_hand_shows_as_drift(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web") as guest,
+        connected(server) as bus,
+    ):
+        async with agent_of(server, "rack1", tmp_path):
+            await answer(bus, WEB, await wish(bus, WEB, Wish("1", VcpuMap.parse("0-2"))), "ended")
+            async with qmpvcpu.attach(guest.sockets[1]) as hand:
+                await hand.plug(5)
+            now = await state(bus, WEB, lambda now: now["drift"])
+            assert (now["wanted"], now["enabled"]) == ("0-2", "0-2,5")
+        async with agent_of(server, "rack1", tmp_path):  # the next one knows too
+            await state(bus, WEB, lambda now: now["drift"])
+            await wish(bus, WEB, Wish("2", VcpuMap.parse("0-2,5")))
+            await state(bus, WEB, lambda now: now["drift"] is False)
+
+
+async def test_requests_are_answered_with_documents(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web"),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        await state(bus, WEB, there)
+        listed = await ask(bus, "rack1", Operation.LIST)
+        assert [(row["name"], row["enabled"]) for row in listed["vms"]] == [("web", "0")]
+        planned = await ask(bus, "rack1", Operation.PLAN, vm="web", map="0-1")
+        assert [step["action"] for step in planned["steps"]] == ["plug"]
+        assert (await ask(bus, "rack1", Operation.SET, vm="web", map="0-2"))["enabled"] == "0-2"
+        assert (await ask(bus, "rack1", Operation.COUNT, vm="web", count=2))["enabled"] == "0-1"
+        assert (await ask(bus, "rack1", Operation.PLUG, vm="web", ids=[5, 6]))["enabled"] == "0-1,5-6"
+        assert (await ask(bus, "rack1", Operation.UNPLUG, vm="web", ids=[5]))["enabled"] == "0-1,6"
+        assert (await ask(bus, "rack1", Operation.CANCEL, vm="web"))["cancelled"] is False
+        assert (await ask(bus, "rack1", Operation.RECOVER, vm="web"))["interrupted"] is False
+        assert (await ask(bus, "rack1", Operation.STATISTICS, vm="web"))["vcpus"][0]["id"] == 0
+
+
+@pytest.mark.parametrize(
+    ("operation", "request_", "why"),
+    [
+        (Operation.SET, {"vm": "other", "map": "0"}, "no VM 'other' on rack1"),
+        (Operation.SET, {"vm": "web", "map": "0", "dry": True}, '"dry" is no key of it'),
+        (Operation.SET, {"map": "0"}, "'vm' is missing"),
+        (Operation.UNPLUG, {"vm": "web"}, "'ids' is empty"),
+        (Operation.PLUG, {"vm": "web", "ids": [99]}, "99"),
+        (Operation.SET, {"vm": "web", "map": "0-99"}, "99"),
+    ],
+)
+async def test_a_bad_request_is_answered(
+    tmp_path: Path, operation: Operation, request_: dict[str, Any], why: str
+) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web"),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        await state(bus, WEB, there)
+        told = await ask(bus, "rack1", operation, **request_)
+        assert told["code"] == 2
+        assert why in told["error"]["message"]
+
+
+async def test_an_agent_does_only_what_it_was_started_for(tmp_path: Path) -> None:
+    policy = AgentPolicy.read_only(("web*",))
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web"),
+        vm_in(tmp_path, "secret"),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path, policy=policy),
+    ):
+        await state(bus, WEB, there)
+        assert [row["name"] for row in (await ask(bus, "rack1", Operation.LIST))["vms"]] == ["web"]
+        told = await ask(bus, "rack1", Operation.PLUG, vm="web")
+        assert "does not plug" in told["error"]["message"]
+        told = await ask(bus, "rack1", Operation.STATISTICS, vm="secret")
+        assert "does not serve" in told["error"]["message"]
+        now = await answer(bus, WEB, await wish(bus, WEB, Wish("1", VcpuMap.parse("0-3"))), "rejected")
+        assert "does not set" in now["answer"]["why"]
+        assert now["enabled"] == "0"
+
+
+async def test_two_vms_of_one_name_are_both_left_alone(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web"),
+        MicroGuest(extra_args=("-name", "web")) as twin,
+    ):
+        (tmp_path / "twin.qmp").symlink_to(twin.qmp)
+        async with connected(server) as bus, agent_of(server, "rack1", tmp_path):
+            now = await state(bus, WEB, lambda now: now["error"] and "share" in now["error"]["message"])
+            assert now["error"]["kind"] == "NameTakenError"
+            told = await ask(bus, "rack1", Operation.PLUG, vm="web")
+            assert "twin.qmp" in told["error"]["message"]
+            (tmp_path / "twin.qmp").unlink()
+            twin.process.kill()
+            await state(bus, WEB, there)
+
+
+async def test_a_second_agent_of_a_host_is_refused(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web"),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        await state(bus, WEB, there)
+        second = HostAgent(bus, "rack1", [])
+        with pytest.raises(LeaseTakenError):
+            await second.run()
+
+
+async def test_what_happened_and_who_asked_is_in_the_stream(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web"),
+        connected(server) as bus,
+        bus.follow("qmpvcpu.event.>") as stream,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        await state(bus, WEB, there)
+        revision = await wish(bus, WEB, Wish("1", VcpuMap.parse("0-1"), who="alice", why="load"))
+        await answer(bus, WEB, revision, "ended")
+        await ask(bus, "rack1", Operation.PLUG, vm="web", ids=[4])
+        seen = []
+        async with asyncio.timeout(20):
+            async for each in stream:
+                told = json.loads(each.data)
+                assert each.subject == f"qmpvcpu.event.rack1.web.{told['event']}"
+                seen.append(told)
+                if told["event"] == "Answered" and told["operation"] == "plug":
+                    break
+    asked = [each for each in seen if each["event"] == "Asked"]
+    assert [(each["who"], each["operation"]) for each in asked] == [("alice", "wish"), ("tester", "plug")]
+    assert [each["code"] for each in seen if each["event"] == "Answered"] == [0, 0]
+    assert {str(each["ids"]) for each in seen if each["event"] == "VcpuPlugged"} == {"1", "4"}
