@@ -78,16 +78,20 @@ class Numbering:
         self._known: dict[int, tuple[int, KnownBy]] = {}  # vCPU and how it is known, by number
         self._booted_with: tuple[int, ...] | None = None  # vCPUs; None: not seen
         self._arrived: list[int] = []  # vCPUs that came since, each once
-        self._listed: frozenset[int] | None = None
-        self._plugged: list[Sequence[int]] = []  # since the last list
-        self._left = False  # whether one left since the last list
+        self._is_in_order = True  # whether the guest took them in that order for certain
+        self._listed: frozenset[int] | None = None  # the last list that had a number for each vCPU
+        self._plugged: list[Sequence[int]] = []  # since that list
+        self._left = False  # whether one left since that list
 
     # What happens.
 
-    def plugged(self, ids: Iterable[int]) -> None:
-        """Note that vCPUs were plugged."""
+    def plugged(self, ids: Iterable[int], unanswered: Iterable[int] = ()) -> None:
+        """Note that vCPUs were plugged while the guest had not answered the plugs of others, *unanswered*, yet."""
         self.changes += 1
         came = tuple(ids)
+        # A guest that finds several at once takes the lowest first.
+        if any(each > min(came) for each in unanswered if each not in came):
+            self._is_in_order = False
         self._arrived += [each for each in came if each not in self._arrived]
         self._plugged.append(came)
         self._forget_vcpus(came)
@@ -109,11 +113,16 @@ class Numbering:
         self._known.clear()
         self._booted_with = None if enabled is None else tuple(enabled)
         self._arrived.clear()
+        self._is_in_order = True
         self._plugged.clear()
         self._listed = None
         self._left = False
 
     # What the guest tells.
+
+    def unanswered(self, layout: Layout) -> list[int]:
+        """Return those vCPUs that came since the boot, are there, and whose plug the guest has not answered yet."""
+        return [each for each in self._arrived if each in layout.enabled and layout[each].acknowledged is None]
 
     def unknown(self, cpus: Iterable[GuestCpu]) -> list[int]:
         """Return the numbers of those *cpus* that are not known."""
@@ -151,9 +160,8 @@ class Numbering:
             self._learn(numbers)
             self._apply_rules(numbers, layout, release)
             self._complete(numbers, layout)
-        # A guest takes a vCPU some time after it was plugged; until then the list of before stays the one to compare.
-        waits = self._plugged and not self._left and numbers == self._listed
-        if is_current and not waits:
+        # A guest takes a vCPU some time after it was plugged. Until then the last whole list is the one to compare.
+        if is_current and len(numbers) == len(layout.enabled):
             self._listed = numbers
             self._plugged.clear()
             self._left = False
@@ -164,7 +172,7 @@ class Numbering:
         return GuestVcpu(vcpu, cpu.number, cpu.online, cpu.can_offline, how)
 
     def _learn(self, numbers: frozenset[int]) -> None:
-        """Between two lists one vCPU came, none left, and one number came: it is that one's."""
+        """Between two whole lists one vCPU came, none left, and one number came: it is that one's."""
         if self._listed is None or self._left or len(self._plugged) != 1 or len(self._plugged[0]) != 1:
             return
         if self._listed < numbers and len(numbers - self._listed) == 1:
@@ -203,6 +211,8 @@ class Numbering:
             return {}
         if version >= _FIXED_AT_BOOT_SINCE:
             came = [each for each in range(layout.max) if each not in self._booted_with]
+        elif not self._is_in_order:
+            return {}
         return {number: vcpu for number, vcpu in enumerate(booted + came) if vcpu in layout.enabled}
 
     def _know(self, number: int, vcpu: int, how: KnownBy) -> None:

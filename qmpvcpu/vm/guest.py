@@ -200,7 +200,7 @@ class Guest:
             return
         match event:
             case VcpuPlugged():
-                numbering.plugged(event.ids)
+                numbering.plugged(event.ids, numbering.unanswered(self._layout()))
             case VcpuUnplugged():
                 numbering.unplugged(event.ids)
             case VmReset():
@@ -364,12 +364,17 @@ class Guest:
         while True:
             by_vcpu = {cpu.vcpu: cpu for cpu in await self._list(deadline)}
             missing = wanted - {each for each in by_vcpu if each is not None}
-            may_come = waits and None not in by_vcpu and missing <= self._layout().enabled
+            # The guest lists a CPU before it has made its files and acknowledged the plug: either tells which it is.
+            settles = self._is_unanswered() if None in by_vcpu else waits
+            may_come = settles and missing <= self._layout().enabled
             if not missing or not may_come or _rest(deadline) <= pause:
                 self._check_known(wanted, by_vcpu, online=waits)
                 return by_vcpu
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _is_unanswered(self) -> bool:
+        return self._numbering is not None and bool(self._numbering.unanswered(self._layout()))
 
     async def _tell(self, numbers: dict[int, int], deadline: float, *, online: bool) -> None:
         """Have CPUs go online or offline; *numbers* has their vCPUs. The agent ends in silence before a refusal."""

@@ -33,6 +33,7 @@ from qmpvcpu.errors import (
 from qmpvcpu.events import VmReset
 from qmpvcpu.testing import MicroGuest, Mood, ScriptedAgent, ScriptedPeer
 from tests.controller.vms import other_client, until
+from tests.waiting import until as met
 
 pytestmark = pytest.mark.qemu
 
@@ -205,6 +206,31 @@ async def test_a_vcpu_that_was_just_plugged_is_waited_for_before_it_is_brought_o
         assert not asked.done()
         agent.plugged(3)
         assert await asked == {3}
+
+
+@pytest.mark.parametrize("change", ["online", "offline"])
+async def test_a_vcpu_whose_number_the_guests_answer_will_tell_is_waited_for(change: str) -> None:
+    async with guest(rule="arrival", onlines=change == "offline") as (agent, vm, micro):
+        events = vm.events()
+        async with other_client(micro) as other:
+            await other.execute("system_reset")
+        await until(events, VmReset)
+        await micro.wait_ready()
+        agent.reboot([0])
+        await agent.turn(Mood.FORBIDDING)
+        await vm.guest.vcpus()
+        await vm.run_control.pause()  # it cannot acknowledge a plug
+        await vm.plug(2)
+        await vm.plug(5)
+        assert numbers(await vm.guest.vcpus()) == {0: 0, 1: None, 2: None}
+        agent.received.clear()
+        act = vm.guest.set_online if change == "online" else vm.guest.set_offline
+        asked = asyncio.create_task(act(5))
+        await met(lambda: agent.received.count("guest-get-vcpus") > 1)
+        assert not asked.done()
+        await vm.run_control.resume()
+        assert await asked == {5}
+        assert agent.changes == [(2, change == "online")]
 
 
 # Refusals.

@@ -142,6 +142,62 @@ def test_a_number_is_learnt_though_the_guest_takes_the_vcpu_later() -> None:
     assert mapping(numbering, (0, 1, 2, 3), boot("0,2,5-7"), UNTOLD)[3] is None
 
 
+def test_nothing_is_learnt_of_a_number_that_may_be_that_of_an_earlier_plug() -> None:
+    numbering = Numbering()
+    mapping(numbering, (0,), boot("0"), UNTOLD)
+    for each in (5, 2):
+        numbering.plugged([each])
+    mapping(numbering, (0, 1), boot("0,2,5"), UNTOLD)  # it has taken one of them so far
+    numbering.plugged([7])
+    assert mapping(numbering, (0, 1, 2), boot("0,2,5,7"), UNTOLD) == {0: None, 1: None, 2: None}
+
+
+def test_nothing_is_learnt_of_a_number_that_may_be_that_of_a_plug_before_an_unplug() -> None:
+    numbering = Numbering()
+    mapping(numbering, (0, 1), boot("0,3"), UNTOLD)
+    numbering.plugged([5])
+    numbering.unplugged([3])
+    mapping(numbering, (0,), boot("0,5"), UNTOLD)
+    numbering.plugged([2])
+    assert mapping(numbering, (0, 1), boot("0,2,5"), UNTOLD) == {0: None, 1: None}
+    # Once it has taken both, the next one is told apart again.
+    mapping(numbering, (0, 1, 2), boot("0,2,5"), UNTOLD)
+    numbering.plugged([7])
+    assert mapping(numbering, (0, 1, 2, 3), boot("0,2,5,7"), UNTOLD)[3] == 7
+
+
+def test_a_plug_is_unanswered_until_the_guest_says_that_it_took_the_vcpu() -> None:
+    numbering = Numbering()
+    assert numbering.unanswered(boot("0,5", acknowledged=False)) == []  # it was there before us
+    numbering.plugged([5])
+    assert numbering.unanswered(boot("0,5", acknowledged=False)) == [5]
+    assert numbering.unanswered(boot("0,5")) == []
+    assert numbering.unanswered(boot("0")) == []
+
+
+# Measured: Linux 6.1 under load finds vCPUs 7 and 3 at once, and takes 3 first.
+@pytest.mark.parametrize(
+    ("arrived", "release", "expected"),
+    [
+        ((7, 3), OLD, {0: 0, 1: None, 2: None}),
+        ((3, 7), OLD, {0: 0, 1: 3, 2: 7}),
+        ((7, 3), NEW, {0: 0, 3: 3, 7: 7}),
+    ],
+)
+def test_the_order_of_plugs_that_the_guest_may_find_at_once_is_that_of_their_slots(
+    arrived: tuple[int, int], release: str, expected: dict[int, int | None]
+) -> None:
+    numbering = Numbering()
+    numbering.rebooted([0])
+    first, second = arrived
+    numbering.plugged([first])
+    numbering.plugged([second], unanswered=[first, second])
+    assert mapping(numbering, tuple(expected), boot("0,3,7"), release) == expected
+    numbering.rebooted([0, 3])
+    numbering.plugged([7])
+    assert mapping(numbering, (0, 1, 2), boot("0,3,7"), OLD) == {0: 0, 1: 3, 2: 7}
+
+
 def test_a_list_from_before_a_change_teaches_nothing() -> None:
     numbering = Numbering()
     mapping(numbering, (0, 1), boot("0,2"), UNTOLD)
