@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 import qmpvcpu
-from qmpvcpu import Proof, VcpuController
+from qmpvcpu import VcpuController
 from qmpvcpu.errors import GuestNumberUnknownError
 from qmpvcpu.events import VmReset
 from qmpvcpu.model.guest import KnownBy
 from qmpvcpu.testing.linuxguest import LinuxGuest
 from qmpvcpu.testing.qemu import Accelerator
+from tests.guest.plugging import plug_in_order
 from tests.migration.moving import call, move, rebuild
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]  # a Linux boots up to three times in a test
@@ -32,13 +33,6 @@ async def attached(guest: LinuxGuest, *, files: bool = True) -> AsyncIterator[Vc
     await guest.start_agent(blocks=[] if files else NO_FILES)
     async with qmpvcpu.attach(guest.qmp, agent=guest.agent) as vm:
         yield vm
-
-
-async def plug(vm: VcpuController, guest: LinuxGuest, *ids: int) -> None:
-    """Plug vCPUs, in this order, and wait until Linux runs on them."""
-    for each in ids:
-        await vm.plug(each, proof=Proof.ACKNOWLEDGED, require_proof=True)
-        await guest.wait_online(lambda cpus: len(cpus) == len(vm.layout.enabled))
 
 
 async def numbers(vm: VcpuController) -> dict[int | None, int]:
@@ -85,7 +79,7 @@ async def test_numbers_with_holes_and_after_a_reboot(
         assert await numbers(vm) == {0: 0}
         expected = {0: 0, 5: 5, 2: 2, 7: 7} if fixed_at_boot else {0: 0, 5: 1, 2: 2, 7: 3}
         for vcpu in (5, 2, 7):
-            await plug(vm, guest, vcpu)
+            await plug_in_order(vm, guest, vcpu)
             assert await numbers(vm) == {each: expected[each] for each in vm.layout.enabled}
         assert await known_by(vm) == {KnownBy.FIRMWARE if files else KnownBy.LEARNT}
         await prove(vm, guest, expected)
@@ -95,7 +89,7 @@ async def test_numbers_with_holes_and_after_a_reboot(
         expected |= {3: 3 if fixed_at_boot else 4}
         assert await numbers(vm) == {each: expected[each] for each in vm.layout.enabled}
         for vcpu in (3, 5):
-            await plug(vm, guest, vcpu)
+            await plug_in_order(vm, guest, vcpu)
             assert await numbers(vm) == {each: expected[each] for each in vm.layout.enabled}
         await prove(vm, guest, expected)
 
@@ -105,7 +99,7 @@ async def test_numbers_with_holes_and_after_a_reboot(
         assert await numbers(vm) == expected
         assert await known_by(vm) == {KnownBy.FIRMWARE if files else KnownBy.RULE}
         await prove(vm, guest, expected)
-        await plug(vm, guest, 4, 1)
+        await plug_in_order(vm, guest, 4, 1)
         expected |= {1: 5, 4: 6} if fixed_at_boot else {4: 5, 1: 6}
         assert await numbers(vm) == expected
         await prove(vm, guest, expected)
@@ -117,7 +111,7 @@ async def test_numbers_of_a_linux_that_booted_with_holes(
     expected = {0: 0, 5: 1, 1: 2, 2: 3, 7: 7} if fixed_at_boot else {0: 0, 5: 1, 7: 2, 2: 3, 1: 4}
     async with LinuxGuest(qemu, accel=accel, kernel=kernel, boot={0, 5}) as guest:
         async with attached(guest) as vm:
-            await plug(vm, guest, 7, 2, 1)
+            await plug_in_order(vm, guest, 7, 2, 1)
             assert await numbers(vm) == expected
             await prove(vm, guest, expected)
         # Without files nothing tells what it booted with, nor what came first.
@@ -135,7 +129,7 @@ async def test_numbers_after_a_migration(qemu: Path, accel: Accelerator, kernel:
         LinuxGuest(qemu, accel=accel, kernel=kernel, boot=1, incoming=True) as target,
     ):
         async with qmpvcpu.attach(source.qmp) as vm, qmpvcpu.attach(target.qmp, agent=target.agent) as there:
-            await plug(vm, source, 5, 3)
+            await plug_in_order(vm, source, 5, 3)
             async with await vm.export() as export:
                 await rebuild(export.state, there)
                 assert await move(source, target) == "completed"
@@ -148,7 +142,7 @@ async def test_numbers_after_a_migration(qemu: Path, accel: Accelerator, kernel:
             assert await numbers(there) == {0: 0}
             with pytest.raises(GuestNumberUnknownError):
                 await there.guest.set_offline(5)
-            await plug(there, target, 6)
+            await plug_in_order(there, target, 6)
             learnt = {0: 0, 6: 6 if fixed_at_boot else 3}
             assert await numbers(there) == learnt
             await prove(there, target, learnt)

@@ -14,7 +14,7 @@ from qmpvcpu.testing.qemu import Accelerator
 
 pytestmark = [pytest.mark.guest, pytest.mark.asyncio(loop_scope="module")]
 
-IMPATIENT = 2.0  # s: a guest that takes a vCPU does so in half of one
+IMPATIENT = 4.0  # s: on a quiet machine a guest acknowledges a vCPU in half of one
 
 
 @pytest_asyncio.fixture(loop_scope="module")
