@@ -65,6 +65,9 @@ _HANDED_OUT = {
     "FleetEvents",
     "Results",
     "RunControl",
+    "Bus",
+    "Bucket",
+    "Feed",
 }
 
 _COLON = "\ue000"  # of the private use area: nobody writes it

@@ -5,7 +5,7 @@ import base64
 import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu.bus.clock import Clock, seconds_of
 from qmpvcpu.bus.feed import Feed, GapError, Received, Session
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _KEY: Final = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 _FILTER: Final = re.compile(r"(([-/_=a-zA-Z0-9]+|\*)\.)*([-/_=a-zA-Z0-9]+|\*|>)")
+_ID: Final = "Nats-Msg-Id"
 _OPERATION: Final = "KV-Operation"
 _MARKER: Final = "Nats-Marker-Reason"
 _LATE_S: Final = 0.5  # the server removes what has expired in rounds
@@ -72,7 +73,16 @@ class Bucket:
 
     async def _last(self, key: str, timeout: float) -> Entry | None:
         """Return the last change of *key*, which may be that it was deleted."""
-        # The leader is asked: a replica may be behind, and a reader must find what it has just written.
+        found = await self._stored(key, timeout)
+        if found is None:
+            return None
+        message, headers = found
+        value = None if _is_marker(headers) else base64.b64decode(message.get("data", ""))
+        return Entry(key, value, int(message["seq"]), seconds_of(message["time"]))
+
+    async def _stored(self, key: str, timeout: float) -> tuple[dict[str, Any], dict[str, str]] | None:
+        """Return the last message of *key*, and its headers."""
+        # The leader is asked: a replica may be behind, and who has just written must find that.
         try:
             answer = await self._link.api(
                 f"STREAM.MSG.GET.{self._stream}",
@@ -81,16 +91,14 @@ class Bucket:
                 timeout=timeout,
             )
         except ApiError as error:
-            if not error.is_missing:
-                raise
-            if error.number == _NO_STREAM:
+            if error.is_without_stream:
                 raise _gone(self.name) from None
-            return None
-        message = answer["message"]
-        headers = base64.b64decode(message.get("hdrs", "")).decode(errors="replace")
-        is_marker = _OPERATION in headers or _MARKER in headers
-        value = None if is_marker else base64.b64decode(message.get("data", ""))
-        return Entry(key, value, int(message["seq"]), seconds_of(message["time"]))
+            if error.is_missing:
+                return None
+            raise
+        message: dict[str, Any] = answer["message"]
+        lines = base64.b64decode(message.get("hdrs", "")).decode(errors="replace").split("\r\n")[1:]
+        return message, {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
     async def put(self, key: str, value: bytes, *, timeout: float = CALL_S) -> int:
         """Write *value*, whatever is there; return its revision.
@@ -137,23 +145,23 @@ class Bucket:
         await self._write(_checked_key(key), None, last, timeout)
 
     async def _write(self, key: str, value: bytes | None, last: int | None, timeout: float) -> int:
-        headers = {"Nats-Msg-Id": self._link.unique()}  # a try whose answer was lost is not written twice
+        unique = self._link.unique()
+        headers = {_ID: unique}  # a try whose answer was lost is not written twice
         if value is None:
             headers[_OPERATION] = "DEL"
         if last is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(last)
         asked = f"{self.name}: {'delete' if value is None else 'write'} {key}"
         try:
-            answer, _ = await self._link.insist(
+            answer = await self._link.insist(
                 self._prefix + key, value or b"", asked=asked, timeout=timeout, headers=headers
             )
         except ApiError as error:
             if not error.is_stale:
                 raise
-            if error.sent_before and last is not None:
-                there = await self._last(key, timeout)
-                if there is not None and there.value == value and there.revision > last:
-                    return there.revision
+            there = await self._stored(key, timeout) if error.sent_before else None
+            if there is not None and there[1].get(_ID) == unique:
+                return int(there[0]["seq"])
             raise StaleError(self.name, key, last or 0) from None
         return int(answer["seq"])
 
@@ -208,8 +216,7 @@ class Bucket:
         await session.begin(self._prefix + filter, {"deliver_policy": "last_per_subject"}, headers_only=headers_only)
 
     def _entry(self, message: Received) -> Entry:
-        is_marker = _OPERATION in message.headers or _MARKER in message.headers
-        value = None if is_marker else message.data
+        value = None if _is_marker(message.headers) else message.data
         return Entry(message.subject.removeprefix(self._prefix), value, message.sequence, message.created)
 
     def watch(self, filter: str = ">") -> Feed[Entry | None]:  # noqa: A002 - as above
@@ -293,18 +300,20 @@ class Bucket:
         return gone
 
 
-_NO_STREAM: Final = 10059
-
-
 def _noted(known: dict[str, Entry], entry: Entry) -> Entry | None:
     """Note *entry*; return it if that is news."""
     before = known.get(entry.key)
-    if before is not None and before.revision >= entry.revision:
-        return None
+    if before is not None and before.revision == entry.revision:
+        return None  # seen before the connection was lost
     if entry.value is None:
         return entry if known.pop(entry.key, None) is not None else None
     known[entry.key] = entry
     return entry
+
+
+def _is_marker(headers: "Mapping[str, str]") -> bool:
+    """Return whether a message says that its key was deleted, or has expired."""
+    return _OPERATION in headers or _MARKER in headers
 
 
 def _gone(name: str) -> UnfitServerError:

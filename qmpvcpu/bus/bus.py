@@ -218,14 +218,21 @@ class Bus:
             ServerLostError: There is no connection.
             TooLongError: The question is longer than the server takes.
         """
+        deadline = time.monotonic() + timeout
+        asked = f"ask {subject}"
         try:
-            answer = await self._link.ask(subject, data, timeout=timeout, asked=f"ask {subject}")
+            async with asyncio.timeout(timeout):
+                await self.wait_connected()
+            left = max(0.0, deadline - time.monotonic())
+            answer = await self._link.ask(subject, data, timeout=left, asked=asked)
+        except TimeoutError:
+            raise ServerLostError(asked, "there is no connection", maybe_done=False) from None
         except NobodyError:
             raise HostSilentError(subject) from None
         except CutError as error:
             if self.is_connected:
                 raise HostSilentError(subject, timeout) from None
-            raise ServerLostError(f"ask {subject}", str(error), maybe_done=error.sent) from None
+            raise ServerLostError(asked, str(error), maybe_done=error.sent) from None
         headers = answer.headers or {}
         if "Nats-Service-Error" in headers:
             raise HostFailedError(subject, headers["Nats-Service-Error"])
@@ -261,6 +268,7 @@ class Bus:
 
     async def _publish_all(self) -> None:
         while self._soon:
+            await self.wait_connected()
             some = [self._soon.popleft() for _ in range(min(_AT_ONCE, len(self._soon)))]
             results = await asyncio.gather(*(self.publish(*each) for each in some), return_exceptions=True)
             failed = [each for each in results if isinstance(each, BaseException)]
@@ -285,9 +293,9 @@ class Bus:
             metadata: For programs.
             endpoints: What is answered, by name.
 
-        Raises (on entering):
-            ServerForbiddenError: The server does not let this user answer one of them.
-            ServerLostError: There is no connection.
+        Raises:
+            ServerForbiddenError: On entering: the server does not let this user answer one of them.
+            ServerLostError: On entering: there is no connection.
         """
         return serving(
             self._link, name=name, version=version, description=description, metadata=metadata, endpoints=endpoints

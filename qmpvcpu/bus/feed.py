@@ -79,7 +79,9 @@ class Session:
         """
         import nats.errors
 
-        link, client = self._link, self._link.client
+        link = self._link
+        await link.wait_connected()
+        client = link.client
         asked = f"watch {subject}"
         inbox = client.new_inbox()
         name = inbox.rpartition(".")[2]
@@ -87,7 +89,7 @@ class Session:
         async def received(message: "Msg") -> None:
             self._queue.put_nowait(message)
 
-        link.anew.add(self._cut)
+        link.on_cut.add(self._cut)
         try:
             self._subscription = await client.subscribe(inbox, cb=received)
         except nats.errors.Error as error:
@@ -115,10 +117,8 @@ class Session:
                 asked=asked,
             )
         except ApiError as error:
-            if error.is_missing:
-                raise UnfitServerError(
-                    self._stream, "there is no such stream or bucket", "run 'qmpvcpu hosts init'"
-                ) from None
+            if error.is_without_stream:
+                raise UnfitServerError(self._stream, "it is not there", "run 'qmpvcpu hosts init'") from None
             raise GapError(str(error)) from error
         except ServerLostError as error:
             raise GapError(str(error)) from error
@@ -181,7 +181,7 @@ class Session:
 
     async def end(self) -> None:
         """End it; the server forgets the consumer by itself."""
-        self._link.anew.discard(self._cut)
+        self._link.on_cut.discard(self._cut)
         if self._subscription is not None:
             with contextlib.suppress(Exception):  # it is gone with its connection
                 await self._subscription.unsubscribe()

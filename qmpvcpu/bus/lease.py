@@ -31,9 +31,9 @@ class Lease:
     Attributes:
         lost: Set when it is no longer held.
 
-    Raises (on entering):
-        LeaseTakenError: Somebody else holds it.
-        ServerLostError, ServerForbiddenError, UnfitServerError: As of ``Bucket.put``.
+    Raises:
+        LeaseTakenError: On entering: somebody else holds it.
+        ServerLostError, ServerForbiddenError, UnfitServerError: On entering, as of ``Bucket.put``.
     """
 
     def __init__(self, bucket: Bucket, key: str, value: bytes, *, wait: float = 0.0) -> None:

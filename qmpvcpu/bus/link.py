@@ -1,25 +1,32 @@
 """One connection to the server, which opens itself again; each question has a deadline, and an answer or a reason.
 
-What nats-py does not do, and this adds: the server's refusals reach whoever asked (NATS answers a forbidden message
-with an error that names a subject, and the question with silence); a question ends when the connection is lost;
-nothing is kept to be sent later, when nobody wants it any more; ``tls://`` never goes on unencrypted; and a
-connection that the server closed for good (its user was taken away, say) is opened anew.
+nats-py carries the messages. This adds what it does not have:
+
+- The server's refusals reach the one who asked. NATS answers a forbidden message with an error that names a subject,
+  and the question with silence.
+- A question ends when the connection is lost, and nothing is kept to be sent later, when nobody wants it any more.
+- ``tls://`` never goes on unencrypted.
+- A connection is opened anew even if the server closed it with an error, or takes no more bytes. nats-py's own
+  reconnecting is off, so each connection is a client of its own.
 """
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import logging
+import os
+import random
 import re
 import ssl
 import uuid
 from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from qmpvcpu.bus.address import ServerAddress
 from qmpvcpu.errors import (
     HostsError,
-    QmpVcpuError,
     ServerConnectError,
     ServerForbiddenError,
     ServerLostError,
@@ -29,6 +36,8 @@ from qmpvcpu.errors import (
 )
 
 if TYPE_CHECKING:
+    from urllib.parse import ParseResult
+
     from nats.aio.client import Client
     from nats.aio.msg import Msg
 
@@ -38,20 +47,31 @@ CALL_S: Final = 15.0
 """How long a call may take that says nothing else: a cluster that has lost its leader answers again after 5 s."""
 
 _TRY_S: Final = 3.0  # one question; a new leader does not know of those that the old one got
+_NO_API_S: Final = 1.0  # a server that has JetStream answers at once, if only that it has no leader
 _PAUSE_S: Final = 0.1
-_NO_API_S: Final = 1.0
-_PING_S: Final = 2  # a partition is noticed after three of them
-_CONNECT_S: Final = 2
-_REOPEN_S: Final = 1.0
+_DIAL_S: Final = 2.0
+_ROUND_S: Final = 0.5
+_PING_S: Final = 2.0
+_PONG_S: Final = 4.0  # a loaded machine is late by a second or two
+_CLOSE_S: Final = 2.0
+_NATS_PING_S: Final = 60  # nats-py's own, which is not needed
+_ROOM: Final = 512  # for headers, which count
+
 _DENIED: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
-_UNAVAILABLE: Final = 503
-_LAST_SEQUENCE: Final = (10071, 10164)  # JSStreamWrongLastSequence(Constant)Err in errors.json of nats-server
-_NO_JETSTREAM: Final = (10039, 10076)  # not enabled for this account; not enabled
-_AGAIN: Final = (10158, 10201)  # the same message is being written; this one's predecessor is
+_INBOX: Final = "_inbox."
+_PLAIN: Final = "the server does not encrypt"
 _ENABLE: Final = "nats-server -js, or jetstream {} in its configuration"
 
+# Numbers in the server's errors.json.
+_LAST_SEQUENCE: Final = (10071, 10164)  # wrong last sequence
+_NO_JETSTREAM: Final = (10039, 10076)  # not enabled for this account; not enabled
+_AGAIN: Final = (10158, 10201)  # the same message, or one before it, is just being written
+_NO_STREAM: Final = 10059
+_NOT_FOUND: Final = 404
+_UNAVAILABLE: Final = 503
 
-class ApiError(HostsError):
+
+class ApiError(UnfitServerError):
     """JetStream answered with an error.
 
     Attributes:
@@ -60,12 +80,12 @@ class ApiError(HostsError):
         sent_before: True if an earlier try may have been carried out.
     """
 
-    sent_before = False
-
-    def __init__(self, asked: str, error: dict[str, Any]) -> None:
-        super().__init__(f"{asked}: the server says {printable(str(error.get('description', error)))}")
+    def __init__(self, asked: str, error: dict[str, Any], *, sent_before: bool) -> None:
+        said = printable(str(error.get("description", error)))
+        super().__init__(asked, f"JetStream says: {said}", "see to it on the server, and try again")
         self.number = int(error.get("err_code", 0))
         self.status = int(error.get("code", 0))
+        self.sent_before = sent_before
 
     @property
     def is_stale(self) -> bool:
@@ -75,7 +95,12 @@ class ApiError(HostsError):
     @property
     def is_missing(self) -> bool:
         """True if there is no such thing."""
-        return self.status == 404  # noqa: PLR2004 - as of HTTP
+        return self.status == _NOT_FOUND
+
+    @property
+    def is_without_stream(self) -> bool:
+        """True if there is no such bucket, or stream."""
+        return self.number == _NO_STREAM
 
 
 class NobodyError(Exception):
@@ -95,7 +120,14 @@ class CutError(Exception):
 
 
 class Link:
-    """A connection; see the module."""
+    """A connection; see the module.
+
+    Args:
+        address: The servers.
+        name: What their administrator sees.
+        on_lost: Called when the connection is lost.
+        on_back: Called when it is there again.
+    """
 
     def __init__(
         self,
@@ -109,200 +141,181 @@ class Link:
         self._on_lost = on_lost
         self._on_back = on_back
         self._client: Client | None = None
-        self._waiting: dict[asyncio.Future[Any], str] = {}
-        self._denied: dict[str, str] = {}
         self._connected = asyncio.Event()
-        self._failures: list[str] | None = None
-        self._reopening: asyncio.Task[None] | None = None
-        self._is_closing = False
-        self.anew: set[Callable[[], None]] = set()
-        """Called when the connection is there again: whatever was not delivered meanwhile is lost."""
-        self.starts: set[Callable[[], Awaitable[None]]] = set()
-        """Called for each client that takes the place of this one."""
+        self._keeping: asyncio.Task[None] | None = None
+        self._gone = asyncio.Event()
+        self._waiting: dict[asyncio.Future[None], str] = {}
+        self._denied: set[str] = set()
+        self.on_cut: set[Callable[[], None]] = set()
+        """Called when the connection is lost: what would have been delivered is not delivered later."""
+        self.on_client: set[Callable[[], Awaitable[None]]] = set()
+        """Called for each later client: the subscriptions of the one before are gone."""
 
-    # --- opening and closing
+    # --- opening, keeping and closing
 
     async def open(self, timeout: float) -> Self:
-        """Open it.
+        """Open it, and keep it open.
 
         Raises:
-            ServerConnectError: No server can be reached, or none lets us in; each has been tried once.
+            ServerConnectError: No server lets us in; each was tried once.
+            UnfitServerError: nats-py is not installed.
         """
-        self._failures = []
         try:
             async with asyncio.timeout(timeout):
-                await self._open_client()
+                self._client = await self._dial_any(self.address.urls)
         except TimeoutError:
-            why = "; ".join(self._failures) or f"no answer in {timeout:g} s"
-            raise ServerConnectError(str(self.address), why, _remedy(why)) from None
-        except _AllFailedError as error:
-            why = "; ".join(self._failures)
-            raise ServerConnectError(str(self.address), why, _remedy(why)) from error.__cause__
-        self._failures = None
+            raise ServerConnectError(str(self.address), f"no answer in {timeout:g} s", _remedy("")) from None
         self._connected.set()
+        self._keeping = asyncio.create_task(self._keep(), name=f"connection of {self._name}")
         return self
-
-    async def _open_client(self) -> None:
-        """Make a client, and connect it."""
-        client = _client_class()()
-        client.must_encrypt = self.address.must_encrypt
-        self._denied.clear()
-
-        async def on_error(error: Exception) -> None:
-            self._failed(error)
-
-        async def on_disconnect() -> None:
-            if self._client is client:
-                self._lost()
-
-        async def on_reconnect() -> None:
-            if self._client is client:
-                self._back()
-
-        async def on_closed() -> None:
-            if self._client is client and not self._is_closing:
-                self._reopening = asyncio.create_task(self._reopen())
-
-        try:
-            await client.connect(
-                list(self.address.urls),
-                name=self._name,
-                error_cb=on_error,
-                disconnected_cb=on_disconnect,
-                reconnected_cb=on_reconnect,
-                closed_cb=on_closed,
-                connect_timeout=_CONNECT_S,
-                reconnect_time_wait=1,
-                max_reconnect_attempts=-1,
-                ping_interval=_PING_S,
-                max_outstanding_pings=2,
-                pending_size=0,  # nothing is kept for later
-                **self._login(),
-            )
-        except BaseException:
-            with contextlib.suppress(Exception):
-                await client.close()
-            raise
-        self._client = client
-
-    def _login(self) -> dict[str, Any]:
-        """Return the options of nats-py for the files of the address.
-
-        Raises:
-            ServerConnectError: One cannot be read.
-        """
-        address = self.address
-        options: dict[str, Any] = {}
-        try:
-            if address.creds is not None:
-                address.creds.read_bytes()
-                options["user_credentials"] = str(address.creds)
-            if address.nkey is not None:
-                address.nkey.read_bytes()
-                options["nkeys_seed"] = str(address.nkey)
-            if address.login is not None:
-                # Read again with each connection, so that a new password needs no restart.
-                login = address.login
-                user, password = _user_and_password(login.read_text())
-                if password:
-                    options["user"] = lambda: _user_and_password(login.read_text())[0]
-                    options["password"] = lambda: _user_and_password(login.read_text())[1]
-                else:
-                    options["token"] = lambda: _user_and_password(login.read_text())[0]
-                if not user:
-                    raise ServerConnectError(str(address), f"{login} is empty", "its first line is USER:PASSWORD")
-            if address.must_encrypt:
-                context = ssl.create_default_context(cafile=address.tls_ca)
-                if address.tls_cert is not None:
-                    context.load_cert_chain(address.tls_cert, address.tls_key)
-                options["tls"] = context
-        except (OSError, ssl.SSLError, UnicodeDecodeError) as error:
-            name = getattr(error, "filename", None)
-            why = f"{name + ': ' if name else ''}{error.strerror if isinstance(error, OSError) else error}"
-            raise ServerConnectError(
-                str(address), f"a file for logging in cannot be used: {why}", "check its path, owner and format"
-            ) from error
-        return options
 
     async def close(self) -> None:
         """Close it."""
-        self._is_closing = True
-        if self._reopening is not None:
-            self._reopening.cancel()
-        self._end_waiting(CutError("the connection was closed", sent=True))
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait((self._keeping,))
+        self._connected.clear()
+        self._end_waiting()
         if self._client is not None:
-            with contextlib.suppress(Exception):
-                await self._client.close()
+            await _close(self._client)
 
-    # --- what nats-py reports
-
-    def _failed(self, error: Exception) -> None:
-        """An error that belongs to no question: it is what the server refused, or why it cannot be reached."""
-        text = printable(str(error) or type(error).__name__)
-        found = _DENIED.search(text)
-        if found is not None:
-            action, subject = found[1], found[2]
-            if action == "subscription":
-                self._denied[subject] = "subscribe to"
-            waiting = [each for each, of in self._waiting.items() if of == subject or action == "subscription"]
-            what = "publish to" if action == "publish" else "subscribe to"
-            for each in waiting:
-                if not each.done() and (action == "publish" or subject.startswith("_inbox.")):
-                    each.set_exception(_DeniedError(subject, what))
-            if not waiting:
-                _LOGGER.warning("%s: not allowed to %s %s", self._name, what, subject)
-            return
-        if self._failures is None:
-            _LOGGER.info("%s: %s", self._name, text)
-            return
-        self._failures.append(text)
-        if len(self._failures) >= len(self.address.urls):
-            raise _AllFailedError from error
-
-    def _lost(self) -> None:
-        if self._connected.is_set() and not self._is_closing:
+    async def _keep(self) -> None:
+        """Open it anew whenever it ends."""
+        while True:
+            await self._until_gone()
             self._connected.clear()
             _LOGGER.warning("%s: the connection to %s is lost", self._name, self.address)
+            self._end_waiting()
+            for cut in tuple(self.on_cut):
+                cut()
             if self._on_lost is not None:
                 self._on_lost()
-        self._end_waiting(CutError("the connection was lost", sent=True))
+            lost = self.client
+            await asyncio.gather(_close(lost), self._dial_until_in(_urls(self.address, lost)))
+            self._connected.set()
+            _LOGGER.warning("%s: connected to %s again", self._name, self.server_name)
+            if self._on_back is not None:
+                self._on_back()
 
-    def _back(self) -> None:
-        self._denied.clear()
-        self._connected.set()
-        _LOGGER.warning("%s: connected to %s again", self._name, self.server_name)
-        for each in tuple(self.anew):
-            each()
-        if self._on_back is not None:
-            self._on_back()
+    async def _until_gone(self) -> None:
+        """Wait until nats-py says that the connection has ended, or the server no longer answers."""
+        import nats.errors
 
-    def _end_waiting(self, error: Exception) -> None:
-        for each in self._waiting:
-            if not each.done():
-                each.set_exception(error)
-
-    async def _reopen(self) -> None:
-        """Open it anew: nats-py has given up, since the server closed it with an error."""
-        self._lost()
         while True:
-            await asyncio.sleep(_REOPEN_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PING_S):
+                    await self._gone.wait()
+                    return
             try:
-                await self._open_client()
-                for each in tuple(self.starts):
-                    await each()
-            except (QmpVcpuError, OSError, TimeoutError) as error:
+                async with asyncio.timeout(_PONG_S):
+                    await self.client.flush(timeout=int(_PONG_S))
+            except (TimeoutError, OSError, nats.errors.Error) as error:
+                _LOGGER.info("%s: the server does not answer: %s", self._name, type(error).__name__)
+                return
+
+    async def _dial_until_in(self, urls: Collection[str]) -> None:
+        while True:
+            try:
+                self._client = await self._dial_any(urls)
+                for start in tuple(self.on_client):
+                    await start()
+            except HostsError as error:
                 _LOGGER.info("%s: %s", self._name, error)
             else:
-                break
-        self._back()
+                return
+            await asyncio.sleep(_ROUND_S * (1 + random.random()))  # noqa: S311 - so that not all hosts come at once
+
+    async def _dial_any(self, urls: Collection[str]) -> "Client":
+        """Return a client of the first server that lets us in, in any order.
+
+        Raises:
+            ServerConnectError: None does.
+        """
+        failures = []
+        for url in random.sample(list(urls), len(urls)):
+            try:
+                return await self._dial(url)
+            except _DialError as error:
+                failures.append(f"{url}: {error}" if len(urls) > 1 else str(error))
+        why = "; ".join(failures)
+        raise ServerConnectError(str(self.address), why, _remedy(why))
+
+    async def _dial(self, url: str) -> "Client":
+        """Return a client of the server at *url*.
+
+        Raises:
+            _DialError: It does not let us in.
+        """
+        import nats.errors
+
+        client = _client_class()()
+        client.must_encrypt = self.address.must_encrypt
+        gone = asyncio.Event()
+
+        async def on_error(error: Exception) -> None:
+            if self._client is client:
+                self._refused(str(error))
+            elif not client.is_connected:
+                raise _DialError(_in_words(error)) from error  # or nats-py would go on trying
+
+        async def on_end() -> None:
+            gone.set()
+
+        try:
+            await client.connect(
+                url,
+                name=self._name,
+                error_cb=on_error,
+                disconnected_cb=on_end,
+                closed_cb=on_end,
+                allow_reconnect=False,
+                connect_timeout=_DIAL_S,
+                ping_interval=_NATS_PING_S,
+                tls_hostname=None if url in self.address.urls else _certified_name(self.address, url),
+                **_login(self.address),
+            )
+        except BaseException as error:
+            await _close(client)
+            if isinstance(error, (OSError, TimeoutError, nats.errors.Error)):
+                raise _DialError(_in_words(error)) from error
+            raise
+        self._gone, self._denied = gone, set()
+        return client  # type: ignore[no-any-return]
+
+    def _refused(self, text: str) -> None:
+        """Note what the server says that belongs to no question; a refusal ends those that it is about."""
+        found = _DENIED.search(text)
+        if found is None:
+            _LOGGER.info("%s: %s", self._name, printable(text))
+            return
+        is_publish, subject = found[1] == "publish", found[2]
+        if not is_publish:
+            self._denied.add(subject)
+        error = _DeniedError(subject, "publish to" if is_publish else "subscribe to")
+        # Answers come to an inbox; who may not subscribe to it gets none.
+        about = [
+            waiting
+            for waiting, asked in self._waiting.items()
+            if (asked == subject if is_publish else subject.startswith(_INBOX))
+        ]
+        for waiting in about:
+            if not waiting.done():
+                waiting.set_exception(error)
+        if not about:
+            _LOGGER.warning("%s may not %s %s", self._name, error.action, printable(subject))
+
+    def _end_waiting(self) -> None:
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_exception(CutError("the connection was lost", sent=True))
 
     # --- what it is connected to
 
     @property
     def client(self) -> "Client":
-        """nats-py's client: another one after the server closed the connection with an error."""
+        """nats-py's client, which is another one after each loss of the connection."""
         if self._client is None:
-            raise ServerLostError("connection", "it was never opened", maybe_done=False)
+            raise ServerLostError("ask", "the connection was never opened", maybe_done=False)
         return self._client
 
     @property
@@ -326,8 +339,8 @@ class Link:
 
     @property
     def most_bytes(self) -> int:
-        """The longest message that it takes, in bytes."""
-        return self.client.max_payload
+        """The longest message that it takes, in bytes, beside what headers need."""
+        return max(0, self.client.max_payload - _ROOM)
 
     @property
     def is_connected(self) -> bool:
@@ -350,8 +363,25 @@ class Link:
         if len(data) > self.most_bytes:
             raise TooLongError(asked, len(data), self.most_bytes)
 
+    async def check_subscribed(self, asked: str, subjects: Collection[str]) -> None:
+        """Wait until the server has taken our subscriptions.
+
+        Raises:
+            ServerForbiddenError: It refused one of *subjects*.
+            ServerLostError: It does not answer.
+        """
+        import nats.errors
+
+        try:
+            await self.client.flush(timeout=int(_PONG_S))  # it refuses before it answers to this
+        except nats.errors.Error as error:
+            raise ServerLostError(asked, _in_words(error), maybe_done=False) from None
+        for subject in subjects:
+            if subject.lower() in self._denied:  # nats-py has all errors in small letters
+                raise ServerForbiddenError(asked, subject, "subscribe to")
+
     async def ask(
-        self, subject: str, data: bytes, *, timeout: float, headers: dict[str, str] | None = None, asked: str = ""
+        self, subject: str, data: bytes, *, timeout: float, asked: str, headers: dict[str, str] | None = None
     ) -> "Msg":
         """Ask once, and return the answer.
 
@@ -363,20 +393,20 @@ class Link:
         """
         import nats.errors
 
-        asked = asked or subject
         self.check_length(asked, data)
         for inbox in self._denied:
-            if inbox.startswith("_inbox."):
-                raise ServerForbiddenError(asked, inbox, "subscribe to")
+            if inbox.startswith(_INBOX):
+                raise ServerForbiddenError(asked, inbox.upper(), "subscribe to")
         if not self.is_connected:
             raise CutError("there is no connection", sent=False)
         try:
             return await self._answer(subject, data, timeout, headers)
         except _DeniedError as error:
-            raise ServerForbiddenError(asked, error.subject, error.action) from None
+            denied = subject if error.subject == subject.lower() else error.subject
+            raise ServerForbiddenError(asked, denied, error.action) from None
         except nats.errors.NoRespondersError:
             raise NobodyError from None
-        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+        except nats.errors.ConnectionClosedError:
             raise CutError("there is no connection", sent=False) from None
         except nats.errors.TimeoutError:
             raise CutError(f"no answer in {timeout:g} s", sent=True) from None
@@ -384,7 +414,7 @@ class Link:
     async def _answer(self, subject: str, data: bytes, timeout: float, headers: dict[str, str] | None) -> "Msg":
         """Return the answer; raise what nats-py raises, and what else ended the waiting."""
         refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[refused] = subject.lower()  # as nats-py has it in its errors
+        self._waiting[refused] = subject.lower()
         asking = asyncio.ensure_future(self.client.request(subject, data, timeout=timeout, headers=headers))
         try:
             await asyncio.wait((asking, refused), return_when=asyncio.FIRST_COMPLETED)
@@ -406,87 +436,64 @@ class Link:
         timeout: float = CALL_S,
         nobody_s: float = CALL_S,
         headers: dict[str, str] | None = None,
-    ) -> tuple[dict[str, Any], bool]:
-        """Ask JetStream until it answers, through a change of leader and a lost connection.
+    ) -> dict[str, Any]:
+        """Ask JetStream until it answers, through a change of leader and a lost connection; return the answer.
 
-        For *nobody_s* it may be that nobody listens, as without a leader.
-
-        Returns:
-            The answer, and whether an earlier try may have been carried out.
+        For *nobody_s* it may be that nobody listens, as while a stream has no leader.
 
         Raises:
             ApiError: It answered with an error that another try does not change.
             ServerLostError: No answer came in time.
             ServerForbiddenError: The server does not let us ask.
             TooLongError: It is longer than the server takes.
-            UnfitServerError: Nobody answers there, so there is no JetStream, or no such bucket.
+            UnfitServerError: Nobody listens there, so there is no JetStream, or no such bucket.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        sent, why = False, ""
         alone_since: float | None = None
+        why, sent = f"no answer in {timeout:g} s", False
         while (left := deadline - loop.time()) > 0:
             try:
-                async with asyncio.timeout(left):
-                    await self.wait_connected()
+                await self._connected_within(left)
                 answer = await self.ask(subject, data, timeout=min(_TRY_S, left), headers=headers, asked=asked)
-            except TimeoutError:
-                why = "there is no connection"
-                break
+                return _checked(asked, answer, sent_before=sent)
             except NobodyError:
-                why = "nobody answers"
+                why = "nobody listens"
                 alone_since = alone_since or loop.time()
-                if loop.time() - alone_since >= min(nobody_s, timeout - 2 * _PAUSE_S):
+                if loop.time() - alone_since + _PAUSE_S >= min(nobody_s, timeout):
                     raise UnfitServerError(
-                        asked, why, f"enable JetStream ({_ENABLE}), and run 'qmpvcpu hosts init'"
+                        asked, why, f"enable JetStream ({_ENABLE}), then run 'qmpvcpu hosts init'"
                     ) from None
-            except CutError as error:
-                sent, why, alone_since = sent or error.sent, str(error), None
-            else:
-                alone_since = None
-                try:
-                    return _checked(asked, answer), sent
-                except ApiError as error:
-                    if error.number in _NO_JETSTREAM:
-                        raise UnfitServerError(asked, "it has no JetStream", f"enable it: {_ENABLE}") from None
-                    if error.status != _UNAVAILABLE and error.number not in _AGAIN:
-                        error.sent_before = sent
-                        raise
-                    why = str(error)
+            except (CutError, _AgainError) as error:
+                why, alone_since = str(error), None
+                sent = sent or (isinstance(error, CutError) and error.sent)
             await asyncio.sleep(min(_PAUSE_S, max(0.0, deadline - loop.time())))
-        raise ServerLostError(asked, why or f"no answer in {timeout:g} s", maybe_done=sent)
+        raise ServerLostError(asked, why, maybe_done=sent)
+
+    async def _connected_within(self, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self.wait_connected()
+        except TimeoutError:
+            raise CutError("there is no connection", sent=False) from None
 
     async def api(self, what: str, request: dict[str, Any], *, asked: str, timeout: float = CALL_S) -> dict[str, Any]:
-        """Ask JetStream's API; as `insist`."""
-        answer, _ = await self.insist(
+        """Ask JetStream's API; as ``insist``."""
+        return await self.insist(
             f"$JS.API.{what}",
             json.dumps(request).encode() if request else b"",
             asked=asked,
             timeout=timeout,
             nobody_s=_NO_API_S,
         )
-        return answer
-
-    async def check_subscribed(self, asked: str, subjects: Collection[str]) -> None:
-        """Wait until the server has taken our subscriptions.
-
-        Raises:
-            ServerForbiddenError: It refused one of *subjects*.
-            ServerLostError: It does not answer.
-        """
-        import nats.errors
-
-        try:
-            await self.client.flush(timeout=_CONNECT_S)  # it refuses before it answers to this
-        except nats.errors.Error as error:
-            raise ServerLostError(asked, str(error), maybe_done=False) from None
-        for subject in subjects:
-            if subject.lower() in self._denied:
-                raise ServerForbiddenError(asked, subject, "subscribe to")
 
 
-class _AllFailedError(Exception):
-    """Each server was tried once."""
+class _DialError(Exception):
+    """A server does not let us in."""
+
+
+class _AgainError(Exception):
+    """JetStream cannot do it now."""
 
 
 class _DeniedError(Exception):
@@ -497,10 +504,10 @@ class _DeniedError(Exception):
 
 
 def _client_class() -> "type[Any]":
-    """Return nats-py's client; one that refuses a server without TLS if it must.
+    """Return nats-py's client; it refuses a server without TLS if it must encrypt.
 
     Raises:
-        HostsError: nats-py is not installed.
+        UnfitServerError: nats-py is not installed.
     """
     try:
         from nats import errors
@@ -514,46 +521,128 @@ def _client_class() -> "type[Any]":
         must_encrypt = False
 
         def _connect_command(self) -> bytes:
-            # nats-py encrypts if the server asks for it, and otherwise sends the password as it is.
+            # nats-py encrypts if the server asks for it, and else would send the password as it is.
             if self.must_encrypt and not self._server_info.get("tls_required"):
-                raise errors.Error("nats: the server does not encrypt")
+                raise errors.Error(_PLAIN)
             return super()._connect_command()
 
     return _Client
 
 
-def _checked(asked: str, answer: "Msg") -> dict[str, Any]:
-    """Return what JetStream answered.
+async def _close(client: "Client") -> None:
+    """Close it; one whose bytes nobody takes is left alone, since it would wait for that."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_CLOSE_S):
+            await client.close()
+
+
+def _login(address: ServerAddress) -> dict[str, Any]:
+    """Return nats-py's options for the files of *address*: read for each connection, so that they can be renewed.
 
     Raises:
-        ApiError: An error.
+        ServerConnectError: One cannot be used.
     """
+    options: dict[str, Any] = {}
     try:
-        document = json.loads(answer.data)
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise ApiError(asked, {"description": f"something that is no JSON object: {answer.data[:100]!r}"})
-    error = document.get("error")
-    if isinstance(error, dict):
-        raise ApiError(asked, error)
-    return document
+        if address.creds is not None:
+            _read(address.creds)
+            options["user_credentials"] = str(address.creds)
+        if address.nkey is not None:
+            _read(address.nkey)
+            options["nkeys_seed"] = str(address.nkey)
+        if address.login is not None:
+            user, colon, password = _read(address.login).partition("\n")[0].strip().partition(":")
+            options |= {"user": user, "password": password} if colon else {"token": user}
+        if address.must_encrypt:
+            context = ssl.create_default_context(cafile=address.tls_ca)
+            if address.tls_cert is not None:
+                context.load_cert_chain(address.tls_cert, address.tls_key)
+            options["tls"] = context
+    except (OSError, ValueError) as error:  # an ssl.SSLError is an OSError
+        files = [address.creds, address.nkey, address.login, address.tls_ca, address.tls_cert, address.tls_key]
+        named = getattr(error, "filename", None) or ", ".join(str(each) for each in files if each is not None)
+        raise ServerConnectError(
+            str(address), f"{named}: {_in_words(error)}", "check the file's name, owner and format"
+        ) from error
+    return options
 
 
-def _user_and_password(text: str) -> tuple[str, str]:
-    """Return the user and the password in a file's first line; a token has none."""
-    line = text.partition("\n")[0].strip()
-    user, _, password = line.partition(":")
-    return user, password
+def _read(path: Path) -> str:
+    text = path.read_text()
+    if not text.strip():
+        raise ValueError("the file is empty")
+    return text
+
+
+def _in_words(error: Exception) -> str:
+    """Return why a server does not let us in."""
+    if isinstance(error, TimeoutError):
+        return f"no answer in {_DIAL_S:g} s"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
+    return printable(str(error).removeprefix("nats: ") or type(error).__name__)
 
 
 def _remedy(why: str) -> str:
     """Return what to do about *why* no server let us in."""
     low = why.lower()
     if "authorization" in low or "authentication" in low:
-        return "give the file that this server's administrator gave you: --creds, --nkey or --login"
-    if "does not encrypt" in low:
-        return "enable TLS in its configuration (tls {}), or write nats:// if you trust the network"
+        return "give the file with which you may log in there: creds, nkey or login"
+    if _PLAIN in low:
+        return "enable TLS in its configuration, or write nats:// if you trust the network"
     if "certificate" in low or "ssl" in low or "tls" in low:
-        return "give the CA that signed the server's certificate (tls_ca), and the host name that is in it"
-    return "start it (nats-server -js), or check the address"
+        return "give the CA that signed the server's certificate (tls_ca), and use the host name that is in it"
+    return "start the server (nats-server -js), or check the address"
+
+
+def _urls(address: ServerAddress, client: "Client") -> list[str]:
+    """Return the servers that were given, and those that one of them told of."""
+    told: list[ParseResult] = client.discovered_servers
+    scheme = address.urls[0].partition(":")[0]
+    return list(dict.fromkeys([*address.urls, *(f"{scheme}://{each.netloc}" for each in told)]))
+
+
+def _certified_name(address: ServerAddress, url: str) -> str | None:
+    """Return which name a server's certificate must have that was told of by its number; None: what is in *url*."""
+    if not _is_number(url):
+        return None
+    return next((_host(each) for each in address.urls if not _is_number(each)), None)
+
+
+def _host(url: str) -> str:
+    return url.partition("://")[2].rpartition(":")[0].strip("[]")
+
+
+def _is_number(url: str) -> bool:
+    try:
+        ipaddress.ip_address(_host(url))
+    except ValueError:
+        return False
+    return True
+
+
+def _checked(asked: str, answer: "Msg", *, sent_before: bool) -> dict[str, Any]:
+    """Return what JetStream answered.
+
+    Raises:
+        _AgainError: It cannot do it now.
+        ApiError: Another error.
+        UnfitServerError: There is no JetStream.
+    """
+    try:
+        document = json.loads(answer.data)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise ApiError(asked, {"description": f"no JSON object: {answer.data[:100]!r}"}, sent_before=sent_before)
+    said = document.get("error")
+    if not isinstance(said, dict):
+        return document
+    error = ApiError(asked, said, sent_before=sent_before)
+    if error.number in _NO_JETSTREAM:
+        raise UnfitServerError(asked, "the server has no JetStream, or not for this account", f"enable it: {_ENABLE}")
+    if error.status == _UNAVAILABLE or error.number in _AGAIN:
+        raise _AgainError(f"JetStream says: {printable(str(said.get('description')))}")
+    raise error

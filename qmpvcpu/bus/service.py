@@ -88,12 +88,12 @@ async def serving(
             await service.add_endpoint(name=each, subject=endpoint.subject, handler=taking(endpoint))
         await link.check_subscribed(f"serve {name}", [each.subject for each in endpoints.values()])
 
-    link.starts.add(start)
+    link.on_client.add(start)
     try:
         await start()
         yield
     finally:
-        link.starts.discard(start)
+        link.on_client.discard(start)
         for task in running:
             task.cancel()
         if running:
@@ -108,6 +108,10 @@ async def _answer(link: Link, endpoint: Endpoint, request: "NatsRequest") -> Non
     try:
         answer = await endpoint.handler(Request(request.subject, request.data))
         link.check_length(f"answer to {request.subject}", answer)
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):
+            await request.respond_error(FAILED, "it was stopped meanwhile")
+        raise
     except Exception as error:
         _LOGGER.exception("%s", request.subject)
         with contextlib.suppress(Exception):
