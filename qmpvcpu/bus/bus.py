@@ -13,7 +13,7 @@ from qmpvcpu.bus.address import ServerAddress
 from qmpvcpu.bus.bucket import Bucket
 from qmpvcpu.bus.clock import Clock
 from qmpvcpu.bus.feed import Feed, GapError, Happened, Session, happened
-from qmpvcpu.bus.link import CALL_S, ApiError, CutError, Link, NobodyError
+from qmpvcpu.bus.link import CALL_S, DEFAULT_INBOX, ApiError, CutError, Link, NobodyError
 from qmpvcpu.bus.service import Endpoint, serving
 from qmpvcpu.errors import HostFailedError, HostSilentError, ServerLostError, UnfitServerError
 from qmpvcpu.model.hosts import CAMPAIGNS, EVENTS, LEASES, STATES, WISHES
@@ -53,6 +53,7 @@ class Bus:
         address: ServerAddress,
         *,
         name: str,
+        inbox: str = DEFAULT_INBOX,
         timeout: float = 5.0,
         on_lost: Callable[[], None] | None = None,
         on_back: Callable[[], None] | None = None,
@@ -62,6 +63,8 @@ class Bus:
         Args:
             address: The servers.
             name: What the server's administrator sees.
+            inbox: The subject below which everything arrives that is for us. Where each user has permissions, it is
+                ``host_inbox`` or ``client_inbox`` of ``qmpvcpu.model.hosts``: nobody else may listen there.
             timeout: Seconds that it may take.
             on_lost: Called when the connection is lost; it is opened again by itself.
             on_back: Called when it is there again.
@@ -70,7 +73,7 @@ class Bus:
             ServerConnectError: None lets us in.
             UnfitServerError: nats-py is not installed.
         """
-        return cls(await Link(address, name, on_lost, on_back).open(timeout))
+        return cls(await Link(address, name, inbox, on_lost, on_back).open(timeout))
 
     async def __aenter__(self) -> Self:
         return self
@@ -333,7 +336,7 @@ def _streams(lease_s: float) -> dict[str, dict[str, Any]]:
             "max_consumers": -1,
             "duplicate_window": int(min(age or _DUPLICATES_S, _DUPLICATES_S) * _NS),
             "allow_direct": True,
-            "allow_rollup_hdrs": True,
+            "allow_rollup_hdrs": False,  # or whoever may write one key could remove all others
             "deny_delete": True,
         }
     streams[EVENTS] = {

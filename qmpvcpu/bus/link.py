@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger("qmpvcpu.bus")
 
+DEFAULT_INBOX: Final = "_INBOX"
+"""Below which subject everything arrives that is for a user without permissions of its own."""
 CALL_S: Final = 15.0
 """How long a call may take that says nothing else: a cluster that has lost its leader answers again after 5 s."""
 
@@ -58,7 +60,6 @@ _NATS_PING_S: Final = 60  # nats-py's own, which is not needed
 _ROOM: Final = 512  # for headers, which count
 
 _DENIED: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
-_INBOX: Final = "_inbox."
 _PLAIN: Final = "the server does not encrypt"
 _ENABLE: Final = "nats-server -js, or jetstream {} in its configuration"
 
@@ -125,6 +126,7 @@ class Link:
     Args:
         address: The servers.
         name: What their administrator sees.
+        inbox: The subject below which everything arrives that is for us.
         on_lost: Called when the connection is lost.
         on_back: Called when it is there again.
     """
@@ -133,11 +135,14 @@ class Link:
         self,
         address: ServerAddress,
         name: str,
+        inbox: str = DEFAULT_INBOX,
         on_lost: Callable[[], None] | None = None,
         on_back: Callable[[], None] | None = None,
     ) -> None:
         self.address = address
         self._name = name
+        self._inbox = inbox
+        self._inbox_as_told = f"{inbox}.".lower()  # as nats-py has it in its errors
         self._on_lost = on_lost
         self._on_back = on_back
         self._client: Client | None = None
@@ -265,6 +270,7 @@ class Link:
             await client.connect(
                 url,
                 name=self._name,
+                inbox_prefix=self._inbox,
                 error_cb=on_error,
                 disconnected_cb=on_end,
                 closed_cb=on_end,
@@ -296,7 +302,7 @@ class Link:
         about = [
             waiting
             for waiting, asked in self._waiting.items()
-            if (asked == subject if is_publish else subject.startswith(_INBOX))
+            if (asked == subject if is_publish else subject.startswith(self._inbox_as_told))
         ]
         for waiting in about:
             if not waiting.done():
@@ -395,7 +401,7 @@ class Link:
 
         self.check_length(asked, data)
         for inbox in self._denied:
-            if inbox.startswith(_INBOX):
+            if inbox.startswith(self._inbox_as_told):
                 raise ServerForbiddenError(asked, inbox.upper(), "subscribe to")
         if not self.is_connected:
             raise CutError("there is no connection", sent=False)

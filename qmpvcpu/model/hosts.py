@@ -9,6 +9,7 @@
     bucket qmpvcpu_campaigns   ID, ID.*          campaigns
     stream qmpvcpu_events      qmpvcpu.event.HOST.VM.KIND
     request                    qmpvcpu.do.HOST.OPERATION.WHO
+    what is for one user       _INBOX.host.HOST.*, _INBOX.who.WHO.*
 
 HOST, VM and WHO are one token each: see ``token``.
 """
@@ -111,6 +112,16 @@ def request_subject(host: str, operation: Operation, who: str) -> str:
 def request_subjects(host: str, operation: Operation) -> str:
     """Return the subject of all such requests, whoever asks."""
     return f"qmpvcpu.do.{token(host)}.{operation.value}.*"
+
+
+def host_inbox(host: str) -> str:
+    """Return the subject below which everything arrives that is for *host*'s agent."""
+    return f"_INBOX.host.{token(host)}"
+
+
+def client_inbox(who: str) -> str:
+    """Return the subject below which everything arrives that is for *who*."""
+    return f"_INBOX.who.{token(who)}"
 
 
 def event_subject(vm: VmKey, kind: str) -> str:
