@@ -18,6 +18,7 @@ from qmpvcpu.documents import (
 )
 from qmpvcpu.errors import InvalidMapError, Outcome, QmpVcpuError, TransitionError
 from qmpvcpu.model.vcpumap import VcpuMap
+from tests.cli.schema import errors_in
 from tests.documents.values import ERRORS, any_json, every_error
 
 
@@ -41,6 +42,18 @@ def test_an_error_comes_back_with_class_message_and_evidence(kind: type[QmpVcpuE
     assert back.outcome is error.outcome
     assert code_of(back) == code_of(error)
     assert error_json(back) == error_json(error)
+
+
+BASES = {
+    *(errors.PlanError, errors.MonitorError, errors.GuestAgentError, errors.StepError),
+    *(errors.MigrationError, errors.HostsError),
+}
+
+
+@given(every_error)
+def test_an_error_is_told_as_the_schema_says(error: QmpVcpuError) -> None:
+    if type(error) not in BASES:  # never raised
+        assert errors_in(json.loads(as_line(error_json(error))), "error") == []
 
 
 def test_what_an_error_names_comes_back_as_it_was() -> None:

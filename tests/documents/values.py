@@ -15,6 +15,7 @@ __all__ = ["ERRORS", "any_json", "every_error"]
 
 texts = st.text(max_size=12)
 words = st.none() | texts
+actions = st.sampled_from(["plug", "unplug"])
 codes = st.none() | st.integers(0, 255)
 seconds = st.floats(0, 1e6)
 outcomes = st.sampled_from(Outcome)
@@ -74,7 +75,7 @@ placement = st.builds(
     errors.PlacementError,
     maps,
     texts,
-    action=st.sampled_from(["plug", "place", errors.LOOK]),
+    action=st.sampled_from(["plug", "placing", errors.LOOK]),
     taken_out=maybe,
     now=texts,
 )
@@ -118,14 +119,16 @@ ERRORS: dict[type[QmpVcpuError], st.SearchStrategy[Any]] = {
         errors.MalformedAnswerError, texts, words, texts, any_json, outcome=outcomes
     ),
     errors.GuestNumberUnknownError: concerning(errors.GuestNumberUnknownError, texts, maps, texts, hint=texts),
-    errors.StepError: st.builds(errors.StepError, texts, action=words, ids=maps),
+    errors.StepError: st.builds(errors.StepError, texts, action=st.none() | actions, ids=maps),
     errors.CommandRejectedError: st.builds(
         errors.CommandRejectedError,
         texts,
         texts,
-        st.dictionaries(texts, any_json, max_size=3),
+        st.fixed_dictionaries(
+            {"execute": texts}, optional={"arguments": st.dictionaries(texts, any_json, max_size=3)}
+        ),
         ids=maps,
-        action=words,
+        action=st.none() | actions,
         hint=texts,
     ),
     errors.UnplugRefusedError: st.builds(errors.UnplugRefusedError, maps, codes, texts, by_agent=st.booleans()),
@@ -141,12 +144,25 @@ ERRORS: dict[type[QmpVcpuError], st.SearchStrategy[Any]] = {
     ),
     errors.PlacementError: placement,
     errors.PlugUndoneError: st.builds(errors.PlugUndoneError, maps, by_second_removal=st.booleans()),
-    errors.OutcomeUnknownError: st.builds(errors.OutcomeUnknownError, texts, maps, texts),
+    errors.OutcomeUnknownError: st.builds(errors.OutcomeUnknownError, actions, maps, texts),
     errors.TransitionError: st.builds(errors.TransitionError, reports),
     errors.HostError: st.builds(errors.HostError, texts),
     errors.HostBusyError: st.builds(errors.HostBusyError, texts),
     errors.ThreadGoneError: st.builds(errors.ThreadGoneError, st.integers(0, 2**22)),
     errors.SameVmError: st.builds(errors.SameVmError, texts, texts, same_socket=st.booleans()),
+    errors.SameNameError: st.builds(errors.SameNameError, texts, st.tuples(texts, texts)),
+    errors.HostsError: st.builds(errors.HostsError, texts),
+    errors.ServerConnectError: st.builds(errors.ServerConnectError, texts, texts, texts),
+    errors.ServerLostError: st.builds(errors.ServerLostError, texts, texts, maybe_done=st.booleans()),
+    errors.UnfitServerError: st.builds(errors.UnfitServerError, texts, texts, texts),
+    errors.ServerForbiddenError: st.builds(errors.ServerForbiddenError, texts, texts, texts),
+    errors.StaleError: st.builds(errors.StaleError, texts, texts, st.integers(0, 2**40)),
+    errors.LeaseTakenError: st.builds(errors.LeaseTakenError, texts, texts.map(str.encode)),
+    errors.TooLongError: st.builds(errors.TooLongError, texts, st.integers(0, 2**40), st.integers(0, 2**40)),
+    errors.RequestRefusedError: st.builds(errors.RequestRefusedError, texts),
+    errors.NameTakenError: st.builds(errors.NameTakenError, texts, texts, st.lists(texts, max_size=3)),
+    errors.HostSilentError: st.builds(errors.HostSilentError, texts, st.none() | seconds),
+    errors.HostFailedError: st.builds(errors.HostFailedError, texts, texts),
     errors.SocketDirectoryError: st.builds(errors.SocketDirectoryError, texts, texts),
     errors.MigrationError: st.builds(errors.MigrationError, texts),
     errors.TargetMismatchError: st.builds(errors.TargetMismatchError, texts, differences, differences),
