@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -18,6 +18,7 @@ from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import WIDE, age, headline, vcpu_table
 from qmpvcpu.documents.document import INTERRUPTED, NOT_REACHED, REACHED, as_line, document
+from qmpvcpu.documents.events import event_json
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import GuestAgentError, MonitorError
 from qmpvcpu.events import (
@@ -36,7 +37,6 @@ from qmpvcpu.events import (
     VcpuProven,
     VcpuUnplugged,
 )
-from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap, named
 
@@ -280,10 +280,7 @@ class _Documents:
 
     def tell(self, event: Event, layout: Layout) -> None:
         """Print the event."""
-        names = [each.name for each in fields(event) if each.name != "requested_at"]  # of this process's clock
-        said = {name: to_json(getattr(event, name)) for name in names}
-        said["origin"] = event.origin.value
-        self._print({"event": type(event).__name__, **said}, layout)
+        self._print(event_json(event), layout)
 
     def _print(self, said: dict[str, Any], layout: Layout) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         as_line,
         document,
     )
+    from qmpvcpu.documents.events import event_from_json, event_json
     from qmpvcpu.documents.failures import code_of, error_from_json, error_json
     from qmpvcpu.documents.layouts import layout_from_json, layout_json, state_json
 
@@ -30,6 +31,7 @@ _HOMES = {
     "qmpvcpu.documents.document": (
         "BAD_RECORD INTERRUPTED NOT_REACHED NOT_SENT NO_ANSWER REACHED SCHEMA as_line document"
     ),
+    "qmpvcpu.documents.events": "event_from_json event_json",
     "qmpvcpu.documents.failures": "code_of error_from_json error_json",
     "qmpvcpu.documents.layouts": "layout_from_json layout_json state_json",
 }
@@ -47,6 +49,8 @@ __all__ = [
     "document",
     "error_from_json",
     "error_json",
+    "event_from_json",
+    "event_json",
     "layout_from_json",
     "layout_json",
     "state_json",
