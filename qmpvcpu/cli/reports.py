@@ -1,17 +1,15 @@
 """How a whole map is shown: the plan, the report, and what was wanted when a change was cut short."""
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
 from qmpvcpu.cli.show import state_text
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.errors import milliseconds, printable
-from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.transition import ConfigOutcome, Intent, StepReport, TransitionOutcome, TransitionReport
 from qmpvcpu.model.vcpumap import union
 from qmpvcpu.model.verdicts import Verdict
-from qmpvcpu.planning.plan import Plan
 
 _OUTCOMES: Final = {
     TransitionOutcome.REACHED: "green",
@@ -26,11 +24,6 @@ _SHORT: Final = 40
 _AS_ABOVE: Final = "as above"
 # On a narrower terminal the reasons would be columns of single words.
 _TABLE_WIDTH: Final = 64
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return what is planned, and what is denied of it."""
-    return {name: to_json(getattr(plan, name)) for name in ("start", "target", "steps", "denied", "warnings")}
 
 
 def plan_lines(explained: str) -> list[Block]:

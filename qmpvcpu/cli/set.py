@@ -21,13 +21,14 @@ from qmpvcpu.cli.change_options import (
 from qmpvcpu.cli.config import change_config
 from qmpvcpu.cli.options import AGENT, READ_OPTIONS, VM_OPTIONS, command, option
 from qmpvcpu.cli.progress import run_transition
-from qmpvcpu.cli.reports import intent_text, plan_json, plan_lines, report_blocks
+from qmpvcpu.cli.reports import intent_text, plan_lines, report_blocks
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, place, take_wish
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.documents.document import NOT_SENT, REACHED, document
 from qmpvcpu.documents.layouts import state_json
+from qmpvcpu.documents.plans import plan_json
 from qmpvcpu.errors import InvalidMapError
 from qmpvcpu.model.options import Affect, Proof
 from qmpvcpu.model.transition import Action, TransitionReport

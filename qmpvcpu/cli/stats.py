@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
@@ -19,8 +19,8 @@ from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import headline
 from qmpvcpu.documents.document import REACHED, as_line, document
+from qmpvcpu.documents.readings import statistics_json
 from qmpvcpu.errors import printable
-from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.counters import EXITS, HALTED
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class _Readings(NamedTuple):
 async def _show(shell: Shell, readings: _Readings, count: int | None, by: By) -> None:
     if shell.options.json:
         async for now, rates in readings.take(count):
-            shell.put(partial(sys.stdout.write, as_line(_document(now, rates))))
+            shell.put(partial(sys.stdout.write, as_line(document(**statistics_json(now, rates)))))
             if shell.stdout_closed:
                 return
         return
@@ -160,15 +160,6 @@ async def _show(shell: Shell, readings: _Readings, count: int | None, by: By) ->
             apart = [""]
         if shell.stdout_closed:
             return
-
-
-def _document(now: "VmStatistics", rates: "VmRates | None") -> dict[str, Any]:
-    """Return a reading as JSON; each vCPU has its rates, null at first."""
-    said = to_json(now)
-    for vcpu in said["vcpus"]:
-        mine = None if rates is None else rates[vcpu["id"]]
-        vcpu["rates"] = None if mine is None else {**to_json(mine), "idle": mine.idle}
-    return document(seconds=None if rates is None else rates.seconds, **said)
 
 
 class View:

@@ -20,20 +20,21 @@ if TYPE_CHECKING:
         REACHED,
         SCHEMA,
         as_line,
-        document,
     )
     from qmpvcpu.documents.events import event_from_json, event_json
     from qmpvcpu.documents.failures import code_of, error_from_json, error_json
     from qmpvcpu.documents.layouts import layout_from_json, layout_json, state_json
+    from qmpvcpu.documents.plans import plan_from_json, plan_json
+    from qmpvcpu.documents.readings import statistics_from_json, statistics_json
 
 # A name is imported when it is first used: most commands need few.
 _HOMES = {
-    "qmpvcpu.documents.document": (
-        "BAD_RECORD INTERRUPTED NOT_REACHED NOT_SENT NO_ANSWER REACHED SCHEMA as_line document"
-    ),
+    "qmpvcpu.documents.document": ("BAD_RECORD INTERRUPTED NOT_REACHED NOT_SENT NO_ANSWER REACHED SCHEMA as_line"),
     "qmpvcpu.documents.events": "event_from_json event_json",
     "qmpvcpu.documents.failures": "code_of error_from_json error_json",
     "qmpvcpu.documents.layouts": "layout_from_json layout_json state_json",
+    "qmpvcpu.documents.plans": "plan_from_json plan_json",
+    "qmpvcpu.documents.readings": "statistics_from_json statistics_json",
 }
 
 __all__ = [
@@ -46,14 +47,17 @@ __all__ = [
     "SCHEMA",
     "as_line",
     "code_of",
-    "document",
     "error_from_json",
     "error_json",
     "event_from_json",
     "event_json",
     "layout_from_json",
     "layout_json",
+    "plan_from_json",
+    "plan_json",
     "state_json",
+    "statistics_from_json",
+    "statistics_json",
 ]
 
 if not TYPE_CHECKING:  # so that type checkers still find a name that is missing

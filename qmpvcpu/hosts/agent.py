@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import qmpvcpu
 from qmpvcpu.bus import Bucket, Bus, Endpoint, Entry, Lease, Request
+from qmpvcpu.documents.events import event_json
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import HostsError, MonitorLostError, NameTakenError, QmpVcpuError, ServerLostError
 from qmpvcpu.events import Disconnected
@@ -264,9 +265,8 @@ class HostAgent:
             if hosted is None or not self._policy.covers(hosted.key.vm):
                 continue
             layout = None if hosted.vm is None else hosted.vm.layout
-            said = {**to_json(each.event), **({} if layout is None else state_json(layout))}
-            said.pop("event", None)
-            self._outbox.happened(hosted.key, type(each.event).__name__, said)
+            said = event_json(each.event) | ({} if layout is None else state_json(layout))
+            self._outbox.happened(hosted.key, said.pop("event"), said)
             if isinstance(each.event, Disconnected):
                 self._place(each.address, _Found(hosted.key.vm, None, MonitorLostError(_ENDED)))
                 self._look_now.set()

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Final, TypeVar
 from qmpvcpu.documents.document import NOT_REACHED, NOT_SENT, REACHED, document
 from qmpvcpu.documents.failures import code_of, error_json
 from qmpvcpu.documents.layouts import state_json
+from qmpvcpu.documents.plans import plan_json
+from qmpvcpu.documents.readings import statistics_json
 from qmpvcpu.errors import QmpVcpuError, RequestRefusedError
 from qmpvcpu.hosts.board import Outbox
 from qmpvcpu.hosts.hosted import HostedVm
@@ -257,10 +259,7 @@ class RequestDesk:
             plan = vm.plan(asked.map, **options)
         else:
             plan = vm.plan_count(asked.count or 0, include_boot=asked.include_boot, **options)
-        return {
-            **{each: to_json(getattr(plan, each)) for each in ("start", "target", "steps", "denied", "warnings")},
-            **state_json(vm.layout),
-        }
+        return {**plan_json(plan), **state_json(vm.layout)}
 
     async def _set(self, request: bytes) -> dict[str, Any]:
         asked = _read(MapRequest, request)
@@ -309,7 +308,7 @@ class RequestDesk:
     async def _statistics(self, request: bytes) -> dict[str, Any]:
         asked = _read(StatisticsRequest, request)
         _, vm = self._hosted(Operation.STATISTICS, asked.vm)
-        return {**to_json(await vm.statistics(kvm=asked.kvm))}
+        return statistics_json(await vm.statistics(kvm=asked.kvm))
 
 
 async def _one_by_one(

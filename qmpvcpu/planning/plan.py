@@ -60,7 +60,7 @@ class Plan:
         steps: What to do, in order; empty if the target is reached already.
         denied: What cannot be done, and why; nothing is sent of a plan that has any.
         warnings: What may come out otherwise than planned.
-        slots: The slots that the plan is made for, to explain it.
+        slots: The slots that the plan is made for, to explain it; empty: they are not known here.
         pending_slots: First vCPU ids of the slots with a removal pending.
     """
 
@@ -442,7 +442,7 @@ def _step_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     slots = {slot.first: slot for slot in plan.slots}
     taken = {slot.qom_path for slot in plan.slots if slot.qom_path is not None}
     for _, group in groupby(
-        plan.steps, lambda step: (step.action, step.joins, step.asks_agent, slots[step.first].is_boot)
+        plan.steps, lambda step: (step.action, step.joins, step.asks_agent, _is_boot(slots.get(step.first)))
     ):
         run = list(group)
         word = run[0].action.value
@@ -450,16 +450,19 @@ def _step_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
             yield word, str(_ids(alike)), _how(alike, slots, taken)
 
 
+def _is_boot(slot: Slot | None) -> bool:
+    return slot is not None and slot.is_boot
+
+
 def _how(run: list[Step], slots: dict[int, Slot], taken: Container[str]) -> str:
     """Return how the steps of *run*, which are alike, are carried out."""
     step, one = run[0], len(run) == 1
-    first, last = slots[step.first], slots[run[-1].first]
+    first, last = slots.get(step.first), slots.get(run[-1].first)
     is_pending = "its removal is pending" if one else "their removals are pending"
     awaited = "the guest's answer is awaited" if one else "the guest's answers are awaited"
     if step.action is Action.PLUG:
-        place = " ".join(f"{name.removesuffix('-id')} {value}" for name, value in first.props.items())
         online = ", then brought online by the guest's agent" if step.asks_agent else ""
-        return f"device_add {_id(first, taken)}" + (f", {place}" if one else f" .. {_id(last, taken)}") + online
+        return f"device_add{_what(first, last, taken)}{online}"
     if step.action is Action.KEEP:
         return f"{is_pending}: {awaited}"
     if step.joins:
@@ -468,10 +471,20 @@ def _how(run: list[Step], slots: dict[int, Slot], taken: Container[str]) -> str:
         if not step.asks_agent:
             return "the guest is looked at until it has it online"
         return "the guest's agent is asked to bring it online"
-    what = f"up {step.qom_path}" if one else f"them up, {first.first} first"
-    boot = (", there at boot" if one else "; they were there at boot") if first.is_boot else ""
+    what = f"up {step.qom_path}" if one else f"them up, {step.first} first"
+    boot = (", there at boot" if one else "; they were there at boot") if _is_boot(first) else ""
     offline = "taken offline in the guest by its agent, then " if step.asks_agent else ""
     return f"{offline}the guest is asked to give {what}{boot}"
+
+
+def _what(first: Slot | None, last: Slot | None, taken: Container[str]) -> str:
+    """Return what is given to ``device_add`` for the slots from *first* to *last*; "" where they are not known."""
+    if first is None or last is None:
+        return ""
+    if first is not last:
+        return f" {_id(first, taken)} .. {_id(last, taken)}"
+    place = " ".join(f"{name.removesuffix('-id')} {value}" for name, value in first.props.items())
+    return f" {_id(first, taken)}, {place}"
 
 
 def _id(slot: Slot, taken: Container[str]) -> str:
