@@ -232,29 +232,28 @@ class Bucket:
         return Feed(self._watch(_checked_filter(filter)))
 
     async def _watch(self, filter: str) -> AsyncGenerator[Entry | None, None]:  # noqa: A002
-        known: dict[str, Entry] = {}
-        is_first = True
+        seen = _Seen()
         while True:
             session = Session(self._link, self._stream, self._clock)
             try:
                 await self._begin(session, filter)
-                if is_first:
+                if seen.is_new:
                     yield None  # it has begun
-                async for each in self._present(session, known):
+                async for each in self._present(session, seen):
                     yield each
-                if is_first:
-                    is_first = False
+                if seen.is_new:
+                    seen.is_new = False
                     yield None
-                async for each in self._changes(session, known):
+                async for each in self._changes(session, seen):
                     yield each
             except (GapError, ServerLostError):
                 await asyncio.sleep(_PAUSE_S)
             finally:
                 await session.end()
 
-    async def _present(self, session: Session, known: dict[str, Entry]) -> AsyncGenerator[Entry, None]:
-        """Yield what is there and not in *known*, and what is gone from there."""
-        found: set[str] = set()
+    async def _present(self, session: Session, seen: "_Seen") -> AsyncGenerator[Entry, None]:
+        """Yield what is there and not in *seen*, and what is gone from there."""
+        present: set[str] = set()
         left = session.pending
         while left > 0:
             message = await session.next()
@@ -262,19 +261,19 @@ class Bucket:
                 break
             left = min(left - 1, message.pending)
             entry = self._entry(message)
-            found.add(entry.key)
-            if (new := _noted(known, entry)) is not None:
-                yield new
-        for key in [key for key in known if key not in found]:
-            yield self._expired(known.pop(key))
+            present.add(entry.key)
+            if seen.is_news(entry):
+                yield entry
+        for key in [key for key in seen.entries if key not in present]:
+            yield self._expired(seen.entries.pop(key))
 
-    async def _changes(self, session: Session, known: dict[str, Entry]) -> AsyncGenerator[Entry, None]:
+    async def _changes(self, session: Session, seen: "_Seen") -> AsyncGenerator[Entry, None]:
         """Yield what changes; ends with GapError only."""
         while True:
-            message = await session.next(self._until_expiry(known))
-            if message is not None and (new := _noted(known, self._entry(message))) is not None:
-                yield new
-            for each in await self._expiries(known):
+            message = await session.next(self._until_expiry(seen.entries))
+            if message is not None and seen.is_news(entry := self._entry(message)):
+                yield entry
+            for each in await self._expiries(seen.entries):
                 yield each
 
     def _expired(self, entry: Entry) -> Entry:
@@ -300,15 +299,24 @@ class Bucket:
         return gone
 
 
-def _noted(known: dict[str, Entry], entry: Entry) -> Entry | None:
-    """Note *entry*; return it if that is news."""
-    before = known.get(entry.key)
-    if before is not None and before.revision == entry.revision:
-        return None  # seen before the connection was lost
-    if entry.value is None:
-        return entry if known.pop(entry.key, None) is not None else None
-    known[entry.key] = entry
-    return entry
+class _Seen:
+    """What a watch has told of so far."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.is_new = True
+        self._newest = 0
+
+    def is_news(self, entry: Entry) -> bool:
+        """Note *entry*; return whether to tell of it."""
+        before = self.entries.get(entry.key)
+        is_later = entry.revision > self._newest
+        self._newest = max(self._newest, entry.revision)
+        if entry.value is not None:
+            self.entries[entry.key] = entry
+            return before is None or before.revision != entry.revision
+        # A watch begins with what is there. Later it tells of a deletion even if it never had the value before it.
+        return self.entries.pop(entry.key, None) is not None or (is_later and not self.is_new)
 
 
 def _is_marker(headers: "Mapping[str, str]") -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 from qmpvcpu.bus.address import ServerAddress
 from qmpvcpu.bus.bucket import Bucket
-from qmpvcpu.bus.clock import Clock
+from qmpvcpu.bus.clock import NS, Clock
 from qmpvcpu.bus.feed import Feed, GapError, Happened, Session, happened
 from qmpvcpu.bus.link import CALL_S, DEFAULT_INBOX, ApiError, CutError, Link, NobodyError
 from qmpvcpu.bus.service import Endpoint, serving
@@ -19,7 +19,6 @@ from qmpvcpu.errors import HostFailedError, HostSilentError, ServerLostError, Un
 from qmpvcpu.model.hosts import CAMPAIGNS, EVENTS, LEASES, STATES, WISHES
 
 _LOGGER = logging.getLogger("qmpvcpu.bus")
-_NS: Final = 10**9
 _OURS: Final = "qmpvcpu: "
 _DESCRIPTIONS: Final = {
     WISHES: f"{_OURS}what VMs are to have",
@@ -34,6 +33,8 @@ _DUPLICATES_S: Final = 120.0
 _MOST_SOON: Final = 10_000
 _AT_ONCE: Final = 64
 _NAME_IN_USE: Final = 10058
+_NO_PEERS: Final = 10005  # no suitable peers for placement
+_PAUSE_S: Final = 0.2
 
 
 class Bus:
@@ -152,7 +153,7 @@ class Bus:
         config = await self._config(f"KV_{name}", f"bucket {name}")
         if config is None:
             raise UnfitServerError(f"bucket {name}", "it is not there", "run 'qmpvcpu hosts init'")
-        return Bucket(self._link, self._clock, name, config.get("max_age", 0) / _NS or None)
+        return Bucket(self._link, self._clock, name, config.get("max_age", 0) / NS or None)
 
     async def _config(self, stream: str, called: str) -> dict[str, Any] | None:
         """Return how *stream* is configured; None: it is not there."""
@@ -199,15 +200,18 @@ class Bus:
 
     async def _make(self, verb: str, stream: str, config: dict[str, Any], deadline: float) -> None:
         called = stream.replace("KV_", "bucket ")
-        left = max(1.0, deadline - time.monotonic())
-        try:
-            await self._link.api(f"STREAM.{verb}.{stream}", config, asked=f"make {called}", timeout=left)
-        except ApiError as error:
-            if error.number == _NAME_IN_USE and await self._config(stream, called) is not None:
-                return  # another one made it meanwhile
-            raise UnfitServerError(
-                called, str(error), "give JetStream room, and as many servers as there are to be replicas"
-            ) from None
+        while True:
+            left = max(1.0, deadline - time.monotonic())
+            try:
+                await self._link.api(f"STREAM.{verb}.{stream}", config, asked=f"make {called}", timeout=left)
+            except ApiError as error:
+                if error.number == _NAME_IN_USE and await self._config(stream, called) is not None:
+                    return  # another one made it meanwhile
+                if error.number != _NO_PEERS or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_PAUSE_S)  # the servers of a cluster find each other one by one
+            else:
+                return
 
     # --- messages
 
@@ -330,11 +334,11 @@ def _streams(lease_s: float) -> dict[str, dict[str, Any]]:
             "storage": "file",
             "discard": "new",
             "max_msgs_per_subject": 1,
-            "max_age": int(age * _NS),
+            "max_age": int(age * NS),
             "max_bytes": -1,
             "max_msgs": -1,
             "max_consumers": -1,
-            "duplicate_window": int(min(age or _DUPLICATES_S, _DUPLICATES_S) * _NS),
+            "duplicate_window": int(min(age or _DUPLICATES_S, _DUPLICATES_S) * NS),
             "allow_direct": True,
             "allow_rollup_hdrs": False,  # or whoever may write one key could remove all others
             "deny_delete": True,
@@ -346,10 +350,10 @@ def _streams(lease_s: float) -> dict[str, dict[str, Any]]:
         "retention": "limits",
         "storage": "file",
         "discard": "old",
-        "max_age": _EVENTS_AGE_S * _NS,
+        "max_age": _EVENTS_AGE_S * NS,
         "max_bytes": _EVENTS_BYTES,
         "max_msgs": -1,
         "max_consumers": -1,
-        "duplicate_window": int(_DUPLICATES_S * _NS),
+        "duplicate_window": int(_DUPLICATES_S * NS),
     }
     return streams

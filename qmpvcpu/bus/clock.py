@@ -5,6 +5,7 @@ import re
 import time
 from typing import Final
 
+NS: Final = 10**9
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
@@ -18,7 +19,13 @@ def seconds_of(text: str) -> float:
     if found is None:
         raise ValueError(f"{text[:60]!r} is no time")
     whole = dt.datetime.fromisoformat(found[1] + found[3].replace("Z", "+00:00"))
-    return whole.timestamp() + float(found[2] or 0)
+    nanoseconds = int((found[2] or ".").removeprefix(".")[:9].ljust(9, "0"))
+    return seconds(int(whole.timestamp()) * NS + nanoseconds)
+
+
+def seconds(nanoseconds: int) -> float:
+    """Return the seconds since 1970; one time is one number, whichever way the server writes it."""
+    return nanoseconds / NS
 
 
 class Clock:
@@ -35,10 +42,10 @@ class Clock:
     def saw(self, text: str, before: float, after: float) -> None:
         """Note that the server wrote the time *text* between *before* and *after*, which are monotonic."""
         try:
-            seconds = seconds_of(text)
+            then = seconds_of(text)
         except ValueError:
             return
-        self._offset = seconds - (before + after) / 2
+        self._offset = then - (before + after) / 2
 
     def now(self) -> float:
         """Return the server's time; this host's own, while the server's is not known."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar, cast
 
-from qmpvcpu.bus.clock import Clock
+from qmpvcpu.bus.clock import NS, Clock, seconds
 from qmpvcpu.bus.link import ApiError, Link
 from qmpvcpu.errors import ServerLostError, UnfitServerError
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_NS: Final = 10**9
+_SHORT: Final = 9
 _HEARTBEAT_S: Final = 2.0
 _SILENT_S: Final = 3 * _HEARTBEAT_S  # a loaded machine is late by one
 _FORGET_S: Final = 30.0  # the server removes a consumer that nobody listens to
 _PAUSE_S: Final = 0.2
+_LONGEST_S: Final = 600.0  # then a new one is begun, which also shows the server's clock anew
 
 
 class Happened(NamedTuple):
@@ -66,6 +67,7 @@ class Session:
         self._queue: asyncio.Queue[Msg | None] = asyncio.Queue()
         self._subscription: Subscription | None = None
         self._expected = 1
+        self._ends = 0.0
         self.pending = 0
         """How many messages there were when it began."""
 
@@ -102,8 +104,8 @@ class Session:
             "max_deliver": 1,
             "replay_policy": "instant",
             "flow_control": True,
-            "idle_heartbeat": int(_HEARTBEAT_S * _NS),
-            "inactive_threshold": int(_FORGET_S * _NS),
+            "idle_heartbeat": int(_HEARTBEAT_S * NS),
+            "inactive_threshold": int(_FORGET_S * NS),
             "headers_only": headers_only,
             "mem_storage": True,
             "num_replicas": 1,
@@ -122,7 +124,9 @@ class Session:
             raise GapError(str(error)) from error
         except ServerLostError as error:
             raise GapError(str(error)) from error
-        self._clock.saw(str(answer.get("created", "")), before, time.monotonic())
+        now = time.monotonic()
+        self._clock.saw(str(answer.get("created", "")), before, now)
+        self._ends = now + _LONGEST_S
         self.pending = int(answer.get("num_pending", 0))
 
     def _cut(self) -> None:
@@ -135,6 +139,8 @@ class Session:
             GapError: Some may have been missed.
         """
         while True:
+            if time.monotonic() > self._ends and self._queue.empty():
+                raise GapError("it is old")
             try:
                 async with asyncio.timeout(_SILENT_S if timeout is None else min(timeout, _SILENT_S)):
                     message = await self._queue.get()
@@ -166,18 +172,13 @@ class Session:
         return True
 
     def _numbered(self, message: "Msg", headers: dict[str, str]) -> Received:
-        metadata = message.metadata
-        if metadata.sequence.consumer != self._expected:
+        # $JS.ACK.STREAM.CONSUMER.TRIES.SEQUENCE.NUMBER.TIME.PENDING, or with a domain and an account before STREAM
+        words = message.reply.split(".")
+        sequence, number, created, pending = map(int, words[5:9] if len(words) == _SHORT else words[7:11])
+        if number != self._expected:
             raise GapError("messages were lost")
         self._expected += 1
-        return Received(
-            message.subject,
-            message.data,
-            headers,
-            metadata.sequence.stream,
-            metadata.timestamp.timestamp(),
-            metadata.num_pending,
-        )
+        return Received(message.subject, message.data, headers, sequence, seconds(created), pending)
 
     async def end(self) -> None:
         """End it; the server forgets the consumer by itself."""
