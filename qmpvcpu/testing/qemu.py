@@ -363,7 +363,7 @@ class QemuProcess:
     async def _spawn(self, fds: Sequence[int]) -> asyncio.subprocess.Process:
         with (self.directory / "stderr").open("wb") as log:
             return await asyncio.create_subprocess_exec(
-                *_tied_to_us(),
+                *tied_to_us(),
                 *self.argv,
                 cwd=None if self._as_given else self.directory,
                 pass_fds=fds,
@@ -408,7 +408,7 @@ def _listening(path: Path) -> socket.socket:
     return listener
 
 
-def _tied_to_us() -> list[str]:
+def tied_to_us() -> list[str]:
     """The prefix of a command line that makes the program die with us (util-linux has it, so nearly every Linux)."""
     setpriv = shutil.which("setpriv")
     if setpriv is None:
