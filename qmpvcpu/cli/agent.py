@@ -11,7 +11,7 @@ from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.server import SERVER_OPTIONS, connected, take_server
 from qmpvcpu.documents.document import REACHED, document
-from qmpvcpu.model.hosts import Operation
+from qmpvcpu.model.hosts import Operation, host_inbox
 
 _CONCURRENCY: Final = 16
 _RESYNC_S: Final = 30.0
@@ -109,7 +109,7 @@ async def agent(
             )
             for directory in directories
         ]
-        bus = await stack.enter_async_context(connected(address, f"qmpvcpu agent of {name}"))
+        bus = await stack.enter_async_context(connected(address, f"qmpvcpu agent of {name}", host_inbox(name)))
         serving = HostAgent(bus, name, fleets, policy=policy, rescan=rescan)
         running = asyncio.ensure_future(serving.run())
 

@@ -10,12 +10,12 @@ from qmpvcpu.cli.options import OUTPUT_OPTIONS, Seconds, command, option
 from qmpvcpu.cli.output import Column, Table
 from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.server import SERVER_OPTIONS, connected, take_server
+from qmpvcpu.cli.server import SERVER_OPTIONS, connected, take_server, who
 from qmpvcpu.cli.show import age
 from qmpvcpu.documents.document import REACHED, document
 from qmpvcpu.errors import printable
 from qmpvcpu.model.codec import from_json, to_json
-from qmpvcpu.model.hosts import LEASES, HostInfo
+from qmpvcpu.model.hosts import LEASES, HostInfo, client_inbox
 
 _LEASE_S: Final = 15.0
 
@@ -70,7 +70,7 @@ async def init(_: Shell, *, replicas: int | None, lease: float, **server: Any) -
     assert address is not None  # noqa: S101 -- JUSTIFICATION: take_server raises without, mypy cannot know
     from qmpvcpu.bus import Bus  # not at the top: help needs none of it
 
-    async with await Bus.connect(address, name="qmpvcpu hosts init") as bus:
+    async with await Bus.connect(address, name="qmpvcpu hosts init", inbox=client_inbox(who())) as bus:
         await bus.prepare(replicas=replicas, lease_s=lease)
         told = f"{bus.server_name} is ready"
     return CommandResult(REACHED, document(server=str(address)), (told,))
@@ -86,7 +86,7 @@ async def list_(_: Shell, **server: Any) -> CommandResult:
     """
     address = take_server(server)
     assert address is not None  # noqa: S101 -- JUSTIFICATION: take_server raises without, mypy cannot know
-    async with connected(address, "qmpvcpu hosts list") as bus:
+    async with connected(address, "qmpvcpu hosts list", client_inbox(who())) as bus:
         leases = await (await bus.bucket(LEASES)).all("host.*")
     found = [from_json(HostInfo, (entry.value or b"").decode()) for _, entry in sorted(leases.items())]
     table = Table(

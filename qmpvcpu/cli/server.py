@@ -65,7 +65,9 @@ def take_server(given: dict[str, Any], *, required: bool = True) -> "ServerAddre
 
 
 def who() -> str:
-    """Return who asks, for people: the user's name and this host's."""
+    """Return who asks: ``QMPVCPU_WHO``, as a server with permissions knows them; else the user's and host's names."""
+    if named := os.environ.get("QMPVCPU_WHO"):
+        return named
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -74,14 +76,19 @@ def who() -> str:
 
 
 @contextlib.asynccontextmanager
-async def connected(address: "ServerAddress", name: str) -> "AsyncIterator[Bus]":
+async def connected(address: "ServerAddress", name: str, inbox: str) -> "AsyncIterator[Bus]":
     """Connect to the server inside, with all that hosts meet under on it.
+
+    Args:
+        address: The server.
+        name: What its administrator sees.
+        inbox: ``host_inbox`` or ``client_inbox``.
 
     Raises:
         HostsError: It cannot be reached, or is not fit for it.
     """
     from qmpvcpu.bus import Bus  # as above
 
-    async with await Bus.connect(address, name=name) as bus:
+    async with await Bus.connect(address, name=name, inbox=inbox) as bus:
         await bus.prepare()
         yield bus
