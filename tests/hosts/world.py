@@ -35,12 +35,20 @@ async def connected(server: NatsServer) -> AsyncIterator[Bus]:
 
 @contextlib.asynccontextmanager
 async def agent_of(
-    server: NatsServer, host: str, directory: Path, *, policy: AgentPolicy | None = None, rescan: float = 0.2
+    server: NatsServer | contextlib.AbstractAsyncContextManager[Bus],
+    host: str,
+    directory: Path,
+    *,
+    policy: AgentPolicy | None = None,
+    rescan: float = 0.2,
 ) -> AsyncIterator[HostAgent]:
-    """An agent that serves the VMs of *directory*; at the end it is stopped at once, as by a second signal."""
+    """An agent that serves the VMs of *directory*; at the end it is stopped at once, as by a second signal.
+
+    *server* is one that asks nobody who they are, or the agent's own connection.
+    """
     records = directory / "records"
     records.mkdir(exist_ok=True)
-    async with connected(server) as bus:
+    async with connected(server) if isinstance(server, NatsServer) else server as bus:
         fleet = Fleet(
             directory=directory,
             pattern="*.qmp",
