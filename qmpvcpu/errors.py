@@ -57,7 +57,8 @@ Floor 0: imports nothing of the package.
      │  ├ HostSilentError                no agent answered there
      │  ├ RequestRefusedError            an agent does not do what it was asked for
      │  ├ NameTakenError                 several VMs of one host have one name
-     │  └ HostFailedError                an agent failed while it answered
+     │  ├ HostFailedError                an agent failed while it answered
+     │  └ WishError                      a wish came to nothing, or it is not known what came of it
      ├ WaitTimeoutError (TimeoutError)   a condition did not become true in time
      └ RecordError                       the record on disk
         ├ RecordCorruptError             the file is not a record that can be trusted
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from qmpvcpu.model.options import Proof
     from qmpvcpu.model.transition import TransitionReport
     from qmpvcpu.model.vcpumap import VcpuMap
+    from qmpvcpu.model.wish import WishPhase
     from qmpvcpu.planning.compatibility import Difference
 
 _MOST_NAMED: Final = 8
@@ -1044,6 +1046,38 @@ class HostFailedError(HostsError):
         super().__init__(f"{subject}: the agent failed: {clip(said)}; its log says more")
         self.subject = subject
         self.said = said
+
+
+class WishError(HostsError):
+    """A wish for a VM of another host came to nothing, or it is not known what came of it.
+
+    Attributes:
+        vm: The VM, as HOST/NAME.
+        phase: How far the wish got.
+        why: Why no further, in words; "": nothing is known.
+        code: The exit code that it comes to.
+    """
+
+    def __init__(self, vm: str, phase: "WishPhase", why: str, code: int) -> None:
+        super().__init__(f"{vm}: {_CAME_TO[phase.value]}" + (f": {clip(why)}" if why else ""))
+        self.vm = vm
+        self.phase = phase
+        self.why = why
+        self.code = code
+        if phase.value in _MAYBE_SENT:
+            self.outcome = Outcome.UNKNOWN
+
+
+_MAYBE_SENT: Final = ("running", "ended", "superseded")
+_CAME_TO: Final = {
+    "waiting": "the wish waits, and nothing was sent",
+    "running": "the wish was begun, and may have been carried out",
+    "ended": "the wish has ended, and what came of it is not known",
+    "rejected": "the wish was rejected, and nothing was sent",
+    "superseded": "a newer wish took the place of this one",
+    "expired": "the wish was not begun in time, and nothing was sent",
+    "withdrawn": "the wish was taken back",
+}
 
 
 class WaitTimeoutError(QmpVcpuError, TimeoutError):

@@ -35,6 +35,7 @@ from qmpvcpu.errors import (
     TooLongError,
     TransitionError,
     UnfitServerError,
+    WishError,
     shorten,
 )
 from qmpvcpu.model.codec import members, to_json
@@ -69,6 +70,8 @@ def code_of(error: BaseException) -> int:
     """Return the exit code that tells of *error*."""
     if isinstance(error, TransitionError):
         return _code_of_report(error.report)
+    if isinstance(error, WishError):
+        return error.code
     if isinstance(error, PlacementError) and error.action == LOOK:
         return NOT_SENT
     if isinstance(error, ReplayMismatchError) and error.outcome is not Outcome.UNCHANGED:
@@ -180,6 +183,7 @@ def _evidence() -> Mapping[type, Mapping[str, Any]]:
     """Return what each class adds to the attributes of its base."""
     # Not at the top: most commands read no error, and write none.
     from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
+    from qmpvcpu.model.wish import WishPhase
     from qmpvcpu.planning.compatibility import Difference
 
     text, word = str, str | None
@@ -245,6 +249,7 @@ def _evidence() -> Mapping[type, Mapping[str, Any]]:
         errors.NameTakenError: {"host": text, "name": text, "addresses": tuple[str, ...]},
         errors.HostSilentError: {"subject": text, "is_there": bool},
         errors.HostFailedError: {"subject": text, "said": text},
+        errors.WishError: {"vm": text, "phase": WishPhase, "why": text, "code": int},
         errors.TargetMismatchError: {
             "vm": text,
             "differences": tuple[Difference, ...],

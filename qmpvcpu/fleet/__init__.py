@@ -1,10 +1,12 @@
-"""Floor 8: many VMs on one host, as one async context. Knows of no QMP: each VM is a VcpuController.
+"""Floor 8: many VMs as one async context. Knows of no QMP: a VM of this host is a VcpuController.
 
 - `scan`: which sockets a directory has.
 - `results`: one VM's result, and all of them as they come.
 - `merged`: the events of all.
 - `transport`: what is asked of wherever the VMs are.
 - `local`: the VMs of this host.
+- `remote`: those of other hosts, whose agents carry wishes out.
+- `wishes`: wishes, and what comes of them.
 - `fleet`: `Fleet`.
 
 Rule of this floor: VMs share nothing but the event loop. No deadline, error or overflow of one is another's.

@@ -1,17 +1,18 @@
 """Fleet: VMs that come and go, and work on each of them."""
 
 import asyncio
+import getpass
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Final, Self, TypeVar, Unpack
 
 from qmpvcpu.errors import InvalidMapError
 from qmpvcpu.fleet.local import LocalVms, Location
 from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.fleet.results import Admission, Results, VmResult
-from qmpvcpu.fleet.transport import FleetVm, Member, Rescan
+from qmpvcpu.fleet.transport import FleetVm, Member, Rescan, Transport
 from qmpvcpu.given import at_least, checked
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import ChangeOptions
@@ -23,9 +24,14 @@ from qmpvcpu.vm.controller import VcpuController
 _T = TypeVar("_T")
 _Vm = TypeVar("_Vm")
 
+_SERVERS: Final = ("nats://", "tls://")
+
 
 class Fleet:
     """Many VMs on one event loop, as one async context: ``async with Fleet(directory="/run/vms") as fleet:``.
+
+    They are those of this host, or, as ``Fleet("nats://server:4222", where="host=rack1-* name=web-*")``, those of
+    many, each of which has an agent (``qmpvcpu agent``).
 
     Work on the fleet (``attach``, ``refresh``, ``set_map``, ``set_count``, ``each``) is begun on each VM as soon as
     there is a place for it, and has one result a VM, as they come: see Results. A VM is attached when there is work
@@ -35,15 +41,23 @@ class Fleet:
     Any number of tasks may call it at once; each VM takes its callers as VcpuController says. Leaving the context
     cancels what runs and lets go of all VMs, which go on. Cancelling a method stops what its own docstring says.
 
+    On other hosts a VM's address is ``HOST/NAME``. ``refresh`` asks each host's agent once. ``set_map`` and
+    ``set_count`` write a wish for each VM, which its agent carries out, once, whatever happens to this program;
+    cancelling them takes back what was not begun, and has the rest stopped at its next safe point. ``events`` has
+    what agents tell. Functions do not travel: ``each``, ``attach`` and ``vms`` raise TypeError. A wish that nobody
+    can begin, since its host or its VM is away, is taken back after *reply_timeout*.
+
     Args:
         addresses: UNIX paths, ``"unix:PATH"``, ``"tcp:HOST:PORT"`` or ``(host, port)``. Each has a result, even
-            one that leads nowhere, or to a VM that another one leads to.
+            one that leads nowhere, or to a VM that another one leads to. Or the server that other hosts meet at:
+            ``"nats://HOST:PORT"``, ``"tls://HOST:PORT"``, several servers of a cluster with commas between them.
         directory: Where else to look for sockets: when entered, and at each ``rescan``. There each VM is found once,
             even if several links lead to its socket, or its QEMU has several sockets; other files are passed over.
         pattern: Which paths below *directory*, as in ``pathlib.Path.glob``: ``"*.qmp"``, ``"*/qmp.sock"``.
         concurrency: How many VMs are begun at a time. One that takes longer than a tenth of a second makes room for
             the next, so that silent VMs do not hold up the others.
         reply_timeout: Deadline of connecting, and of each QMP command, of each VM, in seconds from its own beginning.
+            With a server: of connecting to it, and how long a host or a VM may be away.
         record: Returns, for an address and what QEMU tells of its VM, the path of the domain XML that is to follow
             the VM, or None for none. Each VM is attached twice then: its name is known only after the first time.
         agent: Where the guest's agent of each VM is, for ``vm.guest``, proofs and ``offline_first``: a pattern of
@@ -53,9 +67,23 @@ class Fleet:
             of agents in *directory* are no VMs.
         read_only: As in ``attach``, of all records.
         resync_interval: As in ``attach``.
+        where: Which VMs of which hosts: words ``host=PATTERN``, ``name=PATTERN``, ``uuid=PATTERN``, all of which
+            must fit; ``*``, ``?`` and ``[...]`` stand for letters. Without a word, all. Chosen when entered, and at
+            each ``rescan``.
+        who: Who wishes and asks, for people, and for the server's permissions; None: the user's name.
+        why: What for, for people.
+        drop_after: How long a wish may take from when it was written, by the server's clock, in seconds: nothing is
+            sent for it after that; None: 600.
+        creds: A credentials file of NATS.
+        nkey: A file with the seed of an nkey.
+        login: A file whose first line is ``USER:PASSWORD``, or a token.
+        tls_ca: The certificates to trust; given, nothing is sent unencrypted.
+        tls_cert: The client's certificate.
+        tls_key: Its key.
 
     Raises:
-        ValueError: *concurrency* is not at least 1, or *pattern* or *agent* is no pattern.
+        ValueError: *concurrency* is not at least 1, or *pattern*, *agent*, *where* or the server's address cannot be
+            read, or an option does not go with where the VMs are.
         TypeError: An address is none of these.
 
     Example:
@@ -68,7 +96,7 @@ class Fleet:
     @checked
     def __init__(
         self,
-        addresses: Iterable[Location] = (),
+        addresses: Iterable[Location] | str = (),
         *,
         directory: str | os.PathLike[str] | None = None,
         pattern: str = "*",
@@ -78,19 +106,61 @@ class Fleet:
         agent: str | Callable[[str], Location | None] | None = None,
         read_only: bool = False,
         resync_interval: float | None = 30.0,
+        where: str = "",
+        who: str | None = None,
+        why: str = "",
+        drop_after: float | None = None,
+        creds: str | os.PathLike[str] | None = None,
+        nkey: str | os.PathLike[str] | None = None,
+        login: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_cert: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
     ) -> None:
-        if isinstance(addresses, str | os.PathLike):
-            raise TypeError("addresses are many: give a list of them, or directory=")
-        self._transport = LocalVms(
-            addresses,
-            directory=directory,
-            pattern=pattern,
-            reply_timeout=reply_timeout,
-            record=record,
-            agent=agent,
-            read_only=read_only,
-            resync_interval=resync_interval,
-        )
+        here = {
+            "directory": (directory, None),
+            "pattern": (pattern, "*"),
+            "record": (record, None),
+            "agent": (agent, None),
+            "read_only": (read_only, False),
+            "resync_interval": (resync_interval, 30.0),
+        }
+        files = {
+            "creds": creds,
+            "nkey": nkey,
+            "login": login,
+            "tls_ca": tls_ca,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
+        }
+        self._here: LocalVms | None = None
+        self._transport: Transport
+        if isinstance(addresses, str) and addresses.startswith(_SERVERS):
+            _refuse(here, "it is about VMs of this host, and these are of others: their agents have it")
+            self._transport = _others(
+                addresses, where, who=who, why=why, drop_after=drop_after, reply_timeout=reply_timeout, **files
+            )
+        elif isinstance(addresses, str | os.PathLike):
+            raise TypeError("addresses are many: give a list of them, or directory=; or a server, nats://HOST:PORT")
+        else:
+            there: dict[str, tuple[object, object]] = {
+                "where": (where, ""),
+                "who": (who, None),
+                "why": (why, ""),
+                "drop_after": (drop_after, None),
+            }
+            there |= {name: (file, None) for name, file in files.items()}
+            _refuse(there, "it is about VMs of other hosts, and no server is given")
+            self._transport = self._here = LocalVms(
+                addresses,
+                directory=directory,
+                pattern=pattern,
+                reply_timeout=reply_timeout,
+                record=record,
+                agent=agent,
+                read_only=read_only,
+                resync_interval=resync_interval,
+            )
         self._admission = Admission(at_least("concurrency", concurrency, 1))
         self._running: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
@@ -117,30 +187,39 @@ class Fleet:
     @property
     def directory(self) -> Path | None:
         """Where it looks for sockets; None: nowhere."""
-        return self._transport.directory
+        return None if self._here is None else self._here.directory
 
     @property
     def vms(self) -> Mapping[str, VcpuController]:
-        """The VMs that are attached now, by address; one whose connection is lost is in it until its next work."""
-        return self._transport.vms
+        """The VMs that are attached now, by address; one whose connection is lost is in it until its next work.
+
+        Raises:
+            TypeError: They are VMs of other hosts, which their agents attach.
+        """
+        return self._local("vms: agents attach them; refresh() has their layouts").vms
 
     async def rescan(self) -> Rescan:
         """Look into the directory again; new sockets are in the fleet from now on, and none is connected to.
 
         A VM leaves when its socket is gone and its connection too; while that lives, so does the VM. What was begun
-        goes on. Cancelling it changes nothing.
+        goes on. Cancelling it changes nothing. On other hosts it chooses again among the VMs that agents tell of.
 
         Raises:
             SocketDirectoryError: The directory cannot be read; the fleet stays as it was.
             ValueError: There is none to look into.
+            SameNameError: VMs of two hosts have a name that was chosen without a host.
         """
         return await self._transport.rescan()
 
     # Work.
 
     def attach(self) -> Results[VcpuController]:
-        """Attach to every VM that is not attached; the others are not asked."""
-        return self.each(_itself)
+        """Attach to every VM that is not attached; the others are not asked.
+
+        Raises:
+            TypeError: They are VMs of other hosts, which their agents attach.
+        """
+        return self._each(self._local("attach: agents attach them; refresh() has their layouts").members(), _itself)
 
     def refresh(self) -> Results[Layout]:
         """Read every VM again."""
@@ -179,8 +258,11 @@ class Fleet:
 
         Raises:
             RuntimeError: The fleet is closed.
+            TypeError: They are VMs of other hosts: functions do not travel.
         """
-        return self._each(self._transport.members(), work)
+        return self._each(
+            self._local("each: functions do not travel; use refresh, set_map or set_count").members(), work
+        )
 
     def events(self) -> FleetEvents:
         """Return the events of all VMs from now on, each with whose it is; see FleetEvents."""
@@ -199,6 +281,11 @@ class Fleet:
         await asyncio.wait({*self._running, self._closing})
 
     # How it is done.
+
+    def _local(self, instead: str) -> LocalVms:
+        if self._here is None:
+            raise TypeError(f"these are VMs of other hosts. {instead}")
+        return self._here
 
     def _each(self, members: Mapping[str, Member[_Vm]], work: Callable[[_Vm], Awaitable[_T]]) -> Results[_T]:
         if self._closing is not None:
@@ -242,3 +329,45 @@ async def _work(
 
 async def _itself(vm: VcpuController) -> VcpuController:
     return vm
+
+
+def _refuse(options: Mapping[str, tuple[object, object]], why: str) -> None:
+    """Raise ValueError if one of *options*, each with its default, is given."""
+    for name, (value, default) in options.items():
+        if value != default:
+            raise ValueError(f"{name}: {why}")
+
+
+def _others(
+    servers: str,
+    where: str,
+    *,
+    who: str | None,
+    why: str,
+    drop_after: float | None,
+    reply_timeout: float,
+    **files: Any,
+) -> Transport:
+    """Return the transport to VMs of other hosts."""
+    from qmpvcpu.bus import ServerAddress  # not at the top: most fleets are of one host
+    from qmpvcpu.fleet.remote import RemoteVms
+    from qmpvcpu.model.where import Where
+    from qmpvcpu.model.wish import DROP_AFTER_S
+
+    if drop_after == 0:
+        raise ValueError("drop_after is 0: a wish would be dropped at once")
+    return RemoteVms(
+        ServerAddress.of(servers, **files),
+        Where.parse(where),
+        who=who or _user(),
+        why=why,
+        drop_after=drop_after or DROP_AFTER_S,
+        reply_timeout=reply_timeout,
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # it has no name here
+        return str(os.getuid())

@@ -1,0 +1,452 @@
+"""The VMs of other hosts: their agents are asked over the server that hosts meet at, and carry wishes out."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import weakref
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, Unpack
+from uuid import uuid4
+
+from qmpvcpu.bus import Bus, ServerAddress
+from qmpvcpu.documents import NO_ANSWER, error_from_json, event_from_json
+from qmpvcpu.errors import (
+    HostFailedError,
+    HostsError,
+    HostSilentError,
+    QmpVcpuError,
+    RequestRefusedError,
+    WishError,
+    printable,
+)
+from qmpvcpu.events import Event, LayoutChanged
+from qmpvcpu.fleet.merged import FleetEvents
+from qmpvcpu.fleet.results import VmResult
+from qmpvcpu.fleet.transport import Rescan
+from qmpvcpu.fleet.wishes import State, WishBook
+from qmpvcpu.model.codec import from_json
+from qmpvcpu.model.hosts import Operation, VmKey, name_of, request_subject, token
+from qmpvcpu.model.layout import Layout
+from qmpvcpu.model.options import ChangeOptions
+from qmpvcpu.model.transition import TransitionReport
+from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.where import Where
+from qmpvcpu.model.wish import GRACE_S, Wish, WishOptions, WishPhase
+from qmpvcpu.vm.subscribers import EventStream
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger("qmpvcpu.fleet")
+
+# An agent that is there reads many VMs, and waits for those that are silent, before it answers.
+_LIST_S: Final = 60.0
+_MISSED: Final = "Missed"
+_AUDIT: Final = ("Asked", "Answered")
+
+
+class RemoteVm:
+    """One VM of another host, as a member of a fleet, and as what can be worked on."""
+
+    is_extra = False
+
+    def __init__(self, vms: "RemoteVms", key: VmKey, listing: "_Listing") -> None:
+        self._vms = vms
+        self._listing = listing
+        self._layout: Layout | None = None
+        self.key = key
+        self.name = key.vm
+
+    @property
+    def layout(self) -> Layout | None:
+        """Its layout, as last seen."""
+        return self._layout or self._vms.layout_of(self.key)
+
+    async def reach(self) -> "RemoteVm":
+        """Return it: whether its agent reaches it is found out by each call."""
+        return self
+
+    async def refresh(self) -> Layout:
+        """Have its agent read it again.
+
+        Raises:
+            HostSilentError: No agent answers there.
+            RequestRefusedError: Its agent has no such VM any more.
+            QmpVcpuError: What came of reading it.
+        """
+        row = (await self._listing.rows_of(self.key.host)).get(self.key.vm)
+        result = None if row is None else _result(row, self.key)
+        if result is not None and result.error is not None:
+            raise result.error
+        if result is None or result.layout is None:
+            raise RequestRefusedError(f"{self.key}: its host's agent has no such VM any more; look which there are")
+        self._layout = result.layout
+        return result.layout
+
+    async def set_map(self, target: VcpuMap, **options: Unpack[ChangeOptions]) -> TransitionReport:
+        """Wish that exactly these vCPUs are plugged, and wait for what comes of it."""
+        return await self._carry_out(self._vms.wish(options, map=target))
+
+    async def set_count(
+        self, count: int, *, include_boot: bool = False, **options: Unpack[ChangeOptions]
+    ) -> TransitionReport:
+        """Wish that so many vCPUs are plugged, and wait for what comes of it."""
+        return await self._carry_out(self._vms.wish(options, count=count, include_boot=include_boot))
+
+    async def _carry_out(self, wish: Wish) -> TransitionReport:
+        self._layout = None
+        state, revision = await self._vms.carry_out(self.key, wish)
+        return state.report_of(revision)
+
+
+class RemoteVms:
+    """The transport over the server that hosts meet at.
+
+    Args:
+        address: The server.
+        where: Which VMs of which hosts.
+        who: Who wishes and asks, for people, and for the server's permissions.
+        why: What for, for people.
+        reply_timeout: Deadline of connecting, and how long a host, or a VM, may be away before it counts as silent.
+        drop_after: How long a wish may take.
+    """
+
+    directory = None
+
+    def __init__(
+        self, address: ServerAddress, where: Where, *, who: str, why: str, reply_timeout: float, drop_after: float
+    ) -> None:
+        self._address = address
+        self._where = where
+        self._who = who
+        self._why = why
+        self._reply_timeout = reply_timeout
+        self._drop_after = drop_after
+        self._stack = contextlib.AsyncExitStack()
+        self._bus: Bus
+        self._book: WishBook
+        self._chosen: dict[VmKey, None] = {}
+        self._changing: set[asyncio.Task[Any]] = set()
+        self._asking: set[asyncio.Task[Any]] = set()
+        self._events: weakref.WeakSet[FleetEvents] = weakref.WeakSet()
+        self._listening: set[asyncio.Event] = set()  # each is set once what happens reaches its stream
+        self._closed = False
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """HOST/NAME of all VMs that were chosen, ordered by host and name."""
+        return tuple(map(str, self._chosen))
+
+    async def open(self) -> None:
+        """Connect, and find the VMs.
+
+        Raises:
+            HostsError: The server cannot be reached, or is not fit.
+            SameNameError: VMs of two hosts have a name that was chosen without a host.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            bus = await Bus.connect(self._address, name="qmpvcpu fleet", timeout=self._reply_timeout)
+            self._bus = await stack.enter_async_context(bus)
+            self._book = await stack.enter_async_context(WishBook(self._bus))
+            await self.rescan()
+            self._stack = stack.pop_all()
+
+    async def rescan(self) -> Rescan:
+        """Choose again among the VMs that agents tell of now.
+
+        Raises:
+            SameNameError: VMs of two hosts have a name that was chosen without a host.
+        """
+        before = self._chosen
+        uuids = {key: state.uuid for key, state in self._book.states.items()}
+        self._chosen = dict.fromkeys(self._where.choose(uuids))
+        came = tuple(str(key) for key in self._chosen if key not in before)
+        return Rescan(came, tuple(str(key) for key in before if key not in self._chosen))
+
+    def check_options(self, options: ChangeOptions) -> None:
+        """Raise TypeError or ValueError if these are no options that travel."""
+        WishOptions.of(options)
+
+    def members(self) -> Mapping[str, RemoteVm]:
+        """Return whom to work on now; each host is asked once for all of them."""
+        listing = _Listing(self)
+        return {str(key): RemoteVm(self, key, listing) for key in self._chosen}
+
+    def layout_of(self, key: VmKey) -> Layout | None:
+        """Return the layout that the VM's agent told last, or None."""
+        state = self._book.states.get(key)
+        with contextlib.suppress(ValueError):
+            return None if state is None else state.result().layout
+        return None
+
+    async def close(self) -> None:
+        """Wait until what was wished is taken back or stopped, and let go of the server; idempotent."""
+        self._closed = True
+        while self._changing:
+            await asyncio.wait(self._changing)
+        for task in self._asking:
+            task.cancel()
+        while self._asking:
+            await asyncio.wait(self._asking)
+        await self._stack.aclose()
+        for events in self._events:
+            events.close()
+
+    # Requests.
+
+    def start(self, asking: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
+        """Do it in a task of its own, until it is done or this is closed."""
+        task = asyncio.get_running_loop().create_task(asking)
+        self._asking.add(task)
+        task.add_done_callback(self._asked)
+        return task
+
+    def _asked(self, task: "asyncio.Task[Any]") -> None:
+        self._asking.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it may be gone, and asyncio would report it
+
+    async def ask(self, host: str, operation: Operation, request: Mapping[str, Any], answer: type[_T]) -> _T:
+        """Ask *host*'s agent, and return its *answer*.
+
+        Raises:
+            HostsError: It does not answer, or with nonsense.
+            QmpVcpuError: Its answer is an error.
+        """
+        await self._listened()
+        subject = request_subject(host, operation, self._who)
+        asking = self.start(self._bus.request(subject, json.dumps(request).encode(), timeout=_LIST_S))
+        gone = self.start(self._gone(host))
+        try:
+            await asyncio.wait({asking, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise HostSilentError(subject)
+            return _read(answer, asking.result(), subject)
+        finally:
+            asking.cancel()
+            gone.cancel()
+
+    async def _gone(self, host: str) -> None:
+        """Return when *host* has been without an agent for as long as a reply may take."""
+        book = self._book
+        while await book.wait_host(host, None, gone=True):
+            if not await book.wait_host(host, self._reply_timeout):
+                return
+
+    # Wishes.
+
+    def wish(self, options: ChangeOptions, **target: Any) -> Wish:
+        """Return the wish for *target*."""
+        return Wish(
+            id=uuid4().hex,
+            options=WishOptions.of(options),
+            drop_after=self._drop_after,
+            who=self._who,
+            why=self._why,
+            **target,
+        )
+
+    async def carry_out(self, key: VmKey, wish: Wish) -> tuple[State, int]:
+        """Have *wish* carried out; return the state with what came of it, and the wish's revision.
+
+        Cancelling it takes the wish back, or has it stopped at its next safe point.
+
+        Raises:
+            HostsError: It was not begun, or it is not known what came of it.
+        """
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 -- JUSTIFICATION: a coroutine runs in a task, which mypy cannot know
+        self._changing.add(task)
+        try:
+            await self._listened()
+            if not await self._book.wait_host(key.host, self._reply_timeout):
+                raise self._silence(key.host)
+            writing = self.start(self._book.replace(key, wish))
+            try:
+                revision = await asyncio.shield(writing)
+                return await self._answer(key, revision), revision
+            except asyncio.CancelledError:
+                await self._stop(key, writing)
+                raise
+        finally:
+            self._changing.discard(task)
+
+    def _silence(self, host: str) -> HostSilentError:
+        return HostSilentError(request_subject(host, Operation.SET, self._who))
+
+    async def _answer(self, key: VmKey, revision: int) -> State:
+        """Return the state that answers the wish of *revision*; take the wish back if nobody can begin it."""
+        book, loop = self._book, asyncio.get_running_loop()
+
+        def over() -> bool:
+            state = book.states.get(key)
+            return state is not None and state.has_answered(revision)
+
+        def stuck() -> bool:
+            state = book.states.get(key)
+            answer = None if state is None else state.answer
+            waits = answer is not None and answer.revision == revision and answer.phase is WishPhase.WAITING
+            return key.host not in book.hosts or (state is not None and not state.is_here and waits)
+
+        deadline = loop.time() + self._drop_after + GRACE_S
+        while not over() and (left := deadline - loop.time()) > 0:
+            if not stuck():
+                await book.wait_changed(key, lambda: over() or stuck(), left)
+            elif not await book.wait_changed(key, lambda: over() or not stuck(), min(left, self._reply_timeout)):
+                if await book.withdraw(key, revision):
+                    raise self._not_begun(key)
+                # It was begun before its agent died: the next one sees to it.
+                await book.wait_changed(key, over, deadline - loop.time())
+        if over():
+            return book.states[key]
+        if await book.withdraw(key, revision):
+            raise WishError(str(key), WishPhase.EXPIRED, "nobody has begun it", NO_ANSWER)
+        raise WishError(str(key), WishPhase.RUNNING, "there was no answer in time", NO_ANSWER)
+
+    def _not_begun(self, key: VmKey) -> QmpVcpuError:
+        """Return why a wish for *key* could not be begun, and was taken back."""
+        state = self._book.states.get(key)
+        if key.host not in self._book.hosts or state is None or state.answer is None:
+            return self._silence(key.host)
+        return WishError(str(key), WishPhase.WITHDRAWN, state.answer.why, NO_ANSWER)
+
+    async def _stop(self, key: VmKey, writing: "asyncio.Task[int]") -> None:
+        """Take a wish back, or have it stopped, and wait a while until it is."""
+        try:
+            revision = await writing
+            if not await self._book.stop(key, revision):
+                await self._book.answer_to(key, revision, self._reply_timeout)
+        except HostsError as error:
+            _log.warning("%s: the wish could not be taken back: %s", key, error, extra={"vm": str(key)})
+
+    # Events.
+
+    def events(self) -> FleetEvents:
+        """Return what happens to the chosen VMs from now on, before anything else is asked or wished."""
+        events = FleetEvents()
+        if self._closed:
+            events.close()
+            return events
+        self._events.add(events)
+        listening = asyncio.Event()
+        self._listening.add(listening)
+        task = self.start(self._follow(weakref.ref(events), listening))
+        weakref.finalize(events, task.cancel)
+        return events
+
+    async def _listened(self) -> None:
+        """Wait until all streams of events have begun."""
+        for listening in tuple(self._listening):
+            await listening.wait()
+
+    async def _follow(self, events: "weakref.ref[FleetEvents]", listening: asyncio.Event) -> None:
+        streams: dict[VmKey, EventStream] = {}
+        try:
+            async with self._bus.follow(self._subject()) as happened:
+                self._began(listening)
+                async for each in happened:
+                    key, kind = _whose(each.subject)
+                    if key not in self._chosen or kind in _AUDIT or (event := _event(each.data, kind)) is None:
+                        continue
+                    if key not in streams:
+                        streams[key] = EventStream(asyncio.get_running_loop())
+                        if (stream := events()) is None:
+                            return
+                        stream.add(str(key), key.vm, streams[key])
+                        del stream
+                    streams[key].push(event)
+        except HostsError as error:
+            _log.warning("no events come any more: %s", error)
+            if (stream := events()) is not None:
+                stream.close()
+        finally:
+            self._began(listening)
+
+    def _began(self, listening: asyncio.Event) -> None:
+        listening.set()
+        self._listening.discard(listening)
+
+    def _subject(self) -> str:
+        """Return the narrowest subject that has all events of the chosen VMs."""
+        patterns = (self._where.host, self._where.name)
+        host, vm = ("*" if not each or any(map(each.__contains__, "*?[")) else token(each) for each in patterns)
+        return f"qmpvcpu.event.{host}.{vm}.*"
+
+
+@dataclass(frozen=True)
+class _Page:
+    """A part of a list: *next* is where the rest begins after, None at the end."""
+
+    vms: tuple[object, ...]
+    next: str | None
+
+
+class _Listing:
+    """What each host's agent says of its VMs, asked once."""
+
+    def __init__(self, vms: RemoteVms) -> None:
+        self._vms = vms
+        self._asked: dict[str, asyncio.Task[dict[str, Mapping[str, Any]]]] = {}
+
+    async def rows_of(self, host: str) -> dict[str, Mapping[str, Any]]:
+        """Return the rows of *host*'s VMs, by name."""
+        if host not in self._asked:
+            self._asked[host] = self._vms.start(self._ask(host))
+        return await asyncio.shield(self._asked[host])  # the others wait for it too
+
+    async def _ask(self, host: str) -> dict[str, Mapping[str, Any]]:
+        rows: dict[str, Mapping[str, Any]] = {}
+        after: str | None = None
+        while True:
+            request = {"fresh": True, "after": after}
+            page = await self._vms.ask(host, Operation.LIST, request, _Page)
+            rows |= {str(row.get("name")): row for row in page.vms if isinstance(row, Mapping)}
+            if page.next is None or (after is not None and page.next <= after):
+                return rows
+            after = page.next
+
+
+def _read(kind: type[_T], answer: bytes, subject: str) -> _T:
+    """Return what an agent answered.
+
+    Raises:
+        HostFailedError: It cannot be read.
+        QmpVcpuError: It is an error.
+    """
+    try:
+        content = from_json(dict, answer.decode())
+        if (error := content.get("error")) is None:
+            return from_json(kind, content)
+    except ValueError as err:
+        raise HostFailedError(subject, f"its answer cannot be read: {err}") from err
+    raise error_from_json(error)
+
+
+def _result(row: Mapping[str, Any], key: VmKey) -> VmResult[Any]:
+    """Return what an agent's *row* says of a VM.
+
+    Raises:
+        HostFailedError: It cannot be read.
+    """
+    try:
+        return VmResult.from_json(row)
+    except ValueError as error:
+        raise HostFailedError(str(key), f"its state cannot be read: {error}") from error
+
+
+def _whose(subject: str) -> tuple[VmKey, str]:
+    """Return whose event has *subject*, and its kind."""
+    host, vm, kind = subject.split(".")[-3:]
+    return VmKey(name_of(host), name_of(vm)), kind
+
+
+def _event(data: bytes, kind: str) -> Event | None:
+    """Return the event in *data*; None if it cannot be read."""
+    if kind == _MISSED:
+        return LayoutChanged(generation=0, resync=True)
+    try:
+        return event_from_json(from_json(dict, data.decode()))
+    except ValueError as error:
+        _log.warning("an event %s cannot be read: %s", kind, printable(str(error)))
+        return None

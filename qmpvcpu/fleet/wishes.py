@@ -1,0 +1,398 @@
+"""Wishes for VMs of other hosts: written, watched until they are answered, and taken back."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+from qmpvcpu.bus import Bucket, Bus, Entry
+from qmpvcpu.documents import NOT_REACHED
+from qmpvcpu.errors import HostsError, StaleError, TooLongError, WishError, printable
+from qmpvcpu.fleet.results import VmResult
+from qmpvcpu.model.codec import from_json, members, to_json
+from qmpvcpu.model.hosts import LEASES, MOST_BYTES, STATES, WISHES, HostInfo, VmKey, name_of
+from qmpvcpu.model.transition import TransitionReport
+from qmpvcpu.model.wish import Answer, Claim, Wish, WishPhase
+
+_log = logging.getLogger("qmpvcpu.fleet")
+
+
+@dataclass(frozen=True)
+class State:
+    """What a host's agent has told of a VM.
+
+    Attributes:
+        vm: Which VM.
+        answer: How far the wish got that was answered last; None: there was none.
+        uuid: The VM's uuid, or None.
+        is_here: Whether the agent reached the VM.
+        written: When it was told, by the server's clock, in seconds since 1970.
+        content: The whole document.
+    """
+
+    vm: VmKey
+    answer: Answer | None
+    uuid: str | None
+    is_here: bool
+    written: float
+    content: bytes
+
+    @classmethod
+    def read(cls, entry: Entry) -> "State":
+        """Return the state in *entry*.
+
+        Raises:
+            ValueError: It is none.
+        """
+        content = entry.value or b""
+        data = from_json(dict, content.decode())
+        answer = members(data, {"answer": object})["answer"]
+        vm = data.get("vm")
+        return cls(
+            vm=VmKey.parse(entry.key),
+            answer=None if answer is None else from_json(Answer, answer),
+            uuid=None if vm is None else members(vm, {"uuid": str | None})["uuid"],
+            is_here=vm is not None,
+            written=entry.created,
+            content=content,
+        )
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """All that was told, as ``fleet list --json`` has it of one VM, and more."""
+        return from_json(dict, self.content.decode())
+
+    def result(self) -> VmResult[TransitionReport | None]:
+        """Return it as a result: its layout, and the report or the error of the wish that was answered last.
+
+        Raises:
+            ValueError: The document cannot be read.
+        """
+        return replace(VmResult.from_json(self.document), address=str(self.vm), name=self.vm.vm)
+
+    def has_answered(self, revision: int) -> bool:
+        """Return True if the wish of *revision* is over: it was answered, or a newer one was."""
+        answer = self.answer
+        return answer is not None and (
+            answer.revision > revision or (answer.revision == revision and answer.phase.is_over)
+        )
+
+    def report_of(self, revision: int) -> TransitionReport:
+        """Return what came of the wish of *revision*, which is over.
+
+        Raises:
+            QmpVcpuError: What came of it, as ``VcpuController.set_map`` raises it.
+            WishError: It came to nothing, or what came of it is not known.
+        """
+        answer = self.answer
+        if answer is None or answer.revision != revision:
+            raise WishError(str(self.vm), WishPhase.SUPERSEDED, "its events tell what was sent by then", NOT_REACHED)
+        if answer.phase not in (WishPhase.REJECTED, WishPhase.EXPIRED):
+            try:
+                result = self.result()
+            except ValueError as error:
+                raise WishError(
+                    str(self.vm), answer.phase, f"its answer cannot be read: {error}", answer.code
+                ) from error
+            if result.error is not None:
+                raise result.error
+            if result.value is not None and answer.phase is WishPhase.ENDED:
+                return result.value
+        raise WishError(str(self.vm), answer.phase, answer.why, answer.code)
+
+
+class WishBook:
+    """The wishes of many VMs, and what their hosts say, as one async context: ``async with WishBook(bus) as book:``.
+
+    Entering it reads all states and leases, and from then on they are kept up to date, by one watch of each.
+
+    Args:
+        bus: The server; it stays open.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._wishes: Bucket
+        self._states: dict[VmKey, State] = {}
+        self._hosts: dict[str, HostInfo] = {}
+        self._waiting: dict[VmKey, set[asyncio.Event]] = {}
+        self._listeners: set[_Changes] = set()
+        self._watches: list[asyncio.Task[None]] = []
+        self._failure: BaseException | None = None
+
+    async def __aenter__(self) -> Self:
+        self._wishes = await self._bus.bucket(WISHES)
+        states, leases = await self._bus.bucket(STATES), await self._bus.bucket(LEASES)
+        known = [asyncio.Event(), asyncio.Event()]
+        self._watches = [
+            asyncio.ensure_future(self._watch(states, ">", self._take_state, known[0])),
+            asyncio.ensure_future(self._watch(leases, "host.>", self._take_lease, known[1])),
+        ]
+        try:
+            for each in known:
+                await each.wait()
+            self._check()
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
+        for each in self._watches:
+            each.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        self._failed(HostsError("the wishes were closed"))
+
+    # What is known.
+
+    @property
+    def states(self) -> Mapping[VmKey, State]:
+        """What was told last of each VM, kept up to date; a host that is away is not known to be so by it."""
+        return MappingProxyType(self._states)
+
+    @property
+    def hosts(self) -> Mapping[str, HostInfo]:
+        """The hosts whose agents are there, by name, kept up to date."""
+        return MappingProxyType(self._hosts)
+
+    async def answers(self) -> AsyncGenerator[State, None]:
+        """Yield each state that has an answer: those of now, then each that changes.
+
+        Of a VM that changes faster than it is taken, only the newest state comes.
+
+        Raises:
+            HostsError: The states cannot be watched any more.
+        """
+        changes = _Changes(state.vm for state in self._states.values())
+        self._listeners.add(changes)
+        try:
+            while True:
+                vm = await changes.next()
+                self._check()
+                state = None if vm is None else self._states.get(vm)
+                if state is not None and state.answer is not None:
+                    yield state
+        finally:
+            self._listeners.discard(changes)
+
+    async def wait_changed(self, vm: VmKey, until: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until *until* returns True, at most so long; return whether it did.
+
+        It is asked again whenever the state of *vm* changes, or its host comes or goes.
+
+        Raises:
+            HostsError: They cannot be watched any more.
+        """
+        with self._waker(vm) as news:
+            try:
+                async with asyncio.timeout(timeout):
+                    while not until():
+                        await news.wait()
+                        news.clear()
+                        self._check()
+            except TimeoutError:
+                return False
+            return True
+
+    async def wait_host(self, host: str, timeout: float | None, *, gone: bool = False) -> bool:
+        """Wait until *host*'s agent is there, or is *gone*, at most so long; return whether it is so.
+
+        Raises:
+            HostsError: It cannot be watched any more.
+        """
+        return await self.wait_changed(VmKey(host, ""), lambda: (host in self._hosts) is not gone, timeout)
+
+    @contextlib.contextmanager
+    def _waker(self, vm: VmKey) -> Iterator[asyncio.Event]:
+        news = asyncio.Event()
+        waiting = self._waiting.setdefault(vm, set())
+        waiting.add(news)
+        try:
+            yield news
+        finally:
+            waiting.discard(news)
+            if not waiting and self._waiting.get(vm) is waiting:
+                del self._waiting[vm]
+
+    async def answer_to(self, vm: VmKey, revision: int, timeout: float | None = None) -> State | None:
+        """Wait until the wish of *revision* is over; return the state that says so, None if it was not by then.
+
+        Raises:
+            HostsError: The states cannot be watched any more.
+        """
+
+        def is_over() -> bool:
+            state = self._states.get(vm)
+            return state is not None and state.has_answered(revision)
+
+        return self._states[vm] if await self.wait_changed(vm, is_over, timeout) else None
+
+    # What is wished.
+
+    async def revision(self, vm: VmKey) -> int | None:
+        """Return the revision of what is wished of *vm* now, to be replaced; None: nothing."""
+        entry = await self._wishes.get(vm.key)
+        return None if entry is None else entry.revision
+
+    async def write(self, vm: VmKey, wish: Wish, last: int | None) -> int:
+        """Wish something of *vm*, in place of the wish of revision *last*; return the new revision.
+
+        Raises:
+            StaleError: Another wish is there; nothing was written.
+            TooLongError: Agents would not read it.
+            HostsError: It could not be written.
+        """
+        content = json.dumps(to_json(wish)).encode()
+        if len(content) > MOST_BYTES:
+            raise TooLongError(f"a wish for {vm}", len(content), MOST_BYTES)
+        if last is None:
+            return await self._wishes.create(vm.key, content)
+        return await self._wishes.update(vm.key, content, last=last)
+
+    async def replace(self, vm: VmKey, wish: Wish) -> int:
+        """Wish something of *vm* in place of what is wished of it now; return the revision.
+
+        Raises:
+            StaleError: Another wish came just now; nothing was written.
+            HostsError: It could not be written.
+        """
+        seen = await self._wishes.get(vm.key)
+        while True:
+            try:
+                return await self.write(vm, wish, None if seen is None else seen.revision)
+            except StaleError:
+                now = await self._wishes.get(vm.key)
+                if now is not None and (seen is None or _of(now)[0] != _of(seen)[0]):
+                    raise
+                seen = now  # it was begun just now, or is over
+
+    async def withdraw(self, vm: VmKey, revision: int) -> bool:
+        """Take the wish of *revision* back if it was not begun.
+
+        Returns:
+            True: it was not, and never will be. False: it was begun, is over, or another took its place.
+
+        Raises:
+            HostsError: It is not known whether it was taken back.
+        """
+        try:
+            await self._wishes.delete(vm.key, last=revision)
+        except StaleError:
+            return False
+        return True
+
+    async def stop(self, vm: VmKey, revision: int) -> bool:
+        """Take the wish of *revision* back; if it was begun, its agent stops at the next safe point, and answers.
+
+        Returns:
+            True: it was not begun, and never will be. False: see ``answer_to``.
+
+        Raises:
+            HostsError: It is not known whether it was taken back.
+        """
+        while not await self.withdraw(vm, revision):
+            now = await self._wishes.get(vm.key)
+            claim = None if now is None else _of(now)[1]
+            if now is None or claim is None or claim.revision != revision:
+                return False
+            try:
+                await self._wishes.delete(vm.key, last=now.revision)
+            except StaleError:
+                continue
+            return False
+        return True
+
+    # How it is kept up to date.
+
+    async def _watch(self, bucket: Bucket, keys: str, take: Callable[[Entry], None], known: asyncio.Event) -> None:
+        try:
+            async with bucket.watch(keys) as entries:
+                async for entry in entries:
+                    if entry is None:
+                        known.set()
+                        continue
+                    try:
+                        take(entry)
+                    except ValueError as error:
+                        _log.warning("%s: %s cannot be read: %s", bucket.name, entry.key, printable(str(error)))
+        except HostsError as error:
+            self._failed(error)
+        finally:
+            known.set()
+
+    def _take_state(self, entry: Entry) -> None:
+        vm = VmKey.parse(entry.key)
+        if entry.value is None:
+            self._states.pop(vm, None)
+        else:
+            self._states[vm] = State.read(entry)
+        self._tell(vm)
+
+    def _take_lease(self, entry: Entry) -> None:
+        host = name_of(entry.key.partition(".")[2])
+        if entry.value is None:
+            is_new = self._hosts.pop(host, None) is not None
+        else:
+            is_new = host not in self._hosts
+            self._hosts[host] = from_json(HostInfo, entry.value.decode())
+        if is_new:
+            for vm in [vm for vm in self._waiting if vm.host == host]:
+                self._tell(vm)
+
+    def _tell(self, vm: VmKey) -> None:
+        for news in self._waiting.get(vm, ()):
+            news.set()
+        for changes in self._listeners:
+            changes.put(vm)
+
+    def _failed(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        for waiting in self._waiting.values():
+            for news in waiting:
+                news.set()
+        for changes in self._listeners:
+            changes.put(None)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+class _Changes:
+    """Which VMs changed since they were taken, each once; None: nothing more will be known."""
+
+    def __init__(self, vms: Iterator[VmKey]) -> None:
+        self._due: dict[VmKey | None, None] = dict.fromkeys(vms)
+        self._news = asyncio.Event()
+
+    def put(self, vm: VmKey | None) -> None:
+        """Note that *vm* changed."""
+        self._due[vm] = None
+        self._news.set()
+
+    async def next(self) -> VmKey | None:
+        """Return one that changed."""
+        while not self._due:
+            self._news.clear()
+            await self._news.wait()
+        vm = next(iter(self._due))
+        del self._due[vm]
+        return vm
+
+
+def _of(entry: Entry) -> tuple[str, Claim | None]:
+    """Return the id of the wish in *entry*, and its claim; "" and None where it cannot be read."""
+    try:
+        wish = from_json(Wish, (entry.value or b"").decode())
+    except ValueError:
+        return "", None
+    return wish.id, wish.claim
