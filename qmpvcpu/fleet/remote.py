@@ -27,7 +27,7 @@ from qmpvcpu.fleet.results import VmResult
 from qmpvcpu.fleet.transport import Rescan
 from qmpvcpu.fleet.wishes import State, WishBook
 from qmpvcpu.model.codec import from_json
-from qmpvcpu.model.hosts import Operation, VmKey, name_of, request_subject, token
+from qmpvcpu.model.hosts import Operation, VmKey, client_inbox, name_of, request_subject, token
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import ChangeOptions
 from qmpvcpu.model.transition import TransitionReport
@@ -146,7 +146,8 @@ class RemoteVms:
             SameNameError: VMs of two hosts have a name that was chosen without a host.
         """
         async with contextlib.AsyncExitStack() as stack:
-            bus = await Bus.connect(self._address, name="qmpvcpu fleet", timeout=self._reply_timeout)
+            inbox = client_inbox(self._who)
+            bus = await Bus.connect(self._address, name="qmpvcpu fleet", inbox=inbox, timeout=self._reply_timeout)
             self._bus = await stack.enter_async_context(bus)
             self._book = await stack.enter_async_context(WishBook(self._bus))
             await self.rescan()

@@ -15,6 +15,7 @@ import pytest
 from qmpvcpu import VcpuMap
 from qmpvcpu.bus import Bus, Endpoint, Request, ServerAddress
 from qmpvcpu.errors import HostSilentError, ServerConnectError, ServerForbiddenError
+from qmpvcpu.fleet import Fleet
 from qmpvcpu.model import hosts
 from qmpvcpu.model.hosts import CAMPAIGNS, LEASES, STATES, WISHES, Operation, VmKey, request_subject
 from qmpvcpu.model.wish import Wish
@@ -444,6 +445,34 @@ async def test_an_agent_carries_out_what_an_operator_wishes_and_tells_who_asked(
             ("Asked", "plug", "alice"),
             ("Answered", "plug", "alice"),
         }
+
+
+@pytest.mark.qemu
+@pytest.mark.timeout(120)
+async def test_a_fleet_of_an_operator_changes_and_that_of_a_reader_looks(tmp_path: Path) -> None:
+    async with permitted(tmp_path) as world, vm_in(tmp_path, "web"), agent_of(world.bus("web1"), "web1", tmp_path):
+
+        def fleet(name: str) -> Fleet:
+            address = world.address(name)
+            return Fleet(address.urls[0], who=name, nkey=str(address.nkey), tls_ca=str(address.tls_ca))
+
+        async with fleet("alice") as operators:
+            events = operators.events()
+            await until(lambda: _has_vms(operators), within=20)
+            (set_to_3,) = [each async for each in operators.set_count(3)]
+            assert set_to_3.unwrap().layout.enabled == VcpuMap.parse("0-2")
+            assert (await anext(events)).address == "web1/web"
+        async with fleet("grafana") as readers:
+            (read,) = [each async for each in readers.refresh()]
+            assert read.unwrap().enabled == VcpuMap.parse("0-2")
+            (refused,) = [each async for each in readers.set_count(1)]
+            assert isinstance(refused.error, ServerForbiddenError)
+            assert "qmpvcpu_wishes.web1.web" in str(refused.error)
+
+
+async def _has_vms(fleet: Fleet) -> bool:
+    await fleet.rescan()
+    return bool(fleet.addresses)
 
 
 def test_the_sample_is_what_the_program_makes() -> None:
