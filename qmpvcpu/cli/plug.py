@@ -18,19 +18,19 @@ from qmpvcpu.cli.change_options import (
 )
 from qmpvcpu.cli.config import VcpuIds, change_config, check_next_boot, disable, enable, listed
 from qmpvcpu.cli.options import AGENT, TIMEOUT, VM_OPTIONS, command
-from qmpvcpu.cli.progress import PlugClock, meanwhile, progress
+from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, place, take_wish
 from qmpvcpu.documents.document import REACHED, document
 from qmpvcpu.documents.layouts import state_json
+from qmpvcpu.documents.steps import unplug_json
 from qmpvcpu.errors import PlacementError, QmpVcpuError, UnprovenError, milliseconds
-from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, ChangeOptions, CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, Step
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import Plugged, Unplugged, verdict_of
+from qmpvcpu.model.verdicts import Unplugged, verdict_of
 from qmpvcpu.model.vm import VmStatus
 from qmpvcpu.planning.checks import Situation, check_placement, check_plug, check_unplug
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from qmpvcpu.model.guest import GuestOs
     from qmpvcpu.record.config import DomainConfig
     from qmpvcpu.vm.controller import VcpuController
+    from qmpvcpu.vm.one_step import PlugClock
 
 
 class _OfferedIds(VcpuIds):
@@ -194,30 +195,20 @@ def _all_done(shell: Shell, layout: Layout, affect: Affect) -> CommandResult:
 async def _plug_one(
     shell: Shell, vm: "VcpuController", vcpu: int | None, *, proof: Proof, affect: Affect, **change: Any
 ) -> VcpuMap:
+    from qmpvcpu.vm.one_step import PlugClock  # not at the top: completion and help do without
+
     require = proof is Proof.ACKNOWLEDGED
-    started = time.monotonic()
-    clock = PlugClock(vm.events())
     waiting = "plugging" if vcpu is None else f"vCPU {vcpu}: plugging"
-    async with meanwhile(clock.run()), progress(vm, shell.err, waiting=waiting):
+    async with PlugClock(vm.events()) as clock, progress(vm, shell.err, waiting=waiting):
         try:
             ids = await vm.plug(vcpu, proof=proof, require_proof=require, affect=affect, **change)
-        except UnprovenError as error:
-            seconds = time.monotonic() - started
-            slot = vm.layout.slot_of(min(error.ids))
-            acknowledged = False if error.wanted is Proof.ACKNOWLEDGED else slot.acknowledged
-            verdict = Plugged(slot.ids, acknowledged, error.code, error.reason, seconds)
-            shell.done.append({"verdict": to_json(verdict), **clock.as_json(slot.ids)})
+        except (UnprovenError, PlacementError) as error:
+            shell.done.append(clock.step_json(vm.layout, error))
             raise
-        except PlacementError as error:
-            verdict = Plugged(error.ids, seconds=time.monotonic() - started)
-            taken_out = {"unplaced": error.why, "taken_out": error.taken_out}
-            shell.done.append({"verdict": to_json(verdict), **clock.as_json(error.ids), **taken_out})
-            raise
-    seconds = time.monotonic() - started
+    seconds = clock.seconds
+    shell.done.append(clock.step_json(vm.layout, ids))
     slot = vm.layout.slot_of(min(ids))
-    acknowledged = vm.layout[slot.first].acknowledged
-    verdict = Plugged(ids, acknowledged, slot.answer.code if slot.answer else None, seconds=seconds)
-    shell.done.append({"verdict": to_json(verdict), **clock.as_json(ids)})
+    acknowledged = slot.acknowledged
     said = ", the guest acknowledged it" if acknowledged else ""
     said = f", {replace(clock.proofs(ids), present=None)}" if proof is not Proof.PRESENT else said
     said += _where(vm, ids, clock)
@@ -226,7 +217,7 @@ async def _plug_one(
     return ids
 
 
-def _where(vm: "VcpuController", ids: VcpuMap, clock: PlugClock) -> str:
+def _where(vm: "VcpuController", ids: VcpuMap, clock: "PlugClock") -> str:
     """Return where the threads of what was plugged run, if that was wanted, for the end of a sentence."""
     placed, why_not = clock.placed(ids)
     if placed is None:
@@ -236,8 +227,9 @@ def _where(vm: "VcpuController", ids: VcpuMap, clock: PlugClock) -> str:
 
 
 async def _unplug_one(shell: Shell, vm: "VcpuController", vcpu: int, *, affect: Affect, **change: Any) -> VcpuMap:
-    planned = vm.plan(vm.layout.enabled - vm.layout.slot_of(vcpu).ids)
-    joined = any(step.joins and vcpu in step.ids for step in planned.steps)
+    from qmpvcpu.vm.one_step import joins  # as above
+
+    joined = joins(vm, vcpu)
     if joined:
         shell.note(f"vCPU {vcpu}: asked for before and unanswered, so nothing is sent; waiting for the answer")
     slots = [vm.layout.slot_of(each) for each in ([vcpu, *shell.not_sent] if shell.not_sent else ())]
@@ -250,10 +242,10 @@ async def _unplug_one(shell: Shell, vm: "VcpuController", vcpu: int, *, affect: 
             ids = await vm.unplug(vcpu, affect=affect, **change)
         except QmpVcpuError as error:
             if (verdict := verdict_of(error)) is not None:
-                shell.done.append({"verdict": to_json(verdict), "joined": joined})
+                shell.done.append(unplug_json(verdict, joined=joined))
             raise
     seconds = time.monotonic() - started
-    shell.done.append({"verdict": to_json(Unplugged(ids, seconds=seconds)), "joined": joined})
+    shell.done.append(unplug_json(Unplugged(ids, seconds=seconds), joined=joined))
     said = ", at the next boot too" if affect is Affect.BOTH else ""
     shell.say(f"unplugged vCPU {ids} in {milliseconds(seconds)}{said}")
     return ids

@@ -28,10 +28,8 @@ from qmpvcpu.events import (
     VmResumed,
     VmStopped,
 )
-from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.options import Proof
-from qmpvcpu.model.transition import Action, ProofSeconds, Step
-from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.transition import Action, Step
 
 if TYPE_CHECKING:
     from qmpvcpu.cli.run import Shell
@@ -379,53 +377,6 @@ async def run_transition(
         except TransitionError:
             await _note_loss(shell, vm)
             raise
-
-
-class PlugClock:
-    """Takes the seconds from now, when a plug is sent, until *events* tell of each proof of it, and of its place."""
-
-    def __init__(self, events: "EventStream") -> None:
-        self._events = events
-        self._sent = time.monotonic()
-        self._seconds: dict[VcpuMap, dict[str, float]] = {}
-        self._placed: dict[VcpuMap, tuple[float | None, str]] = {}
-
-    async def run(self) -> None:
-        """Take events in as they come."""
-        async for event in self._events:
-            self._take(event)
-
-    def proofs(self, ids: VcpuMap) -> ProofSeconds:
-        """Return what the events so far prove of the plug of *ids*, and when."""
-        self._take_all()
-        return ProofSeconds(**self._seconds.get(ids, {}))
-
-    def placed(self, ids: VcpuMap) -> tuple[float | None, str]:
-        """Return when the threads of *ids* were in their place, else None and why not; "": nothing is wanted."""
-        self._take_all()
-        return self._placed.get(ids, (None, ""))
-
-    def as_json(self, ids: VcpuMap) -> dict[str, Any]:
-        """Return what the events so far tell of the plug of *ids*."""
-        placed, unplaced = self.placed(ids)
-        return {"proofs": to_json(self.proofs(ids)), "placed": placed, "unplaced": unplaced, "taken_out": False}
-
-    def _take_all(self) -> None:
-        while (event := self._events.take()) is not None:
-            self._take(event)
-
-    def _take(self, event: Event) -> None:
-        match event:
-            case VcpuPlaced(why_not=why_not):
-                self._placed[event.ids] = (None if why_not else time.monotonic() - self._sent), why_not
-                return
-            case VcpuPlugged():
-                proof = Proof.PRESENT
-            case VcpuProven(proof=proof, seconds=float()):
-                pass
-            case _:
-                return
-        self._seconds.setdefault(event.ids, {})[proof.value] = time.monotonic() - self._sent
 
 
 async def _note_loss(shell: "Shell", vm: "VcpuController") -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qmpvcpu.documents.layouts import layout_from_json, layout_json, state_json
     from qmpvcpu.documents.plans import plan_from_json, plan_json
     from qmpvcpu.documents.readings import statistics_from_json, statistics_json
+    from qmpvcpu.documents.steps import plug_json, unplug_json
 
 # A name is imported when it is first used: most commands need few.
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "qmpvcpu.documents.layouts": "layout_from_json layout_json state_json",
     "qmpvcpu.documents.plans": "plan_from_json plan_json",
     "qmpvcpu.documents.readings": "statistics_from_json statistics_json",
+    "qmpvcpu.documents.steps": "plug_json unplug_json",
 }
 
 __all__ = [
@@ -55,9 +57,11 @@ __all__ = [
     "layout_json",
     "plan_from_json",
     "plan_json",
+    "plug_json",
     "state_json",
     "statistics_from_json",
     "statistics_json",
+    "unplug_json",
 ]
 
 if not TYPE_CHECKING:  # so that type checkers still find a name that is missing

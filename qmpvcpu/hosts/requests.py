@@ -1,6 +1,7 @@
 """What an agent is asked for, and what it answers: the documents that the commands print with ``--json``."""
 
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, TypeVar
@@ -10,17 +11,19 @@ from qmpvcpu.documents.failures import code_of, error_json
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.documents.plans import plan_json
 from qmpvcpu.documents.readings import statistics_json
-from qmpvcpu.errors import QmpVcpuError, RequestRefusedError
+from qmpvcpu.documents.steps import unplug_json
+from qmpvcpu.errors import PlacementError, QmpVcpuError, RequestRefusedError, UnprovenError
 from qmpvcpu.hosts.board import Outbox
 from qmpvcpu.hosts.hosted import HostedVm
 from qmpvcpu.hosts.policy import AgentPolicy
-from qmpvcpu.model.codec import from_json, to_json
+from qmpvcpu.model.codec import from_json
 from qmpvcpu.model.hosts import MOST_BYTES, Operation, VmKey, name_of
 from qmpvcpu.model.options import Recovery
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import Plugged, Unplugged, Verdict
+from qmpvcpu.model.verdicts import Denied, Unplugged, verdict_of
 from qmpvcpu.model.wish import WishOptions
 from qmpvcpu.vm.controller import VcpuController
+from qmpvcpu.vm.one_step import PlugClock, joins
 
 _T = TypeVar("_T")
 
@@ -122,7 +125,7 @@ class StatisticsRequest:
 
 
 class _PartlyDoneError(QmpVcpuError):
-    """One step of several failed; *steps* are what was done before it."""
+    """One step of several failed; *steps* are what was done, that one included if anything was sent for it."""
 
     def __init__(self, error: QmpVcpuError, steps: list[dict[str, Any]]) -> None:
         super().__init__(str(error))
@@ -276,9 +279,14 @@ class RequestDesk:
         asked = _read(VcpuRequest, request)
         _, vm = self._hosted(Operation.PLUG, asked.vm)
 
-        async def plug(vcpu: int | None) -> Verdict:
-            ids = await vm.plug(vcpu, **asked.options.given())
-            return Plugged(ids, vm.layout.slot_of(min(ids)).acknowledged)
+        async def plug(vcpu: int | None, steps: list[dict[str, Any]]) -> None:
+            async with PlugClock(vm.events()) as clock:
+                try:
+                    ids = await vm.plug(vcpu, **asked.options.given())
+                except (UnprovenError, PlacementError) as error:
+                    steps.append(clock.step_json(vm.layout, error))
+                    raise
+            steps.append(clock.step_json(vm.layout, ids))
 
         return await _one_by_one(vm, asked.ids or (None,), plug)
 
@@ -288,8 +296,16 @@ class RequestDesk:
             raise RequestRefusedError("which vCPUs? 'ids' is empty")
         _, vm = self._hosted(Operation.UNPLUG, asked.vm)
 
-        async def unplug(vcpu: int) -> Verdict:
-            return Unplugged(await vm.unplug(vcpu, **asked.options.given()))
+        async def unplug(vcpu: int, steps: list[dict[str, Any]]) -> None:
+            joined, started = joins(vm, vcpu), time.monotonic()
+            try:
+                ids = await vm.unplug(vcpu, **asked.options.given())
+            except QmpVcpuError as error:
+                verdict = verdict_of(error)
+                if verdict is not None and not isinstance(verdict, Denied):
+                    steps.append(unplug_json(verdict, joined=joined))
+                raise
+            steps.append(unplug_json(Unplugged(ids, time.monotonic() - started), joined=joined))
 
         return await _one_by_one(vm, asked.ids, unplug)
 
@@ -312,13 +328,13 @@ class RequestDesk:
 
 
 async def _one_by_one(
-    vm: VcpuController, ids: Sequence[_T], work: Callable[[_T], Awaitable[Verdict]]
+    vm: VcpuController, ids: Sequence[_T], work: Callable[[_T, list[dict[str, Any]]], Awaitable[None]]
 ) -> dict[str, Any]:
-    """Do *work* on each of *ids*; the first failure is the last thing done, and tells what was done before it."""
+    """Do *work* on each of *ids*, which adds its step; the first failure is the last thing done."""
     steps: list[dict[str, Any]] = []
     for each in ids:
         try:
-            steps.append({"verdict": to_json(await work(each))})
+            await work(each, steps)
         except QmpVcpuError as error:
             raise _PartlyDoneError(error, steps) from error
     return {"steps": steps, **state_json(vm.layout)}
