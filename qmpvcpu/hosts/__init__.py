@@ -6,6 +6,7 @@
 - `requests`: what an agent is asked for, and what it answers.
 - `board`: the states of a host's VMs, for everybody to read.
 - `agent`: `HostAgent`, which has all of these.
+- `campaign`: what to do next for a campaign, a change of many VMs within bounds. Pure.
 
 Rule of this floor: nothing is sent to a QEMU for a wish before the wish says who sends it.
 """

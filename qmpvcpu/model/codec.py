@@ -5,7 +5,7 @@ JSON has the shape of the value:
 - A dataclass is an object with a key for each field. A class that is one of several, such as a verdict, has a class
   variable ``name``; its object begins with ``kind``, that name in small letters.
 - An enum is the name of its member in small letters, a VcpuMap its text, bytes are UTF-8 text.
-- Tuples and sets are lists (sets are sorted), mappings are objects.
+- Tuples and sets are lists (sets are sorted), mappings are objects. What is annotated as Any is JSON already.
 
 Reading checks every value against the annotation of its field and converts nothing. An annotation can be narrowed:
 ``Annotated[str, CPU_TYPE]``, with a ``Shape``. A class with a method ``check_foreign`` is asked to raise ValueError
@@ -223,6 +223,12 @@ def _shape_reader(parts: tuple[Any, Shape]) -> _Read:
     return read_shaped
 
 
+def _mapping_reader(parts: tuple[Any, Any]) -> _Read:
+    """Read a mapping of texts; the first of its two parts says so."""
+    read_one = _reader_of(parts[1])
+    return lambda value: {key: _take(value, key, read_one) for key in _mapping(value)}
+
+
 def _set_reader(parts: tuple[Any, ...]) -> _Read:
     read_all = _list_reader(_reader_of(parts[0]))
     return lambda value: frozenset(read_all(value))
@@ -265,6 +271,7 @@ _PLAIN: Final[Mapping[Any, _Read]] = {
     int: _whole_number,
     float: _number,
     bytes: lambda value: _text(value).encode(),
+    Any: lambda value: value,
     VcpuMap: lambda value: VcpuMap.parse(_text(value)),
 }
 
@@ -273,6 +280,7 @@ _GENERIC: Final[Mapping[Any, Callable[[Any], _Read]]] = {
     Annotated: _shape_reader,
     Union: _union_reader,
     UnionType: _union_reader,
+    Mapping: _mapping_reader,
     tuple: _row_reader,
     frozenset: _set_reader,
 }

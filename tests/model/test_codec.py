@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,19 @@ def test_bytes_are_text_that_can_be_encoded() -> None:
     assert shown["xml"] == "<domain>\u00e4</domain>"
     with pytest.raises(ValueError, match="'xml': 'utf-8' codec can't encode"):
         from_json(ExportedState, shown | {"xml": "\ud800"})
+
+
+@dataclass(frozen=True)
+class Counts:
+    of: Mapping[str, int]
+    rest: Mapping[str, Any]
+
+
+def test_a_mapping_comes_back_as_it_was() -> None:
+    counts = Counts({"a": 1, "b": 2}, {"deep": [1, None, {"x": "y"}]})
+    assert from_json(Counts, json.dumps(to_json(counts))) == counts
+
+
+def test_a_bad_member_of_a_mapping_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'of': 'b': \"2\" is not a whole number"):
+        from_json(Counts, {"of": {"a": 1, "b": "2"}, "rest": {}})
