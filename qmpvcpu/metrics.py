@@ -450,10 +450,16 @@ class VcpuCollector:
             self._round.cancel()
 
     def add(self, source: VcpuController | Fleet) -> None:
-        """Have metrics of a VM, or of a fleet, from now on."""
+        """Have metrics of a VM, or of a fleet, from now on.
+
+        Raises:
+            TypeError: The fleet is of other hosts: have an exporter on each.
+        """
         if isinstance(source, VcpuController):
             self._member(source, printable(source.address)).follow(source)
         elif source not in self._fleets:
+            if not source.is_local:
+                raise TypeError("these are VMs of other hosts: have an exporter on each, qmpvcpu exporter")
             self._fleets[source] = self._loop.create_task(self._keep_attached(source))
 
     def remove(self, source: VcpuController | Fleet) -> None:

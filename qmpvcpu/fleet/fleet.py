@@ -54,8 +54,9 @@ class Fleet:
         directory: Where else to look for sockets: when entered, and at each ``rescan``. There each VM is found once,
             even if several links lead to its socket, or its QEMU has several sockets; other files are passed over.
         pattern: Which paths below *directory*, as in ``pathlib.Path.glob``: ``"*.qmp"``, ``"*/qmp.sock"``.
-        concurrency: How many VMs are begun at a time. One that takes longer than a tenth of a second makes room for
-            the next, so that silent VMs do not hold up the others.
+        concurrency: How many VMs are begun at a time; None: 16, and 256 on other hosts, where agents do the work. One
+            that takes longer than a tenth of a second makes room for the next, so that silent VMs do not hold up the
+            others.
         reply_timeout: Deadline of connecting, and of each QMP command, of each VM, in seconds from its own beginning.
             With a server: of connecting to it, and how long a host or a VM may be away.
         record: Returns, for an address and what QEMU tells of its VM, the path of the domain XML that is to follow
@@ -100,7 +101,7 @@ class Fleet:
         *,
         directory: str | os.PathLike[str] | None = None,
         pattern: str = "*",
-        concurrency: int = 16,
+        concurrency: int | None = None,
         reply_timeout: float = 10.0,
         record: Callable[[str, VmInfo], str | os.PathLike[str] | None] | None = None,
         agent: str | Callable[[str], Location | None] | None = None,
@@ -161,7 +162,10 @@ class Fleet:
                 read_only=read_only,
                 resync_interval=resync_interval,
             )
-        self._admission = Admission(at_least("concurrency", concurrency, 1))
+        begun = (
+            (256 if self._here is None else 16) if concurrency is None else at_least("concurrency", concurrency, 1)
+        )
+        self._admission = Admission(begun)
         self._running: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
 
@@ -183,6 +187,11 @@ class Fleet:
         One that was found is left out once it has turned out to lead to a VM of another address.
         """
         return self._transport.addresses
+
+    @property
+    def is_local(self) -> bool:
+        """True if its VMs are of this host, False if they are of others."""
+        return self._here is not None
 
     @property
     def directory(self) -> Path | None:

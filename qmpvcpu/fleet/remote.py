@@ -5,7 +5,7 @@ import contextlib
 import json
 import logging
 import weakref
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, Unpack
 from uuid import uuid4
@@ -42,6 +42,7 @@ _log = logging.getLogger("qmpvcpu.fleet")
 
 # An agent that is there reads many VMs, and waits for those that are silent, before it answers.
 _LIST_S: Final = 60.0
+_HOSTS_AT_ONCE: Final = 64
 _MISSED: Final = "Missed"
 _AUDIT: Final = ("Asked", "Answered")
 
@@ -171,14 +172,14 @@ class RemoteVms:
 
     def members(self) -> Mapping[str, RemoteVm]:
         """Return whom to work on now; each host is asked once for all of them."""
-        listing = _Listing(self)
+        listing = _Listing(self, self._chosen)
         return {str(key): RemoteVm(self, key, listing) for key in self._chosen}
 
     def layout_of(self, key: VmKey) -> Layout | None:
         """Return the layout that the VM's agent told last, or None."""
         state = self._book.states.get(key)
         with contextlib.suppress(ValueError):
-            return None if state is None else state.result().layout
+            return None if state is None else state.result.layout
         return None
 
     async def close(self) -> None:
@@ -384,28 +385,34 @@ class _Page:
 
 
 class _Listing:
-    """What each host's agent says of its VMs, asked once."""
+    """What the agents of some VMs say of them: each is asked once, all by the first who wants to know."""
 
-    def __init__(self, vms: RemoteVms) -> None:
+    def __init__(self, vms: RemoteVms, wanted: Iterable[VmKey]) -> None:
         self._vms = vms
+        self._wanted: dict[str, list[str]] = {}
+        for key in wanted:
+            self._wanted.setdefault(key.host, []).append(key.vm)
         self._asked: dict[str, asyncio.Task[dict[str, Mapping[str, Any]]]] = {}
+        self._room = asyncio.Semaphore(_HOSTS_AT_ONCE)
 
     async def rows_of(self, host: str) -> dict[str, Mapping[str, Any]]:
         """Return the rows of *host*'s VMs, by name."""
-        if host not in self._asked:
-            self._asked[host] = self._vms.start(self._ask(host))
+        if not self._asked:
+            self._asked = {each: self._vms.start(self._ask(each, names)) for each, names in self._wanted.items()}
         return await asyncio.shield(self._asked[host])  # the others wait for it too
 
-    async def _ask(self, host: str) -> dict[str, Mapping[str, Any]]:
+    async def _ask(self, host: str, names: Collection[str]) -> dict[str, Mapping[str, Any]]:
         rows: dict[str, Mapping[str, Any]] = {}
+        only = next(iter(names)) if len(names) == 1 else None
         after: str | None = None
-        while True:
-            request = {"fresh": True, "after": after}
-            page = await self._vms.ask(host, Operation.LIST, request, _Page)
-            rows |= {str(row.get("name")): row for row in page.vms if isinstance(row, Mapping)}
-            if page.next is None or (after is not None and page.next <= after):
-                return rows
-            after = page.next
+        async with self._room:
+            while True:
+                request = {"fresh": True, "vm": only, "after": after}
+                page = await self._vms.ask(host, Operation.LIST, request, _Page)
+                rows |= {str(row.get("name")): row for row in page.vms if isinstance(row, Mapping)}
+                if page.next is None or (after is not None and page.next <= after):
+                    return rows
+                after = page.next
 
 
 def _read(kind: type[_T], answer: bytes, subject: str) -> _T:

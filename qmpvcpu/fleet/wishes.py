@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -66,8 +67,9 @@ class State:
         """All that was told, as ``fleet list --json`` has it of one VM, and more."""
         return from_json(dict, self.content.decode())
 
+    @cached_property
     def result(self) -> VmResult[TransitionReport | None]:
-        """Return it as a result: its layout, and the report or the error of the wish that was answered last.
+        """It as a result: its layout, and the report or the error of the wish that was answered last.
 
         Raises:
             ValueError: The document cannot be read.
@@ -93,7 +95,7 @@ class State:
             raise WishError(str(self.vm), WishPhase.SUPERSEDED, "its events tell what was sent by then", NOT_REACHED)
         if answer.phase not in (WishPhase.REJECTED, WishPhase.EXPIRED):
             try:
-                result = self.result()
+                result = self.result
             except ValueError as error:
                 raise WishError(
                     str(self.vm), answer.phase, f"its answer cannot be read: {error}", answer.code
@@ -249,8 +251,10 @@ class WishBook:
         Raises:
             StaleError: Another wish is there; nothing was written.
             TooLongError: Agents would not read it.
+            ValueError: It contradicts itself, or a text in it is too long.
             HostsError: It could not be written.
         """
+        wish.check_foreign()
         content = json.dumps(to_json(wish)).encode()
         if len(content) > MOST_BYTES:
             raise TooLongError(f"a wish for {vm}", len(content), MOST_BYTES)

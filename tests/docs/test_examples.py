@@ -11,11 +11,13 @@ import pytest
 import qmpvcpu
 from qmpvcpu.errors import TargetLostError
 from qmpvcpu.fleet import Fleet
+from qmpvcpu.model.hosts import VmKey
 from qmpvcpu.model.vm import Topology
 from qmpvcpu.testing import Behaviour, MicroGuest, QemuProcess, best_qemu
 from tests.docs.blocks import block
 from tests.domainxml.documents import SAMPLES
 from tests.domainxml.domains import document, domain_of_rows, said
+from tests.hosts.world import agent_of, connected, served, state, vm_in
 from tests.migration.moving import move as move_live
 from tests.migration.moving import save
 
@@ -88,6 +90,20 @@ async def test_the_examples_of_the_page_on_fleets_hold(tmp_path: Path, capsys: p
 
             told, _ = await asyncio.gather(second.first_to_leave(fleet), leave())
             assert told == f"unix:{one.qmp}: vCPU 3 is gone"
+
+
+@pytest.mark.qemu
+async def test_the_example_of_other_hosts_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resize_web = block("docs/fleet.md", "a map for VMs of other hosts").module().resize_web
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web-1"),
+        connected(server) as bus,
+        agent_of(server, "rack1-a", tmp_path),
+    ):
+        await state(bus, VmKey("rack1-a", "web-1"), lambda told: "vm" in told)
+        await resize_web(server.url)
+    assert capsys.readouterr().out == "rack1-a/web-1 0-3\n"
 
 
 @pytest.mark.qemu

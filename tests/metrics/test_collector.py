@@ -277,6 +277,12 @@ async def test_two_vms_of_one_name_are_told_apart() -> None:
     assert page.up == {"web": 1, f"web (unix:{other.qmp})": 1}
 
 
+async def test_vms_of_other_hosts_are_for_the_exporters_there() -> None:
+    async with VcpuCollector(registry=None) as collector:
+        with pytest.raises(TypeError, match="an exporter on each"):
+            collector.add(Fleet("nats://127.0.0.1:1"))
+
+
 # Registries, threads and loops.
 
 

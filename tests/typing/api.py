@@ -169,6 +169,10 @@ async def a_fleet() -> None:
             assert_type(result, VmResult[TransitionReport])
             assert_type(result.unwrap().layout.enabled, VcpuMap)
         assert_type(await fleet.refresh(), tuple[VmResult[Layout], ...])
+    async with Fleet(
+        "nats://server:4222", where="host=rack1-*", tls_ca="/etc/ca.pem", who="me", drop_after=60
+    ) as far:
+        assert_type(await far.set_count(4, timeout=10), tuple[VmResult[TransitionReport], ...])
         assert_type(await fleet.each(lambda vm: vm.unplug(3)), tuple[VmResult[VcpuMap], ...])
 
 
