@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qmpvcpu.testing import best_qemu, probe_accelerator
-from tests.bench import bulk, documents, fleet, large, placed, processes, reads, record, single
+from tests.bench import bulk, documents, fleet, hosts, large, placed, processes, reads, record, single
 from tests.bench.publish import machine, publish, redraw
 from tests.bench.row import Row
 from tests.bench.setting import Setting
@@ -33,6 +33,7 @@ PARTS: dict[str, Callable[[Setting], AsyncIterator[Row]]] = {
     "large": large.measure,
     "documents": documents.measure,
     "fleet": fleet.measure,
+    "hosts": hosts.measure,
 }
 
 
@@ -41,6 +42,9 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; none: all of them")
     parser.add_argument("--rounds", type=int, default=7, help="alternations, at least (%(default)s)")
+    parser.add_argument(
+        "--hosts", type=_sizes, default=(10, 30, 100, 300), metavar="N,N", help="numbers of hosts (10,30,100,300)"
+    )
     parser.add_argument("--no-libvirt", action="store_true", help="leave libvirt out")
     parser.add_argument("--no-publish", action="store_true", help="only print; so it is with a PART, too")
     parser.add_argument("--redraw", action="store_true", help="only write the page anew, from its JSON")
@@ -58,7 +62,9 @@ async def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=Path.home())))
         libvirt = None if options.no_libvirt else stack.enter_context(running_libvirtd())
         kvm = await probe_accelerator(best_qemu()) == "kvm"
-        setting = Setting(qemus(), kvm=kvm, libvirt=libvirt, folder=folder, rounds=options.rounds)
+        setting = Setting(
+            qemus(), kvm=kvm, libvirt=libvirt, folder=folder, rounds=options.rounds, hosts=options.hosts
+        )
         for part in options.parts or PARTS:
             rows += [row async for row in PARTS[part](setting)]
             console.print(f"{time.monotonic() - start:6.1f} s  {part}", style="dim")
@@ -70,6 +76,10 @@ async def main() -> None:
     if not options.parts and not options.no_publish:
         publish(rows, on, time.monotonic() - start)
         console.print("written: docs/performance.md, docs/performance.json, docs/performance.svg")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(sorted(map(int, text.split(","))))
 
 
 if __name__ == "__main__":

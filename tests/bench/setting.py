@@ -20,6 +20,7 @@ class Setting:
         libvirt: A libvirtd of our own, or None where there is none.
         folder: A folder for files.
         rounds: How often each piece of work is done by each.
+        hosts: How many hosts, from size to size.
     """
 
     qemus: dict[str, Path]
@@ -27,6 +28,7 @@ class Setting:
     libvirt: Libvirt | None
     folder: Path
     rounds: int
+    hosts: tuple[int, ...]
 
     @property
     def newest(self) -> str:
