@@ -186,6 +186,10 @@ class Bus:
             ServerLostError, ServerForbiddenError: As of ``Bucket.get``.
         """
         deadline = time.monotonic() + timeout
+        if replicas is not None and replicas > 1 and not self.in_cluster:
+            raise UnfitServerError(
+                self.server_name, f"it is no cluster, so it cannot have {replicas} replicas", "leave them out"
+            )
         for stream, wanted in _streams(lease_s).items():
             called = stream.replace("KV_", "bucket ")
             there = await self._config(stream, called)

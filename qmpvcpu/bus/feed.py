@@ -226,18 +226,17 @@ class Feed(Generic[_T]):
 
 async def happened(link: Link, clock: Clock, stream: str, subject: str) -> AsyncGenerator[Happened | None, None]:
     """Yield None when it has begun, and what happens from then on."""
-    last: int | None = None
+    made, last = await _state(link, stream)
+    has_begun = False
     while True:
         session = Session(link, stream, clock)
         try:
-            if last is None:
-                last = await _last_sequence(link, stream)
-                first = True
-            else:
-                first = False
-                last = min(last, await _last_sequence(link, stream))  # it may have been made anew
+            before, (made, newest) = made, await _state(link, stream)
+            # Of a stream that was made anew everything is new; another may have lost its end with a server's disk.
+            last = min(last, newest) if made == before else 0
             await session.begin(subject, {"deliver_policy": "by_start_sequence", "opt_start_seq": last + 1})
-            if first:
+            if not has_begun:
+                has_begun = True
                 yield None
             while True:
                 message = await session.next()
@@ -250,11 +249,12 @@ async def happened(link: Link, clock: Clock, stream: str, subject: str) -> Async
             await session.end()
 
 
-async def _last_sequence(link: Link, stream: str) -> int:
+async def _state(link: Link, stream: str) -> tuple[str, int]:
+    """Return when *stream* was made, and the number of its newest message."""
     try:
         answer = await link.api(f"STREAM.INFO.{stream}", {}, asked=f"look at {stream}")
     except ApiError as error:
         if error.is_missing:
             raise UnfitServerError(stream, "there is no such stream", "run 'qmpvcpu hosts init'") from None
         raise
-    return int(answer["state"]["last_seq"])
+    return str(answer["created"]), int(answer["state"]["last_seq"])

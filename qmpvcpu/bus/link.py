@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from qmpvcpu.bus.address import ServerAddress
 from qmpvcpu.errors import (
     HostsError,
+    QmpVcpuError,
     ServerConnectError,
     ServerForbiddenError,
     ServerLostError,
@@ -51,7 +52,7 @@ CALL_S: Final = 15.0
 _TRY_S: Final = 3.0  # one question; a new leader does not know of those that the old one got
 _NO_API_S: Final = 1.0  # a server that has JetStream answers at once, if only that it has no leader
 _PAUSE_S: Final = 0.1
-_DIAL_S: Final = 2.0
+_DIAL_S: Final = 3.0
 _ROUND_S: Final = 0.5
 _PING_S: Final = 2.0
 _PONG_S: Final = 4.0  # a loaded machine is late by a second or two
@@ -149,6 +150,7 @@ class Link:
         self._connected = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
+        self._is_closing = False
         self._waiting: dict[asyncio.Future[None], str] = {}
         self._denied: set[str] = set()
         self.on_cut: set[Callable[[], None]] = set()
@@ -176,18 +178,23 @@ class Link:
 
     async def close(self) -> None:
         """Close it."""
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.wait((self._keeping,))
+        self._is_closing = True
+        if self._client is not None:
+            await _close(self._client)
+        while self._keeping is not None and not self._keeping.done():
+            self._keeping.cancel()  # nats-py sometimes goes on as if nothing had been said
+            await asyncio.wait((self._keeping,), timeout=_PAUSE_S)
         self._connected.clear()
         self._end_waiting()
         if self._client is not None:
-            await _close(self._client)
+            await _close(self._client)  # another one, if it had just been dialled
 
     async def _keep(self) -> None:
         """Open it anew whenever it ends."""
         while True:
             await self._until_gone()
+            if self._is_closing:
+                return
             self._connected.clear()
             _LOGGER.warning("%s: the connection to %s is lost", self._name, self.address)
             self._end_waiting()
@@ -212,9 +219,8 @@ class Link:
                     await self._gone.wait()
                     return
             try:
-                async with asyncio.timeout(_PONG_S):
-                    await self.client.flush(timeout=int(_PONG_S))
-            except (TimeoutError, OSError, nats.errors.Error) as error:
+                await self.client.rtt(timeout=int(_PONG_S))
+            except (OSError, nats.errors.Error) as error:
                 _LOGGER.info("%s: the server does not answer: %s", self._name, type(error).__name__)
                 return
 
@@ -251,8 +257,6 @@ class Link:
         Raises:
             _DialError: It does not let us in.
         """
-        import nats.errors
-
         client = _client_class()()
         client.must_encrypt = self.address.must_encrypt
         gone = asyncio.Event()
@@ -282,9 +286,9 @@ class Link:
             )
         except BaseException as error:
             await _close(client)
-            if isinstance(error, (OSError, TimeoutError, nats.errors.Error)):
-                raise _DialError(_in_words(error)) from error
-            raise
+            if not isinstance(error, Exception) or isinstance(error, (QmpVcpuError, _DialError)):
+                raise
+            raise _DialError(_in_words(error)) from error  # nats-py has errors of many kinds
         self._gone, self._denied = gone, set()
         return client  # type: ignore[no-any-return]
 
@@ -402,13 +406,13 @@ class Link:
         self.check_length(asked, data)
         for inbox in self._denied:
             if inbox.startswith(self._inbox_as_told):
-                raise ServerForbiddenError(asked, inbox.upper(), "subscribe to")
+                raise ServerForbiddenError(asked, f"{self._inbox}.>", "subscribe to")
         if not self.is_connected:
             raise CutError("there is no connection", sent=False)
         try:
             return await self._answer(subject, data, timeout, headers)
         except _DeniedError as error:
-            denied = subject if error.subject == subject.lower() else error.subject
+            denied = subject if error.action == "publish to" else f"{self._inbox}.>"
             raise ServerForbiddenError(asked, denied, error.action) from None
         except nats.errors.NoRespondersError:
             raise NobodyError from None
@@ -551,10 +555,10 @@ def _login(address: ServerAddress) -> dict[str, Any]:
     options: dict[str, Any] = {}
     try:
         if address.creds is not None:
-            _read(address.creds)
+            _read(address.creds, "-BEGIN NATS USER JWT-", "-BEGIN USER NKEY SEED-")
             options["user_credentials"] = str(address.creds)
         if address.nkey is not None:
-            _read(address.nkey)
+            _read(address.nkey, "SU")
             options["nkeys_seed"] = str(address.nkey)
         if address.login is not None:
             user, colon, password = _read(address.login).partition("\n")[0].strip().partition(":")
@@ -573,10 +577,13 @@ def _login(address: ServerAddress) -> dict[str, Any]:
     return options
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, *marks: str) -> str:
     text = path.read_text()
     if not text.strip():
         raise ValueError("the file is empty")
+    for mark in marks:
+        if mark not in text:
+            raise ValueError(f"there is no {mark!r} in it")
     return text
 
 

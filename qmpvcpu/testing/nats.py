@@ -19,6 +19,7 @@ from qmpvcpu.testing.directory import vm_directory
 __all__ = ["NatsCluster", "NatsNotFoundError", "NatsServer", "NatsStartError", "find_nats", "free_ports"]
 
 _BINARY = "nats-server"
+_LOG = "server.log"
 _LISTENS = "Server is ready"
 _RELOADED = "Reloaded server configuration"
 _READY_S = 20.0
@@ -136,7 +137,7 @@ class NatsServer:
     @property
     def log(self) -> str:
         """What it wrote so far."""
-        path = self.directory / "server.log"
+        path = self.directory / _LOG
         return path.read_text(errors="replace") if path.exists() else ""
 
     async def __aenter__(self) -> Self:
@@ -169,16 +170,12 @@ class NatsServer:
             raise NatsStartError("it runs already", self.log)
         path = self.directory / "server.conf"
         path.write_text(self._written())
-        log = self.directory / "server.log"
-        argv = [*self._prefix, str(self._binary), "-c", str(path), "-l", str(log)]
+        argv = [*self._prefix, str(self._binary), "-c", str(path)]
         before = self.log.count(_LISTENS)
-        self._process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            cwd=self.directory,
-        )
+        with (self.directory / _LOG).open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *argv, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory
+            )
         try:
             await self._wait_logged(_LISTENS, before)
         except NatsStartError:
