@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpvcpu import TransitionReport
@@ -36,12 +36,14 @@ def test_a_result_without_a_report_comes_back_but_for_its_value(
     assert result.code == REACHED
 
 
+@settings(max_examples=40)  # each has a layout of its own, twice
 @given(addresses, some_layouts, reports)
 def test_a_report_is_the_value_again(address: str, layout: Any, report: TransitionReport) -> None:
     result = VmResult(address, "vm", layout, report, None, report.seconds)
     assert there_and_back(result) == result
 
 
+@settings(max_examples=40)  # each has a layout of its own, twice
 @given(every_error, st.none() | some_layouts)
 def test_an_error_is_raised_again(error: QmpVcpuError, layout: Any) -> None:
     result: VmResult[Any] = VmResult("unix:/run/a", "vm", layout, None, error, 0.5)
@@ -53,6 +55,7 @@ def test_an_error_is_raised_again(error: QmpVcpuError, layout: Any) -> None:
         back.unwrap()
 
 
+@settings(max_examples=40)  # each has a layout of its own, twice
 @given(reports)
 def test_without_every_vcpu_the_layout_is_that_of_the_report(report: TransitionReport) -> None:
     result: VmResult[Any] = VmResult("a", "vm", layout("0-3"), None, TransitionError(report), 1.0)
@@ -95,6 +98,7 @@ def test_a_row_that_is_none_is_refused(key: str, value: Any, why: str) -> None:
         VmResult.from_json(row | {key: value})
 
 
+@settings(max_examples=40)  # each has a layout of its own, twice
 @given(some_layouts, reports, st.data())
 def test_whatever_is_changed_in_a_row_it_is_read_or_refused(
     layout: Any, report: TransitionReport, data: st.DataObject
