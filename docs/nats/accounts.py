@@ -149,7 +149,6 @@ def central(members: list[Member]) -> Iterator[str]:
     yield "    exports: ["
     yield from (f'      {{service: "$KV.{bucket}.>"}}' for bucket in BUCKETS)
     yield '      {service: "qmpvcpu.event.>"}'
-    yield f'      {{service: "qmpvcpu.do.>", response_threshold: "{LONGEST_ANSWER}"}}'
     yield '      {service: "$JS.API.INFO"}'
     for stream in STREAMS:
         yield from (f'      {{service: "{subject}"}}' for subject in read_all(stream))
@@ -158,6 +157,17 @@ def central(members: list[Member]) -> Iterator[str]:
     yield '      {stream: "$SRV.>"}'
     yield '      {service: "_INBOX.admin.>"}'
     yield "    ]"
+    yield "  }"
+
+
+def requests(members: list[Member]) -> Iterator[str]:
+    """Yield the account that requests pass through on their way to the hosts.
+
+    It is apart from that of the buckets: the server looks for circles at its start, which would take minutes where
+    each of some thousand hosts imports from the account that imports from all of them.
+    """
+    yield "  REQUESTS {"
+    yield f'    exports: [{{service: "qmpvcpu.do.>", response_threshold: "{LONGEST_ANSWER}"}}]'
     yield "    imports: ["
     for each in members:
         if each.kind is Kind.HOST:
@@ -187,7 +197,9 @@ def own(member: Member) -> Iterator[str]:
     if member.kind is Kind.HOST:
         yield f'    exports: [{{service: "{member.requests}", response_threshold: "{LONGEST_ANSWER}"}}]'
     yield "    imports: ["
-    yield from (f'      {{service: {{account: QMPVCPU, subject: "{subject}"}}}}' for subject in publish)
+    for subject in publish:
+        owner = "REQUESTS" if subject.startswith("qmpvcpu.do.") else "QMPVCPU"
+        yield f'      {{service: {{account: {owner}, subject: "{subject}"}}}}'
     yield from (f'      {{stream: {{account: QMPVCPU, subject: "{subject}"}}}}' for subject in streams)
     yield "    ]"
     yield "  }"
@@ -203,7 +215,8 @@ def accounts(members: list[Member]) -> str:
     names = Counter((each.kind is Kind.HOST, each.token) for each in members)
     if twice := sorted(name for (_, name), times in names.items() if times > 1):
         raise ValueError(f"{', '.join(twice)}: a name is there twice")
-    lines = ["# Made by accounts.py: change the list of members, and make it again.", "accounts {", *central(members)]
+    lines = ["# Made by accounts.py: change the list of members, and make it again.", "accounts {"]
+    lines += [*central(members), "", *requests(members)]
     for member in members:
         if member.kind is not Kind.ADMIN:
             lines += ["", *own(member)]

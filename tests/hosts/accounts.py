@@ -110,9 +110,10 @@ class Permitted:
         return host_inbox(name) if ("host", name) in self.members else client_inbox(name)
 
     @contextlib.asynccontextmanager
-    async def bus(self, name: str, server: int = 0) -> AsyncIterator[Bus]:
+    async def bus(self, name: str, server: int = 0, on_lost: Callable[[], None] | None = None) -> AsyncIterator[Bus]:
         """The connection of the member *name*."""
-        async with await Bus.connect(self.address(name, server), name=name, inbox=self.inbox(name)) as bus:
+        address, inbox = self.address(name, server), self.inbox(name)
+        async with await Bus.connect(address, name=name, inbox=inbox, on_lost=on_lost) as bus:
             yield bus
 
     @contextlib.asynccontextmanager
