@@ -68,12 +68,16 @@ class Bucket:
             ServerForbiddenError: The server does not let this user read.
             UnfitServerError: The bucket is gone.
         """
-        entry = await self._last(_checked_key(key), timeout)
+        entry = await self.last(key, timeout=timeout)
         return entry if entry is not None and entry.value is not None else None
 
-    async def _last(self, key: str, timeout: float) -> Entry | None:
-        """Return the last change of *key*, which may be that it was deleted."""
-        found = await self._stored(key, timeout)
+    async def last(self, key: str, *, timeout: float = CALL_S) -> Entry | None:
+        """Return the last change of *key*, which may be that it was deleted; None: there was none.
+
+        Raises:
+            ServerLostError, ServerForbiddenError, UnfitServerError: As of ``get``.
+        """
+        found = await self._stored(_checked_key(key), timeout)
         if found is None:
             return None
         message, headers = found
@@ -121,7 +125,7 @@ class Bucket:
         try:
             return await self._write(_checked_key(key), value, 0, timeout)
         except StaleError:
-            there = await self._last(key, timeout)
+            there = await self.last(key, timeout=timeout)
             if there is None or there.value is not None:
                 raise
             return await self._write(key, value, there.revision, timeout)
@@ -135,14 +139,14 @@ class Bucket:
         """
         return await self._write(_checked_key(key), value, last, timeout)
 
-    async def delete(self, key: str, last: int | None = None, *, timeout: float = CALL_S) -> None:
-        """Delete *key*; if its last revision is *last*, where that is given.
+    async def delete(self, key: str, last: int | None = None, *, timeout: float = CALL_S) -> int:
+        """Delete *key*, if its last revision is *last* where that is given; return the revision of its deletion.
 
         Raises:
             StaleError: It has another one.
             ServerLostError, ServerForbiddenError, UnfitServerError: As of ``put``.
         """
-        await self._write(_checked_key(key), None, last, timeout)
+        return await self._write(_checked_key(key), None, last, timeout)
 
     async def _write(self, key: str, value: bytes | None, last: int | None, timeout: float) -> int:
         unique = self._link.unique()
@@ -219,20 +223,24 @@ class Bucket:
         value = None if _is_marker(message.headers) else message.data
         return Entry(message.subject.removeprefix(self._prefix), value, message.sequence, message.created)
 
-    def watch(self, filter: str = ">") -> Feed[Entry | None]:  # noqa: A002 - as above
+    def watch(self, filter: str = ">", *, deleted: bool = False) -> Feed[Entry | None]:  # noqa: A002 - as above
         """What the keys have that match *filter*, None when these are done, and then each change.
 
         It never ends by itself. After a lost connection, a lost consumer or a new leader it looks at all keys again,
         so the last change of each key is never missed; earlier ones may be.
 
+        Args:
+            filter: Which keys.
+            deleted: Begin with those that were deleted, too: their revisions are needed to write them by
+                compare-and-set.
+
         Raises:
             ServerForbiddenError: The server does not let this user watch it.
             UnfitServerError: The bucket is gone.
         """
-        return Feed(self._watch(_checked_filter(filter)))
+        return Feed(self._watch(_checked_filter(filter), _Seen(deleted=deleted)))
 
-    async def _watch(self, filter: str) -> AsyncGenerator[Entry | None, None]:  # noqa: A002
-        seen = _Seen()
+    async def _watch(self, filter: str, seen: "_Seen") -> AsyncGenerator[Entry | None, None]:  # noqa: A002
         while True:
             session = Session(self._link, self._stream, self._clock)
             try:
@@ -293,7 +301,7 @@ class Bucket:
         due = [key for key, entry in known.items() if entry.created + self.ttl + _LATE_S <= self._clock.now()]
         gone = []
         for key in due:
-            there = await self._last(key, CALL_S)
+            there = await self.last(key)
             if there is None:
                 gone.append(self._expired(known.pop(key)))
         return gone
@@ -302,9 +310,10 @@ class Bucket:
 class _Seen:
     """What a watch has told of so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, deleted: bool) -> None:
         self.entries: dict[str, Entry] = {}
         self.is_new = True
+        self._deleted = deleted
         self._newest = 0
 
     def is_news(self, entry: Entry) -> bool:
@@ -316,7 +325,7 @@ class _Seen:
             self.entries[entry.key] = entry
             return before is None or before.revision != entry.revision
         # A watch begins with what is there. Later it tells of a deletion even if it never had the value before it.
-        return self.entries.pop(entry.key, None) is not None or (is_later and not self.is_new)
+        return self.entries.pop(entry.key, None) is not None or (is_later and (self._deleted or not self.is_new))
 
 
 def _is_marker(headers: "Mapping[str, str]") -> bool:

@@ -12,7 +12,7 @@ These rules keep the bounds at every instant; all of them rest on compare-and-se
 5. A VM is put into ``in_flight`` only by someone who knows all results that the ledger counts: none is begun again.
 
 Agents keep their part: a wish is claimed by compare-and-set before anything is sent for it, nothing is sent for it
-once its time is over, and a wish that is claimed is not deleted while it runs.
+once its time is over, and another wish is begun only when nothing more is sent for the one before it.
 
 ::
 

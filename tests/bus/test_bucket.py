@@ -194,6 +194,22 @@ async def test_a_watch_tells_of_a_deletion_whose_value_it_never_saw(bus: Bus) ->
     assert (told[-2].value, told[-2].revision) == (None, revision - 1)
 
 
+async def test_a_watch_begins_with_what_was_deleted_if_it_is_asked_to(bus: Bus) -> None:
+    bucket = await bus.bucket(WISHES)
+    await bucket.put("web1.gone", b"1")
+    gone = await bucket.delete("web1.gone")
+    await bucket.put("web1.there", b"2")
+    async with bucket.watch(deleted=True) as feed:
+        assert await present(feed) == {"web1.gone": None, "web1.there": b"2"}
+        last = await bucket.last("web1.gone")
+        assert last is not None
+        assert (last.value, last.revision) == (None, gone)
+        assert await bucket.update("web1.gone", b"3", gone) > gone
+        changed = await anext(feed)
+        assert changed is not None
+        assert (changed.key, changed.value) == ("web1.gone", b"3")
+
+
 async def test_a_watch_of_nothing_says_none_at_once(bus: Bus) -> None:
     async with (await bus.bucket(WISHES)).watch() as feed:
         assert await anext(feed) is None

@@ -374,6 +374,21 @@ class Campaigns(RuleBasedStateMachine):
         if seen.wish is not None and seen.wish.claim is None:
             self.store.write(key, seen.revision, self.now, None)
 
+    @rule(data=st.data())
+    def somebody_stops_a_wish_that_was_begun(self, data: Any) -> None:
+        key = data.draw(st.sampled_from(self.selection))
+        seen = self.store.wish(key)
+        if seen.wish is not None and seen.wish.claim is not None:
+            self.store.write(key, seen.revision, self.now, None)
+
+    @rule()
+    def every_agent_stops_what_was_deleted(self) -> None:
+        for agent in self.agents.values():
+            for key, wish in list(agent.running.items()):
+                if agent.is_up and self.store.wish(key).is_gone and wish.claim is not None:
+                    del agent.running[key]
+                    self.store.answer(key, Answer(wish.claim.revision, wish.id, WishPhase.WITHDRAWN, 0))
+
     @rule(what=st.sampled_from([Ledger.paused, Ledger.resumed, Ledger.resumed, Ledger.stopped]))
     def an_operator_decides(self, what: Any) -> None:
         revision, ledger = self.store.ledgers[-1]
@@ -387,7 +402,7 @@ class Campaigns(RuleBasedStateMachine):
             for key, wish in list(agent.running.items()):
                 assert wish.claim is not None
                 # Whatever an agent does, dead or cut off or not, it sends nothing once the time is over.
-                if self.now > wish.claim.written + wish.drop_after + LAST_WORD_S:
+                if self.now >= wish.claim.written + wish.drop_after + LAST_WORD_S:
                     if agent.is_up:
                         self.finish(key, 1)
                     agent.running.pop(key, None)
@@ -445,7 +460,7 @@ class Campaigns(RuleBasedStateMachine):
         for key, ended in self.store.ended.items():
             if ended.code == 0:
                 assert key in self.reached
-            if ended.phase in (WishPhase.WITHDRAWN, WishPhase.EXPIRED):
+            if ended.phase is WishPhase.EXPIRED or (ended.phase is WishPhase.WITHDRAWN and not ended.state):
                 assert not self.claims[key]
 
     def teardown(self) -> None:
