@@ -9,7 +9,7 @@ from qmpvcpu.cli.fleet import PATTERN, Vms
 from qmpvcpu.cli.options import JSON, REPLY_TIMEOUT, VERBOSE, File, Seconds, command, flag, option
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.server import SERVER_OPTIONS, connected, take_server
+from qmpvcpu.cli.server import SERVER_OPTIONS, take_server
 from qmpvcpu.documents.document import REACHED, document
 from qmpvcpu.model.hosts import Operation, host_inbox
 
@@ -89,8 +89,7 @@ async def agent(
     Exit codes: 0 a signal came; 2 bad usage, another agent has this host's name, or the server refuses; 3 no
     connection to the server.
     """
-    address = take_server(server)
-    assert address is not None  # noqa: S101 -- JUSTIFICATION: take_server raises without, mypy cannot know
+    where = take_server(server)
     from qmpvcpu.hosts import AgentPolicy, HostAgent  # not at the top: help needs none of it
 
     operations = _operations(allow, read_only=read_only)
@@ -109,7 +108,7 @@ async def agent(
             )
             for directory in directories
         ]
-        bus = await stack.enter_async_context(connected(address, f"qmpvcpu agent of {name}", host_inbox(name)))
+        bus = await stack.enter_async_context(where.connected(f"qmpvcpu agent of {name}", inbox=host_inbox(name)))
         serving = HostAgent(bus, name, fleets, policy=policy, rescan=rescan)
         running = asyncio.ensure_future(serving.run())
 
@@ -118,7 +117,7 @@ async def agent(
             serving.stop()
 
         with shell.signals.stopped_by(stop):
-            shell.note(f"{name}: serves {', '.join(directories)} at {bus.server_name or address}")
+            shell.note(f"{name}: serves {', '.join(directories)} at {where.url}")
             try:
                 await asyncio.shield(running)
             finally:

@@ -19,6 +19,7 @@ from qmpvcpu.cli.progress import FleetProgress, short_address, shown
 from qmpvcpu.cli.reports import intent_text, shortcoming
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell, check_address
+from qmpvcpu.cli.server import SERVER_OPTIONS, Server, find_server, who
 from qmpvcpu.cli.set import Target
 from qmpvcpu.cli.wishes import PLACEMENT
 from qmpvcpu.cli.wording import in_options
@@ -29,6 +30,7 @@ from qmpvcpu.fleet.scan import check_agent_pattern, has_placeholder
 from qmpvcpu.model.options import Affect, Proof
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.where import Where
 
 if TYPE_CHECKING:
     from qmpvcpu.model.vm import VmInfo
@@ -45,6 +47,8 @@ _WORDS: Final = {
     BAD_RECORD: ("BAD RECORD", "red"),
     INTERRUPTED: ("STOPPED", "yellow"),
 }
+# What names VMs of this host.
+_HERE: Final = {"addresses": "qmp", "directory": "dir", "pattern": "pattern", "record": "record", "agent": "agent"}
 # On a narrower terminal ids and paths would be columns of single letters.
 _TABLE_WIDTH: Final = 64
 _ONLINE_COLUMN: Final = 5
@@ -70,6 +74,7 @@ fleet = LazyGroup(
     "fleet",
     {
         "list": ("fleet:list_", "Show the vCPUs of every VM."),
+        "plan": ("fleet_plan:plan", "Show what set or count would do, in every VM."),
         "set": ("fleet:set_", "Plug these vCPUs and unplug all others, in every VM."),
         "count": ("fleet:count", "Change how many vCPUs are plugged, in every VM."),
     },
@@ -90,7 +95,13 @@ DIRECTORY: Final = option("--dir", "directory", metavar="DIR", type=File(), help
 PATTERN: Final = option(
     "--pattern", metavar="GLOB", default="*", help="Which paths below --dir: '*.qmp', '*/qmp.sock'."
 )
-_FLEET_OPTIONS: Final = (
+WHERE: Final = option(
+    "--where",
+    metavar="WORDS",
+    default="",
+    help="With --nats: which VMs of which hosts: 'host=rack1-* name=web-*', uuid=...; all words must fit.",
+)
+FLEET_OPTIONS: Final = (
     QMP,
     DIRECTORY,
     PATTERN,
@@ -114,6 +125,8 @@ _FLEET_OPTIONS: Final = (
         help="Where each VM's guest agent is, such as '{dir}/{stem}.agent': {dir}, {stem} and {name} are those of its"
         " QMP socket.",
     ),
+    *SERVER_OPTIONS,
+    WHERE,
     REPLY_TIMEOUT,
     *OUTPUT_OPTIONS,
 )
@@ -132,12 +145,40 @@ class Vms(NamedTuple):
         directory: Directory of QMP sockets, or None.
         pattern: Which paths in it.
         concurrency: How many VMs are begun at a time.
+        server: The server that other hosts meet at, or None: they are VMs of this host.
+        where: Which VMs of those hosts.
     """
 
     addresses: tuple[str, ...]
     directory: str | None
     pattern: str
     concurrency: int
+    server: Server | None = None
+    where: str = ""
+
+    @classmethod
+    def take(cls, given: dict[str, Any]) -> "Vms":
+        """Take the options that say which VMs out of *given*.
+
+        Raises:
+            BadUsageError: They do not go together.
+        """
+        server = find_server(given)
+        vms = cls(**{name: given.pop(name) for name in cls._fields if name != "server"})
+        here = [f"--{option}" for name, option in _HERE.items() if named_on_the_line(name)]
+        if server is not None and here and not named_on_the_line("nats"):
+            server = None  # the environment's, and these VMs are named
+        if server is None:
+            if vms.where:
+                raise BadUsageError("--where chooses VMs of other hosts: name the server they meet at, --nats URL")
+            return vms
+        if here:
+            raise BadUsageError(f"{here[0]} is about VMs of this host, and --nats about those of others: one of them")
+        try:
+            Where.parse(vms.where)
+        except ValueError as error:
+            raise BadUsageError(f"--where: {error}") from error
+        return vms._replace(server=server)
 
     @contextlib.asynccontextmanager
     async def opened(
@@ -153,6 +194,10 @@ class Vms(NamedTuple):
         Raises:
             BadUsageError: There are none, or they are not named as VMs are.
         """
+        if self.server is not None:
+            async with self._remote(self.server, shell) as fleet:
+                yield fleet
+            return
         fleet = Fleet(
             self._checked(shell.options.qmp),
             directory=self.directory,
@@ -168,6 +213,22 @@ class Vms(NamedTuple):
             if not fleet.addresses and not may_be_empty:
                 found = f"no socket in {self.directory} matches {self.pattern!r}"
                 raise BadUsageError(f"{found}: name another pattern, such as --pattern '*/qmp.sock'")
+            yield fleet
+
+    @contextlib.asynccontextmanager
+    async def _remote(self, server: Server, shell: Shell) -> AsyncIterator[Fleet]:
+        fleet = Fleet(
+            server.url,
+            where=self.where,
+            concurrency=self.concurrency,
+            reply_timeout=shell.options.reply_timeout,
+            who=who(),
+            **server.files,
+        )
+        async with fleet:
+            if not fleet.addresses:
+                chosen = f"--where {self.where!r} chooses none" if self.where else "no agent has told of any"
+                raise BadUsageError(f"no VMs: {chosen}; qmpvcpu hosts list shows which hosts are there")
             yield fleet
 
     def _agent(self, given: str | None) -> str | Callable[[str], str] | None:
@@ -225,7 +286,7 @@ def records_in(directory: str | None) -> "Callable[[str, VmInfo], Path] | None":
     return record
 
 
-@command(*_FLEET_OPTIONS)
+@command(*FLEET_OPTIONS)
 async def list_(shell: Shell, **vms: Any) -> CommandResult:
     """Show which vCPUs are plugged, VM by VM. Reads only; with --json every vCPU, as in list.
 
@@ -240,8 +301,10 @@ async def list_(shell: Shell, **vms: Any) -> CommandResult:
     Exit codes: 0 all are shown; 3 one or more gave no answer; 4 a record is unreadable or locked; 2 bad usage, no
     socket there, or two that lead to one VM; 130 stopped by a signal.
     """
-    async with Vms(**vms).opened(shell, read_only=True) as fleet:
-        results = fleet.each(lambda vm: _ask_guest(shell, vm))
+    which = Vms.take(vms)
+    async with which.opened(shell, read_only=True) as fleet:
+        results: Results[Any]
+        results = fleet.each(lambda vm: _ask_guest(shell, vm)) if which.server is None else fleet.refresh()
         progress = FleetProgress(fleet.addresses)
         return await _finish(shell, fleet, results, results.aclose, progress, whole=True)
 
@@ -261,9 +324,7 @@ async def _ask_guest(shell: Shell, vm: "VcpuController") -> Asked | None:
     return Asked(await shell.ask_cpus(vm)) if vm.guest.has_agent else None
 
 
-@command(
-    click.Argument(["target"], metavar="MAP"), _AFFECT, *MAP_OPTIONS, PLACEMENT, *SAFETY_OPTIONS, *_FLEET_OPTIONS
-)
+@command(click.Argument(["target"], metavar="MAP"), _AFFECT, *MAP_OPTIONS, PLACEMENT, *SAFETY_OPTIONS, *FLEET_OPTIONS)
 async def set_(shell: Shell, *, target: str, **given: Any) -> CommandResult:
     """Have exactly the vCPUs of this MAP plugged in every VM, each for itself, as set does.
 
@@ -286,7 +347,7 @@ async def set_(shell: Shell, *, target: str, **given: Any) -> CommandResult:
     *MAP_OPTIONS,
     PLACEMENT,
     *SAFETY_OPTIONS,
-    *_FLEET_OPTIONS,
+    *FLEET_OPTIONS,
 )
 async def count(shell: Shell, *, number: int, include_boot: bool, **given: Any) -> CommandResult:
     """Have N vCPUs plugged in every VM, each for itself, as count does.
@@ -298,21 +359,15 @@ async def count(shell: Shell, *, number: int, include_boot: bool, **given: Any) 
     return await _set_all(shell, Target(count=number, include_boot=include_boot), **given)
 
 
-async def _set_all(
-    shell: Shell,
-    target: Target,
-    *,
-    addresses: tuple[str, ...],
-    directory: str | None,
-    pattern: str,
-    concurrency: int,
-    **change: Any,
-) -> CommandResult:
+async def _set_all(shell: Shell, target: Target, **change: Any) -> CommandResult:
+    vms = Vms.take(change)
     affect = change["affect"]
     check_together(affect, change)
+    if vms.server is not None:
+        return await _wish_all(shell, vms, target, **change)
     if affect is not Affect.LIVE and shell.options.record is None:
         raise BadUsageError(f"--affect {affect.value}: what keeps the next boots? Name the records: --record DIR")
-    async with Vms(addresses, directory, pattern, concurrency).opened(shell) as fleet:
+    async with vms.opened(shell) as fleet:
         setting = _Setting(shell, target, change, FleetProgress(fleet.addresses))
         results = fleet.each(setting.one)
 
@@ -322,6 +377,17 @@ async def _set_all(
             await setting.stop()
 
         return await _finish(shell, fleet, results, stop, setting.progress, whole=False)
+
+
+async def _wish_all(shell: Shell, vms: Vms, target: Target, **change: Any) -> CommandResult:
+    async with vms.opened(shell) as fleet:
+        results = target.reach_all(fleet, **change)
+
+        async def stop() -> None:
+            shell.note("stopping at the next safe points; a second signal leaves the rest to the agents")
+            await results.aclose()
+
+        return await _finish(shell, fleet, results, stop, FleetProgress(fleet.addresses), whole=False)
 
 
 async def _finish(
@@ -440,10 +506,15 @@ class Row(NamedTuple):
         return shown
 
 
+def worst(rows: Sequence[Row]) -> int:
+    """Return the exit code that tells of all."""
+    codes = {row.code for row in rows}
+    return next((each for each in _WORST_FIRST if each in codes), REACHED)
+
+
 def merged(rows: Sequence[Row], *, seconds: float, whole: bool) -> CommandResult:
     """Return the result that tells of all: a table, one document, and the worst code."""
-    codes = {row.code for row in rows}
-    code = next((each for each in _WORST_FIRST if each in codes), REACHED)
+    code = worst(rows)
     reached = sum(row.code == REACHED for row in rows)
     content = document(
         reached=reached,

@@ -10,20 +10,18 @@ from qmpvcpu.cli.options import OUTPUT_OPTIONS, Seconds, command, option
 from qmpvcpu.cli.output import Column, Table
 from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.server import SERVER_OPTIONS, connected, take_server, who
+from qmpvcpu.cli.server import SERVER_OPTIONS, take_server
 from qmpvcpu.cli.show import age
 from qmpvcpu.documents.document import REACHED, document
 from qmpvcpu.errors import printable
 from qmpvcpu.model.codec import from_json, to_json
-from qmpvcpu.model.hosts import LEASES, HostInfo, client_inbox
+from qmpvcpu.model.hosts import LEASES, HostInfo
 
 _LEASE_S: Final = 15.0
 
 _HELP = """Many hosts, over NATS.
 
 Each host runs qmpvcpu agent; they and you meet at a NATS server with JetStream. See docs/fleet.md.
-
-  qmpvcpu hosts demo
 
   qmpvcpu hosts list --nats nats://10.0.0.1:4222
 
@@ -66,14 +64,9 @@ async def init(_: Shell, *, replicas: int | None, lease: float, **server: Any) -
 
     Exit codes: 0 they are there; 2 bad usage, or the server refuses; 3 no connection to the server.
     """
-    address = take_server(server)
-    assert address is not None  # noqa: S101 -- JUSTIFICATION: take_server raises without, mypy cannot know
-    from qmpvcpu.bus import Bus  # not at the top: help needs none of it
-
-    async with await Bus.connect(address, name="qmpvcpu hosts init", inbox=client_inbox(who())) as bus:
-        await bus.prepare(replicas=replicas, lease_s=lease)
-        told = f"{bus.server_name} is ready"
-    return CommandResult(REACHED, document(server=str(address)), (told,))
+    where = take_server(server)
+    async with where.connected("qmpvcpu hosts init", replicas=replicas, lease_s=lease) as bus:
+        return CommandResult(REACHED, document(server=bus.server_name), (f"{where.url} is ready",))
 
 
 @command(*SERVER_OPTIONS, *OUTPUT_OPTIONS)
@@ -84,9 +77,8 @@ async def list_(_: Shell, **server: Any) -> CommandResult:
 
     Exit codes: 0 shown; 2 bad usage, or the server refuses; 3 no connection to the server.
     """
-    address = take_server(server)
-    assert address is not None  # noqa: S101 -- JUSTIFICATION: take_server raises without, mypy cannot know
-    async with connected(address, "qmpvcpu hosts list", client_inbox(who())) as bus:
+    where = take_server(server)
+    async with where.connected("qmpvcpu hosts list") as bus:
         leases = await (await bus.bucket(LEASES)).all("host.*")
     found = [from_json(HostInfo, (entry.value or b"").decode()) for _, entry in sorted(leases.items())]
     table = Table(

@@ -4,15 +4,16 @@ import contextlib
 import getpass
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from qmpvcpu.cli.options import File, option
+from qmpvcpu.cli.options import File, named_on_the_line, option
 from qmpvcpu.cli.result import BadUsageError
+from qmpvcpu.model.hosts import client_inbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from qmpvcpu.bus import Bus, ServerAddress
+    from qmpvcpu.bus import Bus
 
 _FILES: Final = {
     "creds": "Who this is: a NATS credentials file.",
@@ -44,24 +45,35 @@ SERVER_OPTIONS: Final = (
 )
 
 
-def take_server(given: dict[str, Any], *, required: bool = True) -> "ServerAddress | None":
-    """Take the options of the server out of *given*; None if no server is named.
+class Server(NamedTuple):
+    """The server that was named, and how to log in there.
 
-    Raises:
-        BadUsageError: It is *required*, or it cannot be one.
+    Attributes:
+        url: Its URL, or those of several.
+        files: The files that were named, by what they are: see ``ServerAddress``.
     """
-    url = given.pop("nats")
-    files = {name: given.pop(name) for name in _FILES}
-    if not url:
-        if required:
-            raise BadUsageError("which server? Name it: --nats nats://HOST:4222, or QMPVCPU_NATS in the environment")
-        return None
-    from qmpvcpu.bus import ServerAddress  # not at the top: most commands have no server
 
-    try:
-        return ServerAddress.of(url, **{name: value for name, value in files.items() if value is not None})
-    except ValueError as error:
-        raise BadUsageError(f"--nats: {error}") from error
+    url: str
+    files: dict[str, Any]
+
+    @contextlib.asynccontextmanager
+    async def connected(self, name: str, *, inbox: str | None = None, **how: Any) -> "AsyncIterator[Bus]":
+        """Connect inside; what hosts meet under is there.
+
+        Args:
+            name: What the server's administrator sees.
+            inbox: Below which subject it listens; None: that of who asks.
+            how: How what is missing is made, as of ``Bus.prepare``.
+
+        Raises:
+            HostsError: It cannot be reached, or is not fit.
+        """
+        from qmpvcpu.bus import Bus, ServerAddress  # not at the top: most commands have no server
+
+        address = ServerAddress.of(self.url, **self.files)
+        async with await Bus.connect(address, name=name, inbox=inbox or client_inbox(who())) as bus:
+            await bus.prepare(**how)
+            yield bus
 
 
 def who() -> str:
@@ -75,20 +87,36 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-@contextlib.asynccontextmanager
-async def connected(address: "ServerAddress", name: str, inbox: str) -> "AsyncIterator[Bus]":
-    """Connect to the server inside, with all that hosts meet under on it.
-
-    Args:
-        address: The server.
-        name: What its administrator sees.
-        inbox: ``host_inbox`` or ``client_inbox``.
+def take_server(given: dict[str, Any]) -> Server:
+    """Take the options of the server out of *given*.
 
     Raises:
-        HostsError: It cannot be reached, or is not fit for it.
+        BadUsageError: None is named, or it cannot be one.
     """
-    from qmpvcpu.bus import Bus  # as above
+    server = find_server(given)
+    if server is None:
+        raise BadUsageError("which server? Name it: --nats nats://HOST:4222, or QMPVCPU_NATS in the environment")
+    return server
 
-    async with await Bus.connect(address, name=name, inbox=inbox) as bus:
-        await bus.prepare()
-        yield bus
+
+def find_server(given: dict[str, Any]) -> Server | None:
+    """Take the options of the server out of *given*; None if no server is named.
+
+    Raises:
+        BadUsageError: It cannot be one, or there is a file to log in with, and no server.
+    """
+    url = given.pop("nats")
+    files = {name: given.pop(name) for name in _FILES}
+    if not url:
+        typed = next((name for name in files if files[name] is not None and named_on_the_line(name)), None)
+        if typed is not None:
+            raise BadUsageError(f"--{typed.replace('_', '-')} is for a server: name it with --nats")
+        return None
+    from qmpvcpu.bus import ServerAddress  # as above
+
+    server = Server(url, {name: file for name, file in files.items() if file is not None})
+    try:
+        ServerAddress.of(server.url, **server.files)
+    except ValueError as error:
+        raise BadUsageError(f"--nats: {error}") from error
+    return server

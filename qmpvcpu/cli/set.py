@@ -36,6 +36,7 @@ from qmpvcpu.model.vcpumap import VcpuMap, union
 
 if TYPE_CHECKING:
     from qmpvcpu.cli.output import Block
+    from qmpvcpu.fleet import Fleet, Results
     from qmpvcpu.model.placement import Placement
     from qmpvcpu.planning.plan import Plan
     from qmpvcpu.record.config import DomainConfig
@@ -81,6 +82,13 @@ class Target:
         if self.count is not None:
             return vm.plan_count(self.count, include_boot=self.include_boot, **change)
         return vm.plan(self.map or "", **change)
+
+    def reach_all(self, fleet: "Fleet", *, proof: Proof, **change: Any) -> "Results[TransitionReport]":
+        """Begin to reach it on all VMs of *fleet*; *proof* as in ``reach``."""
+        change |= {"proof": proof, "require_proof": proof is Proof.ACKNOWLEDGED}
+        if self.count is not None:
+            return fleet.set_count(self.count, include_boot=self.include_boot, **change)
+        return fleet.set_map(self.map or "", **change)
 
     def reach(self, vm: "VcpuController", *, proof: Proof, **change: Any) -> Coroutine[Any, Any, TransitionReport]:
         """Return the work of reaching it; a *proof* that is asked for is required, as in ``plug``."""

@@ -3,10 +3,10 @@
 import asyncio
 import getpass
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 from qmpvcpu.errors import InvalidMapError
 from qmpvcpu.fleet.local import LocalVms, Location
@@ -21,6 +21,10 @@ from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.vm.controller import VcpuController
 
+if TYPE_CHECKING:
+    from qmpvcpu.model.statistics import VmStatistics
+    from qmpvcpu.planning.plan import Plan
+
 _T = TypeVar("_T")
 _Vm = TypeVar("_Vm")
 
@@ -33,7 +37,7 @@ class Fleet:
     They are those of this host, or, as ``Fleet("nats://server:4222", where="host=rack1-* name=web-*")``, those of
     many, each of which has an agent (``qmpvcpu agent``).
 
-    Work on the fleet (``attach``, ``refresh``, ``set_map``, ``set_count``, ``each``) is begun on each VM as soon as
+    Work on the fleet (``attach``, ``refresh``, ``plan``, ``set_map``, ``each``, ...) is begun on each VM as soon as
     there is a place for it, and has one result a VM, as they come: see Results. A VM is attached when there is work
     for it, and stays so; one that could not be reached, or was lost, is tried anew by the next work. One VM's
     failure, silence or flood of events is its own: its error is in its result, and it takes no other's time.
@@ -234,6 +238,32 @@ class Fleet:
         """Read every VM again."""
         return self._each(self._transport.members(), lambda vm: vm.refresh())
 
+    def statistics(self, *, kvm: Collection[str] | None = None) -> "Results[VmStatistics]":
+        """Read what the vCPUs of every VM have done, as ``VcpuController.statistics`` does."""
+        return self._each(self._transport.members(), lambda vm: vm.statistics(kvm=kvm))
+
+    def plan(self, target: str | Iterable[int], **options: Unpack[ChangeOptions]) -> "Results[Plan]":
+        """Return what ``set_map`` would do on every VM; nothing is sent to any QEMU, but attaching where it is not.
+
+        Raises:
+            InvalidMapError: *target* is empty, or no set of vCPU ids; no VM was asked.
+        """
+        wanted = _wanted(target)
+        self._transport.check_options(options)
+        return self._each(self._transport.members(), lambda vm: _now(vm.plan(wanted, **options)))
+
+    @checked
+    def plan_count(
+        self, count: int, *, include_boot: bool = False, **options: Unpack[ChangeOptions]
+    ) -> "Results[Plan]":
+        """Return what ``set_count`` would do on every VM; nothing is sent to any QEMU."""
+        self._transport.check_options(options)
+
+        def plan(vm: FleetVm) -> "Awaitable[Plan]":
+            return _now(vm.plan_count(count, include_boot=include_boot, **options))
+
+        return self._each(self._transport.members(), plan)
+
     def set_map(self, target: str | Iterable[int], **options: Unpack[ChangeOptions]) -> Results[TransitionReport]:
         """Make exactly these vCPUs plugged on every VM, as ``VcpuController.set_map`` does, each for itself.
 
@@ -242,9 +272,7 @@ class Fleet:
         Raises:
             InvalidMapError: *target* is empty, or no set of vCPU ids; no VM was asked.
         """
-        wanted = VcpuMap.parse(target) if isinstance(target, str) else VcpuMap(target)
-        if not wanted:
-            raise InvalidMapError(target if isinstance(target, str) else "", "it is empty, and vCPU 0 never leaves")
+        wanted = _wanted(target)
         self._transport.check_options(options)
         return self._each(self._transport.members(), lambda vm: vm.set_map(wanted, **options))
 
@@ -334,6 +362,23 @@ async def _work(
             return None
         error = err
     return VmResult(address, member.name, member.layout, value, error, loop.time() - started)
+
+
+def _wanted(target: str | Iterable[int]) -> VcpuMap:
+    """Return the vCPUs that *target* names.
+
+    Raises:
+        InvalidMapError: There are none.
+    """
+    wanted = VcpuMap.parse(target) if isinstance(target, str) else VcpuMap(target)
+    if not wanted:
+        raise InvalidMapError(target if isinstance(target, str) else "", "it is empty, and vCPU 0 never leaves")
+    return wanted
+
+
+async def _now(value: _T | Awaitable[_T]) -> _T:
+    """Return *value*, whose VM is here, or what it comes to."""
+    return await value if isinstance(value, Awaitable) else value
 
 
 async def _itself(vm: VcpuController) -> VcpuController:

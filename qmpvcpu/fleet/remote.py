@@ -5,13 +5,13 @@ import contextlib
 import json
 import logging
 import weakref
-from collections.abc import Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, Unpack
 from uuid import uuid4
 
 from qmpvcpu.bus import Bus, ServerAddress
-from qmpvcpu.documents import NO_ANSWER, error_from_json, event_from_json
+from qmpvcpu.documents import NO_ANSWER, error_from_json, event_from_json, plan_from_json, statistics_from_json
 from qmpvcpu.errors import (
     HostFailedError,
     HostsError,
@@ -26,14 +26,16 @@ from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.fleet.results import VmResult
 from qmpvcpu.fleet.transport import Rescan
 from qmpvcpu.fleet.wishes import State, WishBook
-from qmpvcpu.model.codec import from_json
+from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.hosts import Operation, VmKey, client_inbox, name_of, request_subject, token
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import ChangeOptions
+from qmpvcpu.model.statistics import VmStatistics
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.where import Where
 from qmpvcpu.model.wish import GRACE_S, Wish, WishOptions, WishPhase
+from qmpvcpu.planning.plan import Plan
 from qmpvcpu.vm.subscribers import EventStream
 
 _T = TypeVar("_T")
@@ -84,6 +86,37 @@ class RemoteVm:
             raise RequestRefusedError(f"{self.key}: its host's agent has no such VM any more; look which there are")
         self._layout = result.layout
         return result.layout
+
+    async def plan(self, target: VcpuMap, **options: Unpack[ChangeOptions]) -> Plan:
+        """Have its agent plan what it takes to have exactly these vCPUs plugged; errors as of ``refresh``."""
+        return await self._plan(options, map=str(target))
+
+    async def plan_count(self, count: int, *, include_boot: bool = False, **options: Unpack[ChangeOptions]) -> Plan:
+        """Have its agent plan what it takes to have so many vCPUs plugged."""
+        return await self._plan(options, count=count, include_boot=include_boot)
+
+    async def _plan(self, options: ChangeOptions, **target: Any) -> Plan:
+        given = {name: value for name, value in to_json(WishOptions.of(options)).items() if value is not None}
+        request = {"vm": self.key.vm, "options": given, **target}
+        content = await self._vms.ask(self.key.host, Operation.PLAN, request, dict)
+        return self._told(lambda: plan_from_json(content, self.layout))
+
+    async def statistics(self, *, kvm: Collection[str] | None = None) -> VmStatistics:
+        """Have its agent read what its vCPUs have done."""
+        request = {"vm": self.key.vm, "kvm": None if kvm is None else [*kvm]}
+        content = await self._vms.ask(self.key.host, Operation.STATISTICS, request, dict)
+        return self._told(lambda: statistics_from_json(content))
+
+    def _told(self, read: Callable[[], _T]) -> _T:
+        """Return what its agent told.
+
+        Raises:
+            HostFailedError: It cannot be read.
+        """
+        try:
+            return read()
+        except ValueError as error:
+            raise HostFailedError(str(self.key), f"its answer cannot be read: {error}") from error
 
     async def set_map(self, target: VcpuMap, **options: Unpack[ChangeOptions]) -> TransitionReport:
         """Wish that exactly these vCPUs are plugged, and wait for what comes of it."""

@@ -1,13 +1,17 @@
 """What a fleet asks of wherever its VMs are: the calls of one protocol, on this host or on others."""
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol, TypeVar, Unpack
+from collections.abc import Awaitable, Collection, Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, Unpack
 
 from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import ChangeOptions
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
+
+if TYPE_CHECKING:
+    from qmpvcpu.model.statistics import VmStatistics
+    from qmpvcpu.planning.plan import Plan
 
 _Vm_co = TypeVar("_Vm_co", covariant=True)
 
@@ -29,6 +33,20 @@ class FleetVm(Protocol):
 
     async def refresh(self) -> Layout:
         """Read it again."""
+        ...
+
+    def plan(self, target: VcpuMap, **options: Unpack[ChangeOptions]) -> "Plan | Awaitable[Plan]":
+        """Return what it takes to have exactly these vCPUs plugged; nothing is sent to QEMU."""
+        ...
+
+    def plan_count(
+        self, count: int, *, include_boot: bool = False, **options: Unpack[ChangeOptions]
+    ) -> "Plan | Awaitable[Plan]":
+        """Return what it takes to have so many vCPUs plugged; nothing is sent to QEMU."""
+        ...
+
+    async def statistics(self, *, kvm: Collection[str] | None = None) -> "VmStatistics":
+        """Read what its vCPUs have done."""
         ...
 
     async def set_map(self, target: VcpuMap, **options: Unpack[ChangeOptions]) -> TransitionReport:

@@ -254,7 +254,17 @@ async def test_an_answer_that_cannot_be_printed_is_an_error(guest: MicroGuest) -
     "command",
     [
         *("", "demo", "list", "plug", "unplug", "set", "count", "plan", "recover", "watch", "xml"),
-        *("fleet", "fleet list", "fleet set", "fleet count"),
+        *(
+            "fleet",
+            "fleet list",
+            "fleet plan",
+            "fleet set",
+            "fleet count",
+            "agent",
+            "hosts",
+            "hosts init",
+            "hosts list",
+        ),
     ],
 )
 async def test_help_teaches_with_an_example_and_the_exit_codes(command: str) -> None:

@@ -22,6 +22,7 @@ from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.model.layout import CpuProps
 from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.testing import MicroGuest, ScriptedAgent
+from qmpvcpu.testing.nats import free_ports
 from tests.cli.running import environment, on_terminal, run
 
 pytestmark = pytest.mark.qemu
@@ -51,10 +52,13 @@ ON_A_VM = [
     "guest online 0 --agent {agent}",
     "guest offline 1 --agent {agent}",
     "fleet list",
+    "fleet plan 0-1",
     "fleet set 0-1",
     "fleet count 2",
 ]
 WITHOUT = ["demo", "args {xml}", "config {xml}", "exporter --for 0 --listen 127.0.0.1:0 --dir ."]
+# These have a server instead of a VM.
+OVER_NATS = ["agent --dir . --record .", "hosts init", "hosts list"]
 # These tell of a VM that runs what is wrong with that, which is no answer but an error.
 OF_A_MIGRATION = ("check-target", "confirm-target", "take-back", "replay")
 # This tells of the micro-guest that it starts no vCPU.
@@ -114,9 +118,12 @@ def within(command: click.Command) -> dict[str, click.Command]:
     return {name: each for name, each in found.items() if each is not None}
 
 
+GROUPS = [name for name, command in within(program()).items() if isinstance(command, click.Group)]
+
+
 def words_of(line: str) -> int:
     """How many words of *line* name its command."""
-    return 2 if line.startswith(("fleet", "guest")) else 1
+    return 2 if line.split(maxsplit=1)[0] in GROUPS else 1
 
 
 def commands() -> set[str]:
@@ -141,7 +148,7 @@ def lines_with(directory: Path, *address: str | Path) -> list[list[str]]:
 
 
 def test_there_is_a_line_for_every_command() -> None:
-    lines = [" ".join(line.split()[: words_of(line)]) for line in ON_A_VM + WITHOUT]
+    lines = [" ".join(line.split()[: words_of(line)]) for line in ON_A_VM + WITHOUT + OVER_NATS]
     assert set(lines) == commands()
 
 
@@ -151,7 +158,7 @@ async def test_a_command_loads_nothing_of_what_only_others_need(guest: MicroGues
     assert ran.document["enabled"] == "0-2"
 
 
-@pytest.mark.parametrize("line", ON_A_VM + WITHOUT)
+@pytest.mark.parametrize("line", ON_A_VM + WITHOUT + OVER_NATS)
 def test_wrong_words_are_told_with_where_help_is(
     line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +173,7 @@ def test_wrong_words_are_told_with_where_help_is(
 
 
 @pytest.mark.parametrize("columns", [40, 80])
-@pytest.mark.parametrize("line", sorted({*commands(), "", "fleet", "guest"}))
+@pytest.mark.parametrize("line", sorted({*commands(), "", *GROUPS}))
 def test_help_fits_the_terminal(
     line: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +206,31 @@ def test_no_vm_and_a_dead_one_are_told_with_what_to_do(
         document = json.loads(capsys.readouterr().out)
         error = document["vms"][0]["error"] if line.startswith("fleet") else document["error"]
         assert error["kind"] == "MonitorConnectError"
+
+
+@pytest.mark.parametrize("line", [*OVER_NATS, "fleet list", "fleet plan 0-1", "fleet set 0-1", "fleet count 2"])
+def test_no_server_and_a_dead_one_are_told_with_what_to_do(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("QMPVCPU_QMP", raising=False)
+    monkeypatch.delenv("QMPVCPU_NATS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    words = line.split()
+    if line in OVER_NATS:
+        assert main(words) == 2
+        assert "which server" in capsys.readouterr().err
+    (port,) = free_ports(1)
+    for url, code, why in (
+        (f"nats://127.0.0.1:{port}", 3, "start the server"),
+        ("nats://me:secret@127.0.0.1", 2, "a user or password in it"),
+        ("ftp://127.0.0.1", 2, "--nats"),
+    ):
+        assert main([*words, "--nats", url]) == code
+        said = capsys.readouterr().err
+        assert why in said
+        assert "secret" not in said
+        assert main([*words, "--nats", url, "--json"]) == code
+        assert json.loads(capsys.readouterr().out)["error"]["message"] in said
 
 
 async def results_of(lines: Sequence[Sequence[str]], outputs: str, directory: Path, *before: str) -> list[Any]:

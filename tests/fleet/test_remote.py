@@ -140,6 +140,24 @@ async def test_the_vms_of_many_hosts_are_read_and_changed_as_those_of_one(
         assert await enabled(guest) == {0, 1}
 
 
+async def test_all_are_planned_and_measured_as_those_of_one(
+    server: NatsServer, hosts: dict[VmKey, MicroGuest]
+) -> None:
+    async with Fleet(server.url, where="name=web-* host=*") as there, Fleet([hosts[WEB].sockets[1]]) as here:
+        (local,) = await here.plan("0-1,3", in_flight=1)
+        planned = await there.plan("0-1,3", in_flight=1)
+        assert [each.address for each in planned] == ["rack1/web-1", "rack2/web-2"]
+        assert [str(each.unwrap()) for each in planned] == [str(local.unwrap())] * 2
+        counted = await there.plan_count(3)
+        assert [each.unwrap().target for each in counted] == [{0, 1, 2}] * 2
+        assert all("99" in str(each.error or each.unwrap()) for each in await there.plan("0-99"))
+        read = await there.statistics(kvm=())
+        assert [[vcpu.id for vcpu in each.unwrap().vcpus] for each in read] == [[0], [0]]
+        with pytest.raises(InvalidMapError):
+            there.plan("")
+    assert await enabled(hosts[DB]) == {0}
+
+
 @pytest.mark.usefixtures("hosts")
 async def test_each_host_is_asked_once_for_all_of_its_vms(server: NatsServer) -> None:
     async with Fleet(server.url, concurrency=1) as fleet, requests(server) as seen:
