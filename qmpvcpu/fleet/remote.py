@@ -27,7 +27,7 @@ from qmpvcpu.fleet.results import VmResult
 from qmpvcpu.fleet.transport import Rescan
 from qmpvcpu.fleet.wishes import State, WishBook
 from qmpvcpu.model.codec import from_json, to_json
-from qmpvcpu.model.hosts import Operation, VmKey, client_inbox, name_of, request_subject, token
+from qmpvcpu.model.hosts import Operation, VmKey, client_inbox, name_of, request_subject
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import ChangeOptions
 from qmpvcpu.model.statistics import VmStatistics
@@ -183,7 +183,7 @@ class RemoteVms:
             inbox = client_inbox(self._who)
             bus = await Bus.connect(self._address, name="qmpvcpu fleet", inbox=inbox, timeout=self._reply_timeout)
             self._bus = await stack.enter_async_context(bus)
-            self._book = await stack.enter_async_context(WishBook(self._bus))
+            self._book = await stack.enter_async_context(WishBook(self._bus, self._where.keys))
             await self.rescan()
             self._stack = stack.pop_all()
 
@@ -378,7 +378,7 @@ class RemoteVms:
     async def _follow(self, events: "weakref.ref[FleetEvents]", listening: asyncio.Event) -> None:
         streams: dict[VmKey, EventStream] = {}
         try:
-            async with self._bus.follow(self._subject()) as happened:
+            async with self._bus.follow(f"qmpvcpu.event.{self._where.keys}.*") as happened:
                 self._began(listening)
                 async for each in happened:
                     key, kind = _whose(each.subject)
@@ -401,12 +401,6 @@ class RemoteVms:
     def _began(self, listening: asyncio.Event) -> None:
         listening.set()
         self._listening.discard(listening)
-
-    def _subject(self) -> str:
-        """Return the narrowest subject that has all events of the chosen VMs."""
-        patterns = (self._where.host, self._where.name)
-        host, vm = ("*" if not each or any(map(each.__contains__, "*?[")) else token(each) for each in patterns)
-        return f"qmpvcpu.event.{host}.{vm}.*"
 
 
 @dataclass(frozen=True)

@@ -110,14 +110,16 @@ class State:
 class WishBook:
     """The wishes of many VMs, and what their hosts say, as one async context: ``async with WishBook(bus) as book:``.
 
-    Entering it reads all states and leases, and from then on they are kept up to date, by one watch of each.
+    Entering it reads their states and all leases, and from then on they are kept up to date, by one watch of each.
 
     Args:
         bus: The server; it stays open.
+        keys: Which VMs, as a filter of keys: ``HOST.>``, or all.
     """
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, keys: str = ">") -> None:
         self._bus = bus
+        self._keys = keys
         self._wishes: Bucket
         self._states: dict[VmKey, State] = {}
         self._hosts: dict[str, HostInfo] = {}
@@ -131,7 +133,7 @@ class WishBook:
         states, leases = await self._bus.bucket(STATES), await self._bus.bucket(LEASES)
         known = [asyncio.Event(), asyncio.Event()]
         self._watches = [
-            asyncio.ensure_future(self._watch(states, ">", self._take_state, known[0])),
+            asyncio.ensure_future(self._watch(states, self._keys, self._take_state, known[0])),
             asyncio.ensure_future(self._watch(leases, "host.>", self._take_lease, known[1])),
         ]
         try:

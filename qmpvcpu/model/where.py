@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 
 from qmpvcpu.errors import SameNameError, shorten
-from qmpvcpu.model.hosts import VmKey
+from qmpvcpu.model.hosts import VmKey, token
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Where:
             found[name] = pattern
         return cls(**found)
 
+    @property
+    def keys(self) -> str:
+        """The narrowest filter of keys, as the server takes it, that all VMs fit which can be chosen."""
+        return ".".join("*" if _is_pattern(each) else token(each) for each in (self.host, self.name))
+
     def takes(self, vm: VmKey, uuid: str | None) -> bool:
         """Return True if *vm*, which has *uuid*, is chosen."""
         return (
@@ -77,6 +82,10 @@ class Where:
     def __str__(self) -> str:
         given = ((field.name, getattr(self, field.name)) for field in fields(self))
         return " ".join(f"{name}={shlex.quote(pattern)}" for name, pattern in given if pattern)
+
+
+def _is_pattern(text: str) -> bool:
+    return not text or any(map(text.__contains__, "*?["))
 
 
 def _words(text: str) -> list[str]:

@@ -158,6 +158,16 @@ async def test_all_are_planned_and_measured_as_those_of_one(
     assert await enabled(hosts[DB]) == {0}
 
 
+async def test_a_fleet_of_one_host_reads_no_states_of_others(
+    server: NatsServer, bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with stand_in(bus, "rack1", WEB):
+        await (await bus.bucket(STATES)).put(OTHER.key, b"not to be read")
+        async with Fleet(server.url, where="host=rack1") as fleet:
+            assert fleet.addresses == ("rack1/web-1",)
+    assert not caplog.messages
+
+
 @pytest.mark.usefixtures("hosts")
 async def test_each_host_is_asked_once_for_all_of_its_vms(server: NatsServer) -> None:
     async with Fleet(server.url, concurrency=1) as fleet, requests(server) as seen:

@@ -73,3 +73,18 @@ patterns = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 def test_a_choice_in_words_is_read_as_it_was(host: str, name: str, uuid: str) -> None:
     where = Where(host, name, uuid)
     assert Where.parse(str(where)) == where
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        ("", "*.*"),
+        ("host=rack1-* name=web-?", "*.*"),
+        ("host=rack1-a", "rack1-a.*"),
+        ("name=web.1", "*.web=2E1"),
+        ("host=rack1-a name=db", "rack1-a.db"),
+        (f"host=[r]ack1-a name=db uuid={UUID}", "*.db"),
+    ],
+)
+def test_what_cannot_be_chosen_is_not_asked_of_the_server(words: str, keys: str) -> None:
+    assert Where.parse(words).keys == keys
