@@ -14,7 +14,14 @@ import qmpvcpu
 from qmpvcpu.bus import Bucket, Bus, Endpoint, Entry, Lease, Request
 from qmpvcpu.documents.events import event_json
 from qmpvcpu.documents.layouts import state_json
-from qmpvcpu.errors import HostsError, MonitorLostError, NameTakenError, QmpVcpuError, ServerLostError
+from qmpvcpu.errors import (
+    HostsError,
+    MonitorLostError,
+    NameTakenError,
+    QmpVcpuError,
+    RecordLockedError,
+    ServerLostError,
+)
 from qmpvcpu.events import Disconnected
 from qmpvcpu.fleet import Fleet, FleetEvents, VmResult
 from qmpvcpu.hosts.board import Outbox, StateBoard
@@ -235,6 +242,9 @@ class HostAgent:
     def _place(self, address: str, found: "_Found | None") -> None:
         """Note what is at *address*: None is nothing any more."""
         before = self._found.pop(address, None)
+        if before is not None and before == found:
+            self._found[address] = before
+            return
         if found is not None:
             self._found[address] = found
         for name in {each.name for each in (before, found) if each is not None}:
@@ -251,6 +261,11 @@ class HostAgent:
         """Return what a VM is called: the name that it was given, else its socket's path below the directory."""
         if vm is not None and vm.layout.vm.named:
             self._names[result.address] = vm.layout.vm.name
+        elif isinstance(result.error, RecordLockedError):  # another VM of that name here may have it
+            record = result.error.path
+            for found in self._found.values():
+                if found.vm is not None and found.vm.record_info is not None and found.vm.record_info.path == record:
+                    return found.name
         if result.address not in self._names:
             path = PurePath(result.address.partition(":")[2]).with_suffix("")
             below = fleet.directory is not None and path.is_relative_to(fleet.directory)
