@@ -1,9 +1,7 @@
 """Where the NATS server of many hosts is, and how this program shows who it is."""
 
 import contextlib
-import getpass
 import os
-import socket
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qmpvcpu.cli.options import File, named_on_the_line, option
@@ -77,14 +75,10 @@ class Server(NamedTuple):
 
 
 def who() -> str:
-    """Return who asks: ``QMPVCPU_WHO``, as a server with permissions knows them; else the user's and host's names."""
-    if named := os.environ.get("QMPVCPU_WHO"):
-        return named
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+    """Return who asks: ``QMPVCPU_WHO``, as a server with permissions knows them; else the user's name."""
+    from qmpvcpu.fleet.fleet import user_name  # not at the top: most commands have no server
+
+    return os.environ.get("QMPVCPU_WHO") or user_name()
 
 
 def take_server(given: dict[str, Any]) -> Server:

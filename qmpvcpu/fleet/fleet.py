@@ -413,14 +413,15 @@ def _others(
     return RemoteVms(
         ServerAddress.of(servers, **files),
         Where.parse(where),
-        who=who or _user(),
+        who=who or user_name(),
         why=why,
         drop_after=drop_after or DROP_AFTER_S,
         reply_timeout=reply_timeout,
     )
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Return who runs this program."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # it has no name here
