@@ -18,6 +18,7 @@ from qmpvcpu.errors import (
     HostSilentError,
     QmpVcpuError,
     RequestRefusedError,
+    ServerLostError,
     WishError,
     printable,
 )
@@ -45,6 +46,7 @@ _log = logging.getLogger("qmpvcpu.fleet")
 # An agent that is there reads many VMs, and waits for those that are silent, before it answers.
 _LIST_S: Final = 60.0
 _HOSTS_AT_ONCE: Final = 64
+_AGAIN_S: Final = 0.2
 _MISSED: Final = "Missed"
 _AUDIT: Final = ("Asked", "Answered")
 
@@ -155,7 +157,7 @@ class RemoteVms:
         self._where = where
         self._who = who
         self._why = why
-        self._reply_timeout = reply_timeout
+        self.reply_timeout = reply_timeout
         self._drop_after = drop_after
         self._stack = contextlib.AsyncExitStack()
         self._bus: Bus
@@ -181,7 +183,7 @@ class RemoteVms:
         """
         async with contextlib.AsyncExitStack() as stack:
             inbox = client_inbox(self._who)
-            bus = await Bus.connect(self._address, name="qmpvcpu fleet", inbox=inbox, timeout=self._reply_timeout)
+            bus = await Bus.connect(self._address, name="qmpvcpu fleet", inbox=inbox, timeout=self.reply_timeout)
             self._bus = await stack.enter_async_context(bus)
             self._book = await stack.enter_async_context(WishBook(self._bus, self._where.keys))
             await self.rescan()
@@ -230,6 +232,10 @@ class RemoteVms:
 
     # Requests.
 
+    def has(self, host: str) -> bool:
+        """Return True if *host*'s agent holds its lease."""
+        return host in self._book.hosts
+
     def start(self, asking: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
         """Do it in a task of its own, until it is done or this is closed."""
         task = asyncio.get_running_loop().create_task(asking)
@@ -266,7 +272,7 @@ class RemoteVms:
         """Return when *host* has been without an agent for as long as a reply may take."""
         book = self._book
         while await book.wait_host(host, None, gone=True):
-            if not await book.wait_host(host, self._reply_timeout):
+            if not await book.wait_host(host, self.reply_timeout):
                 return
 
     # Wishes.
@@ -295,7 +301,7 @@ class RemoteVms:
         self._changing.add(task)
         try:
             await self._listened()
-            if not await self._book.wait_host(key.host, self._reply_timeout):
+            if not await self._book.wait_host(key.host, self.reply_timeout):
                 raise self._silence(key.host)
             writing = self.start(self._book.replace(key, wish))
             try:
@@ -328,7 +334,7 @@ class RemoteVms:
         while not over() and (left := deadline - loop.time()) > 0:
             if not stuck():
                 await book.wait_changed(key, lambda: over() or stuck(), left)
-            elif not await book.wait_changed(key, lambda: over() or not stuck(), min(left, self._reply_timeout)):
+            elif not await book.wait_changed(key, lambda: over() or not stuck(), min(left, self.reply_timeout)):
                 if await book.withdraw(key, revision):
                     raise self._not_begun(key)
                 # It was begun before its agent died: the next one sees to it.
@@ -351,7 +357,7 @@ class RemoteVms:
         try:
             revision = await writing
             if not await self._book.stop(key, revision):
-                await self._book.answer_to(key, revision, self._reply_timeout)
+                await self._book.answer_to(key, revision, self.reply_timeout)
         except HostsError as error:
             _log.warning("%s: the wish could not be taken back: %s", key, error, extra={"vm": str(key)})
 
@@ -435,11 +441,24 @@ class _Listing:
         async with self._room:
             while True:
                 request = {"fresh": True, "vm": only, "after": after}
-                page = await self._vms.ask(host, Operation.LIST, request, _Page)
+                page = await self._page(host, request)
                 rows |= {str(row.get("name")): row for row in page.vms if isinstance(row, Mapping)}
                 if page.next is None or (after is not None and page.next <= after):
                     return rows
                 after = page.next
+
+    async def _page(self, host: str, request: Mapping[str, Any]) -> _Page:
+        """Ask for a part of a list; again, for a while, where the server or the agent is about to be back."""
+        vms, loop = self._vms, asyncio.get_running_loop()
+        deadline = loop.time() + vms.reply_timeout
+        while True:
+            try:
+                return await vms.ask(host, Operation.LIST, request, _Page)
+            except (ServerLostError, HostSilentError) as error:
+                silent = isinstance(error, HostSilentError) and (error.is_there or not vms.has(host))
+                if silent or loop.time() >= deadline:
+                    raise
+                await asyncio.sleep(_AGAIN_S)
 
 
 def _read(kind: type[_T], answer: bytes, subject: str) -> _T:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from qmpvcpu.bus import Bucket, Bus, Entry
 from qmpvcpu.documents import NOT_REACHED
-from qmpvcpu.errors import HostsError, StaleError, TooLongError, WishError, printable
+from qmpvcpu.errors import HostsError, ServerLostError, StaleError, TooLongError, WishError, printable
 from qmpvcpu.fleet.results import VmResult
 from qmpvcpu.model.codec import from_json, members, to_json
 from qmpvcpu.model.hosts import LEASES, MOST_BYTES, STATES, WISHES, HostInfo, VmKey, name_of
@@ -250,6 +250,9 @@ class WishBook:
     async def write(self, vm: VmKey, wish: Wish, last: int | None) -> int:
         """Wish something of *vm*, in place of the wish of revision *last*; return the new revision.
 
+        If the wish of this id is there already, begun or not, this returns its revision: whoever does not know
+        whether it was written may write it again.
+
         Raises:
             StaleError: Another wish is there; nothing was written.
             TooLongError: Agents would not read it.
@@ -260,9 +263,28 @@ class WishBook:
         content = json.dumps(to_json(wish)).encode()
         if len(content) > MOST_BYTES:
             raise TooLongError(f"a wish for {vm}", len(content), MOST_BYTES)
-        if last is None:
-            return await self._wishes.create(vm.key, content)
-        return await self._wishes.update(vm.key, content, last=last)
+        try:
+            if last is None:
+                return await self._wishes.create(vm.key, content)
+            return await self._wishes.update(vm.key, content, last=last)
+        except (StaleError, ServerLostError) as error:
+            if isinstance(error, ServerLostError) and not error.maybe_done:
+                raise
+            revision = await self._written(vm, wish, error)
+            if revision is None:
+                raise
+            return revision
+
+    async def _written(self, vm: VmKey, wish: Wish, error: HostsError) -> int | None:
+        """Return the revision of *wish* if it is there, None if it is not; raise *error* if that cannot be known."""
+        try:
+            entry = await self._wishes.get(vm.key)
+        except ServerLostError:
+            raise error from None
+        there, claim = ("", None) if entry is None else _of(entry)
+        if entry is None or there != wish.id:
+            return None
+        return entry.revision if claim is None else claim.revision
 
     async def replace(self, vm: VmKey, wish: Wish) -> int:
         """Wish something of *vm* in place of what is wished of it now; return the revision.

@@ -458,6 +458,16 @@ async def test_a_server_that_is_killed_and_comes_back_loses_no_wish(
         assert only.unwrap().layout.enabled == {0}
 
 
+@pytest.mark.usefixtures("hosts")
+async def test_a_list_waits_for_a_server_that_is_about_to_be_back(server: NatsServer) -> None:
+    async with Fleet(server.url, reply_timeout=30) as fleet:
+        await server.kill()
+        results = fleet.refresh()
+        await asyncio.sleep(0)
+        await server.start()
+        assert [each.error for each in await results] == [None] * 3
+
+
 # What agents may say.
 
 

@@ -12,7 +12,15 @@ import pytest
 
 from qmpvcpu import VcpuMap
 from qmpvcpu.bus import Bus, Entry
-from qmpvcpu.errors import HostsError, StaleError, TooLongError, TransitionError, UnfitServerError, WishError
+from qmpvcpu.errors import (
+    HostsError,
+    ServerLostError,
+    StaleError,
+    TooLongError,
+    TransitionError,
+    UnfitServerError,
+    WishError,
+)
 from qmpvcpu.fleet import VmResult
 from qmpvcpu.fleet.wishes import State, WishBook
 from qmpvcpu.model.codec import to_json
@@ -69,11 +77,40 @@ async def test_a_wish_takes_the_place_of_the_one_that_was_seen_and_of_no_other(b
     assert await book.revision(WEB) is None
     first = await book.write(WEB, SOME, None)
     with pytest.raises(StaleError):
-        await book.write(WEB, SOME, None)
+        await book.write(WEB, replace(SOME, id="2"), None)
     second = await book.write(WEB, replace(SOME, id="2"), first)
     assert await book.revision(WEB) == second
     with pytest.raises(StaleError):
         await book.write(WEB, SOME, first)
+
+
+async def test_a_wish_that_is_there_already_is_not_written_again(bus: Bus, book: WishBook) -> None:
+    revision = await book.write(WEB, SOME, None)
+    assert await book.write(WEB, SOME, None) == revision
+    begun = await claimed(bus, WEB, SOME, revision)
+    assert await book.write(WEB, SOME, None) == revision
+    assert await book.revision(WEB) == begun
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_a_wish_whose_writing_was_cut_off_is_looked_for(
+    bus: Bus, book: WishBook, monkeypatch: pytest.MonkeyPatch, *, arrived: bool
+) -> None:
+    create = book._wishes.create
+    revisions = []
+
+    async def cut(key: str, content: bytes) -> int:
+        if arrived:
+            revisions.append(await create(key, content))
+            await claimed(bus, WEB, SOME, revisions[0])  # agents are fast
+        raise ServerLostError("write", "cut", maybe_done=True)
+
+    monkeypatch.setattr(book._wishes, "create", cut)
+    if arrived:
+        assert [await book.replace(WEB, SOME)] == revisions
+    else:
+        with pytest.raises(ServerLostError):
+            await book.replace(WEB, SOME)
 
 
 async def test_a_wish_that_no_agent_would_read_is_not_written(book: WishBook) -> None:
