@@ -45,6 +45,7 @@ class Bus:
         self._clock = Clock()
         self._soon: deque[tuple[str, bytes]] = deque(maxlen=_MOST_SOON)
         self._publishing: asyncio.Task[None] | None = None
+        self._is_closed = False
         self.dropped = 0
         """How many messages of ``publish_soon`` were dropped."""
 
@@ -86,6 +87,7 @@ class Bus:
 
     async def close(self) -> None:
         """Send what ``publish_soon`` still has, for a second at most, and close the connection."""
+        self._is_closed = True
         if self._publishing is not None:
             await asyncio.wait((self._publishing,), timeout=1.0 if self.is_connected else 0.0)
             self._publishing.cancel()
@@ -269,8 +271,11 @@ class Bus:
     def publish_soon(self, subject: str, data: bytes) -> None:
         """Write *data* to the stream soon, in the order of these calls; never waits.
 
-        If 10,000 wait already, the oldest is dropped; so is one that the server refuses.
+        If 10,000 wait already, the oldest is dropped; so is one that the server refuses, or that comes after the end.
         """
+        if self._is_closed:
+            self.dropped += 1
+            return
         if len(self._soon) == _MOST_SOON:
             self.dropped += 1
         self._soon.append((subject, data))

@@ -336,6 +336,8 @@ async def test_events_that_are_still_there_are_sent_before_the_connection_is_clo
             for number in range(200):
                 ending.publish_soon(EVENT, b"%d" % number)
         assert [int(each.data) for each in await some(feed, 200)] == list(range(200))
+        ending.publish_soon(EVENT, b"late")
+        assert ending.dropped == 1
 
 
 # --- what must be there

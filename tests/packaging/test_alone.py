@@ -64,7 +64,7 @@ def test_nothing_else_was_installed(alone: Environment) -> None:
 
 
 def test_each_public_module_can_be_imported(alone: Environment) -> None:
-    modules = "qmpvcpu, qmpvcpu.domainxml, qmpvcpu.fleet, qmpvcpu.launch, qmpvcpu.testing"
+    modules = "qmpvcpu, qmpvcpu.bus, qmpvcpu.domainxml, qmpvcpu.fleet, qmpvcpu.launch, qmpvcpu.testing.nats"
     ran = alone.run("python", "-c", f"import {modules}; print(qmpvcpu.__file__)")
     assert ran.stderr == ""
     assert Path(ran.stdout.strip()).is_relative_to(alone.directory)
