@@ -5,11 +5,11 @@ import contextlib
 import socket
 from typing import Any, Final
 
-from qmpvcpu.cli.fleet import PATTERN, Vms
 from qmpvcpu.cli.options import JSON, REPLY_TIMEOUT, VERBOSE, File, Seconds, command, flag, option
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.server import SERVER_OPTIONS, take_server
+from qmpvcpu.cli.vms import PATTERN, Vms
 from qmpvcpu.documents.document import REACHED, document
 from qmpvcpu.model.hosts import Operation, host_inbox
 

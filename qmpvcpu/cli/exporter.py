@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from qmpvcpu.cli.fleet import DIRECTORY, PATTERN, QMP, Vms, records_in
 from qmpvcpu.cli.options import JSON, REPLY_TIMEOUT, VERBOSE, File, Seconds, command, option
 from qmpvcpu.cli.progress import meanwhile
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
+from qmpvcpu.cli.vms import DIRECTORY, PATTERN, QMP, Vms, records_in
 from qmpvcpu.documents.document import REACHED, document
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.fleet import Fleet

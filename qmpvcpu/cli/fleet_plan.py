@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qmpvcpu.cli.change_options import INCLUDE_BOOT, OFFLINE_FIRST, PROOF, SAFETY_OPTIONS
-from qmpvcpu.cli.fleet import FLEET_OPTIONS, Row, Vms, worst
+from qmpvcpu.cli.fleet import FLEET_OPTIONS, Row, worst
 from qmpvcpu.cli.options import command, option
 from qmpvcpu.cli.output import Block, Line
 from qmpvcpu.cli.progress import short_address
@@ -15,6 +15,7 @@ from qmpvcpu.cli.reports import plan_lines
 from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.set import Target
+from qmpvcpu.cli.vms import Vms
 from qmpvcpu.cli.wishes import PLACEMENT
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.documents.document import NOT_SENT, document

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qmpvcpu.cli.options import File, named_on_the_line, option
 from qmpvcpu.cli.result import BadUsageError
-from qmpvcpu.model.hosts import client_inbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -67,6 +66,7 @@ class Server(NamedTuple):
             HostsError: It cannot be reached, or is not fit.
         """
         from qmpvcpu.bus import Bus, ServerAddress  # not at the top: most commands have no server
+        from qmpvcpu.model.hosts import client_inbox
 
         address = ServerAddress.of(self.url, **self.files)
         async with await Bus.connect(address, name=name, inbox=inbox or client_inbox(who())) as bus:
