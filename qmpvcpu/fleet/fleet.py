@@ -58,7 +58,7 @@ class Fleet:
         directory: Where else to look for sockets: when entered, and at each ``rescan``. There each VM is found once,
             even if several links lead to its socket, or its QEMU has several sockets; other files are passed over.
         pattern: Which paths below *directory*, as in ``pathlib.Path.glob``: ``"*.qmp"``, ``"*/qmp.sock"``.
-        concurrency: How many VMs are begun at a time; None: 16, and 256 on other hosts, where agents do the work. One
+        concurrency: How many VMs are begun at a time; None: 16, and 64 on other hosts, where agents do the work. One
             that takes longer than a tenth of a second makes room for the next, so that silent VMs do not hold up the
             others.
         reply_timeout: Deadline of connecting, and of each QMP command, of each VM, in seconds from its own beginning.
@@ -166,9 +166,7 @@ class Fleet:
                 read_only=read_only,
                 resync_interval=resync_interval,
             )
-        begun = (
-            (256 if self._here is None else 16) if concurrency is None else at_least("concurrency", concurrency, 1)
-        )
+        begun = (64 if self._here is None else 16) if concurrency is None else at_least("concurrency", concurrency, 1)
         self._admission = Admission(begun)
         self._running: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
