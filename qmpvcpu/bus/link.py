@@ -383,7 +383,10 @@ class Link:
         import nats.errors
 
         try:
-            await self.client.flush(timeout=int(_PONG_S))  # it refuses before it answers to this
+            # The server refuses before it answers to a ping. nats-py sends a ping before what it has not yet sent, so
+            # only the second one comes after the subscriptions.
+            for _ in range(2):
+                await self.client.rtt(timeout=int(_PONG_S))
         except nats.errors.Error as error:
             raise ServerLostError(asked, _in_words(error), maybe_done=False) from None
         for subject in subjects:

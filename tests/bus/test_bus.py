@@ -55,6 +55,15 @@ async def test_a_request_is_answered_with_its_subject_at_hand(bus: Bus, server: 
         assert await asking.request(LIST, b"?", 5) == LIST.encode() + b" ?"
 
 
+async def test_whoever_serves_can_be_asked_from_then_on(bus: Bus, server: NatsServer, connect: Connect) -> None:
+    """nats-py sends the ping of its flush before the subscriptions that it waits for."""
+    asking = await connect(server.url)
+    for number in range(300):
+        subject = f"qmpvcpu.do.web{number}.list.me"
+        async with bus.serve("qmpvcpu", "1.2.3", "a test", {}, {"list": Endpoint(subject, echo)}):
+            assert await asking.request(subject, b"?", 20) == subject.encode() + b" ?"
+
+
 async def test_a_request_that_nobody_answers_to_is_told_at_once(bus: Bus) -> None:
     async with asyncio.timeout(10):
         with pytest.raises(HostSilentError, match="start the agent of that host") as silent:
