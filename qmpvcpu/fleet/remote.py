@@ -308,7 +308,10 @@ class RemoteVms:
                 revision = await asyncio.shield(writing)
                 return await self._answer(key, revision), revision
             except asyncio.CancelledError:
-                await self._stop(key, writing)
+                # A task of its own: who cancels again gives up the waiting, not the stopping.
+                _, late = await asyncio.wait({self.start(self._stop(key, writing))}, timeout=self.reply_timeout)
+                if late:
+                    _log.warning("%s: what was wished has not stopped yet", key, extra={"vm": str(key)})
                 raise
         finally:
             self._changing.discard(task)

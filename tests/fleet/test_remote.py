@@ -458,6 +458,23 @@ async def test_a_server_that_is_killed_and_comes_back_loses_no_wish(
         assert only.unwrap().layout.enabled == {0}
 
 
+async def test_a_fleet_closes_in_time_without_its_server(
+    server: NatsServer, bus: Bus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        host(server, bus, tmp_path, "rack1", "web-1", boot=3, behaviour=Behaviour.hanging()),
+        Fleet(server.url, reply_timeout=0.5) as fleet,
+    ):
+        results = fleet.set_map("0", timeout=60)
+        await state(bus, WEB, _is_running)
+        await server.kill()
+        async with asyncio.timeout(10):  # a call to the server is tried for 15 s
+            await fleet.close()
+        assert [each async for each in results] == []
+        await server.start()
+    assert "rack1/web-1: what was wished has not stopped yet" in caplog.text
+
+
 @pytest.mark.usefixtures("hosts")
 async def test_a_list_waits_for_a_server_that_is_about_to_be_back(server: NatsServer) -> None:
     async with Fleet(server.url, reply_timeout=30) as fleet:
