@@ -58,6 +58,7 @@ Floor 0: imports nothing of the package.
      │  ├ RequestRefusedError            an agent does not do what it was asked for
      │  ├ NameTakenError                 several VMs of one host have one name
      │  ├ HostFailedError                an agent failed while it answered
+     │  ├ CampaignError                  there is no such campaign, or it does not take this
      │  └ WishError                      a wish came to nothing, or it is not known what came of it
      ├ WaitTimeoutError (TimeoutError)   a condition did not become true in time
      └ RecordError                       the record on disk
@@ -1078,6 +1079,20 @@ _CAME_TO: Final = {
     "expired": "the wish was not begun in time, and nothing was sent",
     "withdrawn": "the wish was taken back",
 }
+
+
+class CampaignError(HostsError):
+    """A campaign is not there, cannot be read, or does not take what was asked of it; nothing was changed.
+
+    Attributes:
+        campaign: Its id.
+        why: In words.
+    """
+
+    def __init__(self, campaign: str, why: str) -> None:
+        super().__init__(f"campaign {clip(campaign)}: {clip(why)}")
+        self.campaign = campaign
+        self.why = why
 
 
 class WaitTimeoutError(QmpVcpuError, TimeoutError):

@@ -9,6 +9,7 @@ from qmpvcpu.documents.document import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_R
 from qmpvcpu.errors import (
     LOOK,
     AgentForbiddenError,
+    CampaignError,
     DenialReason,
     DomainXmlError,
     GuestAgentError,
@@ -52,7 +53,7 @@ _CODES: Final = (
     (
         (
             *(ServerForbiddenError, UnfitServerError, TooLongError),
-            *(LeaseTakenError, RequestRefusedError, NameTakenError, SameNameError),
+            *(LeaseTakenError, RequestRefusedError, NameTakenError, SameNameError, CampaignError),
         ),
         NOT_SENT,
     ),

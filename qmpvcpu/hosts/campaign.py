@@ -25,6 +25,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
 from qmpvcpu.model.campaign import Ended, Ledger, wish_id
@@ -172,8 +173,10 @@ class CampaignCore:
         self._waiting: dict[str, deque[str]] = {}  # by host
         self._vms: set[str] = set()
         self._picked: tuple[str, ...] = ()  # taken out of waiting by the step that was returned last
-        self._queues: dict[bool, deque[str]] = {True: deque(), False: deque()}  # hosts that may have room, by is_live
+        # Hosts that may have room, by is_live, each with how many of its VMs had their turn, and its place.
+        self._queues: dict[bool, list[tuple[int, int, str]]] = {True: [], False: []}
         self._queued: dict[str, bool] = {}
+        self._turns: Counter[str] = Counter()
         self._flying: Counter[str] = Counter()
         self._wishes: dict[str, SeenWish] = {}
         self._answers: dict[str, tuple[int, Answer | None]] = {}  # with the revision of the state
@@ -188,9 +191,13 @@ class CampaignCore:
         for key in selection:
             self._vms.add(key)
             self._waiting.setdefault(_host(key), deque()).append(key)
+        self._places = {host: place for place, host in enumerate(self._waiting)}
         for host in self._waiting:
             self._queue(host)
         self._take({})
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._vms
 
     @property
     def ledger(self) -> Ledger:
@@ -423,6 +430,7 @@ class CampaignCore:
             key = self._waiting[host].popleft()
             in_flight[key] = self._wishes.get(key, _NO_WISH).revision
             flying[host] += 1
+            self._turns[host] += 1
             picked.append(key)
             self._queue(host)
         self._picked = tuple(picked)
@@ -436,7 +444,7 @@ class CampaignCore:
             ):
                 break
             while queue:
-                host = queue.popleft()
+                _, _, host = heappop(queue)
                 if self._queued.get(host) is is_live:
                     del self._queued[host]
                     return host
@@ -461,7 +469,7 @@ class CampaignCore:
         is_live = self._is_live(host)
         if self._waiting.get(host) and self._queued.get(host) is not is_live:
             self._queued[host] = is_live
-            self._queues[is_live].append(host)
+            heappush(self._queues[is_live], (self._turns[host], self._places[host], host))
 
     def _take(self, before: Mapping[str, int]) -> None:
         """Take over what the ledger has in flight now, where it had *before*."""

@@ -306,8 +306,8 @@ def campaign_key(campaign: str) -> str:
     return campaign
 
 
-def part_key(campaign: str, number: int) -> str:
-    """Return the key of the part *number* of a campaign's VMs."""
+def part_key(campaign: str, number: int | str) -> str:
+    """Return the key of the part *number* of a campaign's VMs, or of all with ``*``."""
     return f"{campaign}.vms.{number}"
 
 

@@ -93,10 +93,10 @@ def test_a_host_that_comes_back_is_begun_with_the_others() -> None:
     assert campaign.begins() == ["a.1"]
     campaign.core.see_host("late", 2, is_live=True)
     campaign.ends("a.1")
-    assert campaign.begins() == ["a.2"]
-    campaign.core.see_host("a", 3, is_live=False)
-    campaign.ends("a.2")
     assert campaign.begins() == ["late.1"]
+    campaign.core.see_host("late", 3, is_live=False)
+    campaign.ends("late.1")
+    assert campaign.begins() == ["a.2"]
 
 
 def test_a_silent_host_costs_the_time_of_one_wish() -> None:
