@@ -101,6 +101,7 @@ _COMMANDS: Final = {
     "fleet": ("fleet:fleet", "Many VMs at once: list, set, count."),
     "agent": ("agent:agent", "Serve the VMs of this host over NATS."),
     "hosts": ("hosts:hosts", "Many hosts over NATS: init, list."),
+    "campaign": ("campaign:campaign", "Changes of many hosts: list, show, pause, stop."),
     "exporter": ("exporter:exporter", "Serve metrics of many VMs for Prometheus."),
 }
 

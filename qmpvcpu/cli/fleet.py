@@ -10,7 +10,17 @@ import click
 from qmpvcpu.cli.app import LazyGroup, pass_on
 from qmpvcpu.cli.change_options import INCLUDE_BOOT, MAP_OPTIONS, SAFETY_OPTIONS, check_together
 from qmpvcpu.cli.failures import printed_error
-from qmpvcpu.cli.options import OUTPUT_OPTIONS, REPLY_TIMEOUT, File, command, option
+from qmpvcpu.cli.options import (
+    OUTPUT_OPTIONS,
+    REPLY_TIMEOUT,
+    File,
+    Seconds,
+    command,
+    flag,
+    named_on_the_line,
+    option,
+    said,
+)
 from qmpvcpu.cli.output import Block, ByWidth, Column, Line, Table
 from qmpvcpu.cli.progress import FleetProgress, short_address, shown
 from qmpvcpu.cli.reports import intent_text, shortcoming
@@ -24,9 +34,11 @@ from qmpvcpu.cli.wording import in_options
 from qmpvcpu.documents.document import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, document
 from qmpvcpu.errors import GuestAgentError, TransitionError, milliseconds, printable
 from qmpvcpu.fleet import Fleet, Results, VmResult
+from qmpvcpu.model.campaign import CampaignSpec
 from qmpvcpu.model.options import Affect, Proof
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.wish import DROP_AFTER_S
 
 if TYPE_CHECKING:
     from qmpvcpu.vm.controller import VcpuController
@@ -106,6 +118,35 @@ FLEET_OPTIONS: Final = (
     REPLY_TIMEOUT,
     *OUTPUT_OPTIONS,
 )
+_USUAL: Final = CampaignSpec(count=1)
+_CAMPAIGN_OPTIONS: Final = (
+    option(
+        "--at-once",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help=f"With --nats: how many VMs are changed at a time ({_USUAL.at_once}).",
+    ),
+    option(
+        "--per-host",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help=f"With --nats: how many of one host ({_USUAL.per_host}).",
+    ),
+    option(
+        "--stop-after",
+        metavar="N",
+        type=click.IntRange(min=0),
+        help=f"With --nats: begin nothing more after so many VMs that failed; 0: never ({_USUAL.stop_after}).",
+    ),
+    option(
+        "--drop-after",
+        metavar="SECONDS",
+        type=Seconds(some="a host needs some time to begin"),
+        help=f"With --nats: how long one VM may take from when its turn has come ({DROP_AFTER_S:g}).",
+    ),
+    option("--why", metavar="TEXT", help="With --nats: what for, for whoever looks at the campaign."),
+    flag("--detach", "With --nats: only make the campaign; a 'qmpvcpu campaign run' somewhere carries it out."),
+)
 _AFFECT: Final = option(
     "--affect",
     default=Affect.LIVE,
@@ -151,16 +192,26 @@ async def _ask_guest(shell: Shell, vm: "VcpuController") -> Asked | None:
     return Asked(await shell.ask_cpus(vm)) if vm.guest.has_agent else None
 
 
-@command(click.Argument(["target"], metavar="MAP"), _AFFECT, *MAP_OPTIONS, PLACEMENT, *SAFETY_OPTIONS, *FLEET_OPTIONS)
+@command(
+    click.Argument(["target"], metavar="MAP"),
+    _AFFECT,
+    *MAP_OPTIONS,
+    PLACEMENT,
+    *SAFETY_OPTIONS,
+    *_CAMPAIGN_OPTIONS,
+    *FLEET_OPTIONS,
+)
 async def set_(shell: Shell, *, target: str, **given: Any) -> CommandResult:
     """Have exactly the vCPUs of this MAP plugged in every VM, each for itself, as set does.
 
     What one VM does not reach is undone there if --on-failure says so, and on no other. SIGINT stops all of them at
-    their next safe point.
+    their next safe point. With --nats it is a campaign: a few VMs at a time, and it goes on if this program dies.
 
       qmpvcpu fleet set 0-3 --dir /run/vms
 
       qmpvcpu fleet set 0,2 --on-failure revert --timeout 10 --qmp /run/a.qmp --qmp /run/b.qmp --json
+
+      qmpvcpu fleet set 0-3 --nats nats://10.0.0.1:4222 --where 'host=rack1-* name=web-*' --at-once 50 --stop-after 3
 
     Exit codes: 0 reached by all, also if it was so already; else the worst of all VMs, as qmpvcpu fleet --help says.
     """
@@ -174,6 +225,7 @@ async def set_(shell: Shell, *, target: str, **given: Any) -> CommandResult:
     *MAP_OPTIONS,
     PLACEMENT,
     *SAFETY_OPTIONS,
+    *_CAMPAIGN_OPTIONS,
     *FLEET_OPTIONS,
 )
 async def count(shell: Shell, *, number: int, include_boot: bool, **given: Any) -> CommandResult:
@@ -188,10 +240,13 @@ async def count(shell: Shell, *, number: int, include_boot: bool, **given: Any) 
 
 async def _set_all(shell: Shell, target: Target, **change: Any) -> CommandResult:
     vms = Vms.take(change)
+    bounds = _take_bounds(change, vms)
     affect = change["affect"]
     check_together(affect, change)
     if vms.server is not None:
-        return await _wish_all(shell, vms, target, **change)
+        from qmpvcpu.cli.campaign import carry_out  # not at the top: it imports this module
+
+        return await carry_out(shell, vms, target, bounds, **change)
     if affect is not Affect.LIVE and shell.options.record is None:
         raise BadUsageError(f"--affect {affect.value}: what keeps the next boots? Name the records: --record DIR")
     async with vms.opened(shell) as fleet:
@@ -206,15 +261,21 @@ async def _set_all(shell: Shell, target: Target, **change: Any) -> CommandResult
         return await _finish(shell, fleet, results, stop, setting.progress, whole=False)
 
 
-async def _wish_all(shell: Shell, vms: Vms, target: Target, **change: Any) -> CommandResult:
-    async with vms.opened(shell) as fleet:
-        results = target.reach_all(fleet, **change)
+def _take_bounds(given: dict[str, Any], vms: Vms) -> dict[str, Any]:
+    """Take the bounds of a campaign out of *given*.
 
-        async def stop() -> None:
-            shell.note("stopping at the next safe points; a second signal leaves the rest to the agents")
-            await results.aclose()
-
-        return await _finish(shell, fleet, results, stop, FleetProgress(fleet.addresses), whole=False)
+    Raises:
+        BadUsageError: They do not go with these VMs.
+    """
+    names = [str(each.name) for each in _CAMPAIGN_OPTIONS]
+    bounds = said({name: given.pop(name) for name in names})
+    if vms.server is None and bounds:
+        raise BadUsageError(f"--{next(iter(bounds)).replace('_', '-')} is about a campaign: it goes with --nats")
+    if vms.server is not None and named_on_the_line("concurrency"):
+        raise BadUsageError("--concurrency is about VMs of this host: with --nats it is --at-once")
+    if bounds.get("stop_after") == 0:
+        bounds["stop_after"] = None
+    return bounds
 
 
 async def _finish(
@@ -364,7 +425,7 @@ def _table(rows: Sequence[Row]) -> Table:
     asked = any(row.asked is not None for row in rows)
     table = Table(
         Column("VM", fold=True),
-        Column("QMP socket", fold=True),
+        Column("QMP socket" if any(":" in row.address for row in rows) else "host/VM", fold=True),
         Column("state"),
         Column("plugged", "right"),
         Column("vCPUs", fold=True),

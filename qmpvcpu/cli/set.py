@@ -36,8 +36,9 @@ from qmpvcpu.model.vcpumap import VcpuMap, union
 
 if TYPE_CHECKING:
     from qmpvcpu.cli.output import Block
-    from qmpvcpu.fleet import Fleet, Results
+    from qmpvcpu.model.campaign import CampaignSpec
     from qmpvcpu.model.placement import Placement
+    from qmpvcpu.model.wish import WishOptions
     from qmpvcpu.planning.plan import Plan
     from qmpvcpu.record.config import DomainConfig
     from qmpvcpu.vm.controller import VcpuController
@@ -83,12 +84,12 @@ class Target:
             return vm.plan_count(self.count, include_boot=self.include_boot, **change)
         return vm.plan(self.map or "", **change)
 
-    def reach_all(self, fleet: "Fleet", *, proof: Proof, **change: Any) -> "Results[TransitionReport]":
-        """Begin to reach it on all VMs of *fleet*; *proof* as in ``reach``."""
-        change |= {"proof": proof, "require_proof": proof is Proof.ACKNOWLEDGED}
-        if self.count is not None:
-            return fleet.set_count(self.count, include_boot=self.include_boot, **change)
-        return fleet.set_map(self.map or "", **change)
+    def campaign(self, options: "WishOptions", **bounds: Any) -> "CampaignSpec":
+        """Return the campaign that has it on many VMs."""
+        from qmpvcpu.model.campaign import CampaignSpec  # not at the top: most changes are of one host
+
+        wanted = None if self.map is None else VcpuMap.parse(self.map)
+        return CampaignSpec(map=wanted, count=self.count, include_boot=self.include_boot, options=options, **bounds)
 
     def reach(self, vm: "VcpuController", *, proof: Proof, **change: Any) -> Coroutine[Any, Any, TransitionReport]:
         """Return the work of reaching it; a *proof* that is asked for is required, as in ``plug``."""
