@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-__all__ = ["COMPARED", "FLEET", "HOMES", "KILLS", "OPERATIONS", "figures"]
+__all__ = ["CAMPAIGNS", "COMPARED", "FLEET", "HOMES", "KILLS", "OPERATIONS", "figures"]
 
 KILLS = "kill matrix"  # points, how many of them lost something
 HOMES = "kill matrix, QEMU's main thread"  # kills, after how many it was not where it belongs
+CAMPAIGNS = "kill matrix, campaigns"  # points, VMs that were lost, VMs that were begun twice
 COMPARED = "domains compared with libvirt"  # taken, refused, differences
 OPERATIONS = "live operations compared with libvirt"  # operations, differences
 FLEET = "fleet"  # lines
@@ -26,6 +27,9 @@ def figures(reporter: pytest.TerminalReporter) -> Iterator[str]:
     if counts := _recorded(reporter, HOMES):
         kills, astray = _sums(counts)
         yield f"kill matrix: QEMU's main thread was where it belongs after {kills - astray} of {kills} kills"
+    if counts := _recorded(reporter, CAMPAIGNS):
+        points, lost, twice = _sums(counts)
+        yield f"kill matrix: a campaign's controller killed at {points} points, {lost} VMs lost, {twice} begun twice"
     if counts := _recorded(reporter, COMPARED):
         taken, refused, differences = _sums(counts)
         yield (

@@ -6,12 +6,12 @@ import functools
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from qmpvcpu.bus import Bus
+from qmpvcpu.bus import Bucket, Bus
 from qmpvcpu.errors import CampaignError, LeaseTakenError, ServerForbiddenError, TransitionError, WishError
 from qmpvcpu.hosts import CampaignBook, CampaignController, vm_result
 from qmpvcpu.model.campaign import CampaignSpec, CampaignStatus, Ended, Ledger, lease_key
@@ -21,6 +21,7 @@ from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.wish import Wish, WishOptions, WishPhase
 from qmpvcpu.testing import Behaviour
 from qmpvcpu.testing.nats import NatsServer
+from tests import figures
 from tests.hosts.accounts import permitted
 from tests.hosts.obliging import ObligingHosts
 from tests.hosts.world import agent_of, connected, served, vm_in, wish
@@ -268,6 +269,73 @@ async def test_a_campaign_goes_on_under_others_when_its_controllers_are_killed()
             await asyncio.wait(heirs)
         assert hosts.claims == Counter(vms)
         assert (ledgers[-1].status, ledgers[-1].reached) == (CampaignStatus.DONE, 24)
+
+
+class KilledError(Exception):
+    """The controller is dead from here on."""
+
+
+class Mortal:
+    """A connection whose user dies at its write number *at*: before the server has it, or after that."""
+
+    def __init__(self, bus: Bus, at: int, *, after: bool) -> None:
+        self._left = at
+        self._after = after
+        self.is_dead = False
+        self._open = bus.bucket
+        bus.bucket = self.bucket  # type: ignore[method-assign]
+
+    async def bucket(self, name: str) -> Bucket:
+        bucket = await self._open(name)
+        write = bucket._write
+
+        async def dying(key: str, value: bytes | None, last: int | None, timeout: float) -> int:
+            self._left -= 1
+            dies_now = self._left < 0 and not self.is_dead
+            if self.is_dead or (dies_now and not self._after):
+                self.is_dead = True
+                raise KilledError
+            revision = await write(key, value, last, timeout)
+            if dies_now:
+                self.is_dead = True
+                raise KilledError
+            return revision
+
+        bucket._write = dying  # type: ignore[method-assign]
+        return bucket
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_controller_may_die_at_any_write(after: bool, record_property: Callable[[str, object], None]) -> None:
+    points, lost, twice = 0, 0, 0
+    async with ready() as (server, bus):
+        book, leases = await CampaignBook.open(bus), await bus.bucket(LEASES)
+        vms = some(3, 2)
+        hosts = ObligingHosts(bus, names(vms), lambda vm: int(vm.vm == "v1" and vm.host == "h1"))
+        async with hosts.running():
+            while True:
+                hosts.claims.clear()
+                ledger = await book.create(SPEC, vms)
+                watching = asyncio.ensure_future(history(bus, ledger.id, []))
+                async with connected(server) as victim:
+                    mortal = Mortal(victim, points, after=after)
+                    with contextlib.suppress(KilledError):
+                        await CampaignController(victim, name="mortal").run(ledger.id)
+                if mortal.is_dead:
+                    await leases.delete(lease_key(ledger.id))  # as if its time were over
+                done = await CampaignController(bus, name="heir").run(ledger.id)
+                await watching
+                assert (done.status, done.reached, done.failed) == (CampaignStatus.DONE, 5, 1)
+                ended = [each.key for each in (await book.summary(ledger.id)).ended]
+                lost += len(set(vms) - set(ended) & hosts.claims.keys())
+                twice += sum(count > 1 for count in hosts.claims.values())
+                if not mortal.is_dead:
+                    break
+                points += 1
+    record_property(figures.CAMPAIGNS, (points, lost, twice))
+    assert (lost, twice) == (0, 0)
+    assert points > 2 * len(vms)
 
 
 async def test_another_wish_that_takes_its_place_is_the_result() -> None:
