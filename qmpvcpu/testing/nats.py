@@ -210,9 +210,18 @@ class NatsServer:
         """Have it end in order."""
         await self._end(signal.SIGTERM)
 
-    def freeze(self) -> None:
-        """Stop its process where it is: connections stay open, and nothing answers."""
+    async def freeze(self) -> None:
+        """Stop its process where it is: connections stay open, and nothing answers from then on."""
         self._signal(signal.SIGSTOP)
+        while not self._is_stopped():  # noqa: ASYNC110 - the kernel stops one thread after the other
+            await asyncio.sleep(_POLL_S)
+
+    def _is_stopped(self) -> bool:
+        """Return whether none of its threads runs any more."""
+        if not self.is_running:
+            return True
+        stats = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return all(stat.read_text().rpartition(")")[2].split()[0] in "TtZX" for stat in stats)
 
     def thaw(self) -> None:
         """Let it go on."""
