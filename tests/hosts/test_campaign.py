@@ -143,6 +143,20 @@ def test_the_result_is_the_one_that_was_stored_first() -> None:
     assert (after.status, after.failed) == (CampaignStatus.DONE, 1)
 
 
+def test_a_newer_wish_that_waits_does_not_say_that_this_one_has_ended() -> None:
+    campaign = Campaign(SPEC, ["a.1"], live=("a",))
+    campaign.begins()
+    campaign.claim("a.1")
+    revision = campaign.next_revision()
+    newer = replace(SPEC.wish("c", VmKey("a", "1")), id="newer", who="you")
+    campaign.core.see_wish("a.1", SeenWish(revision, NOW, newer, is_gone=False))
+    for phase in (WishPhase.WAITING, WishPhase.RUNNING):
+        assert campaign.effects() == []
+        campaign.core.see_state("a.1", campaign.next_revision(), Answer(revision, "newer", phase), {})
+    (result,) = campaign.store_results()
+    assert (result.ended.phase, result.ended.code) == (WishPhase.SUPERSEDED, 1)
+
+
 def test_what_was_put_in_flight_and_not_written_is_not_written_once_stopped() -> None:
     campaign = Campaign(SPEC, ["a.1", "a.2"], live=("a",))
     campaign.begins()
