@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -203,14 +203,20 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(story: Story, *, qmp_sockets: int = 2) -> AsyncIterator[Stage]:
+async def stage(story: Story, *, qmp_sockets: int = 2, extra_args: Sequence[str] = ()) -> AsyncIterator[Stage]:
     """A VM at START, on the best that this machine has."""
     qemu = best_qemu()
     accel = await probe_accelerator(qemu)
     # Under TCG a QEMU dies when it has created more vCPUs than maxcpus.
     size = 8 if accel == "kvm" else 64
     async with MicroGuest(
-        qemu, accel=accel, boot=START, max_vcpus=size, behaviour=story.guest, qmp_sockets=qmp_sockets
+        qemu,
+        accel=accel,
+        boot=START,
+        max_vcpus=size,
+        behaviour=story.guest,
+        qmp_sockets=qmp_sockets,
+        extra_args=extra_args,
     ) as guest:
         other = QMPClient("other")
         await other.connect(str(guest.sockets[1]))

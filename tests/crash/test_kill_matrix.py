@@ -1,8 +1,7 @@
 """The controlling process is killed at every point of a transition; what is left behind tells the truth."""
 
-import contextlib
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from qmpvcpu import (
     VcpuController,
 )
 from qmpvcpu.model.transition import Action, Direction, Intent
+from tests.crash.matrix import KillMatrix
 from tests.crash.points import INTENT_SAVED, OUTCOME_SAVED, SAVING_TURN, TURN_SAVED
 from tests.crash.proxy import Proxy
 from tests.crash.stage import (
@@ -40,12 +40,10 @@ from tests.figures import HOMES, KILLS
 pytestmark = [pytest.mark.qemu]
 
 _GUEST_S = 5.0
-# A point that depends on who is faster does not come up in each run.
-_TRIES = 20
 
 
-class Matrix:
-    """One story, played again and again.
+class Matrix(KillMatrix[Recovery]):
+    """One story, played again and again, recovered in both ways.
 
     Args:
         story: The story.
@@ -53,43 +51,18 @@ class Matrix:
         folder: For the records.
     """
 
+    ways = (Recovery.FINISH, Recovery.REVERT)
+
     def __init__(self, story: Story, zygote: Zygote, folder: Path) -> None:
-        self.story = story
-        self.lost: list[str] = []
-        self.unmet: list[str] = []
+        super().__init__(story, folder)
         self.kills = 0
         self.astray = 0
         self._zygote = zygote
-        self._folder = folder
-        self._runs = 0
-        self._stages = contextlib.AsyncExitStack()
-        self._stage: Stage | None = None
 
-    async def play(self) -> list[str]:
-        """Kill it at every point that it is ever seen to cross, twice; return the points."""
-        async with self._stages:
-            points = list(await self._run(None, Recovery.REPORT))
-            for point in points:  # which grows
-                for how in (Recovery.FINISH, Recovery.REVERT):
-                    met = await self._meet(point, how)
-                    points += [each for each in met if each not in points]
-        return points
-
-    async def _meet(self, point: str, how: Recovery) -> Iterable[str]:
-        for _ in range(_TRIES):
-            crossed = await self._run(point, how)
-            if crossed and crossed[-1] == point:
-                return crossed
-        self.unmet.append(f"{point}, {how.value}")
-        return ()
-
-    async def _run(self, point: str | None, how: Recovery) -> tuple[str, ...]:
+    async def run(self, point: str | None, how: Recovery) -> tuple[str, ...]:
         """Play it to its end, or until it is killed at *point*; then recover."""
-        at = await self._at_start()
-        folder = self._folder / str(self._runs)
-        folder.mkdir()
-        self._runs += 1
-        record = folder / "vm.xml"
+        at = await self.at_start()
+        record = self.new_folder() / "vm.xml"
         async with qmpvcpu.attach(at.guest.qmp) as vm:
             plan = vm.plan(self.story.target)
         offline = self.story.offline_first
@@ -113,7 +86,7 @@ class Matrix:
             await self._look(at, record, intent, death.crossed, how)
         except (AssertionError, QmpVcpuError, TimeoutError) as error:
             self.lost.append(f"{point}, {how.value}: {type(error).__name__}: {error}")
-            await self._drop_stage()
+            await self.drop_stage()
         return death.crossed
 
     async def _look(self, at: Stage, record: Path, intent: Intent, crossed: tuple[str, ...], how: Recovery) -> None:
@@ -142,19 +115,6 @@ class Matrix:
             at.check_online(START & plugged)
             await at.check_places()
         check_record(record, plugged)
-
-    async def _at_start(self) -> Stage:
-        """The stage, with the VM at START again."""
-        if self._stage is not None and self._stage.guest.accelerator == "tcg":
-            await self._drop_stage()
-        if self._stage is None:
-            self._stage = await self._stages.enter_async_context(stage(self.story))
-        await self._stage.to_start()
-        return self._stage
-
-    async def _drop_stage(self) -> None:
-        await self._stages.aclose()
-        self._stage = None
 
 
 def _expected(intent: Intent, crossed: tuple[str, ...]) -> Intent | None:

@@ -1,7 +1,7 @@
 """Controlling processes that die: forked from one that has imported everything, since a fresh Python takes 0.25 s.
 
 ``python -m tests.crash.zygote``: each line of standard input is a job; its process writes the name of each point that
-it crosses, and when it is over, its exit status follows, after a ``=``.
+it crosses, and when it is over, its exit status follows, after a ``=``. Other modules have other jobs.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import qmpvcpu
 import qmpvcpu.agent.door
@@ -30,6 +30,8 @@ from tests.crash.points import Points, watching
 from tests.crash.stage import placement_of
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from qmpvcpu.model.options import ChangeOptions
 
 NAME = "crash"
@@ -78,11 +80,20 @@ class Death:
 
 
 class Zygote:
-    """The test's side."""
+    """The test's side.
+
+    Args:
+        module: What to run: it calls ``serve``.
+        prefix: What the command begins with.
+    """
+
+    def __init__(self, module: str = "tests.crash.zygote", *, prefix: Sequence[str] = ()) -> None:
+        self._module = module
+        self._prefix = tuple(prefix)
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.crash.zygote"),
+            *(*self._prefix, sys.executable, "-m", self._module),
             cwd=ROOT,
             # What is killed saves nothing of what coverage measured in it, and measuring slows it down.
             env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")},
@@ -98,50 +109,58 @@ class Zygote:
             self._process.kill()
         await self._process.communicate()
 
-    async def start(self, job: Job) -> int:
+    async def start(self, job: "DataclassInstance") -> int:
         """Start a job, and return its process id."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
-        return int(await self._line())
+        return int(await self.line())
 
     async def crossed(self, point: str) -> None:
         """Return when the job has crossed *point*."""
-        while (said := await self._line()) != point:
+        while (said := await self.line()) != point:
             assert not said.startswith("="), f"it ended before {point}"
 
     async def end(self) -> Death:
         """Return how the job ended, and the points of which nobody has asked yet."""
         crossed: list[str] = []
-        while not (said := await self._line()).startswith("="):
+        while not (said := await self.line()).startswith("="):
             crossed.append(said)
         return Death(int(said[1:]), tuple(crossed))
 
-    async def run(self, job: Job) -> Death:
+    async def run(self, job: "DataclassInstance") -> Death:
         """Do a job, and return how it ended."""
         await self.start(job)
         return await self.end()
 
-    async def _line(self) -> str:
+    async def line(self) -> str:
+        """Return the next line that the job says; the last one begins with ``=``."""
         assert self._process.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             line = await self._process.stdout.readline()
         assert line, "the zygote is gone"
         return line.decode().rstrip("\n")
 
 
-def _say(words: str) -> None:
-    os.write(1, f"{words}\n".encode())  # at once and whole: nothing is left in a buffer by a SIGKILL
+def say(words: str) -> None:
+    """Tell the test something, from a job: at once and whole, so that nothing is left in a buffer by a SIGKILL."""
+    os.write(1, f"{words}\n".encode())
+
+
+def dying_at(point: str, *, hold_at: str = "") -> Callable[[str], None]:
+    """Return what tells the test of each point, and kills this process at *point*, or stops it at *hold_at*."""
+
+    def act(name: str) -> None:
+        say(name)
+        if name == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == hold_at:
+            signal.pause()
+
+    return act
 
 
 async def _control(job: Job) -> None:
-    def act(name: str) -> None:
-        _say(name)
-        if name == job.die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if name == job.hold_at:
-            signal.pause()
-
-    points = Points(act)
+    points = Points(dying_at(job.die_at, hold_at=job.hold_at))
     placement = placement_of({vcpu: (cpus, scheduler) for vcpu, (cpus, scheduler) in job.pins})
     vm = await qmpvcpu.attach(job.qmp, name=NAME, record=job.record, agent=job.agent or None)
     with watching(points, stuck=job.stuck, only_places=bool(job.place)):
@@ -165,26 +184,30 @@ async def _set_map(vm: VcpuController, job: Job, placement: Placement | None) ->
         await vm.set_map(job.target, **options)
 
 
-def _live(job: Job) -> None:
-    signal.alarm(_LONGEST_S)
+def _live(work: Callable[[dict[str, Any]], Awaitable[None]], job: dict[str, Any], longest: int) -> None:
+    async def live() -> None:
+        await work(job)
+
+    signal.alarm(longest)
     try:
-        asyncio.run(_control(job))
+        asyncio.run(live())
     except BaseException:  # noqa: BLE001 -- the child must not come back from here and play the zygote
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
 
 
-def main() -> None:
+def serve(work: Callable[[dict[str, Any]], Awaitable[None]], *, longest: int = _LONGEST_S) -> None:
+    """Do one job after another, each in a process of its own, which ends after *longest* seconds."""
     gc.freeze()  # so that no fork looks through all that was imported, and has a copy of it made
     for line in sys.stdin:
         child = os.fork()
         if not child:
-            _say(str(os.getpid()))
-            _live(Job(**json.loads(line)))
+            say(str(os.getpid()))
+            _live(work, json.loads(line), longest)
         _, status = os.waitpid(child, 0)
-        _say(f"={os.waitstatus_to_exitcode(status)}")
+        say(f"={os.waitstatus_to_exitcode(status)}")
 
 
 if __name__ == "__main__":
-    main()
+    serve(lambda job: _control(Job(**job)))
