@@ -78,12 +78,13 @@ class HostAgent:
         self._id = uuid4().hex
         self._since = time.time()
         self._outbox = Outbox(bus)
-        self._board = StateBoard(bus, host, self._state_of)
+        self._board = StateBoard(bus, host, self._state_of, self._outbox)
         self._found: dict[str, _Found] = {}  # by address
         self._names: dict[str, str] = {}  # that VMs were given, by address
         self._keepers: dict[str, WishKeeper] = {}
         self._serving: set[asyncio.Task[None]] = set()
         self._look_now = asyncio.Event()
+        self._wishes_known = asyncio.Event()
         self._stop = asyncio.Event()
         self._lease: Lease | None = None
 
@@ -235,6 +236,7 @@ class HostAgent:
                 self._place(result.address, _Found(self._name_of(fleet, result, vm), vm, result.error))
         for address in self._found.keys() - seen:
             self._place(address, None)
+        await self._wishes_known.wait()  # a VM that is gone is still told of while something is wished of it
         for name in [name for name, hosted in self.vms.items() if not hosted.address and name not in self._keepers]:
             del self.vms[name]
             self._board.changed(name, urgent=False)
@@ -293,7 +295,11 @@ class HostAgent:
     async def _take_wishes(self, wishes: Bucket, whose: str) -> None:
         """Pass on what is wished, each to who keeps the wishes of its VM."""
         async for entry in wishes.watch(whose):
-            if entry is None or self._stop.is_set():
+            if entry is None:
+                self._withdraw_deleted(wishes)
+                self._wishes_known.set()
+                continue
+            if self._stop.is_set():
                 continue
             try:
                 name = VmKey.parse(entry.key).vm
@@ -303,9 +309,17 @@ class HostAgent:
             if entry.value is not None or name in self._keepers:
                 self._keeper(name, wishes).take(entry)
 
+    def _withdraw_deleted(self, wishes: Bucket) -> None:
+        """Answer the wishes that were deleted while there was no agent, and of which an earlier one had told."""
+        for name, hosted in self.vms.items():
+            if name not in self._keepers and hosted.answer is not None and not hosted.answer.phase.is_over:
+                self._keeper(name, wishes).take(Entry(hosted.key.key, None, 0, self._bus.now()))
+
     def _keeper(self, name: str, wishes: Bucket) -> WishKeeper:
         if name not in self._keepers:
-            duty = Duty(self._bus, wishes, self._id, self._policy, self._outbox, lambda: self._may_begin)
+            duty = Duty(
+                self._bus, wishes, self._id, self._policy, self._outbox, lambda: self._may_begin, self._board.told
+            )
             self._keepers[name] = WishKeeper(self._hosted(name), duty)
             self._serving.add(asyncio.ensure_future(self._keepers[name].run()))
         return self._keepers[name]

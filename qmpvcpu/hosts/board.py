@@ -40,17 +40,21 @@ class StateBoard:
         bus: The server.
         host: The host.
         compose: Returns the state of the VM of a name now; None: there is none, and its key is deleted.
+        outbox: What came of a wish is in the stream before a state says so: after that nobody would tell it again.
     """
 
-    def __init__(self, bus: Bus, host: str, compose: Callable[[str], dict[str, Any] | None]) -> None:
+    def __init__(
+        self, bus: Bus, host: str, compose: Callable[[str], dict[str, Any] | None], outbox: "Outbox"
+    ) -> None:
         self._bus = bus
         self._host = host
         self._compose = compose
+        self._outbox = outbox
         self._due: dict[str, float] = {}
         self._told: dict[str, float] = {}
         self._news = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._untold: set[str] = set()
+        self._progress = asyncio.Condition()
 
     def changed(self, vm: str, *, urgent: bool) -> None:
         """Note that there is something new to tell of *vm*; *urgent*: somebody waits for it."""
@@ -58,11 +62,12 @@ class StateBoard:
         due = now if urgent else max(now, self._told.get(vm, 0.0) + _APART_S)
         self._due[vm] = min(due, self._due.get(vm, due))
         self._news.set()
-        self._idle.clear()
+        self._untold.add(vm)
 
-    async def told(self) -> None:
-        """Wait until everything is told."""
-        await self._idle.wait()
+    async def told(self, vm: str | None = None) -> None:
+        """Wait until everything is told of *vm*; None: of all."""
+        async with self._progress:
+            await self._progress.wait_for(lambda: not self._untold if vm is None else vm not in self._untold)
 
     async def run(self, states: Bucket) -> None:
         """Tell what is new in the bucket of *states*, until it is cancelled."""
@@ -73,8 +78,9 @@ class StateBoard:
                 self._told[vm] = now
                 del self._due[vm]
                 await self._tell(vm, states)
-            if not self._due:
-                self._idle.set()
+                async with self._progress:
+                    self._untold &= self._due.keys()
+                    self._progress.notify_all()
             self._news.clear()
             left = min(self._due.values(), default=None)
             try:
@@ -86,6 +92,7 @@ class StateBoard:
     async def _tell(self, vm: str, states: Bucket) -> None:
         key = VmKey(self._host, vm).key
         try:
+            await self._outbox.audited()
             state = self._compose(vm)
             if state is None:
                 self._told.pop(vm, None)
@@ -114,6 +121,7 @@ class Outbox:
         self._audit: deque[_Told] = deque(maxlen=_MOST_AUDIT)
         self._missed: dict[VmKey, int] = {}
         self._news = asyncio.Event()
+        self._audited = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -127,11 +135,13 @@ class Outbox:
     def asked(self, vm: VmKey, wish: Wish, revision: int) -> None:
         """Tell that *wish* has been begun."""
         said = {"revision": revision, "wish": {**to_json(wish), "claim": None}}
-        self._put(self._audit, "Asked", vm, who=wish.who, why=wish.why, operation="wish", **said)
+        once = f"asked {vm.key} {revision}"
+        self._put(self._audit, "Asked", vm, once=once, who=wish.who, why=wish.why, operation="wish", **said)
 
-    def answered(self, vm: VmKey, answer: Answer, *, who: str = "", operation: str = "wish") -> None:
+    def answered(self, vm: VmKey, answer: Answer) -> None:
         """Tell what came of a wish."""
-        self._put(self._audit, "Answered", vm, who=who, operation=operation, **to_json(answer))
+        once = f"answered {vm.key} {answer.revision}"
+        self._put(self._audit, "Answered", vm, once=once, who="", operation="wish", **to_json(answer))
 
     def requested(self, vm: VmKey, operation: str, who: str, request: dict[str, Any]) -> None:
         """Tell that *who* asked for *operation*."""
@@ -141,11 +151,18 @@ class Outbox:
         """Tell what came of a request: its exit code, and its error in words."""
         self._put(self._audit, "Answered", vm, who=who, operation=operation, code=code, why=why)
 
-    def _put(self, among: "deque[_Told]", kind: str, vm: VmKey, **said: Any) -> None:
+    def _put(self, among: "deque[_Told]", kind: str, vm: VmKey, *, once: str = "", **said: Any) -> None:
+        """Have it published; what two agents tell *once* is there once, if they do it within two minutes."""
         content = document(time=round(self._bus.now(), 3), host=vm.host, vm=vm.vm, event=kind, **said)
-        among.append(_Told(vm, event_subject(vm, kind), json.dumps(content).encode(), uuid4().hex))
+        among.append(_Told(vm, event_subject(vm, kind), json.dumps(content).encode(), once or uuid4().hex))
         self._news.set()
         self._idle.clear()
+
+    async def audited(self) -> None:
+        """Wait until it is told who asked for what, and what came of it."""
+        while self._audit:
+            self._audited.clear()
+            await self._audited.wait()
 
     async def told(self) -> None:
         """Wait until everything is told."""
@@ -176,3 +193,5 @@ class Outbox:
             _log.warning("what happened to %s cannot be told: %s", first.vm, error)
         if among and among[0] is first:
             among.popleft()
+        if not self._audit:
+            self._audited.set()

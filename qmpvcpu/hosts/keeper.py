@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -40,6 +40,7 @@ class Duty(NamedTuple):
         policy: What it does.
         outbox: Where it is told who asked for what, and what came of it.
         may_begin: Returns False while it is not sure that this is the host's only agent.
+        told: Returns when everybody can read what was answered of a VM.
     """
 
     bus: Bus
@@ -48,6 +49,7 @@ class Duty(NamedTuple):
     policy: AgentPolicy
     outbox: Outbox
     may_begin: Callable[[], bool]
+    told: Callable[[str], Awaitable[None]]
 
 
 class WishKeeper:
@@ -101,9 +103,10 @@ class WishKeeper:
         while not self._stopped:
             await self._news.wait()
             self._news.clear()
-            if self._newest is not None:
+            entry = self._newest
+            if entry is not None:
                 try:
-                    await self._serve(self._newest)
+                    await self._serve(entry)
                 except StaleError:
                     continue  # something newer is there, and comes
                 except HostsError as error:  # the server is away, or refuses: all is looked at anew
@@ -114,7 +117,7 @@ class WishKeeper:
                 except Exception as error:  # noqa: BLE001 -- JUSTIFICATION: our own fault is answered, not tried for ever
                     _log.exception("%s", self._hosted.key)
                     why = f"its agent failed: {type(error).__name__}: {error}"
-                    self._answer(self._newest.revision, "", WishPhase.ENDED, code=NO_ANSWER, why=why)
+                    self._answer(entry.revision, "", WishPhase.ENDED, code=NO_ANSWER, why=why)
 
     async def _serve(self, entry: Entry) -> None:
         answer = self._hosted.answer
@@ -125,22 +128,26 @@ class WishKeeper:
             else:
                 self._hosted.changed()
             return
-        if answer is not None and answer.revision == entry.revision and answer.phase.is_over:
+        if await self._is_over(entry, entry.revision) or (wish := self._read(entry)) is None:
             return
-        wish = self._read(entry)
-        if wish is None:
-            return
-        claim = wish.claim
+        claim, begun = wish.claim, False
         if claim is None:
             claim = await self._claim(entry, wish)
-            if claim is not None:
-                await self._carry_out(wish, claim, resumed=False)
-        elif not (answer is not None and answer.revision == claim.revision and answer.phase.is_over):
-            if await self._wait_for_vm(wish, claim.revision, claim.written + wish.drop_after + GRACE_S):
-                await self._carry_out(wish, claim, resumed=True)
-            elif not self._news.is_set():
-                why = "its agent died, and the VM could not be reached since: see what it has"
-                self._answer(claim.revision, wish.id, WishPhase.ENDED, code=NO_ANSWER, why=why)
+        elif not await self._is_over(entry, claim.revision):
+            claim, begun = await self._take_over(entry, wish, claim)
+        else:
+            return
+        if claim is not None:
+            await self._carry_out(wish, claim, begun=begun)
+
+    async def _is_over(self, entry: Entry, revision: int) -> bool:
+        """Return True if the wish of *revision* was answered."""
+        answer = self._hosted.answer
+        if answer is None or answer.revision != revision or not answer.phase.is_over:
+            return False
+        if answer.phase is WishPhase.EXPIRED:
+            await self._drop(entry)
+        return True
 
     def _read(self, entry: Entry) -> Wish | None:
         """Return the wish; None if it cannot be read, or is not to be carried out here, which is answered."""
@@ -165,37 +172,73 @@ class WishKeeper:
 
     async def _claim(self, entry: Entry, wish: Wish) -> Claim | None:
         """Wait until *wish* can be begun, and claim it; None if it is not to be begun any more."""
-        deadline = entry.created + wish.drop_after
-        while await self._wait_for_vm(wish, entry.revision, deadline):
-            vm = self._hosted.vm
-            info = None if vm is None else vm.record_info
-            claim = Claim(entry.revision, entry.created, self._duty.agent, 0 if info is None else info.saves)
-            self._serving = entry.revision
-            try:
-                claimed = json.dumps(to_json(replace(wish, claim=claim))).encode()
-                await self._wishes.update(self._hosted.key.key, claimed, last=entry.revision)
-            except StaleError:
-                self._serving = None
-                now = await self._wishes.get(self._hosted.key.key)
-                if now is not None and now.revision > entry.revision:
-                    self.take(now)
-                return None
-            except BaseException:
-                self._serving = None
-                raise
-            return claim
+        if await self._wait_for_vm(wish, entry.revision, entry.created + wish.drop_after):
+            return await self._write_claim(entry, wish, entry.revision, entry.created)
         if not self._news.is_set():
-            why = f"it was not begun within {wish.drop_after:g} s: {self._why_not()}"
-            self._answer(entry.revision, wish.id, WishPhase.EXPIRED, code=NOT_SENT, why=why)
-            with contextlib.suppress(StaleError):  # something newer is there
-                await self._wishes.delete(self._hosted.key.key, last=entry.revision)
+            await self._expire(entry, wish, entry.revision)
         return None
+
+    async def _take_over(self, entry: Entry, wish: Wish, claim: Claim) -> tuple[Claim | None, bool]:
+        """Go on with what was claimed before: return the claim, or None if there is nothing to be done any more.
+
+        Also return whether anything may have been sent for it.
+        """
+        until = claim.written + wish.drop_after
+        if not await self._wait_for_vm(wish, claim.revision, max(until, self._bus.now()) + GRACE_S):
+            if not self._news.is_set():
+                why = f"its agent died, and the VM could not be reached since: {self._why_not()}"
+                self._answer(claim.revision, wish.id, WishPhase.ENDED, code=NO_ANSWER, why=why)
+            return None, False
+        if self._hosted.vm is None or _was_begun(self._hosted.vm, claim):
+            return claim, True
+        if self._bus.now() >= until:
+            await self._expire(entry, wish, claim.revision)
+            return None, False
+        # Anew, since the record may have been written since, which would look as if something had been sent.
+        return await self._write_claim(entry, wish, claim.revision, claim.written), False
+
+    async def _write_claim(self, entry: Entry, wish: Wish, revision: int, written: float) -> Claim | None:
+        """Claim what *entry* has; None if it is no longer there."""
+        vm = self._hosted.vm
+        info = None if vm is None else vm.record_info
+        claim = Claim(revision, written, self._duty.agent, 0 if info is None else info.saves)
+        self._serving = revision
+        try:
+            claimed = json.dumps(to_json(replace(wish, claim=claim))).encode()
+            await self._wishes.update(self._hosted.key.key, claimed, last=entry.revision)
+        except StaleError:
+            self._serving = None
+            await self._look_again(entry.revision)
+            return None
+        except BaseException:
+            self._serving = None
+            raise
+        return claim
+
+    async def _look_again(self, after: int) -> None:
+        """Take what the bucket has, if that is newer than revision *after*."""
+        now = await self._wishes.get(self._hosted.key.key)
+        if now is not None and now.revision > after:
+            self.take(now)
+
+    async def _expire(self, entry: Entry, wish: Wish, revision: int) -> None:
+        why = f"it was not begun within {wish.drop_after:g} s: {self._why_not()}"
+        self._answer(revision, wish.id, WishPhase.EXPIRED, code=NOT_SENT, why=why)
+        await self._drop(entry)
+
+    async def _drop(self, entry: Entry) -> None:
+        """Delete a wish that has expired, once that is told: later nobody could find out."""
+        await self._duty.told(self._hosted.key.vm)
+        with contextlib.suppress(StaleError):  # something newer is there
+            await self._wishes.delete(self._hosted.key.key, last=entry.revision)
 
     def _why_not(self) -> str:
         hosted = self._hosted
         if hosted.error is not None:
             return str(hosted.error)
-        return "another change is under way" if hosted.turn.locked() else "its agent is not sure to be the only one"
+        if hosted.turn.locked():
+            return "another change is under way"
+        return "its agent came too late" if self._duty.may_begin() else "its agent is not sure to be the only one"
 
     async def _wait_for_vm(self, wish: Wish, revision: int, deadline: float) -> bool:
         """Wait until the VM is here and nobody else changes it; False if it is too late, or something newer came."""
@@ -220,17 +263,22 @@ class WishKeeper:
 
     # What is done for it.
 
-    async def _carry_out(self, wish: Wish, claim: Claim, *, resumed: bool) -> None:
+    async def _carry_out(self, wish: Wish, claim: Claim, *, begun: bool) -> None:
         self._serving = claim.revision
         hosted = self._hosted
+        outcome = None
         try:
             async with hosted.turn:
-                self._answer(claim.revision, wish.id, WishPhase.RUNNING)
-                self._outbox.asked(hosted.key, wish, claim.revision)
-                outcome = await self._to_its_end(wish, claim, resumed=resumed)
+                if hosted.vm is not None:  # it may have been lost while this was claimed
+                    self._answer(claim.revision, wish.id, WishPhase.RUNNING)
+                    self._outbox.asked(hosted.key, wish, claim.revision)
+                    outcome = await self._to_its_end(hosted.vm, wish, claim, begun=begun)
         finally:
             self._serving = None
             hosted.moved.set()
+        if outcome is None:
+            await self._look_again(claim.revision)
+            return
         report = outcome.report
         reached = outcome.error is None
         hosted.target = report.target if reached and report is not None else None
@@ -238,20 +286,20 @@ class WishKeeper:
         if not reached and self._news.is_set() and self._newest is not None:
             phase = WishPhase.WITHDRAWN if self._newest.value is None else WishPhase.SUPERSEDED
             why = "a newer wish came" if phase is WishPhase.SUPERSEDED else "it was deleted"
-        elif resumed:
+        elif begun:
             why = "its agent died meanwhile: found by looking"
         code = REACHED if outcome.error is None else code_of(outcome.error)
         self._answer(claim.revision, wish.id, phase, code=code, why=why, outcome=outcome)
 
-    async def _to_its_end(self, wish: Wish, claim: Claim, *, resumed: bool) -> VmResult[TransitionReport | None]:
+    async def _to_its_end(
+        self, vm: VcpuController, wish: Wish, claim: Claim, *, begun: bool
+    ) -> VmResult[TransitionReport | None]:
         """Carry *wish* out, but no longer than it may take, nor than until something newer is wished."""
         hosted = self._hosted
-        vm = hosted.vm
-        assert vm is not None  # noqa: S101 -- JUSTIFICATION: nothing was awaited since it was looked at, mypy cannot know
         loop = asyncio.get_running_loop()
         started = loop.time()
         left = claim.written + wish.drop_after - self._bus.now()
-        work = self._resume(vm, wish, claim, left) if resumed else self._reach(vm, wish, left)
+        work = self._resume(vm, wish, left) if begun else self._reach(vm, wish, left)
         task = asyncio.ensure_future(work)
         stopping = asyncio.ensure_future(self._stop_in_time(vm, task, left + GRACE_S))
         value: TransitionReport | None = None
@@ -265,6 +313,9 @@ class WishKeeper:
                 raise
             error = TransitionError(_without_steps(vm, _target(vm, wish), TransitionOutcome.PARTIAL, cancelled=True))
         except QmpVcpuError as err:
+            error = err
+        except Exception as err:  # noqa: BLE001 -- JUSTIFICATION: our own fault is answered, not tried for ever
+            _log.exception("%s", hosted.key)
             error = err
         finally:
             stopping.cancel()
@@ -284,12 +335,12 @@ class WishKeeper:
             return vm.set_map(wish.map, **options)
         return vm.set_count(wish.count or 0, include_boot=wish.include_boot, **options)
 
-    async def _resume(self, vm: VcpuController, wish: Wish, claim: Claim, left: float) -> TransitionReport:
-        """Go on with what an earlier agent had claimed: from what the record tells, or by looking."""
+    async def _resume(self, vm: VcpuController, wish: Wish, left: float) -> TransitionReport:
+        """Go on with what an earlier agent had begun: from what the record tells, or by looking."""
         report = await self._recover(vm, wish, left)
         if report is not None:
             return report
-        if wish.options.affect is Affect.CONFIG or (left > 0 and not _was_begun(vm, wish, claim)):
+        if wish.options.affect is Affect.CONFIG:
             return await self._reach(vm, wish, left)
         await vm.refresh()
         target = _target(vm, wish)
@@ -329,13 +380,10 @@ class WishKeeper:
             self._outbox.answered(self._hosted.key, answer)
 
 
-def _was_begun(vm: VcpuController, wish: Wish, claim: Claim) -> bool:
-    """Tell whether anything may have been sent for *wish*, which an earlier agent had claimed."""
+def _was_begun(vm: VcpuController, claim: Claim) -> bool:
+    """Tell whether anything may have been sent for the wish that an earlier agent had claimed."""
     info = vm.record_info
-    if info is not None and info.found <= claim.saves:
-        return False  # the intent is recorded before anything is sent
-    # The record has the map that was asked for last.
-    return wish.map is None or vm.desired is None or vm.desired == wish.map
+    return info is None or info.found > claim.saves  # the intent is recorded before anything is sent
 
 
 def _target(vm: VcpuController, wish: Wish) -> VcpuMap:
