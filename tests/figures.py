@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-__all__ = ["CAMPAIGNS", "COMPARED", "FLEET", "HOMES", "KILLS", "OPERATIONS", "figures"]
+__all__ = ["CAMPAIGNS", "COMPARED", "FLEET", "HOMES", "KILLS", "OPERATIONS", "WISHES_KEPT", "figures"]
 
 KILLS = "kill matrix"  # points, how many of them lost something
 HOMES = "kill matrix, QEMU's main thread"  # kills, after how many it was not where it belongs
 CAMPAIGNS = "kill matrix, campaigns"  # points, VMs that were lost, VMs that were begun twice
+WISHES_KEPT = "kill matrix, wishes"  # what happened, points, wishes that were lost, those that were carried out twice
 COMPARED = "domains compared with libvirt"  # taken, refused, differences
 OPERATIONS = "live operations compared with libvirt"  # operations, differences
 FLEET = "fleet"  # lines
@@ -30,6 +31,8 @@ def figures(reporter: pytest.TerminalReporter) -> Iterator[str]:
     if counts := _recorded(reporter, CAMPAIGNS):
         points, lost, twice = _sums(counts)
         yield f"kill matrix: a campaign's controller killed at {points} points, {lost} VMs lost, {twice} begun twice"
+    for what, points, lost, twice in _recorded(reporter, WISHES_KEPT):
+        yield f"kill matrix: {what} at {points} points, {lost} wishes lost, {twice} carried out twice"
     if counts := _recorded(reporter, COMPARED):
         taken, refused, differences = _sums(counts)
         yield (
