@@ -201,6 +201,15 @@ class Fleet:
         return None if self._here is None else self._here.directory
 
     @property
+    def layouts(self) -> Mapping[str, Layout]:
+        """The layouts as known now, by address, of the VMs that are reached: attached, or told of by their agents.
+
+        Nobody is asked for them.
+        """
+        known = {address: member.layout for address, member in self._transport.members().items()}
+        return {address: layout for address, layout in known.items() if layout is not None}
+
+    @property
     def vms(self) -> Mapping[str, VcpuController]:
         """The VMs that are attached now, by address; one whose connection is lost is in it until its next work.
 
@@ -299,9 +308,13 @@ class Fleet:
             self._local("each: functions do not travel; use refresh, set_map or set_count").members(), work
         )
 
-    def events(self) -> FleetEvents:
-        """Return the events of all VMs from now on, each with whose it is; see FleetEvents."""
-        return self._transport.events()
+    def events(self, *, audit: bool = False) -> FleetEvents:
+        """Return the events of all VMs from now on, each with whose it is; see FleetEvents.
+
+        With *audit* they have ``Asked`` and ``Answered`` too, if the VMs are of other hosts: who asked their agents
+        to change them, and what came of it.
+        """
+        return self._transport.events(audit=audit)
 
     async def close(self) -> None:
         """Cancel what runs and let go of all VMs, all at once; idempotent.

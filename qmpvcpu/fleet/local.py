@@ -160,12 +160,12 @@ class LocalVms:
                 came.append(self._add(path, scanned=True).address)
         return Rescan(tuple(came), tuple(member.address for member in gone))
 
-    def events(self) -> FleetEvents:
+    def events(self, *, audit: bool) -> FleetEvents:  # noqa: ARG002 - VMs of this host have no agents to be asked
         """Return the events of all VMs from now on."""
         events = FleetEvents()
         for member in self._members.values():
             if member.vm is not None:
-                events.add(member.address, member.name, member.vm.events())
+                events.add(member.address, member.name, member.vm.events(), member.vm)
         if self._closed:
             events.close()
         self._events.add(events)
@@ -242,7 +242,7 @@ class LocalVms:
                     member.vm = None
             member.vm, member.name = vm, self._name_of(member, vm)
             for events in self._events:
-                events.add(member.address, member.name, vm.events())
+                events.add(member.address, member.name, vm.events(), vm)
             return vm
 
     async def _attach(self, member: LocalMember, record: str | os.PathLike[str] | None = None) -> VcpuController:

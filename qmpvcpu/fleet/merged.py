@@ -1,13 +1,18 @@
 """The events of all VMs in one stream, in which none can drown another's."""
 
 import asyncio
+import time
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from qmpvcpu.events import Event
+from qmpvcpu.fleet.told import MapState, Told
 from qmpvcpu.vm.subscribers import EventStream
+
+if TYPE_CHECKING:
+    from qmpvcpu.vm.controller import VcpuController
 
 # A subscriber with a backlog takes so many events before it lets the loop read new ones.
 _AT_A_TIME: Final = 64
@@ -21,21 +26,36 @@ class VmEvent:
         address: The VM's address.
         name: Its name.
         event: What happened.
+        at: When, in seconds since 1970: as the server wrote it down, or, of a VM of this host, as it is taken here.
+        state: What was known of the VM then; None: the event does not say.
     """
 
     address: str
     name: str
     event: Event
+    at: float
+    state: MapState | None
 
 
 class _Feed:
     """One VM's own stream, bounded by itself."""
 
-    def __init__(self, address: str, name: str, stream: EventStream) -> None:
-        self.address = address
-        self.name = name
+    def __init__(self, address: str, name: str, stream: EventStream, vm: "VcpuController | None") -> None:
+        self._address = address
+        self._name = name
+        self._vm = vm
         self.stream = stream
         self.queued = False
+
+    def take(self) -> VmEvent | None:
+        """Return the next event, None if there is none now."""
+        event = self.stream.take()
+        if event is None:
+            return None
+        if isinstance(event, Told):
+            return VmEvent(self._address, self._name, event.event, event.at, event.state)
+        state = None if self._vm is None else MapState.of(self._vm.layout)
+        return VmEvent(self._address, self._name, event, time.time(), state)
 
 
 class FleetEvents:
@@ -45,8 +65,8 @@ class FleetEvents:
     several have events waiting they take turns, one event each, in the order of each. A subscriber that falls behind
     gets, of the VM concerned and no other, one ``LayoutChanged(resync=True)`` in place of what it missed.
 
-    It ends when the fleet is closed, or ``close`` is called; one that is dropped costs nothing any more. Cancelling
-    ``anext`` loses nothing.
+    It ends when the fleet is closed, or ``close`` is called, or with an error if the server refuses to tell more; one
+    that is dropped costs nothing any more. Cancelling ``anext`` loses nothing.
     """
 
     def __init__(self) -> None:
@@ -54,11 +74,12 @@ class FleetEvents:
         self._ready: deque[_Feed] = deque()
         self._news = asyncio.Event()
         self._closed = False
+        self._error: BaseException | None = None
         self._taken = 0
 
-    def add(self, address: str, name: str, stream: EventStream) -> None:
-        """Take a VM in."""
-        feed = _Feed(address, name, stream)
+    def add(self, address: str, name: str, stream: EventStream, vm: "VcpuController | None" = None) -> None:
+        """Take a VM in; *vm*: it is here, and tells what is known of it."""
+        feed = _Feed(address, name, stream, vm)
         self._feeds.add(feed)
         # Weakly: who drops this object drops the streams with it, and their VMs fill them no more.
         queue, one = weakref.WeakMethod(self._queue), weakref.ref(feed)
@@ -70,8 +91,9 @@ class FleetEvents:
         stream.on_news = on_news
         self._queue(feed)  # what attaching found
 
-    def close(self) -> None:
-        """End the stream after what it holds; idempotent."""
+    def close(self, error: BaseException | None = None) -> None:
+        """End the stream after what it holds, by *error* if there is one; idempotent."""
+        self._error = self._error or error
         self._closed = True
         self._news.set()
 
@@ -91,16 +113,16 @@ class FleetEvents:
         while True:
             while self._ready:
                 feed = self._ready.popleft()
-                event = feed.stream.take()
+                event = feed.take()
                 if event is not None:
                     self._ready.append(feed)
                     self._taken += 1
-                    return VmEvent(feed.address, feed.name, event)
+                    return event
                 feed.queued = False
                 if feed.stream.ended:
                     self._feeds.discard(feed)
             if self._closed:
-                raise StopAsyncIteration
+                raise self._error or StopAsyncIteration
             self._taken = 0
             self._news.clear()
             await self._news.wait()

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, Unpack
 from uuid import uuid4
 
 from qmpvcpu.bus import Bus, ServerAddress
-from qmpvcpu.documents import NO_ANSWER, error_from_json, event_from_json, plan_from_json, statistics_from_json
+from qmpvcpu.documents import NO_ANSWER, error_from_json, plan_from_json, statistics_from_json
 from qmpvcpu.errors import (
     HostFailedError,
     HostsError,
@@ -20,15 +20,14 @@ from qmpvcpu.errors import (
     RequestRefusedError,
     ServerLostError,
     WishError,
-    printable,
 )
-from qmpvcpu.events import Event, LayoutChanged
 from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.fleet.results import VmResult
+from qmpvcpu.fleet.told import is_audit, read_told, whose
 from qmpvcpu.fleet.transport import Rescan
 from qmpvcpu.fleet.wishes import State, WishBook
 from qmpvcpu.model.codec import from_json, to_json
-from qmpvcpu.model.hosts import Operation, VmKey, client_inbox, name_of, request_subject
+from qmpvcpu.model.hosts import Operation, VmKey, client_inbox, request_subject
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import ChangeOptions
 from qmpvcpu.model.statistics import VmStatistics
@@ -47,8 +46,6 @@ _log = logging.getLogger("qmpvcpu.fleet")
 _LIST_S: Final = 60.0
 _HOSTS_AT_ONCE: Final = 64
 _AGAIN_S: Final = 0.2
-_MISSED: Final = "Missed"
-_AUDIT: Final = ("Asked", "Answered")
 
 
 class RemoteVm:
@@ -366,8 +363,11 @@ class RemoteVms:
 
     # Events.
 
-    def events(self) -> FleetEvents:
-        """Return what happens to the chosen VMs from now on, before anything else is asked or wished."""
+    def events(self, *, audit: bool) -> FleetEvents:
+        """Return what happens to the chosen VMs from now on, before anything else is asked or wished.
+
+        *audit*: with who asks for what, and what comes of it.
+        """
         events = FleetEvents()
         if self._closed:
             events.close()
@@ -375,7 +375,7 @@ class RemoteVms:
         self._events.add(events)
         listening = asyncio.Event()
         self._listening.add(listening)
-        task = self.start(self._follow(weakref.ref(events), listening))
+        task = self.start(self._follow(weakref.ref(events), listening, audit=audit))
         weakref.finalize(events, task.cancel)
         return events
 
@@ -384,14 +384,16 @@ class RemoteVms:
         for listening in tuple(self._listening):
             await listening.wait()
 
-    async def _follow(self, events: "weakref.ref[FleetEvents]", listening: asyncio.Event) -> None:
+    async def _follow(self, events: "weakref.ref[FleetEvents]", listening: asyncio.Event, *, audit: bool) -> None:
         streams: dict[VmKey, EventStream] = {}
         try:
             async with self._bus.follow(f"qmpvcpu.event.{self._where.keys}.*") as happened:
                 self._began(listening)
                 async for each in happened:
-                    key, kind = _whose(each.subject)
-                    if key not in self._chosen or kind in _AUDIT or (event := _event(each.data, kind)) is None:
+                    key, kind = whose(each.subject)
+                    if key not in self._chosen or (is_audit(kind) and not audit):
+                        continue
+                    if (event := read_told(kind, each.data, each.created)) is None:
                         continue
                     if key not in streams:
                         streams[key] = EventStream(asyncio.get_running_loop())
@@ -403,7 +405,7 @@ class RemoteVms:
         except HostsError as error:
             _log.warning("no events come any more: %s", error)
             if (stream := events()) is not None:
-                stream.close()
+                stream.close(error)
         finally:
             self._began(listening)
 
@@ -490,20 +492,3 @@ def _result(row: Mapping[str, Any], key: VmKey) -> VmResult[Any]:
         return VmResult.from_json(row)
     except ValueError as error:
         raise HostFailedError(str(key), f"its state cannot be read: {error}") from error
-
-
-def _whose(subject: str) -> tuple[VmKey, str]:
-    """Return whose event has *subject*, and its kind."""
-    host, vm, kind = subject.split(".")[-3:]
-    return VmKey(name_of(host), name_of(vm)), kind
-
-
-def _event(data: bytes, kind: str) -> Event | None:
-    """Return the event in *data*; None if it cannot be read."""
-    if kind == _MISSED:
-        return LayoutChanged(generation=0, resync=True)
-    try:
-        return event_from_json(from_json(dict, data.decode()))
-    except ValueError as error:
-        _log.warning("an event %s cannot be read: %s", kind, printable(str(error)))
-        return None

@@ -107,8 +107,8 @@ class Transport(Protocol):
         """Return whom to work on now, by address."""
         ...
 
-    def events(self) -> FleetEvents:
-        """Return the events of all VMs, from now on until ``close``."""
+    def events(self, *, audit: bool) -> FleetEvents:
+        """Return the events of all VMs, from now on until ``close``; *audit*: also who asks agents for what."""
         ...
 
     async def close(self) -> None:
