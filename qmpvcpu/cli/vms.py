@@ -3,15 +3,16 @@
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from qmpvcpu.cli.options import File, named_on_the_line, option
+from qmpvcpu.cli.options import NAME, OUTPUT_OPTIONS, READ_RECORD, REPLY_TIMEOUT, File, named_on_the_line, option
 from qmpvcpu.cli.result import BadUsageError
 from qmpvcpu.cli.run import Shell, check_address
-from qmpvcpu.cli.server import Server, find_server, who
+from qmpvcpu.cli.server import SERVER_OPTIONS, Server, find_server, who
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qmpvcpu.fleet import Fleet
     from qmpvcpu.model.vm import VmInfo
 
@@ -42,6 +43,20 @@ WHERE: Final = option(
     default="",
     help="With --nats: which VMs of which hosts: 'host=rack1-* name=web-*', uuid=...; all words must fit.",
 )
+# Of a command that reads one VM, or many.
+READ_MANY_OPTIONS: Final = (
+    QMP,
+    DIRECTORY,
+    PATTERN,
+    *SERVER_OPTIONS,
+    WHERE,
+    NAME,
+    READ_RECORD,
+    REPLY_TIMEOUT,
+    *OUTPUT_OPTIONS,
+)
+# What such a command has for one VM only.
+_OF_ONE: Final = ("name", "record", "agent", "host")
 
 
 class Vms(NamedTuple):
@@ -176,11 +191,34 @@ class Vms(NamedTuple):
         addresses = self.addresses or ((first,) if first and self.directory is None else ())
         if not addresses and self.directory is None:
             raise BadUsageError("which VMs? Name their QMP sockets: --qmp ADDRESS, as often as needed, or --dir DIR")
+        from pathlib import PurePath  # as above
+
         if not self.pattern or PurePath(self.pattern).is_absolute():
             raise BadUsageError(f"--pattern {self.pattern!r}: it is relative to --dir, such as '*.qmp'")
         for address in addresses:
             check_address(address)
         return addresses
+
+
+def take_many(shell: Shell, given: dict[str, Any]) -> Vms | None:
+    """Take the options that say which VMs out of *given*; None: it is one, whose address the shell's options have.
+
+    Where the environment names both a VM and a server, it is the VM.
+
+    Raises:
+        BadUsageError: They do not go together, or something was named that is of one VM.
+    """
+    vms = Vms.take(given)
+    if vms.server is not None and shell.options.qmp and not vms.where and not named_on_the_line("nats"):
+        vms = vms._replace(server=None)
+    if vms.server is None and vms.directory is None and len(vms.addresses) <= 1:
+        if vms.addresses:
+            shell.options = shell.options._replace(qmp=vms.addresses[0])
+        return None
+    for name in _OF_ONE:
+        if named_on_the_line(name):
+            raise BadUsageError(f"--{name} is about one VM: name it with --qmp, and no other")
+    return vms
 
 
 def records_in(directory: str | None) -> "Callable[[str, VmInfo], Path] | None":
@@ -191,7 +229,7 @@ def records_in(directory: str | None) -> "Callable[[str, VmInfo], Path] | None":
 
     kept_in = absolute(directory)
 
-    def record(address: str, vm: "VmInfo") -> Path:
+    def record(address: str, vm: "VmInfo") -> "Path":
         name = vm.name if vm.named else vm.uuid
         if not name:
             kind, _, path = address.partition(":")

@@ -5,18 +5,19 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from qmpvcpu.cli.list import HOST, look_at_threads
-from qmpvcpu.cli.options import AGENT, READ_OPTIONS, Seconds, command, flag, option
+from qmpvcpu.cli.options import AGENT, Seconds, command, flag, option
 from qmpvcpu.cli.output import Block, Column, Line, Table
 from qmpvcpu.cli.progress import kept, meanwhile, sentence
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import WIDE, age, headline, vcpu_table
+from qmpvcpu.cli.vms import READ_MANY_OPTIONS, take_many
 from qmpvcpu.documents.document import INTERRUPTED, NOT_REACHED, REACHED, as_line, document
 from qmpvcpu.documents.events import event_json
 from qmpvcpu.documents.layouts import state_json
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
     from qmpvcpu.model.placement import QemuThread
     from qmpvcpu.vm.controller import VcpuController
 
-# What nobody announces, such as a plug that the guest does not acknowledge, is seen within this time.
-_RESYNC_S: Final = 5.0
+RESYNC_S: Final = 5.0
+"""What nobody announces, such as a plug that the guest does not acknowledge, is seen within this time."""
 # How often QEMU's threads are looked at.
 _LOOK_S: Final = 1.0
 # How long the guest has for the first list before the state is shown without it.
@@ -58,7 +59,7 @@ _OTHER_LINES: Final = 7
 _FEWEST_EVENTS: Final = 3
 _FEWEST_ROWS: Final = 4
 
-_STYLES: Final[dict[type[Event], str]] = {
+STYLES: Final[dict[type[Event], str]] = {
     VcpuPlugged: "green",
     VcpuProven: "green",
     VcpuUnplugged: "green",
@@ -73,14 +74,14 @@ _STYLES: Final[dict[type[Event], str]] = {
 
 
 @dataclass(frozen=True)
-class _End:
+class End:
     """When watching ends by itself: at a map, after a time, or never."""
 
     map: VcpuMap | None = None
     seconds: float | None = None
 
-    def check(self, layout: Layout) -> None:
-        """Refuse to wait for what this VM can never have.
+    def check(self, layout: Layout, whose: str = "this machine") -> None:
+        """Refuse to wait for what this VM, which is called *whose*, can never have.
 
         Raises:
             BadUsageError: The map has no vCPU 0, or vCPUs that the VM has no slot for.
@@ -90,10 +91,29 @@ class _End:
         if 0 not in self.map:
             raise BadUsageError(f"--until {self.map}: it would never end, since vCPU 0 never leaves")
         if beyond := VcpuMap(each for each in self.map if each >= layout.max):
-            raise BadUsageError(f"--until {self.map}: no {named(beyond)}: this machine has 0 to {layout.max - 1}")
+            raise BadUsageError(f"--until {self.map}: no {named(beyond)}: {whose} has 0 to {layout.max - 1}")
 
-    def reached(self, layout: Layout) -> bool:
-        return self.map is not None and layout.enabled == self.map and not layout.pending
+    def reached(self, state: "_State") -> bool:
+        """Return True if *state* is what was waited for."""
+        return self.map is not None and state.enabled == self.map and not state.pending
+
+    def result(self, code: int, why: str, state: dict[str, Any], short_of_it: str = "") -> CommandResult:
+        """Return the result: why it ended, the *state* then, and in words what is *short_of_it*."""
+        how = f" within {self.seconds:g} s" if why == "time" and self.seconds is not None else f" ({why})"
+        complaint = (f"qmpvcpu: {self.map} not reached{how}{short_of_it}",) if code else ()
+        return CommandResult(code, document(ended=why, **state), complaint=complaint)
+
+
+class _State(Protocol):
+    """What a VM has, whole or in short."""
+
+    @property
+    def enabled(self) -> VcpuMap:
+        """Those that are plugged."""
+
+    @property
+    def pending(self) -> VcpuMap:
+        """Those whose removal is unanswered."""
 
 
 @command(
@@ -102,10 +122,10 @@ class _End:
     flag("--reconnect", "When QEMU is lost, wait for it to come back."),
     HOST,
     AGENT,
-    *READ_OPTIONS,
+    *READ_MANY_OPTIONS,
 )
 async def watch(
-    shell: Shell, *, seconds: float | None, until: str | None, reconnect: bool, host: bool
+    shell: Shell, *, seconds: float | None, until: str | None, reconnect: bool, host: bool, **vms: Any
 ) -> CommandResult:
     """Follow every change to the vCPUs, by any client, until SIGINT. Reads only.
 
@@ -118,23 +138,31 @@ async def watch(
     With --host, or if the record has a placement, the table and the first document show where the vCPU threads run.
     A thread that drifts is reported.
 
+    With --nats, --dir or more than one --qmp: all these VMs, and those that come. The table has a row for each, each
+    line begins with whose it is, and a VM that is lost ends nothing. With --nats also who asked for what, and what
+    came of it. --until waits until all have exactly this map.
+
       qmpvcpu watch --qmp /run/vm.qmp2
 
       qmpvcpu watch --until 0-3 --for 60 --qmp /run/vm.qmp2 --json
+
+      qmpvcpu watch --nats nats://10.0.0.1:4222 --where 'host=rack1-*'
 
     Exit codes: 0 the map of --until is there; without it: --for has passed, or a signal came; 1 --for has passed
     first; 2 bad usage or input; 3 no connection, or QEMU lost; 4 record unreadable or locked; 130 a signal
     came first.
     """
-    end = _End(None if until is None else VcpuMap.parse(until), seconds)
-    async with shell.attach(reconnect=reconnect, resync_interval=_RESYNC_S, read_only=True) as vm:
+    end = End(None if until is None else VcpuMap.parse(until), seconds)
+    if (many := take_many(shell, vms)) is not None:
+        from qmpvcpu.cli.watch_many import watch_many  # not at the top: one VM does without
+
+        return await watch_many(shell, many, end)
+    async with shell.attach(reconnect=reconnect, resync_interval=RESYNC_S, read_only=True) as vm:
         end.check(vm.layout)
         threads = _Threads(shell, vm, host=host)
         async with _asking(shell, vm), threads.followed(), _display(shell, vm, threads) as display:
-            code, why = await _follow(shell, vm, end, display)
-    how = f" within {seconds:g} s" if why == "time" and seconds is not None else f" ({why})"
-    complaint = (f"qmpvcpu: {end.map} not reached{how}",) if code else ()
-    return CommandResult(code, document(ended=why, **state_json(vm.layout)), complaint=complaint)
+            code, why = await follow(shell, end, _read(shell, vm, end, display))
+    return end.result(code, why, state_json(vm.layout))
 
 
 @contextlib.asynccontextmanager
@@ -146,9 +174,9 @@ async def _asking(shell: Shell, vm: "VcpuController") -> AsyncIterator[None]:
 
     async def ask_on() -> None:
         while True:
-            await asyncio.sleep(_RESYNC_S)
+            await asyncio.sleep(RESYNC_S)
             with contextlib.suppress(GuestAgentError):
-                await vm.guest.vcpus(timeout=_RESYNC_S)
+                await vm.guest.vcpus(timeout=RESYNC_S)
 
     try:
         await vm.guest.vcpus(timeout=_FIRST_LIST_S)
@@ -205,9 +233,9 @@ class _Threads:
             yield from drift_lines(self.seen)
 
 
-async def _follow(shell: Shell, vm: "VcpuController", end: _End, display: "_Display") -> tuple[int, str]:
-    """Return the exit code and why it ended."""
-    reading = asyncio.create_task(_read(shell, vm, end, display))
+async def follow(shell: Shell, end: End, read: Coroutine[Any, Any, str]) -> tuple[int, str]:
+    """Have it *read* what happens until *end*, or a signal; return the exit code and why it ended."""
+    reading = asyncio.create_task(read)
 
     async def stop() -> None:
         reading.cancel()
@@ -223,7 +251,7 @@ async def _follow(shell: Shell, vm: "VcpuController", end: _End, display: "_Disp
     return (REACHED if end.map is None or why == "reached" else NOT_REACHED), why
 
 
-async def _read(shell: Shell, vm: "VcpuController", end: _End, display: "_Display") -> str:
+async def _read(shell: Shell, vm: "VcpuController", end: End, display: "_Display") -> str:
     events = vm.events()
     display.begin(vm.layout)
     if end.reached(vm.layout):
@@ -283,8 +311,7 @@ class _Documents:
         self._print(event_json(event), layout)
 
     def _print(self, said: dict[str, Any], layout: Layout) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = as_line(document(time=now, **said, **state_json(layout)))
+        line = as_line(document(time=stamp(), **said, **state_json(layout)))
         self._shell.put(lambda: sys.stdout.write(line))
 
 
@@ -301,12 +328,18 @@ class _Lines:
 
     def tell(self, event: Event, layout: Layout) -> None:
         """Print the event and the map."""
-        self._shell.say(f"{_clock()}  {told(event)}  {layout}")
+        self._shell.say(f"{clock()}  {told(event)}  {layout}")
 
 
-def _clock() -> str:
-    """Return the time of day, to the millisecond."""
-    return datetime.now().astimezone().isoformat(" ", "milliseconds")[11:23]
+def stamp(at: float | None = None) -> str:
+    """Return the time *at* which something was, in seconds since 1970, as a document has it; None: now."""
+    return datetime.fromtimestamp(time.time() if at is None else at, UTC).isoformat(timespec="milliseconds")
+
+
+def clock(at: float | None = None) -> str:
+    """Return the time of day of *at*, to the millisecond; None: now."""
+    moment = datetime.fromtimestamp(time.time() if at is None else at).astimezone()
+    return moment.isoformat(" ", "milliseconds")[11:23]
 
 
 def told(event: Event) -> str:
@@ -319,7 +352,7 @@ class _Since:
     """Since when a removal is pending; None: since before this was watching."""
 
     def __init__(self, *, before: bool) -> None:
-        self._at = "" if before else _clock()
+        self._at = "" if before else clock()
         self._started = time.monotonic()
 
     def words(self, *, short: bool) -> str:
@@ -337,7 +370,7 @@ class _LiveTable:
         self._vm = vm
         self._threads = threads
         self._since = {first: _Since(before=True) for first in vm.layout.pending_slots}
-        self._last: deque[tuple[str, Line]] = deque(maxlen=_MOST_EVENTS)
+        self._last = LastEvents()
         self._lost = False
 
     def begin(self, layout: Layout) -> None:
@@ -348,7 +381,7 @@ class _LiveTable:
         """Take the event in."""
         self._note_pending(layout)
         if not isinstance(event, LayoutChanged) or event.resync:  # the table shows what a read has found
-            self._last.append((_clock(), Line(told(event), style=_STYLES.get(type(event), ""))))
+            self._last.add(clock(), told(event), type(event))
         self._lost = isinstance(event, Disconnected) or (self._lost and not isinstance(event, Reconnected))
 
     def _note_pending(self, layout: Layout) -> None:
@@ -363,15 +396,31 @@ class _LiveTable:
         head: list[Block] = [Line(("QEMU is lost; it was:", "bold red"))] if self._lost else []
         head.append(headline(layout, screen.width))
         since = {first: each.words(short=short) for first, each in self._since.items()}
-        left = screen.height - _OTHER_LINES - screen.height_of(*head)
-        room = max(left - max(left // 3, _FEWEST_EVENTS), _FEWEST_ROWS)
+        room = room_for_rows(screen, head)
         threads = {thread.vcpu: thread for thread in self._threads.seen if thread.vcpu is not None}
         table = vcpu_table(layout, width=screen.width, since=since, room=room, threads=threads)
         above = [*head, "", *table, ""]
         yield from above
-        yield from self._events(screen, screen.height - screen.height_of(*above) - 1, short=short)
+        yield from self._last.blocks(screen, screen.height - screen.height_of(*above) - 1, short=short)
 
-    def _events(self, screen: "Screen", left: int, *, short: bool) -> list[Block]:
+
+def room_for_rows(screen: "Screen", head: Sequence[Block]) -> int:
+    """Return how many rows a live table has below *head*, so that the last events fit below it."""
+    left = screen.height - _OTHER_LINES - screen.height_of(*head)
+    return max(left - max(left // 3, _FEWEST_EVENTS), _FEWEST_ROWS)
+
+
+class LastEvents:
+    """The last events, to be shown below a live table."""
+
+    def __init__(self) -> None:
+        self._last: deque[tuple[str, Line]] = deque(maxlen=_MOST_EVENTS)
+
+    def add(self, at: str, words: str, kind: type[Event]) -> None:
+        """Take one in: its time, what it is in words, and its kind."""
+        self._last.append((at, Line(words, style=STYLES.get(kind, ""))))
+
+    def blocks(self, screen: "Screen", left: int, *, short: bool) -> list[Block]:
         """Return the last events, as many as fit into *left* lines, the newest at the bottom."""
         events: list[Block] = []
         for at, words in reversed(self._last):

@@ -59,6 +59,8 @@ ON_A_VM = [
 WITHOUT = ["demo", "args {xml}", "config {xml}", "exporter --for 0 --listen 127.0.0.1:0 --dir ."]
 # These have a server instead of a VM.
 OVER_NATS = ["agent --dir . --record .", "hosts init", "hosts list"]
+# These have either.
+OF_MANY = ["fleet list", "fleet plan 0-1", "fleet set 0-1", "fleet count 2", "watch --for 0"]
 # These tell of a VM that runs what is wrong with that, which is no answer but an error.
 OF_A_MIGRATION = ("check-target", "confirm-target", "take-back", "replay")
 # This tells of the micro-guest that it starts no vCPU.
@@ -208,7 +210,7 @@ def test_no_vm_and_a_dead_one_are_told_with_what_to_do(
         assert error["kind"] == "MonitorConnectError"
 
 
-@pytest.mark.parametrize("line", [*OVER_NATS, "fleet list", "fleet plan 0-1", "fleet set 0-1", "fleet count 2"])
+@pytest.mark.parametrize("line", [*OVER_NATS, *OF_MANY])
 def test_no_server_and_a_dead_one_are_told_with_what_to_do(
     line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

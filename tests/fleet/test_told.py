@@ -56,7 +56,9 @@ async def test_who_asked_and_what_came_of_it_are_among_the_events_if_that_is_wan
         ("alice", "wish", "load"),
         ("tester", "plug", ""),
     ]
-    assert (asked[0].revision, asked[0].wish and asked[0].wish.map) == (revision, {0, 1})
+    assert asked[0].revision == revision
+    assert asked[0].wish is not None
+    assert asked[0].wish.map == {0, 1}
     assert asked[1].request == {"vm": "web", "ids": [4]}
     answered = [each.event for each in seen if isinstance(each.event, Answered)]
     assert [(each.operation, each.phase, each.code) for each in answered] == [
