@@ -85,7 +85,7 @@ async def carry_out(
         book = await _book(bus)
         selection = [VmKey(host, vm) for host, _, vm in (each.partition("/") for each in fleet.addresses)]
         ledger = await book.create(spec, selection)
-        shell.extra["campaign"] = ledger.id
+        shell.extra["campaign"] = _ledger_json(ledger)
         if detach:
             said = (
                 f"campaign {ledger.id} is made: {spec} on {len(selection)} VMs; qmpvcpu campaign run carries it out"
@@ -262,7 +262,7 @@ async def resume(shell: Shell, *, campaign_id: str, **server: Any) -> CommandRes
 
       qmpvcpu campaign resume 1201-0931-k4m7q --nats nats://10.0.0.1:4222
 
-    Exit codes: as fleet set; 2 also if there is no such campaign, or it is over.
+    Exit codes: 0 reached by all, else as fleet set has them; 2 also if there is no such campaign, or it is over.
     """
     async with take_server(server).connected("qmpvcpu campaign resume") as bus:
         book = await _book(bus)

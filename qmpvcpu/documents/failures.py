@@ -250,6 +250,7 @@ def _evidence() -> Mapping[type, Mapping[str, Any]]:
         errors.NameTakenError: {"host": text, "name": text, "addresses": tuple[str, ...]},
         errors.HostSilentError: {"subject": text, "is_there": bool},
         errors.HostFailedError: {"subject": text, "said": text},
+        errors.CampaignError: {"campaign": text, "why": text},
         errors.WishError: {"vm": text, "phase": WishPhase, "why": text, "code": int},
         errors.TargetMismatchError: {
             "vm": text,

@@ -233,7 +233,7 @@ class Ledger:
 
     def _with(self, status: CampaignStatus) -> "Ledger":
         if not self.status.may_go_on:
-            raise ValueError(f"campaign {self.id} is {self.status.value}: begin another for the VMs that are left")
+            raise ValueError(f"it is {self.status.value}: begin another for the VMs that are left")
         return replace(self, status=status)
 
 

@@ -58,7 +58,17 @@ ON_A_VM = [
 ]
 WITHOUT = ["demo", "args {xml}", "config {xml}", "exporter --for 0 --listen 127.0.0.1:0 --dir ."]
 # These have a server instead of a VM.
-OVER_NATS = ["agent --dir . --record .", "hosts init", "hosts list"]
+OVER_NATS = [
+    "agent --dir . --record .",
+    "hosts init",
+    "hosts list",
+    "campaign list",
+    "campaign show 1",
+    "campaign pause 1",
+    "campaign resume 1",
+    "campaign stop 1",
+    "campaign run",
+]
 # These have either.
 OF_MANY = ["fleet list", "fleet plan 0-1", "fleet set 0-1", "fleet count 2", "watch --for 0"]
 # These tell of a VM that runs what is wrong with that, which is no answer but an error.

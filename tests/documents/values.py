@@ -164,6 +164,7 @@ ERRORS: dict[type[QmpVcpuError], st.SearchStrategy[Any]] = {
     errors.NameTakenError: st.builds(errors.NameTakenError, texts, texts, st.lists(texts, max_size=3)),
     errors.HostSilentError: st.builds(errors.HostSilentError, texts, st.none() | seconds),
     errors.HostFailedError: st.builds(errors.HostFailedError, texts, texts),
+    errors.CampaignError: st.builds(errors.CampaignError, texts, texts),
     errors.WishError: st.builds(errors.WishError, texts, st.sampled_from(WishPhase), texts, st.integers(0, 130)),
     errors.SocketDirectoryError: st.builds(errors.SocketDirectoryError, texts, texts),
     errors.MigrationError: st.builds(errors.MigrationError, texts),

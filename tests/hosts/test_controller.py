@@ -161,7 +161,7 @@ async def test_operators_pause_resume_and_stop() -> None:
                 done = await carrying_out
                 assert (done.status, done.ended, done.waiting) == (CampaignStatus.STOPPED, 6, 3)
             assert hosts.claims.total() == 6
-            with pytest.raises(CampaignError, match="is stopped: begin another for the VMs that are left"):
+            with pytest.raises(CampaignError, match="it is stopped: begin another for the VMs that are left"):
                 await book.resume(ledger.id)
 
 
