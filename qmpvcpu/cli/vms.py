@@ -9,6 +9,7 @@ from qmpvcpu.cli.options import NAME, OUTPUT_OPTIONS, READ_RECORD, REPLY_TIMEOUT
 from qmpvcpu.cli.result import BadUsageError
 from qmpvcpu.cli.run import Shell, check_address
 from qmpvcpu.cli.server import SERVER_OPTIONS, Server, find_server, who
+from qmpvcpu.errors import QmpVcpuError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -219,6 +220,17 @@ def take_many(shell: Shell, given: dict[str, Any]) -> Vms | None:
         if named_on_the_line(name):
             raise BadUsageError(f"--{name} is about one VM: name it with --qmp, and no other")
     return vms
+
+
+async def look_again(fleet: "Fleet") -> str:
+    """Have *fleet* look for VMs that came or went; return why it cannot, "" if it can."""
+    if fleet.is_local and fleet.directory is None:
+        return ""
+    try:
+        await fleet.rescan()
+    except QmpVcpuError as error:
+        return str(error)
+    return ""
 
 
 def records_in(directory: str | None) -> "Callable[[str, VmInfo], Path] | None":

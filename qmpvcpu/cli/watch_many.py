@@ -13,7 +13,7 @@ from qmpvcpu.cli.progress import kept, short_address
 from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import WIDE
-from qmpvcpu.cli.vms import Vms
+from qmpvcpu.cli.vms import Vms, look_again
 from qmpvcpu.cli.watch import (
     RESYNC_S,
     STYLES,
@@ -28,7 +28,7 @@ from qmpvcpu.cli.watch import (
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.documents.document import as_line, document
 from qmpvcpu.documents.events import event_json
-from qmpvcpu.errors import QmpVcpuError, printable
+from qmpvcpu.errors import printable
 from qmpvcpu.events import Disconnected, Event, Reconnected
 from qmpvcpu.fleet import Answered, Asked, Fleet, MapState, VmEvent, VmResult
 from qmpvcpu.model.codec import to_json
@@ -129,7 +129,7 @@ class _Watch:
         self._fleet = fleet
         self._end = end
         self._display = display
-        self._noted: set[str] = set()
+        self._noted = {""}
         self._attaching: asyncio.Task[Sequence[VmResult[Any]]] | None = None
         self._told = False
 
@@ -207,13 +207,10 @@ class _Watch:
 
     async def _look(self) -> None:
         """Look for VMs that came or went, and for what no event has told."""
-        if self._fleet.directory is not None or not self._fleet.is_local:
-            try:
-                await self._fleet.rescan()
-            except QmpVcpuError as error:
-                if str(error) not in self._noted:
-                    self._noted.add(str(error))
-                    self._shell.note(f"qmpvcpu: {error}")
+        why = await look_again(self._fleet)
+        if why not in self._noted:
+            self._noted.add(why)
+            self._shell.note(f"qmpvcpu: {why}")
         for address in self.vms.keys() - set(self._fleet.addresses):
             self._display.gone(self.vms.pop(address))
         if self._fleet.is_local:

@@ -70,7 +70,7 @@ OVER_NATS = [
     "campaign run",
 ]
 # These have either.
-OF_MANY = ["fleet list", "fleet plan 0-1", "fleet set 0-1", "fleet count 2", "watch --for 0"]
+OF_MANY = ["fleet list", "fleet plan 0-1", "fleet set 0-1", "fleet count 2", "watch --for 0", "stats --count 1"]
 # These tell of a VM that runs what is wrong with that, which is no answer but an error.
 OF_A_MIGRATION = ("check-target", "confirm-target", "take-back", "replay")
 # This tells of the micro-guest that it starts no vCPU.

@@ -193,7 +193,7 @@ async def test_one_that_is_lost_ends_nothing(tmp_path: Path) -> None:
         ("--login x", "--login is for a server"),
     ],
 )
-@pytest.mark.parametrize("command", ["watch"])
+@pytest.mark.parametrize("command", ["watch", "stats"])
 async def test_options_that_do_not_go_together_are_refused(command: str, line: str, why: str) -> None:
     ran = await run(command, *line.split())
     assert ran.code == 2
