@@ -138,10 +138,10 @@ class Outbox:
         once = f"asked {vm.key} {revision}"
         self._put(self._audit, "Asked", vm, once=once, who=wish.who, why=wish.why, operation="wish", **said)
 
-    def answered(self, vm: VmKey, answer: Answer) -> None:
-        """Tell what came of a wish."""
+    def answered(self, vm: VmKey, answer: Answer, *, who: str) -> None:
+        """Tell what came of a wish of *who*'s; "": that is not known."""
         once = f"answered {vm.key} {answer.revision}"
-        self._put(self._audit, "Answered", vm, once=once, who="", operation="wish", **to_json(answer))
+        self._put(self._audit, "Answered", vm, once=once, who=who, operation="wish", **to_json(answer))
 
     def requested(self, vm: VmKey, operation: str, who: str, request: dict[str, Any]) -> None:
         """Tell that *who* asked for *operation*."""

@@ -74,6 +74,7 @@ class WishKeeper:
         self._news = asyncio.Event()
         self._stopped = False
         self._serving: int | None = None  # the revision that is being carried out
+        self._who = ""  # wished what is being looked at
 
     def stop(self) -> None:
         """Have ``run`` return once what is being carried out has ended."""
@@ -121,6 +122,7 @@ class WishKeeper:
 
     async def _serve(self, entry: Entry) -> None:
         answer = self._hosted.answer
+        self._who = ""
         if entry.value is None:
             self._hosted.target = None
             if answer is not None and not answer.phase.is_over:
@@ -160,6 +162,7 @@ class WishKeeper:
         except ValueError as error:
             self._reject(entry, "", f"it cannot be read: {error}")
             return None
+        self._who = wish.who
         operation = Operation.COUNT if wish.map is None else Operation.SET
         if why := self._duty.policy.refusal(operation, self._hosted.key.vm):
             self._reject(entry, wish.id, why)
@@ -377,7 +380,7 @@ class WishKeeper:
             return
         self._hosted.take_answer(answer, outcome)
         if phase.is_over:
-            self._outbox.answered(self._hosted.key, answer)
+            self._outbox.answered(self._hosted.key, answer, who=self._who)
 
 
 def _was_begun(vm: VcpuController, claim: Claim) -> bool:

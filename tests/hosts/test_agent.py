@@ -272,5 +272,9 @@ async def test_what_happened_and_who_asked_is_in_the_stream(tmp_path: Path) -> N
                     break
     asked = [each for each in seen if each["event"] == "Asked"]
     assert [(each["who"], each["operation"]) for each in asked] == [("alice", "wish"), ("tester", "plug")]
-    assert [each["code"] for each in seen if each["event"] == "Answered"] == [0, 0]
+    answered = [each for each in seen if each["event"] == "Answered"]
+    assert [(each["who"], each["operation"], each["code"]) for each in answered] == [
+        ("alice", "wish", 0),
+        ("tester", "plug", 0),
+    ]
     assert {str(each["ids"]) for each in seen if each["event"] == "VcpuPlugged"} == {"1", "4"}
