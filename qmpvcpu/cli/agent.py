@@ -10,7 +10,7 @@ from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.server import SERVER_OPTIONS, take_server
 from qmpvcpu.cli.vms import PATTERN, Vms
-from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.model.hosts import Operation, host_inbox
 
 _CONCURRENCY: Final = 16

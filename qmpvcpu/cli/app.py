@@ -11,7 +11,7 @@ import click
 from qmpvcpu.cli.options import FIRST_OPTIONS, Context, option, said
 from qmpvcpu.cli.output import cannot_print, complain
 from qmpvcpu.cli.result import BadUsageError
-from qmpvcpu.documents.document import REACHED
+from qmpvcpu.documents.form import REACHED
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

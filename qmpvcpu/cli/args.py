@@ -20,7 +20,7 @@ from qmpvcpu.cli.options import (
 )
 from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.domainxml import parse, validate
 from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
 from qmpvcpu.launch import LaunchArguments, arguments

@@ -18,7 +18,7 @@ from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.server import SERVER_OPTIONS, take_server, who
 from qmpvcpu.cli.set import Target
 from qmpvcpu.cli.vms import Vms
-from qmpvcpu.documents.document import INTERRUPTED, REACHED, document
+from qmpvcpu.documents.form import INTERRUPTED, REACHED, document
 from qmpvcpu.errors import LeaseTakenError, printable
 from qmpvcpu.model.campaign import CampaignStatus, Ended, Ledger
 from qmpvcpu.model.codec import to_json

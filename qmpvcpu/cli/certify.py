@@ -31,7 +31,7 @@ from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import headline
 from qmpvcpu.cli.wording import in_options
-from qmpvcpu.documents.document import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, document
+from qmpvcpu.documents.form import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import MonitorError, printable
 from qmpvcpu.model.guest import GuestOs

@@ -11,7 +11,7 @@ from qmpvcpu.cli.options import OUTPUT_OPTIONS, File, command, flag, option
 from qmpvcpu.cli.output import Block, Column, Table
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.errors import InvalidMapError, printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.options import Affect

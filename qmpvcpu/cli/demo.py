@@ -7,7 +7,7 @@ from qmpvcpu.cli.failures import failure
 from qmpvcpu.cli.output import Line
 from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.documents.document import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, document
+from qmpvcpu.documents.form import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.testing.demo import GuestKind, play
 from qmpvcpu.testing.directory import TemporaryDirectoryError

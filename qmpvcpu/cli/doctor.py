@@ -19,7 +19,7 @@ from qmpvcpu.cli.options import AGENT, NAME, OUTPUT_OPTIONS, QMP, READ_RECORD, R
 from qmpvcpu.cli.output import Column, Line, Table
 from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.documents.document import NO_ANSWER, NOT_REACHED, REACHED, document
+from qmpvcpu.documents.form import NO_ANSWER, NOT_REACHED, REACHED, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import MonitorError, printable
 from qmpvcpu.model.codec import to_json

@@ -16,7 +16,7 @@ from qmpvcpu.cli.progress import meanwhile
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.vms import DIRECTORY, PATTERN, QMP, Vms, records_in
-from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.errors import DomainXmlError
 from qmpvcpu.fleet import Fleet
 

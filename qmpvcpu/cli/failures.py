@@ -6,8 +6,8 @@ from qmpvcpu.cli.reports import report_blocks, shortcoming
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.show import state_text
 from qmpvcpu.cli.wording import in_options
-from qmpvcpu.documents.document import NO_ANSWER, NOT_REACHED, NOT_SENT, document
 from qmpvcpu.documents.failures import code_of, error_json
+from qmpvcpu.documents.form import NO_ANSWER, NOT_REACHED, NOT_SENT, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import MonitorConnectError, MonitorError, QmpVcpuError, TransitionError, printable
 

@@ -31,7 +31,7 @@ from qmpvcpu.cli.set import Target
 from qmpvcpu.cli.vms import DIRECTORY, PATTERN, QMP, WHERE, Vms
 from qmpvcpu.cli.wishes import PLACEMENT
 from qmpvcpu.cli.wording import in_options
-from qmpvcpu.documents.document import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, document
+from qmpvcpu.documents.form import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, document
 from qmpvcpu.errors import GuestAgentError, TransitionError, milliseconds, printable
 from qmpvcpu.fleet import Fleet, Results, VmResult
 from qmpvcpu.model.campaign import CampaignSpec

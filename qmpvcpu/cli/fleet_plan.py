@@ -18,7 +18,7 @@ from qmpvcpu.cli.set import Target
 from qmpvcpu.cli.vms import Vms
 from qmpvcpu.cli.wishes import PLACEMENT
 from qmpvcpu.cli.wording import in_options
-from qmpvcpu.documents.document import NOT_SENT, document
+from qmpvcpu.documents.form import NOT_SENT, document
 from qmpvcpu.documents.plans import plan_json
 from qmpvcpu.errors import milliseconds
 from qmpvcpu.fleet import VmResult

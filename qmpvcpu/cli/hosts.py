@@ -12,7 +12,7 @@ from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.server import SERVER_OPTIONS, take_server
 from qmpvcpu.cli.show import age
-from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.errors import printable
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.hosts import LEASES, HostInfo

@@ -8,7 +8,7 @@ from qmpvcpu.cli.options import AGENT, READ_OPTIONS, command, flag
 from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import headline, vcpu_table
-from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.documents.layouts import layout_json
 from qmpvcpu.model.layout import Layout
 

@@ -27,7 +27,7 @@ from qmpvcpu.cli.options import (
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Options, Shell
 from qmpvcpu.cli.show import state_text
-from qmpvcpu.documents.document import REACHED, as_line, document
+from qmpvcpu.documents.form import REACHED, as_line, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import Outcome, RecordError, TargetMismatchError, printable
 from qmpvcpu.migration import check_target, confirm_target

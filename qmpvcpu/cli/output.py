@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TextIO, cast
 
-from qmpvcpu.documents.document import NOT_REACHED, REACHED
+from qmpvcpu.documents.form import NOT_REACHED, REACHED
 from qmpvcpu.errors import printable
 
 if TYPE_CHECKING:

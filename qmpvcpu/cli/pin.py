@@ -24,7 +24,7 @@ from qmpvcpu.cli.wishes import (
     place,
     wish_of,
 )
-from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import RecordError, printable
 from qmpvcpu.model.codec import to_json

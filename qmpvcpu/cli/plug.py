@@ -22,7 +22,7 @@ from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, place, take_wish
-from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.documents.steps import unplug_json
 from qmpvcpu.errors import PlacementError, QmpVcpuError, UnprovenError, milliseconds

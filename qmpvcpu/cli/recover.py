@@ -14,7 +14,7 @@ from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import state_text
 from qmpvcpu.cli.wishes import PLACEMENT
-from qmpvcpu.documents.document import NOT_REACHED, REACHED, document
+from qmpvcpu.documents.form import NOT_REACHED, REACHED, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import RecordError
 from qmpvcpu.model.codec import to_json

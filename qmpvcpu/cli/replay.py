@@ -12,7 +12,7 @@ from qmpvcpu.cli.reports import report_blocks
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, take_wish
-from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.documents.layouts import state_json
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import qmpvcpu
 from qmpvcpu.cli.output import BestEffortStream, Block, Output, silence
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.signals import Signals
-from qmpvcpu.documents.document import NOT_REACHED, as_line
+from qmpvcpu.documents.form import NOT_REACHED, as_line
 from qmpvcpu.errors import GuestAgentError, MonitorConnectError, QmpVcpuError
 from qmpvcpu.qmp.address import Address
 

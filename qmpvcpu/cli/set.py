@@ -26,7 +26,7 @@ from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, place, take_wish
 from qmpvcpu.cli.wording import in_options
-from qmpvcpu.documents.document import NOT_SENT, REACHED, document
+from qmpvcpu.documents.form import NOT_SENT, REACHED, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.documents.plans import plan_json
 from qmpvcpu.errors import InvalidMapError

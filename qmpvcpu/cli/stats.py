@@ -20,7 +20,7 @@ from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import headline
 from qmpvcpu.cli.vms import READ_MANY_OPTIONS, take_many
-from qmpvcpu.documents.document import REACHED, as_line, document
+from qmpvcpu.documents.form import REACHED, as_line, document
 from qmpvcpu.documents.readings import statistics_json
 from qmpvcpu.errors import printable
 from qmpvcpu.model.counters import EXITS, HALTED

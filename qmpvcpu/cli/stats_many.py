@@ -25,7 +25,7 @@ from qmpvcpu.cli.stats import (
     style_of,
 )
 from qmpvcpu.cli.vms import Vms, look_again
-from qmpvcpu.documents.document import REACHED
+from qmpvcpu.documents.form import REACHED
 from qmpvcpu.documents.readings import statistics_json
 from qmpvcpu.fleet import Fleet, VmResult
 from qmpvcpu.model.layout import Layout

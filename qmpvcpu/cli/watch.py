@@ -18,8 +18,8 @@ from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.show import WIDE, age, headline, vcpu_table
 from qmpvcpu.cli.vms import READ_MANY_OPTIONS, take_many
-from qmpvcpu.documents.document import INTERRUPTED, NOT_REACHED, REACHED, as_line, document
 from qmpvcpu.documents.events import event_json
+from qmpvcpu.documents.form import INTERRUPTED, NOT_REACHED, REACHED, as_line, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import GuestAgentError, MonitorError
 from qmpvcpu.events import (

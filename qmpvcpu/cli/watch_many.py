@@ -26,8 +26,8 @@ from qmpvcpu.cli.watch import (
     told,
 )
 from qmpvcpu.cli.wording import in_options
-from qmpvcpu.documents.document import as_line, document
 from qmpvcpu.documents.events import event_json
+from qmpvcpu.documents.form import as_line, document
 from qmpvcpu.errors import printable
 from qmpvcpu.events import Disconnected, Event, Reconnected
 from qmpvcpu.fleet import Answered, Asked, Fleet, MapState, VmEvent, VmResult

@@ -15,7 +15,7 @@ from qmpvcpu.cli.options import (
 )
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.documents.document import REACHED, document
+from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.domainxml import omissions, render
 

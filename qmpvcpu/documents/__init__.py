@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from qmpvcpu.lazy import lazily
 
 if TYPE_CHECKING:
-    from qmpvcpu.documents.document import (
+    from qmpvcpu.documents.events import event_from_json, event_json
+    from qmpvcpu.documents.failures import code_of, error_from_json, error_json
+    from qmpvcpu.documents.form import (
         BAD_RECORD,
         INTERRUPTED,
         NO_ANSWER,
@@ -20,9 +22,8 @@ if TYPE_CHECKING:
         REACHED,
         SCHEMA,
         as_line,
+        document,
     )
-    from qmpvcpu.documents.events import event_from_json, event_json
-    from qmpvcpu.documents.failures import code_of, error_from_json, error_json
     from qmpvcpu.documents.layouts import layout_from_json, layout_json, state_json
     from qmpvcpu.documents.plans import plan_from_json, plan_json
     from qmpvcpu.documents.readings import statistics_from_json, statistics_json
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 # A name is imported when it is first used: most commands need few.
 _HOMES = {
-    "qmpvcpu.documents.document": ("BAD_RECORD INTERRUPTED NOT_REACHED NOT_SENT NO_ANSWER REACHED SCHEMA as_line"),
+    "qmpvcpu.documents.form": "BAD_RECORD INTERRUPTED NOT_REACHED NOT_SENT NO_ANSWER REACHED SCHEMA as_line document",
     "qmpvcpu.documents.events": "event_from_json event_json",
     "qmpvcpu.documents.failures": "code_of error_from_json error_json",
     "qmpvcpu.documents.layouts": "layout_from_json layout_json state_json",
@@ -49,6 +50,7 @@ __all__ = [
     "SCHEMA",
     "as_line",
     "code_of",
+    "document",
     "error_from_json",
     "error_json",
     "event_from_json",

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any, Final
 
 from qmpvcpu import errors
-from qmpvcpu.documents.document import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT
+from qmpvcpu.documents.form import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT
 from qmpvcpu.errors import (
     LOOK,
     AgentForbiddenError,

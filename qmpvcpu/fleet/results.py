@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Gener
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Self, TypeVar, cast
 
-from qmpvcpu.documents.document import INTERRUPTED, REACHED
 from qmpvcpu.documents.failures import code_of, error_from_json, error_json
+from qmpvcpu.documents.form import INTERRUPTED, REACHED
 from qmpvcpu.documents.layouts import layout_from_json, layout_json, state_json
 from qmpvcpu.errors import QmpVcpuError, TransitionError
 from qmpvcpu.model.codec import members

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from qmpvcpu.bus import Bucket, Bus
-from qmpvcpu.documents.document import document
+from qmpvcpu.documents.form import document
 from qmpvcpu.errors import HostsError, ServerLostError
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.hosts import VmKey, event_subject

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from qmpvcpu.bus import Bucket, Bus, Entry
-from qmpvcpu.documents.document import NO_ANSWER, NOT_SENT, REACHED
 from qmpvcpu.documents.failures import code_of
+from qmpvcpu.documents.form import NO_ANSWER, NOT_SENT, REACHED
 from qmpvcpu.errors import HostsError, QmpVcpuError, StaleError, TransitionError
 from qmpvcpu.fleet import VmResult
 from qmpvcpu.hosts.board import Outbox

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, TypeVar
 
-from qmpvcpu.documents.document import NOT_REACHED, NOT_SENT, REACHED, document
 from qmpvcpu.documents.failures import code_of, error_json
+from qmpvcpu.documents.form import NOT_REACHED, NOT_SENT, REACHED, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.documents.plans import plan_json
 from qmpvcpu.documents.readings import statistics_json

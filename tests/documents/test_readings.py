@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpvcpu.documents import as_line, statistics_from_json, statistics_json
-from qmpvcpu.documents.document import document
+from qmpvcpu.documents.form import document
 from qmpvcpu.model.statistics import VcpuStatistics, VmStatistics
 from tests.cli.schema import errors_in
 from tests.documents.values import any_json
