@@ -138,7 +138,7 @@ class DomainXmlError(QmpVcpuError, ValueError):
     def __str__(self) -> str:
         """Return the message; the file's name comes first."""
         said = super().__str__()
-        return said if self.path is None else f"{self.path}: {said}"
+        return said if self.path is None else f"{printable(self.path)}: {said}"
 
 
 @contextlib.contextmanager

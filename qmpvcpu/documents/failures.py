@@ -37,6 +37,7 @@ from qmpvcpu.errors import (
     TransitionError,
     UnfitServerError,
     WishError,
+    printable,
     shorten,
 )
 from qmpvcpu.model.codec import members, to_json
@@ -154,7 +155,7 @@ def _restored(data: Mapping[str, Any], message: str, report: TransitionReport | 
     found = members(data, {name: each for name, each in kinds if not of_xml or name not in _WHERE or name in data})
     if of_xml:
         found.setdefault("line", None)
-        message = message.removeprefix(f"{found['path']}: ") if "path" in found else message
+        message = message.removeprefix(f"{printable(found['path'])}: ") if "path" in found else message
     if issubclass(kind, TransitionError):
         if report is None:
             raise ValueError("the document has no report")

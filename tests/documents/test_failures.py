@@ -69,6 +69,14 @@ def test_an_agents_error_that_came_back_can_be_told_what_it_is_about() -> None:
     assert str(back) == "guest agent: offline of vCPU 3: no answer within 2 s: it hangs"
 
 
+def test_a_file_whose_name_is_not_printable_is_named_in_printable_letters() -> None:
+    error = errors.DomainXmlError("it is empty")
+    error.path = "\x1b[2J.xml"
+    back: Any = there_and_back(error)
+    assert str(error) == str(back) == r"\x1b[2J.xml: it is empty"
+    assert back.path == error.path
+
+
 def test_an_error_of_the_system_comes_back_as_one() -> None:
     error = FileNotFoundError(2, "No such file or directory", "/run/a")
     back = there_and_back(error)
