@@ -29,7 +29,7 @@ from qmpvcpu.cli.wording import in_options
 from qmpvcpu.documents.events import event_json
 from qmpvcpu.documents.form import as_line, document
 from qmpvcpu.errors import printable
-from qmpvcpu.events import Disconnected, Event, Reconnected
+from qmpvcpu.events import Disconnected, Event
 from qmpvcpu.fleet import Answered, Asked, Fleet, MapState, VmEvent, VmResult
 from qmpvcpu.model.codec import to_json
 
@@ -90,6 +90,10 @@ class _Watched:
             said["error"] = None if self.error is None else printed_error(self.error, self.complaint)
         return said if self.state is None else said | to_json(self.state)
 
+    def is_known_as(self, state: MapState) -> bool:
+        """Return True if it is known to be reached, and to have this *state*."""
+        return self.error is None and not self.is_lost and self.state == state
+
     @property
     def complaint(self) -> str:
         """Why it was not reached."""
@@ -130,7 +134,7 @@ class _Watch:
         self._end = end
         self._display = display
         self._noted = {""}
-        self._attaching: asyncio.Task[Sequence[VmResult[Any]]] | None = None
+        self._asking: asyncio.Task[Sequence[VmResult[Any]]] | None = None
         self._told = False
 
     async def read(self) -> str:
@@ -158,8 +162,8 @@ class _Watch:
                     async for each in events:
                         self._tell(each)
         finally:
-            if self._attaching is not None:
-                self._attaching.cancel()
+            if self._asking is not None:
+                self._asking.cancel()
         return why
 
     async def _over(self) -> str:
@@ -213,29 +217,21 @@ class _Watch:
             self._shell.note(f"qmpvcpu: {why}")
         for address in self.vms.keys() - set(self._fleet.addresses):
             self._display.gone(self.vms.pop(address))
-        if self._fleet.is_local:
-            self._attach()
-        now = asyncio.get_running_loop().time()
-        for address, layout in self._fleet.layouts.items():
+        now, layouts = asyncio.get_running_loop().time(), self._fleet.layouts
+        quiet = {address for address, vm in self.vms.items() if now - vm.touched >= _QUIET_S}
+        for address, layout in layouts.items():
             vm = self.vms.get(address)
-            if (
-                vm is None
-                or vm.state is None
-                or (
-                    now - vm.touched >= _QUIET_S
-                    and (vm.is_lost or vm.error is not None or vm.state != MapState.of(layout))
-                )
-            ):
+            if vm is None or vm.state is None or (address in quiet and not vm.is_known_as(MapState.of(layout))):
                 self._found(address, layout)
-
-    def _attach(self) -> None:
-        """Have the VMs attached that came or were lost; who is silent holds nothing up."""
-        if self._attaching is not None and self._attaching.done():
-            for result in self._attaching.result():
-                if result.error is not None and (result.address not in self.vms or self.vms[result.address].error):
+        away = [self.vms[address] for address in quiet - layouts.keys()]
+        unexplained = any(vm.error is None and not vm.is_lost for vm in away)
+        if self._asking is not None and self._asking.done():
+            for result in self._asking.result():
+                if result.error is not None and not (result.address in self.vms and self.vms[result.address].is_lost):
                     self._take(result)
-        if self._attaching is None or self._attaching.done():
-            self._attaching = asyncio.ensure_future(_all_of(self._fleet))
+            self._asking = None
+        if self._asking is None and (self._fleet.is_local or unexplained):
+            self._asking = asyncio.ensure_future(_all_of(self._fleet))
 
     # What events tell.
 
@@ -248,14 +244,15 @@ class _Watch:
         vm.touched = asyncio.get_running_loop().time()
         if each.state is not None:
             vm.state, vm.error = each.state, None
-        vm.is_lost = isinstance(each.event, Disconnected) or (vm.is_lost and not isinstance(each.event, Reconnected))
+        vm.is_lost = isinstance(each.event, Disconnected) or (vm.is_lost and each.state is None)
         vm.last = clock(each.at), words(each.event), type(each.event)
         self._told = True
         self._display.tell(each, vm)
 
 
 async def _all_of(fleet: Fleet) -> Sequence[VmResult[Any]]:
-    return await fleet.attach()
+    """Have the VMs attached that came or were lost; of other hosts, ask why they are not reached."""
+    return await (fleet.attach() if fleet.is_local else fleet.refresh())
 
 
 def words(event: Event) -> str:
@@ -355,8 +352,7 @@ class _LiveTable:
 
     def show(self, vm: _Watched) -> None:
         """Take it in."""
-        if vm.address not in self._vms:
-            self._vms = dict(sorted({**self._vms, vm.address: vm}.items()))
+        self._vms[vm.address] = vm
 
     def tell(self, each: VmEvent, vm: _Watched) -> None:
         """Take the event in; a row has its VM as it is now."""
@@ -369,7 +365,7 @@ class _LiveTable:
 
     def picture(self, screen: "Screen") -> Iterator[Block]:
         """Return all of it, not higher than the screen."""
-        rows = [*self._vms.values()]
+        rows = sorted(self._vms.values(), key=lambda vm: vm.address)
         pending = sum(bool(vm.state and vm.state.pending) for vm in rows)
         away = sum(vm.is_lost or vm.error is not None for vm in rows)
         head = [Line((f"{len(rows)} VMs", "bold"), f", {pending} with pending removals, {away} without an answer")]

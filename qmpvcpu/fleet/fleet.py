@@ -202,12 +202,11 @@ class Fleet:
 
     @property
     def layouts(self) -> Mapping[str, Layout]:
-        """The layouts as known now, by address, of the VMs that are reached: attached, or told of by their agents.
+        """The layouts as known now, by address, of the VMs that are reached: attached, by this or by their agents.
 
-        Nobody is asked for them.
+        Nobody is asked for them. VMs whose host has no agent now are left out.
         """
-        known = {address: member.layout for address, member in self._transport.members().items()}
-        return {address: layout for address, layout in known.items() if layout is not None}
+        return self._transport.layouts()
 
     @property
     def vms(self) -> Mapping[str, VcpuController]:

@@ -122,6 +122,10 @@ class LocalVms:
                 member.same_as = None  # this may be the way to the VM now
         return {address: self._members[address] for address in self.addresses}
 
+    def layouts(self) -> Mapping[str, Layout]:
+        """Return the layouts of the VMs that are attached."""
+        return {address: vm.layout for address, vm in self.vms.items()}
+
     def check_options(self, options: ChangeOptions) -> None:
         """Raise TypeError or ValueError if these are no options of a change."""
         CheckedOptions.of(options)

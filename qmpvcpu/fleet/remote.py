@@ -207,6 +207,11 @@ class RemoteVms:
         listing = _Listing(self, self._chosen)
         return {str(key): RemoteVm(self, key, listing) for key in self._chosen}
 
+    def layouts(self) -> Mapping[str, Layout]:
+        """Return the layouts that agents told last which are there; they have them as long as they reach the VMs."""
+        here = {key: self.layout_of(key) for key in self._chosen if key.host in self._book.hosts}
+        return {str(key): layout for key, layout in here.items() if layout is not None}
+
     def layout_of(self, key: VmKey) -> Layout | None:
         """Return the layout that the VM's agent told last, or None."""
         state = self._book.states.get(key)

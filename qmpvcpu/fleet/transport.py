@@ -107,6 +107,10 @@ class Transport(Protocol):
         """Return whom to work on now, by address."""
         ...
 
+    def layouts(self) -> Mapping[str, Layout]:
+        """Return the layouts as known now, by address, of the VMs that are reached; asks nobody."""
+        ...
+
     def events(self, *, audit: bool) -> FleetEvents:
         """Return the events of all VMs, from now on until ``close``; *audit*: also who asks agents for what."""
         ...

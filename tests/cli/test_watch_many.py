@@ -1,6 +1,7 @@
 """``watch`` of many VMs: of other hosts, and of this one."""
 
 import asyncio
+import contextlib
 import json
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +20,7 @@ from qmpvcpu.testing import MicroGuest
 from tests.cli.many import WEB, Hosts, hosts_in
 from tests.cli.running import Running, environment, on_terminal, run, running
 from tests.cli.schema import check
-from tests.hosts.world import answer, ask, vm_in, wish
+from tests.hosts.world import agent_of, answer, ask, connected, served, state, vm_in, wish
 
 pytestmark = pytest.mark.qemu
 
@@ -128,6 +129,53 @@ async def test_vms_that_come_and_go_are_in_it(hosts: Hosts, tmp_path: Path) -> N
         ran = await it.end()
     assert [each["event"] for each in seen if each["vm"] == "new"] == ["Disconnected", "Gone"]
     assert [each["vm"] for each in ran.documents[-1]["vms"]] == ["web", "db"]
+
+
+async def test_what_no_agent_has_told_is_seen_all_the_same(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        connected(server) as bus,
+        vm_in(tmp_path, "web") as web,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        async with agent_of(server, "rack1", tmp_path):
+            await state(bus, WEB, lambda told: "vm" in told)
+            watching = running("watch", "--until", "0,3", "--nats", server.url, "--json")
+            it = await stack.enter_async_context(watching)
+            await line_of(it)
+        assert (await run("plug", "3", "--qmp", web.sockets[1])).code == 0  # while there is no agent
+        async with agent_of(server, "rack1", tmp_path):
+            ran = await it.end()
+    assert (ran.code, ran.documents[-1]["ended"]) == (0, "reached")
+
+
+async def test_a_host_without_an_agent_is_told_and_holds_no_other_up(tmp_path: Path) -> None:
+    async with (
+        hosts_in(tmp_path, away="rack2") as hosts,
+        running("watch", "--nats", hosts.url, "--reply-timeout", "0.5") as it,
+    ):
+        first, second = sorted([await line_of(it), await line_of(it)])
+        assert first == "rack1/web  2 of 8 vCPUs plugged: 0-1\n"
+        assert second.startswith("rack2/db  ")
+        assert "start the agent of that host" in second
+        await ask(hosts.bus, "rack1", Operation.PLUG, vm="web", ids=[3])
+        assert (await line_of(it)).startswith("rack1/web  ")
+        it.process.send_signal(signal.SIGINT)
+        assert (await it.end()).code == 0
+
+
+async def test_an_agent_that_ends_is_told_and_so_is_one_that_comes_back(tmp_path: Path) -> None:
+    async with (
+        hosts_in(tmp_path, away="rack2") as hosts,
+        running("watch", "--nats", hosts.url, "--json", "--reply-timeout", "0.5") as it,
+    ):
+        async with agent_of(hosts.nats, "rack2", tmp_path / "rack2"):
+            (*_, back) = await document_where(it, lambda each: each["vm"] == "db" and each["error"] is None)
+            assert (back["event"], back["enabled"]) == (None, "0-1")
+        (*_, away) = await document_where(it, lambda each: each["vm"] == "db" and each["error"] is not None)
+        assert (away["event"], away["error"]["kind"], away["enabled"]) == (None, "HostSilentError", "0-1")
+        it.process.send_signal(signal.SIGINT)
+        assert (await it.end()).code == 0
 
 
 async def test_a_terminal_has_a_row_for_each_and_the_last_events(hosts: Hosts) -> None:
