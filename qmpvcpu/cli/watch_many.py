@@ -266,8 +266,9 @@ def words(event: Event) -> str:
         case Answered(phase=None):
             return printable(f"{event.operation} of {event.who}: {_came_to(event)}")
         case Answered():
+            whose = f"of {event.who}" if event.who else event.id
             how = "" if event.phase is None else event.phase.value
-            return printable(f"the wish {event.id}: {how}, {_came_to(event)}")
+            return printable(f"the wish {whose}: {how}, {_came_to(event)}")
     return told(event)
 
 

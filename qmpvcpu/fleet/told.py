@@ -69,7 +69,7 @@ class Answered(Event):
     """What came of something that was asked of a host's agent.
 
     Attributes:
-        who: Who asked; of a wish "": ``Asked`` of the same revision says it.
+        who: Who asked; "": that is not known.
         operation: As in ``Asked``.
         code: The exit code that the command would have had.
         why: What went wrong; "": nothing to say.

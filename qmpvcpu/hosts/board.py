@@ -5,13 +5,15 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from qmpvcpu.bus import Bucket, Bus
+from qmpvcpu.documents.events import event_json
 from qmpvcpu.documents.form import document
 from qmpvcpu.errors import HostsError, ServerLostError
-from qmpvcpu.model.codec import to_json
+from qmpvcpu.fleet import Answered, Asked
 from qmpvcpu.model.hosts import VmKey, event_subject
 from qmpvcpu.model.wish import Answer, Wish
 
@@ -130,31 +132,39 @@ class Outbox:
         if len(self._events) >= _MOST_EVENTS:
             lost = self._events.popleft()
             self._missed[lost.vm] = self._missed.get(lost.vm, 0) + 1
-        self._put(self._events, kind, vm, **said)
+        self._put(self._events, vm, {"event": kind, **said})
 
     def asked(self, vm: VmKey, wish: Wish, revision: int) -> None:
         """Tell that *wish* has been begun."""
-        said = {"revision": revision, "wish": {**to_json(wish), "claim": None}}
-        once = f"asked {vm.key} {revision}"
-        self._put(self._audit, "Asked", vm, once=once, who=wish.who, why=wish.why, operation="wish", **said)
+        unclaimed = replace(wish, claim=None)
+        asked = Asked(who=wish.who, operation="wish", why=wish.why, revision=revision, wish=unclaimed)
+        self._put(self._audit, vm, event_json(asked), once=f"asked {vm.key} {revision}")
 
     def answered(self, vm: VmKey, answer: Answer, *, who: str) -> None:
         """Tell what came of a wish of *who*'s; "": that is not known."""
-        once = f"answered {vm.key} {answer.revision}"
-        self._put(self._audit, "Answered", vm, once=once, who=who, operation="wish", **to_json(answer))
+        answered = Answered(
+            who=who,
+            operation="wish",
+            code=answer.code,
+            why=answer.why,
+            revision=answer.revision,
+            id=answer.id,
+            phase=answer.phase,
+        )
+        self._put(self._audit, vm, event_json(answered), once=f"answered {vm.key} {answer.revision}")
 
     def requested(self, vm: VmKey, operation: str, who: str, request: dict[str, Any]) -> None:
         """Tell that *who* asked for *operation*."""
-        self._put(self._audit, "Asked", vm, who=who, operation=operation, request=request)
+        self._put(self._audit, vm, event_json(Asked(who=who, operation=operation, request=request)))
 
     def replied(self, vm: VmKey, operation: str, who: str, code: int, why: str) -> None:
         """Tell what came of a request: its exit code, and its error in words."""
-        self._put(self._audit, "Answered", vm, who=who, operation=operation, code=code, why=why)
+        self._put(self._audit, vm, event_json(Answered(who=who, operation=operation, code=code, why=why)))
 
-    def _put(self, among: "deque[_Told]", kind: str, vm: VmKey, *, once: str = "", **said: Any) -> None:
+    def _put(self, among: "deque[_Told]", vm: VmKey, said: dict[str, Any], *, once: str = "") -> None:
         """Have it published; what two agents tell *once* is there once, if they do it within two minutes."""
-        content = document(time=round(self._bus.now(), 3), host=vm.host, vm=vm.vm, event=kind, **said)
-        among.append(_Told(vm, event_subject(vm, kind), json.dumps(content).encode(), once or uuid4().hex))
+        content = document(time=round(self._bus.now(), 3), host=vm.host, vm=vm.vm, **said)
+        among.append(_Told(vm, event_subject(vm, said["event"]), json.dumps(content).encode(), once or uuid4().hex))
         self._news.set()
         self._idle.clear()
 
@@ -178,7 +188,7 @@ class Outbox:
                     await self._publish(among)
                 else:
                     vm, count = self._missed.popitem()
-                    self._put(self._events, "Missed", vm, count=count)
+                    self._put(self._events, vm, {"event": "Missed", "count": count})
             self._idle.set()
 
     async def _publish(self, among: "deque[_Told]") -> None:

@@ -278,6 +278,10 @@ async def test_a_vm_in_the_environment_is_meant_before_a_server_there(guest: Mic
             Answered(operation="wish", revision=1, id="1", phase=WishPhase.REJECTED, code=2, why="may not"),
             "the wish 1: rejected, exit code 2: may not",
         ),
+        (
+            Answered(who="alice", operation="wish", revision=1, id="1", phase=WishPhase.ENDED),
+            "the wish of alice: ended, exit code 0",
+        ),
         (Answered(who="bob", operation="plug"), "plug of bob: exit code 0"),
         (VcpuPlugged(generation=1, ids=VcpuMap({3})), "vCPU 3 is plugged"),
     ],

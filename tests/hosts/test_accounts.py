@@ -437,10 +437,9 @@ async def test_an_agent_carries_out_what_an_operator_wishes_and_tells_who_asked(
                 audit.add((said["event"], said["operation"], said["who"]))
             if len(audit) == 4:
                 break
-        # The answer to a wish has its revision; who wished it is where it was asked.
         assert audit == {
             ("Asked", "wish", "alice"),
-            ("Answered", "wish", ""),
+            ("Answered", "wish", "alice"),
             ("Asked", "plug", "alice"),
             ("Answered", "plug", "alice"),
         }
