@@ -100,7 +100,7 @@ _COMMANDS: Final = {
     "guest": ("guest:guest", "Which vCPUs the guest uses: list, online, offline."),
     "fleet": ("fleet:fleet", "Many VMs at once: list, set, count."),
     "agent": ("agent:agent", "Serve the VMs of this host over NATS."),
-    "hosts": ("hosts:hosts", "Many hosts over NATS: init, list."),
+    "hosts": ("hosts:hosts", "Many hosts over NATS: init, list, demo."),
     "campaign": ("campaign:campaign", "Changes of many hosts: list, show, pause, stop."),
     "exporter": ("exporter:exporter", "Serve metrics of many VMs for Prometheus."),
 }

@@ -23,6 +23,8 @@ _HELP = """Many hosts, over NATS.
 
 Each host runs qmpvcpu agent; they and you meet at a NATS server with JetStream. See docs/fleet.md.
 
+  qmpvcpu hosts demo                    see it work, with hosts of its own
+
   qmpvcpu hosts list --nats nats://10.0.0.1:4222
 
   qmpvcpu fleet list --nats nats://10.0.0.1:4222
@@ -35,6 +37,7 @@ hosts = LazyGroup(
     {
         "init": ("hosts:init", "Make the server ready, with replicas in a cluster."),
         "list": ("hosts:list_", "Show which hosts have an agent."),
+        "demo": ("hosts_demo:demo", "See it work, with three hosts of its own."),
     },
     help=_HELP,
     params=[*OUTPUT_OPTIONS],

@@ -143,7 +143,7 @@ async def play(stage: Stage, kind: GuestKind, qemu: str | None) -> Demo:
         QmpVcpuError: There is no QEMU, it or the guest does not come up, or the story broke off.
     """
     started = time.monotonic()
-    binary, why = _choose(qemu)
+    binary, why = choose_qemu(qemu)
     guest_class = LinuxGuest if kind is GuestKind.LINUX else MicroGuest
     stage.note(f"starting {_STARTING[kind]} ...")
     differences: list[str] = []
@@ -176,7 +176,7 @@ async def play(stage: Stage, kind: GuestKind, qemu: str | None) -> Demo:
     return Demo(content, layout, xml, tuple(differences))
 
 
-def _choose(qemu: str | None) -> tuple[Path, str]:
+def choose_qemu(qemu: str | None) -> tuple[Path, str]:
     """Return the QEMU to run and why it is that one."""
     if qemu is None:
         named = "named by QMPVCPU_QEMU" if os.environ.get("QMPVCPU_QEMU") else "the newest found"

@@ -119,10 +119,13 @@ class HostVm:
         self.name = name
         self.guest = guest
         self.socket = socket
+        self._kept: tuple[QmpMessage, ...] | None = None
 
     @property
     def transcript(self) -> tuple[QmpMessage, ...]:
-        """What was said on its QMP sockets so far, by any client; empty once it is gone."""
+        """What was said on its QMP sockets so far, by any client; that of a VM that was ended stays."""
+        if self._kept is not None:
+            return self._kept
         try:
             trace = (self.guest.process.directory / TRACE_FILE).read_text(errors="replace")
         except FileNotFoundError:
@@ -133,6 +136,13 @@ class HostVm:
     def changes(self) -> tuple[Change, ...]:
         """Each plug and unplug that its QEMU was asked for so far: see :func:`read_changes`."""
         return read_changes(self.transcript)
+
+    async def end(self) -> None:
+        """End it as a crash of its QEMU does. Its transcript is kept."""
+        self.guest.process.kill()
+        await self.guest.process.wait()
+        self._kept = self.transcript
+        await self.guest.process.aclose()
 
 
 class VmHost:
@@ -187,7 +197,7 @@ class VmHost:
         """End a VM as a crash of its QEMU does, and remove its socket. Its record stays."""
         vm = self._vms.pop(name)
         vm.socket.unlink()
-        await vm.guest.process.aclose()
+        await vm.end()
 
     async def start_agent(
         self, nats: str, *options: str | Path, env: Mapping[str, str] | None = None, clock_offset: float = 0.0

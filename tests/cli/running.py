@@ -74,9 +74,9 @@ class Running:
                 assert line, f"it ended without saying {words!r}: {heard}"
                 heard += line.decode()
 
-    async def end(self) -> Ran:
+    async def end(self, *, within: float = _DEADLINE) -> Ran:
         """Return what it left behind, once it has ended."""
-        async with asyncio.timeout(_DEADLINE):
+        async with asyncio.timeout(within):
             out, err = await self.process.communicate()
         assert self.process.returncode is not None
         ran = Ran(self.process.returncode, out.decode(), err.decode(), self.command)
@@ -124,10 +124,12 @@ async def running(
         yield Running(process, command_of(arguments))
 
 
-async def run(*arguments: str | Path, env: dict[str, str] | None = None, code: str = "") -> Ran:
+async def run(
+    *arguments: str | Path, env: dict[str, str] | None = None, code: str = "", within: float = _DEADLINE
+) -> Ran:
     """Run the command line with *arguments* to its end."""
     async with running(*arguments, env=env, code=code) as it:
-        return await it.end()
+        return await it.end(within=within)
 
 
 async def said(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Ran:
@@ -189,9 +191,9 @@ class Terminal:
                 self._news.clear()
                 await self._news.wait()
 
-    async def end(self) -> int:
+    async def end(self, *, within: float = _DEADLINE) -> int:
         """Return the exit code, once it has ended and all that it showed is taken in."""
-        async with asyncio.timeout(_DEADLINE):
+        async with asyncio.timeout(within):
             code = await self.process.wait()
             await self._ended.wait()
         return code

@@ -264,6 +264,7 @@ async def test_an_answer_that_cannot_be_printed_is_an_error(guest: MicroGuest) -
             "hosts",
             "hosts init",
             "hosts list",
+            "hosts demo",
         ),
     ],
 )

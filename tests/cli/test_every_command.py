@@ -57,6 +57,8 @@ ON_A_VM = [
     "fleet count 2",
 ]
 WITHOUT = ["demo", "args {xml}", "config {xml}", "exporter --for 0 --listen 127.0.0.1:0 --dir ."]
+# This takes longer than all others together; tests/hosts/test_demo.py runs it.
+WITH_HOSTS = ["hosts demo"]
 # These have a server instead of a VM.
 OVER_NATS = [
     "agent --dir . --record .",
@@ -160,7 +162,7 @@ def lines_with(directory: Path, *address: str | Path) -> list[list[str]]:
 
 
 def test_there_is_a_line_for_every_command() -> None:
-    lines = [" ".join(line.split()[: words_of(line)]) for line in ON_A_VM + WITHOUT + OVER_NATS]
+    lines = [" ".join(line.split()[: words_of(line)]) for line in ON_A_VM + WITHOUT + WITH_HOSTS + OVER_NATS]
     assert set(lines) == commands()
 
 
@@ -170,7 +172,7 @@ async def test_a_command_loads_nothing_of_what_only_others_need(guest: MicroGues
     assert ran.document["enabled"] == "0-2"
 
 
-@pytest.mark.parametrize("line", ON_A_VM + WITHOUT + OVER_NATS)
+@pytest.mark.parametrize("line", ON_A_VM + WITHOUT + WITH_HOSTS + OVER_NATS)
 def test_wrong_words_are_told_with_where_help_is(
     line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,14 +60,16 @@ async def _vm(*qemu: str) -> AsyncIterator[tuple[MicroGuest, Path]]:
 async def _ended(*arguments: str | Path, columns: int = _COLUMNS, lines: int = 60) -> list[Text]:
     """What the command has left on the screen."""
     async with on_terminal(*arguments, columns=columns, lines=lines) as it:
-        await it.end()
+        await it.end(within=120)
     return it.screen.coloured
 
 
 def _at_the_usual_place(line: Text) -> Text:
-    """Return *line* with the path of a QEMU in the cache as most have it."""
-    found = re.search(r"/\S*qmpvcpu/(?=qemu-)", line.plain)
-    return line if found is None else Text.assemble(line[: found.start()], "~/.cache/qmpvcpu/", line[found.end() :])
+    """Return *line* with the path of a QEMU in the cache, or of the server in this environment, as most have it."""
+    for place, usual in ((r"/\S*qmpvcpu/(?=qemu-)", "~/.cache/qmpvcpu/"), (r"/\S*/(?=\.venv/)", "~/qmpvcpu/")):
+        if found := re.search(place, line.plain):
+            return Text.assemble(line[: found.start()], usual, line[found.end() :])
+    return line
 
 
 async def _demo() -> list[Text]:
@@ -129,6 +131,12 @@ async def _set() -> list[Text]:
         return await _ended("set", "0,2-4", "--on-failure", "revert", "--qmp", path)
 
 
+async def _hosts_demo() -> list[Text]:
+    lines = [_at_the_usual_place(line) for line in await _ended("hosts", "demo", columns=100, lines=100)]
+    end = next(number for number, line in enumerate(lines) if line.plain.startswith("All of it is gone now."))
+    return lines[:end]  # what to try next is on the page
+
+
 async def _doctor() -> list[Text]:
     """This machine, and a VM that has taken and given vCPUs."""
     async with _vm() as (guest, path):
@@ -143,6 +151,7 @@ PICTURES: dict[str, tuple[str, Callable[[], Awaitable[list[Text]]]]] = {
     "list": ("qmpvcpu list", _list),
     "watch": ("qmpvcpu watch", _watch),
     "stats": ("qmpvcpu stats --by vcpu --interval 0.5", _stats),
+    "hosts-demo": ("qmpvcpu hosts demo", _hosts_demo),
     "doctor": ("qmpvcpu doctor --qmp /run/web1.qmp", _doctor),
     "set": ("qmpvcpu set 0,2-4 --on-failure revert", _set),
 }
@@ -201,7 +210,10 @@ _VARIES = (
     (r"pc-q35-\d+\.\d+", "MACHINE"),
     (r"QEMU \d+(\.\d+)+", "QEMU"),
     (r"\b(kvm|tcg|KVM|TCG)\b", "ACCELERATOR"),
-    (r"\S*/qemu-system-x86_64", "PATH"),
+    (r"NATS server \S+ at \S+:", "SERVER"),
+    (r"a network namespace\.|a directory \(.*", "SEPARATE"),
+    (", the cable is cut", ""),
+    (r"\S*/(qemu-system-x86_64|nats-server)", "PATH"),
     (r"(?<=\] )\d+|\b\d{3,}\b(?!\.\d%)", "TID"),  # a machine that has just started counts its threads from 1
     (r"\d+\.\d%.*", "SHARES"),
     (r" +", " "),
