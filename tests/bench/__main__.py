@@ -16,7 +16,7 @@ from rich.console import Console
 
 from qmpvcpu.testing import best_qemu, probe_accelerator
 from tests.bench import bulk, documents, fleet, hosts, large, placed, processes, reads, record, single
-from tests.bench.publish import machine, publish, redraw
+from tests.bench.publish import machine, merge, publish, redraw
 from tests.bench.row import Row
 from tests.bench.setting import Setting
 from tests.bench.table import goal_lines, terminal
@@ -47,6 +47,9 @@ async def main() -> None:
     )
     parser.add_argument("--no-libvirt", action="store_true", help="leave libvirt out")
     parser.add_argument("--no-publish", action="store_true", help="only print; so it is with a PART, too")
+    parser.add_argument(
+        "--merge", action="store_true", help="publish the PARTs that were measured, and keep the rest"
+    )
     parser.add_argument("--redraw", action="store_true", help="only write the page anew, from its JSON")
     options = parser.parse_args()
     if options.redraw:
@@ -73,8 +76,11 @@ async def main() -> None:
     console.print(on, highlight=False)
     for line in goal_lines(rows):
         console.print(line, highlight=False)
-    if not options.parts and not options.no_publish:
+    if options.merge:
+        merge(rows, options.parts or PARTS, on)
+    elif not options.parts and not options.no_publish:
         publish(rows, on, time.monotonic() - start)
+    if options.merge or not (options.parts or options.no_publish):
         console.print("written: docs/performance.md, docs/performance.json, docs/performance.svg")
 
 

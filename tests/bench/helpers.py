@@ -75,8 +75,11 @@ def cpu_ms(pids: Iterable[int]) -> float:
 
 def tree_cpu_ms(pid: int) -> float:
     """Return the CPU time of a process and all of its descendants, those that have ended too, in milliseconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended this moment
+        return 0.0
     ticks = sum(int(each) for each in fields[11:15])  # its own, and those of children that it has waited for
     return ticks * 1000 / os.sysconf("SC_CLK_TCK") + sum(tree_cpu_ms(int(each)) for each in children)
 

@@ -4,17 +4,18 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tests.bench.plot import svg
 from tests.bench.row import Goal, Row
 from tests.bench.setting import Setting
-from tests.bench.table import goals_table, main_table, markdown
+from tests.bench.table import goals_table, hosts_beside, hosts_growth, main_table, markdown
 
-__all__ = ["machine", "publish", "redraw"]
+__all__ = ["machine", "merge", "publish", "redraw"]
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -37,17 +38,24 @@ def machine(setting: Setting) -> str:
 
 def publish(rows: Sequence[Row], on: str, seconds: float) -> None:
     """Write docs/performance.json, docs/performance.svg and the measured parts of docs/performance.md."""
-    document = {
-        "machine": on,
-        "seconds": round(seconds),
-        "rows": [
-            {
-                **asdict(row),
-                "samples": {who: [float(f"{each:.4g}") for each in taken] for who, taken in row.samples.items()},
-            }
-            for row in rows
-        ],
-    }
+    _write({"machine": on, "seconds": round(seconds), "later": {}, "rows": [*map(_content, rows)]})
+
+
+def merge(rows: Sequence[Row], parts: Collection[str], on: str) -> None:
+    """Write the same with *rows*, of *parts* of the bench, in place of those that are there, or after them."""
+    document = json.loads((DOCS / "performance.json").read_text())
+    measured = {(row.work, row.setting): _content(row) for row in rows}
+    kept = [measured.pop((row["work"], row["setting"]), row) for row in document["rows"]]
+    later = {**document.get("later", {}), **dict.fromkeys(parts, on)}
+    _write({**document, "later": later, "rows": [*kept, *measured.values()]})
+
+
+def _content(row: Row) -> dict[str, Any]:
+    samples = {who: [float(f"{each:.4g}") for each in taken] for who, taken in row.samples.items()}
+    return {**asdict(row), "samples": samples}
+
+
+def _write(document: dict[str, Any]) -> None:
     (DOCS / "performance.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     redraw()
 
@@ -60,9 +68,12 @@ def redraw() -> None:
     (DOCS / "performance.svg").write_text(svg(rows, on))
     page = (DOCS / "performance.md").read_text()
     machine_line = f"Measured on {on}. The whole run took {document['seconds']} s."
+    for part, later in document.get("later", {}).items():
+        machine_line += f"\nThe part `{part}` was measured later, on {later}."
     for name, content in (
         ("main", f"{machine_line}\n\n{main_table(rows)}"),
         ("targets", goals_table(rows)),
+        ("hosts", f"{hosts_growth(rows)}\n\n{hosts_beside(rows)}"),
         ("all", markdown(rows)),
     ):
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

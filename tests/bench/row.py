@@ -6,7 +6,21 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["BARE", "LIBVIRT", "OURS", "RAW", "RECORDED", "VIRSH", "Goal", "Row", "Samples"]
+__all__ = [
+    "BARE",
+    "EACH_VM",
+    "KEPT",
+    "LIBVIRT",
+    "OURS",
+    "OVER_NATS",
+    "RAW",
+    "RECORDED",
+    "SSH",
+    "VIRSH",
+    "Goal",
+    "Row",
+    "Samples",
+]
 
 RAW = "raw QMP"
 BARE = "python -c 'import asyncio, qemu.qmp'"
@@ -14,6 +28,11 @@ OURS = "qmpvcpu"
 RECORDED = "qmpvcpu, recorded"
 LIBVIRT = "libvirt-python"
 VIRSH = "virsh"
+OVER_NATS = "qmpvcpu over NATS"
+SSH = "one ssh per host"
+KEPT = "ssh, connections kept"
+EACH_VM = "hosts over NATS"
+"""The setting of rows that say how the cost of a VM grows with the number of hosts."""
 
 
 @dataclass(frozen=True)

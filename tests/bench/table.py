@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from tests.bench.row import BARE, LIBVIRT, OURS, RAW, RECORDED, VIRSH, Goal, Row
+from tests.bench.row import BARE, EACH_VM, KEPT, LIBVIRT, OURS, OVER_NATS, RAW, RECORDED, SSH, VIRSH, Goal, Row
 
-__all__ = ["goal_lines", "goals_table", "main_table", "markdown", "terminal"]
+__all__ = ["goal_lines", "goals_table", "hosts_beside", "hosts_growth", "main_table", "markdown", "terminal"]
 
 # What most ask first: the work, and on what, of the newest QEMU.
 MAIN = (
@@ -91,6 +91,28 @@ def main_table(rows: Sequence[Row]) -> str:
                 _times(row.median(theirs) / row.median(ours)) if theirs else "",
             ]
             lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def hosts_growth(rows: Sequence[Row]) -> str:
+    """Return how the cost of a VM grows with the number of hosts, for docs/performance.md."""
+    found = [row for row in rows if row.setting == EACH_VM]
+    sizes = list(found[0].samples) if found else []
+    lines = [f"| each VM | {' | '.join(sizes)} | growth |", f"| --- |{' ---: |' * (len(sizes) + 1)}"]
+    for row in found:
+        growth = f"{row.ratio(sizes[-1], sizes[0]):.2f}x"
+        cells = [row.work.removesuffix(", each VM"), *(_quantity(row, size) for size in sizes), growth]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def hosts_beside(rows: Sequence[Row]) -> str:
+    """Return what the same takes with one ssh per host, for docs/performance.md."""
+    lines = [f"| work | on | {SSH} | {KEPT} | {OVER_NATS} |", "| --- | --- | ---: | ---: | ---: |"]
+    for row in rows:
+        if SSH in row.samples:
+            taken = [_quantity(row, who) if who in row.samples else "" for who in (SSH, KEPT, OVER_NATS)]
+            lines.append(f"| {' | '.join((row.work, row.setting, *taken))} |")
     return "\n".join(lines)
 
 
