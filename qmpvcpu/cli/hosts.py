@@ -1,6 +1,7 @@
 """hosts init and list: what many hosts meet under on a NATS server, and which are there."""
 
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 import click
@@ -15,7 +16,7 @@ from qmpvcpu.cli.show import age
 from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.errors import printable
 from qmpvcpu.model.codec import from_json, to_json
-from qmpvcpu.model.hosts import LEASES, HostInfo
+from qmpvcpu.model.hosts import LEASES, HostInfo, name_of
 
 _LEASE_S: Final = 15.0
 
@@ -73,7 +74,7 @@ async def init(_: Shell, *, replicas: int | None, lease: float, **server: Any) -
 
 
 @command(*SERVER_OPTIONS, *OUTPUT_OPTIONS)
-async def list_(_: Shell, **server: Any) -> CommandResult:
+async def list_(shell: Shell, **server: Any) -> CommandResult:
     """Show which hosts have an agent now, what it does, and how many VMs it has.
 
       qmpvcpu hosts list --nats nats://10.0.0.1:4222
@@ -83,7 +84,13 @@ async def list_(_: Shell, **server: Any) -> CommandResult:
     where = take_server(server)
     async with where.connected("qmpvcpu hosts list") as bus:
         leases = await (await bus.bucket(LEASES)).all("host.*")
-    found = [from_json(HostInfo, (entry.value or b"").decode()) for _, entry in sorted(leases.items())]
+    found = []
+    for key, entry in sorted(leases.items()):
+        try:
+            host = name_of(key.partition(".")[2])
+            found.append(replace(from_json(HostInfo, (entry.value or b"").decode()), host=host))
+        except ValueError as error:
+            shell.note(f"warning: {printable(f'the lease {key} cannot be read: {error}')}")
     table = Table(
         Column("host"), Column("VMs", "right"), Column("does", fold=True), Column("version"), Column("since")
     )

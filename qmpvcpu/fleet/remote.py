@@ -20,6 +20,7 @@ from qmpvcpu.errors import (
     RequestRefusedError,
     ServerLostError,
     WishError,
+    printable,
 )
 from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.fleet.results import VmResult
@@ -395,7 +396,11 @@ class RemoteVms:
             async with self._bus.follow(f"qmpvcpu.event.{self._where.keys}.*") as happened:
                 self._began(listening)
                 async for each in happened:
-                    key, kind = whose(each.subject)
+                    try:
+                        key, kind = whose(each.subject)
+                    except ValueError as error:  # no agent tells of anything there
+                        _log.warning("an event of nobody: %s", printable(str(error)))
+                        continue
                     if key not in self._chosen or (is_audit(kind) and not audit):
                         continue
                     if (event := read_told(kind, each.data, each.created)) is None:

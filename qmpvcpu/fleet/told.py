@@ -124,7 +124,7 @@ def read_told(kind: str, data: bytes, at: float) -> Told | None:
         event = _audit(_AUDIT[kind], content) if kind in _AUDIT else event_from_json(content)
         state = from_json(MapState, content) if "enabled" in content else None
     except ValueError as error:
-        _log.warning("an event %s cannot be read: %s", kind, printable(str(error)))
+        _log.warning("an event %s cannot be read: %s", printable(kind), printable(str(error)))
         return None
     return Told(generation=event.generation, origin=event.origin, event=event, at=at, state=state)
 

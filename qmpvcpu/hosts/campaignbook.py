@@ -267,7 +267,10 @@ def ledger_in(entry: Entry) -> Ledger:
     Raises:
         CampaignError: It cannot be read.
     """
-    return _read(Ledger, entry, entry.key)
+    ledger = _read(Ledger, entry, entry.key)
+    if ledger.id != entry.key:  # it would be changed, and its results kept, in another one's place
+        raise CampaignError(entry.key, f"{entry.key} cannot be read: it is the ledger of {ledger.id}")
+    return ledger
 
 
 def ended_in(entry: Entry, campaign: str) -> Ended:

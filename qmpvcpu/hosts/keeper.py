@@ -96,7 +96,7 @@ class WishKeeper:
         try:
             claim = json.loads(entry.value or b"{}")["claim"]
             return bool(claim["revision"] == self._serving and claim["agent"] == self._duty.agent)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
 
     async def run(self) -> None:
@@ -163,6 +163,9 @@ class WishKeeper:
             self._reject(entry, "", f"it cannot be read: {error}")
             return None
         self._who = wish.who
+        if wish.claim is not None and wish.claim.revision >= entry.revision:
+            self._reject(entry, wish.id, f"its claim is of revision {wish.claim.revision}, which is yet to come")
+            return None
         operation = Operation.COUNT if wish.map is None else Operation.SET
         if why := self._duty.policy.refusal(operation, self._hosted.key.vm):
             self._reject(entry, wish.id, why)

@@ -176,7 +176,11 @@ class RequestDesk:
     async def answer(self, operation: Operation, subject: str, request: bytes) -> bytes:
         """Return the document that answers *request*, which came on *subject*; every failure is one too."""
         vm = _vm_in(request)
-        who = name_of(subject.rpartition(".")[2])
+        try:
+            who = name_of(subject.rpartition(".")[2])
+        except ValueError as error:
+            refused = RequestRefusedError(f"it is not known who asks: the end of the subject is {error}")
+            return json.dumps(self._failure(refused, vm)).encode()
         audited = not operation.only_reads and vm in self._vms
         key = VmKey(self._host, vm)
         if audited:

@@ -1,6 +1,7 @@
 """Changes of many hosts from the command line: made, watched, steered, and gone on with."""
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from qmpvcpu.bus import Bus
 from qmpvcpu.hosts.campaignbook import CampaignBook
-from qmpvcpu.model.hosts import VmKey
+from qmpvcpu.model.hosts import LEASES, VmKey
 from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.nats import NatsServer
 from tests.cli.running import run, running
@@ -153,3 +154,18 @@ async def test_hosts_are_listed_with_what_they_do(server: NatsServer, hosts: dic
     assert "rack2" in (await run(*words(server, "hosts", "list"))).out
     assert (await run(*words(server, "hosts", "init", "--json"))).code == 0
     assert len(hosts) == 2
+
+
+@pytest.mark.usefixtures("hosts")
+async def test_a_lease_that_cannot_be_read_hides_no_host(server: NatsServer) -> None:
+    async with connected(server) as bus:
+        leases = await bus.bucket(LEASES)
+        told = json.loads((await leases.all("host.rack1"))["host.rack1"].value or b"")
+        for key, value in (("host.a", b"\xff"), ("host.b", b"[" * 60_000), ("host.c.d", b"{}")):
+            await leases.put(key, value)
+        await leases.put("host.zz", json.dumps(told | {"since": 1e300}).encode())
+        ran = await run(*words(server, "hosts", "list"))
+    assert ran.code == 0
+    assert [line.split()[0] for line in ran.out.splitlines()[1:]] == ["rack1", "rack2", "zz"]
+    assert "the lease host.a cannot be read" in ran.err
+    assert "Traceback" not in ran.err

@@ -429,6 +429,22 @@ async def test_what_happens_on_all_hosts_comes_in_one_stream(server: NatsServer)
 
 
 @pytest.mark.usefixtures("hosts")
+async def test_what_nobody_can_have_told_does_not_end_a_stream(server: NatsServer) -> None:
+    async with Fleet(server.url, where="name=web-1") as fleet:
+        events = fleet.events()
+        await fleet.refresh()  # it has begun
+        async with contextlib.AsyncExitStack() as stack:
+            client = await nats.connect(server.url)
+            stack.push_async_callback(client.close)
+            for subject in ("rack1.w\u00e9b.Boom", "rack1.=zz.Boom", "rack1.web-1.\x1b", "rack1.web-1.Asked"):
+                await client.publish(f"qmpvcpu.event.{subject}", b"[" * 100_000)
+            await client.flush()
+        await fleet.set_map("0-1", timeout=10)
+        async with asyncio.timeout(20):
+            assert isinstance((await anext(events)).event, VcpuPlugged)
+
+
+@pytest.mark.usefixtures("hosts")
 async def test_a_dropped_stream_is_not_filled(server: NatsServer) -> None:
     async with Fleet(server.url, where="name=web-1") as fleet:
         events = fleet.events()

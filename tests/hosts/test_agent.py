@@ -13,7 +13,7 @@ from qmpvcpu.errors import LeaseTakenError
 from qmpvcpu.hosts import AgentPolicy, HostAgent
 from qmpvcpu.model.hosts import WISHES, Operation, VmKey
 from qmpvcpu.model.options import OnFailure
-from qmpvcpu.model.wish import Wish, WishOptions
+from qmpvcpu.model.wish import Claim, Wish, WishOptions
 from qmpvcpu.testing import Behaviour, MicroGuest
 from tests.hosts.world import agent_of, answer, ask, connected, served, state, vm_in, wish
 from tests.waiting import until
@@ -87,6 +87,50 @@ async def test_a_wish_that_cannot_be_read_is_answered_once(tmp_path: Path, conte
                 assert why in now["answer"]["why"]
                 assert now["answer"]["code"] == 2
                 assert now["enabled"] == "0"
+
+
+async def test_nonsense_while_a_wish_is_carried_out_is_answered_too(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web", behaviour=Behaviour.hanging()),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        await answer(bus, WEB, await wish(bus, WEB, Wish("1", VcpuMap.parse("0-2"))), "ended")
+        slow = await wish(bus, WEB, Wish("2", VcpuMap.parse("0"), options=WishOptions(timeout=60)))
+        await answer(bus, WEB, slow, "running")
+        now = await answer(bus, WEB, await wish(bus, WEB, b"[" * 60_000), "rejected")
+        assert "nested too deeply" in now["answer"]["why"]
+        await answer(bus, WEB, await wish(bus, WEB, Wish("3", VcpuMap.parse("0-3"))), "ended")
+
+
+async def test_a_claim_of_what_is_yet_to_come_is_no_answer_to_it(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web"),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        forged = Wish("1", VcpuMap.parse("0-3"), claim=Claim(10**9, 0.0, "somebody", 0))
+        now = await answer(bus, WEB, await wish(bus, WEB, forged), "rejected")
+        assert "1000000000, which is yet to come" in now["answer"]["why"]
+        assert (await state(bus, WEB, there))["enabled"] == "0"
+
+
+@pytest.mark.parametrize("who", ["wh\u00f6", "=zz", "a*"])
+async def test_who_asks_under_no_name_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture, who: str) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web"),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        await state(bus, WEB, there)
+        told = json.loads(await bus.request(f"qmpvcpu.do.rack1.plug.{who}", b'{"vm": "web"}', 20))
+        assert told["code"] == 2
+        assert "not known who asks" in told["error"]["message"]
+        assert told["enabled"] == "0"
+    assert "Traceback" not in caplog.text
 
 
 async def test_an_expired_wish_is_dropped(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import json
 import signal
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from qmpvcpu.bus import Bucket, Bus
 from qmpvcpu.errors import CampaignError, LeaseTakenError, ServerForbiddenError, TransitionError, WishError
 from qmpvcpu.hosts import CampaignBook, CampaignController, vm_result
 from qmpvcpu.model.campaign import CampaignSpec, CampaignStatus, Ended, Ledger, lease_key
+from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.hosts import CAMPAIGNS, LEASES, STATES, WISHES, VmKey
 from qmpvcpu.model.options import OnFailure
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -28,6 +30,7 @@ from tests.hosts.world import agent_of, connected, served, vm_in, wish
 from tests.waiting import until
 
 SPEC = CampaignSpec(map=VcpuMap.parse("0-2"), at_once=3, per_host=1, stop_after=None, who="me", drop_after=60)
+ANOTHER = json.dumps(to_json(Ledger("y", SPEC, 0.0, 1))).encode()
 
 
 @contextlib.asynccontextmanager
@@ -411,7 +414,7 @@ async def test_bad_campaigns_are_refused_before_anything_is_written() -> None:
         assert await book.bucket.all() == {}
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff", b'{"id": "x", "later": 1}'])
+@pytest.mark.parametrize("content", [b"{", b"\xff", b'{"id": "x", "later": 1}', ANOTHER])
 async def test_a_ledger_that_cannot_be_read_is_said_to_be_so(content: bytes) -> None:
     async with ready() as (_, bus):
         book = await CampaignBook.open(bus)
