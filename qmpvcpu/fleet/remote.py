@@ -46,6 +46,8 @@ _log = logging.getLogger("qmpvcpu.fleet")
 # An agent that is there reads many VMs, and waits for those that are silent, before it answers.
 _LIST_S: Final = 60.0
 _HOSTS_AT_ONCE: Final = 64
+# Thousands may wait for their guests. If all were written at once, the deadline of each would begin at once, too.
+_WRITES_AT_ONCE: Final = 64
 _AGAIN_S: Final = 0.2
 
 
@@ -163,6 +165,7 @@ class RemoteVms:
         self._chosen: dict[VmKey, None] = {}
         self._changing: set[asyncio.Task[Any]] = set()
         self._asking: set[asyncio.Task[Any]] = set()
+        self._writes = asyncio.Semaphore(_WRITES_AT_ONCE)
         self._events: weakref.WeakSet[FleetEvents] = weakref.WeakSet()
         self._listening: set[asyncio.Event] = set()  # each is set once what happens reaches its stream
         self._closed = False
@@ -306,7 +309,9 @@ class RemoteVms:
             await self._listened()
             if not await self._book.wait_host(key.host, self.reply_timeout):
                 raise self._silence(key.host)
+            await self._writes.acquire()
             writing = self.start(self._book.replace(key, wish))
+            writing.add_done_callback(lambda _: self._writes.release())
             try:
                 revision = await asyncio.shield(writing)
                 return await self._answer(key, revision), revision

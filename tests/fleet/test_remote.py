@@ -30,6 +30,7 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.events import VcpuPlugged, VcpuUnplugged
 from qmpvcpu.fleet import Fleet, Rescan, VmResult, remote
+from qmpvcpu.fleet.wishes import WishBook
 from qmpvcpu.hosts import AgentPolicy
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.hosts import LEASES, STATES, WISHES, HostInfo, Operation, VmKey, request_subjects, token
@@ -560,6 +561,31 @@ async def test_nonsense_from_an_agent_is_an_error_of_its_vms(server: NatsServer,
     async with stand_in(bus, "rack1", WEB, answers=[said]), Fleet(server.url) as fleet:
         (only,) = await fleet.refresh()
         assert isinstance(only.error, HostFailedError)
+
+
+async def test_not_all_wishes_are_written_at_once(
+    server: NatsServer, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_WRITES_AT_ONCE", 2)
+    now, seen = 0, list[int]()
+    replace_ = WishBook.replace
+
+    async def counted(book: WishBook, vm: VmKey, wish: Wish) -> int:
+        nonlocal now
+        now += 1
+        seen.append(now)
+        try:
+            return await replace_(book, vm, wish)
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(WishBook, "replace", counted)
+    vms = [VmKey("rack1", f"web-{number}") for number in range(8)]
+    async with stand_in(bus, "rack1", *vms), Fleet(server.url) as fleet:
+        results = fleet.set_map("0-1")
+        await until(lambda: len(seen) == len(vms))
+        await results.aclose()
+    assert max(seen) == 2
 
 
 async def test_a_list_that_does_not_end_is_given_up(server: NatsServer, bus: Bus) -> None:
