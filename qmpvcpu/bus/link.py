@@ -228,13 +228,25 @@ class Link:
         while True:
             try:
                 self._client = await self._dial_any(urls)
-                for start in tuple(self.on_client):
-                    await start()
             except HostsError as error:
                 _LOGGER.info("%s: %s", self._name, error)
             else:
-                return
+                if await self._subscribed_again():
+                    return
+                await _close(self._client)
             await asyncio.sleep(_ROUND_S * (1 + random.random()))  # noqa: S311 - so that not all hosts come at once
+
+    async def _subscribed_again(self) -> bool:
+        """Make the subscriptions of the connection before; return False if this one is lost or refuses one."""
+        import nats.errors
+
+        try:
+            for start in tuple(self.on_client):
+                await start()
+        except (HostsError, OSError, nats.errors.Error) as error:
+            _LOGGER.warning("%s: its subscriptions could not be made again: %s", self._name, _in_words(error))
+            return False
+        return True
 
     async def _dial_any(self, urls: Collection[str]) -> "Client":
         """Return a client of the first server that lets us in, in any order.

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -36,6 +37,9 @@ from tests.bus.conftest import Connect
 from tests.bus.proxy import Proxy
 from tests.bus.test_connection import users
 from tests.waiting import until
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
 
 LIST = request_subject("web1.example", Operation.LIST, "me")
 EVENT = event_subject(VmKey("web1", "a.b"), "VcpuPlugged")
@@ -179,6 +183,29 @@ async def test_an_agent_answers_again_after_the_connection_was_lost(
                 await until(lambda: not agent.is_connected)
                 await asyncio.wait_for(agent.wait_connected(), 20)
                 assert await bus.request(LIST, b"?", 5) == LIST.encode() + b" ?"
+
+
+async def test_an_agent_answers_again_after_it_was_cut_off_while_it_came_back(
+    bus: Bus, server: NatsServer, connect: Connect
+) -> None:
+    async with Proxy(server.host, server.port) as proxy:
+        agent = await connect(proxy.url)
+        lost: list[Client] = []
+
+        async def cut_once() -> None:
+            if not lost:
+                lost.append(agent._link.client)
+                proxy.cut()
+                await until(lambda: lost[0].is_closed)
+                await lost[0].flush()  # which fails, as subscribing does
+
+        agent._link.on_client.add(cut_once)
+        async with agent.serve("qmpvcpu", "1.2.3", "a test", {}, {"list": Endpoint(LIST, echo)}):
+            proxy.cut()
+            await until(lambda: bool(lost), within=20)
+            await asyncio.wait_for(agent.wait_connected(), 30)
+            assert agent._link.client is not lost[0]
+            assert await bus.request(LIST, b"?", 5) == LIST.encode() + b" ?"
 
 
 async def test_who_may_not_answer_is_told_when_it_begins(tmp_path: Path, binary: Path, connect: Connect) -> None:
