@@ -1,9 +1,7 @@
 """The server that hosts meet at, as one connection."""
 
 import asyncio
-import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -18,7 +16,6 @@ from qmpvcpu.bus.service import Endpoint, serving
 from qmpvcpu.errors import HostFailedError, HostSilentError, ServerLostError, UnfitServerError
 from qmpvcpu.model.hosts import CAMPAIGNS, EVENTS, LEASES, STATES, WISHES
 
-_LOGGER = logging.getLogger("qmpvcpu.bus")
 _OURS: Final = "qmpvcpu: "
 _DESCRIPTIONS: Final = {
     WISHES: f"{_OURS}what VMs are to have",
@@ -30,8 +27,6 @@ _DESCRIPTIONS: Final = {
 _EVENTS_AGE_S: Final = 7 * 86400
 _EVENTS_BYTES: Final = 256 * 1024 * 1024
 _DUPLICATES_S: Final = 120.0
-_MOST_SOON: Final = 10_000
-_AT_ONCE: Final = 64
 _NAME_IN_USE: Final = 10058
 _NO_PEERS: Final = 10005  # no suitable peers for placement
 _PAUSE_S: Final = 0.2
@@ -43,11 +38,6 @@ class Bus:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._clock = Clock()
-        self._soon: deque[tuple[str, bytes]] = deque(maxlen=_MOST_SOON)
-        self._publishing: asyncio.Task[None] | None = None
-        self._is_closed = False
-        self.dropped = 0
-        """How many messages of ``publish_soon`` were dropped."""
 
     @classmethod
     async def connect(
@@ -86,12 +76,7 @@ class Bus:
         await self.close()
 
     async def close(self) -> None:
-        """Send what ``publish_soon`` still has, for a second at most, and close the connection."""
-        self._is_closed = True
-        if self._publishing is not None:
-            await asyncio.wait((self._publishing,), timeout=1.0 if self.is_connected else 0.0)
-            self._publishing.cancel()
-            await asyncio.wait((self._publishing,))
+        """Close the connection."""
         await self._link.close()
 
     # --- what it is connected to
@@ -267,30 +252,6 @@ class Bus:
         """
         headers = {"Nats-Msg-Id": message or self._link.unique()}
         await self._link.insist(subject, data, asked=f"publish {subject}", timeout=timeout, headers=headers)
-
-    def publish_soon(self, subject: str, data: bytes) -> None:
-        """Write *data* to the stream soon, in the order of these calls; never waits.
-
-        If 10,000 wait already, the oldest is dropped; so is one that the server refuses, or that comes after the end.
-        """
-        if self._is_closed:
-            self.dropped += 1
-            return
-        if len(self._soon) == _MOST_SOON:
-            self.dropped += 1
-        self._soon.append((subject, data))
-        if self._publishing is None or self._publishing.done():
-            self._publishing = asyncio.create_task(self._publish_all(), name="qmpvcpu events")
-
-    async def _publish_all(self) -> None:
-        while self._soon:
-            await self.wait_connected()
-            some = [self._soon.popleft() for _ in range(min(_AT_ONCE, len(self._soon)))]
-            results = await asyncio.gather(*(self.publish(*each) for each in some), return_exceptions=True)
-            failed = [each for each in results if isinstance(each, BaseException)]
-            self.dropped += len(failed)
-            if failed:
-                _LOGGER.warning("%d messages were dropped: %s", len(failed), failed[0])
 
     def serve(
         self,

@@ -34,11 +34,6 @@ class Clock:
     def __init__(self) -> None:
         self._offset: float | None = None
 
-    @property
-    def is_known(self) -> bool:
-        """True if the server has told the time."""
-        return self._offset is not None
-
     def saw(self, text: str, before: float, after: float) -> None:
         """Note that the server wrote the time *text* between *before* and *after*, which are monotonic."""
         try:

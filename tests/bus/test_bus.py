@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpvcpu.bus import Bus, Endpoint, Happened, Request
-from qmpvcpu.bus import bus as bus_module
 from qmpvcpu.bus.feed import Feed
 from qmpvcpu.errors import (
     HostFailedError,
@@ -281,7 +279,7 @@ async def test_what_happens_from_then_on_is_followed(bus: Bus) -> None:
     async with bus.follow("qmpvcpu.event.web1.*.*") as feed:
         await bus.publish(EVENT, b"1")
         await bus.publish(event_subject(VmKey("web2", "a"), "VcpuPlugged"), b"other")
-        bus.publish_soon(EVENT, b"2")
+        await bus.publish(EVENT, b"2")
         first, second = await some(feed, 2)
     assert (first.subject, first.data, second.data) == (EVENT, b"1", b"2")
     assert before - 1 < first.created <= second.created < time.time() + 1
@@ -294,7 +292,7 @@ async def test_what_happens_is_followed_without_a_gap_or_a_double(server: NatsSe
         async with bus.follow("qmpvcpu.event.>") as feed:
             for number in range(0, 300, 100):
                 for each in range(number, number + 100):
-                    direct.publish_soon(EVENT, b"%d" % each)
+                    await direct.publish(EVENT, b"%d" % each)
                     if each == number + 50:
                         proxy.cut()
                 assert [int(each.data) for each in await some(feed, 100)] == list(range(number, number + 100))
@@ -324,56 +322,15 @@ async def test_following_what_is_not_there_names_the_command_that_makes_it(
             pass
 
 
-async def test_events_wait_for_a_lost_connection_and_the_oldest_are_dropped(
-    bus: Bus, server: NatsServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bus_module, "_MOST_SOON", 5)
-    publishing = await connect(server.url)
-    await server.kill()
-    await until(lambda: not publishing.is_connected, within=20)
-    for number in range(8):
-        publishing.publish_soon(EVENT, b"%d" % number)
-    assert publishing.dropped == 3
-    await server.start()
-    await bus.wait_connected()
-    async with bus.follow("qmpvcpu.event.>"):
-        pass
-    await until(lambda: has_five(bus), within=20)
-    assert publishing.dropped == 3
-
-
-async def has_five(bus: Bus) -> bool:
-    info = await bus._link.api(f"STREAM.INFO.{EVENTS}", {}, asked="count")
-    return bool(info["state"]["messages"] == 5)
-
-
-async def test_an_event_that_the_server_refuses_is_dropped_counted_and_logged(
-    tmp_path: Path, connect: Connect, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_who_may_not_tell_of_another_host_is_told_so(tmp_path: Path, connect: Connect) -> None:
     login = tmp_path / "login"
     login.write_text("web1:x")
     async with NatsServer(config=users(publish='deny: "qmpvcpu.event.web2.>"')) as server:
         bus = await connect(server.url, login=login)
         await bus.prepare()
-        bus.publish_soon(event_subject(VmKey("web2", "a"), "VcpuPlugged"), b"1")
-        bus.publish_soon(EVENT, b"2")
-        with caplog.at_level(logging.WARNING, "qmpvcpu.bus"):
-            await until(lambda: bus.dropped == 1, within=20)
-        assert "the server does not let this user publish to qmpvcpu.event.web2.a" in caplog.text
-        with pytest.raises(ServerForbiddenError):
-            await bus.publish(event_subject(VmKey("web2", "a"), "VcpuPlugged"), b"1")
-
-
-async def test_events_that_are_still_there_are_sent_before_the_connection_is_closed(
-    bus: Bus, server: NatsServer, connect: Connect
-) -> None:
-    async with bus.follow("qmpvcpu.event.>") as feed:
-        async with await connect(server.url) as ending:
-            for number in range(200):
-                ending.publish_soon(EVENT, b"%d" % number)
-        assert [int(each.data) for each in await some(feed, 200)] == list(range(200))
-        ending.publish_soon(EVENT, b"late")
-        assert ending.dropped == 1
+        await bus.publish(EVENT, b"1")
+        with pytest.raises(ServerForbiddenError, match=r"publish to qmpvcpu\.event\.web2\.a"):
+            await bus.publish(event_subject(VmKey("web2", "a"), "VcpuPlugged"), b"2")
 
 
 # --- what must be there
