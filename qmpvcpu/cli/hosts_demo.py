@@ -94,8 +94,13 @@ class _Stage:
         with self._shell.out.live(keep=True) as self._screen:
             yield
 
-    def say(self, *parts: str | tuple[str, str]) -> None:
-        self._shell.say(Line(*parts))
+    def say(self, *parts: str | tuple[str, str], at: float | None = None) -> None:
+        if at is None:
+            self._shell.say(Line(*parts))
+            return
+        row = Table(Column(), Column(fold=True))
+        row.add(Line((f"{at:5.1f} s", "dim")), Line(*parts))
+        self._shell.say(row)
 
     def show(self, rows: Sequence[VmRow]) -> None:
         if self._screen is not None:
@@ -104,7 +109,7 @@ class _Stage:
         for row in rows:
             if self._told.get(row.vm, row.fate) is not row.fate and row.fate in (Fate.RUNS, Fate.OVER):
                 words = _words(row) if row.fate is Fate.OVER else "begun"
-                self.say(f"{time.monotonic() - self._started:5.1f} s    {row.vm}  {row.vcpus}  ", words)
+                self.say(f"  {row.vm}  {row.vcpus}  ", words, at=time.monotonic() - self._started)
             self._told[row.vm] = row.fate
 
 

@@ -146,8 +146,8 @@ class Stage(Protocol):
 
     done: list[dict[str, Any]]
 
-    def say(self, *parts: str | tuple[str, str]) -> None:
-        """Show one line made of *parts*, each a text or a text with its style."""
+    def say(self, *parts: str | tuple[str, str], at: float | None = None) -> None:
+        """Show one line made of *parts*, each a text or a text with its style, as said *at* so many seconds."""
 
     def show(self, rows: Sequence[VmRow]) -> None:
         """Show all VMs as they are now, in place of what they were."""
@@ -231,7 +231,7 @@ class _Story:
             async for step in steps:
                 self._stage.done.append({**to_json(step), "as_expected": step.as_expected})
                 mark = ("as expected: ", "green") if step.as_expected else ("NOT AS EXPECTED: ", "bold red")
-                self._stage.say((_time(step.seconds), "dim"), "  ", mark, step.found)
+                self._stage.say("  ", mark, step.found, at=step.seconds)
                 if not step.as_expected:
                     return (f"{step.call}: expected {step.expected}; found {step.found}",)
         return ()
@@ -449,7 +449,7 @@ class _Story:
         return await host.run(sys.executable, "-m", "qmpvcpu", *words, env=env)
 
     def _say(self, what: str) -> None:
-        self._stage.say((_time(time.monotonic() - self._started), "dim"), (what, "bold"))
+        self._stage.say((what, "bold"), at=time.monotonic() - self._started)
 
     async def _step(self, call: str, wanted: str, found: Callable[[], str], *needed: HostProcess) -> Step:
         """Wait until *found* is what is *wanted*, or until that will not be."""
@@ -476,10 +476,6 @@ async def _plugged(vm: HostVm) -> VcpuMap:
 def _are(asked: Sequence[tuple[str, str]], due: Sequence[tuple[str, str]]) -> bool:
     """Tell whether just this was asked; the order in which it is undone is not the demo's business."""
     return sorted(asked) == sorted(due)
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:5.1f} s  "
 
 
 def _call(words: Iterable[str]) -> str:
