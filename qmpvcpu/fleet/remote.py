@@ -7,6 +7,7 @@ import logging
 import weakref
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar, Unpack
 from uuid import uuid4
 
@@ -330,10 +331,7 @@ class RemoteVms:
     async def _answer(self, key: VmKey, revision: int) -> State:
         """Return the state that answers the wish of *revision*; take the wish back if nobody can begin it."""
         book, loop = self._book, asyncio.get_running_loop()
-
-        def over() -> bool:
-            state = book.states.get(key)
-            return state is not None and state.has_answered(revision)
+        over = partial(book.is_over, key, revision)
 
         def stuck() -> bool:
             state = book.states.get(key)

@@ -104,7 +104,11 @@ class Told(Event):
 
 
 def whose(subject: str) -> tuple[VmKey, str]:
-    """Return whose event has *subject*, and its kind."""
+    """Return whose event has *subject*, and its kind.
+
+    Raises:
+        ValueError: A token of it stands for no name.
+    """
     host, vm, kind = subject.split(".")[-3:]
     return VmKey(name_of(host), name_of(vm)), kind
 

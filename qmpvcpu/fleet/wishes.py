@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -124,7 +124,6 @@ class WishBook:
         self._states: dict[VmKey, State] = {}
         self._hosts: dict[str, HostInfo] = {}
         self._waiting: dict[VmKey, set[asyncio.Event]] = {}
-        self._listeners: set[_Changes] = set()
         self._watches: list[asyncio.Task[None]] = []
         self._failure: BaseException | None = None
 
@@ -168,25 +167,10 @@ class WishBook:
         """The hosts whose agents are there, by name, kept up to date."""
         return MappingProxyType(self._hosts)
 
-    async def answers(self) -> AsyncGenerator[State, None]:
-        """Yield each state that has an answer: those of now, then each that changes.
-
-        Of a VM that changes faster than it is taken, only the newest state comes.
-
-        Raises:
-            HostsError: The states cannot be watched any more.
-        """
-        changes = _Changes(state.vm for state in self._states.values())
-        self._listeners.add(changes)
-        try:
-            while True:
-                vm = await changes.next()
-                self._check()
-                state = None if vm is None else self._states.get(vm)
-                if state is not None and state.answer is not None:
-                    yield state
-        finally:
-            self._listeners.discard(changes)
+    def is_over(self, vm: VmKey, revision: int) -> bool:
+        """Return True if the wish of *revision* for *vm* is over: it was answered, or a newer one was."""
+        state = self._states.get(vm)
+        return state is not None and state.has_answered(revision)
 
     async def wait_changed(self, vm: VmKey, until: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until *until* returns True, at most so long; return whether it did.
@@ -233,19 +217,10 @@ class WishBook:
         Raises:
             HostsError: The states cannot be watched any more.
         """
-
-        def is_over() -> bool:
-            state = self._states.get(vm)
-            return state is not None and state.has_answered(revision)
-
+        is_over = partial(self.is_over, vm, revision)
         return self._states[vm] if await self.wait_changed(vm, is_over, timeout) else None
 
     # What is wished.
-
-    async def revision(self, vm: VmKey) -> int | None:
-        """Return the revision of what is wished of *vm* now, to be replaced; None: nothing."""
-        entry = await self._wishes.get(vm.key)
-        return None if entry is None else entry.revision
 
     async def write(self, vm: VmKey, wish: Wish, last: int | None) -> int:
         """Wish something of *vm*, in place of the wish of revision *last*; return the new revision.
@@ -352,7 +327,7 @@ class WishBook:
                         take(entry)
                     except ValueError as error:
                         _log.warning("%s: %s cannot be read: %s", bucket.name, entry.key, printable(str(error)))
-        except HostsError as error:
+        except Exception as error:  # noqa: BLE001 -- JUSTIFICATION: it is raised to who waits, who would wait for ever
             self._failed(error)
         finally:
             known.set()
@@ -379,42 +354,16 @@ class WishBook:
     def _tell(self, vm: VmKey) -> None:
         for news in self._waiting.get(vm, ()):
             news.set()
-        for changes in self._listeners:
-            changes.put(vm)
 
     def _failed(self, error: BaseException) -> None:
         self._failure = self._failure or error
         for waiting in self._waiting.values():
             for news in waiting:
                 news.set()
-        for changes in self._listeners:
-            changes.put(None)
 
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
-
-
-class _Changes:
-    """Which VMs changed since they were taken, each once; None: nothing more will be known."""
-
-    def __init__(self, vms: Iterator[VmKey]) -> None:
-        self._due: dict[VmKey | None, None] = dict.fromkeys(vms)
-        self._news = asyncio.Event()
-
-    def put(self, vm: VmKey | None) -> None:
-        """Note that *vm* changed."""
-        self._due[vm] = None
-        self._news.set()
-
-    async def next(self) -> VmKey | None:
-        """Return one that changed."""
-        while not self._due:
-            self._news.clear()
-            await self._news.wait()
-        vm = next(iter(self._due))
-        del self._due[vm]
-        return vm
 
 
 def _of(entry: Entry) -> tuple[str, Claim | None]:

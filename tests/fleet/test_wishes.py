@@ -1,7 +1,6 @@
 """Wishes as they are written, watched and taken back, on a real server."""
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -66,6 +65,11 @@ async def tell(bus: Bus, vm: VmKey, answer: Answer | None, result: VmResult[Any]
     await (await bus.bucket(STATES)).put(vm.key, told(answer, result))
 
 
+async def revision_of(bus: Bus, vm: VmKey) -> int | None:
+    entry = await (await bus.bucket(WISHES)).get(vm.key)
+    return None if entry is None else entry.revision
+
+
 async def claimed(bus: Bus, vm: VmKey, wish: Wish, revision: int) -> int:
     """Do what an agent does when it begins."""
     claim = Claim(revision, 0.0, "agent", 0)
@@ -73,13 +77,13 @@ async def claimed(bus: Bus, vm: VmKey, wish: Wish, revision: int) -> int:
     return await (await bus.bucket(WISHES)).update(vm.key, content, revision)
 
 
-async def test_a_wish_takes_the_place_of_the_one_that_was_seen_and_of_no_other(book: WishBook) -> None:
-    assert await book.revision(WEB) is None
+async def test_a_wish_takes_the_place_of_the_one_that_was_seen_and_of_no_other(bus: Bus, book: WishBook) -> None:
+    assert await revision_of(bus, WEB) is None
     first = await book.write(WEB, SOME, None)
     with pytest.raises(StaleError):
         await book.write(WEB, replace(SOME, id="2"), None)
     second = await book.write(WEB, replace(SOME, id="2"), first)
-    assert await book.revision(WEB) == second
+    assert await revision_of(bus, WEB) == second
     with pytest.raises(StaleError):
         await book.write(WEB, SOME, first)
 
@@ -89,7 +93,7 @@ async def test_a_wish_that_is_there_already_is_not_written_again(bus: Bus, book:
     assert await book.write(WEB, SOME, None) == revision
     begun = await claimed(bus, WEB, SOME, revision)
     assert await book.write(WEB, SOME, None) == revision
-    assert await book.revision(WEB) == begun
+    assert await revision_of(bus, WEB) == begun
 
 
 @pytest.mark.parametrize("arrived", [True, False])
@@ -113,24 +117,24 @@ async def test_a_wish_whose_writing_was_cut_off_is_looked_for(
             await book.replace(WEB, SOME)
 
 
-async def test_a_wish_that_no_agent_would_read_is_not_written(book: WishBook) -> None:
+async def test_a_wish_that_no_agent_would_read_is_not_written(bus: Bus, book: WishBook) -> None:
     scattered = Wish("1", VcpuMap(range(0, 16_000, 2)), why="🐢" * 1000, who="🐇" * 1000)
     with pytest.raises(TooLongError, match="wish for rack1/web"):
         await book.write(WEB, scattered, None)
     with pytest.raises(ValueError, match="1000 letters"):
         await book.write(WEB, replace(SOME, why="x" * 1001), None)
-    assert await book.revision(WEB) is None
+    assert await revision_of(bus, WEB) is None
 
 
 async def test_what_was_not_begun_is_taken_back_and_what_was_is_not(bus: Bus, book: WishBook) -> None:
     revision = await book.write(WEB, SOME, None)
     assert await book.withdraw(WEB, revision) is True
-    assert await book.revision(WEB) is None
+    assert await revision_of(bus, WEB) is None
     assert await book.withdraw(WEB, revision) is False  # it is gone
     again = await book.write(WEB, SOME, None)
     begun = await claimed(bus, WEB, SOME, again)
     assert await book.withdraw(WEB, again) is False
-    assert await book.revision(WEB) == begun
+    assert await revision_of(bus, WEB) == begun
 
 
 async def test_what_was_begun_is_stopped_and_what_took_its_place_is_not(bus: Bus, book: WishBook) -> None:
@@ -139,12 +143,12 @@ async def test_what_was_begun_is_stopped_and_what_took_its_place_is_not(bus: Bus
     revision = await book.write(WEB, SOME, None)
     begun = await claimed(bus, WEB, SOME, revision)
     assert await book.stop(WEB, revision) is False
-    assert await book.revision(WEB) is None  # which has its agent stop
+    assert await revision_of(bus, WEB) is None  # which has its agent stop
     revision = await book.write(WEB, SOME, None)
     begun = await claimed(bus, WEB, SOME, revision)
     newer = await book.write(WEB, replace(SOME, id="2"), begun)
     assert await book.stop(WEB, revision) is False
-    assert await book.revision(WEB) == newer
+    assert await revision_of(bus, WEB) == newer
 
 
 async def test_a_wish_replaces_one_that_is_begun_meanwhile_but_not_another_that_came_meanwhile(
@@ -161,7 +165,7 @@ async def test_a_wish_replaces_one_that_is_begun_meanwhile_but_not_another_that_
     monkeypatch.setattr(wishes, "get", get_late)
     await claimed(bus, WEB, SOME, first)
     second = await book.replace(WEB, replace(SOME, id="2"))
-    assert await book.revision(WEB) == second
+    assert await revision_of(bus, WEB) == second
     late.append(await get(WEB.key))
     await book.write(WEB, replace(SOME, id="3"), second)
     with pytest.raises(StaleError):
@@ -229,25 +233,8 @@ async def test_what_came_of_a_wish_is_its_report_or_its_error(bus: Bus, book: Wi
         unknown.report_of(7)
 
 
-async def test_answers_come_as_they_are_and_as_they_change_the_newest_of_each(bus: Bus) -> None:
-    await tell(bus, WEB, Answer(5, "0", WishPhase.ENDED))
-    await tell(bus, DB, None)
-    async with WishBook(bus) as book, contextlib.aclosing(book.answers()) as answers:
-        first = await anext(answers)
-        assert (first.vm, first.answer) == (WEB, Answer(5, "0", WishPhase.ENDED))
-        for revision in range(6, 9):
-            await tell(bus, WEB, Answer(revision, "1", WishPhase.ENDED))
-        newest = Answer(8, "1", WishPhase.ENDED)
-        await until(lambda: book.states[WEB].answer == newest)
-        assert (await anext(answers)).answer == newest
-        waiting = asyncio.ensure_future(anext(answers))
-        await tell(bus, DB, Answer(9, "2", WishPhase.RUNNING))
-        assert (await waiting).vm == DB
-
-
 async def test_who_waits_is_told_when_the_states_are_gone(server: NatsServer, bus: Bus, book: WishBook) -> None:
-    answers = book.answers()
-    waiting = [asyncio.ensure_future(each) for each in (book.answer_to(WEB, 7), anext(answers))]
+    waiting = [asyncio.ensure_future(each) for each in (book.answer_to(WEB, 7), book.wait_host("rack1", None))]
     await asyncio.sleep(0)
     client = await nats.connect(server.url)
     await client.jetstream().delete_stream(f"KV_{STATES}")
@@ -256,6 +243,17 @@ async def test_who_waits_is_told_when_the_states_are_gone(server: NatsServer, bu
         with pytest.raises(UnfitServerError):
             await each
     del bus
+
+
+async def test_who_waits_is_told_of_a_fault_of_our_own(
+    bus: Bus, book: WishBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(State, "read")
+    waiting = asyncio.ensure_future(book.answer_to(WEB, 7))
+    await tell(bus, WEB, None)
+    async with asyncio.timeout(20):
+        with pytest.raises(AttributeError):
+            await waiting
 
 
 async def test_who_waits_is_told_when_it_is_closed(bus: Bus) -> None:
