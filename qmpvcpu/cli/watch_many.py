@@ -42,6 +42,7 @@ _LOOK_S: Final = 1.0
 # What is known otherwise than by events may be older or newer than the last of them: it is believed after so long.
 _QUIET_S: Final = 3.0
 _MOST_NAMED: Final = 8
+_LEAST_LAST: Final = 20  # letters of a row's last event
 
 
 async def watch_many(shell: Shell, vms: Vms, end: End) -> CommandResult:
@@ -375,27 +376,40 @@ class _LiveTable:
             latest = {vm.address for vm in sorted(rows, key=lambda vm: -vm.touched)[: len(rows) - cut]}
             rows = [vm for vm in rows if vm.address in latest]
         short = screen.width < WIDE
-        above: list[Block] = [*head, "", _table(rows, short=short)]
+        above: list[Block] = [*head, "", _table(rows, screen.width)]
         above += [Line(f"{cut} more, where less has happened", style="dim")] if cut else []
         above.append("")
         yield from above
         yield from self._last.blocks(screen, screen.height - screen.height_of(*above) - 1, short=short)
 
 
-def _table(rows: Sequence[_Watched], *, short: bool) -> Table:
-    """Return a table with a line for each; *short*: without the columns that are widest."""
-    columns = [Column("VM"), Column("plugged", "right"), Column("pending"), Column("last event")]
-    if not short:
-        columns.insert(2, Column("vCPUs"))
+def _table(rows: Sequence[_Watched], width: int) -> Table:
+    """Return a table with a line for each; what happened last is cut where there is no more room for it."""
+    short = width < WIDE
+    columns = (Column("VM"), Column("plugged", "right"), *(() if short else (Column("vCPUs"),)), Column("pending"))
     table = Table(*columns)
     for vm in rows:
         state = vm.state
         plugged = "" if state is None else f"{len(state.enabled)} of {state.max}"
-        at, said, kind = vm.last or ("", "", Event)
-        last = Line((f"{at[:8]} " if at else "", "dim"), (said, STYLES.get(kind, "")))
-        if vm.error is not None:
-            last = Line(vm.complaint, style="red")
         ids = [] if short else ["" if state is None else str(state.enabled)]
         pending = "" if state is None else str(state.pending)
-        table.add(short_address(vm.address), plugged, *ids, pending, last, style="bold red" if vm.is_lost else "")
-    return table
+        table.add(short_address(vm.address), plugged, *ids, pending, style="bold red" if vm.is_lost else "")
+    left = max(width - max(map(len, str(table).splitlines())) - table.gap - 1, _LEAST_LAST)
+    drawn = Table(*columns, Column("last event"))
+    for vm, (cells, style) in zip(rows, table.rows, strict=True):
+        drawn.add(*cells, _last(vm, left), style=style)
+    return drawn
+
+
+def _last(vm: _Watched, room: int) -> Line:
+    """Return what happened to *vm* last, or why it is not reached, in so many letters."""
+    if vm.error is not None:
+        return Line(_cut(printable(vm.complaint), room), style="red")
+    if vm.last is None:
+        return Line("")
+    at, said, kind = vm.last
+    return Line((f"{at[:8]} ", "dim"), (_cut(said, room - len(at[:8]) - 1), STYLES.get(kind, "")))
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 3]}..."

@@ -6,14 +6,14 @@ import json
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from qmpvcpu import VcpuMap
-from qmpvcpu.cli.watch_many import words
+from qmpvcpu.cli.watch_many import _LiveTable, _Watched, words
 from qmpvcpu.events import VcpuPlugged
-from qmpvcpu.fleet import Answered, Asked
+from qmpvcpu.fleet import Answered, Asked, MapState, VmEvent
 from qmpvcpu.model.hosts import Operation
 from qmpvcpu.model.wish import Wish, WishPhase
 from qmpvcpu.testing import MicroGuest
@@ -288,3 +288,36 @@ async def test_a_vm_in_the_environment_is_meant_before_a_server_there(guest: Mic
 )
 def test_each_event_has_words(event: Any, told: str) -> None:
     assert words(event) == told
+
+
+class OneScreen:
+    """What a table needs of a terminal."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width = width
+        self.height = height
+
+    def height_of(self, *blocks: object) -> int:
+        return sum(max(len(str(block).splitlines()), 1) for block in blocks)
+
+
+@pytest.mark.parametrize("height", [12, 20, 50])
+def test_a_table_of_many_fits_the_terminal_and_has_those_of_which_most_is_told(height: int) -> None:
+    table = _LiveTable()
+    for number in range(100):
+        state = MapState(8, VcpuMap.parse("0-3"), VcpuMap())
+        vm = _Watched(f"rack1/web-{number:02}", "rack1", f"web-{number:02}", state, touched=float(number))
+        table.show(vm)
+    event = VcpuPlugged(generation=1, ids=VcpuMap({3}))
+    vm.last = "12:34:56.789", words(event), VcpuPlugged
+    for _ in range(30):
+        table.tell(VmEvent(vm.address, vm.name, event, 1.8e9, None), vm)
+    screen = OneScreen(80, height)
+    shown = "\n".join(str(block) for block in table.picture(cast("Any", screen)))
+    lines = shown.splitlines()
+    assert len(lines) < height
+    assert max(map(len, lines)) <= 80
+    rows = [line.split()[0] for line in lines if line.startswith("rack1/web-")]
+    assert rows == [f"rack1/web-{number:02}" for number in range(100 - len(rows), 100)]
+    assert f"{100 - len(rows)} more, where less has happened" in shown
+    assert lines[-1].endswith("rack1/web-99: vCPU 3 is plugged")
