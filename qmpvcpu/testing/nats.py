@@ -15,6 +15,7 @@ from typing import Self
 
 from qmpvcpu.errors import QmpVcpuError, printable
 from qmpvcpu.testing.directory import vm_directory
+from qmpvcpu.testing.qemu import tied_to_us
 
 __all__ = ["NatsCluster", "NatsNotFoundError", "NatsServer", "NatsStartError", "find_nats", "free_ports"]
 
@@ -78,6 +79,8 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 class NatsServer:
     """One server with JetStream, which keeps its data until the context ends. Use it as an async context.
+
+    It is killed if this process is.
 
     Args:
         binary: The server; None: as ``find_nats`` says.
@@ -170,11 +173,16 @@ class NatsServer:
             raise NatsStartError("it runs already", self.log)
         path = self.directory / "server.conf"
         path.write_text(self._written())
-        argv = [*self._prefix, str(self._binary), "-c", str(path)]
+        argv = [*tied_to_us(), *self._prefix, str(self._binary), "-c", str(path)]
         before = self.log.count(_LISTENS)
         with (self.directory / _LOG).open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *argv, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                start_new_session=True,  # what the terminal's Ctrl-C ends is this process, which then ends the server
             )
         try:
             await self._wait_logged(_LISTENS, before)

@@ -412,7 +412,7 @@ def tied_to_us() -> list[str]:
     """The prefix of a command line that makes the program die with us (util-linux has it, so nearly every Linux)."""
     setpriv = shutil.which("setpriv")
     if setpriv is None:
-        _LOGGER.warning("no setpriv (util-linux): QEMU will survive if this process is killed")
+        _LOGGER.warning("no setpriv (util-linux): what is started will survive if this process is killed")
         return []
     return [setpriv, "--pdeathsig", "KILL", "--"]
 

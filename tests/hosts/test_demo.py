@@ -94,6 +94,14 @@ async def test_one_that_is_stopped_leaves_nothing_behind(tmp_path: Path, namespa
     assert pids_in(tmp_path) == []
 
 
+async def test_one_that_is_killed_takes_its_processes_along(tmp_path: Path) -> None:
+    async with running("hosts", "demo", "--json", "--no-namespaces", env=environment(TMPDIR=str(tmp_path))) as it:
+        await until(lambda: len(list(tmp_path.glob("qmpvcpu-*/*/vms/*.qmp"))) > 3, within=120)
+        assert len(pids_in(tmp_path)) > 3
+        it.process.send_signal(signal.SIGKILL)
+        await until(lambda: not pids_in(tmp_path), within=60)
+
+
 def pids_in(directory: Path) -> list[str]:
     """The processes whose command line, or working directory, is about *directory*."""
     found = []
