@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         NOT_REACHED,
         NOT_SENT,
         REACHED,
-        SCHEMA,
         as_line,
         document,
     )
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 # A name is imported when it is first used: most commands need few.
 _HOMES = {
-    "qmpvcpu.documents.form": "BAD_RECORD INTERRUPTED NOT_REACHED NOT_SENT NO_ANSWER REACHED SCHEMA as_line document",
+    "qmpvcpu.documents.form": "BAD_RECORD INTERRUPTED NOT_REACHED NOT_SENT NO_ANSWER REACHED as_line document",
     "qmpvcpu.documents.events": "event_from_json event_json",
     "qmpvcpu.documents.failures": "code_of error_from_json error_json",
     "qmpvcpu.documents.layouts": "layout_from_json layout_json state_json",
@@ -47,7 +46,6 @@ __all__ = [
     "NOT_SENT",
     "NO_ANSWER",
     "REACHED",
-    "SCHEMA",
     "as_line",
     "code_of",
     "document",

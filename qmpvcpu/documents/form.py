@@ -5,14 +5,14 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from qmpvcpu.model.codec import SCHEMA
+
 REACHED: Final = 0
 NOT_REACHED: Final = 1
 NOT_SENT: Final = 2
 NO_ANSWER: Final = 3
 BAD_RECORD: Final = 4
 INTERRUPTED: Final = 130
-
-SCHEMA: Final = "qmpvcpu/1"
 
 
 def document(**content: Any) -> dict[str, Any]:

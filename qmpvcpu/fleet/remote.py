@@ -487,7 +487,7 @@ def _read(kind: type[_T], answer: bytes, subject: str) -> _T:
         QmpVcpuError: It is an error.
     """
     try:
-        content = from_json(dict, answer.decode())
+        content = from_json(dict, answer)
         if (error := content.get("error")) is None:
             return from_json(kind, content)
     except ValueError as err:

@@ -124,7 +124,7 @@ def read_told(kind: str, data: bytes, at: float) -> Told | None:
         missed = LayoutChanged(generation=0, resync=True)
         return Told(generation=0, event=missed, at=at, state=None)
     try:
-        content = from_json(dict, data.decode())
+        content = from_json(dict, data)
         event = _audit(_AUDIT[kind], content) if kind in _AUDIT else event_from_json(content)
         state = from_json(MapState, content) if "enabled" in content else None
     except ValueError as error:

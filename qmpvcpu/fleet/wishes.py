@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from qmpvcpu.bus import Bucket, Bus, Entry
 from qmpvcpu.documents import NOT_REACHED
 from qmpvcpu.errors import HostsError, ServerLostError, StaleError, TooLongError, WishError, printable
 from qmpvcpu.fleet.results import VmResult
-from qmpvcpu.model.codec import from_json, members, to_json
+from qmpvcpu.model.codec import from_json, members, to_bytes
 from qmpvcpu.model.hosts import LEASES, MOST_BYTES, STATES, WISHES, HostInfo, VmKey, name_of
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.wish import Answer, Claim, Wish, WishPhase
@@ -50,7 +49,7 @@ class State:
             ValueError: It is none.
         """
         content = entry.value or b""
-        data = from_json(dict, content.decode())
+        data = from_json(dict, content)
         answer = members(data, {"answer": object})["answer"]
         vm = data.get("vm")
         return cls(
@@ -65,7 +64,7 @@ class State:
     @property
     def document(self) -> dict[str, Any]:
         """All that was told, as ``fleet list --json`` has it of one VM, and more."""
-        return from_json(dict, self.content.decode())
+        return from_json(dict, self.content)
 
     @cached_property
     def result(self) -> VmResult[TransitionReport | None]:
@@ -235,7 +234,7 @@ class WishBook:
             HostsError: It could not be written.
         """
         wish.check_foreign()
-        content = json.dumps(to_json(wish)).encode()
+        content = to_bytes(wish)
         if len(content) > MOST_BYTES:
             raise TooLongError(f"a wish for {vm}", len(content), MOST_BYTES)
         try:
@@ -346,7 +345,7 @@ class WishBook:
             is_new = self._hosts.pop(host, None) is not None
         else:
             is_new = host not in self._hosts
-            self._hosts[host] = from_json(HostInfo, entry.value.decode())
+            self._hosts[host] = from_json(HostInfo, entry.value)
         if is_new:
             for vm in [vm for vm in self._waiting if vm.host == host]:
                 self._tell(vm)
@@ -369,7 +368,7 @@ class WishBook:
 def _of(entry: Entry) -> tuple[str, Claim | None]:
     """Return the id of the wish in *entry*, and its claim; "" and None where it cannot be read."""
     try:
-        wish = from_json(Wish, (entry.value or b"").decode())
+        wish = from_json(Wish, entry.value or b"")
     except ValueError:
         return "", None
     return wish.id, wish.claim

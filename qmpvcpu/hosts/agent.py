@@ -29,7 +29,7 @@ from qmpvcpu.hosts.hosted import HostedVm
 from qmpvcpu.hosts.keeper import Duty, WishKeeper
 from qmpvcpu.hosts.policy import AgentPolicy
 from qmpvcpu.hosts.requests import RequestDesk
-from qmpvcpu.model.codec import to_json
+from qmpvcpu.model.codec import to_bytes
 from qmpvcpu.model.hosts import LEASES, STATES, WISHES, HostInfo, Operation, VmKey, request_subjects, token
 from qmpvcpu.vm.controller import VcpuController
 
@@ -171,7 +171,7 @@ class HostAgent:
             self._since,
             sum(hosted.is_here for hosted in self.vms.values()),
         )
-        return json.dumps(to_json(info)).encode()
+        return to_bytes(info)
 
     def _listening(self, desk: RequestDesk) -> contextlib.AbstractAsyncContextManager[None]:
         """Take requests inside, as a micro service that the server's own tools see."""

@@ -1,7 +1,6 @@
 """CampaignBook: campaigns as every client sees and steers them."""
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -23,7 +22,7 @@ from qmpvcpu.model.campaign import (
     ended_key,
     part_key,
 )
-from qmpvcpu.model.codec import from_json, to_json
+from qmpvcpu.model.codec import from_json, to_bytes
 from qmpvcpu.model.hosts import CAMPAIGNS, MOST_BYTES, VmKey
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.wish import WishPhase
@@ -92,13 +91,13 @@ class CampaignBook:
         longest = max(vms, key=lambda vm: len(vm.key))
         await self._bus.sync_clock()
         ledger = Ledger(self._new_id(), spec, self._bus.now(), len(vms))
-        size = len(json.dumps(to_json(spec.wish(ledger.id, longest))))
+        size = len(to_bytes(spec.wish(ledger.id, longest)))
         if size > MOST_BYTES // 2:  # its claim is written into it
             raise TooLongError(f"a wish for {longest}", size, MOST_BYTES // 2)
         for number, begin in enumerate(range(0, len(vms), VMS_IN_A_PART)):
             part = SelectedVms(tuple(vm.key for vm in vms[begin : begin + VMS_IN_A_PART]))
-            await self.bucket.create(part_key(ledger.id, number), _bytes(part))
-        await self.bucket.create(campaign_key(ledger.id), _bytes(ledger))
+            await self.bucket.create(part_key(ledger.id, number), to_bytes(part))
+        await self.bucket.create(campaign_key(ledger.id), to_bytes(ledger))
         return ledger
 
     def _new_id(self) -> str:
@@ -246,7 +245,7 @@ class CampaignBook:
             if after == ledger:
                 return revision, ledger
             try:
-                return await self.bucket.update(campaign, _bytes(after), last=revision), after
+                return await self.bucket.update(campaign, to_bytes(after), last=revision), after
             except StaleError:
                 continue
         raise CampaignError(campaign, f"it changed each of the {_TRIES} times that this was tried: try again")
@@ -303,10 +302,6 @@ def vm_result(ended: Ended) -> VmResult[TransitionReport | None]:
 
 def _read(kind: type[_T], entry: Entry, campaign: str) -> _T:
     try:
-        return from_json(kind, (entry.value or b"").decode())
+        return from_json(kind, entry.value or b"")
     except ValueError as error:
         raise CampaignError(campaign, f"{entry.key} cannot be read: {error}") from error
-
-
-def _bytes(value: object) -> bytes:
-    return json.dumps(to_json(value)).encode()

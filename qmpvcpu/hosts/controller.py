@@ -26,7 +26,7 @@ from qmpvcpu.hosts.campaign import (
 )
 from qmpvcpu.hosts.campaignbook import CampaignBook, ended_in, ledger_in
 from qmpvcpu.model.campaign import CampaignSpec, Ended, Ledger, ended_key, lease_key, wish_id
-from qmpvcpu.model.codec import from_json, to_json
+from qmpvcpu.model.codec import from_json, to_bytes
 from qmpvcpu.model.hosts import LEASES, STATES, WISHES, VmKey
 from qmpvcpu.model.wish import Wish
 
@@ -282,7 +282,7 @@ class _Course:
         if step.ledger is None:
             return
         core = self._core
-        content = json.dumps(to_json(step.ledger)).encode()
+        content = to_bytes(step.ledger)
         try:
             revision = await self._book.bucket.update(core.ledger.id, content, last=core.revision)
         except StaleError:
@@ -315,7 +315,7 @@ class _Course:
         wish = ledger.spec.wish(ledger.id, VmKey.parse(key))
         wishes = self._buckets.wishes
         try:
-            revision = await wishes.update(key, json.dumps(to_json(wish)).encode(), last=base)
+            revision = await wishes.update(key, to_bytes(wish), last=base)
         except StaleError:
             await self._look_at(key)
         else:
@@ -352,10 +352,10 @@ class _Course:
         bucket, place = self._book.bucket, ended_key(self._core.ledger.id, key)
         try:
             try:
-                await bucket.create(place, json.dumps(to_json(ended)).encode())
+                await bucket.create(place, to_bytes(ended))
             except TooLongError:
                 ended = replace(ended, state={})
-                await bucket.create(place, json.dumps(to_json(ended)).encode())
+                await bucket.create(place, to_bytes(ended))
         except StaleError:
             await self._read_result(key)
         else:
@@ -382,5 +382,5 @@ def _seen(entry: Entry) -> SeenWish:
     wish = None
     if entry.value is not None:
         with contextlib.suppress(ValueError):  # its agent says so
-            wish = from_json(Wish, entry.value.decode())
+            wish = from_json(Wish, entry.value)
     return SeenWish(entry.revision, entry.created, wish, entry.value is None)

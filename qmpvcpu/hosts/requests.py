@@ -21,7 +21,7 @@ from qmpvcpu.model.hosts import MOST_BYTES, Operation, VmKey, name_of
 from qmpvcpu.model.options import Recovery
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import Denied, Unplugged, verdict_of
-from qmpvcpu.model.wish import WishOptions
+from qmpvcpu.model.wish import WishOptions, check_target
 from qmpvcpu.vm.controller import VcpuController
 from qmpvcpu.vm.one_step import PlugClock, joins
 
@@ -70,12 +70,7 @@ class MapRequest:
 
     def check_foreign(self) -> None:
         """Raise ValueError if it contradicts itself."""
-        if (self.map is None) == (self.count is None):
-            raise ValueError("it has both or neither of 'map' and 'count': it has one of them")
-        if self.map is not None and not self.map:
-            raise ValueError("'map' is empty, and vCPU 0 never leaves")
-        if self.include_boot and self.count is None:
-            raise ValueError("'include_boot' goes with a count: a map says itself which vCPUs stay")
+        check_target(self.map, self.count, include_boot=self.include_boot)
 
 
 @dataclass(frozen=True)
@@ -351,7 +346,7 @@ def _read(kind: type[_T], request: bytes) -> _T:
         RequestRefusedError: It cannot be read.
     """
     try:
-        return from_json(kind, request.decode())
+        return from_json(kind, request)
     except ValueError as error:
         raise RequestRefusedError(f"the request cannot be read: {error}") from error
 

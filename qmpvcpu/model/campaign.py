@@ -23,8 +23,9 @@ think that they do.
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
+from qmpvcpu.model.codec import KNOWN_SCHEMA, SCHEMA
 from qmpvcpu.model.hosts import VmKey, token
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.wish import DROP_AFTER_S, Wish, WishOptions, WishPhase
@@ -38,7 +39,6 @@ MOST_VMS: Final = 100_000
 VMS_IN_A_PART: Final = 500
 """How many VMs one key holds."""
 
-_SCHEMA: Final = "qmpvcpu/1"
 _MOST_LETTERS: Final = 1000
 
 
@@ -163,11 +163,10 @@ class Ledger:
     ended: int = 0
     failed: int = 0
     withdrawn: int = 0
-    schema: str = _SCHEMA
+    schema: Annotated[str, KNOWN_SCHEMA] = SCHEMA
 
     def check_foreign(self) -> None:
         """Raise ValueError if it contradicts itself."""
-        _check_schema(self.schema)
         if not self.id or token(self.id) != self.id:
             raise ValueError(f"'id' is {self.id[:60]!r}: it has letters, digits, '_' and '-' only")
         if not 1 <= self.vms <= MOST_VMS:
@@ -242,11 +241,10 @@ class SelectedVms:
     """Some of the VMs that a campaign is for, by their keys."""
 
     vms: tuple[str, ...]
-    schema: str = _SCHEMA
+    schema: Annotated[str, KNOWN_SCHEMA] = SCHEMA
 
     def check_foreign(self) -> None:
         """Raise ValueError if it contradicts itself."""
-        _check_schema(self.schema)
         for key in self.vms:
             _check_key(key)
 
@@ -276,11 +274,10 @@ class Ended:
     why: str
     time: float
     state: Mapping[str, Any]
-    schema: str = _SCHEMA
+    schema: Annotated[str, KNOWN_SCHEMA] = SCHEMA
 
     def check_foreign(self) -> None:
         """Raise ValueError if it contradicts itself."""
-        _check_schema(self.schema)
         if not self.host or not self.vm:
             raise ValueError("it does not say which VM it is about")
 
@@ -319,11 +316,6 @@ def ended_key(campaign: str, vm: str) -> str:
 def lease_key(campaign: str) -> str:
     """Return the key of the lease of whoever carries a campaign out."""
     return f"campaign.{campaign}"
-
-
-def _check_schema(schema: str) -> None:
-    if schema != _SCHEMA:
-        raise ValueError(f"its schema is {schema[:20]!r}, and this version reads {_SCHEMA}")
 
 
 def _check_key(key: str) -> None:

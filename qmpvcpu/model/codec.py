@@ -33,6 +33,12 @@ _Read = Callable[[Any], Any]
 
 _MOST_QUOTED: Final = 60
 
+SCHEMA: Final = "qmpvcpu/1"
+"""The format of all documents that are printed, kept on a server or sent."""
+
+KNOWN_SCHEMA: Final = Shape(f"{SCHEMA}, which this version reads", lambda text: text == SCHEMA)
+"""The shape of the ``schema`` of what others wrote."""
+
 
 def to_json(value: Any) -> Any:
     """Return *value* as JSON: what ``json.dumps`` takes. Foreign objects within are written as their text."""
@@ -40,14 +46,20 @@ def to_json(value: Any) -> Any:
     return _writer_of(kind)(value)
 
 
-def from_json(kind: type[_T], data: Mapping[str, Any] | str) -> _T:
-    """Return the value of *kind* that ``to_json`` was given, from the JSON object or from its text.
+def to_bytes(value: Any) -> bytes:
+    """Return *value* as JSON in UTF-8, as it is kept on a server."""
+    return json.dumps(to_json(value)).encode()
+
+
+def from_json(kind: type[_T], data: Mapping[str, Any] | str | bytes) -> _T:
+    """Return the value of *kind* that ``to_json`` was given, from the JSON object, or from its text or its UTF-8.
 
     Raises:
         ValueError: It has another shape, or contradicts itself; the text names the key.
     """
     try:
-        content = json.loads(data) if isinstance(data, str) else data
+        text = data.decode() if isinstance(data, bytes) else data
+        content = json.loads(text) if isinstance(text, str) else text
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     annotation: Any = kind

@@ -19,6 +19,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from qmpvcpu.model.codec import SCHEMA
+
 WISHES: Final = "qmpvcpu_wishes"
 STATES: Final = "qmpvcpu_states"
 LEASES: Final = "qmpvcpu_leases"
@@ -149,4 +151,4 @@ class HostInfo:
     operations: tuple[Operation, ...]
     since: float
     vms: int
-    schema: str = "qmpvcpu/1"
+    schema: str = SCHEMA

@@ -2,8 +2,9 @@
 
 import enum
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Final, cast
+from typing import Annotated, Any, ClassVar, Final, cast
 
+from qmpvcpu.model.codec import KNOWN_SCHEMA, SCHEMA
 from qmpvcpu.model.options import Affect, ChangeOptions, CheckedOptions, OnFailure, Proof
 from qmpvcpu.model.placement import PlacementPolicy
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -120,20 +121,13 @@ class Wish:
     why: str = ""
     campaign: str = ""
     claim: Claim | None = None
-    schema: str = "qmpvcpu/1"
+    schema: Annotated[str, KNOWN_SCHEMA] = SCHEMA
 
     def check_foreign(self) -> None:
         """Raise ValueError if it contradicts itself."""
-        if self.schema != "qmpvcpu/1":
-            raise ValueError(f"its schema is {self.schema[:20]!r}, and this version reads qmpvcpu/1")
         if not self.id:
             raise ValueError("'id' is empty: it tells this wish from every other")
-        if (self.map is None) == (self.count is None):
-            raise ValueError("it has both or neither of 'map' and 'count': it has one of them")
-        if self.map is not None and not self.map:
-            raise ValueError("'map' is empty, and vCPU 0 never leaves")
-        if self.include_boot and self.count is None:
-            raise ValueError("'include_boot' goes with a count: a map says itself which vCPUs stay")
+        check_target(self.map, self.count, include_boot=self.include_boot)
         if max(len(self.id), len(self.who), len(self.why), len(self.campaign)) > _MOST_LETTERS:
             raise ValueError(f"a text in it is longer than {_MOST_LETTERS} letters")
         if self.drop_after <= 0:
@@ -141,6 +135,16 @@ class Wish:
 
     def __str__(self) -> str:
         return f"{self.map}" if self.map is not None else f"{self.count} vCPUs"
+
+
+def check_target(vcpus: VcpuMap | None, count: int | None, *, include_boot: bool) -> None:
+    """Raise ValueError if these do not say what a VM is to have: a map, or a count."""
+    if (vcpus is None) == (count is None):
+        raise ValueError("it has both or neither of 'map' and 'count': it has one of them")
+    if vcpus is not None and not vcpus:
+        raise ValueError("'map' is empty, and vCPU 0 never leaves")
+    if include_boot and count is None:
+        raise ValueError("'include_boot' goes with a count: a map says itself which vCPUs stay")
 
 
 class WishPhase(enum.Enum):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from qmpvcpu import Layout, VcpuMap
-from qmpvcpu.model.codec import from_json, to_json
+from qmpvcpu.model.codec import from_json, to_bytes, to_json
 from qmpvcpu.model.exported import ExportedState
 from qmpvcpu.model.layout import CpuProps, Slot
 from qmpvcpu.model.transition import Action, StepReport
@@ -30,6 +30,17 @@ def there_and_back(layout: Layout) -> Layout:
 @given(layouts())
 def test_any_layout_comes_back_as_it_was(layout: Layout) -> None:
     assert there_and_back(layout) == layout
+
+
+@given(layouts())
+def test_any_layout_comes_back_from_its_utf_8(layout: Layout) -> None:
+    assert from_json(Layout, to_bytes(layout)) == layout
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{", "{}".encode("utf-16"), b"[" * 100_000])
+def test_bytes_that_are_no_json_in_utf_8_are_refused(content: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 -- each decoder has words of its own
+        from_json(dict, content)
 
 
 def test_every_recorded_qemu_comes_back_as_it_was() -> None:

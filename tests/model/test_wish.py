@@ -69,7 +69,7 @@ def test_a_wish_travels_whole() -> None:
         ('{"id": "1", "map": "0", "options": {"later": 1}}', "'options': \"later\" is no key of it"),
         ('{"id": "1", "map": "0", "options": {"in_flight": 0}}', "'options': in_flight is at least 1"),
         ('{"id": "1", "map": "0", "options": {"timeout": -1}}', "'options': timeout"),
-        ('{"id": "1", "map": "0", "schema": "qmpvcpu/2"}', "this version reads qmpvcpu/1"),
+        ('{"id": "1", "map": "0", "schema": "qmpvcpu/2"}', "is not qmpvcpu/1, which this version reads"),
         ('{"id": "1", "map": "0", "drop_after": 0}', "dropped at once"),
         ('{"id": "1", "map": "0", "why": "' + "x" * 1001 + '"}', "longer than 1000"),
     ],
