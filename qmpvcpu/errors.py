@@ -986,8 +986,8 @@ class TooLongError(HostsError, ValueError):
         most: The largest that is taken.
     """
 
-    def __init__(self, what: str, size: int, most: int) -> None:
-        super().__init__(f"{what}: {size} bytes, and the server takes at most {most} (its max_payload)")
+    def __init__(self, what: str, size: int, most: int, *, bound: str = "max_payload") -> None:
+        super().__init__(f"{what}: {size} bytes, and the server takes at most {most} (its {bound})")
         self.size = size
         self.most = most
 

@@ -185,7 +185,9 @@ class Bus:
                     raise UnfitServerError(
                         called, "it is not there, and this is a cluster", "run 'qmpvcpu hosts init --replicas 3'"
                     )
-                await self._make("CREATE", stream, wanted | {"num_replicas": replicas or 1}, deadline)
+                # Of one that is made anew after it was deleted, revisions are later than all that anybody remembers.
+                first = {"first_seq": time.time_ns() // 1_000_000, "num_replicas": replicas or 1}
+                await self._make("CREATE", stream, wanted | first, deadline)
             elif replicas is not None and there.get("num_replicas") != replicas:
                 await self._make("UPDATE", stream, there | {"num_replicas": replicas}, deadline)
 

@@ -59,6 +59,8 @@ _PONG_S: Final = 4.0  # a loaded machine is late by a second or two
 _CLOSE_S: Final = 2.0
 _NATS_PING_S: Final = 60  # nats-py's own, which is not needed
 _ROOM: Final = 512  # for headers, which count
+_MOST_LINE: Final = 4096  # the server's max_control_line, which it does not tell
+_LINE_ROOM: Final = 100  # for what a line has besides its subject and our inbox
 
 _DENIED: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
 _PLAIN: Final = "the server does not encrypt"
@@ -385,6 +387,12 @@ class Link:
         if len(data) > self.most_bytes:
             raise TooLongError(asked, len(data), self.most_bytes)
 
+    def _check_line(self, asked: str, subject: str) -> None:
+        """Raise TooLongError if the server would end the connection, since *subject* does not fit into a line."""
+        size, most = len(subject.encode()), _MOST_LINE - _LINE_ROOM - len(self._inbox)
+        if size > most:
+            raise TooLongError(f"the subject to {asked[:100]}", size, most, bound="max_control_line")
+
     async def check_subscribed(self, asked: str, subjects: Collection[str]) -> None:
         """Wait until the server has taken our subscriptions.
 
@@ -419,6 +427,7 @@ class Link:
         import nats.errors
 
         self.check_length(asked, data)
+        self._check_line(asked, subject)
         for inbox in self._denied:
             if inbox.startswith(self._inbox_as_told):
                 raise ServerForbiddenError(asked, f"{self._inbox}.>", "subscribe to")

@@ -12,8 +12,8 @@ from uuid import uuid4
 from qmpvcpu.bus import Bucket, Bus
 from qmpvcpu.documents.events import event_json
 from qmpvcpu.documents.form import document
-from qmpvcpu.errors import HostsError, ServerLostError
-from qmpvcpu.fleet import Answered, Asked
+from qmpvcpu.errors import HostsError, ServerLostError, TooLongError, printable
+from qmpvcpu.fleet import Answered, Asked, VmResult
 from qmpvcpu.model.hosts import VmKey, event_subject
 from qmpvcpu.model.wish import Answer, Wish
 
@@ -99,12 +99,23 @@ class StateBoard:
             if state is None:
                 self._told.pop(vm, None)
                 await states.delete(key)
-            else:
+                return
+            try:
                 await states.put(key, json.dumps(state).encode())
+            except TooLongError as error:
+                await states.put(key, json.dumps(_in_short(state, error)).encode())
+        except TooLongError as error:  # nor does the server take it later
+            _log.warning("the state of %s cannot be told: %s", printable(vm), error)
         except HostsError as error:
             _log.warning("the state of %s cannot be told: %s", vm, error)
             self._due.setdefault(vm, asyncio.get_running_loop().time() + _AGAIN_S)
             await self._bus.wait_connected()
+
+
+def _in_short(state: dict[str, Any], error: TooLongError) -> dict[str, Any]:
+    """Return *state* without what makes it too long: why, and what came of the wish."""
+    known: VmResult[None] = VmResult(state["address"], state["name"], None, None, error, 0.0)
+    return known.to_json(whole=True) | {name: state[name] for name in ("host", "time", "answer", "wanted", "drift")}
 
 
 class Outbox:

@@ -12,7 +12,8 @@ from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.documents.plans import plan_json
 from qmpvcpu.documents.readings import statistics_json
 from qmpvcpu.documents.steps import unplug_json
-from qmpvcpu.errors import PlacementError, QmpVcpuError, RequestRefusedError, UnprovenError
+from qmpvcpu.errors import PlacementError, QmpVcpuError, RequestRefusedError, TooLongError, UnprovenError
+from qmpvcpu.fleet import VmResult
 from qmpvcpu.hosts.board import Outbox
 from qmpvcpu.hosts.hosted import HostedVm
 from qmpvcpu.hosts.policy import AgentPolicy
@@ -29,6 +30,8 @@ _T = TypeVar("_T")
 
 # So many VMs are read at a time.
 _AT_A_TIME: Final = 16
+# What is around a VM in a list.
+_FRAME_BYTES: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,12 @@ class RequestDesk:
                 await self._refresh(some)
             for hosted in some:
                 row = hosted.result().to_json(whole=True)
-                room -= len(json.dumps(row))
+                size = len(json.dumps(row))
+                if size > self._most_bytes - _FRAME_BYTES:
+                    error = TooLongError(f"what {hosted.key} has", size, self._most_bytes)
+                    row = VmResult(hosted.address, hosted.key.vm, None, None, error, 0.0).to_json(whole=True)
+                    size = len(json.dumps(row))
+                room -= size
                 if room < 0 and rows:
                     return {"host": self._host, "vms": rows, "next": rows[-1]["name"]}
                 rows.append(row)

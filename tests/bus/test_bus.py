@@ -155,6 +155,17 @@ async def test_a_question_or_answer_that_is_too_long_is_said_to_be(bus: Bus) -> 
         assert len(await bus.request("plan", bytes(bus.most_bytes), 5)) == bus.most_bytes
 
 
+async def test_a_subject_that_is_too_long_for_a_line_does_not_cost_the_connection(bus: Bus) -> None:
+    lost: list[str] = []
+    bus._link.on_cut.add(lambda: lost.append("lost"))
+    states = await bus.bucket(STATES)
+    for size in (3970, 5000):
+        with pytest.raises(TooLongError, match="max_control_line"):
+            await states.put("x" * size, b"")
+    await states.put("x" * 3960, b"")
+    assert not lost
+
+
 async def test_an_agent_is_found_with_the_tools_of_nats(bus: Bus) -> None:
     endpoints = {"list": Endpoint(LIST, echo), "plan": Endpoint("plan.*", echo)}
     async with bus.serve("qmpvcpu", "1.2.3", "a test", {"host": "web1"}, endpoints):
@@ -343,6 +354,16 @@ async def test_what_hosts_need_is_made_once_and_kept(bus: Bus) -> None:
     assert await wishes.keys() == ["web1.a"]
     ages = {name: (await bus.bucket(name)).ttl for name in (WISHES, STATES, LEASES, CAMPAIGNS)}
     assert ages == {WISHES: None, STATES: None, LEASES: 2.0, CAMPAIGNS: None}
+
+
+async def test_revisions_are_later_than_those_of_a_bucket_that_was_deleted(connect: Connect) -> None:
+    async with NatsServer() as server:  # Debian's cannot be told with which to begin
+        bus = await connect(server.url)
+        await bus.prepare()
+        before = await (await bus.bucket(WISHES)).put("a.b", b"")
+        await bus._link.api(f"STREAM.DELETE.KV_{WISHES}", {}, asked="delete it")
+        await bus.prepare()
+        assert await (await bus.bucket(WISHES)).put("a.b", b"") > before
 
 
 async def test_two_that_make_it_at_once_both_succeed(server: NatsServer, connect: Connect) -> None:

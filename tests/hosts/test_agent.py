@@ -111,9 +111,9 @@ async def test_a_claim_of_what_is_yet_to_come_is_no_answer_to_it(tmp_path: Path)
         connected(server) as bus,
         agent_of(server, "rack1", tmp_path),
     ):
-        forged = Wish("1", VcpuMap.parse("0-3"), claim=Claim(10**9, 0.0, "somebody", 0))
+        forged = Wish("1", VcpuMap.parse("0-3"), claim=Claim(10**15, 0.0, "somebody", 0))
         now = await answer(bus, WEB, await wish(bus, WEB, forged), "rejected")
-        assert "1000000000, which is yet to come" in now["answer"]["why"]
+        assert "1000000000000000, which is yet to come" in now["answer"]["why"]
         assert (await state(bus, WEB, there))["enabled"] == "0"
 
 
@@ -244,6 +244,24 @@ async def test_a_bad_request_is_answered(
         told = await ask(bus, "rack1", operation, **request_)
         assert told["code"] == 2
         assert why in told["error"]["message"]
+
+
+async def test_what_is_too_long_for_the_server_hides_neither_the_vm_nor_the_answer(tmp_path: Path) -> None:
+    big = VmKey("rack1", "big")
+    async with (
+        served(config="max_payload: 65536") as server,
+        vm_in(tmp_path, "big", max_vcpus=240),
+        vm_in(tmp_path, "web"),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        await state(bus, WEB, there)
+        now = await answer(bus, big, await wish(bus, big, Wish("1", VcpuMap.parse("0-1"))), "ended")
+        assert now["answer"]["code"] == 0
+        assert (now["error"]["kind"], "vm" in now) == ("TooLongError", False)
+        assert "max_payload" in now["error"]["message"]
+        rows = (await ask(bus, "rack1", Operation.LIST))["vms"]
+        assert [(row["name"], row["code"]) for row in rows] == [("big", 2), ("web", 0)]
 
 
 async def test_an_agent_does_only_what_it_was_started_for(tmp_path: Path) -> None:
