@@ -51,7 +51,7 @@ _FORTH_AND_BACK: Final = (*_FORTH, ("device_del", "vcpu5"), ("device_del", "vcpu
 _AT_ONCE: Final = 3
 _PER_HOST: Final = 1
 _LEASE_S: Final = 3.0
-_DROP_AFTER_S: Final = 6.0
+_DROP_AFTER_S: Final = 8.0
 _IN_A_WHILE: Final = Behaviour.slow(500)  # a guest takes its time over a removal
 _ALICE: Final = "alice"
 _BOB: Final = "bob"
@@ -222,7 +222,6 @@ class _Story:
         self._view = view
         self._started = started
         self._vms: dict[VmKey, HostVm] = {}
-        self._agents: list[HostProcess] = []
         self._late: frozenset[str] = frozenset()
 
     async def play(self) -> tuple[str, ...]:
@@ -263,15 +262,14 @@ class _Story:
                         starting.create_task(self._start_vm(host, name))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
-        for host in self._hosts:
-            self._agents.append(await host.start_agent(self._url, "--rescan", "0.5"))
+        agents = [await host.start_agent(self._url, "--rescan", "0.5") for host in self._hosts]
         wanted = f"3 hosts have an agent; 9 VMs have the vCPUs {_BEFORE}"
 
         def found() -> str:
             ready = [row for row in self._view.rows if row.vcpus is not None and row.vcpus.enabled == _BEFORE]
             return f"{len(self._view.hosts)} hosts have an agent; {len(ready)} VMs have the vCPUs {_BEFORE}"
 
-        return await self._step(call, wanted, found, *self._agents)
+        return await self._step(call, wanted, found, *agents)
 
     async def _begin(self, alice: HostProcess) -> Step:
         def found() -> str:
@@ -293,6 +291,8 @@ class _Story:
         settled = asyncio.ensure_future(self._settle())
         try:
             await self._until(settled.done)
+            if settled.done():
+                settled.result()
         finally:
             settled.cancel()
         begun, left = len(view.begun), len(view.keys) - len(view.begun)
@@ -379,11 +379,12 @@ class _Story:
         return await self._step(call, wanted, found, bob)
 
     def _bounds(self) -> Step:
-        self._say("every state of the campaign that was seen")
+        call = "every state of the campaign that was seen"
+        self._say(call)
         view = self._view
         wanted = f"never more than {_AT_ONCE} VMs at once, and {_PER_HOST} of a host"
         found = f"never more than {view.most_at_once} VMs at once, and {view.most_per_host} of a host"
-        return self._now("every state of the campaign that was seen", wanted, found)
+        return self._now(call, wanted, found)
 
     async def _count(self) -> Step:
         call = "the QMP transcripts of all QEMUs, the dead ones' too"
