@@ -1,7 +1,6 @@
 """hosts init and list: what many hosts meet under on a NATS server, and which are there."""
 
 import time
-from dataclasses import replace
 from typing import Any, Final
 
 import click
@@ -15,8 +14,8 @@ from qmpvcpu.cli.server import SERVER_OPTIONS, take_server
 from qmpvcpu.cli.show import age
 from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.errors import printable
-from qmpvcpu.model.codec import from_json, to_json
-from qmpvcpu.model.hosts import LEASES, HostInfo, name_of
+from qmpvcpu.model.codec import to_json
+from qmpvcpu.model.hosts import HOST_LEASES, LEASES, HostInfo
 
 _LEASE_S: Final = 15.0
 
@@ -83,12 +82,11 @@ async def list_(shell: Shell, **server: Any) -> CommandResult:
     """
     where = take_server(server)
     async with where.connected("qmpvcpu hosts list") as bus:
-        leases = await (await bus.bucket(LEASES)).all("host.*")
+        leases = await (await bus.bucket(LEASES)).all(HOST_LEASES)
     found = []
     for key, entry in sorted(leases.items()):
         try:
-            host = name_of(key.partition(".")[2])
-            found.append(replace(from_json(HostInfo, (entry.value or b"").decode()), host=host))
+            found.append(HostInfo.read(key, entry.value or b""))
         except ValueError as error:
             shell.note(f"warning: {printable(f'the lease {key} cannot be read: {error}')}")
     table = Table(

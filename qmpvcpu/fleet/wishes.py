@@ -14,7 +14,7 @@ from qmpvcpu.documents import NOT_REACHED
 from qmpvcpu.errors import HostsError, ServerLostError, StaleError, TooLongError, WishError, printable
 from qmpvcpu.fleet.results import VmResult
 from qmpvcpu.model.codec import from_json, members, to_bytes
-from qmpvcpu.model.hosts import LEASES, MOST_BYTES, STATES, WISHES, HostInfo, VmKey, name_of
+from qmpvcpu.model.hosts import HOST_LEASES, LEASES, MOST_BYTES, STATES, WISHES, HostInfo, VmKey, name_of
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.wish import Answer, Claim, Wish, WishPhase
 
@@ -132,7 +132,7 @@ class WishBook:
         known = [asyncio.Event(), asyncio.Event()]
         self._watches = [
             asyncio.ensure_future(self._watch(states, self._keys, self._take_state, known[0])),
-            asyncio.ensure_future(self._watch(leases, "host.>", self._take_lease, known[1])),
+            asyncio.ensure_future(self._watch(leases, HOST_LEASES, self._take_lease, known[1])),
         ]
         try:
             for each in known:
@@ -345,7 +345,7 @@ class WishBook:
             is_new = self._hosts.pop(host, None) is not None
         else:
             is_new = host not in self._hosts
-            self._hosts[host] = from_json(HostInfo, entry.value)
+            self._hosts[host] = HostInfo.read(entry.key, entry.value)
         if is_new:
             for vm in [vm for vm in self._waiting if vm.host == host]:
                 self._tell(vm)

@@ -30,7 +30,17 @@ from qmpvcpu.hosts.keeper import Duty, WishKeeper
 from qmpvcpu.hosts.policy import AgentPolicy
 from qmpvcpu.hosts.requests import RequestDesk
 from qmpvcpu.model.codec import to_bytes
-from qmpvcpu.model.hosts import LEASES, STATES, WISHES, HostInfo, Operation, VmKey, request_subjects, token
+from qmpvcpu.model.hosts import (
+    LEASES,
+    STATES,
+    WISHES,
+    HostInfo,
+    Operation,
+    VmKey,
+    host_lease_key,
+    request_subjects,
+    token,
+)
 from qmpvcpu.vm.controller import VcpuController
 
 _log = logging.getLogger("qmpvcpu.hosts")
@@ -140,7 +150,7 @@ class HostAgent:
     @contextlib.asynccontextmanager
     async def _leased(self, leases: Bucket) -> AsyncIterator[Lease]:
         """Be this host's agent inside; begin nothing when that is not sure."""
-        key, wait = f"host.{token(self._host)}", (leases.ttl or 0.0) + _FORGOTTEN_S
+        key, wait = host_lease_key(self._host), (leases.ttl or 0.0) + _FORGOTTEN_S
         async with Lease(leases, key, self._announcement(), wait=wait) as self._lease:
             for hosted in self.vms.values():
                 hosted.moved.set()

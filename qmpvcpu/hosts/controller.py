@@ -27,7 +27,7 @@ from qmpvcpu.hosts.campaign import (
 from qmpvcpu.hosts.campaignbook import CampaignBook, ended_in, ledger_in
 from qmpvcpu.model.campaign import CampaignSpec, Ended, Ledger, ended_key, lease_key, wish_id
 from qmpvcpu.model.codec import from_json, to_bytes
-from qmpvcpu.model.hosts import LEASES, STATES, WISHES, VmKey
+from qmpvcpu.model.hosts import HOST_LEASES, LEASES, STATES, WISHES, VmKey
 from qmpvcpu.model.wish import Wish
 
 _log = logging.getLogger("qmpvcpu.hosts")
@@ -115,6 +115,8 @@ class CampaignController:
             pass  # another one was faster
         except HostsError as error:
             _log.warning("%s", error)
+        except Exception:  # noqa: BLE001 -- JUSTIFICATION: a fault of our own in one campaign ends no other
+            _log.exception("campaign %s", campaign)
         await asyncio.sleep(_AGAIN_S)  # what cannot be carried out is not tried without a pause
         del running[campaign]
         news.set()
@@ -190,7 +192,7 @@ class _Course:
         watches = [
             _watch(buckets.wishes, ">", self._take_wish, news, deleted=True),
             _watch(buckets.states, ">", self._take_state, news),
-            _watch(buckets.leases, "host.*", self._take_host, news),
+            _watch(buckets.leases, HOST_LEASES, self._take_host, news),
             _watch(self._book.bucket, campaign, self._take_ledger, news),
         ]
         driving = asyncio.ensure_future(self._drive(len(watches)))

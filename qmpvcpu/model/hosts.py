@@ -16,10 +16,10 @@ HOST, VM and WHO are one token each: see ``token``.
 
 import enum
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from qmpvcpu.model.codec import SCHEMA
+from qmpvcpu.model.codec import SCHEMA, from_json
 
 WISHES: Final = "qmpvcpu_wishes"
 STATES: Final = "qmpvcpu_states"
@@ -131,6 +131,15 @@ def event_subject(vm: VmKey, kind: str) -> str:
     return f"qmpvcpu.event.{vm.key}.{kind}"
 
 
+HOST_LEASES: Final = "host.*"
+"""The leases of all hosts, as a filter of keys."""
+
+
+def host_lease_key(host: str) -> str:
+    """Return the key of the lease of *host*'s agent."""
+    return f"host.{token(host)}"
+
+
 @dataclass(frozen=True)
 class HostInfo:
     """What an agent says of itself: the value of its host's lease.
@@ -142,7 +151,7 @@ class HostInfo:
         operations: What it does.
         since: When it began, in seconds since 1970 by the host's clock.
         vms: How many VMs it has.
-        schema: The newest format that it reads.
+        schema: The format.
     """
 
     host: str
@@ -152,3 +161,12 @@ class HostInfo:
     since: float
     vms: int
     schema: str = SCHEMA
+
+    @classmethod
+    def read(cls, key: str, content: bytes) -> "HostInfo":
+        """Return what the agent says whose lease has *key*; the key says which host, as the server vouches for it.
+
+        Raises:
+            ValueError: It is no host's lease.
+        """
+        return replace(from_json(cls, content), host=name_of(key.partition(".")[2]))

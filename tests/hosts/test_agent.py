@@ -264,6 +264,20 @@ async def test_what_is_too_long_for_the_server_hides_neither_the_vm_nor_the_answ
         assert [(row["name"], row["code"]) for row in rows] == [("big", 2), ("web", 0)]
 
 
+async def test_a_request_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web"),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path),
+    ):
+        await state(bus, WEB, there)
+        told = await ask(bus, "rack1", Operation.SET, vm="web", map="0," * 40_000)
+        assert told["code"] == 2
+        assert "65,536 are read" in told["error"]["message"]
+        assert "enabled" not in told  # not even which VM
+
+
 async def test_an_agent_does_only_what_it_was_started_for(tmp_path: Path) -> None:
     policy = AgentPolicy.read_only(("web*",))
     async with (

@@ -196,6 +196,32 @@ async def test_a_wish_of_a_vm_whose_last_one_was_deleted_is_written() -> None:
         assert (done.status, done.reached) == (CampaignStatus.DONE, 1)
 
 
+async def test_a_fault_of_our_own_in_a_campaign_is_logged_and_the_campaign_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    take_on, faults = CampaignBook.take_on, [RuntimeError("a fault")]
+
+    async def faulty(book: CampaignBook, campaign: str) -> tuple[int, Ledger]:
+        if faults:
+            raise faults.pop()
+        return await take_on(book, campaign)
+
+    monkeypatch.setattr(CampaignBook, "take_on", faulty)
+    async with ready() as (_, bus):
+        controller = CampaignController(bus, name="test")
+        ledger = await controller.create(SPEC, some(1, 1))
+        book = await CampaignBook.open(bus)
+        async with ObligingHosts(bus, ("h0",)).running():
+            adopting = asyncio.ensure_future(controller.adopt())
+            async with asyncio.timeout(30):
+                seen = [each async for each in book.follow(ledger.id)]
+            adopting.cancel()
+            await asyncio.wait({adopting})
+    assert isinstance(seen[-1], Ledger)
+    assert seen[-1].status is CampaignStatus.DONE
+    assert "RuntimeError: a fault" in caplog.text
+
+
 async def test_two_cannot_carry_out_one_campaign_and_the_next_one_goes_on() -> None:
     async with ready() as (_, bus):
         vms = some(2, 2)
