@@ -73,6 +73,7 @@ import contextlib
 import enum
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -941,8 +942,16 @@ class ServerForbiddenError(HostsError):
     """
 
     def __init__(self, asked: str, subject: str, action: str) -> None:
+        own = re.match(
+            r"_INBOX\.(who|host)\.([^.]+)", subject
+        )  # whoever may not listen there is known by another name
+        advice = ""
+        if own is not None:
+            option = "QMPVCPU_WHO" if own[1] == "who" else "--host"
+            advice = f"if the server knows it by another name than {clip(own[2])}, say which ({option}); else "
         super().__init__(
-            f"{asked}: the server does not let this user {action} {clip(subject)}; allow it in the user's permissions"
+            f"{asked}: the server does not let this user {action} {clip(subject)}; "
+            f"{advice}allow it in the user's permissions"
         )
         self.asked = asked
         self.subject = subject

@@ -303,6 +303,7 @@ class Link:
             if not isinstance(error, Exception) or isinstance(error, (QmpVcpuError, _DialError)):
                 raise
             raise _DialError(_in_words(error)) from error  # nats-py has errors of many kinds
+        _end_without_a_warning(client)
         self._gone, self._denied = gone, set()
         return client  # type: ignore[no-any-return]
 
@@ -561,6 +562,13 @@ def _client_class() -> "type[Any]":
             return super()._connect_command()
 
     return _Client
+
+
+def _end_without_a_warning(client: Any) -> None:
+    """Tell asyncio that TLS is below the client's stream, which nats-py does not; else it warns of each end."""
+    stream = client._transport._io_writer.transport  # noqa: SLF001 - nats-py has no other name for it
+    if stream.get_extra_info("ssl_object") is not None:
+        stream.get_protocol()._over_ssl = True  # noqa: SLF001 - as StreamWriter.start_tls does
 
 
 async def _close(client: "Client") -> None:

@@ -11,6 +11,7 @@ from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.server import SERVER_OPTIONS, take_server
 from qmpvcpu.cli.vms import PATTERN, Vms
 from qmpvcpu.documents.form import REACHED, document
+from qmpvcpu.errors import LeaseTakenError
 from qmpvcpu.model.hosts import Operation, host_inbox
 
 _CONCURRENCY: Final = 16
@@ -120,6 +121,11 @@ async def agent(
             shell.note(f"{name}: serves {', '.join(directories)} at {where.url}")
             try:
                 await asyncio.shield(running)
+            except LeaseTakenError as error:
+                raise BadUsageError(
+                    f"another agent has the name {name}: give this one another, --host NAME; "
+                    "if that one has died, the name is free some seconds later"
+                ) from error
             finally:
                 running.cancel()
                 await asyncio.wait({running})

@@ -58,16 +58,19 @@ _WORDS: Final = {
 _TABLE_WIDTH: Final = 64
 _ONLINE_COLUMN: Final = 5
 
-_HELP = """Work on many VMs of this host at once.
+_HELP = """Work on many VMs at once, of this host or of many.
 
-The VMs are named by --qmp, as often as needed, and by --dir: every socket there, or those that --pattern names. One
-that does not answer holds no other up, and has its own error.
+The VMs are named by --qmp, as often as needed, and by --dir: every socket there, or those that --pattern names. With
+--nats they are those of all hosts that have an agent; --where chooses among them. One that does not answer holds no
+other up, and has its own error.
 
   qmpvcpu fleet list --dir /run/vms
 
   qmpvcpu fleet set 0-3 --dir /run/vms --pattern '*/qmp.sock' --timeout 10
 
   qmpvcpu fleet count 4 --qmp /run/a.qmp --qmp tcp:host:4444 --json
+
+  qmpvcpu fleet list --nats nats://10.0.0.1:4222 --where 'name=web-*'
 
 Exit codes: 0 reached by all, else the worst of all VMs: 3 no connection, QEMU lost, outcome unknown; else 130 stopped
 by a signal; else 4 record unreadable or locked; else 1 refused, rejected, pending or partial; else 2 bad

@@ -110,7 +110,7 @@ def find_server(given: dict[str, Any]) -> Server | None:
 
     server = Server(url, {name: file for name, file in files.items() if file is not None})
     try:
-        ServerAddress.of(server.url, **server.files)
+        address = ServerAddress.of(server.url, **server.files)
     except ValueError as error:
         raise BadUsageError(f"--nats: {error}") from error
-    return server
+    return server._replace(url=",".join(address.urls))

@@ -191,7 +191,10 @@ class Vms(NamedTuple):
     def _checked(self, first: str | None) -> tuple[str, ...]:
         addresses = self.addresses or ((first,) if first and self.directory is None else ())
         if not addresses and self.directory is None:
-            raise BadUsageError("which VMs? Name their QMP sockets: --qmp ADDRESS, as often as needed, or --dir DIR")
+            raise BadUsageError(
+                "which VMs? Name their QMP sockets: --qmp ADDRESS, as often as needed, or --dir DIR; "
+                "for those of many hosts the server: --nats nats://HOST:4222"
+            )
         from pathlib import PurePath  # as above
 
         if not self.pattern or PurePath(self.pattern).is_absolute():

@@ -180,6 +180,19 @@ async def test_a_certificate_of_an_unknown_ca_is_refused(certificates: Certifica
             assert (await connect(url, tls_ca=certificates.path("ca.pem"))).is_connected
 
 
+@pytest.mark.parametrize("end", ["client", "server"])
+async def test_the_end_of_a_connection_with_tls_is_no_warning(
+    certificates: Certificates, connect: Connect, caplog: pytest.LogCaptureFixture, end: str
+) -> None:
+    async with NatsServer(config=certificates.config()) as server:
+        bus = await connect(server.url, tls_ca=certificates.path("ca.pem"))
+        if end == "client":
+            await bus.close()
+    if end == "server":
+        await until(lambda: not bus.is_connected)
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
 async def test_a_certificate_for_another_name_is_refused(certificates: Certificates) -> None:
     async with NatsServer(config=certificates.config()) as server:
         address = ServerAddress.of(f"tls://localhost:{server.port}", tls_ca=certificates.path("ca.pem"))
@@ -349,6 +362,29 @@ async def test_who_may_not_subscribe_to_its_inbox_is_told(tmp_path: Path, binary
         for _ in range(2):
             with pytest.raises(ServerForbiddenError, match=r"subscribe to _INBOX\.>;"):
                 await bus.prepare()
+
+
+@pytest.mark.parametrize(
+    ("inbox", "advice"),
+    [
+        (
+            "_INBOX.who.root",
+            "if the server knows it by another name than root, say which (QMPVCPU_WHO); else allow it",
+        ),
+        ("_INBOX.host.web1", "if the server knows it by another name than web1, say which (--host); else allow it"),
+    ],
+)
+async def test_who_goes_by_another_name_than_the_servers_is_told_how_to_say_it(
+    tmp_path: Path, inbox: str, advice: str
+) -> None:
+    login = tmp_path / "login"
+    login.write_text("web1:x")
+    async with NatsServer(config=users(subscribe='allow: "_INBOX.who.alice.>"')) as server:
+        bus = await Bus.connect(ServerAddress.of(server.url, login=login), name="test", inbox=inbox)
+        async with bus:
+            with pytest.raises(ServerForbiddenError) as refused:
+                await bus.prepare()
+    assert advice in str(refused.value)
 
 
 async def test_a_refusal_that_nobody_waits_for_is_logged(

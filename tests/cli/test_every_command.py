@@ -236,6 +236,7 @@ def test_no_server_and_a_dead_one_are_told_with_what_to_do(
     (port,) = free_ports(1)
     for url, code, why in (
         (f"nats://127.0.0.1:{port}", 3, "start the server"),
+        (f"127.0.0.1:{port}", 3, "start the server"),
         ("nats://me:secret@127.0.0.1", 2, "a user or password in it"),
         ("ftp://127.0.0.1", 2, "--nats"),
     ):

@@ -289,7 +289,7 @@ async def test_the_environment_names_one_vm_unless_others_are_named(vms: list[Mi
         ("", "Missing command"),
         ("--reply-timeout nan list --qmp /nonexistent", "finite number of seconds"),
         ("frobnicate", "No such command"),
-        ("list", "which VMs?"),
+        ("list", "for those of many hosts the server: --nats"),
         ("list --dir /nonexistent", "cannot look into /nonexistent for QMP sockets: No such file"),
         ("list --dir /etc/passwd", "Not a directory"),
         ("list --dir /etc", "no socket in /etc matches '*': name another pattern"),
