@@ -305,6 +305,8 @@ async def test_a_user_that_is_taken_away_and_given_back_is_let_in_again(
 async def test_a_clusters_servers_that_nobody_named_are_used_too(cluster: NatsCluster, connect: Connect) -> None:
     bus = await connect(cluster.servers[0].url)
     assert bus.in_cluster
+    client = bus._link.client
+    await until(lambda: len(client.discovered_servers) > 1, within=20)  # it tells of them once they have met
     await cluster.servers[0].kill()
     await until(lambda: not bus.is_connected, within=20)
     async with asyncio.timeout(20):
