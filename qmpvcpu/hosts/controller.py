@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -25,7 +25,7 @@ from qmpvcpu.hosts.campaign import (
     WriteWish,
 )
 from qmpvcpu.hosts.campaignbook import CampaignBook, ended_in, ledger_in
-from qmpvcpu.model.campaign import CampaignSpec, Ended, Ledger, ended_key, lease_key, wish_id
+from qmpvcpu.model.campaign import Ended, Ledger, ended_key, lease_key, wish_id
 from qmpvcpu.model.codec import from_json, to_bytes
 from qmpvcpu.model.hosts import HOST_LEASES, LEASES, STATES, WISHES, VmKey
 from qmpvcpu.model.wish import Wish
@@ -53,10 +53,6 @@ class CampaignController:
     def __init__(self, bus: Bus, *, name: str) -> None:
         self._bus = bus
         self._name = name
-
-    async def create(self, spec: CampaignSpec, selection: Iterable[VmKey]) -> Ledger:
-        """Make a campaign, as ``CampaignBook.create`` does."""
-        return await (await CampaignBook.open(self._bus)).create(spec, selection)
 
     async def run(self, campaign: str) -> Ledger:
         """Carry *campaign* out until it is over, or until somebody else does; return its ledger as last seen.

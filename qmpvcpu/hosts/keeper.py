@@ -16,7 +16,7 @@ from qmpvcpu.fleet import VmResult
 from qmpvcpu.hosts.board import Outbox
 from qmpvcpu.hosts.hosted import HostedVm
 from qmpvcpu.hosts.policy import AgentPolicy
-from qmpvcpu.model.codec import from_json, to_json
+from qmpvcpu.model.codec import from_json, to_bytes
 from qmpvcpu.model.hosts import MOST_BYTES, Operation
 from qmpvcpu.model.options import Affect, OnFailure, Recovery
 from qmpvcpu.model.transition import TransitionOutcome, TransitionReport
@@ -158,7 +158,7 @@ class WishKeeper:
             self._reject(entry, "", f"it has {len(value):,} bytes: {MOST_BYTES:,} are read")
             return None
         try:
-            wish = from_json(Wish, value.decode())
+            wish = from_json(Wish, value)
         except ValueError as error:
             self._reject(entry, "", f"it cannot be read: {error}")
             return None
@@ -210,7 +210,7 @@ class WishKeeper:
         claim = Claim(revision, written, self._duty.agent, 0 if info is None else info.saves)
         self._serving = revision
         try:
-            claimed = json.dumps(to_json(replace(wish, claim=claim))).encode()
+            claimed = to_bytes(replace(wish, claim=claim))
             await self._wishes.update(self._hosted.key.key, claimed, last=entry.revision)
         except StaleError:
             self._serving = None

@@ -40,24 +40,12 @@ from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.wish import Claim, Wish, WishPhase
 from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.nats import NatsServer
-from tests.hosts.world import agent_of, answer, connected, served, state, vm_in
+from tests.hosts.world import agent_of, answer, state, vm_in
 from tests.waiting import until
 
 pytestmark = pytest.mark.qemu
 
 WEB, DB, OTHER = VmKey("rack1", "web-1"), VmKey("rack1", "db"), VmKey("rack2", "web-2")
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[NatsServer]:
-    async with served() as server:
-        yield server
-
-
-@pytest.fixture
-async def bus(server: NatsServer) -> AsyncIterator[Bus]:
-    async with connected(server) as bus:
-        yield bus
 
 
 @contextlib.asynccontextmanager

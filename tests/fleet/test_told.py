@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,21 +14,9 @@ from qmpvcpu.fleet.told import read_told
 from qmpvcpu.model.hosts import EVENTS, Operation, VmKey
 from qmpvcpu.model.wish import Wish, WishPhase
 from qmpvcpu.testing.nats import NatsServer
-from tests.hosts.world import agent_of, answer, ask, connected, served, state, vm_in, wish
+from tests.hosts.world import agent_of, answer, ask, state, vm_in, wish
 
 WEB = VmKey("rack1", "web")
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[NatsServer]:
-    async with served() as server:
-        yield server
-
-
-@pytest.fixture
-async def bus(server: NatsServer) -> AsyncIterator[Bus]:
-    async with connected(server) as bus:
-        yield bus
 
 
 @pytest.mark.qemu

@@ -28,25 +28,13 @@ from qmpvcpu.model.options import OnFailure
 from qmpvcpu.model.transition import TransitionOutcome, TransitionReport
 from qmpvcpu.model.wish import Answer, Claim, Wish, WishPhase
 from qmpvcpu.testing.nats import NatsServer
-from tests.hosts.world import LEASE_S, connected, served
+from tests.hosts.world import LEASE_S
 from tests.layouts import layout
 from tests.waiting import until
 
 WEB, DB = VmKey("rack1", "web"), VmKey("rack2", "db")
 INFO = HostInfo("rack1", "agent", "0", (), 0.0, 1)
 SOME = Wish("1", VcpuMap.parse("0-3"))
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[NatsServer]:
-    async with served() as server:
-        yield server
-
-
-@pytest.fixture
-async def bus(server: NatsServer) -> AsyncIterator[Bus]:
-    async with connected(server) as bus:
-        yield bus
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,10 @@ def names(vms: list[VmKey]) -> tuple[str, ...]:
     return tuple(sorted({vm.host for vm in vms}))
 
 
+async def created(bus: Bus, spec: CampaignSpec, vms: Iterable[VmKey]) -> Ledger:
+    return await (await CampaignBook.open(bus)).create(spec, vms)
+
+
 async def history(bus: Bus, campaign: str, into: list[Ledger]) -> None:
     """Note every ledger that there is, and check its bounds."""
     async for each in (await CampaignBook.open(bus)).follow(campaign):
@@ -81,7 +85,7 @@ async def test_a_campaign_changes_the_vms_of_real_hosts(tmp_path: Path) -> None:
                 )
             await stack.enter_async_context(agent_of(server, host, directory))
         controller, book = CampaignController(bus, name="test"), await CampaignBook.open(bus)
-        ledger = await controller.create(SPEC, vms)
+        ledger = await created(bus, SPEC, vms)
         ledgers: list[Ledger] = []
         watching = asyncio.ensure_future(history(bus, ledger.id, ledgers))
         done = await controller.run(ledger.id)
@@ -97,7 +101,7 @@ async def test_a_campaign_changes_the_vms_of_real_hosts(tmp_path: Path) -> None:
         # The guest of one VM refuses: that is its result, and a campaign stops after it.
         options = WishOptions(on_failure=OnFailure.REVERT, timeout=5)
         back = CampaignSpec(map=VcpuMap.parse("0"), options=options, at_once=1, stop_after=1)
-        ledger = await controller.create(back, reversed(vms))
+        ledger = await created(bus, back, reversed(vms))
         halted = await controller.run(ledger.id)
         assert (halted.status, halted.failed, halted.waiting) == (CampaignStatus.HALTED, 1, 3)
         summary = await book.summary(ledger.id)
@@ -114,7 +118,7 @@ async def test_nothing_is_begun_after_so_many_failures() -> None:
         hosts = ObligingHosts(bus, names(vms), lambda vm: int(vm.vm == "v1"))
         async with hosts.running():
             spec = CampaignSpec(count=2, at_once=1, stop_after=2)
-            ledger = await CampaignController(bus, name="test").create(spec, vms)
+            ledger = await created(bus, spec, vms)
             done = await CampaignController(bus, name="test").run(ledger.id)
         assert (done.status, done.failed, done.ended) == (CampaignStatus.HALTED, 2, 6)
         assert hosts.claims.total() == 6
@@ -126,7 +130,7 @@ async def test_a_silent_host_comes_last_and_holds_nobody_up() -> None:
         async with ObligingHosts(bus, ("h0", "h1")).running():
             spec = CampaignSpec(count=2, at_once=6, per_host=1, drop_after=0.5)
             controller, book = CampaignController(bus, name="test"), await CampaignBook.open(bus)
-            ledger = await controller.create(spec, vms)
+            ledger = await created(bus, spec, vms)
             done = await controller.run(ledger.id)
         assert (done.status, done.reached, done.failed) == (CampaignStatus.DONE, 4, 2)
         ended = (await book.summary(ledger.id)).ended
@@ -192,7 +196,7 @@ async def test_a_wish_of_a_vm_whose_last_one_was_deleted_is_written() -> None:
         await wishes.delete("h0.v0")
         async with ObligingHosts(bus, ("h0",)).running():
             controller = CampaignController(bus, name="test")
-            done = await controller.run((await controller.create(SPEC, some(1, 1))).id)
+            done = await controller.run((await created(bus, SPEC, some(1, 1))).id)
         assert (done.status, done.reached) == (CampaignStatus.DONE, 1)
 
 
@@ -209,7 +213,7 @@ async def test_a_fault_of_our_own_in_a_campaign_is_logged_and_the_campaign_is_tr
     monkeypatch.setattr(CampaignBook, "take_on", faulty)
     async with ready() as (_, bus):
         controller = CampaignController(bus, name="test")
-        ledger = await controller.create(SPEC, some(1, 1))
+        ledger = await created(bus, SPEC, some(1, 1))
         book = await CampaignBook.open(bus)
         async with ObligingHosts(bus, ("h0",)).running():
             adopting = asyncio.ensure_future(controller.adopt())
@@ -229,7 +233,7 @@ async def test_two_cannot_carry_out_one_campaign_and_the_next_one_goes_on() -> N
         hosts.may_answer.clear()
         async with hosts.running():
             controller = CampaignController(bus, name="second")
-            ledger = await controller.create(SPEC, vms)
+            ledger = await created(bus, SPEC, vms)
             async with running(bus, ledger.id):
                 await until(lambda: hosts.claims.total() == 2, within=20)
                 with pytest.raises(LeaseTakenError, match="test"):
@@ -278,7 +282,7 @@ async def test_a_campaign_goes_on_under_others_when_its_controllers_are_killed()
         vms = some(6, 4)
         hosts = ObligingHosts(bus, names(vms))
         async with hosts.running():
-            ledger = await CampaignController(bus, name="test").create(SPEC, vms)
+            ledger = await created(bus, SPEC, vms)
             ledgers: list[Ledger] = []
             watching = asyncio.ensure_future(history(bus, ledger.id, ledgers))
             for kills in (1, 5, 11):
@@ -394,7 +398,7 @@ async def test_a_wish_and_a_state_that_cannot_be_read_hold_nobody_up() -> None:
         await (await bus.bucket(WISHES)).put("other.v9", b"{")
         async with ObligingHosts(bus, ("h0",)).running():
             controller = CampaignController(bus, name="test")
-            done = await controller.run((await controller.create(SPEC, vms)).id)
+            done = await controller.run((await created(bus, SPEC, vms)).id)
         assert done.reached == 2
 
 
@@ -403,7 +407,7 @@ async def test_a_campaign_is_followed_by_who_comes_late() -> None:
         vms = some(3, 2)
         async with ObligingHosts(bus, names(vms)).running():
             controller, book = CampaignController(bus, name="test"), await CampaignBook.open(bus)
-            ledger = await controller.create(SPEC, vms)
+            ledger = await created(bus, SPEC, vms)
             done = await controller.run(ledger.id)
         told = [each async for each in book.follow(ledger.id)]
         assert sorted(each.key for each in told if isinstance(each, Ended)) == vms
@@ -416,7 +420,7 @@ async def test_an_operator_may_carry_a_campaign_out_and_a_reader_may_follow_it(t
         vms = [VmKey("web1", f"v{vm}") for vm in range(3)]
         async with ObligingHosts(host, ("web1",)).running():
             controller = CampaignController(alice, name="alice")
-            ledger = await controller.create(SPEC, vms)
+            ledger = await created(alice, SPEC, vms)
             done = await controller.run(ledger.id)
         assert (done.status, done.reached) == (CampaignStatus.DONE, 3)
         async with world.bus("grafana") as reader:
@@ -466,7 +470,7 @@ async def test_a_thousand_vms_of_a_hundred_hosts_are_each_begun_once_within_the_
         async with hosts.running():
             controller = CampaignController(bus, name="test")
             spec = CampaignSpec(count=2, at_once=200, per_host=4, stop_after=None)
-            ledger = await controller.create(spec, vms)
+            ledger = await created(bus, spec, vms)
             watching = asyncio.ensure_future(history(bus, ledger.id, []))
             done = await controller.run(ledger.id)
             await watching
