@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qmpvcpu.hosts.campaignbook import CampaignBook, CampaignSummary
     from qmpvcpu.model.transition import TransitionReport
 
+_AGAIN_S: Final = 1.0  # between two looks at whether a campaign has become free
 _STYLES: Final = {
     CampaignStatus.DONE: "green",
     CampaignStatus.RUNNING: "bold",
@@ -99,12 +100,10 @@ async def _see_through(
     shell: Shell, bus: "Bus", book: "CampaignBook", ledger: Ledger, addresses: tuple[str, ...]
 ) -> CommandResult:
     """Carry a campaign out, or watch who does, until it is over."""
-    from qmpvcpu.hosts.controller import CampaignController  # not at the top: few commands carry one out
-
     started = time.monotonic()
     course = _Course(ledger, FleetProgress(addresses))
     shell.extra["vms"] = course.documents
-    carrying = asyncio.ensure_future(CampaignController(bus, name=f"fleet of {who()}").run(ledger.id))
+    carrying = asyncio.ensure_future(_carry_out(bus, ledger.id))
     following = asyncio.ensure_future(course.follow(book))
 
     async def stop() -> None:
@@ -116,8 +115,7 @@ async def _see_through(
             async with shown(course.progress, shell.err):
                 await asyncio.wait({carrying, following}, return_when=asyncio.FIRST_EXCEPTION)
                 if not following.done():
-                    with contextlib.suppress(LeaseTakenError):  # a campaign run somewhere was faster
-                        carrying.result()
+                    carrying.result()
                 await following
     finally:
         for each in (carrying, following):
@@ -130,6 +128,18 @@ async def _see_through(
     content = {**result.document, "campaign": _ledger_json(course.ledger)}
     untouched = (f"not begun: {_named(left)}",) if left else ()
     return CommandResult(code, content, (_headline(course.ledger), *result.text, *untouched), result.complaint)
+
+
+async def _carry_out(bus: "Bus", campaign: str) -> None:
+    """Carry a campaign out until it is over, or wait while somebody else does: who does so may die, or have died."""
+    from qmpvcpu.hosts.controller import CampaignController  # not at the top: few commands carry one out
+
+    controller = CampaignController(bus, name=f"fleet of {who()}")
+    while True:
+        with contextlib.suppress(LeaseTakenError):
+            if (await controller.run(campaign)).is_over:
+                return
+        await asyncio.sleep(_AGAIN_S)
 
 
 class _Course:
