@@ -51,6 +51,8 @@ _ENDED: Final = "its QEMU has ended, or another client has its socket"
 _LAST_WORDS_S: Final = 10.0
 # How much longer than its time a lease may be there that nobody renews.
 _FORGOTTEN_S: Final = 2.0
+# How long what came of the last wish is still told of a VM that is gone.
+_REMEMBERED_S: Final = 600.0
 
 
 class HostAgent:
@@ -247,6 +249,9 @@ class HostAgent:
         for address in self._found.keys() - seen:
             self._place(address, None)
         await self._wishes_known.wait()  # a VM that is gone is still told of while something is wished of it
+        for name, keeper in list(self._keepers.items()):
+            if keeper.idle_s > _REMEMBERED_S and not self.vms[name].address:
+                self._keepers.pop(name).stop()
         for name in [name for name, hosted in self.vms.items() if not hosted.address and name not in self._keepers]:
             del self.vms[name]
             self._board.changed(name, urgent=False)
@@ -331,7 +336,9 @@ class HostAgent:
                 self._bus, wishes, self._id, self._policy, self._outbox, lambda: self._may_begin, self._board.told
             )
             self._keepers[name] = WishKeeper(self._hosted(name), duty)
-            self._serving.add(asyncio.ensure_future(self._keepers[name].run()))
+            serving = asyncio.ensure_future(self._keepers[name].run())
+            self._serving.add(serving)
+            serving.add_done_callback(self._serving.discard)
         return self._keepers[name]
 
 

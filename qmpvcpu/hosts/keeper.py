@@ -73,6 +73,7 @@ class WishKeeper:
         self._newest: Entry | None = None
         self._news = asyncio.Event()
         self._stopped = False
+        self._idle_since: float | None = None
         self._serving: int | None = None  # the revision that is being carried out
         self._who = ""  # wished what is being looked at
 
@@ -90,7 +91,13 @@ class WishKeeper:
         if self._serving is not None and self._is_mine(entry):
             return  # the claim, or an answer to a claim, of what is being carried out
         self._newest = entry
+        self._idle_since = None
         self._news.set()
+
+    @property
+    def idle_s(self) -> float:
+        """For how long nothing has been wished of its VM, in seconds; 0 while anything is."""
+        return 0.0 if self._idle_since is None else asyncio.get_running_loop().time() - self._idle_since
 
     def _is_mine(self, entry: Entry) -> bool:
         try:
@@ -124,6 +131,7 @@ class WishKeeper:
         answer = self._hosted.answer
         self._who = ""
         if entry.value is None:
+            self._idle_since = asyncio.get_running_loop().time()
             self._hosted.target = None
             if answer is not None and not answer.phase.is_over:
                 self._answer(answer.revision, answer.id, WishPhase.WITHDRAWN, why="it was deleted")

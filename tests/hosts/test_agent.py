@@ -11,7 +11,7 @@ import qmpvcpu
 from qmpvcpu import VcpuMap
 from qmpvcpu.errors import LeaseTakenError
 from qmpvcpu.hosts import AgentPolicy, HostAgent
-from qmpvcpu.model.hosts import WISHES, Operation, VmKey
+from qmpvcpu.model.hosts import STATES, WISHES, Operation, VmKey
 from qmpvcpu.model.options import OnFailure
 from qmpvcpu.model.wish import Claim, Wish, WishOptions
 from qmpvcpu.testing import Behaviour, MicroGuest
@@ -143,6 +143,32 @@ async def test_an_expired_wish_is_dropped(tmp_path: Path) -> None:
         async with vm_in(tmp_path, "web"):
             now = await state(bus, WEB, there)
             assert now["enabled"] == "0"
+
+
+async def test_vms_that_are_gone_are_not_kept_in_mind_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qmpvcpu.hosts.agent._REMEMBERED_S", 0.5)
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web"),
+        connected(server) as bus,
+        agent_of(server, "rack1", tmp_path) as agent,
+    ):
+        await answer(bus, WEB, await wish(bus, WEB, Wish("1", VcpuMap.parse("0-1"))), "ended")
+        tasks = len(asyncio.all_tasks())
+        for number in range(20):
+            await wish(bus, VmKey("rack1", f"ghost{number}"), Wish("1", VcpuMap.parse("0-1"), drop_after=0.3))
+        wishes, states = await bus.bucket(WISHES), await bus.bucket(STATES)
+        await until(lambda: _are(wishes.keys(), [WEB.key]))  # the others have expired
+        await until(lambda: list(agent.vms) == ["web"])
+        await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        await until(lambda: _are(states.keys(), [WEB.key]))
+        await answer(bus, WEB, await wish(bus, WEB, Wish("2", VcpuMap.parse("0-2"))), "ended")
+
+
+async def _are(reading: Any, wanted: list[str]) -> bool:
+    return bool(await reading == wanted)
 
 
 async def _is_gone(reading: Any) -> bool:
