@@ -38,6 +38,7 @@ from qmpvcpu.model.campaign import CampaignSpec
 from qmpvcpu.model.options import Affect, Proof
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import Refused
 from qmpvcpu.model.wish import DROP_AFTER_S
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ _WORDS: Final = {
 # On a narrower terminal ids and paths would be columns of single letters.
 _TABLE_WIDTH: Final = 64
 _ONLINE_COLUMN: Final = 5
+_MOST_REASONS: Final = 2
 
 _HELP = """Work on many VMs at once, of this host or of many.
 
@@ -367,7 +369,7 @@ class Row(NamedTuple):
             return ""
         error = self.result.error if self.result is not None else None
         if isinstance(error, TransitionError):
-            return shortcoming(error.report)
+            return f"{shortcoming(error.report)}{_refusals(error.report)}"
         if error is None or isinstance(error, asyncio.CancelledError):
             return "stopped before anything was sent"
         return in_options(str(error)) or type(error).__name__
@@ -395,6 +397,13 @@ class Row(NamedTuple):
         if result.error is not None:
             shown["error"] = printed_error(result.error, self.complaint)
         return shown
+
+
+def _refusals(report: TransitionReport) -> str:
+    """Return why the guest refused, which no table of steps tells here; "" if it did not."""
+    verdicts = [step.verdict for step in report.steps]
+    reasons = dict.fromkeys(printable(each.reason) for each in verdicts if isinstance(each, Refused))
+    return f"; the guest said: {', '.join([*reasons][:_MOST_REASONS])}" if reasons else ""
 
 
 def worst(rows: Sequence[Row]) -> int:

@@ -67,6 +67,7 @@ async def test_a_change_of_two_hosts_names_every_vm(server: NatsServer, hosts: d
     assert [(each["reached"], each["failed"]) for each in listed.document["campaigns"]] == [(2, 0), (1, 1)]
     shown = await run(*words(server, "campaign", "show", listed.document["campaigns"][1]["id"]))
     assert "rack1/web-1: failed" in shown.out
+    assert "the guest said: device is busy" in " ".join(shown.out.split())
     assert "rack2/web-2: reached" in shown.out
 
 
