@@ -93,8 +93,10 @@ async def agent(
     where = take_server(server)
     from qmpvcpu.hosts import AgentPolicy, HostAgent  # not at the top: help needs none of it
 
-    operations = _operations(allow, read_only=read_only)
-    policy = AgentPolicy(operations, only or ("*",))
+    if read_only and allow is not None:
+        raise BadUsageError("--read-only and --allow: one of them")
+    names = only or ("*",)
+    policy = AgentPolicy.read_only(names) if read_only else AgentPolicy(_operations(allow), names)
     if not directories:
         raise BadUsageError("which VMs? Name the directories of their QMP sockets: --dir DIR, as often as needed")
     if shell.options.record is None and not policy.only_reads:
@@ -133,16 +135,12 @@ async def agent(
     return CommandResult(REACHED, content)
 
 
-def _operations(allow: str | None, *, read_only: bool) -> frozenset[Operation]:
+def _operations(allow: str | None) -> frozenset[Operation]:
     """Return what the agent is to do.
 
     Raises:
-        BadUsageError: A word is unknown, or both are given.
+        BadUsageError: A word is unknown.
     """
-    if read_only and allow is not None:
-        raise BadUsageError("--read-only and --allow: one of them")
-    if read_only:
-        return frozenset(each for each in Operation if each.only_reads)
     if allow is None:
         return frozenset(Operation)
     try:
