@@ -112,7 +112,10 @@ async def agent(
             for directory in directories
         ]
         bus = await stack.enter_async_context(where.connected(f"qmpvcpu agent of {name}", inbox=host_inbox(name)))
-        serving = HostAgent(bus, name, fleets, policy=policy, rescan=rescan)
+        try:
+            serving = HostAgent(bus, name, fleets, policy=policy, rescan=rescan)
+        except ValueError as error:
+            raise BadUsageError(f"--host: {error}") from error
         running = asyncio.ensure_future(serving.run())
 
         async def stop() -> None:

@@ -70,6 +70,9 @@ class HostAgent:
 
     Attributes:
         vms: Its VMs, by name, and those that somebody wishes something of.
+
+    Raises:
+        ValueError: *host* is empty, or has a slash in it.
     """
 
     def __init__(
@@ -81,6 +84,8 @@ class HostAgent:
         policy: AgentPolicy | None = None,
         rescan: float = 5.0,
     ) -> None:
+        if not host or "/" in host:
+            raise ValueError(f"a host's name is not empty and has no slash, since its VMs are HOST/NAME: {host!r}")
         self.vms: dict[str, HostedVm] = {}
         self._bus = bus
         self._host = host

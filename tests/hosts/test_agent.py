@@ -341,6 +341,13 @@ async def test_two_vms_of_one_name_are_both_left_alone(tmp_path: Path) -> None:
             await state(bus, WEB, there)
 
 
+@pytest.mark.parametrize("host", ["", "rack1/web1"])
+async def test_a_host_whose_vms_could_not_be_addressed_is_refused(host: str) -> None:
+    async with served() as server, connected(server) as bus:
+        with pytest.raises(ValueError, match="has no slash"):
+            HostAgent(bus, host, ())
+
+
 async def test_a_second_agent_of_a_host_is_refused(tmp_path: Path) -> None:
     async with (
         served() as server,
