@@ -20,7 +20,7 @@ _RESYNC_S: Final = 30.0
 
 @command(
     *SERVER_OPTIONS,
-    option("--host", metavar="NAME", help="What this host is called; else its own name. One agent a name."),
+    option("--host", metavar="NAME", help="What to call this host; else its hostname. Each name has one agent."),
     option(
         "--dir",
         "directories",
@@ -45,14 +45,14 @@ _RESYNC_S: Final = 30.0
     option(
         "--allow",
         metavar="WORDS",
-        help=f"What it does, with commas: {', '.join(each.value for each in Operation)}. Else all.",
+        help=f"What it may do, with commas: {', '.join(each.value for each in Operation)}. Else all.",
     ),
     flag("--read-only", "Change nothing: --allow list,plan,statistics."),
     option(
         "--only",
         metavar="GLOB",
         multiple=True,
-        help="Serve only VMs with such names, such as 'web-*'; may be repeated. Others are not even shown.",
+        help="Serve only VMs whose names match, such as 'web-*'; may be repeated. Others are not even shown.",
     ),
     option(
         "--rescan",
@@ -77,11 +77,11 @@ async def agent(
     rescan: float,
     **server: Any,
 ) -> CommandResult:
-    """Carry out on this host what is wished of its VMs over NATS, and tell what becomes of them, until a signal.
+    """Serve the VMs of this host over NATS, until a signal: carry out wishes, and report what happens.
 
-    Run one on each host. It connects outwards, and survives the server, the network and itself: what it had begun is
-    finished, not repeated, by the next one. nats micro ls shows it. The first signal waits for what is under way, the
-    second one stops it at its next safe point.
+    Run one on each host. It only connects outwards, and reconnects by itself. If it dies, the next one finishes what
+    it had begun, and repeats nothing. nats micro ls shows it. The first signal waits for changes under way; the
+    second one stops them at their next safe points.
 
       qmpvcpu agent --nats nats://10.0.0.1:4222 --dir /run/vms --record /var/lib/qmpvcpu
 
@@ -100,7 +100,7 @@ async def agent(
     if not directories:
         raise BadUsageError("which VMs? Name the directories of their QMP sockets: --dir DIR, as often as needed")
     if shell.options.record is None and not policy.only_reads:
-        raise BadUsageError("--record DIR is needed: after a crash the records tell what was begun (or --read-only)")
+        raise BadUsageError("--record DIR is needed: after a crash, records say what was begun (or use --read-only)")
     name = host or socket.gethostname()
     async with contextlib.AsyncExitStack() as stack:
         fleets = [
@@ -119,11 +119,11 @@ async def agent(
         running = asyncio.ensure_future(serving.run())
 
         async def stop() -> None:
-            shell.note("begins nothing more; a second signal stops what is under way")
+            shell.note("finishing what is under way; a second signal stops it at its next safe point")
             serving.stop()
 
         with shell.signals.stopped_by(stop):
-            shell.note(f"{name}: serves {', '.join(directories)} at {where.url}")
+            shell.note(f"{name}: serving {', '.join(directories)} at {where.url}")
             try:
                 await asyncio.shield(running)
             except LeaseTakenError as error:

@@ -39,10 +39,10 @@ _STYLES: Final = {
     CampaignStatus.HALTED: "red",
 }
 
-_HELP = """Look at campaigns, and steer them.
+_HELP = """Show and control campaigns.
 
-A campaign changes VMs of many hosts, a few at a time: fleet set --nats and fleet count --nats make one. It is kept on
-the server, so any client can pause, resume or stop it, and if the program that carries it out dies, another goes on.
+A campaign changes VMs of many hosts, a few at a time: fleet set --nats and fleet count --nats make one. The server
+keeps it, so any client can pause, resume or stop it, and if the program that carries it out dies, another continues.
 
   qmpvcpu campaign list --nats nats://10.0.0.1:4222
 
@@ -55,11 +55,11 @@ campaign = LazyGroup(
     "campaign",
     {
         "list": ("campaign:list_", "Show all campaigns."),
-        "show": ("campaign:show", "Show what every VM of one came to."),
-        "pause": ("campaign:pause", "Begin nothing more of one until it is resumed."),
-        "resume": ("campaign:resume", "Go on with one."),
-        "stop": ("campaign:stop", "Begin nothing more of one, ever."),
-        "run": ("campaign:run", "Carry out campaigns that nobody carries out."),
+        "show": ("campaign:show", "Show a campaign, VM by VM."),
+        "pause": ("campaign:pause", "Begin no more VMs until it is resumed."),
+        "resume": ("campaign:resume", "Continue a campaign."),
+        "stop": ("campaign:stop", "End a campaign: begin no more VMs."),
+        "run": ("campaign:run", "Carry out campaigns that have no program."),
     },
     help=_HELP,
     params=[*OUTPUT_OPTIONS],
@@ -92,7 +92,7 @@ async def carry_out(
                 f"campaign {ledger.id} is made: {spec} on {len(selection)} VMs; qmpvcpu campaign run carries it out"
             )
             return CommandResult(REACHED, document(campaign=_ledger_json(ledger), vms=[]), (said,))
-        shell.note(f"campaign {ledger.id}: {spec} on {len(selection)} VMs; it outlives this program")
+        shell.note(f"campaign {ledger.id}: {spec} on {len(selection)} VMs; campaign resume continues it if this dies")
         return await _see_through(shell, bus, book, ledger, fleet.addresses)
 
 
@@ -107,7 +107,7 @@ async def _see_through(
     following = asyncio.ensure_future(course.follow(book))
 
     async def stop() -> None:
-        shell.note(f"stopping: nothing more is begun; a second signal leaves campaign {ledger.id} as it is")
+        shell.note(f"stopping: no more VMs are begun; a second signal leaves campaign {ledger.id} as it is")
         await book.stop(ledger.id)
 
     try:
@@ -180,7 +180,7 @@ def _result(ended: Ended) -> "VmResult[TransitionReport | None]":
 
 @command(*SERVER_OPTIONS, *OUTPUT_OPTIONS)
 async def list_(_: Shell, **server: Any) -> CommandResult:
-    """Show all campaigns that are kept on the server, the newest last.
+    """Show all campaigns that the server keeps, the newest last.
 
       qmpvcpu campaign list --nats nats://10.0.0.1:4222
 
@@ -211,7 +211,7 @@ async def list_(_: Shell, **server: Any) -> CommandResult:
     _ID, flag("--follow", "Show each VM as it ends, until the campaign is over."), *SERVER_OPTIONS, *OUTPUT_OPTIONS
 )
 async def show(shell: Shell, *, campaign_id: str, follow: bool, **server: Any) -> CommandResult:
-    """Show a campaign, and what every VM of it came to.
+    """Show a campaign, and how each of its VMs ended.
 
       qmpvcpu campaign show 1201-0931-k4m7q --nats nats://10.0.0.1:4222
 
@@ -256,7 +256,7 @@ async def _tell(shell: Shell, book: "CampaignBook", campaign_id: str) -> None:
 
 @command(_ID, *SERVER_OPTIONS, *OUTPUT_OPTIONS)
 async def pause(_: Shell, *, campaign_id: str, **server: Any) -> CommandResult:
-    """Begin nothing more of a campaign until it is resumed. What was begun goes on.
+    """Begin no more VMs of a campaign until it is resumed. VMs that were begun are finished.
 
       qmpvcpu campaign pause 1201-0931-k4m7q --nats nats://10.0.0.1:4222
 
@@ -268,11 +268,11 @@ async def pause(_: Shell, *, campaign_id: str, **server: Any) -> CommandResult:
 
 @command(_ID, *SERVER_OPTIONS, *OUTPUT_OPTIONS)
 async def resume(shell: Shell, *, campaign_id: str, **server: Any) -> CommandResult:
-    """Go on with a campaign, and carry it out if nobody else does.
+    """Continue a campaign, and carry it out if no other program does.
 
       qmpvcpu campaign resume 1201-0931-k4m7q --nats nats://10.0.0.1:4222
 
-    Exit codes: 0 reached by all, else as fleet set has them; 2 also if there is no such campaign, or it is over.
+    Exit codes: 0 reached by all, else those of fleet set; 2 also if there is no such campaign, or it is over.
     """
     async with take_server(server).connected("qmpvcpu campaign resume") as bus:
         book = await _book(bus)
@@ -283,7 +283,7 @@ async def resume(shell: Shell, *, campaign_id: str, **server: Any) -> CommandRes
 
 @command(_ID, *SERVER_OPTIONS, *OUTPUT_OPTIONS)
 async def stop(_: Shell, *, campaign_id: str, **server: Any) -> CommandResult:
-    """Begin nothing more of a campaign, ever. What was begun goes on to its end.
+    """End a campaign: begin no more of its VMs. VMs that were begun are finished.
 
       qmpvcpu campaign stop 1201-0931-k4m7q --nats nats://10.0.0.1:4222
 
@@ -295,10 +295,10 @@ async def stop(_: Shell, *, campaign_id: str, **server: Any) -> CommandResult:
 
 @command(*SERVER_OPTIONS, *OUTPUT_OPTIONS)
 async def run(shell: Shell, **server: Any) -> CommandResult:
-    """Carry out every campaign that nobody carries out, until a signal.
+    """Carry out every campaign that no other program carries out, until a signal.
 
-    Those are the ones that were detached, or whose own program has died. Run it on two machines, and no campaign
-    waits for anybody.
+    Those are campaigns made with --detach, and campaigns whose program has died. Run it on two machines, so that one
+    takes over from the other.
 
       qmpvcpu campaign run --nats nats://10.0.0.1:4222
 
@@ -314,7 +314,7 @@ async def run(shell: Shell, **server: Any) -> CommandResult:
             running.cancel()
 
         with shell.signals.stopped_by(stop):
-            shell.note(f"carries out campaigns at {where.url}")
+            shell.note(f"carrying out campaigns at {where.url}")
             await asyncio.wait({running})
         if not running.cancelled():
             running.result()

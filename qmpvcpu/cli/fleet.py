@@ -62,9 +62,9 @@ _MOST_REASONS: Final = 2
 
 _HELP = """Work on many VMs at once, of this host or of many.
 
-The VMs are named by --qmp, as often as needed, and by --dir: every socket there, or those that --pattern names. With
---nats they are those of all hosts that have an agent; --where chooses among them. One that does not answer holds no
-other up, and has its own error.
+Name the VMs with --qmp, as often as needed, and with --dir: every socket there, or those that match --pattern. With
+--nats they are the VMs of all hosts that have an agent, or those that --where chooses. A VM that does not answer
+delays no other, and has its own error.
 
   qmpvcpu fleet list --dir /run/vms
 
@@ -141,16 +141,16 @@ _CAMPAIGN_OPTIONS: Final = (
         "--stop-after",
         metavar="N",
         type=click.IntRange(min=0),
-        help=f"With --nats: begin nothing more after so many VMs that failed; 0: never ({_USUAL.stop_after}).",
+        help=f"With --nats: begin no more VMs after so many have failed; 0: always go on ({_USUAL.stop_after}).",
     ),
     option(
         "--drop-after",
         metavar="SECONDS",
         type=Seconds(some="a host needs some time to begin"),
-        help=f"With --nats: how long one VM may take from when its turn has come ({DROP_AFTER_S:g}).",
+        help=f"With --nats: how long each VM may take, once it is its turn ({DROP_AFTER_S:g}).",
     ),
-    option("--why", metavar="TEXT", help="With --nats: what for, for whoever looks at the campaign."),
-    flag("--detach", "With --nats: only make the campaign; a 'qmpvcpu campaign run' somewhere carries it out."),
+    option("--why", metavar="TEXT", help="With --nats: the reason, shown with the campaign."),
+    flag("--detach", "With --nats: only make the campaign; leave it to a 'qmpvcpu campaign run'."),
 )
 _AFFECT: Final = option(
     "--affect",
@@ -209,8 +209,8 @@ async def _ask_guest(shell: Shell, vm: "VcpuController") -> Asked | None:
 async def set_(shell: Shell, *, target: str, **given: Any) -> CommandResult:
     """Have exactly the vCPUs of this MAP plugged in every VM, each for itself, as set does.
 
-    What one VM does not reach is undone there if --on-failure says so, and on no other. SIGINT stops all of them at
-    their next safe point. With --nats it is a campaign: a few VMs at a time, and it goes on if this program dies.
+    A VM that fails is undone if --on-failure says so; the others are not. SIGINT stops all of them at their next safe
+    points. With --nats it is a campaign: a few VMs at a time. If this program dies, campaign resume continues it.
 
       qmpvcpu fleet set 0-3 --dir /run/vms
 

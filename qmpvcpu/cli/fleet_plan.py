@@ -40,9 +40,9 @@ _MOST_NAMED = 8
 async def plan(
     shell: Shell, *, target: str | None, count: int | None, include_boot: bool, **given: Any
 ) -> CommandResult:
-    """Show what set, or count, would do now in every VM, and what would be denied. Nothing is sent, or written.
+    """Show what set or count would do now in every VM, and what would be denied. Changes nothing.
 
-    VMs with the same plan are shown together; with --json each has its own.
+    VMs with the same plan are shown together; with --json each VM has its own.
 
       qmpvcpu fleet plan 0-3 --dir /run/vms
 

@@ -19,9 +19,9 @@ from qmpvcpu.model.hosts import HOST_LEASES, LEASES, HostInfo
 
 _LEASE_S: Final = 15.0
 
-_HELP = """Many hosts, over NATS.
+_HELP = """Prepare a NATS server for many hosts, and show the hosts.
 
-Each host runs qmpvcpu agent; they and you meet at a NATS server with JetStream. See docs/fleet.md.
+Each host runs qmpvcpu agent. Agents and your commands connect to a NATS server with JetStream. See docs/fleet.md.
 
   qmpvcpu hosts demo                    see it work, with hosts of its own
 
@@ -35,7 +35,7 @@ Exit codes: 0 done; 2 bad usage, or the server refuses; 3 no connection to the s
 hosts = LazyGroup(
     "hosts",
     {
-        "init": ("hosts:init", "Make the server ready, with replicas in a cluster."),
+        "init": ("hosts:init", "Prepare a server or a cluster for hosts."),
         "list": ("hosts:list_", "Show which hosts have an agent."),
         "demo": ("hosts_demo:demo", "See it work, with three hosts of its own."),
     },
@@ -47,7 +47,7 @@ hosts = LazyGroup(
 
 
 @command(
-    option("--replicas", metavar="N", type=click.IntRange(1, 5), help="On how many servers each bucket is kept."),
+    option("--replicas", metavar="N", type=click.IntRange(1, 5), help="How many servers keep each bucket."),
     option(
         "--lease",
         metavar="SECONDS",
@@ -59,9 +59,9 @@ hosts = LazyGroup(
     *OUTPUT_OPTIONS,
 )
 async def init(_: Shell, *, replicas: int | None, lease: float, **server: Any) -> CommandResult:
-    """Make the buckets and the stream that hosts meet under; what is there stays as it is.
+    """Make the buckets and the stream of many hosts. Those that exist stay as they are.
 
-    On a single server the first agent does it by itself. In a cluster the number of replicas is yours to say.
+    On a single server the first agent does this by itself. In a cluster you choose the number of replicas.
 
       qmpvcpu hosts init --replicas 3 --nats nats://10.0.0.1:4222
 
@@ -74,7 +74,7 @@ async def init(_: Shell, *, replicas: int | None, lease: float, **server: Any) -
 
 @command(*SERVER_OPTIONS, *OUTPUT_OPTIONS)
 async def list_(shell: Shell, **server: Any) -> CommandResult:
-    """Show which hosts have an agent now, what it does, and how many VMs it has.
+    """Show which hosts have an agent now, what it may do, and how many VMs it has.
 
       qmpvcpu hosts list --nats nats://10.0.0.1:4222
 

@@ -42,7 +42,7 @@ _HINTS: Final = (
     *OUTPUT_OPTIONS,
 )
 async def demo(shell: Shell, *, qemu: str | None = None, no_namespaces: bool = False) -> CommandResult:
-    """Change the VMs of three hosts while a guest refuses, a host dies, and the program that does it is killed.
+    """Change the VMs of three hosts while a guest refuses, a host dies, and the changing program is killed.
 
     Starts a NATS server, agents for three hosts, and nine VMs with the guest of qmpvcpu demo. What is shown is read
     from the server and from the QEMUs, and compared with what was expected. At the end everything is gone.

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from qmpvcpu.bus import Bus
 
 _FILES: Final = {
-    "creds": "Who this is: a NATS credentials file.",
-    "nkey": "Who this is: a file with an nkey's seed.",
-    "login": "Who this is: a file with USER:PASSWORD, or a token.",
-    "tls_ca": "The certificates that vouch for the server; else the system's.",
-    "tls_cert": "This program's own certificate.",
+    "creds": "Log in with this NATS credentials file.",
+    "nkey": "Log in with the nkey whose seed is in this file.",
+    "login": "Log in with the USER:PASSWORD, or the token, in this file.",
+    "tls_ca": "CA certificates to check the server with; else the system's.",
+    "tls_cert": "A client certificate.",
     "tls_key": "The key of --tls-cert.",
 }
 
@@ -25,7 +25,7 @@ NATS: Final = option(
     "--nats",
     metavar="URL",
     envvar="QMPVCPU_NATS",
-    help="The NATS server: nats://HOST:PORT or tls://HOST:PORT, several with commas. Else $QMPVCPU_NATS.",
+    help="The NATS server: nats://HOST:PORT or tls://HOST:PORT; several with commas. Else $QMPVCPU_NATS.",
 )
 SERVER_OPTIONS: Final = (
     NATS,

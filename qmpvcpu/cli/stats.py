@@ -80,8 +80,9 @@ async def stats(
 
     Times are those of QEMU's threads on this host; for a QEMU elsewhere there are only KVM's counters.
 
-    With --nats, --dir or more than one --qmp: a row for each VM, with its vCPUs together: how many host CPUs they
-    used, and how much they waited, at most and in the mean. If it is only one VM, its vCPUs. --json has all.
+    With --nats, --dir or more than one --qmp: a row for each VM. run: how many host CPUs its vCPUs used together.
+    wait: how much the worst of them waited; mean: their average. A single VM is shown with its vCPUs. --json has
+    everything.
 
       qmpvcpu stats --qmp /run/vm.qmp
 
@@ -91,8 +92,8 @@ async def stats(
 
       qmpvcpu stats --nats nats://10.0.0.1:4222 --where 'host=rack1-*'
 
-    Exit codes: 0 shown, or a signal came; 2 bad usage; 3 no connection, or QEMU lost, of many VMs of any at the last
-    reading; 4 record unreadable or locked.
+    Exit codes: 0 shown, or a signal came; 2 bad usage; 3 no connection, or QEMU lost (with many VMs:
+    any, at the last reading); 4 record unreadable or locked.
     """
     if interval is not None and interval < _SHORTEST_INTERVAL_S:
         raise BadUsageError(f"--interval {interval:g}: it is {_SHORTEST_INTERVAL_S:g} or more")

@@ -138,9 +138,9 @@ async def watch(
     With --host, or if the record has a placement, the table and the first document show where the vCPU threads run.
     A thread that drifts is reported.
 
-    With --nats, --dir or more than one --qmp: all these VMs, and those that come. The table has a row for each, each
-    line begins with whose it is, and a VM that is lost ends nothing. With --nats also who asked for what, and what
-    came of it. --until waits until all have exactly this map.
+    With --nats, --dir or more than one --qmp: all these VMs, and those that come later. The table has a row for each
+    VM, each line begins with its VM, and watching goes on when a VM is lost. With --nats also who asked for what, and
+    what came of it. --until waits until all VMs have exactly this map.
 
       qmpvcpu watch --qmp /run/vm.qmp2
 
