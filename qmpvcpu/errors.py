@@ -46,20 +46,20 @@ Floor 0: imports nothing of the package.
      │  ├ TargetMismatchError            source and target differ
      │  ├ TargetLostError                the destination has not taken the VM over
      │  └ TakeBackError                  the source does not run the VM again
-     ├ HostsError                        the server that hosts meet at, or another host
+     ├ HostsError                        the NATS server, or another host
      │  ├ ServerConnectError             no connection to it could be opened
      │  ├ ServerLostError                it did not answer in time, or cannot be reached any more
-     │  ├ UnfitServerError               it lacks what hosts need there
+     │  ├ UnfitServerError               it lacks something that many hosts need
      │  ├ ServerForbiddenError           it does not let this user do it
      │  ├ StaleError                     another writer was faster
      │  ├ LeaseTakenError                somebody else holds the lease
      │  ├ TooLongError (ValueError)      a message is longer than the server takes
      │  ├ HostSilentError                no agent answered there
-     │  ├ RequestRefusedError            an agent does not do what it was asked for
+     │  ├ RequestRefusedError            an agent refuses what it was asked for
      │  ├ NameTakenError                 several VMs of one host have one name
      │  ├ HostFailedError                an agent failed while it answered
-     │  ├ CampaignError                  there is no such campaign, or it does not take this
-     │  └ WishError                      a wish came to nothing, or it is not known what came of it
+     │  ├ CampaignError                  there is no such campaign, or this cannot be done to it
+     │  └ WishError                      a wish was not carried out, or its outcome is unknown
      ├ WaitTimeoutError (TimeoutError)   a condition did not become true in time
      └ RecordError                       the record on disk
         ├ RecordCorruptError             the file is not a record that can be trusted
@@ -768,7 +768,7 @@ class SameVmError(QmpVcpuError):
 
 
 class SameNameError(QmpVcpuError):
-    """VMs of several hosts have the name that was given without a host; none was asked.
+    """VMs of several hosts have the name that was given without a host; nothing was sent.
 
     Attributes:
         name: The name.
@@ -887,7 +887,7 @@ class TakeBackError(MigrationError):
 
 
 class HostsError(QmpVcpuError):
-    """Base of what can go wrong at the server that hosts meet at, and on the way to another host."""
+    """Base of what can go wrong with the NATS server, and with another host."""
 
 
 class ServerConnectError(HostsError):
@@ -909,7 +909,7 @@ class ServerLostError(HostsError):
 
     Attributes:
         asked: What was asked.
-        maybe_done: True if it may have been done nonetheless.
+        maybe_done: True if it may have been done all the same.
     """
 
     def __init__(self, asked: str, why: str, *, maybe_done: bool) -> None:
@@ -922,7 +922,7 @@ class ServerLostError(HostsError):
 
 
 class UnfitServerError(HostsError):
-    """The server lacks what hosts need there, or has something else under its name.
+    """The server lacks something that many hosts need, or has something else of that name.
 
     Attributes:
         what: What is missing or different, such as a bucket's name.
@@ -977,12 +977,12 @@ class LeaseTakenError(HostsError):
 
     Attributes:
         key: The lease.
-        holder: What the holder says of itself: the lease's value.
+        holder: Who holds it, in its own words: the lease's value.
     """
 
     def __init__(self, key: str, holder: bytes) -> None:
         said = clip(holder.decode(errors="backslashreplace"))
-        super().__init__(f"lease {key} is held by {said}; it is free when that ends, or some seconds after it died")
+        super().__init__(f"lease {key} is held by {said}; it is free when that ends, or some seconds after it dies")
         self.key = key
         self.holder = holder
 
@@ -1022,7 +1022,7 @@ class HostSilentError(HostsError):
 
 
 class RequestRefusedError(HostsError):
-    """An agent does not do what it was asked for: it cannot read it, may not do it, or has no such VM."""
+    """An agent refuses a request: it cannot read it, may not do it, or has no such VM."""
 
 
 class NameTakenError(HostsError):
@@ -1059,13 +1059,13 @@ class HostFailedError(HostsError):
 
 
 class WishError(HostsError):
-    """A wish for a VM of another host came to nothing, or it is not known what came of it.
+    """A wish for a VM of another host was not carried out, or its outcome is unknown.
 
     Attributes:
         vm: The VM, as HOST/NAME.
         phase: How far the wish got.
-        why: Why no further, in words; "": nothing is known.
-        code: The exit code that it comes to.
+        why: Why it got no further, in words; "": unknown.
+        code: The exit code of a command with this result.
     """
 
     def __init__(self, vm: str, phase: "WishPhase", why: str, code: int) -> None:
@@ -1080,18 +1080,18 @@ class WishError(HostsError):
 
 _MAYBE_SENT: Final = ("running", "ended", "superseded")
 _CAME_TO: Final = {
-    "waiting": "the wish waits, and nothing was sent",
+    "waiting": "the wish still waits, and nothing was sent",
     "running": "the wish was begun, and may have been carried out",
     "ended": "the wish has ended, and what came of it is not known",
     "rejected": "the wish was rejected, and nothing was sent",
     "superseded": "a newer wish took the place of this one",
     "expired": "the wish was not begun in time, and nothing was sent",
-    "withdrawn": "the wish was taken back",
+    "withdrawn": "the wish was withdrawn",
 }
 
 
 class CampaignError(HostsError):
-    """A campaign is not there, cannot be read, or does not take what was asked of it; nothing was changed.
+    """There is no such campaign, it cannot be read, or this cannot be done to it; nothing was changed.
 
     Attributes:
         campaign: Its id.
