@@ -1,4 +1,4 @@
-"""The only door to the server that hosts meet at (NATS): requests, buckets of values, leases, and what happened.
+"""The only door to the NATS server of many hosts: requests, buckets of values, leases, and events.
 
 Extra ``hosts``. nats-py is imported when a connection is opened.
 

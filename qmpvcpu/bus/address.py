@@ -1,4 +1,4 @@
-"""Where the server is that hosts meet at, and how to log in there. Pure."""
+"""Where the NATS server is, and how to log in there. Pure."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,16 +14,16 @@ _PORT: Final = 4222
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """One server, or those of a cluster, and the files with which to log in.
+    """One server, or the servers of a cluster, and the files to log in with.
 
-    Secrets are in files only: a command line can be read by every user of the host.
+    Secrets are only in files, since every user of the host can read command lines.
 
     Attributes:
-        urls: ``nats://HOST:PORT``, or ``tls://HOST:PORT`` where nothing must be sent unencrypted.
+        urls: ``nats://HOST:PORT``, or ``tls://HOST:PORT`` to send nothing unencrypted.
         creds: A credentials file of NATS (a JWT and its seed).
         nkey: A file with the seed of an nkey.
         login: A file whose first line is ``USER:PASSWORD``, or a token.
-        tls_ca: The certificates to trust; None: the system's. Given, nothing is sent unencrypted.
+        tls_ca: The CA certificates to trust; None: the system's. If given, nothing is sent unencrypted.
         tls_cert: The client's certificate.
         tls_key: Its key; None: in *tls_cert*.
     """

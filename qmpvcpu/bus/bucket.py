@@ -26,12 +26,12 @@ _PAUSE_S: Final = 0.2
 
 @dataclass(frozen=True)
 class Entry:
-    """What a key has.
+    """The value of a key.
 
     Attributes:
         key: The key.
         value: Its value; None: it was deleted, or has expired.
-        revision: The number of this change, which compare-and-set names; it only grows in a bucket.
+        revision: The number of this change, for compare-and-set; in a bucket it only grows.
         created: When the server wrote it, in seconds since 1970 by the server's clock.
     """
 
@@ -44,12 +44,12 @@ class Entry:
 class Bucket:
     """Keys and values. ``Bus.bucket`` returns it.
 
-    Each call is tried again until its *timeout* through a change of leader and a lost connection. A write whose
-    answer was lost is found again: it is reported as done, once.
+    Each call is retried until its *timeout*, through a change of leader and a lost connection. If the answer to a
+    write is lost, the write is looked up, so it is done and reported once.
 
     Attributes:
         name: Its name.
-        ttl: After how many seconds a value that is not written again vanishes; None: never.
+        ttl: After how many seconds a value expires if it is not written again; None: never.
     """
 
     def __init__(self, link: Link, clock: Clock, name: str, ttl: float | None) -> None:
@@ -224,10 +224,10 @@ class Bucket:
         return Entry(message.subject.removeprefix(self._prefix), value, message.sequence, message.created)
 
     def watch(self, filter: str = ">", *, deleted: bool = False) -> Feed[Entry | None]:  # noqa: A002 - as above
-        """What the keys have that match *filter*, None when these are done, and then each change.
+        """Yield the entries of the keys that match *filter*, then None, and then each change.
 
-        It never ends by itself. After a lost connection, a lost consumer or a new leader it looks at all keys again,
-        so the last change of each key is never missed; earlier ones may be.
+        It never ends by itself. After a lost connection, a lost consumer or a new leader it reads all keys again, so
+        the last change of each key is never missed; earlier ones may be.
 
         Args:
             filter: Which keys.

@@ -1,4 +1,4 @@
-"""The server that hosts meet at, as one connection."""
+"""The connection to the NATS server of many hosts."""
 
 import asyncio
 import time
@@ -54,15 +54,15 @@ class Bus:
 
         Args:
             address: The servers.
-            name: What the server's administrator sees.
-            inbox: The subject below which everything arrives that is for us. Where each user has permissions, it is
-                ``host_inbox`` or ``client_inbox`` of ``qmpvcpu.model.hosts``: nobody else may listen there.
+            name: The connection's name, which the server's administrator sees.
+            inbox: The subject below which answers arrive. If the server has permissions for each user, it must be
+                ``host_inbox`` or ``client_inbox`` of ``qmpvcpu.model.hosts``: a user may listen nowhere else.
             timeout: Seconds that it may take.
-            on_lost: Called when the connection is lost; it is opened again by itself.
-            on_back: Called when it is there again.
+            on_lost: Called when the connection is lost; it reopens by itself.
+            on_back: Called when it is open again.
 
         Raises:
-            ServerConnectError: None lets us in.
+            ServerConnectError: No server lets us in.
             UnfitServerError: nats-py is not installed.
         """
         return cls(await Link(address, name, inbox, on_lost, on_back).open(timeout))
@@ -160,11 +160,12 @@ class Bus:
         return config
 
     async def prepare(self, *, replicas: int | None = None, lease_s: float = 15.0, timeout: float = 30.0) -> None:
-        """Make the buckets and the stream that are missing; those that are there are kept.
+        """Make the buckets and the stream that are missing; existing ones are kept.
 
         Args:
-            replicas: On how many servers each is; None: as it is, and 1 on a single server. Given, it is changed.
-            lease_s: After how many seconds a host that is silent counts as gone.
+            replicas: How many servers keep each; existing ones are changed to it. None: as they are, and 1 on a
+                single server.
+            lease_s: After how many seconds a silent host counts as gone.
             timeout: Seconds that it may take: a cluster that has just been started has no leader yet.
 
         Raises:
@@ -241,12 +242,12 @@ class Bus:
     async def publish(
         self, subject: str, data: bytes, *, message: str | None = None, timeout: float = CALL_S
     ) -> None:
-        """Write *data* to the stream of what happened, and wait until it is there.
+        """Write *data* to the stream of events, and wait until the server has it.
 
         Args:
-            subject: Of what it is told.
-            data: What is told.
-            message: What tells it from all others: called again with it within two minutes, it is there once.
+            subject: Its subject.
+            data: The event.
+            message: A unique id: if it is published again within two minutes, the server keeps it once.
             timeout: Seconds that it may take.
 
         Raises:
@@ -281,10 +282,10 @@ class Bus:
         )
 
     def follow(self, subject: str) -> Feed[Happened]:
-        """What is written to the stream of what happened from now on, and matches *subject*.
+        """Return the events that match *subject*, from now on.
 
-        It never ends by itself. After a lost connection it goes on where it was, so nothing is missed that the
-        server still has.
+        It never ends by itself. After a lost connection it continues where it was, and misses nothing that the server
+        still has.
 
         Raises:
             ServerForbiddenError: The server does not let this user read it.

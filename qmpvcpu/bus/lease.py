@@ -1,4 +1,4 @@
-"""Who may do something, as long as it is alive."""
+"""Leases: who may do something, as long as they are alive."""
 
 import asyncio
 import contextlib
@@ -16,17 +16,16 @@ _LOOK_S: Final = 0.5
 
 
 class Lease:
-    """A key that only one has, and that vanishes if it is not renewed. Use it as an async context.
+    """A key with a single holder, which expires if it is not renewed. Use it as an async context.
 
-    It is renewed three times in its bucket's ``ttl``, by compare-and-set. The holder stops counting on it before the
-    server forgets it, so no two hold it at once; it is not taken again by itself.
+    It is renewed three times in its bucket's ``ttl``, by compare-and-set. The holder stops relying on it before the
+    server forgets it, so no two hold it at once. Once lost, it is not taken again by itself.
 
     Args:
         bucket: A bucket with a ``ttl``.
         key: The lease.
-        value: What the holder says of itself, for whoever finds it taken.
-        wait: For how many seconds to wait for it while somebody else has it: the one that died is forgotten after
-            ``ttl``.
+        value: Who the holder is, for others that want the lease.
+        wait: How many seconds to wait for it while somebody else holds it: a dead holder is forgotten after ``ttl``.
 
     Attributes:
         lost: Set when it is no longer held.
@@ -84,11 +83,11 @@ class Lease:
 
     @property
     def is_held(self) -> bool:
-        """True if nobody else can have it now."""
+        """True if nobody else can hold it now."""
         return not self.lost.is_set() and time.monotonic() < self.held_until
 
     async def update(self, value: bytes) -> None:
-        """Say something else of the holder; this renews it too.
+        """Replace what it says of the holder; this renews it too.
 
         Raises:
             StaleError: It is lost.

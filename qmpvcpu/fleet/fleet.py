@@ -34,22 +34,22 @@ _SERVERS: Final = ("nats://", "tls://")
 class Fleet:
     """Many VMs on one event loop, as one async context: ``async with Fleet(directory="/run/vms") as fleet:``.
 
-    They are those of this host, or, as ``Fleet("nats://server:4222", where="host=rack1-* name=web-*")``, those of
-    many, each of which has an agent (``qmpvcpu agent``).
+    They are VMs of this host, or with ``Fleet("nats://server:4222", where="host=rack1-* name=web-*")`` of many hosts,
+    each of which runs an agent (``qmpvcpu agent``).
 
-    Work on the fleet (``attach``, ``refresh``, ``plan``, ``set_map``, ``each``, ...) is begun on each VM as soon as
-    there is a place for it, and has one result a VM, as they come: see Results. A VM is attached when there is work
-    for it, and stays so; one that could not be reached, or was lost, is tried anew by the next work. One VM's
-    failure, silence or flood of events is its own: its error is in its result, and it takes no other's time.
+    Work on the fleet (``attach``, ``refresh``, ``plan``, ``set_map``, ``each``, ...) begins on each VM as soon as
+    *concurrency* allows, and yields one result for each VM, as they come: see Results. A VM is attached when there is
+    work for it, and stays attached; if it could not be reached, or was lost, the next work tries again. A VM that
+    fails, is silent or floods its stream of events does not affect the others: its error is in its own result.
 
     Any number of tasks may call it at once; each VM takes its callers as VcpuController says. Leaving the context
     cancels what runs and lets go of all VMs, which go on. Cancelling a method stops what its own docstring says.
 
-    On other hosts a VM's address is ``HOST/NAME``. ``refresh`` asks each host's agent once. ``set_map`` and
-    ``set_count`` write a wish for each VM, which its agent carries out, once, whatever happens to this program;
-    cancelling them takes back what was not begun, and has the rest stopped at its next safe point. ``events`` has
-    what agents tell. Functions do not travel: ``each``, ``attach`` and ``vms`` raise TypeError. A wish that nobody
-    can begin, since its host or its VM is away, is taken back after *reply_timeout*.
+    On other hosts a VM's address is ``HOST/NAME``. ``refresh`` sends each host's agent one request. ``set_map`` and
+    ``set_count`` write a wish for each VM, which its agent carries out at most once, whatever happens to this
+    program. Cancelling them withdraws the wishes that were not begun, and stops the others at their next safe point.
+    ``events`` yields what agents report. Functions cannot be sent: ``each``, ``attach`` and ``vms`` raise TypeError.
+    A wish that is not begun within *reply_timeout*, since its host or its VM is away, is withdrawn.
 
     Args:
         addresses: UNIX paths, ``"unix:PATH"``, ``"tcp:HOST:PORT"`` or ``(host, port)``. Each has a result, even
@@ -72,13 +72,13 @@ class Fleet:
             of agents in *directory* are no VMs.
         read_only: As in ``attach``, of all records.
         resync_interval: As in ``attach``.
-        where: Which VMs of which hosts: words ``host=PATTERN``, ``name=PATTERN``, ``uuid=PATTERN``, all of which
-            must fit; ``*``, ``?`` and ``[...]`` stand for letters. Without a word, all. Chosen when entered, and at
-            each ``rescan``.
-        who: Who wishes and asks, for people, and for the server's permissions; None: the user's name.
-        why: What for, for people.
-        drop_after: How long a wish may take from when it was written, by the server's clock, in seconds: nothing is
-            sent for it after that; None: 600.
+        where: Which VMs of which hosts: ``host=PATTERN``, ``name=PATTERN``, ``uuid=PATTERN``, with ``*``, ``?`` and
+            ``[...]``; a VM must match all that are given. Empty: every VM. They are chosen on entering, and at each
+            ``rescan``.
+        who: Who asks, for the audit and the server's permissions; None: the user's name.
+        why: The reason, for the audit.
+        drop_after: How many seconds a wish may take, counted from when the server took it, by the server's clock.
+            After that nothing is begun for it; None: 600.
         creds: A credentials file of NATS.
         nkey: A file with the seed of an nkey.
         login: A file whose first line is ``USER:PASSWORD``, or a token.
@@ -221,7 +221,7 @@ class Fleet:
         """Look into the directory again; new sockets are in the fleet from now on, and none is connected to.
 
         A VM leaves when its socket is gone and its connection too; while that lives, so does the VM. What was begun
-        goes on. Cancelling it changes nothing. On other hosts it chooses again among the VMs that agents tell of.
+        goes on. Cancelling it changes nothing. On other hosts it chooses again among the VMs that agents report.
 
         Raises:
             SocketDirectoryError: The directory cannot be read; the fleet stays as it was.
@@ -301,7 +301,7 @@ class Fleet:
 
         Raises:
             RuntimeError: The fleet is closed.
-            TypeError: They are VMs of other hosts: functions do not travel.
+            TypeError: They are VMs of other hosts: functions cannot be sent.
         """
         return self._each(
             self._local("each: functions do not travel; use refresh, set_map or set_count").members(), work
@@ -310,8 +310,8 @@ class Fleet:
     def events(self, *, audit: bool = False) -> FleetEvents:
         """Return the events of all VMs from now on, each with whose it is; see FleetEvents.
 
-        With *audit* they have ``Asked`` and ``Answered`` too, if the VMs are of other hosts: who asked their agents
-        to change them, and what came of it.
+        If the VMs are of other hosts, *audit* adds ``Asked`` and ``Answered``: who asked their agents to change them,
+        and what came of it.
         """
         return self._transport.events(audit=audit)
 

@@ -26,7 +26,8 @@ class VmEvent:
         address: The VM's address.
         name: Its name.
         event: What happened.
-        at: When, in seconds since 1970: as the server wrote it down, or, of a VM of this host, as it is taken here.
+        at: When, in seconds since 1970: by the server's clock; for a VM of this host, when it is taken from the
+            stream.
         state: What was known of the VM then; None: the event does not say.
     """
 

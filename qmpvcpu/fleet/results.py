@@ -27,7 +27,7 @@ _GIVEN_UP: Final = (asyncio.CancelledError.__name__, KeyboardInterrupt.__name__)
 
 @dataclass(frozen=True, slots=True)
 class VmResult(Generic[_T_co]):
-    """What one VM came to.
+    """The result of one VM.
 
     Attributes:
         address: Its address, as ``unix:PATH`` or ``tcp:HOST:PORT``.
@@ -72,10 +72,10 @@ class VmResult(Generic[_T_co]):
         return INTERRUPTED if isinstance(self.error, asyncio.CancelledError) else code_of(self.error)
 
     def to_json(self, *, whole: bool, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return it as ``fleet list --json`` has it, and those that change VMs; ``from_json`` reads it back.
+        """Return it as ``fleet list``, ``set`` and ``count`` print it with ``--json``; ``from_json`` reads it back.
 
         Args:
-            whole: Have every vCPU of the layout, not only its map in short.
+            whole: Include every vCPU of the layout, not only its map.
             more: What else the document has, before the layout.
         """
         return {
@@ -91,7 +91,7 @@ class VmResult(Generic[_T_co]):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "VmResult[TransitionReport | None]":
-        """Return the result that ``to_json`` was given, as far as the object has it.
+        """Return the result that ``to_json`` was called on, as far as the document has it.
 
         Its value is the report, or None. ``seconds`` is that of the report if there is one. Without *whole* its
         layout is the report's, or None.

@@ -41,12 +41,12 @@ class MapState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked(Event):
-    """A host's agent has begun what somebody asked of it: a wish, or a request.
+    """A host's agent has begun a wish or a request.
 
     Attributes:
         who: Who asked.
-        operation: What for: ``wish``, or that of a request, such as ``plug``.
-        why: What for, for people; of a request "".
+        operation: ``wish``, or the operation of a request, such as ``plug``.
+        why: The reason, for people; "": a request.
         revision: The revision of the wish; None: it is a request.
         wish: The wish; None: it is a request.
         request: The request, as it came; None: it is a wish.
@@ -66,15 +66,15 @@ class Asked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered(Event):
-    """What came of something that was asked of a host's agent.
+    """What came of a wish or a request to a host's agent.
 
     Attributes:
-        who: Who asked; "": that is not known.
+        who: Who asked; "": unknown.
         operation: As in ``Asked``.
         code: The exit code that the command would have had.
         why: What went wrong; "": nothing to say.
         revision: The revision of the wish; None: it was a request.
-        id: What tells the wish from every other; "" of a request, and where it could not be read.
+        id: The wish's id; "": a request, or a wish that could not be read.
         phase: How far the wish got; None: it was a request.
     """
 

@@ -56,20 +56,21 @@ _REMEMBERED_S: Final = 600.0
 
 
 class HostAgent:
-    """What carries out on one host what is wished of its VMs, and tells what becomes of them.
+    """The agent of one host: carries out the wishes for its VMs, and reports what happens to them.
 
-    There is one for a host's name at a time: it holds a lease, which ends when it dies. Everything that it knows is
-    on the server, in the VMs' records, or in the VMs themselves: it may be killed at any time, and another goes on.
+    Each host name has one agent at a time: it holds a lease, which runs out if it dies. Everything that it knows is
+    on the server, in the VMs' records, or in the VMs themselves: it may be killed at any time, and another agent
+    continues.
 
     Args:
         bus: The server.
         host: The name of the host.
         fleets: Its VMs; each with a record, unless *policy* only reads.
-        policy: What it does, and to which VMs.
+        policy: What it may do, and to which VMs.
         rescan: How often it looks for VMs that came or went, in seconds.
 
     Attributes:
-        vms: Its VMs, by name, and those that somebody wishes something of.
+        vms: Its VMs, by name, and the VMs that somebody wrote a wish for.
 
     Raises:
         ValueError: *host* is empty, or has a slash in it.
@@ -106,13 +107,13 @@ class HostAgent:
         self._lease: Lease | None = None
 
     def stop(self) -> None:
-        """Have ``run`` begin nothing more, and return once what is under way has ended and is told."""
+        """Have ``run`` begin nothing more, and return once all work under way has ended and is reported."""
         self._stop.set()
         for keeper in self._keepers.values():
             keeper.stop()
 
     async def run(self) -> None:
-        """Serve until ``stop``. If it is cancelled, what is under way stops at its next safe point, untold.
+        """Serve until ``stop``. If it is cancelled, work under way stops at its next safe point, unreported.
 
         Raises:
             LeaseTakenError: Another agent has this host's name.

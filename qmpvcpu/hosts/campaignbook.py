@@ -1,4 +1,4 @@
-"""CampaignBook: campaigns as every client sees and steers them."""
+"""CampaignBook: campaigns as every client sees and controls them."""
 
 import asyncio
 import secrets
@@ -39,9 +39,9 @@ class CampaignSummary:
 
     Attributes:
         ledger: How far it is.
-        ended: What each VM came to that has ended, in the order in which they ended.
-        in_flight: The VMs that may have been begun, and have not ended.
-        waiting: Those that were not begun.
+        ended: The results of the VMs that have ended, in that order.
+        in_flight: VMs that may have been begun, and have not ended.
+        waiting: VMs that were not begun.
     """
 
     ledger: Ledger
@@ -51,9 +51,9 @@ class CampaignSummary:
 
 
 class CampaignBook:
-    """The campaigns that are kept on a server: made, looked at, paused, resumed and stopped by any client.
+    """The campaigns on a server: any client can make, show, pause, resume and stop them.
 
-    Whoever carries one out is a ``CampaignController``; this one begins nothing. ``await CampaignBook.open(bus)``.
+    It carries none out: a ``CampaignController`` does. Get one with ``await CampaignBook.open(bus)``.
 
     Args:
         bus: The server.
@@ -77,7 +77,7 @@ class CampaignBook:
     async def create(self, spec: CampaignSpec, selection: Iterable[VmKey]) -> Ledger:
         """Make a campaign for the VMs of *selection*, in this order; it begins once a controller carries it out.
 
-        Its VMs are fixed by that. Cancelling it, or losing the server in the middle, leaves no campaign.
+        Its VMs are fixed from then on. If this is cancelled, or loses the server, there is no campaign.
 
         Raises:
             ValueError: *spec* contradicts itself, or there is no VM, or there are too many.
@@ -170,9 +170,9 @@ class CampaignBook:
         return CampaignSummary(ledger, ended, tuple(map(VmKey.parse, in_flight)), tuple(map(VmKey.parse, waiting)))
 
     async def follow(self, campaign: str) -> AsyncGenerator[Ended | Ledger, None]:
-        """Yield what each VM came to, those that have ended first, and the ledger whenever it changed.
+        """Yield the result of each VM, first of those that have ended, and the ledger whenever it changes.
 
-        It ends when the campaign is over and every result was told, whoever carries it out; the last is its ledger.
+        It ends when the campaign is over and every result was yielded, whoever carries it out; the ledger comes last.
 
         Raises:
             CampaignError: There is none of this id, or it cannot be read.
@@ -216,7 +216,7 @@ class CampaignBook:
     # What operators decide.
 
     async def pause(self, campaign: str) -> Ledger:
-        """Have nothing more begun until it is resumed; what was begun goes on.
+        """Have no more VMs begun until it is resumed; VMs that were begun are finished.
 
         Raises:
             CampaignError: There is none of this id, or it is over.
@@ -225,13 +225,13 @@ class CampaignBook:
         return (await self._change(campaign, Ledger.paused))[1]
 
     async def resume(self, campaign: str) -> Ledger:
-        """Go on with it; raises as ``pause``."""
+        """Continue it; raises as ``pause``."""
         return (await self._change(campaign, Ledger.resumed))[1]
 
     async def stop(self, campaign: str) -> Ledger:
-        """Have nothing more begun, ever; wishes that no host has begun are withdrawn by whoever carries it out.
+        """End it: no more VMs are begun, and whoever carries it out withdraws the wishes that no host has begun.
 
-        What was begun goes on to its end. Raises as ``pause``.
+        VMs that were begun are finished. Raises as ``pause``.
         """
         return (await self._change(campaign, Ledger.stopped))[1]
 

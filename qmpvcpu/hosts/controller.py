@@ -40,14 +40,14 @@ _FOREVER_S: Final = 86400.0
 
 
 class CampaignController:
-    """Carries campaigns out: begins what their bounds allow, and notes what comes of it.
+    """Carries campaigns out: begins VMs as their bounds allow, and writes down the results.
 
-    Nothing that matters is in its memory: it may be killed at any time, and another goes on. Who does so holds the
-    campaign's lease; the bounds hold even if two believe that they do.
+    Nothing that matters is in its memory: it may be killed at any time, and another continues. It holds the
+    campaign's lease meanwhile; the bounds hold even if two controllers believe that they hold it.
 
     Args:
         bus: The server.
-        name: What it is called for people, such as the command and its host.
+        name: Its name, for people, such as the command and its host.
     """
 
     def __init__(self, bus: Bus, *, name: str) -> None:
@@ -57,7 +57,7 @@ class CampaignController:
     async def run(self, campaign: str) -> Ledger:
         """Carry *campaign* out until it is over, or until somebody else does; return its ledger as last seen.
 
-        Cancelling it begins nothing more; what was begun goes on, and another controller sees to it.
+        Once cancelled, it begins no more VMs. Hosts finish those that were begun, and another controller continues.
 
         Raises:
             LeaseTakenError: Another controller carries it out.

@@ -8,11 +8,11 @@ from qmpvcpu.model.hosts import Operation
 
 @dataclass(frozen=True)
 class AgentPolicy:
-    """What an agent does when it is asked, whoever asks; who may ask is up to the server's permissions.
+    """What an agent does, whoever asks; the server's permissions decide who may ask.
 
     Attributes:
         operations: What it does. Wishes for a map are SET, those for a count COUNT.
-        vms: Patterns of VM names, as ``fnmatch`` has them; other VMs are neither changed nor shown.
+        vms: Patterns of VM names, as of ``fnmatch``; other VMs are neither changed nor shown.
     """
 
     operations: frozenset[Operation] = frozenset(Operation)

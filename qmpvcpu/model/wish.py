@@ -1,4 +1,4 @@
-"""What is wished of a VM on another host, who carries it out, and what came of it: values that travel as JSON."""
+"""Wishes for VMs on other hosts, who carries them out, and what came of them: values that are sent as JSON."""
 
 import enum
 from dataclasses import dataclass, field, fields
@@ -20,9 +20,9 @@ _MOST_LETTERS: Final = 1000
 
 @dataclass(frozen=True)
 class WishOptions:
-    """The options of a change as they travel; None: not given, so the VM's host has its own default.
+    """The options of a change, as they are sent; None: not given, so the VM's host uses its own default.
 
-    They are those of ``ChangeOptions``; of a placement only the policy travels, since places are of one host.
+    They are those of ``ChangeOptions``. Of a placement only the policy is sent, since each host has its own CPUs.
     """
 
     closed: ClassVar[bool] = True
@@ -71,7 +71,7 @@ class WishOptions:
 
 @dataclass(frozen=True)
 class Claim:
-    """Who has begun to carry out a wish: written into it, before anything is sent to QEMU.
+    """Which agent has begun a wish: written into the wish before anything is sent to QEMU.
 
     Attributes:
         revision: The wish's revision when it was claimed, which its answer names.
@@ -89,13 +89,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a VM is to have: the value of its key in the bucket of wishes.
+    """What a VM should have: the value of its key in the bucket of wishes.
 
-    Exactly one of *map* and *count* is given. A wish is written by any client, with any JSON library: keys that are
-    left out have their defaults, and unknown ones have it rejected, since what is not understood must not be ignored.
+    Give exactly one of *map* and *count*. Any client can write a wish, with any JSON library: keys that are left out
+    have their defaults. A wish with an unknown key is rejected, since ignoring it might do something else than was
+    meant.
 
     Attributes:
-        id: What tells it from every other wish.
+        id: Its unique id.
         map: The vCPUs, or None.
         count: How many, or None.
         include_boot: Whether a count may take boot vCPUs out.
