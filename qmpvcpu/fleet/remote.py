@@ -1,4 +1,4 @@
-"""The VMs of other hosts: their agents are asked over the server that hosts meet at, and carry wishes out."""
+"""The VMs of other hosts: their agents are asked over the server of many hosts, and carry wishes out."""
 
 import asyncio
 import contextlib
@@ -138,7 +138,7 @@ class RemoteVm:
 
 
 class RemoteVms:
-    """The transport over the server that hosts meet at.
+    """The transport over the server of many hosts.
 
     Args:
         address: The server.
@@ -225,7 +225,7 @@ class RemoteVms:
         return None
 
     async def close(self) -> None:
-        """Wait until what was wished is taken back or stopped, and let go of the server; idempotent."""
+        """Wait until all wishes are withdrawn or stopped, and let go of the server; idempotent."""
         self._closed = True
         while self._changing:
             await asyncio.wait(self._changing)
@@ -298,7 +298,7 @@ class RemoteVms:
     async def carry_out(self, key: VmKey, wish: Wish) -> tuple[State, int]:
         """Have *wish* carried out; return the state with what came of it, and the wish's revision.
 
-        Cancelling it takes the wish back, or has it stopped at its next safe point.
+        Cancelling it withdraws the wish, or has it stopped at its next safe point.
 
         Raises:
             HostsError: It was not begun, or it is not known what came of it.
@@ -355,7 +355,7 @@ class RemoteVms:
         raise WishError(str(key), WishPhase.RUNNING, "there was no answer in time", NO_ANSWER)
 
     def _not_begun(self, key: VmKey) -> QmpVcpuError:
-        """Return why a wish for *key* could not be begun, and was taken back."""
+        """Return why a wish for *key* could not be begun, and was withdrawn."""
         state = self._book.states.get(key)
         if key.host not in self._book.hosts or state is None or state.answer is None:
             return self._silence(key.host)
@@ -368,7 +368,7 @@ class RemoteVms:
             if not await self._book.stop(key, revision):
                 await self._book.answer_to(key, revision, self.reply_timeout)
         except HostsError as error:
-            _log.warning("%s: the wish could not be taken back: %s", key, error, extra={"vm": str(key)})
+            _log.warning("%s: the wish could not be withdrawn: %s", key, error, extra={"vm": str(key)})
 
     # Events.
 

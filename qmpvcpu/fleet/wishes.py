@@ -1,4 +1,4 @@
-"""Wishes for VMs of other hosts: written, watched until they are answered, and taken back."""
+"""Wishes for VMs of other hosts: written, watched until they are answered, and withdrawn."""
 
 import asyncio
 import contextlib
@@ -87,7 +87,7 @@ class State:
 
         Raises:
             QmpVcpuError: What came of it, as ``VcpuController.set_map`` raises it.
-            WishError: It came to nothing, or what came of it is not known.
+            WishError: It was not carried out, or its outcome is unknown.
         """
         answer = self.answer
         if answer is None or answer.revision != revision:
@@ -278,13 +278,13 @@ class WishBook:
                 seen = now  # it was begun just now, or is over
 
     async def withdraw(self, vm: VmKey, revision: int) -> bool:
-        """Take the wish of *revision* back if it was not begun.
+        """Withdraw the wish of *revision* if it was not begun.
 
         Returns:
             True: it was not, and never will be. False: it was begun, is over, or another took its place.
 
         Raises:
-            HostsError: It is not known whether it was taken back.
+            HostsError: It is not known whether it was withdrawn.
         """
         try:
             await self._wishes.delete(vm.key, last=revision)
@@ -293,13 +293,13 @@ class WishBook:
         return True
 
     async def stop(self, vm: VmKey, revision: int) -> bool:
-        """Take the wish of *revision* back; if it was begun, its agent stops at the next safe point, and answers.
+        """Withdraw the wish of *revision*; if it was begun, its agent stops at the next safe point, and answers.
 
         Returns:
             True: it was not begun, and never will be. False: see ``answer_to``.
 
         Raises:
-            HostsError: It is not known whether it was taken back.
+            HostsError: It is not known whether it was withdrawn.
         """
         while not await self.withdraw(vm, revision):
             now = await self._wishes.get(vm.key)

@@ -44,20 +44,20 @@ _MOST_LETTERS: Final = 1000
 
 @dataclass(frozen=True)
 class CampaignSpec:
-    """What a campaign is to do. It never changes.
+    """What a campaign does. It never changes.
 
     Attributes:
-        map: The vCPUs that each VM is to have, or None.
+        map: The vCPUs that each VM should have, or None.
         count: How many, or None; exactly one of the two is given.
         include_boot: Whether a count may take boot vCPUs out.
         options: How each VM is changed.
-        drop_after: How long one VM may take from when its wish was written, in seconds.
+        drop_after: How many seconds one VM may take, counted from when its wish was written.
         where: How its VMs were selected, for people: the selection itself is kept.
         at_once: How many VMs may be in flight at once.
-        per_host: How many of one host.
-        stop_after: After so many that failed, nothing more is begun; None: go on.
-        who: Who wants it, for people.
-        why: What for, for people.
+        per_host: How many of them on one host.
+        stop_after: After so many failed VMs no more are begun; None: always go on.
+        who: Who asked for it, for people.
+        why: The reason, for people.
     """
 
     closed: ClassVar[bool] = True
@@ -137,7 +137,7 @@ class Ledger:
 
     Attributes:
         id: The campaign's id.
-        spec: What it is to do.
+        spec: What it does.
         created: When it was made, by the server's clock, in seconds since 1970.
         vms: How many VMs it is for.
         status: How far it is.
@@ -146,8 +146,8 @@ class Ledger:
             wish replaces (0: there was none before). The wish is written as the successor of that revision, so only
             once.
         ended: How many VMs have ended and left ``in_flight``.
-        failed: How many of these did not reach what they were to have.
-        withdrawn: How many of these were not begun, or not brought to their end, since their wishes were withdrawn.
+        failed: How many of these do not have the vCPUs that were asked for.
+        withdrawn: How many of these were not begun or not finished, because their wishes were withdrawn.
         schema: The format.
     """
 
@@ -183,12 +183,12 @@ class Ledger:
 
     @property
     def reached(self) -> int:
-        """How many VMs have what they were to have."""
+        """How many VMs have the vCPUs that were asked for."""
         return self.ended - self.failed - self.withdrawn
 
     @property
     def is_over(self) -> bool:
-        """True if nothing more comes of it: it is stopped, halted or done, and no VM is in flight."""
+        """True if it has ended: it is stopped, halted or done, and no VM is in flight."""
         return not self.status.may_go_on and self.status is not CampaignStatus.STOPPING and not self.in_flight
 
     def settled(self) -> "Ledger":
@@ -205,7 +205,7 @@ class Ledger:
         return self if status is self.status else replace(self, status=status)
 
     def paused(self) -> "Ledger":
-        """Return it paused: nothing is begun until it is resumed, and what was begun goes on.
+        """Return it paused: no VM is begun until it is resumed, and VMs that were begun are finished.
 
         Raises:
             ValueError: It has been stopped, has halted, or is done.
@@ -221,7 +221,7 @@ class Ledger:
         return self._with(CampaignStatus.RUNNING)
 
     def stopped(self) -> "Ledger":
-        """Return it stopping: nothing more is ever begun, wishes that no host has begun are withdrawn.
+        """Return it stopping: no more VMs are begun, and wishes that no host has begun are withdrawn.
 
         Raises:
             ValueError: It has halted or is done.
@@ -251,7 +251,7 @@ class SelectedVms:
 
 @dataclass(frozen=True)
 class Ended:
-    """What one VM came to in a campaign. The first that is written stays.
+    """The result of one VM in a campaign. The first one that is written stays.
 
     Attributes:
         host: The host's name.
@@ -261,8 +261,8 @@ class Ended:
             SUPERSEDED: another wish took its place. RUNNING: its host began it, then fell silent until its time was
             over, so nobody knows.
         code: The exit code that the command would have had, as in ``docs/command-line.md``.
-        why: In words, why it came to nothing; "": it did not, or the state says it.
-        time: When that was found out, by the server's clock, in seconds since 1970.
+        why: In words, why it failed; "": it did not, or the state says so.
+        time: When it ended, as far as is known: by the server's clock, in seconds since 1970.
         state: The VM's state with its report, as its host wrote it; empty where the host said nothing.
         schema: The format.
     """
@@ -288,7 +288,7 @@ class Ended:
 
     @property
     def has_failed(self) -> bool:
-        """True if the VM does not have what it was to have; one whose wish was withdrawn has not failed."""
+        """True if the VM does not have what was asked for; if its wish was withdrawn, it has not failed."""
         return self.code != 0 and self.phase is not WishPhase.WITHDRAWN
 
 

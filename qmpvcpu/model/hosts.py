@@ -1,4 +1,4 @@
-"""Names on the server that hosts meet at: buckets and their keys, the stream of what happened, and subjects.
+"""Names on the NATS server of many hosts: buckets and their keys, the stream of events, and subjects.
 
 ::
 
@@ -142,13 +142,13 @@ def host_lease_key(host: str) -> str:
 
 @dataclass(frozen=True)
 class HostInfo:
-    """What an agent says of itself: the value of its host's lease.
+    """What an agent says about itself: the value of its host's lease.
 
     Attributes:
         host: The host's name.
         agent: This run of the agent.
         version: Of qmpvcpu.
-        operations: What it does.
+        operations: What it may do.
         since: When it began, in seconds since 1970 by the host's clock.
         vms: How many VMs it has.
         schema: The format.

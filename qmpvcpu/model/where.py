@@ -11,10 +11,10 @@ from qmpvcpu.model.hosts import VmKey, token
 
 @dataclass(frozen=True)
 class Where:
-    """What VMs must be, to be chosen: a pattern for each of these, "" for any.
+    """Which VMs are chosen: a pattern for each attribute, "" for any.
 
-    ``*``, ``?`` and ``[...]`` stand for letters, as in a shell. Upper and lower case differ, except in a uuid. A VM
-    without a uuid fits no pattern of one.
+    Patterns have ``*``, ``?`` and ``[...]``, as in a shell. Case matters, except in a uuid. A VM without a uuid
+    matches no pattern for one.
 
     Attributes:
         host: The host's name.
@@ -30,7 +30,7 @@ class Where:
     def parse(cls, text: str) -> "Where":
         """Return the choice that *text* makes: words ``host=PATTERN``, ``name=PATTERN`` and ``uuid=PATTERN``.
 
-        All that are given must fit; without any, every VM of every host is chosen. A pattern with spaces is quoted
+        A VM must match all that are given; without any, every VM of every host is chosen. Quote a pattern with spaces
         as in a shell: ``name='my vm'``.
 
         Raises:

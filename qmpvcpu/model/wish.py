@@ -103,8 +103,8 @@ class Wish:
         options: How it is carried out.
         drop_after: How long it may take from when it was written, by the server's clock, in seconds: nothing is sent
             for it after that.
-        who: Who wishes it, for people.
-        why: What for, for people.
+        who: Who wrote it, for people.
+        why: The reason, for people.
         campaign: The campaign that it is part of; "": none.
         claim: Who carries it out; None: nobody has begun.
         schema: The format.
@@ -151,10 +151,10 @@ def check_target(vcpus: VcpuMap | None, count: int | None, *, include_boot: bool
 class WishPhase(enum.Enum):
     """How far a wish got.
 
-    WAITING: it cannot be begun yet, and will be. RUNNING: it is being carried out. ENDED: it was, as the report or
-    the error says. REJECTED: it cannot be read, or the agent may not carry it out; nothing was sent. SUPERSEDED: a
-    newer wish took its place; what had been sent by then is in the report. EXPIRED: its time was over before it was
-    begun; nothing was sent. WITHDRAWN: it was deleted before it was ended.
+    WAITING: it cannot be begun yet, but will be. RUNNING: it is being carried out. ENDED: it was carried out, as the
+    report or the error says. REJECTED: it cannot be read, or the agent may not carry it out; nothing was sent.
+    SUPERSEDED: a newer wish replaced it; the report has what had been sent by then. EXPIRED: it was not begun in
+    time; nothing was sent. WITHDRAWN: it was deleted before it had ended.
     """
 
     WAITING = "waiting"
@@ -180,7 +180,7 @@ class Answer:
         id: Its id; "" where it could not be read.
         phase: How far it got.
         code: The exit code that the command would have had, as in ``docs/command-line.md``; 0 while it is not over.
-        why: In words, why it waits, was rejected, or came to nothing; "": nothing to say.
+        why: In words, why it waits, was rejected, or failed; "": nothing to say.
     """
 
     revision: int

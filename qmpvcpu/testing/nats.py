@@ -28,14 +28,14 @@ _POLL_S = 0.02
 
 
 class NatsNotFoundError(QmpVcpuError):
-    """No NATS server on this machine."""
+    """There is no NATS server on this machine."""
 
 
 class NatsStartError(QmpVcpuError):
     """A NATS server did not come up.
 
     Attributes:
-        log: What it wrote.
+        log: What it wrote to its log.
     """
 
     def __init__(self, why: str, log: str) -> None:
@@ -215,11 +215,11 @@ class NatsServer:
         await self._end(signal.SIGKILL)
 
     async def stop(self) -> None:
-        """Have it end in order."""
+        """Shut it down in order."""
         await self._end(signal.SIGTERM)
 
     async def freeze(self) -> None:
-        """Stop its process where it is: connections stay open, and nothing answers from then on."""
+        """Suspend its process: connections stay open, and it answers nothing until ``thaw``."""
         self._signal(signal.SIGSTOP)
         while not self._is_stopped():  # noqa: ASYNC110 - the kernel stops one thread after the other
             await asyncio.sleep(_POLL_S)
@@ -232,7 +232,7 @@ class NatsServer:
         return all(stat.read_text().rpartition(")")[2].split()[0] in "TtZX" for stat in stats)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume its process."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> None:
