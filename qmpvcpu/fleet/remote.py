@@ -264,7 +264,7 @@ class RemoteVms:
         """
         await self._listened()
         subject = request_subject(host, operation, self._who)
-        asking = self.start(self._bus.request(subject, json.dumps(request).encode(), timeout=_LIST_S))
+        asking = self.start(self._request(subject, json.dumps(request).encode()))
         gone = self.start(self._gone(host))
         try:
             await asyncio.wait({asking, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -274,6 +274,15 @@ class RemoteVms:
         finally:
             asking.cancel()
             gone.cancel()
+
+    async def _request(self, subject: str, request: bytes) -> bytes:
+        """Ask; a server that is away is waited for as long as a reply may take, an answer for longer."""
+        try:
+            async with asyncio.timeout(self.reply_timeout):
+                await self._bus.wait_connected()
+        except TimeoutError:
+            raise ServerLostError(f"ask {subject}", "there is no connection", maybe_done=False) from None
+        return await self._bus.request(subject, request, timeout=_LIST_S)
 
     async def _gone(self, host: str) -> None:
         """Return when *host* has been without an agent for as long as a reply may take."""

@@ -24,6 +24,7 @@ from qmpvcpu.errors import (
     RequestRefusedError,
     SameNameError,
     ServerConnectError,
+    ServerLostError,
     StepDeniedError,
     UnfitServerError,
     WishError,
@@ -488,6 +489,14 @@ async def test_a_list_waits_for_a_server_that_is_about_to_be_back(server: NatsSe
         await asyncio.sleep(0)
         await server.start()
         assert [each.error for each in await results] == [None] * 3
+
+
+@pytest.mark.usefixtures("hosts")
+async def test_a_server_that_stays_away_is_waited_for_as_long_as_a_reply_may_take(server: NatsServer) -> None:
+    async with Fleet(server.url, reply_timeout=0.5) as fleet, asyncio.timeout(30):
+        await server.kill()
+        assert [type(each.error) for each in await fleet.refresh()] == [ServerLostError] * 3
+        assert [type(each.error) for each in await fleet.plan("0-1")] == [ServerLostError] * 3
 
 
 # What agents may say.
