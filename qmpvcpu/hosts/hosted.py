@@ -34,7 +34,7 @@ class HostedVm:
         vm: The VM while it is attached.
         error: Why it is not attached, or cannot be served.
         answer: How far the wish got that was answered last, or None.
-        target: The vCPUs that the wish was for which was reached last and still stands; None: there is none.
+        target: The vCPUs of the wish that was reached last, if it still stands; else None.
         turn: Held by who changes the whole map: one wish or request at a time.
         moved: Set whenever it was attached, or lost.
     """

@@ -262,7 +262,7 @@ class Ended:
             over, so nobody knows.
         code: The exit code that the command would have had, as in ``docs/command-line.md``.
         why: In words, why it failed; "": it did not, or the state says so.
-        time: When it ended, as far as is known: by the server's clock, in seconds since 1970.
+        time: When this was found out, by the server's clock, in seconds since 1970.
         state: The VM's state with its report, as its host wrote it; empty where the host said nothing.
         schema: The format.
     """
@@ -314,7 +314,7 @@ def ended_key(campaign: str, vm: str) -> str:
 
 
 def lease_key(campaign: str) -> str:
-    """Return the key of the lease of whoever carries a campaign out."""
+    """Return the key of the lease that is held while a campaign is carried out."""
     return f"campaign.{campaign}"
 
 

@@ -37,7 +37,7 @@ _TOKEN: Final = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 
 
 class Operation(enum.Enum):
-    """What an agent does when asked; the last token but one of the request's subject."""
+    """What an agent can be asked for; the last token but one of the request's subject."""
 
     LIST = "list"
     PLAN = "plan"
