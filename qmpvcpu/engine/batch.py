@@ -215,7 +215,7 @@ class InFlight:
     def watcher(self, removal: Removal) -> StepRun | None:
         """Return the step that awaits the end of *removal*, will when its turn comes, or did until its deadline."""
         run = self._by_removal.get(removal)
-        if run is None or run.removal is not removal:
+        if run is None or run.removal is not removal or run.plugs:  # it has left, and is plugged again
             return None
         waits = run in self._awaited or run.stage is StepStage.QUEUED or isinstance(run.verdict, Pending)
         return run if waits else None

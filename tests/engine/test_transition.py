@@ -446,6 +446,19 @@ def test_what_was_to_stay_and_left_before_the_cut_is_plugged_again_and_that_is_n
     assert told.outcome == "REVERTED"
 
 
+def test_what_was_to_stay_and_left_is_plugged_again_once_though_its_leaving_is_told_twice() -> None:
+    engine = make_state("0-2", answers={2: OstAnswer(3, 0x84)})
+    told = Story(engine, "0-2", saves_wait=True)
+    (removal,) = engine.removals.values()
+    assert told.begun == ["save intent"]
+    assert told.ejects(2) == []
+    told.subject.answered(removal, told.now)
+    assert told.saved() == ["add 2"]
+    assert told.accept(2) == ["save outcome"]
+    assert told.saved() == []
+    assert told.outcome == "REACHED"
+
+
 def test_finishing_a_removal_that_had_been_sent_undoes_it_although_it_is_joined_now() -> None:
     engine = make_state("0-2", answers={1: OstAnswer(3, 0x84)})
     steps = (Step(Action.UNPLUG, VcpuMap([2]), path(2)), Step(Action.UNPLUG, VcpuMap([1]), path(1)))
