@@ -93,7 +93,7 @@ async def list_(shell: Shell, **server: Any) -> CommandResult:
         Column("host"), Column("VMs", "right"), Column("does", fold=True), Column("version"), Column("since")
     )
     for info in found:
-        operations = ", ".join(each.value for each in info.operations)
+        operations = printable(", ".join(info.operations))
         since = age(max(time.time() - info.since, 0.0))
         table.add(printable(info.host), str(info.vms), operations, printable(info.version), since)
     content = document(hosts=[to_json(info) for info in found])

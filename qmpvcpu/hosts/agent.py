@@ -185,7 +185,7 @@ class HostAgent:
             self._host,
             self._id,
             qmpvcpu.__version__,
-            tuple(each for each in Operation if each in self._policy.operations),
+            tuple(each.value for each in Operation if each in self._policy.operations),
             self._since,
             sum(hosted.is_here for hosted in self.vms.values()),
         )

@@ -148,7 +148,7 @@ class HostInfo:
         host: The host's name.
         agent: This run of the agent.
         version: Of qmpvcpu.
-        operations: What it may do.
+        operations: What it may do, in the words of Operation; an agent of a later version may have more.
         since: When it began, in seconds since 1970 by the host's clock.
         vms: How many VMs it has.
         schema: The format.
@@ -157,7 +157,7 @@ class HostInfo:
     host: str
     agent: str
     version: str
-    operations: tuple[Operation, ...]
+    operations: tuple[str, ...]
     since: float
     vms: int
     schema: str = SCHEMA

@@ -507,7 +507,7 @@ async def stand_in(
     bus: Bus, name: str, *vms: VmKey, answers: list[bytes] | None = None
 ) -> AsyncIterator[list[dict[str, Any]]]:
     """Something that holds a host's lease and tells of its VMs, but does nothing; it answers requests for lists."""
-    info = HostInfo(name, "stand-in", "0", tuple(Operation), 0.0, len(vms))
+    info = HostInfo(name, "stand-in", "0", tuple(each.value for each in Operation), 0.0, len(vms))
     await (await bus.bucket(LEASES)).put(f"host.{token(name)}", json.dumps(to_json(info)).encode())
     states = await bus.bucket(STATES)
     for vm in vms:
