@@ -1,4 +1,4 @@
-"""One story, played again and again: each time somebody is killed at another point of it."""
+"""One story, played again and again: each time something happens at another point of it."""
 
 import abc
 import contextlib
@@ -11,47 +11,34 @@ from tests.crash.stage import Stage, Story, stage
 _Way = TypeVar("_Way")
 
 
-class KillMatrix(abc.ABC, Generic[_Way]):
+class PointMatrix(abc.ABC, Generic[_Way]):
     """All points of one story.
 
-    Args:
-        story: The story.
-        folder: For the records.
-        extra_args: More arguments for QEMU.
-
     Attributes:
-        ways: What is done after a kill: each point is met once for each.
+        ways: What may happen: each point is met once for each.
         tries: How often a point is tried that depends on who is faster, and does not come up in each run.
-        story: The story.
-        lost: What was found to be wrong, and after which kill.
+        lost: What was found to be wrong, and after what.
         unmet: The points that did not come up again.
     """
 
     ways: Sequence[_Way]
     tries: ClassVar[int] = 20
 
-    def __init__(self, story: Story, folder: Path, extra_args: Sequence[str] = ()) -> None:
-        self.story = story
+    def __init__(self) -> None:
         self.lost: list[str] = []
         self.unmet: list[str] = []
-        self._folder = folder
-        self._extra_args = tuple(extra_args)
-        self._runs = 0
-        self._stages = contextlib.AsyncExitStack()
-        self._stage: Stage | None = None
 
     @abc.abstractmethod
     async def run(self, point: str | None, way: _Way) -> Sequence[str]:
-        """Play it to its end, or until somebody is killed at *point*, and look; return which points were crossed."""
+        """Play it to its end, while something happens at *point*, and look; return which points were crossed."""
 
     async def play(self) -> list[str]:
-        """Kill at every point that is ever seen to be crossed, once for each way; return the points."""
-        async with self._stages:
-            points = list(await self.run(None, self.ways[0]))
-            for point in points:  # which grows
-                for way in self.ways:
-                    met = await self._meet(point, way)
-                    points += [each for each in met if each not in points]
+        """Have it happen at every point that is ever seen to be crossed, once for each way; return the points."""
+        points = list(await self.run(None, self.ways[0]))
+        for point in points:  # which grows
+            for way in self.ways:
+                met = await self._meet(point, way)
+                points += [each for each in met if each not in points]
         return points
 
     async def _meet(self, point: str, way: _Way) -> Iterable[str]:
@@ -61,6 +48,33 @@ class KillMatrix(abc.ABC, Generic[_Way]):
                 return crossed
         self.unmet.append(f"{point}, {way}")
         return ()
+
+
+class KillMatrix(PointMatrix[_Way], Generic[_Way]):
+    """All points of a story of one VM.
+
+    Args:
+        story: The story.
+        folder: For the records.
+        extra_args: More arguments for QEMU.
+
+    Attributes:
+        story: The story.
+    """
+
+    def __init__(self, story: Story, folder: Path, extra_args: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.story = story
+        self._folder = folder
+        self._extra_args = tuple(extra_args)
+        self._runs = 0
+        self._stages = contextlib.AsyncExitStack()
+        self._stage: Stage | None = None
+
+    async def play(self) -> list[str]:
+        """As of ``PointMatrix``."""
+        async with self._stages:
+            return await super().play()
 
     def new_folder(self) -> Path:
         """Return a folder for one run."""

@@ -90,6 +90,7 @@ class Zygote:
     def __init__(self, module: str = "tests.crash.zygote", *, prefix: Sequence[str] = ()) -> None:
         self._module = module
         self._prefix = tuple(prefix)
+        self._child: int | None = None  # the job that runs
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
@@ -105,15 +106,18 @@ class Zygote:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        for pid in (self._child, self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
         await self._process.communicate()
 
     async def start(self, job: "DataclassInstance") -> int:
         """Start a job, and return its process id."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
-        return int(await self.line())
+        self._child = int(await self.line())
+        return self._child
 
     async def crossed(self, point: str) -> None:
         """Return when the job has crossed *point*."""
@@ -138,6 +142,8 @@ class Zygote:
         async with asyncio.timeout(60):
             line = await self._process.stdout.readline()
         assert line, "the zygote is gone"
+        if line.startswith(b"="):
+            self._child = None
         return line.decode().rstrip("\n")
 
 
@@ -147,14 +153,17 @@ def say(words: str) -> None:
 
 
 def dying_at(point: str, *, hold_at: str = "") -> Callable[[str], None]:
-    """Return what tells the test of each point, and kills this process at *point*, or stops it at *hold_at*."""
+    """Return what tells the test of each point, and kills this process at *point*, or stops it at *hold_at*.
+
+    SIGUSR1 has it go on.
+    """
 
     def act(name: str) -> None:
         say(name)
         if name == point:
             os.kill(os.getpid(), signal.SIGKILL)
         if name == hold_at:
-            signal.pause()
+            signal.sigwait({signal.SIGUSR1})  # also if it has come already
 
     return act
 
@@ -189,6 +198,7 @@ def _live(work: Callable[[dict[str, Any]], Awaitable[None]], job: dict[str, Any]
         await work(job)
 
     signal.alarm(longest)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
         asyncio.run(live())
     except BaseException:  # noqa: BLE001 -- the child must not come back from here and play the zygote

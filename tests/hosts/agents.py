@@ -34,6 +34,7 @@ QUIET: Final = "it has nothing to do"
 LOOKED: Final = "it has looked for VMs"
 _LONGEST_S: Final = 40.0
 _SELDOM_S: Final = 3600.0
+_FOREVER_S: Final = 600
 _EFFECT: Final = re.compile(r"(?!before |query-|qom-|reply to |answer for |(?!Asked|Answered)\w+ is published)")
 _TALK: Final = re.compile(
     r"(before )?(the (claim|wish|lease) is .*|.* is told|(Asked|Answered) is published|a wish comes|the .* is saved)"
@@ -161,7 +162,6 @@ def _telling_quiet() -> Iterator[Callable[[HostAgent], "asyncio.Task[None]"]]:
 
 
 async def _run(job: AgentJob) -> None:
-    signal.signal(signal.SIGUSR1, lambda *_: None)  # ends a pause
     points = LivePoints(dying_at(job.die_at, hold_at=job.hold_at), only_talk=job.only_talk)
     records = Path(job.records)
     with watching(points), watching_agent(points), _telling_quiet() as telling:
@@ -181,4 +181,4 @@ async def _run(job: AgentJob) -> None:
 
 
 if __name__ == "__main__":
-    serve(lambda job: _run(AgentJob(**job)))
+    serve(lambda job: _run(AgentJob(**job)), longest=_FOREVER_S)

@@ -4,13 +4,17 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qmpvcpu.testing.nats import NatsServer
+from qmpvcpu.bus import Bus
+from qmpvcpu.model.hosts import CAMPAIGNS, EVENTS, LEASES, STATES, WISHES
+from qmpvcpu.testing.nats import NatsCluster, NatsServer
 from tests.crash.zygote import Zygote
 from tests.hosts.agents import MODULE
-from tests.hosts.wishmatrix import STORIES, Wishing, WishMatrix, World, play
+from tests.hosts.wishmatrix import MIXED_STORY, STORIES, SUPERSEDED, Disturbed, Wishing, WishMatrix, World, play
+from tests.waiting import until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]  # each is many tests in one, and other tests run
 
@@ -32,6 +36,49 @@ class AgentsKilled(WishMatrix[int]):
         self.crossed[:] = first
 
 
+class ServerKilled(Disturbed[str]):
+    """The only server is killed at each point, and started again."""
+
+    server: NatsServer
+
+    async def interfere(self, way: str, go_on: Callable[[], None]) -> None:  # noqa: ARG002 -- there is one way
+        """Kill it."""
+        await self.server.kill()
+        go_on()
+        await self.server.start()
+
+
+class MemberKilled(Disturbed[str]):
+    """One of three servers is killed at each point, and started again once the others go on without it."""
+
+    cluster: NatsCluster
+
+    async def interfere(self, way: str, go_on: Callable[[], None]) -> None:
+        """Kill the one that leads in the matter of wishes, or one that does not."""
+        leader = self.cluster.named((await _group(self.world.bus, f"KV_{WISHES}"))["leader"])
+        victim = leader if way == LEADER else next(each for each in self.cluster.servers if each is not leader)
+        await victim.kill()
+        go_on()
+        await self.world.wishes.get(self.wished.key.key, timeout=30)  # which the leader answers
+        await victim.start()
+        await until(self._is_whole, 60)
+
+    async def _is_whole(self) -> bool:
+        """Whether every server has everything, so that another one may be killed."""
+        streams = [EVENTS, *(f"KV_{each}" for each in (WISHES, STATES, LEASES, CAMPAIGNS))]
+        groups = [await _group(self.world.bus, stream) for stream in streams]
+        return all(each.get("leader") and all(one["current"] for one in each["replicas"]) for each in groups)
+
+
+FOLLOWER, LEADER = "a follower", "the leader"
+
+
+async def _group(bus: Bus, stream: str) -> dict[str, Any]:
+    info = await bus._link.api(f"STREAM.INFO.{stream}", {}, asked="who leads", timeout=30)
+    group: dict[str, Any] = info["cluster"]
+    return group
+
+
 async def test_no_wish_is_lost_or_carried_out_twice_wherever_its_agent_is_killed(
     tmp_path: Path, record_property: Record
 ) -> None:
@@ -43,3 +90,37 @@ async def test_no_wish_is_lost_or_carried_out_twice_wherever_its_agent_is_killed
             folder.mkdir()
             matrices.append(AgentsKilled(story, zygote, world, folder, story.agents))
         assert await play("a host's agent killed", matrices, record_property) >= 150
+
+
+async def test_no_wish_is_lost_or_carried_out_twice_wherever_the_server_is_killed(
+    tmp_path: Path, record_property: Record
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        matrices = []
+        for number, story in enumerate((MIXED_STORY, SUPERSEDED)):
+            server = await stack.enter_async_context(NatsServer())
+            world = await stack.enter_async_context(World.at(server.url))
+            zygote = await stack.enter_async_context(Zygote(MODULE))
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            matrix = ServerKilled(story, zygote, world, folder, ("the server",))
+            matrix.server = server
+            matrices.append(matrix)
+        assert await play("the only server killed", matrices, record_property) >= 20
+
+
+async def test_no_wish_is_lost_or_carried_out_twice_wherever_a_server_of_a_cluster_is_killed(
+    tmp_path: Path, record_property: Record
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        matrices = []
+        for way in (FOLLOWER, LEADER):
+            cluster = await stack.enter_async_context(NatsCluster())
+            world = await stack.enter_async_context(World.at(cluster.url, replicas=3))
+            zygote = await stack.enter_async_context(Zygote(MODULE))
+            folder = tmp_path / way.partition(" ")[2]
+            folder.mkdir()
+            matrix = MemberKilled(MIXED_STORY, zygote, world, folder, (way,))
+            matrix.cluster = cluster
+            matrices.append(matrix)
+        assert await play("a cluster's follower and its leader killed", matrices, record_property) >= 20
