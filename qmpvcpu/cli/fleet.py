@@ -210,7 +210,8 @@ async def set_(shell: Shell, *, target: str, **given: Any) -> CommandResult:
     """Have exactly the vCPUs of this MAP plugged in every VM, each for itself, as set does.
 
     A VM that fails is undone if --on-failure says so; the others are not. SIGINT stops all of them at their next safe
-    points. With --nats it is a campaign: a few VMs at a time. If this program dies, campaign resume continues it.
+    points. With --nats it is a campaign: a few VMs at a time. SIGINT then ends it: no more VMs are begun, and those
+    that were begun are finished. If this program dies, campaign resume continues it.
 
       qmpvcpu fleet set 0-3 --dir /run/vms
 
