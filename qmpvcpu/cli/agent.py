@@ -123,8 +123,12 @@ async def agent(
             serving.stop()
 
         with shell.signals.stopped_by(stop):
-            shell.note(f"{name}: serving {', '.join(directories)} at {where.url}")
             try:
+                serves = asyncio.ensure_future(serving.serves.wait())
+                await asyncio.wait({running, serves}, return_when=asyncio.FIRST_COMPLETED)
+                serves.cancel()
+                if not running.done():
+                    shell.note(f"{name}: serving {', '.join(directories)} at {where.url}")
                 await asyncio.shield(running)
             except LeaseTakenError as error:
                 raise BadUsageError(

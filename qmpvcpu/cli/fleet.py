@@ -305,7 +305,17 @@ async def _finish(
                 shell.extra["vms"].append(Row(result.address, result).as_json(whole=False))
                 progress.take(result)
     rows = [Row(address, came.get(address)) for address in fleet.addresses]
-    return merged(rows, seconds=time.monotonic() - started, whole=whole)
+    told = merged(rows, seconds=time.monotonic() - started, whole=whole)
+    if fleet.drifted:
+        told.document["drift"] = {address: str(vcpus) for address, vcpus in fleet.drifted.items()}
+        told.text += ("", *(_drift(address, vcpus) for address, vcpus in fleet.drifted.items()))
+    return told
+
+
+def _drift(address: str, vcpus: VcpuMap) -> Line:
+    return Line(
+        (f"{printable(address)}: drift: a wish for {vcpus} was reached, and others have changed it since", "yellow")
+    )
 
 
 class _Setting:

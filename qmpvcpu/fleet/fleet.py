@@ -201,6 +201,14 @@ class Fleet:
         return None if self._here is None else self._here.directory
 
     @property
+    def drifted(self) -> Mapping[str, VcpuMap]:
+        """The vCPUs that were wished of VMs, and reached, and that somebody has changed by hand since; by address.
+
+        Only VMs of other hosts have wishes: of this host it is empty.
+        """
+        return self._transport.drifted()
+
+    @property
     def layouts(self) -> Mapping[str, Layout]:
         """The layouts as known now, by address, of the VMs that are reached: attached, by this or by their agents.
 

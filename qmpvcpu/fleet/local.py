@@ -14,6 +14,7 @@ from qmpvcpu.fleet.scan import agent_socket, check_agent_pattern, find_sockets, 
 from qmpvcpu.fleet.transport import Rescan
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import ChangeOptions, CheckedOptions
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import VmInfo
 from qmpvcpu.qmp.address import Address
 from qmpvcpu.vm.attaching import attach
@@ -121,6 +122,10 @@ class LocalVms:
             if member.same_as is not None and member.same_as.vm is None:
                 member.same_as = None  # this may be the way to the VM now
         return {address: self._members[address] for address in self.addresses}
+
+    def drifted(self) -> Mapping[str, VcpuMap]:
+        """Return nothing: only other hosts' VMs have wishes."""
+        return {}
 
     def layouts(self) -> Mapping[str, Layout]:
         """Return the layouts of the VMs that are attached."""

@@ -212,6 +212,12 @@ class RemoteVms:
         listing = _Listing(self, self._chosen)
         return {str(key): RemoteVm(self, key, listing) for key in self._chosen}
 
+    def drifted(self) -> Mapping[str, VcpuMap]:
+        """Return what was wished of VMs that somebody has changed by hand since, as their agents tell."""
+        states = ((key, self._book.states.get(key)) for key in self._chosen)
+        wanted = {str(key): state.drifted_from for key, state in states if state is not None}
+        return {address: vcpus for address, vcpus in wanted.items() if vcpus is not None}
+
     def layouts(self) -> Mapping[str, Layout]:
         """Return the layouts that agents told last which are there; they have them as long as they reach the VMs."""
         here = {key: self.layout_of(key) for key in self._chosen if key.host in self._book.hosts}

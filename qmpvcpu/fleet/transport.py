@@ -107,6 +107,10 @@ class Transport(Protocol):
         """Return whom to work on now, by address."""
         ...
 
+    def drifted(self) -> Mapping[str, VcpuMap]:
+        """Return what was wished of VMs that somebody has changed by hand since, by address."""
+        ...
+
     def layouts(self) -> Mapping[str, Layout]:
         """Return the layouts as known now, by address, of the VMs that are reached; asks nobody."""
         ...

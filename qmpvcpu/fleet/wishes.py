@@ -16,6 +16,7 @@ from qmpvcpu.fleet.results import VmResult
 from qmpvcpu.model.codec import from_json, members, to_bytes
 from qmpvcpu.model.hosts import HOST_LEASES, LEASES, MOST_BYTES, STATES, WISHES, HostInfo, VmKey, name_of
 from qmpvcpu.model.transition import TransitionReport
+from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.wish import Answer, Claim, Wish, WishPhase
 
 _log = logging.getLogger("qmpvcpu.fleet")
@@ -30,6 +31,7 @@ class State:
         answer: How far the wish got that was answered last; None: there was none.
         uuid: The VM's uuid, or None.
         is_here: Whether the agent reached the VM.
+        drifted_from: What was wished and reached, if others have changed it since; None: they have not.
         written: When it was told, by the server's clock, in seconds since 1970.
         content: The whole document.
     """
@@ -38,6 +40,7 @@ class State:
     answer: Answer | None
     uuid: str | None
     is_here: bool
+    drifted_from: VcpuMap | None
     written: float
     content: bytes
 
@@ -57,6 +60,7 @@ class State:
             answer=None if answer is None else from_json(Answer, answer),
             uuid=None if vm is None else members(vm, {"uuid": str | None})["uuid"],
             is_here=vm is not None,
+            drifted_from=members(data, {"wanted": VcpuMap})["wanted"] if data.get("drift") is True else None,
             written=entry.created,
             content=content,
         )

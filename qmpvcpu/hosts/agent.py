@@ -26,7 +26,7 @@ from qmpvcpu.events import Disconnected
 from qmpvcpu.fleet import Fleet, FleetEvents, VmResult
 from qmpvcpu.hosts.board import Outbox, StateBoard
 from qmpvcpu.hosts.hosted import HostedVm
-from qmpvcpu.hosts.keeper import Duty, WishKeeper
+from qmpvcpu.hosts.keeper import Duty, WishKeeper, first_of
 from qmpvcpu.hosts.policy import AgentPolicy
 from qmpvcpu.hosts.requests import RequestDesk
 from qmpvcpu.model.codec import to_bytes
@@ -71,6 +71,7 @@ class HostAgent:
 
     Attributes:
         vms: Its VMs, by name, and the VMs that somebody wrote a wish for.
+        serves: Set once it is this host's agent.
 
     Raises:
         ValueError: *host* is empty, or has a slash in it.
@@ -104,6 +105,7 @@ class HostAgent:
         self._look_now = asyncio.Event()
         self._wishes_known = asyncio.Event()
         self._stop = asyncio.Event()
+        self.serves = asyncio.Event()
         self._lease: Lease | None = None
 
     def stop(self) -> None:
@@ -142,7 +144,7 @@ class HostAgent:
                 except ServerLostError:
                     if not begun:
                         raise
-                    await bus.wait_connected()
+                    await first_of(bus.wait_connected(), self._stop.wait())
             await asyncio.gather(*self._serving)
             async with asyncio.timeout(_LAST_WORDS_S):
                 await asyncio.gather(self._board.told(), self._outbox.told())
@@ -162,6 +164,7 @@ class HostAgent:
         async with Lease(leases, key, self._announcement(), wait=wait) as self._lease:
             for hosted in self.vms.values():
                 hosted.moved.set()
+            self.serves.set()
             yield self._lease
 
     @property

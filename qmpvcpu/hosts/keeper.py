@@ -72,14 +72,14 @@ class WishKeeper:
         self._outbox = duty.outbox
         self._newest: Entry | None = None
         self._news = asyncio.Event()
-        self._stopped = False
+        self._stop = asyncio.Event()
         self._idle_since: float | None = None
         self._serving: int | None = None  # the revision that is being carried out
         self._who = ""  # wished what is being looked at
 
     def stop(self) -> None:
         """Have ``run`` return once what is being carried out has ended."""
-        self._stopped = True
+        self._stop.set()
         if self._serving is None:
             self._newest = None
             self._news.set()
@@ -108,7 +108,7 @@ class WishKeeper:
 
     async def run(self) -> None:
         """Serve one wish after another, until it is cancelled."""
-        while not self._stopped:
+        while not self._stop.is_set():
             await self._news.wait()
             self._news.clear()
             entry = self._newest
@@ -120,7 +120,7 @@ class WishKeeper:
                 except HostsError as error:  # the server is away, or refuses: all is looked at anew
                     _log.warning("%s: %s", self._hosted.key, error)
                     await self._first(timeout=_AGAIN_S)
-                    await self._bus.wait_connected()
+                    await first_of(self._bus.wait_connected(), self._stop.wait())
                     self._news.set()
                 except Exception as error:  # noqa: BLE001 -- JUSTIFICATION: our own fault is answered, not tried for ever
                     _log.exception("%s", self._hosted.key)
@@ -268,12 +268,7 @@ class WishKeeper:
 
     async def _first(self, *others: asyncio.Event, timeout: float) -> None:
         """Wait until something newer is wished, or one of the *others* is set."""
-        waiting = [asyncio.ensure_future(each.wait()) for each in (self._news, *others)]
-        try:
-            await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in waiting:
-                each.cancel()
+        await first_of(*(each.wait() for each in (self._news, *others)), timeout=timeout)
 
     # What is done for it.
 
@@ -392,6 +387,16 @@ class WishKeeper:
         self._hosted.take_answer(answer, outcome)
         if phase.is_over:
             self._outbox.answered(self._hosted.key, answer, who=self._who)
+
+
+async def first_of(*waits: Coroutine[Any, Any, object], timeout: float | None = None) -> None:
+    """Wait until one of *waits* is over, at most so many seconds; the others are given up."""
+    tasks = [asyncio.ensure_future(each) for each in waits]
+    try:
+        await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in tasks:
+            each.cancel()
 
 
 def _was_begun(vm: VcpuController, claim: Claim) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import qmpvcpu
 from qmpvcpu import VcpuMap
 from qmpvcpu.errors import LeaseTakenError
+from qmpvcpu.fleet import Fleet
 from qmpvcpu.hosts import AgentPolicy, HostAgent
 from qmpvcpu.model.hosts import STATES, WISHES, Operation, VmKey
 from qmpvcpu.model.options import OnFailure
 from qmpvcpu.model.wish import Claim, Wish, WishOptions
 from qmpvcpu.testing import Behaviour, MicroGuest
+from tests.cli.running import run, running
 from tests.hosts.world import agent_of, answer, ask, connected, served, state, vm_in, wish
 from tests.waiting import until
 
@@ -219,6 +222,12 @@ async def test_what_is_changed_by_hand_shows_as_drift(tmp_path: Path) -> None:
                 await hand.plug(5)
             now = await state(bus, WEB, lambda now: now["drift"])
             assert (now["wanted"], now["enabled"]) == ("0-2", "0-2,5")
+            async with Fleet(server.url) as fleet:
+                assert fleet.drifted == {"rack1/web": {0, 1, 2}}
+            ran = await run("fleet", "list", "--nats", server.url, "--json")
+            assert ran.document["drift"] == {"rack1/web": "0-2"}
+            told = await run("fleet", "list", "--nats", server.url)
+            assert "rack1/web: drift: a wish for 0-2 was reached" in told.out
         async with agent_of(server, "rack1", tmp_path):  # the next one knows too
             await state(bus, WEB, lambda now: now["drift"])
             await wish(bus, WEB, Wish("2", VcpuMap.parse("0-2,5")))
@@ -346,6 +355,22 @@ async def test_a_host_whose_vms_could_not_be_addressed_is_refused(host: str) -> 
     async with served() as server, connected(server) as bus:
         with pytest.raises(ValueError, match="has no slash"):
             HostAgent(bus, host, ())
+
+
+async def test_an_agent_whose_server_is_away_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    words = ("agent", "--host", "rack1", "--dir", tmp_path, "--record", tmp_path)
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web"),
+        connected(server) as bus,
+        running(*words, "--nats", server.url) as agent,
+    ):
+        await agent.wait_said("serving")
+        await answer(bus, WEB, await wish(bus, WEB, Wish("1", VcpuMap.parse("0-1"))), "ended")
+        await server.kill()
+        await agent.wait_said("lease host.rack1 is lost")
+        agent.process.send_signal(signal.SIGTERM)
+        assert (await agent.end()).code == 0
 
 
 async def test_a_second_agent_of_a_host_is_refused(tmp_path: Path) -> None:
