@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -187,7 +188,8 @@ async def list_(_: Shell, **server: Any) -> CommandResult:
     Exit codes: 0 shown; 2 bad usage, or the server refuses; 3 no connection to the server.
     """
     async with take_server(server).connected("qmpvcpu campaign list") as bus:
-        ledgers = await (await _book(bus)).all()
+        book = await _book(bus)
+        ledgers, controllers = await book.all(), await book.controllers()
     table = Table(
         Column("campaign"),
         Column("wants", fold=True),
@@ -198,12 +200,14 @@ async def list_(_: Shell, **server: Any) -> CommandResult:
         Column("waiting", "right"),
         Column("who", fold=True),
         Column("made"),
+        Column("carried out by", fold=True),
     )
     for each in ledgers:
         numbers = map(str, (each.reached, each.failed, len(each.in_flight), each.waiting))
         status = Line((each.status.value, _STYLES.get(each.status, "yellow")))
-        table.add(each.id, str(each.spec), status, *numbers, printable(each.spec.who), _at(each.created))
-    content = document(campaigns=[_ledger_json(each) for each in ledgers])
+        by = "" if each.is_over else printable(controllers.get(each.id, "")) or "nobody"
+        table.add(each.id, str(each.spec), status, *numbers, printable(each.spec.who), _at(each.created), by)
+    content = document(campaigns=[_ledger_json(each) | _carried_out(each, controllers) for each in ledgers])
     return CommandResult(REACHED, content, (table,) if ledgers else ("there are no campaigns",))
 
 
@@ -223,14 +227,16 @@ async def show(shell: Shell, *, campaign_id: str, follow: bool, **server: Any) -
         book = await _book(bus)
         if follow:
             await _follow(shell, book, campaign_id)
-        summary = await book.summary(campaign_id)
+        summary, controllers = await book.summary(campaign_id), await book.controllers()
     content = document(
-        campaign=_ledger_json(summary.ledger),
+        campaign=_ledger_json(summary.ledger) | _carried_out(summary.ledger, controllers),
         vms=[{**to_json(each), "state": {}} for each in summary.ended],
         in_flight=[str(each) for each in summary.in_flight],
         waiting=[str(each) for each in summary.waiting],
     )
-    return CommandResult(REACHED, content, tuple(_blocks(summary)))
+    nobody = f"nobody carries it out: qmpvcpu campaign resume {campaign_id}, or campaign run"
+    told = (nobody,) if not summary.ledger.is_over and campaign_id not in controllers else ()
+    return CommandResult(REACHED, content, (*_blocks(summary), *told))
 
 
 async def _follow(shell: Shell, book: "CampaignBook", campaign_id: str) -> None:
@@ -334,6 +340,11 @@ def _steered(ledger: Ledger) -> CommandResult:
 def _ledger_json(ledger: Ledger) -> dict[str, Any]:
     counts = {"reached": ledger.reached, "waiting": ledger.waiting, "in_flight": len(ledger.in_flight)}
     return {**to_json(ledger), **counts}
+
+
+def _carried_out(ledger: Ledger, controllers: Mapping[str, str]) -> dict[str, str | None]:
+    """Return who carries a campaign out, null for nobody."""
+    return {"controller": controllers.get(ledger.id)}
 
 
 def _headline(ledger: Ledger) -> Line:

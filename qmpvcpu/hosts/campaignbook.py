@@ -20,10 +20,11 @@ from qmpvcpu.model.campaign import (
     SelectedVms,
     campaign_key,
     ended_key,
+    lease_key,
     part_key,
 )
 from qmpvcpu.model.codec import from_json, to_bytes
-from qmpvcpu.model.hosts import CAMPAIGNS, MOST_BYTES, VmKey
+from qmpvcpu.model.hosts import CAMPAIGNS, LEASES, MOST_BYTES, VmKey
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.wish import WishPhase
 
@@ -134,6 +135,11 @@ class CampaignBook:
             except CampaignError:
                 continue  # of a later version: `get` says so
         return tuple(sorted(found, key=lambda ledger: ledger.created))
+
+    async def controllers(self) -> dict[str, str]:
+        """Return who carries campaigns out now, by campaign; those that nobody carries out are left out."""
+        leases = await (await self._bus.bucket(LEASES)).all(lease_key("*"))
+        return {key.removeprefix(lease_key("")): _said_by(entry) for key, entry in leases.items()}
 
     async def selection(self, ledger: Ledger) -> tuple[str, ...]:
         """Return the keys of the campaign's VMs, in the order in which they are begun.
@@ -258,6 +264,15 @@ class CampaignBook:
             HostsError: It could not be written.
         """
         return await self._change(campaign, lambda now: now if now.is_over else replace(now, epoch=now.epoch + 1))
+
+
+def _said_by(entry: Entry) -> str:
+    """Return what whoever holds the lease in *entry* is called; "" if that cannot be read."""
+    try:
+        said = from_json(dict, entry.value or b"{}").get("controller")
+    except ValueError:
+        return ""
+    return said if isinstance(said, str) else ""
 
 
 def ledger_in(entry: Entry) -> Ledger:

@@ -79,6 +79,9 @@ async def test_a_detached_campaign_is_paused_shown_resumed_and_over(server: Nats
     assert paused.document["campaign"]["status"] == "paused"
     shown = await run(*words(server, "campaign", "show", name, "--json"))
     assert sorted(shown.document["waiting"]) == ["rack1/web-1", "rack2/web-2"]
+    assert shown.document["campaign"]["controller"] is None
+    assert f"campaign resume {name}" in (await run(*words(server, "campaign", "show", name))).out
+    assert "nobody" in (await run(*words(server, "campaign", "list"))).out
     resumed = await run(*words(server, "campaign", "resume", name, "--json"))
     assert (resumed.code, resumed.document["campaign"]["status"]) == (0, "done")
     for command in ("pause", "resume", "stop"):
