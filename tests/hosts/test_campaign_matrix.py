@@ -156,19 +156,23 @@ class CampaignMatrix(PointMatrix[str]):
                     crossed.append(said)
                     if said == job.hold_at:
                         await self._interfere(way, lambda: os.kill(pid, signal.SIGUSR1))
-                if said != "=0":
-                    assert dies, f"the controller ended with {said}"
-                    heir = asyncio.ensure_future(CampaignController(self._world.bus, name="heir").adopt())
-                    try:
-                        await until(lambda: self._history.is_over, _RUN_S)
-                    finally:
-                        heir.cancel()
-                        await asyncio.wait({heir})
-                await until(lambda: self._history.is_over, _RUN_S)
+                assert said == "=0" or dies, f"the controller ended with {said}"
+                await self._adopt(book)
                 await self._look(book, ledger.id, vms, before)
         except (AssertionError, QmpVcpuError, TimeoutError) as error:
             self.lost.append(f"{way}: {point}: {type(error).__name__}: {error}")
         return crossed
+
+    async def _adopt(self, book: CampaignBook) -> None:
+        """Have another controller go on, unless the campaign is over: a controller that lost its lease has ended."""
+        if not (await book.get(self._campaign)).is_over:
+            heir = asyncio.ensure_future(CampaignController(self._world.bus, name="heir").adopt())
+            try:
+                await until(lambda: heir.done() or self._history.is_over, _RUN_S)
+            finally:
+                heir.cancel()
+                await asyncio.wait({heir})
+        await until(lambda: self._history.is_over, _RUN_S)
 
     async def _look(self, book: CampaignBook, campaign: str, vms: list[VmKey], before: dict[str, int]) -> None:
         for name, vm in self._hosts.vms.items():
