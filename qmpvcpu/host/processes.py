@@ -6,7 +6,7 @@ Source: proc(5), ``/proc/pid/stat`` and ``/proc/pid/status``.
 import os
 from typing import Final, NamedTuple
 
-from qmpvcpu.host.files import read_text
+from qmpvcpu.host.files import names_in, read_text
 
 # States in which a process answers nobody.
 _IDLE: Final = {
@@ -58,6 +58,17 @@ def read_stat(process: int | str) -> ProcessStat | None:
     if not fields:
         return None
     return ProcessStat(head.partition("(")[2], fields[0], int(fields[6]), int(fields[19]))
+
+
+def is_suspended(pid: int) -> bool:
+    """Tell whether no thread of a process runs any more; a stop meets one after the other."""
+    stats = (read_stat(f"/proc/{pid}/task/{thread}") for thread in names_in(f"/proc/{pid}/task"))
+    return all(stat is None or stat.state in "TtZXx" for stat in stats)
+
+
+def network_namespace(pid: int) -> str:
+    """Return the path of a process's network namespace: a link to its name, such as ``net:[4026532281]``."""
+    return f"/proc/{pid}/ns/net"
 
 
 def read_status(directory: str) -> dict[str, str]:

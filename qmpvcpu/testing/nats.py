@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from qmpvcpu.errors import QmpVcpuError, printable
+from qmpvcpu.host.processes import is_suspended
 from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.qemu import tied_to_us
 
@@ -225,11 +226,7 @@ class NatsServer:
             await asyncio.sleep(_POLL_S)
 
     def _is_stopped(self) -> bool:
-        """Return whether none of its threads runs any more."""
-        if not self.is_running:
-            return True
-        stats = Path(f"/proc/{self.pid}/task").glob("*/stat")
-        return all(stat.read_text().rpartition(")")[2].split()[0] in "TtZX" for stat in stats)
+        return not self.is_running or is_suspended(self.pid)
 
     def thaw(self) -> None:
         """Resume its process."""

@@ -23,6 +23,7 @@ from typing import Final, Self
 
 from qmpvcpu.errors import QmpVcpuError, printable
 from qmpvcpu.given import checked
+from qmpvcpu.host.processes import network_namespace
 from qmpvcpu.testing import guardian
 from qmpvcpu.testing.clock import other_clock
 from qmpvcpu.testing.directory import vm_directory
@@ -361,8 +362,9 @@ class _Namespace:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.name = str(Path(f"/proc/{pid}/ns/net").readlink())
-        self.inside = ("nsenter", f"--net=/proc/{pid}/ns/net", "--")
+        path = network_namespace(pid)
+        self.name = str(Path(path).readlink())
+        self.inside = ("nsenter", f"--net={path}", "--")
 
     async def ip(self, *commands: str) -> None:
         await _ip(*commands, inside=self.inside)

@@ -16,6 +16,8 @@ PACKAGE = Path(qmpvcpu.__file__).parent
 # Files of the guest, which its agent reads.
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 IN_THE_GUEST = {("vm/guest.py", _BOOT_ID), ("testing/agent.py", _BOOT_ID)}
+# A program that runs without the package, so that it outlives what it guards.
+PROGRAMS = {"testing/guardian.py"}
 
 
 def run(*arguments: str) -> str:
@@ -32,7 +34,7 @@ def test_only_host_opens_proc_and_moves_threads() -> None:
     found = []
     for file in PACKAGE.rglob("*.py"):
         name = file.relative_to(PACKAGE).as_posix()
-        if name.startswith("host/"):
+        if name.startswith("host/") or name in PROGRAMS:
             continue
         tree = ast.parse(file.read_text())
         told = {id(each) for each in docstrings(tree)}
