@@ -1,8 +1,10 @@
 """An agent with real QEMUs and a real server: wishes, requests, what it tells."""
 
 import asyncio
+import contextlib
 import json
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import VcpuMap
+from qmpvcpu.bus import Bus
 from qmpvcpu.errors import LeaseTakenError
 from qmpvcpu.fleet import Fleet
 from qmpvcpu.hosts import AgentPolicy, HostAgent
@@ -30,13 +33,20 @@ def there(now: dict[str, Any]) -> bool:
     return "enabled" in now
 
 
-async def test_a_wish_is_carried_out_and_answered(tmp_path: Path) -> None:
+@contextlib.asynccontextmanager
+async def web_on_rack1(tmp_path: Path, **options: Any) -> AsyncIterator[Bus]:
+    """The VM web on the host rack1, with the host's agent, and a connection of the test's own."""
     async with (
         served() as server,
-        vm_in(tmp_path, "web"),
+        vm_in(tmp_path, "web", **options),
         connected(server) as bus,
         agent_of(server, "rack1", tmp_path),
     ):
+        yield bus
+
+
+async def test_a_wish_is_carried_out_and_answered(tmp_path: Path) -> None:
+    async with web_on_rack1(tmp_path) as bus:
         revision = await wish(bus, WEB, Wish("1", VcpuMap.parse("0-3"), who="me"))
         now = await answer(bus, WEB, revision, "ended")
         assert (now["enabled"], now["code"], now["host"], now["name"]) == ("0-3", 0, "rack1", "web")
@@ -57,12 +67,7 @@ async def test_a_wish_waits_for_its_agent_and_for_its_vm(tmp_path: Path) -> None
 
 
 async def test_what_the_guest_refuses_is_the_answer(tmp_path: Path) -> None:
-    async with (
-        served() as server,
-        vm_in(tmp_path, "web", behaviour=Behaviour.refusing(0x82)),
-        connected(server) as bus,
-        agent_of(server, "rack1", tmp_path),
-    ):
+    async with web_on_rack1(tmp_path, behaviour=Behaviour.refusing(0x82)) as bus:
         await answer(bus, WEB, await wish(bus, WEB, Wish("1", VcpuMap.parse("0-2"))), "ended")
         options = WishOptions(on_failure=OnFailure.REVERT, timeout=5)
         now = await answer(bus, WEB, await wish(bus, WEB, Wish("2", VcpuMap.parse("0"), options=options)), "ended")
@@ -93,12 +98,7 @@ async def test_a_wish_that_cannot_be_read_is_answered_once(tmp_path: Path, conte
 
 
 async def test_nonsense_while_a_wish_is_carried_out_is_answered_too(tmp_path: Path) -> None:
-    async with (
-        served() as server,
-        vm_in(tmp_path, "web", behaviour=Behaviour.hanging()),
-        connected(server) as bus,
-        agent_of(server, "rack1", tmp_path),
-    ):
+    async with web_on_rack1(tmp_path, behaviour=Behaviour.hanging()) as bus:
         await answer(bus, WEB, await wish(bus, WEB, Wish("1", VcpuMap.parse("0-2"))), "ended")
         slow = await wish(bus, WEB, Wish("2", VcpuMap.parse("0"), options=WishOptions(timeout=60)))
         await answer(bus, WEB, slow, "running")
@@ -110,12 +110,7 @@ async def test_nonsense_while_a_wish_is_carried_out_is_answered_too(tmp_path: Pa
 
 
 async def test_a_claim_of_what_is_yet_to_come_is_no_answer_to_it(tmp_path: Path) -> None:
-    async with (
-        served() as server,
-        vm_in(tmp_path, "web"),
-        connected(server) as bus,
-        agent_of(server, "rack1", tmp_path),
-    ):
+    async with web_on_rack1(tmp_path) as bus:
         forged = Wish("1", VcpuMap.parse("0-3"), claim=Claim(10**15, 0.0, "somebody", 0))
         now = await answer(bus, WEB, await wish(bus, WEB, forged), "rejected")
         assert "1000000000000000, which is yet to come" in now["answer"]["why"]
@@ -124,12 +119,7 @@ async def test_a_claim_of_what_is_yet_to_come_is_no_answer_to_it(tmp_path: Path)
 
 @pytest.mark.parametrize("who", ["wh\u00f6", "=zz", "a*"])
 async def test_who_asks_under_no_name_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture, who: str) -> None:
-    async with (
-        served() as server,
-        vm_in(tmp_path, "web"),
-        connected(server) as bus,
-        agent_of(server, "rack1", tmp_path),
-    ):
+    async with web_on_rack1(tmp_path) as bus:
         await state(bus, WEB, there)
         told = json.loads(await bus.request(f"qmpvcpu.do.rack1.plug.{who}", b'{"vm": "web"}', 20))
         assert told["code"] == 2
@@ -181,12 +171,7 @@ async def _is_gone(reading: Any) -> bool:
 
 
 async def test_a_newer_wish_supersedes_the_one_that_runs(tmp_path: Path) -> None:
-    async with (
-        served() as server,
-        vm_in(tmp_path, "web", behaviour=Behaviour.hanging()),
-        connected(server) as bus,
-        agent_of(server, "rack1", tmp_path),
-    ):
+    async with web_on_rack1(tmp_path, behaviour=Behaviour.hanging()) as bus:
         await answer(bus, WEB, await wish(bus, WEB, Wish("1", VcpuMap.parse("0-2"))), "ended")
         slow = await wish(bus, WEB, Wish("2", VcpuMap.parse("0"), options=WishOptions(timeout=60)))
         await answer(bus, WEB, slow, "running")
@@ -198,12 +183,7 @@ async def test_a_newer_wish_supersedes_the_one_that_runs(tmp_path: Path) -> None
 
 
 async def test_a_wish_that_is_withdrawn_stops_at_the_next_safe_point(tmp_path: Path) -> None:
-    async with (
-        served() as server,
-        vm_in(tmp_path, "web", behaviour=Behaviour.hanging()),
-        connected(server) as bus,
-        agent_of(server, "rack1", tmp_path),
-    ):
+    async with web_on_rack1(tmp_path, behaviour=Behaviour.hanging()) as bus:
         await answer(bus, WEB, await wish(bus, WEB, Wish("1", VcpuMap.parse("0-2"))), "ended")
         slow = await wish(bus, WEB, Wish("2", VcpuMap.parse("0"), options=WishOptions(timeout=60)))
         await answer(bus, WEB, slow, "running")
@@ -237,12 +217,7 @@ async def test_what_is_changed_by_hand_shows_as_drift(tmp_path: Path) -> None:
 
 
 async def test_requests_are_answered_with_documents(tmp_path: Path) -> None:
-    async with (
-        served() as server,
-        vm_in(tmp_path, "web"),
-        connected(server) as bus,
-        agent_of(server, "rack1", tmp_path),
-    ):
+    async with web_on_rack1(tmp_path) as bus:
         await state(bus, WEB, there)
         listed = await ask(bus, "rack1", Operation.LIST)
         assert [(row["name"], row["enabled"]) for row in listed["vms"]] == [("web", "0")]
@@ -271,12 +246,7 @@ async def test_requests_are_answered_with_documents(tmp_path: Path) -> None:
 async def test_a_bad_request_is_answered(
     tmp_path: Path, operation: Operation, request_: dict[str, Any], why: str
 ) -> None:
-    async with (
-        served() as server,
-        vm_in(tmp_path, "web"),
-        connected(server) as bus,
-        agent_of(server, "rack1", tmp_path),
-    ):
+    async with web_on_rack1(tmp_path) as bus:
         await state(bus, WEB, there)
         told = await ask(bus, "rack1", operation, **request_)
         assert told["code"] == 2
@@ -302,12 +272,7 @@ async def test_what_is_too_long_for_the_server_hides_neither_the_vm_nor_the_answ
 
 
 async def test_a_request_that_is_too_long_is_not_read(tmp_path: Path) -> None:
-    async with (
-        served() as server,
-        vm_in(tmp_path, "web"),
-        connected(server) as bus,
-        agent_of(server, "rack1", tmp_path),
-    ):
+    async with web_on_rack1(tmp_path) as bus:
         await state(bus, WEB, there)
         told = await ask(bus, "rack1", Operation.SET, vm="web", map="0," * 40_000)
         assert told["code"] == 2
@@ -376,12 +341,7 @@ async def test_an_agent_whose_server_is_away_ends_when_it_is_told_to(tmp_path: P
 
 
 async def test_a_second_agent_of_a_host_is_refused(tmp_path: Path) -> None:
-    async with (
-        served() as server,
-        vm_in(tmp_path, "web"),
-        connected(server) as bus,
-        agent_of(server, "rack1", tmp_path),
-    ):
+    async with web_on_rack1(tmp_path) as bus:
         await state(bus, WEB, there)
         second = HostAgent(bus, "rack1", [])
         with pytest.raises(LeaseTakenError):
