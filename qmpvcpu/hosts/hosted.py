@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any, Protocol
 
-from qmpvcpu.errors import InvalidMapError, MonitorConnectError
+from qmpvcpu.errors import MonitorConnectError
 from qmpvcpu.fleet import VmResult
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.hosts import VmKey
@@ -83,15 +83,15 @@ class HostedVm:
             self._outcome = VmResult.from_json(document)
             wanted = document["wanted"]
             self.target = None if wanted is None else VcpuMap.parse(wanted)
-        except (KeyError, TypeError, ValueError, InvalidMapError):
+        except (KeyError, TypeError, ValueError):
             return
 
     @property
-    def drift(self) -> VcpuMap | None:
-        """What was wished and reached, if somebody has changed it by hand since; None: nobody has."""
-        if self.target is None or self.vm is None or self.turn.locked() or self.vm.layout.enabled == self.target:
-            return None
-        return self.target
+    def has_drifted(self) -> bool:
+        """True if somebody has changed by hand what was wished and reached."""
+        if self.target is None or self.vm is None or self.turn.locked():
+            return False
+        return self.vm.layout.enabled != self.target
 
     def result(self) -> VmResult[Any]:
         """Return what is known of it now, as a result without a value."""
@@ -110,5 +110,5 @@ class HostedVm:
             "time": round(now, 3),
             "answer": None if self.answer is None else to_json(self.answer),
             "wanted": None if self.target is None else str(self.target),
-            "drift": self.drift is not None,
+            "drift": self.has_drifted,
         }
