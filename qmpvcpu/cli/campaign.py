@@ -1,4 +1,4 @@
-"""Campaigns: a change of VMs of many hosts, a few at a time, which goes on whoever dies."""
+"""Campaigns: a change to VMs of many hosts, a few at a time, which goes on if a program dies."""
 
 import asyncio
 import contextlib
@@ -125,7 +125,7 @@ async def _see_through(
     rows = [course.rows[each] for each in addresses if each in course.rows]
     left = [each for each in addresses if each not in course.rows]
     result = merged(rows, seconds=time.monotonic() - started, whole=False)
-    code = worst(rows) or (INTERRUPTED if left else REACHED)
+    code = worst(row.code for row in rows) or (INTERRUPTED if left else REACHED)
     content = {**result.document, "campaign": _ledger_json(course.ledger)}
     untouched = (f"not begun: {_named(left)}",) if left else ()
     return CommandResult(code, content, (_headline(course.ledger), *result.text, *untouched), result.complaint)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
@@ -417,15 +417,15 @@ def _refusals(report: TransitionReport) -> str:
     return f"; the guest said: {', '.join([*reasons][:_MOST_REASONS])}" if reasons else ""
 
 
-def worst(rows: Sequence[Row]) -> int:
-    """Return the exit code that tells of all."""
-    codes = {row.code for row in rows}
+def worst(of_each: Iterable[int]) -> int:
+    """Return the exit code that tells of all VMs, from that *of_each*."""
+    codes = set(of_each)
     return next((each for each in _WORST_FIRST if each in codes), REACHED)
 
 
 def merged(rows: Sequence[Row], *, seconds: float, whole: bool) -> CommandResult:
     """Return the result that tells of all: a table, one document, and the worst code."""
-    code = worst(rows)
+    code = worst(row.code for row in rows)
     reached = sum(row.code == REACHED for row in rows)
     content = document(
         reached=reached,

@@ -59,33 +59,21 @@ async def plan(
             results = await fleet.plan_count(wanted.count, include_boot=include_boot, **given)
         else:
             results = await fleet.plan(wanted.map or "", **given)
-    rows = [_PlanRow(each.address, each) for each in results]
-    code = worst(rows)
-    content = document(seconds=round(time.monotonic() - started, 6), vms=[row.as_json(whole=False) for row in rows])
+    rows = [Row(each.address, each) for each in results]
+    codes = [_code(row, each.value) for row, each in zip(rows, results, strict=True)]
+    documents = [
+        row.as_json(whole=False) | ({} if each.value is None else plan_json(each.value)) | {"code": code}
+        for row, each, code in zip(rows, results, codes, strict=True)
+    ]
+    content = document(seconds=round(time.monotonic() - started, 6), vms=documents)
     head = f"{len(rows)} VMs asked in {milliseconds(time.monotonic() - started)}"
     complaint = tuple(row.told for row in rows if row.complaint)
-    return CommandResult(code, content, (head, *_blocks(results)), complaint)
+    return CommandResult(worst(codes), content, (head, *_blocks(results)), complaint)
 
 
-class _PlanRow(Row):
-    """What is planned for one VM."""
-
-    @property
-    def code(self) -> int:
-        """The exit code that ``plan`` of this VM alone would have had."""
-        plan = None if self.result is None else self.result.value
-        return NOT_SENT if isinstance(plan, Plan) and plan.denied else super().code
-
-    @property
-    def complaint(self) -> str:
-        """Why there is no plan; "" if there is one."""
-        return super().complaint if self.result is None or self.result.error is not None else ""
-
-    def as_json(self, *, whole: bool) -> dict[str, Any]:
-        """Return it as JSON."""
-        plan = None if self.result is None else self.result.value
-        planned = plan_json(plan) if isinstance(plan, Plan) else {}
-        return super().as_json(whole=whole) | planned | {"code": self.code}
+def _code(row: Row, planned: Plan | None) -> int:
+    """Return the exit code that ``plan`` of this VM alone would have had."""
+    return NOT_SENT if planned is not None and planned.denied else row.code
 
 
 def _blocks(results: Sequence[VmResult[Plan]]) -> list[Block]:

@@ -61,7 +61,9 @@ async def stats_of_many(
 
         await show(shell, Readings(read, _since, interval), view, count)
     rows = [Row(each.address, each) for each in view.last]
-    return CommandResult(worst(rows), {}, complaint=tuple(row.told for row in rows if row.complaint))
+    return CommandResult(
+        worst(row.code for row in rows), {}, complaint=tuple(row.told for row in rows if row.complaint)
+    )
 
 
 class _OnlyVm:
