@@ -942,9 +942,7 @@ class ServerForbiddenError(HostsError):
     """
 
     def __init__(self, asked: str, subject: str, action: str) -> None:
-        own = re.match(
-            r"_INBOX\.(who|host)\.([^.]+)", subject
-        )  # whoever may not listen there is known by another name
+        own = re.match(r"_INBOX\.(who|host)\.([^.]+)", subject)  # the server knows the user by another name
         advice = ""
         if own is not None:
             option = "QMPVCPU_WHO" if own[1] == "who" else "--host"
