@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Self
 
 from qmpvcpu.errors import QmpVcpuError, printable
-from qmpvcpu.host.processes import is_suspended
 from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.qemu import tied_to_us
+from qmpvcpu.testing.signals import send_signal
 
 __all__ = ["NatsCluster", "NatsNotFoundError", "NatsServer", "NatsStartError", "find_nats", "free_ports"]
 
@@ -219,28 +219,23 @@ class NatsServer:
         """Shut it down in order."""
         await self._end(signal.SIGTERM)
 
-    async def freeze(self) -> None:
+    def freeze(self) -> None:
         """Suspend its process: connections stay open, and it answers nothing until ``thaw``."""
         self._signal(signal.SIGSTOP)
-        while not self._is_stopped():  # noqa: ASYNC110 - the kernel stops one thread after the other
-            await asyncio.sleep(_POLL_S)
-
-    def _is_stopped(self) -> bool:
-        return not self.is_running or is_suspended(self.pid)
 
     def thaw(self) -> None:
         """Resume its process."""
         self._signal(signal.SIGCONT)
 
-    def _signal(self, number: int) -> None:
+    def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
+            send_signal(self._process.pid, number)
 
-    async def _end(self, number: int) -> None:
+    async def _end(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
+            self._signal(number)
             if number != signal.SIGKILL:
-                self._process.send_signal(signal.SIGCONT)
+                self._signal(signal.SIGCONT)
             await self._process.wait()
 
 

@@ -28,6 +28,7 @@ from qmpvcpu.testing import guardian
 from qmpvcpu.testing.clock import other_clock
 from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.qemu import fate, tied_to_us
+from qmpvcpu.testing.signals import send_signal
 
 __all__ = ["Host", "HostProcess", "Network", "NetworkError", "can_make_namespaces"]
 
@@ -94,10 +95,9 @@ class HostProcess:
         return await self._process.wait()
 
     def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
-        """Send *sig* to the program alone; nothing happens when it has ended."""
+        """Send *sig* to the program alone; nothing happens when it has ended. After SIGSTOP it stands still."""
         if self.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, sig)
+            send_signal(self.pid, sig)
 
     async def end(self) -> None:
         """Kill it and what it has started in its process group; return when it has ended."""

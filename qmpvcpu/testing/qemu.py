@@ -21,6 +21,7 @@ from qmpvcpu.given import checked
 from qmpvcpu.host.processes import why_idle
 from qmpvcpu.testing.directory import vm_directory
 from qmpvcpu.testing.rom import rom_image
+from qmpvcpu.testing.signals import send_signal
 
 _LOGGER = logging.getLogger(__name__)
 _BINARY = "qemu-system-x86_64"
@@ -271,10 +272,9 @@ class QemuProcess:
         return await self._running().wait()
 
     def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
-        """Send *sig* to QEMU; nothing happens when it has ended."""
+        """Send *sig* to QEMU; nothing happens when it has ended. After SIGSTOP all of it stands still."""
         if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, sig)  # send_signal() may reap it, and its status would be lost
+            send_signal(self._process.pid, sig)  # that of the process may reap it, and its status would be lost
 
     def failure(self, why: str, *, start: bool = False) -> QemuProcessError:
         """The error that says *why*, with the command line and QEMU's words as evidence."""

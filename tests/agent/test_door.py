@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 import sys
@@ -28,6 +27,7 @@ from qmpvcpu.agent.client import AgentClient
 from qmpvcpu.agent.door import GuestAgent, QemuSays
 from qmpvcpu.errors import AgentConnectError, AgentForbiddenError, AgentLostError, MalformedAnswerError
 from qmpvcpu.testing import Mood, ScriptedAgent, ScriptedPeer
+from qmpvcpu.testing.signals import send_signal
 from tests.agent.conftest import Asking
 from tests.waiting import until
 
@@ -243,13 +243,16 @@ async def test_an_agent_that_is_started_again_before_it_has_answered_anything_is
 
 async def test_a_process_that_is_stopped_is_named(asking: Asking, tmp_path: Path) -> None:
     program = (
-        "import socket,sys,time; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); time.sleep(60)"
+        "import socket,sys,time; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen();"
+        " print(flush=True); time.sleep(600)"
     )
-    server = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(tmp_path / "ga"))
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, str(tmp_path / "ga"), stdout=asyncio.subprocess.PIPE
+    )
     try:
-        await until((tmp_path / "ga").exists)
-        await asyncio.sleep(0.1)
-        os.kill(server.pid, signal.SIGSTOP)
+        assert server.stdout is not None
+        await server.stdout.readline()
+        send_signal(server.pid, signal.SIGSTOP)
         with pytest.raises(AgentSilentError, match=rf"pid {server.pid} .* is stopped"):
             await asking(str(tmp_path / "ga"), within=0.5).cpus()
     finally:
@@ -443,13 +446,14 @@ async def test_half_an_answer_is_a_loss_or_nonsense(asking: Asking) -> None:
 
 
 async def test_the_rest_of_an_answer_for_somebody_else_is_passed_over(agent: ScriptedAgent, asking: Asking) -> None:
-    door = asking(agent.path)
-    waiting = asyncio.create_task(door.cpus())
-    await until(lambda: agent._connection is not None)
+    agent.mood = Mood.LATE
+    waiting = asyncio.create_task(asking(agent.path).cpus())
+    await until(lambda: agent._late)  # asked to synchronise, and has not answered
     await agent.send(
         b'"kernel-release": "6.1"}}\n{"return": 17}\n{"error": {"class": "GenericError", "desc": "?"}}\n'
     )
     await agent.send(b'{"return": [], "id": "abc"}\n{"return": [], "id": ["a"]}\n{"return": [], "id": 3}\n')
+    await agent.turn(Mood.NORMAL)
     assert len(await waiting) == 2
 
 

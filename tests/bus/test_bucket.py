@@ -341,7 +341,7 @@ async def test_a_call_says_whether_it_may_have_been_done_when_its_time_is_over(
     bus = await connect(server.url)
     await bus.prepare()
     bucket = await bus.bucket(WISHES)
-    await server.freeze()
+    server.freeze()
     try:
         with pytest.raises(ServerLostError, match="may have been done") as unknown:
             await bucket.put("web1.a", b"1", timeout=0.5)

@@ -264,7 +264,7 @@ async def test_a_server_that_no_longer_answers_is_noticed_though_its_connection_
     server: NatsServer, connect: Connect
 ) -> None:
     bus = await connect(server.url)
-    await server.freeze()
+    server.freeze()
     await until(lambda: not bus.is_connected, within=20)
     server.thaw()
     async with asyncio.timeout(20):
@@ -405,7 +405,7 @@ async def test_a_closed_connection_asks_nothing_more(server: NatsServer, connect
     bus = await connect(server.url)
     await bus.prepare()
     bucket = await bus.bucket(WISHES)
-    await server.freeze()
+    server.freeze()
     waiting = asyncio.create_task(bucket.put("web1.a", b"1", timeout=1))
     await asyncio.sleep(0)
     await bus.close()

@@ -15,6 +15,7 @@ import pytest
 from qmpvcpu.errors import MonitorConnectError, MonitorLostError, MonitorTimeoutError, Outcome
 from qmpvcpu.host.processes import ProcessStat, read_stat, why_idle
 from qmpvcpu.record.owner import instance_of
+from qmpvcpu.testing.signals import send_signal
 from tests.waiting import until
 
 from .conftest import Heard, Open
@@ -47,18 +48,12 @@ def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.kill()
 
 
-def stop(process: subprocess.Popen[str]) -> None:
-    """Stop a process, and return when it is."""
-    process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
-
-
 Server = tuple[subprocess.Popen[str], str]
 
 
 async def test_a_stopped_peer_is_told_from_a_held_one(server: Server, connect: Open) -> None:
     process, path = server
-    stop(process)
+    send_signal(process.pid, signal.SIGSTOP)
     with pytest.raises(MonitorConnectError) as caught:
         await connect(path, within=0.2)
     assert "another client holds this QMP socket, or QEMU is stopped" in caught.value.why
@@ -108,8 +103,7 @@ async def test_a_stopped_qemu_is_named_where_its_launcher_opened_the_socket(
     launched: tuple[int, int, str], connect: Open
 ) -> None:
     launcher, qemu, path = launched
-    os.kill(qemu, signal.SIGSTOP)
-    await until(lambda: (stat := read_stat(qemu)) is not None and stat.state == "T")
+    send_signal(qemu, signal.SIGSTOP)
     with pytest.raises(MonitorConnectError) as caught:
         await connect(path, within=0.2)
     assert caught.value.hint.startswith(f"pid {qemu} (qemu-system-x86), started by pid {launcher} (python")
@@ -157,7 +151,7 @@ async def test_a_peer_that_is_stopped_meanwhile_is_named_by_the_command_that_has
 ) -> None:
     process, path = server
     monitor = await connect(path)
-    stop(process)
+    send_signal(process.pid, signal.SIGSTOP)
     with pytest.raises(MonitorTimeoutError, match=rf"within 0.1 s \(pid {process.pid} .* is stopped") as caught:
         await monitor.execute(command, timeout=0.1)
     assert caught.value.outcome is outcome

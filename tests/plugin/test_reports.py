@@ -1,6 +1,5 @@
 """What is said of a test that fails: one session of them, looked at in several ways."""
 
-import os
 import re
 import signal
 import subprocess
@@ -10,6 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from qmpvcpu.testing.qemu import fate
+from qmpvcpu.testing.signals import send_signal
 from tests.plugin.sessions import AUTO, Session, environment, run, write
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]  # a session imports everything anew
@@ -109,8 +109,7 @@ def test_a_stopped_qemu_is_not_said_to_run() -> None:
     with subprocess.Popen(["/bin/sleep", "600"]) as process:
         try:
             assert fate(process.pid, None) == "runs"
-            process.send_signal(signal.SIGSTOP)
-            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+            send_signal(process.pid, signal.SIGSTOP)
             assert fate(process.pid, None) == "is stopped (SIGSTOP); SIGCONT lets it go on"
         finally:
             process.kill()

@@ -198,7 +198,7 @@ async def test_qemu_dies_with_the_program_that_started_it() -> None:
     os.kill(int(pid), 0)
     parent.kill()
     await parent.wait()
-    await until(lambda: is_gone(int(pid)), within=10)
+    await until(lambda: is_gone(int(pid)))
     shutil.rmtree(directory)
 
 

@@ -21,6 +21,7 @@ from qmpvcpu.errors import RecordError, RecordLockedError
 from qmpvcpu.record.file import LockedFile
 from qmpvcpu.record.owner import Claim
 from qmpvcpu.record.record import Record
+from qmpvcpu.testing.signals import send_signal
 from tests.domainxml.examples import layout_of
 from tests.record.conftest import UUID, OpenRecord, listing
 
@@ -114,7 +115,7 @@ async def test_nothing_of_an_earlier_keepers_longer_number_is_left(open_record: 
 
 async def test_a_stopped_keeper_keeps_the_record(open_record: OpenRecord, tmp_path: Path) -> None:
     with keeper(tmp_path / "vm.xml") as other:
-        other.send_signal(signal.SIGSTOP)
+        send_signal(other.pid, signal.SIGSTOP)
         with pytest.raises(RecordLockedError, match=str(other.pid)):
             await open_record(tmp_path / "vm.xml")
 
