@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -97,10 +96,9 @@ class Fuzzed:
 async def ask_all(path: str) -> None:
     door = GuestAgent(path, timeout=DEADLINE)
     for ask in (door.cpus, door.os, door.commands, lambda: door.read_file("/x"), lambda: door.set_cpus({1: True})):
-        began = time.monotonic()
-        with contextlib.suppress(GuestAgentError):
-            await ask()
-        assert time.monotonic() - began < DEADLINE + 3  # of a busy machine
+        async with asyncio.timeout(DEADLINE + 20):  # of a busy machine
+            with contextlib.suppress(GuestAgentError):
+                await ask()
     await door.close()
 
 

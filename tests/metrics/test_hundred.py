@@ -34,5 +34,5 @@ async def test_a_hundred_stopped_vms_delay_no_scrape(tmp_path: Path) -> None:
             took = time.monotonic() - before
             assert len(page["qmpvcpu_reading_age_seconds"]) == MANY
             assert len(page["libvirt_domain_vcpu_time_seconds_total"]) == MANY
-            assert took < 5  # each of them, waited for, would take a minute
+            assert took < 30  # each of them, waited for, would take a minute
         await until(lambda: all_are(1), 60)
