@@ -1,64 +1,77 @@
 """Where the NATS server is, and how to log in there. Pure."""
 
-from dataclasses import dataclass, fields
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    import os
+from qmpvcpu.given import checked
 
 _SCHEMES: Final = ("nats", "tls")
 _PORT: Final = 4222
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ServerAddress:
     """One server, or the servers of a cluster, and the files to log in with.
 
-    Secrets are only in files, since every user of the host can read command lines.
+    Secrets are only in files, since every user of the host can read command lines. The files are read for each
+    connection, so they can be renewed.
 
     Attributes:
-        urls: ``nats://HOST:PORT``, or ``tls://HOST:PORT`` to send nothing unencrypted.
+        urls: ``nats://HOST:PORT``, or ``tls://HOST:PORT`` to send nothing unencrypted. Given as a list, or as one
+            text with commas.
         creds: A credentials file of NATS (a JWT and its seed).
         nkey: A file with the seed of an nkey.
         login: A file whose first line is ``USER:PASSWORD``, or a token.
         tls_ca: The CA certificates to trust; None: the system's. If given, nothing is sent unencrypted.
         tls_cert: The client's certificate.
         tls_key: Its key; None: in *tls_cert*.
+
+    Raises:
+        ValueError: There is no server, or one has a password in its URL; or the files do not go together.
+
+    Example:
+        >>> server = ServerAddress("tls://nats1,tls://nats2", nkey="alice.nkey", tls_ca="ca.pem")
+        >>> server.urls
+        ('tls://nats1:4222', 'tls://nats2:4222')
     """
 
     urls: tuple[str, ...]
-    creds: Path | None = None
-    nkey: Path | None = None
-    login: Path | None = None
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
+    creds: Path | None
+    nkey: Path | None
+    login: Path | None
+    tls_ca: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
 
-    def __post_init__(self) -> None:
-        if not self.urls:
+    @checked
+    def __init__(
+        self,
+        urls: str | Iterable[str],
+        *,
+        creds: str | os.PathLike[str] | None = None,
+        nkey: str | os.PathLike[str] | None = None,
+        login: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_cert: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
+    ) -> None:
+        each = urls.split(",") if isinstance(urls, str) else urls
+        servers = tuple(_checked_url(url) for url in map(str.strip, each) if url)
+        if not servers:
             raise ValueError("no server is given: write nats://HOST:PORT")
-        object.__setattr__(self, "urls", tuple(map(_checked_url, self.urls)))
-        given = [name for name in ("creds", "nkey", "login") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are ways to log in, and one is enough")
-        if self.tls_key is not None and self.tls_cert is None:
+        ways = {"creds": creds, "nkey": nkey, "login": login}
+        used = [name for name, file in ways.items() if file is not None]
+        if len(used) > 1:
+            raise ValueError(f"{' and '.join(used)} are ways to log in, and one is enough")
+        if tls_key is not None and tls_cert is None:
             raise ValueError("tls_key goes with tls_cert")
-
-    @classmethod
-    def of(cls, text: str, **files: "str | os.PathLike[str] | None") -> "ServerAddress":
-        """Return the servers that *text* names, with commas between them; *files* are the attributes.
-
-        Raises:
-            ValueError: It names no server, or has a password in it.
-            TypeError: There is no such file.
-        """
-        known = {each.name for each in fields(cls)} - {"urls"}
-        if unknown := sorted(set(files) - known):
-            raise TypeError(f"{', '.join(unknown)}: there is no such file of a server; there are {sorted(known)}")
-        paths: dict[str, Any] = {name: Path(path) for name, path in files.items() if path is not None}
-        return cls(tuple(filter(None, (each.strip() for each in text.split(",")))), **paths)
+        object.__setattr__(self, "urls", servers)
+        for name, file in {**ways, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}.items():
+            object.__setattr__(self, name, None if file is None else Path(file))
 
     @property
     def must_encrypt(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from qmpvcpu.cli.options import JSON, REPLY_TIMEOUT, VERBOSE, File, Seconds, command, flag, option
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.server import SERVER_OPTIONS, take_server
+from qmpvcpu.cli.server import SERVER_OPTIONS, connected, take_server
 from qmpvcpu.cli.vms import PATTERN, Vms
 from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.errors import LeaseTakenError
@@ -111,7 +111,7 @@ async def agent(
             )
             for directory in directories
         ]
-        bus = await stack.enter_async_context(where.connected(f"qmpvcpu agent of {name}", inbox=host_inbox(name)))
+        bus = await stack.enter_async_context(connected(where, f"qmpvcpu agent of {name}", inbox=host_inbox(name)))
         try:
             serving = HostAgent(bus, name, fleets, policy=policy, rescan=rescan)
         except ValueError as error:
@@ -128,7 +128,7 @@ async def agent(
                 await asyncio.wait({running, serves}, return_when=asyncio.FIRST_COMPLETED)
                 serves.cancel()
                 if not running.done():
-                    shell.note(f"{name}: serving {', '.join(directories)} at {where.url}")
+                    shell.note(f"{name}: serving {', '.join(directories)} at {where}")
                 await asyncio.shield(running)
             except LeaseTakenError as error:
                 raise BadUsageError(

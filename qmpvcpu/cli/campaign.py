@@ -16,7 +16,7 @@ from qmpvcpu.cli.output import Block, Column, Line, Table
 from qmpvcpu.cli.progress import FleetProgress, shown
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.server import SERVER_OPTIONS, take_server, who
+from qmpvcpu.cli.server import SERVER_OPTIONS, connected, take_server, who
 from qmpvcpu.cli.set import Target
 from qmpvcpu.cli.vms import Vms
 from qmpvcpu.documents.form import INTERRUPTED, REACHED, document
@@ -83,7 +83,7 @@ async def carry_out(
         spec.check_foreign()
     except ValueError as error:
         raise BadUsageError(str(error)) from error
-    async with vms.opened(shell) as fleet, vms.server.connected("qmpvcpu fleet") as bus:
+    async with vms.opened(shell) as fleet, connected(vms.server, "qmpvcpu fleet") as bus:
         book = await _book(bus)
         selection = [VmKey(host, vm) for host, _, vm in (each.partition("/") for each in fleet.addresses)]
         ledger = await book.create(spec, selection)
@@ -187,7 +187,7 @@ async def list_(_: Shell, **server: Any) -> CommandResult:
 
     Exit codes: 0 shown; 2 bad usage, or the server refuses; 3 no connection to the server.
     """
-    async with take_server(server).connected("qmpvcpu campaign list") as bus:
+    async with connected(take_server(server), "qmpvcpu campaign list") as bus:
         book = await _book(bus)
         ledgers, controllers = await book.all(), await book.controllers()
     table = Table(
@@ -223,7 +223,7 @@ async def show(shell: Shell, *, campaign_id: str, follow: bool, **server: Any) -
 
     Exit codes: 0 shown; 2 bad usage, no such campaign, or the server refuses; 3 no connection to the server.
     """
-    async with take_server(server).connected("qmpvcpu campaign show") as bus:
+    async with connected(take_server(server), "qmpvcpu campaign show") as bus:
         book = await _book(bus)
         if follow:
             await _follow(shell, book, campaign_id)
@@ -268,7 +268,7 @@ async def pause(_: Shell, *, campaign_id: str, **server: Any) -> CommandResult:
 
     Exit codes: 0 done; 2 bad usage, no such campaign, it is over, or the server refuses; 3 no connection.
     """
-    async with take_server(server).connected("qmpvcpu campaign pause") as bus:
+    async with connected(take_server(server), "qmpvcpu campaign pause") as bus:
         return _steered(await (await _book(bus)).pause(campaign_id))
 
 
@@ -280,7 +280,7 @@ async def resume(shell: Shell, *, campaign_id: str, **server: Any) -> CommandRes
 
     Exit codes: 0 reached by all, else those of fleet set; 2 also if there is no such campaign, or it is over.
     """
-    async with take_server(server).connected("qmpvcpu campaign resume") as bus:
+    async with connected(take_server(server), "qmpvcpu campaign resume") as bus:
         book = await _book(bus)
         ledger = await book.resume(campaign_id)
         keys = map(VmKey.parse, await book.selection(ledger))
@@ -295,7 +295,7 @@ async def stop(_: Shell, *, campaign_id: str, **server: Any) -> CommandResult:
 
     Exit codes: 0 done; 2 bad usage, no such campaign, it is over, or the server refuses; 3 no connection.
     """
-    async with take_server(server).connected("qmpvcpu campaign stop") as bus:
+    async with connected(take_server(server), "qmpvcpu campaign stop") as bus:
         return _steered(await (await _book(bus)).stop(campaign_id))
 
 
@@ -313,14 +313,14 @@ async def run(shell: Shell, **server: Any) -> CommandResult:
     where = take_server(server)
     from qmpvcpu.hosts.controller import CampaignController  # not at the top: help needs none of it
 
-    async with where.connected("qmpvcpu campaign run") as bus:
+    async with connected(where, "qmpvcpu campaign run") as bus:
         running = asyncio.ensure_future(CampaignController(bus, name=f"campaign run of {who()}").adopt())
 
         async def stop() -> None:
             running.cancel()
 
         with shell.signals.stopped_by(stop):
-            shell.note(f"carrying out campaigns at {where.url}")
+            shell.note(f"carrying out campaigns at {where}")
             await asyncio.wait({running})
         if not running.cancelled():
             running.result()

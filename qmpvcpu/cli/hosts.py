@@ -10,7 +10,7 @@ from qmpvcpu.cli.options import OUTPUT_OPTIONS, Seconds, command, option
 from qmpvcpu.cli.output import Column, Table
 from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.server import SERVER_OPTIONS, take_server
+from qmpvcpu.cli.server import SERVER_OPTIONS, connected, take_server
 from qmpvcpu.cli.show import age
 from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.errors import printable
@@ -68,8 +68,8 @@ async def init(_: Shell, *, replicas: int | None, lease: float, **server: Any) -
     Exit codes: 0 they are there; 2 bad usage, or the server refuses; 3 no connection to the server.
     """
     where = take_server(server)
-    async with where.connected("qmpvcpu hosts init", replicas=replicas, lease_s=lease) as bus:
-        return CommandResult(REACHED, document(server=bus.server_name), (f"{where.url} is ready",))
+    async with connected(where, "qmpvcpu hosts init", replicas=replicas, lease_s=lease) as bus:
+        return CommandResult(REACHED, document(server=bus.server_name), (f"{where} is ready",))
 
 
 @command(*SERVER_OPTIONS, *OUTPUT_OPTIONS)
@@ -81,7 +81,7 @@ async def list_(shell: Shell, **server: Any) -> CommandResult:
     Exit codes: 0 shown; 2 bad usage, or the server refuses; 3 no connection to the server.
     """
     where = take_server(server)
-    async with where.connected("qmpvcpu hosts list") as bus:
+    async with connected(where, "qmpvcpu hosts list") as bus:
         leases = await (await bus.bucket(LEASES)).all(HOST_LEASES)
     found = []
     for key, entry in sorted(leases.items()):

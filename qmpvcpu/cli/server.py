@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu.cli.options import File, named_on_the_line, option
 from qmpvcpu.cli.result import BadUsageError
@@ -10,7 +10,7 @@ from qmpvcpu.cli.result import BadUsageError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from qmpvcpu.bus import Bus
+    from qmpvcpu.bus import Bus, ServerAddress
 
 _FILES: Final = {
     "creds": "Log in with this NATS credentials file.",
@@ -42,46 +42,37 @@ SERVER_OPTIONS: Final = (
 )
 
 
-class Server(NamedTuple):
-    """The server that was named, and how to log in there.
+@contextlib.asynccontextmanager
+async def connected(
+    server: "ServerAddress", name: str, *, inbox: str | None = None, **how: Any
+) -> "AsyncIterator[Bus]":
+    """Connect to *server* inside; what hosts meet under is there.
 
-    Attributes:
-        url: Its URL, or those of several.
-        files: The files that were named, by what they are: see ``ServerAddress``.
+    Args:
+        server: The server that was named.
+        name: What the server's administrator sees.
+        inbox: Below which subject it listens; None: that of who asks.
+        how: How what is missing is made, as of ``Bus.prepare``.
+
+    Raises:
+        HostsError: It cannot be reached, or is not fit.
     """
+    from qmpvcpu.bus import Bus  # not at the top: most commands have no server
+    from qmpvcpu.model.hosts import client_inbox
 
-    url: str
-    files: dict[str, Any]
-
-    @contextlib.asynccontextmanager
-    async def connected(self, name: str, *, inbox: str | None = None, **how: Any) -> "AsyncIterator[Bus]":
-        """Connect inside; what hosts meet under is there.
-
-        Args:
-            name: What the server's administrator sees.
-            inbox: Below which subject it listens; None: that of who asks.
-            how: How what is missing is made, as of ``Bus.prepare``.
-
-        Raises:
-            HostsError: It cannot be reached, or is not fit.
-        """
-        from qmpvcpu.bus import Bus, ServerAddress  # not at the top: most commands have no server
-        from qmpvcpu.model.hosts import client_inbox
-
-        address = ServerAddress.of(self.url, **self.files)
-        async with await Bus.connect(address, name=name, inbox=inbox or client_inbox(who())) as bus:
-            await bus.prepare(**how)
-            yield bus
+    async with await Bus.connect(server, name=name, inbox=inbox or client_inbox(who())) as bus:
+        await bus.prepare(**how)
+        yield bus
 
 
 def who() -> str:
     """Return who asks: ``QMPVCPU_WHO``, as a server with permissions knows them; else the user's name."""
-    from qmpvcpu.fleet.fleet import user_name  # not at the top: most commands have no server
+    from qmpvcpu.fleet.remote import user_name  # not at the top: most commands have no server
 
     return os.environ.get("QMPVCPU_WHO") or user_name()
 
 
-def take_server(given: dict[str, Any]) -> Server:
+def take_server(given: dict[str, Any]) -> "ServerAddress":
     """Take the options of the server out of *given*.
 
     Raises:
@@ -93,7 +84,7 @@ def take_server(given: dict[str, Any]) -> Server:
     return server
 
 
-def find_server(given: dict[str, Any]) -> Server | None:
+def find_server(given: dict[str, Any]) -> "ServerAddress | None":
     """Take the options of the server out of *given*; None if no server is named.
 
     Raises:
@@ -108,9 +99,7 @@ def find_server(given: dict[str, Any]) -> Server | None:
         return None
     from qmpvcpu.bus import ServerAddress  # as above
 
-    server = Server(url, {name: file for name, file in files.items() if file is not None})
     try:
-        address = ServerAddress.of(server.url, **server.files)
+        return ServerAddress(url, **files)
     except ValueError as error:
         raise BadUsageError(f"--nats: {error}") from error
-    return server._replace(url=",".join(address.urls))

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from qmpvcpu.cli.options import NAME, OUTPUT_OPTIONS, READ_RECORD, REPLY_TIMEOUT, File, named_on_the_line, option
 from qmpvcpu.cli.result import BadUsageError
 from qmpvcpu.cli.run import Shell, check_address
-from qmpvcpu.cli.server import SERVER_OPTIONS, Server, find_server, who
+from qmpvcpu.cli.server import SERVER_OPTIONS, find_server, who
 from qmpvcpu.errors import QmpVcpuError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qmpvcpu.bus import ServerAddress
     from qmpvcpu.fleet import Fleet
     from qmpvcpu.model.vm import VmInfo
 
@@ -76,7 +77,7 @@ class Vms(NamedTuple):
     directory: str | None
     pattern: str
     concurrency: int | None = None
-    server: Server | None = None
+    server: "ServerAddress | None" = None
     where: str = ""
 
     @classmethod
@@ -143,16 +144,15 @@ class Vms(NamedTuple):
             yield fleet
 
     @contextlib.asynccontextmanager
-    async def _remote(self, server: Server, shell: Shell) -> "AsyncIterator[Fleet]":
+    async def _remote(self, server: "ServerAddress", shell: Shell) -> "AsyncIterator[Fleet]":
         from qmpvcpu.fleet import Fleet  # as above
 
         fleet = Fleet(
-            server.url,
+            server,
             where=self.where,
             concurrency=self.concurrency,
             reply_timeout=shell.options.reply_timeout,
             who=who(),
-            **server.files,
         )
         async with fleet:
             if not fleet.addresses:

@@ -1,13 +1,14 @@
 """Fleet: VMs that come and go, and work on each of them."""
 
 import asyncio
-import getpass
+import inspect
 import os
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack, overload
 
+from qmpvcpu.bus.address import ServerAddress
 from qmpvcpu.errors import InvalidMapError
 from qmpvcpu.fleet.local import LocalVms, Location
 from qmpvcpu.fleet.merged import FleetEvents
@@ -52,9 +53,18 @@ class Fleet:
     A wish that is not begun within *reply_timeout*, since its host or its VM is away, is withdrawn.
 
     Args:
-        addresses: UNIX paths, ``"unix:PATH"``, ``"tcp:HOST:PORT"`` or ``(host, port)``. Each has a result, even
-            one that leads nowhere, or to a VM that another one leads to. Or the server that other hosts meet at:
-            ``"nats://HOST:PORT"``, ``"tls://HOST:PORT"``, several servers of a cluster with commas between them.
+        server: The server that other hosts meet at: ``"nats://HOST:PORT"``, ``"tls://HOST:PORT"``, or several servers
+            of a cluster with commas between them. To log in there, a ``qmpvcpu.bus.ServerAddress``, which names the
+            files for it.
+        where: Which VMs of which hosts: ``host=PATTERN``, ``name=PATTERN``, ``uuid=PATTERN``, with ``*``, ``?`` and
+            ``[...]``; a VM must match all that are given. Empty: every VM. They are chosen on entering, and at each
+            ``rescan``.
+        who: Who asks, for the audit and the server's permissions; None: the user's name.
+        why: The reason, for the audit.
+        drop_after: How many seconds a wish may take, counted from when the server took it, by the server's clock.
+            After that nothing is begun for it.
+        addresses: UNIX paths, ``"unix:PATH"``, ``"tcp:HOST:PORT"`` or ``(host, port)``, of VMs of this host. Each has
+            a result, even one that leads nowhere, or to a VM that another one leads to.
         directory: Where else to look for sockets: when entered, and at each ``rescan``. There each VM is found once,
             even if several links lead to its socket, or its QEMU has several sockets; other files are passed over.
         pattern: Which paths below *directory*, as in ``pathlib.Path.glob``: ``"*.qmp"``, ``"*/qmp.sock"``.
@@ -72,24 +82,11 @@ class Fleet:
             of agents in *directory* are no VMs.
         read_only: As in ``attach``, of all records.
         resync_interval: As in ``attach``.
-        where: Which VMs of which hosts: ``host=PATTERN``, ``name=PATTERN``, ``uuid=PATTERN``, with ``*``, ``?`` and
-            ``[...]``; a VM must match all that are given. Empty: every VM. They are chosen on entering, and at each
-            ``rescan``.
-        who: Who asks, for the audit and the server's permissions; None: the user's name.
-        why: The reason, for the audit.
-        drop_after: How many seconds a wish may take, counted from when the server took it, by the server's clock.
-            After that nothing is begun for it; None: 600.
-        creds: A credentials file of NATS.
-        nkey: A file with the seed of an nkey.
-        login: A file whose first line is ``USER:PASSWORD``, or a token.
-        tls_ca: The certificates to trust; given, nothing is sent unencrypted.
-        tls_cert: The client's certificate.
-        tls_key: Its key.
 
     Raises:
-        ValueError: *concurrency* is not at least 1, or *pattern*, *agent*, *where* or the server's address cannot be
-            read, or an option does not go with where the VMs are.
-        TypeError: An address is none of these.
+        ValueError: *concurrency* is not at least 1, or *pattern*, *agent*, *where*, *drop_after* or the server's
+            address cannot be one.
+        TypeError: An address is none of these, or an option does not go with where the VMs are.
 
     Example:
         >>> async with Fleet(directory="/run/vms", pattern="*.qmp") as fleet:
@@ -98,10 +95,25 @@ class Fleet:
         vm 0-3
     """
 
-    @checked
+    @overload
     def __init__(
         self,
-        addresses: Iterable[Location] | str = (),
+        server: str | ServerAddress,
+        /,
+        *,
+        where: str = "",
+        concurrency: int | None = None,
+        reply_timeout: float = 10.0,
+        who: str | None = None,
+        why: str = "",
+        drop_after: float = 600.0,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        addresses: Iterable[Location] = (),
+        /,
         *,
         directory: str | os.PathLike[str] | None = None,
         pattern: str = "*",
@@ -111,61 +123,28 @@ class Fleet:
         agent: str | Callable[[str], Location | None] | None = None,
         read_only: bool = False,
         resync_interval: float | None = 30.0,
-        where: str = "",
-        who: str | None = None,
-        why: str = "",
-        drop_after: float | None = None,
-        creds: str | os.PathLike[str] | None = None,
-        nkey: str | os.PathLike[str] | None = None,
-        login: str | os.PathLike[str] | None = None,
-        tls_ca: str | os.PathLike[str] | None = None,
-        tls_cert: str | os.PathLike[str] | None = None,
-        tls_key: str | os.PathLike[str] | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        vms: Iterable[Location] | str | ServerAddress = (),
+        /,
+        *,
+        concurrency: int | None = None,
+        **options: Any,
     ) -> None:
-        here = {
-            "directory": (directory, None),
-            "pattern": (pattern, "*"),
-            "record": (record, None),
-            "agent": (agent, None),
-            "read_only": (read_only, False),
-            "resync_interval": (resync_interval, 30.0),
-        }
-        files = {
-            "creds": creds,
-            "nkey": nkey,
-            "login": login,
-            "tls_ca": tls_ca,
-            "tls_cert": tls_cert,
-            "tls_key": tls_key,
-        }
         self._here: LocalVms | None = None
         self._transport: Transport
-        if isinstance(addresses, str) and addresses.startswith(_SERVERS):
-            _refuse(here, "it is about VMs of this host, and these are of others: their agents have it")
-            self._transport = _others(
-                addresses, where, who=who, why=why, drop_after=drop_after, reply_timeout=reply_timeout, **files
-            )
-        elif isinstance(addresses, str | os.PathLike):
+        if isinstance(vms, ServerAddress) or (isinstance(vms, str) and vms.startswith(_SERVERS)):
+            from qmpvcpu.fleet.remote import RemoteVms  # not at the top: most fleets are of one host
+
+            _check_names(RemoteVms, options, "a fleet of other hosts, whose agents attach the VMs")
+            self._transport = RemoteVms(vms, **options)
+        elif isinstance(vms, str | os.PathLike):
             raise TypeError("addresses are many: give a list of them, or directory=; or a server, nats://HOST:PORT")
         else:
-            there: dict[str, tuple[object, object]] = {
-                "where": (where, ""),
-                "who": (who, None),
-                "why": (why, ""),
-                "drop_after": (drop_after, None),
-            }
-            there |= {name: (file, None) for name, file in files.items()}
-            _refuse(there, "it is about VMs of other hosts, and no server is given")
-            self._transport = self._here = LocalVms(
-                addresses,
-                directory=directory,
-                pattern=pattern,
-                reply_timeout=reply_timeout,
-                record=record,
-                agent=agent,
-                read_only=read_only,
-                resync_interval=resync_interval,
-            )
+            _check_names(LocalVms, options, "a fleet of this host: no server is given")
+            self._transport = self._here = LocalVms(vms, **options)
         begun = (64 if self._here is None else 16) if concurrency is None else at_least("concurrency", concurrency, 1)
         self._admission = Admission(begun)
         self._running: set[asyncio.Task[Any]] = set()
@@ -403,44 +382,8 @@ async def _itself(vm: VcpuController) -> VcpuController:
     return vm
 
 
-def _refuse(options: Mapping[str, tuple[object, object]], why: str) -> None:
-    """Raise ValueError if one of *options*, each with its default, is given."""
-    for name, (value, default) in options.items():
-        if value != default:
-            raise ValueError(f"{name}: {why}")
-
-
-def _others(
-    servers: str,
-    where: str,
-    *,
-    who: str | None,
-    why: str,
-    drop_after: float | None,
-    reply_timeout: float,
-    **files: Any,
-) -> Transport:
-    """Return the transport to VMs of other hosts."""
-    from qmpvcpu.bus import ServerAddress  # not at the top: most fleets are of one host
-    from qmpvcpu.fleet.remote import RemoteVms
-    from qmpvcpu.model.where import Where
-    from qmpvcpu.model.wish import DROP_AFTER_S
-
-    if drop_after == 0:
-        raise ValueError("drop_after is 0: a wish would be dropped at once")
-    return RemoteVms(
-        ServerAddress.of(servers, **files),
-        Where.parse(where),
-        who=who or user_name(),
-        why=why,
-        drop_after=drop_after or DROP_AFTER_S,
-        reply_timeout=reply_timeout,
-    )
-
-
-def user_name() -> str:
-    """Return who runs this program."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # it has no name here
-        return str(os.getuid())
+def _check_names(transport: type[Transport], options: Mapping[str, object], whose: str) -> None:
+    """Raise TypeError if *transport* does not have one of *options*."""
+    known = [each.name for each in inspect.signature(transport).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    if unknown := [name for name in options if name not in known]:
+        raise TypeError(f"{unknown[0]} is no option of {whose}; it has {', '.join(known)}")

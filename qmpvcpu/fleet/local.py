@@ -12,6 +12,7 @@ from qmpvcpu.errors import MonitorConnectError, MonitorLostError, SameVmError, p
 from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.fleet.scan import agent_socket, check_agent_pattern, find_sockets, socket_id
 from qmpvcpu.fleet.transport import Rescan
+from qmpvcpu.given import checked
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import ChangeOptions, CheckedOptions
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -68,24 +69,25 @@ class LocalMember:
 
 
 class LocalVms:
-    """The transport of one host: each VM is attached by this process. Takes what ``Fleet`` takes.
+    """The transport of one host: each VM is attached by this process. Its options are those of ``Fleet``.
 
     Raises:
         ValueError: *pattern* or *agent* is no pattern.
         TypeError: An address is none.
     """
 
+    @checked
     def __init__(
         self,
         addresses: Iterable[Location],
         *,
-        directory: str | os.PathLike[str] | None,
-        pattern: str,
-        reply_timeout: float,
-        record: Callable[[str, VmInfo], str | os.PathLike[str] | None] | None,
-        agent: str | Callable[[str], Location | None] | None,
-        read_only: bool,
-        resync_interval: float | None,
+        directory: str | os.PathLike[str] | None = None,
+        pattern: str = "*",
+        reply_timeout: float = 10.0,
+        record: Callable[[str, VmInfo], str | os.PathLike[str] | None] | None = None,
+        agent: str | Callable[[str], Location | None] | None = None,
+        read_only: bool = False,
+        resync_interval: float | None = 30.0,
     ) -> None:
         if not pattern or PurePath(pattern).is_absolute():
             raise ValueError(f"a pattern is a relative path such as *.qmp, not {pattern!r}")

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import getpass
 import json
 import logging
+import os
 import weakref
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from qmpvcpu.fleet.results import VmResult
 from qmpvcpu.fleet.told import is_audit, read_told, whose
 from qmpvcpu.fleet.transport import Rescan
 from qmpvcpu.fleet.wishes import State, WishBook
+from qmpvcpu.given import checked
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.hosts import Operation, VmKey, client_inbox, request_subject
 from qmpvcpu.model.layout import Layout
@@ -36,7 +39,7 @@ from qmpvcpu.model.statistics import VmStatistics
 from qmpvcpu.model.transition import TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.where import Where
-from qmpvcpu.model.wish import GRACE_S, Wish, WishOptions, WishPhase
+from qmpvcpu.model.wish import DROP_AFTER_S, GRACE_S, Wish, WishOptions, WishPhase
 from qmpvcpu.planning.plan import Plan
 from qmpvcpu.vm.subscribers import EventStream
 
@@ -138,25 +141,30 @@ class RemoteVm:
 
 
 class RemoteVms:
-    """The transport over the server of many hosts.
+    """The transport over the server of many hosts. Its options are those of ``Fleet``.
 
-    Args:
-        address: The server.
-        where: Which VMs of which hosts.
-        who: Who wishes and asks, for people, and for the server's permissions.
-        why: What for, for people.
-        reply_timeout: Deadline of connecting, and how long a host, or a VM, may be away before it counts as silent.
-        drop_after: How long a wish may take.
+    Raises:
+        ValueError: *server*, *where* or *drop_after* is none.
     """
 
     directory = None
 
+    @checked
     def __init__(
-        self, address: ServerAddress, where: Where, *, who: str, why: str, reply_timeout: float, drop_after: float
+        self,
+        server: str | ServerAddress,
+        *,
+        where: str = "",
+        reply_timeout: float = 10.0,
+        who: str | None = None,
+        why: str = "",
+        drop_after: float = DROP_AFTER_S,
     ) -> None:
-        self._address = address
-        self._where = where
-        self._who = who
+        if drop_after == 0:
+            raise ValueError("drop_after is 0: a wish would be dropped at once")
+        self._address = ServerAddress(server) if isinstance(server, str) else server
+        self._where = Where.parse(where)
+        self._who = who or user_name()
         self._why = why
         self.reply_timeout = reply_timeout
         self._drop_after = drop_after
@@ -520,3 +528,11 @@ def _result(row: Mapping[str, Any], key: VmKey) -> VmResult[Any]:
         return VmResult.from_json(row)
     except ValueError as error:
         raise HostFailedError(str(key), f"its state cannot be read: {error}") from error
+
+
+def user_name() -> str:
+    """Return who runs this program."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # it has no name here
+        return str(os.getuid())

@@ -185,7 +185,7 @@ async def play(stage: Stage, *, qemu: str | None = None, separate: bool | None =
     async with (
         Hosts(_HOSTS, vms=0, separate=separate, qemu=binary, boot=_BOOT, max_vcpus=_MAX) as hosts,
         NatsServer(binary=nats, host=hosts.network.address, name="demo") as server,
-        await Bus.connect(ServerAddress.of(server.url), name="qmpvcpu hosts demo") as bus,
+        await Bus.connect(ServerAddress(server.url), name="qmpvcpu hosts demo") as bus,
     ):
         await bus.prepare(lease_s=_LEASE_S)
         is_separate = hosts.network.is_separate

@@ -43,7 +43,7 @@ async def _agent(stack: AsyncExitStack, url: str, directory: Path, host: int) ->
 
     fleet = Fleet(directory=socket_of(directory, host, 0).parent, pattern="*.qmp", record=record)
     name = host_name(host)
-    bus = await Bus.connect(ServerAddress.of(url), name=f"qmpvcpu agent of {name}", timeout=30)
+    bus = await Bus.connect(ServerAddress(url), name=f"qmpvcpu agent of {name}", timeout=30)
     return HostAgent(await stack.enter_async_context(bus), name, [await stack.enter_async_context(fleet)])
 
 

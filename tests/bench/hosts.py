@@ -129,7 +129,7 @@ class _World:
         data = self._folder / "server"
         data.mkdir()
         self._server = await self._stack.enter_async_context(NatsServer(directory=data))
-        async with await Bus.connect(ServerAddress.of(self._server.url), name="bench") as bus:
+        async with await Bus.connect(ServerAddress(self._server.url), name="bench") as bus:
             await bus.prepare(lease_s=LEASE_S)
         (self._asker,) = await self._helpers("asker", range(1), 1, self._server.url)
 

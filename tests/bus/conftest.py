@@ -39,7 +39,7 @@ async def connect() -> AsyncIterator[Connect]:
 
         async def connected(url: str, *, name: str = "test", **options: Any) -> Bus:
             files = {key: options.pop(key) for key in list(options) if key not in ("timeout", "on_lost", "on_back")}
-            bus = await Bus.connect(ServerAddress.of(url, **files), name=name, **options)
+            bus = await Bus.connect(ServerAddress(url, **files), name=name, **options)
             return await stack.enter_async_context(bus)
 
         yield connected

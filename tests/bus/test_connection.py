@@ -39,7 +39,7 @@ async def test_a_connection_says_what_it_is_connected_to(server: NatsServer, con
 async def test_a_server_that_does_not_run_is_named_at_once() -> None:
     (port,) = free_ports(1)
     async with asyncio.timeout(4):
-        refused = await refusal(ServerAddress.of(f"nats://127.0.0.1:{port}"))
+        refused = await refusal(ServerAddress(f"nats://127.0.0.1:{port}"))
     assert str(refused) == (
         f"no connection to nats://127.0.0.1:{port}: Connection refused; "
         "start the server (nats-server -js), or check the address"
@@ -49,7 +49,7 @@ async def test_a_server_that_does_not_run_is_named_at_once() -> None:
 async def test_each_server_is_tried_and_each_says_why_not(connect: Connect) -> None:
     ports = free_ports(2)
     text = ",".join(f"nats://127.0.0.1:{port}" for port in ports)
-    refused = await refusal(ServerAddress.of(text))
+    refused = await refusal(ServerAddress(text))
     assert all(f"nats://127.0.0.1:{port}: Connection refused" in refused.why for port in ports)
     async with NatsServer() as server:
         assert (await connect(f"{text},{server.url}")).is_connected
@@ -76,7 +76,7 @@ async def answering(greeting: bytes, heard: bytearray) -> AsyncIterator[int]:
 
 async def test_a_server_that_says_nothing_is_given_up() -> None:
     async with answering(b"", bytearray()) as port:
-        address = ServerAddress.of(f"127.0.0.1:{port}")
+        address = ServerAddress(f"127.0.0.1:{port}")
         assert "no answer in 3 s" in (await refusal(address)).why
         with pytest.raises(ServerConnectError, match=r"no answer in 0\.2 s"):
             await Bus.connect(address, name="test", timeout=0.2)
@@ -84,7 +84,7 @@ async def test_a_server_that_says_nothing_is_given_up() -> None:
 
 async def test_a_server_of_something_else_is_told_from_one_of_nats() -> None:
     async with answering(b"220 mail.example ESMTP\r\n", bytearray()) as port:
-        refused = await refusal(ServerAddress.of(f"127.0.0.1:{port}"))
+        refused = await refusal(ServerAddress(f"127.0.0.1:{port}"))
     assert "empty response from server when expecting INFO message" in refused.why
 
 
@@ -93,11 +93,11 @@ async def test_a_wrong_password_is_told_with_what_to_give(tmp_path: Path, binary
     config = 'authorization { users: [ { user: "web1", password: "a:b" } ] }'
     async with NatsServer(binary=binary, config=config) as server:
         login.write_text("web1:wrong\n")
-        refused = await refusal(ServerAddress.of(server.url, login=login))
+        refused = await refusal(ServerAddress(server.url, login=login))
         assert "authorization violation" in refused.why.lower()
         assert "creds, nkey or login" in str(refused)
         assert "wrong" not in str(refused)
-        assert "authorization violation" in (await refusal(ServerAddress.of(server.url))).why.lower()
+        assert "authorization violation" in (await refusal(ServerAddress(server.url))).why.lower()
         login.write_text("web1:a:b\n# that is it\n")
         assert (await connect(server.url, login=login)).is_connected
 
@@ -115,9 +115,9 @@ async def test_an_nkey_is_a_login(tmp_path: Path, connect: Connect) -> None:
     async with NatsServer(config=f"authorization {{ users: [ {{ nkey: {credentials.public(seed)} }} ] }}") as server:
         assert (await connect(server.url, nkey=file)).is_connected
         file.write_bytes(credentials.seed())
-        assert "authorization violation" in (await refusal(ServerAddress.of(server.url, nkey=file))).why.lower()
+        assert "authorization violation" in (await refusal(ServerAddress(server.url, nkey=file))).why.lower()
         file.write_text("nonsense")
-        assert f"{file}: " in (await refusal(ServerAddress.of(server.url, nkey=file))).why
+        assert f"{file}: " in (await refusal(ServerAddress(server.url, nkey=file))).why
 
 
 async def test_credentials_are_a_login(tmp_path: Path, binary: Path, connect: Connect) -> None:
@@ -127,18 +127,18 @@ async def test_credentials_are_a_login(tmp_path: Path, binary: Path, connect: Co
         bus = await connect(server.url, creds=file)
         await bus.prepare()
         file.write_text(credentials.Operator().credentials())
-        assert "authorization violation" in (await refusal(ServerAddress.of(server.url, creds=file))).why.lower()
+        assert "authorization violation" in (await refusal(ServerAddress(server.url, creds=file))).why.lower()
         file.write_text("nonsense")
-        assert f"{file}: " in (await refusal(ServerAddress.of(server.url, creds=file))).why
+        assert f"{file}: " in (await refusal(ServerAddress(server.url, creds=file))).why
 
 
 @pytest.mark.parametrize("kind", ["creds", "nkey", "login", "tls_ca"])
 async def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
     missing = tmp_path / "missing"
-    refused = await refusal(ServerAddress.of("127.0.0.1", **{kind: missing}))
+    refused = await refusal(ServerAddress("127.0.0.1", **{kind: missing}))
     assert refused.why == f"{missing}: No such file or directory"
     (tmp_path / "empty").write_text("")
-    refused = await refusal(ServerAddress.of("127.0.0.1", **{kind: tmp_path / "empty"}))
+    refused = await refusal(ServerAddress("127.0.0.1", **{kind: tmp_path / "empty"}))
     assert str(tmp_path / "empty") in refused.why
 
 
@@ -174,7 +174,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 async def test_a_certificate_of_an_unknown_ca_is_refused(certificates: Certificates, connect: Connect) -> None:
     async with NatsServer(config=certificates.config()) as server:
         for url in (server.url, server.url.replace("nats:", "tls:")):
-            refused = await refusal(ServerAddress.of(url))
+            refused = await refusal(ServerAddress(url))
             assert "its certificate is not trusted: unable to get local issuer certificate" in refused.why
             assert "tls_ca" in str(refused)
             assert (await connect(url, tls_ca=certificates.path("ca.pem"))).is_connected
@@ -195,7 +195,7 @@ async def test_the_end_of_a_connection_with_tls_is_no_warning(
 
 async def test_a_certificate_for_another_name_is_refused(certificates: Certificates) -> None:
     async with NatsServer(config=certificates.config()) as server:
-        address = ServerAddress.of(f"tls://localhost:{server.port}", tls_ca=certificates.path("ca.pem"))
+        address = ServerAddress(f"tls://localhost:{server.port}", tls_ca=certificates.path("ca.pem"))
         assert "mismatch" in (await refusal(address)).why
 
 
@@ -203,7 +203,7 @@ async def test_a_server_may_want_the_clients_certificate(certificates: Certifica
     config = certificates.config(f', ca_file: "{certificates.path("ca.pem")}", verify: true')
     files = {"tls_ca": certificates.path("ca.pem")}
     async with NatsServer(config=config) as server:
-        await refusal(ServerAddress.of(server.url, **files))
+        await refusal(ServerAddress(server.url, **files))
         mine = {"tls_cert": certificates.path("client.pem"), "tls_key": certificates.path("client.key")}
         assert (await connect(server.url, **files, **mine)).is_connected
 
@@ -216,8 +216,8 @@ async def test_tls_never_goes_on_in_the_clear(tmp_path: Path, certificates: Cert
     info = b'INFO {"server_id":"x","version":"2.15.1","max_payload":1048576,"auth_required":true}\r\n'
     async with answering(info, heard) as port:
         for address in (
-            ServerAddress.of(f"tls://127.0.0.1:{port}", login=login),
-            ServerAddress.of(f"nats://127.0.0.1:{port}", login=login, tls_ca=certificates.path("ca.pem")),
+            ServerAddress(f"tls://127.0.0.1:{port}", login=login),
+            ServerAddress(f"nats://127.0.0.1:{port}", login=login, tls_ca=certificates.path("ca.pem")),
         ):
             refused = await refusal(address)
             assert refused.why == "the server does not encrypt"
@@ -382,7 +382,7 @@ async def test_who_goes_by_another_name_than_the_servers_is_told_how_to_say_it(
     login = tmp_path / "login"
     login.write_text("web1:x")
     async with NatsServer(config=users(subscribe='allow: "_INBOX.who.alice.>"')) as server:
-        bus = await Bus.connect(ServerAddress.of(server.url, login=login), name="test", inbox=inbox)
+        bus = await Bus.connect(ServerAddress(server.url, login=login), name="test", inbox=inbox)
         async with bus:
             with pytest.raises(ServerForbiddenError) as refused:
                 await bus.prepare()
@@ -430,4 +430,4 @@ async def test_without_nats_py_it_says_what_to_install(monkeypatch: pytest.Monke
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "nats", None)
     with pytest.raises(UnfitServerError, match=r"pip install 'qmpvcpu\[hosts\]'"):
-        await Bus.connect(ServerAddress.of("127.0.0.1"), name="test")
+        await Bus.connect(ServerAddress("127.0.0.1"), name="test")

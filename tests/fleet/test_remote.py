@@ -3,19 +3,20 @@
 import asyncio
 import contextlib
 import gc
+import inspect
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_overloads
 
 import nats
 import pytest
 
 import qmpvcpu
 from qmpvcpu import TransitionError, VcpuMap
-from qmpvcpu.bus import Bus, Endpoint, Request
+from qmpvcpu.bus import Bus, Endpoint, Request, ServerAddress
 from qmpvcpu.errors import (
     HostFailedError,
     HostSilentError,
@@ -31,6 +32,8 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.events import VcpuPlugged, VcpuUnplugged
 from qmpvcpu.fleet import Fleet, Rescan, VmResult, remote
+from qmpvcpu.fleet.local import LocalVms
+from qmpvcpu.fleet.remote import RemoteVms
 from qmpvcpu.fleet.wishes import WishBook
 from qmpvcpu.hosts import AgentPolicy
 from qmpvcpu.model.codec import from_json, to_json
@@ -260,27 +263,41 @@ async def test_bad_input_is_refused_before_anything_is_wished(server: NatsServer
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"directory": "/run"}, "directory"),
-        ({"pattern": "*.qmp"}, "pattern"),
-        ({"record": lambda _, __: None}, "record"),
-        ({"agent": "{dir}/agent"}, "agent"),
-        ({"read_only": True}, "read_only"),
-        ({"resync_interval": None}, "resync_interval"),
         ({"where": "web"}, "chooses no VMs"),
         ({"drop_after": 0}, "drop_after"),
-        ({"creds": "/a", "nkey": "/b"}, "creds and nkey"),
+        ({"reply_timeout": -1}, "reply_timeout"),
     ],
 )
-def test_options_that_do_not_go_with_a_server_are_refused(given: dict[str, Any], why: str) -> None:
+def test_what_a_fleet_of_other_hosts_cannot_have_is_refused(given: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Fleet("nats://127.0.0.1:1", **given)
 
 
-@pytest.mark.parametrize("name", ["where", "who", "why", "creds", "nkey", "login", "tls_ca", "tls_cert", "tls_key"])
+@pytest.mark.parametrize(
+    "name", ["directory", "pattern", "record", "agent", "read_only", "resync_interval", "creds", "nonsense"]
+)
+def test_options_that_do_not_go_with_a_server_are_refused(name: str) -> None:
+    given: dict[str, Any] = {name: None}
+    for server in ("nats://127.0.0.1:1", ServerAddress("127.0.0.1:1")):
+        with pytest.raises(TypeError, match=f"^{name} is no option of a fleet of other hosts, .* it has where, "):
+            Fleet(server, **given)
+
+
+@pytest.mark.parametrize("name", ["where", "who", "why", "drop_after", "nonsense"])
 def test_options_that_need_a_server_are_refused_without_one(name: str) -> None:
     given: dict[str, Any] = {name: "x"}
-    with pytest.raises(ValueError, match=f"{name}: .* no server"):
+    with pytest.raises(TypeError, match=f"^{name} is no option of a fleet of this host: no server .* directory, "):
         Fleet(directory="/run", **given)
+
+
+def test_a_fleet_has_the_options_of_both_kinds_of_vms() -> None:
+    def options(function: Callable[..., object]) -> dict[str, tuple[object, object]]:
+        given = inspect.signature(function).parameters.values()
+        return {each.name: (each.annotation, each.default) for each in given if each.kind is each.KEYWORD_ONLY}
+
+    there, here = map(options, get_overloads(Fleet.__init__))
+    of_fleet = {"concurrency": (int | None, None)}
+    assert (there, here) == (options(RemoteVms.__init__) | of_fleet, options(LocalVms.__init__) | of_fleet)
 
 
 async def test_no_server_and_an_unfit_one_say_what_to_do() -> None:

@@ -99,7 +99,7 @@ class Permitted:
 
     def address(self, name: str, server: int = 0) -> ServerAddress:
         """Where *name* connects, and how."""
-        return ServerAddress.of(
+        return ServerAddress(
             self.servers[server].url.replace("nats:", "tls:"),
             nkey=self.directory / f"{name}.nkey",
             tls_ca=self.directory / "ca.pem",

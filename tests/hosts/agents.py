@@ -165,7 +165,7 @@ async def _run(job: AgentJob) -> None:
     points = LivePoints(dying_at(job.die_at, hold_at=job.hold_at), only_talk=job.only_talk)
     records = Path(job.records)
     with watching(points), watching_agent(points), _telling_quiet() as telling:
-        async with await Bus.connect(ServerAddress.of(job.server), name=f"agent of {job.host}") as bus:
+        async with await Bus.connect(ServerAddress(job.server), name=f"agent of {job.host}") as bus:
             fleet = Fleet(
                 directory=job.directory,
                 pattern="*.qmp",

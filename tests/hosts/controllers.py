@@ -59,7 +59,7 @@ def watching_writes(points: Points) -> Iterator[None]:
 async def _run(job: ControllerJob) -> None:
     points = Points(dying_at(job.die_at, hold_at=job.hold_at))
     with watching_writes(points):
-        async with await Bus.connect(ServerAddress.of(job.server), name="controller") as bus:
+        async with await Bus.connect(ServerAddress(job.server), name="controller") as bus:
             points.cross("it begins")
             await CampaignController(bus, name="controller").run(job.campaign)
 

@@ -451,8 +451,7 @@ async def test_a_fleet_of_an_operator_changes_and_that_of_a_reader_looks(tmp_pat
     async with permitted(tmp_path) as world, vm_in(tmp_path, "web"), agent_of(world.bus("web1"), "web1", tmp_path):
 
         def fleet(name: str) -> Fleet:
-            address = world.address(name)
-            return Fleet(address.urls[0], who=name, nkey=str(address.nkey), tls_ca=str(address.tls_ca))
+            return Fleet(world.address(name), who=name)
 
         async with fleet("alice") as operators:
             events = operators.events()

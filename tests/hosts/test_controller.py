@@ -271,7 +271,7 @@ import asyncio, sys
 from qmpvcpu.bus import Bus, ServerAddress
 from qmpvcpu.hosts import CampaignController
 async def main():
-    async with await Bus.connect(ServerAddress.of(sys.argv[1]), name="killed") as bus:
+    async with await Bus.connect(ServerAddress(sys.argv[1]), name="killed") as bus:
         await CampaignController(bus, name="killed").run(sys.argv[2])
 asyncio.run(main())
 """

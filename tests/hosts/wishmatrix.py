@@ -178,7 +178,7 @@ class World:
     @contextlib.asynccontextmanager
     async def at(cls, url: str, *, replicas: int = 1) -> "AsyncIterator[World]":
         """Connect to the server at *url*, and prepare it."""
-        async with await Bus.connect(ServerAddress.of(url), name="test") as bus:
+        async with await Bus.connect(ServerAddress(url), name="test") as bus:
             await bus.prepare(lease_s=LEASE_S, replicas=replicas)
             wishes, states, leases = [await bus.bucket(each) for each in (WISHES, STATES, LEASES)]
             yield cls(url, bus, wishes, states, leases)

@@ -29,7 +29,7 @@ async def served(**options: Any) -> AsyncIterator[NatsServer]:
 
 @contextlib.asynccontextmanager
 async def connected(server: NatsServer) -> AsyncIterator[Bus]:
-    async with await Bus.connect(ServerAddress.of(server.url), name="test") as bus:
+    async with await Bus.connect(ServerAddress(server.url), name="test") as bus:
         yield bus
 
 

@@ -31,6 +31,7 @@ from qmpvcpu import (
     VcpuMap,
     Verdict,
 )
+from qmpvcpu.bus import ServerAddress
 from qmpvcpu.domainxml import DomainVcpus, parse, render, update, validate
 from qmpvcpu.errors import DomainRuleError
 from qmpvcpu.events import Event, VcpuUnplugged
@@ -169,11 +170,13 @@ async def a_fleet() -> None:
             assert_type(result, VmResult[TransitionReport])
             assert_type(result.unwrap().layout.enabled, VcpuMap)
         assert_type(await fleet.refresh(), tuple[VmResult[Layout], ...])
-    async with Fleet(
-        "nats://server:4222", where="host=rack1-*", tls_ca="/etc/ca.pem", who="me", drop_after=60
-    ) as far:
+    server = ServerAddress("nats://server:4222", nkey="/etc/nkey", tls_ca=Path("/etc/ca.pem"))
+    async with Fleet(server, where="host=rack1-*", who="me", drop_after=60) as far:
         assert_type(await far.set_count(4, timeout=10), tuple[VmResult[TransitionReport], ...])
         assert_type(await fleet.each(lambda vm: vm.unplug(3)), tuple[VmResult[VcpuMap], ...])
+    Fleet("nats://server:4222", where="name=web-*", concurrency=100)
+    Fleet(server, directory="/run/vms")  # type: ignore[call-overload]  # other hosts' agents have the directory
+    Fleet(["/run/vm.qmp"], where="name=web-*")  # type: ignore[call-overload]  # there is no server
 
 
 async def a_guest() -> None:
