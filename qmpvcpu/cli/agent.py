@@ -14,7 +14,6 @@ from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.errors import LeaseTakenError
 from qmpvcpu.model.hosts import Operation, host_inbox
 
-_CONCURRENCY: Final = 16
 _RESYNC_S: Final = 30.0
 
 
@@ -105,7 +104,7 @@ async def agent(
     async with contextlib.AsyncExitStack() as stack:
         fleets = [
             await stack.enter_async_context(
-                Vms((), directory, pattern, _CONCURRENCY).opened(
+                Vms((), directory, pattern).opened(
                     shell, read_only=policy.only_reads, may_be_empty=True, resync_interval=_RESYNC_S
                 )
             )

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _ADDRESS: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+(?:%\w+)?)\]|([^\[\]:]*)):(\d{1,5})")
 _HIGHEST_PORT: Final = 65535
 _RESYNC_S: Final = 30.0
-_CONCURRENCY: Final = 16
 _MOST_CLIENTS: Final = 64
 _MOST_HEAD_BYTES: Final = 16 * 1024
 # How long a client may take to send its request, and to take the answer.
@@ -87,9 +86,7 @@ async def exporter(shell: Shell, *, listen: str, rescan: float, seconds: float |
     host, port = _parse(listen)
     metrics = _import_metrics()
     record = records_in(shell.options.record)
-    async with Vms(**vms, concurrency=_CONCURRENCY).opened(
-        shell, read_only=True, may_be_empty=True, resync_interval=_RESYNC_S
-    ) as fleet:
+    async with Vms(**vms).opened(shell, read_only=True, may_be_empty=True, resync_interval=_RESYNC_S) as fleet:
         registry = metrics.process_registry()
         async with metrics.VcpuCollector(fleet, registry=registry, rescan_interval=rescan) as collector:
             scrapes = _Scrapes(collector.read, lambda accept: metrics.exposition(registry, accept))

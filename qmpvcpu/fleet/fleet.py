@@ -145,8 +145,8 @@ class Fleet:
         else:
             _check_names(LocalVms, options, "a fleet of this host: no server is given")
             self._transport = self._here = LocalVms(vms, **options)
-        begun = (64 if self._here is None else 16) if concurrency is None else at_least("concurrency", concurrency, 1)
-        self._admission = Admission(begun)
+        begun = self._transport.concurrency if concurrency is None else concurrency
+        self._admission = Admission(at_least("concurrency", begun, 1))
         self._running: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
 

@@ -76,6 +76,8 @@ class LocalVms:
         TypeError: An address is none.
     """
 
+    concurrency = 16
+
     @checked
     def __init__(
         self,

@@ -147,6 +147,7 @@ class RemoteVms:
         ValueError: *server*, *where* or *drop_after* is none.
     """
 
+    concurrency = 64  # agents do the work
     directory = None
 
     @checked

@@ -84,7 +84,13 @@ class Member(Protocol[_Vm_co]):
 
 
 class Transport(Protocol):
-    """Where the VMs of a fleet are, and how they are reached; it bounds nothing, and knows nothing of results."""
+    """Where the VMs of a fleet are, and how they are reached; it bounds nothing, and knows nothing of results.
+
+    Attributes:
+        concurrency: How many VMs are begun at a time if nobody says otherwise.
+    """
+
+    concurrency: int
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from qmpvcpu import VcpuMap
 from qmpvcpu.cli import main
-from qmpvcpu.cli.fleet import Row, merged
+from qmpvcpu.cli.fleet import FLEET_OPTIONS, Row, merged
 from qmpvcpu.errors import (
     DenialReason,
     MonitorConnectError,
@@ -22,6 +23,8 @@ from qmpvcpu.errors import (
     UnplugRefusedError,
 )
 from qmpvcpu.fleet import VmResult
+from qmpvcpu.fleet.local import LocalVms
+from qmpvcpu.fleet.remote import RemoteVms
 from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.peer import HANG, Command, ScriptedPeer
 from tests.captures import all_captures
@@ -45,6 +48,12 @@ def folder(vms: list[MicroGuest], tmp_path: Path) -> Path:
         (tmp_path / f"vm{number}.qmp").symlink_to(vm.qmp)
     (tmp_path / "vm0.pid").write_text("1")
     return tmp_path
+
+
+def test_how_many_vms_are_begun_at_a_time_is_left_to_the_fleet_and_told_by_help() -> None:
+    (option,) = [each for each in FLEET_OPTIONS if each.name == "concurrency"]
+    assert click.Command("list", params=[option]).make_context("list", []).params == {"concurrency": None}
+    assert f"({LocalVms.concurrency}; with --nats {RemoteVms.concurrency})" in (option.help or "")
 
 
 async def test_list_shows_people_every_vm_in_a_row(folder: Path) -> None:
