@@ -1168,6 +1168,11 @@ def describe(action: str, ids: Collection[int]) -> str:
     return f"{action} of vCPUs {','.join(map(str, shown))}{',...' if len(ids) > _MOST_NAMED else ''}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return ``1 VM``, ``2 VMs``: how many there are of *noun*, which takes an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def milliseconds(seconds: float) -> str:
     """Return a duration as people read it: in milliseconds below one second."""
     if seconds >= 1:

@@ -29,7 +29,7 @@ from qmpvcpu.domainxml.cpu import (
     running_model,
 )
 from qmpvcpu.domainxml.domain import X86
-from qmpvcpu.errors import DomainXmlError, shorten
+from qmpvcpu.errors import DomainXmlError, counted, shorten
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.names import is_cpu_type, is_word
 from qmpvcpu.model.vcpumap import VcpuMap, union
@@ -151,7 +151,7 @@ def _of_domain(domain: DomainVcpus, given_cpu: str | None) -> LaunchArguments:
     topology = domain.topology or Topology(domain.max, sockets=domain.max)
     size = prod(getattr(topology, level) for level in SMP_LEVELS)
     if size != domain.max:
-        raise DomainXmlError(f"<topology> has {size} vCPUs, and <vcpu> has {domain.max}")
+        raise DomainXmlError(f"<topology> has {counted(size, 'vCPU')}, and <vcpu> has {domain.max}")
     if domain.numa and not any(cell.memory_kib for cell in domain.numa):
         raise DomainXmlError("no cell of <numa> has memory, and QEMU requires that theirs is all of the VM's")
     cpu = _cpu(domain) if given_cpu is None else given_cpu

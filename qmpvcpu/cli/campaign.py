@@ -20,7 +20,7 @@ from qmpvcpu.cli.server import SERVER_OPTIONS, connected, take_server, who
 from qmpvcpu.cli.set import Target
 from qmpvcpu.cli.vms import Vms
 from qmpvcpu.documents.form import INTERRUPTED, REACHED, document
-from qmpvcpu.errors import LeaseTakenError, printable
+from qmpvcpu.errors import LeaseTakenError, counted, printable
 from qmpvcpu.model.campaign import CampaignStatus, Ended, Ledger
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.hosts import VmKey
@@ -88,12 +88,11 @@ async def carry_out(
         selection = [VmKey(host, vm) for host, _, vm in (each.partition("/") for each in fleet.addresses)]
         ledger = await book.create(spec, selection)
         shell.extra["campaign"] = _ledger_json(ledger)
+        about = f"{spec} on {counted(len(selection), 'VM')}"
         if detach:
-            said = (
-                f"campaign {ledger.id} is made: {spec} on {len(selection)} VMs; qmpvcpu campaign run carries it out"
-            )
+            said = f"campaign {ledger.id} is made: {about}; qmpvcpu campaign run carries it out"
             return CommandResult(REACHED, document(campaign=_ledger_json(ledger), vms=[]), (said,))
-        shell.note(f"campaign {ledger.id}: {spec} on {len(selection)} VMs; campaign resume continues it if this dies")
+        shell.note(f"campaign {ledger.id}: {about}; campaign resume continues it if this dies")
         return await _see_through(shell, bus, book, ledger, fleet.addresses)
 
 

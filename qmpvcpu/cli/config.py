@@ -12,7 +12,7 @@ from qmpvcpu.cli.output import Block, Column, Table
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.documents.form import REACHED, document
-from qmpvcpu.errors import InvalidMapError, printable
+from qmpvcpu.errors import InvalidMapError, counted, printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.options import Affect
 from qmpvcpu.model.transition import ConfigOutcome, ConfigReport
@@ -159,7 +159,9 @@ def _result(config: "DomainConfig", before: "DomainVcpus", outcome: ConfigOutcom
     now = config.domain
     content: dict[str, Any] = {"name": now.name, "max": now.max, "enabled": str(now.enabled)}
     content["vcpus"] = [_row_json(row) for row in now.vcpus]
-    said: list[Block] = [f"{printable(now.name)}  next boot: {now.current} of {now.max} vCPUs: {now.enabled}"]
+    said: list[Block] = [
+        f"{printable(now.name)}  next boot: {now.current} of {counted(now.max, 'vCPU')}: {now.enabled}"
+    ]
     if outcome is not None:
         report = ConfigReport(str(config.path), outcome, before.enabled, now.enabled, now.max)
         changes = list(_changes(before, now))
@@ -187,7 +189,7 @@ def _row_json(row: "DomainVcpu") -> dict[str, Any]:
 def _changes(before: "DomainVcpus", now: "DomainVcpus") -> Iterator[str]:
     """Say what of *before* is otherwise now, a line for all that change alike."""
     if before.max != now.max:
-        yield f"room for {before.max} -> {now.max} vCPUs"
+        yield f"room for {before.max} -> {counted(now.max, 'vCPU')}"
     both = zip(before.vcpus, now.vcpus, strict=False)
     changed = [(_state(old), _state(new), new.id) for old, new in both if _state(old) != _state(new)]
     for was, becomes in dict.fromkeys((was, becomes) for was, becomes, _ in changed):

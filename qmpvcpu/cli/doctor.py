@@ -21,7 +21,7 @@ from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.documents.form import NO_ANSWER, NOT_REACHED, REACHED, document
 from qmpvcpu.documents.layouts import state_json
-from qmpvcpu.errors import MonitorError, printable
+from qmpvcpu.errors import MonitorError, counted, printable
 from qmpvcpu.model.codec import to_json
 
 _STYLES: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.FAULT: "bold red"}
@@ -120,5 +120,5 @@ def _table(findings: Sequence[Finding]) -> Table:
 
 def _summary(findings: Sequence[Finding]) -> Line:
     counts = ((level, sum(each.level is level for each in findings)) for level in (Level.FAULT, Level.WARNING))
-    said = [f"{count} {level.value}{'' if count == 1 else 's'}" for level, count in counts if count]
+    said = [counted(count, level.value) for level, count in counts if count]
     return Line(", ".join(said) or "no fault found", style="" if said else "green")

@@ -34,6 +34,7 @@ from qmpvcpu.errors import (
     MonitorConnectError,
     MonitorError,
     QmpVcpuError,
+    counted,
     milliseconds,
 )
 from qmpvcpu.model.guest import GuestVcpu
@@ -400,7 +401,7 @@ def _examine_plug(vm: VcpuController, layout: Layout) -> Finding:
         advice = f"start the VM with {known}" if known else f"QEMU has no machine for {arch} that does"
         return Finding(Level.FAULT, "plug", found, advice)
     if not layout.free:
-        found = f"all {layout.max} vCPUs are plugged"
+        found = f"{layout.max} of {counted(layout.max, 'vCPU')} plugged"
         return Finding(Level.NOTE, "plug", found, f"start the VM with -smp N,maxcpus=M, M more than {layout.max}")
     first = next(slot for slot in layout.slots if not slot.present)
     return _as_planned(vm, "plug", layout.enabled | first.ids, f"vCPU {first.ids} can be tried")
@@ -434,16 +435,12 @@ def _examine_guest(layout: Layout, answers: Collection[OstAnswer]) -> Finding:
     if not answers:
         found = "it has answered nothing yet: whether it reacts is not known"
         return Finding(Level.NOTE, "guest", found, "qmpvcpu plug --proof acknowledged tells")
-    last = f"it answers: the last word on {_slots(len(answers))}"
+    last = f"it answers: the last word on {counted(len(answers), 'slot')}"
     failed = [each for each in answers if each.status is OstStatus.FAILURE]
     if failed:
         found = f"{last} is a no on {len(failed)}, such as: {failed[0].reason}"
         return Finding(Level.NOTE, "guest", found, "look into the guest's log for what stands in the way")
     return Finding(Level.OK, "guest", f"{last} is no refusal")
-
-
-def _slots(number: int) -> str:
-    return "one slot" if number == 1 else f"{number} slots"
 
 
 async def examine_host(vm: VcpuController, record: str | None) -> list[Finding]:

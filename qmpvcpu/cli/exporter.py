@@ -17,7 +17,7 @@ from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
 from qmpvcpu.cli.vms import DIRECTORY, PATTERN, QMP, Vms, records_in
 from qmpvcpu.documents.form import REACHED, document
-from qmpvcpu.errors import DomainXmlError
+from qmpvcpu.errors import DomainXmlError, counted
 from qmpvcpu.fleet import Fleet
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ async def exporter(shell: Shell, *, listen: str, rescan: float, seconds: float |
             server = _Server(scrapes.page)
             async with server.listening(host, port) as at:
                 tell = shell.note if shell.options.json else shell.say  # a program too may want to know the port
-                tell(f"metrics of {len(fleet.addresses)} VMs at http://{at}/metrics")
+                tell(f"metrics of {counted(len(fleet.addresses), 'VM')} at http://{at}/metrics")
                 async with meanwhile(_heed_records(fleet, record, rescan)):
                     await _until_stopped(shell, seconds)
     return CommandResult(REACHED, document(listened=at, requests=server.requests))

@@ -32,7 +32,7 @@ from qmpvcpu.cli.vms import DIRECTORY, PATTERN, QMP, WHERE, Vms
 from qmpvcpu.cli.wishes import PLACEMENT
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.documents.form import BAD_RECORD, INTERRUPTED, NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, document
-from qmpvcpu.errors import GuestAgentError, TransitionError, milliseconds, printable
+from qmpvcpu.errors import GuestAgentError, TransitionError, counted, milliseconds, printable
 from qmpvcpu.fleet import Fleet, Results, VmResult
 from qmpvcpu.model.campaign import CampaignSpec
 from qmpvcpu.model.options import Affect, Proof
@@ -432,7 +432,7 @@ def merged(rows: Sequence[Row], *, seconds: float, whole: bool) -> CommandResult
         seconds=round(seconds, 6),
         vms=[row.as_json(whole=whole) for row in rows],
     )
-    head = f"{reached} of {len(rows)} VMs {'read' if whole else 'reached'} in {milliseconds(seconds)}"
+    head = f"{reached} of {counted(len(rows), 'VM')} {'read' if whole else 'reached'} in {milliseconds(seconds)}"
     complaint = tuple(row.told for row in rows if row.code != REACHED)
     complaint += tuple(
         f"{short_address(row.address)}: which vCPUs the guest uses is not known: {row.asked.error}"

@@ -20,7 +20,7 @@ from qmpvcpu.cli.wishes import PLACEMENT
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.documents.form import NOT_SENT, document
 from qmpvcpu.documents.plans import plan_json
-from qmpvcpu.errors import milliseconds
+from qmpvcpu.errors import counted, milliseconds
 from qmpvcpu.fleet import VmResult
 from qmpvcpu.planning.plan import Plan
 
@@ -66,7 +66,7 @@ async def plan(
         for row, each, code in zip(rows, results, codes, strict=True)
     ]
     content = document(seconds=round(time.monotonic() - started, 6), vms=documents)
-    head = f"{len(rows)} VMs asked in {milliseconds(time.monotonic() - started)}"
+    head = f"{counted(len(rows), 'VM')} asked in {milliseconds(time.monotonic() - started)}"
     complaint = tuple(row.told for row in rows if row.complaint)
     return CommandResult(worst(codes), content, (head, *_blocks(results)), complaint)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mappin
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from qmpvcpu.cli.output import Block, Column, Line, Output, Table
-from qmpvcpu.errors import MonitorLostError, TransitionError, printable
+from qmpvcpu.errors import MonitorLostError, TransitionError, counted, printable
 from qmpvcpu.events import (
     Disconnected,
     Event,
@@ -428,7 +428,7 @@ class FleetProgress:
         failed = f", {self._failed} failed" if self._failed else ""
         few = len(self._left) <= _MOST_NAMED
         waiting = f"; waiting for {', '.join(map(short_address, self._left))}" if self._left and few else ""
-        return f"{self._total - len(self._left)} of {self._total} VMs{failed}{waiting}"
+        return f"{self._total - len(self._left)} of {counted(self._total, 'VM')}{failed}{waiting}"
 
     def picture(self, screen: "Screen") -> Iterator[Block]:
         """Return the bar, and a row for each VM that does something, as far as there is room."""

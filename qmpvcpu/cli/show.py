@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from qmpvcpu.cli.output import Block, Column, Line, Table
-from qmpvcpu.errors import printable
+from qmpvcpu.errors import counted, printable
 from qmpvcpu.model.layout import Layout, Vcpu
 from qmpvcpu.model.options import Proof
 
@@ -54,7 +54,7 @@ def headline(layout: Layout, width: int | None = None) -> str:
     vm = layout.vm
     version = ".".join(map(str, vm.qemu_version))
     head = printable(f"{vm.name} ({vm.machine}, {vm.accelerator}, QEMU {version})")
-    plugged = f"{len(layout.enabled)} of {layout.max} vCPUs plugged: {layout.enabled}{_pending(layout)}"
+    plugged = f"{len(layout.enabled)} of {counted(layout.max, 'vCPU')} plugged: {layout.enabled}{_pending(layout)}"
     apart = "  " if width is None or len(head) + 2 + len(plugged) <= width else "\n"
     return f"{head}{apart}{plugged}"
 
@@ -89,7 +89,7 @@ def vcpu_table(
         shown = sorted(kept, key=lambda vcpu: vcpu.id)
     for vcpu in shown:
         table.add(*(_styled(name, printable(field(vcpu))) for name, field in fields), style=_row_style(vcpu))
-    notes: list[Block] = [f"{cut} more are plugged"] if cut else []
+    notes: list[Block] = [f"and {cut} more"] if cut else []
     notes += [Line(f"free: {layout.free}", style="dim")] if long and layout.free else []
     return [table, *notes]
 

@@ -27,6 +27,7 @@ from qmpvcpu.cli.stats import (
 from qmpvcpu.cli.vms import Vms, look_again
 from qmpvcpu.documents.form import REACHED
 from qmpvcpu.documents.readings import statistics_json
+from qmpvcpu.errors import counted
 from qmpvcpu.fleet import Fleet, VmResult
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.statistics import VmRates, VmStatistics
@@ -172,7 +173,7 @@ class _View:
         at = max((each.value.at for each in self._taken if each.value is not None), default=0.0)
         silent = [Row(each.address, each) for each in self._taken if each.error is not None]
         known = len(self._taken) - len(silent)
-        head: list[Block] = [f"{known} of {len(self._taken)} VMs read", settings_line(at, self._settings)]
+        head: list[Block] = [f"{known} of {counted(len(self._taken), 'VM')} read", settings_line(at, self._settings)]
         if screen is not None:  # else they are told at the end
             head += [Line((row.told, "red")) for row in silent[:_MOST_NAMED]]
         return self._table.below(head, screen)

@@ -28,7 +28,7 @@ from qmpvcpu.cli.watch import (
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.documents.events import event_json
 from qmpvcpu.documents.form import as_line, document
-from qmpvcpu.errors import printable
+from qmpvcpu.errors import counted, printable
 from qmpvcpu.events import Disconnected, Event
 from qmpvcpu.fleet import Answered, Asked, Fleet, MapState, VmEvent, VmResult
 from qmpvcpu.model.codec import to_json
@@ -331,7 +331,7 @@ class _Lines:
         if vm.error is not None or vm.state is None:
             self._say(vm, vm.complaint if vm.error is not None else "nothing is known of it")
         else:
-            self._say(vm, f"{len(vm.state.enabled)} of {vm.state.max} vCPUs plugged: {vm.map}")
+            self._say(vm, f"{len(vm.state.enabled)} of {counted(vm.state.max, 'vCPU')} plugged: {vm.map}")
 
     def tell(self, each: VmEvent, vm: _Watched) -> None:
         """Print the event and the map."""
@@ -370,7 +370,9 @@ class _LiveTable:
         rows = sorted(self._vms.values(), key=lambda vm: vm.address)
         pending = sum(bool(vm.state and vm.state.pending) for vm in rows)
         away = sum(vm.is_lost or vm.error is not None for vm in rows)
-        head = [Line((f"{len(rows)} VMs", "bold"), f", {pending} with pending removals, {away} without an answer")]
+        head = [
+            Line((counted(len(rows), "VM"), "bold"), f", {pending} with pending removals, {away} without an answer")
+        ]
         room = room_for_rows(screen, head)
         if cut := max(len(rows) - room + 1, 0) if len(rows) > room else 0:
             latest = {vm.address for vm in sorted(rows, key=lambda vm: -vm.touched)[: len(rows) - cut]}

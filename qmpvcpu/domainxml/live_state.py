@@ -17,7 +17,7 @@ from qmpvcpu.domainxml.cpu import (
 from qmpvcpu.domainxml.domain import MOST_WITHOUT_EIM, X86, DomainVcpu, DomainVcpus, needs_rows
 from qmpvcpu.domainxml.placing import with_placement
 from qmpvcpu.domainxml.writer import NO_PCI_DEVICES, Node, cputune_nodes, topology_node, vcpu_row, write
-from qmpvcpu.errors import DomainXmlError
+from qmpvcpu.errors import DomainXmlError, counted
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.vm import Topology, VmInfo
@@ -127,7 +127,7 @@ def domain_of(layout: Layout, base: DomainVcpus) -> DomainVcpus:
     if uuid is not None and base.uuid is not None and uuid != base.uuid:
         raise DomainXmlError(f"the document is that of a VM with uuid {base.uuid}, not {uuid}")
     if base.max != layout.max:
-        raise DomainXmlError(f"the document has a maximum of {base.max} vCPUs, and QEMU has {layout.max}")
+        raise DomainXmlError(f"the document has a maximum of {counted(base.max, 'vCPU')}, and QEMU has {layout.max}")
     vcpus = tuple(_vcpus(layout))
     individual = base.individual or needs_rows(vcpus)
     return replace(base, vcpus=vcpus, individual=individual, previous=None, next_boot=None, next_placement=None)

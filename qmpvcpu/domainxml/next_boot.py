@@ -11,7 +11,7 @@ from math import prod
 
 from qmpvcpu.domainxml.domain import LEVELS, DomainVcpu, DomainVcpus
 from qmpvcpu.domainxml.placing import placement_of, with_placement
-from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, describe, shorten
+from qmpvcpu.errors import ConfigDeniedError, DenialReason, DomainXmlError, counted, describe, shorten
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.vcpumap import MOST_VCPUS, VcpuMap, possible_ids
@@ -61,7 +61,7 @@ def first_free(domain: DomainVcpus) -> int:
     """
     free = next((row.id for row in domain.vcpus if not row.enabled), None)
     if free is None:
-        detail = f"all of its {domain.max} vCPUs are there at the next boot already"
+        detail = f"{domain.max} of its {counted(domain.max, 'vCPU')} are there at the next boot already"
         raise ConfigDeniedError("plug", VcpuMap(), DenialReason.MACHINE_FULL, detail)
     return free
 
@@ -141,7 +141,7 @@ def with_count(domain: DomainVcpus, count: int, *, hotpluggable: bool = False) -
     """
     asked = f"count {shorten(count, _MOST_QUOTED)}"
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= domain.max:
-        detail = f"the document has 1 to {domain.max} vCPUs"
+        detail = f"the document has 1 to {counted(domain.max, 'vCPU')}"
         raise ConfigDeniedError(asked, VcpuMap(), DenialReason.UNKNOWN_VCPU, detail)
     size = domain.slot_size
     states = _states(domain)
@@ -185,7 +185,7 @@ def with_max(domain: DomainVcpus, maximum: int) -> DomainVcpus:
     size = maximum if domain.topology is None else prod(getattr(domain.topology, level) for level in LEVELS)
     if size != maximum:
         detail = (
-            f"the document's <topology> has {size} vCPUs, and libvirt accepts no other maximum with it:"
+            f"the document's <topology> has {counted(size, 'vCPU')}, and libvirt accepts no other maximum with it:"
             " change or remove it first"
         )
         raise ConfigDeniedError(asked, VcpuMap(), DenialReason.TOPOLOGY_MISMATCH, detail)

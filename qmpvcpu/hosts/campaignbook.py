@@ -9,7 +9,7 @@ from typing import Final, Self, TypeVar
 
 from qmpvcpu.bus import Bucket, Bus, Entry
 from qmpvcpu.documents import REACHED
-from qmpvcpu.errors import CampaignError, StaleError, TooLongError, WishError
+from qmpvcpu.errors import CampaignError, StaleError, TooLongError, WishError, counted
 from qmpvcpu.fleet.results import VmResult
 from qmpvcpu.model.campaign import (
     MOST_VMS,
@@ -155,7 +155,7 @@ class CampaignBook:
             keys += () if entry is None else _read(SelectedVms, entry, ledger.id).vms
         if len(set(keys)) != ledger.vms:
             raise CampaignError(
-                ledger.id, f"it is for {ledger.vms:,} VMs, and {len(set(keys)):,} are there: begin anew"
+                ledger.id, f"it is for {counted(ledger.vms, 'VM')}, and {len(set(keys))} are left: begin anew"
             )
         return tuple(keys)
 

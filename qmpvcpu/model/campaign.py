@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Final
 
+from qmpvcpu.errors import counted
 from qmpvcpu.model.codec import KNOWN_SCHEMA, SCHEMA
 from qmpvcpu.model.hosts import VmKey, token
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -101,7 +102,7 @@ class CampaignSpec:
         )
 
     def __str__(self) -> str:
-        return f"{self.map}" if self.map is not None else f"{self.count} vCPUs"
+        return f"{self.map}" if self.count is None else counted(self.count, "vCPU")
 
 
 def wish_id(campaign: str, key: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Annotated, Any
 
-from qmpvcpu.errors import shorten
+from qmpvcpu.errors import counted, shorten
 from qmpvcpu.given import whole
 from qmpvcpu.model.names import KNOWN_PLACES, PERIPHERAL, QOM_PATH, Shape, cpu_model_of, is_cpu_type, is_place
 from qmpvcpu.model.options import Proof
@@ -407,7 +407,8 @@ class Layout:
         if self.vm.can_plug and not slot.type:
             return "'type': a machine that takes CPUs names the type of each"
         if len(slot.host_tids) not in ((0, slot.count) if slot.present else (0,)):
-            return f"'host_tids': {len(slot.host_tids)} threads for {slot.count if slot.present else 'no'} vCPUs"
+            vcpus = counted(slot.count if slot.present else 0, "vCPU")
+            return f"'host_tids': {counted(len(slot.host_tids), 'thread')} for {vcpus}"
         return ""
 
     def _can_leave(self, slot: Slot) -> bool:

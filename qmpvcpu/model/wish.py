@@ -4,6 +4,7 @@ import enum
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Final, cast
 
+from qmpvcpu.errors import counted
 from qmpvcpu.model.codec import KNOWN_SCHEMA, SCHEMA
 from qmpvcpu.model.options import Affect, ChangeOptions, CheckedOptions, OnFailure, Proof
 from qmpvcpu.model.placement import PlacementPolicy
@@ -135,7 +136,7 @@ class Wish:
             raise ValueError("'drop_after' is 0: it would be dropped at once")
 
     def __str__(self) -> str:
-        return f"{self.map}" if self.map is not None else f"{self.count} vCPUs"
+        return f"{self.map}" if self.count is None else counted(self.count, "vCPU")
 
 
 def check_target(vcpus: VcpuMap | None, count: int | None, *, include_boot: bool) -> None:

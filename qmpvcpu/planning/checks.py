@@ -7,7 +7,7 @@ denied step costs nothing and changes nothing.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError
+from qmpvcpu.errors import DenialReason, StepDeniedError, UnsupportedMachineError, counted
 from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.options import DEFAULTS, CheckedOptions, Proof
@@ -237,7 +237,7 @@ def _first_free(now: Situation) -> Slot:
     for slot in now.layout.slots:
         if not slot.present and slot.first not in now.in_flight:
             return slot
-    detail = f"all {now.layout.max} vCPUs of this machine are plugged or being plugged"
+    detail = f"this machine has {counted(now.layout.max, 'vCPU')}, all plugged or being plugged"
     raise StepDeniedError(PLUG, VcpuMap(), DenialReason.MACHINE_FULL, detail)
 
 

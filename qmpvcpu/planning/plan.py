@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from qmpvcpu.errors import (
-    DenialReason,
-    InvalidMapError,
-    StalePlanError,
-    StepDeniedError,
-    printable,
-    shorten,
-)
+from qmpvcpu.errors import DenialReason, InvalidMapError, StalePlanError, StepDeniedError, counted, printable, shorten
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.options import DEFAULTS, CheckedOptions, Proof
 from qmpvcpu.model.transition import Action, Step
@@ -215,7 +208,7 @@ def plan_count(now: Situation, count: int, options: CheckedOptions = DEFAULTS, *
     """
     layout = now.layout
     if not 1 <= count <= layout.max:
-        detail = f"this machine has 1 to {layout.max} vCPUs, not {shorten(count, _MOST_QUOTED)}"
+        detail = f"this machine has 1 to {counted(layout.max, 'vCPU')}, not {shorten(count, _MOST_QUOTED)}"
         return _refused(layout, Denied(VcpuMap(), DenialReason.UNKNOWN_VCPU, detail))
     grows = count >= len(layout.enabled)
     chosen = {slot.first for slot in layout.slots if slot.present}

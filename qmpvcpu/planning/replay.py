@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from qmpvcpu.errors import Outcome, ReplayMismatchError
+from qmpvcpu.errors import Outcome, ReplayMismatchError, counted
 from qmpvcpu.model.exported import PreviousVcpus
 from qmpvcpu.model.layout import Layout, Slot
 from qmpvcpu.model.names import is_same_model
@@ -82,7 +82,7 @@ def _differences(now: Situation, target: ReplayTarget) -> Iterator[str]:
     if state not in _STOPPED:
         yield f"it is {state}, not stopped ({', '.join(_STOPPED)}): set_map is for a VM that runs"
     if layout.max != target.max:
-        yield f"it can have {layout.max} vCPUs, not {target.max} (maxcpus)"
+        yield f"it can have {counted(layout.max, 'vCPU')}, not {target.max} (maxcpus)"
         return  # what else differs follows from that
     running = layout.slots[0].model
     if target.model is not None and running is not None and not is_same_model(target.model, running):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from qmpvcpu.domainxml import render
-from qmpvcpu.errors import QmpVcpuError
+from qmpvcpu.errors import QmpVcpuError, counted
 from qmpvcpu.events import VcpuUnplugged
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.layout import Layout
@@ -303,4 +303,6 @@ def _difference(step: Step) -> str:
         return f"{step.call}: expected a late answer, got {step.verdict} in time"
     if step.verdict.name != step.expected:
         return f"{step.call}: expected {step.expected}, got {step.verdict}"
-    return f"{step.call}: {len(step.layout.enabled)} vCPUs are plugged, the guest says it runs on {step.online}"
+    return (
+        f"{step.call}: {counted(len(step.layout.enabled), 'vCPU')} plugged, the guest says it runs on {step.online}"
+    )

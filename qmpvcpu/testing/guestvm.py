@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Self
 
+from qmpvcpu.errors import counted
 from qmpvcpu.testing.qemu import Accelerator, QemuProcess, QemuProcessError, QemuStartError, best_qemu
 
 TIMEOUT: Final = 10.0
@@ -186,7 +187,7 @@ def cpu_args(
     except ValueError:
         raise ValueError(f"{topology!r} is not a topology, such as 'sockets=2,cores=2,threads=2'") from None
     if math.prod(counts.values()) != max_vcpus or not counts.keys() <= set(_LEVELS):
-        raise ValueError(f"{topology!r} does not make {max_vcpus} vCPUs of {', '.join(_LEVELS)}")
+        raise ValueError(f"{topology!r} does not make {counted(max_vcpus, 'vCPU')} of {', '.join(_LEVELS)}")
     start = next(number for number in itertools.count() if number not in ids)
     args = ["-smp", f"{start},maxcpus={max_vcpus},{topology}"]
     for number in sorted(ids):

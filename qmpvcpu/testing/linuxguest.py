@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
-from qmpvcpu.errors import QmpVcpuError
+from qmpvcpu.errors import QmpVcpuError, counted
 from qmpvcpu.given import checked
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.testing.guestvm import TIMEOUT, GuestVm, cpu_args
@@ -302,9 +302,8 @@ class LinuxGuest(GuestVm):
                         return
                     await asyncio.sleep(_POLL)
         except TimeoutError as why:
-            raise self._failure(
-                f"Linux cannot refuse: within {TIMEOUT:g} s it ran on CPUs {seen} only, QEMU has {plugged} vCPUs"
-            ) from why
+            ran = f"within {TIMEOUT:g} s it ran on CPUs {seen} only"
+            raise self._failure(f"Linux cannot refuse: {ran}, QEMU has {counted(plugged, 'vCPU')}") from why
 
     async def _boot(self, qemu: Path, accel: Accelerator) -> None:
         kernel, initramfs = find_images(self._kernel)

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self
 
+from qmpvcpu.errors import counted
 from qmpvcpu.given import checked
 from qmpvcpu.testing.directory import vm_directory
 
@@ -297,7 +298,7 @@ class ScriptedPeer:
         Raises:
             AssertionError: It was not, in *within* seconds.
         """
-        await self._until(lambda: self.count(name) >= n, f"{name} was not sent {n} times", within)
+        await self._until(lambda: self.count(name) >= n, f"{name} was not sent {counted(n, 'time')}", within)
         return next(itertools.islice((one for one in self.received if one.name == name), n - 1, None))
 
     @checked

@@ -198,7 +198,7 @@ async def test_a_machine_without_hotplug_is_listed_and_denied() -> None:
         listed = await run("list", "--qmp", process.qmp)
         denied = await run("plug", "--json", "--qmp", process.qmp)
     assert listed.code == 0
-    assert "1 of 1 vCPUs plugged" in listed.out
+    assert "1 of 1 vCPU plugged" in listed.out
     assert denied.code == 2
     assert denied.error["reason"] == "machine_cannot_plug"
 

@@ -123,7 +123,7 @@ def drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
         (put("slots", 1, "count", value=0), "'slots': [1]: 'count': 0 is not 1 to 16382"),
         (put("slots", 1, "count", value=16383), "'slots': [1]: 'count': 16383 is not 1 to 16382"),
         (put("slots", 1, "count", value=10**400), "'slots': [1]: 'count': 1000"),
-        (put("slots", 0, "host_tids", value=[7]), "'slots': [0]: 'host_tids': 1 threads for 2 vCPUs"),
+        (put("slots", 0, "host_tids", value=[7]), "'slots': [0]: 'host_tids': 1 thread for 2 vCPUs"),
         (put("slots", 1, "host_tids", value=[7, 8]), "'slots': [1]: 'host_tids': 2 threads for no vCPUs"),
         (put("slots", 0, "qom_path", value=None), "'slots': [0]: 'host_tids': 2 threads for no vCPUs"),
         (put("slots", 0, "props", value=None), "'slots': [0]: 'props': null is not a JSON object"),

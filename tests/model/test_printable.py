@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpvcpu.errors import CommandRejectedError, MonitorConnectError, QmpVcpuError, RecordError, printable
+from qmpvcpu.errors import CommandRejectedError, MonitorConnectError, QmpVcpuError, RecordError, counted, printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.transition import Action, ConfigOutcome, ConfigReport, StepReport
 from qmpvcpu.model.vcpumap import VcpuMap
@@ -67,3 +67,8 @@ def test_reports_are_printable_and_their_json_is_exact() -> None:
     assert str(config).isprintable()
     assert to_json(step)["verdict"]["desc"] == HOSTILE
     assert json.loads(json.dumps(to_json(config)))["reason"] == HOSTILE
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 VMs"), (1, "1 VM"), (2, "2 VMs"), (1000, "1000 VMs")])
+def test_a_count_has_its_noun_in_the_right_number(number: int, said: str) -> None:
+    assert counted(number, "VM") == said

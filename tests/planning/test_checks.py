@@ -44,7 +44,7 @@ def test_a_plugged_vcpu_may_leave_boot_vcpus_too() -> None:
         (situation(pending=frozenset({2})), 2, DenialReason.SLOT_OCCUPIED, "a removal of it is pending"),
         (situation(in_flight=frozenset({3})), 3, DenialReason.IN_PROGRESS, "in flight"),
         (situation(present=(0,), count=4), 5, DenialReason.PART_OF_SLOT, "slot of vCPUs 4-7"),
-        (situation(present=(0, 1, 2, 3)), None, DenialReason.MACHINE_FULL, "all 4 vCPUs"),
+        (situation(present=(0, 1, 2, 3)), None, DenialReason.MACHINE_FULL, "4 vCPUs, all plugged"),
         (situation(present=()), None, DenialReason.MACHINE_NOT_BUILT, "-preconfig"),
         (situation(present=()), 3, DenialReason.MACHINE_NOT_BUILT, "-preconfig"),
         (situation(status=VmStatus("running", "active")), 3, DenialReason.MIGRATING, "status active"),

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 import pytest
 
-from qmpvcpu.errors import printable
+from qmpvcpu.errors import counted, printable
 from qmpvcpu.host.processes import read_stat
 from qmpvcpu.testing.agent import ScriptedAgent
 from qmpvcpu.testing.microguest import MicroGuest
@@ -145,7 +145,7 @@ def _line(said: QmpMessage | Line, monitor: str) -> str:
 def _shortened(text: str, title: str) -> Iterator[str]:
     lines = text.splitlines()
     if len(lines) > _LINES:
-        yield f"... {len(lines) - _LINES} lines before these: --qemu-artifacts=DIR keeps all"
+        yield f"... {counted(len(lines) - _LINES, 'line')} before these: --qemu-artifacts=DIR keeps all"
     for line in lines[-_LINES:]:
         more = len(line) - _WIDTH
         yield f"{line[:_WIDTH]} ... {more} more" if more > 0 and title == _TRANSCRIPT else line
