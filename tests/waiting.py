@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-async def until(is_met: Callable[[], object], within: float = 30.0) -> None:
+async def until(is_met: Callable[[], object], within: float = 60.0) -> None:
     """Wait for a condition, a plain function or a coroutine function; *within* seconds are for a busy machine."""
     async with asyncio.timeout(within):
         while True:

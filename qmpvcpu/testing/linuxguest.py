@@ -18,7 +18,7 @@ HOW_TO_MAKE: Final = "python -m qmpvcpu.testing.linuxguest"
 """The command that makes the Linux guest on this machine."""
 
 _KERNEL_TIMEOUT = 2.0  # s: under a KVM that runs operating systems the kernel prints within 0.5
-_BOOT_TIMEOUT = 60.0  # 3 s on a quiet machine under TCG
+_BOOT_TIMEOUT = 180.0  # 3 s on a quiet machine under TCG
 _POLL = 0.02
 _TAIL = 20  # lines of the console that an error shows
 _AGENT = "agent"  # the agent's chardev and its port

@@ -22,7 +22,7 @@ async def asking() -> AsyncIterator[Asking]:
     """Make doors to an agent, and close them after the test."""
     made: list[GuestAgent] = []
 
-    def make(target: Target, within: float = 5.0) -> GuestAgent:
+    def make(target: Target, within: float = 30.0) -> GuestAgent:
         made.append(GuestAgent(target, timeout=within))
         return made[-1]
 

@@ -24,7 +24,7 @@ PATH = "/machine/peripheral/vcpu5"
 
 
 @pytest.mark.qemu
-@pytest.mark.timeout(60 + REPLUGS)
+@pytest.mark.timeout(300 + REPLUGS)
 @pytest.mark.parametrize("on", substrates(["q35"], that_survive=True))
 async def test_a_slot_filled_right_after_a_read_that_shows_it_empty_is_not_called_empty(on: Substrate) -> None:
     slots, replugs = (8, REPLUGS) if on.accel == "kvm" else (_TCG_SLOTS, min(REPLUGS, _TCG_SLOTS - 40))

@@ -18,7 +18,7 @@ from tests.crash.stage import HOME, START, STOP, Pins, Stage, check_record, stag
 from tests.crash.zygote import NAME, Job, Zygote
 from tests.figures import HOMES, KILLS
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.qemu
 
 _FIRST, _LAST = str(min(HOME)), str(max(HOME))
 # vCPU 3 is not there: what is said of it counts once it is plugged.

@@ -28,7 +28,7 @@ from tests.crash.stage import CONTINUE_SLOWLY, REVERT_REFUSED, START, STOP, TARG
 from tests.crash.zygote import NAME
 
 # The first is many tests in one.
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.qemu
 
 _TRIES = 10
 _NOBODY_HANGS_S = 20

@@ -33,7 +33,7 @@ from tests.crash.stage import CONTINUE_SLOWLY, REVERT_REFUSED, START, STOP, TARG
 from tests.crash.zygote import NAME
 
 # Each is many tests in one.
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.qemu
 
 _SILENCE_S = 0.25
 _NOBODY_HANGS_S = 15

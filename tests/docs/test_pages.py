@@ -29,7 +29,6 @@ def test_no_fence_of_a_page_is_overlooked(page: Path) -> None:
 
 
 @pytest.mark.qemu
-@pytest.mark.timeout(200)  # a page is as many commands as it shows
 @pytest.mark.parametrize("page", AS_IT_STANDS, ids=lambda page: page.name)
 async def test_a_page_does_what_it_shows(page: Path, tmp_path: Path) -> None:
     async with Session(tmp_path) as session:

@@ -4,7 +4,7 @@ import pytest
 
 from tests.docs.pictures import DIRECTORY, PICTURES, make, same_words, words_in
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.qemu
 
 
 # What doctor finds is of the machine; of any it says these.

@@ -23,7 +23,7 @@ A_FEW = settings(
 MOST = settings(A_FEW, max_examples=CASES * 4 // 10)
 
 # Not measured: under branch coverage it takes three times as long, and other tests reach every line of the core.
-pytestmark = [pytest.mark.timeout(120 + CASES // 10), pytest.mark.no_cover]
+pytestmark = [pytest.mark.timeout(300 + CASES // 10), pytest.mark.no_cover]
 
 
 class EngineBesideTcg(EngineBesideQemu):

@@ -231,7 +231,6 @@ async def test_the_guest_to_try_things_on_behaves_as_it_is_told() -> None:
 
 
 @pytest.mark.guest
-@pytest.mark.timeout(120)  # one of its guests is a Linux
 def test_the_ci_job_passes_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / "test_shrink.py").write_bytes((EXAMPLES / "test_shrink.py").read_bytes())
     ran = subprocess.run(

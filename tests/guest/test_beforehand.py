@@ -19,7 +19,7 @@ from qmpvcpu.testing.qemu import Accelerator
 from tests.controller.vms import until
 from tests.migration.moving import call
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.guest
 
 NEVER_USED = "it acknowledges a vCPU and never uses it"
 UNHEARD = "the guest has answered nothing about a vCPU since it started"

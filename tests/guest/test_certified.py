@@ -9,7 +9,6 @@ from tests.guest.certified import GUESTS, certificate_of, found_in, table_of
 pytestmark = pytest.mark.guest
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", [name for name, (_, kernel, _) in GUESTS.items() if kernel in find_kernels()])
 async def test_a_guest_can_do_what_the_page_says(name: str) -> None:
     certificate = await certificate_of(name)

@@ -20,7 +20,7 @@ from qmpvcpu.testing.qemu import Accelerator
 from tests.guest.plugging import plug_in_order
 from tests.migration.moving import call, move, rebuild
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]  # a Linux boots up to three times in a test
+pytestmark = pytest.mark.guest
 
 Numbers = Mapping[int, int]  # a guest's number by vCPU id
 

@@ -28,7 +28,6 @@ pytestmark = [
     pytest.mark.guest,
     pytest.mark.qemu,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(180),  # a Linux boots up to twice in a test, on a machine that may be busy
 ]
 
 FILES = ("guest-file-open", "guest-file-read", "guest-file-close")

@@ -380,7 +380,6 @@ async def _works(host: Bus, name: str, operator: Bus) -> None:
         await until(answers, within=20)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("conf", "binary"),
     [
@@ -413,7 +412,6 @@ async def test_members_come_and_go_while_the_others_stay(tmp_path: Path, conf: s
 
 
 @pytest.mark.qemu
-@pytest.mark.timeout(120)
 async def test_an_agent_carries_out_what_an_operator_wishes_and_tells_who_asked(tmp_path: Path) -> None:
     async with (
         permitted(tmp_path) as world,
@@ -446,7 +444,6 @@ async def test_an_agent_carries_out_what_an_operator_wishes_and_tells_who_asked(
 
 
 @pytest.mark.qemu
-@pytest.mark.timeout(120)
 async def test_a_fleet_of_an_operator_changes_and_that_of_a_reader_looks(tmp_path: Path) -> None:
     async with permitted(tmp_path) as world, vm_in(tmp_path, "web"), agent_of(world.bus("web1"), "web1", tmp_path):
 

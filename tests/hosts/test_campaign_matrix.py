@@ -37,7 +37,7 @@ from tests.hosts.controllers import ControllerJob
 from tests.hosts.wishmatrix import World
 from tests.waiting import until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]  # each is many tests in one, and other tests run
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]  # each is many tests in one, and other tests run
 
 START: Final = VcpuMap.parse("0-2")
 WANTED: Final = VcpuMap.parse("0-1,3")  # 3 is plugged, then 2 unplugged

@@ -12,7 +12,7 @@ from tests.hosts.campaign_machine import Campaigns
 
 CASES = int(os.environ.get("QMPVCPU_MODEL_CASES", "2000")) // 4
 
-pytestmark = [pytest.mark.timeout(120 + CASES // 5), pytest.mark.no_cover]
+pytestmark = [pytest.mark.timeout(300 + CASES // 5), pytest.mark.no_cover]
 
 TestCampaigns = Campaigns.TestCase
 TestCampaigns.settings = settings(

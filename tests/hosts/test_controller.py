@@ -338,7 +338,6 @@ class Mortal:
         return bucket
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 async def test_a_controller_may_die_at_any_write(after: bool, record_property: Callable[[str, object], None]) -> None:
     points, lost, twice = 0, 0, 0

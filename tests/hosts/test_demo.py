@@ -11,7 +11,7 @@ from qmpvcpu.testing.netns import can_make_namespaces
 from tests.cli.running import Ran, environment, on_terminal, run, running
 from tests.waiting import until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.qemu
 
 FORTH = ["device_add vcpu4", "device_add vcpu5", "device_del vcpu3"]
 

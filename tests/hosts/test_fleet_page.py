@@ -75,7 +75,6 @@ async def listening(port: int) -> None:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.timeout(180)
 async def test_two_hosts_are_looked_at_and_changed_as_the_page_shows(tmp_path: Path) -> None:
     reader = Reader(tmp_path)
     for each in ("here/nats", "rack1-a/vms", "rack1-b/vms"):

@@ -16,7 +16,7 @@ from tests.hosts.agents import MODULE
 from tests.hosts.wishmatrix import MIXED_STORY, STORIES, SUPERSEDED, Disturbed, Wishing, WishMatrix, World, play
 from tests.waiting import until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]  # each is many tests in one, and other tests run
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]  # each is many tests in one, and other tests run
 
 Record = Callable[[str, object], None]
 

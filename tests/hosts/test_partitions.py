@@ -19,7 +19,7 @@ from tests.waiting import until
 
 pytestmark = [
     pytest.mark.qemu,
-    pytest.mark.timeout(600),  # it is many tests in one, and other tests run
+    pytest.mark.timeout(900),  # it is many tests in one, and other tests run
     pytest.mark.skipif(not can_make_namespaces(), reason="no network namespaces here"),
 ]
 

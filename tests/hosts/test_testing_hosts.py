@@ -146,7 +146,6 @@ def plugged(vm: HostVm) -> list[str]:
 
 
 @pytest.mark.qemu
-@pytest.mark.timeout(180)
 async def test_a_wish_of_every_vm_is_carried_out_once_though_agents_are_killed() -> None:
     async with (
         Hosts(2, vms=2) as hosts,
@@ -168,7 +167,6 @@ async def test_a_wish_of_every_vm_is_carried_out_once_though_agents_are_killed()
 
 
 @pytest.mark.qemu
-@pytest.mark.timeout(180)
 @pytest.mark.skipif(not can_make_namespaces(), reason="no network namespaces here")
 async def test_a_host_that_is_cut_off_does_what_is_wished_once_it_is_back() -> None:
     async with (

@@ -87,7 +87,7 @@ async def wish(bus: Bus, vm: VmKey, wished: Wish | bytes) -> int:
 
 
 async def state(
-    bus: Bus, vm: VmKey, wanted: Callable[[dict[str, Any]], object], *, within: float = 20
+    bus: Bus, vm: VmKey, wanted: Callable[[dict[str, Any]], object], *, within: float = 90
 ) -> dict[str, Any]:
     """Return the state of *vm* once it is as *wanted*."""
     last: dict[str, Any] = {}
@@ -104,7 +104,7 @@ async def state(
     raise AssertionError("the states have ended")
 
 
-async def answer(bus: Bus, vm: VmKey, revision: int, *phases: str, within: float = 20) -> dict[str, Any]:
+async def answer(bus: Bus, vm: VmKey, revision: int, *phases: str, within: float = 90) -> dict[str, Any]:
     """Return the state of *vm* once the wish of *revision* is answered with one of the *phases*."""
 
     def answered(now: dict[str, Any]) -> bool:

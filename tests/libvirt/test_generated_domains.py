@@ -27,7 +27,7 @@ from tests.libvirt.daemon import Libvirt, VirshError
 from tests.libvirt.domains import NAME, Machine, any_document, documents_with_three_vcpus
 from tests.substrates import qemus
 
-pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.libvirt
 
 QEMUS = qemus()
 LIMITS = {"pc-i440fx-7.2": 255, "pc-q35-7.2": 288, "pc-i440fx-10.0": 255, "pc-q35-10.0": 4096}

@@ -21,7 +21,7 @@ from tests.libvirt.console import Console, open_console
 from tests.libvirt.daemon import Libvirt, VirshError
 from tests.substrates import qemus
 
-pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.libvirt
 
 QEMUS = qemus()
 NEWEST = max(QEMUS, key=lambda version: tuple(map(int, version.split("."))))

@@ -24,7 +24,6 @@ from tests.substrates import Substrate, substrates
 pytestmark = [
     pytest.mark.libvirt,
     pytest.mark.qemu,
-    pytest.mark.timeout(120),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this"),  # real time
     pytest.mark.skipif(len(HOST) == 1, reason="this host has one CPU"),
 ]

@@ -19,7 +19,7 @@ from tests.libvirt.console import Console, open_console
 from tests.libvirt.daemon import Libvirt, VirshError
 from tests.libvirt.test_next_boot import on_libvirt
 
-pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.libvirt
 
 HOST = VcpuMap(os.sched_getaffinity(0))
 FIRST, LAST = min(HOST), max(HOST)

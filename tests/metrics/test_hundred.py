@@ -15,7 +15,6 @@ pytestmark = pytest.mark.qemu
 MANY = 100
 
 
-@pytest.mark.timeout(180)
 async def test_a_hundred_stopped_vms_delay_no_scrape(tmp_path: Path) -> None:
     async with guests(MANY) as vms, exporting("--dir", tmp_path, "--reply-timeout", "60") as exporter:
         for number, vm in enumerate(vms):

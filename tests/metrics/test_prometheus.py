@@ -58,7 +58,6 @@ async def unanswered(server: Prometheus, *, kvm: bool) -> list[str]:
     return empty
 
 
-@pytest.mark.timeout(120)
 async def test_every_query_of_the_dashboard_has_data_of_live_vms(tmp_path: Path) -> None:
     directory = tmp_path / "vms"
     directory.mkdir()

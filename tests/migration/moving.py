@@ -27,7 +27,7 @@ async def call(guest: GuestVm, command: str, **arguments: object) -> Any:
         return await client.execute(command, named)
 
 
-async def ended(vmm: QMPClient, *, within: float = 30) -> str:
+async def ended(vmm: QMPClient, *, within: float = 90) -> str:
     """How the migration ended, as the source says; or its status *within* so many seconds, if it has not."""
     status = "none"
     with contextlib.suppress(TimeoutError):

@@ -7,8 +7,6 @@ import pytest
 
 from tests.packaging.conftest import Environment
 
-pytestmark = pytest.mark.timeout(300)  # the first test builds and installs
-
 DEMO = ["plug 3", "plug 6", "plug 5", "plug", "unplug 6", "unplug 5", "unplug 5", "unplug 1", "(event)"]
 VERDICTS = ["PLUGGED"] * 4 + ["UNPLUGGED", "REFUSED", "UNPLUGGED", "PENDING", "UNPLUGGED"]
 

@@ -8,12 +8,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-import pytest
-
 from tests.packaging.conftest import ROOT, Built
-
-pytestmark = pytest.mark.timeout(300)  # the first test builds
-
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

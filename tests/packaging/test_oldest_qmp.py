@@ -4,8 +4,6 @@ import pytest
 
 from tests.packaging.conftest import Environment, oldest_accepted
 
-pytestmark = pytest.mark.timeout(300)  # the first test builds and installs
-
 PROGRAM = """
 import asyncio
 from importlib.metadata import version

@@ -29,7 +29,6 @@ def pytest_says(command: str) -> tuple[int, str]:
 
 
 @pytest.mark.qemu
-@pytest.mark.timeout(300)  # it installs
 def test_someone_who_follows_the_readme_sees_a_guest_refuse_in_their_own_pytest(tmp_path: Path) -> None:
     place = tmp_path / "try"
     install, run = steps(place)

@@ -5,11 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.packaging.conftest import ROOT, Environment
-
-pytestmark = pytest.mark.timeout(300)  # the first test builds, installs, and fills mypy's cache
 
 PROGRAMS = ROOT / "tests" / "typing"
 

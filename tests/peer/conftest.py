@@ -64,7 +64,7 @@ async def connect(heard: Heard) -> AsyncIterator[Open]:
     """Open monitors, and close them after the test."""
     opened: list[Monitor] = []
 
-    async def _open(target: Target, within: float = 5) -> Monitor:
+    async def _open(target: Target, within: float = 30) -> Monitor:
         monitor = await Monitor.open(target, timeout=within, on_event=heard.events.append, on_lost=heard.lost.append)
         opened.append(monitor)
         return monitor

@@ -16,7 +16,7 @@ from qmpvcpu.testing.peer import GREETING, HANG, Failure, ScriptedPeer
 from .conftest import Heard, Open
 
 
-async def refusal(target: Any, connect: Open, within: float = 5) -> MonitorConnectError:
+async def refusal(target: Any, connect: Open, within: float = 30) -> MonitorConnectError:
     """The error that connecting ends in."""
     with pytest.raises(MonitorConnectError) as caught:
         await connect(target, within=within)

@@ -131,7 +131,6 @@ async def test_all_works_where_it_is_called_otherwise(names: list[str], tmp_path
     assert seen == EXPECTED
 
 
-@pytest.mark.timeout(240)  # it is many tests in one
 def test_the_tests_of_the_monitor_pass_where_all_are_called_otherwise(tmp_path: Path) -> None:
     ran = subprocess.run(
         [

@@ -6,8 +6,6 @@ import pytest
 
 from tests.plugin.sessions import AUTO, STRICT, run, write
 
-pytestmark = pytest.mark.timeout(180)  # a session imports everything anew
-
 PASSING = """
     import asyncio
     import subprocess

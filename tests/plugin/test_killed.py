@@ -14,8 +14,6 @@ from qmpvcpu.testing.directory import sweep, vm_directory
 from tests.plugin.sessions import command, environment, run, write
 from tests.waiting import is_gone
 
-pytestmark = pytest.mark.timeout(180)  # a session imports everything anew
-
 HANGING = """
     import os
     import time

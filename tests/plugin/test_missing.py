@@ -9,7 +9,7 @@ from qmpvcpu.testing import best_qemu
 from tests.plugin.sessions import AUTO, environment, run, write
 from tests.substrates import qemus
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]  # a session imports everything anew
+pytestmark = pytest.mark.qemu
 
 SAME = 'exec "$QEMU" "$@"'
 ONE = "def test_one(qemu_vm): assert qemu_vm.accelerator == 'tcg'\n"

@@ -12,7 +12,7 @@ from qmpvcpu.testing.qemu import fate
 from qmpvcpu.testing.signals import send_signal
 from tests.plugin.sessions import AUTO, Session, environment, run, write
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]  # a session imports everything anew
+pytestmark = pytest.mark.qemu
 
 FAILING = """
     import os

@@ -13,8 +13,6 @@ from tests.docs.blocks import ROOT, block
 from tests.plugin.page import is_as_shown
 from tests.plugin.sessions import environment, run
 
-pytestmark = pytest.mark.timeout(180)  # a session imports everything anew
-
 RECIPES = ROOT / "docs" / "examples" / "ci"
 
 
@@ -114,7 +112,6 @@ def test_the_page_and_the_recipes_say_the_same() -> None:
 
 
 @pytest.mark.qemu
-@pytest.mark.timeout(300)  # it downloads packages
 def test_the_steps_of_the_recipes_work(tmp_path: Path) -> None:
     """Every `run:` of both, in a fresh virtual environment, with what this machine cannot do replaced.
 

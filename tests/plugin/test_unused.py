@@ -4,11 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.plugin.sessions import STRICT, environment, run, write
-
-pytestmark = pytest.mark.timeout(180)  # a session imports everything anew
 
 
 def modules_after(statement: str) -> set[str]:
