@@ -29,7 +29,7 @@ from qmpvcpu.fleet.merged import FleetEvents
 from qmpvcpu.fleet.results import VmResult
 from qmpvcpu.fleet.told import is_audit, read_told, whose
 from qmpvcpu.fleet.transport import Rescan
-from qmpvcpu.fleet.wishes import State, WishBook
+from qmpvcpu.fleet.wishes import State, WishBook, deleted_error
 from qmpvcpu.given import checked
 from qmpvcpu.model.codec import from_json, to_json
 from qmpvcpu.model.hosts import Operation, VmKey, client_inbox, request_subject
@@ -370,6 +370,10 @@ class RemoteVms:
             elif not await book.wait_changed(key, lambda: over() or not stuck(), min(left, self.reply_timeout)):
                 if await book.withdraw(key, revision):
                     raise self._not_begun(key)
+                state, deletion = book.states.get(key), await book.deletion(key)
+                told = state is not None and state.answer is not None and state.answer.revision == revision
+                if deletion is not None and not told:
+                    raise deleted_error(key, deletion)
                 # It was begun before its agent died: the next one sees to it.
                 await book.wait_changed(key, over, deadline - loop.time())
         if over():

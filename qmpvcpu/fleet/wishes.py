@@ -31,6 +31,7 @@ class State:
         answer: How far the wish got that was answered last; None: there was none.
         uuid: The VM's uuid, or None.
         is_here: Whether the agent reached the VM.
+        deleted: The revision of the last deletion of a wish that the agent has taken note of; 0: none.
         drifted_from: What was wished and reached, if others have changed it since; None: they have not.
         written: When it was told, by the server's clock, in seconds since 1970.
         content: The whole document.
@@ -40,6 +41,7 @@ class State:
     answer: Answer | None
     uuid: str | None
     is_here: bool
+    deleted: int
     drifted_from: VcpuMap | None
     written: float
     content: bytes
@@ -60,6 +62,7 @@ class State:
             answer=None if answer is None else from_json(Answer, answer),
             uuid=None if vm is None else members(vm, {"uuid": str | None})["uuid"],
             is_here=vm is not None,
+            deleted=members(data, {"deleted": int})["deleted"] if "deleted" in data else 0,
             drifted_from=members(data, {"wanted": VcpuMap})["wanted"] if data.get("drift") is True else None,
             written=entry.created,
             content=content,
@@ -80,11 +83,11 @@ class State:
         return replace(VmResult.from_json(self.document), address=str(self.vm), name=self.vm.vm)
 
     def has_answered(self, revision: int) -> bool:
-        """Return True if the wish of *revision* is over: it was answered, or a newer one was."""
+        """Return True if the wish of *revision* is over: it was answered, a newer one was, or it was deleted."""
         answer = self.answer
-        return answer is not None and (
-            answer.revision > revision or (answer.revision == revision and answer.phase.is_over)
-        )
+        if answer is None or answer.revision < revision:
+            return self.deleted >= revision
+        return answer.revision > revision or answer.phase.is_over
 
     def report_of(self, revision: int) -> TransitionReport:
         """Return what came of the wish of *revision*, which is over.
@@ -94,7 +97,9 @@ class State:
             WishError: It was not carried out, or its outcome is unknown.
         """
         answer = self.answer
-        if answer is None or answer.revision != revision:
+        if answer is None or answer.revision < revision:
+            raise deleted_error(self.vm, self.deleted)
+        if answer.revision != revision:
             raise WishError(str(self.vm), WishPhase.SUPERSEDED, "its events tell what was sent by then", NOT_REACHED)
         if answer.phase not in (WishPhase.REJECTED, WishPhase.EXPIRED):
             try:
@@ -171,7 +176,7 @@ class WishBook:
         return MappingProxyType(self._hosts)
 
     def is_over(self, vm: VmKey, revision: int) -> bool:
-        """Return True if the wish of *revision* for *vm* is over: it was answered, or a newer one was."""
+        """Return True if the wish of *revision* for *vm* is over: see ``State.has_answered``."""
         state = self._states.get(vm)
         return state is not None and state.has_answered(revision)
 
@@ -296,6 +301,15 @@ class WishBook:
             return False
         return True
 
+    async def deletion(self, vm: VmKey) -> int | None:
+        """Return the revision by which the last wish for *vm* was deleted; None: it was not.
+
+        Raises:
+            HostsError: The server cannot be asked.
+        """
+        entry = await self._wishes.last(vm.key)
+        return entry.revision if entry is not None and entry.value is None else None
+
     async def stop(self, vm: VmKey, revision: int) -> bool:
         """Withdraw the wish of *revision*; if it was begun, its agent stops at the next safe point, and answers.
 
@@ -367,6 +381,12 @@ class WishBook:
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
+
+
+def deleted_error(vm: VmKey, revision: int) -> WishError:
+    """Return what comes of a wish that somebody deleted, by *revision*, before any agent told that it began it."""
+    why = f"somebody deleted it (revision {revision}), and no agent has begun it"
+    return WishError(str(vm), WishPhase.WITHDRAWN, why, NOT_REACHED)
 
 
 def _of(entry: Entry) -> tuple[str, Claim | None]:

@@ -318,7 +318,7 @@ class HostAgent:
 
     async def _take_wishes(self, wishes: Bucket, whose: str) -> None:
         """Pass on what is wished, each to who keeps the wishes of its VM."""
-        async for entry in wishes.watch(whose):
+        async for entry in wishes.watch(whose, deleted=True):
             if entry is None:
                 self._withdraw_deleted(wishes)
                 self._wishes_known.set()
@@ -332,12 +332,14 @@ class HostAgent:
                 continue
             if entry.value is not None or name in self._keepers:
                 self._keeper(name, wishes).take(entry)
+            elif name in self.vms:  # it was deleted before it was seen
+                self.vms[name].take_deletion(entry.revision)
 
     def _withdraw_deleted(self, wishes: Bucket) -> None:
         """Answer the wishes that were deleted while there was no agent, and of which an earlier one had told."""
         for name, hosted in self.vms.items():
             if name not in self._keepers and hosted.answer is not None and not hosted.answer.phase.is_over:
-                self._keeper(name, wishes).take(Entry(hosted.key.key, None, 0, self._bus.now()))
+                self._keeper(name, wishes).take(Entry(hosted.key.key, None, hosted.deleted, self._bus.now()))
 
     def _keeper(self, name: str, wishes: Bucket) -> WishKeeper:
         if name not in self._keepers:

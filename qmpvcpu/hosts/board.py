@@ -115,7 +115,9 @@ class StateBoard:
 def _in_short(state: dict[str, Any], error: TooLongError) -> dict[str, Any]:
     """Return *state* without what makes it too long: why, and what came of the wish."""
     known: VmResult[None] = VmResult(state["address"], state["name"], None, None, error, 0.0)
-    return known.to_json(whole=True) | {name: state[name] for name in ("host", "time", "answer", "wanted", "drift")}
+    return known.to_json(whole=True) | {
+        name: state[name] for name in ("host", "time", "answer", "wanted", "drift", "deleted")
+    }
 
 
 class Outbox:

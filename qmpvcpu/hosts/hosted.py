@@ -35,6 +35,7 @@ class HostedVm:
         error: Why it is not attached, or cannot be served.
         answer: How far the wish got that was answered last, or None.
         target: The vCPUs of the wish that was reached last, if it still stands; else None.
+        deleted: The revision of the last deletion of a wish that was taken note of; 0: there was none.
         turn: Held by who changes the whole map: one wish or request at a time.
         moved: Set whenever it was attached, or lost.
     """
@@ -47,6 +48,7 @@ class HostedVm:
         self.error: BaseException | None = self._nowhere
         self.answer: Answer | None = None
         self.target: VcpuMap | None = None
+        self.deleted = 0
         self.turn = asyncio.Lock()
         self.moved = asyncio.Event()
         self._tell = tell
@@ -66,6 +68,11 @@ class HostedVm:
         self.address, self.vm, self.error = address, vm, error
         self.moved.set()
         self._tell(self.key.vm, urgent=False)
+
+    def take_deletion(self, revision: int) -> None:
+        """Note that what was wished was deleted: who still waits for its answer gets none."""
+        self.deleted = max(self.deleted, revision)
+        self._tell(self.key.vm, urgent=True)
 
     def changed(self) -> None:
         """Note that its layout has changed."""
@@ -111,4 +118,5 @@ class HostedVm:
             "answer": None if self.answer is None else to_json(self.answer),
             "wanted": None if self.target is None else str(self.target),
             "drift": self.has_drifted,
+            "deleted": self.deleted,
         }

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from qmpvcpu.bus import Bucket, Bus, Entry
 from qmpvcpu.documents.failures import code_of
-from qmpvcpu.documents.form import NO_ANSWER, NOT_SENT, REACHED
+from qmpvcpu.documents.form import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED
 from qmpvcpu.errors import HostsError, QmpVcpuError, StaleError, TransitionError
 from qmpvcpu.fleet import VmResult
 from qmpvcpu.hosts.board import Outbox
@@ -134,9 +134,9 @@ class WishKeeper:
             self._idle_since = asyncio.get_running_loop().time()
             self._hosted.target = None
             if answer is not None and not answer.phase.is_over:
-                self._answer(answer.revision, answer.id, WishPhase.WITHDRAWN, why="it was deleted")
-            else:
-                self._hosted.changed()
+                why = _deleted(entry)
+                self._answer(answer.revision, answer.id, WishPhase.WITHDRAWN, code=NOT_REACHED, why=why)
+            self._hosted.take_deletion(entry.revision)
             return
         if await self._is_over(entry, entry.revision) or (wish := self._read(entry)) is None:
             return
@@ -293,8 +293,9 @@ class WishKeeper:
         hosted.target = report.target if reached and report is not None else None
         phase, why = WishPhase.ENDED, ""
         if not reached and self._news.is_set() and self._newest is not None:
-            phase = WishPhase.WITHDRAWN if self._newest.value is None else WishPhase.SUPERSEDED
-            why = "a newer wish came" if phase is WishPhase.SUPERSEDED else "it was deleted"
+            is_deleted = self._newest.value is None
+            phase = WishPhase.WITHDRAWN if is_deleted else WishPhase.SUPERSEDED
+            why = _deleted(self._newest) if is_deleted else "a newer wish came"
         elif begun:
             why = "its agent died meanwhile: found by looking"
         code = REACHED if outcome.error is None else code_of(outcome.error)
@@ -403,6 +404,10 @@ def _was_begun(vm: VcpuController, claim: Claim) -> bool:
     """Tell whether anything may have been sent for the wish that an earlier agent had claimed."""
     info = vm.record_info
     return info is None or info.found > claim.saves  # the intent is recorded before anything is sent
+
+
+def _deleted(entry: Entry) -> str:
+    return f"it was deleted (revision {entry.revision})"
 
 
 def _target(vm: VcpuController, wish: Wish) -> VcpuMap:

@@ -659,3 +659,25 @@ async def test_an_answer_that_never_comes_is_told_as_unknown(
         assert isinstance(only.error, WishError)
         assert only.error.phase is WishPhase.RUNNING
         assert only.error.outcome is Outcome.UNKNOWN
+
+
+@pytest.mark.parametrize("next_agent", [True, False])
+async def test_a_wish_that_somebody_deletes_before_it_is_begun_is_over_at_once(
+    server: NatsServer, bus: Bus, tmp_path: Path, *, next_agent: bool
+) -> None:
+    wishes, leases = await bus.bucket(WISHES), await bus.bucket(LEASES)
+    async with contextlib.AsyncExitStack() as stack:
+        fleet = Fleet(server.url, reply_timeout=20 if next_agent else 0.5)
+        async with stand_in(bus, "rack1", WEB), fleet:
+            results = fleet.set_map("0-1")
+            await until(lambda: _is_there(wishes.get(WEB.key)))
+            deleted = await wishes.delete(WEB.key)
+            await leases.delete("host.rack1")
+            if next_agent:
+                await stack.enter_async_context(agent_of(server, "rack1", tmp_path))
+            (only,) = await results
+    assert isinstance(only.error, WishError)
+    assert only.error.phase is WishPhase.WITHDRAWN
+    assert only.error.outcome is Outcome.UNCHANGED
+    assert f"somebody deleted it (revision {deleted})" in only.error.why
+    assert only.code == 1

@@ -192,6 +192,17 @@ async def test_a_wish_that_is_withdrawn_stops_at_the_next_safe_point(tmp_path: P
         assert now["code"] == 130
 
 
+async def test_a_wish_that_is_deleted_while_it_waits_is_answered_with_the_deletion(tmp_path: Path) -> None:
+    async with served() as server, connected(server) as bus, agent_of(server, "rack1", tmp_path):
+        waiting = await wish(bus, WEB, Wish("1", VcpuMap.parse("0-2")))
+        await answer(bus, WEB, waiting, "waiting")
+        deleted = await (await bus.bucket(WISHES)).delete(WEB.key)
+        now = await answer(bus, WEB, waiting, "withdrawn")
+        assert now["answer"]["code"] == 1
+        assert now["answer"]["why"] == f"it was deleted (revision {deleted})"
+        await state(bus, WEB, lambda now: now["deleted"] == deleted)
+
+
 async def test_what_is_changed_by_hand_shows_as_drift(tmp_path: Path) -> None:
     async with (
         served() as server,
