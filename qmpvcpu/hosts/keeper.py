@@ -19,8 +19,9 @@ from qmpvcpu.hosts.policy import AgentPolicy
 from qmpvcpu.model.codec import from_json, to_bytes
 from qmpvcpu.model.hosts import MOST_BYTES, Operation
 from qmpvcpu.model.options import Affect, OnFailure, Recovery
-from qmpvcpu.model.transition import TransitionOutcome, TransitionReport
+from qmpvcpu.model.transition import Action, Direction, Intent, TransitionOutcome, TransitionReport
 from qmpvcpu.model.vcpumap import VcpuMap
+from qmpvcpu.model.verdicts import OstStatus
 from qmpvcpu.model.wish import GRACE_S, Answer, Claim, Wish, WishPhase
 from qmpvcpu.vm.controller import VcpuController
 
@@ -361,12 +362,17 @@ class WishKeeper:
         return _without_steps(vm, target, TransitionOutcome.REACHED)
 
     async def _recover(self, vm: VcpuController, wish: Wish, left: float) -> TransitionReport | None:
-        """Finish, revert or look at what was cut short of *wish*; None if nothing was."""
-        if vm.interrupted is None or (wish.map is not None and vm.interrupted.target != wish.map):
+        """Finish what was cut short of *wish*, under its policy; None if nothing was.
+
+        That an agent died is no failure of the change. If a step had failed before, it is reverted where the policy
+        says so; if the time is over, it is only looked at.
+        """
+        intent = vm.interrupted
+        if intent is None or (wish.map is not None and intent.target != wish.map):
             return None  # what there is is somebody else's
         how = Recovery.REPORT
         if left > 0:
-            how = Recovery.REVERT if wish.options.on_failure is OnFailure.REVERT else Recovery.FINISH
+            how = Recovery.REVERT if await _has_failed(vm, intent) else Recovery.FINISH
         report = await vm.recover(how)
         if report is not None and report.outcome is not TransitionOutcome.REACHED:
             raise TransitionError(report)
@@ -404,6 +410,18 @@ def _was_begun(vm: VcpuController, claim: Claim) -> bool:
     """Tell whether anything may have been sent for the wish that an earlier agent had claimed."""
     info = vm.record_info
     return info is None or info.found > claim.saves  # the intent is recorded before anything is sent
+
+
+async def _has_failed(vm: VcpuController, intent: Intent) -> bool:
+    """Tell whether *intent* was to be reverted when it was cut short, or would have been at the next moment."""
+    if intent.direction is Direction.REVERTING:
+        return True
+    if intent.on_failure is not OnFailure.REVERT:
+        return False
+    answers = await vm.guest_answers()
+    leaving = [vm.layout.slot_of(step.first) for step in intent.steps if step.action is Action.UNPLUG]
+    last = [answers.get(slot.cpu_index) for slot in leaving if slot.present]
+    return any(each is not None and each.is_ejection and each.status is OstStatus.FAILURE for each in last)
 
 
 def _deleted(entry: Entry) -> str:

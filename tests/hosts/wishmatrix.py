@@ -78,7 +78,8 @@ class WishStory:
 
 def _mapped(name: str, to: VcpuMap, guest: tuple[Behaviour, ...] = (), **options: Any) -> WishStory:
     wish = Wish(name, to, options=WishOptions(**options))
-    otherwise = (START,) if options.get("on_failure") is OnFailure.REVERT else ()
+    # Only a guest that refuses has anything reverted: that an agent died is no failure.
+    otherwise = (START,) if guest and options.get("on_failure") is OnFailure.REVERT else ()
     return WishStory(name, wish, to, otherwise, guest)
 
 
