@@ -695,7 +695,8 @@ class PlacementError(StepError):
             None: "whether it leaves again is not known yet",
         }
         told = f"plugged, but not in its place on the host: {why}; {words[taken_out]}" if action == "plug" else why
-        super().__init__(f"{describe(action, ids)}: {told}{f'; {now}' if now else ''}", action=action, ids=ids)
+        asked = "QEMU's threads cannot be looked at" if action == LOOK else describe(action, ids)
+        super().__init__(f"{asked}: {told}{f'; {now}' if now else ''}", action=action, ids=ids)
         self.why = why
         self.taken_out = taken_out
         if action == "plug":

@@ -72,7 +72,7 @@ async def _look_at_vm(shell: Shell, address: str) -> tuple[list[Finding], dict[s
     try:
         async with shell.attach(read_only=True) as vm:
             answers = await vm.guest_answers()
-            threads = await examine_host(vm, shell.options.record)
+            threads = await examine_host(vm, address, shell.options.record)
             # The agent first: what it tells of the guest decides about plugs and unplugs too.
             asked = await examine_agent(vm, shell.options.reply_timeout) if vm.guest.has_agent else []
             return [*examine_vm(vm, answers.values()), *threads, *asked], state_json(vm.layout)

@@ -160,7 +160,7 @@ def examine_machine(qemus: Iterable[TriedQemu]) -> Iterator[Finding]:
         find_images()
     except LinuxGuestMissingError:
         advice = f"demo --guest linux and qmpvcpu.testing.LinuxGuest need it: {HOW_TO_MAKE}"
-        yield Finding(Level.NOTE, "Linux guest", "not made on this machine", advice)
+        yield Finding(Level.NOTE, "Linux guest", "none here that this user can read", advice)
     else:
         yield Finding(Level.OK, "Linux guest", "there, for demo --guest linux")
     if shutil.which("setpriv") is None:
@@ -443,7 +443,7 @@ def _examine_guest(layout: Layout, answers: Collection[OstAnswer]) -> Finding:
     return Finding(Level.OK, "guest", f"{last} is no refusal")
 
 
-async def examine_host(vm: VcpuController, record: str | None) -> list[Finding]:
+async def examine_host(vm: VcpuController, address: str, record: str | None) -> list[Finding]:
     """Tell whether QEMU's threads can be found and moved on this host, and which are not where *record* has them."""
     facts, wanted = vm.host.facts(), bool(vm.host.placement)
     if facts.unreachable or facts.forbidden:
@@ -458,7 +458,7 @@ async def examine_host(vm: VcpuController, record: str | None) -> list[Finding]:
     if facts.why_not_core_scheduling:
         findings.append(Finding(Level.NOTE, "threads", f"no core scheduling: {facts.why_not_core_scheduling}"))
     drifted = [thread for thread in await vm.host.threads() if thread.drifted] if wanted else []
-    restore = f"qmpvcpu pin --restore --record {shlex.quote(record)}" if record else ""
+    restore = shlex.join(["qmpvcpu", "pin", "--restore", "--record", record, "--qmp", address]) if record else ""
     for thread, line in zip(drifted, drift_lines(drifted), strict=True):
         why_not = allowing(facts, thread.tid).why_not(thread.wanted)
         advice = f"it cannot be put there: {why_not}" if why_not else restore

@@ -232,6 +232,8 @@ class _Server:
             why = str(error) if error.errno is None else error.strerror or os.strerror(error.errno)
             if error.errno == errno.EADDRINUSE:
                 why = "the port is taken; exporters of libvirt have 9177 too"
+            elif error.errno == errno.EADDRNOTAVAIL:
+                why = "this host has no such address"
             raise OSError(error.errno, why, f"--listen {host or ''}:{port}") from error
         try:
             shown, number = server.sockets[0].getsockname()[:2]

@@ -19,8 +19,8 @@ from qmpvcpu.cli.wishes import (
     HostCpus,
     OfVcpus,
     Schedule,
+    check_used,
     check_wish,
-    note_unused,
     place,
     wish_of,
 )
@@ -29,7 +29,7 @@ from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.errors import RecordError, printable
 from qmpvcpu.model.codec import to_json
 from qmpvcpu.model.options import Affect
-from qmpvcpu.model.vcpumap import VcpuMap, named
+from qmpvcpu.model.vcpumap import VcpuMap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +139,7 @@ async def _place(
     async with shell.attach(config=config, base=base) as vm:
         check_wish(vm, wish)
         if wish is not None:
-            _check_kept(shell, vm, wish)
+            check_used(shell, vm, wish, (), "name the record, or plug it with --pin and --sched")
         elif not vm.host.placement:
             raise BadUsageError(f"--restore: {shell.options.record} has no placement")
         await check_next_boot(affect, config, follow)
@@ -167,19 +167,6 @@ def _check_record(record: Path) -> None:
     with contextlib.suppress(OSError):
         if not record.is_symlink() and not record.exists():
             raise RecordError(record, "there is no record of that name, so the placement is not known")
-
-
-def _check_kept(shell: Shell, vm: "VcpuController", wish: "Placement") -> None:
-    """Make sure that *wish* is of threads that are there, or is kept until they are.
-
-    Raises:
-        BadUsageError: It would have no effect.
-    """
-    absent = VcpuMap(vcpu for vcpu in wish.vcpus if vcpu < vm.layout.max) - vm.layout.enabled
-    if absent and len(absent) == len(wish.vcpus) and not wish.emulator and shell.options.record is None:
-        what = f"{named(absent)}: not plugged, and without --record nothing keeps its place"
-        raise BadUsageError(f"{what}: name the record, or plug it with --pin and --sched")
-    note_unused(shell, vm, wish, ())
 
 
 def _result(vm: "VcpuController", threads: "Sequence[QemuThread]", affect: Affect) -> CommandResult:

@@ -21,7 +21,7 @@ from qmpvcpu.cli.options import AGENT, TIMEOUT, VM_OPTIONS, command
 from qmpvcpu.cli.progress import progress
 from qmpvcpu.cli.result import CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, place, take_wish
+from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_used, check_wish, note_moved, place, take_wish
 from qmpvcpu.documents.form import REACHED, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.documents.steps import unplug_json
@@ -98,11 +98,11 @@ async def plug(
     async with shell.attach(config=config, base=base) as vm:
         ids, before = by_slots(vm.layout, ids), vm.layout.enabled
         check_wish(vm, wish)
-        note_unused(shell, vm, wish, ids)
+        check_used(shell, vm, wish, ids or _first_free(vm.layout), "--pin and --sched are for what is plugged")
         _check_all(shell, vm, ids, check_plug, change)
         await check_next_boot(affect, config, follow)
         await _one_by_one(shell, ids or [None], lambda vcpu: _plug_one(shell, vm, vcpu, affect=affect, **change))
-        note_moved(shell, wish, before)
+        await note_moved(shell, vm, wish, before)
         layout = vm.layout
     return _all_done(shell, layout, affect)
 
@@ -147,6 +147,11 @@ async def unplug(
         await _one_by_one(shell, ids, lambda vcpu: _unplug_one(shell, vm, vcpu, affect=affect, **change))
         layout = vm.layout
     return _all_done(shell, layout, affect)
+
+
+def _first_free(layout: Layout) -> VcpuMap:
+    """Return the vCPUs that are plugged where no ID is given; none if the machine is full."""
+    return layout.slot_of(layout.free.lowest).ids if layout.free else layout.free
 
 
 def by_slots(layout: Layout, ids: list[int]) -> list[int]:

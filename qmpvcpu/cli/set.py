@@ -24,7 +24,7 @@ from qmpvcpu.cli.progress import run_transition
 from qmpvcpu.cli.reports import intent_text, plan_lines, report_blocks
 from qmpvcpu.cli.result import BadUsageError, CommandResult
 from qmpvcpu.cli.run import Shell
-from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_wish, note_moved, note_unused, place, take_wish
+from qmpvcpu.cli.wishes import PLACEMENT_OPTIONS, check_used, check_wish, note_moved, place, take_wish
 from qmpvcpu.cli.wording import in_options
 from qmpvcpu.documents.form import NOT_SENT, REACHED, document
 from qmpvcpu.documents.layouts import state_json
@@ -225,12 +225,13 @@ async def _set(
     async with shell.attach(config=config, base=base) as vm:
         check_wish(vm, wish)
         steps, before = target.plan(vm, **change).steps, vm.layout.enabled
-        note_unused(shell, vm, wish, union(step.ids for step in steps))
+        coming = union(step.ids for step in steps if step.action is not Action.UNPLUG)
+        check_used(shell, vm, wish, coming, "--pin and --sched are for what is plugged")
         if any(step.action is Action.UNPLUG for step in steps):
             await shell.ask_system(vm)
         if vm.interrupted is not None:
             shell.note(f"given up for this: {intent_text(vm.interrupted)}")
         report = await run_transition(shell, vm, target.reach(vm, affect=affect, **change), steps, change["proof"])
-        note_moved(shell, wish, before & report.layout.enabled)
+        await note_moved(shell, vm, wish, before & report.layout.enabled)
     content = document(**report.to_json(), **state_json(report.layout))
     return CommandResult(REACHED, content, report_blocks(report, proven=change["proof"] is not Proof.PRESENT))

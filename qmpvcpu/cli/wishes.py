@@ -8,7 +8,7 @@ import click
 
 from qmpvcpu.cli.options import flag, option
 from qmpvcpu.cli.result import BadUsageError
-from qmpvcpu.errors import InvalidMapError, QmpVcpuError
+from qmpvcpu.errors import InvalidMapError, PlacementError, QmpVcpuError
 from qmpvcpu.model.vcpumap import VcpuMap, named
 
 # Imports in functions below: few commands say anything of threads.
@@ -228,15 +228,43 @@ def _refusing_overlap() -> Iterator[None]:
         raise BadUsageError(f"--exclusive: {error}") from error
 
 
-def note_unused(shell: "Shell", vm: "VcpuController", wish: "Placement | None", plugged: Iterable[int]) -> None:
-    """Tell which vCPUs *wish* names that are neither plugged nor about to be *plugged*, if nothing keeps it."""
+def check_used(
+    shell: "Shell", vm: "VcpuController", wish: "Placement | None", plugged: Iterable[int], otherwise: str
+) -> None:
+    """Tell which vCPUs *wish* names that are neither plugged nor about to be *plugged*, if nothing keeps it.
+
+    Args:
+        shell: The shell; with a record, the wish is kept.
+        vm: The VM.
+        wish: What is wanted of QEMU's threads; None: nothing.
+        plugged: The vCPUs that the command plugs.
+        otherwise: What to do instead if the wish has no effect at all.
+
+    Raises:
+        BadUsageError: It names no other vCPU, and no emulator threads, so it would have no effect.
+    """
     if wish is None or shell.options.record is not None:
         return
-    if unused := VcpuMap(vcpu for vcpu in wish.vcpus if vcpu < vm.layout.max) - vm.layout.enabled - VcpuMap(plugged):
-        shell.note(f"qmpvcpu: {named(unused)}: not plugged, and without --record nothing keeps its place")
+    possible = VcpuMap(vcpu for vcpu in wish.vcpus if vcpu < vm.layout.max)
+    unused = possible - vm.layout.enabled - VcpuMap(plugged)
+    if not unused:
+        return
+    what = f"{named(unused)}: not plugged, and without --record nothing keeps its place"
+    if len(unused) == len(wish.vcpus) and not wish.emulator:
+        raise BadUsageError(f"{what}: {otherwise}")
+    shell.note(f"qmpvcpu: {what}")
 
 
-def note_moved(shell: "Shell", wish: "Placement | None", before: VcpuMap) -> None:
-    """Tell which vCPUs *wish* names that were plugged *before*: no step tells of them."""
-    if wish is not None and (there := before & VcpuMap(wish.vcpus)):
-        shell.note(f"qmpvcpu: {named(there)}: already plugged, and moved to where --pin and --sched say")
+async def note_moved(shell: "Shell", vm: "VcpuController", wish: "Placement | None", before: VcpuMap) -> None:
+    """Tell which vCPUs of *wish* were plugged *before*, and whether they were moved: no step tells of them."""
+    there = VcpuMap() if wish is None else before & VcpuMap(wish.vcpus)
+    if not there:
+        return
+    try:
+        drifted = [each.vcpu for each in await vm.host.threads() if each.drifted]
+        astray = VcpuMap(vcpu for vcpu in drifted if vcpu is not None and vcpu in there)
+    except PlacementError:  # the threads cannot be found, so none was moved
+        astray = there
+    for vcpus, told in ((there - astray, "and moved to"), (astray, "but not moved to")):
+        if vcpus:
+            shell.note(f"qmpvcpu: {named(vcpus)}: already plugged, {told} where --pin and --sched say")

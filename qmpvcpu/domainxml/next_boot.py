@@ -218,7 +218,7 @@ def with_places(domain: DomainVcpus, placement: Placement) -> DomainVcpus:
         libvirt 9.0.0.
     """
     if beyond := [vcpu for vcpu in placement.vcpus if vcpu >= domain.max]:
-        raise _unknown(domain, "placement", beyond)
+        raise _unknown(domain, describe("placement", beyond), beyond)
     return with_placement(domain, placement.over(placement_of(domain)))
 
 

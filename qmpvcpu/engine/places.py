@@ -125,13 +125,14 @@ class Places:
         return born
 
     def are_only_on(self, slot: Slot, cpus: VcpuMap) -> bool:
-        """Return True if all that is wanted of the threads of *slot* is that they run on these host CPUs."""
+        """Return True if all that is wanted of the threads of *slot* is that they run on these host CPUs.
+
+        Not if they are to run on all of the host's: on those that the cgroup allows later too.
+        """
         if self.placement is None or self.host is None or self.placement.groups:
             return False
-        places = self.placement.of_vcpus(slot.ids, self.host)
-        return len(places) == slot.count and all(
-            place.cpus == cpus and place.scheduler is None for place in places.values()
-        )
+        places = map(self.placement.of_vcpu, slot.ids)
+        return all(place.cpus == cpus and place.scheduler is None for place in places)
 
     # What became of it.
 

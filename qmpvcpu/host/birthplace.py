@@ -44,7 +44,7 @@ class Birthplace:
 
     Args:
         main_thread: Finds it; raises HostError if it cannot be found.
-        everywhere: Returns all host CPUs that its cgroup allows.
+        everywhere: Returns all host CPUs that its cgroup allows, or none: see ``threads.put``. For its home only.
 
     Attributes:
         home: The host CPUs it gets back; None while it is there.
@@ -95,7 +95,7 @@ class Birthplace:
         if cpus != self._cpus:
             self._heed_others(main)
             try:
-                set_affinity(main, cpus, everywhere=self._everywhere())
+                set_affinity(main, cpus)
             except (HostError, ProcessLookupError) as error:
                 self._cpus = None  # it may be on some of them
                 if not self._births:

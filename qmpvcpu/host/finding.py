@@ -100,12 +100,19 @@ def _why_hidden(peer_pid: int | None, likely: int | None, tids: Collection[int])
     if likely is not None:
         return f"{_listed([likely])} has such threads, but only its user and root can see whether it is this QEMU"
     if peer_pid is None:
-        return "only QEMU's user and root can see which process has the other end of the connection"
+        return f"no process that we can see has the other end of the connection: {_where_to_look_from()}"
     if read_stat(peer_pid) is None:
         hidden = "has ended, or is hidden from us (/proc with hidepid): run as its user or as root"
         return f"pid {peer_pid}, which opened the socket, {hidden}"
     elsewhere = "it is not QEMU itself, and only QEMU's user and root can see which process is"
     return f"{_listed([peer_pid])}, which opened the socket, has no thread {min(tids)}: {elsewhere}"
+
+
+def _where_to_look_from() -> str:
+    share = "share QEMU's PID namespace (--pid=host, shareProcessNamespace)"
+    if os.geteuid() == 0:
+        return f"QEMU runs outside of this container; run on its host, or {share}"
+    return f"run as QEMU's user or as root; in a container, {share}"
 
 
 def _listed(pids: Iterable[int]) -> str:

@@ -26,6 +26,7 @@ _POLICIES: Final = {
     os.SCHED_RR: SchedPolicy.RR,
 }
 _NUMBERS: Final = {policy: number for number, policy in _POLICIES.items()}
+_NO_CPUS: Final = VcpuMap()
 _NS_PER_TICK: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -105,17 +106,17 @@ def read_place(thread: HostThread) -> Place | None:
     return place if is_there(thread) else None
 
 
-def put(thread: HostThread, place: Place, *, everywhere: VcpuMap) -> Place:
+def put(thread: HostThread, place: Place, *, everywhere: VcpuMap = _NO_CPUS) -> Place:
     """Put a thread in its place, and return where it is found afterwards.
 
     What *place* does not specify stays as it is; so does the nice value. The host CPUs are set first, so that a
-    real-time thread never runs elsewhere. A thread placed on all CPUs of its cgroup follows when the cgroup allows
-    more.
+    real-time thread never runs elsewhere.
 
     Args:
         thread: The thread.
         place: Where it is wanted.
-        everywhere: All host CPUs that the thread's cgroup allows it.
+        everywhere: All host CPUs that the thread's cgroup allows it: if the thread gets all of them, it also gets
+            those that the cgroup allows later. Empty: it only ever gets what is in *place*.
 
     Raises:
         ThreadGoneError: It has ended. If another thread got its id meanwhile, that thread's place is restored.
@@ -149,7 +150,7 @@ def thread_ids(pid: int) -> list[int]:
     return [int(tid) for tid in names_in(f"/proc/{pid}/task")]
 
 
-def set_affinity(thread: HostThread, cpus: VcpuMap, *, everywhere: VcpuMap) -> None:
+def set_affinity(thread: HostThread, cpus: VcpuMap, *, everywhere: VcpuMap = _NO_CPUS) -> None:
     """Pin a thread to these host CPUs, as ``put`` does, but without checking who has its id.
 
     Raises:

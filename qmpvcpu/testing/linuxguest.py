@@ -414,12 +414,12 @@ def find_images(kernel: Path | str | None = None) -> tuple[Path, Path]:
         kernel: As in :class:`LinuxGuest`.
 
     Raises:
-        LinuxGuestMissingError: They have not been made.
+        LinuxGuestMissingError: They have not been made, or this user may not look at them.
     """
     home = cache_directory() / "linux"
     images = home / "vmlinuz", home / "initramfs.gz"
     for image in images:
-        if not image.exists():
+        if not os.access(image, os.R_OK):
             raise LinuxGuestMissingError(f"no {image}: make the Linux guest with `{HOW_TO_MAKE}`")
     if isinstance(kernel, str) and re.fullmatch(r"\d+\.\d+", kernel):
         made = find_kernels()

@@ -87,7 +87,10 @@ def find_qemus() -> dict[str, Path]:
         found.setdefault(version, chosen)
     in_path = shutil.which(_BINARY)
     candidates = [Path(in_path)] if in_path else []
-    candidates += sorted(cache_directory().glob(f"qemu-*/bin/{_BINARY}"))
+    try:
+        candidates += sorted(cache_directory().glob(f"qemu-*/bin/{_BINARY}"))
+    except PermissionError as error:  # another user's, such as root's after setpriv
+        _LOGGER.warning("no QEMU is looked for in %s: %s", printable(str(cache_directory())), error.strerror)
     for path in candidates:
         version = qemu_version(path)
         if version is None:

@@ -829,12 +829,8 @@ class VcpuController:
         there = {vcpu: place for vcpu, place in placement.vcpus.items() if vcpu in self.layout.enabled}
         if there or placement.emulator:
             self._deny_beforehand(change)
-            try:
-                await self.host.place(replace(placement, vcpus=there, cpuset=None, everywhere=False))
-            except (StepDeniedError, PlacementError) as error:
-                if change.options.requires_place(placement):
-                    raise
-                _log.warning("%s", error, extra={"vm": printable(self.layout.vm.name)})
+            wish = replace(placement, vcpus=there, cpuset=None, everywhere=False)
+            await self._place_there(wish, required=change.options.requires_place(placement))
         came: set[int] = set()  # by changes before this one, which were to place them elsewhere
 
         def plan(now: Situation) -> Plan:
@@ -852,6 +848,33 @@ class VcpuController:
                 await self.host.place_vcpus(came)
             raise
         return done
+
+    async def _place_there(self, wish: "Placement", *, required: bool) -> None:
+        """Put threads that are there in their place; unless that is *required*, leave those that cannot be.
+
+        Raises:
+            StepDeniedError: It is required, and the host does not allow it.
+            PlacementError: It is required, and a thread could not be moved.
+        """
+        from qmpvcpu.model.placement import Place  # few changes have one
+
+        try:
+            await self.host.place(wish)
+        except (StepDeniedError, PlacementError) as error:
+            if required:
+                raise
+            parts = [replace(wish, vcpus={vcpu: place}, emulator=Place()) for vcpu, place in wish.vcpus.items()]
+            parts += [replace(wish, vcpus={})] if wish.emulator else []
+            failures = [error] if len(parts) == 1 else [await self._failure_to_place(part) for part in parts]
+            for failure in filter(None, failures):
+                _log.warning("%s", failure, extra={"vm": printable(self.layout.vm.name)})
+
+    async def _failure_to_place(self, wish: "Placement") -> StepDeniedError | PlacementError | None:
+        try:
+            await self.host.place(wish)
+        except (StepDeniedError, PlacementError) as error:
+            return error
+        return None
 
     async def _carry_out(self, change: Change, follow: "Callable[[Plan], ConfigChange] | None") -> Any:
         affects_both = change.options.affect is Affect.BOTH or change.intent is not None

@@ -14,7 +14,7 @@ from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.planning.checks import check_placement
 from qmpvcpu.qapi import ThreadReading
 from qmpvcpu.vm.driver import Driver
-from qmpvcpu.vm.placing import allowing
+from qmpvcpu.vm.placing import Move, allowing, may_spread
 
 if TYPE_CHECKING:
     from qmpvcpu.vm.next_boot import NextBoot
@@ -174,11 +174,18 @@ class Host:
         emulator: tuple[Sequence[HostThread], Collection[int]] | None,
     ) -> None:
         placer = self._driver.placer
-        places = [(vcpus[vcpu], place) for vcpu, place in wanted.of_vcpus(concerned, facts).items() if vcpu in vcpus]
+        places = wanted.of_vcpus(concerned, facts)
+        moves = [
+            Move(vcpus[vcpu], place, may_spread(wanted.of_vcpu(vcpu), facts))
+            for vcpu, place in places.items()
+            if vcpu in vcpus
+        ]
         if emulator is not None:
             threads, iothreads = emulator
-            places += [(thread, wanted.of_emulator()) for thread in placer.others(threads, vcpus, iothreads)]
-        placer.move(places, facts)
+            place = wanted.of_emulator()
+            spread = may_spread(place, facts)
+            moves += [Move(thread, place, spread) for thread in placer.others(threads, vcpus, iothreads)]
+        placer.move(moves, facts)
         placer.group(wanted, vcpus)
 
 

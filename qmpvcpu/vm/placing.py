@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from qmpvcpu.engine.places import EMULATOR
 from qmpvcpu.engine.vmstate import VmState
@@ -42,11 +42,14 @@ class Placer:
     """
 
     def __init__(self, state: VmState, monitor: "Callable[[], Monitor]") -> None:
-        self.birthplace = Birthplace(self.main_thread, lambda: self.facts().allowed)
+        self.birthplace = Birthplace(self.main_thread, self._main_may_spread)
         self._state = state
         self._monitor = monitor
         self._main: tuple[Monitor, HostThread] | None = None
         self._facts: tuple[Monitor, float, HostFacts] | None = None
+
+    def _main_may_spread(self) -> VcpuMap:
+        return may_spread((self._state.places.placement or Placement()).of_emulator(), self.facts())
 
     def main_thread(self, slots: Sequence[Slot] | None = None) -> HostThread:
         """Return QEMU's main thread.
@@ -167,7 +170,7 @@ class Placer:
                 place = places.get(vcpu, Place())
                 if place.cpus is None and slot.count > 1:  # born with others for which something is said
                     place = place.over(Place(facts.main_cpus))
-                _move(vcpus[vcpu], place, facts)
+                _move(Move(vcpus[vcpu], place, may_spread(placement.of_vcpu(vcpu), facts)))
             self.group(placement, vcpus, of=slot.ids)
         except HostError as error:
             return str(error)
@@ -198,7 +201,7 @@ class Placer:
         else:
             share_core(member, all_of(member.tid) if everybody else list(vcpus.values()))
 
-    def move(self, places: Sequence[tuple[HostThread, Place]], facts: HostFacts) -> None:
+    def move(self, moves: Sequence["Move"], facts: HostFacts) -> None:
         """Put each thread in its place; if one cannot be moved, move those before it back.
 
         Threads that have ended are skipped. The main thread goes to its place once no vCPU is being born.
@@ -206,30 +209,30 @@ class Placer:
         Raises:
             HostError: A thread could not be moved; the message names it, and those that could not be moved back.
         """
-        moved: list[tuple[HostThread, Place]] = []
+        moved: list[Move] = []
         try:
-            for thread, place in places:
+            for move in moves:
                 with contextlib.suppress(ThreadGoneError):
-                    before = self._move(thread, place, facts)
-                    moved += [] if before is None else [(thread, before)]
+                    before = self._move(move)
+                    moved += [] if before is None else [Move(move.thread, before, facts.allowed)]
         except HostError as error:
-            left = list(self._not_given_back(moved, facts))
+            left = list(self._not_given_back(moved))
             now = f"; not moved back: {', '.join(left)}" if left else ""
             raise HostError(f"{error}{now}") from error
 
-    def _move(self, thread: HostThread, place: Place, facts: HostFacts) -> Place | None:
+    def _move(self, move: "Move") -> Place | None:
         home = None
-        if thread.tid == self.main_thread().tid and place.cpus is not None:
-            home = self.birthplace.rehome(place.cpus)
+        if move.thread.tid == self.main_thread().tid and move.place.cpus is not None:
+            home = self.birthplace.rehome(move.place.cpus)
         if home is None:
-            return _move(thread, place, facts)
-        before = _move(thread, Place(scheduler=place.scheduler), facts)
+            return _move(move)
+        before = _move(move._replace(place=Place(scheduler=move.place.scheduler)))
         return Place(home, None if before is None else before.scheduler)
 
-    def _not_given_back(self, moved: Sequence[tuple[HostThread, Place]], facts: HostFacts) -> Iterator[str]:
-        for thread, before in reversed(moved):
+    def _not_given_back(self, moved: Sequence["Move"]) -> Iterator[str]:
+        for move in reversed(moved):
             try:
-                self._move(thread, before, facts)
+                self._move(move)
             except ThreadGoneError:
                 continue
             except HostError as error:
@@ -342,20 +345,36 @@ def allowing(facts: HostFacts, thread: int | str | None) -> HostFacts:
     return replace(facts, allowed=cpuset.cpus, cgroup=cpuset.cgroup) if cpuset is not None and cpuset.cpus else facts
 
 
-def _move(thread: HostThread, place: Place, facts: HostFacts) -> Place | None:
-    """Put *thread* in its place, and return where it was before; None if it is there already.
+class Move(NamedTuple):
+    """A thread, its place, and *everywhere* as ``threads.put`` takes it."""
+
+    thread: HostThread
+    place: Place
+    everywhere: VcpuMap
+
+
+def may_spread(named: Place, facts: HostFacts) -> VcpuMap:
+    """Return *everywhere* of a thread for which *named* is specified: what is pinned by name never runs elsewhere."""
+    return facts.allowed if named.cpus is None else VcpuMap()
+
+
+def _move(move: Move) -> Place | None:
+    """Put a thread in its place, and return where it was before; None if it was there already.
+
+    It is pinned even then: the kernel may have moved it there when the cgroup allowed nothing else, and moves it back
+    when it does.
 
     Raises:
         ThreadGoneError: It has ended.
         HostError: It cannot be put there.
     """
-    before = read_place(thread)
+    before = read_place(move.thread)
     if before is None:
-        raise ThreadGoneError(thread.tid)
-    if not place.differs(before):
-        return None
-    put(thread, place, everywhere=facts.allowed)
-    return before
+        raise ThreadGoneError(move.thread.tid)
+    is_elsewhere = move.place.differs(before)
+    if is_elsewhere or move.place.cpus is not None:
+        put(move.thread, move.place if is_elsewhere else Place(move.place.cpus), everywhere=move.everywhere)
+    return before if is_elsewhere else None
 
 
 def _look(thread: HostThread, kind: ThreadKind, vcpu: int | None, wanted: Place) -> Iterator[QemuThread]:

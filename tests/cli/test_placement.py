@@ -302,6 +302,35 @@ async def test_to_restore_takes_a_record_that_is_there(guest: MicroGuest, tmp_pa
     assert "there is no record of that name" in ran.error["message"]
 
 
+async def test_a_pin_that_would_have_no_effect_is_no_change(guest: MicroGuest) -> None:
+    vm = ("--qmp", guest.qmp)
+    told = (
+        "vCPU 5: not plugged, and without --record nothing keeps its place: --pin and --sched are for what is plugged"
+    )
+    for words in (["plug", "3"], ["plug"], ["set", "0-3"], ["count", "3"]):
+        ran = await run(*words, "--pin", f"5={FIRST}", *vm)
+        assert (ran.code, told in ran.err) == (2, True), words
+    some = await run("plug", "2", "--pin", f"2,5={FIRST}", *vm)
+    assert (some.code, "vCPU 5: not plugged, and without" in some.err) == (0, True)
+    assert is_on((await looked(guest))[2], FIRST)
+
+
+async def test_the_first_free_vcpu_is_the_one_that_is_plugged_without_an_id(guest: MicroGuest) -> None:
+    ran = await run("plug", "--pin", f"2={FIRST}", "--qmp", guest.qmp)
+    assert (ran.code, ran.err) == (0, "")
+    assert is_on((await looked(guest))[2], FIRST)
+
+
+async def test_that_vcpus_which_were_there_could_not_be_moved_is_told(guest: MicroGuest) -> None:
+    pins = ("--pin", f"0={FIRST}", "--pin", f"1={NO_CPU}", "--pin", f"2={LAST}", "--placement", "preferred")
+    ran = await run("set", "0-2", *pins, "--qmp", guest.qmp)
+    assert ran.code == 0
+    assert "vCPU 0: already plugged, and moved to where --pin and --sched say" in ran.err
+    assert "vCPU 1: already plugged, but not moved to where --pin and --sched say" in ran.err
+    threads = await looked(guest)
+    assert (is_on(threads[0], FIRST), is_on(threads[1], FIRST), is_on(threads[2], LAST)) == (True, False, True)
+
+
 async def test_that_vcpus_which_were_there_are_moved_is_told(guest: MicroGuest) -> None:
     told_so = "vCPU 1: already plugged, and moved to where --pin and --sched say"
     plugged = await run("plug", "3", "--pin", f"1={LAST}", "--qmp", guest.qmp)
@@ -329,7 +358,10 @@ async def test_a_record_remembers_and_what_drifted_is_told_everywhere_and_put_ba
     assert found in (await run("watch", "--for", "0", *vm)).out
     doctor = await run("doctor", "--json", *vm, env=environment(PATH="/nowhere"))
     (told,) = [each for each in doctor.document["findings"] if each["found"] == found]
-    assert (told["level"], told["advice"]) == ("warning", f"qmpvcpu pin --restore --record {record}")
+    assert (told["level"], told["advice"]) == (
+        "warning",
+        f"qmpvcpu pin --restore --record {record} --qmp {guest.qmp}",
+    )
     restored = threads_of(await run("pin", "--restore", "--json", *vm))
     assert (is_on(restored[1], LAST), restored[1]["drifted"]) == (True, False)
 
@@ -388,7 +420,9 @@ async def test_the_next_boot_is_placed_without_the_vm(tmp_path: Path) -> None:
     assert (await run("sched", "1=fifo:3", *config)).out.count(f"vCPU 1: host CPUs {NO_CPU}, fifo:3") == 1
     assert "cpuset='4000'" in path.read_text()
     beyond = await run("pin", "9=0", *config, "--json")
-    assert (beyond.code, "the document has vCPUs 0 to 3" in beyond.error["message"]) == (2, True)
+    assert beyond.code == 2
+    denied = "placement of vCPU 9 at the next boot denied, nothing was changed: the document has vCPUs 0 to 3"
+    assert denied in beyond.error["message"]
     overlap = await run("pin", f"3={NO_CPU}", "--exclusive", *config, "--json")
     assert (overlap.code, "must not share host CPUs" in overlap.error["message"]) == (2, True)
     planned = await run("plan", "0-3", "--pin", "3=1", *config, "--json")

@@ -27,7 +27,7 @@ from qmpvcpu.model.placement import CoreScheduling, Place, Placement, PlacementP
 from qmpvcpu.model.vm import VmInfo, VmStatus
 from qmpvcpu.qapi import ThreadReading
 from qmpvcpu.testing import Behaviour, MicroGuest, best_qemu
-from qmpvcpu.vm.placing import Placer
+from qmpvcpu.vm.placing import Move, Placer
 from tests.controller.vms import other_client, running, until
 from tests.host.conftest import MakeCgroup, Sleeper, make_cgroup, root
 from tests.substrates import Substrate, substrates
@@ -382,10 +382,10 @@ async def test_a_place_that_cannot_be_given_gives_everything_back() -> None:
             placer = vm._driver.placer
             threads = placer.all_threads()
             with held_birth(vm, FIRST) as birthplace:
-                everywhere = placer.facts()
+                facts = placer.facts()
                 beyond = Place.on([4000])
                 with pytest.raises(HostError, match="4000"):
-                    placer.move([(threads[0], Place.on(LAST)), (threads[-1], beyond)], everywhere)
+                    placer.move([Move(threads[0], Place.on(LAST), HOME), Move(threads[-1], beyond, HOME)], facts)
                 assert birthplace.home == HOME
             assert affinity(main) == HOME
 
@@ -398,7 +398,7 @@ async def test_threads_that_end_meanwhile_are_left_out(tmp_path: Path) -> None:
         threads = placer.all_threads()
         await vm.unplug(1)
         assert any(not Path(thread.directory).exists() for thread in threads)
-        placer.move([(thread, Place.on(LAST)) for thread in threads], placer.facts())
+        placer.move([Move(thread, Place.on(LAST), HOME) for thread in threads], placer.facts())
         assert str(affinity(guest.process.pid)) == LAST
 
 
@@ -537,6 +537,29 @@ async def test_a_cgroup_that_shrinks_after_the_check(make_cgroup: MakeCgroup, po
             await asyncio.sleep(1.1)  # what the host allows is known for a second
             await vm.plug(2, placement=Placement.pinned({2: LAST}))
             ran_only_on(next(thread for thread in await vm.host.threads() if thread.vcpu == 2), LAST)
+
+
+@pytest.mark.parametrize("emulator", [Place(), Place.on(FIRST)], ids=["vCPUs", "vCPUs and emulator"])
+async def test_what_is_pinned_stays_there_once_its_cgroup_allows_more(
+    make_cgroup: MakeCgroup, emulator: Place
+) -> None:
+    """The kernel remembers what was asked for, and what is pinned is asked for exactly."""
+    wish = replace(Placement.pinned({1: FIRST, 2: FIRST, 3: LAST}), emulator=emulator)
+    async with MicroGuest(boot=2) as guest:
+        cpuset = Cpuset(guest, make_cgroup("cpuset"))
+        async with qmpvcpu.attach(guest.qmp, placement=wish) as vm:
+            await vm.plug(3)
+            cpuset.allow(FIRST)
+            await vm.host.place(replace(wish, vcpus={**wish.vcpus, 3: Place.on(FIRST)}))  # the kernel has them there
+            await vm.plug(2)
+            cpuset.allow(str(HOME))
+            threads = await vm.host.threads()
+            assert {thread.vcpu for thread in threads if str(thread.found.cpus) == FIRST} >= {1, 2, 3}
+            rest = {thread.found.cpus for thread in threads if thread.vcpu is None}
+            assert rest == {emulator.cpus or HOME}
+            assert threads[0].found.cpus == HOME
+            await vm.refresh()
+            assert vm.host.drifted == {}
 
 
 @pytest.mark.parametrize("refuses", [False, True])
@@ -774,3 +797,16 @@ async def test_a_vcpu_that_is_there_and_cannot_be_moved_keeps_no_preferred_chang
         assert await vm.plug(1, placement=replace(placement, policy=PlacementPolicy.PREFERRED)) == {1}
         await vm.refresh()
         assert set(vm.host.drifted) == {0}
+
+
+async def test_those_that_are_there_and_can_be_moved_are_moved_if_it_is_only_preferred(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wish = Placement.pinned({0: [4000], 1: LAST, 2: FIRST}, policy=PlacementPolicy.PREFERRED)
+    async with MicroGuest(boot=2) as guest, qmpvcpu.attach(guest.qmp) as vm:
+        await vm.plug(2, placement=replace(wish, emulator=Place.on(LAST)))
+        threads = {thread.vcpu: thread for thread in await vm.host.threads()}
+        assert [str(threads[vcpu].found.cpus) for vcpu in (0, 1, 2)] == [str(HOME), LAST, FIRST]
+        assert str(affinity(guest.process.pid)) == LAST
+        (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert warning.startswith("placing of vCPU 0 denied")

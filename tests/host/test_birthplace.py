@@ -14,6 +14,7 @@ from qmpvcpu.host.birthplace import Birthplace, put_right
 from qmpvcpu.host.threads import HostThread, all_of, find, find_main, put
 from qmpvcpu.model.placement import HostFacts, Place
 from qmpvcpu.model.vcpumap import VcpuMap
+from tests.host.conftest import MakeCgroup
 
 EVERYWHERE = VcpuMap(os.sched_getaffinity(0))
 THERE = VcpuMap([EVERYWHERE.lowest])
@@ -86,6 +87,20 @@ def test_what_is_born_during_a_plug_is_born_there_and_the_main_thread_goes_home(
     birthplace.end()
     assert birthplace.home is None
     assert cpus(qemu.main, *born, *qemu.make()) == [EVERYWHERE, THERE, THERE, EVERYWHERE]
+
+
+def test_what_was_born_on_all_that_the_cgroup_allows_stays_there_and_the_main_thread_gets_more(
+    qemu: Qemu, make_cgroup: MakeCgroup
+) -> None:
+    cgroup = make_cgroup("cpuset")
+    (cgroup / "cgroup.procs").write_text(str(qemu.main.tid))
+    (cgroup / "cpuset.cpus").write_text(str(THERE))
+    birthplace = Birthplace(lambda: qemu.main, lambda: THERE)
+    birthplace.begin(THERE, 1)
+    born = qemu.make()
+    birthplace.end()
+    (cgroup / "cpuset.cpus").write_text(str(EVERYWHERE))
+    assert cpus(qemu.main, *born) == [EVERYWHERE, THERE]
 
 
 def test_it_goes_home_after_the_last_of_the_plugs_under_way(qemu: Qemu, birthplace: Birthplace) -> None:

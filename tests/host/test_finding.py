@@ -171,7 +171,7 @@ def test_another_user_cannot_see_who_has_the_connection(serve: Serve) -> None:
     said = run(FIND, os.getpid(), inode, 2**22 + 1, before=NOBODY)
     assert "it is not QEMU itself, and only QEMU's user and root can see which process is" in said
     said = run(FIND, 0, inode, 2**22 + 1, before=NOBODY)
-    assert "only QEMU's user and root can see which process has the other end" in said
+    assert "no process that we can see has the other end of the connection: run as QEMU's user or as root" in said
     hidden = ("unshare", "--mount", "sh", "-ec", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh", *NOBODY)
     said = run(FIND, os.getpid(), inode, *server.tids, before=hidden)
     assert "is hidden from us (/proc with hidepid): run as its user or as root" in said
@@ -186,6 +186,15 @@ def test_a_proc_that_is_not_ours_is_no_proof(serve: Serve) -> None:
     before = ("unshare", *user, "--mount", "sh", "-ec", 'mount -t tmpfs none /proc && exec "$@"', "sh")
     said = run(FIND, os.getpid(), peer_inode(server.client), *server.tids, before=before)
     assert "/proc is not mounted here" in said
+
+
+def test_from_a_container_a_process_outside_of_it_is_not_seen(serve: Serve) -> None:
+    server = serve()
+    user = () if os.geteuid() == 0 else ("--map-root-user",)
+    before = ("unshare", *user, "--pid", "--fork", "--kill-child", "--mount-proc")
+    said = run(FIND, 0, peer_inode(server.client), *server.tids, before=before)
+    assert "no process that we can see has the other end of the connection: QEMU runs outside of this contai" in said
+    assert "share QEMU's PID namespace" in said
 
 
 @pytest.mark.qemu

@@ -199,11 +199,13 @@ async def test_an_address_that_is_none_is_bad_usage(listen: str, tmp_path: Path)
     assert "such as 127.0.0.1:9177 or [::1]:9177" in ran.err
 
 
-@pytest.mark.parametrize("listen", ["192.0.2.1:9177", "no-such-host.invalid:9177"])
-async def test_an_address_of_another_machine_is_an_error(listen: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("listen", "why"), [("192.0.2.1:9177", "this host has no such address"), ("no-such-host.invalid:9177", "")]
+)
+async def test_an_address_of_another_machine_is_an_error(listen: str, why: str, tmp_path: Path) -> None:
     ran = await run("exporter", "--dir", tmp_path, "--listen", listen)
     assert ran.code == 3
-    assert f"--listen {listen}: " in ran.err
+    assert f"--listen {listen}: {why}" in ran.err
 
 
 async def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:

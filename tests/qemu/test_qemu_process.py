@@ -27,6 +27,7 @@ from qmpvcpu.testing import (
     probe_accelerator,
 )
 from qmpvcpu.testing.directory import TemporaryDirectoryError, sweep
+from qmpvcpu.testing.qemu import qemu_version
 from tests.waiting import is_gone, until
 
 pytestmark = pytest.mark.qemu
@@ -104,6 +105,30 @@ def test_a_machine_without_qemu_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp
     assert find_qemus() == {}
     with pytest.raises(QemuNotFoundError, match="install one"):
         best_qemu()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
+def test_a_cache_of_another_user_has_no_qemu_and_no_guest(tmp_path: Path) -> None:
+    code = """
+import os
+from qmpvcpu.testing import find_qemus
+from qmpvcpu.testing.linuxguest import LinuxGuestMissingError, find_images
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+try:
+    find_images()
+except LinuxGuestMissingError:
+    print([*find_qemus()])
+"""
+    cache = tmp_path / "closed" / "cache"
+    cache.mkdir(parents=True)
+    cache.parent.chmod(0o700)
+    environment = {**os.environ, "PATH": "/usr/bin:/bin", "QMPVCPU_CACHE": str(cache)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    in_path = shutil.which("qemu-system-x86_64", path=environment["PATH"])
+    assert done.stdout == f"{[qemu_version(Path(in_path))] if in_path else []}\n"
+    assert f"no QEMU is looked for in {cache}: Permission denied" in done.stderr
 
 
 async def test_a_qemu_under_which_no_guest_comes_up_gets_tcg(fake_qemu: Path) -> None:
