@@ -4,6 +4,7 @@
 - `hosted`: one VM as its agent knows it, and its document.
 - `keeper`: carries out the wishes for one VM, each once.
 - `requests`: what an agent is asked for, and what it answers.
+- `outbox`: what happened to a host's VMs and who asked for what, on its way into the stream.
 - `board`: the states of a host's VMs, for everybody to read.
 - `agent`: `HostAgent`, which has all of these.
 - `campaign`: what to do next for a campaign, a change of many VMs within bounds. Pure.

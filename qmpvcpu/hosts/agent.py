@@ -24,9 +24,10 @@ from qmpvcpu.errors import (
 )
 from qmpvcpu.events import Disconnected
 from qmpvcpu.fleet import Fleet, FleetEvents, VmResult
-from qmpvcpu.hosts.board import Outbox, StateBoard
+from qmpvcpu.hosts.board import StateBoard
 from qmpvcpu.hosts.hosted import HostedVm
 from qmpvcpu.hosts.keeper import Duty, WishKeeper, first_of
+from qmpvcpu.hosts.outbox import Outbox
 from qmpvcpu.hosts.policy import AgentPolicy
 from qmpvcpu.hosts.requests import RequestDesk
 from qmpvcpu.model.codec import to_bytes
@@ -136,7 +137,12 @@ class HostAgent:
                         if not begun:
                             for key, entry in (await states.all(whose)).items():
                                 self._recall(key, entry)
-                            work = [self._board.run(states), self._outbox.run(), self._look_on()]
+                            work = [
+                                self._board.run(states),
+                                self._board.keep(states),
+                                self._outbox.run(),
+                                self._look_on(),
+                            ]
                             work += [self._take_wishes(wishes, whose)]
                             work += [self._take_events(fleet.events()) for fleet in self._fleets]
                             begun += [asyncio.ensure_future(each) for each in work]

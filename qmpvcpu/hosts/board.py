@@ -1,38 +1,22 @@
-"""What an agent tells everybody: the states of its VMs, what happens to them, and who asked for what."""
+"""What an agent tells everybody of the states of its VMs."""
 
 import asyncio
 import json
 import logging
-from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Final, NamedTuple
-from uuid import uuid4
+from typing import Any, Final
 
 from qmpvcpu.bus import Bucket, Bus
-from qmpvcpu.documents.events import event_json
-from qmpvcpu.documents.form import document
-from qmpvcpu.errors import HostsError, ServerLostError, TooLongError, printable
-from qmpvcpu.fleet import Answered, Asked, VmResult
-from qmpvcpu.model.hosts import VmKey, event_subject
-from qmpvcpu.model.wish import Answer, Wish
+from qmpvcpu.errors import HostsError, TooLongError, printable
+from qmpvcpu.fleet import VmResult
+from qmpvcpu.hosts.outbox import Outbox
+from qmpvcpu.model.hosts import VmKey
 
 _log = logging.getLogger("qmpvcpu.hosts")
 
 # The state of a VM that changes again and again is told so often; one that somebody waits for at once.
 _APART_S: Final = 0.2
 _AGAIN_S: Final = 1.0
-_MOST_EVENTS: Final = 10_000
-_MOST_AUDIT: Final = 100_000
-
-
-class _Told(NamedTuple):
-    """What is to be published: of which VM, where, and under an id that lets the server drop a repetition."""
-
-    vm: VmKey
-    subject: str
-    content: bytes
-    id: str
 
 
 class StateBoard:
@@ -42,12 +26,11 @@ class StateBoard:
         bus: The server.
         host: The host.
         compose: Returns the state of the VM of a name now; None: there is none, and its key is deleted.
-        outbox: What came of a wish is in the stream before a state says so: after that nobody would tell it again.
+        outbox: What came of a wish is in the stream before a state says so, where the stream takes it in time: after
+            that nobody would tell it again.
     """
 
-    def __init__(
-        self, bus: Bus, host: str, compose: Callable[[str], dict[str, Any] | None], outbox: "Outbox"
-    ) -> None:
+    def __init__(self, bus: Bus, host: str, compose: Callable[[str], dict[str, Any] | None], outbox: Outbox) -> None:
         self._bus = bus
         self._host = host
         self._compose = compose
@@ -94,7 +77,7 @@ class StateBoard:
     async def _tell(self, vm: str, states: Bucket) -> None:
         key = VmKey(self._host, vm).key
         try:
-            await self._outbox.audited()
+            await self._outbox.audited(VmKey(self._host, vm))
             state = self._compose(vm)
             if state is None:
                 self._told.pop(vm, None)
@@ -118,103 +101,3 @@ def _in_short(state: dict[str, Any], error: TooLongError) -> dict[str, Any]:
     return known.to_json(whole=True) | {
         name: state[name] for name in ("host", "time", "answer", "wanted", "drift", "deleted")
     }
-
-
-class Outbox:
-    """What happened and who asked for what, on its way into the stream, in order.
-
-    While the server is away it is kept; if that takes so long that too much comes together, the oldest events are
-    given up, and how many is told. Who asked for what, and what came of it, is kept longest.
-
-    Args:
-        bus: The server.
-    """
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self._events: deque[_Told] = deque()
-        self._audit: deque[_Told] = deque(maxlen=_MOST_AUDIT)
-        self._missed: dict[VmKey, int] = {}
-        self._news = asyncio.Event()
-        self._audited = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def happened(self, vm: VmKey, kind: str, said: dict[str, Any]) -> None:
-        """Tell that *kind* happened to *vm*."""
-        if len(self._events) >= _MOST_EVENTS:
-            lost = self._events.popleft()
-            self._missed[lost.vm] = self._missed.get(lost.vm, 0) + 1
-        self._put(self._events, vm, {"event": kind, **said})
-
-    def asked(self, vm: VmKey, wish: Wish, revision: int) -> None:
-        """Tell that *wish* has been begun."""
-        unclaimed = replace(wish, claim=None)
-        asked = Asked(who=wish.who, operation="wish", why=wish.why, revision=revision, wish=unclaimed)
-        self._put(self._audit, vm, event_json(asked), once=f"asked {vm.key} {revision}")
-
-    def answered(self, vm: VmKey, answer: Answer, *, who: str) -> None:
-        """Tell what came of a wish of *who*'s; "": that is not known."""
-        answered = Answered(
-            who=who,
-            operation="wish",
-            code=answer.code,
-            why=answer.why,
-            revision=answer.revision,
-            id=answer.id,
-            phase=answer.phase,
-        )
-        self._put(self._audit, vm, event_json(answered), once=f"answered {vm.key} {answer.revision}")
-
-    def requested(self, vm: VmKey, operation: str, who: str, request: dict[str, Any]) -> None:
-        """Tell that *who* asked for *operation*."""
-        self._put(self._audit, vm, event_json(Asked(who=who, operation=operation, request=request)))
-
-    def replied(self, vm: VmKey, operation: str, who: str, code: int, why: str) -> None:
-        """Tell what came of a request: its exit code, and its error in words."""
-        self._put(self._audit, vm, event_json(Answered(who=who, operation=operation, code=code, why=why)))
-
-    def _put(self, among: "deque[_Told]", vm: VmKey, said: dict[str, Any], *, once: str = "") -> None:
-        """Have it published; what two agents tell *once* is there once, if they do it within two minutes."""
-        content = document(time=round(self._bus.now(), 3), host=vm.host, vm=vm.vm, **said)
-        among.append(_Told(vm, event_subject(vm, said["event"]), json.dumps(content).encode(), once or uuid4().hex))
-        self._news.set()
-        self._idle.clear()
-
-    async def audited(self) -> None:
-        """Wait until it is told who asked for what, and what came of it."""
-        while self._audit:
-            self._audited.clear()
-            await self._audited.wait()
-
-    async def told(self) -> None:
-        """Wait until everything is told."""
-        await self._idle.wait()
-
-    async def run(self) -> None:
-        """Publish what there is, until it is cancelled."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            while (among := self._audit or self._events) or self._missed:
-                if among:
-                    await self._publish(among)
-                else:
-                    vm, count = self._missed.popitem()
-                    self._put(self._events, vm, {"event": "Missed", "count": count})
-            self._idle.set()
-
-    async def _publish(self, among: "deque[_Told]") -> None:
-        """Publish the first of *among*, which stays there until the server has it."""
-        first = among[0]
-        try:
-            await self._bus.publish(first.subject, first.content, message=first.id)
-        except ServerLostError:
-            await self._bus.wait_connected()
-            return
-        except HostsError as error:
-            _log.warning("what happened to %s cannot be told: %s", first.vm, error)
-        if among and among[0] is first:
-            among.popleft()
-        if not self._audit:
-            self._audited.set()

@@ -13,8 +13,8 @@ from qmpvcpu.documents.failures import code_of
 from qmpvcpu.documents.form import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED
 from qmpvcpu.errors import HostsError, QmpVcpuError, StaleError, TransitionError
 from qmpvcpu.fleet import VmResult
-from qmpvcpu.hosts.board import Outbox
 from qmpvcpu.hosts.hosted import HostedVm
+from qmpvcpu.hosts.outbox import Outbox
 from qmpvcpu.hosts.policy import AgentPolicy
 from qmpvcpu.model.codec import from_json, to_bytes
 from qmpvcpu.model.hosts import MOST_BYTES, Operation

@@ -14,8 +14,8 @@ from qmpvcpu.documents.readings import statistics_json
 from qmpvcpu.documents.steps import unplug_json
 from qmpvcpu.errors import PlacementError, QmpVcpuError, RequestRefusedError, TooLongError, UnprovenError
 from qmpvcpu.fleet import VmResult
-from qmpvcpu.hosts.board import Outbox
 from qmpvcpu.hosts.hosted import HostedVm
+from qmpvcpu.hosts.outbox import Outbox
 from qmpvcpu.hosts.policy import AgentPolicy
 from qmpvcpu.model.codec import from_json
 from qmpvcpu.model.hosts import MOST_BYTES, Operation, VmKey, name_of
