@@ -223,7 +223,13 @@ class Bucket:
         value = None if _is_marker(message.headers) else message.data
         return Entry(message.subject.removeprefix(self._prefix), value, message.sequence, message.created)
 
-    def watch(self, filter: str = ">", *, deleted: bool = False) -> Feed[Entry | None]:  # noqa: A002 - as above
+    def watch(
+        self,
+        filter: str = ">",  # noqa: A002 - as above
+        *,
+        deleted: bool = False,
+        values: bool = True,
+    ) -> Feed[Entry | None]:
         """Yield the entries of the keys that match *filter*, then None, and then each change.
 
         It never ends by itself. After a lost connection, a lost consumer or a new leader it reads all keys again, so
@@ -233,18 +239,25 @@ class Bucket:
             filter: Which keys.
             deleted: Begin with those that were deleted, too: their revisions are needed to write them by
                 compare-and-set.
+            values: Whether the values are sent too; if not, each that is there is b"".
 
         Raises:
             ServerForbiddenError: The server does not let this user watch it.
             UnfitServerError: The bucket is gone.
         """
-        return Feed(self._watch(_checked_filter(filter), _Seen(deleted=deleted)))
+        return Feed(self._watch(_checked_filter(filter), _Seen(deleted=deleted), headers_only=not values))
 
-    async def _watch(self, filter: str, seen: "_Seen") -> AsyncGenerator[Entry | None, None]:  # noqa: A002
+    async def _watch(
+        self,
+        filter: str,  # noqa: A002 - as above
+        seen: "_Seen",
+        *,
+        headers_only: bool,
+    ) -> AsyncGenerator[Entry | None, None]:
         while True:
             session = Session(self._link, self._stream, self._clock)
             try:
-                await self._begin(session, filter)
+                await self._begin(session, filter, headers_only=headers_only)
                 if seen.is_new:
                     yield None  # it has begun
                 async for each in self._present(session, seen):

@@ -1,6 +1,7 @@
 """What an agent tells everybody of the states of its VMs."""
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from qmpvcpu.bus import Bucket, Bus
 from qmpvcpu.errors import HostsError, TooLongError, printable
 from qmpvcpu.fleet import VmResult
 from qmpvcpu.hosts.outbox import Outbox
-from qmpvcpu.model.hosts import VmKey
+from qmpvcpu.model.hosts import VmKey, token
 
 _log = logging.getLogger("qmpvcpu.hosts")
 
@@ -73,6 +74,27 @@ class StateBoard:
                     await self._news.wait()
             except TimeoutError:
                 pass
+
+    async def keep(self, states: Bucket) -> None:
+        """Tell again what somebody else deletes from the bucket of *states*, until it is cancelled."""
+        while True:
+            try:
+                async with states.watch(f"{token(self._host)}.>", values=False) as entries:
+                    for vm in self._told:  # it may have been deleted while nobody looked
+                        self.changed(vm, urgent=False)
+                    async for entry in entries:
+                        if entry is not None and entry.value is None:
+                            self._is_gone(entry.key)
+            except HostsError as error:
+                _log.warning("whether states are deleted cannot be told: %s", error)
+                await asyncio.sleep(_AGAIN_S)
+
+    def _is_gone(self, key: str) -> None:
+        """Take note of a deletion, which may be our own: of a VM that is gone."""
+        with contextlib.suppress(ValueError):
+            vm = VmKey.parse(key).vm
+            if self._compose(vm) is not None:
+                self.changed(vm, urgent=False)
 
     async def _tell(self, vm: str, states: Bucket) -> None:
         key = VmKey(self._host, vm).key

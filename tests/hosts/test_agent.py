@@ -203,6 +203,28 @@ async def test_a_wish_that_is_deleted_while_it_waits_is_answered_with_the_deleti
         await state(bus, WEB, lambda now: now["deleted"] == deleted)
 
 
+@pytest.mark.parametrize("how", ["the key", "the whole bucket"])
+async def test_a_state_that_somebody_deletes_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("qmpvcpu.bus.feed._LONGEST_S", 1.0)  # after which a watch reads all keys again
+    async with web_on_rack1(tmp_path) as bus:
+        await state(bus, WEB, there)
+        states = await bus.bucket(STATES)
+        before = await states.get(WEB.key)
+        assert before is not None
+        if how == "the key":
+            await states.delete(WEB.key)
+        else:
+            await bus._link.api(f"STREAM.PURGE.KV_{STATES}", {}, asked="empty it")
+        await until(lambda: _is_later(states.get(WEB.key), before.revision))
+
+
+async def _is_later(reading: Any, revision: int) -> bool:
+    entry = await reading
+    return entry is not None and entry.revision > revision
+
+
 async def test_what_is_changed_by_hand_shows_as_drift(tmp_path: Path) -> None:
     async with (
         served() as server,
