@@ -415,15 +415,19 @@ class HostFacts:
         return ""
 
     def _why_not_on(self, cpus: VcpuMap) -> str:
-        for kept, why in (
-            (self.existing, "this host has no CPU {those}: it has {kept}"),
-            (self.online, "host CPU {those} is offline"),
-            (self.allowed, "the cgroup of QEMU{cgroup} does not allow host CPU {those}, only {kept}"),
-        ):
-            if outside := cpus - kept:
-                cgroup = f" ({self.cgroup})" if self.cgroup else ""
-                return why.format(those=outside, kept=kept, cgroup=cgroup)
+        if beyond := cpus - self.existing:
+            return f"this host has no {_named(beyond)}: it has {self.existing}"
+        if offline := cpus - self.online:
+            is_or_are = "is" if len(offline) == 1 else "are"
+            return f"host {_named(offline)} {is_or_are} offline (chcpu --enable {offline})"
+        if outside := cpus - self.allowed:
+            cgroup = f" ({self.cgroup})" if self.cgroup else ""
+            return f"the cgroup of QEMU{cgroup} does not allow host {_named(outside)}, only {self.allowed}"
         return ""
+
+
+def _named(cpus: VcpuMap) -> str:
+    return f"CPU {cpus}" if len(cpus) == 1 else f"CPUs {cpus}"
 
 
 def host_cpus(cpus: str | Iterable[int]) -> VcpuMap:

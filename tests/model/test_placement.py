@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu.model.placement import Place, Placement, SchedPolicy, Scheduler
+from qmpvcpu.model.placement import HostFacts, Place, Placement, SchedPolicy, Scheduler
+from qmpvcpu.model.vcpumap import VcpuMap
 
 _PLACE = Place.on("0")
 
@@ -77,6 +78,26 @@ def test_what_is_done_to_the_mapping_later_does_not_count() -> None:
     placement = Placement(places)
     places[2] = _PLACE
     assert placement.vcpus == {1: _PLACE}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "why"),
+    [
+        ("2,4", ""),
+        ("0", ""),
+        ("1", "host CPU 1 is offline (chcpu --enable 1)"),
+        ("0-3", "host CPUs 1,3 are offline (chcpu --enable 1,3)"),
+        ("6,8-9", "this host has no CPUs 8-9: it has 0-7"),
+        ("6", "the cgroup of QEMU (/vms) does not allow host CPU 6, only 0,2,4"),
+        ("2-7,^3", "the cgroup of QEMU (/vms) does not allow host CPUs 5-7, only 0,2,4"),
+    ],
+)
+def test_host_cpus_that_cannot_be_had_are_named_also_in_the_middle(cpus: str, why: str) -> None:
+    whole, online, allowed = map(VcpuMap.parse, ("0-7", "0,2,4-7", "0,2,4"))
+    host = HostFacts(existing=whole, online=online, allowed=allowed, cgroup="/vms")
+    assert host.why_not(Place.on(cpus)) == why
+    placement = Placement.pinned({3: cpus})
+    assert placement.why_not([3], host) == (f"its place is host CPUs {Place.on(cpus).cpus}: {why}" if why else "")
 
 
 @pytest.mark.parametrize(
