@@ -60,6 +60,7 @@ campaign = LazyGroup(
         "pause": ("campaign:pause", "Begin no more VMs until it is resumed."),
         "resume": ("campaign:resume", "Continue a campaign."),
         "stop": ("campaign:stop", "End a campaign: begin no more VMs."),
+        "forget": ("campaign:forget", "Delete a campaign that is over."),
         "run": ("campaign:run", "Carry out campaigns that have no program."),
     },
     help=_HELP,
@@ -296,6 +297,19 @@ async def stop(_: Shell, *, campaign_id: str, **server: Any) -> CommandResult:
     """
     async with connected(take_server(server), "qmpvcpu campaign stop") as bus:
         return _steered(await (await _book(bus)).stop(campaign_id))
+
+
+@command(_ID, *SERVER_OPTIONS, *OUTPUT_OPTIONS)
+async def forget(_: Shell, *, campaign_id: str, **server: Any) -> CommandResult:
+    """Delete a campaign that is over, with its results. What its VMs have, and are wished to have, stays.
+
+      qmpvcpu campaign forget 1201-0931-k4m7q --nats nats://10.0.0.1:4222
+
+    Exit codes: 0 done; 2 bad usage, no such campaign, it is not over, or the server refuses; 3 no connection.
+    """
+    async with connected(take_server(server), "qmpvcpu campaign forget") as bus:
+        ledger = await (await _book(bus)).forget(campaign_id)
+    return CommandResult(REACHED, document(campaign=_ledger_json(ledger)), (f"campaign {ledger.id} is deleted",))
 
 
 @command(*SERVER_OPTIONS, *OUTPUT_OPTIONS)

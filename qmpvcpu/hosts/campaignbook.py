@@ -1,6 +1,7 @@
 """CampaignBook: campaigns as every client sees and controls them."""
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -31,6 +32,7 @@ from qmpvcpu.model.wish import WishPhase
 _T = TypeVar("_T")
 
 _TRIES: Final = 20
+_DELETED_AT_ONCE: Final = 64
 _LETTERS: Final = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is taken for another
 
 
@@ -52,7 +54,7 @@ class CampaignSummary:
 
 
 class CampaignBook:
-    """The campaigns on a server: any client can make, show, pause, resume and stop them.
+    """The campaigns on a server: any client can make, show, pause, resume, stop and forget them.
 
     It carries none out: a ``CampaignController`` does. Get one with ``await CampaignBook.open(bus)``.
 
@@ -240,6 +242,31 @@ class CampaignBook:
         VMs that were begun are finished. Raises as ``pause``.
         """
         return (await self._change(campaign, Ledger.stopped))[1]
+
+    async def forget(self, campaign: str) -> Ledger:
+        """Delete it with its results; return the ledger that it had.
+
+        The wishes of its VMs stay, each until a newer one replaces it: drift is what differs from them. If this is
+        cancelled, or loses the server, the ledger is still there, and it can be done again.
+
+        Raises:
+            CampaignError: There is none of this id, it cannot be read, or it is not over.
+            HostsError: It could not be deleted.
+        """
+        revision, ledger = await self.read(campaign)
+        if not ledger.is_over:
+            raise CampaignError(campaign, f"it is {ledger.status.value}: stop it, and wait until it is over")
+        places = asyncio.Semaphore(_DELETED_AT_ONCE)
+
+        async def delete(key: str) -> None:
+            async with places:
+                await self.bucket.delete(key)
+
+        for keys in (ended_key(campaign, ">"), part_key(campaign, "*")):
+            await asyncio.gather(*map(delete, await self.bucket.keys(keys)))
+        with contextlib.suppress(StaleError):  # another one has done the same
+            await self.bucket.delete(campaign, last=revision)
+        return ledger
 
     async def _change(self, campaign: str, change: Callable[[Ledger], Ledger]) -> tuple[int, Ledger]:
         for _ in range(_TRIES):

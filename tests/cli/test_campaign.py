@@ -10,7 +10,7 @@ import pytest
 
 from qmpvcpu.bus import Bus
 from qmpvcpu.hosts.campaignbook import CampaignBook
-from qmpvcpu.model.hosts import LEASES, VmKey
+from qmpvcpu.model.hosts import CAMPAIGNS, LEASES, WISHES, VmKey
 from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.nats import NatsServer
 from tests.cli.running import run, running
@@ -88,8 +88,24 @@ async def test_a_detached_campaign_is_paused_shown_resumed_and_over(server: Nats
         refused = await run(*words(server, "campaign", command, name, "--json"))
         assert refused.code == 2
         assert "done" in refused.error["message"]
-    missing = await run(*words(server, "campaign", "show", "none", "--json"))
-    assert (missing.code, missing.error["kind"]) == (2, "CampaignError")
+    for command in ("show", "forget"):
+        missing = await run(*words(server, "campaign", command, "none", "--json"))
+        assert (missing.code, missing.error["kind"]) == (2, "CampaignError")
+
+
+@pytest.mark.usefixtures("hosts")
+async def test_a_campaign_that_is_over_is_forgotten_and_its_wishes_stay(server: NatsServer, bus: Bus) -> None:
+    made = await run(*words(server, "fleet", "set", "0-1", "--detach", "--json"))
+    name = made.document["campaign"]["id"]
+    refused = await run(*words(server, "campaign", "forget", name, "--json"))
+    assert refused.code == 2
+    assert "it is running: stop it" in refused.error["message"]
+    assert (await run(*words(server, "campaign", "resume", name))).code == 0
+    forgotten = await run(*words(server, "campaign", "forget", name, "--json"))
+    assert (forgotten.code, forgotten.document["campaign"]["status"]) == (0, "done")
+    assert await (await bus.bucket(CAMPAIGNS)).keys() == []
+    assert sorted(await (await bus.bucket(WISHES)).keys()) == ["rack1.web-1", "rack2.web-2"]
+    assert "there are no campaigns" in (await run(*words(server, "campaign", "list"))).out
 
 
 @pytest.mark.usefixtures("hosts")

@@ -69,6 +69,7 @@ OVER_NATS = [
     "campaign pause 1",
     "campaign resume 1",
     "campaign stop 1",
+    "campaign forget 1",
     "campaign run",
 ]
 # These have either.

@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from qmpvcpu.bus import Bucket, Bus
-from qmpvcpu.errors import CampaignError, LeaseTakenError, ServerForbiddenError, TransitionError, WishError
+from qmpvcpu.errors import (
+    CampaignError,
+    LeaseTakenError,
+    ServerForbiddenError,
+    ServerLostError,
+    TransitionError,
+    WishError,
+)
 from qmpvcpu.hosts import CampaignBook, CampaignController, vm_result
 from qmpvcpu.model.campaign import CampaignSpec, CampaignStatus, Ended, Ledger, lease_key
 from qmpvcpu.model.codec import to_json
@@ -170,6 +177,32 @@ async def test_operators_pause_resume_and_stop() -> None:
             assert hosts.claims.total() == 6
             with pytest.raises(CampaignError, match="it is stopped: begin another for the VMs that are left"):
                 await book.resume(ledger.id)
+
+
+async def test_a_campaign_whose_forgetting_was_cut_short_is_forgotten_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    delete, deleted = Bucket.delete, 0
+
+    async def cut(self: Bucket, key: str, last: int | None = None, **options: float) -> int:
+        nonlocal deleted
+        deleted += 1
+        if deleted > 2:
+            raise ServerLostError("delete", "cut short", maybe_done=False)
+        return await delete(self, key, last, **options)
+
+    vms = some(2, 2)
+    async with ready() as (_, bus), ObligingHosts(bus, names(vms)).running():
+        campaign = (await created(bus, SPEC, vms)).id
+        await CampaignController(bus, name="one").run(campaign)
+        book = await CampaignBook.open(bus)
+        with monkeypatch.context() as patch:
+            patch.setattr(Bucket, "delete", cut)
+            with pytest.raises(ServerLostError):
+                await book.forget(campaign)
+        assert [ledger.id for ledger in await book.all()] == [campaign]
+        await asyncio.gather(book.forget(campaign), book.forget(campaign))
+        assert await book.bucket.keys() == []
 
 
 async def test_what_no_host_has_begun_is_withdrawn_when_it_is_stopped() -> None:
