@@ -356,13 +356,17 @@ class MonitorLostError(MonitorError, ConnectionError):
 
     Attributes:
         why: What ended it.
+        hung_up: True if QEMU closed it, as it does when it dies.
         last_sent: The QMP command that was in flight, or None.
     """
 
-    def __init__(self, why: str, *, last_sent: str | None = None, outcome: Outcome | None = None) -> None:
+    def __init__(
+        self, why: str, *, hung_up: bool = False, last_sent: str | None = None, outcome: Outcome | None = None
+    ) -> None:
         flight = f" with {last_sent} in flight" if last_sent else ""
         super().__init__(f"the QMP connection is lost{flight}: {why}")
         self.why = why
+        self.hung_up = hung_up
         self.last_sent = last_sent
         self.outcome = outcome or _outcome_of(last_sent)
 

@@ -208,7 +208,7 @@ def _evidence() -> Mapping[type, Mapping[str, Any]]:
         errors.ReplayMismatchError: {"differences": tuple[str, ...]},
         errors.MonitorConnectError: {"address": text, "why": text, "hint": text},
         errors.MonitorTimeoutError: {"command": text, "timeout": float, "hint": text},
-        errors.MonitorLostError: {"why": text, "last_sent": word},
+        errors.MonitorLostError: {"why": text, "hung_up": bool, "last_sent": word},
         errors.MalformedReplyError: {"command": text, "reply": object},
         errors.GuestAgentError: {"address": text, "why": text, "hint": text},
         errors.AgentSilentError: {"timeout": float, "port_open": bool | None},

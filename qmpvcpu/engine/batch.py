@@ -41,6 +41,7 @@ from qmpvcpu.errors import (
     AgentForbiddenError,
     DenialReason,
     GuestRefusedError,
+    MonitorLostError,
     Outcome,
     QmpVcpuError,
     StepDeniedError,
@@ -56,7 +57,6 @@ _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.5
 _PLACING_PAUSE_S: Final = 1.0  # while there are more to plug, their threads are looked for seldom, and all at once
 _PASSING: Final = ("EBUSY", "EAGAIN")  # a guest says so while it changes another CPU
-_PEER_WENT: Final = ("the peer hung up", "the peer reset the connection")  # and not that this side closed it
 
 
 class SendStep(NamedTuple):
@@ -412,7 +412,7 @@ class Batch:
         else:
             self._end(run, verdict)
 
-    def unanswered(self, run: StepRun, reason: str, now: float) -> None:
+    def unanswered(self, run: StepRun, error: MonitorLostError, now: float) -> None:
         """Note that the connection was lost with the command of *run* in flight; nothing more is sent over it."""
         self._now = now
         self.offline = True
@@ -422,7 +422,7 @@ class Batch:
             run.stage = StepStage.UNSURE
             self._out.unsure.append(run)
         else:
-            self._end(run, Unknown(run.step.ids, reason))
+            self._end_unknown(run, str(error), error)
 
     def answered(self, removal: Removal, now: float) -> StepRun | None:
         """Take in that *removal* became final, and return the step it ends, even one whose deadline has passed."""
@@ -572,13 +572,14 @@ class Batch:
             if not STAGES[run.stage].of_host:
                 self._give_up(run, f"{reason}, before the guest's answer")
 
-    def lose(self, reason: str, now: float) -> None:
+    def lose(self, error: MonitorLostError, now: float) -> None:
         """Note that the connection is lost for good."""
+        reason = error.why
         self.stop(reason, now)
         for run in self._out.awaited:
             self._give_up(run, reason)
         for run in (*self._out.sent, *self._out.unsure):
-            self._end(run, Unknown(run.step.ids, reason))
+            self._end_unknown(run, reason, error)
         self._out.unsure.clear()
         for run in (*self._out.asked, *(each for each in self._others if each.taken_offline)):
             self._out.drop(run)  # it is not awaited that it comes back
@@ -1006,13 +1007,16 @@ class Batch:
         by_other = run.step.action is Action.PLUG and not run.ours
         self._end(run, Plugged(slot.ids, acknowledged, code, told, seconds), BY_OTHER if by_other else "")
 
+    def _end_unknown(self, run: StepRun, why: str, error: MonitorLostError) -> None:
+        """End *run*, whose reply went with the connection; if QEMU died of a plug, say what it is known for."""
+        if run.plugs and error.hung_up:
+            faults = plug_suspects(self._state.layout, self._state.slots[run.first])
+            why = "; ".join((why, *(f"known of this QEMU: {fault.value}" for fault in faults)))
+        self._end(run, Unknown(run.step.ids, why))
+
     def _end(self, run: StepRun, verdict: Verdict | None, reason: str = "") -> None:
         self._out.drop(run)
         self._state.places.arriving.difference_update(run.step.ids)
-        if isinstance(verdict, Unknown) and run.plugs and any(words in verdict.why for words in _PEER_WENT):
-            faults = plug_suspects(self._state.layout, self._state.slots[run.first])
-            why_gone = "; ".join((verdict.why, *(f"known of this QEMU: {fault.value}" for fault in faults)))
-            verdict = replace(verdict, why=why_gone)
         run.stage, run.verdict, run.ended_at = StepStage.ENDED, verdict, self._now
         good = succeeded(run.step.action, verdict) or (verdict is None and self._bounds.until_accepted)
         run.reason = reason or ("" if good or verdict is None else why(verdict))

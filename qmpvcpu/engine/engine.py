@@ -402,8 +402,9 @@ class Engine:
 
     def _gone(self, request: Request, more: str = "") -> MonitorLostError:
         """Return the error of *request*, which was not begun, or waits for what was asked for before."""
-        why = "closed by this side" if self.lost is None else f"{self.lost.why}{more}"
-        error = MonitorLostError(why, outcome=Outcome.UNKNOWN if isinstance(request, Wait) else Outcome.UNCHANGED)
+        lost = self.lost or MonitorLostError("closed by this side")
+        outcome = Outcome.UNKNOWN if isinstance(request, Wait) else Outcome.UNCHANGED
+        error = MonitorLostError(f"{lost.why}{more}", hung_up=lost.hung_up, outcome=outcome)
         error.__cause__ = self.lost
         return error
 
@@ -1085,7 +1086,7 @@ class Engine:
             if self.lost is None:
                 self._replied(command, rejected)
             else:
-                command.batch.unanswered(run, self.lost.why, self._now)
+                command.batch.unanswered(run, self.lost, self._now)
 
         self._set_alarm(command, self._now + _HELD_PAUSE_S * 2**run.rejections, send)
 
@@ -1109,7 +1110,7 @@ class Engine:
         self._want_read(WantRead(Read.FULL))  # finds out whether QEMU did it anyway
         run.cause = given.error
         if isinstance(given.error, MonitorLostError):  # ``Lost`` may follow it; ``Returned`` cannot come first
-            command.batch.unanswered(run, str(given.error), self._now)
+            command.batch.unanswered(run, given.error, self._now)
             self._to_advance[command.transition] = None
         else:
             self._replied(command, Unknown(run.step.ids, str(given.error)))
@@ -1286,7 +1287,7 @@ class Engine:
         self.lost, self.closed = error, True
         intent = self._intent()
         for transition in self._running.values():
-            transition.lose(error.why, self._now)
+            transition.lose(error, self._now)
             self._to_advance[transition] = None
         if self._running:
             self.intentions.interrupted, self._map_intent = intent, None
@@ -1331,7 +1332,7 @@ class Engine:
             if given.same_instance:
                 transition.resumed(self._now)
             else:
-                transition.lose("another QEMU runs this VM now", self._now)
+                transition.lose(MonitorLostError("another QEMU runs this VM now"), self._now)
             self._to_advance[transition] = None
         if not given.same_instance:
             self._go_on()

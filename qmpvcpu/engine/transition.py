@@ -37,7 +37,7 @@ from qmpvcpu.engine.messages import Change, Result
 from qmpvcpu.engine.removal import Removal
 from qmpvcpu.engine.steprun import BY_OTHER, StepRun, StepStage, report_on
 from qmpvcpu.engine.vmstate import VmState
-from qmpvcpu.errors import RecordError
+from qmpvcpu.errors import MonitorLostError, RecordError
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.options import Affect, OnFailure, Proof
 from qmpvcpu.model.transition import (
@@ -141,7 +141,7 @@ class Transition:
         self.phase = Phase.START
         self.cancelled = False
         self.abandoned = False
-        self.lost = ""
+        self.lost: MonitorLostError | None = None
         self.not_begun: RecordError | None = None
         self.unrecorded: RecordError | None = None
         self.unwritten: RecordError | None = None
@@ -264,7 +264,7 @@ class Transition:
         if self.ended or (self._busy and self.phase is not Phase.LOOK):
             return []
         if self.offline_until is not None and now >= self.offline_until:
-            self.lose("the connection is lost, and did not come back in time", now)
+            self.lose(MonitorLostError("the connection is lost, and did not come back in time"), now)
             return []
         tasks: list[Task] = []
         if self.phase is Phase.START:
@@ -455,18 +455,18 @@ class Transition:
         """End it as it is: nothing was sent, and nobody waits for it."""
         self.phase = Phase.ENDED
 
-    def lose(self, reason: str, now: float) -> None:
+    def lose(self, error: MonitorLostError, now: float) -> None:
         """Note that the connection is lost for good: it ends here, and the record keeps the intent."""
         self._now = now
-        self.lost = reason
+        self.lost = error
         self.offline_until = None
         if self.phase in {Phase.CONFIG, Phase.FINISH}:
             return  # the outcome is known, and is being written
-        self._stopped = self._stopped or reason
+        self._stopped = self._stopped or error.why
         if not self._confirmed:
-            self._unconfirmed = reason
+            self._unconfirmed = error.why
         self.phase = Phase.ENDED
-        self.batch.lose(reason, now)
+        self.batch.lose(error, now)
 
     # Telling.
 

@@ -289,6 +289,16 @@ async def end(client: QMPClient, sock: socket.socket, *, grace_s: float) -> Base
     return None
 
 
+def has_hung_up(cause: BaseException | None) -> bool:
+    """Return True if *cause*, which ended a session, is that the peer closed it, perhaps while it was writing."""
+    match cause:
+        case EOFError() | ConnectionResetError():
+            return True
+        case DeserializationError(raw=raw):
+            return not raw.endswith(b"\n")
+    return False
+
+
 def explain(cause: BaseException | None, limit: int = 0) -> str:
     """Say what ended a session.
 
@@ -318,7 +328,7 @@ def explain(cause: BaseException | None, limit: int = 0) -> str:
 def _explain_line(cause: BaseException | None, limit: int) -> str:
     """Say what is wrong with a line that could not be read."""
     match cause:
-        case DeserializationError(raw=raw) if not raw.endswith(b"\n"):
+        case DeserializationError(raw=raw) if has_hung_up(cause):
             return f"the peer hung up in the middle of a message: {_quote(raw)}"
         case DeserializationError(raw=raw):
             return f"the peer sent a line that is not JSON: {_quote(raw)}"

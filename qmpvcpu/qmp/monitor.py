@@ -25,7 +25,7 @@ from qmpvcpu.host.processes import has_ended
 from qmpvcpu.host.sockets import peer_inode
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.qmp.address import Address, connect, connected_socket, peer_pid, why_silent
-from qmpvcpu.qmp.client import TunedClient, end, establish, explain, longest_line, read_version
+from qmpvcpu.qmp.client import TunedClient, end, establish, explain, has_hung_up, longest_line, read_version
 
 if TYPE_CHECKING:
     from asyncio.trsock import TransportSocket
@@ -223,7 +223,7 @@ class Monitor:
             MonitorLostError: The session has ended, before or while the command was in flight.
         """
         if self.lost is not None:
-            raise MonitorLostError(self.lost.why)
+            raise MonitorLostError(self.lost.why, hung_up=self.lost.hung_up)
         verbose = _log.isEnabledFor(logging.DEBUG)
         if verbose:
             self._log_message("sent", {"execute": command, **({"arguments": arguments} if arguments else {})})
@@ -242,8 +242,9 @@ class Monitor:
             raise MalformedReplyError(command, err.error_message, dict(err.msg)) from err
         except (ExecInterruptedError, StateError) as err:
             await asyncio.wait({self._watcher})  # it is about to know why
-            why = self.lost.why if self.lost else "the event loop is ending"
-            raise MonitorLostError(why, last_sent=None if isinstance(err, StateError) else command) from err
+            lost = self.lost or MonitorLostError("the event loop is ending")
+            last_sent = None if isinstance(err, StateError) else command
+            raise MonitorLostError(lost.why, hung_up=lost.hung_up, last_sent=last_sent) from err
         if verbose:
             self._log_message("received", {"return": result})
         return result
@@ -291,7 +292,10 @@ class Monitor:
         self._ending = True
         if self._sock is None:
             self._client.remove_listener(self._listener)  # or its owner's next session would reach us
-            why = self._foreign_end()
+            cause = self._foreign_cause()
+            why = f"the QMPClient was disconnected (runstate {self._client.runstate.name})"
+            if cause is not None:
+                why = explain(cause, longest_line(self._client))
         else:
             cause = await end(self._client, self._sock, grace_s=0)
             why = explain(cause, longest_line(self._client))
@@ -299,17 +303,14 @@ class Monitor:
                 why += f"; its process, {self.peer_pid}, has ended"
         if self.lost is not None:
             return
-        self.lost = MonitorLostError(why)
+        self.lost = MonitorLostError(why, hung_up=has_hung_up(cause))
         self._tell(self._on_lost, self.lost)
 
-    def _foreign_end(self) -> str:
-        """Say what we can know about the end of a session that only its owner may disconnect()."""
+    def _foreign_cause(self) -> BaseException | None:
+        """Return what ended a session that only its owner may disconnect(), or None if that is not known."""
         # The reader knows more than the runstate. Where a client has none, we say less.
         reader: asyncio.Task[None] | None = getattr(self._client, "_reader_task", None)
-        cause = reader.exception() if reader is not None and reader.done() and not reader.cancelled() else None
-        if cause is None:
-            return f"the QMPClient was disconnected (runstate {self._client.runstate.name})"
-        return explain(cause, longest_line(self._client))
+        return reader.exception() if reader is not None and reader.done() and not reader.cancelled() else None
 
     def _deliver(self, event: Message) -> None:
         """Hand an event to the caller's function."""

@@ -97,7 +97,9 @@ ERRORS: dict[type[QmpVcpuError], st.SearchStrategy[Any]] = {
     errors.MonitorError: st.builds(errors.MonitorError, texts),
     errors.MonitorConnectError: st.builds(errors.MonitorConnectError, texts, texts, hint=texts),
     errors.MonitorTimeoutError: st.builds(errors.MonitorTimeoutError, texts, seconds, hint=texts),
-    errors.MonitorLostError: st.builds(errors.MonitorLostError, texts, last_sent=words, outcome=st.none() | outcomes),
+    errors.MonitorLostError: st.builds(
+        errors.MonitorLostError, texts, hung_up=st.booleans(), last_sent=words, outcome=st.none() | outcomes
+    ),
     errors.MalformedReplyError: st.builds(errors.MalformedReplyError, texts, texts, any_json),
     errors.GuestAgentError: concerning(errors.GuestAgentError, texts, texts, **agent),
     errors.AgentConnectError: concerning(errors.AgentConnectError, texts, texts, **agent),

@@ -111,7 +111,7 @@ def test_a_command_that_a_loss_overtakes_is_unknown_and_nothing_follows_it() -> 
     assert told.lose_commands(lost) == []
     assert told.lose("lost for good") == []
     assert told.verdicts == {1: "UNKNOWN", 2: "not sent"}
-    told.subject.batch.unanswered(run, "again", told.now)
+    told.subject.batch.unanswered(run, MonitorLostError("again"), told.now)
     assert told.step(1).reason == run.reason == str(lost)
 
 

@@ -170,7 +170,7 @@ async def test_a_loss_is_explained_and_left_to_its_owner(
         with pytest.raises(MonitorLostError) as caught:
             await asking
         assert caught.value.why == why
-        assert [error.why for error in heard.lost] == [why]
+        assert [(error.why, error.hung_up) for error in heard.lost] == [(why, said == b"")]
         assert client.runstate is Runstate.DISCONNECTING
         with pytest.raises(raised):
             await client.disconnect()

@@ -282,12 +282,13 @@ async def test_a_loss_is_noticed_idle_and_says_why(said: bytes, why: str, connec
         await until(lambda: heard.lost)
         await sending
         assert heard.lost[0].why.startswith(why)
+        assert heard.lost[0].hung_up is why.startswith("the peer hung up")
         assert heard.lost[0].last_sent is None
         assert monitor.lost is heard.lost[0]
         for timeout in (None, 5):
             with pytest.raises(MonitorLostError) as caught:
                 await monitor.execute("stop", timeout=timeout)
-            assert caught.value.why == heard.lost[0].why
+            assert (caught.value.why, caught.value.hung_up) == (heard.lost[0].why, heard.lost[0].hung_up)
             assert caught.value.last_sent is None
         await monitor.close()
     assert len(heard.lost) == 1
@@ -317,6 +318,7 @@ async def test_a_loss_ends_all_commands_in_flight_at_once(within: float | None, 
             )
             assert error.outcome is Outcome.UNKNOWN
             assert error.last_sent == name
+            assert error.hung_up
     assert len(heard.lost) == 1
 
 
@@ -326,6 +328,7 @@ async def test_a_reset_connection_is_told_from_one_that_was_hung_up(connect: Ope
         peer.reset()
         await until(lambda: heard.lost)
     assert heard.lost[0].why == "the peer reset the connection (ECONNRESET)"
+    assert heard.lost[0].hung_up
 
 
 def test_a_failure_of_the_network_is_told_in_the_kernels_words() -> None:
