@@ -1,6 +1,7 @@
 """For all tests: where each may run, what may run at the same time, and what is said at the end."""
 
 import asyncio
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +15,9 @@ from tests.figures import figures
 # examples each time.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+# Programs that tests start are told to end by it; a run in the background of a shell begins with it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # With -n, tests of one group run one at a time: there is only one libvirtd, and tests that keep a CPU busy or depend
 # on who is faster must not run at the same time. By path, since xdist 3.8 loses the marks of its own groups with

@@ -32,7 +32,8 @@ class Change:
         at: When QEMU read it, in seconds since the epoch.
         accepted: Whether QEMU took it; None: it has not answered.
         is_repeated: True if that was asked for before: what it plugs is there, or what it unplugs is on its way out.
-            False for another unplug after a refusal.
+            False for another unplug after a refusal, and for a plug that QEMU takes: what a client asked for before
+            and hung up on was dropped then, as no slot is taken twice.
     """
 
     command: Literal["device_add", "device_del"]
@@ -87,6 +88,8 @@ class _Reading:
         change = self.changes[index] = replace(self.changes[index], accepted=accepted)
         if change.command == "device_del" and accepted:
             self._leaving.add(change.device)
+        elif change.command == "device_add" and accepted:
+            self.changes[index] = replace(change, is_repeated=False)
         elif change.command == "device_add" and not accepted and not change.is_repeated:
             self._slots.pop(change.device, None)
 

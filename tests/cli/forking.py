@@ -152,6 +152,7 @@ def _look_after(request: bytes, files: Sequence[int]) -> Sequence[str]:
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - as Python itself makes them
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has ignored
     sys.argv = ["-c", *words]
     return sys.argv[1:]
 

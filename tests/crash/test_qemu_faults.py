@@ -35,7 +35,8 @@ from tests.crash.zygote import NAME
 # Each is many tests in one.
 pytestmark = pytest.mark.qemu
 
-_SILENCE_S = 0.25
+_SILENCE_S = 0.6
+_PATIENCE_S = 30  # with a QEMU that answers
 _NOBODY_HANGS_S = 15
 
 
@@ -129,7 +130,7 @@ async def test_qemu_falls_silent_at_every_point(tmp_path: Path) -> None:
     story = CONTINUE_SLOWLY
     record = tmp_path / "vm.xml"
     met = 0
-    async with lasting(story, record) as (start, points):
+    async with lasting(story, record, reply_timeout=_SILENCE_S) as (start, points):
         for point in points:
             async with start() as (at, vm):
                 crossing = Points(acting_at(point, stopping(at)))
@@ -196,7 +197,9 @@ async def test_the_vm_is_reset_at_every_point(tmp_path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def lasting(story: Story, record: Path) -> AsyncIterator[tuple[Callable[[], Any], list[str]]]:
+async def lasting(
+    story: Story, record: Path, *, reply_timeout: float = _PATIENCE_S
+) -> AsyncIterator[tuple[Callable[[], Any], list[str]]]:
     """A VM for many transitions, as long as it lives: how to have it at START, and the points of one."""
     points = await points_of(story, record.with_name("first.xml"))
     async with contextlib.AsyncExitStack() as stack:
@@ -209,7 +212,7 @@ async def lasting(story: Story, record: Path) -> AsyncIterator[tuple[Callable[[]
                 kept[:] = [await stack.enter_async_context(stage(story, qmp_sockets=3))]
             await kept[0].to_start()
             async with qmpvcpu.attach(
-                kept[0].guest.qmp, name=NAME, record=record, reply_timeout=_SILENCE_S, resync_interval=None
+                kept[0].guest.qmp, name=NAME, record=record, reply_timeout=reply_timeout, resync_interval=None
             ) as vm:
                 yield kept[0], vm
 

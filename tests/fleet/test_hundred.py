@@ -58,8 +58,6 @@ async def test_a_hundred_qemus_at_once(record_property: Any) -> None:
             await our_phases(vms, ours, cpu)
         events = await events_to_all(vms)
     record_property(FLEET, [*table(ours, theirs, cpu, events), f"  started in {starting:.1f} s"])
-    for phase in PHASES[1:]:  # whatever else the machine does, the same work may not cost a multiple
-        assert statistics.median(ours[phase]) < 3 * statistics.median(theirs[phase]) + 500, phase
 
 
 async def our_phases(vms: Sequence[MicroGuest], wall: Times, cpu: Times) -> None:
