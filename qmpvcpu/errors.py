@@ -315,19 +315,38 @@ class MonitorError(QmpVcpuError):
     """Something is wrong with the QMP connection."""
 
 
+class Unreachable(enum.Enum):
+    """What keeps a session from being opened, for programs that act on it."""
+
+    HELD = "held"
+    """Most likely another client has the socket, which serves one at a time."""
+    FORBIDDEN = "forbidden"
+    """This user may not use the socket."""
+    ABSENT = "absent"
+    """Nobody listens there."""
+    LEFT_BEHIND = "left behind"
+    """The socket is that of a process that has ended."""
+    UNFIT = "unfit"
+    """QEMU has no such server there, or one that must be started otherwise."""
+    OTHER = "other"
+    """None of these."""
+
+
 class MonitorConnectError(MonitorError):
     """No QMP session could be opened.
 
     Attributes:
         address: The address, as text.
         why: What happened.
+        reason: The same for programs.
         hint: What the kernel knows about the peer and what to do about it, or "".
     """
 
-    def __init__(self, address: str, why: str, *, hint: str = "") -> None:
+    def __init__(self, address: str, why: str, *, reason: Unreachable = Unreachable.OTHER, hint: str = "") -> None:
         super().__init__(f"cannot speak QMP on {clip(address)}: {why}" + (f" ({hint})" if hint else ""))
         self.address = address
         self.why = why
+        self.reason = reason
         self.hint = hint
 
 

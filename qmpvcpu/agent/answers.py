@@ -195,13 +195,14 @@ def explain_error(command: str, desc: str) -> GuestError:
     return GuestError(reason, errno.errorcode[code] if code is not None else "", number)
 
 
-def why_forbidden(error_class: str, desc: str) -> str:
-    """Return why the agent does not carry a command out, as words that follow its name; "" if it did try."""
-    if error_class == "CommandNotFound" or _DISABLED.search(desc[:1000]):
-        if "has been disabled" in desc or "allow" in desc:
-            return "is forbidden by the agent's configuration"
-        return "is not supported by this agent"
-    return ""
+def is_unsupported(error_class: str, desc: str) -> bool:
+    """Return True if the agent did not try to carry a command out, as it has none of that name or may not."""
+    return error_class == "CommandNotFound" or _DISABLED.search(desc[:1000]) is not None
+
+
+def is_forbidden(error_class: str, desc: str) -> bool:
+    """Return True if the agent's configuration forbids a command; older ones say so in words only."""
+    return is_unsupported(error_class, desc) and ("has been disabled" in desc or "allow" in desc)
 
 
 def parse_port(answer: object, path: str) -> Port | None:

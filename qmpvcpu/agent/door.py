@@ -23,13 +23,13 @@ from qmpvcpu.errors import (
     MonitorConnectError,
     Outcome,
     QmpVcpuError,
+    Unreachable,
     printable,
     shorten,
 )
 from qmpvcpu.model.guest import GuestCpu, GuestOs
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.qmp.address import (
-    QUEUE_FULL,
     Address,
     connect,
     connected_socket,
@@ -453,9 +453,11 @@ class GuestAgent:
     def _refusal(self, command: str, error: ExecuteError) -> GuestAgentError:
         """Return what an error of the agent means."""
         desc = error.error.error.desc
-        if why := answers.why_forbidden(error.error_class, desc):
+        if answers.is_forbidden(error.error_class, desc):
             hint = "qemu-ga's options -b and -a, or block-rpcs and allow-rpcs in qemu-ga.conf, say what it may do"
-            return AgentForbiddenError(self.address, command, why, hint=hint if "forbidden" in why else "")
+            return AgentForbiddenError(self.address, command, "is forbidden by the agent's configuration", hint=hint)
+        if answers.is_unsupported(error.error_class, desc):
+            return AgentForbiddenError(self.address, command, "is not supported by this agent")
         said = answers.explain_error(command, desc)
         return GuestRefusedError(
             self.address, said.reason, errno=said.errno, number=said.number, ids=VcpuMap(), done=VcpuMap()
@@ -506,9 +508,11 @@ def _is_same(one: Target, other: Target | None) -> bool:
 
 def _of_agent(error: MonitorConnectError) -> AgentConnectError:
     """Return the error for an address of an agent, from that for one of QMP."""
-    why = error.why.replace("QMP socket", "agent's socket").replace("QMP", "the agent's protocol")
-    if error.why.startswith(QUEUE_FULL):
-        hint = f"SIGCONT lets a stopped QEMU go on; {_HELD}"
-    else:
-        hint = _GIVE_PORT if "-qmp" in error.hint else error.hint
-    return AgentConnectError(error.address, why, hint=hint)
+    match error.reason:
+        case Unreachable.HELD:
+            hint = f"SIGCONT lets a stopped QEMU go on; {_HELD}"
+        case Unreachable.ABSENT | Unreachable.UNFIT:
+            hint = _GIVE_PORT
+        case _:
+            hint = error.hint
+    return AgentConnectError(error.address, error.why, hint=hint)

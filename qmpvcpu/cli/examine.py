@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import qmpvcpu
-from qmpvcpu.cli.failures import is_held
 from qmpvcpu.cli.guest import KNOWN_BY, READ_FILES, not_listed
 from qmpvcpu.cli.pin import drift_lines
 from qmpvcpu.cli.show import headline
@@ -34,6 +33,7 @@ from qmpvcpu.errors import (
     MonitorConnectError,
     MonitorError,
     QmpVcpuError,
+    Unreachable,
     counted,
     milliseconds,
 )
@@ -306,13 +306,15 @@ def unreachable(address: str, error: MonitorError) -> Finding:
     """Tell why the VM at *address* cannot be spoken with."""
     if not isinstance(error, MonitorConnectError):
         return Finding(Level.FAULT, "VM", str(error), "look whether QEMU still runs")
-    advice = error.hint
-    if "permission denied" in error.why:
-        advice = _who_may(address) or advice
-    elif is_held(error):
-        advice = f"{error.hint}: {_SHARING}"
-    elif "left behind" in error.why:
-        advice = "start QEMU again: it replaces the socket"
+    match error.reason:
+        case Unreachable.FORBIDDEN:
+            advice = _who_may(address) or error.hint
+        case Unreachable.HELD:
+            advice = f"{error.hint}: {_SHARING}"
+        case Unreachable.LEFT_BEHIND:
+            advice = "start QEMU again: it replaces the socket"
+        case _:
+            advice = error.hint
     found = f"cannot speak QMP on {error.address}: {error.why}"
     return Finding(Level.FAULT, "VM", found, advice or "name a QMP socket: -qmp unix:PATH,server=on,wait=off")
 

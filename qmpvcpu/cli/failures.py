@@ -9,7 +9,7 @@ from qmpvcpu.cli.wording import in_options
 from qmpvcpu.documents.failures import code_of, error_json
 from qmpvcpu.documents.form import NO_ANSWER, NOT_REACHED, NOT_SENT, document
 from qmpvcpu.documents.layouts import state_json
-from qmpvcpu.errors import MonitorConnectError, MonitorError, QmpVcpuError, TransitionError, printable
+from qmpvcpu.errors import MonitorConnectError, MonitorError, QmpVcpuError, TransitionError, Unreachable, printable
 
 if TYPE_CHECKING:
     from qmpvcpu.cli.run import Shell
@@ -60,7 +60,7 @@ def _message_of(error: BaseException, shell: "Shell") -> str:
 
 def is_held(error: BaseException) -> bool:
     """Return True where another client most likely holds the QMP socket; not where its QEMU is stopped."""
-    return isinstance(error, MonitorConnectError) and "second -qmp" in error.hint
+    return isinstance(error, MonitorConnectError) and error.reason is Unreachable.HELD
 
 
 def printed_error(error: BaseException, message: str) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def _evidence() -> Mapping[type, Mapping[str, Any]]:
         errors.ConfigDeniedError: {"asked": text, **denied},
         errors.StalePlanError: {"planned": VcpuMap, "observed": VcpuMap, "why": text},
         errors.ReplayMismatchError: {"differences": tuple[str, ...]},
-        errors.MonitorConnectError: {"address": text, "why": text, "hint": text},
+        errors.MonitorConnectError: {"address": text, "why": text, "reason": errors.Unreachable, "hint": text},
         errors.MonitorTimeoutError: {"command": text, "timeout": float, "hint": text},
         errors.MonitorLostError: {"why": text, "hung_up": bool, "last_sent": word},
         errors.MalformedReplyError: {"command": text, "reply": object},

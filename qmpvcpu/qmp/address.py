@@ -15,7 +15,7 @@ from asyncio.trsock import TransportSocket
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from qmpvcpu.errors import MonitorConnectError, shorten
+from qmpvcpu.errors import MonitorConnectError, Unreachable, shorten
 from qmpvcpu.host.processes import read_children, read_stat, why_idle
 from qmpvcpu.host.sockets import openers, peer_inode, unix_accepted, unix_peer
 
@@ -43,9 +43,6 @@ _CHARDEV = ("socket,", "path=")
 _FIELD = "(?:[^,]|,,)+"  # two commas are one in a value
 _OTHER_PROTOCOLS = ("telnet", "tn3270", "tls-creds", "websocket")
 _ASK_FOR = "give QEMU -qmp unix:PATH,server=on,wait=off"
-
-QUEUE_FULL = "its queue of waiting clients is full"
-"""How the reason of an error begins where a server has more clients waiting than it has room for."""
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a directory"),
@@ -221,12 +218,14 @@ def _read_chardev(text: str, body: str) -> Mapping[str, str]:
 def _check_options(text: str, options: Mapping[str, str]) -> None:
     """Refuse a chardev that does not listen, or does not speak plain QMP."""
     if options.get("server") in ("off", "no") or "noserver" in options:
-        raise MonitorConnectError(text, "with server=off QEMU connects instead of listening", hint=_ASK_FOR)
+        why = "with server=off QEMU connects instead of listening"
+        raise MonitorConnectError(text, why, reason=Unreachable.UNFIT, hint=_ASK_FOR)
     if options.get("abstract") in ("on", "yes") and options.get("tight") in ("off", "no"):
         raise MonitorConnectError(text, "with tight=off QEMU adds NULs to the name, which no address here can say")
     for each in _OTHER_PROTOCOLS:
         if options.get(each, "off") not in ("off", "no"):
-            raise MonitorConnectError(text, f"with {each} QEMU does not speak plain QMP", hint=_ASK_FOR)
+            why = f"with {each} QEMU does not speak plain JSON"
+            raise MonitorConnectError(text, why, reason=Unreachable.UNFIT, hint=_ASK_FOR)
 
 
 def _expand(path: str, options: Mapping[str, str]) -> str:
@@ -239,13 +238,15 @@ def _expand(path: str, options: Mapping[str, str]) -> str:
 
 
 def _elsewhere(text: str, kind: str) -> MonitorConnectError:
-    """Return the error for a *kind* of address that leads to no QMP socket: why, and what to write."""
+    """Return the error for a *kind* of address that leads to no socket of a VM: why, and what to write."""
     known = "a path, unix:PATH or tcp:HOST:PORT"
     if kind.partition("+")[0] == "qemu":
-        why = f"that is a URI of libvirt; the address of a VM's QMP socket is {known}"
+        why = f"that is a URI of libvirt; the address of a VM's socket is {known}"
         return MonitorConnectError(text, why, hint="docs/libvirt.md says how a VM of libvirt gets one")
-    hint = "attach() takes a connected socket" if kind == "fd" else _ASK_FOR
-    return MonitorConnectError(text, f"{kind} leads to no QMP socket; the address of one is {known}", hint=hint)
+    why = f"{kind} leads to no socket of a VM; the address of one is {known}"
+    if kind == "fd":
+        return MonitorConnectError(text, why, hint="attach() takes a connected socket")
+    return MonitorConnectError(text, why, reason=Unreachable.UNFIT, hint=_ASK_FOR)
 
 
 async def connect(address: Address, *, deadline: float) -> socket.socket:
@@ -271,7 +272,9 @@ async def connect(address: Address, *, deadline: float) -> socket.socket:
             raise MonitorConnectError(str(address), "the host did not answer within the deadline") from None
         raise MonitorConnectError(
             str(address),
-            f"{QUEUE_FULL}: another client holds this QMP socket while others wait already, or QEMU is stopped",
+            "its queue of waiting clients is full: another client holds this socket while others wait already, or"
+            " QEMU is stopped",
+            reason=Unreachable.HELD,
             hint="SIGCONT lets a stopped QEMU go on; a QMP socket serves one client at a time: give a QEMU that runs "
             "a second -qmp",
         ) from None
@@ -293,11 +296,13 @@ async def _connect_unix(text: str, path: str) -> socket.socket:
             await asyncio.sleep(_BACKLOG_RETRY_S)
     except ConnectionRefusedError:
         sock.close()
-        left = "" if path[0] == "\0" else ", the socket was left behind by a process that has ended"
-        raise MonitorConnectError(text, f"connection refused: nobody listens{left}") from None
+        why, reason = "connection refused: nobody listens", Unreachable.ABSENT
+        if path[0] != "\0":
+            why, reason = f"{why}, the socket was left behind by a process that has ended", Unreachable.LEFT_BEHIND
+        raise MonitorConnectError(text, why, reason=reason) from None
     except OSError as err:
         sock.close()
-        raise MonitorConnectError(text, _explain(err)) from err
+        raise MonitorConnectError(text, _explain(err), reason=_reason(err)) from err
     except BaseException:
         sock.close()
         raise
@@ -309,9 +314,9 @@ def _check_file(text: str, path: str) -> None:
         mode = os.stat(path).st_mode  # noqa: PTH116 - one stat of a local path; str keeps a "./"
     except FileNotFoundError:
         hint = f"is QEMU running, with -qmp unix:PATH,server=on,wait=off?{_other_reading(path)}"
-        raise MonitorConnectError(text, "no such path", hint=hint) from None
+        raise MonitorConnectError(text, "no such path", reason=Unreachable.ABSENT, hint=hint) from None
     except OSError as err:
-        raise MonitorConnectError(text, _explain(err)) from err
+        raise MonitorConnectError(text, _explain(err), reason=_reason(err)) from err
     if not stat.S_ISSOCK(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
         raise MonitorConnectError(text, f"the path is {kind}, no socket")
@@ -348,9 +353,10 @@ async def _connect_tcp(text: str, host: str, port: int) -> socket.socket:
             raise
         else:
             return sock
+    reason = _reason(failure)
     hint = "is QEMU running, with -qmp tcp:HOST:PORT,server=on,wait=off,nodelay=on?"
-    refused = isinstance(failure, ConnectionRefusedError)
-    raise MonitorConnectError(text, _explain(failure), hint=hint if refused else "") from failure
+    hint = hint if reason is Unreachable.ABSENT else ""
+    raise MonitorConnectError(text, _explain(failure), reason=reason, hint=hint) from failure
 
 
 def _numeric(host: str, port: int) -> list[_Place]:
@@ -400,6 +406,13 @@ def _explain(err: OSError) -> str:
     if isinstance(err, ConnectionRefusedError):
         return "connection refused: nobody listens on that port"
     return err.strerror or str(err)
+
+
+def _reason(err: OSError) -> Unreachable:
+    """Return the same for programs."""
+    if isinstance(err, PermissionError):
+        return Unreachable.FORBIDDEN
+    return Unreachable.ABSENT if isinstance(err, ConnectionRefusedError) else Unreachable.OTHER
 
 
 def connected_socket(sock: socket.socket) -> tuple[str, socket.socket]:
@@ -489,29 +502,29 @@ def find_clients(sock: socket.socket) -> list[int]:
     return openers([peer for each in unix_accepted(path) if (peer := unix_peer(each))])
 
 
-def describe_peer(pid: int | None) -> str:
+def describe_peer(pid: int | None) -> tuple[Unreachable, str]:
     """Say what the kernel tells about a peer that does not greet, and what to do about it.
 
     Args:
         pid: The peer's process id, or None if unknown.
 
     Returns:
-        A sentence for a person, such as ``pid 123 (qemu-system-x86) is stopped (SIGSTOP)``.
+        HELD, or OTHER if it does not run; and a sentence, such as ``pid 123 (qemu-system-x86) is stopped (SIGSTOP)``.
     """
     advice = "a QMP socket serves one client at a time; give QEMU a second -qmp"
     if pid is None:
-        return advice
+        return Unreachable.HELD, advice
     peer = read_stat(pid)
     if peer is None:
-        return f"the process that opened it, pid {pid}, has ended; {advice}"
+        return Unreachable.HELD, f"the process that opened it, pid {pid}, has ended; {advice}"
     who = describe_process(pid)
     if why := why_idle(pid):
-        return f"{who} {why}"
+        return Unreachable.OTHER, f"{who} {why}"
     for child in read_children(pid):
         started = read_stat(child)
         if started is not None and started.name.startswith("qemu") and (why := why_idle(child)):
-            return f"pid {child} ({started.name}), started by {who}, {why}"
-    return f"{who} runs, so most likely another client holds the socket; {advice}"
+            return Unreachable.OTHER, f"pid {child} ({started.name}), started by {who}, {why}"
+    return Unreachable.HELD, f"{who} runs, so most likely another client holds the socket; {advice}"
 
 
 def describe_process(pid: int) -> str:

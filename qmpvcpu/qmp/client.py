@@ -134,7 +134,8 @@ async def establish(client: QMPClient, sock: socket.socket, name: str, *, deadli
             await _negotiate(client)
     except TimeoutError:
         why = _silence(client, start, timeout_s)
-        raise MonitorConnectError(name, why, hint=describe_peer(pid)) from None
+        reason, hint = describe_peer(pid)
+        raise MonitorConnectError(name, why, reason=reason, hint=hint) from None
     except ConnectError as err:
         if isinstance(err.exc, GreetingError):
             raise _nonsense(name, start) from err

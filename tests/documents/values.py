@@ -95,7 +95,9 @@ ERRORS: dict[type[QmpVcpuError], st.SearchStrategy[Any]] = {
         errors.ReplayMismatchError, st.lists(texts, max_size=3), outcome=st.sampled_from(Outcome)
     ),
     errors.MonitorError: st.builds(errors.MonitorError, texts),
-    errors.MonitorConnectError: st.builds(errors.MonitorConnectError, texts, texts, hint=texts),
+    errors.MonitorConnectError: st.builds(
+        errors.MonitorConnectError, texts, texts, reason=st.sampled_from(errors.Unreachable), hint=texts
+    ),
     errors.MonitorTimeoutError: st.builds(errors.MonitorTimeoutError, texts, seconds, hint=texts),
     errors.MonitorLostError: st.builds(
         errors.MonitorLostError, texts, hung_up=st.booleans(), last_sent=words, outcome=st.none() | outcomes

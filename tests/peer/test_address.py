@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpvcpu.errors import MonitorConnectError
+from qmpvcpu.errors import MonitorConnectError, Unreachable
 from qmpvcpu.host.processes import ProcessStat
 from qmpvcpu.qmp.address import Address, connect, connected_socket, describe_peer, find_clients, first_bytes, peer_pid
 
@@ -122,15 +122,15 @@ def test_a_home_directory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ("socket,path=/run/a,b.qmp,server=on", "is no option of a chardev; write a comma in a path twice"),
         ("unix:/run/vm.qmp,server=off", "with server=off QEMU connects instead of listening"),
         ("unix:vm,abstract=on,tight=off,server=on", "with tight=off QEMU adds NULs to the name"),
-        ("tcp:host:1,telnet=on,server=on", "with telnet QEMU does not speak plain QMP"),
+        ("tcp:host:1,telnet=on,server=on", "with telnet QEMU does not speak plain JSON"),
         (
             "-mon chardev=mon0,mode=control",
-            "chardev leads to no QMP socket; the address of one is a path, unix:PATH or tcp:",
+            "chardev leads to no socket of a VM; the address of one is a path, unix:PATH or tcp:",
         ),
-        ("qemu:///system", "that is a URI of libvirt; the address of a VM's QMP socket is a path"),
+        ("qemu:///system", "that is a URI of libvirt; the address of a VM's socket is a path"),
         ("qemu+ssh://host/system", "docs/libvirt.md says how a VM of libvirt gets one"),
-        ("http://host:4444", "http leads to no QMP socket"),
-        ("vsock:3:4444", "vsock leads to no QMP socket"),
+        ("http://host:4444", "http leads to no socket of a VM"),
+        ("vsock:3:4444", "vsock leads to no socket of a VM"),
         ("fd:7", "attach() takes a connected socket"),
         ("@", "the path is empty"),
     ],
@@ -239,7 +239,7 @@ async def test_a_full_queue_of_waiting_clients_is_waited_for_and_named(tmp_path:
         first.connect(path)
         with pytest.raises(MonitorConnectError) as caught:
             await connect(Address.parse(path), deadline=soon(0.1))
-        assert "its queue of waiting clients is full: another client holds this QMP socket" in str(caught.value)
+        assert "its queue of waiting clients is full: another client holds this socket" in str(caught.value)
         assert "SIGCONT lets a stopped QEMU go on" in caught.value.hint
         assert "a second -qmp" in caught.value.hint
 
@@ -357,12 +357,16 @@ def test_the_state_of_a_silent_peer_is_told(state: str, message: str, monkeypatc
     for module in ("qmpvcpu.qmp.address", "qmpvcpu.host.processes"):
         monkeypatch.setattr(f"{module}.read_stat", lambda _: stat)
     monkeypatch.setattr("qmpvcpu.qmp.address.read_children", lambda _: [])
-    assert describe_peer(7).startswith(message)
+    reason, told = describe_peer(7)
+    assert told.startswith(message)
+    assert reason is (Unreachable.HELD if state == "S" else Unreachable.OTHER)
 
 
 def test_a_peer_without_a_process_still_gets_advice() -> None:
-    assert describe_peer(None) == "a QMP socket serves one client at a time; give QEMU a second -qmp"
-    assert describe_peer(2**22 + 1).startswith("the process that opened it, pid 4194305, has ended")
+    advice = "a QMP socket serves one client at a time; give QEMU a second -qmp"
+    assert describe_peer(None) == (Unreachable.HELD, advice)
+    gone = f"the process that opened it, pid 4194305, has ended; {advice}"
+    assert describe_peer(2**22 + 1) == (Unreachable.HELD, gone)
 
 
 @pytest.fixture
