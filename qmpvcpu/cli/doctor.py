@@ -4,17 +4,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from qmpvcpu.cli.examine import (
-    Finding,
-    Level,
-    TriedQemu,
-    examine_agent,
-    examine_host,
-    examine_machine,
-    examine_vm,
-    try_qemus,
-    unreachable,
-)
+from qmpvcpu.cli.examine_agent import examine_agent
+from qmpvcpu.cli.examine_machine import TriedQemu, examine_machine, try_qemus
+from qmpvcpu.cli.examine_vm import examine_host, examine_vm, unreachable
+from qmpvcpu.cli.findings import Finding, Level
 from qmpvcpu.cli.options import AGENT, NAME, OUTPUT_OPTIONS, QMP, READ_RECORD, REPLY_TIMEOUT, command
 from qmpvcpu.cli.output import Column, Line, Table
 from qmpvcpu.cli.result import CommandResult

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu.cli import examine
-from qmpvcpu.cli.examine import Level
+from qmpvcpu.cli import examine_machine, examine_vm
+from qmpvcpu.cli.findings import Level
 from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.vm import KnownFault, VmStatus
@@ -128,24 +128,24 @@ def open_directory() -> Iterator[Path]:
 @pytest.fixture
 def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A path in the place of /dev/kvm, where nothing is yet."""
-    monkeypatch.setattr(examine, "_KVM", tmp_path / "kvm")
+    monkeypatch.setattr(examine_machine, "_KVM", tmp_path / "kvm")
     return tmp_path / "kvm"
 
 
 def test_kvm_is_judged_by_a_guest_and_not_by_its_node(kvm: Path) -> None:
-    missing = examine._examine_kvm(runs_guests=False)
+    missing = examine_machine._examine_kvm(runs_guests=False)
     assert (missing.level, "no /" in missing.found) == (Level.NOTE, True)
     kvm.touch()
-    broken = examine._examine_kvm(runs_guests=False)
+    broken = examine_machine._examine_kvm(runs_guests=False)
     assert (broken.level, "no QEMU here runs a guest under it" in broken.found) == (Level.WARNING, True)
-    assert examine._examine_kvm(runs_guests=True).level is Level.OK
-    untried = examine._examine_kvm(runs_guests=None)
+    assert examine_machine._examine_kvm(runs_guests=True).level is Level.OK
+    untried = examine_machine._examine_kvm(runs_guests=None)
     assert (untried.level, untried.found) == (Level.NOTE, f"{kvm} may be opened; no QEMU was there to try it with")
 
 
 def test_a_kvm_that_cannot_be_opened_all_the_same_is_told_with_the_reason(kvm: Path) -> None:
     kvm.mkdir()  # opening one for writing is an error for root too
-    finding = examine._examine_kvm(runs_guests=False)
+    finding = examine_machine._examine_kvm(runs_guests=False)
     assert finding.level is Level.WARNING
     assert "but opening it fails: Is a directory" in finding.found
 
@@ -153,7 +153,7 @@ def test_a_kvm_that_cannot_be_opened_all_the_same_is_told_with_the_reason(kvm: P
 def test_kvm_of_another_host_is_not_judged_by_a_guest_of_x86(kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kvm.touch()
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    finding = examine._examine_kvm(runs_guests=False)
+    finding = examine_machine._examine_kvm(runs_guests=False)
     assert (finding.level, finding.advice) == (Level.NOTE, "")
     assert "cannot try the KVM of aarch64" in finding.found
 
@@ -177,7 +177,7 @@ def test_a_kvm_that_may_not_be_opened_is_advised_what_helps(
     os.chown(kvm, 0, 4243 if group == -1 else group)
     monkeypatch.setattr("os.access", lambda *_, **__: False)  # as it is for anyone but root
     monkeypatch.setattr("os.getgroups", lambda: [4243])
-    finding = examine._examine_kvm(runs_guests=False)
+    finding = examine_machine._examine_kvm(runs_guests=False)
     assert finding.level is Level.WARNING
     assert f"mode {mode:04o}" in finding.found
     assert finding.advice.startswith(advice)
@@ -194,12 +194,12 @@ def test_a_socket_behind_a_link_blames_the_directory_that_is_closed(open_directo
     if user == 0:  # root may everything
         os.seteuid(65534)
     try:
-        told = examine._who_may(str(open_directory / "link"))
+        told = examine_vm._who_may(str(open_directory / "link"))
     finally:
         os.seteuid(user)
     assert told.startswith(f"{closed} is of ")
     assert ", mode 0000: run this as that user, or let the group in" in told
-    assert examine._who_may(str(open_directory / "circle")) != ""
+    assert examine_vm._who_may(str(open_directory / "circle")) != ""
 
 
 async def test_what_was_not_tried_is_not_said_to_fail(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ CANNOT = {"can_plug": False, "can_unplug": False}
     ],
 )
 def test_of_each_machine_is_said_what_it_can_do_and_nothing_else(vm: Any, subjects: list[str], says: str) -> None:
-    findings = list(examine.examine_vm(vm, []))
+    findings = list(examine_vm.examine_vm(vm, []))
     assert [each.subject for each in findings] == subjects
     said = "\n".join(f"{each.found} {each.advice}" for each in findings)
     assert says in said
@@ -254,7 +254,7 @@ def test_of_each_machine_is_said_what_it_can_do_and_nothing_else(vm: Any, subjec
 )
 def test_no_more_is_said_to_be_denied_than_is(version: tuple[int, int, int], fault: KnownFault, advice: str) -> None:
     vm = machine("x86_64", "pc-q35", qemu_version=version)
-    (told,) = [each for each in examine.examine_vm(vm, []) if each.found == f"known: {fault.value}"]
+    (told,) = [each for each in examine_vm.examine_vm(vm, []) if each.found == f"known: {fault.value}"]
     assert advice in told.advice
 
 
@@ -277,7 +277,7 @@ def test_no_more_is_said_to_be_denied_than_is(version: tuple[int, int, int], fau
     ],
 )
 def test_that_linux_may_ignore_a_vcpu_is_told_where_it_does(vm: Any, advice: str) -> None:
-    found = [each for each in examine.examine_vm(vm, []) if "never uses it" in each.found]
+    found = [each for each in examine_vm.examine_vm(vm, []) if "never uses it" in each.found]
     assert bool(found) is bool(advice)
     assert all(advice in each.advice for each in found)
 
@@ -285,10 +285,10 @@ def test_that_linux_may_ignore_a_vcpu_is_told_where_it_does(vm: Any, advice: str
 @pytest.mark.parametrize("arrived", [True, False])
 def test_a_guest_that_runs_vms_is_told_of_once_it_has_migrated(arrived: bool) -> None:
     vm = machine("x86_64", "pc-q35-11.1", accelerator="kvm", nested=True, arrived=arrived)
-    found = [each for each in examine.examine_vm(vm, []) if "Inconsistent VMCS config" in each.found]
+    found = [each for each in examine_vm.examine_vm(vm, []) if "Inconsistent VMCS config" in each.found]
     assert bool(found) is arrived
     assert all("-cpu MODEL,-vmx" in each.advice for each in found)
 
 
 def test_a_package_without_metadata_is_named_all_the_same() -> None:
-    assert examine._version("no-such-package") == "of no known version"
+    assert examine_machine._version("no-such-package") == "of no known version"
