@@ -80,7 +80,7 @@ class State:
         Raises:
             ValueError: The document cannot be read.
         """
-        return replace(VmResult.from_json(self.document), address=str(self.vm), name=self.vm.vm)
+        return answered_result(self.document, self.vm)
 
     def has_answered(self, revision: int) -> bool:
         """Return True if the wish of *revision* is over: it was answered, a newer one was, or it was deleted."""
@@ -113,6 +113,16 @@ class State:
             if result.value is not None and answer.phase is WishPhase.ENDED:
                 return result.value
         raise WishError(str(self.vm), answer.phase, answer.why, answer.code)
+
+
+def answered_result(state: Mapping[str, Any], vm: VmKey) -> VmResult[TransitionReport | None]:
+    """Return what the document *state* of *vm* says of the wish that was answered last, though the VM may be gone.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    came_to = members(state, {"came_to": dict})["came_to"] if "came_to" in state else state
+    return replace(VmResult.from_json(came_to), address=str(vm), name=vm.vm)
 
 
 class WishBook:

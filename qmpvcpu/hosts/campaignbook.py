@@ -12,6 +12,7 @@ from qmpvcpu.bus import Bucket, Bus, Entry
 from qmpvcpu.documents import REACHED
 from qmpvcpu.errors import CampaignError, StaleError, TooLongError, WishError, counted
 from qmpvcpu.fleet.results import VmResult
+from qmpvcpu.fleet.wishes import answered_result
 from qmpvcpu.model.campaign import (
     MOST_VMS,
     VMS_IN_A_PART,
@@ -333,7 +334,7 @@ def vm_result(ended: Ended) -> VmResult[TransitionReport | None]:
     why = ended.why
     if ended.state:
         try:
-            found = replace(VmResult.from_json(ended.state), address=str(vm), name=vm.vm)
+            found = answered_result(ended.state, vm)
         except ValueError as error:
             why = f"{why}; its state cannot be read: {error}".removeprefix("; ")
     told_by_state = ended.phase is WishPhase.ENDED and found.code == ended.code

@@ -87,7 +87,7 @@ class HostedVm:
         """Take over what an earlier agent has told of its wish; what cannot be read of it is left out."""
         try:
             self.answer = from_json(Answer, document["answer"])
-            self._outcome = VmResult.from_json(document)
+            self._outcome = VmResult.from_json(document.get("came_to", document))
             wanted = document["wanted"]
             self.target = None if wanted is None else VcpuMap.parse(wanted)
         except (KeyError, TypeError, ValueError):
@@ -107,12 +107,15 @@ class HostedVm:
 
     def document(self, now: float) -> dict[str, Any]:
         """Return its state, as the bucket of states has it; *now* is the server's time."""
-        known = self.result()
-        outcome = self._outcome
-        if outcome is not None and self.error is None:
-            known = replace(outcome, address=self.address, name=self.key.vm, layout=known.layout)
+        known, came_to = self.result(), self._outcome
+        if came_to is not None:
+            came_to = replace(came_to, address=self.address, name=self.key.vm, layout=known.layout)
+            if self.error is None:
+                known, came_to = came_to, None
         return {
             **known.to_json(whole=True),
+            # What came of the wish, where the rest says why the VM is not there now.
+            **({} if came_to is None else {"came_to": came_to.to_json(whole=True)}),
             "host": self.key.host,
             "time": round(now, 3),
             "answer": None if self.answer is None else to_json(self.answer),

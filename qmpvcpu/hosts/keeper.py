@@ -142,12 +142,14 @@ class WishKeeper:
         if await self._is_over(entry, entry.revision) or (wish := self._read(entry)) is None:
             return
         claim, begun = wish.claim, False
+        if claim is not None and await self._is_over(entry, claim.revision):
+            return
+        if not self._may_carry_out(entry, wish):
+            return
         if claim is None:
             claim = await self._claim(entry, wish)
-        elif not await self._is_over(entry, claim.revision):
-            claim, begun = await self._take_over(entry, wish, claim)
         else:
-            return
+            claim, begun = await self._take_over(entry, wish, claim)
         if claim is not None:
             await self._carry_out(wish, claim, begun=begun)
 
@@ -161,7 +163,7 @@ class WishKeeper:
         return True
 
     def _read(self, entry: Entry) -> Wish | None:
-        """Return the wish; None if it cannot be read, or is not to be carried out here, which is answered."""
+        """Return the wish; None if it cannot be read, which is answered."""
         value = entry.value or b""
         if len(value) > MOST_BYTES:
             self._reject(entry, "", f"it has {len(value):,} bytes: {MOST_BYTES:,} are read")
@@ -175,11 +177,15 @@ class WishKeeper:
         if wish.claim is not None and wish.claim.revision >= entry.revision:
             self._reject(entry, wish.id, f"its claim is of revision {wish.claim.revision}, which is yet to come")
             return None
-        operation = Operation.COUNT if wish.map is None else Operation.SET
-        if why := self._duty.policy.refusal(operation, self._hosted.key.vm):
-            self._reject(entry, wish.id, why)
-            return None
         return wish
+
+    def _may_carry_out(self, entry: Entry, wish: Wish) -> bool:
+        """Return True if this agent carries out such wishes; if it does not, that is answered."""
+        operation = Operation.COUNT if wish.map is None else Operation.SET
+        why = self._duty.policy.refusal(operation, self._hosted.key.vm)
+        if why:
+            self._reject(entry, wish.id, why)
+        return not why
 
     def _reject(self, entry: Entry, wish: str, why: str) -> None:
         self._hosted.target = None
