@@ -6,6 +6,7 @@ import time
 from typing import Final
 
 NS: Final = 10**9
+_WAS_SET_S: Final = 30.0  # no message takes so long
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
@@ -41,6 +42,11 @@ class Clock:
         except ValueError:
             return
         self._offset = then - (before + after) / 2
+
+    def heard(self, then: float) -> None:
+        """Note that the server has just written something at *then*: it shows whether its clock was set meanwhile."""
+        if self._offset is not None and abs(then - self.now()) > _WAS_SET_S:
+            self._offset = then - time.monotonic()
 
     def now(self) -> float:
         """Return the server's time; this host's own, while the server's is not known."""

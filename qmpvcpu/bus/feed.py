@@ -68,6 +68,7 @@ class Session:
         self._subscription: Subscription | None = None
         self._expected = 1
         self._ends = 0.0
+        self._is_live = False  # what comes has just been written
         self.pending = 0
         """How many messages there were when it began."""
 
@@ -128,6 +129,7 @@ class Session:
         self._clock.saw(str(answer.get("created", "")), before, now)
         self._ends = now + _LONGEST_S
         self.pending = int(answer.get("num_pending", 0))
+        self._is_live = self.pending == 0
 
     def _cut(self) -> None:
         self._queue.put_nowait(None)
@@ -178,6 +180,10 @@ class Session:
         if number != self._expected:
             raise GapError("messages were lost")
         self._expected += 1
+        if pending == 0:
+            if self._is_live:
+                self._clock.heard(seconds(created))
+            self._is_live = True
         return Received(message.subject, message.data, headers, sequence, seconds(created), pending)
 
     async def end(self) -> None:

@@ -13,13 +13,15 @@ from qmpvcpu.errors import HostsError, LeaseTakenError, StaleError
 _LOGGER = logging.getLogger("qmpvcpu.bus")
 _RELEASE_S: Final = 2.0
 _LOOK_S: Final = 0.5
+_LATE_S: Final = 1.0  # the server removes what has expired in rounds
 
 
 class Lease:
     """A key with a single holder, which expires if it is not renewed. Use it as an async context.
 
     It is renewed three times in its bucket's ``ttl``, by compare-and-set. The holder stops relying on it before the
-    server forgets it, so no two hold it at once. Once lost, it is not taken again by itself.
+    server forgets it, so no two hold it at once. Once lost, it is not taken again by itself. Who waits for it also
+    takes one that was not renewed for so long, even if the server has not forgotten it.
 
     Args:
         bucket: A bucket with a ``ttl``.
@@ -52,6 +54,7 @@ class Lease:
 
     async def __aenter__(self) -> Self:
         deadline = time.monotonic() + self._wait
+        seen, since = 0, 0.0
         while True:
             before = time.monotonic()
             try:
@@ -60,6 +63,13 @@ class Lease:
                 holder = await self._bucket.get(self._key)
                 if holder is None:
                     continue  # it has just become free
+                if holder.revision != seen:
+                    seen, since = holder.revision, time.monotonic()
+                elif time.monotonic() - since > self._ttl + _LATE_S:
+                    # Nobody renews it, and the server, whose clock may have been set back, does not forget it.
+                    with contextlib.suppress(StaleError):
+                        await self._bucket.delete(self._key, seen)
+                    continue
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise LeaseTakenError(self._key, holder.value or b"") from None

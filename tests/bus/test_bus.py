@@ -406,6 +406,21 @@ async def test_a_cluster_wants_to_be_told_on_how_many_servers_each_bucket_is(
     assert (await bus.bucket(WISHES)).name == WISHES
 
 
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_servers_clock_that_was_set_is_noticed_by_what_it_writes(bus: Bus, hours: int) -> None:
+    wishes = await bus.bucket(WISHES)
+    await wishes.put("web1.old", b"")
+    async with wishes.watch() as entries:
+        assert (await anext(entries)) is not None
+        assert (await anext(entries)) is None  # all that was there
+        assert bus._clock._offset is not None
+        bus._clock._offset += hours * 3600  # for us the same as if the server's had been set by an hour
+        assert abs(bus.now() - time.time()) > 1800
+        await wishes.put("web1.new", b"")
+        assert (await anext(entries)) is not None
+        assert abs(bus.now() - time.time()) < 60
+
+
 async def test_the_servers_clock_is_known_after_it_was_asked_for(bus: Bus) -> None:
     await bus.sync_clock()
     entry_at = await (await bus.bucket(WISHES)).put("web1.a", b"")

@@ -65,6 +65,20 @@ async def test_the_lease_of_one_that_died_is_free_after_a_while(bus: Bus) -> Non
         assert entry.value == b"heir"
 
 
+async def test_the_lease_of_one_that_died_is_free_though_the_server_does_not_forget_it(connect: Connect) -> None:
+    async with NatsServer() as server:
+        bus = await connect(server.url)
+        await bus.prepare(lease_s=3600)  # as if the server's clock had been set back after it was written
+        bucket = await bus.bucket(LEASES)
+        bucket.ttl = 0.5
+        await bucket.create("host.web1", b"dead")
+        async with Lease(bucket, "host.web1", b"heir", wait=60) as lease:
+            assert lease.is_held
+            entry = await bucket.get("host.web1")
+            assert entry is not None
+            assert entry.value == b"heir"
+
+
 async def test_what_a_holder_says_of_itself_can_change(bus: Bus) -> None:
     bucket = await bus.bucket(LEASES)
     async with Lease(bucket, "host.web1", b"1") as lease:

@@ -12,7 +12,7 @@ import pytest
 
 import qmpvcpu
 from qmpvcpu import VcpuMap
-from qmpvcpu.bus import Bus
+from qmpvcpu.bus import Bus, ServerAddress
 from qmpvcpu.errors import LeaseTakenError
 from qmpvcpu.fleet import Fleet
 from qmpvcpu.hosts import AgentPolicy, HostAgent
@@ -138,6 +138,19 @@ async def test_an_expired_wish_is_dropped(tmp_path: Path) -> None:
         async with vm_in(tmp_path, "web"):
             now = await state(bus, WEB, there)
             assert now["enabled"] == "0"
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_wishes_keep_their_time_after_the_servers_clock_was_set(tmp_path: Path, hours: int) -> None:
+    async with served() as server, vm_in(tmp_path, "web"), connected(server) as bus:
+        own = await Bus.connect(ServerAddress(server.url), name="agent")
+        async with agent_of(own, "rack1", tmp_path):
+            await state(bus, WEB, there)
+            for name, drop_after, phase in (("web", 60.0, "ended"), ("ghost", 0.5, "expired")):
+                assert own._clock._offset is not None
+                own._clock._offset += hours * 3600  # for the agent the same as if the server's had been set
+                vm, wished = VmKey("rack1", name), Wish("1", VcpuMap.parse("0-1"), drop_after=drop_after)
+                await answer(bus, vm, await wish(bus, vm, wished), phase)
 
 
 async def test_vms_that_are_gone_are_not_kept_in_mind_for_ever(
