@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu.bus.clock import Clock, seconds_of
-from qmpvcpu.bus.feed import Feed, GapError, Received, Session
+from qmpvcpu.bus.feed import HEARTBEAT_S, Feed, GapError, Received, Session
 from qmpvcpu.bus.link import CALL_S, ApiError, Link
 from qmpvcpu.errors import ServerLostError, StaleError, UnfitServerError
 
@@ -229,6 +229,7 @@ class Bucket:
         *,
         deleted: bool = False,
         values: bool = True,
+        heartbeat_s: float = HEARTBEAT_S,
     ) -> Feed[Entry | None]:
         """Yield the entries of the keys that match *filter*, then None, and then each change.
 
@@ -240,12 +241,18 @@ class Bucket:
             deleted: Begin with those that were deleted, too: their revisions are needed to write them by
                 compare-and-set.
             values: Whether the values are sent too; if not, each that is there is b"".
+            heartbeat_s: How often the server says that it is still watched for; after three times as long without a
+                word the watch begins anew.
 
         Raises:
             ServerForbiddenError: The server does not let this user watch it.
             UnfitServerError: The bucket is gone.
         """
-        return Feed(self._watch(_checked_filter(filter), _Seen(deleted=deleted), headers_only=not values))
+        return Feed(
+            self._watch(
+                _checked_filter(filter), _Seen(deleted=deleted), headers_only=not values, heartbeat_s=heartbeat_s
+            )
+        )
 
     async def _watch(
         self,
@@ -253,9 +260,10 @@ class Bucket:
         seen: "_Seen",
         *,
         headers_only: bool,
+        heartbeat_s: float,
     ) -> AsyncGenerator[Entry | None, None]:
         while True:
-            session = Session(self._link, self._stream, self._clock)
+            session = Session(self._link, self._stream, self._clock, heartbeat_s=heartbeat_s)
             try:
                 await self._begin(session, filter, headers_only=headers_only)
                 if seen.is_new:

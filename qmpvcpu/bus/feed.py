@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _SHORT: Final = 9
-_HEARTBEAT_S: Final = 2.0
-_SILENT_S: Final = 3 * _HEARTBEAT_S  # a loaded machine is late by one
+HEARTBEAT_S: Final = 2.0
+"""How often the server says that a session is alive."""
+_SILENT: Final = 3  # heartbeats: a loaded machine is late by one
 _FORGET_S: Final = 30.0  # the server removes a consumer that nobody listens to
 _PAUSE_S: Final = 0.2
 _LONGEST_S: Final = 600.0  # then a new one is begun, which also shows the server's clock anew
@@ -60,7 +61,9 @@ class GapError(Exception):
 class Session:
     """A consumer of a stream, and what it has sent; any doubt about that ends it with GapError."""
 
-    def __init__(self, link: Link, stream: str, clock: Clock) -> None:
+    def __init__(self, link: Link, stream: str, clock: Clock, *, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._silent_s = _SILENT * heartbeat_s
         self._link = link
         self._stream = stream
         self._clock = clock
@@ -105,7 +108,7 @@ class Session:
             "max_deliver": 1,
             "replay_policy": "instant",
             "flow_control": True,
-            "idle_heartbeat": int(_HEARTBEAT_S * NS),
+            "idle_heartbeat": int(self._heartbeat_s * NS),
             "inactive_threshold": int(_FORGET_S * NS),
             "headers_only": headers_only,
             "mem_storage": True,
@@ -144,10 +147,10 @@ class Session:
             if time.monotonic() > self._ends and self._queue.empty():
                 raise GapError("it is old")
             try:
-                async with asyncio.timeout(_SILENT_S if timeout is None else min(timeout, _SILENT_S)):
+                async with asyncio.timeout(self._silent_s if timeout is None else min(timeout, self._silent_s)):
                     message = await self._queue.get()
             except TimeoutError:
-                if timeout is not None and timeout < _SILENT_S:
+                if timeout is not None and timeout < self._silent_s:
                     return None
                 raise GapError("the consumer is silent") from None
             if message is None:

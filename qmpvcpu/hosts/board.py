@@ -18,6 +18,8 @@ _log = logging.getLogger("qmpvcpu.hosts")
 # The state of a VM that changes again and again is told so often; one that somebody waits for at once.
 _APART_S: Final = 0.2
 _AGAIN_S: Final = 1.0
+# A watch for what hardly ever happens; of thousands of hosts the heartbeats would be most of what the server does.
+_SELDOM_S: Final = 30.0
 
 
 class StateBoard:
@@ -79,7 +81,7 @@ class StateBoard:
         """Tell again what somebody else deletes from the bucket of *states*, until it is cancelled."""
         while True:
             try:
-                async with states.watch(f"{token(self._host)}.>", values=False) as entries:
+                async with states.watch(f"{token(self._host)}.>", values=False, heartbeat_s=_SELDOM_S) as entries:
                     for vm in self._told:  # it may have been deleted while nobody looked
                         self.changed(vm, urgent=False)
                     async for entry in entries:
