@@ -18,6 +18,7 @@ import logging
 import os
 import random
 import re
+import socket
 import ssl
 import uuid
 from collections.abc import Awaitable, Callable, Collection
@@ -625,6 +626,8 @@ def _in_words(error: Exception) -> str:
         return f"no answer in {_DIAL_S:g} s"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, socket.gaierror | UnicodeError):  # UnicodeError: a label that no host name can have
+        return "the host name cannot be resolved"
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ssl.SSLError):
         return os.strerror(error.errno)
     return printable(str(error).removeprefix("nats: ") or type(error).__name__)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qmpvcpu.model.placement import Placement
     from qmpvcpu.model.vm import VmInfo
 
-_ADDRESS: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+(?:%\w+)?)\]|([^\[\]:]*)):(\d{1,5})")
+_ADDRESS: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+(?:%\w+)?)\]|([^\[\]:\s]*)):([0-9]{1,5})")
 _HIGHEST_PORT: Final = 65535
 _RESYNC_S: Final = 30.0
 _MOST_CLIENTS: Final = 64
@@ -228,6 +228,8 @@ class _Server:
         """
         try:
             server = await asyncio.start_server(self._connected, host, port, limit=_MOST_HEAD_BYTES)
+        except UnicodeError as error:  # a label that no host name can have
+            raise OSError(errno.EADDRNOTAVAIL, "no host has such a name", f"--listen {host or ''}:{port}") from error
         except OSError as error:
             why = str(error) if error.errno is None else error.strerror or os.strerror(error.errno)
             if error.errno == errno.EADDRINUSE:

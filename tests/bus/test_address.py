@@ -36,7 +36,7 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(text: str) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", " , ", "http://a", "nats://", "nats://a:b", "nats://a:70000", "nats://a/x", "ws://a"]
+    "text", ["", " , ", "http://a", "nats://", "nats://a:b", "nats://a:70000", "nats://a/x", "ws://a", "nats://a\nb"]
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="nats://HOST:PORT"):

@@ -46,6 +46,15 @@ async def test_a_server_that_does_not_run_is_named_at_once() -> None:
     )
 
 
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "..", "a" * 64])
+async def test_a_host_name_that_leads_nowhere_is_told_as_that(host: str) -> None:
+    refused = await refusal(ServerAddress(f"nats://{host}"))
+    assert str(refused) == (
+        f"no connection to nats://{host}:4222: the host name cannot be resolved; "
+        "start the server (nats-server -js), or check the address"
+    )
+
+
 async def test_each_server_is_tried_and_each_says_why_not(connect: Connect) -> None:
     ports = free_ports(2)
     text = ",".join(f"nats://127.0.0.1:{port}" for port in ports)

@@ -191,7 +191,8 @@ async def test_a_port_that_is_taken_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "listen", ["", "9177", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "[::1", "::1:9177", "a:65536"]
+    "listen",
+    ["", "9177", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "[::1", "::1:9177", "a:65536", "a b:1", "a:1\u0663"],
 )
 async def test_an_address_that_is_none_is_bad_usage(listen: str, tmp_path: Path) -> None:
     ran = await run("exporter", "--dir", tmp_path, "--listen", listen)
@@ -200,7 +201,13 @@ async def test_an_address_that_is_none_is_bad_usage(listen: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("listen", "why"), [("192.0.2.1:9177", "this host has no such address"), ("no-such-host.invalid:9177", "")]
+    ("listen", "why"),
+    [
+        ("192.0.2.1:9177", "this host has no such address"),
+        ("no-such-host.invalid:9177", ""),
+        ("..:9177", "no host has such a name"),
+        (f"{'a' * 64}:9177", "no host has such a name"),
+    ],
 )
 async def test_an_address_of_another_machine_is_an_error(listen: str, why: str, tmp_path: Path) -> None:
     ran = await run("exporter", "--dir", tmp_path, "--listen", listen)
