@@ -491,7 +491,7 @@ async def test_a_campaign_whose_vms_are_gone_begins_nothing() -> None:
         book = await CampaignBook.open(bus)
         ledger = await book.create(SPEC, some(1, 2))
         await book.bucket.delete(f"{ledger.id}.vms.0")
-        with pytest.raises(CampaignError, match="it is for 2 VMs, and 0 are there: begin anew"):
+        with pytest.raises(CampaignError, match="it is for 2 VMs, and 0 are left: begin anew"):
             await CampaignController(bus, name="test").run(ledger.id)
 
 
