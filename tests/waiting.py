@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-async def until(is_met: Callable[[], object], within: float = 60.0) -> None:
-    """Wait for a condition, a plain function or a coroutine function; *within* seconds are for a busy machine."""
+async def until(is_met: Callable[[], object], within: float = 60.0, *, every: float = 0.001) -> None:
+    """Wait for a condition, a plain function or a coroutine function; *within* seconds are for a busy machine.
+
+    It is looked at *every* so many seconds: seldom, where looking keeps others from working.
+    """
     async with asyncio.timeout(within):
         while True:
             met = is_met()
             if await met if inspect.isawaitable(met) else met:
                 return
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(every)
 
 
 def is_gone(pid: int) -> bool:

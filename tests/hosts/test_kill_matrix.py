@@ -1,7 +1,8 @@
 """Whoever takes part in a wish is killed at every step of it: nothing is lost, and nothing is carried out twice."""
 
+import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,26 @@ import pytest
 from qmpvcpu.bus import Bus
 from qmpvcpu.model.hosts import CAMPAIGNS, EVENTS, LEASES, STATES, WISHES
 from qmpvcpu.testing.nats import NatsCluster, NatsServer
+from tests.crash.matrix import Agenda
 from tests.crash.zygote import Zygote
 from tests.hosts.agents import MODULE
-from tests.hosts.wishmatrix import MIXED_STORY, STORIES, SUPERSEDED, Disturbed, Wishing, WishMatrix, World, play
+from tests.hosts.wishmatrix import (
+    MIXED_STORY,
+    STORIES,
+    SUPERSEDED,
+    Disturbed,
+    Wishing,
+    WishMatrix,
+    WishStory,
+    World,
+    play,
+)
 from tests.waiting import until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]  # each is many tests in one, and other tests run
 
 Record = Callable[[str, object], None]
+_LANES = 3  # how many share the points of a story that waits for servers most of the time
 
 
 class AgentsKilled(WishMatrix[int]):
@@ -61,7 +74,7 @@ class MemberKilled(Disturbed[str]):
         go_on()
         await self.world.wishes.get(self.wished.key.key, timeout=30)  # which the leader answers
         await victim.start()
-        await until(self._is_whole, 60)
+        await until(self._is_whole, 60, every=0.05)
 
     async def _is_whole(self) -> bool:
         """Whether every server has everything, so that another one may be killed."""
@@ -79,6 +92,22 @@ async def _group(bus: Bus, stream: str) -> dict[str, Any]:
     return group
 
 
+@contextlib.asynccontextmanager
+async def _server_killed(story: WishStory, agenda: Agenda[str], folder: Path) -> AsyncIterator[ServerKilled]:
+    async with NatsServer() as server, World.at(server.url) as world, Zygote(MODULE) as zygote:
+        matrix = ServerKilled(story, zygote, world, folder, ("the server",), agenda=agenda)
+        matrix.server = server
+        yield matrix
+
+
+@contextlib.asynccontextmanager
+async def _member_killed(way: str, agenda: Agenda[str], folder: Path) -> AsyncIterator[MemberKilled]:
+    async with NatsCluster() as cluster, World.at(cluster.url, replicas=3) as world, Zygote(MODULE) as zygote:
+        matrix = MemberKilled(MIXED_STORY, zygote, world, folder, (way,), agenda=agenda)
+        matrix.cluster = cluster
+        yield matrix
+
+
 async def test_no_wish_is_lost_or_carried_out_twice_wherever_its_agent_is_killed(
     tmp_path: Path, record_property: Record
 ) -> None:
@@ -86,8 +115,7 @@ async def test_no_wish_is_lost_or_carried_out_twice_wherever_its_agent_is_killed
         matrices = []
         for number, story in enumerate(STORIES):
             zygote = await stack.enter_async_context(Zygote(MODULE))
-            folder = tmp_path / str(number)  # the path of a socket cannot be long
-            folder.mkdir()
+            folder = _new_folder(tmp_path, number)
             matrices.append(AgentsKilled(story, zygote, world, folder, story.agents))
         assert await play("a host's agent killed", matrices, record_property) >= 150
 
@@ -96,16 +124,13 @@ async def test_no_wish_is_lost_or_carried_out_twice_wherever_the_server_is_kille
     tmp_path: Path, record_property: Record
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        matrices = []
-        for number, story in enumerate((MIXED_STORY, SUPERSEDED)):
-            server = await stack.enter_async_context(NatsServer())
-            world = await stack.enter_async_context(World.at(server.url))
-            zygote = await stack.enter_async_context(Zygote(MODULE))
-            folder = tmp_path / str(number)
-            folder.mkdir()
-            matrix = ServerKilled(story, zygote, world, folder, ("the server",))
-            matrix.server = server
-            matrices.append(matrix)
+        lanes = [each for each in ((MIXED_STORY, Agenda[str]()), (SUPERSEDED, Agenda[str]())) for _ in range(_LANES)]
+        matrices = await asyncio.gather(
+            *(
+                stack.enter_async_context(_server_killed(story, agenda, _new_folder(tmp_path, number)))
+                for number, (story, agenda) in enumerate(lanes)
+            )
+        )
         assert await play("the only server killed", matrices, record_property) >= 20
 
 
@@ -113,14 +138,17 @@ async def test_no_wish_is_lost_or_carried_out_twice_wherever_a_server_of_a_clust
     tmp_path: Path, record_property: Record
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        matrices = []
-        for way in (FOLLOWER, LEADER):
-            cluster = await stack.enter_async_context(NatsCluster())
-            world = await stack.enter_async_context(World.at(cluster.url, replicas=3))
-            zygote = await stack.enter_async_context(Zygote(MODULE))
-            folder = tmp_path / way.partition(" ")[2]
-            folder.mkdir()
-            matrix = MemberKilled(MIXED_STORY, zygote, world, folder, (way,))
-            matrix.cluster = cluster
-            matrices.append(matrix)
+        lanes = [each for each in ((FOLLOWER, Agenda[str]()), (LEADER, Agenda[str]())) for _ in range(_LANES)]
+        matrices = await asyncio.gather(
+            *(
+                stack.enter_async_context(_member_killed(way, agenda, _new_folder(tmp_path, number)))
+                for number, (way, agenda) in enumerate(lanes)
+            )
+        )
         assert await play("a cluster's follower and its leader killed", matrices, record_property) >= 20
+
+
+def _new_folder(folder: Path, number: int) -> Path:
+    path = folder / str(number)  # the path of a socket cannot be long
+    path.mkdir()
+    return path

@@ -12,6 +12,7 @@ import pytest
 from qmpvcpu.model.hosts import token
 from qmpvcpu.testing.nats import NatsServer
 from qmpvcpu.testing.netns import Host, Network, can_make_namespaces
+from tests.crash.matrix import Agenda
 from tests.crash.zygote import Zygote
 from tests.hosts.agents import MODULE
 from tests.hosts.wishmatrix import MIXED_STORY, WITHDRAWN, Disturbed, World, play
@@ -25,6 +26,7 @@ pytestmark = [
 
 BRIEFLY, LONG = "briefly", "for longer than its lease"
 _BRIEFLY_S = 0.3
+_LANES = 2  # how many share the points of a story
 
 
 class CutOff(Disturbed[str]):
@@ -55,13 +57,17 @@ async def test_no_wish_is_lost_or_carried_out_twice_wherever_its_host_is_cut_off
         World.at(server.url) as world,
         contextlib.AsyncExitStack() as stack,
     ):
-        matrices = []
-        for number, (story, way) in enumerate(itertools.product((MIXED_STORY, WITHDRAWN), (BRIEFLY, LONG))):
-            host = await network.host(f"host{number}")
-            zygote = await stack.enter_async_context(Zygote(MODULE, prefix=host.prefix))
-            folder = tmp_path / str(number)
-            folder.mkdir()
-            matrix = CutOff(replace(story, name=f"{story}, {way}"), zygote, world, folder, (way,))
-            matrix.host = host
-            matrices.append(matrix)
+        matrices: list[CutOff] = []
+        for story, way in itertools.product((MIXED_STORY, WITHDRAWN), (BRIEFLY, LONG)):
+            agenda = Agenda[str]()
+            for lane in range(_LANES):
+                number = len(matrices)
+                host = await network.host(f"host{number}")
+                zygote = await stack.enter_async_context(Zygote(MODULE, prefix=host.prefix))
+                folder = tmp_path / str(number)
+                folder.mkdir()
+                named = replace(story, name=f"{story}, {way}, {lane}")
+                matrix = CutOff(named, zygote, world, folder, (way,), agenda=agenda)
+                matrix.host = host
+                matrices.append(matrix)
         assert await play("a host cut off and back", matrices, record_property) >= 60

@@ -21,7 +21,7 @@ from qmpvcpu.model.wish import Wish, WishOptions, WishPhase
 from qmpvcpu.testing import Behaviour
 from qmpvcpu.testing.hosts import read_changes
 from qmpvcpu.testing.vms import TRACE_ARGUMENTS, TRACE_FILE, read_transcript
-from tests.crash.matrix import KillMatrix
+from tests.crash.matrix import Agenda, KillMatrix
 from tests.crash.stage import REFUSAL, START, Stage, Story, check_record
 from tests.crash.zygote import Zygote
 from tests.figures import WISHES_KEPT
@@ -259,12 +259,22 @@ class WishMatrix(KillMatrix[_Way], Generic[_Way]):
         world: The server.
         folder: For VMs and records.
         ways: What may happen.
+        agenda: As of ``PointMatrix``.
     """
 
     tries = 5
 
-    def __init__(self, wished: WishStory, zygote: Zygote, world: World, folder: Path, ways: Sequence[_Way]) -> None:
-        super().__init__(Story(wished.name, OnFailure.STOP, wished.guest), folder, TRACE_ARGUMENTS)
+    def __init__(
+        self,
+        wished: WishStory,
+        zygote: Zygote,
+        world: World,
+        folder: Path,
+        ways: Sequence[_Way],
+        *,
+        agenda: Agenda[_Way] | None = None,
+    ) -> None:
+        super().__init__(Story(wished.name, OnFailure.STOP, wished.guest), folder, TRACE_ARGUMENTS, agenda=agenda)
         self.ways = ways
         self.wished = wished
         self.twice: list[str] = []
@@ -418,12 +428,15 @@ class Disturbed(WishMatrix[_Way]):
 
 async def play(what: str, matrices: Sequence[WishMatrix[Any]], record_property: Callable[[str, object], None]) -> int:
     """Play them all at once; return how many points there were, once all is well. *what*: what happens there."""
-    played = await asyncio.gather(*(matrix.play() for matrix in matrices))
-    count = sum(len(points) - len(matrix.unmet) for matrix, points in zip(matrices, played, strict=True))
+    await asyncio.gather(*(matrix.play() for matrix in matrices))
+    count = 0
+    for agenda in dict.fromkeys(matrix.agenda for matrix in matrices):
+        sharing = [matrix for matrix in matrices if matrix.agenda is agenda]
+        unmet = [each for matrix in sharing for each in matrix.unmet]
+        count += len(agenda.points) - len(unmet)
+        print(f"\n{sharing[0].wished}: {len(agenda.points)} points; not met again: {unmet}")  # noqa: T201 -- for pytest -s
     lost = [each for matrix in matrices for each in matrix.lost]
     twice = [each for matrix in matrices for each in matrix.twice]
     record_property(WISHES_KEPT, (what, count, len(lost), len(twice)))
-    for matrix, points in zip(matrices, played, strict=True):
-        print(f"\n{matrix.wished}: {len(points)} points; not met again: {matrix.unmet}")  # noqa: T201 -- for pytest -s
     assert not lost, "\n".join(lost)
     return count
