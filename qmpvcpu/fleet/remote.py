@@ -413,6 +413,8 @@ class RemoteVms:
         listening = asyncio.Event()
         self._listening.add(listening)
         task = self.start(self._follow(weakref.ref(events), listening, audit=audit))
+        # Not in the task itself: if it is cancelled before its first step, nothing of it ever runs.
+        task.add_done_callback(lambda _: self._began(listening))
         weakref.finalize(events, task.cancel)
         return events
 
@@ -443,12 +445,10 @@ class RemoteVms:
                         stream.add(str(key), key.vm, streams[key])
                         del stream
                     streams[key].push(event)
-        except HostsError as error:
+        except Exception as error:  # noqa: BLE001 -- JUSTIFICATION: it is raised to who reads, who would wait for ever
             _log.warning("no events come any more: %s", error)
             if (stream := events()) is not None:
                 stream.close(error)
-        finally:
-            self._began(listening)
 
     def _began(self, listening: asyncio.Event) -> None:
         listening.set()

@@ -464,6 +464,15 @@ async def test_a_dropped_stream_is_not_filled(server: NatsServer) -> None:
         await until(lambda: len(asyncio.all_tasks()) < before)
 
 
+@pytest.mark.usefixtures("hosts")
+async def test_a_stream_that_is_dropped_at_once_holds_up_nothing(server: NatsServer) -> None:
+    async with Fleet(server.url, where="name=web-1") as fleet:
+        fleet.events()
+        gc.collect()
+        async with asyncio.timeout(60):
+            await fleet.refresh()
+
+
 async def test_a_server_that_is_killed_and_comes_back_loses_no_wish(
     server: NatsServer, bus: Bus, tmp_path: Path
 ) -> None:
