@@ -247,7 +247,7 @@ class Link:
             for start in tuple(self.on_client):
                 await start()
         except (HostsError, OSError, nats.errors.Error) as error:
-            _LOGGER.warning("%s: its subscriptions could not be made again: %s", self._name, _in_words(error))
+            _LOGGER.warning("%s: its subscriptions could not be made again: %s", self._name, in_words(error))
             return False
         return True
 
@@ -280,7 +280,7 @@ class Link:
             if self._client is client:
                 self._refused(str(error))
             elif not client.is_connected:
-                raise _DialError(_in_words(error)) from error  # or nats-py would go on trying
+                raise _DialError(in_words(error)) from error  # or nats-py would go on trying
 
         async def on_end() -> None:
             gone.set()
@@ -303,7 +303,7 @@ class Link:
             await _close(client)
             if not isinstance(error, Exception) or isinstance(error, (QmpVcpuError, _DialError)):
                 raise
-            raise _DialError(_in_words(error)) from error  # nats-py has errors of many kinds
+            raise _DialError(in_words(error)) from error  # nats-py has errors of many kinds
         _end_without_a_warning(client)
         self._gone, self._denied = gone, set()
         return client  # type: ignore[no-any-return]
@@ -410,7 +410,7 @@ class Link:
             for _ in range(2):
                 await self.client.rtt(timeout=int(_PONG_S))
         except nats.errors.Error as error:
-            raise ServerLostError(asked, _in_words(error), maybe_done=False) from None
+            raise ServerLostError(asked, in_words(error), maybe_done=False) from None
         for subject in subjects:
             if subject.lower() in self._denied:  # nats-py has all errors in small letters
                 raise ServerForbiddenError(asked, subject, "subscribe to")
@@ -605,7 +605,7 @@ def _login(address: ServerAddress) -> dict[str, Any]:
         files = [address.creds, address.nkey, address.login, address.tls_ca, address.tls_cert, address.tls_key]
         named = getattr(error, "filename", None) or ", ".join(str(each) for each in files if each is not None)
         raise ServerConnectError(
-            str(address), f"{named}: {_in_words(error)}", "check the file's name, owner and format"
+            str(address), f"{named}: {in_words(error)}", "check the file's name, owner and format"
         ) from error
     return options
 
@@ -620,8 +620,8 @@ def _read(path: Path, *marks: str) -> str:
     return text
 
 
-def _in_words(error: Exception) -> str:
-    """Return why a server does not let us in."""
+def in_words(error: Exception) -> str:
+    """Return what went wrong with a connection."""
     if isinstance(error, TimeoutError):
         return f"no answer in {_DIAL_S:g} s"
     if isinstance(error, ssl.SSLCertVerificationError):

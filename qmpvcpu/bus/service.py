@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from qmpvcpu.bus.link import Link
-from qmpvcpu.errors import printable
+from qmpvcpu.bus.link import Link, in_words
+from qmpvcpu.errors import ServerLostError, printable
 
 if TYPE_CHECKING:
     from nats.micro.request import Request as NatsRequest
@@ -79,14 +79,19 @@ async def serving(
 
     async def start() -> None:
         nonlocal service
+        import nats.errors
         from nats.micro import add_service
 
-        service = await add_service(
-            link.client, name=name, version=version, description=description, metadata=dict(metadata)
-        )
-        for each, endpoint in endpoints.items():
-            await service.add_endpoint(name=each, subject=endpoint.subject, handler=taking(endpoint))
-        await link.check_subscribed(f"serve {name}", [each.subject for each in endpoints.values()])
+        asked = f"serve {name}"
+        try:
+            service = await add_service(
+                link.client, name=name, version=version, description=description, metadata=dict(metadata)
+            )
+            for each, endpoint in endpoints.items():
+                await service.add_endpoint(name=each, subject=endpoint.subject, handler=taking(endpoint))
+        except (OSError, nats.errors.Error) as error:
+            raise ServerLostError(asked, in_words(error), maybe_done=False) from error
+        await link.check_subscribed(asked, [each.subject for each in endpoints.values()])
 
     link.on_client.add(start)
     try:

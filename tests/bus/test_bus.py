@@ -217,6 +217,13 @@ async def test_an_agent_answers_again_after_it_was_cut_off_while_it_came_back(
             assert await bus.request(LIST, b"?", 5) == LIST.encode() + b" ?"
 
 
+async def test_to_begin_to_answer_on_a_connection_that_has_just_ended_says_that_it_is_lost(bus: Bus) -> None:
+    await bus._link.client.close()
+    with pytest.raises(ServerLostError, match="serve qmpvcpu"):
+        async with bus.serve("qmpvcpu", "1.2.3", "a test", {}, {"list": Endpoint(LIST, echo)}):
+            pass
+
+
 async def test_who_may_not_answer_is_told_when_it_begins(tmp_path: Path, binary: Path, connect: Connect) -> None:
     login = tmp_path / "login"
     login.write_text("web1:x")
