@@ -20,7 +20,7 @@ from tests.engine.story import make_state, plug
 def ended(run: StepRun, **options: float) -> Transition:
     """A transition that has ended with that step alone, or with its undoing."""
     change = SimpleNamespace(options=CheckedOptions(**options))  # type: ignore[arg-type]  # they are durations
-    return cast("Transition", SimpleNamespace(runs=[run], undoing={}, change=change, lost=""))
+    return cast("Transition", SimpleNamespace(runs=[run], undoing={}, change=change, lost=None))
 
 
 def test_that_a_vcpu_may_be_offline_is_said_once_however_often_the_error_is_asked_for() -> None:
