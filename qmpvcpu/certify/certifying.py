@@ -5,9 +5,7 @@ from collections.abc import AsyncGenerator
 
 from qmpvcpu.certify.refusing import DeadlineTasks, Provocation
 from qmpvcpu.certify.trials import Trials
-from qmpvcpu.errors import (
-    QmpVcpuError,
-)
+from qmpvcpu.errors import QmpVcpuError
 from qmpvcpu.given import checked
 from qmpvcpu.model.certificate import Ability, AbilityRow
 from qmpvcpu.vm.controller import VcpuController

@@ -8,21 +8,12 @@ from typing import Final, NamedTuple
 from qmpvcpu.certify.judging import NotDoneError, judged, not_possible, pending_reason, reason_of
 from qmpvcpu.certify.refusing import DeadlineTasks, Provocation
 from qmpvcpu.certify.waiting import now, seen, wait_booted
-from qmpvcpu.errors import (
-    DenialReason,
-    GuestAgentError,
-    MonitorError,
-    QmpVcpuError,
-    WaitTimeoutError,
-)
+from qmpvcpu.errors import DenialReason, GuestAgentError, MonitorError, QmpVcpuError, WaitTimeoutError
 from qmpvcpu.events import VmReset
 from qmpvcpu.model.certificate import Ability, AbilityRow, AbilityVerdict
 from qmpvcpu.model.options import ChangeOptions, OnFailure, Proof
 from qmpvcpu.model.vcpumap import VcpuMap
-from qmpvcpu.model.verdicts import (
-    Refused,
-    Unplugged,
-)
+from qmpvcpu.model.verdicts import Refused, Unplugged
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.planning.guest import MAY_BOOT, tells_why_unused
 from qmpvcpu.vm.controller import UnplugRequest, VcpuController

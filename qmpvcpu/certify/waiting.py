@@ -5,13 +5,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from qmpvcpu.errors import (
-    AgentConnectError,
-    AgentLostError,
-    AgentSilentError,
-    GuestAgentError,
-    WaitTimeoutError,
-)
+from qmpvcpu.errors import AgentConnectError, AgentLostError, AgentSilentError, GuestAgentError, WaitTimeoutError
 from qmpvcpu.given import checked
 from qmpvcpu.model.guest import GuestOs
 from qmpvcpu.vm.controller import VcpuController

@@ -6,11 +6,7 @@ from typing import Final, TypeVar
 
 from qmpvcpu.cli.findings import Finding, Level
 from qmpvcpu.cli.guest import KNOWN_BY, READ_FILES, not_listed
-from qmpvcpu.errors import (
-    AgentForbiddenError,
-    GuestAgentError,
-    GuestRefusedError,
-)
+from qmpvcpu.errors import AgentForbiddenError, GuestAgentError, GuestRefusedError
 from qmpvcpu.model.guest import GuestVcpu
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap, named

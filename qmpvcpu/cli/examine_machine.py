@@ -17,10 +17,7 @@ from typing import Final
 
 import qmpvcpu
 from qmpvcpu.cli.findings import Finding, Level, owner_of
-from qmpvcpu.errors import (
-    QmpVcpuError,
-    milliseconds,
-)
+from qmpvcpu.errors import QmpVcpuError, milliseconds
 from qmpvcpu.model.options import Proof
 from qmpvcpu.model.vm import KnownFault
 from qmpvcpu.testing import MicroGuest, QemuNotFoundError, find_qemus, probe_accelerator

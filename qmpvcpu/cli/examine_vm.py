@@ -11,13 +11,7 @@ from qmpvcpu.cli.findings import Finding, Level, owner_of
 from qmpvcpu.cli.pin import drift_lines
 from qmpvcpu.cli.show import headline
 from qmpvcpu.cli.wording import in_options
-from qmpvcpu.errors import (
-    DenialReason,
-    MonitorConnectError,
-    MonitorError,
-    Unreachable,
-    counted,
-)
+from qmpvcpu.errors import DenialReason, MonitorConnectError, MonitorError, Unreachable, counted
 from qmpvcpu.model.layout import Layout
 from qmpvcpu.model.vcpumap import VcpuMap
 from qmpvcpu.model.verdicts import OstAnswer, OstStatus

@@ -1,9 +1,9 @@
-"""Floor 4: the JSON documents that ``--json`` prints and that hosts send each other, and the way back to values.
+"""Floor 4: the JSON documents that ``--json`` prints and hosts send each other, built from values and read back.
 
-What the documents say is in ``docs/schema``; ``*_json`` builds one of a value, or a part of one, and ``*_from_json``
-reads it back. Pure. Messages are in the library's words; the command line has its own for what it prints.
+``docs/schema`` describes them. ``*_json`` builds a document, or a part of one, from a value, and ``*_from_json``
+reads it back. Pure. Messages are in the library's words; the command line rewords what it prints.
 
-What is read may come from anybody: values are made of it, and nothing else happens.
+A document may come from anybody: reading one only makes values of it.
 """
 
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qmpvcpu.documents.readings import statistics_from_json, statistics_json
     from qmpvcpu.documents.steps import plug_json, unplug_json
 
-# A name is imported when it is first used: most commands need few.
+# A name is imported when it is first used: most commands need only a few.
 _HOMES = {
     "qmpvcpu.documents.form": "BAD_RECORD INTERRUPTED NOT_REACHED NOT_SENT NO_ANSWER REACHED as_line document",
     "qmpvcpu.documents.events": "event_from_json event_json",

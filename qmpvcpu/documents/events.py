@@ -1,4 +1,4 @@
-"""An event as a document has it."""
+"""Events as JSON."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -10,11 +10,11 @@ from qmpvcpu.errors import shorten
 from qmpvcpu.events import Event
 from qmpvcpu.model.codec import members, to_json
 
-_OURS: Final = "requested_at"  # by the clock of the process that took it
+_OURS: Final = "requested_at"  # on the clock of the process that received it
 
 
 def event_json(event: Event) -> dict[str, Any]:
-    """Return *event* with all that it tells, but not when it was requested: that is of one process's clock."""
+    """Return *event* with all its fields, except for the time of the request, which is on one process's clock."""
     said = {field.name: to_json(getattr(event, field.name)) for field in fields(event) if field.name != _OURS}
     return {"event": type(event).__name__, **said}
 
@@ -23,7 +23,7 @@ def event_from_json(data: object) -> Event:
     """Return the event that ``event_json`` was given; other keys are not read.
 
     Raises:
-        ValueError: It is none, or has another shape; the text names the key.
+        ValueError: It is not an event, or has another shape; the text names the key.
     """
     name = members(data, {"event": str})["event"]
     kind = vars(events).get(name)
@@ -32,9 +32,9 @@ def event_from_json(data: object) -> Event:
     return kind(**members(data, _kinds(name)))
 
 
-@cache  # a function of the class alone
+@cache  # it depends on the class alone
 def _kinds(name: str) -> Mapping[str, Any]:
-    """Return what the event called *name* tells, each with the annotation that it is read by."""
+    """Return the fields of the event called *name*, each with the annotation to read it by."""
     from qmpvcpu.model.placement import Place  # few events have one
 
     return {

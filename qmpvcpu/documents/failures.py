@@ -1,4 +1,4 @@
-"""An error as a document has it, with all its evidence, and the exit code that it comes to."""
+"""Errors as JSON, with all their evidence, and their exit codes."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -63,13 +63,13 @@ _CODES: Final = (
     ((PlanError, InvalidMapError, DomainXmlError, SameVmError, SocketDirectoryError), NOT_SENT),
     (OSError, NO_ANSWER),
 )
-_NOT_EVIDENCE: Final = ("report", "outcome")  # the one is in the document itself, the other has a key of its own
-# What an error of a domain document has only if it is known.
+_NOT_EVIDENCE: Final = ("report", "outcome")  # the document has the report, and the outcome has a key of its own
+# An error of a domain document has these only if they are known.
 _WHERE: Final = ("line", "path")
 
 
 def code_of(error: BaseException) -> int:
-    """Return the exit code that tells of *error*."""
+    """Return the exit code for *error*."""
     if isinstance(error, TransitionError):
         return _code_of_report(error.report)
     if isinstance(error, WishError):
@@ -88,13 +88,13 @@ def _code_of_report(report: TransitionReport) -> int:
 
 
 def error_json(error: BaseException) -> dict[str, Any]:
-    """Return *error* with all its evidence; ``verdict`` is the step's, or null where it is about no step.
+    """Return *error* with all its evidence; ``verdict`` is the step's, or null if it is not about a step.
 
-    The report of a TransitionError is not in it: it is part of the document that has the error.
+    A TransitionError's report is left out: it is in the document that has the error.
     """
     message = str(error) or type(error).__name__
     if not isinstance(error, QmpVcpuError):
-        system = isinstance(error, OSError)  # and nothing tells how far it had come
+        system = isinstance(error, OSError)  # nothing tells how far it got
         kind, outcome = ("OSError", "unknown") if system else (type(error).__name__, "unchanged")
         return {"kind": kind, "message": message, "outcome": outcome, "verdict": None}
     return {
@@ -113,7 +113,7 @@ def _is_evidence(error: QmpVcpuError, name: str) -> bool:
 
 
 def _shown(value: object) -> object:
-    """Return *value* as JSON; what cannot be, such as bytes that are no text, as it is quoted in messages."""
+    """Return *value* as JSON; if it has no JSON form, as bytes that are not text, quote it as messages do."""
     try:
         return to_json(value)
     except (TypeError, ValueError):
@@ -121,10 +121,10 @@ def _shown(value: object) -> object:
 
 
 def error_from_json(data: object, *, report: TransitionReport | None = None) -> QmpVcpuError | OSError:
-    """Return the error that ``error_json`` was given: of the same class, with the same attributes and message.
+    """Return the error that ``error_json`` was given, with the same class, attributes and message.
 
-    One that is not of ``qmpvcpu.errors`` and no OSError, or that cannot be read, becomes a QmpVcpuError with its
-    message, and with its outcome if that can be read, else UNKNOWN.
+    An error that is neither from ``qmpvcpu.errors`` nor an OSError, or that cannot be read, becomes a QmpVcpuError
+    with its message. Its outcome is kept if it can be read, else it is UNKNOWN.
 
     Args:
         data: The JSON object.
@@ -175,7 +175,7 @@ def _class_of(data: Mapping[str, Any]) -> type[QmpVcpuError]:
 
 
 def _evidence_of(kind: type) -> dict[str, Any]:
-    """Return the attributes of *kind*, each with the annotation that it is read by."""
+    """Return the attributes of *kind*, each with the annotation to read it by."""
     table = _evidence()
     return {name: each for base in kind.__mro__[::-1] for name, each in table.get(base, {}).items()}
 
@@ -183,7 +183,7 @@ def _evidence_of(kind: type) -> dict[str, Any]:
 @cache
 def _evidence() -> Mapping[type, Mapping[str, Any]]:
     """Return what each class adds to the attributes of its base."""
-    # Not at the top: most commands read no error, and write none.
+    # Not at the top: most commands neither read nor write an error.
     from qmpvcpu.domainxml.domainrule import DomainRule, RuleStage
     from qmpvcpu.model.wish import WishPhase
     from qmpvcpu.planning.compatibility import Difference

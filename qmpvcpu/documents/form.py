@@ -1,4 +1,4 @@
-"""A document as such: its schema, its line, and the exit code that goes with it."""
+"""What all documents share: the schema, the form on one line, and the exit codes."""
 
 import json
 import math
@@ -16,12 +16,12 @@ INTERRUPTED: Final = 130
 
 
 def document(**content: Any) -> dict[str, Any]:
-    """Return a JSON document with its schema first."""
+    """Return a JSON document that begins with its schema."""
     return {"schema": SCHEMA, **content}
 
 
 def as_line(content: Mapping[str, Any]) -> str:
-    """Return *content* as one line of JSON in ASCII. JSON has no NaN and no infinity: they become strings."""
+    """Return *content* as one line of ASCII JSON. NaN and infinities become strings, since JSON has neither."""
     try:
         return json.dumps(content, allow_nan=False) + "\n"
     except ValueError:

@@ -1,4 +1,4 @@
-"""A layout as a document has it: the map in short, or everything that is known of the VM and of each vCPU."""
+"""Layouts as JSON: only the map, or everything known about the VM and each vCPU."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -12,17 +12,17 @@ from qmpvcpu.model.vm import VmInfo
 
 _MOST_QUOTED: Final = 60
 
-# What the vCPUs of one slot share.
+# What all vCPUs of a slot share.
 _OF_SLOT: Final = ("type", "props", "cpu_index", "qom_path", "answer", "proof", "proven_at", "order", "pending")
 
 
 def state_json(layout: Layout) -> dict[str, Any]:
-    """Return the map in short."""
+    """Return only the map."""
     return {"max": layout.max, "enabled": str(layout.enabled), "pending": str(layout.pending)}
 
 
 def layout_json(layout: Layout) -> dict[str, Any]:
-    """Return everything that is known of the VM and of every vCPU."""
+    """Return everything known about the VM and each vCPU."""
     return {
         **state_json(layout),
         "vm": to_json(layout.vm),
@@ -53,7 +53,7 @@ def _vcpu_json(vcpu: Vcpu) -> dict[str, Any]:
 
 
 def layout_from_json(data: Mapping[str, Any]) -> Layout:
-    """Return the layout that ``layout_json`` was given; other keys, and what follows from the others, are not read.
+    """Return the layout that ``layout_json`` was given; unknown and derived keys are ignored.
 
     Raises:
         ValueError: It has another shape, or contradicts itself; the text names the key.
@@ -92,7 +92,7 @@ def layout_from_json(data: Mapping[str, Any]) -> Layout:
 
 
 def _check_same_slot(vcpu: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError if *vcpu* is not the one that follows *others* in their slot."""
+    """Raise ValueError unless *vcpu* follows *others* in their slot."""
     if not others or vcpu["slot"] != others[0]["id"] or vcpu["id"] != others[-1]["id"] + 1:
         raise ValueError(f"'slot': {shorten(vcpu['slot'], _MOST_QUOTED)} is not the first vCPU of its slot")
     for name in _OF_SLOT:
@@ -113,14 +113,14 @@ def _slot_of(vcpus: Sequence[Mapping[str, Any]]) -> Slot:
         tuple(vcpu["host_tid"] for vcpu in vcpus) if present else (),
         first["answer"],
     )
-    # That a CPU is there, or was acknowledged, is known without having been seen to happen.
+    # A CPU may be known to be there, or acknowledged, although nobody saw it happen.
     if first["proven_at"] is None and slot.proof is first["proof"]:
         return slot
     return slot.proving(first["proof"], first["proven_at"])
 
 
 def _creation(firsts: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    """Return the slots in QEMU's order of creation, named by their first vCPUs."""
+    """Return the slots in the order in which QEMU created them, each by its first vCPU."""
     by_place = {vcpu["order"]: vcpu["id"] for vcpu in firsts if vcpu["order"] is not None}
     wrong = next((each for each in by_place if not 1 <= each <= len(by_place)), None)
     if wrong is not None or len(by_place) < sum(vcpu["order"] is not None for vcpu in firsts):

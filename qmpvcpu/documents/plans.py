@@ -1,4 +1,4 @@
-"""A plan as a document has it."""
+"""Plans as JSON."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -20,7 +20,7 @@ _TOLD: Final[Mapping[str, Any]] = {
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return what is planned, and what is denied of it."""
+    """Return the planned steps, and the denied ones."""
     return {name: to_json(getattr(plan, name)) for name in _TOLD}
 
 
@@ -29,7 +29,7 @@ def plan_from_json(data: Mapping[str, Any], layout: Layout | None = None) -> Pla
 
     Args:
         data: The JSON object.
-        layout: The VM that it was made for, if it is known: the plan explains its steps with it.
+        layout: The VM that the plan was made for, if known; the plan uses it to explain its steps.
 
     Raises:
         ValueError: It has another shape; the text names the key.

@@ -1,4 +1,4 @@
-"""What vCPUs have done, as a document has it."""
+"""Statistics as JSON."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from qmpvcpu.model.statistics import VmRates, VmStatistics
 
 
 def statistics_json(now: VmStatistics, rates: VmRates | None = None) -> dict[str, Any]:
-    """Return a reading; each vCPU has its *rates* since the reading before, null where there is none."""
+    """Return a reading; each vCPU has its *rates* since the previous reading, or null without one."""
     said = to_json(now)
     for vcpu in said["vcpus"]:
         mine = None if rates is None else rates[vcpu["id"]]
@@ -17,7 +17,7 @@ def statistics_json(now: VmStatistics, rates: VmRates | None = None) -> dict[str
 
 
 def statistics_from_json(data: Mapping[str, Any]) -> VmStatistics:
-    """Return the reading that ``statistics_json`` was given; its ``since`` tells the rates, which are not read.
+    """Return the reading that ``statistics_json`` was given; rates are not read, since they follow from ``since``.
 
     Raises:
         ValueError: It has another shape; the text names the key.

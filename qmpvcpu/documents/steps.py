@@ -1,4 +1,4 @@
-"""A plug or an unplug of single vCPUs as a document has it: one step each."""
+"""Plugs and unplugs of single vCPUs as JSON, one step each."""
 
 from typing import Any
 
@@ -20,15 +20,15 @@ def plug_json(
     placed: float | None = None,
     unplaced: str = "",
 ) -> dict[str, Any]:
-    """Return the step that has plugged a slot.
+    """Return the step that plugged a slot.
 
     Args:
-        layout: The VM after it.
-        ended: The vCPU ids of the slot, or the error where it is plugged but not as requested.
+        layout: The VM afterwards.
+        ended: The slot's vCPU ids, or the error if it was plugged but not as requested.
         seconds: How long it took.
-        proofs: What was proven of it, and when.
-        placed: In how many seconds its threads were in their place on the host, or None.
-        unplaced: Why they are not; "" if they are, or nothing is wanted of them.
+        proofs: What was proven about it, and when.
+        placed: After how many seconds its threads were in place on the host, or None.
+        unplaced: Why they are not in place; "" if they are, or have no place to be in.
     """
     taken_out: bool | None = False
     if isinstance(ended, PlacementError):
@@ -46,5 +46,5 @@ def plug_json(
 
 
 def unplug_json(verdict: Verdict, *, joined: bool) -> dict[str, Any]:
-    """Return the step that has unplugged a slot, or has not; *joined*: its removal was pending already."""
+    """Return the step that unplugged a slot, or failed to; *joined* if its removal was already pending."""
     return {"verdict": to_json(verdict), "joined": joined}

@@ -1,4 +1,4 @@
-"""What an agent is asked for, and what it answers: the documents that the commands print with ``--json``."""
+"""What an agent can be asked for. Its answers are the documents that the commands print with ``--json``."""
 
 import json
 import time
@@ -28,7 +28,7 @@ from qmpvcpu.vm.one_step import PlugClock, joins
 
 _T = TypeVar("_T")
 
-# So many VMs are read at a time.
+# How many VMs are read at a time.
 _AT_A_TIME: Final = 16
 # What is around a VM in a list.
 _FRAME_BYTES: Final = 4096
@@ -36,12 +36,12 @@ _FRAME_BYTES: Final = 4096
 
 @dataclass(frozen=True)
 class ListRequest:
-    """Which VMs there are, and what they have.
+    """Which VMs a host has, and their layouts.
 
     Attributes:
-        after: Begin after the VM of this name; None: with the first.
-        vm: Only the VM of this name; None: all.
-        fresh: Whether each VM is read again; otherwise it is told what its events have led to.
+        after: Begin after the VM with this name; None: with the first.
+        vm: Only the VM with this name; None: all.
+        fresh: Whether to read each VM again; otherwise the answer has what is known from events.
     """
 
     closed: ClassVar[bool] = True
@@ -53,7 +53,7 @@ class ListRequest:
 
 @dataclass(frozen=True)
 class MapRequest:
-    """The vCPUs that a VM is to have: a map, or a count.
+    """The vCPUs that a VM should have: a map, or a count.
 
     Attributes:
         vm: Its name.
@@ -82,7 +82,7 @@ class VcpuRequest:
 
     Attributes:
         vm: The VM's name.
-        ids: Which; empty, for a plug: the first free one.
+        ids: Which; if empty, a plug takes the first free one.
         options: How.
     """
 
@@ -95,7 +95,7 @@ class VcpuRequest:
 
 @dataclass(frozen=True)
 class VmRequest:
-    """Which VM, and nothing else."""
+    """A request that names a VM and nothing else."""
 
     closed: ClassVar[bool] = True
 
@@ -104,7 +104,7 @@ class VmRequest:
 
 @dataclass(frozen=True)
 class RecoverRequest:
-    """What to do with the change of a VM that was cut short."""
+    """What to do with a VM's interrupted change."""
 
     closed: ClassVar[bool] = True
 
@@ -114,7 +114,7 @@ class RecoverRequest:
 
 @dataclass(frozen=True)
 class StatisticsRequest:
-    """What a VM's vCPUs have done; *kvm*: which of KVM's counters, null for all."""
+    """What a VM's vCPUs have done; *kvm* names KVM's counters, null for all of them."""
 
     closed: ClassVar[bool] = True
 
@@ -123,7 +123,7 @@ class StatisticsRequest:
 
 
 class _PartlyDoneError(QmpVcpuError):
-    """One step of several failed; *steps* are what was done, that one included if anything was sent for it."""
+    """One of several steps failed; *steps* has the finished ones, and the failed one if anything was sent for it."""
 
     def __init__(self, error: QmpVcpuError, steps: list[dict[str, Any]]) -> None:
         super().__init__(str(error))
@@ -137,10 +137,10 @@ class RequestDesk:
     Args:
         host: The host.
         vms: All of its VMs, by name.
-        policy: What is done.
-        outbox: Where it is told who asked for what.
-        most_bytes: How long an answer may be.
-        refresh: Reads the VMs again whose names it is given.
+        policy: What the agent may do.
+        outbox: Takes the audit: who asked for what.
+        most_bytes: The longest answer that the server takes.
+        refresh: Reads the VMs with the given names again.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class RequestDesk:
         }
 
     async def answer(self, operation: Operation, subject: str, request: bytes) -> bytes:
-        """Return the document that answers *request*, which came on *subject*; every failure is one too."""
+        """Return the document that answers *request*, which came on *subject*; a failure is a document too."""
         vm = _vm_in(request)
         try:
             who = name_of(subject.rpartition(".")[2])
@@ -208,7 +208,7 @@ class RequestDesk:
             done, error = {"steps": error.steps}, error.error
         code = code_of(error)
         if code == NOT_SENT and done.get("steps"):
-            code = NOT_REACHED  # this step was not sent, those before it were
+            code = NOT_REACHED  # this step was not sent, but earlier ones were
         content = document(code=code, error=error_json(error), **done)
         report = getattr(error, "report", None)
         if report is not None:
@@ -219,7 +219,7 @@ class RequestDesk:
         return content
 
     def _hosted(self, operation: Operation, name: str) -> tuple[HostedVm, VcpuController]:
-        """Return the VM called *name*.
+        """Return the VM with this *name*.
 
         Raises:
             RequestRefusedError: There is none, or it is not served.
@@ -337,7 +337,7 @@ class RequestDesk:
 async def _one_by_one(
     vm: VcpuController, ids: Sequence[_T], work: Callable[[_T, list[dict[str, Any]]], Awaitable[None]]
 ) -> dict[str, Any]:
-    """Do *work* on each of *ids*, which adds its step; the first failure is the last thing done."""
+    """Do *work* on each of *ids* in turn; it adds its step. Stop at the first failure."""
     steps: list[dict[str, Any]] = []
     for each in ids:
         try:
@@ -360,7 +360,7 @@ def _read(kind: type[_T], request: bytes) -> _T:
 
 
 def _vm_in(request: bytes) -> str:
-    """Return which VM *request* names; "" if that cannot be told, as of one that is too long to be read."""
+    """Return which VM *request* names, or "" if it cannot be read, for example because it is too long."""
     if len(request) > MOST_BYTES:
         return ""
     try:

@@ -1,8 +1,8 @@
-"""Kills what is left in network namespaces when their owner has gone, however that ended.
+"""Kills what is left in network namespaces when their owner ends, however it ends.
 
-Run as a program it reads namespaces, one a line, such as ``net:[4026532281]``. At the end of its input, which is when
-the owner closes it or dies, it kills every process in them; the kernel removes namespaces that nobody is in. It runs
-without the package, so nothing but the standard library is imported here.
+As a program, it reads namespaces such as ``net:[4026532281]``, one per line. When its input ends, because the owner
+closed it or died, it kills every process in them; the kernel then removes the namespaces. It runs without the
+package, so it imports only the standard library.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Final
 
 _PAUSE_S: Final = 0.005
-_LIMIT_S: Final = 10.0  # a process that the kernel holds longer is killed when it comes back
+_LIMIT_S: Final = 10.0  # a process that is stuck in the kernel dies when it comes back
 
 
 def processes_in(namespaces: Collection[str]) -> set[int]:
-    """Return the processes in these network namespaces; those that have ended and were not waited for are in none."""
+    """Return the processes in these network namespaces, without zombies."""
     found = set()
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -33,9 +33,9 @@ def _namespace(process: Path) -> str:
 
 
 def kill_all(namespaces: Collection[str], *, spare: Collection[int] = ()) -> None:
-    """Kill every process in these network namespaces but *spare*; blocks until they have ended.
+    """Kill every process in these network namespaces except *spare*; blocks until they have ended.
 
-    Also those that are started meanwhile.
+    This includes processes that are started meanwhile.
 
     Raises:
         ValueError: It is our own namespace.

@@ -1,4 +1,4 @@
-"""Hosts with real VMs and real agents for tests, and each change that a QEMU was really asked for."""
+"""Hosts with real VMs and real agents for tests, and the changes that their QEMUs were really asked for."""
 
 import asyncio
 import contextlib
@@ -27,13 +27,13 @@ class Change:
     """A plug or an unplug that QEMU was asked for.
 
     Attributes:
-        command: What it was asked.
-        device: Which device: its id, or the QOM path of one without.
+        command: ``device_add`` or ``device_del``.
+        device: The device's id, or its QOM path if it has none.
         at: When QEMU read it, in seconds since the epoch.
-        accepted: Whether QEMU took it; None: it has not answered.
-        is_repeated: True if that was asked for before: what it plugs is there, or what it unplugs is on its way out.
-            False for another unplug after a refusal, and for a plug that QEMU takes: what a client asked for before
-            and hung up on was dropped then, as no slot is taken twice.
+        accepted: Whether QEMU accepted it; None: it has not answered.
+        is_repeated: True if it was asked for twice: the plugged device is there already, or the unplugged one is on
+            its way out. Not another unplug after a refusal. Nor a plug that QEMU accepts, even if an earlier client
+            asked for it and hung up: since a slot cannot be taken twice, the earlier one was dropped.
     """
 
     command: Literal["device_add", "device_del"]
@@ -44,7 +44,7 @@ class Change:
 
 
 def read_changes(transcript: Iterable[QmpMessage]) -> tuple[Change, ...]:
-    """Return each ``device_add`` and ``device_del`` in a transcript, in order, whichever client sent it.
+    """Return every ``device_add`` and ``device_del`` in a transcript, in order, from any client.
 
     What was plugged before the transcript began counts as absent.
     """
@@ -113,9 +113,9 @@ class HostVm:
     """A VM on a host.
 
     Attributes:
-        name: Its name, and QEMU's.
-        guest: The QEMU with the micro-guest. Its second QMP socket is for the test.
-        socket: Its QMP socket in the host's directory, for the host's agent.
+        name: Its name, which is also QEMU's ``-name``.
+        guest: The QEMU with the micro-guest. The test may use its second QMP socket.
+        socket: Its QMP socket for the host's agent, in the host's directory.
     """
 
     def __init__(self, name: str, guest: MicroGuest, socket: Path) -> None:
@@ -126,7 +126,7 @@ class HostVm:
 
     @property
     def transcript(self) -> tuple[QmpMessage, ...]:
-        """What was said on its QMP sockets so far, by any client; that of a VM that was ended stays."""
+        """Everything said on its QMP sockets so far, by any client; kept after the VM has ended."""
         if self._kept is not None:
             return self._kept
         try:
@@ -137,11 +137,11 @@ class HostVm:
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """Each plug and unplug that its QEMU was asked for so far: see :func:`read_changes`."""
+        """Every plug and unplug that its QEMU was asked for so far: see :func:`read_changes`."""
         return read_changes(self.transcript)
 
     async def end(self) -> None:
-        """End it as a crash of its QEMU does. Its transcript is kept."""
+        """Kill its QEMU, as a crash would. Its transcript is kept."""
         self.guest.process.kill()
         await self.guest.process.wait()
         self._kept = self.transcript
@@ -153,7 +153,7 @@ class VmHost:
 
     Attributes:
         name: Its name.
-        host: The host itself: its address, its cable, what runs on it.
+        host: The host itself: its address, its cable and its processes.
         sockets: The directory of its VMs' QMP sockets, ``NAME.qmp`` each.
         records: The directory of its VMs' records.
     """
@@ -176,11 +176,11 @@ class VmHost:
         return MappingProxyType(self._vms)
 
     async def add_vm(self, name: str, **options: Any) -> HostVm:
-        """Start a VM; with a name that it has, in place of that VM.
+        """Start a VM; if there is one with this name, replace it.
 
         Args:
             name: What it is called.
-            options: As of :class:`~qmpvcpu.testing.MicroGuest`, where they differ from those of the others.
+            options: Options of :class:`~qmpvcpu.testing.MicroGuest` that differ from the other VMs'.
 
         Raises:
             QemuStartError: It does not come up.
@@ -197,7 +197,7 @@ class VmHost:
         return vm
 
     async def end_vm(self, name: str) -> None:
-        """End a VM as a crash of its QEMU does, and remove its socket. Its record stays."""
+        """Kill a VM's QEMU, as a crash would, and remove its socket. Its record stays."""
         vm = self._vms.pop(name)
         vm.socket.unlink()
         await vm.end()
@@ -205,7 +205,7 @@ class VmHost:
     async def start_agent(
         self, nats: str, *options: str | Path, env: Mapping[str, str] | None = None, clock_offset: float = 0.0
     ) -> HostProcess:
-        """Start the host's agent, ``qmpvcpu agent``; returns at once, when it may not be connected yet.
+        """Start the host's agent, ``qmpvcpu agent``; returns at once, before it is connected.
 
         Args:
             nats: The server's address.
@@ -224,7 +224,7 @@ class VmHost:
         )
 
     async def crash(self) -> None:
-        """Kill all that runs on the host, its VMs too, as a power failure does. Its records stay."""
+        """Kill everything on the host, VMs included, as a power failure does. Its records stay."""
         for vm in self._vms.values():
             vm.guest.process.kill()
         await self.host.crash()
@@ -237,16 +237,16 @@ class VmHost:
 
 
 class Hosts:
-    """Hosts with VMs; an async context manager, at whose end all that runs on them is killed.
+    """Hosts with VMs: an async context manager that kills everything on them when it ends.
 
     Args:
         hosts: Their names; a number: ``host0`` and so on.
         vms: The names of each host's VMs; a number: ``vm0`` and so on.
         separate: Whether each is a network namespace: see :class:`~qmpvcpu.testing.netns.Network`.
-        options: Of all VMs, as of :class:`~qmpvcpu.testing.MicroGuest`.
+        options: Options of :class:`~qmpvcpu.testing.MicroGuest`, for all VMs.
 
     Attributes:
-        network: What joins them; a server for them listens on its ``address``.
+        network: The network that joins them; a server for them should listen on its ``address``.
 
     Raises:
         NetworkError: They cannot be joined.
@@ -308,11 +308,11 @@ class Hosts:
         return MappingProxyType({f"{host.name}/{vm.name}": vm for host in self for vm in host.vms.values()})
 
     async def add_host(self, name: str) -> VmHost:
-        """Add a host, without VMs.
+        """Add a host without VMs.
 
         Raises:
             NetworkError: It cannot be joined to the others.
-            ValueError: The name cannot be that of a directory, or there is such a host.
+            ValueError: The name cannot be a directory's, or is taken.
         """
         if name in self._hosts:
             raise ValueError(f"there is a host {name} already")

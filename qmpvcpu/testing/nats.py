@@ -1,4 +1,4 @@
-"""Real NATS servers for tests and the demo: one, or a cluster; killed, and started again with what they had."""
+"""Real NATS servers for tests and the demo: one, or a cluster. They can be killed, and restarted with their data."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ class NatsStartError(QmpVcpuError):
     """A NATS server did not come up.
 
     Attributes:
-        log: What it wrote to its log.
+        log: The server's log.
     """
 
     def __init__(self, why: str, log: str) -> None:
@@ -48,7 +48,7 @@ class NatsStartError(QmpVcpuError):
 
 
 def find_nats() -> Path:
-    """Return a NATS server: ``QMPVCPU_NATS_SERVER``, that of this environment (its wheel), or that in PATH.
+    """Return the path of a NATS server: ``QMPVCPU_NATS_SERVER``, else the wheel's, else one in PATH.
 
     Raises:
         NatsNotFoundError: There is none.
@@ -68,7 +68,7 @@ def find_nats() -> Path:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Return *count* TCP ports of *host* that nobody has now."""
+    """Return *count* TCP ports of *host* that are free now."""
     with contextlib.ExitStack() as stack:
         ports = []
         for _ in range(count):
@@ -79,20 +79,20 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 
 class NatsServer:
-    """One server with JetStream, which keeps its data until the context ends. Use it as an async context.
+    """A server with JetStream: an async context manager. It keeps its data until the context ends.
 
-    It is killed if this process is.
+    It dies with this process.
 
     Args:
         binary: The server; None: as ``find_nats`` says.
         host: Where it listens.
-        port: On which port; None: a free one, which it keeps when it is started again.
-        config: More of its configuration, in its own language.
-        files: Files for the configuration, by name; it names them without a directory.
-        jetstream: False: without JetStream.
-        prefix: What the command begins with, such as ``("ip", "netns", "exec", "hub")``.
-        name: What it calls itself.
-        directory: Where to keep its data; None: a directory for the time of the context.
+        port: Its port; None: a free one, which it keeps across restarts.
+        config: More of its configuration, in the server's own syntax.
+        files: Files that *config* refers to, by name, without a directory.
+        jetstream: Whether it has JetStream.
+        prefix: What to put before the command, such as ``("ip", "netns", "exec", "hub")``.
+        name: The server's name.
+        directory: Where to keep its data; None: a temporary directory.
     """
 
     def __init__(
@@ -128,19 +128,19 @@ class NatsServer:
 
     @property
     def pid(self) -> int:
-        """Its process; that of *prefix*, where one was given and stays."""
+        """Its process id; the id of *prefix* if that stays in front of it."""
         if self._process is None:
             raise NatsStartError("it does not run", "")
         return self._process.pid
 
     @property
     def is_running(self) -> bool:
-        """True if its process runs."""
+        """True while its process runs."""
         return self._process is not None and self._process.returncode is None
 
     @property
     def log(self) -> str:
-        """What it wrote so far."""
+        """Its log so far."""
         path = self.directory / _LOG
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -165,10 +165,10 @@ class NatsServer:
         return f'server_name: "{self.name}"\nlisten: "{self.host}:{self.port}"\n{store}{self.config}\n'
 
     async def start(self) -> None:
-        """Start it, with the data that it had, and wait until it takes connections.
+        """Start it with the data it had, and wait until it accepts connections.
 
         Raises:
-            NatsStartError: It ended, or takes none.
+            NatsStartError: It ended, or accepts none.
         """
         if self.is_running:
             raise NatsStartError("it runs already", self.log)
@@ -183,7 +183,7 @@ class NatsServer:
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
-                start_new_session=True,  # what the terminal's Ctrl-C ends is this process, which then ends the server
+                start_new_session=True,  # Ctrl-C in the terminal ends this process, which then ends the server
             )
         try:
             await self._wait_logged(_LISTENS, before)
@@ -192,7 +192,7 @@ class NatsServer:
             raise
 
     async def _wait_logged(self, text: str, before: int) -> None:
-        """Wait until *text* was logged more than *before* times."""
+        """Wait until *text* is in the log more than *before* times."""
         process = self._process
         try:
             async with asyncio.timeout(_READY_S):
@@ -204,7 +204,7 @@ class NatsServer:
             raise NatsStartError(f"{self._binary} does not say {text!r} after {_READY_S:g} s", self.log) from None
 
     async def reload(self, config: str) -> None:
-        """Have it read *config* in place of what was given."""
+        """Make it read *config* instead of its present configuration."""
         self.config = config
         (self.directory / "server.conf").write_text(self._written())
         before = self.log.count(_RELOADED)
@@ -212,15 +212,15 @@ class NatsServer:
         await self._wait_logged(_RELOADED, before)
 
     async def kill(self) -> None:
-        """Kill it, as a power cut would; its data stays. Does nothing if it does not run."""
+        """Kill it, as a power cut would; its data stays. Does nothing if it is not running."""
         await self._end(signal.SIGKILL)
 
     async def stop(self) -> None:
-        """Shut it down in order."""
+        """Shut it down cleanly."""
         await self._end(signal.SIGTERM)
 
     def freeze(self) -> None:
-        """Suspend its process: connections stay open, and it answers nothing until ``thaw``."""
+        """Stop its process (SIGSTOP): connections stay open, but it answers nothing until ``thaw``."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -244,14 +244,14 @@ def _member(listen: str, urls: str) -> str:
 
 
 class NatsCluster:
-    """Several servers as one cluster, each as ``NatsServer``. Use it as an async context.
+    """Several servers as one cluster, each a ``NatsServer``: an async context manager.
 
     Args:
-        size: How many.
+        size: How many servers.
         binary: As of ``NatsServer``.
-        config: As of ``NatsServer``, for each of them.
-        hosts: Where each listens; None: on 127.0.0.1.
-        prefixes: As *prefix* of ``NatsServer``, for each of them.
+        config: As of ``NatsServer``, for each server.
+        hosts: Where each listens; None: 127.0.0.1.
+        prefixes: The *prefix* of each server, as of ``NatsServer``.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class NatsCluster:
 
     @property
     def url(self) -> str:
-        """The addresses of all, with commas between them."""
+        """The servers' addresses, separated by commas."""
         return ",".join(server.url for server in self.servers)
 
     async def __aenter__(self) -> Self:
@@ -298,5 +298,5 @@ class NatsCluster:
         await self._stack.aclose()
 
     def named(self, name: str) -> NatsServer:
-        """Return the server that calls itself *name*."""
+        """Return the server with this *name*."""
         return next(server for server in self.servers if server.name == name)

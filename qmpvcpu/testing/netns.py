@@ -1,7 +1,8 @@
 """Hosts for tests: network namespaces with an address and a link each, which can be cut.
 
-Nothing needs to be swept: the namespaces have no names, so the kernel removes them, and their links, when nobody is
-in them any more. That is at the end, or when this process is killed: see :mod:`qmpvcpu.testing.guardian`.
+Nothing is left behind: the namespaces have no names, so the kernel removes them and their links once they have no
+processes. That happens at the end of the context, or when this process is killed: see
+:mod:`qmpvcpu.testing.guardian`.
 """
 
 import asyncio
@@ -41,11 +42,11 @@ _HOLD: Final = "echo; exec sleep infinity"
 
 
 class NetworkError(QmpVcpuError):
-    """A network for tests cannot be made, or cannot do what is asked of it."""
+    """A test network cannot be made, or cannot do what was asked."""
 
 
 def can_make_namespaces() -> bool:
-    """Whether this process may make network namespaces and links; found out by making one, which takes some 10 ms."""
+    """Return whether this process may make network namespaces and links. It tries to, which takes some 10 ms."""
     if os.geteuid() != 0 or any(shutil.which(tool) is None for tool in _TOOLS):
         return False
     tried = subprocess.run(
@@ -63,7 +64,7 @@ class HostProcess:
 
     Attributes:
         argv: Its command line.
-        pid: Its process id, its own and not that of a wrapper; also that of its process group and session.
+        pid: The program's own process id, not a wrapper's; also the id of its process group and session.
     """
 
     def __init__(self, argv: tuple[str, ...], process: asyncio.subprocess.Process, outputs: Path) -> None:
@@ -77,7 +78,7 @@ class HostProcess:
 
     @property
     def returncode(self) -> int | None:
-        """How it ended, as in :mod:`subprocess`; None: it runs."""
+        """Its exit status, as in :mod:`subprocess`; None while it runs."""
         return self._process.returncode
 
     @property
@@ -91,16 +92,16 @@ class HostProcess:
         return self._outputs.with_suffix(".err").read_text(errors="replace")
 
     async def wait(self) -> int:
-        """Return how it ended, as in :mod:`subprocess`, once it has."""
+        """Wait until it has ended; return its exit status, as in :mod:`subprocess`."""
         return await self._process.wait()
 
     def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
-        """Send *sig* to the program alone; nothing happens when it has ended. After SIGSTOP it stands still."""
+        """Send *sig* to the program alone, if it has not ended; with SIGSTOP, wait until it has stopped."""
         if self.returncode is None:
             send_signal(self.pid, sig)
 
     async def end(self) -> None:
-        """Kill it and what it has started in its process group; return when it has ended."""
+        """Kill it and its process group; return when it has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         await self.wait()
@@ -112,7 +113,7 @@ class Host:
     Attributes:
         name: Its name.
         address: Its address.
-        directory: A directory for its files; removed with the network.
+        directory: A directory for its files, removed with the network.
     """
 
     def __init__(self, name: str, address: str, directory: Path, link: "_Link | None") -> None:
@@ -127,23 +128,23 @@ class Host:
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """What a command begins with to run on the host, where :meth:`run` will not do; it keeps its process id."""
+        """What to put before a command to run it on the host without :meth:`run`; the process id stays the same."""
         return () if self._link is None else self._link.inside
 
     @property
     def processes(self) -> tuple[HostProcess, ...]:
-        """What was started on it, in this order, ended or not."""
+        """Everything that was started on it, oldest first, also what has ended."""
         return tuple(self._processes)
 
     async def run(
         self, *argv: str | Path, env: Mapping[str, str] | None = None, clock_offset: float = 0.0
     ) -> HostProcess:
-        """Start a program on the host, in its directory; it is killed at the end, and if this process is.
+        """Start a program on the host, in its directory; it is killed when the network ends, or with this process.
 
         Args:
             argv: The command line.
             env: More variables of its environment.
-            clock_offset: Seconds by which its time of day is ahead of the machine's; negative: behind. See
+            clock_offset: How many seconds its clock is ahead of the machine's; negative: behind. See
                 :func:`qmpvcpu.testing.clock.other_clock`.
 
         Raises:
@@ -175,7 +176,7 @@ class Host:
         return started
 
     async def cut(self) -> None:
-        """Pull the cable: nothing gets in or out, nobody is told, connections stay open. Idempotent.
+        """Pull the cable: nothing gets in or out, and connections stay open without an error. Idempotent.
 
         Raises:
             NetworkError: The network is not :attr:`Network.is_separate`.
@@ -191,9 +192,9 @@ class Host:
         await self._needs_link("mended").set_up(up=True)
 
     async def crash(self) -> None:
-        """Kill all that runs on the host, as a power failure does; return when it has ended.
+        """Kill everything on the host, as a power failure does; return when it has ended.
 
-        The host stays: programs can be started on it again.
+        The host stays, and can run programs again.
         """
         for each in self._processes:
             await each.end()
@@ -210,17 +211,18 @@ class Host:
 
 
 class Network:
-    """A network of hosts; an async context manager, at whose end all that runs on the hosts is killed.
+    """A network of hosts: an async context manager that kills everything on the hosts when it ends.
 
-    Each host is a network namespace. A bridge, in one more, joins them and this process. Where namespaces cannot be
-    made, hosts are directories, and share this machine's loopback: all works but ``cut`` and ``mend``.
+    Each host is a network namespace. A bridge in a further namespace joins them and this process. Where namespaces
+    cannot be made, hosts are directories that share this machine's loopback; only ``cut`` and ``mend`` do not work
+    then.
 
     Args:
-        separate: Whether to make namespaces; None: if that can be done.
+        separate: Whether to make namespaces; None: if possible.
 
     Attributes:
         is_separate: True if hosts are namespaces.
-        address: This machine's own address in the network; what listens here can be reached from every host.
+        address: This machine's address in the network; every host can reach what listens on it.
 
     Raises:
         NetworkError: There is no free range of addresses, or ``ip`` failed.
@@ -264,11 +266,11 @@ class Network:
 
     @checked
     async def host(self, name: str) -> Host:
-        """Return the host of this name; a new one unless it is there.
+        """Return the host with this name; make it if there is none.
 
         Raises:
             NetworkError: ``ip`` failed, or all addresses are taken.
-            ValueError: The name cannot be that of a directory.
+            ValueError: The name cannot be a directory's.
         """
         if not name or "/" in name or name in {".", ".."}:
             raise ValueError(f"{name!r} is no name for a host")
@@ -288,7 +290,7 @@ class Network:
             await self._make_bridge()
 
     async def _claim_range(self) -> ipaddress.IPv4Network:
-        """Return a range of addresses that nobody uses; it is ours as long as a socket of that name is."""
+        """Return a range of addresses that nobody uses; it is ours while a socket of that name is bound."""
         used = await _routes() if self.is_separate else ()
         ranges = list((_SEPARATE if self.is_separate else _LOOPBACK).subnets(new_prefix=_PREFIX))
         for each in random.sample(ranges, len(ranges)):
@@ -313,7 +315,7 @@ class Network:
         await bridge.ip("link add bridge type bridge forward_delay 0", "link set bridge up")
         ours = f"qmpvcpu{int(self._range.network_address) >> 32 - _PREFIX & 0x3FF}"  # as free as the range is
         await _ip(f"link add {ours} type veth peer name machine netns {bridge.pid}")
-        self._resources.push_async_callback(_ip, f"link delete {ours}")  # the kernel takes its time over namespaces
+        self._resources.push_async_callback(_ip, f"link delete {ours}")  # the kernel removes namespaces with a delay
         await bridge.ip("link set machine master bridge up")
         await _ip(f"address add {self.address}/{_PREFIX} dev {ours}", f"link set {ours} up")
 
@@ -358,7 +360,7 @@ class Network:
 
 
 class _Namespace:
-    """A network namespace, which lives as long as the process *pid* in it, or another."""
+    """A network namespace; it lives as long as the process *pid*, or any other in it."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -371,7 +373,7 @@ class _Namespace:
 
 
 class _Link:
-    """The cable of one host: a namespace, and its port of the bridge."""
+    """One host's cable: its namespace, and its port on the bridge."""
 
     def __init__(self, bridge: _Namespace, host: _Namespace, port: str) -> None:
         self._bridge = bridge
@@ -387,16 +389,16 @@ class _Link:
         await self._host.ip("link set lo up", f"address add {address} dev eth0", "link set eth0 up")
 
     async def set_up(self, *, up: bool) -> None:
-        # The other end: the host must not be told by errors, as it is where its own end is down.
+        # The bridge's end: if the host's own end went down, the host would notice by errors.
         await self._bridge.ip(f"link set {self._port} {'up' if up else 'down'}")
 
     async def kill_all(self) -> None:
-        """Kill all in the namespace but the process that holds it."""
+        """Kill everything in the namespace but the process that holds it open."""
         await asyncio.to_thread(guardian.kill_all, {self._host.name}, spare={self._host.pid})
 
 
 async def _ip(*commands: str, inside: Sequence[str] = ()) -> None:
-    """Have ``ip`` do all of these, in a namespace or in our own."""
+    """Run these commands of ``ip``, in a namespace or in our own."""
     process = await asyncio.create_subprocess_exec(
         *(*inside, "ip", "-batch", "-"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -407,7 +409,7 @@ async def _ip(*commands: str, inside: Sequence[str] = ()) -> None:
 
 
 async def _routes() -> list[ipaddress.IPv4Network]:
-    """Return the addresses that this machine knows a way to, but for the rest of the world."""
+    """Return the networks that this machine has a route to, without the default route."""
     process = await asyncio.create_subprocess_exec("ip", "-json", "-4", "route", "show", stdout=subprocess.PIPE)
     stdout, _ = await process.communicate()
     return [ipaddress.IPv4Network(route["dst"]) for route in json.loads(stdout) if route["dst"] != "default"]
