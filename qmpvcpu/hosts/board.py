@@ -1,4 +1,4 @@
-"""What an agent tells everybody of the states of its VMs."""
+"""Publishes the states of an agent's VMs."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from qmpvcpu.model.hosts import VmKey, token
 
 _log = logging.getLogger("qmpvcpu.hosts")
 
-# The state of a VM that changes again and again is told so often; one that somebody waits for at once.
+# Pause between two states of one VM; a state that somebody is waiting for is published at once.
 _APART_S: Final = 0.2
 _AGAIN_S: Final = 1.0
 # A watch for what hardly ever happens; of thousands of hosts the heartbeats would be most of what the server does.
@@ -23,14 +23,15 @@ _SELDOM_S: Final = 30.0
 
 
 class StateBoard:
-    """Keeps the states of a host's VMs in their bucket: the newest of each, whatever happens to the connection.
+    """Keeps the newest state of each VM of a host in its bucket, also across lost connections.
 
     Args:
         bus: The server.
         host: The host.
-        compose: Returns the state of the VM of a name now; None: there is none, and its key is deleted.
-        outbox: What came of a wish is in the stream before a state says so, where the stream takes it in time: after
-            that nobody would tell it again.
+        compose: Returns the current state of the VM with this name, or None if there is no such VM: its key is then
+            deleted.
+        outbox: Takes the audit. A wish's result goes there before its state is published, since nobody would repeat
+            it afterwards. A slow stream delays the state only briefly.
     """
 
     def __init__(self, bus: Bus, host: str, compose: Callable[[str], dict[str, Any] | None], outbox: Outbox) -> None:
@@ -45,7 +46,7 @@ class StateBoard:
         self._progress = asyncio.Condition()
 
     def changed(self, vm: str, *, urgent: bool) -> None:
-        """Note that there is something new to tell of *vm*; *urgent*: somebody waits for it."""
+        """Note that *vm* has a new state; *urgent* if somebody is waiting for it."""
         now = asyncio.get_running_loop().time()
         due = now if urgent else max(now, self._told.get(vm, 0.0) + _APART_S)
         self._due[vm] = min(due, self._due.get(vm, due))
@@ -53,12 +54,12 @@ class StateBoard:
         self._untold.add(vm)
 
     async def told(self, vm: str | None = None) -> None:
-        """Wait until everything is told of *vm*; None: of all."""
+        """Wait until the newest state of *vm* is published; None: those of all VMs."""
         async with self._progress:
             await self._progress.wait_for(lambda: not self._untold if vm is None else vm not in self._untold)
 
     async def run(self, states: Bucket) -> None:
-        """Tell what is new in the bucket of *states*, until it is cancelled."""
+        """Publish new states to the bucket *states*, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             now = loop.time()
@@ -78,11 +79,11 @@ class StateBoard:
                 pass
 
     async def keep(self, states: Bucket) -> None:
-        """Tell again what somebody else deletes from the bucket of *states*, until it is cancelled."""
+        """Publish again what somebody else deletes from the bucket *states*, until cancelled."""
         while True:
             try:
                 async with states.watch(f"{token(self._host)}.>", values=False, heartbeat_s=_SELDOM_S) as entries:
-                    for vm in self._told:  # it may have been deleted while nobody looked
+                    for vm in self._told:  # it may have been deleted in the meantime
                         self.changed(vm, urgent=False)
                     async for entry in entries:
                         if entry is not None and entry.value is None:
@@ -92,7 +93,7 @@ class StateBoard:
                 await asyncio.sleep(_AGAIN_S)
 
     def _is_gone(self, key: str) -> None:
-        """Take note of a deletion, which may be our own: of a VM that is gone."""
+        """Take in a deletion; it may be our own, of a VM that is gone."""
         with contextlib.suppress(ValueError):
             vm = VmKey.parse(key).vm
             if self._compose(vm) is not None:
@@ -111,7 +112,7 @@ class StateBoard:
                 await states.put(key, json.dumps(state).encode())
             except TooLongError as error:
                 await states.put(key, json.dumps(_in_short(state, error)).encode())
-        except TooLongError as error:  # nor does the server take it later
+        except TooLongError as error:  # the server will not take it later either
             _log.warning("the state of %s cannot be told: %s", printable(vm), error)
         except HostsError as error:
             _log.warning("the state of %s cannot be told: %s", vm, error)
@@ -120,7 +121,7 @@ class StateBoard:
 
 
 def _in_short(state: dict[str, Any], error: TooLongError) -> dict[str, Any]:
-    """Return *state* without what makes it too long: why, and what came of the wish."""
+    """Return *state* without the parts that make it too long: the reason, and the wish's result."""
     known: VmResult[None] = VmResult(state["address"], state["name"], None, None, error, 0.0)
     return known.to_json(whole=True) | {
         name: state[name] for name in ("host", "time", "answer", "wanted", "drift", "deleted")

@@ -1,4 +1,4 @@
-"""Carries out the wishes for one VM, each once: whatever crashes, nothing is lost, and nothing is sent twice."""
+"""Carries out the wishes for one VM: whatever crashes, none is lost, and none is carried out twice."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from qmpvcpu.vm.controller import VcpuController
 
 _log = logging.getLogger("qmpvcpu.hosts")
 
-# What cannot be written, though the server is there, is tried again so much later.
+# Pause before a write is repeated that the server refused.
 _AGAIN_S: Final = 1.0
 
 
@@ -37,11 +37,11 @@ class Duty(NamedTuple):
     Attributes:
         bus: The server.
         wishes: The bucket of wishes.
-        agent: This run of the agent.
-        policy: What it does.
-        outbox: Where it is told who asked for what, and what came of it.
-        may_begin: Returns False while it is not sure that this is the host's only agent.
-        told: Returns when everybody can read what was answered of a VM.
+        agent: The id of this run of the agent.
+        policy: What the agent may do.
+        outbox: Takes the audit: who asked for what, and the result.
+        may_begin: Returns False while another agent may be serving this host.
+        told: Waits until a VM's answer is in its bucket.
     """
 
     bus: Bus
@@ -54,11 +54,10 @@ class Duty(NamedTuple):
 
 
 class WishKeeper:
-    """Carries out what is wished of one VM: the newest wish, each revision once.
+    """Carries out the newest wish for one VM, each revision once.
 
-    A wish is claimed before anything is sent to QEMU: whoever comes after a crash finds the claim, and goes on from
-    what the VM's record tells, or answers from what is there. A newer wish has the running one stop at its next safe
-    point.
+    It claims a wish before anything is sent to QEMU. After a crash, the next agent finds the claim and continues from
+    the VM's record, or answers with what it finds in the VM. A newer wish stops a running one at its next safe point.
 
     Args:
         hosted: The VM.
@@ -79,14 +78,14 @@ class WishKeeper:
         self._who = ""  # wished what is being looked at
 
     def stop(self) -> None:
-        """Have ``run`` return once what is being carried out has ended."""
+        """Make ``run`` return as soon as the wish under way has ended."""
         self._stop.set()
         if self._serving is None:
             self._newest = None
             self._news.set()
 
     def take(self, entry: Entry) -> None:
-        """Take note of what the bucket has now; entries may come twice, and an older one is passed over."""
+        """Take in an entry of the bucket; repeated and older ones are ignored."""
         if self._newest is not None and entry.revision <= self._newest.revision:
             return
         if self._serving is not None and self._is_mine(entry):
@@ -97,7 +96,7 @@ class WishKeeper:
 
     @property
     def idle_s(self) -> float:
-        """For how long nothing has been wished of its VM, in seconds; 0 while anything is."""
+        """How many seconds the VM has been without a wish; 0 while it has one."""
         return 0.0 if self._idle_since is None else asyncio.get_running_loop().time() - self._idle_since
 
     def _is_mine(self, entry: Entry) -> bool:
@@ -108,7 +107,7 @@ class WishKeeper:
             return False
 
     async def run(self) -> None:
-        """Serve one wish after another, until it is cancelled."""
+        """Carry out one wish after another, until cancelled."""
         while not self._stop.is_set():
             await self._news.wait()
             self._news.clear()
@@ -118,7 +117,7 @@ class WishKeeper:
                     await self._serve(entry)
                 except StaleError:
                     continue  # something newer is there, and comes
-                except HostsError as error:  # the server is away, or refuses: all is looked at anew
+                except HostsError as error:  # the server is away or refuses: read everything again
                     _log.warning("%s: %s", self._hosted.key, error)
                     await self._first(timeout=_AGAIN_S)
                     await first_of(self._bus.wait_connected(), self._stop.wait())
@@ -154,7 +153,7 @@ class WishKeeper:
             await self._carry_out(wish, claim, begun=begun)
 
     async def _is_over(self, entry: Entry, revision: int) -> bool:
-        """Return True if the wish of *revision* was answered."""
+        """Return True if the wish with this *revision* has been answered."""
         answer = self._hosted.answer
         if answer is None or answer.revision != revision or not answer.phase.is_over:
             return False
@@ -192,7 +191,7 @@ class WishKeeper:
         self._answer(entry.revision, wish, WishPhase.REJECTED, code=NOT_SENT, why=why)
 
     async def _claim(self, entry: Entry, wish: Wish) -> Claim | None:
-        """Wait until *wish* can be begun, and claim it; None if it is not to be begun any more."""
+        """Wait until *wish* can begin, and claim it; return None if it must not begin any more."""
         if await self._wait_for_vm(wish, entry.revision, entry.created + wish.drop_after):
             return await self._write_claim(entry, wish, entry.revision, entry.created)
         if not self._news.is_set():
@@ -200,7 +199,7 @@ class WishKeeper:
         return None
 
     async def _take_over(self, entry: Entry, wish: Wish, claim: Claim) -> tuple[Claim | None, bool]:
-        """Go on with what was claimed before: return the claim, or None if there is nothing to be done any more.
+        """Take over a wish that was claimed before: return the claim, or None if nothing is left to do.
 
         Also return whether anything may have been sent for it.
         """
@@ -219,7 +218,7 @@ class WishKeeper:
         return await self._write_claim(entry, wish, claim.revision, claim.written), False
 
     async def _write_claim(self, entry: Entry, wish: Wish, revision: int, written: float) -> Claim | None:
-        """Claim what *entry* has; None if it is no longer there."""
+        """Write the claim into *entry*; return None if it is gone or has changed."""
         vm = self._hosted.vm
         info = None if vm is None else vm.record_info
         claim = Claim(revision, written, self._duty.agent, 0 if info is None else info.saves)
@@ -237,7 +236,7 @@ class WishKeeper:
         return claim
 
     async def _look_again(self, after: int) -> None:
-        """Take what the bucket has, if that is newer than revision *after*."""
+        """Read the bucket again, and take what is newer than revision *after*."""
         now = await self._wishes.get(self._hosted.key.key)
         if now is not None and now.revision > after:
             self.take(now)
@@ -248,7 +247,7 @@ class WishKeeper:
         await self._drop(entry)
 
     async def _drop(self, entry: Entry) -> None:
-        """Delete a wish that has expired, once that is told: later nobody could find out."""
+        """Delete an expired wish, but report it first: afterwards nobody could find out."""
         await self._duty.told(self._hosted.key.vm)
         with contextlib.suppress(StaleError):  # something newer is there
             await self._wishes.delete(self._hosted.key.key, last=entry.revision)
@@ -262,7 +261,7 @@ class WishKeeper:
         return "its agent came too late" if self._duty.may_begin() else "its agent is not sure to be the only one"
 
     async def _wait_for_vm(self, wish: Wish, revision: int, deadline: float) -> bool:
-        """Wait until the VM is here and nobody else changes it; False if it is too late, or something newer came."""
+        """Wait until the VM is here and nobody else changes it; False after *deadline*, or if a newer wish came."""
         hosted = self._hosted
         while not self._news.is_set() and (left := deadline - self._bus.now()) > 0:
             if hosted.is_here and not hosted.turn.locked() and self._duty.may_begin():
@@ -274,7 +273,7 @@ class WishKeeper:
         return False
 
     async def _first(self, *others: asyncio.Event, timeout: float) -> None:
-        """Wait until something newer is wished, or one of the *others* is set."""
+        """Wait for a newer wish, or until one of the *others* is set."""
         await first_of(*(each.wait() for each in (self._news, *others)), timeout=timeout)
 
     # What is done for it.
@@ -311,7 +310,7 @@ class WishKeeper:
     async def _to_its_end(
         self, vm: VcpuController, wish: Wish, claim: Claim, *, begun: bool
     ) -> VmResult[TransitionReport | None]:
-        """Carry *wish* out, but no longer than it may take, nor than until something newer is wished."""
+        """Carry *wish* out until it ends, its time is up, or a newer wish comes."""
         hosted = self._hosted
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -344,7 +343,7 @@ class WishKeeper:
             task.cancel()
 
     def _reach(self, vm: VcpuController, wish: Wish, left: float) -> Coroutine[Any, Any, TransitionReport]:
-        """Return the work of carrying *wish* out in the time that is *left*."""
+        """Return the work that carries *wish* out in the seconds that are *left*."""
         options = wish.options.given()
         given = options.get("total_timeout")
         options["total_timeout"] = max(left if given is None else min(left, given), 0.0)
@@ -353,7 +352,7 @@ class WishKeeper:
         return vm.set_count(wish.count or 0, include_boot=wish.include_boot, **options)
 
     async def _resume(self, vm: VcpuController, wish: Wish, left: float) -> TransitionReport:
-        """Go on with what an earlier agent had begun: from what the record tells, or by looking."""
+        """Continue what an earlier agent began, from the record or, without one, by reading the VM."""
         report = await self._recover(vm, wish, left)
         if report is not None:
             return report
@@ -368,14 +367,14 @@ class WishKeeper:
         return _without_steps(vm, target, TransitionOutcome.REACHED)
 
     async def _recover(self, vm: VcpuController, wish: Wish, left: float) -> TransitionReport | None:
-        """Finish what was cut short of *wish*, under its policy; None if nothing was.
+        """Finish what was cut short of *wish*, under its policy; return None if nothing was.
 
-        That an agent died is no failure of the change. If a step had failed before, it is reverted where the policy
-        says so; if the time is over, it is only looked at.
+        A dead agent does not count as a failure of the change. If a step had already failed, the policy decides
+        whether to revert. If the time is up, the VM is only read.
         """
         intent = vm.interrupted
         if intent is None or (wish.map is not None and intent.target != wish.map):
-            return None  # what there is is somebody else's
+            return None  # another client's intent
         how = Recovery.REPORT
         if left > 0:
             how = Recovery.REVERT if await _has_failed(vm, intent) else Recovery.FINISH
@@ -403,7 +402,7 @@ class WishKeeper:
 
 
 async def first_of(*waits: Coroutine[Any, Any, object], timeout: float | None = None) -> None:
-    """Wait until one of *waits* is over, at most so many seconds; the others are given up."""
+    """Wait until one of *waits* ends, or *timeout* seconds have passed; cancel the others."""
     tasks = [asyncio.ensure_future(each) for each in waits]
     try:
         await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -413,13 +412,13 @@ async def first_of(*waits: Coroutine[Any, Any, object], timeout: float | None = 
 
 
 def _was_begun(vm: VcpuController, claim: Claim) -> bool:
-    """Tell whether anything may have been sent for the wish that an earlier agent had claimed."""
+    """Return whether anything may have been sent for a wish that an earlier agent claimed."""
     info = vm.record_info
     return info is None or info.found > claim.saves  # the intent is recorded before anything is sent
 
 
 async def _has_failed(vm: VcpuController, intent: Intent) -> bool:
-    """Tell whether *intent* was to be reverted when it was cut short, or would have been at the next moment."""
+    """Return whether *intent* was being reverted when it was cut short, or was about to be."""
     if intent.direction is Direction.REVERTING:
         return True
     if intent.on_failure is not OnFailure.REVERT:
