@@ -76,7 +76,7 @@ class Places:
 
         Where *intent* says so already, nobody could send it home yet since an earlier controller died.
         """
-        if self.host is None or self.host.unreachable or intent.main_cpus is not None:
+        if self.host is None or not self.host.main_cpus or intent.main_cpus is not None:
             return intent
         born_on = {cpus for cpus, _ in self._births.values()}  # as was wanted when these were sent
         if self.placement is not None:

@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Final, NamedTuple
 
 from qmpvcpu.errors import HostBusyError, HostError, ThreadGoneError
@@ -79,7 +79,7 @@ class Birthplace:
         """
         if self.home is None or self._main is None:
             main = self._main_thread()
-            self._lock = _locked(main)
+            self._lock = _locked(main, fcntl.LOCK_EX)
             try:
                 self.home = self._strays_home = VcpuMap(_affinity(main))
             except HostError:
@@ -154,11 +154,8 @@ class Birthplace:
                 _log.warning("QEMU's main thread was not sent back to host CPUs %s: %s", self.home, error)
         self.home = self._cpus = None
         self._births = self._threads = 0
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._lock, fcntl.LOCK_UN)  # also for a child that has inherited it
-            os.close(self._lock)
-            self._lock = None
+        _unlock(self._lock)
+        self._lock = None
         self._looked_at(in_place=False)
 
     def _heed_others(self, main: HostThread) -> None:
@@ -209,6 +206,25 @@ class Birthplace:
         if snapshot.births == self._begun:  # nothing can have been born since
             self._used.clear()
             self._used_now.clear()
+
+
+@contextlib.contextmanager
+def undisturbed(main: HostThread) -> Iterator[bool]:
+    """Keep other programs from giving QEMU's main thread a birthplace inside; yield False if one has.
+
+    Where it is then does not tell where it belongs. Not for a program that has it elsewhere itself.
+    """
+    try:
+        lock = _locked(main, fcntl.LOCK_SH)
+    except HostBusyError:
+        yield False
+        return
+    except HostError:  # it is hidden, or has ended
+        lock = None
+    try:
+        yield True
+    finally:
+        _unlock(lock)
 
 
 def put_right(
@@ -266,7 +282,7 @@ def _named(thread: HostThread) -> tuple[int, str]:
     return thread.tid, thread.name
 
 
-def _locked(main: HostThread) -> int | None:
+def _locked(main: HostThread, kind: int) -> int | None:
     """Return a lock against other programs that give the main thread birthplaces; None where the kernel has none.
 
     Two that did so at a time would each take the other's birthplace for its home. It is that of a directory in
@@ -277,7 +293,7 @@ def _locked(main: HostThread) -> int | None:
     except OSError as error:
         raise HostError(f"QEMU, process {main.tid}, cannot be looked at: {error.strerror}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
         raise HostBusyError("another program is plugging vCPUs of this QEMU into their place just now") from None
@@ -285,6 +301,13 @@ def _locked(main: HostThread) -> int | None:
         os.close(lock)
         return None
     return lock
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_UN)  # also for a child that has inherited it
+        os.close(lock)
 
 
 def _affinity(thread: HostThread) -> set[int]:

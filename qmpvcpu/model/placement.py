@@ -378,7 +378,8 @@ class HostFacts:
         online: Those that are online.
         allowed: Those that the cgroup of QEMU's main thread allows.
         cgroup: The name of that cgroup, for messages.
-        main_cpus: Where QEMU's main thread runs, when no vCPU is being born.
+        main_cpus: Where QEMU's main thread runs, when no vCPU is being born; empty: not known, since another program
+            has vCPUs born.
         highest_priority: The highest real-time priority we may set; 0: none.
         why_not_realtime: Why it is not 99, or "".
         why_not_core_scheduling: Why this kernel has no core scheduling, or "".

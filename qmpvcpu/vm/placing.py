@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from qmpvcpu.engine.places import EMULATOR
 from qmpvcpu.engine.vmstate import VmState
 from qmpvcpu.errors import HostError, ThreadGoneError, printable
-from qmpvcpu.host.birthplace import Birthplace, Snapshot, put_right
+from qmpvcpu.host.birthplace import Birthplace, Snapshot, put_right, undisturbed
 from qmpvcpu.host.cgroups import read_cpuset
 from qmpvcpu.host.coresched import share_core
 from qmpvcpu.host.facts import numa_node, read_facts
@@ -47,6 +47,7 @@ class Placer:
         self._monitor = monitor
         self._main: tuple[Monitor, HostThread] | None = None
         self._facts: tuple[Monitor, float, HostFacts] | None = None
+        self._home: tuple[HostThread, VcpuMap] | None = None  # of the main thread, as seen last
 
     def _main_may_spread(self) -> VcpuMap:
         return may_spread((self._state.places.placement or Placement()).of_emulator(), self.facts())
@@ -97,12 +98,25 @@ class Placer:
         groups = placement is not None and placement.groups
         if anew or groups or self._facts is None or self._facts[0] is not monitor or now > self._facts[1] + _FRESH_S:
             self._facts = monitor, now, read_facts(main.tid, core_scheduling=groups)
-        facts = self._facts[2]
-        home = self.birthplace.home
-        if home is None:
-            found = read_place(main)
-            home = facts.main_cpus if found is None or found.cpus is None else found.cpus
-        return replace(facts, main_cpus=home)
+        return replace(self._facts[2], main_cpus=self._home_of(main))
+
+    def _home_of(self, main: HostThread) -> VcpuMap:
+        """Return where the main thread belongs; no host CPUs if another program has had it elsewhere so far."""
+        if self.birthplace.home is not None:
+            return self.birthplace.home
+        found = self._place_of_main(main)
+        if found is not None and found.cpus is not None:
+            self._home = main, found.cpus
+        return self._home[1] if self._home is not None and self._home[0] == main else VcpuMap()
+
+    def _place_of_main(self, main: HostThread) -> Place | None:
+        """Return where the main thread runs; None if that is where a vCPU is being born, or if it is gone."""
+        with self._undisturbed(main) as is_home:
+            return read_place(main) if is_home else None
+
+    def _undisturbed(self, main: HostThread) -> contextlib.AbstractContextManager[bool]:
+        """Return a context in which the main thread is where it belongs, if it yields True."""
+        return contextlib.nullcontext(enter_result=False) if self.birthplace.home is not None else undisturbed(main)
 
     def threads(self, tids: Sequence[int]) -> Mapping[int, HostThread]:
         """Return the threads that QEMU calls *tids*, by these numbers; without those that are gone.
@@ -169,7 +183,7 @@ class Placer:
                     return _GONE
                 place = places.get(vcpu, Place())
                 if place.cpus is None and slot.count > 1:  # born with others for which something is said
-                    place = place.over(Place(facts.main_cpus))
+                    place = place.over(Place(facts.main_cpus or None))
                 _move(Move(vcpus[vcpu], place, may_spread(placement.of_vcpu(vcpu), facts)))
             self.group(placement, vcpus, of=slot.ids)
         except HostError as error:
@@ -263,8 +277,10 @@ class Placer:
         readings: Sequence[ThreadReading],
         iothreads: Collection[int],
         placement: Placement,
-    ) -> Iterator[QemuThread]:
+    ) -> list[QemuThread]:
         """Return QEMU's threads: those of the vCPUs by ascending id, then its others, the main thread first.
+
+        While a vCPU is being born, emulator threads have no place.
 
         Args:
             threads: ``all_threads``, older than what follows: a newer one may be that of a vCPU.
@@ -279,13 +295,17 @@ class Placer:
         wanted = placement.of_vcpus(vcpus, self.facts())
         of_vcpu = {thread.tid for thread in vcpus.values()}
         of_io = {thread.tid for thread in self.threads(tuple(iothreads)).values()}
+        listed: list[QemuThread] = []
         for vcpu, thread in sorted(vcpus.items()):
-            yield from _look(thread, ThreadKind.VCPU, vcpu, wanted.get(vcpu, Place()))
-        for thread in threads:
-            if thread.tid in of_io:
-                yield from _look(thread, ThreadKind.IOTHREAD, None, Place())
-            elif thread.tid not in of_vcpu:
-                yield from _look(thread, ThreadKind.EMULATOR, None, placement.of_emulator())
+            listed += _look(thread, ThreadKind.VCPU, vcpu, wanted.get(vcpu, Place()))
+        with self._undisturbed(self.main_thread()) as is_home:
+            place = placement.of_emulator() if is_home else Place()
+            for thread in threads:
+                if thread.tid in of_io:
+                    listed += _look(thread, ThreadKind.IOTHREAD, None, Place())
+                elif thread.tid not in of_vcpu:
+                    listed += _look(thread, ThreadKind.EMULATOR, None, place)
+        return listed
 
     def read_places(self, slots: Sequence[Slot]) -> dict[int, Place]:
         """Return where each thread runs, by vCPU id, QEMU's main thread as ``EMULATOR``; without what is hidden."""
@@ -305,8 +325,8 @@ class Placer:
         return self._places_of(vcpus, self.main_thread())
 
     def _places_of(self, vcpus: Mapping[int, HostThread], main: HostThread) -> dict[int, Place]:
-        threads = {**vcpus, EMULATOR: main} if self.birthplace.home is None else vcpus
-        places = {vcpu: read_place(thread) for vcpu, thread in threads.items()}
+        places = {vcpu: read_place(thread) for vcpu, thread in vcpus.items()}
+        places[EMULATOR] = self._place_of_main(main)
         return {vcpu: place for vcpu, place in places.items() if place is not None}
 
     def put_right(self, intent: Intent) -> Intent:

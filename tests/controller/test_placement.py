@@ -198,6 +198,41 @@ async def test_two_controllers_at_once_leave_the_main_thread_at_home() -> None:
             await other.refresh()
 
 
+async def test_where_another_program_has_vcpus_born_is_no_drift() -> None:
+    wish = Placement(emulator=Place(HOME))
+    async with (
+        MicroGuest() as guest,
+        qmpvcpu.attach(guest.sockets[0]) as one,
+        qmpvcpu.attach(guest.sockets[1], placement=wish) as other,
+    ):
+        with held_birth(one, FIRST):
+            assert str(affinity(guest.process.pid)) == FIRST
+            await other.refresh()
+            assert other.host.drifted == {}
+            assert other.host.facts().main_cpus == HOME
+            assert not any(thread.drifted for thread in await other.host.threads())
+        os.sched_setaffinity(guest.process.pid, VcpuMap.parse(FIRST))
+        await other.refresh()
+        assert set(other.host.drifted) == {-1}
+        assert [thread.name for thread in await other.host.threads() if thread.drifted] == [
+            (Path("/proc") / str(guest.process.pid) / "comm").read_text().strip()
+        ]
+
+
+async def test_who_comes_while_another_program_plugs_into_the_same_place_waits_for_its_turn() -> None:
+    async with MicroGuest() as guest, qmpvcpu.attach(guest.sockets[0]) as one:
+        birth = contextlib.ExitStack()
+        birth.enter_context(held_birth(one, LAST))
+        async with qmpvcpu.attach(guest.sockets[1]) as other:
+            assert not other.host.facts().main_cpus
+            plug = asyncio.create_task(other.plug(1, placement=Placement.pinned({1: LAST})))
+            for _ in range(5):
+                assert (await one.refresh()).enabled == {0}
+            birth.close()
+            assert await plug == {1}
+            await check_threads(other, guest, {1: LAST})
+
+
 async def test_a_vcpu_gets_its_scheduler_and_is_born_on_its_cpus() -> None:
     placement = Placement({1: Place.on(LAST, "batch"), 2: Place.on(LAST)})
     async with MicroGuest(behaviour=STARTING) as guest, qmpvcpu.attach(guest.qmp, placement=placement) as vm:
