@@ -279,6 +279,8 @@ class HostAgent:
             return
         if found is not None:
             self._found[address] = found
+            if found.error is not None and (before is None or str(before.error) != str(found.error)):
+                _log.warning("%s/%s at %s cannot be served: %s", self._host, found.name, address, found.error)
         for name in {each.name for each in (before, found) if each is not None}:
             there = {address: each for address, each in self._found.items() if each.name == name}
             if len(there) > 1:

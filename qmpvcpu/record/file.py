@@ -113,7 +113,10 @@ class Place:
             if os.path.samestat(now, here):
                 return
             if here.st_nlink or now.st_uid != here.st_uid:
-                why = f"{self.path.parent} is another directory than when it was opened: it is left alone; open again"
+                why = (
+                    f"{self.path.parent} is another directory than when it was opened: it is left alone; "
+                    "move the old one back, or restart what keeps this record"
+                )
                 raise RecordError(self.path, why)
             directory = os.open(self.path.parent, _DIRECTORY)
             try:

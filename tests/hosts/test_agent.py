@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -384,6 +385,29 @@ async def test_an_agent_whose_server_is_away_ends_when_it_is_told_to(tmp_path: P
         await agent.wait_said("lease host.rack1 is lost")
         agent.process.send_signal(signal.SIGTERM)
         assert (await agent.end()).code == 0
+
+
+async def test_the_log_says_once_which_sockets_lead_to_no_vm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = tmp_path / "dead.qmp"
+    with socket.socket(socket.AF_UNIX) as unheard:
+        unheard.bind(str(dead))
+    async with served() as server, agent_of(server, "rack1", tmp_path, rescan=0.01) as agent:
+        (fleet,) = agent._fleets
+        rescan = fleet.rescan
+        seen = asyncio.Semaphore(0)
+
+        async def counted() -> None:
+            seen.release()
+            await rescan()
+
+        fleet.rescan = counted  # type: ignore[method-assign]  # to know how often it has looked
+        for _ in range(3):
+            await seen.acquire()
+    (said,) = [each.getMessage() for each in caplog.records if "dead" in each.getMessage()]
+    assert said.startswith(f"rack1/dead at unix:{dead} cannot be served: ")
+    assert said.endswith("nobody listens, the socket was left behind by a process that has ended")
 
 
 async def test_a_second_agent_of_a_host_is_refused(tmp_path: Path) -> None:
