@@ -15,7 +15,7 @@ import qmpvcpu
 from qmpvcpu import VcpuMap
 from qmpvcpu.bus import Bus, ServerAddress
 from qmpvcpu.errors import LeaseTakenError
-from qmpvcpu.fleet import Fleet
+from qmpvcpu.fleet import Fleet, Rescan
 from qmpvcpu.hosts import AgentPolicy, HostAgent
 from qmpvcpu.model.hosts import STATES, WISHES, Operation, VmKey
 from qmpvcpu.model.options import OnFailure
@@ -398,9 +398,9 @@ async def test_the_log_says_once_which_sockets_lead_to_no_vm(
         rescan = fleet.rescan
         seen = asyncio.Semaphore(0)
 
-        async def counted() -> None:
+        async def counted() -> Rescan:
             seen.release()
-            await rescan()
+            return await rescan()
 
         fleet.rescan = counted  # type: ignore[method-assign]  # to know how often it has looked
         for _ in range(3):
