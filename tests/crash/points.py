@@ -30,6 +30,7 @@ SAVING_TURN = "before the turn is saved"
 TURN_SAVED = "the turn is saved"
 OUTCOME_SAVED = "the outcome is saved"
 PLACEMENT_SAVED = "the placement is saved"
+_NO_CPUS = VcpuMap()
 
 
 class Points:
@@ -114,13 +115,13 @@ def _watch_threads(points: Points, patch: pytest.MonkeyPatch, stuck: int) -> Non
     begin, restore, end = Birthplace.begin, Birthplace.restore, Birthplace.end
     placed, place = Batch.placed, Placer.place
 
-    def _put(thread: HostThread, place: Place, *, everywhere: VcpuMap) -> Place:
+    def _put(thread: HostThread, place: Place, *, everywhere: VcpuMap = _NO_CPUS) -> Place:
         points.cross(f"before a thread is put on {place}")
         found = put(thread, place, everywhere=everywhere)
         points.cross(f"a thread is put on {place}")
         return found
 
-    def _set_affinity(main: HostThread, cpus: VcpuMap, *, everywhere: VcpuMap) -> None:
+    def _set_affinity(main: HostThread, cpus: VcpuMap, *, everywhere: VcpuMap = _NO_CPUS) -> None:
         points.cross(f"before QEMU's main thread is put on host CPUs {cpus}")
         set_affinity(main, cpus, everywhere=everywhere)
         points.cross(f"QEMU's main thread is put on host CPUs {cpus}")
