@@ -1,5 +1,6 @@
 """What an agent can be asked for. Its answers are the documents that the commands print with ``--json``."""
 
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, TypeVar
 
 from qmpvcpu.documents.failures import code_of, error_json
-from qmpvcpu.documents.form import NOT_REACHED, NOT_SENT, REACHED, document
+from qmpvcpu.documents.form import NO_ANSWER, NOT_REACHED, NOT_SENT, REACHED, document
 from qmpvcpu.documents.layouts import state_json
 from qmpvcpu.documents.plans import plan_json
 from qmpvcpu.documents.readings import statistics_json
@@ -184,13 +185,13 @@ class RequestDesk:
         if audited:
             self._outbox.requested(key, operation.value, who, json.loads(request))
         try:
-            if len(request) > MOST_BYTES:
-                raise RequestRefusedError(f"the request has {len(request):,} bytes: {MOST_BYTES:,} are read")
-            if why := self._policy.refusal(operation):
-                raise RequestRefusedError(why)
-            content = document(code=REACHED, **await self._work[operation](request))
-        except QmpVcpuError as error:
-            content = self._failure(error, vm)
+            content = await self._carry_out(operation, request, vm)
+        except BaseException as error:
+            if audited:  # who reads the stream would wait for an end that nobody tells
+                stopped = isinstance(error, asyncio.CancelledError)
+                why = "its agent was stopped meanwhile" if stopped else f"its agent failed: {error!r}"
+                self._outbox.replied(key, operation.value, who, NO_ANSWER, why)
+            raise
         if audited:
             why = (content.get("error") or {}).get("message", "")
             self._outbox.replied(key, operation.value, who, content["code"], why)
@@ -201,6 +202,17 @@ class RequestDesk:
             )
             answer = json.dumps(self._failure(RequestRefusedError(why), vm)).encode()
         return answer
+
+    async def _carry_out(self, operation: Operation, request: bytes, vm: str) -> dict[str, Any]:
+        """Return the document that says what came of *request*."""
+        try:
+            if len(request) > MOST_BYTES:
+                raise RequestRefusedError(f"the request has {len(request):,} bytes: {MOST_BYTES:,} are read")
+            if why := self._policy.refusal(operation):
+                raise RequestRefusedError(why)
+            return document(code=REACHED, **await self._work[operation](request))
+        except QmpVcpuError as error:
+            return self._failure(error, vm)
 
     def _failure(self, error: QmpVcpuError, vm: str) -> dict[str, Any]:
         done: dict[str, Any] = {}

@@ -14,7 +14,7 @@ import pytest
 import qmpvcpu
 from qmpvcpu import VcpuMap
 from qmpvcpu.bus import Bus, ServerAddress
-from qmpvcpu.errors import LeaseTakenError
+from qmpvcpu.errors import HostFailedError, LeaseTakenError
 from qmpvcpu.fleet import Fleet, Rescan
 from qmpvcpu.hosts import AgentPolicy, HostAgent
 from qmpvcpu.model.hosts import STATES, WISHES, Operation, VmKey
@@ -446,3 +446,30 @@ async def test_what_happened_and_who_asked_is_in_the_stream(tmp_path: Path) -> N
         ("tester", "plug", 0),
     ]
     assert {str(each["ids"]) for each in seen if each["event"] == "VcpuPlugged"} == {"1", "4"}
+
+
+async def test_what_came_of_a_request_is_in_the_stream_if_its_agent_is_stopped_meanwhile(tmp_path: Path) -> None:
+    async with (
+        served() as server,
+        vm_in(tmp_path, "web", behaviour=Behaviour.hanging()),
+        connected(server) as bus,
+        bus.follow("qmpvcpu.event.rack1.web.*") as stream,
+        agent_of(server, "rack1", tmp_path) as agent,
+    ):
+        await state(bus, WEB, there)
+        await ask(bus, "rack1", Operation.PLUG, vm="web", ids=[4])
+        asking = asyncio.ensure_future(
+            ask(bus, "rack1", Operation.UNPLUG, vm="web", ids=[4], options={"timeout": 60})
+        )
+        try:
+            async with asyncio.timeout(60):
+                async for each in stream:
+                    told = json.loads(each.data)
+                    if told["event"] == "UnplugRequested":
+                        agent.stop()
+                    if told["event"] == "Answered" and told["operation"] == "unplug":
+                        break
+        finally:
+            await asyncio.wait({asking})
+    assert (told["who"], told["code"], told["why"]) == ("tester", 3, "its agent was stopped meanwhile")
+    assert isinstance(asking.exception(), HostFailedError)
