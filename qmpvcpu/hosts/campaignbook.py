@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Self, TypeVar
 
 from qmpvcpu.bus import Bucket, Bus, Entry
@@ -172,7 +173,7 @@ class CampaignBook:
         ledger = await self.get(campaign)
         selection = await self.selection(ledger)
         results = (await self.bucket.all(ended_key(campaign, ">"))).values()
-        ended = tuple(_read(Ended, entry, campaign) for entry in results)
+        ended = tuple(ended_in(entry, campaign) for entry in results)
         over = {each.key.key for each in ended}
         waiting = (key for key in selection if key not in over and key not in ledger.in_flight)
         in_flight = (key for key in ledger.in_flight if key not in over)
@@ -184,7 +185,7 @@ class CampaignBook:
         It ends when the campaign is over and every result was yielded, whoever carries it out; the ledger comes last.
 
         Raises:
-            CampaignError: There is none of this id, or it cannot be read.
+            CampaignError: There is none of this id, it cannot be read, or it was deleted meanwhile.
             HostsError: The server cannot be asked any more.
         """
         ledger = await self.get(campaign)
@@ -194,13 +195,13 @@ class CampaignBook:
             try:
                 async with self.bucket.watch(keys) as entries:
                     async for entry in entries:
-                        if entry is not None and entry.value is not None:
+                        if entry is not None:
                             news.put_nowait(read(entry))
             except Exception as error:  # noqa: BLE001 -- JUSTIFICATION: it is raised to who iterates
                 news.put_nowait(error)
 
         watches = [
-            asyncio.ensure_future(watch(ended_key(campaign, ">"), lambda entry: _read(Ended, entry, campaign))),
+            asyncio.ensure_future(watch(ended_key(campaign, ">"), partial(ended_in, campaign=campaign))),
             asyncio.ensure_future(watch(campaign, ledger_in)),
         ]
         told: set[VmKey] = set()
@@ -344,7 +345,9 @@ def vm_result(ended: Ended) -> VmResult[TransitionReport | None]:
 
 
 def _read(kind: type[_T], entry: Entry, campaign: str) -> _T:
+    if entry.value is None:
+        raise CampaignError(campaign, f"{entry.key} was deleted meanwhile")
     try:
-        return from_json(kind, entry.value or b"")
+        return from_json(kind, entry.value)
     except ValueError as error:
         raise CampaignError(campaign, f"{entry.key} cannot be read: {error}") from error

@@ -447,6 +447,17 @@ async def test_a_campaign_is_followed_by_who_comes_late() -> None:
         assert await book.all() == (done,)
 
 
+async def test_who_follows_a_campaign_that_is_deleted_is_told_so() -> None:
+    async with ready() as (_, bus):
+        book = await CampaignBook.open(bus)
+        ledger = await book.create(SPEC, some(2, 1))
+        async with asyncio.timeout(60), contextlib.aclosing(book.follow(ledger.id)) as following:
+            assert await anext(following) == ledger
+            await book.bucket.delete(ledger.id)
+            with pytest.raises(CampaignError, match="was deleted meanwhile"):
+                await anext(following)
+
+
 async def test_an_operator_may_carry_a_campaign_out_and_a_reader_may_follow_it(tmp_path: Path) -> None:
     async with permitted(tmp_path) as world, world.bus("alice") as alice, world.bus("web1") as host:
         vms = [VmKey("web1", f"v{vm}") for vm in range(3)]
