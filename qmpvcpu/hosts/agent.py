@@ -152,16 +152,20 @@ class HostAgent:
                         raise
                     await first_of(bus.wait_connected(), self._stop.wait())
             await asyncio.gather(*self._serving)
-            async with asyncio.timeout(_LAST_WORDS_S):
-                await asyncio.gather(self._board.told(), self._outbox.told())
-        except TimeoutError:
-            _log.warning("%s: the server is away: what became of the last wishes will be told later", self._host)
+            await self._tell_the_rest()
         finally:
             tasks = {*begun, *self._serving}
             for each in tasks:
                 each.cancel()
             if tasks:
                 await asyncio.wait(tasks)
+
+    async def _tell_the_rest(self) -> None:
+        try:
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await asyncio.gather(self._board.told(), self._outbox.told())
+        except TimeoutError:
+            _log.warning("%s: the server is away: what became of the last wishes will be told later", self._host)
 
     @contextlib.asynccontextmanager
     async def _leased(self, leases: Bucket) -> AsyncIterator[Lease]:
@@ -270,6 +274,9 @@ class HostAgent:
         for name in [name for name, hosted in self.vms.items() if not hosted.address and name not in self._keepers]:
             del self.vms[name]
             self._board.changed(name, urgent=False)
+        self._names = {
+            address: name for address, name in self._names.items() if address in self._found or name in self.vms
+        }
 
     def _place(self, address: str, found: "_Found | None") -> None:
         """Note what is at *address*: None is nothing any more."""
