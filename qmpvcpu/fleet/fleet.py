@@ -149,9 +149,13 @@ class Fleet:
         self._admission = Admission(at_least("concurrency", begun, 1))
         self._running: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
+        self._entered = False
 
     async def __aenter__(self) -> Self:
+        if self._entered or self._closing is not None:
+            raise RuntimeError("a fleet is entered once: make another")
         await self._transport.open()
+        self._entered = True
         return self
 
     async def __aexit__(
@@ -214,7 +218,9 @@ class Fleet:
             SocketDirectoryError: The directory cannot be read; the fleet stays as it was.
             ValueError: There is none to look into.
             SameNameError: VMs of two hosts have a name that was chosen without a host.
+            RuntimeError: The fleet is closed, or its VMs are of other hosts and it was not entered.
         """
+        self._check_open()
         return await self._transport.rescan()
 
     # Work.
@@ -299,7 +305,11 @@ class Fleet:
 
         If the VMs are of other hosts, *audit* adds ``Asked`` and ``Answered``: who asked their agents to change them,
         and what came of it.
+
+        Raises:
+            RuntimeError: They are VMs of other hosts, and the fleet was not entered.
         """
+        self._check_entered()
         return self._transport.events(audit=audit)
 
     async def close(self) -> None:
@@ -321,9 +331,17 @@ class Fleet:
             raise TypeError(f"these are VMs of other hosts. {instead}")
         return self._here
 
-    def _each(self, members: Mapping[str, Member[_Vm]], work: Callable[[_Vm], Awaitable[_T]]) -> Results[_T]:
+    def _check_open(self) -> None:
         if self._closing is not None:
             raise RuntimeError("this fleet is closed")
+        self._check_entered()
+
+    def _check_entered(self) -> None:
+        if self._here is None and not self._entered:
+            raise RuntimeError("this fleet is not connected to its server yet: use it inside async with")
+
+    def _each(self, members: Mapping[str, Member[_Vm]], work: Callable[[_Vm], Awaitable[_T]]) -> Results[_T]:
+        self._check_open()
 
         async def one(address: str, results: Results[_T]) -> VmResult[_T] | None:
             return await _work(address, members[address], work, results)

@@ -44,7 +44,7 @@ from qmpvcpu.model.placement import Placement
 from qmpvcpu.model.wish import Claim, Wish, WishPhase
 from qmpvcpu.testing import Behaviour, MicroGuest
 from qmpvcpu.testing.nats import NatsServer
-from tests.hosts.world import agent_of, answer, state, vm_in
+from tests.hosts.world import agent_of, answer, served, state, vm_in
 from tests.waiting import until
 
 pytestmark = pytest.mark.qemu
@@ -690,3 +690,23 @@ async def test_a_wish_that_somebody_deletes_before_it_is_begun_is_over_at_once(
     assert only.error.outcome is Outcome.UNCHANGED
     assert f"somebody deleted it (revision {deleted})" in only.error.why
     assert only.code == 1
+
+
+async def test_a_fleet_is_used_between_entering_and_closing_and_nowhere_else() -> None:
+    async with served() as server:
+        fleet = Fleet(server.url)
+        with pytest.raises(RuntimeError, match="inside async with"):
+            fleet.set_map("0-3")
+        with pytest.raises(RuntimeError, match="inside async with"):
+            fleet.events()
+        with pytest.raises(RuntimeError, match="inside async with"):
+            await fleet.rescan()
+        async with fleet:
+            with pytest.raises(RuntimeError, match="entered once"):
+                await fleet.__aenter__()
+            assert await fleet.rescan() == Rescan((), ())
+        with pytest.raises(RuntimeError, match="entered once"):
+            await fleet.__aenter__()
+        for use in (fleet.rescan, fleet.refresh):
+            with pytest.raises(RuntimeError, match="closed"):
+                await use()
