@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qmpvcpu.bus.clock import Clock, seconds_of
 from qmpvcpu.bus.feed import HEARTBEAT_S, Feed, GapError, Received, Session
-from qmpvcpu.bus.link import CALL_S, ApiError, Link
-from qmpvcpu.errors import ServerLostError, StaleError, UnfitServerError
+from qmpvcpu.bus.link import CALL_S, ApiError, Link, missing
+from qmpvcpu.errors import ServerLostError, StaleError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +96,7 @@ class Bucket:
             )
         except ApiError as error:
             if error.is_without_stream:
-                raise _gone(self.name) from None
+                raise missing(self._stream) from None
             if error.is_missing:
                 return None
             raise
@@ -352,10 +352,6 @@ class _Seen:
 def _is_marker(headers: "Mapping[str, str]") -> bool:
     """Return whether a message says that its key was deleted, or has expired."""
     return _OPERATION in headers or _MARKER in headers
-
-
-def _gone(name: str) -> UnfitServerError:
-    return UnfitServerError(f"bucket {name}", "it is not there", "run 'qmpvcpu hosts init'")
 
 
 def _checked_key(key: str) -> str:

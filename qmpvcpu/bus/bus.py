@@ -11,7 +11,7 @@ from qmpvcpu.bus.address import ServerAddress
 from qmpvcpu.bus.bucket import Bucket
 from qmpvcpu.bus.clock import NS, Clock
 from qmpvcpu.bus.feed import Feed, GapError, Happened, Session, happened
-from qmpvcpu.bus.link import CALL_S, DEFAULT_INBOX, ApiError, CutError, Link, NobodyError
+from qmpvcpu.bus.link import CALL_S, DEFAULT_INBOX, ApiError, CutError, Link, NobodyError, missing, shown
 from qmpvcpu.bus.service import Endpoint, serving
 from qmpvcpu.errors import HostFailedError, HostSilentError, ServerLostError, UnfitServerError
 from qmpvcpu.model.hosts import CAMPAIGNS, EVENTS, LEASES, STATES, WISHES
@@ -137,15 +137,16 @@ class Bus:
             UnfitServerError: It is missing, or somebody else's.
             ServerLostError, ServerForbiddenError: As of ``Bucket.get``.
         """
-        config = await self._config(f"KV_{name}", f"bucket {name}")
+        stream = f"KV_{name}"
+        config = await self._config(stream)
         if config is None:
-            raise UnfitServerError(f"bucket {name}", "it is not there", "run 'qmpvcpu hosts init'")
+            raise missing(stream)
         return Bucket(self._link, self._clock, name, config.get("max_age", 0) / NS or None)
 
-    async def _config(self, stream: str, called: str) -> dict[str, Any] | None:
+    async def _config(self, stream: str) -> dict[str, Any] | None:
         """Return how *stream* is configured; None: it is not there."""
         try:
-            answer = await self._link.api(f"STREAM.INFO.{stream}", {}, asked=f"look at {called}")
+            answer = await self._link.api(f"STREAM.INFO.{stream}", {}, asked=f"look at {shown(stream)}")
         except ApiError as error:
             if error.is_missing:
                 return None
@@ -153,7 +154,7 @@ class Bus:
         config: dict[str, Any] = answer["config"]
         if not str(config.get("description", "")).startswith(_OURS):
             raise UnfitServerError(
-                called,
+                shown(stream),
                 "somebody else made it",
                 "use an account of its own for hosts, or delete it if nobody needs it",
             )
@@ -179,12 +180,13 @@ class Bus:
                 self.server_name, f"it is no cluster, so it cannot have {replicas} replicas", "leave them out"
             )
         for stream, wanted in _streams(lease_s).items():
-            called = stream.replace("KV_", "bucket ")
-            there = await self._config(stream, called)
+            there = await self._config(stream)
             if there is None:
                 if replicas is None and self.in_cluster:
                     raise UnfitServerError(
-                        called, "it is not there, and this is a cluster", "run 'qmpvcpu hosts init --replicas 3'"
+                        shown(stream),
+                        "it is not there, and this is a cluster",
+                        "run 'qmpvcpu hosts init --replicas 3'",
                     )
                 # Of one that is made anew after it was deleted, revisions are later than all that anybody remembers.
                 first = {"first_seq": time.time_ns() // 1_000_000, "num_replicas": replicas or 1}
@@ -193,13 +195,12 @@ class Bus:
                 await self._make("UPDATE", stream, there | {"num_replicas": replicas}, deadline)
 
     async def _make(self, verb: str, stream: str, config: dict[str, Any], deadline: float) -> None:
-        called = stream.replace("KV_", "bucket ")
         while True:
             left = max(1.0, deadline - time.monotonic())
             try:
-                await self._link.api(f"STREAM.{verb}.{stream}", config, asked=f"make {called}", timeout=left)
+                await self._link.api(f"STREAM.{verb}.{stream}", config, asked=f"make {shown(stream)}", timeout=left)
             except ApiError as error:
-                if error.number == _NAME_IN_USE and await self._config(stream, called) is not None:
+                if error.number == _NAME_IN_USE and await self._config(stream) is not None:
                     return  # another one made it meanwhile
                 if error.number != _NO_PEERS or time.monotonic() > deadline:
                     raise
@@ -290,6 +291,7 @@ class Bus:
         Raises:
             ServerForbiddenError: The server does not let this user read it.
             UnfitServerError: There is no such stream.
+            ServerLostError: On entering: the server does not answer.
         """
         return Feed(happened(self._link, self._clock, EVENTS, subject))
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar, cast
 
 from qmpvcpu.bus.clock import NS, Clock, seconds
-from qmpvcpu.bus.link import ApiError, Link
-from qmpvcpu.errors import ServerLostError, UnfitServerError
+from qmpvcpu.bus.link import ApiError, Link, missing
+from qmpvcpu.errors import ServerLostError
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -124,7 +124,7 @@ class Session:
             )
         except ApiError as error:
             if error.is_without_stream:
-                raise UnfitServerError(self._stream, "it is not there", "run 'qmpvcpu hosts init'") from None
+                raise missing(self._stream) from None
             raise GapError(str(error)) from error
         except ServerLostError as error:
             raise GapError(str(error)) from error
@@ -264,6 +264,6 @@ async def _state(link: Link, stream: str) -> tuple[str, int]:
         answer = await link.api(f"STREAM.INFO.{stream}", {}, asked=f"look at {stream}")
     except ApiError as error:
         if error.is_missing:
-            raise UnfitServerError(stream, "there is no such stream", "run 'qmpvcpu hosts init'") from None
+            raise missing(stream) from None
         raise
     return str(answer["created"]), int(answer["state"]["last_seq"])

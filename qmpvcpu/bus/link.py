@@ -108,6 +108,16 @@ class ApiError(UnfitServerError):
         return self.number == _NO_STREAM
 
 
+def shown(stream: str) -> str:
+    """Return what people call *stream*: most are buckets."""
+    return stream.replace("KV_", "bucket ")
+
+
+def missing(stream: str) -> UnfitServerError:
+    """Return the error that says that there is no such bucket, or stream."""
+    return UnfitServerError(shown(stream), "it is not there", "run 'qmpvcpu hosts init'")
+
+
 class NobodyError(Exception):
     """Nobody listens to the subject: raised inside this package only."""
 
