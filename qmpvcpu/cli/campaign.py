@@ -93,7 +93,7 @@ async def carry_out(
         if detach:
             said = f"campaign {ledger.id} is made: {about}; qmpvcpu campaign run carries it out"
             return CommandResult(REACHED, document(campaign=_ledger_json(ledger), vms=[]), (said,))
-        shell.note(f"campaign {ledger.id}: {about}; campaign resume continues it if this dies")
+        shell.note(f"campaign {ledger.id}: {about}; if this dies, campaign resume {ledger.id} continues it")
         return await _see_through(shell, bus, book, ledger, fleet.addresses)
 
 
@@ -165,6 +165,8 @@ class _Course:
             async for each in news:
                 if isinstance(each, Ledger):
                     self.ledger = each
+                    paused = each.status is CampaignStatus.PAUSED
+                    self.progress.held = f"paused until campaign resume {each.id}" if paused else ""
                     continue
                 result = _result(each)
                 row = Row(result.address, result)
@@ -197,7 +199,7 @@ async def list_(_: Shell, **server: Any) -> CommandResult:
         Column("reached", "right"),
         Column("failed", "right"),
         Column("in flight", "right"),
-        Column("waiting", "right"),
+        Column("not begun", "right"),
         Column("who", fold=True),
         Column("made"),
         Column("carried out by", fold=True),

@@ -393,9 +393,14 @@ def short_address(address: str) -> str:
 
 
 class FleetProgress:
-    """The VMs at *addresses*: how many are done, and what each of the others does."""
+    """The VMs at *addresses*: how many are done, and what each of the others does.
+
+    Attributes:
+        held: Why no more VMs are begun, and what goes on with them; "": they are.
+    """
 
     def __init__(self, addresses: Sequence[str]) -> None:
+        self.held = ""
         self._total = len(addresses)
         self._left = dict.fromkeys(addresses)
         self._failed = 0
@@ -428,7 +433,8 @@ class FleetProgress:
         failed = f", {self._failed} failed" if self._failed else ""
         few = len(self._left) <= _MOST_NAMED
         waiting = f"; waiting for {', '.join(map(short_address, self._left))}" if self._left and few else ""
-        return f"{self._total - len(self._left)} of {counted(self._total, 'VM')}{failed}{waiting}"
+        held = f"; {self.held}" if self.held and self._left else ""
+        return f"{self._total - len(self._left)} of {counted(self._total, 'VM')}{failed}{held}{waiting}"
 
     def picture(self, screen: "Screen") -> Iterator[Block]:
         """Return the bar, and a row for each VM that does something, as far as there is room."""

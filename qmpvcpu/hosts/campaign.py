@@ -379,8 +379,10 @@ class CampaignCore:
         if seen.is_gone:
             why = "its wish was deleted, and its host has not said what came of it"
             return self._result(key, WishPhase.RUNNING, 3, why, now=now)
-        whose = "that cannot be read" if seen.wish is None else f"{seen.wish.id[:100]!r} of {seen.wish.who[:100]!r}"
-        return self._result(key, WishPhase.SUPERSEDED, 1, f"another wish took its place: one {whose}", now=now)
+        whose = (
+            "one that cannot be read" if seen.wish is None else f"{seen.wish.id[:100]!r} of {seen.wish.who[:100]!r}"
+        )
+        return self._result(key, WishPhase.SUPERSEDED, 1, f"the newer one is {whose}", now=now)
 
     def _withdrawn(self, key: str, now: float) -> StoreResult:
         """It was not begun, and never will be."""

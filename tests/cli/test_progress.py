@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from qmpvcpu.cli.progress import StepTracker, sentence
+from qmpvcpu.cli.progress import FleetProgress, StepTracker, sentence
 from qmpvcpu.events import (
     Disconnected,
     Event,
@@ -169,3 +169,10 @@ def test_an_event_is_told_in_a_sentence(kind: type[Event], more: dict[str, Any],
 
 def test_there_is_a_sentence_for_every_kind_of_event() -> None:
     assert {kind.__name__ for kind, _, _ in SENTENCES} == KINDS_OF_EVENT
+
+
+def test_the_line_of_a_fleet_says_why_no_more_vms_are_begun() -> None:
+    progress = FleetProgress(("rack1/web-1", "rack2/web-2"))
+    assert progress.line() == "0 of 2 VMs; waiting for rack1/web-1, rack2/web-2"
+    progress.held = "paused until campaign resume 42"
+    assert progress.line() == "0 of 2 VMs; paused until campaign resume 42; waiting for rack1/web-1, rack2/web-2"

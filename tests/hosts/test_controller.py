@@ -419,7 +419,7 @@ async def test_another_wish_that_takes_its_place_is_the_result() -> None:
         (ended,) = (await book.summary(ledger.id)).ended
         assert (ended.phase, ended.why) == (
             WishPhase.SUPERSEDED,
-            "another wish took its place: one 'newer' of 'you'",
+            "the newer one is 'newer' of 'you'",
         )
 
 
