@@ -139,22 +139,26 @@ async def _heed_records(fleet: Fleet, record: "Callable[[str, VmInfo], Path] | N
     """Have VMs attached anew whose records say another placement by now: a record is read as one is attached."""
     known: dict[str, object] = {}
     while record is not None:
-        changed = set()
-        for address, vm in fleet.vms.items():
-            path = record(address, vm.layout.vm)
-            version = _version_of(path)
-            if address not in known or known[address] != version:
-                known[address] = version
-                if _says_otherwise(path, vm.host.placement):
-                    changed.add(address)
-                    await vm.close()
+        vms = dict(fleet.vms)
+        paths = {address: record(address, vm.layout.vm) for address, vm in vms.items()}
+        before, known = known, {address: _version_of(path) for address, path in paths.items()}
+        news = [address for address, version in known.items() if address not in before or before[address] != version]
+        changed = {address for address in news if _says_otherwise(paths[address], vms[address].host.placement)}
+        for address in changed:
+            await vms[address].close()
         if changed:
-            async with contextlib.aclosing(fleet.attach()) as results:  # but do not wait for others that are silent
-                async for result in results:
-                    changed.discard(result.address)
-                    if not changed:
-                        break
+            await _attach_again(fleet, changed)
         await asyncio.sleep(interval)
+
+
+async def _attach_again(fleet: Fleet, addresses: set[str]) -> None:
+    """Attach these VMs, without waiting for others that are silent."""
+    left = set(addresses)
+    async with contextlib.aclosing(fleet.attach()) as results:
+        async for result in results:
+            left.discard(result.address)
+            if not left:
+                break
 
 
 def _version_of(path: Path) -> object:
