@@ -1,6 +1,5 @@
 """hosts init and list: what many hosts meet under on a NATS server, and which are there."""
 
-import time
 from typing import Any, Final
 
 import click
@@ -83,6 +82,7 @@ async def list_(shell: Shell, **server: Any) -> CommandResult:
     where = take_server(server)
     async with connected(where, "qmpvcpu hosts list") as bus:
         leases = await (await bus.bucket(LEASES)).all(HOST_LEASES)
+        now = bus.now()  # the server's time, which reading the leases has shown
     found = []
     for key, entry in sorted(leases.items()):
         try:
@@ -94,7 +94,7 @@ async def list_(shell: Shell, **server: Any) -> CommandResult:
     )
     for info in found:
         operations = printable(", ".join(info.operations))
-        since = age(max(time.time() - info.since, 0.0))
+        since = age(max(now - info.since, 0.0))
         table.add(printable(info.host), str(info.vms), operations, printable(info.version), since)
     content = document(hosts=[to_json(info) for info in found])
     return CommandResult(REACHED, content, (table,) if found else ("no host has an agent",))

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import PurePath
 from typing import Any, Final, NamedTuple
@@ -96,7 +95,7 @@ class HostAgent:
         self._policy = policy or AgentPolicy()
         self._rescan_s = rescan
         self._id = uuid4().hex
-        self._since = time.time()
+        self._since = 0.0
         self._outbox = Outbox(bus)
         self._board = StateBoard(bus, host, self._state_of, self._outbox)
         self._found: dict[str, _Found] = {}  # by address
@@ -125,6 +124,7 @@ class HostAgent:
         bus, whose = self._bus, f"{token(self._host)}.>"
         wishes, states, leases = [await bus.bucket(each) for each in (WISHES, STATES, LEASES)]
         await bus.sync_clock()
+        self._since = bus.now()
         desk = RequestDesk(
             self._host, self.vms, self._policy, self._outbox, most_bytes=bus.most_bytes, refresh=_refresh
         )

@@ -149,7 +149,7 @@ class HostInfo:
         agent: This run of the agent.
         version: Of qmpvcpu.
         operations: What it may do, in the words of Operation; an agent of a later version may have more.
-        since: When it began, in seconds since 1970 by the host's clock.
+        since: When it began, in seconds since 1970 by the server's clock.
         vms: How many VMs it has.
         schema: The format.
     """

@@ -7,7 +7,7 @@ import pytest
 from qmpvcpu import VcpuMap
 from qmpvcpu.hosts import CampaignBook
 from qmpvcpu.model.campaign import CampaignSpec, CampaignStatus
-from qmpvcpu.model.hosts import VmKey
+from qmpvcpu.model.hosts import HOST_LEASES, LEASES, HostInfo, VmKey
 from qmpvcpu.model.wish import Wish
 from qmpvcpu.testing.clock import find_compiler, other_clock
 from qmpvcpu.testing.hosts import Hosts
@@ -41,6 +41,8 @@ async def test_an_hour_is_neither_lost_nor_won(offset: float, tmp_path: Path) ->
         host, web = hosts["a"], VmKey("a", "web")
         await agents.start(AgentJob(server.url, "a", str(host.sockets), str(host.records)))
         await agents.crossed(LOOKED)
+        for key, entry in (await (await world.bus.bucket(LEASES)).all(HOST_LEASES)).items():
+            assert abs(HostInfo.read(key, entry.value or b"").since - world.bus.now()) < _HOUR_S / 2
         revision = await wish(world.bus, web, Wish("in time", VcpuMap.parse("0-2"), drop_after=60))
         now = await answer(world.bus, web, revision, "ended")
         assert (now["answer"]["code"], now["enabled"]) == (0, "0-2")
