@@ -183,7 +183,8 @@ class RequestDesk:
         audited = not operation.only_reads and vm in self._vms
         key = VmKey(self._host, vm)
         if audited:
-            self._outbox.requested(key, operation.value, who, json.loads(request))
+            asked = json.loads(request, parse_constant=str)  # NaN, which Python reads and writes, is no JSON
+            self._outbox.requested(key, operation.value, who, asked)
         try:
             content = await self._carry_out(operation, request, vm)
         except BaseException as error:

@@ -448,6 +448,19 @@ async def test_what_happened_and_who_asked_is_in_the_stream(tmp_path: Path) -> N
     assert {str(each["ids"]) for each in seen if each["event"] == "VcpuPlugged"} == {"1", "4"}
 
 
+async def test_a_request_that_is_no_json_puts_json_into_the_stream(tmp_path: Path) -> None:
+    async with web_on_rack1(tmp_path) as bus, bus.follow("qmpvcpu.event.*.*.Asked") as stream:
+        await state(bus, WEB, there)
+        told = await ask(bus, "rack1", Operation.PLUG, vm="web", ids=[float("nan")])
+        assert (told["code"], "NaN" in told["error"]["message"]) == (2, True)
+        asked = b""
+        async with asyncio.timeout(20):
+            async for each in stream:
+                asked = each.data
+                break
+    assert json.loads(asked)["request"] == {"vm": "web", "ids": ["NaN"]}
+
+
 async def test_what_came_of_a_request_is_in_the_stream_if_its_agent_is_stopped_meanwhile(tmp_path: Path) -> None:
     async with (
         served() as server,
