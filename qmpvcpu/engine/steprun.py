@@ -150,9 +150,10 @@ class StepRun:
     def may_send(self) -> bool:
         """True while its command may be sent, or has no reply: a vCPU that is to be kept may yet be plugged again.
 
-        One that is not in its place may yet be taken out again.
+        One that is not in its place may yet be taken out again, and one that the agent has taken offline may yet be
+        brought online again: if its removal comes to nothing.
         """
-        if self.step.action is Action.KEEP:
+        if self.step.action is Action.KEEP or self.taken_offline:
             return self.stage is not StepStage.ENDED
         return self.stage in _MAY_SEND
 

@@ -171,6 +171,19 @@ def test_one_that_the_guest_refuses_all_the_same_is_brought_online_again() -> No
     assert told.guest == {0: True, 1: True}
 
 
+def test_as_long_as_one_may_have_to_be_brought_online_again_a_crash_must_know() -> None:
+    told = told_of("0-2")
+    request = one(told)
+    told.obeys()
+    told.accept(1)
+    told.ask(unplug(2))
+    assert told.intents[-1] is not None, "what another change saves covers it too"
+    assert {step.first for step in told.intents[-1].steps} == {1, 2}
+    assert told.refuses(1) == ["bring 1 online"]
+    told.obeys()
+    assert told.error(request)
+
+
 def test_one_that_qemu_rejects_is_brought_online_again() -> None:
     told = told_of("0-1")
     request = one(told)
