@@ -1033,10 +1033,12 @@ class HostSilentError(HostsError):
 
     def __init__(self, subject: str, timeout: float | None = None) -> None:
         if timeout is None:
-            why = "nobody answers to it: start the agent of that host with 'qmpvcpu agent', and check its name"
+            what = f"no agent answers to {subject}"
+            hint = "start the agent of that host with 'qmpvcpu agent', and check its name"
         else:
-            why = f"no answer in {timeout:g} s; it may have been carried out, so look before you ask again"
-        super().__init__(f"{subject}: {why}")
+            what = f"no answer to {subject} in {timeout:g} s"
+            hint = "it may have been carried out, so look before you ask again"
+        super().__init__(f"{what}: {hint}")
         self.subject = subject
         self.is_there = timeout is not None
         if self.is_there:

@@ -241,12 +241,13 @@ class Link:
         while True:
             try:
                 self._client = await self._dial_any(urls)
-            except HostsError as error:
-                _LOGGER.info("%s: %s", self._name, error)
-            else:
                 if await self._subscribed_again():
                     return
                 await _close(self._client)
+            except HostsError as error:
+                _LOGGER.info("%s: %s", self._name, error)
+            except Exception:  # a fault, ours or nats-py's: an agent must come back all the same
+                _LOGGER.exception("%s: the connection could not be opened again", self._name)
             await asyncio.sleep(_ROUND_S * (1 + random.random()))  # noqa: S311 - so that not all hosts come at once
 
     async def _subscribed_again(self) -> bool:

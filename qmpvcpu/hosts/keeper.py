@@ -339,7 +339,10 @@ class WishKeeper:
 
     async def _stop_in_time(self, vm: VcpuController, task: "asyncio.Task[Any]", seconds: float) -> None:
         await self._first(timeout=max(seconds, 0.0))
-        if await vm.cancel() is None:  # it has not begun
+        stopped: TransitionReport | None = None
+        with contextlib.suppress(QmpVcpuError):
+            stopped = await vm.cancel()
+        if stopped is None:  # it has not begun, or the VM is lost
             task.cancel()
 
     def _reach(self, vm: VcpuController, wish: Wish, left: float) -> Coroutine[Any, Any, TransitionReport]:

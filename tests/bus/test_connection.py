@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -267,6 +268,19 @@ async def test_a_connection_comes_back_and_says_so(server: NatsServer, connect: 
     await write
     await bus.wait_connected()
     assert told == ["lost", "back"]
+
+
+async def test_a_connection_comes_back_even_after_a_fault_that_nobody_thought_of(
+    server: NatsServer, connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = await connect(server.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(bus._link, "_dial_any", AsyncMock(side_effect=RuntimeError("of no kind that we know")))
+        await server.kill()
+        await server.start()
+        await until(lambda: "of no kind that we know" in caplog.text)
+    async with asyncio.timeout(60):
+        await bus.wait_connected()
 
 
 async def test_a_server_that_no_longer_answers_is_noticed_though_its_connection_stays(
