@@ -310,7 +310,7 @@ async def test_a_session_that_ends_right_after_a_rejection_lets_a_map_send_nothi
 
 
 async def test_a_wait_ends_though_the_last_look_is_not_answered() -> None:
-    async with recorded("10.0.2-q35-sct-2x2x2-boot3", {"device_del": {}}, reply_timeout=0.2) as (peer, vm):
+    async with recorded("10.0.2-q35-sct-2x2x2-boot3", {"device_del": {}}, reply_timeout=1.0) as (peer, vm):
         request = await vm.request_unplug(2)
         peer.answers["query-hotpluggable-cpus"] = HANG
         assert isinstance(await request.wait(0.05), Pending)

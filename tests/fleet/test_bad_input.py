@@ -82,7 +82,7 @@ async def test_a_hundred_silent_ones_do_not_hold_up_the_last_in_line(vms: list[M
 
 
 async def test_one_that_falls_silent_later_has_its_own_deadline(vms: list[MicroGuest]) -> None:
-    async with Fleet([each.qmp for each in vms], reply_timeout=0.5) as fleet:
+    async with Fleet([each.qmp for each in vms], reply_timeout=2) as fleet:
         assert [each.error for each in await fleet.attach()] == [None] * 5
         with stopped(vms[0]):
             first, *others = await fleet.refresh()
@@ -98,7 +98,7 @@ async def test_one_that_answers_no_command_is_given_up_at_the_deadline(vms: list
     answers = {"query-status": HANG}
     async with (
         ScriptedPeer(answers=answers, reject_others=True) as mute,
-        Fleet([mute.path, vms[0].qmp], reply_timeout=0.5) as fleet,
+        Fleet([mute.path, vms[0].qmp], reply_timeout=2) as fleet,
     ):
         silent, good = await fleet.attach()
     assert isinstance(silent.error, MonitorTimeoutError)
@@ -373,7 +373,7 @@ async def test_a_socket_that_is_there_again_is_another_vm_even_with_the_same_ino
     first, second = tmp_path / "first", tmp_path / "second"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(first))
-    async with Fleet([first, second], reply_timeout=0.5) as fleet:
+    async with Fleet([first, second], reply_timeout=2) as fleet:
         await fleet.attach()
         # File systems hand a free inode out again at once; whoever had it before has no claim.
         first.rename(second)

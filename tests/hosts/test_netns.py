@@ -59,7 +59,10 @@ async def test_each_host_has_an_address_that_the_others_and_we_reach(network: Ne
         assert ipaddress.ip_address(address).is_loopback is not network.is_separate
     reached, reaching = hosts
     server = await echo_on(reached)
-    code = "import socket, sys; socket.create_connection((sys.argv[1], 7000)).sendall(b'hello')"
+    code = (
+        "import socket, sys; there = socket.create_connection((sys.argv[1], 7000)); there.sendall(b'hello');"
+        " there.recv(5)"  # one that ends with something unread resets the connection
+    )
     client = await reaching.run(sys.executable, "-c", code, reached.address)
     assert await ends(client) == 0, client.stderr
     assert await ends(server) == 0, server.stderr
