@@ -95,9 +95,7 @@ def _checked_url(url: str) -> str:
         host, port = parts.hostname, parts.port or _PORT
     except ValueError:
         host, port = None, 0
-    is_more = (
-        parts.path.strip("/") or parts.query or parts.fragment or not url.isprintable()
-    )  # urlsplit drops newlines
-    if parts.scheme not in _SCHEMES or not host or is_more:
+    has_more = parts.path.strip("/") or parts.query or parts.fragment
+    if parts.scheme not in _SCHEMES or not host or has_more or not url.isprintable():  # urlsplit drops newlines
         raise ValueError(f"{url[:100]!r} is no address of a server: write nats://HOST:PORT or tls://HOST:PORT")
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"

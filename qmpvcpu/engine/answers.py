@@ -108,7 +108,7 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
             error = PlugUndoneError(ids, by_second_removal=run.reason == EJECTED)
         case Pending() | None if transition.lost is not None:
             sent = run.verdict is not None or run.sent_at > 0
-            error = _lost(transition.lost, outcome=Outcome.UNKNOWN if sent else Outcome.UNCHANGED)
+            error = lost_for(transition.lost, outcome=Outcome.UNKNOWN if sent else Outcome.UNCHANGED)
         case Pending(acknowledged=acknowledged):
             error = UnplugPendingError(ids, timeout, acknowledged=acknowledged)
         case Refused(code=code, reason=reason, by_agent=by_agent) if run.step.action is Action.UNPLUG:
@@ -128,7 +128,7 @@ def _error_of_run(run: StepRun, transition: Transition) -> QmpVcpuError | None:
 def _error_of_plugged(run: StepRun, plugged: Plugged, transition: Transition) -> QmpVcpuError | None:
     if run.taken_out is not None and transition.lost is not None and not run.taken_out.was_tried:
         more = f"; vCPU {run.step.ids} is plugged, and where its threads run is {run.unplaced}"
-        return _lost(transition.lost, more, outcome=Outcome.CHANGED)
+        return lost_for(transition.lost, more, outcome=Outcome.CHANGED)
     if run.taken_out is not None:
         return PlacementError(run.step.ids, run.unplaced, taken_out=_is_out(run.taken_out))
     return None if run.missing is None else _unproven(run, plugged, run.missing, transition)
@@ -144,7 +144,7 @@ def _is_out(run: StepRun) -> bool | None:
 def _unproven(run: StepRun, plugged: Plugged, missing: Proof, transition: Transition) -> QmpVcpuError:
     if transition.lost is not None:  # the guest may have done it a moment later
         more = f"; vCPU {run.step.ids} is plugged, and was not {missing.value} until then"
-        return _lost(transition.lost, more, outcome=Outcome.CHANGED)
+        return lost_for(transition.lost, more, outcome=Outcome.CHANGED)
     reached = max(run.proofs, default=Proof.PRESENT)
     if missing is not Proof.ACKNOWLEDGED:
         reason, hint = f"{run.reason}, after {run.seconds:.3g} s", _NEVER_STARTED
@@ -177,7 +177,7 @@ def _done(transition: Transition) -> str:
     return " and ".join(words) or f"{transition.change.subject} is done"
 
 
-def _lost(lost: MonitorLostError, more: str = "", *, outcome: Outcome | None = None) -> MonitorLostError:
+def lost_for(lost: MonitorLostError, more: str = "", *, outcome: Outcome | None = None) -> MonitorLostError:
     """Return an error of its own for one that waited when the connection was *lost*."""
     return MonitorLostError(f"{lost.why}{more}", hung_up=lost.hung_up, outcome=outcome)
 
@@ -192,7 +192,7 @@ def _cause(run: StepRun, transition: Transition) -> Exception:
     if run.cause is not None:
         return run.cause
     if transition.lost is not None:
-        return _lost(transition.lost)
+        return lost_for(transition.lost)
     return MonitorTimeoutError("device_add" if run.plugs else "device_del", transition.reply_timeout)
 
 

@@ -23,6 +23,7 @@ from qmpvcpu.engine.answers import (
     errors_of_steps,
     hint_of_plug,
     hint_of_unplug,
+    lost_for,
     verdict_on,
 )
 from qmpvcpu.engine.batch import AskGuest, Batch, LookAgain, LookStarted, PutInPlace, SendStep
@@ -404,7 +405,7 @@ class Engine:
         """Return the error of *request*, which was not begun, or waits for what was asked for before."""
         lost = self.lost or MonitorLostError("closed by this side")
         outcome = Outcome.UNKNOWN if isinstance(request, Wait) else Outcome.UNCHANGED
-        error = MonitorLostError(f"{lost.why}{more}", hung_up=lost.hung_up, outcome=outcome)
+        error = lost_for(lost, more, outcome=outcome)
         error.__cause__ = self.lost
         return error
 

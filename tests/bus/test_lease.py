@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qmpvcpu.bus import Bus, Lease
+from qmpvcpu.bus import Bucket, Bus, Lease
 from qmpvcpu.errors import LeaseTakenError, StaleError
 from qmpvcpu.model.hosts import LEASES, WISHES
 from qmpvcpu.testing.nats import NatsCluster, NatsServer
@@ -20,6 +20,16 @@ def renewed(lease: Lease) -> Callable[[], bool]:
     """Return whether it is renewed after now."""
     then = lease.held_until
     return lambda: lease.held_until > then
+
+
+async def check_inherited(bucket: Bucket, *, wait: float) -> None:
+    """Assert that the lease of one that died is free for the next one within *wait* seconds."""
+    await bucket.create("host.web1", b"dead")
+    async with Lease(bucket, "host.web1", b"heir", wait=wait) as lease:
+        assert lease.is_held
+        entry = await bucket.get("host.web1")
+        assert entry is not None
+        assert entry.value == b"heir"
 
 
 async def test_a_lease_is_held_renewed_and_given_back(bus: Bus) -> None:
@@ -56,13 +66,7 @@ async def test_a_lease_that_is_taken_names_its_holder(bus: Bus) -> None:
 
 
 async def test_the_lease_of_one_that_died_is_free_after_a_while(bus: Bus) -> None:
-    bucket = await bus.bucket(LEASES)
-    await bucket.create("host.web1", b"dead")
-    async with Lease(bucket, "host.web1", b"heir", wait=30) as lease:
-        assert lease.is_held
-        entry = await bucket.get("host.web1")
-        assert entry is not None
-        assert entry.value == b"heir"
+    await check_inherited(await bus.bucket(LEASES), wait=30)
 
 
 async def test_the_lease_of_one_that_died_is_free_though_the_server_does_not_forget_it(connect: Connect) -> None:
@@ -71,12 +75,7 @@ async def test_the_lease_of_one_that_died_is_free_though_the_server_does_not_for
         await bus.prepare(lease_s=3600)  # as if the server's clock had been set back after it was written
         bucket = await bus.bucket(LEASES)
         bucket.ttl = 0.5
-        await bucket.create("host.web1", b"dead")
-        async with Lease(bucket, "host.web1", b"heir", wait=60) as lease:
-            assert lease.is_held
-            entry = await bucket.get("host.web1")
-            assert entry is not None
-            assert entry.value == b"heir"
+        await check_inherited(bucket, wait=60)
 
 
 async def test_what_a_holder_says_of_itself_can_change(bus: Bus) -> None:
