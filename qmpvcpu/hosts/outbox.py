@@ -35,7 +35,7 @@ class _Told(NamedTuple):
 
 
 class _Queues:
-    """What is to be published, by VM; with more than *most*, the oldest of a VM is given up.
+    """What is to be published, by VM; beyond *most*, a VM loses its oldest message.
 
     Args:
         most: How much is kept.
@@ -53,7 +53,7 @@ class _Queues:
         return vm in self._queues
 
     def put(self, vm: VmKey, told: _Told) -> VmKey | None:
-        """Add it; return the VM of which something was given up for it, or None."""
+        """Add it; return the VM that loses its oldest message to make room, or None."""
         loser = None
         if self._count >= self._most:
             loser = vm if vm in self._queues else next(iter(self._queues))
@@ -137,7 +137,7 @@ class Outbox:
     def _put(self, among: _Queues, vm: VmKey, said: dict[str, Any], *, once: str = "") -> VmKey | None:
         """Have it published; what two agents tell *once* is there once, if they do it within two minutes.
 
-        Return the VM of which something was given up for it, or None.
+        Return the VM that loses its oldest message to make room, or None.
         """
         content = document(time=round(self._bus.now(), 3), host=vm.host, vm=vm.vm, **said)
         told = _Told(event_subject(vm, said["event"]), json.dumps(content).encode(), once or uuid4().hex)
